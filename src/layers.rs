@@ -1,0 +1,43 @@
+//! Typed layers of an image: pure codecs between bytes and values.
+//!
+//! Nothing here touches a file, and arbitrary bytes give a [`FormatError`], never a panic. Every codec keeps the
+//! keys it does not know, so that writing back what was read loses nothing.
+
+pub mod cache;
+pub mod effects;
+pub mod env;
+pub mod model;
+pub mod procs;
+pub mod trace;
+
+use std::borrow::Cow;
+use std::fmt;
+
+/// Bytes that are not what their layer should hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FormatError {
+    /// The format that was expected, for instance `fs.tree.v1`.
+    pub format: &'static str,
+    /// Where: a line number (from 1), an entry's path or the like; empty if it is about the whole.
+    pub at: String,
+    /// What is wrong there.
+    pub reason: Cow<'static, str>,
+}
+
+impl FormatError {
+    pub(crate) fn new(format: &'static str, at: impl Into<String>, reason: impl Into<Cow<'static, str>>) -> Self {
+        Self { format, at: at.into(), reason: reason.into() }
+    }
+}
+
+impl fmt::Display for FormatError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.at.is_empty() {
+            write!(f, "not {}: {}", self.format, self.reason)
+        } else {
+            write!(f, "not {}: {}: {}", self.format, self.at, self.reason)
+        }
+    }
+}
+
+impl std::error::Error for FormatError {}

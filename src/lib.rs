@@ -1,0 +1,7 @@
+//! Mounts a `ProcessFork` store as a filesystem.
+
+pub mod error;
+pub mod layers;
+pub mod store;
+
+pub use error::{Error, ErrorKind, Result};

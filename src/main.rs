@@ -1,0 +1,3 @@
+//! The `pfimg` command.
+
+fn main() {}
