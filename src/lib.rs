@@ -1,7 +1,9 @@
 //! Mounts a `ProcessFork` store as a filesystem.
 
+pub mod cli;
 pub mod error;
 pub mod layers;
 pub mod store;
+pub mod tree;
 
 pub use error::{Error, ErrorKind, Result};
