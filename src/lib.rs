@@ -1,5 +1,6 @@
 //! Mounts a `ProcessFork` store as a filesystem.
 
+pub mod cache;
 pub mod cli;
 pub mod error;
 pub mod layers;
