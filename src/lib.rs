@@ -6,5 +6,6 @@ pub mod error;
 pub mod layers;
 pub mod store;
 pub mod tree;
+pub mod vfs;
 
 pub use error::{Error, ErrorKind, Result};
