@@ -10,6 +10,10 @@ pub mod model;
 pub mod procs;
 pub mod trace;
 
+mod json;
+#[cfg(test)]
+mod robustness;
+
 use std::borrow::Cow;
 use std::fmt;
 
@@ -25,7 +29,11 @@ pub struct FormatError {
 }
 
 impl FormatError {
-    pub(crate) fn new(format: &'static str, at: impl Into<String>, reason: impl Into<Cow<'static, str>>) -> Self {
+    pub(crate) fn new(
+        format: &'static str,
+        at: impl Into<String>,
+        reason: impl Into<Cow<'static, str>>,
+    ) -> Self {
         Self { format, at: at.into(), reason: reason.into() }
     }
 }

@@ -1,6 +1,7 @@
 //! Mounts a `ProcessFork` store as a filesystem.
 
 pub mod error;
+pub mod fixture;
 pub mod layers;
 pub mod store;
 
