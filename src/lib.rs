@@ -3,6 +3,7 @@
 pub mod cache;
 pub mod cli;
 pub mod error;
+pub mod fixture;
 pub mod layers;
 pub mod store;
 pub mod tree;
