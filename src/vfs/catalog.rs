@@ -83,11 +83,6 @@ impl Catalog {
         Ok(Arc::clone(&listing.ids))
     }
 
-    /// Whether an image is there now; asks the disk.
-    pub(super) fn contains(&self, id: &Digest) -> bool {
-        self.store.images().contains(id)
-    }
-
     /// The number that stands for an image in this mount.
     pub(super) fn number(&self, id: &Digest) -> ImageNo {
         if let Some(number) = self.numbers.read().0.get(id) {
