@@ -27,12 +27,15 @@ struct Listing {
     ids: Arc<[Digest]>,
 }
 
+/// When an image was made and which agent's folder shows it; nothing if its manifest cannot be read.
+type Made = Option<(DateTime<Utc>, Arc<str>)>;
+
 /// What the manifests say about when and by whom images were made.
 #[derive(Default)]
 struct Index {
     /// The list it was made from.
     ids: Arc<[Digest]>,
-    known: HashMap<Digest, Option<(DateTime<Utc>, Arc<str>)>>,
+    known: HashMap<Digest, Made>,
     latest: Option<Digest>,
     agents: BTreeMap<Arc<str>, BTreeMap<String, Digest>>,
 }
