@@ -39,7 +39,7 @@ use trees::Trees;
 pub type Outcome<T> = Result<T, ErrorKind>;
 
 /// How long the kernel may keep what never changes: ten years.
-pub const FOREVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+pub const FOREVER: Duration = Duration::from_hours(10 * 365 * 24);
 
 /// Largest payload, in bytes, that a request fills by itself instead of leaving it to a worker.
 const INLINE_FILL: u64 = 256 << 10;

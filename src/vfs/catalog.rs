@@ -1,6 +1,7 @@
 //! Which images and tags there are, now: names without parsing, and the order of creation once someone asks.
 
 use std::collections::{BTreeMap, HashMap};
+use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -222,7 +223,7 @@ fn agent_folder(kind: &str) -> String {
         }
         let dot_first = c == '.' && name.is_empty();
         if c == '/' || c == '%' || c.is_control() || dot_first {
-            name.push_str(&format!("%{:02x}", c as u32));
+            let _ = write!(name, "%{:02x}", c as u32);
         } else {
             name.push(c);
         }

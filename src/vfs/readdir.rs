@@ -156,7 +156,7 @@ impl Vfs {
                 list_changing(names.iter().map(|name| (&**name, Kind::Dir)), cookie, emit);
             }
             Fixed::Control => {
-                list_changing(control::DOCS.into_iter().map(|name| (name, Kind::File)), cookie, emit)
+                list_changing(control::DOCS.into_iter().map(|name| (name, Kind::File)), cookie, emit);
             }
         }
         Ok(())
