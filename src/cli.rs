@@ -1,9 +1,15 @@
 //! The command line: one file per command.
 
+mod demo;
+mod fixture;
+mod images;
 mod mount;
+mod show;
 mod status;
+mod text;
 mod umount;
 mod units;
+mod verify;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -61,6 +67,11 @@ enum Command {
     #[command(visible_alias = "unmount")]
     Umount(umount::UmountArgs),
     Status(status::StatusArgs),
+    Images(images::ImagesArgs),
+    Show(show::ShowArgs),
+    Verify(verify::VerifyArgs),
+    Fixture(fixture::FixtureArgs),
+    Demo(demo::DemoArgs),
 }
 
 /// Runs the command line and returns the exit code: 0 ok, 1 general, 2 bad input, 4 integrity.
@@ -81,5 +92,10 @@ fn dispatch(cli: &Cli) -> Result<ExitCode> {
         Command::Mount(args) => mount::run(store, args),
         Command::Umount(args) => umount::run(args),
         Command::Status(args) => status::run(args),
+        Command::Images(args) => images::run(store, args),
+        Command::Show(args) => show::run(store, args),
+        Command::Verify(args) => verify::run(store, args),
+        Command::Fixture(args) => fixture::run(store, args),
+        Command::Demo(args) => demo::run(args),
     }
 }

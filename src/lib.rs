@@ -1,5 +1,6 @@
 //! Mounts a `ProcessFork` store as a filesystem.
 
+pub mod brief;
 pub mod cache;
 pub mod cli;
 pub mod error;
@@ -8,6 +9,7 @@ pub mod fuse;
 pub mod layers;
 pub mod store;
 pub mod tree;
+pub mod verify;
 pub mod vfs;
 
 pub use error::{Error, ErrorKind, Result};

@@ -1,7 +1,8 @@
 //! Tags: names given to images. `refs/tags/<name>` holds `sha256:<hex64>` and a newline.
 
-use std::fs;
-use std::io::{self, Write};
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use super::Digest;
@@ -9,6 +10,9 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// Longest tag in bytes, that of a file's name.
 pub const MAX_TAG: usize = 255;
+
+/// Longest tag file that is read, in bytes; a digest and a newline are 72.
+const MAX_TAG_FILE: u64 = 1 << 10;
 
 /// Says why `name` cannot be a tag, or nothing if it can.
 pub fn refuse_tag_name(name: &str) -> Option<&'static str> {
@@ -52,14 +56,14 @@ impl Tags {
             return Err(Error::new(ErrorKind::InvalidInput, format!("{name:?} cannot be a tag: {why}")));
         }
         let path = self.dir.join(name);
-        let text = fs::read_to_string(&path).map_err(|e| {
+        let bytes = read_bounded(&path).map_err(|e| {
             if e.kind() == io::ErrorKind::NotFound {
                 Error::new(ErrorKind::NotFound, format!("there is no tag {name:?}"))
             } else {
                 Error::io(e, format!("cannot read tag {}", path.display()))
             }
         })?;
-        text.trim_end().parse().map_err(|e| {
+        String::from_utf8_lossy(&bytes).trim_end().parse().map_err(|e| {
             Error::new(ErrorKind::Damaged, format!("tag {} does not hold a digest", path.display()))
                 .with_source(e)
                 .with_hint("remove the file, or tag the image again")
@@ -107,6 +111,16 @@ impl Tags {
         })?;
         fs::File::open(&self.dir).and_then(|dir| dir.sync_all()).map_err(failed)
     }
+}
+
+/// Reads a small regular file. What is none gives no bytes: a fifo would hang its reader, `/dev/zero` never end.
+fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
+    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
+    let mut bytes = Vec::new();
+    if file.metadata()?.is_file() {
+        file.take(MAX_TAG_FILE).read_to_end(&mut bytes)?;
+    }
+    Ok(bytes)
 }
 
 #[cfg(test)]
@@ -157,5 +171,19 @@ mod tests {
         let error = tags.get("bad").unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Damaged);
         assert!(error.hint().is_some() && error.to_string().contains("bad"), "{error}");
+    }
+
+    #[test]
+    fn a_tag_that_is_no_regular_file_is_damage_and_hangs_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let tags = Tags::new(dir.path());
+        fs::create_dir_all(tags.dir().join("folder")).unwrap();
+        std::os::unix::fs::symlink("/dev/zero", tags.dir().join("endless")).unwrap();
+        std::process::Command::new("mkfifo").arg(tags.dir().join("fifo")).status().unwrap();
+        fs::write(tags.dir().join("noise"), vec![0xff; 1 << 20]).unwrap();
+        for name in tags.names().unwrap() {
+            assert_eq!(tags.get(&name).unwrap_err().kind(), ErrorKind::Damaged, "{name}");
+        }
+        assert_eq!(tags.names().unwrap().len(), 4);
     }
 }

@@ -1,0 +1,238 @@
+//! `pfimg demo`: a store, a mount and a look around, with real commands and their real output.
+
+mod story;
+
+use std::fmt::Write as _;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use clap::Args;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use tempfile::TempDir;
+
+use super::text::print;
+use crate::error::{Error, ErrorKind, Result};
+use crate::store::Store;
+
+/// Make a store with two images, mount it, and show what there is to see.
+#[derive(Debug, Args)]
+pub(crate) struct DemoArgs {
+    /// Leave the store mounted
+    #[arg(long)]
+    keep: bool,
+}
+
+pub(crate) fn run(args: &DemoArgs) -> Result<ExitCode> {
+    let demo = Demo::new()?;
+    for signal in [SIGHUP, SIGINT, SIGTERM] {
+        // Ends the demo between two steps, with the mount cleared away.
+        signal_hook::flag::register(signal, Arc::clone(&demo.interrupted))
+            .map_err(|e| Error::io(e, "cannot watch for signals"))?;
+    }
+    let story::Images { before, after } = story::fill(&Store::create(demo.path("store"))?)?;
+    print(&format!(
+        "An agent fixed a bug. A store in {} holds what there was before and after:\n\
+         two images with files, KV cache, ledger and trace, tagged `before` and `after`.\n",
+        demo.dir.path().display()
+    ))?;
+    demo.mount()?;
+
+    say("Every image is a folder, found by id, tag, agent or age:")?;
+    demo.show("ls -F . images tags latest/", &[0])?;
+    say("Every layer is files that any tool can read:")?;
+    demo.show("ls -F tags/after/*", &[0])?;
+    demo.show("ls -l tags/after/world/fs/ tags/after/world/fs/src", &[0])?;
+    say(
+        "What the agent's tools did, chained so that nothing can be slipped in (the chain's secret is held back):",
+    )?;
+    demo.show("cat tags/after/effects/ledger.jsonl", &[0])?;
+    say("An image's id is the hash of its manifest. Here is the id, and what sha256sum says:")?;
+    demo.show("readlink tags/after", &[0])?;
+    let sum = demo.show("sha256sum tags/after/manifest.json", &[0])?;
+    if sum.split_whitespace().next() != Some(&after.hex()) {
+        return Err(failed(format!("sha256sum of the manifest is not the image's id {}", after.hex())));
+    }
+    say("What changed between the two images:")?;
+    let diff = demo.show("diff -r tags/before/world/fs tags/after/world/fs", &[1])?;
+    for line in ["Only in tags/after/world/fs: NOTES.md", "Only in tags/before/world/fs/src: scratch.py"] {
+        if !diff.lines().any(|found| found == line) {
+            return Err(failed(format!(
+                "diff does not say {line:?} of {} and {}",
+                before.hex(),
+                after.hex()
+            )));
+        }
+    }
+    if args.keep { demo.keep() } else { demo.finish() }
+}
+
+fn failed(what: impl Into<String>) -> Error {
+    Error::new(ErrorKind::Io(None), what.into()).context("the demo failed")
+}
+
+fn say(text: &str) -> Result<()> {
+    print(&format!("\n# {text}\n"))
+}
+
+/// A temporary folder with a store and a mountpoint. Nothing is left mounted when it is dropped.
+struct Demo {
+    dir: TempDir,
+    interrupted: Arc<AtomicBool>,
+}
+
+impl Demo {
+    fn new() -> Result<Self> {
+        let doing = "cannot make a temporary folder";
+        let dir =
+            tempfile::Builder::new().prefix("pfimg-demo-").tempdir().map_err(|e| Error::io(e, doing))?;
+        let demo = Self { dir, interrupted: Arc::default() };
+        fs::create_dir(demo.path("mnt")).map_err(|e| Error::io(e, doing))?;
+        Ok(demo)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Runs this program. Cache and log of what it starts are in the temporary folder, so that nothing is left of them.
+    fn pfimg(&self, args: &[&Path]) -> Result<()> {
+        let mut shown = String::from("pfimg");
+        for arg in args {
+            let _ = write!(shown, " {}", arg.display());
+        }
+        let program = std::env::current_exe().map_err(|e| Error::io(e, "cannot find this program"))?;
+        let status = Command::new(program)
+            .args(args)
+            .env_remove("PF_STORE")
+            .env("XDG_CACHE_HOME", self.path("cache"))
+            .env("XDG_STATE_HOME", self.path("log"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            // Ctrl-C is for the demo: a mount that is half made could not be cleared away.
+            .process_group(0)
+            .status()
+            .map_err(|e| Error::io(e, format!("cannot run {shown}")))?;
+        if status.success() { Ok(()) } else { Err(failed(format!("{shown}: {status}"))) }
+    }
+
+    fn mount(&self) -> Result<()> {
+        let (store, mnt) = (self.path("store"), self.path("mnt"));
+        print(&format!("\n$ pfimg mount {} {}\n$ cd {}\n", store.display(), mnt.display(), mnt.display()))?;
+        self.pfimg(&[Path::new("mount"), &store, &mnt]).inspect_err(|_| {
+            // The folder with the daemon's log is deleted in a moment.
+            for log in fs::read_dir(self.path("log/pfimg")).into_iter().flatten().flatten() {
+                eprintln!("{}", fs::read_to_string(log.path()).unwrap_or_default().trim_end());
+            }
+        })
+    }
+
+    /// Shows a command and what it prints. Its exit code must be one of `codes`.
+    fn show(&self, command: &str, codes: &[i32]) -> Result<String> {
+        if self.interrupted.load(Ordering::Relaxed) {
+            return Err(failed("it was interrupted"));
+        }
+        let output = Command::new("sh")
+            .args(["-c", command])
+            .current_dir(self.path("mnt"))
+            .env("LC_ALL", "C")
+            .stdin(Stdio::null())
+            .output()
+            .map_err(|e| Error::io(e, format!("cannot run {command:?}")))?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        print(&format!("$ {command}\n{text}"))?;
+        if output.status.code().is_some_and(|code| codes.contains(&code)) {
+            Ok(text)
+        } else {
+            let said = String::from_utf8_lossy(&output.stderr);
+            Err(failed(format!("{command}: {}: {}", output.status, said.trim_end())))
+        }
+    }
+
+    fn keep(self) -> Result<ExitCode> {
+        let (store, mnt) = (self.path("store"), self.path("mnt"));
+        let mut this = self;
+        this.dir.disable_cleanup(true);
+        // Without the unmounting of its drop.
+        let dir = this.dir.path().to_owned();
+        std::mem::forget(this);
+        print(&format!(
+            "\n# The store stays mounted. Look around in {mnt}; then\n\
+             pfimg umount {mnt} && rm -r {dir}\n\n\
+             # Try next:\n\
+             pfimg --store {store} show after\n\
+             pfimg --store {store} verify\n\
+             diff -r {mnt}/tags/before/world/fs {mnt}/tags/after/world/fs\n",
+            mnt = mnt.display(),
+            dir = dir.display(),
+            store = store.display(),
+        ))?;
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn finish(self) -> Result<ExitCode> {
+        let mnt = self.path("mnt");
+        print(&format!("\n$ pfimg umount {}\n", mnt.display()))?;
+        self.pfimg(&[Path::new("umount"), &mnt])?;
+        if is_mounted(&mnt) {
+            return Err(failed(format!("{} is still mounted", mnt.display())));
+        }
+        print(
+            "\n# Try next:\n\
+             pfimg demo --keep                         the same, left mounted to look around\n\
+             pfimg images                              the images in ~/.processfork, or --store DIR\n\
+             mkdir mnt && pfimg mount ~/.processfork mnt\n\
+             pfimg verify                              every blob against its digest\n",
+        )?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// Whether something is mounted at `path`; a dead mount, which answers nothing, counts.
+fn is_mounted(path: &Path) -> bool {
+    let device = |path: &Path| fs::symlink_metadata(path).map(|metadata| metadata.dev());
+    match (device(path), path.parent().map(device)) {
+        (Ok(own), Some(Ok(parents))) => own != parents,
+        (Err(error), _) => error.kind() != std::io::ErrorKind::NotFound,
+        _ => false,
+    }
+}
+
+impl Drop for Demo {
+    fn drop(&mut self) {
+        let mnt = self.path("mnt");
+        if is_mounted(&mnt) {
+            let _ = self.pfimg(&[Path::new("umount"), &mnt]);
+        }
+        if is_mounted(&mnt) {
+            // Deleting the folder would reach through the mount.
+            self.dir.disable_cleanup(true);
+            eprintln!("pfimg: {} is still mounted: `pfimg umount` it and delete its folder", mnt.display());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plain_folder_is_not_mounted_and_proc_is() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(!is_mounted(dir.path()) && !is_mounted(&dir.path().join("nothing")));
+        assert!(is_mounted(Path::new("/proc")));
+    }
+
+    #[test]
+    fn a_step_that_fails_says_which_and_why() {
+        let demo = Demo::new().unwrap();
+        let error = demo.show("echo no >&2; exit 3", &[0, 1]).unwrap_err().to_string();
+        assert!(error.starts_with("the demo failed: echo no") && error.ends_with("3: no"), "{error}");
+        demo.interrupted.store(true, Ordering::Relaxed);
+        assert!(demo.show("true", &[0]).unwrap_err().to_string().contains("interrupted"));
+    }
+}

@@ -1,0 +1,193 @@
+//! `pfimg fixture`: writes a synthetic image.
+
+use std::fs;
+use std::path::Path;
+use std::process::ExitCode;
+
+use chrono::Utc;
+use clap::Args;
+use serde_json::json;
+
+use super::StoreArg;
+use super::text::{print, print_json};
+use crate::error::{Error, ErrorKind, Result};
+use crate::fixture::{FixtureLayers, FixtureSpec, build};
+use crate::layers::cache::LAYOUT;
+use crate::store::manifest::{
+    Agent, CacheRefs, EffectsRefs, MEDIA_TYPE, ModelRefs, SCHEMA_VERSION, TraceRefs, WorldRefs,
+};
+use crate::store::tags::refuse_tag_name;
+use crate::store::{Digest, Manifest, Store};
+
+/// The most of anything that is counted.
+const MAX_COUNT: u64 = 10_000_000;
+
+/// The largest page, file or diff in bytes: each is made in memory.
+const MAX_BYTES: u64 = 1 << 30;
+
+fn parse_count(text: &str) -> Result<usize, String> {
+    at_most(text, MAX_COUNT)
+}
+
+fn parse_size(text: &str) -> Result<usize, String> {
+    super::units::parse_bytes(text).and_then(|bytes| at_most(&bytes.to_string(), MAX_BYTES))
+}
+
+fn at_most(text: &str, most: u64) -> Result<usize, String> {
+    match text.parse::<u64>() {
+        Ok(number) if number <= most => usize::try_from(number).map_err(|e| e.to_string()),
+        Ok(_) => Err(format!("more than {most}")),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// Write a synthetic image, with the same payloads as pf-core's for the same numbers, and print its id.
+#[derive(Debug, Args)]
+pub(crate) struct FixtureArgs {
+    /// Give the image a name
+    #[arg(long, value_name = "NAME")]
+    tag: Option<String>,
+    /// Take the name from the image that has it
+    #[arg(long, requires = "tag")]
+    force_tag: bool,
+    /// Pages of the cache, each with keys and values
+    #[arg(long, value_name = "N", default_value = "32", value_parser = parse_count)]
+    cache_pages: usize,
+    /// Size of the keys (or values) of a page
+    #[arg(long, value_name = "BYTES", default_value = "16384", value_parser = parse_size)]
+    page_bytes: usize,
+    /// Files in the world
+    #[arg(long, value_name = "N", default_value = "64", value_parser = parse_count)]
+    world_files: usize,
+    /// Size of a file
+    #[arg(long, value_name = "BYTES", default_value = "4096", value_parser = parse_size)]
+    world_file_bytes: usize,
+    /// Size of the change of the model, before it becomes text
+    #[arg(long, value_name = "BYTES", default_value = "65536", value_parser = parse_size)]
+    model_diff_bytes: usize,
+    /// Entries of the ledger
+    #[arg(long, value_name = "N", default_value = "16", value_parser = parse_count)]
+    effects_entries: usize,
+    /// Messages of the trace
+    #[arg(long, value_name = "N", default_value = "16", value_parser = parse_count)]
+    trace_messages: usize,
+    /// Makes the payloads of two images differ
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+    /// An image that this one comes from; may be given twice
+    #[arg(long = "parent", value_name = "IMAGE")]
+    parents: Vec<String>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl FixtureArgs {
+    fn spec(&self) -> FixtureSpec {
+        FixtureSpec {
+            cache_pages: self.cache_pages,
+            page_bytes: self.page_bytes,
+            world_files: self.world_files,
+            world_file_bytes: self.world_file_bytes,
+            model_diff_bytes: self.model_diff_bytes,
+            effects_entries: self.effects_entries,
+            trace_messages: self.trace_messages,
+            seed: self.seed,
+        }
+    }
+}
+
+pub(crate) fn run(store: &StoreArg, args: &FixtureArgs) -> Result<ExitCode> {
+    let store = open_or_create(&store.path()?)?;
+    // What can be wrong is found before anything is written.
+    if let Some(tag) = &args.tag {
+        check_tag(&store, tag, args.force_tag)?;
+    }
+    let parents = args.parents.iter().map(|parent| store.resolve(parent)).collect::<Result<Vec<_>>>()?;
+    let layers = build(&args.spec(), &mut |bytes| store.blobs().put(bytes))?;
+    let agent = Agent {
+        kind: "pfimg-fixture".into(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        fingerprint: format!("seed-{}", args.seed),
+    };
+    let id = store.put_manifest(&manifest(agent, &layers, parents))?;
+    if let Some(tag) = &args.tag {
+        store.tags().set(tag, &id, args.force_tag)?;
+    }
+    if args.json {
+        print_json(&json!({"id": id, "tag": args.tag, "store": store.root()}))?;
+    } else {
+        print(&format!("{id}\n"))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Opens a store; where there is nothing at all, makes one. A folder of other things stays as it is.
+fn open_or_create(path: &Path) -> Result<Store> {
+    match Store::open(path) {
+        Err(error) if error.kind() == ErrorKind::NotAStore => {
+            let nothing_there = match fs::read_dir(path) {
+                Ok(mut entries) => entries.next().is_none(),
+                Err(e) => e.kind() == std::io::ErrorKind::NotFound,
+            };
+            if nothing_there { Store::create(path) } else { Err(error) }
+        }
+        other => other,
+    }
+}
+
+fn check_tag(store: &Store, tag: &str, force: bool) -> Result<()> {
+    if let Some(why) = refuse_tag_name(tag) {
+        return Err(Error::new(ErrorKind::InvalidInput, format!("{tag:?} cannot be a tag: {why}")));
+    }
+    if !force && store.tags().names()?.iter().any(|name| name == tag) {
+        return Err(Error::new(ErrorKind::AlreadyExists, format!("there is a tag {tag:?} already"))
+            .with_hint("--force-tag takes it from its image"));
+    }
+    Ok(())
+}
+
+/// The manifest of an image made now from these layers.
+pub(crate) fn manifest(agent: Agent, layers: &FixtureLayers, parents: Vec<Digest>) -> Manifest {
+    Manifest {
+        schema_version: SCHEMA_VERSION,
+        media_type: MEDIA_TYPE.into(),
+        agent,
+        model: ModelRefs { base: layers.model_base, diff: layers.model_diff },
+        cache: CacheRefs { layout: LAYOUT.into(), manifest: layers.cache_manifest },
+        world: WorldRefs { fs: layers.world_fs, env: layers.world_env, procs: layers.world_procs },
+        effects: EffectsRefs { ledger: layers.effects_ledger },
+        trace: TraceRefs { messages: layers.trace_messages },
+        created_at: Utc::now(),
+        parents,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_that_would_not_fit_in_memory_are_refused() {
+        assert_eq!(parse_size("16KiB"), Ok(16 << 10));
+        assert_eq!(parse_count("0"), Ok(0));
+        assert!(
+            parse_size("2GiB").is_err() && parse_count("10000001").is_err() && parse_count("-1").is_err()
+        );
+    }
+
+    #[test]
+    fn a_folder_of_other_things_is_not_made_a_store() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("new/store");
+        assert_eq!(open_or_create(&path).unwrap().root(), path.canonicalize().unwrap());
+        let other = dir.path().join("other");
+        fs::create_dir(&other).unwrap();
+        open_or_create(&other).unwrap();
+        fs::remove_dir_all(&other).unwrap();
+        fs::create_dir(&other).unwrap();
+        fs::write(other.join("letter"), "dear").unwrap();
+        assert_eq!(open_or_create(&other).unwrap_err().kind(), ErrorKind::NotAStore);
+        assert_eq!(fs::read_dir(&other).unwrap().count(), 1);
+    }
+}

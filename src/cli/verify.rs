@@ -1,0 +1,152 @@
+//! `pfimg verify`: checks the store to the last byte.
+
+use std::fmt::Write as _;
+use std::num::NonZeroUsize;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::StoreArg;
+use super::images::DAMAGED;
+use super::text::{count, print, print_json};
+use super::units::format_bytes;
+use crate::error::{Error, ErrorKind, Result};
+use crate::layers::effects::Secret;
+use crate::verify::{Options, Progress, Report, Severity, verify};
+
+/// More threads than this wait for the disk, and each takes memory.
+const MAX_JOBS: usize = 16;
+
+/// Check every marker, manifest, layer and blob; exits with 4 if anything is damaged.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+One line a finding: `verify: CODE: SUBJECT: DETAIL`. docs/TROUBLESHOOTING.md says what each code means.\n\
+A ledger whose secret the operator keeps is verified with $PF_SESSION_SECRET (hex).")]
+pub(crate) struct VerifyArgs {
+    /// These images and what they refer to (tag, id, prefix of an id, or latest) [default: the whole store]
+    #[arg(value_name = "IMAGE")]
+    images: Vec<String>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    /// Threads [default: one a core]
+    #[arg(long, value_name = "N")]
+    jobs: Option<NonZeroUsize>,
+}
+
+pub(crate) fn run(store: &StoreArg, args: &VerifyArgs) -> Result<ExitCode> {
+    let store = store.open()?;
+    let mut ids = Vec::new();
+    for image in &args.images {
+        let id = store.resolve(image)?;
+        if !ids.contains(&id) {
+            ids.push(id);
+        }
+    }
+    let cores = || std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+    let options = Options {
+        images: (!args.images.is_empty()).then_some(ids),
+        jobs: args
+            .jobs
+            .unwrap_or_else(|| cores().min(NonZeroUsize::new(MAX_JOBS).unwrap_or(NonZeroUsize::MIN))),
+        secret: operator_secret()?,
+    };
+    let bar = Bar::new();
+    let report = verify(&store, &options, &bar);
+    bar.0.finish_and_clear();
+    let report = report?;
+    if args.json {
+        print_json(&report)?;
+    } else {
+        let mut lines = String::new();
+        for finding in &report.findings {
+            let _ = writeln!(lines, "{finding}");
+        }
+        print(&lines)?;
+        eprintln!("pfimg: {}", summary(&report));
+    }
+    Ok(if report.count(Severity::Damage) == 0 { ExitCode::SUCCESS } else { ExitCode::from(DAMAGED) })
+}
+
+/// The secret in `$PF_SESSION_SECRET`, checked here so that no ledger is blamed for a typing error.
+pub(crate) fn operator_secret() -> Result<Option<Secret>> {
+    let Some(text) = std::env::var_os("PF_SESSION_SECRET") else { return Ok(None) };
+    let text = text.to_string_lossy();
+    let text = text.trim();
+    if text.is_empty() {
+        return Ok(None);
+    }
+    match data_encoding::HEXLOWER_PERMISSIVE.decode(text.as_bytes()) {
+        Ok(_) => Ok(Some(Secret::new(text))),
+        // Without the decoder's words: they might quote the secret.
+        Err(_) => Err(Error::new(ErrorKind::InvalidInput, "PF_SESSION_SECRET is not hex")),
+    }
+}
+
+fn summary(report: &Report) -> String {
+    let (damage, notes) = (report.count(Severity::Damage), report.count(Severity::Note));
+    let verdict = match damage {
+        0 => "no damage".to_owned(),
+        damage => format!("{} of damage", count(damage as u64, "finding")),
+    };
+    let notes = if notes > 0 { format!(", {}", count(notes as u64, "note")) } else { String::new() };
+    let unchained = match report.ledgers.unchained {
+        0 => String::new(),
+        ledgers => format!("; {} without a chain to verify", count(ledgers, "ledger")),
+    };
+    format!(
+        "verified {}, {}, {}: {verdict}{notes}{unchained}",
+        count(report.images, "image"),
+        count(report.blobs, "blob"),
+        format_bytes(report.bytes),
+    )
+}
+
+/// A progress bar on stderr, if that is a terminal.
+struct Bar(ProgressBar);
+
+impl Bar {
+    fn new() -> Self {
+        let bar = ProgressBar::no_length();
+        if !bar.is_hidden() {
+            bar.enable_steady_tick(Duration::from_millis(200));
+        }
+        Self(bar)
+    }
+
+    fn start(&self, length: u64, template: &str) {
+        self.0.reset();
+        self.0.set_length(length);
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            self.0.set_style(style);
+        }
+    }
+}
+
+impl Progress for Bar {
+    fn images(&self, total: u64) {
+        self.start(total, "{bar:30} {pos}/{len} images");
+    }
+
+    fn image_done(&self) {
+        self.0.inc(1);
+    }
+
+    fn layers(&self, total: u64) {
+        self.start(total, "{bar:30} {pos}/{len} layers");
+    }
+
+    fn layer_done(&self) {
+        self.0.inc(1);
+    }
+
+    fn blobs(&self, _total: u64, bytes: u64) {
+        self.start(bytes, "{bar:30} {bytes}/{total_bytes} on disk, {bytes_per_sec}, {eta} left");
+    }
+
+    fn blob_done(&self, bytes: u64) {
+        self.0.inc(bytes);
+    }
+}
