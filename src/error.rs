@@ -159,12 +159,15 @@ mod tests {
 
     #[test]
     fn a_message_names_its_cause_and_the_way_out() {
-        let error =
-            Error::io(io::Error::from_raw_os_error(libc::ENOSPC), "cannot write blob").with_hint("free some space");
+        let error = Error::io(io::Error::from_raw_os_error(libc::ENOSPC), "cannot write blob")
+            .with_hint("free some space");
         assert_eq!(error.kind(), ErrorKind::NoSpace);
         assert_eq!(error.errno(), libc::ENOSPC);
         let text = error.context("image abcd").to_string();
-        assert!(text.starts_with("image abcd: cannot write blob: ") && text.ends_with("(free some space)"), "{text}");
+        assert!(
+            text.starts_with("image abcd: cannot write blob: ") && text.ends_with("(free some space)"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -9,6 +9,7 @@ pub mod env;
 pub mod model;
 pub mod procs;
 pub mod trace;
+pub mod world;
 
 use std::borrow::Cow;
 use std::fmt;
@@ -25,7 +26,11 @@ pub struct FormatError {
 }
 
 impl FormatError {
-    pub(crate) fn new(format: &'static str, at: impl Into<String>, reason: impl Into<Cow<'static, str>>) -> Self {
+    pub(crate) fn new(
+        format: &'static str,
+        at: impl Into<String>,
+        reason: impl Into<Cow<'static, str>>,
+    ) -> Self {
         Self { format, at: at.into(), reason: reason.into() }
     }
 }

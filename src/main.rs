@@ -1,3 +1,7 @@
 //! The `pfimg` command.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    pfimg::cli::run()
+}

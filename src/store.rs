@@ -1,5 +1,230 @@
 //! The `ProcessFork` store on disk: content-addressed blobs, image markers and tags.
+//!
+//! ```text
+//! <store>/blobs/sha256/<aa>/<hex64>.zst   zstd of a payload, named by the SHA-256 of the payload
+//! <store>/images/<hex64>.json             a manifest's exact bytes; its SHA-256 is the image's id
+//! <store>/refs/tags/<name>                ours: sha256:<hex64>
+//! ```
+//! `pf` takes no locks and ignores what it does not know. Opening and reading write nothing.
 
+pub mod blob;
 pub mod digest;
+pub mod images;
+pub mod manifest;
+pub mod tags;
 
+use std::fs;
+use std::io;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+pub use blob::{BlobError, Blobs, MAX_METADATA, Size};
 pub use digest::Digest;
+pub use images::{Image, Images, MarkerError};
+pub use manifest::{LayerFile, Manifest};
+pub use tags::Tags;
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// A store. Cheap to open; holds no descriptor and no cache.
+#[derive(Debug)]
+pub struct Store {
+    root: PathBuf,
+    blobs: Blobs,
+    images: Images,
+    tags: Tags,
+}
+
+impl Store {
+    /// Opens an existing store, writing nothing. Tells apart what is missing, empty, or something else.
+    pub fn open(root: impl AsRef<Path>) -> Result<Self> {
+        let root = root.as_ref();
+        let shown = root.display();
+        let not_a_store = |what: String| {
+            Error::new(ErrorKind::NotAStore, what)
+                .with_hint("`pf snapshot` or `pfimg fixture` makes a store; name it with --store or PF_STORE")
+        };
+        let metadata = fs::metadata(root).map_err(|e| match e.kind() {
+            io::ErrorKind::NotFound => not_a_store(format!("there is no store at {shown}")),
+            _ => Error::io(e, format!("cannot open store {shown}")),
+        })?;
+        if !metadata.is_dir() {
+            return Err(not_a_store(format!("{shown} is not a folder, so not a store")));
+        }
+        let mut entries =
+            fs::read_dir(root).map_err(|e| Error::io(e, format!("cannot open store {shown}")))?;
+        if !root.join("images").is_dir() && !root.join("blobs").join("sha256").is_dir() {
+            return Err(not_a_store(if entries.next().is_none() {
+                format!("{shown} is empty, not a store yet")
+            } else {
+                format!("{shown} is not a store: it has neither images/ nor blobs/sha256/")
+            }));
+        }
+        // Absolute, so that a daemon that changes its working folder still finds it.
+        let root = fs::canonicalize(root).map_err(|e| Error::io(e, format!("cannot open store {shown}")))?;
+        Ok(Self::at(root))
+    }
+
+    /// Opens a store, making its folders first if they are not there.
+    pub fn create(root: impl AsRef<Path>) -> Result<Self> {
+        let root = root.as_ref();
+        for folder in ["images", "blobs/sha256"] {
+            let folder = root.join(folder);
+            fs::create_dir_all(&folder)
+                .map_err(|e| Error::io(e, format!("cannot create {}", folder.display())))?;
+        }
+        Self::open(root)
+    }
+
+    fn at(root: PathBuf) -> Self {
+        Self { blobs: Blobs::new(&root), images: Images::new(&root), tags: Tags::new(&root), root }
+    }
+
+    /// Its folder, absolute.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Its blobs.
+    pub fn blobs(&self) -> &Blobs {
+        &self.blobs
+    }
+
+    /// Its images.
+    pub fn images(&self) -> &Images {
+        &self.images
+    }
+
+    /// Its tags.
+    pub fn tags(&self) -> &Tags {
+        &self.tags
+    }
+
+    /// Reads an image's manifest.
+    pub fn image(&self, id: &Digest) -> Result<Image, MarkerError> {
+        self.images.get(&self.blobs, id)
+    }
+
+    /// Finds an image by `latest`, tag, `sha256:…` or a unique prefix of at least four digits.
+    pub fn resolve(&self, text: &str) -> Result<Digest> {
+        self.images.resolve(&self.blobs, &self.tags, text)
+    }
+
+    /// Stores a manifest as blob and as marker, in this order: a marker never reaches a missing blob. Returns the
+    /// image's id. The blobs it names must be there already.
+    pub fn put_manifest(&self, manifest: &Manifest) -> Result<Digest> {
+        let bytes = manifest.to_bytes()?;
+        let id = self.blobs.put(&bytes)?;
+        let marker = self.images.marker(&id);
+        let failed = |e| Error::io(e, format!("cannot write marker {}", marker.display()));
+        // One syncfs instead of an fsync a blob: everything the marker reaches is durable before it exists.
+        let dir = fs::File::open(self.images.dir()).map_err(failed)?;
+        rustix::fs::syncfs(&dir).map_err(|e| failed(e.into()))?;
+        let mut temp =
+            tempfile::Builder::new().prefix(".tmp-").tempfile_in(self.images.dir()).map_err(failed)?;
+        temp.write_all(&bytes).map_err(failed)?;
+        temp.as_file().sync_all().map_err(failed)?;
+        temp.persist(&marker).map_err(|e| failed(e.error))?;
+        dir.sync_all().map_err(failed)?;
+        Ok(id)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::manifest::tests::sample;
+    use super::*;
+
+    fn store_with(n: u32) -> (tempfile::TempDir, Store, Vec<Digest>) {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::create(dir.path()).unwrap();
+        store.blobs().put(b"x").unwrap();
+        let ids = (0..n)
+            .map(|i| {
+                let mut manifest = sample();
+                manifest.created_at += chrono::Duration::seconds(i64::from(i));
+                store.put_manifest(&manifest).unwrap()
+            })
+            .collect();
+        (dir, store, ids)
+    }
+
+    #[test]
+    fn what_is_no_store_is_told_apart() {
+        let dir = tempfile::tempdir().unwrap();
+        let says = |path: &Path| Store::open(path).unwrap_err().to_string();
+        assert!(says(&dir.path().join("nowhere")).contains("there is no store at"));
+        assert!(says(dir.path()).contains("is empty"));
+        fs::write(dir.path().join("file"), "").unwrap();
+        assert!(says(dir.path()).contains("is not a store"));
+        assert!(says(&dir.path().join("file")).contains("is not a folder"));
+    }
+
+    #[test]
+    fn the_real_pf_opens_our_images_and_we_open_its() {
+        let (dir, store, ids) = store_with(2);
+        let theirs = pf_core::store::PfStore::open(dir.path()).unwrap();
+        assert_eq!(theirs.iter_manifests().unwrap().count(), 2);
+        let cid = pf_core::digest::Digest256::parse(&ids[1].to_string()).unwrap();
+        let mut manifest = theirs.get_manifest(&cid).unwrap();
+        manifest.agent.version = "2".into();
+        let new = theirs.put_manifest(&manifest).unwrap();
+        let image = store.image(&new.as_str().parse().unwrap()).unwrap();
+        assert_eq!(image.manifest.agent.version, "2");
+        assert_eq!(Digest::of(&image.bytes), image.id);
+    }
+
+    #[test]
+    fn an_image_is_found_by_latest_tag_digest_and_prefix() {
+        let (_dir, store, ids) = store_with(3);
+        store.tags().set("before", &ids[0], false).unwrap();
+        assert_eq!(store.resolve("latest").unwrap(), ids[2]);
+        assert_eq!(store.resolve("before").unwrap(), ids[0]);
+        assert_eq!(store.resolve(&ids[1].to_string()).unwrap(), ids[1]);
+        assert_eq!(store.resolve(&ids[1].hex()[..12]).unwrap(), ids[1]);
+        for unknown in ["nothing", "ab", "0000", "sha256:zz", "../x", ""] {
+            assert_eq!(store.resolve(unknown).unwrap_err().kind(), ErrorKind::NotFound, "{unknown}");
+        }
+    }
+
+    #[test]
+    fn a_damaged_marker_is_mended_from_its_blob_and_never_believed() {
+        let (_dir, store, ids) = store_with(1);
+        let marker = store.images().marker(&ids[0]);
+        let good = fs::read(&marker).unwrap();
+        fs::write(&marker, &good[..good.len() - 1]).unwrap();
+        assert_eq!(store.image(&ids[0]).unwrap().bytes, good);
+        fs::remove_file(store.blobs().path(&ids[0])).unwrap();
+        assert!(matches!(store.image(&ids[0]), Err(MarkerError::Mismatch { .. })));
+        fs::remove_file(&marker).unwrap();
+        assert!(matches!(store.image(&ids[0]), Err(MarkerError::Absent(_))));
+    }
+
+    #[test]
+    fn reading_writes_nothing() {
+        let (dir, store, ids) = store_with(1);
+        let missing = Digest::of(b"missing");
+        let listing = || {
+            let mut all: Vec<_> = walk(dir.path());
+            all.sort();
+            all
+        };
+        let before = listing();
+        let store2 = Store::open(store.root()).unwrap();
+        store2.image(&ids[0]).unwrap();
+        assert!(store2.blobs().read(&missing, Size::AtMost(10)).is_err());
+        assert!(!store2.blobs().contains(&missing));
+        assert!(store2.resolve("nothing").is_err());
+        assert_eq!(listing(), before);
+    }
+
+    fn walk(dir: &Path) -> Vec<PathBuf> {
+        fs::read_dir(dir)
+            .unwrap()
+            .flat_map(|e| {
+                let path = e.unwrap().path();
+                if path.is_dir() { [vec![path.clone()], walk(&path)].concat() } else { vec![path] }
+            })
+            .collect()
+    }
+}

@@ -108,7 +108,15 @@ mod tests {
 
     #[test]
     fn only_the_canonical_text_is_a_digest() {
-        for bad in ["", "sha256:", "md5:ab", &EMPTY[7..], &EMPTY.to_uppercase(), &format!("{EMPTY}0"), "sha256:../../x"] {
+        for bad in [
+            "",
+            "sha256:",
+            "md5:ab",
+            &EMPTY[7..],
+            &EMPTY.to_uppercase(),
+            &format!("{EMPTY}0"),
+            "sha256:../../x",
+        ] {
             assert!(bad.parse::<Digest>().is_err(), "{bad}");
         }
     }

@@ -1,0 +1,392 @@
+//! Decompressed blobs: small ones on the heap, large ones as mapped files, each under a budget in bytes, least
+//! recently used out first.
+//!
+//! A payload that was handed out stays valid until it is dropped, evicted or not. However many threads ask for a
+//! blob, it is filled once. Nothing gets in here that has not matched its digest.
+
+mod fill;
+mod heap;
+mod mapped;
+
+use std::ops::Deref;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::error::Result;
+use crate::store::{BlobError, Digest, Size, Store};
+use fill::Fills;
+use heap::Heap;
+use mapped::{Mapped, Mapping};
+
+/// Payloads of at least this many bytes are mapped files.
+const LARGE: u64 = 1 << 20;
+
+/// Largest payload whose size nothing declares, in bytes: 1 TiB, a bound for sums and not for memory.
+const MAX_UNDECLARED: u64 = 1 << 40;
+
+/// A blob's decompressed bytes, verified.
+#[derive(Clone, Debug)]
+pub enum Payload {
+    /// On the heap.
+    Heap(Arc<[u8]>),
+    /// In a mapped file.
+    Mapped(Arc<Mapping>),
+}
+
+impl Deref for Payload {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Heap(bytes) => bytes,
+            Self::Mapped(mapping) => mapping,
+        }
+    }
+}
+
+impl Payload {
+    /// Tells that `bytes` bytes of it were read, so that a mapping can give its pages back now and then.
+    pub fn was_read(&self, bytes: usize) {
+        if let Self::Mapped(mapping) = self {
+            mapping.was_read(bytes);
+        }
+    }
+}
+
+/// How large the cache may grow, and where its files lie.
+#[derive(Clone, Debug)]
+pub struct CacheConfig {
+    /// Bytes of small blobs on the heap.
+    pub heap_bytes: u64,
+    /// Bytes of large blobs in files.
+    pub disk_bytes: u64,
+    /// Folder of those files; made when it is needed, safe to delete at any time.
+    pub dir: PathBuf,
+}
+
+/// Counters since the start, and levels now.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CacheStats {
+    /// Blobs decompressed or taken over from the folder.
+    pub fills: u64,
+    /// Bytes of those.
+    pub fill_bytes: u64,
+    /// Payloads found without a fill.
+    pub hits: u64,
+    /// Blobs dropped to stay within the budget.
+    pub evictions: u64,
+    /// Bytes on the heap now.
+    pub heap_bytes: u64,
+    /// Bytes in mapped files now.
+    pub mapped_bytes: u64,
+}
+
+/// The cache of one store's blobs.
+#[derive(Debug)]
+pub struct Cache {
+    store: Arc<Store>,
+    heap: Heap,
+    mapped: Mapped,
+    fills: Fills,
+    filled: AtomicU64,
+    filled_bytes: AtomicU64,
+    hits: AtomicU64,
+}
+
+impl Cache {
+    /// Makes a cache. Touches no file yet.
+    pub fn new(store: Arc<Store>, config: &CacheConfig) -> Self {
+        Self {
+            store,
+            heap: Heap::new(config.heap_bytes),
+            mapped: Mapped::new(&config.dir, config.disk_bytes),
+            fills: Fills::default(),
+            filled: AtomicU64::new(0),
+            filled_bytes: AtomicU64::new(0),
+            hits: AtomicU64::new(0),
+        }
+    }
+
+    /// Takes stock of the files an earlier run left in the cache's folder, so that they count and are evicted in
+    /// their turn. Each is verified again before it is first used. May take a while: for a thread of its own.
+    pub fn adopt(&self) {
+        self.mapped.adopt();
+    }
+
+    /// Where large blobs are kept.
+    pub fn dir(&self) -> &Path {
+        self.mapped.dir()
+    }
+
+    /// A payload that is in the cache already.
+    pub fn peek(&self, digest: &Digest) -> Option<Payload> {
+        let found = self
+            .heap
+            .get(digest)
+            .map(Payload::Heap)
+            .or_else(|| self.mapped.get(digest).map(Payload::Mapped))?;
+        self.hits.fetch_add(1, Ordering::Relaxed);
+        Some(found)
+    }
+
+    /// A blob's payload, from the cache or the store. Blocks while it is filled, by this thread or another.
+    pub fn get(&self, digest: &Digest, declared: Option<u64>) -> Result<Payload, Arc<BlobError>> {
+        if let Some(payload) = self.peek(digest) {
+            return check_size(digest, payload, declared);
+        }
+        self.fills.once((*digest, declared), || {
+            // Whoever filled it may have finished between the look and the turn.
+            if let Some(payload) = self.peek(digest) {
+                return check_size(digest, payload, declared);
+            }
+            let payload = self.fill(digest, declared)?;
+            self.filled.fetch_add(1, Ordering::Relaxed);
+            self.filled_bytes.fetch_add(payload.len() as u64, Ordering::Relaxed);
+            Ok(payload)
+        })
+    }
+
+    fn fill(&self, digest: &Digest, declared: Option<u64>) -> Result<Payload, BlobError> {
+        let blobs = self.store.blobs();
+        if declared.is_some_and(|size| size < LARGE) {
+            let bytes: Arc<[u8]> = blobs.read(digest, Size::Exact(declared.unwrap_or(0)))?.into();
+            self.heap.insert(*digest, Arc::clone(&bytes));
+            return Ok(Payload::Heap(bytes));
+        }
+        if let Some(mapping) = self.mapped.reopen(digest) {
+            return check_size(digest, Payload::Mapped(mapping), declared).map_err(
+                |e| match Arc::try_unwrap(e) {
+                    Ok(error) => error,
+                    Err(shared) => BlobError::Undecodable { digest: *digest, reason: shared.to_string() },
+                },
+            );
+        }
+        if declared.is_none() && blobs.compressed_size(digest)? < LARGE {
+            // Most layers are small, and a file in the cache's folder would be wasted on them.
+            match blobs.read(digest, Size::AtMost(LARGE)) {
+                Ok(bytes) => {
+                    let bytes: Arc<[u8]> = bytes.into();
+                    self.heap.insert(*digest, Arc::clone(&bytes));
+                    return Ok(Payload::Heap(bytes));
+                }
+                Err(BlobError::TooLarge { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let size = declared.map_or(Size::AtMost(MAX_UNDECLARED), Size::Exact);
+        let mapping = self.mapped.fill(digest, &mut |sink| blobs.stream(digest, size, sink))?;
+        Ok(Payload::Mapped(mapping))
+    }
+
+    /// Counters and levels.
+    pub fn stats(&self) -> CacheStats {
+        CacheStats {
+            fills: self.filled.load(Ordering::Relaxed),
+            fill_bytes: self.filled_bytes.load(Ordering::Relaxed),
+            hits: self.hits.load(Ordering::Relaxed),
+            evictions: self.heap.evictions() + self.mapped.evictions(),
+            heap_bytes: self.heap.bytes(),
+            mapped_bytes: self.mapped.bytes(),
+        }
+    }
+}
+
+/// A tree may lie about a size that another tree tells right.
+fn check_size(digest: &Digest, payload: Payload, declared: Option<u64>) -> Result<Payload, Arc<BlobError>> {
+    match declared {
+        Some(declared) if declared != payload.len() as u64 => Err(Arc::new(BlobError::WrongSize {
+            digest: *digest,
+            declared,
+            found: payload.len().to_string(),
+        })),
+        _ => Ok(payload),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Barrier;
+
+    fn setup(heap_bytes: u64, disk_bytes: u64) -> (tempfile::TempDir, Arc<Store>, Cache) {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Arc::new(Store::create(dir.path().join("store")).unwrap());
+        let config = CacheConfig { heap_bytes, disk_bytes, dir: dir.path().join("cache") };
+        let cache = Cache::new(Arc::clone(&store), &config);
+        (dir, store, cache)
+    }
+
+    fn payload(seed: u64, len: usize) -> Vec<u8> {
+        let mut x = seed * 2 + 1;
+        (0..len)
+            .map(|_| {
+                x = x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                (x >> 33) as u8
+            })
+            .collect()
+    }
+
+    #[test]
+    fn small_and_large_blobs_come_back_whole_and_are_filled_once() {
+        let (_dir, store, cache) = setup(64 << 20, 64 << 20);
+        for len in [0usize, 10, (LARGE - 1) as usize, LARGE as usize, 3 << 20] {
+            let bytes = payload(len as u64, len);
+            let digest = store.blobs().put(&bytes).unwrap();
+            let before = cache.stats().fills;
+            for declared in [Some(len as u64), None, Some(len as u64)] {
+                assert_eq!(&*cache.get(&digest, declared).unwrap(), bytes.as_slice());
+            }
+            assert_eq!(cache.stats().fills, before + 1, "{len}");
+        }
+    }
+
+    #[test]
+    fn many_threads_that_ask_at_once_share_one_fill() {
+        let (_dir, store, cache) = setup(8 << 20, 64 << 20);
+        for len in [1000usize, 4 << 20] {
+            let bytes = payload(9, len);
+            let digest = store.blobs().put(&bytes).unwrap();
+            let before = cache.stats().fills;
+            let barrier = Barrier::new(16);
+            std::thread::scope(|scope| {
+                for _ in 0..16 {
+                    scope.spawn(|| {
+                        barrier.wait();
+                        assert_eq!(cache.get(&digest, Some(len as u64)).unwrap().len(), len);
+                    });
+                }
+            });
+            assert_eq!(cache.stats().fills, before + 1);
+        }
+    }
+
+    #[test]
+    fn the_budget_holds_and_what_is_being_read_stays_valid() {
+        let (_dir, store, cache) = setup(1 << 20, 4 << 20);
+        let small: Vec<_> = (0..64).map(|i| payload(i, 64 << 10)).collect();
+        let large: Vec<_> = (0..6).map(|i| payload(100 + i, 2 << 20)).collect();
+        let mut held = Vec::new();
+        for bytes in small.iter().chain(&large) {
+            let digest = store.blobs().put(bytes).unwrap();
+            held.push((cache.get(&digest, Some(bytes.len() as u64)).unwrap(), bytes));
+            let stats = cache.stats();
+            assert!(stats.heap_bytes <= 1 << 20 && stats.mapped_bytes <= 4 << 20, "{stats:?}");
+        }
+        assert!(cache.stats().evictions > 50);
+        for (payload, bytes) in held {
+            assert_eq!(&*payload, bytes.as_slice());
+        }
+        assert!(walk_bytes(cache.dir()) <= 4 << 20, "evicted files are gone from the folder");
+    }
+
+    fn walk_bytes(dir: &Path) -> u64 {
+        std::fs::read_dir(dir)
+            .map(|entries| {
+                entries
+                    .map(|e| {
+                        let e = e.unwrap();
+                        if e.path().is_dir() { walk_bytes(&e.path()) } else { e.metadata().unwrap().len() }
+                    })
+                    .sum()
+            })
+            .unwrap_or(0)
+    }
+
+    #[test]
+    fn a_blob_larger_than_the_budget_is_filled_once_while_it_is_the_last_used() {
+        let (_dir, store, cache) = setup(1 << 20, 1 << 20);
+        let bytes = payload(5, 5 << 20);
+        let digest = store.blobs().put(&bytes).unwrap();
+        for _ in 0..5 {
+            assert_eq!(cache.get(&digest, Some(bytes.len() as u64)).unwrap().len(), bytes.len());
+        }
+        assert_eq!(cache.stats().fills, 1);
+    }
+
+    #[test]
+    fn a_lie_about_the_size_fails_for_the_liar_alone() {
+        let (_dir, store, cache) = setup(1 << 20, 8 << 20);
+        for len in [1000usize, 2 << 20] {
+            let bytes = payload(1, len);
+            let digest = store.blobs().put(&bytes).unwrap();
+            for lie in [1, len as u64 - 1, len as u64 + 1, 100 << 20] {
+                assert_eq!(cache.get(&digest, Some(lie)).unwrap_err().code(), "blob-size-mismatch");
+            }
+            assert_eq!(&*cache.get(&digest, Some(len as u64)).unwrap(), bytes.as_slice());
+            assert_eq!(cache.get(&digest, Some(1)).unwrap_err().code(), "blob-size-mismatch");
+        }
+    }
+
+    #[test]
+    fn files_of_an_earlier_run_are_used_after_they_were_verified_again() {
+        let (dir, store, cache) = setup(1 << 20, 64 << 20);
+        let (good, bad) = (payload(1, 2 << 20), payload(2, 2 << 20));
+        let (good_digest, bad_digest) = (store.blobs().put(&good).unwrap(), store.blobs().put(&bad).unwrap());
+        cache.get(&good_digest, None).unwrap();
+        cache.get(&bad_digest, None).unwrap();
+        let file = |digest: &Digest| {
+            let hex = digest.hex();
+            dir.path().join("cache").join(&hex[..2]).join(hex)
+        };
+        drop(cache);
+        // Damage one in place, as a bad disk would.
+        let damaged = file(&bad_digest);
+        let mut bytes = std::fs::read(&damaged).unwrap();
+        bytes[77] ^= 1;
+        std::fs::remove_file(&damaged).unwrap();
+        std::fs::write(&damaged, bytes).unwrap();
+        // Without the blob in the store, only the verified file can serve it.
+        std::fs::remove_file(store.blobs().path(&good_digest)).unwrap();
+        let config = CacheConfig { heap_bytes: 1 << 20, disk_bytes: 64 << 20, dir: dir.path().join("cache") };
+        let cache = Cache::new(Arc::clone(&store), &config);
+        cache.adopt();
+        assert_eq!(cache.stats().mapped_bytes, 4 << 20);
+        assert_eq!(&*cache.get(&good_digest, Some(2 << 20)).unwrap(), good.as_slice());
+        assert_eq!(&*cache.get(&bad_digest, Some(2 << 20)).unwrap(), bad.as_slice());
+        assert_eq!(std::fs::read(file(&bad_digest)).unwrap(), bad, "the damaged file was replaced");
+    }
+
+    #[test]
+    fn the_folder_may_be_deleted_at_any_time() {
+        let (dir, store, cache) = setup(1 << 20, 64 << 20);
+        let bytes = payload(1, 2 << 20);
+        let digest = store.blobs().put(&bytes).unwrap();
+        let held = cache.get(&digest, None).unwrap();
+        std::fs::remove_dir_all(dir.path().join("cache")).unwrap();
+        assert_eq!(&*held, bytes.as_slice());
+        let other = payload(2, 2 << 20);
+        let digest = store.blobs().put(&other).unwrap();
+        assert_eq!(&*cache.get(&digest, None).unwrap(), other.as_slice());
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_made_costs_speed_and_not_the_data() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Arc::new(Store::create(dir.path().join("store")).unwrap());
+        std::fs::write(dir.path().join("file"), "").unwrap();
+        let config =
+            CacheConfig { heap_bytes: 1 << 20, disk_bytes: 64 << 20, dir: dir.path().join("file/cache") };
+        let cache = Cache::new(Arc::clone(&store), &config);
+        let bytes = payload(1, 2 << 20);
+        let digest = store.blobs().put(&bytes).unwrap();
+        assert_eq!(&*cache.get(&digest, None).unwrap(), bytes.as_slice());
+    }
+
+    #[test]
+    fn damage_is_reported_each_time_and_mended_when_the_blob_is_back() {
+        let (_dir, store, cache) = setup(1 << 20, 8 << 20);
+        for len in [100usize, 2 << 20] {
+            let bytes = payload(3, len);
+            let digest = store.blobs().put(&bytes).unwrap();
+            let path = store.blobs().path(&digest);
+            let good = std::fs::read(&path).unwrap();
+            std::fs::write(&path, &good[..good.len() - 3]).unwrap();
+            for declared in [Some(len as u64), None] {
+                assert!(cache.get(&digest, declared).is_err());
+            }
+            std::fs::write(&path, &good).unwrap();
+            assert_eq!(&*cache.get(&digest, None).unwrap(), bytes.as_slice());
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! One fill per blob, however many threads ask.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use parking_lot::{Condvar, Mutex};
+
+use super::Payload;
+use crate::store::{BlobError, Digest};
+
+/// What is filled: the same blob asked for with another declared size is another question.
+type Key = (Digest, Option<u64>);
+
+type Outcome = Result<Payload, Arc<BlobError>>;
+
+#[derive(Debug, Default)]
+struct Turn {
+    outcome: Mutex<Option<Outcome>>,
+    done: Condvar,
+}
+
+/// The fills under way.
+#[derive(Debug, Default)]
+pub(super) struct Fills {
+    running: Mutex<HashMap<Key, Arc<Turn>>>,
+}
+
+/// Takes the turn off the list and wakes the waiters, also when the fill panics.
+struct Finish<'a> {
+    fills: &'a Fills,
+    key: Key,
+    turn: Arc<Turn>,
+    outcome: Option<Outcome>,
+}
+
+impl Drop for Finish<'_> {
+    fn drop(&mut self) {
+        self.fills.running.lock().remove(&self.key);
+        let outcome = self.outcome.take().unwrap_or_else(|| {
+            let reason = "the thread that was reading it failed".into();
+            Err(Arc::new(BlobError::Undecodable { digest: self.key.0, reason }))
+        });
+        *self.turn.outcome.lock() = Some(outcome);
+        self.turn.done.notify_all();
+    }
+}
+
+impl Fills {
+    /// Runs `fill`, or waits for another thread that does so for the same key and takes its outcome.
+    pub(super) fn once<E: Into<Arc<BlobError>>>(
+        &self,
+        key: Key,
+        fill: impl FnOnce() -> Result<Payload, E>,
+    ) -> Outcome {
+        let turn = {
+            let mut running = self.running.lock();
+            if let Some(turn) = running.get(&key) {
+                let turn = Arc::clone(turn);
+                drop(running);
+                let mut outcome = turn.outcome.lock();
+                loop {
+                    if let Some(outcome) = &*outcome {
+                        return outcome.clone();
+                    }
+                    turn.done.wait(&mut outcome);
+                }
+            }
+            let turn = Arc::new(Turn::default());
+            running.insert(key, Arc::clone(&turn));
+            turn
+        };
+        let mut finish = Finish { fills: self, key, turn, outcome: None };
+        let outcome = fill().map_err(Into::into);
+        finish.outcome = Some(outcome.clone());
+        outcome
+    }
+}

@@ -1,0 +1,237 @@
+//! Large blobs as files `<dir>/<aa>/<hex64>`, mapped.
+//!
+//! A file appears under its name only after its bytes matched the digest, and is never written again. It may be
+//! deleted at any time, by us, by another mount that shares the folder, or by hand: a mapping holds on to it.
+#![allow(unsafe_code)]
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::ops::Deref;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::SystemTime;
+
+use lru::LruCache;
+use memmap2::{Mmap, UncheckedAdvice};
+use parking_lot::Mutex;
+
+use crate::store::{BlobError, Digest};
+
+/// Bytes read through a mapping after which its pages are given back: what is hot is in the kernel's page cache.
+const RELEASE_AFTER: usize = 8 << 20;
+
+/// A mapped file, or nothing for an empty one, which cannot be mapped.
+#[derive(Debug)]
+pub struct Mapping {
+    map: Option<Mmap>,
+    read: AtomicUsize,
+}
+
+impl Deref for Mapping {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        self.map.as_deref().unwrap_or(&[])
+    }
+}
+
+impl Mapping {
+    fn new(file: &File) -> io::Result<Self> {
+        let map = if file.metadata()?.len() == 0 {
+            None
+        } else {
+            // SAFETY: the file is in a folder that only this user can write to, was made read-only before it got
+            // its name, and nothing of ours writes to it or shortens it afterwards; deleting it keeps the mapping.
+            Some(unsafe { Mmap::map(file)? })
+        };
+        Ok(Self { map, read: AtomicUsize::new(0) })
+    }
+
+    /// Counts what is read and gives the pages back now and then, so that a gigabyte that is read once does not
+    /// stay in this process.
+    pub(super) fn was_read(&self, bytes: usize) {
+        if self.read.fetch_add(bytes, Ordering::Relaxed) + bytes >= RELEASE_AFTER {
+            self.read.store(0, Ordering::Relaxed);
+            if let Some(map) = &self.map {
+                // SAFETY: the mapping is shared and backed by a file that is never written: pages that are dropped
+                // come back with the same bytes.
+                let _ = unsafe { map.unchecked_advise(UncheckedAdvice::DontNeed) };
+            }
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Known {
+    len: u64,
+    /// Not yet for files that an earlier run left.
+    mapping: Option<Arc<Mapping>>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    files: LruCache<Digest, Known>,
+    bytes: u64,
+}
+
+/// The files of a cache folder.
+#[derive(Debug)]
+pub(super) struct Mapped {
+    dir: PathBuf,
+    budget: u64,
+    inner: Mutex<Inner>,
+    evictions: AtomicU64,
+}
+
+impl Mapped {
+    pub(super) fn new(dir: &Path, budget: u64) -> Self {
+        let inner = Mutex::new(Inner { files: LruCache::unbounded(), bytes: 0 });
+        Self { dir: dir.to_owned(), budget, inner, evictions: AtomicU64::new(0) }
+    }
+
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        self.inner.lock().bytes
+    }
+
+    pub(super) fn evictions(&self) -> u64 {
+        self.evictions.load(Ordering::Relaxed)
+    }
+
+    fn path(&self, digest: &Digest) -> PathBuf {
+        let hex = digest.hex();
+        self.dir.join(&hex[..2]).join(hex)
+    }
+
+    pub(super) fn get(&self, digest: &Digest) -> Option<Arc<Mapping>> {
+        self.inner.lock().files.get(digest)?.mapping.clone()
+    }
+
+    /// Lists what is in the folder already.
+    pub(super) fn adopt(&self) {
+        let mut found = Vec::new();
+        let Ok(shards) = fs::read_dir(&self.dir) else { return };
+        for shard in shards.flatten() {
+            let Ok(entries) = fs::read_dir(shard.path()) else { continue };
+            for entry in entries.flatten() {
+                let (name, metadata) = (entry.file_name(), entry.metadata());
+                let digest = name.to_str().and_then(|hex| Digest::from_hex(hex).ok());
+                if let (Some(digest), Ok(metadata)) = (digest, metadata) {
+                    found.push((
+                        metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH),
+                        digest,
+                        metadata.len(),
+                    ));
+                }
+            }
+        }
+        // Newest first: each is put behind those before it, so that the oldest ends up next to go, and all of them
+        // behind what is in use already.
+        found.sort_unstable_by(|a, b| b.cmp(a));
+        let mut inner = self.inner.lock();
+        for (_, digest, len) in found {
+            if !inner.files.contains(&digest) {
+                inner.files.put(digest, Known { len, mapping: None });
+                inner.files.demote(&digest);
+                inner.bytes += len;
+            }
+        }
+        self.shrink(&mut inner, None);
+    }
+
+    /// Maps a file that an earlier run or another mount left, if its bytes still match the digest.
+    pub(super) fn reopen(&self, digest: &Digest) -> Option<Arc<Mapping>> {
+        let path = self.path(digest);
+        let file = File::open(&path).ok()?;
+        let mapping = Mapping::new(&file).ok()?;
+        if Digest::of(&mapping) != *digest {
+            tracing::warn!(%digest, "cached file {} is damaged and is made anew", path.display());
+            let _ = fs::remove_file(&path);
+            self.forget(digest);
+            return None;
+        }
+        mapping.was_read(RELEASE_AFTER);
+        // Its time tells the next run how lately it was used.
+        let _ = file.set_modified(SystemTime::now());
+        Some(self.insert(*digest, mapping))
+    }
+
+    /// Makes the file of a blob: `write` streams the payload and has verified it when it returns.
+    pub(super) fn fill(
+        &self,
+        digest: &Digest,
+        write: &mut dyn FnMut(&mut dyn Write) -> Result<u64, BlobError>,
+    ) -> Result<Arc<Mapping>, BlobError> {
+        let failed = |source| BlobError::Io { digest: *digest, source };
+        let path = self.path(digest);
+        let mut temp = match self.temp_file(&path) {
+            Ok(temp) => temp,
+            Err(error) => {
+                // The cache is a convenience: without its folder the payload lives in an unnamed file.
+                tracing::warn!("cannot cache in {}: {error}; using an unnamed file", self.dir.display());
+                let mut file = tempfile::tempfile().map_err(failed)?;
+                write(&mut file)?;
+                return Ok(self.insert(*digest, Mapping::new(&file).map_err(failed)?));
+            }
+        };
+        write(temp.as_file_mut())?;
+        let mapping = Mapping::new(temp.as_file()).map_err(failed)?;
+        if let Err(error) = temp.persist(&path) {
+            // Somebody deleted the folder meanwhile. The mapping is good all the same.
+            tracing::debug!("cannot keep {}: {error}", path.display());
+        }
+        Ok(self.insert(*digest, mapping))
+    }
+
+    fn temp_file(&self, path: &Path) -> io::Result<tempfile::NamedTempFile> {
+        let shard = path.parent().unwrap_or(&self.dir);
+        fs::create_dir_all(shard)?;
+        // What is decompressed may be secret, whatever the folder's parents allow.
+        fs::set_permissions(&self.dir, fs::Permissions::from_mode(0o700))?;
+        tempfile::Builder::new()
+            .prefix(".tmp-")
+            .permissions(fs::Permissions::from_mode(0o400))
+            .tempfile_in(shard)
+    }
+
+    fn insert(&self, digest: Digest, mapping: Mapping) -> Arc<Mapping> {
+        let len = mapping.len() as u64;
+        let mapping = Arc::new(mapping);
+        let known = Known { len, mapping: Some(Arc::clone(&mapping)) };
+        let mut inner = self.inner.lock();
+        inner.bytes += len;
+        if let Some(old) = inner.files.put(digest, known) {
+            inner.bytes -= old.len;
+        }
+        self.shrink(&mut inner, Some(&digest));
+        mapping
+    }
+
+    fn forget(&self, digest: &Digest) {
+        let mut inner = self.inner.lock();
+        if let Some(old) = inner.files.pop(digest) {
+            inner.bytes -= old.len;
+        }
+    }
+
+    /// Drops the least recently used until the budget holds, but never `keep`: a blob larger than the budget
+    /// would otherwise be decompressed again for each read.
+    fn shrink(&self, inner: &mut Inner, keep: Option<&Digest>) {
+        while inner.bytes > self.budget {
+            match inner.files.peek_lru() {
+                Some((digest, _)) if Some(digest) != keep => {}
+                _ => break,
+            }
+            if let Some((digest, known)) = inner.files.pop_lru() {
+                inner.bytes -= known.len;
+                let _ = fs::remove_file(self.path(&digest));
+                self.evictions.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! The command line: one file per command.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::store::Store;
+
+/// Mounts a ProcessFork store: every image a folder of its layers.
+#[derive(Debug, Parser)]
+#[command(
+    name = "pfimg",
+    version,
+    max_term_width = 100,
+    subcommand_required = true,
+    arg_required_else_help = true
+)]
+struct Cli {
+    #[command(flatten)]
+    store: StoreArg,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Which store a command works on.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct StoreArg {
+    /// The store's folder [default: ~/.processfork]
+    #[arg(long = "store", global = true, env = "PF_STORE", value_name = "DIR")]
+    path: Option<PathBuf>,
+}
+
+impl StoreArg {
+    /// The folder named by `--store`, `$PF_STORE`, or the default.
+    pub(crate) fn path(&self) -> Result<PathBuf> {
+        if let Some(path) = &self.path {
+            return Ok(path.clone());
+        }
+        std::env::home_dir().map(|home| home.join(".processfork")).ok_or_else(|| {
+            Error::new(ErrorKind::InvalidInput, "there is no home folder to look for a store in")
+                .with_hint("name the store with --store or PF_STORE")
+        })
+    }
+
+    /// Opens the store for reading.
+    pub(crate) fn open(&self) -> Result<Store> {
+        Store::open(self.path()?)
+    }
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {}
+
+/// Runs the command line and returns the exit code: 0 ok, 1 general, 2 bad input, 4 integrity.
+pub fn run() -> ExitCode {
+    let cli = Cli::parse();
+    let result = dispatch(cli);
+    match result {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("pfimg: {error}");
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+fn dispatch(cli: Cli) -> Result<ExitCode> {
+    let _store = cli.store;
+    match cli.command {}
+}

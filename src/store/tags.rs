@@ -1,0 +1,161 @@
+//! Tags: names given to images. `refs/tags/<name>` holds `sha256:<hex64>` and a newline.
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use super::Digest;
+use crate::error::{Error, ErrorKind, Result};
+
+/// Longest tag in bytes, that of a file's name.
+pub const MAX_TAG: usize = 255;
+
+/// Says why `name` cannot be a tag, or nothing if it can.
+pub fn refuse_tag_name(name: &str) -> Option<&'static str> {
+    if name.is_empty() {
+        Some("it is empty")
+    } else if name.len() > MAX_TAG {
+        Some("it is longer than 255 bytes")
+    } else if name.starts_with('.') {
+        Some("it starts with a dot")
+    } else if name.contains(['/', '\\']) {
+        Some("it contains a path separator")
+    } else if name.chars().any(char::is_control) {
+        Some("it contains a control character")
+    } else if name == "latest" || name.starts_with("sha256:") {
+        Some("it is reserved")
+    } else {
+        None
+    }
+}
+
+/// The tags of one store.
+#[derive(Debug)]
+pub struct Tags {
+    dir: PathBuf,
+}
+
+impl Tags {
+    pub(super) fn new(store: &Path) -> Self {
+        Self { dir: store.join("refs").join("tags") }
+    }
+
+    /// The folder that holds them; it need not exist.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The image a tag names. [`ErrorKind::NotFound`] if there is no such tag, [`ErrorKind::Damaged`] if its file
+    /// holds no digest.
+    pub fn get(&self, name: &str) -> Result<Digest> {
+        if let Some(why) = refuse_tag_name(name) {
+            return Err(Error::new(ErrorKind::InvalidInput, format!("{name:?} cannot be a tag: {why}")));
+        }
+        let path = self.dir.join(name);
+        let text = fs::read_to_string(&path).map_err(|e| {
+            if e.kind() == io::ErrorKind::NotFound {
+                Error::new(ErrorKind::NotFound, format!("there is no tag {name:?}"))
+            } else {
+                Error::io(e, format!("cannot read tag {}", path.display()))
+            }
+        })?;
+        text.trim_end().parse().map_err(|e| {
+            Error::new(ErrorKind::Damaged, format!("tag {} does not hold a digest", path.display()))
+                .with_source(e)
+                .with_hint("remove the file, or tag the image again")
+        })
+    }
+
+    /// Every tag's name, sorted. What is no tag by its name (temp files) is left out.
+    pub fn names(&self) -> Result<Vec<String>> {
+        let entries = match fs::read_dir(&self.dir) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(e) => return Err(Error::io(e, format!("cannot list {}", self.dir.display()))),
+        };
+        let mut names = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(|e| Error::io(e, format!("cannot list {}", self.dir.display())))?;
+            if let Ok(name) = entry.file_name().into_string()
+                && refuse_tag_name(&name).is_none()
+            {
+                names.push(name);
+            }
+        }
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    /// Names an image. Durable and atomic; an existing tag of that name is replaced only if `force`.
+    pub fn set(&self, name: &str, image: &Digest, force: bool) -> Result<()> {
+        if let Some(why) = refuse_tag_name(name) {
+            return Err(Error::new(ErrorKind::InvalidInput, format!("{name:?} cannot be a tag: {why}")));
+        }
+        let failed = |e| Error::io(e, format!("cannot write tag {}", self.dir.join(name).display()));
+        fs::create_dir_all(&self.dir).map_err(failed)?;
+        let mut temp = tempfile::Builder::new().prefix(".tmp-").tempfile_in(&self.dir).map_err(failed)?;
+        writeln!(temp, "{image}").map_err(failed)?;
+        temp.as_file().sync_all().map_err(failed)?;
+        let path = self.dir.join(name);
+        let persisted = if force { temp.persist(&path) } else { temp.persist_noclobber(&path) };
+        persisted.map_err(|e| {
+            if e.error.kind() == io::ErrorKind::AlreadyExists {
+                Error::new(ErrorKind::AlreadyExists, format!("there is a tag {name:?} already"))
+            } else {
+                failed(e.error)
+            }
+        })?;
+        fs::File::open(&self.dir).and_then(|dir| dir.sync_all()).map_err(failed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tag_is_read_back_and_not_replaced_unless_forced() {
+        let dir = tempfile::tempdir().unwrap();
+        let tags = Tags::new(dir.path());
+        assert_eq!(tags.names().unwrap(), Vec::<String>::new());
+        let (a, b) = (Digest::of(b"a"), Digest::of(b"b"));
+        tags.set("before", &a, false).unwrap();
+        assert_eq!(tags.get("before").unwrap(), a);
+        assert_eq!(tags.set("before", &b, false).unwrap_err().kind(), ErrorKind::AlreadyExists);
+        tags.set("before", &b, true).unwrap();
+        assert_eq!(tags.get("before").unwrap(), b);
+        assert_eq!(tags.names().unwrap(), ["before"]);
+        assert_eq!(tags.get("after").unwrap_err().kind(), ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn names_that_would_escape_or_confuse_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let tags = Tags::new(dir.path());
+        let long = "x".repeat(256);
+        for bad in
+            ["", ".", "..", "../x", "a/b", "a\\b", "a\0b", "a\nb", ".hidden", "latest", "sha256:ab", &long]
+        {
+            assert_eq!(
+                tags.set(bad, &Digest::of(b""), false).unwrap_err().kind(),
+                ErrorKind::InvalidInput,
+                "{bad:?}"
+            );
+            assert_eq!(tags.get(bad).unwrap_err().kind(), ErrorKind::InvalidInput, "{bad:?}");
+        }
+        for good in ["a", "v1.0", "name:tag", "ünïcode", "a b"] {
+            tags.set(good, &Digest::of(b""), false).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_tag_file_with_garbage_is_damage_with_a_way_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let tags = Tags::new(dir.path());
+        fs::create_dir_all(tags.dir()).unwrap();
+        fs::write(tags.dir().join("bad"), "garbage").unwrap();
+        let error = tags.get("bad").unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Damaged);
+        assert!(error.hint().is_some() && error.to_string().contains("bad"), "{error}");
+    }
+}
