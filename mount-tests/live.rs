@@ -63,7 +63,7 @@ fn an_image_that_the_real_snapshot_code_takes_appears_within_a_second_and_latest
     let store = PfStore::open(root.join("store")).unwrap();
     let first = snapshot(&store, 1, vec![]);
     let mount = Mount::of(store.root()).start();
-    assert_eq!(names(&mount.join("images")).unwrap(), [first.clone()]);
+    assert_eq!(names(&mount.join("images")).unwrap(), [first.as_str()]);
     assert_eq!(std::fs::read_link(mount.join("latest")).unwrap(), Path::new("images").join(&first));
     let mut delays = Vec::new();
     let mut parent = first;

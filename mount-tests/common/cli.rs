@@ -1,7 +1,6 @@
 //! Runs `pfimg` to its end.
 
 use std::ffi::{OsStr, OsString};
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 

@@ -3,7 +3,7 @@
 //! Nothing here uses the product's code. A mount is the real binary on the real `/dev/fuse`; where that cannot be had
 //! the test fails and says so.
 
-#![allow(dead_code, unreachable_pub, reason = "every test target uses its own part of this")]
+#![allow(dead_code, unreachable_pub, unused_imports, reason = "every test target uses its own part of this")]
 
 pub mod cli;
 pub mod fast;
@@ -24,7 +24,7 @@ use sha2::Digest as _;
 pub const PFIMG: &str = env!("CARGO_BIN_EXE_pfimg");
 
 /// How long a condition may take to come true. Generous: it only bounds how long a broken build hangs.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Bytes in a mebibyte.
 pub const MIB: u64 = 1 << 20;

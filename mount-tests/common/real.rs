@@ -33,7 +33,9 @@ pub const AGENTS: [&str; 3] = ["claude-code", "langgraph", "vllm"];
 /// Takes the image that `seed` describes with the real snapshot code.
 pub fn snapshot(store: &PfStore, seed: u64, parents: Vec<Digest256>) -> Image {
     let mut rng = Rng::new(seed ^ 0x1a4e);
-    let secret = rng.bytes(32);
+    // Four images in a row share a session, and with it a ledger.
+    let session = seed / 4;
+    let secret = Rng::new(session).bytes(32);
     let (_source, source) = temp_dir();
     tree::generate(seed, &source.join("world"));
     let world = Arc::new(World { root: source.join("world"), seed, implied: std::sync::Mutex::default() });
@@ -47,7 +49,7 @@ pub fn snapshot(store: &PfStore, seed: u64, parents: Vec<Digest256>) -> Image {
         Arc::new(Model(agent.kind)),
         Arc::new(Cache(seed)),
         Arc::clone(&world) as Arc<dyn LayerCapture>,
-        Arc::new(Effects { seed, secret: secret.clone() }),
+        Arc::new(Effects { session, secret: secret.clone() }),
         Arc::new(Trace(seed)),
     );
     let id = snapshotter.snapshot(store, parents).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
@@ -85,7 +87,7 @@ impl LayerCapture for World {
     fn capture(&self, store: &PfStore) -> pf_core::Result<LayerDescriptor> {
         let blobs = store.blobs_arc();
         let mut fs = WalkFsCapture::new(&self.root).capture(&blobs)?;
-        if self.seed % 5 == 3 {
+        if self.seed % 10 == 3 {
             let mut tree: FsTree = serde_json::from_slice(&blobs.get(&fs)?)?;
             *self.implied.lock().expect("no panic before") = loosen(&mut tree);
             fs = blobs.put(&serde_json::to_vec(&tree)?)?;
@@ -163,7 +165,7 @@ impl LayerCapture for Cache {
 }
 
 struct Effects {
-    seed: u64,
+    session: u64,
     secret: Vec<u8>,
 }
 
@@ -173,7 +175,7 @@ impl LayerCapture for Effects {
     }
 
     fn capture(&self, store: &PfStore) -> pf_core::Result<LayerDescriptor> {
-        let ledger = store.blobs().put(&ledger(self.seed, &self.secret, (self.seed % 4) as usize)?)?;
+        let ledger = store.blobs().put(&ledger(self.session, &self.secret, (self.session % 4) as usize)?)?;
         Ok(LayerDescriptor::Effects(EffectsLayer { ledger }))
     }
 }
