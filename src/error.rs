@@ -35,8 +35,41 @@ pub enum ErrorKind {
     NoSpace,
     /// This kernel, store or build cannot do it.
     Unsupported,
+    /// A name below something that is no folder.
+    NotADirectory,
+    /// A folder where a file was meant.
+    IsADirectory,
+    /// A node that is not known any more.
+    Stale,
+    /// No such extended attribute.
+    NoAttribute,
     /// Any other failure of the operating system.
     Io(Option<i32>),
+}
+
+impl ErrorKind {
+    /// The errno a file operation answers with. The only place where one is decided.
+    pub fn errno(self) -> i32 {
+        match self {
+            Self::NotFound => libc::ENOENT,
+            Self::AlreadyExists => libc::EEXIST,
+            Self::InvalidInput => libc::EINVAL,
+            Self::ReadOnly => libc::EROFS,
+            // A blob that is gone is an I/O error to the reader of a file that is still listed: ENOENT would make
+            // tools believe that the name vanished.
+            Self::Missing | Self::Damaged | Self::NotAStore | Self::UnsupportedSchema => libc::EIO,
+            Self::PermissionDenied => libc::EACCES,
+            Self::Busy => libc::EBUSY,
+            Self::NoSpace => libc::ENOSPC,
+            Self::Unsupported => libc::EOPNOTSUPP,
+            Self::NotADirectory => libc::ENOTDIR,
+            Self::IsADirectory => libc::EISDIR,
+            // The kernel asks again with a fresh lookup.
+            Self::Stale => libc::ESTALE,
+            Self::NoAttribute => libc::ENODATA,
+            Self::Io(code) => code.unwrap_or(libc::EIO),
+        }
+    }
 }
 
 /// An error with its kind, a message naming the path, image or fork, and a hint what to do.
@@ -98,24 +131,9 @@ impl Error {
         self.hint.as_deref()
     }
 
-    /// The errno a file operation answers with. The only place where one is decided.
+    /// The errno a file operation answers with.
     pub fn errno(&self) -> i32 {
-        match self.kind {
-            ErrorKind::NotFound => libc::ENOENT,
-            ErrorKind::AlreadyExists => libc::EEXIST,
-            ErrorKind::InvalidInput => libc::EINVAL,
-            ErrorKind::ReadOnly => libc::EROFS,
-            // A blob that is gone is an I/O error to the reader of a file that is still listed: ENOENT would
-            // make tools believe that the name vanished.
-            ErrorKind::Missing | ErrorKind::Damaged | ErrorKind::NotAStore | ErrorKind::UnsupportedSchema => {
-                libc::EIO
-            }
-            ErrorKind::PermissionDenied => libc::EACCES,
-            ErrorKind::Busy => libc::EBUSY,
-            ErrorKind::NoSpace => libc::ENOSPC,
-            ErrorKind::Unsupported => libc::EOPNOTSUPP,
-            ErrorKind::Io(code) => code.unwrap_or(libc::EIO),
-        }
+        self.kind.errno()
     }
 
     /// The exit code of a command that fails with this, as `pf` has them: 1 general, 2 bad input, 4 integrity.

@@ -11,6 +11,10 @@ pub mod procs;
 pub mod trace;
 pub mod world;
 
+mod json;
+#[cfg(test)]
+mod robustness;
+
 use std::borrow::Cow;
 use std::fmt;
 

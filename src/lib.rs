@@ -3,8 +3,10 @@
 pub mod cache;
 pub mod cli;
 pub mod error;
+pub mod fixture;
 pub mod layers;
 pub mod store;
 pub mod tree;
+pub mod vfs;
 
 pub use error::{Error, ErrorKind, Result};

@@ -1,0 +1,216 @@
+//! What the codecs share of JSON: errors with a place, and where members begin and end in the text.
+//!
+//! The spans let a codec keep or replace one value and leave every other byte alone. Finding them takes no
+//! recursion and no memory, whatever the text.
+
+use std::ops::Range;
+
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+use super::FormatError;
+
+/// The deepest nesting taken, in open brackets: the limit `serde_json` has where it builds values.
+const MAX_DEPTH: usize = 127;
+
+/// The most characters of a parser's message taken over: it may quote the input, which may be long.
+const MAX_REASON: usize = 200;
+
+/// Says what is wrong without the line: for one line of JSONL that would always be the first.
+pub(super) fn reason(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    let text = text.rsplit_once(" at line ").map_or(text.as_str(), |(message, _)| message);
+    let mut reason: String = text.chars().take(MAX_REASON).collect();
+    if error.column() > 0 {
+        reason = format!("{reason}, column {}", error.column());
+    }
+    reason
+}
+
+/// Parses a whole blob as one JSON value.
+pub(super) fn document<T: DeserializeOwned>(format: &'static str, bytes: &[u8]) -> Result<T, FormatError> {
+    serde_json::from_slice(bytes).map_err(|error| {
+        let at = if error.line() > 0 { format!("line {}", error.line()) } else { String::new() };
+        FormatError::new(format, at, reason(&error))
+    })
+}
+
+/// Parses a whole blob as one JSON object; of a key that is there twice the last counts.
+pub(super) fn object(format: &'static str, bytes: &[u8]) -> Result<Map<String, Value>, FormatError> {
+    document(format, bytes)
+}
+
+/// Writes a value that only has string keys, and therefore can be written.
+pub(super) fn to_bytes(value: &impl serde::Serialize) -> Vec<u8> {
+    // Serialising to memory fails for keys that are no strings only, and no type here has such.
+    serde_json::to_vec(value).unwrap_or_default()
+}
+
+/// Whether brackets nest deeper than a value may.
+pub(super) fn is_too_deep(text: &[u8]) -> bool {
+    let (mut depth, mut at) = (0_usize, 0);
+    while let Some(byte) = text.get(at) {
+        match byte {
+            b'"' => {
+                at = string_end(text, at);
+                continue;
+            }
+            b'{' | b'[' => depth += 1,
+            b'}' | b']' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        if depth > MAX_DEPTH {
+            return true;
+        }
+        at += 1;
+    }
+    false
+}
+
+/// One key with its value, as they stand in the text of an object.
+pub(super) struct Member {
+    /// How many brackets are open around it: 1 for the members of the outermost object.
+    pub(super) depth: usize,
+    /// The key, with its quotes.
+    pub(super) key: Range<usize>,
+    /// The value, without the blanks around it.
+    pub(super) value: Range<usize>,
+}
+
+/// Walks over the members of valid JSON text at every depth, in the order of their keys' places.
+///
+/// For text that is no JSON the spans lie within the text and mean nothing.
+pub(super) fn members(text: &[u8]) -> impl Iterator<Item = Member> + '_ {
+    let (mut at, mut depth) = (0, 0_usize);
+    std::iter::from_fn(move || {
+        while let Some(byte) = text.get(at) {
+            match byte {
+                b'"' => {
+                    let key = at..string_end(text, at);
+                    at = key.end;
+                    let colon = skip_blanks(text, at);
+                    if text.get(colon) == Some(&b':') {
+                        let start = skip_blanks(text, colon + 1);
+                        // Go on at the value, not behind it: it may have members itself.
+                        at = start;
+                        return Some(Member { depth, key, value: start..value_end(text, start) });
+                    }
+                    continue;
+                }
+                b'{' | b'[' => depth += 1,
+                b'}' | b']' => depth = depth.saturating_sub(1),
+                _ => {}
+            }
+            at += 1;
+        }
+        None
+    })
+}
+
+fn skip_blanks(text: &[u8], from: usize) -> usize {
+    let blanks = |byte: &&u8| matches!(byte, b' ' | b'\t' | b'\n' | b'\r');
+    from + text.get(from..).unwrap_or_default().iter().take_while(blanks).count()
+}
+
+/// The place behind the string whose opening quote is at `start`, or the end of the text.
+fn string_end(text: &[u8], start: usize) -> usize {
+    let mut at = start + 1;
+    while let Some(byte) = text.get(at) {
+        match byte {
+            b'"' => return at + 1,
+            b'\\' => at += 2,
+            _ => at += 1,
+        }
+    }
+    text.len()
+}
+
+/// The place behind the value that begins at `start`.
+fn value_end(text: &[u8], start: usize) -> usize {
+    let (mut at, mut depth) = (start, 0_usize);
+    while let Some(byte) = text.get(at) {
+        match byte {
+            b'"' => at = string_end(text, at),
+            b'{' | b'[' => {
+                depth += 1;
+                at += 1;
+            }
+            b'}' | b']' if depth > 0 => {
+                depth -= 1;
+                at += 1;
+            }
+            // A number or word at the outermost level ends where something else begins.
+            b'}' | b']' | b',' | b' ' | b'\t' | b'\n' | b'\r' if depth == 0 => return at,
+            _ => {
+                at += 1;
+                continue;
+            }
+        }
+        if depth == 0 {
+            return at;
+        }
+    }
+    text.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spans(text: &str) -> Vec<(usize, &str, &str)> {
+        members(text.as_bytes()).map(|m| (m.depth, &text[m.key], &text[m.value])).collect()
+    }
+
+    #[test]
+    fn members_are_found_at_every_depth_with_the_span_of_their_value() {
+        let cases = [
+            (r#"{"a":1}"#, vec![(1, r#""a""#, "1")]),
+            ("{ \"a\" :\t-1.5e3 ,\"b\":null}", vec![(1, r#""a""#, "-1.5e3"), (1, r#""b""#, "null")]),
+            (r#"{"a":"x\"y:\\","b":"}"}"#, vec![(1, r#""a""#, r#""x\"y:\\""#), (1, r#""b""#, r#""}""#)]),
+            (
+                r#"{"a":{"b":[{"c":"]"}]},"d":[]}"#,
+                vec![
+                    (1, r#""a""#, r#"{"b":[{"c":"]"}]}"#),
+                    (2, r#""b""#, r#"[{"c":"]"}]"#),
+                    (4, r#""c""#, r#""]""#),
+                    (1, r#""d""#, "[]"),
+                ],
+            ),
+            (r#"["a","b"]"#, vec![]),
+            ("", vec![]),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(spans(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn spans_of_text_that_is_no_json_stay_within_it() {
+        for text in
+            [r#"{"a"#, r#"{"a":"#, r#"{"a":"b"#, r#"{"a":"b\"#, r#"{"a":["#, r#"{"a":}]}"#, "\"\\", "]]}}:"]
+        {
+            for member in members(text.as_bytes()) {
+                assert!(member.key.end <= text.len() && member.value.end <= text.len(), "{text}");
+                assert!(member.value.start <= member.value.end, "{text}");
+            }
+        }
+    }
+
+    #[test]
+    fn depth_is_counted_outside_of_strings_as_serde_json_does() {
+        let nested = |depth: usize| [vec![b'['; depth], vec![b']'; depth]].concat();
+        assert!(!is_too_deep(&nested(MAX_DEPTH)) && is_too_deep(&nested(MAX_DEPTH + 1)));
+        assert!(serde_json::from_slice::<Value>(&nested(MAX_DEPTH)).is_ok());
+        assert!(serde_json::from_slice::<Value>(&nested(MAX_DEPTH + 1)).is_err());
+        assert!(!is_too_deep(format!("\"{}\"", "[".repeat(500)).as_bytes()));
+    }
+
+    #[test]
+    fn a_reason_has_the_column_and_no_line_and_a_bounded_length() {
+        let error = serde_json::from_str::<Value>("{x").unwrap_err();
+        assert_eq!(reason(&error), "key must be a string, column 2");
+        let long = format!("\"{}\"", "y".repeat(10_000));
+        let error = serde_json::from_str::<u8>(&long).unwrap_err();
+        assert!(reason(&error).len() < 300);
+    }
+}

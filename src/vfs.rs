@@ -1,0 +1,375 @@
+//! What the mounted filesystem means, without a word of FUSE in it.
+//!
+//! ```text
+//! images/<hex64>/…  tags/<name>  agents/<kind>/<time>-<hex12>  latest  .pfimg/{status.json,metrics}
+//! ```
+//! Everything an image holds is immutable, so that it may be cached for ever; names that can change are answered
+//! with a lifetime of zero or invalidated by the watcher. Nothing is parsed before someone looks.
+
+mod catalog;
+mod control;
+mod image;
+mod inode;
+mod metrics;
+mod readdir;
+mod top;
+mod trees;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+pub(crate) use catalog::{Changes, Watched};
+pub use control::MountInfo;
+pub use inode::Ino;
+pub use metrics::{Metrics, Op};
+pub use readdir::{DirEntry, Emit};
+
+use crate::cache::{Cache, Payload};
+use crate::error::ErrorKind;
+use crate::layers::world::Kind;
+use crate::store::{BlobError, Digest, Store};
+use catalog::Catalog;
+use image::Images;
+use inode::{Fixed, ImageDir, Inodes, Node, Recorded, Seen, Shown};
+use trees::Trees;
+
+/// Outcome of an operation. The kind alone decides the errno; what there is to tell was logged where it was known.
+pub type Outcome<T> = Result<T, ErrorKind>;
+
+/// How long the kernel may keep what never changes: ten years.
+pub const FOREVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+
+/// Largest payload, in bytes, that a request fills by itself instead of leaving it to a worker.
+const INLINE_FILL: u64 = 256 << 10;
+
+/// An operation that may take long is not done where it would hold up other requests.
+#[derive(Debug)]
+pub enum Step<T> {
+    /// Done.
+    Done(T),
+    /// It has to wait for a decompression: ask again where blocking is allowed.
+    Blocks,
+}
+
+/// Attributes of an inode, as stat(2) shows them.
+#[derive(Clone, Copy, Debug)]
+pub struct Attr {
+    /// Number.
+    pub ino: Ino,
+    /// What it is.
+    pub kind: Kind,
+    /// Permission bits.
+    pub mode: u16,
+    /// Links.
+    pub nlink: u32,
+    /// Length in bytes.
+    pub size: u64,
+    /// Modification time in nanoseconds since 1970. The other times are the same.
+    pub mtime_ns: i64,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Device number, of devices.
+    pub rdev: u32,
+}
+
+/// A name that was found.
+#[derive(Clone, Copy, Debug)]
+pub struct Entry {
+    /// Its inode, looked up once more.
+    pub attr: Attr,
+    /// How long the name may be believed.
+    pub entry_ttl: Duration,
+    /// How long the attributes may be believed.
+    pub attr_ttl: Duration,
+}
+
+/// Bytes to answer a read with.
+#[derive(Debug)]
+pub enum Data {
+    /// Part of a blob.
+    Blob(Payload, usize, usize),
+    /// Part of a document.
+    Doc(Arc<[u8]>, usize, usize),
+}
+
+impl Data {
+    /// The bytes.
+    pub fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Blob(payload, start, end) => &payload[*start..*end],
+            Self::Doc(bytes, start, end) => &bytes[*start..*end],
+        }
+    }
+
+    /// To be told once the bytes were sent.
+    pub fn sent(&self) {
+        if let Self::Blob(payload, start, end) = self {
+            payload.was_read(end - start);
+        }
+    }
+}
+
+/// How the filesystem behaves.
+#[derive(Clone, Debug)]
+pub struct VfsConfig {
+    /// Owner of everything whose owner is not recorded.
+    pub uid: u32,
+    /// Group of everything whose group is not recorded.
+    pub gid: u32,
+    /// Whether ledgers are shown with the session secret some hold.
+    pub reveal_secrets: bool,
+    /// Whether extended attributes are answered at all.
+    pub xattrs: bool,
+    /// Bytes of file trees kept parsed.
+    pub tree_bytes: u64,
+}
+
+/// A mounted store.
+pub struct Vfs {
+    store: Arc<Store>,
+    cache: Arc<Cache>,
+    config: VfsConfig,
+    inodes: Inodes,
+    catalog: Catalog,
+    images: Images,
+    trees: Trees,
+    metrics: Metrics,
+    info: Mutex<MountInfo>,
+}
+
+impl std::fmt::Debug for Vfs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Vfs").field("store", &self.store.root()).finish_non_exhaustive()
+    }
+}
+
+impl Vfs {
+    /// Makes the filesystem of a store. Reads nothing yet.
+    pub fn new(store: Arc<Store>, cache: Arc<Cache>, config: VfsConfig, info: MountInfo) -> Self {
+        Self {
+            inodes: Inodes::new(),
+            catalog: Catalog::new(Arc::clone(&store)),
+            images: Images::new(),
+            trees: Trees::new(config.tree_bytes),
+            metrics: Metrics::new(),
+            info: Mutex::new(info),
+            store,
+            cache,
+            config,
+        }
+    }
+
+    /// The counters.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// The store below.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Whether extended attributes are answered at all.
+    pub fn xattrs(&self) -> bool {
+        self.config.xattrs
+    }
+
+    fn node(&self, ino: Ino) -> Outcome<Node> {
+        self.inodes.get(ino).ok_or(ErrorKind::Stale)
+    }
+
+    /// Finds a name in a folder and counts the lookup.
+    pub fn lookup(&self, parent: Ino, name: &[u8], may_block: bool) -> Outcome<Step<Entry>> {
+        match self.node(parent)? {
+            Node::Fixed(fixed) => self.lookup_fixed(fixed, name).map(Step::Done),
+            Node::Agent(agent) => self.lookup_agent(&agent, name).map(Step::Done),
+            Node::ImageDir { image, dir, mtime } => self.lookup_in_image(image, dir, mtime, name, may_block),
+            Node::Dir { image, node } => {
+                let tree = self.tree(image)?;
+                let child = tree.lookup(node, name).ok_or(ErrorKind::NotFound)?;
+                Ok(Step::Done(self.entry(Self::tree_node(&tree, image, child))?))
+            }
+            _ => Err(ErrorKind::NotADirectory),
+        }
+    }
+
+    /// Attributes of an inode, and how long they may be believed.
+    pub fn getattr(&self, ino: Ino) -> Outcome<(Attr, Duration)> {
+        let node = self.node(ino)?;
+        Ok((self.attr(ino, &node)?, FOREVER))
+    }
+
+    /// A symlink's target.
+    pub fn readlink(&self, ino: Ino) -> Outcome<Vec<u8>> {
+        match self.node(ino)? {
+            Node::Symlink { target, .. } => Ok(target.to_vec()),
+            Node::Link { target, .. } => Ok(target.as_bytes().to_vec()),
+            _ => Err(ErrorKind::InvalidInput),
+        }
+    }
+
+    /// Reads up to `size` bytes from `offset`; fewer only at the end.
+    pub fn read(&self, ino: Ino, offset: u64, size: u32, may_block: bool) -> Outcome<Step<Data>> {
+        let slice = |len: usize| {
+            let start = usize::try_from(offset).unwrap_or(usize::MAX).min(len);
+            (start, start.saturating_add(size as usize).min(len))
+        };
+        match self.node(ino)? {
+            Node::File { digest, size: declared, shown, seen, .. } => {
+                let cached = match shown {
+                    Shown::Raw => self.cache.peek(&digest),
+                    Shown::Redacted => self.images.redacted(&digest).map(Payload::Heap),
+                };
+                let payload = match cached {
+                    Some(payload) if payload.len() as u64 == declared => payload,
+                    _ if !may_block && declared > INLINE_FILL => return Ok(Step::Blocks),
+                    _ => self.payload(&digest, declared, shown, seen)?,
+                };
+                let (start, end) = slice(payload.len());
+                Ok(Step::Done(Data::Blob(payload, start, end)))
+            }
+            Node::Doc { bytes, .. } => {
+                let (start, end) = slice(bytes.len());
+                Ok(Step::Done(Data::Doc(bytes, start, end)))
+            }
+            Node::Fixed(_) | Node::Agent(_) | Node::ImageDir { .. } | Node::Dir { .. } => {
+                Err(ErrorKind::IsADirectory)
+            }
+            Node::Symlink { .. } | Node::Link { .. } | Node::Special { .. } => Err(ErrorKind::InvalidInput),
+        }
+    }
+
+    fn payload(&self, digest: &Digest, declared: u64, shown: Shown, seen: Seen) -> Outcome<Payload> {
+        match shown {
+            Shown::Raw => self.cache.get(digest, Some(declared)).map_err(|error| self.report(seen, &error)),
+            Shown::Redacted => {
+                let raw = self.cache.get(digest, None).map_err(|error| self.report(seen, &error))?;
+                Ok(Payload::Heap(self.images.redact(digest, &raw)))
+            }
+        }
+    }
+
+    /// Takes back lookups.
+    pub fn forget(&self, ino: Ino, lookups: u64) {
+        self.inodes.forget(ino, lookups);
+    }
+
+    /// Why an inode cannot be changed.
+    pub fn refuse_change(&self, ino: Ino) -> ErrorKind {
+        match self.inodes.get(ino) {
+            Some(_) => ErrorKind::ReadOnly,
+            None => ErrorKind::Stale,
+        }
+    }
+
+    /// Space of the filesystem that holds the store.
+    pub fn statfs(&self) -> Outcome<rustix::fs::StatVfs> {
+        rustix::fs::statvfs(self.store.root()).map_err(|e| ErrorKind::Io(Some(e.raw_os_error())))
+    }
+
+    /// Where the watcher starts.
+    pub(crate) fn watch(&self) -> Watched {
+        self.catalog.watch()
+    }
+
+    /// What changed in the store since the watcher looked last.
+    pub(crate) fn changes(&self, watched: &mut Watched) -> Changes {
+        self.catalog.changes(watched)
+    }
+
+    /// Folders whose cached listings are outdated when images come or go.
+    pub(crate) fn listings_of_images(&self) -> Vec<Ino> {
+        let mut listings = vec![Fixed::Images.ino(), Fixed::Agents.ino()];
+        if let Ok(agents) = self.catalog.agents() {
+            listings.extend(agents.into_iter().map(|name| self.number(&Node::Agent(name))));
+        }
+        listings
+    }
+
+    /// The folders of images and of tags, for the watcher.
+    pub(crate) const IMAGES: Ino = Fixed::Images.ino();
+    pub(crate) const TAGS: Ino = Fixed::Tags.ino();
+
+    fn number(&self, node: &Node) -> Ino {
+        Inodes::number(node, |image| self.catalog.id(image))
+    }
+
+    /// Interns a node whose name and attributes never change.
+    fn entry(&self, node: Node) -> Outcome<Entry> {
+        self.entry_with(node, FOREVER)
+    }
+
+    fn entry_with(&self, node: Node, entry_ttl: Duration) -> Outcome<Entry> {
+        // Attributes first: after interning nothing may fail, or the lookup would never be taken back.
+        let mut attr = self.attr(0, &node)?;
+        attr.ino = self.inodes.intern(node, |image| self.catalog.id(image));
+        Ok(Entry { attr, entry_ttl, attr_ttl: FOREVER })
+    }
+
+    fn attr(&self, ino: Ino, node: &Node) -> Outcome<Attr> {
+        let attr = |kind, mode, size, mtime_ns| Attr {
+            ino,
+            kind,
+            mode,
+            nlink: if kind == Kind::Dir { 2 } else { 1 },
+            size,
+            mtime_ns,
+            uid: self.config.uid,
+            gid: self.config.gid,
+            rdev: 0,
+        };
+        let recorded = |kind, recorded: &Recorded, size| Attr {
+            uid: recorded.uid.unwrap_or(self.config.uid),
+            gid: recorded.gid.unwrap_or(self.config.gid),
+            ..attr(kind, recorded.mode, size, recorded.mtime_ns.unwrap_or(0))
+        };
+        Ok(match node {
+            Node::Fixed(_) => attr(Kind::Dir, 0o755, 0, self.info.lock().started_ns()),
+            Node::Agent(_) => attr(Kind::Dir, 0o755, 0, 0),
+            Node::ImageDir { mtime, .. } => attr(Kind::Dir, 0o755, 0, mtime.saturating_mul(1_000_000_000)),
+            Node::File { size, recorded: r, .. } => recorded(Kind::File, r, *size),
+            Node::Symlink { target, recorded: r } => recorded(Kind::Symlink, r, target.len() as u64),
+            Node::Link { target, mtime } => {
+                attr(Kind::Symlink, 0o777, target.len() as u64, mtime.saturating_mul(1_000_000_000))
+            }
+            Node::Doc { bytes, mtime, .. } => {
+                attr(Kind::File, 0o444, bytes.len() as u64, mtime.saturating_mul(1_000_000_000))
+            }
+            Node::Dir { image, node } | Node::Special { image, node } => {
+                let tree = self.tree(*image)?;
+                let mut attr = recorded(tree.kind(*node), &Self::recorded(&tree, *node), 0);
+                if attr.kind == Kind::Dir {
+                    attr.nlink += tree.subdirs(*node);
+                }
+                attr.rdev = tree.rdev(*node) as u32;
+                attr
+            }
+        })
+    }
+
+    /// Logs damage, once for each blob and image, and returns what the reader gets.
+    fn report(&self, seen: Seen, error: &BlobError) -> ErrorKind {
+        use std::sync::atomic::Ordering;
+        let (kind, digest, counter) = match error {
+            BlobError::Missing(digest) => (ErrorKind::Missing, digest, &self.metrics.missing),
+            BlobError::Mismatch { digest, .. }
+            | BlobError::Undecodable { digest, .. }
+            | BlobError::WrongSize { digest, .. }
+            | BlobError::TooLarge { digest, .. } => (ErrorKind::Damaged, digest, &self.metrics.damaged),
+            BlobError::Io { digest, source } => {
+                (ErrorKind::Io(source.raw_os_error()), digest, &self.metrics.damaged)
+            }
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+        let image = self.catalog.id(seen.image);
+        if self.images.first_report((*digest, seen.image)) {
+            let path = self.path_of(seen);
+            tracing::error!(%image, path, %digest, code = error.code(), "cannot be read: {error}");
+        }
+        kind
+    }
+}

@@ -1,0 +1,299 @@
+//! Which images and tags there are, now: names without parsing, and the order of creation once someone asks.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use chrono::{DateTime, Utc};
+use parking_lot::{Mutex, RwLock};
+
+use super::inode::ImageNo;
+use crate::error::Result;
+use crate::store::{Digest, MarkerError, Store};
+
+/// A folder that changed less than this before it was listed may change again without its time moving on.
+const SETTLED: Duration = Duration::from_millis(100);
+
+/// Longest name of an agent's folder, in bytes.
+const MAX_AGENT: usize = 200;
+
+/// A folder's time, and whether it was old enough when seen to tell the next change.
+type Stamp = Option<(i64, i64)>;
+
+struct Listing {
+    stamp: Stamp,
+    settled: bool,
+    ids: Arc<[Digest]>,
+}
+
+/// What the manifests say about when and by whom images were made.
+#[derive(Default)]
+struct Index {
+    /// The list it was made from.
+    ids: Arc<[Digest]>,
+    known: HashMap<Digest, Option<(DateTime<Utc>, Arc<str>)>>,
+    latest: Option<Digest>,
+    agents: BTreeMap<Arc<str>, BTreeMap<String, Digest>>,
+}
+
+/// The images of the mounted store.
+pub(super) struct Catalog {
+    store: Arc<Store>,
+    listing: Mutex<Listing>,
+    index: Mutex<Index>,
+    numbers: RwLock<(HashMap<Digest, ImageNo>, Vec<Digest>)>,
+}
+
+/// What changed in the store since the watcher looked last.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Changes {
+    pub(crate) added: Vec<Digest>,
+    pub(crate) removed: Vec<Digest>,
+    pub(crate) tags: bool,
+}
+
+/// What the watcher saw last.
+#[derive(Debug)]
+pub(crate) struct Watched {
+    ids: Arc<[Digest]>,
+    tags: Stamp,
+}
+
+impl Catalog {
+    pub(super) fn new(store: Arc<Store>) -> Self {
+        let listing = Mutex::new(Listing { stamp: None, settled: false, ids: Arc::new([]) });
+        Self { store, listing, index: Mutex::default(), numbers: RwLock::default() }
+    }
+
+    /// Ids of all images, sorted. Lists the folder only if it changed.
+    pub(super) fn ids(&self) -> Result<Arc<[Digest]>> {
+        let mut listing = self.listing.lock();
+        let stamp = self.store.images().changed_at();
+        if !listing.settled || listing.stamp != stamp {
+            let ids = self.store.images().ids(&mut |odd| {
+                tracing::debug!("{} is no image marker", odd.display());
+            })?;
+            if *listing.ids != *ids {
+                listing.ids = ids.into();
+            }
+            listing.stamp = stamp;
+            listing.settled = is_settled(stamp);
+        }
+        Ok(Arc::clone(&listing.ids))
+    }
+
+    /// Whether an image is there now; asks the disk.
+    pub(super) fn contains(&self, id: &Digest) -> bool {
+        self.store.images().contains(id)
+    }
+
+    /// The number that stands for an image in this mount.
+    pub(super) fn number(&self, id: &Digest) -> ImageNo {
+        if let Some(number) = self.numbers.read().0.get(id) {
+            return *number;
+        }
+        let mut numbers = self.numbers.write();
+        let (by_id, ids) = &mut *numbers;
+        *by_id.entry(*id).or_insert_with(|| {
+            ids.push(*id);
+            (ids.len() - 1) as ImageNo
+        })
+    }
+
+    /// The image a number stands for.
+    pub(super) fn id(&self, number: ImageNo) -> Digest {
+        self.numbers.read().1[number as usize]
+    }
+
+    /// The newest image. Reads the manifests that were not read before.
+    pub(super) fn latest(&self) -> Result<Option<Digest>> {
+        self.with_index(|index| index.latest)
+    }
+
+    /// Names of the agents' folders.
+    pub(super) fn agents(&self) -> Result<Vec<Arc<str>>> {
+        self.with_index(|index| index.agents.keys().cloned().collect())
+    }
+
+    /// An agent's images by name of link.
+    pub(super) fn agent(&self, name: &str) -> Result<Option<BTreeMap<String, Digest>>> {
+        self.with_index(|index| index.agents.get(name).cloned())
+    }
+
+    /// One of an agent's images.
+    pub(super) fn agent_image(&self, agent: &str, name: &str) -> Result<Option<Digest>> {
+        self.with_index(|index| index.agents.get(agent)?.get(name).copied())
+    }
+
+    /// Whether an agent has a folder; its name as stored.
+    pub(super) fn agent_name(&self, name: &str) -> Result<Option<Arc<str>>> {
+        self.with_index(|index| index.agents.get_key_value(name).map(|(name, _)| Arc::clone(name)))
+    }
+
+    fn with_index<T>(&self, f: impl FnOnce(&Index) -> T) -> Result<T> {
+        let ids = self.ids()?;
+        let mut index = self.index.lock();
+        if !Arc::ptr_eq(&index.ids, &ids) {
+            self.reindex(&mut index, ids);
+        }
+        Ok(f(&index))
+    }
+
+    /// Brings the index up to a list of ids, reading only what is new.
+    fn reindex(&self, index: &mut Index, ids: Arc<[Digest]>) {
+        let mut known = HashMap::with_capacity(ids.len());
+        let mut names: HashMap<String, Arc<str>> = HashMap::new();
+        index.agents.clear();
+        index.latest = None;
+        let mut newest = None;
+        for id in &*ids {
+            let entry = match index.known.remove(id) {
+                Some(entry) => entry,
+                None => match self.store.image(id) {
+                    Ok(image) => {
+                        let folder = agent_folder(&image.manifest.agent.kind);
+                        let name = names.entry(folder).or_insert_with_key(|name| name.as_str().into());
+                        Some((image.manifest.created_at, Arc::clone(name)))
+                    }
+                    Err(MarkerError::Absent(_)) => None,
+                    Err(error) => {
+                        tracing::warn!("{error}; left out of latest and agents/");
+                        None
+                    }
+                },
+            };
+            if let Some((created, agent)) = &entry {
+                newest = newest.max(Some((*created, *id)));
+                let name = format!("{}-{}", created.format("%Y%m%dT%H%M%SZ"), &id.hex()[..12]);
+                index.agents.entry(Arc::clone(agent)).or_default().insert(name, *id);
+            }
+            known.insert(*id, entry);
+        }
+        index.latest = newest.map(|(_, id)| id);
+        index.known = known;
+        index.ids = ids;
+    }
+
+    /// What a watcher that has seen nothing yet compares with.
+    pub(super) fn watch(&self) -> Watched {
+        Watched { ids: self.ids().unwrap_or_default(), tags: stamp(self.store.tags().dir()) }
+    }
+
+    /// What changed since `watched`, which is brought up to date.
+    pub(super) fn changes(&self, watched: &mut Watched) -> Changes {
+        let mut changes = Changes::default();
+        if let Ok(ids) = self.ids()
+            && !Arc::ptr_eq(&ids, &watched.ids)
+        {
+            changes.added = ids.iter().filter(|id| watched.ids.binary_search(id).is_err()).copied().collect();
+            changes.removed =
+                watched.ids.iter().filter(|id| ids.binary_search(id).is_err()).copied().collect();
+            watched.ids = ids;
+        }
+        let tags = stamp(self.store.tags().dir());
+        // An unsettled stamp counts as a change once more, lest the last of a burst is missed.
+        changes.tags = tags != watched.tags || !is_settled(tags);
+        watched.tags = tags;
+        changes
+    }
+}
+
+fn stamp(dir: &Path) -> Stamp {
+    use std::os::unix::fs::MetadataExt;
+    std::fs::metadata(dir).ok().map(|m| (m.mtime(), m.mtime_nsec()))
+}
+
+fn is_settled(stamp: Stamp) -> bool {
+    let Some((seconds, nanoseconds)) = stamp else { return true };
+    let changed = UNIX_EPOCH + Duration::new(seconds.max(0) as u64, nanoseconds as u32);
+    SystemTime::now().duration_since(changed).is_ok_and(|age| age >= SETTLED)
+}
+
+/// The folder that shows an agent's images. Kinds are any text: what cannot be a name is escaped.
+fn agent_folder(kind: &str) -> String {
+    let mut name = String::with_capacity(kind.len());
+    for c in kind.chars() {
+        if name.len() >= MAX_AGENT {
+            break;
+        }
+        let dot_first = c == '.' && name.is_empty();
+        if c == '/' || c == '%' || c.is_control() || dot_first {
+            name.push_str(&format!("%{:02x}", c as u32));
+        } else {
+            name.push(c);
+        }
+    }
+    if name.is_empty() { "%".into() } else { name }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::manifest::tests::sample;
+
+    fn image(store: &Store, second: i64, kind: &str) -> Digest {
+        let mut manifest = sample();
+        manifest.created_at += chrono::Duration::seconds(second);
+        manifest.agent.kind = kind.into();
+        store.put_manifest(&manifest).unwrap()
+    }
+
+    #[test]
+    fn what_comes_and_goes_is_noticed_and_latest_follows() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Arc::new(Store::create(dir.path()).unwrap());
+        let catalog = Catalog::new(Arc::clone(&store));
+        let mut watched = catalog.watch();
+        assert_eq!(catalog.latest().unwrap(), None);
+        let a = image(&store, 1, "x");
+        let b = image(&store, 2, "x");
+        let changes = catalog.changes(&mut watched);
+        assert_eq!((changes.added.len(), changes.removed.len()), (2, 0));
+        assert_eq!(catalog.latest().unwrap(), Some(b));
+        std::fs::remove_file(store.images().marker(&b)).unwrap();
+        assert_eq!(catalog.changes(&mut watched).removed, [b]);
+        assert_eq!(catalog.latest().unwrap(), Some(a));
+        assert_eq!(catalog.changes(&mut watched).removed, []);
+    }
+
+    #[test]
+    fn a_change_of_tags_is_noticed() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Arc::new(Store::create(dir.path()).unwrap());
+        let catalog = Catalog::new(Arc::clone(&store));
+        let mut watched = catalog.watch();
+        assert!(!catalog.changes(&mut watched).tags);
+        store.tags().set("t", &Digest::of(b""), false).unwrap();
+        assert!(catalog.changes(&mut watched).tags);
+    }
+
+    #[test]
+    fn agents_are_folders_whatever_their_kind_is_called() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Arc::new(Store::create(dir.path()).unwrap());
+        let catalog = Catalog::new(Arc::clone(&store));
+        for kind in ["claude-code", "../../etc", "", ".hidden", "a\nb", &"x".repeat(1000)] {
+            image(&store, 0, kind);
+        }
+        let names = catalog.agents().unwrap();
+        assert_eq!(names.len(), 6);
+        for name in &names {
+            assert!(
+                name.len() < 255 && !name.starts_with('.') && !name.contains(['/', '\0', '\n']),
+                "{name}"
+            );
+            assert_eq!(catalog.agent(name).unwrap().unwrap().len(), 1);
+        }
+    }
+
+    #[test]
+    fn numbers_of_images_stay() {
+        let dir = tempfile::tempdir().unwrap();
+        let catalog = Catalog::new(Arc::new(Store::create(dir.path()).unwrap()));
+        let (a, b) = (Digest::of(b"a"), Digest::of(b"b"));
+        let (x, y) = (catalog.number(&a), catalog.number(&b));
+        assert_ne!(x, y);
+        assert_eq!((catalog.number(&a), catalog.id(x), catalog.id(y)), (x, a, b));
+    }
+}

@@ -1,0 +1,127 @@
+//! `.pfimg/`: what the daemon says of itself. Each look gets a new version under a new inode, so that neither the
+//! kernel's cached pages nor its cached size can be outdated.
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, json};
+
+use super::inode::Node;
+use super::{Entry, Op, Outcome, Vfs};
+use crate::error::ErrorKind;
+
+/// Names in `.pfimg/`.
+pub(super) const DOCS: [&str; 2] = ["metrics", "status.json"];
+
+/// What a mount knows of itself.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct MountInfo {
+    /// Process id of the daemon.
+    pub pid: u32,
+    /// Version of this program.
+    pub version: String,
+    /// The store's folder.
+    pub store: PathBuf,
+    /// Where it is mounted.
+    pub mountpoint: PathBuf,
+    /// Where decompressed blobs are kept.
+    pub cache_dir: PathBuf,
+    /// Where the log goes; nothing if to the terminal.
+    pub log: Option<PathBuf>,
+    /// Since when, in RFC 3339.
+    pub started_at: chrono::DateTime<chrono::Utc>,
+}
+
+impl MountInfo {
+    pub(super) fn started_ns(&self) -> i64 {
+        self.started_at.timestamp_nanos_opt().unwrap_or(0)
+    }
+}
+
+impl Vfs {
+    pub(super) fn lookup_control(&self, name: &str) -> Outcome<Entry> {
+        static VERSION: AtomicU64 = AtomicU64::new(1);
+        let bytes = match name {
+            "status.json" => self.status(),
+            "metrics" => self.metrics_text(),
+            _ => return Err(ErrorKind::NotFound),
+        };
+        let mtime = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64);
+        let key = VERSION.fetch_add(1, Ordering::Relaxed);
+        self.entry_with(Node::Doc { bytes: bytes.into_bytes().into(), mtime, key }, Duration::ZERO)
+    }
+
+    fn status(&self) -> String {
+        let info = self.info.lock().clone();
+        let stats = self.cache.stats();
+        let requests: Map<_, _> = Op::ALL
+            .iter()
+            .filter(|op| self.metrics.requests(**op) > 0)
+            .map(|op| (op.name().to_owned(), self.metrics.requests(*op).into()))
+            .collect();
+        let mut status = json!(info);
+        status["images"] = json!(self.catalog.ids().map_or(0, |ids| ids.len()));
+        status["counters"] = json!({
+            "requests": requests,
+            "inodes": self.inodes.len(),
+            "blob_fills": stats.fills,
+            "blob_fill_bytes": stats.fill_bytes,
+            "cache_hits": stats.hits,
+            "cache_evictions": stats.evictions,
+            "cache_heap_bytes": stats.heap_bytes,
+            "cache_mapped_bytes": stats.mapped_bytes,
+            "tree_bytes": self.trees.bytes(),
+            "missing": self.metrics.missing.load(Ordering::Relaxed),
+            "damaged": self.metrics.damaged.load(Ordering::Relaxed),
+        });
+        format!("{status:#}\n")
+    }
+
+    /// Prometheus text format, version 0.0.4.
+    fn metrics_text(&self) -> String {
+        let stats = self.cache.stats();
+        let mut out = String::new();
+        let mut family = |name: &str, kind: &str, help: &str, samples: &[(String, u64)]| {
+            let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
+            for (labels, value) in samples {
+                let _ = writeln!(out, "{name}{labels} {value}");
+            }
+        };
+        let plain = |value: u64| [(String::new(), value)];
+        let requests: Vec<_> = Op::ALL
+            .iter()
+            .map(|op| (format!("{{op=\"{}\"}}", op.name()), self.metrics.requests(*op)))
+            .collect();
+        family("pfimg_fuse_requests_total", "counter", "Requests of the kernel by kind.", &requests);
+        family("pfimg_inodes", "gauge", "Inodes the kernel knows.", &plain(self.inodes.len() as u64));
+        family("pfimg_blob_fills_total", "counter", "Blobs put into the cache.", &plain(stats.fills));
+        family("pfimg_blob_fill_bytes_total", "counter", "Bytes of those.", &plain(stats.fill_bytes));
+        family("pfimg_cache_hits_total", "counter", "Blobs found in the cache.", &plain(stats.hits));
+        family(
+            "pfimg_cache_evictions_total",
+            "counter",
+            "Blobs dropped from the cache.",
+            &plain(stats.evictions),
+        );
+        family(
+            "pfimg_cache_heap_bytes",
+            "gauge",
+            "Bytes of small blobs on the heap.",
+            &plain(stats.heap_bytes),
+        );
+        family(
+            "pfimg_cache_mapped_bytes",
+            "gauge",
+            "Bytes of large blobs in files.",
+            &plain(stats.mapped_bytes),
+        );
+        family("pfimg_tree_bytes", "gauge", "Bytes of parsed file trees.", &plain(self.trees.bytes()));
+        let events = [("missing", &self.metrics.missing), ("damaged", &self.metrics.damaged)]
+            .map(|(kind, counter)| (format!("{{kind=\"{kind}\"}}"), counter.load(Ordering::Relaxed)));
+        family("pfimg_events_total", "counter", "Reads that failed, by reason.", &events);
+        out
+    }
+}

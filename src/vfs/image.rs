@@ -1,0 +1,314 @@
+//! An image's folder: its layers as files.
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::time::Duration;
+
+use lru::LruCache;
+use parking_lot::Mutex;
+
+use super::inode::{ImageDir, ImageNo, Node, Place, Recorded, Seen, Shown};
+use super::{Entry, INLINE_FILL, Outcome, Step, Vfs};
+use crate::error::{Error, ErrorKind};
+use crate::layers::FormatError;
+use crate::layers::cache::PageManifest;
+use crate::layers::world::Kind;
+use crate::store::{BlobError, Digest, Image, LayerFile, MarkerError};
+use crate::tree::{NodeId, Tree};
+
+/// Layer files are plain readable files; their times are not recorded.
+const LAYER_FILE: Recorded = Recorded { mode: 0o644, mtime_ns: None, uid: None, gid: None };
+
+/// Manifests kept parsed (about 2 KiB each), page manifests, redacted ledgers, known sizes (about 100 bytes each)
+/// and damage that was reported.
+const MANIFESTS: usize = 1024;
+const PAGE_MANIFESTS: usize = 16;
+const REDACTED: usize = 16;
+const SIZES: usize = 65_536;
+const REPORTED: usize = 4096;
+
+/// What was learned of images, each within a bound.
+pub(super) struct Images {
+    manifests: Mutex<LruCache<ImageNo, Arc<Image>>>,
+    pages: Mutex<LruCache<Digest, Arc<Pages>>>,
+    redacted: Mutex<LruCache<Digest, Arc<[u8]>>>,
+    sizes: Mutex<LruCache<Digest, u64>>,
+    reported: Mutex<LruCache<(Digest, ImageNo), ()>>,
+}
+
+fn bounded<K: std::hash::Hash + Eq, V>(capacity: usize) -> Mutex<LruCache<K, V>> {
+    Mutex::new(LruCache::new(NonZeroUsize::new(capacity).unwrap_or(NonZeroUsize::MIN)))
+}
+
+/// The pages of a cache layer.
+pub(super) struct Pages {
+    /// (index, K, V), sorted by index.
+    pages: Vec<(u32, Digest, Digest)>,
+    /// Bytes of each, where the page manifest tells.
+    page_bytes: Option<u64>,
+}
+
+impl Pages {
+    pub(super) fn names(&self) -> Vec<String> {
+        self.pages.iter().flat_map(|(ix, ..)| [format!("{ix:08}.k"), format!("{ix:08}.v")]).collect()
+    }
+
+    fn find(&self, name: &str) -> Option<(u32, bool, Digest)> {
+        let (digits, suffix) = name.split_once('.')?;
+        let ix: u32 = digits.parse().ok()?;
+        // One name for each page: neither 1.k nor +0000001.k is another one for 00000001.k.
+        if format!("{ix:08}") != digits {
+            return None;
+        }
+        let at = self.pages.binary_search_by_key(&ix, |(ix, ..)| *ix).ok()?;
+        match suffix {
+            "k" => Some((ix, true, self.pages[at].1)),
+            "v" => Some((ix, false, self.pages[at].2)),
+            _ => None,
+        }
+    }
+}
+
+impl Images {
+    pub(super) fn new() -> Self {
+        Self {
+            manifests: bounded(MANIFESTS),
+            pages: bounded(PAGE_MANIFESTS),
+            redacted: bounded(REDACTED),
+            sizes: bounded(SIZES),
+            reported: bounded(REPORTED),
+        }
+    }
+
+    /// Whether this damage was not told before.
+    pub(super) fn first_report(&self, what: (Digest, ImageNo)) -> bool {
+        self.reported.lock().put(what, ()).is_none()
+    }
+
+    pub(super) fn redacted(&self, digest: &Digest) -> Option<Arc<[u8]>> {
+        self.redacted.lock().get(digest).cloned()
+    }
+
+    pub(super) fn redact(&self, digest: &Digest, ledger: &[u8]) -> Arc<[u8]> {
+        if let Some(redacted) = self.redacted(digest) {
+            return redacted;
+        }
+        let redacted: Arc<[u8]> = crate::layers::effects::redact(ledger).into();
+        self.redacted.lock().put(*digest, Arc::clone(&redacted));
+        redacted
+    }
+}
+
+impl Vfs {
+    /// An image's manifest.
+    pub(super) fn image(&self, image: ImageNo) -> Outcome<Arc<Image>> {
+        if let Some(found) = self.images.manifests.lock().get(&image) {
+            return Ok(Arc::clone(found));
+        }
+        let id = self.catalog.id(image);
+        let found = self.store.image(&id).map_err(|error| match error {
+            MarkerError::Absent(_) => ErrorKind::NotFound,
+            error => self.report_image(image, &id, error),
+        })?;
+        let found = Arc::new(found);
+        self.images.manifests.lock().put(image, Arc::clone(&found));
+        Ok(found)
+    }
+
+    fn report_image(&self, image: ImageNo, id: &Digest, error: MarkerError) -> ErrorKind {
+        self.metrics.damaged.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let error = Error::from(error);
+        if self.images.first_report((*id, image)) {
+            tracing::error!(image = %id, path = "manifest.json", digest = %id, "cannot be read: {error}");
+        }
+        error.kind()
+    }
+
+    /// Logs a layer whose bytes are whole but make no sense, once.
+    fn report_format(&self, seen: Seen, digest: &Digest, error: &FormatError) -> ErrorKind {
+        self.metrics.damaged.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        if self.images.first_report((*digest, seen.image)) {
+            let (image, path) = (self.catalog.id(seen.image), self.path_of(seen));
+            tracing::error!(%image, path, %digest, "refused: {error}");
+        }
+        ErrorKind::Damaged
+    }
+
+    /// An image's file tree.
+    pub(super) fn tree(&self, image: ImageNo) -> Outcome<Arc<Tree>> {
+        let digest = self.image(image)?.manifest.world.fs;
+        let seen = Seen { image, place: Place::Layer(LayerFile::WorldFs) };
+        self.trees.get(&digest, || {
+            let bytes =
+                self.store.blobs().read_metadata(&digest).map_err(|error| self.report(seen, &error))?;
+            Tree::parse(&bytes).map_err(|error| self.report_format(seen, &digest, &error))
+        })
+    }
+
+    /// An image's cache pages.
+    pub(super) fn pages(&self, image: ImageNo) -> Outcome<Arc<Pages>> {
+        let digest = self.image(image)?.manifest.cache.manifest;
+        if let Some(pages) = self.images.pages.lock().get(&digest) {
+            return Ok(Arc::clone(pages));
+        }
+        let seen = Seen { image, place: Place::Layer(LayerFile::CacheManifest) };
+        let bytes = self.store.blobs().read_metadata(&digest).map_err(|error| self.report(seen, &error))?;
+        let manifest =
+            PageManifest::parse(&bytes).map_err(|error| self.report_format(seen, &digest, &error))?;
+        let page_bytes = manifest.page_bytes();
+        let mut pages: Vec<_> = manifest.pages.iter().map(|page| (page.ix, page.k, page.v)).collect();
+        pages.sort_unstable_by_key(|(ix, ..)| *ix);
+        let pages = Arc::new(Pages { pages, page_bytes });
+        self.images.pages.lock().put(digest, Arc::clone(&pages));
+        Ok(pages)
+    }
+
+    pub(super) fn lookup_in_image(
+        &self,
+        image: ImageNo,
+        dir: ImageDir,
+        mtime: i64,
+        name: &[u8],
+        may_block: bool,
+    ) -> Outcome<Step<Entry>> {
+        let name = std::str::from_utf8(name).map_err(|_| ErrorKind::NotFound)?;
+        let folder = |dir| self.entry(Node::ImageDir { image, dir, mtime }).map(Step::Done);
+        let layer = |file| self.layer_entry(image, file, may_block);
+        match (dir, name) {
+            (ImageDir::Top, "manifest.json") => self.manifest_entry(image).map(Step::Done),
+            (ImageDir::Top, "model") => folder(ImageDir::Model),
+            (ImageDir::Top, "cache") => folder(ImageDir::Cache),
+            (ImageDir::Top, "world") => folder(ImageDir::World),
+            (ImageDir::Top, "effects") => folder(ImageDir::Effects),
+            (ImageDir::Top, "trace") => folder(ImageDir::Trace),
+            (ImageDir::Top, "parents") => folder(ImageDir::Parents),
+            (ImageDir::Model, "base") => layer(LayerFile::ModelBase),
+            (ImageDir::Model, "diff.json") => layer(LayerFile::ModelDiff),
+            (ImageDir::Cache, "manifest.json") => layer(LayerFile::CacheManifest),
+            (ImageDir::Cache, "pages") => folder(ImageDir::Pages),
+            (ImageDir::World, "fs") => self.entry(Node::Dir { image, node: NodeId::ROOT }).map(Step::Done),
+            (ImageDir::World, "env.json") => layer(LayerFile::WorldEnv),
+            (ImageDir::World, "procs.json") => layer(LayerFile::WorldProcs),
+            (ImageDir::Effects, "ledger.jsonl") => layer(LayerFile::EffectsLedger),
+            (ImageDir::Trace, "messages.jsonl") => layer(LayerFile::TraceMessages),
+            (ImageDir::Pages, name) => {
+                let pages = self.pages(image)?;
+                let (ix, key, digest) = pages.find(name).ok_or(ErrorKind::NotFound)?;
+                let seen = Seen { image, place: Place::Page { ix, key } };
+                self.blob_entry(digest, pages.page_bytes, Shown::Raw, seen, may_block)
+            }
+            (ImageDir::Parents, name) => {
+                let parents = &self.image(image)?.manifest.parents;
+                let parent = parents.iter().find(|id| id.hex() == name).ok_or(ErrorKind::NotFound)?;
+                let target = format!("../../{}", parent.hex()).into();
+                // The parent may be gone or come back: the link stands all the same.
+                self.entry_with(Node::Link { target, mtime }, Duration::ZERO).map(Step::Done)
+            }
+            _ => Err(ErrorKind::NotFound),
+        }
+    }
+
+    fn manifest_entry(&self, image: ImageNo) -> Outcome<Entry> {
+        // Shown even if it is of a newer schema: the bytes are whole.
+        let id = self.catalog.id(image);
+        let (bytes, _) = self.store.images().bytes(self.store.blobs(), &id).map_err(|error| match error {
+            MarkerError::Absent(_) => ErrorKind::NotFound,
+            error => self.report_image(image, &id, error),
+        })?;
+        let key = super::inode::hash_bytes(id.as_bytes());
+        self.entry(Node::Doc { bytes: bytes.into(), mtime: 0, key: key | 1 << 63 })
+    }
+
+    fn layer_entry(&self, image: ImageNo, file: LayerFile, may_block: bool) -> Outcome<Step<Entry>> {
+        let manifest = &self.image(image)?.manifest;
+        let digest = match file {
+            LayerFile::ModelBase => manifest.model.base,
+            LayerFile::ModelDiff => manifest.model.diff,
+            LayerFile::CacheManifest => manifest.cache.manifest,
+            LayerFile::WorldFs => manifest.world.fs,
+            LayerFile::WorldEnv => manifest.world.env,
+            LayerFile::WorldProcs => manifest.world.procs,
+            LayerFile::EffectsLedger => manifest.effects.ledger,
+            LayerFile::TraceMessages => manifest.trace.messages,
+        };
+        let shown = if file == LayerFile::EffectsLedger && !self.config.reveal_secrets {
+            Shown::Redacted
+        } else {
+            Shown::Raw
+        };
+        self.blob_entry(digest, None, shown, Seen { image, place: Place::Layer(file) }, may_block)
+    }
+
+    /// The file that shows a blob. Its size is declared, known from before, or found out by decompressing it.
+    fn blob_entry(
+        &self,
+        digest: Digest,
+        declared: Option<u64>,
+        shown: Shown,
+        seen: Seen,
+        may_block: bool,
+    ) -> Outcome<Step<Entry>> {
+        let failed = |error: Arc<BlobError>| self.report(seen, &error);
+        let known = match (declared, shown) {
+            (Some(size), Shown::Raw) => Some(size),
+            (None, Shown::Raw) => self.images.sizes.lock().get(&digest).copied(),
+            (_, Shown::Redacted) => self.images.redacted(&digest).map(|bytes| bytes.len() as u64),
+        };
+        let size = match known {
+            Some(size) => size,
+            None if !may_block
+                && self.cache.peek(&digest).is_none()
+                && self.store.blobs().compressed_size(&digest).is_ok_and(|size| size > INLINE_FILL) =>
+            {
+                return Ok(Step::Blocks);
+            }
+            None => {
+                let payload = self.cache.get(&digest, None).map_err(failed)?;
+                match shown {
+                    Shown::Raw => {
+                        self.images.sizes.lock().put(digest, payload.len() as u64);
+                        payload.len() as u64
+                    }
+                    Shown::Redacted => self.images.redact(&digest, &payload).len() as u64,
+                }
+            }
+        };
+        self.entry(Node::File { digest, size, recorded: LAYER_FILE, shown, seen }).map(Step::Done)
+    }
+
+    pub(super) fn recorded(tree: &Tree, id: NodeId) -> Recorded {
+        let owner = tree.owner(id);
+        Recorded { mode: tree.mode(id), mtime_ns: tree.mtime_ns(id), uid: owner.uid, gid: owner.gid }
+    }
+
+    /// What a tree's node is in the mount.
+    pub(super) fn tree_node(tree: &Tree, image: ImageNo, id: NodeId) -> Node {
+        match (tree.kind(id), tree.blob(id), tree.target(id)) {
+            (Kind::File, Some(digest), _) => Node::File {
+                digest: *digest,
+                size: tree.size(id),
+                recorded: Self::recorded(tree, id),
+                shown: Shown::Raw,
+                seen: Seen { image, place: Place::World(id) },
+            },
+            (Kind::Symlink, _, Some(target)) => {
+                Node::Symlink { target: target.into(), recorded: Self::recorded(tree, id) }
+            }
+            (Kind::Dir, ..) => Node::Dir { image, node: id },
+            _ => Node::Special { image, node: id },
+        }
+    }
+
+    /// Where a file is, for messages.
+    pub(super) fn path_of(&self, seen: Seen) -> String {
+        match seen.place {
+            Place::Layer(file) => file.path().to_owned(),
+            Place::Manifest => "manifest.json".to_owned(),
+            Place::Page { ix, key } => format!("cache/pages/{ix:08}.{}", if key { 'k' } else { 'v' }),
+            Place::World(node) => {
+                let path = self.tree(seen.image).map(|tree| tree.path(node)).unwrap_or_default();
+                format!("world/fs/{}", String::from_utf8_lossy(&path).escape_debug())
+            }
+        }
+    }
+}

@@ -1,0 +1,378 @@
+//! Inodes: what the kernel holds on to, by number.
+//!
+//! A number is computed from what the inode is, so that it is the same after the kernel forgot it, after a remount,
+//! and in every image that holds the same file. The table keeps only what the kernel has looked up.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry as Slot;
+use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use crate::store::{Digest, LayerFile};
+use crate::tree::NodeId;
+
+/// An inode's number, unique in the mount. 1 is the root, as FUSE wants it.
+pub type Ino = u64;
+
+/// Numbers below this belong to the fixed folders.
+const FIRST_COMPUTED: Ino = 1 << 10;
+
+/// An image's number in this mount; see [`super::catalog::Catalog`].
+pub(super) type ImageNo = u32;
+
+/// The folders that are always there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u64)]
+pub(super) enum Fixed {
+    Root = 1,
+    Images = 2,
+    Tags = 3,
+    Agents = 4,
+    Control = 5,
+}
+
+impl Fixed {
+    pub(super) const fn ino(self) -> Ino {
+        self as Ino
+    }
+}
+
+/// The folders of an image that are not its files'.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum ImageDir {
+    Top,
+    Model,
+    Cache,
+    Pages,
+    World,
+    Effects,
+    Trace,
+    Parents,
+}
+
+/// Attributes of a read-only file that its tree records. They are part of what it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Recorded {
+    pub(super) mode: u16,
+    pub(super) mtime_ns: Option<i64>,
+    pub(super) uid: Option<u32>,
+    pub(super) gid: Option<u32>,
+}
+
+/// Where a file was first seen, for messages.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Seen {
+    pub(super) image: ImageNo,
+    pub(super) place: Place,
+}
+
+/// A place in an image.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Place {
+    Layer(LayerFile),
+    Page { ix: u32, key: bool },
+    World(NodeId),
+    Manifest,
+}
+
+/// What a blob is shown as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Shown {
+    /// Its exact bytes.
+    Raw,
+    /// A ledger without its session secret.
+    Redacted,
+}
+
+/// What an inode is.
+#[derive(Clone, Debug)]
+pub(super) enum Node {
+    Fixed(Fixed),
+    /// `agents/<kind>/`, by the folder's name.
+    Agent(Arc<str>),
+    ImageDir {
+        image: ImageNo,
+        dir: ImageDir,
+        /// Seconds since 1970: the marker's time.
+        mtime: i64,
+    },
+    /// A folder in `world/fs`.
+    Dir {
+        image: ImageNo,
+        node: NodeId,
+    },
+    /// A blob.
+    File {
+        digest: Digest,
+        size: u64,
+        recorded: Recorded,
+        shown: Shown,
+        seen: Seen,
+    },
+    /// A symlink that a tree records.
+    Symlink {
+        target: Arc<[u8]>,
+        recorded: Recorded,
+    },
+    /// A fifo, socket or device that a tree records.
+    Special {
+        image: ImageNo,
+        node: NodeId,
+    },
+    /// A symlink of our own.
+    Link {
+        target: Arc<str>,
+        mtime: i64,
+    },
+    /// Bytes made by the daemon. Each version is an inode of its own.
+    Doc {
+        bytes: Arc<[u8]>,
+        mtime: i64,
+        /// What told it apart when its number was given.
+        key: u64,
+    },
+}
+
+/// Mixes a number into a hash (the finaliser of splitmix64).
+fn mix(hash: u64, value: u64) -> u64 {
+    let mut z = hash.rotate_left(29) ^ value.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+/// Hashes bytes the same way in every run (FNV-1a, then mixed).
+pub(super) fn hash_bytes(bytes: &[u8]) -> u64 {
+    let fnv = bytes
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x0100_0000_01b3));
+    mix(fnv, bytes.len() as u64)
+}
+
+fn digest_hash(digest: &Digest) -> u64 {
+    let mut first = [0; 8];
+    first.copy_from_slice(&digest.as_bytes()[..8]);
+    u64::from_le_bytes(first)
+}
+
+impl Recorded {
+    fn hash(&self) -> u64 {
+        let time = self.mtime_ns.map_or(0, |t| mix(1, t as u64));
+        let owner = |id: Option<u32>| id.map_or(0, |id| 1 + u64::from(id));
+        mix(mix(mix(u64::from(self.mode), time), owner(self.uid)), owner(self.gid))
+    }
+}
+
+impl Node {
+    /// The number it should have, given the ids of images.
+    fn number(&self, image_id: impl Fn(ImageNo) -> Digest) -> Ino {
+        let hash = match self {
+            Self::Fixed(fixed) => return fixed.ino(),
+            Self::Agent(name) => mix(1, hash_bytes(name.as_bytes())),
+            Self::ImageDir { image, dir, .. } => mix(mix(2, digest_hash(&image_id(*image))), *dir as u64),
+            Self::Dir { image, node } | Self::Special { image, node } => {
+                mix(mix(3, digest_hash(&image_id(*image))), u64::from(node.0))
+            }
+            Self::File { digest, recorded, shown, .. } => {
+                mix(mix(mix(4, digest_hash(digest)), recorded.hash()), *shown as u64)
+            }
+            Self::Symlink { target, recorded } => mix(mix(5, hash_bytes(target)), recorded.hash()),
+            Self::Link { target, mtime } => mix(mix(6, hash_bytes(target.as_bytes())), *mtime as u64),
+            Self::Doc { key, .. } => mix(7, *key),
+        };
+        // Positive as a signed number, for programs that print inodes so.
+        (hash >> 1).max(FIRST_COMPUTED)
+    }
+
+    /// Whether both are the same inode. Where they were seen does not count.
+    fn same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Fixed(a), Self::Fixed(b)) => a == b,
+            (Self::Agent(a), Self::Agent(b)) => a == b,
+            (Self::ImageDir { image: a, dir: b, .. }, Self::ImageDir { image: c, dir: d, .. }) => {
+                a == c && b == d
+            }
+            (Self::Dir { image: a, node: b }, Self::Dir { image: c, node: d })
+            | (Self::Special { image: a, node: b }, Self::Special { image: c, node: d }) => a == c && b == d,
+            (
+                Self::File { digest: a, size: b, recorded: c, shown: d, .. },
+                Self::File { digest: e, size: f, recorded: g, shown: h, .. },
+            ) => a == e && b == f && c == g && d == h,
+            (Self::Symlink { target: a, recorded: b }, Self::Symlink { target: c, recorded: d }) => {
+                a == c && b == d
+            }
+            (Self::Link { target: a, mtime: b }, Self::Link { target: c, mtime: d }) => a == c && b == d,
+            (Self::Doc { key: a, .. }, Self::Doc { key: b, .. }) => a == b,
+            _ => false,
+        }
+    }
+}
+
+/// Numbers are hashes already.
+#[derive(Default)]
+pub(super) struct InoHasher(u64);
+
+impl Hasher for InoHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, _: &[u8]) {
+        debug_assert!(false, "only numbers are hashed");
+    }
+
+    fn write_u64(&mut self, ino: u64) {
+        self.0 = ino.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+}
+
+struct Held {
+    node: Node,
+    lookups: u64,
+}
+
+type Shard = HashMap<Ino, Held, BuildHasherDefault<InoHasher>>;
+
+const SHARDS: usize = 64;
+
+/// The inodes the kernel knows, with how often it has looked each up.
+pub(super) struct Inodes {
+    shards: Vec<Mutex<Shard>>,
+}
+
+impl Inodes {
+    pub(super) fn new() -> Self {
+        Self { shards: (0..SHARDS).map(|_| Mutex::new(Shard::default())).collect() }
+    }
+
+    fn shard(&self, ino: Ino) -> &Mutex<Shard> {
+        // The lowest bits pick the slot in the map.
+        &self.shards[(ino >> 20) as usize % SHARDS]
+    }
+
+    /// The number a node would get, without counting a lookup. Good for listings.
+    pub(super) fn number(node: &Node, image_id: impl Fn(ImageNo) -> Digest) -> Ino {
+        node.number(image_id)
+    }
+
+    /// Counts a lookup of the node and returns its number. Two nodes never share one.
+    pub(super) fn intern(&self, node: Node, image_id: impl Fn(ImageNo) -> Digest) -> Ino {
+        let mut ino = node.number(image_id);
+        loop {
+            match self.shard(ino).lock().entry(ino) {
+                Slot::Vacant(slot) => {
+                    slot.insert(Held { node, lookups: 1 });
+                    return ino;
+                }
+                Slot::Occupied(mut slot) if slot.get().node.same(&node) => {
+                    slot.get_mut().lookups += 1;
+                    return ino;
+                }
+                Slot::Occupied(_) => ino = (ino + 1).max(FIRST_COMPUTED) & (Ino::MAX >> 1),
+            }
+        }
+    }
+
+    /// What a number stands for.
+    pub(super) fn get(&self, ino: Ino) -> Option<Node> {
+        match ino {
+            1 => Some(Node::Fixed(Fixed::Root)),
+            _ => self.shard(ino).lock().get(&ino).map(|held| held.node.clone()),
+        }
+    }
+
+    /// Takes back `lookups` lookups.
+    pub(super) fn forget(&self, ino: Ino, lookups: u64) {
+        if let Slot::Occupied(mut slot) = self.shard(ino).lock().entry(ino) {
+            let held = slot.get_mut();
+            held.lookups = held.lookups.saturating_sub(lookups);
+            if held.lookups == 0 {
+                slot.remove();
+            }
+        }
+    }
+
+    /// How many inodes the kernel knows.
+    pub(super) fn len(&self) -> usize {
+        self.shards.iter().map(|shard| shard.lock().len()).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(content: &[u8], mode: u16) -> Node {
+        Node::File {
+            digest: Digest::of(content),
+            size: content.len() as u64,
+            recorded: Recorded { mode, mtime_ns: None, uid: None, gid: None },
+            shown: Shown::Raw,
+            seen: Seen { image: 0, place: Place::Manifest },
+        }
+    }
+
+    fn id(image: ImageNo) -> Digest {
+        Digest::of(&image.to_le_bytes())
+    }
+
+    #[test]
+    fn the_same_content_is_the_same_inode_wherever_it_was_seen() {
+        let inodes = Inodes::new();
+        let a = inodes.intern(file(b"x", 0o644), id);
+        let mut elsewhere = file(b"x", 0o644);
+        if let Node::File { seen, .. } = &mut elsewhere {
+            seen.image = 7;
+        }
+        assert_eq!(inodes.intern(elsewhere, id), a);
+        assert_ne!(inodes.intern(file(b"x", 0o755), id), a);
+        assert_ne!(inodes.intern(file(b"y", 0o644), id), a);
+        assert_eq!(inodes.len(), 3);
+    }
+
+    #[test]
+    fn an_inode_lives_as_long_as_the_kernel_knows_it_and_gets_its_number_back() {
+        let inodes = Inodes::new();
+        let ino = inodes.intern(file(b"x", 0o644), id);
+        inodes.intern(file(b"x", 0o644), id);
+        inodes.forget(ino, 1);
+        assert!(inodes.get(ino).is_some());
+        inodes.forget(ino, 1);
+        assert!(inodes.get(ino).is_none());
+        inodes.forget(ino, 1);
+        assert_eq!(inodes.len(), 0);
+        assert_eq!(inodes.intern(file(b"x", 0o644), id), ino);
+    }
+
+    #[test]
+    fn folders_of_different_images_differ_and_nothing_takes_a_fixed_number() {
+        let inodes = Inodes::new();
+        let mut seen = std::collections::HashSet::new();
+        for image in 0..100 {
+            for node in 0..100 {
+                let ino = inodes.intern(Node::Dir { image, node: NodeId(node) }, id);
+                assert!(ino >= FIRST_COMPUTED && ino <= i64::MAX as u64);
+                assert!(seen.insert(ino));
+            }
+        }
+    }
+
+    #[test]
+    fn two_nodes_whose_numbers_collide_get_different_ones() {
+        let inodes = Inodes::new();
+        let (a, b) = (file(b"a", 0o644), file(b"b", 0o644));
+        let number = a.number(id);
+        // Plant another node where `a` wants to go.
+        inodes.shard(number).lock().insert(number, Held { node: b, lookups: 1 });
+        let ino = inodes.intern(a.clone(), id);
+        assert_eq!(ino, number + 1);
+        assert_eq!(inodes.intern(a, id), ino);
+    }
+
+    #[test]
+    fn an_inode_takes_at_most_two_hundred_bytes() {
+        assert!(size_of::<(Ino, Held)>() <= 112, "{}", size_of::<(Ino, Held)>());
+    }
+}

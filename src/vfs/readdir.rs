@@ -1,0 +1,198 @@
+//! Listings. A folder that can change is listed in the order of its cookies, so that an entry that is there
+//! throughout comes exactly once, whatever comes and goes between two calls.
+
+use super::inode::{Fixed, ImageDir, Ino, Node, hash_bytes};
+use super::top::logged;
+use super::{Entry, Outcome, Vfs, control};
+use crate::error::ErrorKind;
+use crate::layers::world::Kind;
+use crate::store::Digest;
+use crate::tree::{NodeId, Tree};
+
+/// Cookies 1 and 2 are those of `.` and `..`.
+const FIRST_COOKIE: u64 = 3;
+
+/// One name in a folder.
+#[derive(Debug)]
+pub struct DirEntry<'a> {
+    /// Inode; never 0, but only a hint where `entry` is absent.
+    pub ino: Ino,
+    /// Where to go on after this entry.
+    pub cookie: u64,
+    /// What it is.
+    pub kind: Kind,
+    /// Its name.
+    pub name: &'a [u8],
+    /// Its attributes, looked up and counted, where the caller wanted them and they cost nothing to find out.
+    pub entry: Option<Entry>,
+}
+
+/// Takes an entry; returns false if there is no room for it. An entry that was not taken was not looked up.
+pub type Emit<'a> = &'a mut dyn FnMut(DirEntry<'_>) -> bool;
+
+impl Vfs {
+    /// Lists a folder from a cookie on (0: from the start). With `plus`, entries of file trees come with their
+    /// attributes and count as looked up.
+    pub fn readdir(&self, ino: Ino, cookie: u64, plus: bool, emit: Emit<'_>) -> Outcome<()> {
+        let node = self.node(ino)?;
+        if !matches!(node, Node::Fixed(_) | Node::Agent(_) | Node::ImageDir { .. } | Node::Dir { .. }) {
+            return Err(ErrorKind::NotADirectory);
+        }
+        for (dots, name) in [(1, &b"."[..]), (2, b"..")] {
+            if cookie < dots && !emit(DirEntry { ino, cookie: dots, kind: Kind::Dir, name, entry: None }) {
+                return Ok(());
+            }
+        }
+        match node {
+            Node::Dir { image, node } => self.list_tree(&*self.tree(image)?, image, node, cookie, plus, emit),
+            Node::Fixed(fixed) => self.list_fixed(fixed, cookie, emit),
+            Node::Agent(agent) => {
+                let images = self.catalog.agent(&agent).map_err(logged)?.ok_or(ErrorKind::NotFound)?;
+                list_changing(images.keys().map(|name| (name.as_str(), Kind::Symlink)), cookie, emit);
+                Ok(())
+            }
+            Node::ImageDir { image, dir, .. } => self.list_image(image, dir, cookie, emit),
+            _ => Ok(()),
+        }
+    }
+
+    fn list_tree(
+        &self,
+        tree: &Tree,
+        image: u32,
+        dir: NodeId,
+        cookie: u64,
+        plus: bool,
+        emit: Emit<'_>,
+    ) -> Outcome<()> {
+        let children = tree.children(dir);
+        let skip = u32::try_from(cookie.saturating_sub(FIRST_COOKIE - 1)).unwrap_or(u32::MAX);
+        for child in children.start.saturating_add(skip)..children.end {
+            let id = NodeId(child);
+            let node = Self::tree_node(tree, image, id);
+            let cookie = u64::from(child - children.start) + FIRST_COOKIE;
+            let (ino, entry) = if plus {
+                let entry = self.entry(node)?;
+                (entry.attr.ino, Some(entry))
+            } else {
+                (self.number(&node), None)
+            };
+            if !emit(DirEntry { ino, cookie, kind: tree.kind(id), name: tree.name(id), entry }) {
+                if entry.is_some() {
+                    self.inodes.forget(ino, 1);
+                }
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn list_fixed(&self, dir: Fixed, cookie: u64, emit: Emit<'_>) -> Outcome<()> {
+        match dir {
+            Fixed::Root => {
+                let names = [
+                    ("agents", Kind::Dir),
+                    ("images", Kind::Dir),
+                    ("latest", Kind::Symlink),
+                    ("tags", Kind::Dir),
+                ];
+                let empty = self.catalog.ids().map_err(logged)?.is_empty();
+                list_changing(
+                    names.into_iter().filter(|(name, _)| !(empty && *name == "latest")),
+                    cookie,
+                    emit,
+                );
+            }
+            Fixed::Images => {
+                let ids = self.catalog.ids().map_err(logged)?;
+                // Sorted by id, so that the cookie, made of the id's first bits, tells where to go on.
+                let start = ids.partition_point(|id| id_cookie(id) <= cookie);
+                for id in &ids[start..] {
+                    let cookie = id_cookie(id);
+                    let (hex, kind) = (id.hex(), Kind::Dir);
+                    if !emit(DirEntry { ino: cookie, cookie, kind, name: hex.as_bytes(), entry: None }) {
+                        break;
+                    }
+                }
+            }
+            Fixed::Tags => {
+                let names = self.store.tags().names().map_err(logged)?;
+                list_changing(names.iter().map(|name| (name.as_str(), Kind::Symlink)), cookie, emit);
+            }
+            Fixed::Agents => {
+                let names = self.catalog.agents().map_err(logged)?;
+                list_changing(names.iter().map(|name| (&**name, Kind::Dir)), cookie, emit);
+            }
+            Fixed::Control => {
+                list_changing(control::DOCS.into_iter().map(|name| (name, Kind::File)), cookie, emit)
+            }
+        }
+        Ok(())
+    }
+
+    fn list_image(&self, image: u32, dir: ImageDir, cookie: u64, emit: Emit<'_>) -> Outcome<()> {
+        let fixed: &[(&str, Kind)] = match dir {
+            ImageDir::Top => &[
+                ("cache", Kind::Dir),
+                ("effects", Kind::Dir),
+                ("manifest.json", Kind::File),
+                ("model", Kind::Dir),
+                ("parents", Kind::Dir),
+                ("trace", Kind::Dir),
+                ("world", Kind::Dir),
+            ],
+            ImageDir::Model => &[("base", Kind::File), ("diff.json", Kind::File)],
+            ImageDir::Cache => &[("manifest.json", Kind::File), ("pages", Kind::Dir)],
+            ImageDir::World => &[("env.json", Kind::File), ("fs", Kind::Dir), ("procs.json", Kind::File)],
+            ImageDir::Effects => &[("ledger.jsonl", Kind::File)],
+            ImageDir::Trace => &[("messages.jsonl", Kind::File)],
+            ImageDir::Pages => {
+                let pages = self.pages(image)?;
+                let names = pages.names();
+                list_fixed_order(names.iter().map(|name| (name.as_str(), Kind::File)), cookie, emit);
+                return Ok(());
+            }
+            ImageDir::Parents => {
+                let names: Vec<_> = self.image(image)?.manifest.parents.iter().map(Digest::hex).collect();
+                list_fixed_order(names.iter().map(|name| (name.as_str(), Kind::Symlink)), cookie, emit);
+                return Ok(());
+            }
+        };
+        list_fixed_order(fixed.iter().copied(), cookie, emit);
+        Ok(())
+    }
+}
+
+/// Lists what never changes: the cookie is the position.
+fn list_fixed_order<'a>(names: impl Iterator<Item = (&'a str, Kind)>, cookie: u64, emit: Emit<'_>) {
+    let skip = usize::try_from(cookie.saturating_sub(FIRST_COOKIE - 1)).unwrap_or(usize::MAX);
+    for (at, (name, kind)) in names.enumerate().skip(skip) {
+        let ino = name_cookie(name);
+        if !emit(DirEntry { ino, cookie: at as u64 + FIRST_COOKIE, kind, name: name.as_bytes(), entry: None })
+        {
+            break;
+        }
+    }
+}
+
+/// Lists what can change between two calls: the cookie is a hash of the name, and they come in its order.
+fn list_changing<'a>(names: impl Iterator<Item = (&'a str, Kind)>, cookie: u64, emit: Emit<'_>) {
+    let mut ordered: Vec<_> = names.map(|(name, kind)| (name_cookie(name), name, kind)).collect();
+    ordered.sort_unstable_by_key(|(cookie, name, _)| (*cookie, *name));
+    for (at, name, kind) in ordered.into_iter().filter(|(at, ..)| *at > cookie) {
+        if !emit(DirEntry { ino: at, cookie: at, kind, name: name.as_bytes(), entry: None }) {
+            break;
+        }
+    }
+}
+
+fn name_cookie(name: &str) -> u64 {
+    (hash_bytes(name.as_bytes()) >> 2).max(FIRST_COOKIE)
+}
+
+/// The first 62 bits of an id, which keep the order of ids.
+fn id_cookie(id: &Digest) -> u64 {
+    let mut first = [0; 8];
+    first.copy_from_slice(&id.as_bytes()[..8]);
+    (u64::from_be_bytes(first) >> 2).max(FIRST_COOKIE)
+}

@@ -1,0 +1,81 @@
+//! The mount's own folders: `/`, `images/`, `tags/`, `agents/`.
+
+use std::os::unix::fs::MetadataExt;
+use std::time::Duration;
+
+use super::inode::{Fixed, ImageDir, Node};
+use super::{Entry, Outcome, Vfs};
+use crate::error::{Error, ErrorKind};
+use crate::store::Digest;
+
+impl Vfs {
+    pub(super) fn lookup_fixed(&self, dir: Fixed, name: &[u8]) -> Outcome<Entry> {
+        // Names of ours are UTF-8; a name that is not cannot be one of them.
+        let name = std::str::from_utf8(name).map_err(|_| ErrorKind::NotFound)?;
+        match dir {
+            Fixed::Root => match name {
+                "images" => self.entry(Node::Fixed(Fixed::Images)),
+                "tags" => self.entry(Node::Fixed(Fixed::Tags)),
+                "agents" => self.entry(Node::Fixed(Fixed::Agents)),
+                ".pfimg" => self.entry(Node::Fixed(Fixed::Control)),
+                "latest" => {
+                    let id = self.catalog.latest().map_err(logged)?.ok_or(ErrorKind::NotFound)?;
+                    self.link(format!("images/{}", id.hex()), &id)
+                }
+                _ => Err(ErrorKind::NotFound),
+            },
+            Fixed::Images => self.lookup_image(name),
+            Fixed::Tags => {
+                let id = self.store.tags().get(name).map_err(|error| match error.kind() {
+                    ErrorKind::NotFound | ErrorKind::InvalidInput => ErrorKind::NotFound,
+                    _ => logged(error),
+                })?;
+                self.link(format!("../images/{}", id.hex()), &id)
+            }
+            Fixed::Agents => {
+                let name = self.catalog.agent_name(name).map_err(logged)?.ok_or(ErrorKind::NotFound)?;
+                self.entry_with(Node::Agent(name), Duration::ZERO)
+            }
+            Fixed::Control => self.lookup_control(name),
+        }
+    }
+
+    fn lookup_image(&self, name: &str) -> Outcome<Entry> {
+        if let Ok(id) = Digest::from_hex(name) {
+            return self.image_entry(&id);
+        }
+        // Prefixes resolve as links, unlisted.
+        let digits = name.strip_prefix("sha256:").unwrap_or(name);
+        let found = self.store.images().with_prefix(digits).map_err(logged)?;
+        match found.as_slice() {
+            [id] => self.link(id.hex(), id),
+            _ => Err(ErrorKind::NotFound),
+        }
+    }
+
+    /// An image's folder. Asks the disk whether its marker is there, and nothing more.
+    pub(super) fn image_entry(&self, id: &Digest) -> Outcome<Entry> {
+        let marker = std::fs::metadata(self.store.images().marker(id)).map_err(|_| ErrorKind::NotFound)?;
+        let image = self.catalog.number(id);
+        self.entry(Node::ImageDir { image, dir: ImageDir::Top, mtime: marker.mtime() })
+    }
+
+    /// A link of ours to an image; its time is the image's. Asked for anew each time.
+    fn link(&self, target: String, id: &Digest) -> Outcome<Entry> {
+        let mtime = std::fs::metadata(self.store.images().marker(id)).map_or(0, |m| m.mtime());
+        self.entry_with(Node::Link { target: target.into(), mtime }, Duration::ZERO)
+    }
+
+    pub(super) fn lookup_agent(&self, agent: &str, name: &[u8]) -> Outcome<Entry> {
+        let name = std::str::from_utf8(name).map_err(|_| ErrorKind::NotFound)?;
+        let id = self.catalog.agent_image(agent, name).map_err(logged)?.ok_or(ErrorKind::NotFound)?;
+        self.link(format!("../../images/{}", id.hex()), &id)
+    }
+}
+
+/// Logs an error that names its path itself.
+#[allow(clippy::needless_pass_by_value)]
+pub(super) fn logged(error: Error) -> ErrorKind {
+    tracing::error!("{error}");
+    error.kind()
+}
