@@ -208,12 +208,14 @@ fn a_tree_that_is_not_one_is_refused() {
 fn a_file_whose_size_is_a_lie_fails_alone() {
     let mut store = FastStore::new();
     let sound = sound_image(&mut store);
-    let content = common::Rng::new(1).bytes(100_000);
-    let digest = store.blob(&content);
+    let mut rng = common::Rng::new(1);
+    let content = rng.bytes(100_000);
     let lies = [("shorter", 99_999), ("longer", 100_001), ("empty", 0), ("much longer", 1 << 40), ("one", 1)];
-    let mut entries: Vec<Value> = lies.iter().map(|(name, size)| file_entry(name, &digest, *size)).collect();
-    entries.push(file_entry("honest", &digest, 100_000));
-    entries.push(file_entry("endless", &digest, u64::MAX));
+    // Each has a blob of its own, so that each is a finding of its own.
+    let mut entries: Vec<Value> =
+        lies.iter().map(|(name, size)| file_entry(name, &store.blob(&rng.bytes(100_000)), *size)).collect();
+    entries.push(store.file("honest", &content));
+    entries.push(file_entry("endless", &store.blob(b"endless"), u64::MAX));
     let fs = store.tree(&entries);
     let id = store.image(&Spec { fs: Some(fs), ..Spec::default() });
     let mount = mount(&store);
