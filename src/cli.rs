@@ -1,5 +1,10 @@
 //! The command line: one file per command.
 
+mod mount;
+mod status;
+mod umount;
+mod units;
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -8,7 +13,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::Store;
 
-/// Mounts a ProcessFork store: every image a folder of its layers.
+/// Mounts a `ProcessFork` store: every image a folder of its layers.
 #[derive(Debug, Parser)]
 #[command(
     name = "pfimg",
@@ -51,13 +56,17 @@ impl StoreArg {
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {}
+enum Command {
+    Mount(mount::MountArgs),
+    #[command(visible_alias = "unmount")]
+    Umount(umount::UmountArgs),
+    Status(status::StatusArgs),
+}
 
 /// Runs the command line and returns the exit code: 0 ok, 1 general, 2 bad input, 4 integrity.
 pub fn run() -> ExitCode {
     let cli = Cli::parse();
-    let result = dispatch(cli);
-    match result {
+    match dispatch(&cli) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("pfimg: {error}");
@@ -66,7 +75,11 @@ pub fn run() -> ExitCode {
     }
 }
 
-fn dispatch(cli: Cli) -> Result<ExitCode> {
-    let _store = cli.store;
-    match cli.command {}
+fn dispatch(cli: &Cli) -> Result<ExitCode> {
+    let store = &cli.store;
+    match &cli.command {
+        Command::Mount(args) => mount::run(store, args),
+        Command::Umount(args) => umount::run(args),
+        Command::Status(args) => status::run(args),
+    }
 }

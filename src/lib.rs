@@ -4,6 +4,7 @@ pub mod cache;
 pub mod cli;
 pub mod error;
 pub mod fixture;
+pub mod fuse;
 pub mod layers;
 pub mod store;
 pub mod tree;

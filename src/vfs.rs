@@ -32,7 +32,7 @@ use crate::layers::world::Kind;
 use crate::store::{BlobError, Digest, Store};
 use catalog::Catalog;
 use image::Images;
-use inode::{Fixed, ImageDir, Inodes, Node, Recorded, Seen, Shown};
+use inode::{Fixed, Inodes, Node, Recorded, Seen, Shown};
 use trees::Trees;
 
 /// Outcome of an operation. The kind alone decides the errno; what there is to tell was logged where it was known.
@@ -284,9 +284,8 @@ impl Vfs {
     /// Folders whose cached listings are outdated when images come or go.
     pub(crate) fn listings_of_images(&self) -> Vec<Ino> {
         let mut listings = vec![Fixed::Images.ino(), Fixed::Agents.ino()];
-        if let Ok(agents) = self.catalog.agents() {
-            listings.extend(agents.into_iter().map(|name| self.number(&Node::Agent(name))));
-        }
+        let agents = self.catalog.agents_looked_at();
+        listings.extend(agents.into_iter().map(|name| self.number(&Node::Agent(name))));
         listings
     }
 

@@ -116,6 +116,11 @@ impl Catalog {
         self.with_index(|index| index.agents.keys().cloned().collect())
     }
 
+    /// Names of the agents' folders as far as someone has looked already; reads nothing.
+    pub(super) fn agents_looked_at(&self) -> Vec<Arc<str>> {
+        self.index.lock().agents.keys().cloned().collect()
+    }
+
     /// An agent's images by name of link.
     pub(super) fn agent(&self, name: &str) -> Result<Option<BTreeMap<String, Digest>>> {
         self.with_index(|index| index.agents.get(name).cloned())

@@ -1,0 +1,234 @@
+//! `pfimg mount`: mounts a store, in the background once it answers.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{BufRead, BufReader, IsTerminal, Write};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::sync::Arc;
+
+use clap::Args;
+
+use super::StoreArg;
+use super::units::parse_bytes;
+use crate::cache::{Cache, CacheConfig};
+use crate::error::{Error, ErrorKind, Result};
+use crate::fuse::{MountOptions, SessionConfig, serve};
+use crate::store::Store;
+use crate::vfs::{MountInfo, Vfs, VfsConfig};
+
+/// A log larger than this, in bytes, is set aside when a mount starts.
+const MAX_LOG: u64 = 8 << 20;
+
+/// Mount a store.
+#[derive(Debug, Args)]
+pub(crate) struct MountArgs {
+    /// The store's folder (default: --store, `PF_STORE`, then ~/.processfork), and where to mount it
+    #[arg(value_names = ["[STORE] MNT"], num_args = 1..=2, required = true)]
+    paths: Vec<PathBuf>,
+    /// Stay in the foreground and log to stderr
+    #[arg(long)]
+    foreground: bool,
+    /// Memory for decompressed blobs and file trees
+    #[arg(long, value_name = "BYTES", default_value = "256MiB", value_parser = parse_bytes)]
+    cache_size: u64,
+    /// Disk space for decompressed blobs of 1 MiB and more
+    #[arg(long, value_name = "BYTES", default_value = "8GiB", value_parser = parse_bytes)]
+    cache_disk: u64,
+    /// Where those are kept; may be shared by several mounts and deleted at any time
+    /// [default: $XDG_CACHE_HOME/pfimg or ~/.cache/pfimg]
+    #[arg(long, value_name = "DIR")]
+    cache_dir: Option<PathBuf>,
+    /// Let other users in (an ordinary user needs user_allow_other in /etc/fuse.conf)
+    #[arg(long)]
+    allow_other: bool,
+    /// Answer extended attributes; makes `ls -l` several times slower
+    #[arg(long)]
+    xattrs: bool,
+    /// Show the session secrets that some ledgers hold; who reads one can forge its ledger
+    #[arg(long)]
+    reveal_secrets: bool,
+    /// Let nothing be written
+    #[arg(long)]
+    read_only: bool,
+    /// Mount options in the words of mount(8), separated by commas
+    #[arg(short = 'o', value_name = "OPTIONS")]
+    options: Vec<String>,
+    /// Where the daemon logs [default: $XDG_STATE_HOME/pfimg or ~/.local/state/pfimg, a file for each mountpoint]
+    #[arg(long, value_name = "FILE")]
+    log: Option<PathBuf>,
+    /// For the process that `mount` starts: say on stdout that the mount answers, or why not
+    #[arg(long, hide = true)]
+    daemon: bool,
+}
+
+impl MountArgs {
+    fn store_and_mountpoint(&self, store: &StoreArg) -> Result<(PathBuf, PathBuf)> {
+        match self.paths.as_slice() {
+            [mountpoint] => Ok((store.path()?, mountpoint.clone())),
+            [store, mountpoint] => Ok((store.clone(), mountpoint.clone())),
+            _ => Err(Error::new(ErrorKind::InvalidInput, "name a mountpoint")),
+        }
+    }
+
+    fn mount_options(&self) -> Result<MountOptions> {
+        let mut options = MountOptions::default();
+        for list in &self.options {
+            options.apply(list)?;
+        }
+        options.allow_other |= self.allow_other;
+        // Nothing under this mount can be written yet, and the kernel says so best.
+        options.read_only = true;
+        Ok(options)
+    }
+}
+
+/// A folder of the user's own for caches or logs: `$variable/pfimg`, `~/fallback/pfimg`, or one in /tmp.
+fn user_dir(variable: &str, fallback: &str) -> PathBuf {
+    let base = std::env::var_os(variable)
+        .map(PathBuf::from)
+        .filter(|path| path.is_absolute())
+        .or_else(|| std::env::home_dir().map(|home| home.join(fallback)));
+    match base {
+        Some(base) => base.join("pfimg"),
+        None => std::env::temp_dir().join(format!("pfimg-{}", rustix::process::geteuid().as_raw())),
+    }
+}
+
+pub(crate) fn run(store: &StoreArg, args: &MountArgs) -> Result<ExitCode> {
+    // What can be found wrong is found here, where there is a terminal to say so.
+    let (store_path, mountpoint) = args.store_and_mountpoint(store)?;
+    let options = args.mount_options()?;
+    let store = Store::open(store_path)?;
+    let mut session = SessionConfig { mountpoint, options };
+    session.prepare()?;
+    if args.foreground { foreground(args, store, &session) } else { background(args, &session.mountpoint) }
+}
+
+/// Starts the daemon as a process of its own and waits until its mount answers.
+fn background(args: &MountArgs, mountpoint: &Path) -> Result<ExitCode> {
+    let failed = |e| Error::io(e, "cannot start the daemon");
+    let log = args.log.clone().unwrap_or_else(|| default_log(mountpoint));
+    let log_file = open_log(&log)?;
+    let mut child = Command::new(std::env::current_exe().map_err(failed)?)
+        .args(std::env::args_os().skip(1))
+        .args(["--foreground", "--daemon", "--log"])
+        .arg(&log)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(log_file)
+        // A group of its own: Ctrl-C at the terminal is not meant for it.
+        .process_group(0)
+        .spawn()
+        .map_err(failed)?;
+    let mut answer = String::new();
+    if let Some(stdout) = child.stdout.take() {
+        BufReader::new(stdout).read_line(&mut answer).map_err(failed)?;
+    }
+    if answer == "ok\n" {
+        return Ok(ExitCode::SUCCESS);
+    }
+    let (code, message) = answer.split_once(' ').unwrap_or(("1", ""));
+    if message.is_empty() {
+        return Err(Error::new(ErrorKind::Io(None), format!("the daemon (pid {}) ended early", child.id()))
+            .with_hint(format!("its log is {}", log.display())));
+    }
+    eprintln!("pfimg: {}", message.trim_end());
+    Ok(ExitCode::from(code.parse().unwrap_or(1)))
+}
+
+fn default_log(mountpoint: &Path) -> PathBuf {
+    let name = mountpoint.to_string_lossy().trim_matches('/').replace('/', "-");
+    // Long paths are told apart by their ends.
+    let start = name.char_indices().rev().nth(150).map_or(0, |(at, _)| at);
+    user_dir("XDG_STATE_HOME", ".local/state").join(format!("{}.log", &name[start..]))
+}
+
+fn open_log(path: &Path) -> Result<File> {
+    let failed = |e| Error::io(e, format!("cannot write the log {}", path.display()));
+    if let Some(dir) = path.parent() {
+        fs::create_dir_all(dir).map_err(failed)?;
+    }
+    if fs::metadata(path).is_ok_and(|m| m.len() > MAX_LOG) {
+        fs::rename(path, path.with_extension("log.old")).map_err(failed)?;
+    }
+    OpenOptions::new().create(true).append(true).open(path).map_err(failed)
+}
+
+fn init_log() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("PFIMG_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_target(false)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr)
+        .try_init();
+}
+
+fn foreground(args: &MountArgs, store: Store, session: &SessionConfig) -> Result<ExitCode> {
+    init_log();
+    if args.daemon {
+        // Away from the terminal, so that closing it does not end the daemon.
+        let _ = rustix::process::setsid();
+    }
+    let answer = |text: &str| {
+        if args.daemon {
+            let mut stdout = std::io::stdout();
+            let _ = writeln!(stdout, "{}", text.replace('\n', " ")).and_then(|()| stdout.flush());
+        }
+    };
+    let served = mount_and_serve(args, store, session, || answer("ok"));
+    if let Err(error) = &served {
+        tracing::error!("{error}");
+        answer(&format!("{} {error}", error.exit_code()));
+    }
+    // Told already, in the log or to the starter.
+    Ok(served.map_or_else(|error| ExitCode::from(error.exit_code()), |()| ExitCode::SUCCESS))
+}
+
+fn mount_and_serve(
+    args: &MountArgs,
+    store: Store,
+    session: &SessionConfig,
+    ready: impl FnOnce(),
+) -> Result<()> {
+    let store = Arc::new(store);
+    let tree_bytes = args.cache_size / 4;
+    let cache_dir = args.cache_dir.clone().unwrap_or_else(|| user_dir("XDG_CACHE_HOME", ".cache"));
+    let cache_dir = std::path::absolute(&cache_dir).map_err(|e| Error::io(e, "--cache-dir"))?;
+    let cache = Arc::new(Cache::new(
+        Arc::clone(&store),
+        &CacheConfig {
+            heap_bytes: args.cache_size - tree_bytes,
+            disk_bytes: args.cache_disk,
+            dir: cache_dir.clone(),
+        },
+    ));
+    let info = MountInfo {
+        pid: std::process::id(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        store: store.root().to_owned(),
+        mountpoint: session.mountpoint.clone(),
+        cache_dir,
+        log: args.log.clone(),
+        started_at: chrono::Utc::now(),
+    };
+    let config = VfsConfig {
+        uid: rustix::process::getuid().as_raw(),
+        gid: rustix::process::getgid().as_raw(),
+        reveal_secrets: args.reveal_secrets,
+        xattrs: args.xattrs,
+        tree_bytes,
+    };
+    let vfs = Arc::new(Vfs::new(store, Arc::clone(&cache), config, info));
+    let adopting = std::thread::Builder::new().name("pfimg-adopt".into()).spawn(move || cache.adopt());
+    if let Err(error) = adopting {
+        tracing::warn!("files of earlier mounts in the cache's folder are not counted: {error}");
+    }
+    if args.daemon {
+        // Every path is absolute by now, and a daemon must not keep its caller's folder busy.
+        std::env::set_current_dir("/").map_err(|e| Error::io(e, "cannot change to /"))?;
+    }
+    serve(vfs, session, ready)
+}

@@ -1,0 +1,48 @@
+//! `pfimg umount`: ends a mount and waits for its daemon.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Args;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+use super::status::read_status;
+use crate::error::Result;
+use crate::fuse::{Unmounted, unmount};
+
+/// How long the daemon is waited for.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Unmount a store.
+#[derive(Debug, Args)]
+pub(crate) struct UmountArgs {
+    /// Where it is mounted
+    #[arg(value_name = "MNT")]
+    mountpoint: PathBuf,
+}
+
+pub(crate) fn run(args: &UmountArgs) -> Result<ExitCode> {
+    // Asked while it still answers; a dead mount has no daemon to wait for.
+    let daemon = read_status(&args.mountpoint)
+        .ok()
+        .and_then(|status| Pid::from_raw(i32::try_from(status.info.pid).ok()?))
+        .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+    let shown = args.mountpoint.display();
+    match unmount(&args.mountpoint)? {
+        Unmounted::Clean => {
+            if let Some(daemon) = daemon {
+                let patience = Timespec { tv_sec: PATIENCE.as_secs() as i64, tv_nsec: 0 };
+                let _ = poll(&mut [PollFd::new(&daemon, PollFlags::IN)], Some(&patience));
+            }
+        }
+        Unmounted::Busy => {
+            eprintln!(
+                "pfimg: {shown} is in use: it was detached, and its daemon ends when the last program closes its files"
+            );
+        }
+        Unmounted::Absent => eprintln!("pfimg: {shown} was unmounted already"),
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,296 @@
+//! Mounting and unmounting: as root by mount(2), else through fusermount3 (FUSE's `_FUSE_COMMFD` protocol).
+//!
+//! The FUSE library's own way is not used: it can unmount another filesystem that was mounted at the same path
+//! meanwhile, and fails while files are open. Here a mount is known by its device number, and only that one is ever
+//! unmounted.
+
+use std::fs::{self, File};
+use std::io::{self, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::{ffi::CString, ffi::OsStr};
+
+use rustix::mount::UnmountFlags;
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType,
+};
+
+use super::mountinfo::{FS_TYPE, Mounted, mounted_at};
+use super::options::MountOptions;
+use crate::error::{Error, ErrorKind, Result};
+
+const FUSERMOUNT: &str = "fusermount3";
+
+/// A mount of ours that is there.
+#[derive(Debug)]
+pub(super) struct OwnMount {
+    pub(super) path: PathBuf,
+    device: String,
+}
+
+/// How an unmounting went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unmounted {
+    /// It is gone.
+    Clean,
+    /// It is gone from the tree of files; programs that use it keep what they have open.
+    Busy,
+    /// It was gone already.
+    Absent,
+}
+
+/// The absolute path of a mountpoint, also where a dead mount answers nothing but ENOTCONN.
+pub(super) fn absolute(mountpoint: &Path) -> Result<PathBuf> {
+    let failed = |e| Error::io(e, format!("cannot use {} as a mountpoint", mountpoint.display()));
+    match fs::canonicalize(mountpoint) {
+        Err(e) if e.raw_os_error() == Some(libc::ENOTCONN) => {
+            let absolute = std::path::absolute(mountpoint).map_err(failed)?;
+            let (Some(parent), Some(name)) = (absolute.parent(), absolute.file_name()) else {
+                return Err(failed(e));
+            };
+            Ok(fs::canonicalize(parent).map_err(failed)?.join(name))
+        }
+        other => other.map_err(failed),
+    }
+}
+
+/// Makes sure that something can be mounted at `path`: clears a dead mount of ours, refuses a live one.
+pub(super) fn prepare(path: &Path) -> Result<()> {
+    let shown = path.display();
+    if let Some(mounted) = mounted_at(path)? {
+        let dead = fs::metadata(path).is_err_and(|e| e.raw_os_error() == Some(libc::ENOTCONN));
+        match (mounted.is_ours(), dead) {
+            (true, true) => {
+                detach(path, true)?;
+                tracing::info!("cleared the dead mount that an ended daemon left at {shown}");
+            }
+            (true, false) => {
+                return Err(Error::new(ErrorKind::Busy, format!("a store is mounted at {shown} already"))
+                    .with_hint(format!("`pfimg umount {shown}` ends it")));
+            }
+            (false, true) => {
+                let fs_type = mounted.fs_type;
+                return Err(Error::new(
+                    ErrorKind::Busy,
+                    format!("{shown} is a dead mount of another filesystem ({fs_type})"),
+                )
+                .with_hint("unmount it first"));
+            }
+            (false, false) => {}
+        }
+    }
+    let metadata =
+        fs::metadata(path).map_err(|e| Error::io(e, format!("cannot use {shown} as a mountpoint")))?;
+    if metadata.is_dir() {
+        Ok(())
+    } else {
+        Err(Error::new(
+            ErrorKind::NotADirectory,
+            format!("{shown} is not a folder, so nothing can be mounted there"),
+        ))
+    }
+}
+
+/// Mounts and returns the connection to the kernel.
+pub(super) fn mount(path: &Path, options: &MountOptions) -> Result<(OwnedFd, OwnMount)> {
+    let fd = if rustix::process::geteuid().is_root() {
+        match mount_directly(path, options) {
+            // Root in a container need not have the capability, but fusermount3 may help all the same.
+            Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+                mount_by_helper(path, options).map_err(|helper| error.with_source(helper))?
+            }
+            other => other?,
+        }
+    } else {
+        if options.suid || options.dev {
+            return Err(Error::new(ErrorKind::PermissionDenied, "only root may mount with suid or dev"));
+        }
+        mount_by_helper(path, options)?
+    };
+    let mounted = mounted_at(path)?.filter(Mounted::is_ours).ok_or_else(|| {
+        Error::new(ErrorKind::Io(None), format!("{} was mounted but is not in mountinfo", path.display()))
+    })?;
+    Ok((fd, OwnMount { path: path.to_owned(), device: mounted.device }))
+}
+
+fn device_error(e: io::Error) -> Error {
+    let error = Error::io(e, "cannot open /dev/fuse");
+    match error.kind() {
+        ErrorKind::NotFound => {
+            error.with_hint("load the kernel module: modprobe fuse; in a container, pass --device /dev/fuse")
+        }
+        ErrorKind::PermissionDenied => {
+            error.with_hint("it needs mode 0666, which Debian's package fuse3 sets at boot")
+        }
+        _ => error,
+    }
+}
+
+fn mount_directly(path: &Path, options: &MountOptions) -> Result<OwnedFd> {
+    let device = File::options().read(true).write(true).open("/dev/fuse").map_err(device_error)?;
+    let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
+    let mut data =
+        format!("fd={},rootmode=40000,user_id={uid},group_id={gid},default_permissions", device.as_raw_fd());
+    if options.allow_other {
+        data.push_str(",allow_other");
+    }
+    let data =
+        CString::new(data).map_err(|_| Error::new(ErrorKind::InvalidInput, "mount options contain NUL"))?;
+    rustix::mount::mount("pfimg", path, FS_TYPE, options.flags(), &*data).map_err(|e| {
+        // EPERM is "not allowed" here, whatever else it may mean.
+        let kind = if e == rustix::io::Errno::PERM {
+            ErrorKind::PermissionDenied
+        } else {
+            ErrorKind::Io(Some(e.raw_os_error()))
+        };
+        Error::new(kind, format!("cannot mount at {}", path.display())).with_source(io::Error::from(e))
+    })?;
+    Ok(device.into())
+}
+
+fn helper_missing(e: io::Error) -> Error {
+    if e.kind() == io::ErrorKind::NotFound {
+        Error::new(
+            ErrorKind::NotFound,
+            format!("{FUSERMOUNT} is not installed, and only root mounts without it"),
+        )
+        .with_hint("install it: apt install fuse3 (the package is called fuse3 on most systems)")
+    } else {
+        Error::io(e, format!("cannot run {FUSERMOUNT}"))
+    }
+}
+
+fn mount_by_helper(path: &Path, options: &MountOptions) -> Result<OwnedFd> {
+    let failed = |e: rustix::io::Errno| Error::io(e.into(), "cannot make a socket for fusermount3");
+    // The helper's end has to survive exec, ours must not.
+    let (ours, theirs) =
+        rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::empty(), None)
+            .map_err(failed)?;
+    rustix::io::fcntl_setfd(&ours, rustix::io::FdFlags::CLOEXEC).map_err(failed)?;
+    let child = Command::new(FUSERMOUNT)
+        .arg("-o")
+        .arg(options.for_fusermount())
+        .arg("--")
+        .arg(path)
+        .env("_FUSE_COMMFD", theirs.as_raw_fd().to_string())
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(helper_missing)?;
+    drop(theirs);
+    let received = receive_fd(&ours);
+    let output = child.wait_with_output().map_err(|e| Error::io(e, format!("cannot run {FUSERMOUNT}")))?;
+    match received {
+        Ok(Some(fd)) if output.status.success() => Ok(fd),
+        _ => {
+            let said = String::from_utf8_lossy(&output.stderr);
+            let said = said.trim().trim_start_matches("fusermount3: ");
+            let error = Error::new(
+                ErrorKind::PermissionDenied,
+                format!("fusermount3 cannot mount at {}: {said}", path.display()),
+            );
+            Err(if said.contains("user_allow_other") {
+                error.with_hint("root has to put user_allow_other into /etc/fuse.conf")
+            } else if said.contains("/dev/fuse") {
+                error.with_hint("/dev/fuse needs mode 0666, which Debian's package fuse3 sets at boot")
+            } else {
+                error
+            })
+        }
+    }
+}
+
+fn receive_fd(socket: &OwnedFd) -> rustix::io::Result<Option<OwnedFd>> {
+    let mut byte = [0];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    rustix::io::retry_on_intr(|| {
+        rustix::net::recvmsg(
+            socket,
+            &mut [IoSliceMut::new(&mut byte)],
+            &mut ancillary,
+            RecvFlags::CMSG_CLOEXEC,
+        )
+    })?;
+    let fd = ancillary.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+        _ => None,
+    });
+    Ok(fd)
+}
+
+/// Takes a mount off its path, lazily if told so.
+fn detach(path: &Path, lazily: bool) -> Result<()> {
+    let failed = |e| Error::io(e, format!("cannot unmount {}", path.display()));
+    if rustix::process::geteuid().is_root() {
+        let mut flags = UnmountFlags::NOFOLLOW;
+        flags.set(UnmountFlags::DETACH, lazily);
+        match rustix::mount::unmount(path, flags) {
+            Err(rustix::io::Errno::PERM) => {}
+            other => return other.map_err(|e| failed(e.into())),
+        }
+    }
+    let mut command = Command::new(FUSERMOUNT);
+    command.arg("-u");
+    if lazily {
+        command.arg("-z");
+    }
+    let output = command
+        .args([OsStr::new("--"), path.as_os_str()])
+        .stdin(Stdio::null())
+        .output()
+        .map_err(helper_missing)?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    let kind = if said.contains("busy") { ErrorKind::Busy } else { ErrorKind::Io(None) };
+    Err(Error::new(kind, format!("cannot unmount {}: {said}", path.display())))
+}
+
+/// Takes a mount off its path if it is the one that shows there; lazily if it is busy.
+fn unmount_device(path: &Path, device: &str) -> Result<Unmounted> {
+    match mounted_at(path)? {
+        Some(mounted) if mounted.device == device => {}
+        Some(mounted) if super::mountinfo::mounts()?.iter().any(|m| m.device == device) => {
+            return Err(Error::new(
+                ErrorKind::Busy,
+                format!("{} is covered by another mount ({})", path.display(), mounted.fs_type),
+            )
+            .with_hint("unmount that one first"));
+        }
+        _ => return Ok(Unmounted::Absent),
+    }
+    match detach(path, false) {
+        Ok(()) => Ok(Unmounted::Clean),
+        Err(error) if error.errno() == libc::EBUSY => detach(path, true).map(|()| Unmounted::Busy),
+        // Gone between the look and the call.
+        Err(error) if matches!(error.errno(), libc::EINVAL | libc::ENOENT) => Ok(Unmounted::Absent),
+        Err(error) => Err(error),
+    }
+}
+
+impl OwnMount {
+    /// Unmounts this mount and no other.
+    pub(super) fn unmount(&self) -> Result<Unmounted> {
+        unmount_device(&self.path, &self.device)
+    }
+}
+
+/// Unmounts the store that is mounted at `mountpoint`, dead or alive. Anything else there is left alone.
+pub fn unmount(mountpoint: &Path) -> Result<Unmounted> {
+    let path = absolute(mountpoint)?;
+    let nothing = |what: String| {
+        Err(Error::new(ErrorKind::InvalidInput, what).with_hint("`pfimg status` lists what is mounted"))
+    };
+    match mounted_at(&path)? {
+        Some(mounted) if mounted.is_ours() => unmount_device(&path, &mounted.device),
+        Some(mounted) => {
+            nothing(format!("what is mounted at {} is not a store but {}", path.display(), mounted.fs_type))
+        }
+        None => nothing(format!("nothing is mounted at {}", path.display())),
+    }
+}

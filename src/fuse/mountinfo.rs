@@ -1,0 +1,103 @@
+//! What is mounted where: `/proc/self/mountinfo`, proc(5).
+
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+
+/// The type under which this program's mounts are listed.
+pub(super) const FS_TYPE: &str = "fuse.pfimg";
+
+/// A mount.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mounted {
+    /// Where.
+    pub path: PathBuf,
+    /// Device, as `major:minor`. Tells this mount from another one at the same path.
+    pub device: String,
+    /// Type of the filesystem.
+    pub fs_type: String,
+    /// Options of the mount and of the filesystem, separated by commas.
+    pub options: String,
+}
+
+impl Mounted {
+    /// Whether it is one of this program's.
+    pub fn is_ours(&self) -> bool {
+        self.fs_type == FS_TYPE
+    }
+}
+
+/// All mounts this process sees, in the order in which they were made: of several at one path the last one shows.
+pub fn mounts() -> Result<Vec<Mounted>> {
+    let path = "/proc/self/mountinfo";
+    let text = fs::read(path).map_err(|e| Error::io(e, format!("cannot read {path}")))?;
+    Ok(parse(&text))
+}
+
+/// What shows at a path.
+pub(super) fn mounted_at(path: &Path) -> Result<Option<Mounted>> {
+    Ok(mounts()?.into_iter().rfind(|mounted| mounted.path == path))
+}
+
+/// `36 35 98:0 /root /mount/point rw,noatime master:1 - ext4 /dev/root rw,errors=continue`
+fn parse(text: &[u8]) -> Vec<Mounted> {
+    text.split(|b| *b == b'\n')
+        .filter_map(|line| {
+            let fields: Vec<&[u8]> = line.split(|b| *b == b' ').collect();
+            let dash = fields.iter().position(|field| *field == b"-")?;
+            let text = |field: &[u8]| String::from_utf8_lossy(field).into_owned();
+            let options = [*fields.get(5)?, *fields.get(dash + 3)?];
+            Some(Mounted {
+                path: PathBuf::from(OsString::from_vec(unescape(fields.get(4)?))),
+                device: text(fields.get(2)?),
+                fs_type: text(fields.get(dash + 1)?),
+                options: options.map(text).join(","),
+            })
+        })
+        .collect()
+}
+
+/// Undoes `\040` and the like.
+fn unescape(field: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let [first, tail @ ..] = rest {
+        let octal = tail
+            .get(..3)
+            .filter(|digits| *first == b'\\' && digits.iter().all(|d| (b'0'..=b'7').contains(d)));
+        if let Some(digits) = octal {
+            out.push(digits.iter().fold(0u8, |n, d| n.wrapping_mul(8).wrapping_add(d - b'0')));
+            rest = &tail[3..];
+        } else {
+            out.push(*first);
+            rest = tail;
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mounts_are_read_with_their_escapes_and_optional_fields() {
+        let text =
+            b"36 35 98:0 / /a\\040b\\134c rw,noatime shared:1 master:2 - ext4 /dev/root rw,errors=continue\n\
+            40 36 0:55 / /mnt rw,nosuid,nodev - fuse.pfimg pfimg rw,user_id=0\ngarbage\n\n";
+        let mounts = parse(text);
+        assert_eq!(mounts.len(), 2);
+        assert_eq!(mounts[0].path, Path::new("/a b\\c"));
+        assert!(!mounts[0].is_ours() && mounts[1].is_ours());
+        assert_eq!(mounts[1].device, "0:55");
+        assert_eq!(mounts[1].options, "rw,nosuid,nodev,rw,user_id=0");
+    }
+
+    #[test]
+    fn this_process_sees_a_root_mount() {
+        assert!(mounted_at(Path::new("/")).unwrap().is_some());
+    }
+}

@@ -1,0 +1,149 @@
+//! Mount options in the words of mount(8).
+
+use rustix::mount::MountFlags;
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// How to mount. The defaults are what an ordinary user may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(clippy::struct_excessive_bools)]
+pub struct MountOptions {
+    /// Nothing can be written.
+    pub read_only: bool,
+    /// Honour set-user-id bits; root only.
+    pub suid: bool,
+    /// Honour device nodes; root only.
+    pub dev: bool,
+    /// Allow programs to be run.
+    pub exec: bool,
+    /// Let other users than the mounting one in.
+    pub allow_other: bool,
+    noatime: bool,
+    nodiratime: bool,
+    sync: bool,
+    dirsync: bool,
+}
+
+impl Default for MountOptions {
+    fn default() -> Self {
+        Self {
+            read_only: false,
+            suid: false,
+            dev: false,
+            exec: true,
+            allow_other: false,
+            noatime: false,
+            nodiratime: false,
+            sync: false,
+            dirsync: false,
+        }
+    }
+}
+
+impl MountOptions {
+    /// Applies a comma-separated list. Later words override earlier ones; a word that is not known is an error.
+    pub fn apply(&mut self, list: &str) -> Result<()> {
+        for word in list.split(',').filter(|word| !word.is_empty()) {
+            match word {
+                "defaults" => *self = Self { allow_other: self.allow_other, ..Self::default() },
+                "ro" => self.read_only = true,
+                "rw" => self.read_only = false,
+                "suid" => self.suid = true,
+                "nosuid" => self.suid = false,
+                "dev" => self.dev = true,
+                "nodev" => self.dev = false,
+                "exec" => self.exec = true,
+                "noexec" => self.exec = false,
+                "noatime" => self.noatime = true,
+                "atime" | "relatime" => self.noatime = false,
+                "nodiratime" => self.nodiratime = true,
+                "diratime" => self.nodiratime = false,
+                "sync" => self.sync = true,
+                "async" => self.sync = false,
+                "dirsync" => self.dirsync = true,
+                "allow_other" => self.allow_other = true,
+                // Always so.
+                "default_permissions" => {}
+                _ => {
+                    return Err(Error::new(ErrorKind::InvalidInput, format!("unknown mount option {word:?}"))
+                        .with_hint(
+                            "known are ro, rw, suid, nosuid, dev, nodev, exec, noexec, atime, noatime, relatime, \
+                             diratime, nodiratime, sync, async, dirsync, allow_other, default_permissions, defaults",
+                        ));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn flags(&self) -> MountFlags {
+        let mut flags = MountFlags::empty();
+        for (set, flag) in [
+            (self.read_only, MountFlags::RDONLY),
+            (!self.suid, MountFlags::NOSUID),
+            (!self.dev, MountFlags::NODEV),
+            (!self.exec, MountFlags::NOEXEC),
+            (self.noatime, MountFlags::NOATIME),
+            (self.nodiratime, MountFlags::NODIRATIME),
+            (self.sync, MountFlags::SYNCHRONOUS),
+            (self.dirsync, MountFlags::DIRSYNC),
+        ] {
+            flags.set(flag, set);
+        }
+        flags
+    }
+
+    /// For fusermount3, which always adds nosuid and nodev for an ordinary user.
+    pub(super) fn for_fusermount(&self) -> String {
+        let mut words = vec!["fsname=pfimg", "subtype=pfimg", "default_permissions"];
+        for (set, word) in [
+            (self.read_only, "ro"),
+            (self.suid, "suid"),
+            (self.dev, "dev"),
+            (!self.exec, "noexec"),
+            (self.noatime, "noatime"),
+            (self.sync, "sync"),
+            (self.dirsync, "dirsync"),
+            (self.allow_other, "allow_other"),
+        ] {
+            if set {
+                words.push(word);
+            }
+        }
+        words.join(",")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(list: &str) -> Result<MountOptions> {
+        let mut options = MountOptions::default();
+        options.apply(list).map(|()| options)
+    }
+
+    #[test]
+    fn nosuid_and_nodev_hold_unless_asked_otherwise() {
+        let flags = parsed("").unwrap().flags();
+        assert_eq!(flags, MountFlags::NOSUID | MountFlags::NODEV);
+        assert_eq!(parsed("suid,dev").unwrap().flags(), MountFlags::empty());
+        assert_eq!(parsed("suid,nosuid,dev,defaults").unwrap().flags(), flags);
+    }
+
+    #[test]
+    fn the_words_of_mount_8_are_understood_and_others_refused() {
+        let options =
+            parsed("ro,noexec,noatime,sync,dirsync,nodiratime,allow_other,default_permissions").unwrap();
+        assert!(options.read_only && !options.exec && options.allow_other);
+        assert!(options.flags().contains(MountFlags::RDONLY | MountFlags::NOEXEC | MountFlags::SYNCHRONOUS));
+        assert_eq!(
+            options.for_fusermount(),
+            "fsname=pfimg,subtype=pfimg,default_permissions,ro,noexec,noatime,sync,dirsync,allow_other"
+        );
+        for bad in ["rox", "fsname=x", "user_id=0", "ro,fd=3", "max_read=1"] {
+            let error = parsed(bad).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidInput, "{bad}");
+        }
+    }
+}
