@@ -17,10 +17,10 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::{
-    BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, Filesystem,
-    Generation, INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
-    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs,
-    ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, Generation, INodeNo,
+    InitFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite,
+    ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
 pub use mount::{Unmounted, unmount};
@@ -30,7 +30,7 @@ pub use session::{SessionConfig, serve};
 
 use crate::error::ErrorKind;
 use crate::layers::world::Kind;
-use crate::vfs::{Attr, Data, Entry, Op, Step, Vfs};
+use crate::vfs::{Attr, Data, Entry, Op, Patience, Step, Vfs};
 use workers::Workers;
 
 /// Largest write or read in one request, in bytes: what the kernel's `max_pages_limit` allows.
@@ -140,12 +140,12 @@ impl Filesystem for Adapter {
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         self.count(Op::Lookup);
-        guarded(Op::Lookup, || match self.vfs.lookup(parent.0, name.as_bytes(), false) {
+        guarded(Op::Lookup, || match self.vfs.lookup(parent.0, name.as_bytes(), Patience::Brief) {
             Ok(Step::Done(entry)) => reply_entry(reply, &entry),
             Err(kind) => reply.error(errno(kind)),
             Ok(Step::Blocks) => {
                 let (vfs, name) = (Arc::clone(&self.vfs), name.as_bytes().to_vec());
-                self.workers.run(move || match vfs.lookup(parent.0, &name, true) {
+                self.workers.run(move || match vfs.lookup(parent.0, &name, Patience::Blocking) {
                     Ok(Step::Done(entry)) => reply_entry(reply, &entry),
                     Ok(Step::Blocks) => reply.error(Errno::EIO),
                     Err(kind) => reply.error(errno(kind)),
@@ -161,9 +161,17 @@ impl Filesystem for Adapter {
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
         self.count(Op::Getattr);
-        guarded(Op::Getattr, || match self.vfs.getattr(ino.0) {
-            Ok((attr, ttl)) => reply.attr(&ttl, &file_attr(&attr)),
+        guarded(Op::Getattr, || match self.vfs.getattr(ino.0, Patience::Brief) {
+            Ok(Step::Done((attr, ttl))) => reply.attr(&ttl, &file_attr(&attr)),
             Err(kind) => reply.error(errno(kind)),
+            Ok(Step::Blocks) => {
+                let vfs = Arc::clone(&self.vfs);
+                self.workers.run(move || match vfs.getattr(ino.0, Patience::Blocking) {
+                    Ok(Step::Done((attr, ttl))) => reply.attr(&ttl, &file_attr(&attr)),
+                    Ok(Step::Blocks) => reply.error(Errno::EIO),
+                    Err(kind) => reply.error(errno(kind)),
+                });
+            }
         });
     }
 
@@ -276,12 +284,12 @@ impl Filesystem for Adapter {
         reply: ReplyData,
     ) {
         self.count(Op::Read);
-        guarded(Op::Read, || match self.vfs.read(ino.0, offset, size, false) {
+        guarded(Op::Read, || match self.vfs.read(ino.0, offset, size, Patience::Brief) {
             Ok(Step::Done(data)) => reply_data(reply, &data),
             Err(kind) => reply.error(errno(kind)),
             Ok(Step::Blocks) => {
                 let vfs = Arc::clone(&self.vfs);
-                self.workers.run(move || match vfs.read(ino.0, offset, size, true) {
+                self.workers.run(move || match vfs.read(ino.0, offset, size, Patience::Blocking) {
                     Ok(Step::Done(data)) => reply_data(reply, &data),
                     Ok(Step::Blocks) => reply.error(Errno::EIO),
                     Err(kind) => reply.error(errno(kind)),
@@ -369,9 +377,9 @@ impl Filesystem for Adapter {
             let listed = self.vfs.readdir(ino.0, offset, true, &mut |entry| {
                 let name = OsStr::from_bytes(entry.name);
                 let (attr, ttl) = match &entry.entry {
-                    Some(found) => (file_attr(&found.attr), found.entry_ttl),
-                    // Inode 0 in the attributes: only the name and the kind are told, nothing was looked up.
-                    None => (name_only(entry.kind), Duration::ZERO),
+                    // One lifetime for both is all that can be told here.
+                    Some(found) => (file_attr(&found.attr), found.entry_ttl.min(found.attr_ttl)),
+                    None => (name_only(entry.ino, entry.kind), Duration::ZERO),
                 };
                 !reply.add(INodeNo(entry.ino), entry.cookie, name, &ttl, &attr, Generation(0))
             });
@@ -496,7 +504,7 @@ impl Filesystem for Adapter {
     }
 }
 
-fn name_only(kind: Kind) -> FileAttr {
-    let attr = Attr { ino: 0, kind, mode: 0, nlink: 0, size: 0, mtime_ns: 0, uid: 0, gid: 0, rdev: 0 };
-    file_attr(&attr)
+/// `.` and `..`: the kernel wants an inode for them and looks at nothing else.
+fn name_only(ino: u64, kind: Kind) -> FileAttr {
+    file_attr(&Attr { ino, kind, mode: 0, nlink: 0, size: 0, mtime_ns: 0, uid: 0, gid: 0, rdev: 0 })
 }

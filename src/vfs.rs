@@ -32,14 +32,14 @@ use crate::layers::world::Kind;
 use crate::store::{BlobError, Digest, Store};
 use catalog::Catalog;
 use image::Images;
-use inode::{Fixed, Inodes, Node, Recorded, Seen, Shown};
+use inode::{Fixed, Inodes, Node, Recorded, Seen, Shown, UNKNOWN_SIZE};
 use trees::Trees;
 
 /// Outcome of an operation. The kind alone decides the errno; what there is to tell was logged where it was known.
 pub type Outcome<T> = Result<T, ErrorKind>;
 
 /// How long the kernel may keep what never changes: ten years.
-pub const FOREVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+pub const FOREVER: Duration = Duration::from_hours(10 * 365 * 24);
 
 /// Largest payload, in bytes, that a request fills by itself instead of leaving it to a worker.
 const INLINE_FILL: u64 = 256 << 10;
@@ -51,6 +51,17 @@ pub enum Step<T> {
     Done(T),
     /// It has to wait for a decompression: ask again where blocking is allowed.
     Blocks,
+}
+
+/// How long a caller can wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Patience {
+    /// As long as it takes.
+    Blocking,
+    /// No longer than a small blob takes to decompress.
+    Brief,
+    /// Not at all: it only lists names. What is not known is left open, with a lifetime of zero.
+    Listing,
 }
 
 /// Attributes of an inode, as stat(2) shows them.
@@ -183,11 +194,11 @@ impl Vfs {
     }
 
     /// Finds a name in a folder and counts the lookup.
-    pub fn lookup(&self, parent: Ino, name: &[u8], may_block: bool) -> Outcome<Step<Entry>> {
+    pub fn lookup(&self, parent: Ino, name: &[u8], patience: Patience) -> Outcome<Step<Entry>> {
         match self.node(parent)? {
-            Node::Fixed(fixed) => self.lookup_fixed(fixed, name).map(Step::Done),
+            Node::Fixed(fixed) => self.lookup_fixed(fixed, name, patience).map(Step::Done),
             Node::Agent(agent) => self.lookup_agent(&agent, name).map(Step::Done),
-            Node::ImageDir { image, dir, mtime } => self.lookup_in_image(image, dir, mtime, name, may_block),
+            Node::ImageDir { image, dir, mtime } => self.lookup_in_image(image, dir, mtime, name, patience),
             Node::Dir { image, node } => {
                 let tree = self.tree(image)?;
                 let child = tree.lookup(node, name).ok_or(ErrorKind::NotFound)?;
@@ -198,22 +209,34 @@ impl Vfs {
     }
 
     /// Attributes of an inode, and how long they may be believed.
-    pub fn getattr(&self, ino: Ino) -> Outcome<(Attr, Duration)> {
-        let node = self.node(ino)?;
-        Ok((self.attr(ino, &node)?, FOREVER))
+    pub fn getattr(&self, ino: Ino, patience: Patience) -> Outcome<Step<(Attr, Duration)>> {
+        let mut node = self.node(ino)?;
+        if let Node::File { digest, size: size @ UNKNOWN_SIZE, shown, seen, .. } = &mut node {
+            match self.find_size(digest, *shown, *seen, patience)? {
+                Step::Done(found) => *size = found,
+                Step::Blocks => return Ok(Step::Blocks),
+            }
+            self.inodes.set_size(ino, *size);
+        }
+        Ok(Step::Done((self.attr(ino, &node)?, FOREVER)))
     }
 
     /// A symlink's target.
     pub fn readlink(&self, ino: Ino) -> Outcome<Vec<u8>> {
         match self.node(ino)? {
             Node::Symlink { target, .. } => Ok(target.to_vec()),
+            Node::Link { target, .. } if target.is_empty() => {
+                // Listed, but never looked up.
+                let id = self.catalog.latest().map_err(top::logged)?.ok_or(ErrorKind::NotFound)?;
+                Ok(format!("images/{}", id.hex()).into_bytes())
+            }
             Node::Link { target, .. } => Ok(target.as_bytes().to_vec()),
             _ => Err(ErrorKind::InvalidInput),
         }
     }
 
     /// Reads up to `size` bytes from `offset`; fewer only at the end.
-    pub fn read(&self, ino: Ino, offset: u64, size: u32, may_block: bool) -> Outcome<Step<Data>> {
+    pub fn read(&self, ino: Ino, offset: u64, size: u32, patience: Patience) -> Outcome<Step<Data>> {
         let slice = |len: usize| {
             let start = usize::try_from(offset).unwrap_or(usize::MAX).min(len);
             (start, start.saturating_add(size as usize).min(len))
@@ -225,8 +248,8 @@ impl Vfs {
                     Shown::Redacted => self.images.redacted(&digest).map(Payload::Heap),
                 };
                 let payload = match cached {
-                    Some(payload) if payload.len() as u64 == declared => payload,
-                    _ if !may_block && declared > INLINE_FILL => return Ok(Step::Blocks),
+                    Some(payload) if declared == UNKNOWN_SIZE || payload.len() as u64 == declared => payload,
+                    _ if patience != Patience::Blocking && declared > INLINE_FILL => return Ok(Step::Blocks),
                     _ => self.payload(&digest, declared, shown, seen)?,
                 };
                 let (start, end) = slice(payload.len());
@@ -245,7 +268,10 @@ impl Vfs {
 
     fn payload(&self, digest: &Digest, declared: u64, shown: Shown, seen: Seen) -> Outcome<Payload> {
         match shown {
-            Shown::Raw => self.cache.get(digest, Some(declared)).map_err(|error| self.report(seen, &error)),
+            Shown::Raw => self
+                .cache
+                .get(digest, (declared != UNKNOWN_SIZE).then_some(declared))
+                .map_err(|error| self.report(seen, &error)),
             Shown::Redacted => {
                 let raw = self.cache.get(digest, None).map_err(|error| self.report(seen, &error))?;
                 Ok(Payload::Heap(self.images.redact(digest, &raw)))

@@ -22,6 +22,7 @@ const MAX_LOG: u64 = 8 << 20;
 
 /// Mount a store.
 #[derive(Debug, Args)]
+#[allow(clippy::struct_excessive_bools)]
 pub(crate) struct MountArgs {
     /// The store's folder (default: --store, `PF_STORE`, then ~/.processfork), and where to mount it
     #[arg(value_names = ["[STORE] MNT"], num_args = 1..=2, required = true)]
@@ -36,10 +37,10 @@ pub(crate) struct MountArgs {
     #[arg(long, value_name = "BYTES", default_value = "8GiB", value_parser = parse_bytes)]
     cache_disk: u64,
     /// Where those are kept; may be shared by several mounts and deleted at any time
-    /// [default: $XDG_CACHE_HOME/pfimg or ~/.cache/pfimg]
+    /// [default: ~/.cache/pfimg, below `XDG_CACHE_HOME` if that is set]
     #[arg(long, value_name = "DIR")]
     cache_dir: Option<PathBuf>,
-    /// Let other users in (an ordinary user needs user_allow_other in /etc/fuse.conf)
+    /// Let other users in (an ordinary user needs `user_allow_other` in /etc/fuse.conf)
     #[arg(long)]
     allow_other: bool,
     /// Answer extended attributes; makes `ls -l` several times slower
@@ -54,7 +55,7 @@ pub(crate) struct MountArgs {
     /// Mount options in the words of mount(8), separated by commas
     #[arg(short = 'o', value_name = "OPTIONS")]
     options: Vec<String>,
-    /// Where the daemon logs [default: $XDG_STATE_HOME/pfimg or ~/.local/state/pfimg, a file for each mountpoint]
+    /// Where the daemon logs [default: a file for each mountpoint in ~/.local/state/pfimg]
     #[arg(long, value_name = "FILE")]
     log: Option<PathBuf>,
     /// For the process that `mount` starts: say on stdout that the mount answers, or why not
@@ -102,7 +103,11 @@ pub(crate) fn run(store: &StoreArg, args: &MountArgs) -> Result<ExitCode> {
     let store = Store::open(store_path)?;
     let mut session = SessionConfig { mountpoint, options };
     session.prepare()?;
-    if args.foreground { foreground(args, store, &session) } else { background(args, &session.mountpoint) }
+    if args.foreground {
+        Ok(foreground(args, store, &session))
+    } else {
+        background(args, &session.mountpoint)
+    }
 }
 
 /// Starts the daemon as a process of its own and waits until its mount answers.
@@ -166,7 +171,7 @@ fn init_log() {
         .try_init();
 }
 
-fn foreground(args: &MountArgs, store: Store, session: &SessionConfig) -> Result<ExitCode> {
+fn foreground(args: &MountArgs, store: Store, session: &SessionConfig) -> ExitCode {
     init_log();
     if args.daemon {
         // Away from the terminal, so that closing it does not end the daemon.
@@ -184,7 +189,7 @@ fn foreground(args: &MountArgs, store: Store, session: &SessionConfig) -> Result
         answer(&format!("{} {error}", error.exit_code()));
     }
     // Told already, in the log or to the starter.
-    Ok(served.map_or_else(|error| ExitCode::from(error.exit_code()), |()| ExitCode::SUCCESS))
+    served.map_or_else(|error| ExitCode::from(error.exit_code()), |()| ExitCode::SUCCESS)
 }
 
 fn mount_and_serve(

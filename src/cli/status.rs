@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 
 use super::units::format_bytes;
 use crate::error::{Error, ErrorKind, Result};
-use crate::fuse::mounts;
+use crate::fuse::{Mounted, mounts};
 use crate::vfs::MountInfo;
 
 /// Show mounted stores.
@@ -47,7 +47,7 @@ pub(crate) fn read_status(mountpoint: &Path) -> Result<Status> {
 pub(crate) fn run(args: &StatusArgs) -> Result<ExitCode> {
     let mountpoints: Vec<PathBuf> = match &args.mountpoint {
         Some(mountpoint) => vec![mountpoint.clone()],
-        None => mounts()?.into_iter().filter(|m| m.is_ours()).map(|m| m.path).collect(),
+        None => mounts()?.into_iter().filter(Mounted::is_ours).map(|m| m.path).collect(),
     };
     let mut found = Vec::new();
     for mountpoint in &mountpoints {

@@ -112,14 +112,12 @@ fn wait(own: &OwnMount, ended: &mpsc::Receiver<End>) -> Result<()> {
             GRACE.as_secs()
         ),
     }
-    match ended.recv_timeout(GRACE) {
-        Ok(End::Session(result)) => gone(result, own),
-        // A second signal, or the grace is over.
-        _ => {
-            tracing::warn!("{shown} is still in use; whoever has it open gets ENOTCONN from now on");
-            Ok(())
-        }
+    if let Ok(End::Session(result)) = ended.recv_timeout(GRACE) {
+        return gone(result, own);
     }
+    // A second signal, or the grace is over.
+    tracing::warn!("{shown} is still in use; whoever has it open gets ENOTCONN from now on");
+    Ok(())
 }
 
 fn gone(result: io::Result<()>, own: &OwnMount) -> Result<()> {

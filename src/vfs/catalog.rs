@@ -1,6 +1,7 @@
 //! Which images and tags there are, now: names without parsing, and the order of creation once someone asks.
 
 use std::collections::{BTreeMap, HashMap};
+use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -27,12 +28,15 @@ struct Listing {
     ids: Arc<[Digest]>,
 }
 
+/// When an image was made and which agent's folder shows it; nothing if its manifest cannot be read.
+type Made = Option<(DateTime<Utc>, Arc<str>)>;
+
 /// What the manifests say about when and by whom images were made.
 #[derive(Default)]
 struct Index {
     /// The list it was made from.
     ids: Arc<[Digest]>,
-    known: HashMap<Digest, Option<(DateTime<Utc>, Arc<str>)>>,
+    known: HashMap<Digest, Made>,
     latest: Option<Digest>,
     agents: BTreeMap<Arc<str>, BTreeMap<String, Digest>>,
 }
@@ -81,11 +85,6 @@ impl Catalog {
             listing.settled = is_settled(stamp);
         }
         Ok(Arc::clone(&listing.ids))
-    }
-
-    /// Whether an image is there now; asks the disk.
-    pub(super) fn contains(&self, id: &Digest) -> bool {
-        self.store.images().contains(id)
     }
 
     /// The number that stands for an image in this mount.
@@ -224,7 +223,7 @@ fn agent_folder(kind: &str) -> String {
         }
         let dot_first = c == '.' && name.is_empty();
         if c == '/' || c == '%' || c.is_control() || dot_first {
-            name.push_str(&format!("%{:02x}", c as u32));
+            let _ = write!(name, "%{:02x}", c as u32);
         } else {
             name.push(c);
         }

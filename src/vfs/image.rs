@@ -7,8 +7,8 @@ use std::time::Duration;
 use lru::LruCache;
 use parking_lot::Mutex;
 
-use super::inode::{ImageDir, ImageNo, Node, Place, Recorded, Seen, Shown};
-use super::{Entry, INLINE_FILL, Outcome, Step, Vfs};
+use super::inode::{ImageDir, ImageNo, Node, Place, Recorded, Seen, Shown, UNKNOWN_SIZE};
+use super::{Attr, Entry, FOREVER, INLINE_FILL, Outcome, Patience, Step, Vfs};
 use crate::error::{Error, ErrorKind};
 use crate::layers::FormatError;
 use crate::layers::cache::PageManifest;
@@ -169,11 +169,11 @@ impl Vfs {
         dir: ImageDir,
         mtime: i64,
         name: &[u8],
-        may_block: bool,
+        patience: Patience,
     ) -> Outcome<Step<Entry>> {
         let name = std::str::from_utf8(name).map_err(|_| ErrorKind::NotFound)?;
         let folder = |dir| self.entry(Node::ImageDir { image, dir, mtime }).map(Step::Done);
-        let layer = |file| self.layer_entry(image, file, may_block);
+        let layer = |file| self.layer_entry(image, file, patience);
         match (dir, name) {
             (ImageDir::Top, "manifest.json") => self.manifest_entry(image).map(Step::Done),
             (ImageDir::Top, "model") => folder(ImageDir::Model),
@@ -186,7 +186,13 @@ impl Vfs {
             (ImageDir::Model, "diff.json") => layer(LayerFile::ModelDiff),
             (ImageDir::Cache, "manifest.json") => layer(LayerFile::CacheManifest),
             (ImageDir::Cache, "pages") => folder(ImageDir::Pages),
-            (ImageDir::World, "fs") => self.entry(Node::Dir { image, node: NodeId::ROOT }).map(Step::Done),
+            (ImageDir::World, "fs") => {
+                let node = Node::Dir { image, node: NodeId::ROOT };
+                if patience == Patience::Listing {
+                    return Ok(Step::Done(self.entry_to_be_asked(node, Kind::Dir)));
+                }
+                self.entry(node).map(Step::Done)
+            }
             (ImageDir::World, "env.json") => layer(LayerFile::WorldEnv),
             (ImageDir::World, "procs.json") => layer(LayerFile::WorldProcs),
             (ImageDir::Effects, "ledger.jsonl") => layer(LayerFile::EffectsLedger),
@@ -195,7 +201,7 @@ impl Vfs {
                 let pages = self.pages(image)?;
                 let (ix, key, digest) = pages.find(name).ok_or(ErrorKind::NotFound)?;
                 let seen = Seen { image, place: Place::Page { ix, key } };
-                self.blob_entry(digest, pages.page_bytes, Shown::Raw, seen, may_block)
+                self.blob_entry(digest, pages.page_bytes, Shown::Raw, seen, patience)
             }
             (ImageDir::Parents, name) => {
                 let parents = &self.image(image)?.manifest.parents;
@@ -219,7 +225,7 @@ impl Vfs {
         self.entry(Node::Doc { bytes: bytes.into(), mtime: 0, key: key | 1 << 63 })
     }
 
-    fn layer_entry(&self, image: ImageNo, file: LayerFile, may_block: bool) -> Outcome<Step<Entry>> {
+    fn layer_entry(&self, image: ImageNo, file: LayerFile, patience: Patience) -> Outcome<Step<Entry>> {
         let manifest = &self.image(image)?.manifest;
         let digest = match file {
             LayerFile::ModelBase => manifest.model.base,
@@ -236,7 +242,7 @@ impl Vfs {
         } else {
             Shown::Raw
         };
-        self.blob_entry(digest, None, shown, Seen { image, place: Place::Layer(file) }, may_block)
+        self.blob_entry(digest, None, shown, Seen { image, place: Place::Layer(file) }, patience)
     }
 
     /// The file that shows a blob. Its size is declared, known from before, or found out by decompressing it.
@@ -246,34 +252,58 @@ impl Vfs {
         declared: Option<u64>,
         shown: Shown,
         seen: Seen,
-        may_block: bool,
+        patience: Patience,
     ) -> Outcome<Step<Entry>> {
-        let failed = |error: Arc<BlobError>| self.report(seen, &error);
-        let known = match (declared, shown) {
-            (Some(size), Shown::Raw) => Some(size),
-            (None, Shown::Raw) => self.images.sizes.lock().get(&digest).copied(),
-            (_, Shown::Redacted) => self.images.redacted(&digest).map(|bytes| bytes.len() as u64),
+        let file = |size| Node::File { digest, size, recorded: LAYER_FILE, shown, seen };
+        let known = match shown {
+            Shown::Raw => declared.or_else(|| self.images.sizes.lock().get(&digest).copied()),
+            Shown::Redacted => self.images.redacted(&digest).map(|bytes| bytes.len() as u64),
         };
         let size = match known {
             Some(size) => size,
-            None if !may_block
-                && self.cache.peek(&digest).is_none()
-                && self.store.blobs().compressed_size(&digest).is_ok_and(|size| size > INLINE_FILL) =>
-            {
-                return Ok(Step::Blocks);
+            None if patience == Patience::Listing => {
+                return Ok(Step::Done(self.entry_to_be_asked(file(UNKNOWN_SIZE), Kind::File)));
             }
-            None => {
-                let payload = self.cache.get(&digest, None).map_err(failed)?;
-                match shown {
-                    Shown::Raw => {
-                        self.images.sizes.lock().put(digest, payload.len() as u64);
-                        payload.len() as u64
-                    }
-                    Shown::Redacted => self.images.redact(&digest, &payload).len() as u64,
-                }
-            }
+            None => match self.find_size(&digest, shown, seen, patience)? {
+                Step::Done(size) => size,
+                Step::Blocks => return Ok(Step::Blocks),
+            },
         };
-        self.entry(Node::File { digest, size, recorded: LAYER_FILE, shown, seen }).map(Step::Done)
+        self.entry(file(size)).map(Step::Done)
+    }
+
+    /// Finds out how long a blob is that nothing declares the size of.
+    pub(super) fn find_size(
+        &self,
+        digest: &Digest,
+        shown: Shown,
+        seen: Seen,
+        patience: Patience,
+    ) -> Outcome<Step<u64>> {
+        if patience != Patience::Blocking
+            && self.cache.peek(digest).is_none()
+            && self.store.blobs().compressed_size(digest).is_ok_and(|size| size > INLINE_FILL)
+        {
+            return Ok(Step::Blocks);
+        }
+        let payload =
+            self.cache.get(digest, None).map_err(|error: Arc<BlobError>| self.report(seen, &error))?;
+        Ok(Step::Done(match shown {
+            Shown::Raw => {
+                self.images.sizes.lock().put(*digest, payload.len() as u64);
+                payload.len() as u64
+            }
+            Shown::Redacted => self.images.redact(digest, &payload).len() as u64,
+        }))
+    }
+
+    /// An entry whose attributes were not found out: whoever wants them asks for them.
+    fn entry_to_be_asked(&self, node: Node, kind: Kind) -> Entry {
+        let mode = if kind == Kind::Dir { 0o755 } else { LAYER_FILE.mode };
+        let (uid, gid) = (self.config.uid, self.config.gid);
+        let ino = self.inodes.intern(node, |image| self.catalog.id(image));
+        let attr = Attr { ino, kind, mode, nlink: 1, size: 0, mtime_ns: 0, uid, gid, rdev: 0 };
+        Entry { attr, entry_ttl: FOREVER, attr_ttl: Duration::ZERO }
     }
 
     pub(super) fn recorded(tree: &Tree, id: NodeId) -> Recorded {
@@ -303,7 +333,6 @@ impl Vfs {
     pub(super) fn path_of(&self, seen: Seen) -> String {
         match seen.place {
             Place::Layer(file) => file.path().to_owned(),
-            Place::Manifest => "manifest.json".to_owned(),
             Place::Page { ix, key } => format!("cache/pages/{ix:08}.{}", if key { 'k' } else { 'v' }),
             Place::World(node) => {
                 let path = self.tree(seen.image).map(|tree| tree.path(node)).unwrap_or_default();

@@ -61,6 +61,9 @@ pub(super) struct Recorded {
     pub(super) gid: Option<u32>,
 }
 
+/// Size of a file that was only listed: finding it out means decompressing it.
+pub(super) const UNKNOWN_SIZE: u64 = u64::MAX;
+
 /// Where a file was first seen, for messages.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Seen {
@@ -74,7 +77,6 @@ pub(super) enum Place {
     Layer(LayerFile),
     Page { ix: u32, key: bool },
     World(NodeId),
-    Manifest,
 }
 
 /// What a blob is shown as.
@@ -186,25 +188,35 @@ impl Node {
         (hash >> 1).max(FIRST_COMPUTED)
     }
 
-    /// Whether both are the same inode. Where they were seen does not count.
+    /// Whether both are the same inode. Where they were seen does not count, nor a size not found out yet.
     fn same(&self, other: &Self) -> bool {
         match (self, other) {
-            (Self::Fixed(a), Self::Fixed(b)) => a == b,
-            (Self::Agent(a), Self::Agent(b)) => a == b,
-            (Self::ImageDir { image: a, dir: b, .. }, Self::ImageDir { image: c, dir: d, .. }) => {
-                a == c && b == d
+            (Self::Fixed(one), Self::Fixed(two)) => one == two,
+            (Self::Agent(one), Self::Agent(two)) => one == two,
+            (Self::ImageDir { image, dir, .. }, Self::ImageDir { image: image2, dir: dir2, .. }) => {
+                image == image2 && dir == dir2
             }
-            (Self::Dir { image: a, node: b }, Self::Dir { image: c, node: d })
-            | (Self::Special { image: a, node: b }, Self::Special { image: c, node: d }) => a == c && b == d,
+            (Self::Dir { image, node }, Self::Dir { image: image2, node: node2 })
+            | (Self::Special { image, node }, Self::Special { image: image2, node: node2 }) => {
+                image == image2 && node == node2
+            }
             (
-                Self::File { digest: a, size: b, recorded: c, shown: d, .. },
-                Self::File { digest: e, size: f, recorded: g, shown: h, .. },
-            ) => a == e && b == f && c == g && d == h,
-            (Self::Symlink { target: a, recorded: b }, Self::Symlink { target: c, recorded: d }) => {
-                a == c && b == d
+                Self::File { digest, size, recorded, shown, .. },
+                Self::File { digest: digest2, size: size2, recorded: recorded2, shown: shown2, .. },
+            ) => {
+                let sizes = [*size, *size2];
+                digest == digest2
+                    && recorded == recorded2
+                    && shown == shown2
+                    && (size == size2 || sizes.contains(&UNKNOWN_SIZE))
             }
-            (Self::Link { target: a, mtime: b }, Self::Link { target: c, mtime: d }) => a == c && b == d,
-            (Self::Doc { key: a, .. }, Self::Doc { key: b, .. }) => a == b,
+            (Self::Symlink { target, recorded }, Self::Symlink { target: target2, recorded: recorded2 }) => {
+                target == target2 && recorded == recorded2
+            }
+            (Self::Link { target, mtime }, Self::Link { target: target2, mtime: mtime2 }) => {
+                target == target2 && mtime == mtime2
+            }
+            (Self::Doc { key, .. }, Self::Doc { key: key2, .. }) => key == key2,
             _ => false,
         }
     }
@@ -267,7 +279,11 @@ impl Inodes {
                     return ino;
                 }
                 Slot::Occupied(mut slot) if slot.get().node.same(&node) => {
-                    slot.get_mut().lookups += 1;
+                    let held = slot.get_mut();
+                    held.lookups += 1;
+                    if let Node::File { size: UNKNOWN_SIZE, .. } = held.node {
+                        held.node = node;
+                    }
                     return ino;
                 }
                 Slot::Occupied(_) => ino = (ino + 1).max(FIRST_COMPUTED) & (Ino::MAX >> 1),
@@ -280,6 +296,13 @@ impl Inodes {
         match ino {
             1 => Some(Node::Fixed(Fixed::Root)),
             _ => self.shard(ino).lock().get(&ino).map(|held| held.node.clone()),
+        }
+    }
+
+    /// Notes the size of a file that was only listed before.
+    pub(super) fn set_size(&self, ino: Ino, found: u64) {
+        if let Some(Held { node: Node::File { size, .. }, .. }) = self.shard(ino).lock().get_mut(&ino) {
+            *size = found;
         }
     }
 
@@ -310,7 +333,7 @@ mod tests {
             size: content.len() as u64,
             recorded: Recorded { mode, mtime_ns: None, uid: None, gid: None },
             shown: Shown::Raw,
-            seen: Seen { image: 0, place: Place::Manifest },
+            seen: Seen { image: 0, place: Place::World(NodeId::ROOT) },
         }
     }
 
@@ -353,7 +376,7 @@ mod tests {
         for image in 0..100 {
             for node in 0..100 {
                 let ino = inodes.intern(Node::Dir { image, node: NodeId(node) }, id);
-                assert!(ino >= FIRST_COMPUTED && ino <= i64::MAX as u64);
+                assert!((FIRST_COMPUTED..=i64::MAX as u64).contains(&ino));
                 assert!(seen.insert(ino));
             }
         }

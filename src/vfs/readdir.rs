@@ -3,7 +3,7 @@
 
 use super::inode::{Fixed, ImageDir, Ino, Node, hash_bytes};
 use super::top::logged;
-use super::{Entry, Outcome, Vfs, control};
+use super::{Entry, Outcome, Patience, Step, Vfs, control};
 use crate::error::ErrorKind;
 use crate::layers::world::Kind;
 use crate::store::Digest;
@@ -15,7 +15,7 @@ const FIRST_COOKIE: u64 = 3;
 /// One name in a folder.
 #[derive(Debug)]
 pub struct DirEntry<'a> {
-    /// Inode; never 0, but only a hint where `entry` is absent.
+    /// Inode; never 0, but only a hint where `entry` is absent (without `plus`, and for `.` and `..`).
     pub ino: Ino,
     /// Where to go on after this entry.
     pub cookie: u64,
@@ -23,7 +23,7 @@ pub struct DirEntry<'a> {
     pub kind: Kind,
     /// Its name.
     pub name: &'a [u8],
-    /// Its attributes, looked up and counted, where the caller wanted them and they cost nothing to find out.
+    /// Its attributes, looked up and counted, where the caller wanted them.
     pub entry: Option<Entry>,
 }
 
@@ -38,20 +38,52 @@ impl Vfs {
         if !matches!(node, Node::Fixed(_) | Node::Agent(_) | Node::ImageDir { .. } | Node::Dir { .. }) {
             return Err(ErrorKind::NotADirectory);
         }
+        // The kernel takes these two for names only, and counts no lookup.
         for (dots, name) in [(1, &b"."[..]), (2, b"..")] {
             if cookie < dots && !emit(DirEntry { ino, cookie: dots, kind: Kind::Dir, name, entry: None }) {
                 return Ok(());
             }
         }
+        if let Node::Dir { image, node } = node {
+            return self.list_tree(&*self.tree(image)?, image, node, cookie, plus, emit);
+        }
+        let mut failed = None;
+        // With attributes, a listing is a lookup of each name.
+        let mut looked_up = |mut entry: DirEntry<'_>| {
+            if plus {
+                match self.lookup(ino, entry.name, Patience::Listing) {
+                    Ok(Step::Done(found)) => (entry.ino, entry.entry) = (found.attr.ino, Some(found)),
+                    // Gone meanwhile, or damaged and logged as such.
+                    Ok(Step::Blocks) | Err(ErrorKind::NotFound) => return true,
+                    Err(kind) => {
+                        failed = Some(kind);
+                        return true;
+                    }
+                }
+            }
+            let (ino, counted) = (entry.ino, entry.entry.is_some());
+            let taken = emit(entry);
+            if !taken && counted {
+                self.inodes.forget(ino, 1);
+            }
+            taken
+        };
         match node {
-            Node::Dir { image, node } => self.list_tree(&*self.tree(image)?, image, node, cookie, plus, emit),
-            Node::Fixed(fixed) => self.list_fixed(fixed, cookie, emit),
+            Node::Fixed(fixed) => self.list_fixed(fixed, cookie, &mut looked_up),
             Node::Agent(agent) => {
                 let images = self.catalog.agent(&agent).map_err(logged)?.ok_or(ErrorKind::NotFound)?;
-                list_changing(images.keys().map(|name| (name.as_str(), Kind::Symlink)), cookie, emit);
+                list_changing(
+                    images.keys().map(|name| (name.as_str(), Kind::Symlink)),
+                    cookie,
+                    &mut looked_up,
+                );
                 Ok(())
             }
-            Node::ImageDir { image, dir, .. } => self.list_image(image, dir, cookie, emit),
+            Node::ImageDir { image, dir, .. } => {
+                self.list_image(image, dir, cookie, &mut looked_up)?;
+                // A folder of layers whose manifest cannot be read must not look empty.
+                failed.map_or(Ok(()), Err)
+            }
             _ => Ok(()),
         }
     }
@@ -124,7 +156,7 @@ impl Vfs {
                 list_changing(names.iter().map(|name| (&**name, Kind::Dir)), cookie, emit);
             }
             Fixed::Control => {
-                list_changing(control::DOCS.into_iter().map(|name| (name, Kind::File)), cookie, emit)
+                list_changing(control::DOCS.into_iter().map(|name| (name, Kind::File)), cookie, emit);
             }
         }
         Ok(())
