@@ -435,5 +435,87 @@ fn a_cache_folder_may_be_deleted_while_mounted() {
     let _ = std::fs::remove_dir_all(&cache);
     assert!(std::fs::read(&path).unwrap() == content, "wrong bytes");
     assert_eq!(std::fs::read(mount.image(&id).join("model/base")).unwrap(), b"base:test");
+    drop(file);
+    mount.unmount();
+}
+
+#[test]
+fn two_mounts_that_evict_each_others_cached_files_stay_right() {
+    let mut store = FastStore::new();
+    let contents: Vec<Vec<u8>> = (0..4).map(|n| Rng::new(n).bytes(6 << 20)).collect();
+    let entries: Vec<_> =
+        contents.iter().enumerate().map(|(n, content)| store.file(&n.to_string(), content)).collect();
+    let fs = store.tree(&entries);
+    let id = store.image(&Spec { fs: Some(fs), ..Spec::default() });
+    let (_dir, dir) = common::temp_dir();
+    let cache = dir.join("cache");
+    // Room for two of the four.
+    let mount = || {
+        let args = ["--cache-size", "8MiB", "--cache-disk", "13MiB", "--cache-dir", cache.to_str().unwrap()];
+        Mount::of(store.root()).args(args).start()
+    };
+    let mounts = [mount(), mount()];
+    std::thread::scope(|scope| {
+        for (seed, mount) in mounts.iter().enumerate() {
+            let (contents, id) = (&contents, &id);
+            scope.spawn(move || {
+                let mut rng = Rng::new(seed as u64);
+                for _ in 0..40 {
+                    let n = rng.below(4) as usize;
+                    let file =
+                        std::fs::File::open(mount.image(id).join("world/fs").join(n.to_string())).unwrap();
+                    let at = rng.below(5 << 20);
+                    let mut part = vec![0; 300_000];
+                    std::os::unix::fs::FileExt::read_exact_at(&file, &mut part, at).unwrap();
+                    assert!(part == contents[n][at as usize..at as usize + part.len()], "file {n} at {at}");
+                }
+            });
+        }
+    });
+    for mount in mounts {
+        mount.unmount();
+    }
+    let kept: u64 = all_files(&cache).iter().map(|path| path.metadata().unwrap().len()).sum();
+    println!("{kept} bytes are kept");
+    assert!(kept <= 2 * (13 << 20), "{kept} bytes are kept by two mounts that may keep 13 MiB each");
+}
+
+#[test]
+fn a_daemon_that_is_killed_while_it_fills_its_cache_leaves_no_litter() {
+    let mut store = FastStore::new();
+    let digest = store.large_blob(768, |n| vec![n as u8; 1 << 20]);
+    let fs = store.tree(&[file_entry("huge", &digest, 768 << 20)]);
+    let id = store.image(&Spec { fs: Some(fs), ..Spec::default() });
+    let (_dir, dir) = common::temp_dir();
+    let cache = dir.join("cache");
+    let start = || Mount::of(store.root()).args([Path::new("--cache-dir"), &cache]).start();
+    let mut mount = start();
+    let path = mount.image(&id).join("world/fs/huge");
+    let reader = std::thread::spawn(move || std::fs::read(path).map(|bytes| bytes.len()));
+    let fds = PathBuf::from(format!("/proc/{}/fd", mount.pid()));
+    let is_filling = || {
+        let Ok(fds) = std::fs::read_dir(&fds) else { return false };
+        fds.flatten().any(|fd| {
+            let is_large = || std::fs::metadata(fd.path()).is_ok_and(|m| m.len() > 8 << 20);
+            std::fs::read_link(fd.path()).is_ok_and(|file| file.starts_with(&cache)) && is_large()
+        })
+    };
+    common::wait_until("the daemon fills its cache", is_filling);
+    mount.kill();
+    drop(mount);
+    assert!(reader.join().unwrap().is_err(), "the fill was done before the daemon was killed");
+    let mount = start();
+    assert_eq!(std::fs::read(mount.image(&id).join("model/base")).unwrap(), b"base:test");
+    let litter = || -> Vec<PathBuf> {
+        let is_blob = |path: &PathBuf| {
+            let name = path.file_name().unwrap().to_string_lossy();
+            name.len() == 64 && name.bytes().all(|b| b.is_ascii_hexdigit())
+        };
+        all_files(&cache)
+            .into_iter()
+            .filter(|path| !is_blob(path) && path.metadata().is_ok_and(|m| m.len() > 1 << 20))
+            .collect()
+    };
+    common::wait_until("what the killed daemon left is cleared", || litter().is_empty());
     mount.unmount();
 }

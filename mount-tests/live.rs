@@ -212,3 +212,67 @@ fn files_that_are_no_markers_are_no_images() {
     wait_until("the late image appears", || names(&mount.join("images")).is_ok_and(|names| names == both));
     mount.unmount();
 }
+
+/// Sets the flag when dropped.
+struct EndOnDrop<'a>(&'a std::sync::atomic::AtomicBool);
+
+impl Drop for EndOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, std::sync::atomic::Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn readers_of_one_image_never_notice_that_others_come_and_go() {
+    let mut store = FastStore::new();
+    let contents: Vec<Vec<u8>> =
+        (0..20).map(|n| common::Rng::new(n).bytes(3000 + 9000 * n as usize)).collect();
+    let entries: Vec<_> =
+        contents.iter().enumerate().map(|(n, content)| store.file(&format!("dir/{n:02}"), content)).collect();
+    let fs = store.tree(&entries);
+    let stays = store.image(&Spec { fs: Some(fs.clone()), fingerprint: "stays".into(), ..Spec::default() });
+    // A cache that cannot hold everything, so that there is always something to fill and something to drop.
+    let mount = Mount::of(store.root()).args(["--cache-size", "400KiB"]).start();
+    let done = std::sync::atomic::AtomicBool::new(false);
+    let world = mount.image(&stays).join("world/fs/dir");
+    std::thread::scope(|scope| {
+        // The readers end whatever happens here.
+        let end = EndOnDrop(&done);
+        let readers: Vec<_> = (0..3)
+            .map(|reader| {
+                let (world, contents, done) = (&world, &contents, &done);
+                scope.spawn(move || {
+                    let mut rng = common::Rng::new(reader);
+                    let mut reads = 0;
+                    while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                        let n = rng.below(20) as usize;
+                        let bytes = std::fs::read(world.join(format!("{n:02}"))).unwrap();
+                        assert!(bytes == contents[n], "file {n} has wrong bytes");
+                        assert_eq!(names(world).unwrap().len(), 20);
+                        reads += 1;
+                    }
+                    reads
+                })
+            })
+            .collect();
+        // They share the tree and with it the inodes of its files.
+        for n in 0..30 {
+            let spec = Spec { fs: Some(fs.clone()), fingerprint: n.to_string(), ..Spec::default() };
+            let id = store.image(&spec);
+            let path = mount.image(&id).join("world/fs/dir/07");
+            wait_until("the new image can be read", || std::fs::read(&path).is_ok_and(|b| b == contents[7]));
+            wait_until("it is listed", || {
+                names(&mount.join("images")).is_ok_and(|names| names.contains(&id))
+            });
+            std::fs::remove_file(store.marker_path(&id)).unwrap();
+            wait_until("it is gone", || {
+                path.symlink_metadata().is_err()
+                    && names(&mount.join("images")).is_ok_and(|names| !names.contains(&id))
+            });
+        }
+        drop(end);
+        let reads: u64 = readers.into_iter().map(|reader| reader.join().unwrap()).sum();
+        assert!(reads > 100, "only {reads} reads");
+    });
+    mount.unmount();
+}

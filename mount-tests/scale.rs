@@ -172,3 +172,55 @@ fn a_blob_of_a_gibibyte_is_read_within_a_budget_of_64_mib_and_a_constant() {
     }
     mount.unmount();
 }
+
+#[test]
+fn a_folder_of_thirty_thousand_names_lists_each_exactly_once() {
+    const COUNT: usize = 30_000;
+    let mut store = FastStore::new();
+    let blob = store.blob(b"x");
+    // Long and short names in turn, so that the pieces of the listing end anywhere.
+    let mut expected: Vec<String> =
+        (0..COUNT).map(|n| format!("{n:05}{}", "é".repeat(n * 7 % 120))).collect();
+    let entries: Vec<Value> =
+        expected.iter().map(|name| file_entry(&format!("all/{name}"), &blob, 1)).collect();
+    let fs = store.tree(&entries);
+    let id = store.image(&Spec { fs: Some(fs), ..Spec::default() });
+    let mount = Mount::of(store.root()).start();
+    expected.sort();
+    let folder = mount.image(&id).join("world/fs/all");
+    // Cold, and again from what the kernel keeps; and at the same time through another mount of the folder's parent.
+    for round in 0..2 {
+        assert!(names(&folder).unwrap() == expected, "round {round}");
+    }
+    let second = Mount::of(store.root()).start();
+    let folder = second.image(&id).join("world/fs/all");
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| assert!(names(&folder).unwrap() == expected, "listed by four at once"));
+        }
+    });
+    second.unmount();
+    mount.unmount();
+}
+
+#[test]
+fn looking_at_what_changes_again_and_again_costs_no_memory() {
+    let mut store = FastStore::new();
+    store.image(&Spec::default());
+    let mount = Mount::of(store.root()).start();
+    let look = || {
+        for _ in 0..2000 {
+            assert!(mount.join("latest/model/base").is_file());
+            assert!(!std::fs::read(mount.join(".pfimg/status.json")).unwrap().is_empty());
+            mount.metrics();
+        }
+    };
+    look();
+    let (peak, inodes) = (mount.peak_memory(), mount.metric("pfimg_inodes"));
+    look();
+    let (peak_after, inodes_after) = (mount.peak_memory(), mount.metric("pfimg_inodes"));
+    println!("{inodes} inodes and {} KiB, then {inodes_after} and {} KiB", peak / 1024, peak_after / 1024);
+    assert!(inodes_after < inodes + 500.0, "{inodes} inodes became {inodes_after}");
+    assert!(peak_after < peak + 4 * MIB, "{peak} bytes became {peak_after}");
+    mount.unmount();
+}

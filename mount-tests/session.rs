@@ -45,7 +45,12 @@ fn a_killed_daemon_leaves_a_mount_that_the_next_one_clears_fifty_times() {
         assert_eq!(read(&mount, &id), b"content", "round {round}");
         assert_eq!(system::types_at(&point).len(), 1, "round {round}: the stale mount is still below");
         mount.kill();
-        assert_eq!(errno(std::fs::metadata(mount.image(&id))), libc::ENOTCONN, "round {round}");
+        // A file that is never cached: what the kernel knows it goes on showing.
+        assert_eq!(
+            errno(std::fs::metadata(mount.join(".pfimg/status.json"))),
+            libc::ENOTCONN,
+            "round {round}"
+        );
         // The guard would clean up: this round leaves that to the next one.
         std::mem::forget(mount);
     }
@@ -85,16 +90,49 @@ fn an_outside_umount_ends_the_daemon() {
     for lazily in [false, true] {
         let mut mount = Mount::of(store.root()).start();
         assert_eq!(read(&mount, &id), b"content");
-        if is_root() {
-            let flags = if lazily { UnmountFlags::DETACH } else { UnmountFlags::empty() };
-            rustix::mount::unmount(mount.path(), flags).unwrap();
-        } else {
-            common::cli::tool("fusermount3", [OsStr::new("-u"), mount.path().as_os_str()]).exits(0);
-        }
+        unmount_from_outside(mount.path(), lazily);
         let status = mount.wait();
         assert!(status.success(), "{status}\n{}", mount.log());
         assert!(system::types_at(mount.path()).is_empty());
     }
+}
+
+/// Unmounts as any administrator would, without pfimg.
+fn unmount_from_outside(point: &Path, lazily: bool) {
+    // The daemon itself looks at its mount once when it starts, which may make it busy for a moment.
+    wait_until("the mount can be unmounted", || {
+        if is_root() {
+            let flags = if lazily { UnmountFlags::DETACH } else { UnmountFlags::empty() };
+            rustix::mount::unmount(point, flags).is_ok()
+        } else {
+            let args = [OsStr::new(if lazily { "-uz" } else { "-u" }), point.as_os_str()];
+            common::cli::tool("fusermount3", args).code == 0
+        }
+    });
+}
+
+#[test]
+fn a_new_mount_survives_the_end_of_the_one_before_it() {
+    let (store, id) = small_store();
+    let (_dir, point) = point();
+    let mut before = Mount::of(store.root()).at(&point).start();
+    for round in 0..5 {
+        // The old daemon learns that its mount is gone only when another is there: at the same path, of the same
+        // type, and often with the same device number, for the kernel gives out the lowest that is free.
+        before.signal(Signal::STOP);
+        unmount_from_outside(&point, false);
+        let after = Mount::of(store.root()).at(&point).start();
+        if round % 2 == 0 {
+            before.signal(Signal::TERM);
+        }
+        before.signal(Signal::CONT);
+        assert!(before.wait().success(), "round {round}: {}", before.log());
+        // The guard would take away what is mounted there now.
+        std::mem::forget(std::mem::replace(&mut before, after));
+        assert_eq!(system::types_at(&point).len(), 1, "round {round}: the new mount is gone");
+        assert_eq!(read(&before, &id), b"content", "round {round}");
+    }
+    before.unmount();
 }
 
 #[test]
@@ -448,4 +486,71 @@ fn without_fusermount3_an_ordinary_user_is_told_the_package() {
     let args = [OsStr::new("mount"), store.root().as_os_str(), point.as_os_str()];
     let output = Run::new(args).env("PATH", point.parent().unwrap()).run();
     assert!(output.code != 0 && output.stderr.contains("fuse3"), "{output:?}");
+}
+
+#[test]
+fn relative_and_odd_paths_mean_what_they_say() {
+    let (store, id) = small_store();
+    let (_dir, home) = temp_dir();
+    // Everything that mountinfo has to escape, and what a shell would trip over.
+    let odd = "a b\tc\nd\\e#f'g\"h é🦀";
+    std::os::unix::fs::symlink(store.root(), home.join("store link")).unwrap();
+    std::fs::create_dir(home.join(odd)).unwrap();
+    std::os::unix::fs::symlink(odd, home.join("mnt link")).unwrap();
+    let point = home.join(odd);
+    let run = |args: &[&str]| Run::new(args).dir(&home).env("HOME", &home).run();
+    for (mnt, umount) in
+        [(odd, "mnt link"), ("mnt link/", odd), (&format!("./{odd}/"), "mnt link/../mnt link/")]
+    {
+        let mut background = Background { point: point.clone(), pid: None };
+        run(&["mount", "store link", mnt, "--cache-dir", "cache of mine"]).exits(0);
+        let status = run(&["status", umount, "--json"]).exits(0).json();
+        background.pid = status["pid"].as_u64().map(|pid| pid as u32);
+        assert_eq!(Path::new(status["mountpoint"].as_str().unwrap()), point, "{mnt:?}");
+        assert_eq!(Path::new(status["store"].as_str().unwrap()), store.root(), "{mnt:?}");
+        assert_eq!(std::fs::read(point.join("images").join(&id).join("world/fs/file")).unwrap(), b"content");
+        run(&["umount", umount]).exits(0);
+        assert!(system::types_at(&point).is_empty(), "{umount:?}");
+    }
+}
+
+#[test]
+fn other_users_get_in_only_with_allow_other_and_never_past_the_modes() {
+    if !is_root() {
+        // An ordinary user needs a line in /etc/fuse.conf for it, and is told so.
+        let (store, _) = small_store();
+        let (_dir, point) = point();
+        let (output, _guard) = mount_in_background(store.root(), &point, &["--allow-other"]);
+        assert!(output.code == 0 || output.stderr.contains("user_allow_other"), "{output:?}");
+        return;
+    }
+    let mut store = FastStore::new();
+    let mut private = store.file("private", b"for the owner");
+    private["mode"] = "0600".into();
+    let mut closed = store.file("closed/inside", b"for the owner");
+    closed["mode"] = "0644".into();
+    let mut folder = common::fast::dir_entry("closed");
+    folder["mode"] = "0700".into();
+    let public = store.file("public", b"for everybody");
+    let fs = store.tree(&[private, folder, closed, public]);
+    let id = store.image(&Spec { fs: Some(fs), ..Spec::default() });
+    let (_dir, dir) = temp_dir();
+    let point = dir.join("mnt");
+    std::fs::create_dir(&point).unwrap();
+    std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let read = |path: &str| {
+        let path = point.join("images").join(&id).join(path);
+        Run::program(Path::new("/bin/cat"), [path]).user(Some(65534)).run()
+    };
+    let alone = Mount::of(store.root()).at(&point).start();
+    assert!(read("world/fs/public").code != 0, "another user got in");
+    alone.unmount();
+    let shared = Mount::of(store.root()).at(&point).args(["--allow-other"]).start();
+    assert_eq!(read("world/fs/public").exits(0).stdout, "for everybody");
+    assert!(read("manifest.json").code == 0);
+    for path in ["world/fs/private", "world/fs/closed/inside"] {
+        let refused = read(path);
+        assert!(refused.code != 0 && refused.stderr.contains("Permission denied"), "{path}: {refused:?}");
+    }
+    shared.unmount();
 }

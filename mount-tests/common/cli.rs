@@ -73,6 +73,13 @@ impl Run {
         self
     }
 
+    /// Runs in this folder.
+    #[must_use]
+    pub fn dir(mut self, dir: &Path) -> Self {
+        self.command.current_dir(dir);
+        self
+    }
+
     /// Runs as this user and group, with no other groups.
     #[must_use]
     pub fn user(mut self, id: Option<u32>) -> Self {
