@@ -22,8 +22,9 @@ use mapped::{Mapped, Mapping};
 /// Payloads of at least this many bytes are mapped files.
 const LARGE: u64 = 1 << 20;
 
-/// Largest payload whose size nothing declares, in bytes: 1 TiB, a bound for sums and not for memory.
-const MAX_UNDECLARED: u64 = 1 << 40;
+/// A payload whose size nothing declares may be this many times its compressed size, or as large as the cache's
+/// folder may grow: tensors seldom compress well, and a bomb must not fill the disk.
+const MAX_UNDECLARED_RATIO: u64 = 100;
 
 /// A blob's decompressed bytes, verified.
 #[derive(Clone, Debug)]
@@ -162,7 +163,8 @@ impl Cache {
                 },
             );
         }
-        if declared.is_none() && blobs.compressed_size(digest)? < LARGE {
+        let compressed = blobs.compressed_size(digest)?;
+        if declared.is_none() && compressed < LARGE {
             // Most layers are small, and a file in the cache's folder would be wasted on them.
             match blobs.read(digest, Size::AtMost(LARGE)) {
                 Ok(bytes) => {
@@ -174,7 +176,8 @@ impl Cache {
                 Err(error) => return Err(error),
             }
         }
-        let size = declared.map_or(Size::AtMost(MAX_UNDECLARED), Size::Exact);
+        let limit = compressed.saturating_mul(MAX_UNDECLARED_RATIO).max(self.mapped.budget()).max(LARGE);
+        let size = declared.map_or(Size::AtMost(limit), Size::Exact);
         let mapping = self.mapped.fill(digest, &mut |sink| blobs.stream(digest, size, sink))?;
         Ok(Payload::Mapped(mapping))
     }

@@ -95,6 +95,10 @@ impl Mapped {
         &self.dir
     }
 
+    pub(super) fn budget(&self) -> u64 {
+        self.budget
+    }
+
     pub(super) fn bytes(&self) -> u64 {
         self.inner.lock().bytes
     }
