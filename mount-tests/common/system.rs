@@ -1,0 +1,117 @@
+//! What the kernel says about mounts and processes.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::path::{Path, PathBuf};
+
+use rustix::process::{Pid, Signal};
+
+/// One line of `/proc/self/mountinfo`.
+#[derive(Clone, Debug)]
+pub struct MountLine {
+    pub mountpoint: PathBuf,
+    /// The options of the mount, for instance `rw`, `nosuid`, `nodev`.
+    pub options: Vec<String>,
+    pub fstype: String,
+    pub source: String,
+}
+
+/// Everything mounted at `path` itself, the lowest first.
+pub fn mounts_at(path: &Path) -> Vec<MountLine> {
+    let text = std::fs::read("/proc/self/mountinfo").expect("mountinfo");
+    text.split(|b| *b == b'\n').filter_map(parse).filter(|m| m.mountpoint == path).collect()
+}
+
+/// The types of the filesystems mounted at `path`, the lowest first.
+pub fn types_at(path: &Path) -> Vec<String> {
+    mounts_at(path).into_iter().map(|m| m.fstype).collect()
+}
+
+fn parse(line: &[u8]) -> Option<MountLine> {
+    let line = String::from_utf8_lossy(line);
+    let (left, right) = line.split_once(" - ")?;
+    let left: Vec<&str> = left.split(' ').collect();
+    let right: Vec<&str> = right.split(' ').collect();
+    Some(MountLine {
+        mountpoint: unescape(left.get(4)?).into(),
+        options: left.get(5)?.split(',').map(str::to_owned).collect(),
+        fstype: (*right.first()?).to_owned(),
+        source: (*right.get(1)?).to_owned(),
+    })
+}
+
+/// Undoes the octal escapes of mountinfo (space, tab, newline, backslash).
+fn unescape(text: &str) -> OsString {
+    let bytes = text.as_bytes();
+    let mut out = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while at < bytes.len() {
+        let octal = (bytes[at] == b'\\').then(|| text.get(at + 1..at + 4)).flatten();
+        if let Some(value) = octal.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+            out.push(value);
+            at += 4;
+        } else {
+            out.push(bytes[at]);
+            at += 1;
+        }
+    }
+    OsString::from_vec(out)
+}
+
+/// Detaches everything that is still mounted at `path`. For the end of a test only.
+pub fn detach_all(path: &Path) {
+    for _ in 0..mounts_at(path).len() {
+        if rustix::mount::unmount(path, rustix::mount::UnmountFlags::DETACH).is_err() {
+            let _ = std::process::Command::new("fusermount3").arg("-u").arg("-z").arg(path).output();
+        }
+    }
+}
+
+/// Sends `signal` to the process `pid` if it still runs the program under test.
+pub fn signal_pfimg(pid: u32, signal: Signal) {
+    // The number may have gone to another program meanwhile: that one is none of ours to end.
+    let is_ours = std::fs::read(format!("/proc/{pid}/comm")).is_ok_and(|name| name.starts_with(b"pfimg"));
+    if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw).filter(|_| is_ours) {
+        let _ = rustix::process::kill_process(pid, signal);
+    }
+}
+
+/// Whether process `pid` still exists and has not ended.
+pub fn is_running(pid: u32) -> bool {
+    status_field(pid, "State").is_some_and(|state| !state.starts_with(['Z', 'X']))
+}
+
+/// The most memory process `pid` ever had resident, in bytes.
+pub fn peak_memory(pid: u32) -> u64 {
+    let text = status_field(pid, "VmHWM").unwrap_or_else(|| panic!("process {pid} shows no VmHWM"));
+    let kib: u64 = text.trim_end_matches("kB").trim().parse().expect("a number of kB");
+    kib * 1024
+}
+
+fn status_field(pid: u32, name: &str) -> Option<String> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+    Some(line.trim().to_owned())
+}
+
+/// Panics with what to do about it unless FUSE can be used.
+pub fn require_fuse() {
+    if let Err(error) = std::fs::File::options().read(true).write(true).open("/dev/fuse") {
+        panic!(
+            "/dev/fuse cannot be opened ({error}): these tests mount for real. Run them as root, or where ordinary \
+             users may open /dev/fuse (`chmod 666 /dev/fuse`, as every distribution has it), in a container with \
+             `--device /dev/fuse --cap-add SYS_ADMIN`."
+        );
+    }
+}
+
+/// Where `program` is in `$PATH`.
+pub fn which(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path).map(|dir| dir.join(program)).find(|p| p.is_file())
+}
+
+/// Whether a path holds a byte that would break a line of a table.
+pub fn is_plain(path: &Path) -> bool {
+    path.as_os_str().as_bytes().iter().all(|b| !b.is_ascii_control())
+}

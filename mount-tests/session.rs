@@ -1,0 +1,556 @@
+//! Sessions: how mounts begin and end, also when they end badly.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+use common::cli::{Run, pfimg_on};
+use common::fast::{FastStore, Spec};
+use common::mount::Background;
+use common::{Mount, Output, errno, is_root, names, pfimg, system, temp_dir, wait_until};
+use rustix::mount::{MountFlags, UnmountFlags};
+use rustix::process::Signal;
+
+/// A store with one image that has a file; its id.
+fn small_store() -> (FastStore, String) {
+    let mut store = FastStore::new();
+    let entry = store.file("file", b"content");
+    let fs = store.tree(&[entry]);
+    let id = store.image(&Spec { fs: Some(fs), ..Spec::default() });
+    (store, id)
+}
+
+/// A folder to mount at.
+fn point() -> (tempfile::TempDir, PathBuf) {
+    let (dir, path) = temp_dir();
+    std::fs::create_dir(path.join("mnt")).unwrap();
+    (dir, path.join("mnt"))
+}
+
+fn read(mount: &Mount, id: &str) -> Vec<u8> {
+    std::fs::read(mount.image(id).join("world/fs/file")).unwrap()
+}
+
+#[test]
+fn a_killed_daemon_leaves_a_mount_that_the_next_one_clears_fifty_times() {
+    let (store, id) = small_store();
+    let (_dir, point) = point();
+    for round in 0..50 {
+        let mut mount = Mount::of(store.root()).at(&point).start();
+        assert_eq!(read(&mount, &id), b"content", "round {round}");
+        assert_eq!(system::types_at(&point).len(), 1, "round {round}: the stale mount is still below");
+        mount.kill();
+        // A file that is never cached: what the kernel knows it goes on showing.
+        assert_eq!(
+            errno(std::fs::metadata(mount.join(".pfimg/status.json"))),
+            libc::ENOTCONN,
+            "round {round}"
+        );
+        // The guard would clean up: this round leaves that to the next one.
+        std::mem::forget(mount);
+    }
+    let last = Mount::of(store.root()).at(&point).start();
+    assert_eq!(read(&last, &id), b"content");
+    last.unmount();
+    assert!(system::types_at(&point).is_empty());
+    assert!(names(&point).unwrap().is_empty());
+}
+
+#[test]
+fn umount_clears_what_a_killed_daemon_left() {
+    let (store, _) = small_store();
+    let mut mount = Mount::of(store.root()).start();
+    mount.kill();
+    pfimg([OsStr::new("umount"), mount.path().as_os_str()]).exits(0);
+    assert!(system::types_at(mount.path()).is_empty());
+}
+
+#[test]
+fn sigterm_and_sigint_end_the_mount_cleanly() {
+    let (store, id) = small_store();
+    for signal in [Signal::TERM, Signal::INT] {
+        let mut mount = Mount::of(store.root()).start();
+        assert_eq!(read(&mount, &id), b"content");
+        mount.signal(signal);
+        let status = mount.wait();
+        assert!(status.success(), "{signal:?}: {status}\n{}", mount.log());
+        assert!(system::types_at(mount.path()).is_empty(), "{signal:?}: still mounted");
+        assert!(!mount.log().contains("panicked"), "{}", mount.log());
+    }
+}
+
+#[test]
+fn an_outside_umount_ends_the_daemon() {
+    let (store, id) = small_store();
+    for lazily in [false, true] {
+        let mut mount = Mount::of(store.root()).start();
+        assert_eq!(read(&mount, &id), b"content");
+        unmount_from_outside(mount.path(), lazily);
+        let status = mount.wait();
+        assert!(status.success(), "{status}\n{}", mount.log());
+        assert!(system::types_at(mount.path()).is_empty());
+    }
+}
+
+/// Unmounts as any administrator would, without pfimg.
+fn unmount_from_outside(point: &Path, lazily: bool) {
+    // The daemon itself looks at its mount once when it starts, which may make it busy for a moment.
+    wait_until("the mount can be unmounted", || {
+        if is_root() {
+            let flags = if lazily { UnmountFlags::DETACH } else { UnmountFlags::empty() };
+            rustix::mount::unmount(point, flags).is_ok()
+        } else {
+            let args = [OsStr::new(if lazily { "-uz" } else { "-u" }), point.as_os_str()];
+            common::cli::tool("fusermount3", args).code == 0
+        }
+    });
+}
+
+#[test]
+fn a_new_mount_survives_the_end_of_the_one_before_it() {
+    let (store, id) = small_store();
+    let (_dir, point) = point();
+    let mut before = Mount::of(store.root()).at(&point).start();
+    for round in 0..5 {
+        // The old daemon learns that its mount is gone only when another is there: at the same path, of the same
+        // type, and often with the same device number, for the kernel gives out the lowest that is free.
+        before.signal(Signal::STOP);
+        unmount_from_outside(&point, false);
+        let after = Mount::of(store.root()).at(&point).start();
+        if round % 2 == 0 {
+            before.signal(Signal::TERM);
+        }
+        before.signal(Signal::CONT);
+        assert!(before.wait().success(), "round {round}: {}", before.log());
+        // The guard would take away what is mounted there now.
+        std::mem::forget(std::mem::replace(&mut before, after));
+        assert_eq!(system::types_at(&point).len(), 1, "round {round}: the new mount is gone");
+        assert_eq!(read(&before, &id), b"content", "round {round}");
+    }
+    before.unmount();
+}
+
+#[test]
+fn a_busy_mount_is_detached_lazily_and_that_is_said() {
+    let (store, id) = small_store();
+    let says_so = |text: &str| {
+        let text = text.to_lowercase();
+        ["busy", "in use", "lazily", "detached"].iter().any(|word| text.contains(word))
+    };
+    // By the command.
+    let mut mount = Mount::of(store.root()).start();
+    let held = std::fs::File::open(mount.image(&id).join("world/fs/file")).unwrap();
+    let output = pfimg([OsStr::new("umount"), mount.path().as_os_str()]).exits(0);
+    assert!(says_so(&output.said()), "umount says: {}", output.said());
+    assert!(system::types_at(mount.path()).is_empty(), "still mounted");
+    drop(held);
+    assert!(mount.wait().success(), "{}", mount.log());
+    // By a signal.
+    let mut mount = Mount::of(store.root()).start();
+    let held = std::fs::File::open(mount.image(&id).join("world/fs/file")).unwrap();
+    mount.signal(Signal::TERM);
+    wait_until("the mount is gone", || system::types_at(mount.path()).is_empty());
+    wait_until("the log says so", || says_so(&mount.log()));
+    drop(held);
+    assert!(mount.wait().success(), "{}", mount.log());
+}
+
+#[test]
+fn another_filesystem_at_the_same_path_is_never_unmounted() {
+    if !is_root() {
+        // An ordinary user can mount nothing else over it, but can ask for what is not pfimg's.
+        let refused = pfimg(["umount", "/proc"]);
+        assert!(refused.code != 0 && !refused.stderr.is_empty(), "{refused:?}");
+        assert!(!system::types_at(Path::new("/proc")).is_empty());
+        return;
+    }
+    let (store, _) = small_store();
+    let cover = |path: &Path| {
+        rustix::mount::mount("none", path, "tmpfs", MountFlags::empty(), None::<&std::ffi::CStr>).unwrap();
+        std::fs::write(path.join("foreign"), b"x").unwrap();
+    };
+    let is_covered = |path: &Path| path.join("foreign").is_file();
+    // Over a mount of ours: neither a signal nor the command may take the one on top.
+    let mut mount = Mount::of(store.root()).start();
+    cover(mount.path());
+    let refused = pfimg([OsStr::new("umount"), mount.path().as_os_str()]);
+    assert!(is_covered(mount.path()), "umount took the tmpfs: {refused:?}");
+    mount.signal(Signal::TERM);
+    mount.wait();
+    assert!(is_covered(mount.path()), "SIGTERM took the tmpfs:\n{}", mount.log());
+    rustix::mount::unmount(mount.path(), UnmountFlags::DETACH).unwrap();
+    drop(mount);
+    // Instead of ours, after an outside unmount.
+    let mut mount = Mount::of(store.root()).start();
+    rustix::mount::unmount(mount.path(), UnmountFlags::DETACH).unwrap();
+    cover(mount.path());
+    mount.signal(Signal::TERM);
+    mount.wait();
+    assert!(is_covered(mount.path()), "the tmpfs is gone:\n{}", mount.log());
+    // Where pfimg never was.
+    let refused = pfimg([OsStr::new("umount"), mount.path().as_os_str()]);
+    assert!(refused.code != 0 && !refused.stderr.trim().is_empty(), "{refused:?}");
+    assert!(is_covered(mount.path()));
+    rustix::mount::unmount(mount.path(), UnmountFlags::DETACH).unwrap();
+    let refused = pfimg([OsStr::new("umount"), mount.path().as_os_str()]);
+    assert!(refused.code != 0 && !refused.stderr.trim().is_empty(), "nothing mounted: {refused:?}");
+}
+
+/// Starts a mount in the background as a user would.
+fn mount_in_background(store: &Path, point: &Path, args: &[&str]) -> (Output, Background) {
+    system::require_fuse();
+    let home = point.parent().unwrap();
+    let mut all: Vec<&OsStr> = vec!["mount".as_ref(), store.as_ref(), point.as_ref()];
+    all.extend(args.iter().map(OsStr::new));
+    let mut background = Background { point: point.to_owned(), pid: None };
+    let output = Run::new(all).env("HOME", home).run();
+    let status = std::fs::read(point.join(".pfimg/status.json")).unwrap_or_default();
+    let status: serde_json::Value = serde_json::from_slice(&status).unwrap_or_default();
+    background.pid = status["pid"].as_u64().map(|pid| pid as u32);
+    (output, background)
+}
+
+#[test]
+fn mount_returns_when_the_mount_answers_and_umount_ends_it() {
+    let (store, id) = small_store();
+    let (_dir, point) = point();
+    let (output, background) = mount_in_background(store.root(), &point, &[]);
+    output.exits(0);
+    // No waiting here: the mount must answer already.
+    let path = point.join("images").join(&id).join("world/fs/file");
+    assert_eq!(std::fs::read(&path).unwrap(), b"content");
+    let status = pfimg([OsStr::new("status"), point.as_os_str(), OsStr::new("--json")]).exits(0).json();
+    let pid = status["pid"].as_u64().unwrap() as u32;
+    assert_eq!(Some(pid), background.pid, "{status}");
+    assert!(system::is_running(pid));
+    assert_eq!(Path::new(status["store"].as_str().unwrap()), store.root());
+    assert_eq!(Path::new(status["mountpoint"].as_str().unwrap()), point);
+    assert!(status["counters"].is_object(), "{status}");
+    assert!(pfimg([OsStr::new("status"), point.as_os_str()]).exits(0).stdout.contains(&pid.to_string()));
+    let log: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(point.join(".pfimg/status.json")).unwrap()).unwrap();
+    let log = PathBuf::from(log["log"].as_str().unwrap_or_else(|| panic!("no log in {log}")));
+    assert!(log.is_file(), "no log at {}", log.display());
+    pfimg([OsStr::new("umount"), point.as_os_str()]).exits(0);
+    wait_until("the daemon ends", || !system::is_running(pid));
+    assert!(system::types_at(&point).is_empty());
+}
+
+#[test]
+fn mounting_twice_at_one_place_is_refused_and_harms_nothing() {
+    let (store, id) = small_store();
+    let mount = Mount::of(store.root()).start();
+    let refused = Run::new([OsStr::new("mount"), store.root().as_os_str(), mount.path().as_os_str()]).run();
+    assert!(refused.code != 0 && !refused.stderr.trim().is_empty(), "{refused:?}");
+    assert_eq!(system::types_at(mount.path()).len(), 1);
+    assert_eq!(read(&mount, &id), b"content");
+    mount.unmount();
+}
+
+#[test]
+fn a_store_can_be_mounted_at_two_places_with_one_cache() {
+    let (store, id) = small_store();
+    let (_dir, dir) = temp_dir();
+    let cache = dir.join("cache");
+    let args = [Path::new("--cache-dir"), &cache];
+    let one = Mount::of(store.root()).args(args).start();
+    let two = Mount::of(store.root()).args(args).start();
+    assert_eq!(read(&one, &id), b"content");
+    one.unmount();
+    assert_eq!(read(&two, &id), b"content");
+    two.unmount();
+}
+
+#[test]
+fn a_store_that_is_none_gives_a_clear_error() {
+    let (_dir, dir) = temp_dir();
+    let make = |name: &str| {
+        std::fs::create_dir_all(dir.join(name)).unwrap();
+        dir.join(name)
+    };
+    let full = make("full of other things");
+    std::fs::write(full.join("letter.txt"), b"dear").unwrap();
+    let file = dir.join("file");
+    std::fs::write(&file, b"no folder").unwrap();
+    let empty = make("empty");
+    for (what, store) in
+        [("missing", dir.join("missing")), ("empty", empty), ("no store", full), ("a file", file)]
+    {
+        let point = make("mnt");
+        let (output, _guard) = mount_in_background(&store, &point, &[]);
+        let output = output.exits(2);
+        assert!(output.stderr.contains(store.to_str().unwrap()), "{what}: {}", output.stderr);
+        assert_eq!(output.stderr.trim().lines().count(), 1, "{what}: {}", output.stderr);
+        assert!(system::types_at(&point).is_empty(), "{what}: mounted");
+        for command in ["images", "verify"] {
+            let output = pfimg_on(&store, [command]).exits(2);
+            assert!(output.stderr.contains(store.to_str().unwrap()), "{what}: {command}: {}", output.stderr);
+        }
+    }
+    assert!(!dir.join("missing").exists(), "a store was made");
+    assert!(names(&dir.join("empty")).unwrap().is_empty(), "something was written into an empty folder");
+}
+
+#[test]
+fn an_image_of_a_newer_schema_gives_a_clear_error() {
+    let mut store = FastStore::new();
+    let id = store.image(&Spec { schema: Some(2), ..Spec::default() });
+    let output = pfimg_on(store.root(), ["show", &id]).exits(2);
+    assert!(output.stderr.to_lowercase().contains("schema"), "{}", output.stderr);
+    let mount = Mount::of(store.root()).start();
+    assert_eq!(errno(std::fs::read(mount.image(&id).join("model/base"))), libc::EIO);
+    assert!(!mount.log_lines(&[&id[..12], "schema"]).is_empty(), "{}", mount.log());
+    mount.unmount();
+}
+
+#[test]
+fn a_place_that_cannot_be_mounted_at_gives_a_clear_error() {
+    let (store, _) = small_store();
+    let (_dir, dir) = temp_dir();
+    std::fs::write(dir.join("file"), b"x").unwrap();
+    for name in ["missing", "file"] {
+        let point = dir.join(name);
+        let (output, _guard) = mount_in_background(store.root(), &point, &[]);
+        assert!(output.code != 0 && output.stderr.contains(name), "{output:?}");
+        assert!(system::types_at(&point).is_empty());
+    }
+}
+
+#[test]
+fn mount_options_are_those_of_mount_8_and_unknown_ones_are_refused() {
+    let (store, id) = small_store();
+    for bad in ["bogus", "noexec,bogus", "suid=1", "uid=0", "fd=3", "rootmode=40000"] {
+        let (_dir, point) = point();
+        let (output, _guard) = mount_in_background(store.root(), &point, &["-o", bad]);
+        let output = output.exits(2);
+        let name = bad.rsplit(',').next().unwrap().split('=').next().unwrap();
+        assert!(output.stderr.contains(name), "{bad}: {}", output.stderr);
+        assert!(system::types_at(&point).is_empty(), "{bad}: mounted");
+    }
+    let options_of = |args: &[&str]| {
+        let mount = Mount::of(store.root()).args(args).start();
+        assert_eq!(read(&mount, &id), b"content", "{args:?}");
+        let line = system::mounts_at(mount.path()).pop().unwrap();
+        mount.unmount();
+        line.options
+    };
+    let has = |options: &[String], name: &str| options.iter().any(|o| o == name);
+    let options = options_of(&[]);
+    assert!(has(&options, "nosuid") && has(&options, "nodev"), "{options:?}");
+    let options = options_of(&["-o", "noexec,noatime"]);
+    assert!(has(&options, "noexec") && has(&options, "nosuid") && has(&options, "nodev"), "{options:?}");
+    for args in [["-o", "ro"].as_slice(), &["--read-only"]] {
+        let options = options_of(args);
+        assert!(has(&options, "ro") && has(&options, "nosuid"), "{args:?}: {options:?}");
+    }
+    if is_root() {
+        let options = options_of(&["-o", "suid,dev"]);
+        assert!(!has(&options, "nosuid") && !has(&options, "nodev"), "{options:?}");
+    } else {
+        let (_dir, point) = point();
+        let (output, _guard) = mount_in_background(store.root(), &point, &["-o", "suid"]);
+        assert!(output.code != 0 && output.stderr.contains("suid"), "{output:?}");
+    }
+}
+
+/// Everything below a folder: kind, length, mode and time of change of each path.
+fn listing(root: &Path) -> BTreeMap<PathBuf, (u32, u64, i64, i64, i64, i64)> {
+    let mut all = BTreeMap::new();
+    let mut todo = vec![root.to_owned()];
+    while let Some(path) = todo.pop() {
+        let meta = path.symlink_metadata().unwrap();
+        if meta.is_dir() {
+            todo.extend(std::fs::read_dir(&path).unwrap().map(|e| e.unwrap().path()));
+        }
+        let times =
+            (meta.mode(), meta.len(), meta.mtime(), meta.mtime_nsec(), meta.ctime(), meta.ctime_nsec());
+        all.insert(path, times);
+    }
+    all
+}
+
+/// Looks at everything a mount shows, and at what it does not have.
+fn look_at_everything(mount: &Mount, id: &str) {
+    assert_eq!(read(mount, id), b"content");
+    for path in ["model/base", "effects/ledger.jsonl", "world/env.json", "cache/manifest.json"] {
+        std::fs::read(mount.image(id).join(path)).unwrap();
+    }
+    for folder in ["images", "tags", "agents", "agents/test", ".pfimg"] {
+        names(&mount.join(folder)).unwrap();
+    }
+    for missing in ["images/ffffffff", "tags/none", "nothing"] {
+        assert_eq!(errno(mount.join(missing).symlink_metadata()), libc::ENOENT, "{missing}");
+    }
+    std::fs::read(mount.join(".pfimg/metrics")).unwrap();
+    pfimg([OsStr::new("status"), mount.path().as_os_str()]).exits(0);
+}
+
+#[test]
+fn a_read_only_mount_and_the_commands_that_look_write_nothing_into_the_store() {
+    let (mut store, id) = small_store();
+    // A blob that is gone along with its folder: nothing may make that again.
+    let digest = store.blob(b"soon gone");
+    let fs = store.tree(&[common::fast::file_entry("gone", &digest, 9)]);
+    let torn = store.image(&Spec { fs: Some(fs), ..Spec::default() });
+    let shard = store.blob_path(&digest).parent().unwrap().to_owned();
+    std::fs::remove_file(store.blob_path(&digest)).unwrap();
+    let _ = std::fs::remove_dir(shard);
+    let before = listing(store.root());
+    let mount = Mount::of(store.root()).args(["--read-only"]).start();
+    look_at_everything(&mount, &id);
+    assert_eq!(errno(std::fs::read(mount.image(&torn).join("world/fs/gone"))), libc::EIO);
+    assert_eq!(errno(std::fs::create_dir(mount.join("images/new"))), libc::EROFS);
+    mount.unmount();
+    pfimg_on(store.root(), ["images"]).exits(0);
+    pfimg_on(store.root(), ["show", &id]).exits(0);
+    pfimg_on(store.root(), ["verify"]).exits(4);
+    assert_eq!(listing(store.root()), before);
+}
+
+#[test]
+fn a_store_on_a_read_only_filesystem_is_readable() {
+    let (store, id) = small_store();
+    let _guard = ReadOnly::make(store.root());
+    let refused = std::fs::write(store.root().join("probe"), b"x");
+    assert!(refused.is_err(), "the store is not read-only");
+    let mount = Mount::of(store.root()).args(["--read-only"]).start();
+    look_at_everything(&mount, &id);
+    mount.unmount();
+    // Without being told, too: the mount has nothing to write there.
+    let mount = Mount::of(store.root()).start();
+    look_at_everything(&mount, &id);
+    mount.unmount();
+    pfimg_on(store.root(), ["verify"]).exits(0);
+    assert!(pfimg_on(store.root(), ["fixture"]).code != 0, "a fixture was written to a read-only store");
+}
+
+/// Makes a folder read-only until dropped: as root by a mount, else by taking away the right to write.
+struct ReadOnly(PathBuf);
+
+impl ReadOnly {
+    fn make(path: &Path) -> Self {
+        let guard = Self(path.to_owned());
+        if is_root() {
+            rustix::mount::mount_bind(path, path).unwrap();
+            let flags = MountFlags::BIND | MountFlags::RDONLY;
+            rustix::mount::mount_remount(path, flags, "").unwrap();
+        } else {
+            set_writable(path, false);
+        }
+        guard
+    }
+}
+
+impl Drop for ReadOnly {
+    fn drop(&mut self) {
+        if is_root() {
+            let _ = rustix::mount::unmount(&self.0, UnmountFlags::DETACH);
+        } else {
+            set_writable(&self.0, true);
+        }
+    }
+}
+
+fn set_writable(root: &Path, writable: bool) {
+    for (path, (mode, ..)) in listing(root) {
+        let mode = if writable { mode | 0o200 } else { mode & !0o222 };
+        let _ = std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode & 0o7777));
+    }
+}
+
+#[test]
+fn without_fusermount3_an_ordinary_user_is_told_the_package() {
+    if is_root() {
+        // Root needs no helper: an empty search path must not matter.
+        let (store, id) = small_store();
+        let (_dir, point) = point();
+        let home = point.parent().unwrap().to_owned();
+        let mut background = Background { point: point.clone(), pid: None };
+        let args = [OsStr::new("mount"), store.root().as_os_str(), point.as_os_str()];
+        Run::new(args).env("HOME", &home).env("PATH", &home).run().exits(0);
+        let status: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(point.join(".pfimg/status.json")).unwrap()).unwrap();
+        background.pid = status["pid"].as_u64().map(|pid| pid as u32);
+        assert!(point.join("images").join(id).is_dir());
+        pfimg([OsStr::new("umount"), point.as_os_str()]).exits(0);
+        return;
+    }
+    let (store, _) = small_store();
+    let (_dir, point) = point();
+    let _guard = Background { point: point.clone(), pid: None };
+    let args = [OsStr::new("mount"), store.root().as_os_str(), point.as_os_str()];
+    let output = Run::new(args).env("PATH", point.parent().unwrap()).run();
+    assert!(output.code != 0 && output.stderr.contains("fuse3"), "{output:?}");
+}
+
+#[test]
+fn relative_and_odd_paths_mean_what_they_say() {
+    let (store, id) = small_store();
+    let (_dir, home) = temp_dir();
+    // Everything that mountinfo has to escape, and what a shell would trip over.
+    let odd = "a b\tc\nd\\e#f'g\"h é🦀";
+    std::os::unix::fs::symlink(store.root(), home.join("store link")).unwrap();
+    std::fs::create_dir(home.join(odd)).unwrap();
+    std::os::unix::fs::symlink(odd, home.join("mnt link")).unwrap();
+    let point = home.join(odd);
+    let run = |args: &[&str]| Run::new(args).dir(&home).env("HOME", &home).run();
+    for (mnt, umount) in
+        [(odd, "mnt link"), ("mnt link/", odd), (&format!("./{odd}/"), "mnt link/../mnt link/")]
+    {
+        let mut background = Background { point: point.clone(), pid: None };
+        run(&["mount", "store link", mnt, "--cache-dir", "cache of mine"]).exits(0);
+        let status = run(&["status", umount, "--json"]).exits(0).json();
+        background.pid = status["pid"].as_u64().map(|pid| pid as u32);
+        assert_eq!(Path::new(status["mountpoint"].as_str().unwrap()), point, "{mnt:?}");
+        assert_eq!(Path::new(status["store"].as_str().unwrap()), store.root(), "{mnt:?}");
+        assert_eq!(std::fs::read(point.join("images").join(&id).join("world/fs/file")).unwrap(), b"content");
+        run(&["umount", umount]).exits(0);
+        assert!(system::types_at(&point).is_empty(), "{umount:?}");
+    }
+}
+
+#[test]
+fn other_users_get_in_only_with_allow_other_and_never_past_the_modes() {
+    if !is_root() {
+        // An ordinary user needs a line in /etc/fuse.conf for it, and is told so.
+        let (store, _) = small_store();
+        let (_dir, point) = point();
+        let (output, _guard) = mount_in_background(store.root(), &point, &["--allow-other"]);
+        assert!(output.code == 0 || output.stderr.contains("user_allow_other"), "{output:?}");
+        return;
+    }
+    let mut store = FastStore::new();
+    let mut private = store.file("private", b"for the owner");
+    private["mode"] = "0600".into();
+    let mut closed = store.file("closed/inside", b"for the owner");
+    closed["mode"] = "0644".into();
+    let mut folder = common::fast::dir_entry("closed");
+    folder["mode"] = "0700".into();
+    let public = store.file("public", b"for everybody");
+    let fs = store.tree(&[private, folder, closed, public]);
+    let id = store.image(&Spec { fs: Some(fs), ..Spec::default() });
+    let (_dir, dir) = temp_dir();
+    let point = dir.join("mnt");
+    std::fs::create_dir(&point).unwrap();
+    std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let read = |path: &str| {
+        let path = point.join("images").join(&id).join(path);
+        Run::program(Path::new("/bin/cat"), [path]).user(Some(65534)).run()
+    };
+    let alone = Mount::of(store.root()).at(&point).start();
+    assert!(read("world/fs/public").code != 0, "another user got in");
+    alone.unmount();
+    let shared = Mount::of(store.root()).at(&point).args(["--allow-other"]).start();
+    assert_eq!(read("world/fs/public").exits(0).stdout, "for everybody");
+    assert!(read("manifest.json").code == 0);
+    for path in ["world/fs/private", "world/fs/closed/inside"] {
+        let refused = read(path);
+        assert!(refused.code != 0 && refused.stderr.contains("Permission denied"), "{path}: {refused:?}");
+    }
+    shared.unmount();
+}
