@@ -93,16 +93,27 @@ pub fn serve(vfs: Arc<Vfs>, config: &SessionConfig, ready: impl FnOnce()) -> Res
 
     let outcome = wait(&own, &ended);
     drop(watcher);
-    drop(guard);
-    outcome
+    if matches!(outcome, Ok(Ended::Gone)) {
+        // The kernel says that nothing of this mount is left: whatever is at its path now is somebody else's.
+        std::mem::forget(guard);
+    }
+    outcome.map(|_| ())
 }
 
-fn wait(own: &OwnMount, ended: &mpsc::Receiver<End>) -> Result<()> {
+/// How serving ended.
+enum Ended {
+    /// The mount is gone, and everything that was open.
+    Gone,
+    /// This process goes; somebody may still have something open.
+    Detached,
+}
+
+fn wait(own: &OwnMount, ended: &mpsc::Receiver<End>) -> Result<Ended> {
     let shown = own.path.display();
     let signal = match ended.recv() {
         Ok(End::Signal(signal)) => signal,
         Ok(End::Session(result)) => return gone(result, own),
-        Err(_) => return Ok(()),
+        Err(_) => return Ok(Ended::Detached),
     };
     tracing::info!("signal {signal}: unmounting {shown}");
     match own.unmount()? {
@@ -117,14 +128,14 @@ fn wait(own: &OwnMount, ended: &mpsc::Receiver<End>) -> Result<()> {
     }
     // A second signal, or the grace is over.
     tracing::warn!("{shown} is still in use; whoever has it open gets ENOTCONN from now on");
-    Ok(())
+    Ok(Ended::Detached)
 }
 
-fn gone(result: io::Result<()>, own: &OwnMount) -> Result<()> {
+fn gone(result: io::Result<()>, own: &OwnMount) -> Result<Ended> {
     let shown = own.path.display();
     result.map_err(|e| Error::io(e, format!("the connection of {shown} broke")))?;
     tracing::info!("unmounted {shown}");
-    Ok(())
+    Ok(Ended::Gone)
 }
 
 /// Leaves no mount behind, whatever happened between mounting and the end.

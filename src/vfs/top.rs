@@ -8,6 +8,10 @@ use super::{Entry, Outcome, Patience, Vfs};
 use crate::error::{Error, ErrorKind};
 use crate::store::Digest;
 
+/// How long an image's name may be believed. The watcher tells of images that go, but one that comes and goes
+/// between two of its looks would stay in the kernel for ever.
+const IMAGE_TTL: Duration = Duration::from_millis(500);
+
 impl Vfs {
     pub(super) fn lookup_fixed(&self, dir: Fixed, name: &[u8], patience: Patience) -> Outcome<Entry> {
         // Names of ours are UTF-8; a name that is not cannot be one of them.
@@ -61,7 +65,7 @@ impl Vfs {
     pub(super) fn image_entry(&self, id: &Digest) -> Outcome<Entry> {
         let marker = std::fs::metadata(self.store.images().marker(id)).map_err(|_| ErrorKind::NotFound)?;
         let image = self.catalog.number(id);
-        self.entry(Node::ImageDir { image, dir: ImageDir::Top, mtime: marker.mtime() })
+        self.entry_with(Node::ImageDir { image, dir: ImageDir::Top, mtime: marker.mtime() }, IMAGE_TTL)
     }
 
     /// A link of ours to an image; its time is the image's. Asked for anew each time.
