@@ -33,7 +33,7 @@ impl Watcher {
                 for id in &changes.removed {
                     let _ = notifier.inval_entry(INodeNo(Vfs::IMAGES), OsStr::new(&id.hex()));
                 }
-                if !(changes.added.is_empty() && changes.removed.is_empty()) {
+                if changes.images {
                     for listing in vfs.listings_of_images() {
                         let _ = notifier.inval_inode(INodeNo(listing), 0, 0);
                     }
