@@ -3,6 +3,7 @@
 pub mod cache;
 pub mod cli;
 pub mod error;
+pub mod fork;
 pub mod layers;
 pub mod store;
 pub mod tree;
