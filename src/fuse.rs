@@ -28,7 +28,7 @@ pub use mountinfo::{Mounted, mounts};
 pub use options::MountOptions;
 pub use session::{SessionConfig, serve};
 
-use crate::error::ErrorKind;
+use crate::error::{ErrorKind, Posix};
 use crate::layers::world::Kind;
 use crate::vfs::{Attr, Data, Entry, Op, Patience, Step, Vfs};
 use workers::Workers;
@@ -441,7 +441,11 @@ impl Filesystem for Adapter {
     fn getxattr(&self, _req: &Request, _ino: INodeNo, _name: &OsStr, _size: u32, reply: ReplyXattr) {
         self.count(Op::Getxattr);
         // ENOSYS once, and the kernel does not ask again: `ls -l` would, for every file, every time.
-        reply.error(if self.vfs.xattrs() { errno(ErrorKind::NoAttribute) } else { Errno::ENOSYS });
+        reply.error(if self.vfs.xattrs() {
+            errno(ErrorKind::Posix(Posix::NoAttribute))
+        } else {
+            Errno::ENOSYS
+        });
     }
 
     fn listxattr(&self, _req: &Request, _ino: INodeNo, size: u32, reply: ReplyXattr) {

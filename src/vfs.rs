@@ -27,7 +27,7 @@ pub use metrics::{Metrics, Op};
 pub use readdir::{DirEntry, Emit};
 
 use crate::cache::{Cache, Payload};
-use crate::error::ErrorKind;
+use crate::error::{ErrorKind, Posix};
 use crate::layers::world::Kind;
 use crate::store::{BlobError, Digest, Store};
 use catalog::Catalog;
@@ -190,7 +190,7 @@ impl Vfs {
     }
 
     fn node(&self, ino: Ino) -> Outcome<Node> {
-        self.inodes.get(ino).ok_or(ErrorKind::Stale)
+        self.inodes.get(ino).ok_or(ErrorKind::Posix(Posix::Stale))
     }
 
     /// Finds a name in a folder and counts the lookup.
@@ -204,7 +204,7 @@ impl Vfs {
                 let child = tree.lookup(node, name).ok_or(ErrorKind::NotFound)?;
                 Ok(Step::Done(self.entry(Self::tree_node(&tree, image, child))?))
             }
-            _ => Err(ErrorKind::NotADirectory),
+            _ => Err(ErrorKind::Posix(Posix::NotADirectory)),
         }
     }
 
@@ -260,7 +260,7 @@ impl Vfs {
                 Ok(Step::Done(Data::Doc(bytes, start, end)))
             }
             Node::Fixed(_) | Node::Agent(_) | Node::ImageDir { .. } | Node::Dir { .. } => {
-                Err(ErrorKind::IsADirectory)
+                Err(ErrorKind::Posix(Posix::IsADirectory))
             }
             Node::Symlink { .. } | Node::Link { .. } | Node::Special { .. } => Err(ErrorKind::InvalidInput),
         }
@@ -288,7 +288,7 @@ impl Vfs {
     pub fn refuse_change(&self, ino: Ino) -> ErrorKind {
         match self.inodes.get(ino) {
             Some(_) => ErrorKind::ReadOnly,
-            None => ErrorKind::Stale,
+            None => ErrorKind::Posix(Posix::Stale),
         }
     }
 

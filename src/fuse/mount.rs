@@ -20,7 +20,7 @@ use rustix::net::{
 
 use super::mountinfo::{FS_TYPE, Mounted, mounted_at};
 use super::options::MountOptions;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Posix, Result};
 
 const FUSERMOUNT: &str = "fusermount3";
 
@@ -112,7 +112,7 @@ pub(super) fn prepare(path: &Path) -> Result<()> {
         Ok(())
     } else {
         Err(Error::new(
-            ErrorKind::NotADirectory,
+            ErrorKind::Posix(Posix::NotADirectory),
             format!("{shown} is not a folder, so nothing can be mounted there"),
         ))
     }

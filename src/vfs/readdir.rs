@@ -4,7 +4,7 @@
 use super::inode::{Fixed, ImageDir, Ino, Node, hash_bytes};
 use super::top::logged;
 use super::{Entry, Outcome, Patience, Step, Vfs, control};
-use crate::error::ErrorKind;
+use crate::error::{ErrorKind, Posix};
 use crate::layers::world::Kind;
 use crate::store::Digest;
 use crate::tree::{NodeId, Tree};
@@ -36,7 +36,7 @@ impl Vfs {
     pub fn readdir(&self, ino: Ino, cookie: u64, plus: bool, emit: Emit<'_>) -> Outcome<()> {
         let node = self.node(ino)?;
         if !matches!(node, Node::Fixed(_) | Node::Agent(_) | Node::ImageDir { .. } | Node::Dir { .. }) {
-            return Err(ErrorKind::NotADirectory);
+            return Err(ErrorKind::Posix(Posix::NotADirectory));
         }
         // The kernel takes these two for names only, and counts no lookup.
         for (dots, name) in [(1, &b"."[..]), (2, b"..")] {
