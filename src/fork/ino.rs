@@ -35,6 +35,11 @@ impl Ino {
     /// `trace`
     pub const TRACE: Self = Self(8);
 
+    /// Whether this is a folder outside of `world/fs`, where lengths may have to be found out by decompressing.
+    pub fn is_frame(self) -> bool {
+        self.0 <= Self::TRACE.0 && self != Self::FS
+    }
+
     /// The number that a file named `name` in `parent` gets, or the `probe`-th to try if that is taken. The same
     /// in every run and version: it is what keeps a number stable over remounts and seals.
     pub fn derive(parent: Self, name: &[u8], probe: u32) -> Self {

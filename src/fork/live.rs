@@ -167,6 +167,12 @@ impl Fork {
         self.head.lock().created_ns
     }
 
+    /// Whether it began empty and nothing was put into it yet.
+    pub fn is_blank(&self) -> bool {
+        let live = self.live.read();
+        live.image.is_none() && live.state.dirty_names.is_empty() && live.state.dirty_nodes.is_empty()
+    }
+
     pub(super) fn may_write(&self) -> Result<()> {
         if let Some(damage) = &self.damage {
             return Err(Error::new(ErrorKind::Damaged, format!("the fork is damaged: {damage}"))

@@ -159,6 +159,16 @@ impl Fork {
         let mut live = self.live.write();
         live.free(parent, name)?;
         policy::admit(parent, name, new.kind)?;
+        // `rm -rf` may take it away, but nothing else comes in its place: what was sealed cannot be rewritten.
+        let sealed = policy::is_frame(parent)
+            && live
+                .baseline
+                .child(parent, name)
+                .and_then(|ino| live.baseline.inode(ino))
+                .is_some_and(|inode| inode.guard != Guard::None);
+        if sealed {
+            return Err(posix(Posix::NotPermitted, "what was sealed can only be appended to"));
+        }
         let folder = live.need(parent)?;
         let fixed = if is_dir { fixed_ino(parent, name) } else { None };
         let ino = fixed.unwrap_or_else(|| live.fresh(parent, name));

@@ -99,10 +99,13 @@ pub enum BlobError {
 
 impl BlobError {
     fn io(digest: &Digest, source: io::Error) -> Self {
-        if source.kind() == io::ErrorKind::NotFound {
-            Self::Missing(*digest)
-        } else {
-            Self::Io { digest: *digest, source }
+        match source.raw_os_error() {
+            Some(libc::ENOENT) => Self::Missing(*digest),
+            // What the calls say to a socket, a loop of links, a file where a folder should be.
+            Some(libc::ENXIO | libc::ELOOP | libc::ENOTDIR | libc::EISDIR) => {
+                Self::Undecodable { digest: *digest, reason: format!("not a regular file: {source}") }
+            }
+            _ => Self::Io { digest: *digest, source },
         }
     }
 
