@@ -266,3 +266,83 @@ fn forking_takes_the_same_time_whatever_the_size() {
         );
     }
 }
+
+#[test]
+fn thousands_of_scattered_small_writes_stay_right_and_bounded() {
+    let dir = tempfile::tempdir().unwrap();
+    let images = Arc::new(Images::default());
+    let (image, mut model) = images.sample();
+    let registry = open(dir.path(), &images);
+    let fork = registry.create("f", Some(image)).unwrap();
+    let (big, id) = (ino(&fork, b"big"), model.resolve(b"big").unwrap());
+    let mut rng = Rng(11);
+    for i in 0..5000 {
+        let (at, len) = (rng.below(BIG + 100), 1 + rng.below(200));
+        let bytes = rng.bytes(len);
+        assert_eq!(fork.write(big, at as u64, &bytes, true).unwrap(), len);
+        model.write(id, at, &bytes);
+        if i == 2500 {
+            registry.branch(&fork, "child").unwrap();
+        }
+    }
+    same(&fork, &model, "scattered writes");
+    fork.fsync().unwrap();
+    fork.checkpoint().unwrap();
+    same(&fork, &model, "after a checkpoint");
+    drop((fork, registry));
+    same(&open(dir.path(), &images).get("f").unwrap(), &model, "after reopening");
+}
+
+#[test]
+fn forks_written_by_many_threads_at_once_hold_what_each_wrote() {
+    let dir = tempfile::tempdir().unwrap();
+    let images = Arc::new(Images::default());
+    let (image, _) = images.sample();
+    let registry = open(dir.path(), &images);
+    registry.create("shared", Some(image)).unwrap();
+    std::thread::scope(|scope| {
+        for thread in 0..8u64 {
+            let registry = &registry;
+            scope.spawn(move || {
+                let mut rng = Rng(thread);
+                let shared = registry.get("shared").unwrap();
+                let own = registry.create(&format!("own{thread}"), Some(image)).unwrap();
+                for i in 0..60 {
+                    for fork in [&shared, &own] {
+                        let name = format!("t{thread}-{i}");
+                        let made = fork.create(Ino::FS, name.as_bytes(), &file()).unwrap().ino;
+                        let bytes = rng.bytes(100 + i * 3000);
+                        assert_eq!(fork.write(made, 0, &bytes, true).unwrap(), bytes.len());
+                        assert_eq!(fork.read_vec(made, 0, usize::MAX).unwrap(), bytes);
+                    }
+                    if i % 20 == 7 {
+                        let name = format!("branch{thread}-{i}");
+                        let branch = registry.branch(&shared, &name).unwrap();
+                        assert!(branch.resolve(format!("world/fs/t{thread}-{i}").as_bytes()).is_some());
+                        shared.fsync().unwrap();
+                        shared.checkpoint().unwrap();
+                        drop(branch);
+                        registry.discard(&name).unwrap();
+                    }
+                }
+            });
+        }
+    });
+    let before = walk(&registry.get("shared").unwrap(), Ino::FS);
+    drop(registry);
+    let registry = open(dir.path(), &images);
+    let after = walk(&registry.get("shared").unwrap(), Ino::FS);
+    assert_eq!(before, after);
+    for thread in 0..8 {
+        let fork = registry.get(&format!("own{thread}")).unwrap();
+        let mut rng = Rng(thread);
+        for i in 0..60 {
+            rng.bytes(100 + i * 3000);
+            let bytes = rng.bytes(100 + i * 3000);
+            assert_eq!(
+                fork.read_vec(ino(&fork, format!("t{thread}-{i}").as_bytes()), 0, usize::MAX).unwrap(),
+                bytes
+            );
+        }
+    }
+}
