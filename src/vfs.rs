@@ -444,9 +444,7 @@ impl Vfs {
             | BlobError::Undecodable { digest, .. }
             | BlobError::WrongSize { digest, .. }
             | BlobError::TooLarge { digest, .. } => (ErrorKind::Damaged, digest, &self.metrics.damaged),
-            BlobError::Io { digest, source } => {
-                (ErrorKind::Io(source.raw_os_error()), digest, &self.metrics.damaged)
-            }
+            BlobError::Io { digest, .. } => (ErrorKind::Io(None), digest, &self.metrics.damaged),
         };
         counter.fetch_add(1, Ordering::Relaxed);
         let image = self.catalog.id(seen.image);

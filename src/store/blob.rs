@@ -99,13 +99,10 @@ pub enum BlobError {
 
 impl BlobError {
     fn io(digest: &Digest, source: io::Error) -> Self {
-        match source.raw_os_error() {
-            Some(libc::ENOENT) => Self::Missing(*digest),
-            // What the calls say to a socket, a loop of links, a file where a folder should be.
-            Some(libc::ENXIO | libc::ELOOP | libc::ENOTDIR | libc::EISDIR) => {
-                Self::Undecodable { digest: *digest, reason: format!("not a regular file: {source}") }
-            }
-            _ => Self::Io { digest: *digest, source },
+        if source.kind() == io::ErrorKind::NotFound {
+            Self::Missing(*digest)
+        } else {
+            Self::Io { digest: *digest, source }
         }
     }
 
@@ -133,8 +130,8 @@ impl From<BlobError> for Error {
     fn from(error: BlobError) -> Self {
         let kind = match &error {
             BlobError::Missing(_) => ErrorKind::Missing,
-            // Whatever the disk said, the reader of the file asked for bytes and gets none.
-            BlobError::Io { source, .. } => ErrorKind::Io(source.raw_os_error().or(Some(libc::EIO))),
+            // Whatever the disk said of the blob (ELOOP, EACCES): the reader of a file asked for bytes and gets none.
+            BlobError::Io { .. } => ErrorKind::Io(Some(libc::EIO)),
             _ => ErrorKind::Damaged,
         };
         Error::new(kind, error.to_string())

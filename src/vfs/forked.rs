@@ -280,7 +280,15 @@ impl Vfs {
     /// Writes; `strip` takes set-user-id and set-group-id bits away, as a write by anyone but root does.
     pub fn write(&self, ino: Ino, offset: u64, bytes: &[u8], strip: bool) -> Outcome<usize> {
         let (mounted, ino) = self.in_fork(ino)?;
-        mounted.fork.write(ino, offset, bytes, strip).map_err(kind)
+        match mounted.fork.write(ino, offset, bytes, strip) {
+            // What was deleted may not have been given back yet.
+            Err(error)
+                if error.kind() == ErrorKind::NoSpace && mounted.fork.reap().is_ok_and(|freed| freed) =>
+            {
+                mounted.fork.write(ino, offset, bytes, strip).map_err(kind)
+            }
+            written => written.map_err(kind),
+        }
     }
 
     /// Allocates, punches or zeroes a range.

@@ -1,6 +1,6 @@
 //! `forks/` and `work/`: which forks there are, and how they come and go.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,20 +30,33 @@ pub(super) struct Forks {
 #[derive(Default)]
 struct Slots {
     by_uid: HashMap<String, Slot>,
-    taken: HashMap<Slot, String>,
+    /// Each slot's fork; nothing once it was discarded, as long as the kernel may know inodes of it.
+    taken: HashMap<Slot, Option<Arc<Fork>>>,
 }
 
 impl Slots {
     /// A fork's slot: the same after a remount, unless it was taken by another one.
-    fn of(&mut self, uid: &str) -> Option<Slot> {
-        if let Some(slot) = self.by_uid.get(uid) {
+    fn of(&mut self, fork: &Arc<Fork>, known: impl FnOnce() -> HashSet<Slot>) -> Option<Slot> {
+        if let Some(slot) = self.by_uid.get(fork.uid()) {
             return Some(*slot);
         }
-        let wanted = (hash_bytes(uid.as_bytes()) % u64::from(SLOTS)) as Slot;
+        if self.taken.len() >= usize::from(SLOTS) {
+            // Never one of which an inode is left: its number would mean a file of another fork.
+            let known = known();
+            self.taken.retain(|slot, fork| fork.is_some() || known.contains(slot));
+        }
+        let wanted = (hash_bytes(fork.uid().as_bytes()) % u64::from(SLOTS)) as Slot;
         let free = (0..SLOTS).map(|i| (wanted + i) % SLOTS).find(|slot| !self.taken.contains_key(slot))?;
-        self.by_uid.insert(uid.to_owned(), free);
-        self.taken.insert(free, uid.to_owned());
+        self.by_uid.insert(fork.uid().to_owned(), free);
+        self.taken.insert(free, Some(Arc::clone(fork)));
         Some(free)
+    }
+
+    /// Gives a discarded fork's slot back as soon as it can be.
+    fn discard(&mut self, uid: &str) {
+        if let Some(fork) = self.by_uid.remove(uid).and_then(|slot| self.taken.get_mut(&slot)) {
+            *fork = None;
+        }
     }
 }
 
@@ -106,7 +119,8 @@ impl Vfs {
     }
 
     fn mounted(&self, fork: Arc<Fork>) -> Outcome<Mounted> {
-        let slot = self.forks.slots.lock().of(fork.uid()).ok_or_else(|| {
+        let slot = self.forks.slots.lock().of(&fork, || self.inodes.fork_slots());
+        let slot = slot.ok_or_else(|| {
             tracing::error!("more than {SLOTS} forks are in use");
             ErrorKind::NoSpace
         })?;
@@ -188,6 +202,23 @@ impl Vfs {
                 return Err(ErrorKind::Posix(Posix::NotEmpty));
             }
         }
-        registry.discard(name).map_err(logged)
+        let uid = registry.info(name).ok().and_then(|info| info.uid);
+        registry.discard(name).map_err(logged)?;
+        if let Some(uid) = uid {
+            self.forks.slots.lock().discard(&uid);
+        }
+        Ok(())
+    }
+
+    /// Keeps journals short and gives space back that nothing needs any more. To be called now and then.
+    pub(crate) fn keep_house(&self) {
+        let forks: Vec<_> = self.forks.slots.lock().taken.values().flatten().cloned().collect();
+        for fork in forks {
+            let kept =
+                fork.reap().and_then(|_| if fork.wants_checkpoint() { fork.checkpoint() } else { Ok(false) });
+            if let Err(error) = kept {
+                tracing::warn!(fork = fork.uid(), "cannot give space back yet: {error}");
+            }
+        }
     }
 }

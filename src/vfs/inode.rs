@@ -3,8 +3,8 @@
 //! A number is computed from what the inode is, so that it is the same after the kernel forgot it, after a remount,
 //! and in every image that holds the same file. The table keeps only what the kernel has looked up.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry as MapEntry;
+use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 
@@ -339,6 +339,18 @@ impl Inodes {
                 slot.remove();
             }
         }
+    }
+
+    /// Slots of forks of which the kernel knows an inode.
+    pub(super) fn fork_slots(&self) -> HashSet<Slot> {
+        let slot = |held: &Held| match &held.node {
+            Node::Forked { mounted, .. } => Some(mounted.slot),
+            _ => None,
+        };
+        self.shards
+            .iter()
+            .flat_map(|shard| shard.lock().values().filter_map(slot).collect::<Vec<_>>())
+            .collect()
     }
 
     /// How many inodes the kernel knows.

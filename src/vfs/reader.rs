@@ -63,7 +63,7 @@ impl Reader {
 fn shared(error: Arc<BlobError>) -> Error {
     let kind = match &*error {
         BlobError::Missing(_) => ErrorKind::Missing,
-        BlobError::Io { source, .. } => ErrorKind::Io(source.raw_os_error().or(Some(libc::EIO))),
+        BlobError::Io { .. } => ErrorKind::Io(None),
         _ => ErrorKind::Damaged,
     };
     Error::new(kind, error.to_string())
