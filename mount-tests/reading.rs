@@ -43,7 +43,7 @@ fn the_world_of_every_generated_image_equals_what_the_real_restore_makes() {
     // A budget smaller than the content, so that the cache has to let go of things on the way.
     let mount = Mount::of(generated.store.root()).args(["--cache-size", "4MiB"]).start();
     assert_eq!(names(&mount.join("images")).unwrap().len(), IMAGES as usize);
-    let mut seen = Seen::default();
+    let mut seen = tree::Seen::default();
     for image in &generated.images {
         let shown = tree::read_tree(&mount.image(&image.id).join("world/fs"))
             .unwrap_or_else(|e| panic!("seed {}: image {}: {e}", image.seed, image.id));
@@ -55,65 +55,6 @@ fn the_world_of_every_generated_image_equals_what_the_real_restore_makes() {
     println!("{seen:?}");
     seen.assert_everything();
     mount.unmount();
-}
-
-/// How often each kind of thing was compared: a test that compares nothing proves nothing.
-#[derive(Debug, Default)]
-struct Seen {
-    paths: usize,
-    folders_in_folders: usize,
-    empty_folders: usize,
-    empty_files: usize,
-    executables: usize,
-    links: usize,
-    spaces: usize,
-    newlines: usize,
-    not_ascii: usize,
-    longest_names: usize,
-    eight_mib: usize,
-}
-
-impl Seen {
-    fn count(&mut self, nodes: &BTreeMap<std::path::PathBuf, tree::Node>) {
-        for (path, node) in nodes {
-            let name = path.file_name().unwrap().to_str().unwrap();
-            self.paths += 1;
-            self.spaces += usize::from(name.contains(' '));
-            self.newlines += usize::from(name.contains('\n'));
-            self.not_ascii += usize::from(!name.is_ascii());
-            self.longest_names += usize::from(name.len() == 255);
-            match node {
-                tree::Node::Dir { .. } => {
-                    self.folders_in_folders += usize::from(path.components().count() > 1);
-                    self.empty_folders += usize::from(!nodes.keys().any(|p| p.parent() == Some(path)));
-                }
-                tree::Node::File { mode, len, .. } => {
-                    self.executables += usize::from(mode & 0o111 != 0);
-                    self.empty_files += usize::from(*len == 0);
-                    self.eight_mib += usize::from(*len == 8 * MIB);
-                }
-                tree::Node::Link { .. } => self.links += 1,
-                tree::Node::Other => panic!("{} is something else", path.display()),
-            }
-        }
-    }
-
-    fn assert_everything(&self) {
-        assert!(self.paths > 2000, "{self:?}");
-        let counts = [
-            self.folders_in_folders,
-            self.empty_folders,
-            self.empty_files,
-            self.executables,
-            self.links,
-            self.spaces,
-            self.newlines,
-            self.not_ascii,
-            self.longest_names,
-            self.eight_mib,
-        ];
-        assert!(counts.iter().all(|count| *count > 0), "{self:?}");
-    }
 }
 
 #[test]

@@ -40,6 +40,7 @@ fn read(mount: &Mount, id: &str) -> Vec<u8> {
 fn a_killed_daemon_leaves_a_mount_that_the_next_one_clears_fifty_times() {
     let (store, id) = small_store();
     let (_dir, point) = point();
+    let _guard = Background { point: point.clone(), pid: None };
     for round in 0..50 {
         let mut mount = Mount::of(store.root()).at(&point).start();
         assert_eq!(read(&mount, &id), b"content", "round {round}");
@@ -52,7 +53,7 @@ fn a_killed_daemon_leaves_a_mount_that_the_next_one_clears_fifty_times() {
             "round {round}"
         );
         // The guard would clean up: this round leaves that to the next one.
-        std::mem::forget(mount);
+        mount.abandon();
     }
     let last = Mount::of(store.root()).at(&point).start();
     assert_eq!(read(&last, &id), b"content");
@@ -116,19 +117,25 @@ fn a_new_mount_survives_the_end_of_the_one_before_it() {
     let (store, id) = small_store();
     let (_dir, point) = point();
     let mut before = Mount::of(store.root()).at(&point).start();
-    for round in 0..5 {
+    let _guard = Background { point: point.clone(), pid: None };
+    for round in 0..15 {
         // The old daemon learns that its mount is gone only when another is there: at the same path, of the same
-        // type, and often with the same device number, for the kernel gives out the lowest that is free.
-        before.signal(Signal::STOP);
+        // type, and often with the same device number, for the kernel gives out the lowest that is free. fusermount3
+        // asks the mount before it unmounts it, so that an ordinary user cannot have the daemon held up meanwhile.
+        if is_root() {
+            before.signal(Signal::STOP);
+        }
         unmount_from_outside(&point, false);
         let after = Mount::of(store.root()).at(&point).start();
-        if round % 2 == 0 {
+        if is_root() && round % 2 == 0 {
             before.signal(Signal::TERM);
         }
-        before.signal(Signal::CONT);
+        if is_root() {
+            before.signal(Signal::CONT);
+        }
         assert!(before.wait().success(), "round {round}: {}", before.log());
-        // The guard would take away what is mounted there now.
-        std::mem::forget(std::mem::replace(&mut before, after));
+        // Its guard would take away what is mounted there now.
+        std::mem::replace(&mut before, after).abandon();
         assert_eq!(system::types_at(&point).len(), 1, "round {round}: the new mount is gone");
         assert_eq!(read(&before, &id), b"content", "round {round}");
     }
@@ -185,19 +192,28 @@ fn another_filesystem_at_the_same_path_is_never_unmounted() {
     assert!(is_covered(mount.path()), "SIGTERM took the tmpfs:\n{}", mount.log());
     rustix::mount::unmount(mount.path(), UnmountFlags::DETACH).unwrap();
     drop(mount);
-    // Instead of ours, after an outside unmount.
-    let mut mount = Mount::of(store.root()).start();
-    rustix::mount::unmount(mount.path(), UnmountFlags::DETACH).unwrap();
-    cover(mount.path());
-    mount.signal(Signal::TERM);
-    mount.wait();
-    assert!(is_covered(mount.path()), "the tmpfs is gone:\n{}", mount.log());
+    // Instead of ours, after an outside unmount that the daemon has not noticed yet. Often the new one gets the device
+    // number of the old, for the kernel gives out the lowest that is free.
+    let (_dir, point) = point();
+    let _guard = Background { point: point.clone(), pid: None };
+    for round in 0..15 {
+        let mut mount = Mount::of(store.root()).at(&point).start();
+        mount.signal(Signal::STOP);
+        unmount_from_outside(&point, true);
+        cover(&point);
+        mount.signal(Signal::TERM);
+        mount.signal(Signal::CONT);
+        mount.wait();
+        assert!(is_covered(&point), "round {round}: the tmpfs is gone:\n{}", mount.log());
+        rustix::mount::unmount(&point, UnmountFlags::DETACH).unwrap();
+    }
+    cover(&point);
     // Where pfimg never was.
-    let refused = pfimg([OsStr::new("umount"), mount.path().as_os_str()]);
+    let refused = pfimg([OsStr::new("umount"), point.as_os_str()]);
     assert!(refused.code != 0 && !refused.stderr.trim().is_empty(), "{refused:?}");
-    assert!(is_covered(mount.path()));
-    rustix::mount::unmount(mount.path(), UnmountFlags::DETACH).unwrap();
-    let refused = pfimg([OsStr::new("umount"), mount.path().as_os_str()]);
+    assert!(is_covered(&point));
+    rustix::mount::unmount(&point, UnmountFlags::DETACH).unwrap();
+    let refused = pfimg([OsStr::new("umount"), point.as_os_str()]);
     assert!(refused.code != 0 && !refused.stderr.trim().is_empty(), "nothing mounted: {refused:?}");
 }
 
@@ -245,7 +261,9 @@ fn mount_returns_when_the_mount_answers_and_umount_ends_it() {
 fn mounting_twice_at_one_place_is_refused_and_harms_nothing() {
     let (store, id) = small_store();
     let mount = Mount::of(store.root()).start();
-    let refused = Run::new([OsStr::new("mount"), store.root().as_os_str(), mount.path().as_os_str()]).run();
+    let args = [OsStr::new("mount"), store.root().as_os_str(), mount.path().as_os_str()];
+    let (_dir, home) = temp_dir();
+    let refused = Run::new(args).env("HOME", home).run();
     assert!(refused.code != 0 && !refused.stderr.trim().is_empty(), "{refused:?}");
     assert_eq!(system::types_at(mount.path()).len(), 1);
     assert_eq!(read(&mount, &id), b"content");
@@ -484,7 +502,8 @@ fn without_fusermount3_an_ordinary_user_is_told_the_package() {
     let (_dir, point) = point();
     let _guard = Background { point: point.clone(), pid: None };
     let args = [OsStr::new("mount"), store.root().as_os_str(), point.as_os_str()];
-    let output = Run::new(args).env("PATH", point.parent().unwrap()).run();
+    let output =
+        Run::new(args).env("PATH", point.parent().unwrap()).env("HOME", point.parent().unwrap()).run();
     assert!(output.code != 0 && output.stderr.contains("fuse3"), "{output:?}");
 }
 

@@ -109,6 +109,9 @@ impl Run {
         let ended = wait_at_most(PATIENCE * 3, || child.try_wait().expect("a child to wait for").is_some());
         if ended.is_none() {
             let _ = child.kill();
+            // A program with the rights of another user cannot be killed: nor can it be waited for.
+            let killed = wait_at_most(PATIENCE, || child.try_wait().is_ok_and(|status| status.is_some()));
+            assert!(killed.is_some(), "pfimg {} does not end and cannot be killed", self.shown);
         }
         let code = child.wait().expect("a child to wait for").code().unwrap_or(-1);
         let shown = self.shown;

@@ -87,8 +87,16 @@ impl Mounting {
         }
         let child = command.spawn().expect("to start the daemon");
         let started = Instant::now();
-        let mut mount =
-            Mount { point, log, child, status: None, started, answered: Duration::ZERO, _dir: dir };
+        let mut mount = Mount {
+            point,
+            log,
+            child,
+            status: None,
+            started,
+            answered: Duration::ZERO,
+            abandoned: false,
+            _dir: dir,
+        };
         // The guard exists already: whatever happens from here on, nothing stays mounted.
         mount.wait_for_answer(self.user.is_some());
         mount
@@ -103,6 +111,8 @@ pub struct Mount {
     status: Option<ExitStatus>,
     started: Instant,
     answered: Duration,
+    /// What is mounted at the mountpoint is no longer this guard's business.
+    abandoned: bool,
     _dir: tempfile::TempDir,
 }
 
@@ -230,6 +240,12 @@ impl Mount {
         }
     }
 
+    /// Lets go of the mountpoint, which was given by the caller, after the daemon has ended: somebody else clears it.
+    pub fn abandon(mut self) {
+        assert!(self.exit_status().is_some(), "the daemon still runs");
+        self.abandoned = true;
+    }
+
     /// Ends the mount by `pfimg umount` and panics unless everything went cleanly.
     #[track_caller]
     pub fn unmount(mut self) {
@@ -244,6 +260,9 @@ impl Mount {
 
 impl Drop for Mount {
     fn drop(&mut self) {
+        if self.abandoned {
+            return;
+        }
         let failing = std::thread::panicking();
         if failing {
             let log = self.log();

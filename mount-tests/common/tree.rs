@@ -57,6 +57,65 @@ pub fn differences(left: &BTreeMap<PathBuf, Node>, right: &BTreeMap<PathBuf, Nod
         .collect()
 }
 
+/// How often each kind of thing was compared: a test that compares nothing proves nothing.
+#[derive(Debug, Default)]
+pub struct Seen {
+    paths: usize,
+    folders_in_folders: usize,
+    empty_folders: usize,
+    empty_files: usize,
+    executables: usize,
+    links: usize,
+    spaces: usize,
+    newlines: usize,
+    not_ascii: usize,
+    longest_names: usize,
+    eight_mib: usize,
+}
+
+impl Seen {
+    pub fn count(&mut self, nodes: &BTreeMap<PathBuf, Node>) {
+        for (path, node) in nodes {
+            let name = path.file_name().unwrap().to_str().unwrap();
+            self.paths += 1;
+            self.spaces += usize::from(name.contains(' '));
+            self.newlines += usize::from(name.contains('\n'));
+            self.not_ascii += usize::from(!name.is_ascii());
+            self.longest_names += usize::from(name.len() == 255);
+            match node {
+                Node::Dir { .. } => {
+                    self.folders_in_folders += usize::from(path.components().count() > 1);
+                    self.empty_folders += usize::from(!nodes.keys().any(|p| p.parent() == Some(path)));
+                }
+                Node::File { mode, len, .. } => {
+                    self.executables += usize::from(mode & 0o111 != 0);
+                    self.empty_files += usize::from(*len == 0);
+                    self.eight_mib += usize::from(*len == 8 << 20);
+                }
+                Node::Link { .. } => self.links += 1,
+                Node::Other => panic!("{} is something else", path.display()),
+            }
+        }
+    }
+
+    pub fn assert_everything(&self) {
+        assert!(self.paths > 2000, "{self:?}");
+        let counts = [
+            self.folders_in_folders,
+            self.empty_folders,
+            self.empty_files,
+            self.executables,
+            self.links,
+            self.spaces,
+            self.newlines,
+            self.not_ascii,
+            self.longest_names,
+            self.eight_mib,
+        ];
+        assert!(counts.iter().all(|count| *count > 0), "{self:?}");
+    }
+}
+
 /// File contents that several images share, so that their blobs are shared too.
 const SHARED_CONTENTS: u64 = 60;
 
