@@ -9,6 +9,7 @@ mod images;
 mod mount;
 mod mv;
 mod place;
+mod probe;
 mod show;
 mod status;
 mod text;
@@ -81,6 +82,8 @@ enum Command {
     Verify(verify::VerifyArgs),
     Fixture(fixture::FixtureArgs),
     Demo(demo::DemoArgs),
+    #[command(hide = true)]
+    Probe(probe::ProbeArgs),
 }
 
 /// Runs the command line and returns the exit code: 0 ok, 1 general, 2 bad input, 4 integrity.
@@ -110,5 +113,6 @@ fn dispatch(cli: &Cli) -> Result<ExitCode> {
         Command::Verify(args) => verify::run(store, args),
         Command::Fixture(args) => fixture::run(store, args),
         Command::Demo(args) => demo::run(args),
+        Command::Probe(args) => probe::run(args),
     }
 }

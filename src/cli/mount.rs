@@ -252,5 +252,9 @@ fn mount_and_serve(
         // Every path is absolute by now, and a daemon must not keep its caller's folder busy.
         std::env::set_current_dir("/").map_err(|e| Error::io(e, "cannot change to /"))?;
     }
-    serve(vfs, session, ready)
+    serve(vfs, session, || {
+        super::probe::spawn(&session.mountpoint)?;
+        ready();
+        Ok(())
+    })
 }

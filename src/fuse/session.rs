@@ -3,9 +3,9 @@
 //! The session ends when the kernel says that the mount is gone, whoever unmounted it. SIGTERM and SIGINT unmount it
 //! first; nothing durable waits for the end.
 
-use std::fs::{self, File};
-use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+use std::fs::File;
+use std::io;
+use std::path::PathBuf;
 use std::sync::mpsc;
 use std::sync::{Arc, OnceLock};
 use std::thread;
@@ -19,7 +19,7 @@ use super::adapter::Adapter;
 use super::mount::{OwnMount, Unmounted, absolute, mount, prepare};
 use super::options::MountOptions;
 use super::watch::Watcher;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::vfs::Vfs;
 
 /// Event loops. Two with a queue of their own each measured best on two cores.
@@ -27,6 +27,9 @@ const THREADS: usize = 2;
 
 /// How long programs that use a mount may go on with it after SIGTERM.
 const GRACE: Duration = Duration::from_secs(10);
+
+/// How long a mount that does not answer is given to turn out to be gone.
+const SETTLE: Duration = Duration::from_secs(1);
 
 /// Where and how to mount.
 #[derive(Clone, Debug)]
@@ -54,8 +57,11 @@ impl SessionConfig {
     }
 }
 
-/// Mounts, calls `ready` once the mount answers, and serves until it is unmounted or a signal comes.
-pub fn serve(vfs: Arc<Vfs>, config: &SessionConfig, ready: impl FnOnce()) -> Result<()> {
+/// Mounts, calls `ready` once requests are served, and serves until the store is unmounted or a signal comes.
+///
+/// `ready` must not look at the mount from this process: killed while it waits for itself, a process holds its own
+/// connection open for ever.
+pub fn serve(vfs: Arc<Vfs>, config: &SessionConfig, ready: impl FnOnce() -> Result<()>) -> Result<()> {
     let failed = |what: &'static str| move |e| Error::io(e, what);
     let (events, ended) = mpsc::channel();
     // Before the mount, so that no signal can end this process and leave a dead one.
@@ -91,12 +97,18 @@ pub fn serve(vfs: Arc<Vfs>, config: &SessionConfig, ready: impl FnOnce()) -> Res
             let _ = events.send(End::Session(session.run()));
         })
         .map_err(failed("cannot start a thread"))?;
-    provoke(&own.path)?;
     let watcher = Watcher::start(vfs, notifier).map_err(failed("cannot start a thread"))?;
-    tracing::info!("mounted at {}", own.path.display());
-    ready();
-
-    let outcome = wait(&own, &ended);
+    let outcome = match ready() {
+        Ok(()) => {
+            tracing::info!("mounted at {}", own.path.display());
+            wait(&own, &ended)
+        }
+        // Somebody may have unmounted it before anybody looked.
+        Err(error) => match ended.recv_timeout(SETTLE) {
+            Ok(End::Session(result)) => gone(result, &own),
+            _ => Err(error),
+        },
+    };
     drop(watcher);
     if matches!(outcome, Ok(Ended::Gone)) {
         // The kernel says that nothing of this mount is left: whatever is at its path now is somebody else's.
@@ -152,19 +164,4 @@ impl Drop for UnmountOnDrop<'_> {
             tracing::error!("{error}");
         }
     }
-}
-
-/// Looks at the mount once, so that the kernel learns what it need not ask (OPEN, OPENDIR, FLUSH, GETXATTR) before
-/// anybody measures it, and the caller knows that it answers.
-fn provoke(mountpoint: &Path) -> Result<()> {
-    let failed = |e| Error::io(e, format!("{} does not answer", mountpoint.display()));
-    let status = mountpoint.join(".pfimg/status.json");
-    let mut file = File::open(&status).map_err(failed)?;
-    if file.read(&mut [0]).map_err(failed)? == 0 {
-        return Err(Error::new(ErrorKind::Io(None), format!("{} is empty", status.display())));
-    }
-    drop(file);
-    let _ = fs::read_dir(mountpoint).map_err(failed)?.next();
-    let _ = rustix::fs::getxattr(mountpoint, "user.pfimg", &mut [0u8; 1]);
-    Ok(())
 }

@@ -1,0 +1,52 @@
+//! `pfimg probe`: looks at a new mount. For `pfimg mount`, which must not look at its own.
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+
+use clap::Args;
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// Look at a new mount.
+#[derive(Debug, Args)]
+pub(crate) struct ProbeArgs {
+    mountpoint: PathBuf,
+}
+
+/// Looks at the mount once, so that the kernel learns what it need not ask (OPEN, OPENDIR, FLUSH, GETXATTR) before
+/// anybody measures it, and the caller knows that it answers.
+pub(crate) fn run(args: &ProbeArgs) -> Result<ExitCode> {
+    let failed = |e| Error::io(e, format!("{} does not answer", args.mountpoint.display()));
+    let status = args.mountpoint.join(".pfimg/status.json");
+    let mut file = File::open(&status).map_err(failed)?;
+    if file.read(&mut [0]).map_err(failed)? == 0 {
+        return Err(Error::new(ErrorKind::Io(None), format!("{} is empty", status.display())));
+    }
+    drop(file);
+    let _ = fs::read_dir(&args.mountpoint).map_err(failed)?.next();
+    let _ = rustix::fs::getxattr(&args.mountpoint, "user.pfimg", &mut [0u8; 1]);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Runs it as a process of its own.
+pub(super) fn spawn(mountpoint: &Path) -> Result<()> {
+    let failed = |e| Error::io(e, "cannot run pfimg to look at the mount");
+    let output = Command::new(std::env::current_exe().map_err(failed)?)
+        .arg("probe")
+        .arg(mountpoint)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .output()
+        .map_err(failed)?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    let said = said.trim().trim_start_matches("pfimg: ").to_owned();
+    Err(Error::new(
+        ErrorKind::Io(None),
+        if said.is_empty() { "the new mount does not answer".into() } else { said },
+    ))
+}
