@@ -1,9 +1,14 @@
 //! The command line: one file per command.
 
 mod demo;
+mod discard;
 mod fixture;
+mod fork;
+mod forks;
 mod images;
 mod mount;
+mod mv;
+mod place;
 mod show;
 mod status;
 mod text;
@@ -67,6 +72,10 @@ enum Command {
     #[command(visible_alias = "unmount")]
     Umount(umount::UmountArgs),
     Status(status::StatusArgs),
+    Fork(fork::ForkArgs),
+    Forks(forks::ForksArgs),
+    Discard(discard::DiscardArgs),
+    Mv(mv::MvArgs),
     Images(images::ImagesArgs),
     Show(show::ShowArgs),
     Verify(verify::VerifyArgs),
@@ -92,6 +101,10 @@ fn dispatch(cli: &Cli) -> Result<ExitCode> {
         Command::Mount(args) => mount::run(store, args),
         Command::Umount(args) => umount::run(args),
         Command::Status(args) => status::run(args),
+        Command::Fork(args) => fork::run(store, args),
+        Command::Forks(args) => forks::run(store, args),
+        Command::Discard(args) => discard::run(store, args),
+        Command::Mv(args) => mv::run(store, args),
         Command::Images(args) => images::run(store, args),
         Command::Show(args) => show::run(store, args),
         Command::Verify(args) => verify::run(store, args),

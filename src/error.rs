@@ -35,16 +35,40 @@ pub enum ErrorKind {
     NoSpace,
     /// This kernel, store or build cannot do it.
     Unsupported,
-    /// A name below something that is no folder.
-    NotADirectory,
-    /// A folder where a file was meant.
-    IsADirectory,
-    /// A node that is not known any more.
-    Stale,
-    /// No such extended attribute.
-    NoAttribute,
+    /// A file operation that the rules of a filesystem refuse.
+    Posix(Posix),
     /// Any other failure of the operating system.
     Io(Option<i32>),
+}
+
+/// What a filesystem refuses by its rules, beyond what the other kinds say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Posix {
+    /// A folder is needed.
+    NotADirectory,
+    /// A folder will not do.
+    IsADirectory,
+    /// The folder still holds something.
+    NotEmpty,
+    /// A name of more than 255 bytes, or a target of more than 4095.
+    NameTooLong,
+    /// The file has as many links as it can.
+    TooManyLinks,
+    /// Not allowed to anyone.
+    NotPermitted,
+    /// The two names cannot be brought together by a rename or a link.
+    CrossesDevices,
+    /// No such extended attribute.
+    NoAttribute,
+    /// The value does not fit.
+    Range,
+    /// The file would be too large.
+    TooLarge,
+    /// Nothing lies at or behind that offset.
+    NoSuchOffset,
+    /// The file is gone and nothing of it is left.
+    Stale,
 }
 
 impl ErrorKind {
@@ -62,11 +86,21 @@ impl ErrorKind {
             Self::Busy => libc::EBUSY,
             Self::NoSpace => libc::ENOSPC,
             Self::Unsupported => libc::EOPNOTSUPP,
-            Self::NotADirectory => libc::ENOTDIR,
-            Self::IsADirectory => libc::EISDIR,
-            // The kernel asks again with a fresh lookup.
-            Self::Stale => libc::ESTALE,
-            Self::NoAttribute => libc::ENODATA,
+            Self::Posix(rule) => match rule {
+                Posix::NotADirectory => libc::ENOTDIR,
+                Posix::IsADirectory => libc::EISDIR,
+                Posix::NotEmpty => libc::ENOTEMPTY,
+                Posix::NameTooLong => libc::ENAMETOOLONG,
+                Posix::TooManyLinks => libc::EMLINK,
+                // Not EACCES: rights do not matter here, even root is refused.
+                Posix::NotPermitted => libc::EPERM,
+                Posix::CrossesDevices => libc::EXDEV,
+                Posix::NoAttribute => libc::ENODATA,
+                Posix::Range => libc::ERANGE,
+                Posix::TooLarge => libc::EFBIG,
+                Posix::NoSuchOffset => libc::ENXIO,
+                Posix::Stale => libc::ESTALE,
+            },
             Self::Io(code) => code.unwrap_or(libc::EIO),
         }
     }

@@ -5,6 +5,7 @@ pub mod cache;
 pub mod cli;
 pub mod error;
 pub mod fixture;
+pub mod fork;
 pub mod fuse;
 pub mod layers;
 pub mod store;

@@ -221,6 +221,11 @@ impl Tree {
         Some(self.hardlinks[at].1)
     }
 
+    /// All entries that share their file with others: node and number of the file, sorted by node.
+    pub fn hardlinks(&self) -> impl Iterator<Item = (NodeId, u64)> + '_ {
+        self.hardlinks.iter().map(|(node, number)| (NodeId(*node), *number))
+    }
+
     /// All nodes, the root first, each folder before what is in it.
     pub fn nodes(&self) -> impl Iterator<Item = NodeId> + use<> {
         (0..self.nodes.len() as u32).map(NodeId)

@@ -8,10 +8,13 @@
 
 mod catalog;
 mod control;
+mod forked;
+mod forks;
 mod image;
 mod inode;
 mod metrics;
 mod readdir;
+mod reader;
 mod top;
 mod trees;
 
@@ -27,12 +30,15 @@ pub use metrics::{Metrics, Op};
 pub use readdir::{DirEntry, Emit};
 
 use crate::cache::{Cache, Payload};
-use crate::error::ErrorKind;
+use crate::error::{ErrorKind, Posix};
+use crate::fork::BaseReader;
 use crate::layers::world::Kind;
 use crate::store::{BlobError, Digest, Store};
 use catalog::Catalog;
+use forks::Forks;
 use image::Images;
 use inode::{Fixed, Inodes, Node, Recorded, Seen, Shown, UNKNOWN_SIZE};
+use reader::Reader;
 use trees::Trees;
 
 /// Outcome of an operation. The kind alone decides the errno; what there is to tell was logged where it was known.
@@ -77,14 +83,37 @@ pub struct Attr {
     pub nlink: u32,
     /// Length in bytes.
     pub size: u64,
-    /// Modification time in nanoseconds since 1970. The other times are the same.
+    /// Access time in nanoseconds since 1970.
+    pub atime_ns: i64,
+    /// Modification time.
     pub mtime_ns: i64,
+    /// Change time.
+    pub ctime_ns: i64,
     /// Owner.
     pub uid: u32,
     /// Group.
     pub gid: u32,
     /// Device number, of devices.
     pub rdev: u32,
+}
+
+impl Default for Attr {
+    /// A folder of nothing.
+    fn default() -> Self {
+        Self {
+            ino: 0,
+            kind: Kind::Dir,
+            mode: 0,
+            nlink: 1,
+            size: 0,
+            atime_ns: 0,
+            mtime_ns: 0,
+            ctime_ns: 0,
+            uid: 0,
+            gid: 0,
+            rdev: 0,
+        }
+    }
 }
 
 /// A name that was found.
@@ -135,8 +164,15 @@ pub struct VfsConfig {
     pub reveal_secrets: bool,
     /// Whether extended attributes are answered at all.
     pub xattrs: bool,
+    /// Whether nothing may be written, forks included.
+    pub read_only: bool,
     /// Bytes of file trees kept parsed.
     pub tree_bytes: u64,
+}
+
+/// What forks read of the images they rest on, for programs that change them without a mount.
+pub(crate) fn fork_reader(store: Arc<Store>, cache: Arc<Cache>) -> Arc<dyn BaseReader> {
+    Arc::new(Reader::new(store, cache, Arc::new(Trees::new(0)), false))
 }
 
 /// A mounted store.
@@ -147,7 +183,9 @@ pub struct Vfs {
     inodes: Inodes,
     catalog: Catalog,
     images: Images,
-    trees: Trees,
+    trees: Arc<Trees>,
+    reader: Arc<Reader>,
+    forks: Forks,
     metrics: Metrics,
     info: Mutex<MountInfo>,
 }
@@ -161,11 +199,20 @@ impl std::fmt::Debug for Vfs {
 impl Vfs {
     /// Makes the filesystem of a store. Reads nothing yet.
     pub fn new(store: Arc<Store>, cache: Arc<Cache>, config: VfsConfig, info: MountInfo) -> Self {
+        let trees = Arc::new(Trees::new(config.tree_bytes));
+        let reader = Arc::new(Reader::new(
+            Arc::clone(&store),
+            Arc::clone(&cache),
+            Arc::clone(&trees),
+            config.reveal_secrets,
+        ));
         Self {
             inodes: Inodes::new(),
             catalog: Catalog::new(Arc::clone(&store)),
             images: Images::new(),
-            trees: Trees::new(config.tree_bytes),
+            forks: Forks::new(Arc::clone(&reader), config.read_only),
+            trees,
+            reader,
             metrics: Metrics::new(),
             info: Mutex::new(info),
             store,
@@ -190,7 +237,7 @@ impl Vfs {
     }
 
     fn node(&self, ino: Ino) -> Outcome<Node> {
-        self.inodes.get(ino).ok_or(ErrorKind::Stale)
+        self.inodes.get(ino).ok_or(ErrorKind::Posix(Posix::Stale))
     }
 
     /// Finds a name in a folder and counts the lookup.
@@ -204,7 +251,8 @@ impl Vfs {
                 let child = tree.lookup(node, name).ok_or(ErrorKind::NotFound)?;
                 Ok(Step::Done(self.entry(Self::tree_node(&tree, image, child))?))
             }
-            _ => Err(ErrorKind::NotADirectory),
+            Node::Forked { mounted, ino } => self.lookup_forked(&mounted, ino, name, patience),
+            _ => Err(ErrorKind::Posix(Posix::NotADirectory)),
         }
     }
 
@@ -218,6 +266,9 @@ impl Vfs {
             }
             self.inodes.set_size(ino, *size);
         }
+        if let Node::Forked { mounted, ino } = &node {
+            return Ok(Step::Done((Self::getattr_forked(mounted, *ino)?, FOREVER)));
+        }
         Ok(Step::Done((self.attr(ino, &node)?, FOREVER)))
     }
 
@@ -225,6 +276,7 @@ impl Vfs {
     pub fn readlink(&self, ino: Ino) -> Outcome<Vec<u8>> {
         match self.node(ino)? {
             Node::Symlink { target, .. } => Ok(target.to_vec()),
+            Node::Forked { mounted, ino } => mounted.fork.readlink(ino).map_err(|error| error.kind()),
             Node::Link { target, .. } if target.is_empty() => {
                 // Listed, but never looked up.
                 let id = self.catalog.latest().map_err(top::logged)?.ok_or(ErrorKind::NotFound)?;
@@ -259,8 +311,9 @@ impl Vfs {
                 let (start, end) = slice(bytes.len());
                 Ok(Step::Done(Data::Doc(bytes, start, end)))
             }
+            Node::Forked { mounted, ino } => self.read_forked(&mounted, ino, offset, size, patience),
             Node::Fixed(_) | Node::Agent(_) | Node::ImageDir { .. } | Node::Dir { .. } => {
-                Err(ErrorKind::IsADirectory)
+                Err(ErrorKind::Posix(Posix::IsADirectory))
             }
             Node::Symlink { .. } | Node::Link { .. } | Node::Special { .. } => Err(ErrorKind::InvalidInput),
         }
@@ -281,15 +334,11 @@ impl Vfs {
 
     /// Takes back lookups.
     pub fn forget(&self, ino: Ino, lookups: u64) {
-        self.inodes.forget(ino, lookups);
-    }
-
-    /// Why an inode cannot be changed.
-    pub fn refuse_change(&self, ino: Ino) -> ErrorKind {
-        match self.inodes.get(ino) {
-            Some(_) => ErrorKind::ReadOnly,
-            None => ErrorKind::Stale,
-        }
+        self.inodes.forget(ino, lookups, |node| {
+            if let Node::Forked { mounted, ino } = node {
+                mounted.fork.forget(*ino);
+            }
+        });
     }
 
     /// Space of the filesystem that holds the store.
@@ -319,6 +368,13 @@ impl Vfs {
     pub(crate) const IMAGES: Ino = Fixed::Images.ino();
     pub(crate) const TAGS: Ino = Fixed::Tags.ino();
 
+    /// The folders of forks and of the links to them.
+    pub(crate) const FORKS: Ino = Fixed::Forks.ino();
+    pub(crate) const WORK: Ino = Fixed::Work.ino();
+
+    /// The folder where a fork goes to be discarded.
+    pub(crate) const CONTROL: Ino = Fixed::Control.ino();
+
     fn number(&self, node: &Node) -> Ino {
         Inodes::number(node, |image| self.catalog.id(image))
     }
@@ -331,7 +387,7 @@ impl Vfs {
     fn entry_with(&self, node: Node, entry_ttl: Duration) -> Outcome<Entry> {
         // Attributes first: after interning nothing may fail, or the lookup would never be taken back.
         let mut attr = self.attr(0, &node)?;
-        attr.ino = self.inodes.intern(node, |image| self.catalog.id(image));
+        (attr.ino, _) = self.inodes.intern(node, |image| self.catalog.id(image));
         Ok(Entry { attr, entry_ttl, attr_ttl: FOREVER })
     }
 
@@ -342,7 +398,9 @@ impl Vfs {
             mode,
             nlink: if kind == Kind::Dir { 2 } else { 1 },
             size,
+            atime_ns: mtime_ns,
             mtime_ns,
+            ctime_ns: mtime_ns,
             uid: self.config.uid,
             gid: self.config.gid,
             rdev: 0,
@@ -353,6 +411,7 @@ impl Vfs {
             ..attr(kind, recorded.mode, size, recorded.mtime_ns.unwrap_or(0))
         };
         Ok(match node {
+            Node::Forked { mounted, ino } => Self::getattr_forked(mounted, *ino)?,
             Node::Fixed(_) => attr(Kind::Dir, 0o755, 0, self.info.lock().started_ns()),
             Node::Agent(_) => attr(Kind::Dir, 0o755, 0, 0),
             Node::ImageDir { mtime, .. } => attr(Kind::Dir, 0o755, 0, mtime.saturating_mul(1_000_000_000)),
@@ -385,9 +444,7 @@ impl Vfs {
             | BlobError::Undecodable { digest, .. }
             | BlobError::WrongSize { digest, .. }
             | BlobError::TooLarge { digest, .. } => (ErrorKind::Damaged, digest, &self.metrics.damaged),
-            BlobError::Io { digest, source } => {
-                (ErrorKind::Io(source.raw_os_error()), digest, &self.metrics.damaged)
-            }
+            BlobError::Io { digest, .. } => (ErrorKind::Io(None), digest, &self.metrics.damaged),
         };
         counter.fetch_add(1, Ordering::Relaxed);
         let image = self.catalog.id(seen.image);

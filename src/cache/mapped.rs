@@ -7,6 +7,7 @@
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::ops::Deref;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,6 +22,14 @@ use crate::store::{BlobError, Digest};
 
 /// Bytes read through a mapping after which its pages are given back: what is hot is in the kernel's page cache.
 const RELEASE_AFTER: usize = 8 << 20;
+
+/// Links an unnamed file under a name, read-only.
+fn give_name(file: &File, path: &Path) -> io::Result<()> {
+    file.set_permissions(fs::Permissions::from_mode(0o400))?;
+    let unnamed = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let flags = rustix::fs::AtFlags::SYMLINK_FOLLOW;
+    Ok(rustix::fs::linkat(rustix::fs::CWD, unnamed, rustix::fs::CWD, path, flags)?)
+}
 
 /// A mapped file, or nothing for an empty one, which cannot be mapped.
 #[derive(Debug)]
@@ -173,34 +182,30 @@ impl Mapped {
     ) -> Result<Arc<Mapping>, BlobError> {
         let failed = |source| BlobError::Io { digest: *digest, source };
         let path = self.path(digest);
-        let mut temp = match self.temp_file(&path) {
-            Ok(temp) => temp,
+        // Without a name until it is whole: a daemon that is killed meanwhile leaves nothing behind.
+        let mut file = match self.unnamed_file(&path) {
+            Ok(file) => file,
             Err(error) => {
-                // The cache is a convenience: without its folder the payload lives in an unnamed file.
-                tracing::warn!("cannot cache in {}: {error}; using an unnamed file", self.dir.display());
-                let mut file = tempfile::tempfile().map_err(failed)?;
-                write(&mut file)?;
-                return Ok(self.insert(*digest, Mapping::new(&file).map_err(failed)?));
+                // The cache is a convenience: without its folder the payload lives elsewhere as long as it is used.
+                tracing::warn!("cannot cache in {}: {error}; nothing is kept there", self.dir.display());
+                tempfile::tempfile().map_err(failed)?
             }
         };
-        write(temp.as_file_mut())?;
-        let mapping = Mapping::new(temp.as_file()).map_err(failed)?;
-        if let Err(error) = temp.persist(&path) {
-            // Somebody deleted the folder meanwhile. The mapping is good all the same.
+        write(&mut file)?;
+        let mapping = Mapping::new(&file).map_err(failed)?;
+        if let Err(error) = give_name(&file, &path) {
+            // Another mount was faster, or somebody deleted the folder. The mapping is good all the same.
             tracing::debug!("cannot keep {}: {error}", path.display());
         }
         Ok(self.insert(*digest, mapping))
     }
 
-    fn temp_file(&self, path: &Path) -> io::Result<tempfile::NamedTempFile> {
+    fn unnamed_file(&self, path: &Path) -> io::Result<File> {
         let shard = path.parent().unwrap_or(&self.dir);
         fs::create_dir_all(shard)?;
         // What is decompressed may be secret, whatever the folder's parents allow.
         fs::set_permissions(&self.dir, fs::Permissions::from_mode(0o700))?;
-        tempfile::Builder::new()
-            .prefix(".tmp-")
-            .permissions(fs::Permissions::from_mode(0o400))
-            .tempfile_in(shard)
+        tempfile::tempfile_in(shard)
     }
 
     fn insert(&self, digest: Digest, mapping: Mapping) -> Arc<Mapping> {

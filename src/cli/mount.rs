@@ -52,15 +52,27 @@ pub(crate) struct MountArgs {
     /// Let nothing be written
     #[arg(long)]
     read_only: bool,
+    /// When writes in forks reach the daemon: `through`, before write(2) returns; or `back`, when the kernel sees fit,
+    /// at the latest at close(2) or fsync(2), which makes small writes fast and what was not closed mortal
+    #[arg(long, value_name = "WHEN", default_value = "through")]
+    writes: Writes,
     /// Mount options in the words of mount(8), separated by commas
     #[arg(short = 'o', value_name = "OPTIONS")]
     options: Vec<String>,
     /// Where the daemon logs [default: a file for each mountpoint in ~/.local/state/pfimg]
-    #[arg(long, value_name = "FILE")]
+    // The daemon is started with the caller's words and its own `--log` behind them.
+    #[arg(long, value_name = "FILE", overrides_with = "log")]
     log: Option<PathBuf>,
     /// For the process that `mount` starts: say on stdout that the mount answers, or why not
     #[arg(long, hide = true)]
     daemon: bool,
+}
+
+/// When writes reach the daemon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Writes {
+    Through,
+    Back,
 }
 
 impl MountArgs {
@@ -78,8 +90,7 @@ impl MountArgs {
             options.apply(list)?;
         }
         options.allow_other |= self.allow_other;
-        // Nothing under this mount can be written yet, and the kernel says so best.
-        options.read_only = true;
+        options.read_only |= self.read_only;
         Ok(options)
     }
 }
@@ -96,12 +107,17 @@ fn user_dir(variable: &str, fallback: &str) -> PathBuf {
     }
 }
 
+/// Where decompressed blobs are kept unless told otherwise.
+pub(crate) fn default_cache_dir() -> PathBuf {
+    user_dir("XDG_CACHE_HOME", ".cache")
+}
+
 pub(crate) fn run(store: &StoreArg, args: &MountArgs) -> Result<ExitCode> {
     // What can be found wrong is found here, where there is a terminal to say so.
     let (store_path, mountpoint) = args.store_and_mountpoint(store)?;
     let options = args.mount_options()?;
     let store = Store::open(store_path)?;
-    let mut session = SessionConfig { mountpoint, options };
+    let mut session = SessionConfig { mountpoint, options, writeback: args.writes == Writes::Back };
     session.prepare()?;
     if args.foreground {
         Ok(foreground(args, store, &session))
@@ -200,7 +216,7 @@ fn mount_and_serve(
 ) -> Result<()> {
     let store = Arc::new(store);
     let tree_bytes = args.cache_size / 4;
-    let cache_dir = args.cache_dir.clone().unwrap_or_else(|| user_dir("XDG_CACHE_HOME", ".cache"));
+    let cache_dir = args.cache_dir.clone().unwrap_or_else(default_cache_dir);
     let cache_dir = std::path::absolute(&cache_dir).map_err(|e| Error::io(e, "--cache-dir"))?;
     let cache = Arc::new(Cache::new(
         Arc::clone(&store),
@@ -224,6 +240,7 @@ fn mount_and_serve(
         gid: rustix::process::getgid().as_raw(),
         reveal_secrets: args.reveal_secrets,
         xattrs: args.xattrs,
+        read_only: session.options.read_only,
         tree_bytes,
     };
     let vfs = Arc::new(Vfs::new(store, Arc::clone(&cache), config, info));

@@ -1,8 +1,8 @@
 //! Mounting and unmounting: as root by mount(2), else through fusermount3 (FUSE's `_FUSE_COMMFD` protocol).
 //!
 //! The FUSE library's own way is not used: it can unmount another filesystem that was mounted at the same path
-//! meanwhile, and fails while files are open. Here a mount is known by its device number, and only that one is ever
-//! unmounted.
+//! meanwhile, and fails while files are open. Here a mount is known by a number the kernel gives out once, and only that
+//! one is ever unmounted.
 
 use std::fs::{self, File};
 use std::io::{self, IoSliceMut};
@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::{ffi::CString, ffi::OsStr};
 
+use rustix::fs::{AtFlags, StatxFlags};
 use rustix::mount::UnmountFlags;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType,
@@ -19,7 +20,7 @@ use rustix::net::{
 
 use super::mountinfo::{FS_TYPE, Mounted, mounted_at};
 use super::options::MountOptions;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Posix, Result};
 
 const FUSERMOUNT: &str = "fusermount3";
 
@@ -27,7 +28,30 @@ const FUSERMOUNT: &str = "fusermount3";
 #[derive(Debug)]
 pub(super) struct OwnMount {
     pub(super) path: PathBuf,
+    identity: Identity,
+}
+
+/// What tells one mount from another at the same path. The kernel gives device numbers out again at once, so that
+/// they alone do not; since Linux 6.8 it also has a number for each mount that never comes back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Identity {
     device: String,
+    unique: Option<u64>,
+}
+
+/// `STATX_MNT_ID_UNIQUE` of linux/stat.h.
+const MNT_ID_UNIQUE: StatxFlags = StatxFlags::from_bits_retain(0x4000);
+
+impl Identity {
+    /// That of what shows at `path`. Asks the kernel only, not the daemon behind the mount.
+    fn at(path: &Path, mounted: &Mounted) -> Self {
+        let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC;
+        let unique = rustix::fs::statx(rustix::fs::CWD, path, flags, MNT_ID_UNIQUE)
+            .ok()
+            .filter(|found| found.stx_mask & MNT_ID_UNIQUE.bits() != 0)
+            .map(|found| found.stx_mnt_id);
+        Self { device: mounted.device.clone(), unique }
+    }
 }
 
 /// How an unmounting went.
@@ -60,7 +84,8 @@ pub(super) fn absolute(mountpoint: &Path) -> Result<PathBuf> {
 pub(super) fn prepare(path: &Path) -> Result<()> {
     let shown = path.display();
     if let Some(mounted) = mounted_at(path)? {
-        let dead = fs::metadata(path).is_err_and(|e| e.raw_os_error() == Some(libc::ENOTCONN));
+        // Not by stat: the kernel goes on answering it from what it knows.
+        let dead = matches!(rustix::fs::statvfs(path), Err(rustix::io::Errno::NOTCONN));
         match (mounted.is_ours(), dead) {
             (true, true) => {
                 detach(path, true)?;
@@ -87,7 +112,7 @@ pub(super) fn prepare(path: &Path) -> Result<()> {
         Ok(())
     } else {
         Err(Error::new(
-            ErrorKind::NotADirectory,
+            ErrorKind::Posix(Posix::NotADirectory),
             format!("{shown} is not a folder, so nothing can be mounted there"),
         ))
     }
@@ -112,7 +137,7 @@ pub(super) fn mount(path: &Path, options: &MountOptions) -> Result<(OwnedFd, Own
     let mounted = mounted_at(path)?.filter(Mounted::is_ours).ok_or_else(|| {
         Error::new(ErrorKind::Io(None), format!("{} was mounted but is not in mountinfo", path.display()))
     })?;
-    Ok((fd, OwnMount { path: path.to_owned(), device: mounted.device }))
+    Ok((fd, OwnMount { path: path.to_owned(), identity: Identity::at(path, &mounted) }))
 }
 
 fn device_error(e: io::Error) -> Error {
@@ -252,13 +277,19 @@ fn detach(path: &Path, lazily: bool) -> Result<()> {
 }
 
 /// Takes a mount off its path if it is the one that shows there; lazily if it is busy.
-fn unmount_device(path: &Path, device: &str) -> Result<Unmounted> {
+fn unmount_identity(path: &Path, identity: &Identity) -> Result<Unmounted> {
     match mounted_at(path)? {
-        Some(mounted) if mounted.device == device => {}
-        Some(mounted) if super::mountinfo::mounts()?.iter().any(|m| m.device == device) => {
+        Some(mounted) if mounted.is_ours() => {
+            if Identity::at(path, &mounted) != *identity {
+                return Ok(Unmounted::Absent);
+            }
+        }
+        Some(cover)
+            if super::mountinfo::mounts()?.iter().any(|m| m.path == path && m.device == identity.device) =>
+        {
             return Err(Error::new(
                 ErrorKind::Busy,
-                format!("{} is covered by another mount ({})", path.display(), mounted.fs_type),
+                format!("{} is covered by another mount ({})", path.display(), cover.fs_type),
             )
             .with_hint("unmount that one first"));
         }
@@ -276,7 +307,7 @@ fn unmount_device(path: &Path, device: &str) -> Result<Unmounted> {
 impl OwnMount {
     /// Unmounts this mount and no other.
     pub(super) fn unmount(&self) -> Result<Unmounted> {
-        unmount_device(&self.path, &self.device)
+        unmount_identity(&self.path, &self.identity)
     }
 }
 
@@ -287,7 +318,7 @@ pub fn unmount(mountpoint: &Path) -> Result<Unmounted> {
         Err(Error::new(ErrorKind::InvalidInput, what).with_hint("`pfimg status` lists what is mounted"))
     };
     match mounted_at(&path)? {
-        Some(mounted) if mounted.is_ours() => unmount_device(&path, &mounted.device),
+        Some(mounted) if mounted.is_ours() => unmount_identity(&path, &Identity::at(&path, &mounted)),
         Some(mounted) => {
             nothing(format!("what is mounted at {} is not a store but {}", path.display(), mounted.fs_type))
         }

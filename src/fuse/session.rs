@@ -6,8 +6,8 @@
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::mpsc;
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use fuser::{Config, Session, SessionACL};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use super::Adapter;
+use super::adapter::Adapter;
 use super::mount::{OwnMount, Unmounted, absolute, mount, prepare};
 use super::options::MountOptions;
 use super::watch::Watcher;
@@ -35,6 +35,8 @@ pub struct SessionConfig {
     pub mountpoint: PathBuf,
     /// Its options.
     pub options: MountOptions,
+    /// Whether the kernel keeps what was written for a while before it tells (`FUSE_WRITEBACK_CACHE`).
+    pub writeback: bool,
 }
 
 enum End {
@@ -68,7 +70,9 @@ pub fn serve(vfs: Arc<Vfs>, config: &SessionConfig, ready: impl FnOnce()) -> Res
         })
         .map_err(failed("cannot start a thread"))?;
 
-    let adapter = Adapter::new(Arc::clone(&vfs)).map_err(failed("cannot start a thread"))?;
+    let notifiers = Arc::new(OnceLock::new());
+    let adapter = Adapter::new(Arc::clone(&vfs), Arc::clone(&notifiers), config.writeback)
+        .map_err(failed("cannot start a thread"))?;
     let (fd, own) = mount(&config.mountpoint, &config.options)?;
     let guard = UnmountOnDrop(&own);
     let mut fuser_config = Config::default();
@@ -80,6 +84,7 @@ pub fn serve(vfs: Arc<Vfs>, config: &SessionConfig, ready: impl FnOnce()) -> Res
     let session = Session::from_fd(adapter, fd, acl, fuser_config)
         .map_err(failed("the kernel refuses the connection"))?;
     let notifier = session.notifier();
+    let _ = notifiers.set(notifier.clone());
     thread::Builder::new()
         .name("pfimg-session".into())
         .spawn(move || {
@@ -93,16 +98,27 @@ pub fn serve(vfs: Arc<Vfs>, config: &SessionConfig, ready: impl FnOnce()) -> Res
 
     let outcome = wait(&own, &ended);
     drop(watcher);
-    drop(guard);
-    outcome
+    if matches!(outcome, Ok(Ended::Gone)) {
+        // The kernel says that nothing of this mount is left: whatever is at its path now is somebody else's.
+        std::mem::forget(guard);
+    }
+    outcome.map(|_| ())
 }
 
-fn wait(own: &OwnMount, ended: &mpsc::Receiver<End>) -> Result<()> {
+/// How serving ended.
+enum Ended {
+    /// The mount is gone, and everything that was open.
+    Gone,
+    /// This process goes; somebody may still have something open.
+    Detached,
+}
+
+fn wait(own: &OwnMount, ended: &mpsc::Receiver<End>) -> Result<Ended> {
     let shown = own.path.display();
     let signal = match ended.recv() {
         Ok(End::Signal(signal)) => signal,
         Ok(End::Session(result)) => return gone(result, own),
-        Err(_) => return Ok(()),
+        Err(_) => return Ok(Ended::Detached),
     };
     tracing::info!("signal {signal}: unmounting {shown}");
     match own.unmount()? {
@@ -117,14 +133,14 @@ fn wait(own: &OwnMount, ended: &mpsc::Receiver<End>) -> Result<()> {
     }
     // A second signal, or the grace is over.
     tracing::warn!("{shown} is still in use; whoever has it open gets ENOTCONN from now on");
-    Ok(())
+    Ok(Ended::Detached)
 }
 
-fn gone(result: io::Result<()>, own: &OwnMount) -> Result<()> {
+fn gone(result: io::Result<()>, own: &OwnMount) -> Result<Ended> {
     let shown = own.path.display();
     result.map_err(|e| Error::io(e, format!("the connection of {shown} broke")))?;
     tracing::info!("unmounted {shown}");
-    Ok(())
+    Ok(Ended::Gone)
 }
 
 /// Leaves no mount behind, whatever happened between mounting and the end.

@@ -1,4 +1,5 @@
-//! Tells the kernel what other programs changed in the store, so that its caches do not show it any longer.
+//! What a mount does by itself: it tells the kernel what other programs changed in the store, so that its caches do
+//! not show it any longer, and tidies up its forks.
 
 use std::ffi::OsStr;
 use std::io;
@@ -12,47 +13,81 @@ use fuser::{INodeNo, Notifier};
 use crate::vfs::Vfs;
 
 /// How often the store is looked at: one stat of a folder each time. Promised is a second.
-const PERIOD: Duration = Duration::from_millis(200);
+const LOOK: Duration = Duration::from_millis(200);
 
-/// The watcher's thread.
+/// How often a change of a listing is told: one that was under way meanwhile can reach the kernel's cache after the
+/// first time.
+const TELL: u32 = 3;
+
+/// How often forks are tidied up.
+const TIDY: Duration = Duration::from_secs(5);
+
+/// The threads that do so.
 pub(super) struct Watcher {
     stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 impl Watcher {
     pub(super) fn start(vfs: Arc<Vfs>, notifier: Notifier) -> io::Result<Self> {
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopped = Arc::clone(&stop);
-        let thread = thread::Builder::new().name("pfimg-watch".into()).spawn(move || {
-            let mut watched = vfs.watch();
-            while !stopped.load(Ordering::Relaxed) {
-                thread::park_timeout(PERIOD);
-                let changes = vfs.changes(&mut watched);
-                // No lock is held here. An inode the kernel does not know is an error that means nothing.
-                for id in &changes.removed {
-                    let _ = notifier.inval_entry(INodeNo(Vfs::IMAGES), OsStr::new(&id.hex()));
+        let mut this = Self { stop: Arc::default(), threads: Vec::new() };
+        let mut watched = vfs.watch();
+        let (mut images, mut tags) = (0, 0);
+        let tidied = Arc::clone(&vfs);
+        this.every("pfimg-watch", LOOK, move || {
+            let changes = vfs.changes(&mut watched);
+            // No lock is held here. An inode the kernel does not know is an error that means nothing.
+            for id in &changes.removed {
+                let _ = notifier.inval_entry(INodeNo(Vfs::IMAGES), OsStr::new(&id.hex()));
+            }
+            if changes.images {
+                images = TELL;
+            }
+            if changes.tags {
+                tags = TELL;
+            }
+            if images > 0 {
+                images -= 1;
+                for listing in vfs.listings_of_images() {
+                    let _ = notifier.inval_inode(INodeNo(listing), 0, 0);
                 }
-                if !(changes.added.is_empty() && changes.removed.is_empty()) {
-                    for listing in vfs.listings_of_images() {
-                        let _ = notifier.inval_inode(INodeNo(listing), 0, 0);
-                    }
-                    // The root lists `latest` only if there is one.
-                    let _ = notifier.inval_inode(INodeNo::ROOT, 0, 0);
-                }
-                if changes.tags {
-                    let _ = notifier.inval_inode(INodeNo(Vfs::TAGS), 0, 0);
-                }
+                // The root lists `latest` only if there is one.
+                let _ = notifier.inval_inode(INodeNo::ROOT, 0, 0);
+            }
+            if tags > 0 {
+                tags -= 1;
+                let _ = notifier.inval_inode(INodeNo(Vfs::TAGS), 0, 0);
             }
         })?;
-        Ok(Self { stop, thread: Some(thread) })
+        // A thread of its own: a checkpoint takes as long as the disk does.
+        this.every("pfimg-tidy", TIDY, move || tidied.keep_house())?;
+        Ok(this)
+    }
+
+    fn every(
+        &mut self,
+        name: &str,
+        period: Duration,
+        mut work: impl FnMut() + Send + 'static,
+    ) -> io::Result<()> {
+        let stop = Arc::clone(&self.stop);
+        self.threads.push(thread::Builder::new().name(name.into()).spawn(move || {
+            loop {
+                thread::park_timeout(period);
+                if stop.load(Ordering::Relaxed) {
+                    break;
+                }
+                work();
+            }
+        })?);
+        Ok(())
     }
 }
 
 impl Drop for Watcher {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
+        for thread in self.threads.drain(..) {
             thread.thread().unpark();
             let _ = thread.join();
         }

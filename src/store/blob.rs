@@ -130,8 +130,8 @@ impl From<BlobError> for Error {
     fn from(error: BlobError) -> Self {
         let kind = match &error {
             BlobError::Missing(_) => ErrorKind::Missing,
-            // Whatever the disk said, the reader of the file asked for bytes and gets none.
-            BlobError::Io { source, .. } => ErrorKind::Io(source.raw_os_error().or(Some(libc::EIO))),
+            // Whatever the disk said of the blob (ELOOP, EACCES): the reader of a file asked for bytes and gets none.
+            BlobError::Io { .. } => ErrorKind::Io(Some(libc::EIO)),
             _ => ErrorKind::Damaged,
         };
         Error::new(kind, error.to_string())

@@ -26,6 +26,8 @@ struct Listing {
     stamp: Stamp,
     settled: bool,
     ids: Arc<[Digest]>,
+    /// Counts how often `ids` changed: what came and went again leaves the same list behind.
+    changes: u64,
 }
 
 /// When an image was made and which agent's folder shows it; nothing if its manifest cannot be read.
@@ -52,7 +54,8 @@ pub(super) struct Catalog {
 /// What changed in the store since the watcher looked last.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Changes {
-    pub(crate) added: Vec<Digest>,
+    /// Whether the list of images was another one at any time.
+    pub(crate) images: bool,
     pub(crate) removed: Vec<Digest>,
     pub(crate) tags: bool,
 }
@@ -61,12 +64,13 @@ pub(crate) struct Changes {
 #[derive(Debug)]
 pub(crate) struct Watched {
     ids: Arc<[Digest]>,
+    changes: u64,
     tags: Stamp,
 }
 
 impl Catalog {
     pub(super) fn new(store: Arc<Store>) -> Self {
-        let listing = Mutex::new(Listing { stamp: None, settled: false, ids: Arc::new([]) });
+        let listing = Mutex::new(Listing { stamp: None, settled: false, ids: Arc::new([]), changes: 0 });
         Self { store, listing, index: Mutex::default(), numbers: RwLock::default() }
     }
 
@@ -80,6 +84,7 @@ impl Catalog {
             })?;
             if *listing.ids != *ids {
                 listing.ids = ids.into();
+                listing.changes += 1;
             }
             listing.stamp = stamp;
             listing.settled = is_settled(stamp);
@@ -181,19 +186,24 @@ impl Catalog {
 
     /// What a watcher that has seen nothing yet compares with.
     pub(super) fn watch(&self) -> Watched {
-        Watched { ids: self.ids().unwrap_or_default(), tags: stamp(self.store.tags().dir()) }
+        let ids = self.ids().unwrap_or_default();
+        Watched { ids, changes: self.listing.lock().changes, tags: stamp(self.store.tags().dir()) }
     }
 
     /// What changed since `watched`, which is brought up to date.
     pub(super) fn changes(&self, watched: &mut Watched) -> Changes {
         let mut changes = Changes::default();
-        if let Ok(ids) = self.ids()
-            && !Arc::ptr_eq(&ids, &watched.ids)
-        {
-            changes.added = ids.iter().filter(|id| watched.ids.binary_search(id).is_err()).copied().collect();
-            changes.removed =
-                watched.ids.iter().filter(|id| ids.binary_search(id).is_err()).copied().collect();
-            watched.ids = ids;
+        if self.ids().is_ok() {
+            let (ids, count) = {
+                let listing = self.listing.lock();
+                (Arc::clone(&listing.ids), listing.changes)
+            };
+            if count != watched.changes {
+                changes.images = true;
+                changes.removed =
+                    watched.ids.iter().filter(|id| ids.binary_search(id).is_err()).copied().collect();
+                (watched.ids, watched.changes) = (ids, count);
+            }
         }
         let tags = stamp(self.store.tags().dir());
         // An unsettled stamp counts as a change once more, lest the last of a burst is missed.
@@ -253,12 +263,17 @@ mod tests {
         let a = image(&store, 1, "x");
         let b = image(&store, 2, "x");
         let changes = catalog.changes(&mut watched);
-        assert_eq!((changes.added.len(), changes.removed.len()), (2, 0));
+        assert!(changes.images && changes.removed.is_empty());
         assert_eq!(catalog.latest().unwrap(), Some(b));
         std::fs::remove_file(store.images().marker(&b)).unwrap();
         assert_eq!(catalog.changes(&mut watched).removed, [b]);
         assert_eq!(catalog.latest().unwrap(), Some(a));
-        assert_eq!(catalog.changes(&mut watched).removed, []);
+        assert!(!catalog.changes(&mut watched).images);
+        // What somebody lists between two looks may be listed wrongly afterwards, whatever is there now.
+        let c = image(&store, 3, "x");
+        assert_eq!(catalog.ids().unwrap().len(), 2);
+        std::fs::remove_file(store.images().marker(&c)).unwrap();
+        assert!(catalog.changes(&mut watched).images);
     }
 
     #[test]

@@ -301,8 +301,8 @@ impl Vfs {
     fn entry_to_be_asked(&self, node: Node, kind: Kind) -> Entry {
         let mode = if kind == Kind::Dir { 0o755 } else { LAYER_FILE.mode };
         let (uid, gid) = (self.config.uid, self.config.gid);
-        let ino = self.inodes.intern(node, |image| self.catalog.id(image));
-        let attr = Attr { ino, kind, mode, nlink: 1, size: 0, mtime_ns: 0, uid, gid, rdev: 0 };
+        let (ino, _) = self.inodes.intern(node, |image| self.catalog.id(image));
+        let attr = Attr { ino, kind, mode, nlink: 1, uid, gid, ..Attr::default() };
         Entry { attr, entry_ttl: FOREVER, attr_ttl: Duration::ZERO }
     }
 

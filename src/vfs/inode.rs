@@ -3,13 +3,15 @@
 //! A number is computed from what the inode is, so that it is the same after the kernel forgot it, after a remount,
 //! and in every image that holds the same file. The table keeps only what the kernel has looked up.
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry as Slot;
+use std::collections::hash_map::Entry as MapEntry;
+use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 
+use super::forked::{Mounted, Slot};
+use crate::fork;
 use crate::store::{Digest, LayerFile};
 use crate::tree::NodeId;
 
@@ -31,6 +33,8 @@ pub(super) enum Fixed {
     Tags = 3,
     Agents = 4,
     Control = 5,
+    Forks = 6,
+    Work = 7,
 }
 
 impl Fixed {
@@ -128,6 +132,11 @@ pub(super) enum Node {
         target: Arc<str>,
         mtime: i64,
     },
+    /// Anything in a fork.
+    Forked {
+        mounted: Mounted,
+        ino: fork::Ino,
+    },
     /// Bytes made by the daemon. Each version is an inode of its own.
     Doc {
         bytes: Arc<[u8]>,
@@ -135,6 +144,14 @@ pub(super) enum Node {
         /// What told it apart when its number was given.
         key: u64,
     },
+}
+
+/// Numbers in forks have this bit set, the fork's slot behind it, and the file's number in its fork in the last 48.
+const FORKED: Ino = 1 << 62;
+
+/// The number of a file in a fork.
+pub(super) fn fork_number(slot: Slot, ino: fork::Ino) -> Ino {
+    FORKED | Ino::from(slot) << 48 | ino.0
 }
 
 /// Mixes a number into a hash (the finaliser of splitmix64).
@@ -183,9 +200,10 @@ impl Node {
             Self::Symlink { target, recorded } => mix(mix(5, hash_bytes(target)), recorded.hash()),
             Self::Link { target, mtime } => mix(mix(6, hash_bytes(target.as_bytes())), *mtime as u64),
             Self::Doc { key, .. } => mix(7, *key),
+            Self::Forked { mounted, ino } => return fork_number(mounted.slot, *ino),
         };
-        // Positive as a signed number, for programs that print inodes so.
-        (hash >> 1).max(FIRST_COMPUTED)
+        // Positive as a signed number, for programs that print inodes so, and apart from those of forks.
+        (hash >> 2).max(FIRST_COMPUTED)
     }
 
     /// Whether both are the same inode. Where they were seen does not count, nor a size not found out yet.
@@ -217,6 +235,9 @@ impl Node {
                 target == target2 && mtime == mtime2
             }
             (Self::Doc { key, .. }, Self::Doc { key: key2, .. }) => key == key2,
+            (Self::Forked { mounted, ino }, Self::Forked { mounted: mounted2, ino: ino2 }) => {
+                mounted.slot == mounted2.slot && ino == ino2
+            }
             _ => false,
         }
     }
@@ -269,24 +290,25 @@ impl Inodes {
         node.number(image_id)
     }
 
-    /// Counts a lookup of the node and returns its number. Two nodes never share one.
-    pub(super) fn intern(&self, node: Node, image_id: impl Fn(ImageNo) -> Digest) -> Ino {
+    /// Counts a lookup of the node and returns its number, and whether the kernel did not know it before. Two nodes
+    /// never share a number.
+    pub(super) fn intern(&self, node: Node, image_id: impl Fn(ImageNo) -> Digest) -> (Ino, bool) {
         let mut ino = node.number(image_id);
         loop {
             match self.shard(ino).lock().entry(ino) {
-                Slot::Vacant(slot) => {
+                MapEntry::Vacant(slot) => {
                     slot.insert(Held { node, lookups: 1 });
-                    return ino;
+                    return (ino, true);
                 }
-                Slot::Occupied(mut slot) if slot.get().node.same(&node) => {
+                MapEntry::Occupied(mut slot) if slot.get().node.same(&node) => {
                     let held = slot.get_mut();
                     held.lookups += 1;
                     if let Node::File { size: UNKNOWN_SIZE, .. } = held.node {
                         held.node = node;
                     }
-                    return ino;
+                    return (ino, false);
                 }
-                Slot::Occupied(_) => ino = (ino + 1).max(FIRST_COMPUTED) & (Ino::MAX >> 1),
+                MapEntry::Occupied(_) => ino = (ino + 1).max(FIRST_COMPUTED) & (FORKED - 1),
             }
         }
     }
@@ -306,15 +328,29 @@ impl Inodes {
         }
     }
 
-    /// Takes back `lookups` lookups.
-    pub(super) fn forget(&self, ino: Ino, lookups: u64) {
-        if let Slot::Occupied(mut slot) = self.shard(ino).lock().entry(ino) {
+    /// Takes back `lookups` lookups. `gone` is called for what is not known any more, before anyone can look it up
+    /// again.
+    pub(super) fn forget(&self, ino: Ino, lookups: u64, gone: impl FnOnce(&Node)) {
+        if let MapEntry::Occupied(mut slot) = self.shard(ino).lock().entry(ino) {
             let held = slot.get_mut();
             held.lookups = held.lookups.saturating_sub(lookups);
             if held.lookups == 0 {
+                gone(&held.node);
                 slot.remove();
             }
         }
+    }
+
+    /// Slots of forks of which the kernel knows an inode.
+    pub(super) fn fork_slots(&self) -> HashSet<Slot> {
+        let slot = |held: &Held| match &held.node {
+            Node::Forked { mounted, .. } => Some(mounted.slot),
+            _ => None,
+        };
+        self.shards
+            .iter()
+            .flat_map(|shard| shard.lock().values().filter_map(slot).collect::<Vec<_>>())
+            .collect()
     }
 
     /// How many inodes the kernel knows.
@@ -344,29 +380,29 @@ mod tests {
     #[test]
     fn the_same_content_is_the_same_inode_wherever_it_was_seen() {
         let inodes = Inodes::new();
-        let a = inodes.intern(file(b"x", 0o644), id);
+        let (a, _) = inodes.intern(file(b"x", 0o644), id);
         let mut elsewhere = file(b"x", 0o644);
         if let Node::File { seen, .. } = &mut elsewhere {
             seen.image = 7;
         }
-        assert_eq!(inodes.intern(elsewhere, id), a);
-        assert_ne!(inodes.intern(file(b"x", 0o755), id), a);
-        assert_ne!(inodes.intern(file(b"y", 0o644), id), a);
+        assert_eq!(inodes.intern(elsewhere, id), (a, false));
+        assert_ne!(inodes.intern(file(b"x", 0o755), id).0, a);
+        assert_ne!(inodes.intern(file(b"y", 0o644), id).0, a);
         assert_eq!(inodes.len(), 3);
     }
 
     #[test]
     fn an_inode_lives_as_long_as_the_kernel_knows_it_and_gets_its_number_back() {
         let inodes = Inodes::new();
-        let ino = inodes.intern(file(b"x", 0o644), id);
+        let (ino, _) = inodes.intern(file(b"x", 0o644), id);
         inodes.intern(file(b"x", 0o644), id);
-        inodes.forget(ino, 1);
+        inodes.forget(ino, 1, |_| ());
         assert!(inodes.get(ino).is_some());
-        inodes.forget(ino, 1);
+        inodes.forget(ino, 1, |_| ());
         assert!(inodes.get(ino).is_none());
-        inodes.forget(ino, 1);
+        inodes.forget(ino, 1, |_| ());
         assert_eq!(inodes.len(), 0);
-        assert_eq!(inodes.intern(file(b"x", 0o644), id), ino);
+        assert_eq!(inodes.intern(file(b"x", 0o644), id), (ino, true));
     }
 
     #[test]
@@ -375,8 +411,8 @@ mod tests {
         let mut seen = std::collections::HashSet::new();
         for image in 0..100 {
             for node in 0..100 {
-                let ino = inodes.intern(Node::Dir { image, node: NodeId(node) }, id);
-                assert!((FIRST_COMPUTED..=i64::MAX as u64).contains(&ino));
+                let (ino, _) = inodes.intern(Node::Dir { image, node: NodeId(node) }, id);
+                assert!((FIRST_COMPUTED..FORKED).contains(&ino));
                 assert!(seen.insert(ino));
             }
         }
@@ -389,9 +425,9 @@ mod tests {
         let number = a.number(id);
         // Plant another node where `a` wants to go.
         inodes.shard(number).lock().insert(number, Held { node: b, lookups: 1 });
-        let ino = inodes.intern(a.clone(), id);
+        let (ino, _) = inodes.intern(a.clone(), id);
         assert_eq!(ino, number + 1);
-        assert_eq!(inodes.intern(a, id), ino);
+        assert_eq!(inodes.intern(a, id), (ino, false));
     }
 
     #[test]

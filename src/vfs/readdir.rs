@@ -4,7 +4,7 @@
 use super::inode::{Fixed, ImageDir, Ino, Node, hash_bytes};
 use super::top::logged;
 use super::{Entry, Outcome, Patience, Step, Vfs, control};
-use crate::error::ErrorKind;
+use crate::error::{ErrorKind, Posix};
 use crate::layers::world::Kind;
 use crate::store::Digest;
 use crate::tree::{NodeId, Tree};
@@ -35,8 +35,13 @@ impl Vfs {
     /// attributes and count as looked up.
     pub fn readdir(&self, ino: Ino, cookie: u64, plus: bool, emit: Emit<'_>) -> Outcome<()> {
         let node = self.node(ino)?;
-        if !matches!(node, Node::Fixed(_) | Node::Agent(_) | Node::ImageDir { .. } | Node::Dir { .. }) {
-            return Err(ErrorKind::NotADirectory);
+        match &node {
+            Node::Fixed(_)
+            | Node::Agent(_)
+            | Node::ImageDir { .. }
+            | Node::Dir { .. }
+            | Node::Forked { .. } => {}
+            _ => return Err(ErrorKind::Posix(Posix::NotADirectory)),
         }
         // The kernel takes these two for names only, and counts no lookup.
         for (dots, name) in [(1, &b"."[..]), (2, b"..")] {
@@ -46,6 +51,9 @@ impl Vfs {
         }
         if let Node::Dir { image, node } = node {
             return self.list_tree(&*self.tree(image)?, image, node, cookie, plus, emit);
+        }
+        if let Node::Forked { mounted, ino: dir } = &node {
+            return self.list_forked(ino, mounted, *dir, cookie, plus, emit);
         }
         let mut failed = None;
         // With attributes, a listing is a lookup of each name.
@@ -64,7 +72,7 @@ impl Vfs {
             let (ino, counted) = (entry.ino, entry.entry.is_some());
             let taken = emit(entry);
             if !taken && counted {
-                self.inodes.forget(ino, 1);
+                self.forget(ino, 1);
             }
             taken
         };
@@ -111,7 +119,7 @@ impl Vfs {
             };
             if !emit(DirEntry { ino, cookie, kind: tree.kind(id), name: tree.name(id), entry }) {
                 if entry.is_some() {
-                    self.inodes.forget(ino, 1);
+                    self.forget(ino, 1);
                 }
                 break;
             }
@@ -124,9 +132,11 @@ impl Vfs {
             Fixed::Root => {
                 let names = [
                     ("agents", Kind::Dir),
+                    ("forks", Kind::Dir),
                     ("images", Kind::Dir),
                     ("latest", Kind::Symlink),
                     ("tags", Kind::Dir),
+                    ("work", Kind::Dir),
                 ];
                 let empty = self.catalog.ids().map_err(logged)?.is_empty();
                 list_changing(
@@ -154,6 +164,11 @@ impl Vfs {
             Fixed::Agents => {
                 let names = self.catalog.agents().map_err(logged)?;
                 list_changing(names.iter().map(|name| (&**name, Kind::Dir)), cookie, emit);
+            }
+            Fixed::Forks | Fixed::Work => {
+                let kind = if dir == Fixed::Forks { Kind::Dir } else { Kind::Symlink };
+                let names = self.fork_names();
+                list_changing(names.iter().map(|name| (name.as_str(), kind)), cookie, emit);
             }
             Fixed::Control => {
                 list_changing(control::DOCS.into_iter().map(|name| (name, Kind::File)), cookie, emit);

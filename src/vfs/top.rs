@@ -8,6 +8,10 @@ use super::{Entry, Outcome, Patience, Vfs};
 use crate::error::{Error, ErrorKind};
 use crate::store::Digest;
 
+/// How long an image's name may be believed. The watcher tells of images that go, but one that comes and goes
+/// between two of its looks would stay in the kernel for ever.
+const IMAGE_TTL: Duration = Duration::from_millis(500);
+
 impl Vfs {
     pub(super) fn lookup_fixed(&self, dir: Fixed, name: &[u8], patience: Patience) -> Outcome<Entry> {
         // Names of ours are UTF-8; a name that is not cannot be one of them.
@@ -17,6 +21,8 @@ impl Vfs {
                 "images" => self.entry(Node::Fixed(Fixed::Images)),
                 "tags" => self.entry(Node::Fixed(Fixed::Tags)),
                 "agents" => self.entry(Node::Fixed(Fixed::Agents)),
+                "forks" => self.entry(Node::Fixed(Fixed::Forks)),
+                "work" => self.entry(Node::Fixed(Fixed::Work)),
                 ".pfimg" => self.entry(Node::Fixed(Fixed::Control)),
                 "latest" if patience == Patience::Listing => {
                     // Which one it is takes reading every manifest; whoever follows the link asks again.
@@ -24,7 +30,7 @@ impl Vfs {
                 }
                 "latest" => {
                     let id = self.catalog.latest().map_err(logged)?.ok_or(ErrorKind::NotFound)?;
-                    self.link(format!("images/{}", id.hex()), &id)
+                    self.link_to(format!("images/{}", id.hex()), &id)
                 }
                 _ => Err(ErrorKind::NotFound),
             },
@@ -34,13 +40,21 @@ impl Vfs {
                     ErrorKind::NotFound | ErrorKind::InvalidInput => ErrorKind::NotFound,
                     _ => logged(error),
                 })?;
-                self.link(format!("../images/{}", id.hex()), &id)
+                self.link_to(format!("../images/{}", id.hex()), &id)
             }
             Fixed::Agents => {
                 let name = self.catalog.agent_name(name).map_err(logged)?.ok_or(ErrorKind::NotFound)?;
                 self.entry_with(Node::Agent(name), Duration::ZERO)
             }
             Fixed::Control => self.lookup_control(name),
+            Fixed::Forks => self.lookup_fork(name),
+            Fixed::Work => {
+                self.fork_named(name)?;
+                self.entry_with(
+                    Node::Link { target: format!("../forks/{name}/world/fs").into(), mtime: 0 },
+                    Duration::ZERO,
+                )
+            }
         }
     }
 
@@ -52,7 +66,7 @@ impl Vfs {
         let digits = name.strip_prefix("sha256:").unwrap_or(name);
         let found = self.store.images().with_prefix(digits).map_err(logged)?;
         match found.as_slice() {
-            [id] => self.link(id.hex(), id),
+            [id] => self.link_to(id.hex(), id),
             _ => Err(ErrorKind::NotFound),
         }
     }
@@ -61,11 +75,11 @@ impl Vfs {
     pub(super) fn image_entry(&self, id: &Digest) -> Outcome<Entry> {
         let marker = std::fs::metadata(self.store.images().marker(id)).map_err(|_| ErrorKind::NotFound)?;
         let image = self.catalog.number(id);
-        self.entry(Node::ImageDir { image, dir: ImageDir::Top, mtime: marker.mtime() })
+        self.entry_with(Node::ImageDir { image, dir: ImageDir::Top, mtime: marker.mtime() }, IMAGE_TTL)
     }
 
     /// A link of ours to an image; its time is the image's. Asked for anew each time.
-    fn link(&self, target: String, id: &Digest) -> Outcome<Entry> {
+    fn link_to(&self, target: String, id: &Digest) -> Outcome<Entry> {
         let mtime = std::fs::metadata(self.store.images().marker(id)).map_or(0, |m| m.mtime());
         self.entry_with(Node::Link { target: target.into(), mtime }, Duration::ZERO)
     }
@@ -73,7 +87,7 @@ impl Vfs {
     pub(super) fn lookup_agent(&self, agent: &str, name: &[u8]) -> Outcome<Entry> {
         let name = std::str::from_utf8(name).map_err(|_| ErrorKind::NotFound)?;
         let id = self.catalog.agent_image(agent, name).map_err(logged)?.ok_or(ErrorKind::NotFound)?;
-        self.link(format!("../../images/{}", id.hex()), &id)
+        self.link_to(format!("../../images/{}", id.hex()), &id)
     }
 }
 

@@ -1,0 +1,38 @@
+//! `pfimg discard`: throws a fork away.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::Args;
+
+use super::StoreArg;
+use super::place::{self, Place};
+use crate::error::{Error, ErrorKind, Result};
+
+/// Throw a fork away, with everything in it that was not sealed.
+#[derive(Debug, Args)]
+pub(crate) struct DiscardArgs {
+    /// The forks' names
+    #[arg(value_name = "NAME", required = true)]
+    names: Vec<String>,
+}
+
+pub(crate) fn run(store: &StoreArg, args: &DiscardArgs) -> Result<ExitCode> {
+    let store = Arc::new(store.open()?);
+    let place = place::find(&store)?;
+    for name in &args.names {
+        match &place {
+            Place::Mount(mountpoint) => {
+                if !mountpoint.join("forks").join(name).exists() {
+                    return Err(Error::new(ErrorKind::NotFound, format!("there is no fork {name:?}"))
+                        .with_hint("`pfimg forks` lists them"));
+                }
+                // Moving a fork there discards it at once, whatever it holds.
+                std::fs::rename(mountpoint.join("forks").join(name), mountpoint.join(".pfimg/discarded"))
+                    .map_err(|e| place::explain(e, format!("cannot discard fork {name:?}"), mountpoint))?;
+            }
+            Place::Disk(registry) => registry.discard(name)?,
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}

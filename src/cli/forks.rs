@@ -1,0 +1,105 @@
+//! `pfimg forks`: lists the forks and what they cost.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use clap::Args;
+use serde::Serialize;
+
+use super::StoreArg;
+use super::place;
+use super::text::{print, print_json, table};
+use super::units::format_bytes;
+use crate::error::Result;
+use crate::store::Digest;
+
+/// List the forks.
+#[derive(Debug, Args)]
+pub(crate) struct ForksArgs {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// A fork in the list.
+#[derive(Debug, Serialize)]
+struct Row {
+    name: String,
+    base: Option<Digest>,
+    /// RFC 3339.
+    created_at: String,
+    age_seconds: u64,
+    /// Files, folders and names that differ from the base.
+    changed: u64,
+    /// Bytes on disk that no other fork rests on.
+    own_bytes: u64,
+    damage: Option<String>,
+}
+
+pub(crate) fn run(store: &StoreArg, args: &ForksArgs) -> Result<ExitCode> {
+    let store = Arc::new(store.open()?);
+    let registry = place::registry(&store, true)?;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as i64);
+    let mut rows = Vec::new();
+    for name in registry.names() {
+        let info = registry.info(&name)?;
+        // A fork that cannot be read is listed as damaged, and hides no other.
+        let (stats, damage) = match registry.stats(&name) {
+            Ok(stats) => (Some(stats), registry.info(&name)?.damage),
+            Err(error) => (None, Some(error.to_string())),
+        };
+        rows.push(Row {
+            base: info.base,
+            created_at: chrono::DateTime::from_timestamp_nanos(info.created_ns).to_rfc3339(),
+            age_seconds: (now - info.created_ns).max(0) as u64 / 1_000_000_000,
+            changed: stats.as_ref().map_or(0, |stats| stats.changed),
+            own_bytes: stats.as_ref().map_or(0, |stats| stats.own_bytes),
+            damage,
+            name,
+        });
+    }
+    if args.json {
+        print_json(&rows)?;
+    } else if rows.is_empty() {
+        eprintln!("pfimg: there is no fork in {}", store.root().display());
+    } else {
+        let cells: Vec<_> = rows.iter().map(cells).collect();
+        print(&table(["FORK", "BASE", "AGE", "CHANGED", "OWN", ""], &cells))?;
+    }
+    let damaged = rows.iter().any(|row| row.damage.is_some());
+    Ok(if damaged { ExitCode::from(super::images::DAMAGED) } else { ExitCode::SUCCESS })
+}
+
+fn cells(row: &Row) -> [String; 6] {
+    [
+        row.name.clone(),
+        row.base.map_or_else(|| "(empty)".into(), |id| id.hex()[..super::images::SHORT].to_owned()),
+        age(row.age_seconds),
+        row.changed.to_string(),
+        format_bytes(row.own_bytes),
+        row.damage.as_ref().map_or_else(String::new, |damage| format!("damaged: {damage}")),
+    ]
+}
+
+/// A time span in its largest unit.
+fn age(seconds: u64) -> String {
+    match seconds {
+        0..60 => format!("{seconds}s"),
+        60..3600 => format!("{}m", seconds / 60),
+        3600..86_400 => format!("{}h", seconds / 3600),
+        _ => format!("{}d", seconds / 86_400),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_age_is_told_in_its_largest_unit() {
+        for (seconds, text) in [(0, "0s"), (59, "59s"), (60, "1m"), (7200, "2h"), (200_000, "2d")] {
+            assert_eq!(age(seconds), text);
+        }
+    }
+}

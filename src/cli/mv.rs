@@ -1,0 +1,45 @@
+//! `pfimg mv`: renames a fork.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::Args;
+
+use super::StoreArg;
+use super::place::{self, Place};
+use crate::error::{Error, ErrorKind, Result};
+
+/// Rename a fork.
+#[derive(Debug, Args)]
+pub(crate) struct MvArgs {
+    /// Its name
+    #[arg(value_name = "NAME")]
+    name: String,
+    /// Its new name
+    #[arg(value_name = "NEW")]
+    new_name: String,
+}
+
+pub(crate) fn run(store: &StoreArg, args: &MvArgs) -> Result<ExitCode> {
+    let store = Arc::new(store.open()?);
+    let MvArgs { name, new_name } = args;
+    match place::find(&store)? {
+        Place::Mount(mountpoint) => {
+            let forks = mountpoint.join("forks");
+            if forks.join(new_name).exists() {
+                return Err(Error::new(
+                    ErrorKind::AlreadyExists,
+                    format!("there is a fork {new_name:?} already"),
+                ));
+            }
+            std::fs::rename(forks.join(name), forks.join(new_name)).map_err(|e| {
+                place::explain(e, format!("cannot rename fork {name:?} to {new_name:?}"), &mountpoint)
+            })?;
+        }
+        Place::Disk(registry) => {
+            registry.rename(name, new_name)?;
+            registry.sync()?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}

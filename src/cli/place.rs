@@ -1,0 +1,75 @@
+//! Where a store's forks are changed: through the mount that writes them, or on disk if there is none.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::status::read_status;
+use crate::cache::{Cache, CacheConfig};
+use crate::error::{Error, ErrorKind, Result};
+use crate::fork::{self, Registry};
+use crate::fuse::{Mounted, mounts};
+use crate::store::Store;
+use crate::vfs;
+
+/// Memory for the few blobs that making or listing forks looks at, in bytes.
+const CACHE: u64 = 64 << 20;
+
+/// Where forks are changed.
+pub(crate) enum Place {
+    /// Under this mountpoint.
+    Mount(PathBuf),
+    /// On disk, with nobody else there.
+    Disk(Registry),
+}
+
+/// Finds the mount that writes a store's forks, or takes its place.
+pub(crate) fn find(store: &Arc<Store>) -> Result<Place> {
+    for mounted in mounts()?.into_iter().filter(Mounted::is_ours) {
+        // A mount of somebody else's, or a dead one, says nothing and is passed over.
+        if let Ok(status) = read_status(&mounted.path)
+            && status.info.store == store.root()
+            && !mounted.options.split(',').any(|option| option == "ro")
+        {
+            return Ok(Place::Mount(mounted.path));
+        }
+    }
+    let registry = registry(store, false)?;
+    if registry.is_writable() {
+        Ok(Place::Disk(registry))
+    } else {
+        Err(Error::new(
+            ErrorKind::Busy,
+            format!(
+                "the forks of {} are written by a mount that cannot be found from here",
+                store.root().display()
+            ),
+        )
+        .with_hint("run this as the user who mounted it, or unmount it"))
+    }
+}
+
+/// The forks as they are on disk.
+pub(crate) fn registry(store: &Arc<Store>, read_only: bool) -> Result<Registry> {
+    let cache = Arc::new(Cache::new(
+        Arc::clone(store),
+        &CacheConfig { heap_bytes: CACHE, disk_bytes: CACHE, dir: super::mount::default_cache_dir() },
+    ));
+    let options = fork::Options { read_only, ..fork::Options::default() };
+    Registry::open(store.root(), vfs::fork_reader(Arc::clone(store), cache), options)
+}
+
+/// Explains a failed call under a mount, which has nothing but its number to say.
+pub(crate) fn explain(error: std::io::Error, doing: String, mountpoint: &Path) -> Error {
+    let known = matches!(
+        error.kind(),
+        std::io::ErrorKind::NotFound | std::io::ErrorKind::AlreadyExists | std::io::ErrorKind::InvalidInput
+    );
+    let failed = Error::io(error, doing);
+    if known {
+        return failed;
+    }
+    failed.with_hint(format!(
+        "the log of the mount at {} says more; `pfimg status` tells where it is",
+        mountpoint.display()
+    ))
+}

@@ -1,0 +1,49 @@
+//! Forks: copy-on-write trees over an image, which survive whatever kills their daemon.
+//!
+//! A [`Fork`] is a tree in memory (persistent maps over the immutable tree of its base, so that a snapshot takes a
+//! pointer) and a journal on disk. An operation is acknowledged once the journal has it: one `write(2)`, which carries
+//! small content with it. Larger content goes to sparse files beside the journal. Replaying the journal gives the same
+//! tree, over the base the operations were made on as well as over an image sealed from it since.
+//!
+//! Journals and data files are grouped in generations. Forking a fork freezes the generation it is in; both go on in
+//! new ones. The format is described in `docs/FORMAT-forks.md`.
+//!
+//! Nothing here knows a mount, a lookup count or a user: rights are the kernel's business.
+
+mod apply;
+mod attr;
+mod checkpoint;
+mod content;
+mod copy;
+mod disk;
+mod freeze;
+mod head;
+mod ino;
+mod journal;
+mod listing;
+mod live;
+mod names;
+mod node;
+mod pieces;
+mod policy;
+mod record;
+mod recover;
+mod registry;
+mod state;
+mod stats;
+
+pub use attr::{SetAttr, SetTime, XattrMode};
+pub use content::{Allocate, INLINE, MAX_SIZE};
+pub use copy::CopySource;
+pub use disk::{GenId, Generation, Io, RealIo};
+pub use freeze::{Changes, Frozen, Put, Sealed};
+pub use head::refuse_fork_name;
+pub use ino::Ino;
+pub use listing::DirEntry;
+pub use live::{BaseReader, Fork};
+pub use names::{MAX_LINKS, NewFile, RenameMode};
+pub use node::{Attr, Body, Content, Guard, Inode, Name};
+pub use pieces::{BlobRef, Piece, Pieces, Src};
+pub use registry::{Options, Registry};
+pub use state::LayerBase;
+pub use stats::{ForkInfo, ForkStats};

@@ -1,0 +1,205 @@
+//! Makes true what a record says. The same code runs when the operation happens and when the journal is replayed.
+
+use std::sync::Arc;
+
+use super::disk::GenId;
+use super::ino::Ino;
+use super::node::{Body, Content, Dir, Guard, Inode, Name};
+use super::pieces::Src;
+use super::record::{Attrs, Create, Record, Splice};
+use super::state::{State, fixed_ino};
+use crate::layers::world::Kind;
+
+/// A record that speaks of what is not there.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Senseless;
+
+/// What became of an operation.
+#[derive(Debug, Default)]
+pub(super) struct Applied {
+    /// The file that has no name any more.
+    pub(super) unlinked: Option<(Ino, Arc<Inode>)>,
+}
+
+/// Applies a record that was made in `generation`. The content it changes must be settled.
+pub(super) fn apply(state: &mut State, record: &Record, generation: GenId) -> Result<Applied, Senseless> {
+    let mut applied = Applied::default();
+    match record {
+        Record::Create(create) => make(state, create)?,
+        Record::Link { ino, parent, name, time } => {
+            let name: Name = name.as_slice().into();
+            if state.child(*parent, &name).is_some() || state.kind(*parent) != Some(Kind::Dir) {
+                return Err(Senseless);
+            }
+            let inode = state.edit(*ino).filter(|inode| !inode.is_dir()).ok_or(Senseless)?;
+            inode.ctime = Some(*time);
+            Arc::make_mut(&mut inode.links).push((*parent, name.clone()));
+            state.set_entry(*parent, &name, *ino, false);
+            touch(state, *parent, *time);
+        }
+        Record::Remove { parent, name, time } => {
+            let name: Name = name.as_slice().into();
+            let ino = state.child(*parent, &name).ok_or(Senseless)?;
+            let is_dir = state.kind(ino) == Some(Kind::Dir);
+            state.clear_entry(*parent, &name, is_dir);
+            touch(state, *parent, *time);
+            applied.unlinked = state.drop_link(ino, *parent, &name, *time).map(|inode| (ino, inode));
+        }
+        Record::Rename { from, name, to, new_name, exchange, time } => {
+            let (name, new_name): (Name, Name) = (name.as_slice().into(), new_name.as_slice().into());
+            let ino = state.child(*from, &name).ok_or(Senseless)?;
+            let target = state.child(*to, &new_name);
+            let is_dir = state.kind(ino) == Some(Kind::Dir);
+            // All of it is judged before anything is changed.
+            let senseless = state.kind(*to) != Some(Kind::Dir)
+                || target == Some(ino)
+                || (*exchange && target.is_none())
+                || (is_dir && state.is_below(*to, ino));
+            if senseless {
+                return Err(Senseless);
+            }
+            state.set_entry(*to, &new_name, ino, is_dir);
+            if let Some(other) = target.filter(|_| *exchange) {
+                let other_dir = state.kind(other) == Some(Kind::Dir);
+                state.set_entry(*from, &name, other, other_dir);
+                relink(state, other, (*to, &new_name), (*from, &name), *time);
+            } else {
+                if let Some(target) = target {
+                    let unlinked = state.drop_link(target, *to, &new_name, *time);
+                    applied.unlinked = unlinked.map(|inode| (target, inode));
+                }
+                state.clear_entry(*from, &name, is_dir);
+            }
+            relink(state, ino, (*from, &name), (*to, &new_name), *time);
+            touch(state, *from, *time);
+            touch(state, *to, *time);
+        }
+        Record::Attr(Attrs { ino, .. }) | Record::Splice(Splice { ino, .. }) | Record::Xattr { ino, .. } => {
+            change(state.edit(*ino).ok_or(Senseless)?, record, generation)?;
+        }
+    }
+    Ok(applied)
+}
+
+/// Applies a record that concerns one file alone, be it linked or not.
+pub(super) fn change(inode: &mut Inode, record: &Record, generation: GenId) -> Result<(), Senseless> {
+    match record {
+        Record::Attr(attrs) => {
+            inode.mode = attrs.mode.unwrap_or(inode.mode);
+            inode.uid = attrs.uid.or(inode.uid);
+            inode.gid = attrs.gid.or(inode.gid);
+            inode.atime = attrs.atime.or(inode.atime);
+            inode.mtime = attrs.mtime.or(inode.mtime);
+            inode.ctime = Some(attrs.ctime);
+            if let Some(size) = attrs.size {
+                inode.fix_floor();
+                let Body::File(content) = &mut inode.body else { return Err(Senseless) };
+                content.resize(size);
+                if size == 0 {
+                    // What it held may be large; the next large write begins a new file.
+                    content.own = None;
+                }
+            }
+        }
+        Record::Splice(splice) => {
+            inode.fix_floor();
+            let floor = inode.floor();
+            let Body::File(content) = &mut inode.body else { return Err(Senseless) };
+            put(content, splice, floor, generation);
+            inode.mtime = Some(splice.time);
+            inode.ctime = Some(splice.time);
+            if splice.strip {
+                inode.strip_suid();
+            }
+        }
+        Record::Xattr { name, value, time, .. } => {
+            let xattrs = Arc::make_mut(&mut inode.xattrs);
+            match value {
+                Some(value) => xattrs.insert(name.clone(), value.clone()),
+                None => xattrs.remove(name),
+            };
+            inode.ctime = Some(*time);
+        }
+        _ => return Err(Senseless),
+    }
+    Ok(())
+}
+
+fn put(content: &mut Content, splice: &Splice, floor: u64, generation: GenId) {
+    content.settle();
+    content.pieces.clear(splice.off, splice.off + splice.len);
+    for part in &splice.parts {
+        let Some(piece) = part.piece() else { continue };
+        match &piece.src {
+            Src::Journal(_) => {
+                if content.inline_gen != Some(generation) {
+                    (content.inline, content.inline_gen) = (0, Some(generation));
+                }
+                content.inline += piece.len;
+            }
+            // A file's own data file holds a byte where the file has it, behind the floor.
+            Src::Data(file) if !file.shared && piece.off + floor == splice.off + part.at => {
+                content.own = Some(file.clone());
+            }
+            _ => {}
+        }
+        content.pieces.put(splice.off + part.at, piece);
+    }
+    content.resize(splice.size);
+}
+
+fn make(state: &mut State, create: &Create) -> Result<(), Senseless> {
+    let name: Name = create.name.as_slice().into();
+    if state.child(create.parent, &name).is_some() || state.kind(create.parent) != Some(Kind::Dir) {
+        return Err(Senseless);
+    }
+    let is_dir = create.kind == Kind::Dir;
+    if state.taken(create.ino) || (is_dir && fixed_ino(create.parent, &name).is_some_and(|i| i != create.ino))
+    {
+        return Err(Senseless);
+    }
+    let time = Some(create.time);
+    state.births += 1;
+    let inode = Inode {
+        mode: create.mode,
+        uid: Some(create.uid),
+        gid: Some(create.gid),
+        atime: time,
+        mtime: time,
+        ctime: time,
+        rdev: create.rdev,
+        links: Arc::new(vec![(create.parent, name.clone())]),
+        base: None,
+        xattrs: Arc::default(),
+        guard: Guard::None,
+        birth: state.births,
+        body: match create.kind {
+            Kind::File => Body::File(Content::default()),
+            Kind::Dir => Body::Dir(Dir::default()),
+            Kind::Symlink => Body::Symlink(create.target.as_slice().into()),
+            special => Body::Special(special),
+        },
+    };
+    state.nodes.insert(create.ino, Arc::new(inode));
+    state.dirty_nodes.insert(create.ino, state.epoch);
+    state.set_entry(create.parent, &name, create.ino, is_dir);
+    touch(state, create.parent, create.time);
+    Ok(())
+}
+
+fn touch(state: &mut State, ino: Ino, time: i64) {
+    if let Some(inode) = state.edit(ino) {
+        inode.mtime = Some(time);
+        inode.ctime = Some(time);
+    }
+}
+
+fn relink(state: &mut State, ino: Ino, from: (Ino, &Name), to: (Ino, &Name), time: i64) {
+    let Some(inode) = state.edit(ino) else { return };
+    inode.ctime = Some(time);
+    let links = Arc::make_mut(&mut inode.links);
+    match links.iter_mut().find(|(parent, name)| *parent == from.0 && name == from.1) {
+        Some(link) => *link = (to.0, to.1.clone()),
+        None => links.push((to.0, to.1.clone())),
+    }
+}

@@ -1,0 +1,206 @@
+//! Operations on attributes, and making things durable.
+
+use std::fs::File;
+use std::sync::atomic::Ordering;
+
+use super::content::MAX_SIZE;
+use super::ino::Ino;
+use super::live::{Fork, now, posix};
+use super::node::{Attr, Guard, stripped};
+use super::policy;
+use super::record::{Attrs, Record};
+use crate::error::{Error, ErrorKind, Posix, Result};
+
+/// A time to be set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SetTime {
+    /// The time at which the operation happens.
+    Now,
+    /// Nanoseconds since 1970.
+    At(i64),
+}
+
+/// Attributes to be set; what is unset stays.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SetAttr {
+    /// Permission bits. The kernel has taken the sgid bit out where the caller may not set it.
+    pub mode: Option<u16>,
+    /// Owner.
+    pub uid: Option<u32>,
+    /// Group.
+    pub gid: Option<u32>,
+    /// Length in bytes.
+    pub size: Option<u64>,
+    /// Access time.
+    pub atime: Option<SetTime>,
+    /// Modification time.
+    pub mtime: Option<SetTime>,
+    /// Change time; the present without it.
+    pub ctime: Option<i64>,
+}
+
+/// Whether an extended attribute may, must or must not exist before it is set.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum XattrMode {
+    /// Either.
+    #[default]
+    Any,
+    /// It must not: `XATTR_CREATE`.
+    Create,
+    /// It must: `XATTR_REPLACE`.
+    Replace,
+}
+
+/// Longest extended attribute in bytes, as in Linux.
+const MAX_XATTR: usize = 65_536;
+
+impl Fork {
+    /// Sets attributes. A new owner or length takes suid and sgid away.
+    pub fn setattr(&self, ino: Ino, set: &SetAttr) -> Result<Attr> {
+        self.may_write()?;
+        self.settle(ino)?;
+        let time = now();
+        let at = |set: Option<SetTime>| {
+            set.map(|set| match set {
+                SetTime::Now => time,
+                SetTime::At(time) => time,
+            })
+        };
+        let mut live = self.live.write();
+        let inode = live.need(ino)?;
+        let mut mode = set.mode.map(|mode| mode & 0o7777);
+        let mut mtime = at(set.mtime);
+        if let Some(size) = set.size {
+            match inode.content() {
+                Some(content) if content.known_size() == size => {
+                    policy::may_change(&inode, content.known_size())?;
+                }
+                Some(content) => policy::may_change(&inode, size.min(content.known_size()))?,
+                None if inode.is_dir() => return Err(posix(Posix::IsADirectory, "it is a folder")),
+                None => return Err(Error::new(ErrorKind::InvalidInput, "not a regular file")),
+            }
+            if size > MAX_SIZE {
+                return Err(posix(Posix::TooLarge, "the file would be too large"));
+            }
+            mtime = mtime.or(Some(time));
+        }
+        if inode.guard == Guard::Fixed && mode.is_some_and(|mode| mode & 0o222 != 0) {
+            return Err(posix(Posix::NotPermitted, "a fork's manifest cannot be changed"));
+        }
+        let takes_suid = set.uid.is_some() || set.gid.is_some() || set.size.is_some();
+        if takes_suid && !inode.is_dir() {
+            let before = mode.unwrap_or(inode.mode);
+            let after = stripped(before);
+            // An unchanged mode is not recorded.
+            mode = if after != inode.mode || mode.is_some() { Some(after) } else { None };
+        }
+        live.commit(Record::Attr(Attrs {
+            ino,
+            mode,
+            uid: set.uid,
+            gid: set.gid,
+            size: set.size,
+            atime: at(set.atime),
+            mtime,
+            ctime: set.ctime.unwrap_or(time),
+        }))?;
+        let inode = live.need(ino)?;
+        Ok(live.state.attr(ino, &inode))
+    }
+
+    /// An extended attribute's value.
+    pub fn getxattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>> {
+        let inode = self.live.read().need(ino)?;
+        inode.xattrs.get(name).cloned().ok_or_else(no_attribute)
+    }
+
+    /// Names of a file's extended attributes, sorted.
+    pub fn listxattr(&self, ino: Ino) -> Result<Vec<Vec<u8>>> {
+        Ok(self.live.read().need(ino)?.xattrs.keys().cloned().collect())
+    }
+
+    /// Sets an extended attribute.
+    pub fn setxattr(&self, ino: Ino, name: &[u8], value: &[u8], mode: XattrMode) -> Result<()> {
+        self.may_write()?;
+        if name.is_empty() || name.len() > 255 || name.contains(&0) {
+            return Err(posix(Posix::Range, "that cannot be an attribute's name"));
+        }
+        if value.len() > MAX_XATTR {
+            return Err(posix(Posix::Range, "the attribute's value is longer than 64 KiB"));
+        }
+        let mut live = self.live.write();
+        let inode = live.need(ino)?;
+        match (mode, inode.xattrs.contains_key(name)) {
+            (XattrMode::Create, true) => {
+                return Err(Error::new(ErrorKind::AlreadyExists, "the attribute is there already"));
+            }
+            (XattrMode::Replace, false) => return Err(no_attribute()),
+            _ => {}
+        }
+        live.commit(Record::Xattr { ino, name: name.to_vec(), value: Some(value.to_vec()), time: now() })
+    }
+
+    /// Removes an extended attribute.
+    pub fn removexattr(&self, ino: Ino, name: &[u8]) -> Result<()> {
+        self.may_write()?;
+        let mut live = self.live.write();
+        if !live.need(ino)?.xattrs.contains_key(name) {
+            return Err(no_attribute());
+        }
+        live.commit(Record::Xattr { ino, name: name.to_vec(), value: None, time: now() })
+    }
+
+    /// Makes everything that was acknowledged durable: all of the fork, since a journal that is durable must not speak
+    /// of data that is not. Writers go on meanwhile.
+    pub fn fsync(&self) -> Result<()> {
+        let generations = self.live.read().generations.clone();
+        for generation in &generations {
+            generation
+                .sync()
+                .map_err(|e| Error::io(e, format!("cannot make {} durable", generation.path().display())))?;
+        }
+        if self.head_unsynced.swap(false, Ordering::AcqRel)
+            && let Err(e) = self.sync_head()
+        {
+            self.head_unsynced.store(true, Ordering::Release);
+            return Err(e);
+        }
+        // What nothing durable speaks of any more can go now.
+        Ok(())
+    }
+
+    fn sync_head(&self) -> Result<()> {
+        let head = self.head.lock();
+        let dir = self.shared.forks.join("heads");
+        let path = dir.join(format!("{}.json", head.name));
+        let failed = |e| Error::io(e, format!("cannot make {} durable", path.display()));
+        File::open(&path).and_then(|file| file.sync_all()).map_err(failed)?;
+        File::open(&dir).and_then(|dir| dir.sync_all()).map_err(failed)?;
+        File::open(&self.shared.forks).and_then(|dir| dir.sync_all()).map_err(failed)
+    }
+
+    /// Gives back the space of data that nothing speaks of any more. It makes the fork durable first, so that no power
+    /// cut brings back a name whose data is gone. Returns whether there was anything to do.
+    pub fn reap(&self) -> Result<bool> {
+        let generations = self.live.read().generations.clone();
+        let trash: Vec<_> =
+            generations.iter().filter(|g| g.has_trash()).map(|g| (g, g.take_trash())).collect();
+        if trash.is_empty() {
+            return Ok(false);
+        }
+        if let Err(e) = self.fsync() {
+            for (generation, numbers) in trash {
+                generation.put_back(numbers);
+            }
+            return Err(e);
+        }
+        for (generation, numbers) in trash {
+            generation.remove(numbers);
+        }
+        Ok(true)
+    }
+}
+
+fn no_attribute() -> Error {
+    posix(Posix::NoAttribute, "no such extended attribute")
+}

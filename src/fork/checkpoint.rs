@@ -1,0 +1,300 @@
+//! Writes a fork's generations anew, as one that says only what is still true.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use super::apply::apply;
+use super::disk::GenId;
+use super::freeze::{Frozen, Put, take_pieces};
+use super::ino::Ino;
+use super::journal::Writer;
+use super::live::{Fork, now, settle};
+use super::node::{Body, Content, Guard, Inode};
+use super::pieces::{self, Src};
+use super::record::{Attrs, Create, From, Part, Record, Splice};
+use super::recover::replay;
+use super::registry::Shared;
+use super::state::State;
+use crate::error::{Error, ErrorKind, Result};
+use crate::layers::world::Kind;
+
+/// A journal of fewer bytes than this is never worth a checkpoint.
+const SMALL: u64 = 32 << 20;
+
+/// How many times larger than what it would become a journal has to be.
+const WORTH: u64 = 4;
+
+/// Most parts and bytes in one record.
+const PARTS: usize = 64;
+const BYTES: u64 = 1 << 20;
+
+impl Fork {
+    /// Whether [`Fork::checkpoint`] would pay: the journals are large, and mostly say what is not true any more.
+    pub fn wants_checkpoint(&self) -> bool {
+        let live = self.live.read();
+        let journals: u64 = live
+            .generations
+            .iter()
+            .filter_map(|g| Some(std::fs::metadata(g.journal_path()).ok()?.len()))
+            .sum();
+        if journals < SMALL {
+            return false;
+        }
+        let mut needed = 128 * (live.state.dirty_names.len() + live.state.dirty_nodes.len()) as u64;
+        live.state.each_content(&mut |_, content| {
+            let inline = content.pieces.all().filter(|(_, piece)| matches!(piece.src, Src::Journal(_)));
+            needed += inline.map(|(_, piece)| piece.len + 64).sum::<u64>();
+        });
+        journals > WORTH * needed
+    }
+
+    /// Writes what the fork's generations say into a new one and lets go of them. The fork goes on meanwhile: nothing
+    /// waits but for the freeze and the switch. Returns whether there was anything to write.
+    pub fn checkpoint(&self) -> Result<bool> {
+        let frozen = self.freeze()?;
+        if frozen.generations.is_empty() {
+            return Ok(false);
+        }
+        let shared = &self.shared;
+        let base = shared.base(frozen.image)?;
+        // Not from memory: that still stands on the image before the last seal. What is on disk counts.
+        let mut target = State::over(base.clone());
+        if let Some(damage) = replay(&mut target, &frozen.generations, &*shared.reader)? {
+            return Err(Error::new(ErrorKind::Damaged, format!("cannot write a checkpoint: {damage}")));
+        }
+        let new = shared.new_generation()?;
+        shared.add_refs(&[new.id]);
+        let mut scratch =
+            Scratch { state: State::over(base.clone()), writer: Writer::new(new.clone()), shared };
+        scratch.state.raise_floors();
+        let written = scratch.write(&frozen.with(target, State::over(base))).and_then(|()| {
+            new.sync().map_err(|e| Error::io(e, format!("cannot make {} durable", new.path().display())))
+        });
+        if let Err(e) = written {
+            shared.drop_refs(&[new.id]);
+            return Err(e);
+        }
+        new.freeze();
+        let changes = frozen.changes()?;
+        let mut head = self.head.lock();
+        let released = frozen.ids();
+        if !head.generations.starts_with(&released) || head.base != frozen.image {
+            // Sealed meanwhile, which does the same and more.
+            shared.drop_refs(&[new.id]);
+            return Ok(false);
+        }
+        let mut next = head.clone();
+        next.generations.splice(..released.len(), [new.id]);
+        if let Err(e) = self.switch_head(&mut head, next) {
+            shared.drop_refs(&[new.id]);
+            return Err(e);
+        }
+        {
+            let mut live = self.live.write();
+            live.generations.splice(..released.len(), [new]);
+            let gone: HashSet<GenId> = released.iter().copied().collect();
+            for (path, put) in &changes.put {
+                if put.inode.content().is_none() {
+                    continue;
+                }
+                let Some(inode) = scratch.state.resolve(path).and_then(|ino| scratch.state.inode(ino)) else {
+                    continue;
+                };
+                let Some(content) = inode.content().map(Content::settled) else { continue };
+                let mut take = |live: &mut Content, _: &mut Guard| {
+                    take_pieces(live, &gone, &content.pieces);
+                    false
+                };
+                live.repoint(put, &gone, &mut take, &mut Vec::new());
+            }
+        }
+        shared.drop_refs(&released);
+        Ok(true)
+    }
+}
+
+/// A state that is led from the base to the target, and the journal of how.
+struct Scratch<'a> {
+    state: State,
+    writer: Writer,
+    shared: &'a Shared,
+}
+
+impl Scratch<'_> {
+    fn commit(&mut self, mut record: Record) -> Result<()> {
+        let floor = match &record {
+            Record::Attr(Attrs { ino, .. }) | Record::Splice(Splice { ino, .. }) => {
+                self.state.inode(*ino).map_or(0, |inode| inode.floor())
+            }
+            _ => 0,
+        };
+        self.writer.commit(&self.state, &mut record, floor)?;
+        apply(&mut self.state, &record, self.writer.generation.id)
+            .map(|_| ())
+            .map_err(|_| Error::new(ErrorKind::Io(None), "a checkpoint's record does not fit"))
+    }
+
+    fn write(&mut self, target: &Frozen) -> Result<()> {
+        let changes = target.changes()?;
+        for path in &changes.removed {
+            self.remove_all(path)?;
+        }
+        let mut made: HashMap<Ino, Ino> = HashMap::new();
+        // A file that is there under any of its names is not made again.
+        for (path, put) in &changes.put {
+            if let Some(ino) = self.state.resolve(path) {
+                made.entry(put.ino).or_insert(ino);
+            }
+        }
+        let (mut created, mut filled) = (HashSet::new(), HashSet::new());
+        for (path, put) in &changes.put {
+            let at = path.iter().rposition(|b| *b == b'/');
+            let (folder, name) = at.map_or((&b""[..], &path[..]), |at| (&path[..at], &path[at + 1..]));
+            let parent = self.state.resolve(folder).ok_or_else(unfit)?;
+            let there = self.state.child(parent, name);
+            let ino = match made.get(&put.ino) {
+                Some(ino) if there.is_none() => {
+                    self.commit(Record::Link { ino: *ino, parent, name: name.to_vec(), time: now() })?;
+                    *ino
+                }
+                Some(ino) => *ino,
+                None => {
+                    let ino = self.make(target, parent, name, put)?;
+                    created.insert(ino);
+                    made.insert(put.ino, ino);
+                    ino
+                }
+            };
+            if filled.insert(ino) {
+                self.fill(ino, &put.inode)?;
+            }
+        }
+        // Last, since all of the above touches times.
+        for (path, put) in &changes.put {
+            let ino = self.state.resolve(path).ok_or_else(unfit)?;
+            let attr = target.attr(put);
+            // A base file that was moved is made anew, and then has times although nobody set them.
+            let or_shown = |time: Option<i64>, shown| time.or(created.contains(&ino).then_some(shown));
+            self.commit(Record::Attr(Attrs {
+                ino,
+                mode: Some(put.inode.mode),
+                uid: put.inode.uid,
+                gid: put.inode.gid,
+                size: None,
+                atime: or_shown(put.inode.atime, attr.atime),
+                mtime: or_shown(put.inode.mtime, attr.mtime),
+                ctime: attr.ctime,
+            }))?;
+        }
+        Ok(())
+    }
+
+    fn remove_all(&mut self, path: &[u8]) -> Result<()> {
+        let mut order = vec![path.to_vec()];
+        let mut at = 0;
+        while at < order.len() {
+            if let Some(ino) = self.state.resolve(&order[at]) {
+                let mut below = Vec::new();
+                self.state.list(ino, 0, &mut |entry| {
+                    below.push([&order[at][..], &entry.name].join(&b'/'));
+                    true
+                });
+                order.extend(below);
+            }
+            at += 1;
+        }
+        for path in order.iter().rev() {
+            let at = path.iter().rposition(|b| *b == b'/');
+            let (folder, name) = at.map_or((&b""[..], &path[..]), |at| (&path[..at], &path[at + 1..]));
+            let parent = self.state.resolve(folder).ok_or_else(unfit)?;
+            self.commit(Record::Remove { parent, name: name.to_vec(), time: now() })?;
+        }
+        Ok(())
+    }
+
+    fn make(&mut self, target: &Frozen, parent: Ino, name: &[u8], put: &Put) -> Result<Ino> {
+        let attr = target.attr(put);
+        let mut ino = put.ino;
+        let mut probe = 0;
+        while self.state.taken(ino) && ino.0 > Ino::TRACE.0 {
+            ino = Ino::derive(parent, name, probe);
+            probe += 1;
+        }
+        let link = if let Body::Symlink(link) = &put.inode.body { link.to_vec() } else { Vec::new() };
+        self.commit(Record::Create(Create {
+            parent,
+            name: name.to_vec(),
+            ino,
+            kind: attr.kind,
+            mode: attr.mode,
+            uid: attr.uid,
+            gid: attr.gid,
+            rdev: attr.rdev,
+            target: link,
+            time: attr.ctime,
+        }))?;
+        Ok(ino)
+    }
+
+    /// Gives a file the content and the extended attributes it should have.
+    fn fill(&mut self, ino: Ino, wanted: &Arc<Inode>) -> Result<()> {
+        for (name, value) in wanted.xattrs.iter() {
+            let (name, value) = (name.clone(), Some(value.clone()));
+            self.commit(Record::Xattr { ino, name, value, time: now() })?;
+        }
+        let Some(content) = wanted.content() else { return Ok(()) };
+        let inode = self.state.inode(ino).filter(|i| i.kind() == Kind::File).ok_or_else(unfit)?;
+        let there = inode.content().ok_or_else(unfit)?;
+        if let Some(lazy) = there.unsettled() {
+            settle(lazy, &*self.shared.reader)?;
+        }
+        if there.whole_blob().is_some() && there.whole_blob() == content.whole_blob() {
+            return Ok(());
+        }
+        let floor = inode.floor();
+        let size = |size| Attrs {
+            ino,
+            mode: None,
+            uid: None,
+            gid: None,
+            size: Some(size),
+            atime: None,
+            mtime: None,
+            ctime: now(),
+        };
+        self.commit(Record::Attr(size(floor)))?;
+        let mut parts: Vec<Part> = Vec::new();
+        let (mut from, mut bytes) = (floor, 0);
+        for (at, piece) in content.pieces.range(floor, content.size) {
+            if parts.len() >= PARTS || bytes >= BYTES {
+                self.splice(ino, from, at - from, std::mem::take(&mut parts))?;
+                (from, bytes) = (at, 0);
+            }
+            let source = match &piece.src {
+                Src::Blob(_) => From::There(piece.off, piece.src.clone()),
+                Src::Data(file) => {
+                    let linked =
+                        self.writer.link(file).map_err(|e| Error::io(e, "cannot link a data file"))?;
+                    From::There(piece.off, Src::Data(linked))
+                }
+                Src::Journal(_) => {
+                    let mut buf = vec![0; piece.len as usize];
+                    pieces::fill(&piece, 0, &mut buf, &mut |_, _, _| Err(unfit()))?;
+                    bytes += piece.len;
+                    From::Bytes(buf)
+                }
+            };
+            parts.push(Part { at: at - from, len: piece.len, from: source });
+        }
+        self.splice(ino, from, content.size - from, parts)
+    }
+
+    fn splice(&mut self, ino: Ino, off: u64, len: u64, parts: Vec<Part>) -> Result<()> {
+        let size = off + len;
+        self.commit(Record::Splice(Splice { ino, off, len, size, parts, strip: false, time: now() }))
+    }
+}
+
+fn unfit() -> Error {
+    Error::new(ErrorKind::Io(None), "a checkpoint does not fit its base")
+}

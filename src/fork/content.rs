@@ -1,0 +1,250 @@
+//! Operations on what a file holds: read, write, cut, holes.
+
+use std::io;
+use std::sync::Arc;
+
+use super::disk::DataFile;
+use super::ino::Ino;
+use super::live::{Fork, Live, now, posix};
+use super::node::{Content, Inode};
+use super::pieces::{self, Src};
+use super::policy;
+use super::record::{From, Part, Record, Splice};
+use crate::error::{Error, ErrorKind, Posix, Result};
+
+/// A file's own bytes go into the journal up to this many in a generation, and into a sparse file of its own beyond.
+pub const INLINE: u64 = 64 << 10;
+
+/// As many pieces a file may have before it gets a file of its own although it is small.
+const INLINE_PIECES: usize = 64;
+
+/// A file in so many pieces has the pages it is written in filled up, so that their number stays bounded by its
+/// length.
+const FRAGMENTED: usize = 256;
+
+const PAGE: u64 = 4096;
+
+/// Space set aside in the journal for a record that speaks of data files.
+const RECORD_ROOM: u64 = 8192;
+
+/// Longest file in bytes: offsets are signed.
+pub const MAX_SIZE: u64 = i64::MAX as u64;
+
+/// What to do to a range of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Allocate {
+    /// Make sure that it exists: the file grows to its end.
+    Extend,
+    /// Nothing that can be seen; space is not set aside.
+    KeepSize,
+    /// Make a hole of it; the length stays.
+    PunchHole,
+    /// Make zeros of it; the file grows to its end unless told not to.
+    ZeroRange {
+        /// Whether the length stays.
+        keep_size: bool,
+    },
+}
+
+fn file_of(inode: &Inode) -> Result<&Content> {
+    inode.content().ok_or_else(|| {
+        if inode.is_dir() {
+            posix(Posix::IsADirectory, "it is a folder")
+        } else {
+            Error::new(ErrorKind::InvalidInput, "not a regular file")
+        }
+    })
+}
+
+fn failed(e: io::Error) -> Error {
+    Error::io(e, "cannot write the fork's data")
+}
+
+impl Fork {
+    /// Reads into `buf` from `offset` on; returns how many bytes, less than asked only at the end of the file.
+    pub fn read(&self, ino: Ino, offset: u64, buf: &mut [u8]) -> Result<usize> {
+        self.settle(ino)?;
+        let inode = self.live.read().need(ino)?;
+        let content = file_of(&inode)?.settled();
+        self.read_content(&content, offset, buf)
+    }
+
+    /// The same, as a new vector.
+    pub fn read_vec(&self, ino: Ino, offset: u64, len: usize) -> Result<Vec<u8>> {
+        let size = self.getattr(ino)?.size;
+        let mut buf = vec![0; size.saturating_sub(offset).min(len as u64) as usize];
+        let read = self.read(ino, offset, &mut buf)?;
+        buf.truncate(read);
+        Ok(buf)
+    }
+
+    /// Reads content that was looked up before, whatever became of its file since.
+    pub(super) fn read_content(&self, content: &Content, offset: u64, buf: &mut [u8]) -> Result<usize> {
+        read_content(content, offset, buf, &mut |blob, offset, buf| self.read_blob(blob, offset, buf))
+    }
+
+    /// The blob that is the whole of a file's content, if one is: nobody wrote to it.
+    pub fn whole_blob(&self, ino: Ino) -> Result<Option<super::pieces::BlobRef>> {
+        self.settle(ino)?;
+        Ok(file_of(&*self.live.read().need(ino)?)?.whole_blob())
+    }
+
+    /// Writes at `offset`; returns how many bytes, less than asked only when the disk filled up on the way. suid
+    /// and sgid go if `strip`.
+    pub fn write(&self, ino: Ino, offset: u64, bytes: &[u8], strip: bool) -> Result<usize> {
+        self.may_write()?;
+        if bytes.is_empty() {
+            return Ok(0);
+        }
+        let end = offset.checked_add(bytes.len() as u64).filter(|end| *end <= MAX_SIZE);
+        if end.is_none() {
+            return Err(posix(Posix::TooLarge, "the file would be too large"));
+        }
+        self.settle(ino)?;
+        let mut live = self.live.write();
+        live.writable()?;
+        let inode = live.need(ino)?;
+        policy::may_change(&inode, offset)?;
+        let content = file_of(&inode)?.settled();
+        let written = live.place(self, &inode, &content, ino, offset, bytes)?;
+        let size = content.size.max(offset + written.len);
+        let strip = strip && inode.mode & 0o6000 != 0;
+        let splice = Splice {
+            ino,
+            off: written.at,
+            len: written.covered,
+            size,
+            parts: vec![Part { at: 0, len: written.covered, from: written.from }],
+            strip,
+            time: now(),
+        };
+        // Drops what the file no longer needs only after the lock.
+        drop((inode, content));
+        live.commit(Record::Splice(splice))?;
+        Ok(written.len as usize)
+    }
+
+    /// Allocates, punches or zeroes a range.
+    pub fn fallocate(&self, ino: Ino, offset: u64, len: u64, what: Allocate) -> Result<()> {
+        self.may_write()?;
+        let end = offset.checked_add(len).filter(|end| *end <= MAX_SIZE);
+        let end = end.ok_or_else(|| posix(Posix::TooLarge, "the file would be too large"))?;
+        if len == 0 {
+            return Err(Error::new(ErrorKind::InvalidInput, "the range is empty"));
+        }
+        self.settle(ino)?;
+        let mut live = self.live.write();
+        let inode = live.need(ino)?;
+        let size = file_of(&inode)?.settled().size;
+        let grow = matches!(what, Allocate::Extend | Allocate::ZeroRange { keep_size: false });
+        let new_size = if grow { size.max(end) } else { size };
+        let cleared = matches!(what, Allocate::PunchHole | Allocate::ZeroRange { .. });
+        if inode.guard == super::node::Guard::Fixed {
+            policy::may_change(&inode, offset)?;
+        }
+        if !cleared && new_size == size {
+            return Ok(());
+        }
+        policy::may_change(&inode, if cleared { offset } else { size })?;
+        let strip = inode.mode & 0o6000 != 0;
+        // A hole behind the end would be cut again; an extension clears nothing.
+        let cleared_len = if cleared { end.min(new_size).saturating_sub(offset) } else { 0 };
+        let off = if cleared_len > 0 { offset } else { size };
+        live.commit(Record::Splice(Splice {
+            ino,
+            off,
+            len: cleared_len,
+            size: new_size,
+            parts: Vec::new(),
+            strip,
+            time: now(),
+        }))
+    }
+
+    /// The next offset with data (`data`) or in a hole, from `offset` on, as `lseek` tells them.
+    pub fn seek(&self, ino: Ino, offset: u64, data: bool) -> Result<u64> {
+        self.settle(ino)?;
+        let inode = self.live.read().need(ino)?;
+        let content = file_of(&inode)?.settled();
+        content
+            .pieces
+            .seek(offset, content.size, data)
+            .ok_or_else(|| posix(Posix::NoSuchOffset, "nothing lies at or behind that offset"))
+    }
+}
+
+/// See [`Fork::read_content`].
+pub(super) fn read_content(
+    content: &Content,
+    offset: u64,
+    buf: &mut [u8],
+    blob: &mut pieces::ReadBlob<'_>,
+) -> Result<usize> {
+    let len = content.size.saturating_sub(offset).min(buf.len() as u64);
+    let buf = &mut buf[..len as usize];
+    let mut done = 0;
+    for (at, piece) in content.pieces.range(offset, offset + len) {
+        let from = (at - offset) as usize;
+        buf[done..from].fill(0);
+        done = from + piece.len as usize;
+        pieces::fill(&piece, 0, &mut buf[from..done], blob)?;
+    }
+    buf[done..].fill(0);
+    Ok(len as usize)
+}
+
+/// Where written bytes ended up.
+pub(super) struct Placed {
+    /// How many of them, from the first on.
+    pub(super) len: u64,
+    /// Where the piece starts in the file, and its length: more than was written if pages were filled up.
+    pub(super) at: u64,
+    pub(super) covered: u64,
+    pub(super) from: From,
+}
+
+impl Live {
+    /// Finds a place for bytes: in the record to come, or in the file's own data file, where they are written at once.
+    pub(super) fn place(
+        &mut self,
+        fork: &Fork,
+        inode: &Inode,
+        content: &Content,
+        ino: Ino,
+        offset: u64,
+        bytes: &[u8],
+    ) -> Result<Placed> {
+        let generation = self.writer.generation.clone();
+        let len = bytes.len() as u64;
+        let own = content.own.clone().filter(|own| Arc::ptr_eq(&own.generation, &generation) && !own.shared);
+        let inline = if content.inline_gen == Some(generation.id) { content.inline } else { 0 };
+        let small = inline + len <= INLINE && content.pieces.count() < INLINE_PIECES;
+        if own.is_none() && small && !self.orphans.contains_key(&ino) {
+            return Ok(Placed { len, at: offset, covered: len, from: From::Bytes(bytes.to_vec()) });
+        }
+        // Bytes in place cannot be taken back should there be no room for the record that tells of them.
+        self.writer.reserve(RECORD_ROOM).map_err(failed)?;
+        let floor = inode.floor();
+        let own = match own {
+            Some(own) => own,
+            None => DataFile::create(&generation).map_err(failed)?,
+        };
+        let (mut at, mut filled) = (offset, None);
+        if content.pieces.count() > FRAGMENTED {
+            let from = floor + (offset - floor) / PAGE * PAGE;
+            let to =
+                (floor + (offset + len - floor).next_multiple_of(PAGE)).min(content.size.max(offset + len));
+            let mut page = vec![0; (to - from) as usize];
+            fork.read_content(content, from, &mut page)?;
+            page[(offset - from) as usize..(offset - from + len) as usize].copy_from_slice(bytes);
+            (at, filled) = (from, Some(page));
+        }
+        let out = filled.as_deref().unwrap_or(bytes);
+        let covered = own.write_at(out, at - floor).map_err(failed)? as u64;
+        let written = (at + covered).min(offset + len).saturating_sub(offset);
+        if written == 0 {
+            return Err(Error::new(ErrorKind::NoSpace, "cannot write the fork's data"));
+        }
+        Ok(Placed { len: written, at, covered, from: From::There(at - floor, Src::Data(own)) })
+    }
+}

@@ -1,0 +1,226 @@
+//! Copying a range of one file into another without touching the bytes, where that is possible.
+
+use super::content::{INLINE, MAX_SIZE};
+use super::ino::Ino;
+use super::live::{Fork, now, posix};
+use super::node::{Body, Content};
+use super::pieces::{BlobRef, Piece, Pieces, Src};
+use super::policy;
+use super::record::{From, Part, Record, Splice};
+use crate::error::{Error, ErrorKind, Posix, Result};
+use crate::store::Digest;
+
+/// Where to copy from.
+#[derive(Clone, Debug)]
+pub enum CopySource<'a> {
+    /// A file of a fork, maybe the same one.
+    Fork(&'a Fork, Ino),
+    /// A file of an image.
+    Blob(BlobRef),
+}
+
+/// As many bytes are copied as bytes in one go.
+const BYTES: u64 = 4 << 20;
+
+/// Shorter pieces of other forks are copied: a hard link costs more.
+const WORTH_A_LINK: u64 = 64 << 10;
+
+/// Most parts of one record.
+const PARTS: usize = 64;
+
+impl CopySource<'_> {
+    fn content(&self) -> Result<Content> {
+        match self {
+            Self::Blob(blob) => {
+                Ok(Content { size: blob.size, pieces: Pieces::blob(*blob), ..Content::default() })
+            }
+            Self::Fork(fork, ino) => {
+                fork.settle(*ino)?;
+                let inode = fork.live.read().need(*ino)?;
+                match &inode.body {
+                    Body::File(content) => Ok(content.settled()),
+                    Body::Dir(_) => Err(posix(Posix::IsADirectory, "it is a folder")),
+                    _ => Err(Error::new(ErrorKind::InvalidInput, "not a regular file")),
+                }
+            }
+        }
+    }
+}
+
+impl Fork {
+    /// Copies up to `len` bytes; returns how many, maybe less: call it again then. Blobs and what is frozen are
+    /// shared, other bytes are copied.
+    pub fn copy_range(
+        &self,
+        from: &CopySource<'_>,
+        from_offset: u64,
+        ino: Ino,
+        offset: u64,
+        len: u64,
+    ) -> Result<u64> {
+        self.may_write()?;
+        let source = from.content()?;
+        let len = len.min(source.size.saturating_sub(from_offset));
+        let end = offset.checked_add(len).filter(|end| *end <= MAX_SIZE);
+        let end = end.ok_or_else(|| posix(Posix::TooLarge, "the file would be too large"))?;
+        if let CopySource::Fork(fork, other) = from
+            && std::ptr::eq(*fork, self)
+            && *other == ino
+            && offset < from_offset + len
+            && from_offset < end
+        {
+            return Err(Error::new(ErrorKind::InvalidInput, "the two ranges overlap"));
+        }
+        self.settle(ino)?;
+        let mut done = 0;
+        while done < len {
+            let copied = self.copy_some(&source, from_offset + done, ino, offset + done, len - done)?;
+            done += copied.len;
+            if copied.short {
+                break;
+            }
+        }
+        Ok(done)
+    }
+
+    /// Copies some of it: as many pieces as one record takes.
+    fn copy_some(&self, source: &Content, from: u64, ino: Ino, to: u64, len: u64) -> Result<Copied> {
+        // Bytes are read before the lock is taken: they may lie in another fork or a blob.
+        let mut plan = Vec::new();
+        let (mut at, mut bytes) = (from, 0);
+        let pieces = source.pieces.range(from, from + len);
+        let mut cut = from + len;
+        for (start, piece) in pieces {
+            if plan.len() + 1 >= PARTS {
+                cut = start;
+                break;
+            }
+            if shareable(&piece) {
+                at = start + piece.len;
+                plan.push((start, Step::Share(piece)));
+                continue;
+            }
+            let take = piece.len.min(BYTES.saturating_sub(bytes));
+            if take == 0 {
+                cut = start;
+                break;
+            }
+            let mut buf = vec![0; take as usize];
+            super::pieces::fill(&piece, 0, &mut buf, &mut |blob, off, buf| self.read_blob(blob, off, buf))?;
+            bytes += take;
+            at = start + take;
+            plan.push((start, Step::Bytes(buf)));
+            if take < piece.len {
+                cut = at;
+                break;
+            }
+        }
+        let len = cut.max(at) - from;
+        let mut live = self.live.write();
+        live.writable()?;
+        let inode = live.need(ino)?;
+        policy::may_change(&inode, to)?;
+        let Body::File(content) = &inode.body else {
+            return Err(Error::new(ErrorKind::InvalidInput, "not a regular file"));
+        };
+        let mut content = content.settled();
+        let mut parts = Vec::new();
+        let mut covered = len;
+        // Once one part has to go to a data file all do: the journal takes 64 KiB of a file, not of a part.
+        if bytes > INLINE {
+            content.inline = INLINE;
+            content.inline_gen = Some(live.writer.generation.id);
+        }
+        for (start, step) in plan {
+            let at = start - from;
+            match step {
+                Step::Share(piece) => match Self::share(&mut live, &piece) {
+                    Ok(src) => {
+                        parts.push(Part { at, len: piece.len, from: From::There(piece.off, src) });
+                    }
+                    Err(e) => {
+                        // No second name for that file: its bytes are copied, in a call of their own.
+                        tracing::debug!("cannot share a data file: {e}");
+                        if at > 0 {
+                            covered = at;
+                            break;
+                        }
+                        let mut buf = vec![0; piece.len.min(BYTES) as usize];
+                        super::pieces::fill(&piece, 0, &mut buf, &mut |b, o, buf| self.read_blob(b, o, buf))?;
+                        let placed = live.place_exact(self, &inode, &content, ino, to, &buf)?;
+                        covered = placed.1;
+                        parts.push(Part { at: 0, len: placed.1, from: placed.0 });
+                        break;
+                    }
+                },
+                Step::Bytes(buf) => {
+                    let (from, wrote) = live.place_exact(self, &inode, &content, ino, to + at, &buf)?;
+                    if let From::There(_, Src::Data(own)) = &from {
+                        content.own = Some(own.clone());
+                    }
+                    content.inline += wrote;
+                    parts.push(Part { at, len: wrote, from });
+                    if wrote < buf.len() as u64 {
+                        covered = at + wrote;
+                        break;
+                    }
+                }
+            }
+        }
+        let strip = inode.mode & 0o6000 != 0;
+        let size = content.size.max(to + covered);
+        drop((inode, content));
+        live.commit(Record::Splice(Splice { ino, off: to, len: covered, size, parts, strip, time: now() }))?;
+        Ok(Copied { len: covered, short: covered == 0 })
+    }
+
+    fn share(live: &mut super::live::Live, piece: &Piece) -> std::io::Result<Src> {
+        match &piece.src {
+            Src::Data(file) => Ok(Src::Data(live.writer.link(file)?)),
+            other => Ok(other.clone()),
+        }
+    }
+}
+
+struct Copied {
+    len: u64,
+    short: bool,
+}
+
+enum Step {
+    Share(Piece),
+    Bytes(Vec<u8>),
+}
+
+fn shareable(piece: &Piece) -> bool {
+    match &piece.src {
+        Src::Blob(_) => true,
+        Src::Journal(_) => false,
+        Src::Data(file) => file.is_frozen() && piece.len >= WORTH_A_LINK,
+    }
+}
+
+impl super::live::Live {
+    /// Like [`super::live::Live::place`], but exactly these bytes.
+    fn place_exact(
+        &mut self,
+        fork: &Fork,
+        inode: &super::node::Inode,
+        content: &Content,
+        ino: Ino,
+        offset: u64,
+        bytes: &[u8],
+    ) -> Result<(From, u64)> {
+        // Without other pieces around nothing is filled up.
+        let alone = Content { pieces: Pieces::default(), ..content.clone() };
+        let placed = self.place(fork, inode, &alone, ino, offset, bytes)?;
+        Ok((placed.from, placed.len))
+    }
+}
+
+/// A blob of an image to copy from.
+impl std::convert::From<(Digest, u64)> for CopySource<'_> {
+    fn from((digest, size): (Digest, u64)) -> Self {
+        Self::Blob(BlobRef { digest, size })
+    }
+}

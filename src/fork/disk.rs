@@ -1,0 +1,431 @@
+//! A fork's files on disk: generations, their data files, and the few descriptors that are open at a time.
+
+use std::fmt;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use lru::LruCache;
+use parking_lot::Mutex;
+use rustix::fs::FallocateFlags;
+
+use crate::error::{Error, Result};
+
+/// Descriptors that stay open: the system's limit may be as low as 1,024, and forks have many files.
+const OPEN_FILES: usize = 256;
+
+/// A generation's name: 128 random bits.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct GenId(pub u128);
+
+impl GenId {
+    /// Draws a new one.
+    pub fn random() -> Result<Self> {
+        let mut bytes = [0; 16];
+        File::open("/dev/urandom")
+            .and_then(|mut file| file.read_exact(&mut bytes))
+            .map_err(|e| Error::io(e, "cannot read /dev/urandom"))?;
+        Ok(Self(u128::from_be_bytes(bytes)))
+    }
+
+    /// Parses 32 lowercase hex digits.
+    pub fn parse(text: &str) -> Option<Self> {
+        let canonical = text.len() == 32 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+        canonical.then(|| u128::from_str_radix(text, 16).ok().map(Self)).flatten()
+    }
+}
+
+impl fmt::Display for GenId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+impl fmt::Debug for GenId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// The calls that change a fork's files. A trait, so that tests can make each of them fail.
+pub trait Io: Send + Sync + 'static {
+    /// Writes at an offset; may write less than asked.
+    fn write_at(&self, file: &File, bytes: &[u8], offset: u64) -> io::Result<usize> {
+        file.write_at(bytes, offset)
+    }
+
+    /// Cuts a file.
+    fn truncate(&self, file: &File, len: u64) -> io::Result<()> {
+        file.set_len(len)
+    }
+
+    /// Makes sure that writing `len` bytes at `offset` cannot run out of space; the file's length stays.
+    fn reserve(&self, file: &File, offset: u64, len: u64) -> io::Result<()> {
+        match rustix::fs::fallocate(file, FallocateFlags::KEEP_SIZE, offset, len) {
+            // Not every filesystem can promise space. There a write may fail late.
+            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => Ok(()),
+            other => Ok(other?),
+        }
+    }
+
+    /// Makes a file's content durable.
+    fn sync_data(&self, file: &File) -> io::Result<()> {
+        file.sync_data()
+    }
+}
+
+/// The operating system itself.
+#[derive(Debug, Default)]
+pub struct RealIo;
+
+impl Io for RealIo {}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum FileKey {
+    Journal(GenId),
+    Data(GenId, u64),
+}
+
+/// Opens files on demand and keeps the most recently used ones open.
+pub(super) struct Files {
+    open: Mutex<LruCache<FileKey, Arc<File>>>,
+    writable: bool,
+    pub(super) io: Arc<dyn Io>,
+}
+
+impl Files {
+    pub(super) fn new(io: Arc<dyn Io>, writable: bool) -> Self {
+        let capacity = std::num::NonZeroUsize::new(OPEN_FILES).unwrap_or(std::num::NonZeroUsize::MIN);
+        Self { open: Mutex::new(LruCache::new(capacity)), writable, io }
+    }
+
+    fn get(&self, key: FileKey, path: &Path) -> io::Result<Arc<File>> {
+        if let Some(file) = self.open.lock().get(&key) {
+            return Ok(file.clone());
+        }
+        let file = Arc::new(File::options().read(true).write(self.writable).open(path)?);
+        // The evicted file is closed by whoever drops it last, outside the lock.
+        let _evicted = self.open.lock().push(key, file.clone());
+        Ok(file)
+    }
+
+    fn forget(&self, key: FileKey) {
+        let _closed = self.open.lock().pop(&key);
+    }
+}
+
+/// A stretch of a fork's life: a journal and the data files it speaks of. The last of a fork is written, all others
+/// are frozen.
+pub struct Generation {
+    /// Its name.
+    pub id: GenId,
+    dir: PathBuf,
+    files: Arc<Files>,
+    frozen: AtomicBool,
+    doomed: AtomicBool,
+    /// Data files that nothing speaks of any more; removed after the journal that says so is durable.
+    trash: Mutex<Vec<u64>>,
+    /// Data files written since they were last made durable.
+    unsynced: Mutex<std::collections::BTreeSet<u64>>,
+    journal_unsynced: AtomicBool,
+    entry_unsynced: AtomicBool,
+    next_data: AtomicU64,
+}
+
+impl Generation {
+    /// Where a generation lies.
+    pub(super) fn dir(forks: &Path, id: GenId) -> PathBuf {
+        forks.join("gen").join(id.to_string())
+    }
+
+    pub(super) fn new(forks: &Path, id: GenId, files: Arc<Files>) -> Arc<Self> {
+        Arc::new(Self {
+            id,
+            dir: Self::dir(forks, id),
+            files,
+            frozen: AtomicBool::new(false),
+            doomed: AtomicBool::new(false),
+            trash: Mutex::default(),
+            unsynced: Mutex::default(),
+            journal_unsynced: AtomicBool::new(false),
+            entry_unsynced: AtomicBool::new(false),
+            next_data: AtomicU64::new(1),
+        })
+    }
+
+    /// Makes its folder and a journal that starts with `header`.
+    pub(super) fn create(
+        forks: &Path,
+        files: Arc<Files>,
+        header: impl Fn(GenId) -> Vec<u8>,
+    ) -> Result<Arc<Self>> {
+        let id = GenId::random()?;
+        let this = Self::new(forks, id, files);
+        this.entry_unsynced.store(true, Ordering::Relaxed);
+        this.journal_unsynced.store(true, Ordering::Relaxed);
+        let made = this.restart(&header(id));
+        if made.is_err() {
+            // What was made is empty; the next opener would collect it too.
+            let _ = fs::remove_dir_all(&this.dir);
+        }
+        made.map(|()| this)
+    }
+
+    /// Makes what is missing of its folder, and an empty journal.
+    pub(super) fn restart(&self, header: &[u8]) -> Result<()> {
+        let make = || {
+            fs::create_dir_all(self.dir.join("data"))?;
+            let file = File::create(self.journal_path())?;
+            let mut done = 0;
+            while done < header.len() {
+                match self.io().write_at(&file, &header[done..], done as u64)? {
+                    0 => return Err(io::ErrorKind::WriteZero.into()),
+                    n => done += n,
+                }
+            }
+            Ok(())
+        };
+        make().map_err(|e| Error::io(e, format!("cannot create {}", self.dir.display())))
+    }
+
+    /// Path of its journal.
+    pub fn journal_path(&self) -> PathBuf {
+        self.dir.join("journal")
+    }
+
+    /// Its folder.
+    pub fn path(&self) -> &Path {
+        &self.dir
+    }
+
+    pub(super) fn data_path(&self, number: u64) -> PathBuf {
+        self.dir.join("data").join(number.to_string())
+    }
+
+    pub(super) fn journal(&self) -> io::Result<Arc<File>> {
+        self.files.get(FileKey::Journal(self.id), &self.journal_path())
+    }
+
+    pub(super) fn io(&self) -> &dyn Io {
+        &*self.files.io
+    }
+
+    pub(super) fn freeze(&self) {
+        self.frozen.store(true, Ordering::Release);
+    }
+
+    pub(super) fn is_frozen(&self) -> bool {
+        self.frozen.load(Ordering::Acquire)
+    }
+
+    /// Has it removed from disk once nothing in memory speaks of it any more.
+    pub(super) fn doom(&self) {
+        self.doomed.store(true, Ordering::Release);
+    }
+
+    pub(super) fn note_journal_write(&self) {
+        self.journal_unsynced.store(true, Ordering::Release);
+    }
+
+    /// Numbers of data files start behind this one.
+    pub(super) fn saw_data(&self, number: u64) {
+        self.next_data.fetch_max(number.saturating_add(1), Ordering::Relaxed);
+    }
+
+    pub(super) fn next_number(&self) -> u64 {
+        self.next_data.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Makes everything it holds durable: data first, so that no durable record speaks of bytes that are not.
+    pub(super) fn sync(&self) -> io::Result<()> {
+        let dirty: Vec<u64> = std::mem::take(&mut *self.unsynced.lock()).into_iter().collect();
+        for (at, number) in dirty.iter().enumerate() {
+            let synced = match self.files.get(FileKey::Data(self.id, *number), &self.data_path(*number)) {
+                Ok(file) => self.io().sync_data(&file),
+                // Removed meanwhile: nothing speaks of it.
+                Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+                Err(e) => Err(e),
+            };
+            if let Err(e) = synced {
+                self.unsynced.lock().extend(&dirty[at..]);
+                return Err(e);
+            }
+        }
+        let entries = self.entry_unsynced.swap(false, Ordering::AcqRel);
+        if entries || !dirty.is_empty() {
+            let synced = File::open(self.dir.join("data"))
+                .and_then(|dir| dir.sync_all())
+                .and_then(|()| if entries { File::open(&self.dir)?.sync_all() } else { Ok(()) });
+            let synced = synced.and_then(|()| match self.dir.parent() {
+                Some(parent) if entries => File::open(parent)?.sync_all(),
+                _ => Ok(()),
+            });
+            if let Err(e) = synced {
+                self.entry_unsynced.store(true, Ordering::Release);
+                return Err(e);
+            }
+        }
+        if self.journal_unsynced.swap(false, Ordering::AcqRel) {
+            let synced = self.journal().and_then(|file| self.io().sync_data(&file));
+            if synced.is_err() {
+                self.journal_unsynced.store(true, Ordering::Release);
+            }
+            synced?;
+        }
+        Ok(())
+    }
+
+    /// Bytes in data files that only wait for removal.
+    pub(super) fn has_trash(&self) -> bool {
+        !self.trash.lock().is_empty()
+    }
+
+    /// Takes the data files to remove. Call [`Generation::sync`] between this and [`Generation::remove`].
+    pub(super) fn take_trash(&self) -> Vec<u64> {
+        std::mem::take(&mut *self.trash.lock())
+    }
+
+    pub(super) fn put_back(&self, trash: Vec<u64>) {
+        self.trash.lock().extend(trash);
+    }
+
+    pub(super) fn remove(&self, numbers: Vec<u64>) {
+        for number in numbers {
+            self.files.forget(FileKey::Data(self.id, number));
+            if let Err(e) = fs::remove_file(self.data_path(number))
+                && e.kind() != io::ErrorKind::NotFound
+            {
+                tracing::warn!("cannot remove {}: {e}", self.data_path(number).display());
+            }
+        }
+    }
+
+    /// Takes it that none of it is durable yet, which has data files of these numbers.
+    pub(super) fn assume_unsynced(&self, numbers: Vec<u64>) {
+        for number in &numbers {
+            self.saw_data(*number);
+        }
+        self.unsynced.lock().extend(numbers);
+        self.entry_unsynced.store(true, Ordering::Release);
+        self.journal_unsynced.store(true, Ordering::Release);
+    }
+
+    /// Numbers of the data files that were there when it was read back.
+    pub(super) fn known_data(&self) -> Vec<u64> {
+        self.unsynced.lock().iter().copied().collect()
+    }
+
+    /// Bytes it occupies on disk.
+    pub(super) fn disk_bytes(&self) -> u64 {
+        use std::os::unix::fs::MetadataExt;
+        let blocks = |path: PathBuf| fs::symlink_metadata(path).map_or(0, |m| m.blocks() * 512);
+        let data = fs::read_dir(self.dir.join("data")).into_iter().flatten().flatten();
+        blocks(self.journal_path()) + data.map(|entry| blocks(entry.path())).sum::<u64>()
+    }
+}
+
+impl Drop for Generation {
+    fn drop(&mut self) {
+        self.files.forget(FileKey::Journal(self.id));
+        if *self.doomed.get_mut()
+            && let Err(e) = fs::remove_dir_all(&self.dir)
+            && e.kind() != io::ErrorKind::NotFound
+        {
+            // Nothing refers to it, so the next opener collects it.
+            tracing::warn!("cannot remove {}: {e}", self.dir.display());
+        }
+    }
+}
+
+impl fmt::Debug for Generation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "generation {}", self.id)
+    }
+}
+
+/// A sparse file of a generation. When the last piece of a file that lies in it is gone, and the generation is still
+/// being written, it goes to the trash.
+pub struct DataFile {
+    /// The generation whose folder it is in.
+    pub generation: Arc<Generation>,
+    /// Its name there.
+    pub number: u64,
+    /// Whether it is a hard link to a frozen file of another generation, and so never written.
+    pub shared: bool,
+}
+
+impl DataFile {
+    pub(super) fn known(generation: &Arc<Generation>, number: u64, shared: bool) -> Arc<Self> {
+        generation.saw_data(number);
+        Arc::new(Self { generation: generation.clone(), number, shared })
+    }
+
+    /// Makes a new, empty one.
+    pub(super) fn create(generation: &Arc<Generation>) -> io::Result<Arc<Self>> {
+        let number = generation.next_number();
+        File::create_new(generation.data_path(number))?;
+        Ok(Self::known(generation, number, false))
+    }
+
+    /// Gives a frozen file a second name in `generation`.
+    pub(super) fn link(&self, generation: &Arc<Generation>) -> io::Result<Arc<Self>> {
+        let number = generation.next_number();
+        fs::hard_link(self.generation.data_path(self.number), generation.data_path(number))?;
+        // The bytes may still be on their way to disk under the old name.
+        generation.unsynced.lock().insert(number);
+        Ok(Self::known(generation, number, true))
+    }
+
+    pub(super) fn is_frozen(&self) -> bool {
+        self.shared || self.generation.is_frozen()
+    }
+
+    fn file(&self) -> io::Result<Arc<File>> {
+        let path = self.generation.data_path(self.number);
+        self.generation.files.get(FileKey::Data(self.generation.id, self.number), &path)
+    }
+
+    pub(super) fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        self.file()?.read_exact_at(buf, offset)
+    }
+
+    /// Writes as much as it can; returns how much that was, if anything.
+    pub(super) fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<usize> {
+        let file = self.file()?;
+        let mut done = 0;
+        self.generation.unsynced.lock().insert(self.number);
+        while done < bytes.len() {
+            match self.generation.io().write_at(&file, &bytes[done..], offset + done as u64) {
+                Ok(0) if done == 0 => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(0) => break,
+                Ok(n) => done += n,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) if done == 0 => return Err(e),
+                Err(_) => break,
+            }
+        }
+        Ok(done)
+    }
+
+    /// Its length in bytes.
+    pub(super) fn len(&self) -> io::Result<u64> {
+        Ok(fs::metadata(self.generation.data_path(self.number))?.len())
+    }
+}
+
+impl Drop for DataFile {
+    fn drop(&mut self) {
+        if !self.generation.is_frozen() {
+            self.generation.trash.lock().push(self.number);
+        }
+    }
+}
+
+impl fmt::Debug for DataFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.generation.id, self.number)
+    }
+}

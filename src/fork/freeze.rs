@@ -1,0 +1,448 @@
+//! A fork as it stood at one moment, and putting the fork onto an image made of it.
+
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fs::File;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use parking_lot::MutexGuard;
+
+use super::content::read_content;
+use super::disk::{GenId, Generation};
+use super::head::Head;
+use super::ino::Ino;
+use super::journal::Writer;
+use super::live::{BaseReader, Fork, read_blob, settle};
+use super::node::{Attr, Body, Content, Guard, Inode, Name};
+use super::pieces::{BlobRef, Piece, Pieces, Src};
+use super::state::{LayerBase, State};
+use crate::error::{Error, ErrorKind, Result};
+use crate::layers::world::Kind;
+use crate::store::Digest;
+
+/// A fork as it stood at one moment. Nothing changes it; the fork goes on.
+#[derive(Clone)]
+pub struct Frozen {
+    pub(super) state: State,
+    pub(super) baseline: Arc<State>,
+    pub(super) generations: Vec<Arc<Generation>>,
+    pub(super) image: Option<Digest>,
+    uid: String,
+    reader: Arc<dyn BaseReader>,
+}
+
+/// A file that a frozen fork has and its image has not, or has otherwise.
+#[derive(Clone, Debug)]
+pub struct Put {
+    /// Its number; two paths with one number are one file.
+    pub ino: Ino,
+    /// All of it. Times and owners that nobody ever set are unset.
+    pub inode: Arc<Inode>,
+}
+
+/// How a frozen fork differs from its image. To make the one of the other: remove, then put.
+#[derive(Clone, Debug, Default)]
+pub struct Changes {
+    /// Paths that are gone or another file now, sorted, each with everything below it.
+    pub removed: Vec<Vec<u8>>,
+    /// Paths that are new, another file now, or changed, sorted. Of a folder that is new or was moved all that is in
+    /// it is listed.
+    pub put: BTreeMap<Vec<u8>, Put>,
+}
+
+impl Changes {
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.removed.is_empty() && self.put.is_empty()
+    }
+}
+
+impl Frozen {
+    /// The image it rests on.
+    pub fn image(&self) -> Option<Digest> {
+        self.image
+    }
+
+    /// Whether anything was changed since the last seal. May say yes where changes cancelled each other out.
+    pub fn is_changed(&self) -> bool {
+        !self.state.dirty_nodes.is_empty() || !self.state.dirty_names.is_empty()
+    }
+
+    /// Finds a path from the fork's own folder.
+    pub fn resolve(&self, path: &[u8]) -> Option<(Ino, Arc<Inode>)> {
+        let ino = self.state.resolve(path)?;
+        Some((ino, self.settled(self.state.inode(ino)?).ok()?))
+    }
+
+    /// What `stat` tells of a file, with owners filled in.
+    pub fn attr(&self, put: &Put) -> Attr {
+        self.state.attr(put.ino, &put.inode)
+    }
+
+    /// Lists a folder.
+    pub fn list(&self, ino: Ino) -> Vec<(Name, Ino, Kind)> {
+        let mut entries = Vec::new();
+        self.state.list(ino, 0, &mut |entry| {
+            entries.push((entry.name, entry.ino, entry.kind));
+            true
+        });
+        entries
+    }
+
+    /// Reads from a file's content; returns how many bytes, less than asked only at its end.
+    pub fn read(&self, content: &Content, offset: u64, buf: &mut [u8]) -> Result<usize> {
+        if let Some(lazy) = content.unsettled() {
+            settle(lazy, &*self.reader)?;
+        }
+        let mut blob =
+            |blob: &BlobRef, offset: u64, buf: &mut [u8]| read_blob(&*self.reader, blob, offset, buf);
+        read_content(&content.settled(), offset, buf, &mut blob)
+    }
+
+    fn settled(&self, inode: Arc<Inode>) -> Result<Arc<Inode>> {
+        let Some(content) = inode.content() else { return Ok(inode) };
+        if content.lazy.is_none() {
+            return Ok(inode);
+        }
+        if let Some(lazy) = content.unsettled() {
+            settle(lazy, &*self.reader)?;
+        }
+        let mut inode = (*inode).clone();
+        if let Body::File(content) = &mut inode.body {
+            content.settle();
+        }
+        Ok(Arc::new(inode))
+    }
+
+    /// How it differs from its image. Costs what was changed.
+    pub fn changes(&self) -> Result<Changes> {
+        let mut removed = Vec::new();
+        let mut put = BTreeMap::new();
+        for (dir, name) in self.state.dirty_names.keys() {
+            // What was in a folder that is gone went with it, or turns up where it is now.
+            let Some(folder) = self.state.nodes.get(dir) else { continue };
+            let now = self.state.child(*dir, name).and_then(|ino| Some((ino, self.state.inode(ino)?)));
+            let then_dir = before(&self.baseline, *dir, folder);
+            let then = then_dir
+                .and_then(|then_dir| Some((then_dir, self.baseline.child(then_dir, name)?)))
+                .and_then(|(then_dir, ino)| Some((then_dir, ino, self.baseline.inode(ino)?)));
+            if let (Some((_, now)), Some((.., then))) = (&now, &then)
+                && same_file(now, then)
+            {
+                continue;
+            }
+            if let Some((then_dir, ..)) = then {
+                let path = self.baseline.path(then_dir).ok_or_else(lost)?;
+                removed.push(join(&path, name));
+            }
+            if let Some((ino, inode)) = now {
+                let path = join(&self.state.path(*dir).ok_or_else(lost)?, name);
+                self.put_all(path, ino, inode, &mut put)?;
+            }
+        }
+        for ino in self.state.dirty_nodes.keys() {
+            let Some(inode) = self.state.nodes.get(ino) else { continue };
+            if *ino == Ino::TOP {
+                continue;
+            }
+            for (parent, name) in inode.links.iter() {
+                let path = join(&self.state.path(*parent).ok_or_else(lost)?, name);
+                if let Entry::Vacant(vacant) = put.entry(path) {
+                    vacant.insert(Put { ino: *ino, inode: self.settled(inode.clone())? });
+                }
+            }
+        }
+        removed.sort_unstable();
+        removed.dedup();
+        let mut outer: Vec<Vec<u8>> = Vec::new();
+        // Sorted by bytes, "a.b" comes between "a" and "a/b": every ancestor is looked for.
+        let all: HashSet<Vec<u8>> = removed.iter().cloned().collect();
+        for path in removed {
+            let covered = (0..path.len()).any(|i| path[i] == b'/' && all.contains(&path[..i]));
+            if !covered {
+                outer.push(path);
+            }
+        }
+        Ok(Changes { removed: outer, put })
+    }
+
+    fn put_all(
+        &self,
+        path: Vec<u8>,
+        ino: Ino,
+        inode: Arc<Inode>,
+        put: &mut BTreeMap<Vec<u8>, Put>,
+    ) -> Result<()> {
+        let mut todo = vec![(path, ino, inode)];
+        while let Some((path, ino, inode)) = todo.pop() {
+            if inode.is_dir() {
+                for (name, child, _) in self.list(ino) {
+                    let inode = self.state.inode(child).ok_or_else(lost)?;
+                    todo.push((join(&path, &name), child, inode));
+                }
+            }
+            let inode = self.settled(inode)?;
+            if inode.links.len() > 1 {
+                // All names of a file change together: what says that they are one file may be new.
+                for (parent, name) in inode.links.iter() {
+                    let path = join(&self.state.path(*parent).ok_or_else(lost)?, name);
+                    put.insert(path, Put { ino, inode: inode.clone() });
+                }
+            }
+            put.insert(path, Put { ino, inode });
+        }
+        Ok(())
+    }
+
+    /// The same fork with other states.
+    pub(super) fn with(&self, state: State, baseline: State) -> Self {
+        Self { state, baseline: Arc::new(baseline), ..self.clone() }
+    }
+
+    pub(super) fn ids(&self) -> Vec<GenId> {
+        self.generations.iter().map(|generation| generation.id).collect()
+    }
+}
+
+impl std::fmt::Debug for Frozen {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Frozen").field("image", &self.image).finish_non_exhaustive()
+    }
+}
+
+fn lost() -> Error {
+    Error::new(ErrorKind::Io(None), "a changed file's path cannot be found")
+}
+
+fn join(folder: &[u8], name: &[u8]) -> Vec<u8> {
+    if folder.is_empty() { name.to_vec() } else { [folder, name].join(&b'/') }
+}
+
+/// Whether two values, of two moments, are the same file.
+fn same_file(now: &Inode, then: &Inode) -> bool {
+    now.base == then.base && now.birth == then.birth && now.kind() == then.kind()
+}
+
+/// The number a file had in an earlier state, if it was there.
+fn before(then: &State, ino: Ino, now: &Inode) -> Option<Ino> {
+    if let Some(inode) = then.nodes.get(&ino) {
+        return same_file(now, inode).then_some(ino);
+    }
+    then.number_of(now.base?)
+}
+
+/// Content of a file after a seal, by its path in the fork.
+pub type Sealed = HashMap<Vec<u8>, BlobRef>;
+
+impl Fork {
+    /// Takes a pointer to the fork as it stands. The fork goes on at once, in a new generation.
+    pub fn freeze(&self) -> Result<Frozen> {
+        let mut head = self.head.lock();
+        self.freeze_locked(&mut head)
+    }
+
+    pub(super) fn freeze_locked(&self, head: &mut MutexGuard<'_, Head>) -> Result<Frozen> {
+        self.may_write()?;
+        {
+            let mut live = self.live.write();
+            live.writable()?;
+            if live.writer.is_empty() {
+                let frozen = self.frozen(&live, 1);
+                // What comes from now on is told apart from what is frozen.
+                live.state.epoch += 1;
+                return Ok(frozen);
+            }
+        }
+        let new = self.shared.new_generation()?;
+        self.shared.add_refs(&[new.id]);
+        let mut next = head.clone();
+        next.generations.push(new.id);
+        // The head names the new generation before anything is written to it, and the old one goes on being written
+        // until then: whoever reads this back finds everything.
+        if let Err(e) = next.write(&self.shared.forks, true) {
+            self.shared.drop_refs(&[new.id]);
+            return Err(e);
+        }
+        **head = next;
+        self.head_unsynced.store(true, Ordering::Release);
+        let mut live = self.live.write();
+        live.state.raise_floors();
+        let frozen = self.frozen(&live, 0);
+        live.writer.generation.freeze();
+        live.state.epoch += 1;
+        live.generations.push(new.clone());
+        live.writer = Writer::new(new);
+        Ok(frozen)
+    }
+
+    /// `behind` generations at the end hold nothing of it.
+    fn frozen(&self, live: &super::live::Live, behind: usize) -> Frozen {
+        let kept = live.generations.len() - behind;
+        Frozen {
+            state: live.state.clone(),
+            baseline: live.baseline.clone(),
+            generations: live.generations[..kept].to_vec(),
+            image: live.image,
+            uid: self.uid.clone(),
+            reader: self.shared.reader.clone(),
+        }
+    }
+
+    /// Puts the fork onto an image that was made of `frozen`: what `frozen` holds is released, what came since stays.
+    /// The image and its blobs must be durable. `sealed` names the content of every changed file; that of append-only
+    /// files may have another length. Returns the files whose content or length looks different now.
+    pub fn rebase(
+        &self,
+        frozen: &Frozen,
+        image: Digest,
+        layers: &[LayerBase],
+        sealed: &Sealed,
+    ) -> Result<Vec<Ino>> {
+        self.may_write()?;
+        let changes = frozen.changes()?;
+        for (path, put) in &changes.put {
+            let Some(content) = put.inode.content() else { continue };
+            let shown = String::from_utf8_lossy(path);
+            match sealed.get(path) {
+                Some(blob) if blob.size == content.size || matches!(put.inode.guard, Guard::Append(_)) => {}
+                // The base has it already, or there is nothing to have.
+                None if content.size == 0 || content.whole_blob().is_some() => {}
+                Some(blob) => {
+                    let message =
+                        format!("{shown}: sealed with {} bytes, but it has {}", blob.size, content.size);
+                    return Err(Error::new(ErrorKind::InvalidInput, message));
+                }
+                None => {
+                    let message = format!("{shown}: not in the seal, it would be lost");
+                    return Err(Error::new(ErrorKind::InvalidInput, message));
+                }
+            }
+        }
+        let mut head = self.head.lock();
+        let released = frozen.ids();
+        if frozen.uid != self.uid || !head.generations.starts_with(&released) || head.base != frozen.image {
+            return Err(Error::new(ErrorKind::InvalidInput, "the fork has been sealed since"));
+        }
+        let mut next = head.clone();
+        next.base = Some(image);
+        next.generations.drain(..released.len());
+        self.switch_head(&mut head, next)?;
+        let changed = {
+            let mut live = self.live.write();
+            live.image = Some(image);
+            live.generations.drain(..released.len());
+            live.state.settle_dirt(frozen.state.epoch);
+            let mut baseline = frozen.state.clone();
+            let gone: HashSet<GenId> = released.iter().copied().collect();
+            let mut changed = Vec::new();
+            for (path, put) in &changes.put {
+                let Some(blob) = sealed.get(path) else { continue };
+                // What changes are told against needs no content: it would keep what is released on disk.
+                baseline.forget_content(put.ino, *blob);
+                let size = put.inode.content().map_or(0, |content| content.size);
+                let mut seal = |content: &mut Content, guard: &mut Guard| {
+                    seal_content(content, guard, size, *blob, &gone)
+                };
+                live.repoint(put, &gone, &mut seal, &mut changed);
+            }
+            live.baseline = Arc::new(baseline);
+            changed.extend(live.state.replace_manifest(layers));
+            changed
+        };
+        self.shared.drop_refs(&released);
+        Ok(changed)
+    }
+
+    /// Makes a head the fork's, durably: what it does not name may be removed afterwards.
+    pub(super) fn switch_head(&self, head: &mut MutexGuard<'_, Head>, next: Head) -> Result<()> {
+        next.write(&self.shared.forks, true)?;
+        **head = next;
+        let heads = self.shared.forks.join("heads");
+        File::open(&heads)
+            .and_then(|dir| dir.sync_all())
+            .map_err(|e| Error::io(e, format!("cannot make {} durable", heads.display())))
+    }
+}
+
+impl super::live::Live {
+    /// Changes where a file's content lies, if the file is still there.
+    pub(super) fn repoint(
+        &mut self,
+        put: &Put,
+        gone: &HashSet<GenId>,
+        change: &mut dyn FnMut(&mut Content, &mut Guard) -> bool,
+        changed: &mut Vec<Ino>,
+    ) {
+        let slot = match self.state.nodes.get_mut(&put.ino) {
+            Some(inode) if same_file(inode, &put.inode) => inode,
+            _ => match self.orphans.get_mut(&put.ino) {
+                Some(inode) if same_file(inode, &put.inode) => inode,
+                _ => return,
+            },
+        };
+        let inode = Arc::make_mut(slot);
+        let Body::File(content) = &mut inode.body else { return };
+        content.settle();
+        if content.own.as_ref().is_some_and(|own| gone.contains(&own.generation.id)) {
+            content.own = None;
+        }
+        if change(content, &mut inode.guard) && !changed.contains(&put.ino) {
+            changed.push(put.ino);
+        }
+        replace_gone(content, gone);
+    }
+}
+
+/// Every piece must have been replaced by now; what was not stays readable as long as the fork is in memory.
+fn replace_gone(content: &Content, gone: &HashSet<GenId>) {
+    let left = content.pieces.all().any(|(_, p)| p.src.generation().is_some_and(|g| gone.contains(&g.id)));
+    if left {
+        tracing::error!("a file still rests on a generation that was released");
+    }
+}
+
+/// Puts a sealed blob in the place of what was frozen with `size` bytes. True if the content looks different now.
+fn seal_content(
+    content: &mut Content,
+    guard: &mut Guard,
+    size: u64,
+    blob: BlobRef,
+    gone: &HashSet<GenId>,
+) -> bool {
+    let src = Src::Blob(Arc::new(blob));
+    if let Guard::Append(floor) = guard {
+        // Sealing may have rewritten the lines that were frozen; what came since stands behind them.
+        let mut pieces = content.pieces.shift(size, blob.size);
+        if blob.size > 0 {
+            pieces.put(0, Piece { len: blob.size, off: 0, src });
+        }
+        content.pieces = pieces;
+        content.size = blob.size + content.size.saturating_sub(size);
+        *guard = Guard::Append(Some(blob.size + floor.unwrap_or(size).saturating_sub(size)));
+        return true;
+    }
+    // A piece never moves within its file, so the seal has the same bytes at the same place.
+    let old = std::mem::take(&mut content.pieces);
+    for (at, piece) in old.all() {
+        let released = piece.src.generation().is_some_and(|generation| gone.contains(&generation.id));
+        let piece =
+            if released { Piece { len: piece.len, off: at, src: src.clone() } } else { piece.clone() };
+        content.pieces.put(at, piece);
+    }
+    false
+}
+
+/// Like a seal, but the bytes lie in other pieces now.
+pub(super) fn take_pieces(content: &mut Content, gone: &HashSet<GenId>, from: &Pieces) {
+    let old = std::mem::take(&mut content.pieces);
+    for (at, piece) in old.all() {
+        if piece.src.generation().is_some_and(|g| gone.contains(&g.id)) {
+            for (at, piece) in from.range(at, at + piece.len) {
+                content.pieces.put(at, piece);
+            }
+        } else {
+            content.pieces.put(at, piece.clone());
+        }
+    }
+}

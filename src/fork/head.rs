@@ -1,0 +1,173 @@
+//! What a fork is on disk: `heads/<name>.json`, the only file that names it.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::disk::GenId;
+use crate::error::{Error, ErrorKind, Result};
+use crate::store::Digest;
+
+/// A fork's head. Its name is that of the file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Head {
+    #[serde(skip)]
+    pub(super) name: String,
+    /// Random, 32 hex digits; stays through renames.
+    pub(super) uid: String,
+    /// When the fork was made, in nanoseconds since 1970.
+    pub(super) created_ns: i64,
+    /// The image it rests on.
+    pub(super) base: Option<Digest>,
+    /// Its generations, oldest first. The last one is written, all others are frozen.
+    #[serde(with = "hex")]
+    pub(super) generations: Vec<GenId>,
+    /// Keys this program does not know.
+    #[serde(flatten)]
+    pub(super) extra: Map<String, Value>,
+}
+
+mod hex {
+    use super::GenId;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(ids: &[GenId], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(ids.iter().map(ToString::to_string))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<GenId>, D::Error> {
+        Vec::<String>::deserialize(deserializer)?
+            .iter()
+            .map(|text| {
+                GenId::parse(text)
+                    .ok_or_else(|| serde::de::Error::custom(format!("{text:?} is no generation")))
+            })
+            .collect()
+    }
+}
+
+/// Longest name of a fork in bytes: its head's name has `.json` behind it and `.tmp-` and six letters in a temp file.
+pub(super) const MAX_NAME: usize = 200;
+
+/// Says why `name` cannot be a fork's, or nothing if it can.
+pub fn refuse_fork_name(name: &str) -> Option<&'static str> {
+    if name.is_empty() {
+        Some("it is empty")
+    } else if name.len() > MAX_NAME {
+        Some("it is longer than 200 bytes")
+    } else if name.starts_with('.') {
+        Some("it starts with a dot")
+    } else if name.contains('/') {
+        Some("it contains a slash")
+    } else if name.contains('@') {
+        Some("it contains an @, which names a fork's source")
+    } else if name.chars().any(char::is_control) {
+        Some("it contains a control character")
+    } else {
+        None
+    }
+}
+
+pub(super) fn path(forks: &Path, name: &str) -> PathBuf {
+    forks.join("heads").join(format!("{name}.json"))
+}
+
+impl Head {
+    /// Reads a head.
+    pub(super) fn read(path: &Path, name: &str) -> Result<Self> {
+        let bytes = fs::read(path).map_err(|e| Error::io(e, format!("cannot read {}", path.display())))?;
+        let mut head: Self = serde_json::from_slice(&bytes).map_err(|e| {
+            let message = format!("{} is no fork's head", path.display());
+            Error::new(ErrorKind::Damaged, message).with_source(e)
+        })?;
+        if head.generations.is_empty() || GenId::parse(&head.uid).is_none() {
+            return Err(Error::new(ErrorKind::Damaged, format!("{} is no fork's head", path.display())));
+        }
+        name.clone_into(&mut head.name);
+        Ok(head)
+    }
+
+    /// Writes it, whole or not at all. A head that replaces one is durable before it does, so that no power cut
+    /// leaves neither; a new one becomes durable with the fork's first fsync.
+    pub(super) fn write(&self, forks: &Path, replace: bool) -> Result<()> {
+        let path = path(forks, &self.name);
+        let failed = |e: io::Error| Error::io(e, format!("cannot write {}", path.display()));
+        let bytes = serde_json::to_vec(self).map_err(|e| failed(e.into()))?;
+        let dir = forks.join("heads");
+        let mut temp = tempfile::Builder::new().prefix(".tmp-").tempfile_in(dir).map_err(failed)?;
+        temp.write_all(&bytes).and_then(|()| temp.write_all(b"\n")).map_err(failed)?;
+        if replace {
+            temp.as_file().sync_data().map_err(failed)?;
+            temp.persist(&path).map_err(|e| failed(e.error))?;
+        } else {
+            temp.persist_noclobber(&path).map_err(|e| {
+                if e.error.kind() == io::ErrorKind::AlreadyExists {
+                    Error::new(ErrorKind::AlreadyExists, format!("there is a fork {:?} already", self.name))
+                } else {
+                    failed(e.error)
+                }
+            })?;
+        }
+        Ok(())
+    }
+}
+
+/// The format of the folder, in `format.json`.
+#[derive(Debug, Serialize, Deserialize)]
+struct Format {
+    #[serde(rename = "format")]
+    name: String,
+    version: u32,
+    compatible: Vec<String>,
+    read_only_compatible: Vec<String>,
+    incompatible: Vec<String>,
+}
+
+const FORMAT: &str = "pfimg.forks";
+const VERSION: u32 = 1;
+
+/// Checks `format.json`, making it if `create`. Returns whether the forks may be written: features that only a writer
+/// must know leave them readable.
+pub(super) fn check_format(forks: &Path, create: bool) -> Result<bool> {
+    let path = forks.join("format.json");
+    let bytes = match fs::read(&path) {
+        Ok(bytes) => bytes,
+        Err(e) if e.kind() == io::ErrorKind::NotFound && create => {
+            let ours = Format {
+                name: FORMAT.into(),
+                version: VERSION,
+                compatible: Vec::new(),
+                read_only_compatible: Vec::new(),
+                incompatible: Vec::new(),
+            };
+            let failed = |e: io::Error| Error::io(e, format!("cannot write {}", path.display()));
+            let bytes = serde_json::to_vec(&ours).map_err(|e| failed(e.into()))?;
+            let mut temp = tempfile::Builder::new().prefix(".tmp-").tempfile_in(forks).map_err(failed)?;
+            temp.write_all(&bytes).map_err(failed)?;
+            temp.as_file().sync_all().map_err(failed)?;
+            temp.persist(&path).map_err(|e| failed(e.error))?;
+            File::open(forks).and_then(|dir| dir.sync_all()).map_err(failed)?;
+            return Ok(true);
+        }
+        Err(e) => return Err(Error::io(e, format!("cannot read {}", path.display()))),
+    };
+    let format: Format = serde_json::from_slice(&bytes).map_err(|e| {
+        Error::new(ErrorKind::Damaged, format!("{} is damaged", path.display())).with_source(e)
+    })?;
+    if format.name != FORMAT || format.version != VERSION || !format.incompatible.is_empty() {
+        let message = format!(
+            "the forks in {} have format {} {} {:?}, which this program does not read",
+            forks.display(),
+            format.name,
+            format.version,
+            format.incompatible
+        );
+        return Err(
+            Error::new(ErrorKind::UnsupportedSchema, message).with_hint("a newer pfimg may read them")
+        );
+    }
+    Ok(format.read_only_compatible.is_empty())
+}

@@ -1,0 +1,225 @@
+//! A generation's journal: a header, then records one behind the other, each with its length, sequence number and
+//! checksum.
+//!
+//! ```text
+//! crc32c u32 │ length of the payload u32 │ sequence number u64 │ kind u8 │ payload
+//! ```
+//! Little-endian. The checksum covers the generation's name, the record's offset in the journal, and everything
+//! behind the checksum: bytes that a file holds cannot pass for a record, wherever they lie.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::{Arc, Weak};
+
+use super::disk::{DataFile, GenId, Generation};
+use super::ino::Ino;
+use super::record::{self, HEADER, Record};
+use super::state::State;
+use crate::error::{Error, ErrorKind, Result};
+
+/// Bytes in front of a record's payload.
+pub(super) const FRAME: usize = 17;
+
+/// Longest payload in bytes. An operation carries at most 64 KiB of content, two names and a few pieces.
+const MAX_PAYLOAD: u32 = 64 << 20;
+
+fn checksum(id: GenId, offset: u64, rest: &[u8]) -> u32 {
+    let crc = crc32c::crc32c(&id.0.to_be_bytes());
+    let crc = crc32c::crc32c_append(crc, &offset.to_le_bytes());
+    crc32c::crc32c_append(crc, rest)
+}
+
+fn put_frame(out: &mut Vec<u8>, id: GenId, offset: u64, seq: u64, kind: u8, payload: &[u8]) {
+    let start = out.len();
+    out.extend_from_slice(&[0; 4]);
+    out.extend_from_slice(&(payload.len() as u32).to_le_bytes());
+    out.extend_from_slice(&seq.to_le_bytes());
+    out.push(kind);
+    out.extend_from_slice(payload);
+    let crc = checksum(id, offset, &out[start + 4..]);
+    out[start..start + 4].copy_from_slice(&crc.to_le_bytes());
+}
+
+/// A record as it lies in a journal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Frame<'a> {
+    pub(super) kind: u8,
+    pub(super) seq: u64,
+    pub(super) payload: &'a [u8],
+    /// Where the payload starts in the journal.
+    pub(super) start: u64,
+    /// Where the next record starts.
+    pub(super) end: u64,
+}
+
+/// The record at `offset`, if there is one whose checksum holds.
+pub(super) fn frame_at(journal: &[u8], id: GenId, offset: usize) -> Option<Frame<'_>> {
+    let rest = journal.get(offset..)?;
+    let head = rest.get(..FRAME)?;
+    let crc = u32::from_le_bytes(head[..4].try_into().ok()?);
+    let len = u32::from_le_bytes(head[4..8].try_into().ok()?);
+    if len > MAX_PAYLOAD {
+        return None;
+    }
+    let whole = rest.get(..FRAME + len as usize)?;
+    (checksum(id, offset as u64, &whole[4..]) == crc).then(|| Frame {
+        kind: head[16],
+        seq: u64::from_le_bytes(head[8..16].try_into().unwrap_or_default()),
+        payload: &whole[FRAME..],
+        start: (offset + FRAME) as u64,
+        end: (offset + whole.len()) as u64,
+    })
+}
+
+/// Whether any sound record of a number from `seq` on lies behind `offset`.
+pub(super) fn sound_behind(journal: &[u8], id: GenId, offset: usize, seq: u64) -> Option<u64> {
+    (offset..journal.len().saturating_sub(FRAME - 1)).find_map(|at| {
+        // Most offsets are ruled out by the number alone.
+        let number = u64::from_le_bytes(journal[at + 8..at + 16].try_into().ok()?);
+        (number >= seq && number - seq <= journal.len() as u64)
+            .then(|| frame_at(journal, id, at))
+            .flatten()
+            .map(|_| at as u64)
+    })
+}
+
+/// Writes the journal of the generation that a fork is in.
+#[derive(Debug)]
+pub(super) struct Writer {
+    pub(super) generation: Arc<Generation>,
+    /// Where the next record goes, and its number.
+    pub(super) end: u64,
+    pub(super) seq: u64,
+    /// Files that have a number in this generation.
+    pub(super) numbers: HashMap<Ino, u64>,
+    pub(super) next_number: u64,
+    /// Why nothing more can be written.
+    pub(super) broken: Option<String>,
+    /// Frozen files of other generations that have a second name here.
+    linked: HashMap<(GenId, u64), Weak<DataFile>>,
+    reserved: u64,
+}
+
+/// Journal space is set aside in steps of this many bytes.
+const RESERVE: u64 = 16 << 10;
+
+impl Writer {
+    pub(super) fn new(generation: Arc<Generation>) -> Self {
+        Self {
+            generation,
+            end: HEADER as u64,
+            seq: 1,
+            numbers: HashMap::new(),
+            next_number: 1,
+            broken: None,
+            linked: HashMap::new(),
+            reserved: 0,
+        }
+    }
+
+    /// Whether nothing was recorded yet.
+    pub(super) fn is_empty(&self) -> bool {
+        self.end == HEADER as u64
+    }
+
+    /// Fails if nothing can be written any more.
+    pub(super) fn check(&self) -> Result<()> {
+        match &self.broken {
+            None => Ok(()),
+            Some(why) => Err(Error::new(ErrorKind::ReadOnly, format!("the fork is read-only: {why}"))
+                .with_hint("mount the store again; what was acknowledged is kept")),
+        }
+    }
+
+    /// Sets space for a record of up to `len` bytes aside, so that writing it cannot fail for want of it.
+    pub(super) fn reserve(&mut self, len: u64) -> io::Result<()> {
+        let needed = self.end + len;
+        if needed > self.reserved {
+            let file = self.generation.journal()?;
+            let step = len.max(RESERVE);
+            self.generation.io().reserve(&file, self.end, step)?;
+            self.reserved = self.end + step;
+        }
+        Ok(())
+    }
+
+    /// Records an operation: one write. On failure nothing has happened; should even the traces of the attempt
+    /// stay, nothing more is written.
+    pub(super) fn commit(&mut self, state: &State, record: &mut Record, floor: u64) -> Result<()> {
+        self.check()?;
+        let id = self.generation.id;
+        let mut out = Vec::new();
+        let mut seq = self.seq;
+        let mut next = self.next_number;
+        let mut new: Vec<(Ino, u64)> = Vec::new();
+        for ino in record.inos().into_iter().flatten() {
+            if self.numbers.contains_key(&ino) || new.iter().any(|(known, _)| *known == ino) {
+                continue;
+            }
+            let path = state.path(ino).ok_or_else(|| {
+                Error::new(ErrorKind::Posix(crate::error::Posix::Stale), "the file is gone from its fork")
+            })?;
+            let payload = record::encode_bind(next, &path);
+            let offset = self.end + out.len() as u64;
+            put_frame(&mut out, id, offset, seq, record::kind::BIND, &payload);
+            new.push((ino, next));
+            (seq, next) = (seq + 1, next + 1);
+        }
+        if let Record::Create(create) = &*record {
+            // It may carry a number from a former life.
+            new.push((create.ino, next));
+            next += 1;
+        }
+        let offset = self.end + out.len() as u64;
+        let numbers = |ino: Ino| {
+            let known = new.iter().find(|(known, _)| *known == ino).map(|(_, number)| *number);
+            known.or_else(|| self.numbers.get(&ino).copied()).unwrap_or(0)
+        };
+        let kind = record.kind();
+        let payload = record::encode(record, &numbers, floor, offset + FRAME as u64, &self.generation);
+        if payload.len() > MAX_PAYLOAD as usize {
+            return Err(Error::new(ErrorKind::InvalidInput, "the operation is too large to be recorded"));
+        }
+        put_frame(&mut out, id, offset, seq, kind, &payload);
+        self.write(&out)?;
+        self.end += out.len() as u64;
+        self.seq = seq + 1;
+        self.next_number = next;
+        self.numbers.extend(new);
+        Ok(())
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        let failed = |e: io::Error| Error::io(e, "cannot write the fork's journal");
+        let file = self.generation.journal().map_err(failed)?;
+        self.generation.note_journal_write();
+        let error = loop {
+            match self.generation.io().write_at(&file, bytes, self.end) {
+                Ok(n) if n == bytes.len() => return Ok(()),
+                // What is missing did not fit.
+                Ok(_) => break io::Error::from_raw_os_error(libc::ENOSPC),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => break e,
+            }
+        };
+        if let Err(e) = self.generation.io().truncate(&file, self.end) {
+            self.broken = Some(format!("a failed write could not be taken back: {e}"));
+        }
+        self.reserved = 0;
+        Err(failed(error))
+    }
+
+    /// A frozen data file under a name of this generation.
+    pub(super) fn link(&mut self, file: &Arc<DataFile>) -> io::Result<Arc<DataFile>> {
+        if Arc::ptr_eq(&file.generation, &self.generation) {
+            return Ok(file.clone());
+        }
+        let key = (file.generation.id, file.number);
+        if let Some(linked) = self.linked.get(&key).and_then(Weak::upgrade) {
+            return Ok(linked);
+        }
+        let linked = file.link(&self.generation)?;
+        self.linked.insert(key, Arc::downgrade(&linked));
+        Ok(linked)
+    }
+}

@@ -1,0 +1,70 @@
+//! Listing a folder while it changes.
+
+use super::ino::Ino;
+use super::node::{Body, Name, Slot};
+use super::state::{At, State};
+use crate::layers::world::Kind;
+use crate::tree::NodeId;
+
+/// One line of a folder's listing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DirEntry {
+    /// Where to go on reading behind this entry.
+    pub cookie: u64,
+    /// Its name; `.` and `..` are not listed.
+    pub name: Name,
+    /// The file.
+    pub ino: Ino,
+    /// What it is.
+    pub kind: Kind,
+}
+
+/// Cookies of a folder's own entries start here, behind those of any base.
+const OWN_COOKIES: u64 = 1 << 33;
+
+impl State {
+    /// Lists a folder from behind `cookie` on (0: from the start) until `each` answers false. An entry that is there
+    /// throughout is listed exactly once, whatever comes and goes between two calls. [`None`] if it is no folder.
+    pub(super) fn list(&self, ino: Ino, cookie: u64, each: &mut dyn FnMut(DirEntry) -> bool) -> Option<()> {
+        let own = match self.at(ino)? {
+            At::Own(inode) => match &inode.body {
+                Body::Dir(dir) => Some(dir),
+                _ => return None,
+            },
+            At::Base(node) if self.base.tree.kind(node) == Kind::Dir => None,
+            At::Base(_) => return None,
+        };
+        let base = match (own, self.at(ino)) {
+            (Some(dir), _) => dir.base,
+            (None, Some(At::Base(node))) => Some(node),
+            _ => None,
+        };
+        let tree = &self.base.tree;
+        if let Some(base) = base {
+            let children = tree.children(base);
+            let skip = u32::try_from(cookie).unwrap_or(u32::MAX);
+            for (i, child) in children.clone().enumerate().skip(skip as usize) {
+                let node = NodeId(child);
+                let (ino, kind) = match own.and_then(|dir| dir.names.get(tree.name(node))) {
+                    None => (self.ino_in(ino, node), tree.kind(node)),
+                    Some(Slot::Here { ino, seq: 0 }) => (*ino, self.kind(*ino)?),
+                    Some(_) => continue,
+                };
+                if !each(DirEntry { cookie: i as u64 + 1, name: tree.name(node).into(), ino, kind }) {
+                    return Some(());
+                }
+            }
+        }
+        let Some(dir) = own else { return Some(()) };
+        let first = cookie.saturating_sub(OWN_COOKIES) + 1;
+        for (seq, name) in dir.order.range(first..) {
+            let Some(Slot::Here { ino, .. }) = dir.names.get(name) else { continue };
+            let entry =
+                DirEntry { cookie: OWN_COOKIES + seq, name: name.clone(), ino: *ino, kind: self.kind(*ino)? };
+            if !each(entry) {
+                break;
+            }
+        }
+        Some(())
+    }
+}

@@ -1,0 +1,259 @@
+//! A fork that is being written: its state, its journal, and the files that are open but have no name any more.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use parking_lot::{Mutex, RwLock};
+
+use super::apply::{self, Applied};
+use super::disk::Generation;
+use super::head::Head;
+use super::ino::Ino;
+use super::journal::Writer;
+use super::node::{Content, Guard, Inode, LazyBlob};
+use super::pieces::BlobRef;
+use super::record::Record;
+use super::registry::Shared;
+use super::state::State;
+use crate::error::{Error, ErrorKind, Posix, Result};
+use crate::store::Digest;
+
+/// Reads what forks are based on. The caller's cache stands behind it.
+pub trait BaseReader: Send + Sync {
+    /// A blob's length in bytes, uncompressed.
+    fn size(&self, digest: &Digest) -> Result<u64>;
+
+    /// Reads from a blob of `size` bytes at `offset`; returns how many bytes, less than asked only at its end.
+    fn read(&self, digest: &Digest, size: u64, offset: u64, buf: &mut [u8]) -> Result<usize>;
+
+    /// The tree of an image's `world/fs`.
+    fn tree(&self, image: &Digest) -> Result<Arc<crate::tree::Tree>>;
+
+    /// The other files of an image: its manifest, and those of its layers.
+    fn layers(&self, image: &Digest) -> Result<Vec<super::LayerBase>>;
+}
+
+pub(super) fn posix(rule: Posix, message: &'static str) -> Error {
+    Error::new(ErrorKind::Posix(rule), message)
+}
+
+pub(super) fn not_found() -> Error {
+    Error::new(ErrorKind::NotFound, "no such file or folder")
+}
+
+/// Now, in nanoseconds since 1970.
+pub(super) fn now() -> i64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| i64::try_from(d.as_nanos()).unwrap_or(i64::MAX))
+}
+
+/// What the fork's lock protects.
+pub(super) struct Live {
+    pub(super) state: State,
+    /// The state at the last seal, which changes are told against.
+    pub(super) baseline: Arc<State>,
+    /// Files without a name that somebody still uses. A restart ends them, so they are not recorded.
+    pub(super) orphans: HashMap<Ino, Arc<Inode>>,
+    pub(super) writer: Writer,
+    /// All generations, oldest first; the last one is the writer's.
+    pub(super) generations: Vec<Arc<Generation>>,
+    /// The image it rests on on disk, which the last seal may have replaced.
+    pub(super) image: Option<Digest>,
+}
+
+impl Live {
+    pub(super) fn inode(&self, ino: Ino) -> Option<Arc<Inode>> {
+        self.state.inode(ino).or_else(|| self.orphans.get(&ino).cloned())
+    }
+
+    pub(super) fn need(&self, ino: Ino) -> Result<Arc<Inode>> {
+        self.inode(ino).ok_or_else(|| posix(Posix::Stale, "the file is gone from its fork"))
+    }
+
+    /// A number for a new file.
+    pub(super) fn fresh(&self, parent: Ino, name: &[u8]) -> Ino {
+        let mut probe = 0;
+        loop {
+            let ino = Ino::derive(parent, name, probe);
+            if !self.state.taken(ino) && !self.orphans.contains_key(&ino) {
+                return ino;
+            }
+            probe += 1;
+        }
+    }
+
+    /// Records an operation and makes it true.
+    pub(super) fn commit(&mut self, mut record: Record) -> Result<()> {
+        let generation = self.writer.generation.id;
+        // A file without a name has nobody to tell after a restart.
+        if let [Some(ino), None] = record.inos()
+            && !matches!(record, Record::Create(_) | Record::Remove { .. })
+            && let Some(inode) = self.orphans.get_mut(&ino)
+        {
+            let inode = Arc::make_mut(inode);
+            apply::change(inode, &record, generation).map_err(|_| senseless())?;
+            return Ok(());
+        }
+        let floor = match &record {
+            Record::Attr(super::record::Attrs { ino, .. })
+            | Record::Splice(super::record::Splice { ino, .. }) => self.need(*ino)?.floor(),
+            _ => 0,
+        };
+        self.writer.commit(&self.state, &mut record, floor)?;
+        let Ok(Applied { unlinked }) = apply::apply(&mut self.state, &record, generation) else {
+            // The journal now says what did not happen. It must not be added to.
+            self.writer.broken = Some("an operation was recorded that could not be applied".into());
+            return Err(senseless());
+        };
+        if let Some((ino, inode)) = unlinked {
+            self.writer.numbers.remove(&ino);
+            self.orphans.insert(ino, inode);
+        }
+        Ok(())
+    }
+
+    pub(super) fn writable(&self) -> Result<()> {
+        self.writer.check()
+    }
+}
+
+fn senseless() -> Error {
+    Error::new(ErrorKind::Io(None), "an operation that does not fit the fork's state")
+}
+
+/// One fork, loaded.
+pub struct Fork {
+    pub(super) shared: Arc<Shared>,
+    /// Random, 128 bits; stays with the fork through renames.
+    pub(super) uid: String,
+    /// Held while the head on disk changes, always before `live`.
+    pub(super) head: Mutex<Head>,
+    pub(super) live: RwLock<Live>,
+    /// What is wrong with it, if anything: then it can only be read.
+    pub(super) damage: Option<String>,
+    pub(super) discarded: AtomicBool,
+    pub(super) head_unsynced: AtomicBool,
+    /// Whether what was sealed keeps its name; see [`Fork::set_guarded`].
+    pub(super) guarded: AtomicBool,
+}
+
+impl std::fmt::Debug for Fork {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Fork").field("uid", &self.uid).finish_non_exhaustive()
+    }
+}
+
+impl Fork {
+    /// Its identity, which stays when it is renamed: 32 hex digits.
+    pub fn uid(&self) -> &str {
+        &self.uid
+    }
+
+    /// What is wrong with it, if anything. A damaged fork can be read as far as it is sound, and not be written.
+    pub fn damage(&self) -> Option<&str> {
+        self.damage.as_deref()
+    }
+
+    /// The image it rests on on disk.
+    pub fn base(&self) -> Option<Digest> {
+        self.live.read().image
+    }
+
+    /// When it was made, in nanoseconds since 1970.
+    pub fn created_ns(&self) -> i64 {
+        self.head.lock().created_ns
+    }
+
+    /// Whether it began empty and nothing was put into it yet.
+    pub fn is_blank(&self) -> bool {
+        let live = self.live.read();
+        live.image.is_none() && live.state.dirty_names.is_empty() && live.state.dirty_nodes.is_empty()
+    }
+
+    pub(super) fn may_write(&self) -> Result<()> {
+        if let Some(damage) = &self.damage {
+            return Err(Error::new(ErrorKind::Damaged, format!("the fork is damaged: {damage}"))
+                .with_hint("it can still be read as far as it is sound"));
+        }
+        if !self.shared.writable {
+            return Err(Error::new(ErrorKind::ReadOnly, "another daemon writes this store's forks")
+                .with_hint("unmount it there, or use that mount"));
+        }
+        if self.discarded.load(Ordering::Acquire) {
+            return Err(posix(Posix::Stale, "the fork was discarded"));
+        }
+        Ok(())
+    }
+
+    /// Finds out the length of a file whose blob nobody has looked at yet, outside of any lock.
+    pub(super) fn settle(&self, ino: Ino) -> Result<()> {
+        let lazy: Option<Arc<LazyBlob>> = {
+            let live = self.live.read();
+            let own = match live.state.at(ino) {
+                Some(super::state::At::Own(inode)) => Some(inode),
+                Some(super::state::At::Base(_)) => None,
+                None => live.orphans.get(&ino),
+            };
+            own.and_then(|inode| inode.content()).and_then(Content::unsettled).cloned()
+        };
+        if let Some(lazy) = lazy {
+            settle(&lazy, &*self.shared.reader)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn read_blob(&self, blob: &BlobRef, offset: u64, buf: &mut [u8]) -> Result<()> {
+        read_blob(&*self.shared.reader, blob, offset, buf)
+    }
+
+    /// Tells that nobody knows the number any more: a file without a name goes for good, its space with it.
+    pub fn forget(&self, ino: Ino) {
+        {
+            let live = self.live.read();
+            if !live.orphans.contains_key(&ino) {
+                live.state.forget(ino);
+                return;
+            }
+        }
+        // Dropped behind the lock: its data file may be large.
+        let _gone = self.live.write().orphans.remove(&ino);
+    }
+
+    /// Numbers of unchanged files that are remembered, and files without a name.
+    pub fn remembered(&self) -> (usize, usize) {
+        let live = self.live.read();
+        (live.state.intern.len(), live.orphans.len())
+    }
+
+    /// Whether a file takes no change at all, or only appending behind the returned length.
+    pub fn guard(&self, ino: Ino) -> Result<(Guard, u64)> {
+        self.settle(ino)?;
+        let inode = self.live.read().need(ino)?;
+        Ok((inode.guard, inode.floor()))
+    }
+}
+
+pub(super) fn settle(lazy: &LazyBlob, reader: &dyn BaseReader) -> Result<()> {
+    if lazy.size.get().is_none() {
+        let size = reader.size(&lazy.digest)?;
+        lazy.size.get_or_init(|| size);
+    }
+    Ok(())
+}
+
+pub(super) fn read_blob(reader: &dyn BaseReader, blob: &BlobRef, offset: u64, buf: &mut [u8]) -> Result<()> {
+    let mut done = 0;
+    while done < buf.len() {
+        match reader.read(&blob.digest, blob.size, offset + done as u64, &mut buf[done..])? {
+            0 => {
+                let message = format!("blob {} ends before its {} bytes", blob.digest, blob.size);
+                return Err(Error::new(ErrorKind::Damaged, message));
+            }
+            n => done += n,
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,371 @@
+//! Operations on names: what is made, linked, moved and taken away.
+
+use super::ino::Ino;
+use super::listing::DirEntry;
+use super::live::{Fork, Live, not_found, now, posix};
+use super::node::{Attr, Body, Guard};
+use super::policy;
+use super::record::{Create, Record};
+use super::state::fixed_ino;
+use crate::error::{Error, ErrorKind, Posix, Result};
+use crate::layers::world::{Kind, MAX_TARGET};
+
+/// Most links a file can have, as on ext4.
+pub const MAX_LINKS: usize = 65_000;
+
+/// A file to be made. The kernel has applied the umask.
+#[derive(Clone, Debug)]
+pub struct NewFile<'a> {
+    /// What it is.
+    pub kind: Kind,
+    /// Permission bits.
+    pub mode: u16,
+    /// Owner.
+    pub uid: u32,
+    /// Group, unless the folder's sgid bit says otherwise.
+    pub gid: u32,
+    /// Device number, of devices.
+    pub rdev: u64,
+    /// Target, of symlinks.
+    pub target: &'a [u8],
+}
+
+impl NewFile<'_> {
+    /// A file, folder or special.
+    pub fn new(kind: Kind, mode: u16, uid: u32, gid: u32) -> Self {
+        Self { kind, mode, uid, gid, rdev: 0, target: &[] }
+    }
+}
+
+/// How to rename.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RenameMode {
+    /// What has the new name is replaced.
+    #[default]
+    Replace,
+    /// The new name must be free.
+    NoReplace,
+    /// The two names change places.
+    Exchange,
+}
+
+impl Live {
+    /// The folder's child, which must be there.
+    fn child(&self, parent: Ino, name: &[u8]) -> Result<Ino> {
+        self.folder(parent)?;
+        self.state.child(parent, name).ok_or_else(not_found)
+    }
+
+    /// Makes sure that `parent` is a folder that still has a place.
+    fn folder(&self, parent: Ino) -> Result<()> {
+        match self.state.kind(parent) {
+            Some(Kind::Dir) => Ok(()),
+            Some(_) => Err(posix(Posix::NotADirectory, "not a folder")),
+            // A folder that was removed while somebody stands in it.
+            None => Err(not_found()),
+        }
+    }
+
+    /// Makes sure that a name can be given in `parent`.
+    fn free(&self, parent: Ino, name: &[u8]) -> Result<()> {
+        self.folder(parent)?;
+        policy::check_name(name)?;
+        if self.state.child(parent, name).is_some() {
+            return Err(Error::new(ErrorKind::AlreadyExists, "the name is taken"));
+        }
+        Ok(())
+    }
+
+    fn attr(&self, ino: Ino) -> Result<Attr> {
+        Ok(self.state.attr(ino, &*self.need(ino)?))
+    }
+
+    fn entries(&self, ino: Ino) -> u64 {
+        self.state.inode(ino).map_or(0, |inode| if let Body::Dir(dir) = &inode.body { dir.len } else { 0 })
+    }
+}
+
+impl Fork {
+    /// Finds a name in a folder.
+    pub fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Attr> {
+        if name.len() > crate::layers::world::MAX_NAME {
+            return Err(posix(Posix::NameTooLong, "the name is longer than 255 bytes"));
+        }
+        let found = {
+            let live = self.live.read();
+            let ino = live.child(parent, name)?;
+            let inode = live.need(ino)?;
+            if inode.content().is_none_or(|content| content.unsettled().is_none()) {
+                return Ok(live.state.attr(ino, &inode));
+            }
+            ino
+        };
+        self.getattr(found)
+    }
+
+    /// What `stat` tells of a file.
+    pub fn getattr(&self, ino: Ino) -> Result<Attr> {
+        self.settle(ino)?;
+        self.live.read().attr(ino)
+    }
+
+    /// A symlink's target.
+    pub fn readlink(&self, ino: Ino) -> Result<Vec<u8>> {
+        match &self.live.read().need(ino)?.body {
+            Body::Symlink(target) => Ok(target.to_vec()),
+            _ => Err(Error::new(ErrorKind::InvalidInput, "not a symlink")),
+        }
+    }
+
+    /// Lists a folder from behind `cookie` on (0: from the start), without `.` and `..`, until `each` answers false.
+    /// The fork is locked meanwhile: `each` must not call it.
+    pub fn readdir(&self, ino: Ino, cookie: u64, each: &mut dyn FnMut(DirEntry) -> bool) -> Result<()> {
+        let live = self.live.read();
+        if let Some(inode) = live.orphans.get(&ino) {
+            // A removed folder is empty.
+            return if inode.is_dir() { Ok(()) } else { Err(posix(Posix::NotADirectory, "not a folder")) };
+        }
+        live.need(ino)?;
+        live.state.list(ino, cookie, each).ok_or_else(|| posix(Posix::NotADirectory, "not a folder"))
+    }
+
+    /// The folder that a folder is in; the fork's own folder is its own.
+    pub fn parent(&self, ino: Ino) -> Ino {
+        self.live.read().state.parent(ino)
+    }
+
+    /// A path that leads to a file from the fork's own folder.
+    pub fn path(&self, ino: Ino) -> Option<Vec<u8>> {
+        self.live.read().state.path(ino)
+    }
+
+    /// Finds a path from the fork's own folder.
+    pub fn resolve(&self, path: &[u8]) -> Option<Ino> {
+        self.live.read().state.resolve(path)
+    }
+
+    /// Makes a file, folder, symlink or special.
+    pub fn create(&self, parent: Ino, name: &[u8], new: &NewFile<'_>) -> Result<Attr> {
+        self.may_write()?;
+        let is_dir = new.kind == Kind::Dir;
+        if new.kind == Kind::Symlink {
+            if new.target.is_empty() {
+                return Err(not_found());
+            }
+            if new.target.len() > MAX_TARGET {
+                return Err(posix(Posix::NameTooLong, "the target is longer than 4095 bytes"));
+            }
+        }
+        let mut live = self.live.write();
+        live.free(parent, name)?;
+        policy::admit(parent, name, new.kind)?;
+        // `rm -rf` may take it away, but nothing else comes in its place: what was sealed cannot be rewritten.
+        let sealed = policy::is_frame(parent)
+            && live
+                .baseline
+                .child(parent, name)
+                .and_then(|ino| live.baseline.inode(ino))
+                .is_some_and(|inode| inode.guard != Guard::None);
+        if sealed {
+            return Err(posix(Posix::NotPermitted, "what was sealed can only be appended to"));
+        }
+        let folder = live.need(parent)?;
+        let fixed = if is_dir { fixed_ino(parent, name) } else { None };
+        let ino = fixed.unwrap_or_else(|| live.fresh(parent, name));
+        if live.inode(ino).is_some() {
+            return Err(Error::new(ErrorKind::Busy, "the folder that had this name is still in use"));
+        }
+        let (mut gid, mut mode) = (new.gid, new.mode & 0o7777);
+        if folder.mode & 0o2000 != 0 {
+            gid = live.state.attr(parent, &folder).gid;
+            if is_dir {
+                mode |= 0o2000;
+            }
+        }
+        if new.kind == Kind::Symlink {
+            mode = 0o777;
+        }
+        let rdev = if matches!(new.kind, Kind::Chardev | Kind::Blockdev) { new.rdev } else { 0 };
+        live.commit(Record::Create(Create {
+            parent,
+            name: name.to_vec(),
+            ino,
+            kind: new.kind,
+            mode,
+            uid: new.uid,
+            gid,
+            rdev,
+            target: if new.kind == Kind::Symlink { new.target.to_vec() } else { Vec::new() },
+            time: now(),
+        }))?;
+        live.attr(ino)
+    }
+
+    /// Gives a file one more name.
+    pub fn link(&self, ino: Ino, parent: Ino, name: &[u8]) -> Result<Attr> {
+        self.may_write()?;
+        let mut live = self.live.write();
+        live.free(parent, name)?;
+        let inode = live.state.inode(ino).ok_or_else(not_found)?;
+        if inode.is_dir() {
+            return Err(posix(Posix::NotPermitted, "folders cannot have a second name"));
+        }
+        if policy::is_frame(parent) || inode.links.iter().any(|(parent, _)| policy::is_frame(*parent)) {
+            return Err(posix(Posix::NotPermitted, "a layer's file has one name"));
+        }
+        if inode.links.len() >= MAX_LINKS {
+            return Err(posix(Posix::TooManyLinks, "the file has too many names"));
+        }
+        live.commit(Record::Link { ino, parent, name: name.to_vec(), time: now() })?;
+        live.attr(ino)
+    }
+
+    /// Takes a name from a file. Returns the file; if that was its last name it stays usable until
+    /// [`Fork::forget`].
+    pub fn unlink(&self, parent: Ino, name: &[u8]) -> Result<Ino> {
+        self.may_write()?;
+        let ino = {
+            let mut live = self.live.write();
+            let ino = live.child(parent, name)?;
+            let inode = live.need(ino)?;
+            if inode.is_dir() {
+                return Err(posix(Posix::IsADirectory, "it is a folder"));
+            }
+            if self.guarded() {
+                policy::may_unlink(ino, &inode)?;
+            }
+            live.commit(Record::Remove { parent, name: name.to_vec(), time: now() })?;
+            ino
+        };
+        Ok(ino)
+    }
+
+    /// Removes an empty folder, which stays usable until [`Fork::forget`].
+    pub fn rmdir(&self, parent: Ino, name: &[u8]) -> Result<Ino> {
+        self.may_write()?;
+        let mut live = self.live.write();
+        let ino = live.child(parent, name)?;
+        let inode = live.need(ino)?;
+        let Body::Dir(dir) = &inode.body else {
+            return Err(posix(Posix::NotADirectory, "not a folder"));
+        };
+        if self.guarded() {
+            policy::may_unlink(ino, &inode)?;
+        }
+        if dir.len > 0 {
+            return Err(posix(Posix::NotEmpty, "the folder is not empty"));
+        }
+        live.commit(Record::Remove { parent, name: name.to_vec(), time: now() })?;
+        Ok(ino)
+    }
+
+    /// Gives a file another name. Returns the file that was replaced and has no name any more; it stays usable until
+    /// [`Fork::forget`].
+    pub fn rename(
+        &self,
+        from: Ino,
+        name: &[u8],
+        to: Ino,
+        new_name: &[u8],
+        mode: RenameMode,
+    ) -> Result<Option<Ino>> {
+        self.may_write()?;
+        let mut live = self.live.write();
+        let ino = live.child(from, name)?;
+        live.folder(to)?;
+        policy::check_name(new_name)?;
+        let target = live.state.child(to, new_name);
+        let inode = live.need(ino)?;
+        let other = target.map(|target| live.need(target)).transpose()?;
+        match (mode, target) {
+            (RenameMode::NoReplace, Some(_)) => {
+                return Err(Error::new(ErrorKind::AlreadyExists, "the name is taken"));
+            }
+            (RenameMode::Exchange, None) => return Err(not_found()),
+            _ => {}
+        }
+        self.rename_in_frame(from, to, new_name, (ino, &inode), target.zip(other.as_deref()), mode)?;
+        if target == Some(ino) {
+            // Two names of one file: POSIX has nothing happen.
+            return Ok(None);
+        }
+        if inode.is_dir() && live.state.is_below(to, ino) {
+            return Err(Error::new(ErrorKind::InvalidInput, "a folder cannot be moved into itself"));
+        }
+        if let (Some(target), Some(other)) = (target, &other) {
+            if mode == RenameMode::Exchange {
+                if other.is_dir() && live.state.is_below(from, target) {
+                    return Err(Error::new(ErrorKind::InvalidInput, "a folder cannot be moved into itself"));
+                }
+            } else {
+                match (inode.is_dir(), other.is_dir()) {
+                    (true, false) => {
+                        return Err(posix(Posix::NotADirectory, "a folder cannot replace a file"));
+                    }
+                    (false, true) => {
+                        return Err(posix(Posix::IsADirectory, "a file cannot replace a folder"));
+                    }
+                    (true, true) if live.entries(target) > 0 => {
+                        return Err(posix(Posix::NotEmpty, "the folder to be replaced is not empty"));
+                    }
+                    _ => {}
+                }
+            }
+        }
+        live.commit(Record::Rename {
+            from,
+            name: name.to_vec(),
+            to,
+            new_name: new_name.to_vec(),
+            exchange: mode == RenameMode::Exchange,
+            time: now(),
+        })?;
+        Ok(target.filter(|target| live.orphans.contains_key(target)))
+    }
+
+    /// The rules for layers' names. Between `world/fs` and a layer there is no rename, as if they were two disks:
+    /// tools then copy.
+    fn rename_in_frame(
+        &self,
+        from: Ino,
+        to: Ino,
+        new_name: &[u8],
+        (ino, inode): (Ino, &super::node::Inode),
+        other: Option<(Ino, &super::node::Inode)>,
+        mode: RenameMode,
+    ) -> Result<()> {
+        let frames = (policy::is_frame(from), policy::is_frame(to));
+        if frames == (false, false) {
+            return Ok(());
+        }
+        if self.guarded() {
+            policy::may_unlink(ino, inode)?;
+            if let Some((ino, inode)) = other {
+                policy::may_unlink(ino, inode)?;
+            }
+        }
+        if frames != (true, true) {
+            return Err(posix(Posix::CrossesDevices, "layers and world/fs are like two disks"));
+        }
+        policy::admit(to, new_name, inode.kind())?;
+        if mode == RenameMode::Exchange && from != to {
+            return Err(Error::new(ErrorKind::InvalidInput, "layers' files cannot change places"));
+        }
+        Ok(())
+    }
+
+    fn guarded(&self) -> bool {
+        self.guarded.load(std::sync::atomic::Ordering::Acquire)
+    }
+
+    /// Lets the fork be taken apart file by file (`rm -rf`), what was sealed and the layers' folders included. What
+    /// the files hold stays protected. Not kept over a restart.
+    pub fn set_guarded(&self, guarded: bool) {
+        self.guarded.store(guarded, std::sync::atomic::Ordering::Release);
+    }
+
+    /// Whether the file can be changed at all.
+    pub fn is_fixed(&self, ino: Ino) -> bool {
+        self.live.read().inode(ino).is_some_and(|inode| inode.guard == Guard::Fixed)
+    }
+}

@@ -1,0 +1,90 @@
+//! Which names a fork takes outside of `world/fs`, and what may be done to them.
+
+use super::ino::Ino;
+use super::live::posix;
+use super::node::{Guard, Inode};
+use super::state::fixed_ino;
+use crate::error::{Posix, Result};
+use crate::layers::world::{Kind, MAX_NAME};
+
+/// Whether a folder belongs to the fork's frame, where only layers' names are taken. `world/fs` does not.
+pub(super) fn is_frame(folder: Ino) -> bool {
+    folder.0 <= Ino::TRACE.0 && folder != Ino::FS
+}
+
+fn is_page(name: &[u8]) -> bool {
+    name.len() == 10 && name[..8].iter().all(u8::is_ascii_digit) && matches!(&name[8..], b".k" | b".v")
+}
+
+/// Says whether a file of this kind may be called `name` in `folder`.
+pub(super) fn admit(folder: Ino, name: &[u8], kind: Kind) -> Result<()> {
+    let admitted = match (folder, kind) {
+        _ if !is_frame(folder) => true,
+        (_, Kind::Dir) => fixed_ino(folder, name).is_some(),
+        (Ino::TOP | Ino::CACHE, Kind::File) => name == b"manifest.json",
+        (Ino::MODEL, Kind::File) => matches!(name, b"base" | b"diff.json"),
+        (Ino::PAGES, Kind::File) => is_page(name),
+        (Ino::WORLD, Kind::File) => matches!(name, b"env.json" | b"procs.json"),
+        (Ino::EFFECTS, Kind::File) => name == b"ledger.jsonl",
+        (Ino::TRACE, Kind::File) => name == b"messages.jsonl",
+        _ => false,
+    };
+    if admitted {
+        return Ok(());
+    }
+    tracing::info!(name = %name.escape_ascii(), "refused: outside of world/fs a fork takes layers' names only");
+    Err(posix(Posix::NotPermitted, "outside of world/fs a fork takes layers' names only"))
+}
+
+/// Refuses what can be no name.
+pub(super) fn check_name(name: &[u8]) -> Result<()> {
+    use crate::error::{Error, ErrorKind};
+    if name.len() > MAX_NAME {
+        return Err(posix(Posix::NameTooLong, "the name is longer than 255 bytes"));
+    }
+    if matches!(name, b"" | b"." | b"..") || name.contains(&b'/') || name.contains(&0) {
+        return Err(Error::new(ErrorKind::InvalidInput, "that cannot be a file's name"));
+    }
+    Ok(())
+}
+
+/// Refuses to take a file's name away where that would change what was sealed, and to take the frame apart.
+pub(super) fn may_unlink(ino: Ino, inode: &Inode) -> Result<()> {
+    if ino.0 <= Ino::TRACE.0 {
+        return Err(posix(Posix::NotPermitted, "a fork's own folders stay where they are"));
+    }
+    match inode.guard {
+        Guard::None => Ok(()),
+        Guard::Fixed => Err(posix(Posix::NotPermitted, "a fork's manifest cannot be changed")),
+        Guard::Append(_) => Err(posix(Posix::NotPermitted, "what was sealed can only be appended to")),
+    }
+}
+
+/// Refuses to change a file's bytes from `offset` on where that would change what was sealed.
+pub(super) fn may_change(inode: &Inode, offset: u64) -> Result<()> {
+    match inode.guard {
+        Guard::None => Ok(()),
+        Guard::Fixed => Err(posix(Posix::NotPermitted, "a fork's manifest cannot be changed")),
+        Guard::Append(_) if offset >= inode.floor() => Ok(()),
+        Guard::Append(_) => Err(posix(Posix::NotPermitted, "what was sealed can only be appended to")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn outside_of_world_fs_only_layers_names_are_taken() {
+        let file = |folder, name: &str| admit(folder, name.as_bytes(), Kind::File).is_ok();
+        let dir = |folder, name: &str| admit(folder, name.as_bytes(), Kind::Dir).is_ok();
+        assert!(file(Ino::TOP, "manifest.json") && !file(Ino::TOP, "notes") && !file(Ino::TOP, "model"));
+        assert!(dir(Ino::TOP, "model") && !dir(Ino::TOP, "manifest.json") && !dir(Ino::TOP, "new"));
+        assert!(file(Ino::PAGES, "00000012.k") && file(Ino::PAGES, "00000012.v"));
+        for bad in ["0000012.k", "000000012.k", "00000012.x", "0000001a.k", "00000012.k~"] {
+            assert!(!file(Ino::PAGES, bad), "{bad}");
+        }
+        assert!(dir(Ino::WORLD, "fs") && !dir(Ino::MODEL, "fs") && dir(Ino::FS, "anything"));
+        assert!(admit(Ino::MODEL, b"base", Kind::Symlink).is_err());
+    }
+}

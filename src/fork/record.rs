@@ -1,0 +1,521 @@
+//! What a journal says: one record for each operation, and its bytes.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Weak};
+
+use super::disk::{DataFile, GenId, Generation};
+use super::ino::Ino;
+use super::pieces::{BlobRef, Piece, Src};
+use crate::layers::world::Kind;
+use crate::store::Digest;
+
+/// Something that happened to a fork.
+#[derive(Clone, Debug)]
+pub(super) enum Record {
+    /// A new file, folder, link or special.
+    Create(Create),
+    /// One more name for a file.
+    Link { ino: Ino, parent: Ino, name: Vec<u8>, time: i64 },
+    /// A name less.
+    Remove { parent: Ino, name: Vec<u8>, time: i64 },
+    /// Another name; whatever had that is replaced, or given the old name.
+    Rename { from: Ino, name: Vec<u8>, to: Ino, new_name: Vec<u8>, exchange: bool, time: i64 },
+    /// Other attributes.
+    Attr(Attrs),
+    /// Other content in a range.
+    Splice(Splice),
+    /// An extended attribute set or removed.
+    Xattr { ino: Ino, name: Vec<u8>, value: Option<Vec<u8>>, time: i64 },
+}
+
+/// See [`Record::Create`].
+#[derive(Clone, Debug)]
+pub(super) struct Create {
+    /// Folder.
+    pub parent: Ino,
+    /// Name in it.
+    pub name: Vec<u8>,
+    /// Number; another one is taken on replay should this be in use.
+    pub ino: Ino,
+    /// What it is.
+    pub kind: Kind,
+    /// Permission bits.
+    pub mode: u16,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Device number.
+    pub rdev: u64,
+    /// Target of a symlink, else empty.
+    pub target: Vec<u8>,
+    /// When.
+    pub time: i64,
+}
+
+/// See [`Record::Attr`]. What is unset stays.
+#[derive(Clone, Debug)]
+pub(super) struct Attrs {
+    /// File.
+    pub ino: Ino,
+    /// Permission bits.
+    pub mode: Option<u16>,
+    /// Owner.
+    pub uid: Option<u32>,
+    /// Group.
+    pub gid: Option<u32>,
+    /// Length; what lies behind it is cut.
+    pub size: Option<u64>,
+    /// Access time.
+    pub atime: Option<i64>,
+    /// Modification time.
+    pub mtime: Option<i64>,
+    /// Change time.
+    pub ctime: i64,
+}
+
+/// See [`Record::Splice`].
+#[derive(Clone, Debug)]
+pub(super) struct Splice {
+    /// File.
+    pub ino: Ino,
+    /// Where in the file.
+    pub off: u64,
+    /// How many bytes; what is in no part becomes a hole.
+    pub len: u64,
+    /// Length of the file afterwards.
+    pub size: u64,
+    /// Parts in order.
+    pub parts: Vec<Part>,
+    /// Whether suid and sgid go.
+    pub strip: bool,
+    /// When.
+    pub time: i64,
+}
+
+/// A stretch of a [`Splice`].
+#[derive(Clone, Debug)]
+pub(super) struct Part {
+    /// Offset in the splice.
+    pub at: u64,
+    /// Length in bytes.
+    pub len: u64,
+    /// Where its bytes lie.
+    pub from: From,
+}
+
+/// Where a part's bytes lie.
+#[derive(Clone, Debug)]
+pub(super) enum From {
+    /// Right here, on their way into the journal.
+    Bytes(Vec<u8>),
+    /// Somewhere already: a piece's offset and source. A data file must be of the record's own generation.
+    There(u64, Src),
+}
+
+impl Part {
+    /// The piece it becomes; [`None`] while its bytes are not written.
+    pub(super) fn piece(&self) -> Option<Piece> {
+        match &self.from {
+            From::Bytes(_) => None,
+            From::There(off, src) => Some(Piece { len: self.len, off: *off, src: src.clone() }),
+        }
+    }
+}
+
+/// Kinds of records on disk. `BIND` gives a file its number in the generation, by a path it has at that moment.
+pub(super) mod kind {
+    pub(crate) const BIND: u8 = 1;
+    pub(crate) const CREATE: u8 = 2;
+    pub(crate) const LINK: u8 = 3;
+    pub(crate) const REMOVE: u8 = 4;
+    pub(crate) const RENAME: u8 = 5;
+    pub(crate) const ATTR: u8 = 6;
+    pub(crate) const SPLICE: u8 = 7;
+    pub(crate) const XATTR: u8 = 8;
+}
+
+impl Record {
+    /// The record's kind on disk.
+    pub(super) fn kind(&self) -> u8 {
+        match self {
+            Self::Create(_) => kind::CREATE,
+            Self::Link { .. } => kind::LINK,
+            Self::Remove { .. } => kind::REMOVE,
+            Self::Rename { .. } => kind::RENAME,
+            Self::Attr(_) => kind::ATTR,
+            Self::Splice(_) => kind::SPLICE,
+            Self::Xattr { .. } => kind::XATTR,
+        }
+    }
+
+    /// The files it speaks of, which need a number before it. The file that it makes is not one of them.
+    pub(super) fn inos(&self) -> [Option<Ino>; 2] {
+        match self {
+            Self::Create(create) => [Some(create.parent), None],
+            Self::Link { ino, parent, .. } => [Some(*ino), Some(*parent)],
+            Self::Remove { parent, .. } => [Some(*parent), None],
+            Self::Rename { from, to, .. } => [Some(*from), Some(*to)],
+            Self::Attr(attrs) => [Some(attrs.ino), None],
+            Self::Splice(splice) => [Some(splice.ino), None],
+            Self::Xattr { ino, .. } => [Some(*ino), None],
+        }
+    }
+}
+
+/// Writes a record's payload. `numbers` gives files their numbers, `floor` is that of the file it changes. Bytes on
+/// their way into the journal become pieces of it: the payload will lie at `start` of `generation`.
+pub(super) fn encode(
+    record: &mut Record,
+    numbers: &dyn Fn(Ino) -> u64,
+    floor: u64,
+    start: u64,
+    generation: &Arc<Generation>,
+) -> Vec<u8> {
+    let mut out = Out(Vec::new());
+    match record {
+        Record::Create(create) => {
+            out.num(numbers(create.ino)).num(create.ino.0).num(numbers(create.parent)).bytes(&create.name);
+            out.num(kind_number(create.kind)).num(u64::from(create.mode)).num(u64::from(create.uid));
+            out.num(u64::from(create.gid)).num(create.rdev).bytes(&create.target).time(create.time);
+        }
+        Record::Link { ino, parent, name, time } => {
+            out.num(numbers(*ino)).num(numbers(*parent)).bytes(name).time(*time);
+        }
+        Record::Remove { parent, name, time } => {
+            out.num(numbers(*parent)).bytes(name).time(*time);
+        }
+        Record::Rename { from, name, to, new_name, exchange, time } => {
+            out.num(numbers(*from)).bytes(name).num(numbers(*to)).bytes(new_name);
+            out.num(u64::from(*exchange)).time(*time);
+        }
+        Record::Attr(attrs) => {
+            let size = attrs.size.map(|size| size.saturating_sub(floor));
+            out.num(numbers(attrs.ino)).option(attrs.mode.map(u64::from)).option(attrs.uid.map(u64::from));
+            out.option(attrs.gid.map(u64::from)).option(size);
+            out.option(attrs.atime.map(|t| t as u64)).option(attrs.mtime.map(|t| t as u64)).time(attrs.ctime);
+        }
+        Record::Splice(splice) => {
+            out.num(numbers(splice.ino)).num(splice.off.saturating_sub(floor)).num(splice.len);
+            out.num(splice.size.saturating_sub(floor)).num(u64::from(splice.strip)).time(splice.time);
+            out.num(splice.parts.len() as u64);
+            for part in &mut splice.parts {
+                out.num(part.at).num(part.len);
+                match &part.from {
+                    From::Bytes(bytes) => {
+                        out.num(0);
+                        let off = start + out.0.len() as u64;
+                        out.0.extend_from_slice(bytes);
+                        part.from = From::There(off, Src::Journal(generation.clone()));
+                    }
+                    From::There(off, Src::Data(file)) => {
+                        out.num(if file.shared { 2 } else { 1 }).num(file.number).num(*off);
+                    }
+                    From::There(off, Src::Blob(blob)) => {
+                        out.num(3).num(*off).num(blob.size);
+                        out.0.extend_from_slice(blob.digest.as_bytes());
+                    }
+                    // Only what was just written is in the own journal, and that is `Bytes`. Written as a hole of
+                    // no length, so that such a record cannot be read back as something else.
+                    From::There(_, Src::Journal(_)) => {
+                        out.num(9);
+                    }
+                }
+            }
+        }
+        Record::Xattr { ino, name, value, time } => {
+            out.num(numbers(*ino)).bytes(name).num(u64::from(value.is_some()));
+            out.bytes(value.as_deref().unwrap_or_default()).time(*time);
+        }
+    }
+    out.0
+}
+
+/// Writes the payload that gives a file its number.
+pub(super) fn encode_bind(number: u64, path: &[u8]) -> Vec<u8> {
+    let mut out = Out(Vec::new());
+    out.num(number).bytes(path);
+    out.0
+}
+
+/// Reads the payload that gives a file its number.
+pub(super) fn decode_bind(payload: &[u8]) -> Option<(u64, &[u8])> {
+    let mut input = In { rest: payload, at: 0 };
+    let bind = (input.num()?, input.bytes()?);
+    input.rest.is_empty().then_some(bind)
+}
+
+/// The first number of a payload: of most kinds the file's.
+pub(super) fn first_number(payload: &[u8]) -> Option<u64> {
+    In { rest: payload, at: 0 }.num()
+}
+
+/// What reading records needs to know.
+pub(super) struct Context<'a> {
+    /// Files by their number in the generation.
+    pub(super) numbers: &'a HashMap<u64, Ino>,
+    /// The generation.
+    pub(super) generation: &'a Arc<Generation>,
+    /// Its data files that something lies in.
+    pub(super) data: &'a mut HashMap<u64, Weak<DataFile>>,
+}
+
+impl Context<'_> {
+    fn file(&mut self, number: u64, shared: bool) -> Arc<DataFile> {
+        if let Some(file) = self.data.get(&number).and_then(Weak::upgrade) {
+            return file;
+        }
+        let file = DataFile::known(self.generation, number, shared);
+        self.data.insert(number, Arc::downgrade(&file));
+        file
+    }
+}
+
+/// Reads a record that lies at `start` of the journal; [`None`] if it makes no sense. The second value is the number of
+/// the file it makes, if it makes one. `floor` tells the floor of an append-only file.
+pub(super) fn decode(
+    kind: u8,
+    payload: &[u8],
+    start: u64,
+    cx: &mut Context<'_>,
+    floor: &dyn Fn(Ino) -> u64,
+) -> Option<(Record, Option<u64>)> {
+    let mut input = In { rest: payload, at: start };
+    let input = &mut input;
+    let numbers = cx.numbers;
+    let known = |number: u64| numbers.get(&number).copied();
+    let mut made = None;
+    let record = match kind {
+        kind::CREATE => {
+            made = Some(input.num()?);
+            Record::Create(Create {
+                ino: Ino(input.num()?),
+                parent: known(input.num()?)?,
+                name: input.bytes()?.to_vec(),
+                kind: number_kind(input.num()?)?,
+                mode: u16::try_from(input.num()?).ok()?,
+                uid: u32::try_from(input.num()?).ok()?,
+                gid: u32::try_from(input.num()?).ok()?,
+                rdev: input.num()?,
+                target: input.bytes()?.to_vec(),
+                time: input.time()?,
+            })
+        }
+        kind::LINK => Record::Link {
+            ino: known(input.num()?)?,
+            parent: known(input.num()?)?,
+            name: input.bytes()?.to_vec(),
+            time: input.time()?,
+        },
+        kind::REMOVE => Record::Remove {
+            parent: known(input.num()?)?,
+            name: input.bytes()?.to_vec(),
+            time: input.time()?,
+        },
+        kind::RENAME => Record::Rename {
+            from: known(input.num()?)?,
+            name: input.bytes()?.to_vec(),
+            to: known(input.num()?)?,
+            new_name: input.bytes()?.to_vec(),
+            exchange: input.num()? != 0,
+            time: input.time()?,
+        },
+        kind::ATTR => {
+            let ino = known(input.num()?)?;
+            let number = |value: Option<u64>| value.map(u32::try_from).transpose().ok();
+            Record::Attr(Attrs {
+                ino,
+                mode: input.option()?.map(u16::try_from).transpose().ok()?,
+                uid: number(input.option()?)?,
+                gid: number(input.option()?)?,
+                size: match input.option()? {
+                    Some(size) => Some(size.checked_add(floor(ino))?),
+                    None => None,
+                },
+                atime: input.option()?.map(|t| t as i64),
+                mtime: input.option()?.map(|t| t as i64),
+                ctime: input.time()?,
+            })
+        }
+        kind::SPLICE => {
+            let ino = known(input.num()?)?;
+            let floor = floor(ino);
+            let (off, len) = (input.num()?.checked_add(floor)?, input.num()?);
+            let (size, strip, time) = (input.num()?.checked_add(floor)?, input.num()? != 0, input.time()?);
+            let mut parts = Vec::new();
+            let mut last = 0;
+            for _ in 0..input.num()? {
+                let (at, part_len) = (input.num()?, input.num()?);
+                let from = match input.num()? {
+                    0 => {
+                        let off = input.at;
+                        input.take(usize::try_from(part_len).ok()?)?;
+                        From::There(off, Src::Journal(cx.generation.clone()))
+                    }
+                    form @ (1 | 2) => {
+                        let number = input.num()?;
+                        From::There(input.num()?, Src::Data(cx.file(number, form == 2)))
+                    }
+                    3 => {
+                        let (off, size) = (input.num()?, input.num()?);
+                        let digest = Digest::from_bytes(input.take(32)?.try_into().ok()?);
+                        if off.checked_add(part_len)? > size {
+                            return None;
+                        }
+                        From::There(off, Src::Blob(Arc::new(BlobRef { digest, size })))
+                    }
+                    _ => return None,
+                };
+                if at < last || part_len == 0 || at.checked_add(part_len)? > len {
+                    return None;
+                }
+                last = at + part_len;
+                parts.push(Part { at, len: part_len, from });
+            }
+            off.checked_add(len)?;
+            Record::Splice(Splice { ino, off, len, size, parts, strip, time })
+        }
+        kind::XATTR => {
+            let (ino, name) = (known(input.num()?)?, input.bytes()?.to_vec());
+            let set = input.num()? != 0;
+            let value = input.bytes()?.to_vec();
+            Record::Xattr { ino, name, value: set.then_some(value), time: input.time()? }
+        }
+        _ => return None,
+    };
+    input.rest.is_empty().then_some((record, made))
+}
+
+fn kind_number(kind: Kind) -> u64 {
+    match kind {
+        Kind::File => 0,
+        Kind::Dir => 1,
+        Kind::Symlink => 2,
+        Kind::Fifo => 3,
+        Kind::Socket => 4,
+        Kind::Chardev => 5,
+        Kind::Blockdev => 6,
+    }
+}
+
+fn number_kind(number: u64) -> Option<Kind> {
+    let kinds =
+        [Kind::File, Kind::Dir, Kind::Symlink, Kind::Fifo, Kind::Socket, Kind::Chardev, Kind::Blockdev];
+    kinds.get(usize::try_from(number).ok()?).copied()
+}
+
+/// Numbers are LEB128, byte strings have their length before them, times are 8 bytes little-endian.
+struct Out(Vec<u8>);
+
+impl Out {
+    fn num(&mut self, mut number: u64) -> &mut Self {
+        while number >= 0x80 {
+            self.0.push(number as u8 | 0x80);
+            number >>= 7;
+        }
+        self.0.push(number as u8);
+        self
+    }
+
+    fn bytes(&mut self, bytes: &[u8]) -> &mut Self {
+        self.num(bytes.len() as u64);
+        self.0.extend_from_slice(bytes);
+        self
+    }
+
+    fn time(&mut self, time: i64) -> &mut Self {
+        self.0.extend_from_slice(&time.to_le_bytes());
+        self
+    }
+
+    fn option(&mut self, number: Option<u64>) -> &mut Self {
+        match number {
+            None => self.num(0),
+            Some(number) => self.num(1).num(number),
+        }
+    }
+}
+
+struct In<'a> {
+    rest: &'a [u8],
+    /// Where `rest` starts in the journal.
+    at: u64,
+}
+
+impl<'a> In<'a> {
+    fn take(&mut self, len: usize) -> Option<&'a [u8]> {
+        let (taken, rest) = self.rest.split_at_checked(len)?;
+        self.rest = rest;
+        self.at += len as u64;
+        Some(taken)
+    }
+
+    fn num(&mut self) -> Option<u64> {
+        let mut number = 0u64;
+        for shift in (0..64).step_by(7) {
+            let byte = self.take(1)?[0];
+            let bits = u64::from(byte & 0x7f);
+            // The tenth byte has room for one bit.
+            if shift == 63 && bits > 1 {
+                return None;
+            }
+            number |= bits << shift;
+            if byte & 0x80 == 0 {
+                return Some(number);
+            }
+        }
+        None
+    }
+
+    fn bytes(&mut self) -> Option<&'a [u8]> {
+        let len = usize::try_from(self.num()?).ok()?;
+        self.take(len)
+    }
+
+    fn time(&mut self) -> Option<i64> {
+        Some(i64::from_le_bytes(self.take(8)?.try_into().ok()?))
+    }
+
+    #[allow(clippy::option_option)] // the outer one is a payload that is cut off
+    fn option(&mut self) -> Option<Option<u64>> {
+        match self.num()? {
+            0 => Some(None),
+            1 => Some(Some(self.num()?)),
+            _ => None,
+        }
+    }
+}
+
+/// What stands at the start of a journal: magic, version, the generation's name, CRC-32C of those.
+pub(super) const HEADER: usize = 32;
+
+const MAGIC: &[u8; 8] = b"pfimgjnl";
+
+/// Version of the journal's format.
+const VERSION: u32 = 1;
+
+/// Writes a journal's header.
+pub(super) fn header(id: GenId) -> Vec<u8> {
+    let mut out = MAGIC.to_vec();
+    out.extend_from_slice(&VERSION.to_le_bytes());
+    out.extend_from_slice(&id.0.to_be_bytes());
+    out.extend_from_slice(&crc32c::crc32c(&out).to_le_bytes());
+    out
+}
+
+/// Says why `bytes` are no header of a journal of generation `id`, or nothing if they are.
+pub(super) fn refuse_header(bytes: &[u8], id: GenId) -> Option<String> {
+    let Some(head) = bytes.get(..HEADER) else { return Some("the journal's header is cut off".into()) };
+    if head[..8] != MAGIC[..] {
+        return Some("it is no journal".into());
+    }
+    if head == header(id) {
+        return None;
+    }
+    let version = u32::from_le_bytes([head[8], head[9], head[10], head[11]]);
+    Some(if version != VERSION && head[12..28] == id.0.to_be_bytes() {
+        format!("the journal has version {version}, this program reads version {VERSION}")
+    } else {
+        "the journal's header is damaged or another generation's".into()
+    })
+}

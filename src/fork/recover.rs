@@ -1,0 +1,256 @@
+//! Reads a fork back from its generations, judging every record.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fs;
+use std::sync::{Arc, Weak};
+
+use super::apply::apply;
+use super::disk::{DataFile, Generation};
+use super::ino::Ino;
+use super::journal::{Frame, Writer, frame_at, sound_behind};
+use super::live::{BaseReader, settle};
+use super::node::Content;
+use super::pieces::Src;
+use super::record::{self, Context, HEADER, Record, kind};
+use super::registry::Shared;
+use super::state::{Base, State};
+use crate::error::{Error, Result};
+
+/// What was found in a fork's generations.
+pub(super) struct Recovered {
+    pub(super) state: State,
+    /// Writes on where the last journal ends.
+    pub(super) writer: Writer,
+    /// What is wrong, if anything.
+    pub(super) damage: Option<String>,
+    /// Bytes of an operation that was never acknowledged, cut from the end of the last journal.
+    pub(super) cut: u64,
+}
+
+/// Reads generations, oldest first, over a base. What is sound up to the first damage is in the state.
+pub(super) fn recover(
+    shared: &Shared,
+    base: Arc<Base>,
+    generations: &[Arc<Generation>],
+) -> Result<Recovered> {
+    let mut state = State::over(base);
+    let Some((last, frozen)) = generations.split_last() else {
+        return Err(Error::new(crate::ErrorKind::Damaged, "the fork has no generation"));
+    };
+    for generation in frozen {
+        generation.freeze();
+        adopt(generation);
+    }
+    let mut damage = replay_frozen(&mut state, frozen, &generations[frozen.len()..], &*shared.reader)?;
+    let mut cut = 0;
+    let mut replay = Replay::new(last);
+    if damage.is_none() {
+        // A power cut may leave the name of a new generation and nothing of itself.
+        if unwritten(last) {
+            if shared.writable {
+                last.restart(&record::header(last.id))?;
+            }
+            replay.end = HEADER as u64;
+            state.raise_floors();
+        } else {
+            replay.run(&mut state, &*shared.reader)?;
+        }
+        adopt(last);
+        damage = replay.damage.take();
+        cut = replay.torn;
+    }
+    if damage.is_none() {
+        damage = missing_data(&state, last);
+    }
+    let mut writer = Writer::new(last.clone());
+    writer.end = replay.end;
+    writer.seq = replay.seq;
+    writer.next_number = replay.numbers.keys().max().map_or(1, |last| last + 1);
+    writer.numbers = replay.numbers.into_iter().map(|(number, ino)| (ino, number)).collect();
+    if damage.is_none() && cut > 0 && shared.writable {
+        shared.set_aside_tail(last, writer.end)?;
+    }
+    Ok(Recovered { state, writer, damage, cut })
+}
+
+/// Makes true what frozen generations say, up to the damage that is returned, if any.
+pub(super) fn replay(
+    state: &mut State,
+    generations: &[Arc<Generation>],
+    reader: &dyn BaseReader,
+) -> Result<Option<String>> {
+    replay_frozen(state, generations, &[], reader)
+}
+
+fn replay_frozen(
+    state: &mut State,
+    generations: &[Arc<Generation>],
+    later: &[Arc<Generation>],
+    reader: &dyn BaseReader,
+) -> Result<Option<String>> {
+    for (i, generation) in generations.iter().enumerate() {
+        let mut replay = Replay::new(generation);
+        replay.run(state, reader)?;
+        if replay.damage.is_some() {
+            return Ok(replay.damage);
+        }
+        // Nothing durable can follow what was never finished: what follows must be empty.
+        let is_empty = |later: &Arc<Generation>| {
+            fs::metadata(later.journal_path()).map_or(true, |m| m.len() <= HEADER as u64)
+        };
+        if replay.torn > 0 && !generations[i + 1..].iter().chain(later).all(is_empty) {
+            return Ok(Some(format!(
+                "the journal of generation {} is cut off at byte {}, and others build on it",
+                generation.id, replay.end
+            )));
+        }
+        state.epoch += 1;
+    }
+    Ok(None)
+}
+
+/// Whether not even the header of a generation's journal reached the disk.
+fn unwritten(generation: &Generation) -> bool {
+    match fs::read(generation.journal_path()) {
+        Ok(journal) => journal.len() < HEADER || (journal.len() == HEADER && journal.iter().all(|b| *b == 0)),
+        Err(e) => e.kind() == std::io::ErrorKind::NotFound,
+    }
+}
+
+/// Nothing is known of what a generation found on disk has made durable.
+fn adopt(generation: &Generation) {
+    let data = fs::read_dir(generation.path().join("data")).into_iter().flatten().flatten();
+    let numbers = data.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    generation.assume_unsynced(numbers.collect());
+}
+
+/// Looks for the files that the state speaks of, and has those removed that nothing does.
+fn missing_data(state: &State, last: &Arc<Generation>) -> Option<String> {
+    let mut ends: HashMap<(super::disk::GenId, u64), (Arc<DataFile>, u64)> = HashMap::new();
+    let mut used = BTreeSet::new();
+    let mut note = |_: Ino, content: &Content| {
+        let own = content.own.iter().map(|own| (own, 0));
+        let pieces = content.pieces.all().filter_map(|(_, piece)| match &piece.src {
+            Src::Data(file) => Some((file, piece.off + piece.len)),
+            _ => None,
+        });
+        for (file, end) in own.chain(pieces) {
+            if Arc::ptr_eq(&file.generation, last) {
+                used.insert(file.number);
+            }
+            let known = ends.entry((file.generation.id, file.number)).or_insert_with(|| (file.clone(), end));
+            known.1 = known.1.max(end);
+        }
+    };
+    state.each_content(&mut note);
+    let missing = ends.values().find_map(|(file, end)| match file.len() {
+        Ok(len) if len >= *end => None,
+        Ok(len) => Some(format!("data file {file:?} has {len} bytes, {end} were written")),
+        Err(e) => Some(format!("data file {file:?}: {e}")),
+    });
+    // Replay drops what it passes by; only what is unused in the end may go.
+    last.take_trash();
+    if missing.is_none() {
+        last.put_back(last.known_data().into_iter().filter(|number| !used.contains(number)).collect());
+    }
+    missing
+}
+
+struct Replay<'a> {
+    generation: &'a Arc<Generation>,
+    numbers: HashMap<u64, Ino>,
+    data: HashMap<u64, Weak<DataFile>>,
+    seq: u64,
+    end: u64,
+    torn: u64,
+    damage: Option<String>,
+}
+
+impl<'a> Replay<'a> {
+    fn new(generation: &'a Arc<Generation>) -> Self {
+        Self {
+            generation,
+            numbers: HashMap::new(),
+            data: HashMap::new(),
+            seq: 1,
+            end: 0,
+            torn: 0,
+            damage: None,
+        }
+    }
+
+    fn run(&mut self, state: &mut State, reader: &dyn BaseReader) -> Result<()> {
+        state.raise_floors();
+        let path = self.generation.journal_path();
+        let journal = match fs::read(&path) {
+            Ok(journal) => journal,
+            Err(e) => {
+                self.damage = Some(format!("cannot read {}: {e}", path.display()));
+                return Ok(());
+            }
+        };
+        if let Some(why) = record::refuse_header(&journal, self.generation.id) {
+            self.damage = Some(format!("{}: {why}", path.display()));
+            return Ok(());
+        }
+        let id = self.generation.id;
+        let mut at = HEADER;
+        while at < journal.len() {
+            let Some(frame) = frame_at(&journal, id, at).filter(|frame| frame.seq == self.seq) else {
+                let record = format!("record {} at byte {at} of generation {id}", self.seq);
+                if let Some(sound) = sound_behind(&journal, id, at, self.seq) {
+                    self.damage = Some(format!("{record} is damaged, and sound ones follow at byte {sound}"));
+                } else {
+                    self.torn = (journal.len() - at) as u64;
+                }
+                break;
+            };
+            if !self.step(state, &frame, reader)? {
+                let record = format!("record {} at byte {at} of generation {id}", self.seq);
+                self.damage = Some(format!("{record} does not fit what is before it"));
+                break;
+            }
+            at = frame.end as usize;
+            self.seq += 1;
+        }
+        self.end = at as u64;
+        Ok(())
+    }
+
+    /// Makes one record true; false if it cannot be.
+    fn step(&mut self, state: &mut State, frame: &Frame<'_>, reader: &dyn BaseReader) -> Result<bool> {
+        if frame.kind == kind::BIND {
+            let Some((number, path)) = record::decode_bind(frame.payload) else { return Ok(false) };
+            let Some(ino) = state.resolve(path) else { return Ok(false) };
+            return Ok(self.numbers.insert(number, ino).is_none());
+        }
+        if matches!(frame.kind, kind::ATTR | kind::SPLICE)
+            && let Some(ino) = record::first_number(frame.payload).and_then(|n| self.numbers.get(&n))
+            && let Some(inode) = state.nodes.get(ino)
+            && let Some(lazy) = inode.content().and_then(Content::unsettled)
+        {
+            settle(lazy, reader)?;
+        }
+        let mut cx = Context { numbers: &self.numbers, generation: self.generation, data: &mut self.data };
+        let floor = |ino| state.nodes.get(&ino).map_or(0, |inode| inode.floor());
+        let Some((mut record, made)) =
+            record::decode(frame.kind, frame.payload, frame.start, &mut cx, &floor)
+        else {
+            return Ok(false);
+        };
+        if let Record::Create(create) = &mut record {
+            // The base may have given the number to another file since, by a seal.
+            let mut probe = 0;
+            while state.taken(create.ino) && create.ino.0 > Ino::TRACE.0 {
+                create.ino = Ino::derive(create.parent, &create.name, probe);
+                probe += 1;
+            }
+            if let Some(number) = made
+                && self.numbers.insert(number, create.ino).is_some()
+            {
+                return Ok(false);
+            }
+        }
+        Ok(apply(state, &record, self.generation.id).is_ok())
+    }
+}

@@ -1,0 +1,533 @@
+//! The forks of a store: which there are, and how they come and go.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+
+use parking_lot::{Mutex, RwLock};
+use rustix::fs::FlockOperation;
+
+use super::disk::{Files, GenId, Generation, Io, RealIo};
+use super::head::{self, Head, refuse_fork_name};
+use super::journal::Writer;
+use super::live::{BaseReader, Fork, Live, now};
+use super::record;
+use super::recover::{Recovered, recover};
+use super::state::{Base, State};
+use crate::error::{Error, ErrorKind, Result};
+use crate::store::Digest;
+
+/// How to open the forks of a store.
+pub struct Options {
+    /// Owner of what has none recorded: user and group.
+    pub owner: (u32, u32),
+    /// Open them for reading only, whether somebody else writes them or not.
+    pub read_only: bool,
+    /// The calls that change files.
+    pub io: Arc<dyn Io>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        let owner = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+        Self { owner, read_only: false, io: Arc::new(RealIo) }
+    }
+}
+
+/// What all forks of a store share.
+pub(super) struct Shared {
+    pub(super) forks: PathBuf,
+    pub(super) files: Arc<Files>,
+    pub(super) reader: Arc<dyn BaseReader>,
+    pub(super) writable: bool,
+    owner: (u32, u32),
+    bases: Mutex<HashMap<Option<Digest>, Weak<Base>>>,
+    /// Generations in memory: one value each, however many forks rest on it.
+    generations: Mutex<HashMap<GenId, Weak<Generation>>>,
+    /// How many heads name a generation.
+    pub(super) refs: Mutex<HashMap<GenId, usize>>,
+}
+
+impl Shared {
+    /// The base of forks of an image.
+    pub(super) fn base(&self, image: Option<Digest>) -> Result<Arc<Base>> {
+        if let Some(base) = self.bases.lock().get(&image).and_then(Weak::upgrade) {
+            return Ok(base);
+        }
+        let base = Arc::new(match image {
+            None => Base::empty(self.owner),
+            Some(id) => Base::new(id, self.reader.tree(&id)?, &self.reader.layers(&id)?, self.owner),
+        });
+        let mut bases = self.bases.lock();
+        bases.retain(|_, base| base.strong_count() > 0);
+        bases.insert(image, Arc::downgrade(&base));
+        Ok(base)
+    }
+
+    fn generation(&self, id: GenId) -> Arc<Generation> {
+        let mut generations = self.generations.lock();
+        if let Some(generation) = generations.get(&id).and_then(Weak::upgrade) {
+            return generation;
+        }
+        let generation = Generation::new(&self.forks, id, self.files.clone());
+        generations.insert(id, Arc::downgrade(&generation));
+        generation
+    }
+
+    pub(super) fn new_generation(&self) -> Result<Arc<Generation>> {
+        let generation = Generation::create(&self.forks, self.files.clone(), record::header)?;
+        let mut generations = self.generations.lock();
+        generations.retain(|_, generation| generation.strong_count() > 0);
+        generations.insert(generation.id, Arc::downgrade(&generation));
+        Ok(generation)
+    }
+
+    pub(super) fn add_refs(&self, ids: &[GenId]) {
+        let mut refs = self.refs.lock();
+        for id in ids {
+            *refs.entry(*id).or_default() += 1;
+        }
+    }
+
+    /// Takes references away; generations that no head names any more are removed, at the latest when nothing in
+    /// memory reads them any more.
+    pub(super) fn drop_refs(&self, ids: &[GenId]) {
+        let mut unused = Vec::new();
+        {
+            let mut refs = self.refs.lock();
+            for id in ids {
+                if let Some(count) = refs.get_mut(id) {
+                    *count -= 1;
+                    if *count == 0 {
+                        refs.remove(id);
+                        unused.push(*id);
+                    }
+                }
+            }
+        }
+        for id in unused {
+            let generation = self.generations.lock().get(&id).and_then(Weak::upgrade);
+            let generation =
+                generation.unwrap_or_else(|| Generation::new(&self.forks, id, self.files.clone()));
+            generation.doom();
+        }
+    }
+
+    /// Keeps what was cut from a journal's end, and cuts it.
+    pub(super) fn set_aside_tail(&self, generation: &Generation, from: u64) -> Result<()> {
+        let path = generation.journal_path();
+        let failed = |e| Error::io(e, format!("cannot cut the torn end of {}", path.display()));
+        let journal = fs::read(&path).map_err(failed)?;
+        let tail = journal.get(from as usize..).unwrap_or_default();
+        let kept = self.forks.join("damaged").join(format!("{}-{from}.tail", generation.id));
+        fs::write(&kept, tail).map_err(failed)?;
+        let file = generation.journal().map_err(failed)?;
+        generation.io().truncate(&file, from).map_err(failed)?;
+        tracing::warn!(
+            "{}: cut {} bytes of an operation that was not finished; they are kept in {}",
+            path.display(),
+            tail.len(),
+            kept.display()
+        );
+        Ok(())
+    }
+}
+
+#[derive(Clone)]
+pub(super) enum Slot {
+    /// Its head is read, nothing else.
+    Known(Head),
+    Loaded(Arc<Fork>),
+    /// Its head cannot be read.
+    Bad(String),
+}
+
+/// The forks of a store. One program at a time may write them.
+pub struct Registry {
+    pub(super) shared: Arc<Shared>,
+    slots: Mutex<BTreeMap<String, Arc<Mutex<Slot>>>>,
+    /// Holds the lock as long as it is open.
+    _lock: Option<File>,
+    reports: Mutex<Vec<String>>,
+}
+
+impl std::fmt::Debug for Registry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Registry").field("forks", &self.shared.forks).finish_non_exhaustive()
+    }
+}
+
+fn no_fork(name: &str) -> Error {
+    Error::new(ErrorKind::NotFound, format!("there is no fork {name:?}"))
+        .with_hint("`pfimg forks` lists them")
+}
+
+fn lock(forks: &Path) -> Result<Option<File>> {
+    let path = forks.join(".lock");
+    let failed = |e: io::Error| Error::io(e, format!("cannot open {}", path.display()));
+    let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(failed)?;
+    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Some(file)),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+        Err(e) => Err(failed(e.into())),
+    }
+}
+
+impl Registry {
+    /// Opens the forks of the store in `store`, reading their heads only. Somebody else writing them leaves them
+    /// readable here; see [`Registry::is_writable`].
+    pub fn open(store: &Path, reader: Arc<dyn BaseReader>, options: Options) -> Result<Self> {
+        let forks = store.join("forks");
+        let mut held = None;
+        if !options.read_only {
+            for folder in ["heads", "gen", "damaged"] {
+                let folder = forks.join(folder);
+                fs::create_dir_all(&folder)
+                    .map_err(|e| Error::io(e, format!("cannot create {}", folder.display())))?;
+            }
+            held = lock(&forks)?;
+        }
+        let mut writable = held.is_some();
+        if writable || forks.join("format.json").exists() {
+            writable &= head::check_format(&forks, writable)?;
+        }
+        let shared = Arc::new(Shared {
+            files: Arc::new(Files::new(options.io, writable)),
+            forks,
+            reader,
+            writable,
+            owner: options.owner,
+            bases: Mutex::default(),
+            generations: Mutex::default(),
+            refs: Mutex::default(),
+        });
+        let this = Self { shared, slots: Mutex::default(), _lock: held, reports: Mutex::default() };
+        this.read_heads()?;
+        if writable {
+            this.collect();
+        }
+        Ok(this)
+    }
+
+    /// Whether this program writes the forks; else another one may.
+    pub fn is_writable(&self) -> bool {
+        self.shared.writable
+    }
+
+    /// What was found and done that somebody should know of, in words; empties the list.
+    pub fn take_reports(&self) -> Vec<String> {
+        std::mem::take(&mut self.reports.lock())
+    }
+
+    fn report(&self, what: String) {
+        tracing::warn!("{what}");
+        self.reports.lock().push(what);
+    }
+
+    fn read_heads(&self) -> Result<()> {
+        let dir = self.shared.forks.join("heads");
+        let entries = match fs::read_dir(&dir) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(e) => return Err(Error::io(e, format!("cannot list {}", dir.display()))),
+        };
+        for entry in entries {
+            let entry = entry.map_err(|e| Error::io(e, format!("cannot list {}", dir.display())))?;
+            let file_name = entry.file_name();
+            let name = file_name.to_str().and_then(|name| name.strip_suffix(".json"));
+            let Some(name) = name.filter(|name| refuse_fork_name(name).is_none()) else { continue };
+            let slot = match Head::read(&entry.path(), name) {
+                Ok(head) => {
+                    self.shared.add_refs(&head.generations);
+                    Slot::Known(head)
+                }
+                // A name that reached the disk before anything else of a new fork: nothing of it is lost.
+                Err(_) if self.shared.writable && entry.metadata().is_ok_and(|m| m.len() == 0) => {
+                    let kept = self.shared.forks.join("damaged").join(&file_name);
+                    let moved = fs::rename(entry.path(), &kept);
+                    self.report(format!("fork {name:?} was never finished; set aside: {moved:?}"));
+                    continue;
+                }
+                Err(error) => {
+                    self.report(format!("fork {name:?} is damaged: {error}"));
+                    Slot::Bad(error.to_string())
+                }
+            };
+            self.slots.lock().insert(name.to_owned(), Arc::new(Mutex::new(slot)));
+        }
+        Ok(())
+    }
+
+    /// Removes what no head names: leftovers of a discard or of a program that died. As long as any head is damaged
+    /// nothing is, since it may be the one that names them.
+    fn collect(&self) {
+        let heads = self.shared.forks.join("heads");
+        for entry in fs::read_dir(&heads).into_iter().flatten().flatten() {
+            if entry.file_name().to_string_lossy().starts_with(".tmp-") {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
+        let bad_head = self.slots.lock().values().any(|slot| matches!(&*slot.lock(), Slot::Bad(_)));
+        let set_aside =
+            fs::read_dir(self.shared.forks.join("damaged")).into_iter().flatten().flatten().any(|e| {
+                e.path().extension().is_some_and(|ext| ext == "json")
+                    && e.metadata().is_ok_and(|m| m.len() > 0)
+            });
+        if bad_head || set_aside {
+            self.report("a fork's head is damaged: generations that no fork names are kept".into());
+            return;
+        }
+        let refs = self.shared.refs.lock();
+        for entry in fs::read_dir(self.shared.forks.join("gen")).into_iter().flatten().flatten() {
+            let id = entry.file_name().to_str().and_then(GenId::parse);
+            if id.is_some_and(|id| !refs.contains_key(&id)) {
+                tracing::info!("removing {}, which no fork names", entry.path().display());
+                if let Err(e) = fs::remove_dir_all(entry.path()) {
+                    tracing::warn!("cannot remove {}: {e}", entry.path().display());
+                }
+            }
+        }
+    }
+
+    /// Names of all forks, sorted.
+    pub fn names(&self) -> Vec<String> {
+        self.slots.lock().keys().cloned().collect()
+    }
+
+    /// Whether there is a fork of that name.
+    pub fn contains(&self, name: &str) -> bool {
+        self.slots.lock().contains_key(name)
+    }
+
+    pub(super) fn slot(&self, name: &str) -> Result<Arc<Mutex<Slot>>> {
+        self.slots.lock().get(name).cloned().ok_or_else(|| no_fork(name))
+    }
+
+    /// A fork, read from disk if it was not yet.
+    pub fn get(&self, name: &str) -> Result<Arc<Fork>> {
+        let slot = self.slot(name)?;
+        // Only who wants the same fork waits here.
+        let mut slot = slot.lock();
+        let head = match &*slot {
+            Slot::Loaded(fork) => return Ok(fork.clone()),
+            Slot::Bad(damage) => {
+                return Err(Error::new(ErrorKind::Damaged, format!("fork {name:?}: {damage}")));
+            }
+            Slot::Known(head) => head.clone(),
+        };
+        let fork = self.load(head).map_err(|e| e.context(format_args!("fork {name:?}")))?;
+        *slot = Slot::Loaded(fork.clone());
+        Ok(fork)
+    }
+
+    fn load(&self, mut head: Head) -> Result<Arc<Fork>> {
+        if !self.shared.writable {
+            // Its writer may have gone on since it was read here.
+            head = Head::read(&head::path(&self.shared.forks, &head.name), &head.name)?;
+        }
+        let base = self.shared.base(head.base)?;
+        let baseline = Arc::new(State::over(base.clone()));
+        let generations: Vec<_> = head.generations.iter().map(|id| self.shared.generation(*id)).collect();
+        let Recovered { state, writer, damage, cut } = recover(&self.shared, base, &generations)?;
+        if let Some(damage) = &damage {
+            self.report(format!("fork {:?} is damaged: {damage}", head.name));
+        } else if cut > 0 {
+            self.report(format!(
+                "fork {:?}: cut {cut} bytes of an operation that was not finished",
+                head.name
+            ));
+        }
+        let image = head.base;
+        let live = Live { state, baseline, orphans: HashMap::new(), writer, generations, image };
+        Ok(self.fork(head, live, damage, true))
+    }
+
+    fn fork(&self, head: Head, live: Live, damage: Option<String>, unsynced: bool) -> Arc<Fork> {
+        Arc::new(Fork {
+            shared: self.shared.clone(),
+            uid: head.uid.clone(),
+            head: Mutex::new(head),
+            live: RwLock::new(live),
+            damage,
+            discarded: AtomicBool::new(false),
+            head_unsynced: AtomicBool::new(unsynced),
+            guarded: AtomicBool::new(true),
+        })
+    }
+
+    fn may_write(&self) -> Result<()> {
+        if self.shared.writable {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::ReadOnly, "another program writes this store's forks")
+            .with_hint("unmount it there, or use that mount"))
+    }
+
+    fn check_new(&self, name: &str) -> Result<()> {
+        self.may_write()?;
+        if let Some(why) = refuse_fork_name(name) {
+            return Err(Error::new(
+                ErrorKind::InvalidInput,
+                format!("{name:?} cannot be a fork's name: {why}"),
+            ));
+        }
+        if self.contains(name) {
+            return Err(Error::new(ErrorKind::AlreadyExists, format!("there is a fork {name:?} already")));
+        }
+        Ok(())
+    }
+
+    /// Makes a fork of an image, or an empty one.
+    pub fn create(&self, name: &str, image: Option<Digest>) -> Result<Arc<Fork>> {
+        self.check_new(name)?;
+        let base = self.shared.base(image)?;
+        let state = State::over(base);
+        let baseline = Arc::new(state.clone());
+        self.establish(name, image, state, baseline, Vec::new())
+    }
+
+    /// Makes a fork of a fork as it stands.
+    pub fn branch(&self, source: &Fork, name: &str) -> Result<Arc<Fork>> {
+        self.check_new(name)?;
+        // Held until the new head names the generations, so that none of them is released before.
+        let mut head = source.head.lock();
+        let frozen = source.freeze_locked(&mut head)?;
+        self.establish(
+            name,
+            head.base,
+            frozen.state.branch(),
+            frozen.baseline.clone(),
+            frozen.generations.clone(),
+        )
+    }
+
+    fn establish(
+        &self,
+        name: &str,
+        image: Option<Digest>,
+        state: State,
+        baseline: Arc<State>,
+        mut generations: Vec<Arc<Generation>>,
+    ) -> Result<Arc<Fork>> {
+        let active = self.shared.new_generation()?;
+        generations.push(active.clone());
+        let head = Head {
+            name: name.to_owned(),
+            uid: GenId::random()?.to_string(),
+            created_ns: now(),
+            base: image,
+            generations: generations.iter().map(|generation| generation.id).collect(),
+            extra: serde_json::Map::new(),
+        };
+        let ids = head.generations.clone();
+        self.shared.add_refs(&ids);
+        if let Err(e) = head.write(&self.shared.forks, false) {
+            self.shared.drop_refs(&ids);
+            return Err(e);
+        }
+        let writer = Writer::new(active);
+        let live = Live { state, baseline, orphans: HashMap::new(), writer, generations, image };
+        let fork = self.fork(head, live, None, true);
+        self.slots.lock().insert(name.to_owned(), Arc::new(Mutex::new(Slot::Loaded(fork.clone()))));
+        Ok(fork)
+    }
+
+    /// Gives a fork another name.
+    pub fn rename(&self, name: &str, new_name: &str) -> Result<()> {
+        let slot = self.slot(name)?;
+        self.check_new(new_name)?;
+        let mut slot_now = slot.lock();
+        let (from, to) = (head::path(&self.shared.forks, name), head::path(&self.shared.forks, new_name));
+        let rename = || {
+            rustix::fs::renameat_with(
+                rustix::fs::CWD,
+                &from,
+                rustix::fs::CWD,
+                &to,
+                rustix::fs::RenameFlags::NOREPLACE,
+            )
+            .map_err(|e| Error::io(e.into(), format!("cannot rename fork {name:?} to {new_name:?}")))
+        };
+        match &mut *slot_now {
+            Slot::Loaded(fork) => {
+                let mut head = fork.head.lock();
+                rename()?;
+                new_name.clone_into(&mut head.name);
+                fork.head_unsynced.store(true, Ordering::Release);
+            }
+            Slot::Known(head) => {
+                rename()?;
+                new_name.clone_into(&mut head.name);
+            }
+            Slot::Bad(_) => rename()?,
+        }
+        let mut slots = self.slots.lock();
+        slots.remove(name);
+        slots.insert(new_name.to_owned(), slot.clone());
+        Ok(())
+    }
+
+    /// Discards a fork: its head goes first, and with it the fork; then what only it needed. Somebody who still has it
+    /// open can read on. The head of a damaged fork is kept in `damaged/`, with what it names.
+    pub fn discard(&self, name: &str) -> Result<()> {
+        self.may_write()?;
+        let slot = self.slot(name)?;
+        let slot_now = slot.lock();
+        let path = head::path(&self.shared.forks, name);
+        let failed = |e| Error::io(e, format!("cannot discard fork {name:?}"));
+        let remove = || {
+            fs::remove_file(&path).map_err(failed)?;
+            // Before its generations go: a power cut must not bring the head back without them.
+            File::open(self.shared.forks.join("heads")).and_then(|dir| dir.sync_all()).map_err(failed)
+        };
+        let mut freed = Vec::new();
+        match &*slot_now {
+            Slot::Loaded(fork) => {
+                let head = fork.head.lock();
+                remove()?;
+                fork.discarded.store(true, Ordering::Release);
+                freed.clone_from(&head.generations);
+            }
+            Slot::Known(head) => {
+                remove()?;
+                freed.clone_from(&head.generations);
+            }
+            Slot::Bad(_) => {
+                let kept = self.shared.forks.join("damaged").join(format!("{name}-{}.json", now()));
+                fs::rename(&path, kept).map_err(failed)?;
+            }
+        }
+        self.slots.lock().remove(name);
+        self.shared.drop_refs(&freed);
+        Ok(())
+    }
+
+    /// Images that forks rest on: they must not be collected.
+    pub fn bases(&self) -> Vec<Digest> {
+        let slots: Vec<_> = self.slots.lock().values().cloned().collect();
+        let base = |slot: &Mutex<Slot>| match &*slot.lock() {
+            Slot::Known(head) => head.base,
+            Slot::Loaded(fork) => fork.base(),
+            Slot::Bad(_) => None,
+        };
+        slots.iter().filter_map(|slot| base(slot)).collect()
+    }
+
+    /// Makes every fork durable that is in use.
+    pub fn sync(&self) -> Result<()> {
+        let slots: Vec<_> = self.slots.lock().values().cloned().collect();
+        for slot in slots {
+            let fork = match &*slot.lock() {
+                Slot::Loaded(fork) => fork.clone(),
+                _ => continue,
+            };
+            if self.shared.writable {
+                fork.fsync()?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,581 @@
+//! A fork's tree at one moment: persistent maps over the immutable tree of its base. A clone takes pointers.
+
+use std::collections::HashMap;
+use std::sync::{Arc, OnceLock};
+
+use imbl::{HashMap as PMap, OrdMap};
+
+use super::ino::{Ino, Intern};
+use super::node::{Attr, Body, Content, Dir, Guard, Inode, LazyBlob, Name, Slot};
+use crate::layers::world::Kind;
+use crate::store::Digest;
+use crate::tree::{NodeId, Tree};
+
+/// A file of the base that is not in its world's tree, by its path in the fork.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LayerBase {
+    /// For instance `model/diff.json`; must be a layer's name.
+    pub path: String,
+    /// Its content.
+    pub digest: Digest,
+    /// Its length in bytes, where known without reading the blob.
+    pub size: Option<u64>,
+}
+
+/// What a fork begins as. One for each image, shared by its forks.
+pub(super) struct Base {
+    /// The image, or none for a fork that began empty.
+    pub(super) image: Option<Digest>,
+    pub(super) tree: Arc<Tree>,
+    /// Entries of the tree that are one file, by number.
+    groups: HashMap<u64, Vec<NodeId>>,
+    /// Owner of what has none recorded: user and group.
+    owner: (u32, u32),
+    nodes: PMap<Ino, Arc<Inode>>,
+    #[allow(clippy::struct_field_names)] // by base entry
+    by_base: PMap<NodeId, Ino>,
+}
+
+/// The folders every fork of an image has: number, parent, name.
+const FOLDERS: [(Ino, Ino, &[u8]); 7] = [
+    (Ino::MODEL, Ino::TOP, b"model"),
+    (Ino::CACHE, Ino::TOP, b"cache"),
+    (Ino::PAGES, Ino::CACHE, b"pages"),
+    (Ino::WORLD, Ino::TOP, b"world"),
+    (Ino::FS, Ino::WORLD, b"fs"),
+    (Ino::EFFECTS, Ino::TOP, b"effects"),
+    (Ino::TRACE, Ino::TOP, b"trace"),
+];
+
+/// The number that a folder of this name has by its place alone.
+pub(super) fn fixed_ino(parent: Ino, name: &[u8]) -> Option<Ino> {
+    FOLDERS.iter().find(|(_, p, n)| *p == parent && *n == name).map(|(ino, ..)| *ino)
+}
+
+fn folder(links: Vec<(Ino, Name)>, base: Option<NodeId>) -> Inode {
+    Inode {
+        mode: 0o755,
+        uid: None,
+        gid: None,
+        atime: None,
+        mtime: None,
+        ctime: None,
+        rdev: 0,
+        links: Arc::new(links),
+        base,
+        xattrs: Arc::default(),
+        guard: Guard::None,
+        birth: 0,
+        body: Body::Dir(Dir { base, ..Dir::default() }),
+    }
+}
+
+impl Base {
+    /// What a fork of nothing begins as: an empty folder.
+    pub(super) fn empty(owner: (u32, u32)) -> Self {
+        let nodes = PMap::unit(Ino::TOP, Arc::new(folder(Vec::new(), None)));
+        Self {
+            image: None,
+            tree: Arc::new(Tree::empty()),
+            groups: HashMap::new(),
+            owner,
+            nodes,
+            by_base: PMap::new(),
+        }
+    }
+
+    /// What a fork of an image begins as.
+    pub(super) fn new(image: Digest, tree: Arc<Tree>, layers: &[LayerBase], owner: (u32, u32)) -> Self {
+        let mut base = Self { image: Some(image), ..Self::empty(owner) };
+        let mut groups: HashMap<u64, Vec<NodeId>> = HashMap::new();
+        for (node, number) in tree.hardlinks() {
+            groups.entry(number).or_default().push(node);
+        }
+        // A tree that calls different files one is not believed: each keeps its own content.
+        groups.retain(|_, nodes| {
+            let first = nodes[0];
+            nodes.len() > 1
+                && tree.kind(first) != Kind::Dir
+                && nodes.iter().all(|n| {
+                    (tree.kind(*n), tree.blob(*n), tree.size(*n), tree.target(*n), tree.rdev(*n))
+                        == (
+                            tree.kind(first),
+                            tree.blob(first),
+                            tree.size(first),
+                            tree.target(first),
+                            tree.rdev(first),
+                        )
+                })
+        });
+        base.groups = groups;
+        let mut state = State::over(Arc::new(Self { tree, ..base }));
+        for (ino, parent, name) in FOLDERS {
+            let below = (ino == Ino::FS).then_some(NodeId::ROOT);
+            let mut dir = folder(vec![(parent, name.into())], below);
+            if let Some(node) = below {
+                state.by_base.insert(node, ino);
+                dir = state.inode_of(node, ino);
+                dir.links = Arc::new(vec![(parent, name.into())]);
+            }
+            state.nodes.insert(ino, Arc::new(dir));
+            state.set_entry(parent, &name.into(), ino, true);
+        }
+        for layer in layers {
+            state.add_layer(layer);
+        }
+        let State { base, nodes, by_base, .. } = state;
+        let mut base = Arc::try_unwrap(base).unwrap_or_else(|shared| Self {
+            image: shared.image,
+            tree: shared.tree.clone(),
+            groups: shared.groups.clone(),
+            owner: shared.owner,
+            nodes: PMap::new(),
+            by_base: PMap::new(),
+        });
+        (base.nodes, base.by_base) = (nodes, by_base);
+        base
+    }
+
+    /// The entry that stands for a file of the tree: of several links the first.
+    fn canonical(&self, node: NodeId) -> NodeId {
+        let group = self.tree.hardlink(node).and_then(|number| self.groups.get(&number));
+        group.filter(|nodes| nodes.contains(&node)).map_or(node, |nodes| nodes[0])
+    }
+}
+
+impl std::fmt::Debug for Base {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Base").field("image", &self.image).finish_non_exhaustive()
+    }
+}
+
+/// A fork's tree. Unlinked files are not in it.
+#[derive(Clone)]
+pub(super) struct State {
+    pub(super) base: Arc<Base>,
+    pub(super) intern: Arc<Intern>,
+    pub(super) nodes: PMap<Ino, Arc<Inode>>,
+    /// Base entries that were ever changed, moved or unlinked, and their numbers.
+    pub(super) by_base: PMap<NodeId, Ino>,
+    /// Files and folders changed since the last seal, with the epoch of the change.
+    pub(super) dirty_nodes: OrdMap<Ino, u64>,
+    /// Names that came, went or changed their file since the last seal.
+    pub(super) dirty_names: OrdMap<(Ino, Name), u64>,
+    /// Grows with every freeze.
+    pub(super) epoch: u64,
+    /// Grows with every file that is made.
+    pub(super) births: u64,
+}
+
+/// Where a number leads.
+pub(super) enum At<'a> {
+    Own(&'a Arc<Inode>),
+    Base(NodeId),
+}
+
+impl State {
+    /// The base with nothing changed.
+    pub(super) fn over(base: Arc<Base>) -> Self {
+        Self {
+            nodes: base.nodes.clone(),
+            by_base: base.by_base.clone(),
+            base,
+            intern: Arc::default(),
+            dirty_nodes: OrdMap::new(),
+            dirty_names: OrdMap::new(),
+            epoch: 0,
+            births: 0,
+        }
+    }
+
+    /// A clone for another fork, which gives numbers to base entries on its own.
+    pub(super) fn branch(&self) -> Self {
+        Self { intern: Arc::default(), ..self.clone() }
+    }
+
+    pub(super) fn at(&self, ino: Ino) -> Option<At<'_>> {
+        if let Some(inode) = self.nodes.get(&ino) {
+            return Some(At::Own(inode));
+        }
+        let node = self.intern.node(ino)?;
+        (!self.by_base.contains_key(&node)).then_some(At::Base(node))
+    }
+
+    /// A file by number.
+    pub(super) fn inode(&self, ino: Ino) -> Option<Arc<Inode>> {
+        Some(match self.at(ino)? {
+            At::Own(inode) => inode.clone(),
+            At::Base(node) => Arc::new(self.inode_of(node, ino)),
+        })
+    }
+
+    /// Whether a number is in use.
+    pub(super) fn taken(&self, ino: Ino) -> bool {
+        self.at(ino).is_some()
+    }
+
+    /// The number of a base entry.
+    fn ino_of(&self, node: NodeId) -> Ino {
+        let node = self.base.canonical(node);
+        if let Some(ino) = self.by_base.get(&node) {
+            return *ino;
+        }
+        let tree = &self.base.tree;
+        let parent = self.ino_of(tree.parent(node));
+        self.intern.ino(node, parent, tree.name(node), |ino| self.nodes.contains_key(&ino))
+    }
+
+    /// The number of a base entry whose folder's number is known.
+    pub(super) fn ino_in(&self, parent: Ino, node: NodeId) -> Ino {
+        let tree = &self.base.tree;
+        if tree.hardlink(node).is_some() {
+            return self.ino_of(node);
+        }
+        if let Some(ino) = self.by_base.get(&node) {
+            return *ino;
+        }
+        self.intern.ino(node, parent, tree.name(node), |ino| self.nodes.contains_key(&ino))
+    }
+
+    /// A base entry as a file of the fork.
+    fn inode_of(&self, node: NodeId, ino: Ino) -> Inode {
+        let tree = &self.base.tree;
+        let body = match tree.kind(node) {
+            Kind::File => match tree.blob(node) {
+                Some(digest) => Body::File(Content::blob(*digest, tree.size(node))),
+                None => Body::File(Content::default()),
+            },
+            Kind::Dir => {
+                let len = tree.children(node).len() as u64;
+                Body::Dir(Dir { base: Some(node), subdirs: tree.subdirs(node), len, ..Dir::default() })
+            }
+            Kind::Symlink => Body::Symlink(tree.target(node).unwrap_or_default().into()),
+            special => Body::Special(special),
+        };
+        let names = match tree.hardlink(node).and_then(|number| self.base.groups.get(&number)) {
+            Some(nodes) if nodes.contains(&node) => nodes.clone(),
+            _ => vec![node],
+        };
+        let links = if ino == Ino::FS {
+            vec![(Ino::WORLD, Name::from(&b"fs"[..]))]
+        } else {
+            names.iter().map(|n| (self.ino_of(tree.parent(*n)), tree.name(*n).into())).collect()
+        };
+        let owner = tree.owner(node);
+        let mtime = tree.mtime_ns(node);
+        Inode {
+            mode: tree.mode(node),
+            uid: owner.uid,
+            gid: owner.gid,
+            atime: mtime,
+            mtime,
+            ctime: mtime,
+            rdev: tree.rdev(node),
+            links: Arc::new(links),
+            base: Some(node),
+            xattrs: Arc::default(),
+            guard: Guard::None,
+            birth: 0,
+            body,
+        }
+    }
+
+    /// What `stat` tells of a file.
+    pub(super) fn attr(&self, ino: Ino, inode: &Inode) -> Attr {
+        let size = match &inode.body {
+            Body::File(content) => content.known_size(),
+            Body::Symlink(target) => target.len() as u64,
+            _ => 0,
+        };
+        Attr {
+            ino,
+            kind: inode.kind(),
+            mode: inode.mode,
+            nlink: inode.nlink(ino == Ino::TOP),
+            uid: inode.uid.unwrap_or(self.base.owner.0),
+            gid: inode.gid.unwrap_or(self.base.owner.1),
+            rdev: inode.rdev,
+            size,
+            atime: inode.atime.unwrap_or(0),
+            mtime: inode.mtime.unwrap_or(0),
+            ctime: inode.ctime.unwrap_or(0),
+        }
+    }
+
+    /// Finds a name in a folder. [`None`] also if `parent` is no folder.
+    pub(super) fn child(&self, parent: Ino, name: &[u8]) -> Option<Ino> {
+        let below = match self.at(parent)? {
+            At::Base(node) => node,
+            At::Own(inode) => {
+                let Body::Dir(dir) = &inode.body else { return None };
+                match dir.names.get(name) {
+                    Some(Slot::Gone) => return None,
+                    Some(Slot::Here { ino, .. }) => return Some(*ino),
+                    None => dir.base?,
+                }
+            }
+        };
+        self.base.tree.lookup(below, name).map(|node| self.ino_in(parent, node))
+    }
+
+    /// Finds a path, `/` between its components; the empty one is the fork's own folder.
+    pub(super) fn resolve(&self, path: &[u8]) -> Option<Ino> {
+        path.split(|b| *b == b'/')
+            .filter(|c| !c.is_empty())
+            .try_fold(Ino::TOP, |dir, name| self.child(dir, name))
+    }
+
+    /// A path that leads to a file; of several one.
+    pub(super) fn path(&self, mut ino: Ino) -> Option<Vec<u8>> {
+        let mut names: Vec<Name> = Vec::new();
+        while ino != Ino::TOP {
+            let (parent, name) = match self.at(ino)? {
+                At::Own(inode) => inode.links.first()?.clone(),
+                At::Base(node) => {
+                    let tree = &self.base.tree;
+                    (self.ino_of(tree.parent(node)), tree.name(node).into())
+                }
+            };
+            names.push(name);
+            // Deeper than any tree can be: a ring, which no operation makes.
+            if names.len() > 1 << 20 {
+                return None;
+            }
+            ino = parent;
+        }
+        names.reverse();
+        Some(names.join(&b'/'))
+    }
+
+    /// Whether `ino` is `folder` or lies anywhere below it.
+    pub(super) fn is_below(&self, mut ino: Ino, folder: Ino) -> bool {
+        loop {
+            if ino == folder {
+                return true;
+            }
+            let parent = match self.at(ino) {
+                Some(At::Own(inode)) => inode.links.first().map(|(parent, _)| *parent),
+                Some(At::Base(node)) => Some(self.ino_of(self.base.tree.parent(node))),
+                None => None,
+            };
+            match parent {
+                Some(parent) if ino != Ino::TOP => ino = parent,
+                _ => return false,
+            }
+        }
+    }
+
+    /// The folder a folder is in; the top is its own.
+    pub(super) fn parent(&self, ino: Ino) -> Ino {
+        match self.at(ino) {
+            Some(At::Own(inode)) => inode.links.first().map_or(Ino::TOP, |(parent, _)| *parent),
+            Some(At::Base(node)) => self.ino_of(self.base.tree.parent(node)),
+            None => Ino::TOP,
+        }
+    }
+
+    /// What a file is.
+    pub(super) fn kind(&self, ino: Ino) -> Option<Kind> {
+        Some(match self.at(ino)? {
+            At::Own(inode) => inode.kind(),
+            At::Base(node) => self.base.tree.kind(node),
+        })
+    }
+
+    /// A file, to be changed; it is the fork's own from now on, and counts as changed.
+    pub(super) fn edit(&mut self, ino: Ino) -> Option<&mut Inode> {
+        self.own(ino)?;
+        self.dirty_nodes.insert(ino, self.epoch);
+        self.nodes.get_mut(&ino).map(Arc::make_mut)
+    }
+
+    /// Makes a file the fork's own, and the folders above it first: what is own is found without knowing anything
+    /// of the base.
+    fn own(&mut self, ino: Ino) -> Option<()> {
+        let mut wanted = vec![ino];
+        while let Some(ino) = wanted.last().copied() {
+            let At::Base(node) = self.at(ino)? else {
+                wanted.pop();
+                continue;
+            };
+            let inode = self.inode_of(node, ino);
+            let above = inode.links.iter().map(|(parent, _)| *parent);
+            let missing: Vec<Ino> = above.filter(|parent| !self.nodes.contains_key(parent)).collect();
+            if missing.is_empty() {
+                self.nodes.insert(ino, Arc::new(inode));
+                self.by_base.insert(node, ino);
+                wanted.pop();
+            } else {
+                wanted.extend(missing);
+            }
+        }
+        Some(())
+    }
+
+    /// Puts a file into a folder under a name, in the place in the listing that the name had, if it had one. What had
+    /// the name before must lose its link afterwards.
+    pub(super) fn set_entry(&mut self, parent: Ino, name: &Name, ino: Ino, is_dir: bool) {
+        let had = self.child(parent, name);
+        let had_dir = had.and_then(|ino| self.kind(ino)) == Some(Kind::Dir);
+        self.dirty_names.insert((parent, name.clone()), self.epoch);
+        let Some(inode) = self.edit(parent) else { return };
+        let Body::Dir(dir) = &mut inode.body else { return };
+        let seq = match dir.names.get(name) {
+            Some(Slot::Here { seq, .. }) => *seq,
+            // The base's own entry is replaced where it stands.
+            None if had.is_some() => 0,
+            _ => {
+                dir.next += 1;
+                dir.order.insert(dir.next, name.clone());
+                dir.next
+            }
+        };
+        dir.names.insert(name.clone(), Slot::Here { ino, seq });
+        dir.len += u64::from(had.is_none());
+        dir.subdirs = dir.subdirs.saturating_sub(u32::from(had_dir)) + u32::from(is_dir);
+    }
+
+    /// Takes a name out of a folder.
+    pub(super) fn clear_entry(&mut self, parent: Ino, name: &Name, is_dir: bool) {
+        self.dirty_names.insert((parent, name.clone()), self.epoch);
+        let tree = self.base.tree.clone();
+        let Some(inode) = self.edit(parent) else { return };
+        let Body::Dir(dir) = &mut inode.body else { return };
+        if let Some(Slot::Here { seq, .. }) = dir.names.remove(name) {
+            dir.order.remove(&seq);
+        }
+        if dir.base.is_some_and(|base| tree.lookup(base, name).is_some()) {
+            dir.names.insert(name.clone(), Slot::Gone);
+        }
+        dir.len = dir.len.saturating_sub(1);
+        dir.subdirs = dir.subdirs.saturating_sub(u32::from(is_dir));
+    }
+
+    /// Takes one link from a file; returns the file if that was the last one. It is not in the state any more then.
+    pub(super) fn drop_link(&mut self, ino: Ino, parent: Ino, name: &Name, time: i64) -> Option<Arc<Inode>> {
+        let inode = self.edit(ino)?;
+        inode.ctime = Some(time);
+        let links = Arc::make_mut(&mut inode.links);
+        if let Some(at) = links.iter().position(|(p, n)| *p == parent && n == name) {
+            links.swap_remove(at);
+        }
+        if !links.is_empty() {
+            return None;
+        }
+        self.dirty_nodes.remove(&ino);
+        let inode = self.nodes.remove(&ino);
+        self.intern.forget(ino);
+        inode
+    }
+
+    /// Adds a file of the base that is not in its tree.
+    pub(super) fn add_layer(&mut self, layer: &LayerBase) {
+        let (folder, name) = layer.path.rsplit_once('/').unwrap_or(("", &layer.path));
+        let Some(parent) = self.resolve(folder.as_bytes()) else { return };
+        let name: Name = name.as_bytes().into();
+        let guard = match layer.path.as_str() {
+            "manifest.json" => Guard::Fixed,
+            "effects/ledger.jsonl" | "trace/messages.jsonl" => Guard::Append(None),
+            _ => Guard::None,
+        };
+        let content = match layer.size {
+            Some(size) => Content::blob(layer.digest, size),
+            None => Content {
+                lazy: Some(Arc::new(LazyBlob { digest: layer.digest, size: OnceLock::new() })),
+                ..Content::default()
+            },
+        };
+        let mut ino = Ino::derive(parent, &name, 0);
+        for probe in 1.. {
+            if !self.taken(ino) {
+                break;
+            }
+            ino = Ino::derive(parent, &name, probe);
+        }
+        let mut inode = folder_file(parent, &name, content);
+        inode.guard = guard;
+        if guard == Guard::Fixed {
+            inode.mode = 0o444;
+        }
+        self.nodes.insert(ino, Arc::new(inode));
+        self.set_entry(parent, &name, ino, false);
+    }
+
+    /// What an append-only file holds now cannot be changed from now on.
+    pub(super) fn raise_floors(&mut self) {
+        for (folder, name) in [(Ino::EFFECTS, &b"ledger.jsonl"[..]), (Ino::TRACE, b"messages.jsonl")] {
+            let Some(ino) = self.child(folder, name) else { continue };
+            let Some(inode) = self.nodes.get_mut(&ino) else { continue };
+            // Untouched content of unknown length is guarded as a whole already.
+            if inode.content().is_some_and(|content| content.lazy.is_none()) {
+                let inode = Arc::make_mut(inode);
+                inode.guard = Guard::Append(inode.content().map(Content::known_size));
+            }
+        }
+    }
+
+    /// Forgets a number nobody knows any more. Changed files keep theirs.
+    pub(super) fn forget(&self, ino: Ino) {
+        if !self.nodes.contains_key(&ino) {
+            self.intern.forget(ino);
+        }
+    }
+
+    /// The number of a base entry that is still in its place.
+    pub(super) fn number_of(&self, node: NodeId) -> Option<Ino> {
+        (!self.by_base.contains_key(&node)).then(|| self.ino_of(node))
+    }
+
+    /// Forgets what was changed up to an epoch.
+    pub(super) fn settle_dirt(&mut self, epoch: u64) {
+        self.dirty_nodes =
+            self.dirty_nodes.iter().filter(|(_, e)| **e > epoch).map(|(k, e)| (*k, *e)).collect();
+        self.dirty_names =
+            self.dirty_names.iter().filter(|(_, e)| **e > epoch).map(|(k, e)| (k.clone(), *e)).collect();
+    }
+
+    /// Replaces a file's content by a blob.
+    pub(super) fn forget_content(&mut self, ino: Ino, blob: super::pieces::BlobRef) {
+        if let Some(inode) = self.nodes.get_mut(&ino) {
+            let inode = Arc::make_mut(inode);
+            if let Body::File(content) = &mut inode.body {
+                *content = Content::blob(blob.digest, blob.size);
+            }
+        }
+    }
+
+    /// Shows the manifest of another base, as a file of another number. Returns the old one's.
+    pub(super) fn replace_manifest(&mut self, layers: &[LayerBase]) -> Option<Ino> {
+        let layer = layers.iter().find(|layer| layer.path == "manifest.json")?;
+        let old = self.child(Ino::TOP, b"manifest.json");
+        let (dirty_nodes, dirty_names) = (self.dirty_nodes.clone(), self.dirty_names.clone());
+        self.add_layer(layer);
+        if let Some(old) = old {
+            self.nodes.remove(&old);
+        }
+        (self.dirty_nodes, self.dirty_names) = (dirty_nodes, dirty_names);
+        old
+    }
+
+    /// Calls `each` with every piece of every changed file.
+    pub(super) fn each_content(&self, each: &mut dyn FnMut(Ino, &Content)) {
+        for (ino, inode) in &self.nodes {
+            if let Some(content) = inode.content() {
+                each(*ino, content);
+            }
+        }
+    }
+}
+
+fn folder_file(parent: Ino, name: &Name, content: Content) -> Inode {
+    Inode { mode: 0o644, body: Body::File(content), ..folder(vec![(parent, name.clone())], None) }
+}
+
+impl std::fmt::Debug for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("State")
+            .field("base", &self.base)
+            .field("own", &self.nodes.len())
+            .finish_non_exhaustive()
+    }
+}

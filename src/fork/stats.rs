@@ -1,0 +1,97 @@
+//! What forks are and what they cost.
+
+use std::fs;
+
+use super::registry::{Registry, Slot};
+use crate::error::Result;
+use crate::store::Digest;
+
+/// What is known of a fork without reading it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ForkInfo {
+    /// Its name.
+    pub name: String,
+    /// Its identity, if its head can be read.
+    pub uid: Option<String>,
+    /// The image it rests on.
+    pub base: Option<Digest>,
+    /// When it was made, in nanoseconds since 1970.
+    pub created_ns: i64,
+    /// Generations it has on disk.
+    pub generations: usize,
+    /// What is wrong with it, as far as is known.
+    pub damage: Option<String>,
+}
+
+/// What a fork costs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ForkStats {
+    /// Files and folders that differ from the base, and names that do.
+    pub changed: u64,
+    /// Bytes on disk of generations that no other fork rests on.
+    pub own_bytes: u64,
+    /// Bytes on disk of all its generations.
+    pub all_bytes: u64,
+    /// Bytes of its journals.
+    pub journal_bytes: u64,
+    /// The image it rests on.
+    pub base: Option<Digest>,
+    /// When it was made, in nanoseconds since 1970.
+    pub created_ns: i64,
+}
+
+impl Registry {
+    /// What is known of a fork without reading it.
+    pub fn info(&self, name: &str) -> Result<ForkInfo> {
+        let slot = self.slot(name)?.lock().clone();
+        let (head, damage) = match slot {
+            Slot::Bad(damage) => {
+                return Ok(ForkInfo {
+                    name: name.to_owned(),
+                    uid: None,
+                    base: None,
+                    created_ns: 0,
+                    generations: 0,
+                    damage: Some(damage),
+                });
+            }
+            Slot::Known(head) => (head, None),
+            Slot::Loaded(fork) => (fork.head.lock().clone(), fork.damage.clone()),
+        };
+        Ok(ForkInfo {
+            name: name.to_owned(),
+            uid: Some(head.uid),
+            base: head.base,
+            created_ns: head.created_ns,
+            generations: head.generations.len(),
+            damage,
+        })
+    }
+
+    /// What a fork costs. Reads it from disk if it was not yet.
+    pub fn stats(&self, name: &str) -> Result<ForkStats> {
+        let fork = self.get(name)?;
+        let (changed, generations, base) = {
+            let live = fork.live.read();
+            let names = live.state.dirty_names.len() + live.state.dirty_nodes.len();
+            (names as u64, live.generations.clone(), live.image)
+        };
+        let mut stats = ForkStats {
+            changed,
+            own_bytes: 0,
+            all_bytes: 0,
+            journal_bytes: 0,
+            base,
+            created_ns: fork.created_ns(),
+        };
+        for generation in generations {
+            let bytes = generation.disk_bytes();
+            stats.all_bytes += bytes;
+            stats.journal_bytes += fs::metadata(generation.journal_path()).map_or(0, |m| m.len());
+            if self.shared.refs.lock().get(&generation.id) == Some(&1) {
+                stats.own_bytes += bytes;
+            }
+        }
+        Ok(stats)
+    }
+}

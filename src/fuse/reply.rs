@@ -1,0 +1,77 @@
+//! From the filesystem's words to the library's, and back.
+
+use std::time::Duration;
+
+use fuser::{Errno, Generation, ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry, ReplyXattr, TimeOrNow};
+
+use super::{errno, file_attr, nanoseconds};
+use crate::fork::SetTime;
+use crate::layers::world::Kind;
+use crate::vfs::{Attr, Data, Entry, Outcome};
+
+pub(super) fn answer_entry(reply: ReplyEntry, outcome: Outcome<Entry>) {
+    match outcome {
+        Ok(entry) => {
+            let attr = file_attr(&entry.attr);
+            reply.entry_with_ttls(&entry.attr_ttl, &entry.entry_ttl, &attr, Generation(0));
+        }
+        Err(kind) => reply.error(errno(kind)),
+    }
+}
+
+pub(super) fn answer_attr(reply: ReplyAttr, outcome: Outcome<(Attr, Duration)>) {
+    match outcome {
+        Ok((attr, ttl)) => reply.attr(&ttl, &file_attr(&attr)),
+        Err(kind) => reply.error(errno(kind)),
+    }
+}
+
+pub(super) fn answer_data(reply: ReplyData, outcome: Outcome<Data>) {
+    match outcome {
+        Ok(data) => {
+            reply.data(data.bytes());
+            data.sent();
+        }
+        Err(kind) => reply.error(errno(kind)),
+    }
+}
+
+pub(super) fn answer_empty(reply: ReplyEmpty, outcome: Outcome<()>) {
+    match outcome {
+        Ok(()) => reply.ok(),
+        Err(kind) => reply.error(errno(kind)),
+    }
+}
+
+/// An attribute's value, or its length to who asks with no room at all.
+pub(super) fn answer_xattr(reply: ReplyXattr, size: u32, outcome: Outcome<Vec<u8>>) {
+    match outcome {
+        Ok(value) if size == 0 => reply.size(value.len() as u32),
+        Ok(value) if value.len() <= size as usize => reply.data(&value),
+        Ok(_) => reply.error(Errno::ERANGE),
+        Err(kind) => reply.error(errno(kind)),
+    }
+}
+
+/// What a mode's type bits say.
+pub(super) fn kind_of(mode: u32) -> Option<Kind> {
+    Some(match mode & libc::S_IFMT {
+        0 | libc::S_IFREG => Kind::File,
+        libc::S_IFIFO => Kind::Fifo,
+        libc::S_IFSOCK => Kind::Socket,
+        libc::S_IFCHR => Kind::Chardev,
+        libc::S_IFBLK => Kind::Blockdev,
+        _ => return None,
+    })
+}
+
+pub(super) fn set_time(time: TimeOrNow) -> SetTime {
+    match time {
+        TimeOrNow::Now => SetTime::Now,
+        TimeOrNow::SpecificTime(time) => SetTime::At(nanoseconds(time)),
+    }
+}
+
+pub(super) fn permissions(mode: u32) -> u16 {
+    (mode & 0o7777) as u16
+}

@@ -1,0 +1,380 @@
+//! Operations in forks: the fork engine means them, this finds the fork and counts the lookups.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::inode::{Fixed, Ino, Node, Shown, UNKNOWN_SIZE};
+use super::readdir::DirEntry;
+use super::{Attr, Data, Emit, Entry, FOREVER, INLINE_FILL, Outcome, Patience, Step, Vfs, top::logged};
+use crate::cache::Payload;
+use crate::error::{Error, ErrorKind, Posix};
+use crate::fork::{self, Allocate, CopySource, Fork, NewFile, RenameMode, SetAttr, XattrMode};
+
+/// Entries of a folder that are taken at a time, without holding its fork's lock while they are handed on.
+const BATCH: usize = 256;
+
+/// A fork's place in the numbers of inodes.
+pub(super) type Slot = u16;
+
+/// A fork of this mount.
+#[derive(Clone, Debug)]
+pub(super) struct Mounted {
+    pub(super) slot: Slot,
+    pub(super) fork: Arc<Fork>,
+}
+
+/// Tells what failed where it is worth a line, and gives the kind.
+fn kind(error: Error) -> ErrorKind {
+    match error.kind() {
+        ErrorKind::Missing | ErrorKind::Damaged | ErrorKind::NoSpace | ErrorKind::Io(_) => logged(error),
+        kind => kind,
+    }
+}
+
+impl Vfs {
+    /// The fork that an inode is in, and its number there. What is not in a fork cannot be changed.
+    fn in_fork(&self, ino: Ino) -> Outcome<(Mounted, fork::Ino)> {
+        match self.node(ino)? {
+            Node::Forked { mounted, ino } => Ok((mounted, ino)),
+            _ => Err(ErrorKind::ReadOnly),
+        }
+    }
+
+    fn fork_attr(slot: Slot, attr: &fork::Attr) -> Attr {
+        Attr {
+            ino: super::inode::fork_number(slot, attr.ino),
+            kind: attr.kind,
+            mode: attr.mode,
+            nlink: attr.nlink,
+            size: attr.size,
+            atime_ns: attr.atime,
+            mtime_ns: attr.mtime,
+            ctime_ns: attr.ctime,
+            uid: attr.uid,
+            gid: attr.gid,
+            rdev: attr.rdev as u32,
+        }
+    }
+
+    /// Counts a lookup of a file that `find` has just found.
+    fn fork_entry(
+        &self,
+        mounted: &Mounted,
+        found: &fork::Attr,
+        find: impl Fn() -> crate::Result<fork::Attr>,
+    ) -> Outcome<Entry> {
+        let node = Node::Forked { mounted: mounted.clone(), ino: found.ino };
+        let (ino, new) = self.inodes.intern(node, |_| unreachable_image());
+        let mut attr = Self::fork_attr(mounted.slot, found);
+        if new {
+            // Between finding and counting, another thread may have forgotten the file for good, and with it the
+            // fork what its number stands for. Now that it is counted, this cannot happen again.
+            match find() {
+                Ok(again) if again.ino == found.ino => attr = Self::fork_attr(mounted.slot, &again),
+                Ok(_) => {
+                    self.forget(ino, 1);
+                    return Err(ErrorKind::NotFound);
+                }
+                Err(error) => {
+                    self.forget(ino, 1);
+                    return Err(kind(error));
+                }
+            }
+        }
+        debug_assert_eq!(ino, attr.ino);
+        Ok(Entry { attr, entry_ttl: FOREVER, attr_ttl: FOREVER })
+    }
+
+    /// A fork's own folder.
+    pub(super) fn fork_top(&self, mounted: &Mounted) -> Outcome<Entry> {
+        let find = || mounted.fork.getattr(fork::Ino::TOP);
+        let found = find().map_err(kind)?;
+        self.fork_entry(mounted, &found, find)
+    }
+
+    pub(super) fn lookup_forked(
+        &self,
+        mounted: &Mounted,
+        parent: fork::Ino,
+        name: &[u8],
+        patience: Patience,
+    ) -> Outcome<Step<Entry>> {
+        // Outside of world/fs lengths may have to be found out by decompressing.
+        if patience == Patience::Brief && parent.is_frame() {
+            return Ok(Step::Blocks);
+        }
+        let find = || mounted.fork.lookup(parent, name);
+        let found = find().map_err(kind)?;
+        self.fork_entry(mounted, &found, find).map(Step::Done)
+    }
+
+    pub(super) fn getattr_forked(mounted: &Mounted, ino: fork::Ino) -> Outcome<Attr> {
+        let attr = mounted.fork.getattr(ino).map_err(kind)?;
+        Ok(Self::fork_attr(mounted.slot, &attr))
+    }
+
+    pub(super) fn read_forked(
+        &self,
+        mounted: &Mounted,
+        ino: fork::Ino,
+        offset: u64,
+        size: u32,
+        patience: Patience,
+    ) -> Outcome<Step<Data>> {
+        // What nobody wrote to is served from the cache as it lies there.
+        if let Some(blob) = mounted.fork.whole_blob(ino).map_err(kind)? {
+            let payload = match self.reader.peek(&blob.digest, blob.size) {
+                Some(payload) => payload,
+                None if patience == Patience::Brief && blob.size > INLINE_FILL => return Ok(Step::Blocks),
+                None => self.fork_payload(mounted, ino, &blob)?,
+            };
+            let start = usize::try_from(offset).unwrap_or(usize::MAX).min(payload.len());
+            let end = start.saturating_add(size as usize).min(payload.len());
+            return Ok(Step::Done(Data::Blob(payload, start, end)));
+        }
+        let bytes = mounted.fork.read_vec(ino, offset, size as usize).map_err(kind)?;
+        let len = bytes.len();
+        Ok(Step::Done(Data::Doc(bytes.into(), 0, len)))
+    }
+
+    fn fork_payload(&self, mounted: &Mounted, ino: fork::Ino, blob: &fork::BlobRef) -> Outcome<Payload> {
+        self.reader.payload(&blob.digest, blob.size).map_err(|error| {
+            let path = mounted.fork.path(ino).unwrap_or_default();
+            let path = String::from_utf8_lossy(&path).into_owned();
+            tracing::error!(fork = mounted.fork.uid(), path, digest = %blob.digest, "cannot be read: {error}");
+            ErrorKind::Damaged
+        })
+    }
+
+    pub(super) fn list_forked(
+        &self,
+        own: Ino,
+        mounted: &Mounted,
+        dir: fork::Ino,
+        cookie: u64,
+        plus: bool,
+        emit: Emit<'_>,
+    ) -> Outcome<()> {
+        // The two dots have cookies 1 and 2.
+        let mut at = cookie.saturating_sub(2);
+        loop {
+            let mut batch = Vec::with_capacity(BATCH);
+            mounted
+                .fork
+                .readdir(dir, at, &mut |entry| {
+                    batch.push(entry);
+                    batch.len() < BATCH
+                })
+                .map_err(kind)?;
+            let last = batch.len() < BATCH;
+            for found in batch {
+                at = found.cookie;
+                let number = super::inode::fork_number(mounted.slot, found.ino);
+                let entry = if plus {
+                    let find = || mounted.fork.lookup(dir, &found.name);
+                    match find().map_err(kind).and_then(|attr| self.fork_entry(mounted, &attr, find)) {
+                        Ok(entry) => Some(entry),
+                        // Gone meanwhile.
+                        Err(ErrorKind::NotFound) => continue,
+                        Err(kind) => return Err(kind),
+                    }
+                } else {
+                    None
+                };
+                let cookie = found.cookie + 2;
+                debug_assert_ne!(number, own);
+                if !emit(DirEntry { ino: number, cookie, kind: found.kind, name: &found.name, entry }) {
+                    if entry.is_some() {
+                        self.forget(number, 1);
+                    }
+                    return Ok(());
+                }
+            }
+            if last {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Makes a file, folder, symlink or special. Under `forks/`, a folder is a fork.
+    pub fn create(&self, parent: Ino, name: &[u8], new: &NewFile<'_>) -> Outcome<Entry> {
+        if let Node::Fixed(Fixed::Forks) = self.node(parent)? {
+            return self.make_fork(name, new);
+        }
+        let (mounted, parent) = self.in_fork(parent)?;
+        let made = mounted.fork.create(parent, name, new).map_err(kind)?;
+        self.fork_entry(&mounted, &made, || mounted.fork.lookup(parent, name))
+    }
+
+    /// Gives a file another name.
+    pub fn link(&self, ino: Ino, parent: Ino, name: &[u8]) -> Outcome<Entry> {
+        let (mounted, parent) = self.in_fork(parent)?;
+        let (source, ino) = self.in_fork(ino).map_err(|_| ErrorKind::Posix(Posix::CrossesDevices))?;
+        if source.slot != mounted.slot {
+            return Err(ErrorKind::Posix(Posix::CrossesDevices));
+        }
+        let linked = mounted.fork.link(ino, parent, name).map_err(kind)?;
+        self.fork_entry(&mounted, &linked, || mounted.fork.lookup(parent, name))
+    }
+
+    /// Takes a name away.
+    pub fn unlink(&self, parent: Ino, name: &[u8]) -> Outcome<()> {
+        let (mounted, parent) = self.in_fork(parent)?;
+        let gone = mounted.fork.unlink(parent, name).map_err(kind)?;
+        self.unlinked(&mounted, gone);
+        Ok(())
+    }
+
+    /// Removes an empty folder. Under `forks/`, an empty fork is discarded.
+    pub fn rmdir(&self, parent: Ino, name: &[u8]) -> Outcome<()> {
+        if let Node::Fixed(Fixed::Forks) = self.node(parent)? {
+            return self.discard_fork(name, true);
+        }
+        let (mounted, parent) = self.in_fork(parent)?;
+        let gone = mounted.fork.rmdir(parent, name).map_err(kind)?;
+        self.unlinked(&mounted, gone);
+        Ok(())
+    }
+
+    /// What the kernel does not know any more either is gone for good.
+    fn unlinked(&self, mounted: &Mounted, gone: fork::Ino) {
+        if self.inodes.get(super::inode::fork_number(mounted.slot, gone)).is_none() {
+            mounted.fork.forget(gone);
+        }
+    }
+
+    /// Renames. Forks are renamed under `forks/`; one that is moved into `.pfimg/` is discarded, whatever it holds.
+    pub fn rename(&self, from: Ino, name: &[u8], to: Ino, new_name: &[u8], mode: RenameMode) -> Outcome<()> {
+        match (self.node(from)?, self.node(to)?) {
+            (Node::Fixed(Fixed::Forks), Node::Fixed(Fixed::Forks)) => self.rename_fork(name, new_name, mode),
+            (Node::Fixed(Fixed::Forks), Node::Fixed(Fixed::Control)) => self.discard_fork(name, false),
+            (Node::Forked { mounted, ino: from }, Node::Forked { mounted: other, ino: to }) => {
+                if mounted.slot != other.slot {
+                    return Err(ErrorKind::Posix(Posix::CrossesDevices));
+                }
+                let gone = mounted.fork.rename(from, name, to, new_name, mode).map_err(kind)?;
+                if let Some(gone) = gone {
+                    self.unlinked(&mounted, gone);
+                }
+                Ok(())
+            }
+            (Node::Forked { .. }, _) | (_, Node::Forked { .. }) => {
+                Err(ErrorKind::Posix(Posix::CrossesDevices))
+            }
+            _ => Err(ErrorKind::ReadOnly),
+        }
+    }
+
+    /// Sets attributes.
+    pub fn setattr(&self, ino: Ino, set: &SetAttr) -> Outcome<(Attr, Duration)> {
+        let (mounted, ino) = self.in_fork(ino)?;
+        let attr = mounted.fork.setattr(ino, set).map_err(kind)?;
+        Ok((Self::fork_attr(mounted.slot, &attr), FOREVER))
+    }
+
+    /// Whether a file can be opened: for writing only in a fork.
+    pub fn open(&self, ino: Ino, writes: bool) -> Outcome<()> {
+        if writes { self.in_fork(ino).map(|_| ()) } else { self.node(ino).map(|_| ()) }
+    }
+
+    /// Writes; `strip` takes set-user-id and set-group-id bits away, as a write by anyone but root does.
+    pub fn write(&self, ino: Ino, offset: u64, bytes: &[u8], strip: bool) -> Outcome<usize> {
+        let (mounted, ino) = self.in_fork(ino)?;
+        match mounted.fork.write(ino, offset, bytes, strip) {
+            // What was deleted may not have been given back yet.
+            Err(error)
+                if error.kind() == ErrorKind::NoSpace && mounted.fork.reap().is_ok_and(|freed| freed) =>
+            {
+                mounted.fork.write(ino, offset, bytes, strip).map_err(kind)
+            }
+            written => written.map_err(kind),
+        }
+    }
+
+    /// Allocates, punches or zeroes a range.
+    pub fn fallocate(&self, ino: Ino, offset: u64, len: u64, what: Allocate) -> Outcome<()> {
+        let (mounted, ino) = self.in_fork(ino)?;
+        mounted.fork.fallocate(ino, offset, len, what).map_err(kind)
+    }
+
+    /// The next data or hole from an offset on.
+    pub fn seek(&self, ino: Ino, offset: u64, data: bool) -> Outcome<u64> {
+        match self.node(ino)? {
+            Node::Forked { mounted, ino } => mounted.fork.seek(ino, offset, data).map_err(kind),
+            Node::File { size, .. } if offset < size && size != UNKNOWN_SIZE => {
+                Ok(if data { offset } else { size })
+            }
+            Node::Doc { bytes, .. } if offset < bytes.len() as u64 => {
+                Ok(if data { offset } else { bytes.len() as u64 })
+            }
+            _ => Err(ErrorKind::Posix(Posix::NoSuchOffset)),
+        }
+    }
+
+    /// Copies a range into a file of a fork, sharing what can be shared. Returns how many bytes, maybe fewer.
+    pub fn copy_range(&self, from: Ino, from_offset: u64, to: Ino, offset: u64, len: u64) -> Outcome<u64> {
+        let (target, ino) = self.in_fork(to)?;
+        match self.node(from)? {
+            Node::Forked { mounted, ino: source } => {
+                let source = CopySource::Fork(&mounted.fork, source);
+                target.fork.copy_range(&source, from_offset, ino, offset, len).map_err(kind)
+            }
+            Node::File { digest, size, shown: Shown::Raw, .. } if size != UNKNOWN_SIZE => {
+                let source = CopySource::Blob(fork::BlobRef { digest, size });
+                target.fork.copy_range(&source, from_offset, ino, offset, len).map_err(kind)
+            }
+            // Bytes that are in no blob of their own.
+            _ => {
+                let size = u32::try_from(len).unwrap_or(u32::MAX).min(1 << 20);
+                let Step::Done(data) = self.read(from, from_offset, size, Patience::Blocking)? else {
+                    return Err(ErrorKind::Io(None));
+                };
+                if data.bytes().is_empty() {
+                    return Ok(0);
+                }
+                target.fork.write(ino, offset, data.bytes(), false).map(|n| n as u64).map_err(kind)
+            }
+        }
+    }
+
+    /// Makes everything in the inode's fork durable. What is not in a fork is durable already.
+    pub fn fsync(&self, ino: Ino) -> Outcome<()> {
+        match self.node(ino)? {
+            Node::Forked { mounted, .. } => mounted.fork.fsync().map_err(kind),
+            _ => Ok(()),
+        }
+    }
+
+    /// An extended attribute. Only forks have any.
+    pub fn getxattr(&self, ino: Ino, name: &[u8]) -> Outcome<Vec<u8>> {
+        match self.node(ino)? {
+            Node::Forked { mounted, ino } => mounted.fork.getxattr(ino, name).map_err(kind),
+            _ => Err(ErrorKind::Posix(Posix::NoAttribute)),
+        }
+    }
+
+    /// Names of extended attributes.
+    pub fn listxattr(&self, ino: Ino) -> Outcome<Vec<Vec<u8>>> {
+        match self.node(ino)? {
+            Node::Forked { mounted, ino } => mounted.fork.listxattr(ino).map_err(kind),
+            _ => Ok(Vec::new()),
+        }
+    }
+
+    /// Sets an extended attribute.
+    pub fn setxattr(&self, ino: Ino, name: &[u8], value: &[u8], mode: XattrMode) -> Outcome<()> {
+        let (mounted, ino) = self.in_fork(ino)?;
+        mounted.fork.setxattr(ino, name, value, mode).map_err(kind)
+    }
+
+    /// Removes an extended attribute.
+    pub fn removexattr(&self, ino: Ino, name: &[u8]) -> Outcome<()> {
+        let (mounted, ino) = self.in_fork(ino)?;
+        mounted.fork.removexattr(ino, name).map_err(kind)
+    }
+}
+
+/// Numbers in forks are not made of an image's id.
+fn unreachable_image() -> crate::store::Digest {
+    crate::store::Digest::from_bytes([0; 32])
+}

@@ -1,0 +1,224 @@
+//! `forks/` and `work/`: which forks there are, and how they come and go.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use super::forked::{Mounted, Slot};
+use super::inode::hash_bytes;
+use super::reader::Reader;
+use super::top::logged;
+use super::{Entry, Outcome, Vfs};
+use crate::error::{Error, ErrorKind, Posix, Result};
+use crate::fork::{self, Fork, NewFile, Registry, RenameMode};
+use crate::layers::world::Kind;
+
+/// Forks that can be in use at once: what fits beside the number of a file.
+const SLOTS: Slot = 1 << 14;
+
+/// The forks of the mounted store.
+pub(super) struct Forks {
+    /// Opened when there is one or the first is made: looking at a store writes nothing into it.
+    registry: Mutex<Option<Arc<Registry>>>,
+    reader: Arc<Reader>,
+    read_only: bool,
+    slots: Mutex<Slots>,
+}
+
+#[derive(Default)]
+struct Slots {
+    by_uid: HashMap<String, Slot>,
+    /// Each slot's fork; nothing once it was discarded, as long as the kernel may know inodes of it.
+    taken: HashMap<Slot, Option<Arc<Fork>>>,
+}
+
+impl Slots {
+    /// A fork's slot: the same after a remount, unless it was taken by another one.
+    fn of(&mut self, fork: &Arc<Fork>, known: impl FnOnce() -> HashSet<Slot>) -> Option<Slot> {
+        if let Some(slot) = self.by_uid.get(fork.uid()) {
+            return Some(*slot);
+        }
+        if self.taken.len() >= usize::from(SLOTS) {
+            // Never one of which an inode is left: its number would mean a file of another fork.
+            let known = known();
+            self.taken.retain(|slot, fork| fork.is_some() || known.contains(slot));
+        }
+        let wanted = (hash_bytes(fork.uid().as_bytes()) % u64::from(SLOTS)) as Slot;
+        let free = (0..SLOTS).map(|i| (wanted + i) % SLOTS).find(|slot| !self.taken.contains_key(slot))?;
+        self.by_uid.insert(fork.uid().to_owned(), free);
+        self.taken.insert(free, Some(Arc::clone(fork)));
+        Some(free)
+    }
+
+    /// Gives a discarded fork's slot back as soon as it can be.
+    fn discard(&mut self, uid: &str) {
+        if let Some(fork) = self.by_uid.remove(uid).and_then(|slot| self.taken.get_mut(&slot)) {
+            *fork = None;
+        }
+    }
+}
+
+impl Forks {
+    pub(super) fn new(reader: Arc<Reader>, read_only: bool) -> Self {
+        Self { registry: Mutex::new(None), reader, read_only, slots: Mutex::default() }
+    }
+}
+
+impl Vfs {
+    /// The forks, if there are any; with `make`, room for the first one.
+    fn registry(&self, make: bool) -> Result<Option<Arc<Registry>>> {
+        let mut registry = self.forks.registry.lock();
+        if let Some(open) = &*registry {
+            return Ok(Some(Arc::clone(open)));
+        }
+        if !make && !self.store.root().join("forks").is_dir() {
+            return Ok(None);
+        }
+        let owner = (self.config.uid, self.config.gid);
+        let reader: Arc<dyn fork::BaseReader> = self.forks.reader.clone();
+        let open = |read_only| {
+            let options = fork::Options { owner, read_only, ..fork::Options::default() };
+            Registry::open(self.store.root(), Arc::clone(&reader), options)
+        };
+        let opened = match open(self.forks.read_only) {
+            // A store that cannot be written: its forks can be read all the same.
+            Err(error)
+                if matches!(error.kind(), ErrorKind::ReadOnly | ErrorKind::PermissionDenied) && !make =>
+            {
+                tracing::warn!("forks are read-only: {error}");
+                open(true)?
+            }
+            other => other?,
+        };
+        if !opened.is_writable() && !self.forks.read_only {
+            tracing::warn!("another mount of this store writes its forks: here they are read-only");
+        }
+        Ok(Some(Arc::clone(registry.insert(Arc::new(opened)))))
+    }
+
+    /// Names of all forks.
+    pub(super) fn fork_names(&self) -> Vec<String> {
+        match self.registry(false) {
+            Ok(registry) => registry.map_or_else(Vec::new, |registry| registry.names()),
+            Err(error) => {
+                logged(error);
+                Vec::new()
+            }
+        }
+    }
+
+    /// A fork by its name.
+    pub(super) fn fork_named(&self, name: &str) -> Outcome<Mounted> {
+        let registry = self.registry(false).map_err(logged)?.ok_or(ErrorKind::NotFound)?;
+        if !registry.contains(name) {
+            return Err(ErrorKind::NotFound);
+        }
+        self.mounted(registry.get(name).map_err(logged)?)
+    }
+
+    fn mounted(&self, fork: Arc<Fork>) -> Outcome<Mounted> {
+        let slot = self.forks.slots.lock().of(&fork, || self.inodes.fork_slots());
+        let slot = slot.ok_or_else(|| {
+            tracing::error!("more than {SLOTS} forks are in use");
+            ErrorKind::NoSpace
+        })?;
+        // `rm -rf` has to get through; what was sealed is protected otherwise.
+        fork.set_guarded(false);
+        Ok(Mounted { slot, fork })
+    }
+
+    pub(super) fn lookup_fork(&self, name: &str) -> Outcome<Entry> {
+        let mounted = self.fork_named(name)?;
+        self.fork_top(&mounted)
+    }
+
+    /// `mkdir forks/NAME@SOURCE`, or `mkdir forks/NAME` for an empty one.
+    pub(super) fn make_fork(&self, name: &[u8], new: &NewFile<'_>) -> Outcome<Entry> {
+        let text = std::str::from_utf8(name).map_err(|_| ErrorKind::InvalidInput)?;
+        if new.kind != Kind::Dir {
+            tracing::info!("refused: forks/{text:?} can only be a folder, a fork");
+            return Err(ErrorKind::Posix(Posix::NotPermitted));
+        }
+        let (name, source) = match text.split_once('@') {
+            Some((name, source)) => (name, Some(source)),
+            None => (text, None),
+        };
+        let made = self.fork_from(name, source).map_err(logged)?;
+        let mounted = self.mounted(made)?;
+        let mut entry = self.fork_top(&mounted)?;
+        if source.is_some() {
+            // It is called otherwise.
+            entry.entry_ttl = Duration::ZERO;
+        }
+        Ok(entry)
+    }
+
+    fn fork_from(&self, name: &str, source: Option<&str>) -> Result<Arc<Fork>> {
+        // Found before anything is made: a source that is not there must leave nothing behind.
+        let image = match source {
+            None => None,
+            Some(source) => match self.registry(false)? {
+                Some(registry) if registry.contains(source) => {
+                    let source = registry.get(source)?;
+                    return registry.branch(&source, name);
+                }
+                _ => Some(
+                    self.store
+                        .resolve(source)
+                        .map_err(|e| e.context(format_args!("cannot make fork {name:?} of {source:?}")))?,
+                ),
+            },
+        };
+        let registry = self.registry(true)?;
+        let registry = registry.ok_or_else(|| Error::new(ErrorKind::ReadOnly, "the forks are read-only"))?;
+        registry.create(name, image)
+    }
+
+    pub(super) fn rename_fork(&self, name: &[u8], new_name: &[u8], mode: RenameMode) -> Outcome<()> {
+        let utf8 = |name| std::str::from_utf8(name).map_err(|_| ErrorKind::InvalidInput);
+        let (name, new_name) = (utf8(name)?, utf8(new_name)?);
+        if mode == RenameMode::Exchange {
+            return Err(ErrorKind::InvalidInput);
+        }
+        let registry = self.registry(false).map_err(logged)?.ok_or(ErrorKind::NotFound)?;
+        registry.rename(name, new_name).map_err(logged)
+    }
+
+    /// Discards a fork; where `if_empty`, only one that holds nothing.
+    pub(super) fn discard_fork(&self, name: &[u8], if_empty: bool) -> Outcome<()> {
+        let name = std::str::from_utf8(name).map_err(|_| ErrorKind::NotFound)?;
+        let registry = self.registry(false).map_err(logged)?.ok_or(ErrorKind::NotFound)?;
+        if if_empty {
+            let mounted = self.fork_named(name)?;
+            let mut empty = true;
+            let listed = mounted.fork.readdir(fork::Ino::TOP, 0, &mut |_| {
+                empty = false;
+                false
+            });
+            listed.map_err(logged)?;
+            if !empty && !mounted.fork.is_blank() {
+                return Err(ErrorKind::Posix(Posix::NotEmpty));
+            }
+        }
+        let uid = registry.info(name).ok().and_then(|info| info.uid);
+        registry.discard(name).map_err(logged)?;
+        if let Some(uid) = uid {
+            self.forks.slots.lock().discard(&uid);
+        }
+        Ok(())
+    }
+
+    /// Keeps journals short and gives space back that nothing needs any more. To be called now and then.
+    pub(crate) fn keep_house(&self) {
+        let forks: Vec<_> = self.forks.slots.lock().taken.values().flatten().cloned().collect();
+        for fork in forks {
+            let kept =
+                fork.reap().and_then(|_| if fork.wants_checkpoint() { fork.checkpoint() } else { Ok(false) });
+            if let Err(error) = kept {
+                tracing::warn!(fork = fork.uid(), "cannot give space back yet: {error}");
+            }
+        }
+    }
+}
