@@ -169,10 +169,13 @@ fn an_image_that_comes_back_is_there_again() {
     let marker = std::fs::read(store.marker_path(&id)).unwrap();
     let mount = Mount::of(store.root()).start();
     let manifest = mount.image(&id).join("manifest.json");
+    let known = [mount.image(&id), mount.image(&id).join("model/base"), manifest.clone()];
     for _ in 0..5 {
         wait_until("the image is there", || std::fs::read(&manifest).is_ok_and(|bytes| bytes == marker));
+        assert!(known.iter().all(|path| path.exists()));
+        // At once, before anything else can have noticed that it was there.
         std::fs::remove_file(store.marker_path(&id)).unwrap();
-        wait_until("the image is gone", || manifest.symlink_metadata().is_err());
+        wait_until("the image is gone", || known.iter().all(|path| path.symlink_metadata().is_err()));
         std::fs::write(store.marker_path(&id), &marker).unwrap();
     }
     mount.unmount();

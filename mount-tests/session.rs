@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "session/asking.rs"]
+mod asking;
 mod common;
 
 use std::collections::BTreeMap;
@@ -60,6 +62,48 @@ fn a_killed_daemon_leaves_a_mount_that_the_next_one_clears_fifty_times() {
     last.unmount();
     assert!(system::types_at(&point).is_empty());
     assert!(names(&point).unwrap().is_empty());
+}
+
+#[test]
+fn a_daemon_killed_at_any_moment_of_its_start_is_gone_and_can_be_cleared() {
+    system::require_fuse();
+    let (store, id) = small_store();
+    let (_dir, point) = point();
+    let _guard = Background { point: point.clone(), pid: None };
+    let home = point.parent().unwrap();
+    for round in 0..60u32 {
+        let mut child = common::cli::clean_command(Path::new(common::PFIMG))
+            .args([
+                OsStr::new("mount"),
+                OsStr::new("--foreground"),
+                store.root().as_os_str(),
+                point.as_os_str(),
+            ])
+            .env("HOME", home)
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        // From the moment it is mounted on, a little later each time.
+        wait_until("the mount is there or refused", || {
+            !system::mounts_at(&point).is_empty() || child.try_wait().unwrap().is_some()
+        });
+        let start = std::time::Instant::now();
+        while start.elapsed() < std::time::Duration::from_micros(100) * (round % 30) {
+            std::hint::spin_loop();
+        }
+        child.kill().unwrap();
+        // A daemon that is killed while it waits for its own mount waits for ever: no signal ends it.
+        let ended =
+            common::wait_at_most(std::time::Duration::from_secs(20), || child.try_wait().unwrap().is_some());
+        if ended.is_none() {
+            system::break_connection(&point);
+            wait_until("the daemon ends", || child.try_wait().unwrap().is_some());
+            panic!("round {round}: a killed daemon waits for its own mount and cannot end");
+        }
+    }
+    let mount = Mount::of(store.root()).at(&point).start();
+    assert_eq!(read(&mount, &id), b"content");
+    mount.unmount();
 }
 
 #[test]
@@ -257,125 +301,6 @@ fn mount_returns_when_the_mount_answers_and_umount_ends_it() {
     assert!(system::types_at(&point).is_empty());
 }
 
-#[test]
-fn mounting_twice_at_one_place_is_refused_and_harms_nothing() {
-    let (store, id) = small_store();
-    let mount = Mount::of(store.root()).start();
-    let args = [OsStr::new("mount"), store.root().as_os_str(), mount.path().as_os_str()];
-    let (_dir, home) = temp_dir();
-    let refused = Run::new(args).env("HOME", home).run();
-    assert!(refused.code != 0 && !refused.stderr.trim().is_empty(), "{refused:?}");
-    assert_eq!(system::types_at(mount.path()).len(), 1);
-    assert_eq!(read(&mount, &id), b"content");
-    mount.unmount();
-}
-
-#[test]
-fn a_store_can_be_mounted_at_two_places_with_one_cache() {
-    let (store, id) = small_store();
-    let (_dir, dir) = temp_dir();
-    let cache = dir.join("cache");
-    let args = [Path::new("--cache-dir"), &cache];
-    let one = Mount::of(store.root()).args(args).start();
-    let two = Mount::of(store.root()).args(args).start();
-    assert_eq!(read(&one, &id), b"content");
-    one.unmount();
-    assert_eq!(read(&two, &id), b"content");
-    two.unmount();
-}
-
-#[test]
-fn a_store_that_is_none_gives_a_clear_error() {
-    let (_dir, dir) = temp_dir();
-    let make = |name: &str| {
-        std::fs::create_dir_all(dir.join(name)).unwrap();
-        dir.join(name)
-    };
-    let full = make("full of other things");
-    std::fs::write(full.join("letter.txt"), b"dear").unwrap();
-    let file = dir.join("file");
-    std::fs::write(&file, b"no folder").unwrap();
-    let empty = make("empty");
-    for (what, store) in
-        [("missing", dir.join("missing")), ("empty", empty), ("no store", full), ("a file", file)]
-    {
-        let point = make("mnt");
-        let (output, _guard) = mount_in_background(&store, &point, &[]);
-        let output = output.exits(2);
-        assert!(output.stderr.contains(store.to_str().unwrap()), "{what}: {}", output.stderr);
-        assert_eq!(output.stderr.trim().lines().count(), 1, "{what}: {}", output.stderr);
-        assert!(system::types_at(&point).is_empty(), "{what}: mounted");
-        for command in ["images", "verify"] {
-            let output = pfimg_on(&store, [command]).exits(2);
-            assert!(output.stderr.contains(store.to_str().unwrap()), "{what}: {command}: {}", output.stderr);
-        }
-    }
-    assert!(!dir.join("missing").exists(), "a store was made");
-    assert!(names(&dir.join("empty")).unwrap().is_empty(), "something was written into an empty folder");
-}
-
-#[test]
-fn an_image_of_a_newer_schema_gives_a_clear_error() {
-    let mut store = FastStore::new();
-    let id = store.image(&Spec { schema: Some(2), ..Spec::default() });
-    let output = pfimg_on(store.root(), ["show", &id]).exits(2);
-    assert!(output.stderr.to_lowercase().contains("schema"), "{}", output.stderr);
-    let mount = Mount::of(store.root()).start();
-    assert_eq!(errno(std::fs::read(mount.image(&id).join("model/base"))), libc::EIO);
-    assert!(!mount.log_lines(&[&id[..12], "schema"]).is_empty(), "{}", mount.log());
-    mount.unmount();
-}
-
-#[test]
-fn a_place_that_cannot_be_mounted_at_gives_a_clear_error() {
-    let (store, _) = small_store();
-    let (_dir, dir) = temp_dir();
-    std::fs::write(dir.join("file"), b"x").unwrap();
-    for name in ["missing", "file"] {
-        let point = dir.join(name);
-        let (output, _guard) = mount_in_background(store.root(), &point, &[]);
-        assert!(output.code != 0 && output.stderr.contains(name), "{output:?}");
-        assert!(system::types_at(&point).is_empty());
-    }
-}
-
-#[test]
-fn mount_options_are_those_of_mount_8_and_unknown_ones_are_refused() {
-    let (store, id) = small_store();
-    for bad in ["bogus", "noexec,bogus", "suid=1", "uid=0", "fd=3", "rootmode=40000"] {
-        let (_dir, point) = point();
-        let (output, _guard) = mount_in_background(store.root(), &point, &["-o", bad]);
-        let output = output.exits(2);
-        let name = bad.rsplit(',').next().unwrap().split('=').next().unwrap();
-        assert!(output.stderr.contains(name), "{bad}: {}", output.stderr);
-        assert!(system::types_at(&point).is_empty(), "{bad}: mounted");
-    }
-    let options_of = |args: &[&str]| {
-        let mount = Mount::of(store.root()).args(args).start();
-        assert_eq!(read(&mount, &id), b"content", "{args:?}");
-        let line = system::mounts_at(mount.path()).pop().unwrap();
-        mount.unmount();
-        line.options
-    };
-    let has = |options: &[String], name: &str| options.iter().any(|o| o == name);
-    let options = options_of(&[]);
-    assert!(has(&options, "nosuid") && has(&options, "nodev"), "{options:?}");
-    let options = options_of(&["-o", "noexec,noatime"]);
-    assert!(has(&options, "noexec") && has(&options, "nosuid") && has(&options, "nodev"), "{options:?}");
-    for args in [["-o", "ro"].as_slice(), &["--read-only"]] {
-        let options = options_of(args);
-        assert!(has(&options, "ro") && has(&options, "nosuid"), "{args:?}: {options:?}");
-    }
-    if is_root() {
-        let options = options_of(&["-o", "suid,dev"]);
-        assert!(!has(&options, "nosuid") && !has(&options, "nodev"), "{options:?}");
-    } else {
-        let (_dir, point) = point();
-        let (output, _guard) = mount_in_background(store.root(), &point, &["-o", "suid"]);
-        assert!(output.code != 0 && output.stderr.contains("suid"), "{output:?}");
-    }
-}
-
 /// Everything below a folder: kind, length, mode and time of change of each path.
 fn listing(root: &Path) -> BTreeMap<PathBuf, (u32, u64, i64, i64, i64, i64)> {
     let mut all = BTreeMap::new();
@@ -479,97 +404,4 @@ fn set_writable(root: &Path, writable: bool) {
         let mode = if writable { mode | 0o200 } else { mode & !0o222 };
         let _ = std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode & 0o7777));
     }
-}
-
-#[test]
-fn without_fusermount3_an_ordinary_user_is_told_the_package() {
-    if is_root() {
-        // Root needs no helper: an empty search path must not matter.
-        let (store, id) = small_store();
-        let (_dir, point) = point();
-        let home = point.parent().unwrap().to_owned();
-        let mut background = Background { point: point.clone(), pid: None };
-        let args = [OsStr::new("mount"), store.root().as_os_str(), point.as_os_str()];
-        Run::new(args).env("HOME", &home).env("PATH", &home).run().exits(0);
-        let status: serde_json::Value =
-            serde_json::from_slice(&std::fs::read(point.join(".pfimg/status.json")).unwrap()).unwrap();
-        background.pid = status["pid"].as_u64().map(|pid| pid as u32);
-        assert!(point.join("images").join(id).is_dir());
-        pfimg([OsStr::new("umount"), point.as_os_str()]).exits(0);
-        return;
-    }
-    let (store, _) = small_store();
-    let (_dir, point) = point();
-    let _guard = Background { point: point.clone(), pid: None };
-    let args = [OsStr::new("mount"), store.root().as_os_str(), point.as_os_str()];
-    let output =
-        Run::new(args).env("PATH", point.parent().unwrap()).env("HOME", point.parent().unwrap()).run();
-    assert!(output.code != 0 && output.stderr.contains("fuse3"), "{output:?}");
-}
-
-#[test]
-fn relative_and_odd_paths_mean_what_they_say() {
-    let (store, id) = small_store();
-    let (_dir, home) = temp_dir();
-    // Everything that mountinfo has to escape, and what a shell would trip over.
-    let odd = "a b\tc\nd\\e#f'g\"h é🦀";
-    std::os::unix::fs::symlink(store.root(), home.join("store link")).unwrap();
-    std::fs::create_dir(home.join(odd)).unwrap();
-    std::os::unix::fs::symlink(odd, home.join("mnt link")).unwrap();
-    let point = home.join(odd);
-    let run = |args: &[&str]| Run::new(args).dir(&home).env("HOME", &home).run();
-    for (mnt, umount) in
-        [(odd, "mnt link"), ("mnt link/", odd), (&format!("./{odd}/"), "mnt link/../mnt link/")]
-    {
-        let mut background = Background { point: point.clone(), pid: None };
-        run(&["mount", "store link", mnt, "--cache-dir", "cache of mine"]).exits(0);
-        let status = run(&["status", umount, "--json"]).exits(0).json();
-        background.pid = status["pid"].as_u64().map(|pid| pid as u32);
-        assert_eq!(Path::new(status["mountpoint"].as_str().unwrap()), point, "{mnt:?}");
-        assert_eq!(Path::new(status["store"].as_str().unwrap()), store.root(), "{mnt:?}");
-        assert_eq!(std::fs::read(point.join("images").join(&id).join("world/fs/file")).unwrap(), b"content");
-        run(&["umount", umount]).exits(0);
-        assert!(system::types_at(&point).is_empty(), "{umount:?}");
-    }
-}
-
-#[test]
-fn other_users_get_in_only_with_allow_other_and_never_past_the_modes() {
-    if !is_root() {
-        // An ordinary user needs a line in /etc/fuse.conf for it, and is told so.
-        let (store, _) = small_store();
-        let (_dir, point) = point();
-        let (output, _guard) = mount_in_background(store.root(), &point, &["--allow-other"]);
-        assert!(output.code == 0 || output.stderr.contains("user_allow_other"), "{output:?}");
-        return;
-    }
-    let mut store = FastStore::new();
-    let mut private = store.file("private", b"for the owner");
-    private["mode"] = "0600".into();
-    let mut closed = store.file("closed/inside", b"for the owner");
-    closed["mode"] = "0644".into();
-    let mut folder = common::fast::dir_entry("closed");
-    folder["mode"] = "0700".into();
-    let public = store.file("public", b"for everybody");
-    let fs = store.tree(&[private, folder, closed, public]);
-    let id = store.image(&Spec { fs: Some(fs), ..Spec::default() });
-    let (_dir, dir) = temp_dir();
-    let point = dir.join("mnt");
-    std::fs::create_dir(&point).unwrap();
-    std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o755)).unwrap();
-    let read = |path: &str| {
-        let path = point.join("images").join(&id).join(path);
-        Run::program(Path::new("/bin/cat"), [path]).user(Some(65534)).run()
-    };
-    let alone = Mount::of(store.root()).at(&point).start();
-    assert!(read("world/fs/public").code != 0, "another user got in");
-    alone.unmount();
-    let shared = Mount::of(store.root()).at(&point).args(["--allow-other"]).start();
-    assert_eq!(read("world/fs/public").exits(0).stdout, "for everybody");
-    assert!(read("manifest.json").code == 0);
-    for path in ["world/fs/private", "world/fs/closed/inside"] {
-        let refused = read(path);
-        assert!(refused.code != 0 && refused.stderr.contains("Permission denied"), "{path}: {refused:?}");
-    }
-    shared.unmount();
 }

@@ -275,10 +275,14 @@ impl Drop for Mount {
         }
         if self.exit_status().is_none() {
             system::signal_pfimg(self.pid(), Signal::TERM);
-            if wait_at_most(Duration::from_secs(10), || self.exit_status().is_some()).is_none() {
+            let limit = Duration::from_secs(10);
+            if wait_at_most(limit, || self.exit_status().is_some()).is_none() {
                 let _ = self.child.kill();
+                if wait_at_most(limit, || self.exit_status().is_some()).is_none() {
+                    system::break_connection(&self.point);
+                    wait_at_most(limit, || self.exit_status().is_some());
+                }
             }
-            let _ = self.child.wait();
         }
         system::detach_all(&self.point);
         if !failing {

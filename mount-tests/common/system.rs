@@ -58,6 +58,12 @@ fn unescape(text: &str) -> OsString {
     OsString::from_vec(out)
 }
 
+/// Breaks the connection of the FUSE mount at `path`, so that whoever waits for its daemon gets an error instead. Needed
+/// where a daemon was killed while it waited for itself: it cannot end before. Only root can.
+pub fn break_connection(path: &Path) {
+    let _ = rustix::mount::unmount(path, rustix::mount::UnmountFlags::FORCE);
+}
+
 /// Detaches everything that is still mounted at `path`. For the end of a test only.
 pub fn detach_all(path: &Path) {
     for _ in 0..mounts_at(path).len() {
