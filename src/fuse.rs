@@ -1,4 +1,4 @@
-//! The thin adapter between the kernel and the [`Vfs`]: decode, call, reply. No meaning lives here, and no type of
+//! The thin adapter between the kernel and the [`Vfs`](crate::vfs::Vfs): decode, call, reply. No meaning lives here, and no type of
 //! the FUSE library leaves this module.
 
 mod adapter;
