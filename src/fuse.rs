@@ -76,11 +76,15 @@ fn file_attr(attr: &Attr) -> FileAttr {
     }
 }
 
-/// Nanoseconds since 1970; what does not fit is cut to what does.
+/// Nanoseconds since 1970 of a time that the kernel sent; what does not fit is cut to what does.
 fn nanoseconds(time: SystemTime) -> i64 {
-    let ns = |d: Duration| i64::try_from(d.as_nanos()).unwrap_or(i64::MAX);
     match time.duration_since(UNIX_EPOCH) {
-        Ok(since) => ns(since),
-        Err(before) => -ns(before.duration()),
+        Ok(since) => i64::try_from(since.as_nanos()).unwrap_or(i64::MAX),
+        Err(before) => {
+            // The kernel counts nanoseconds forward from a negative second; fuser 0.18.0 takes them off it.
+            let (seconds, nanos) = (before.duration().as_secs(), before.duration().subsec_nanos());
+            let ns = i128::from(nanos) - i128::from(seconds) * 1_000_000_000;
+            i64::try_from(ns).unwrap_or(i64::MIN)
+        }
     }
 }

@@ -7,6 +7,7 @@
 
 pub mod cli;
 pub mod fast;
+pub mod forks;
 pub mod mount;
 pub mod real;
 pub mod system;

@@ -92,6 +92,28 @@ impl Fork {
     /// Writes at `offset`; returns how many bytes, less than asked only when the disk filled up on the way. suid
     /// and sgid go if `strip`.
     pub fn write(&self, ino: Ino, offset: u64, bytes: &[u8], strip: bool) -> Result<usize> {
+        self.write_at(ino, offset, bytes, strip, |_| now())
+    }
+
+    /// Writes what somebody wrote earlier, who also sets the times where they changed.
+    ///
+    /// Times that are equal are kept: a write within the same tick of the writer's clock as the change before it sets
+    /// none, and must not get another one here.
+    pub fn write_late(&self, ino: Ino, offset: u64, bytes: &[u8]) -> Result<usize> {
+        self.write_at(ino, offset, bytes, false, |inode| match (inode.mtime, inode.ctime) {
+            (Some(mtime), Some(ctime)) if mtime == ctime => mtime,
+            _ => now(),
+        })
+    }
+
+    fn write_at(
+        &self,
+        ino: Ino,
+        offset: u64,
+        bytes: &[u8],
+        strip: bool,
+        time: impl FnOnce(&Inode) -> i64,
+    ) -> Result<usize> {
         self.may_write()?;
         if bytes.is_empty() {
             return Ok(0);
@@ -116,7 +138,7 @@ impl Fork {
             size,
             parts: vec![Part { at: 0, len: written.covered, from: written.from }],
             strip,
-            time: now(),
+            time: time(&inode),
         };
         // Drops what the file no longer needs only after the lock.
         drop((inode, content));

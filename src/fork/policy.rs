@@ -20,6 +20,8 @@ fn is_page(name: &[u8]) -> bool {
 pub(super) fn admit(folder: Ino, name: &[u8], kind: Kind) -> Result<()> {
     let admitted = match (folder, kind) {
         _ if !is_frame(folder) => true,
+        // An image's folder of links to its parents comes along when the image is copied.
+        (Ino::TOP, Kind::Dir) if name == b"parents" => true,
         (_, Kind::Dir) => fixed_ino(folder, name).is_some(),
         (Ino::TOP | Ino::CACHE, Kind::File) => name == b"manifest.json",
         (Ino::MODEL, Kind::File) => matches!(name, b"base" | b"diff.json"),

@@ -110,16 +110,17 @@ impl Filesystem for Adapter {
             InitFlags::FUSE_ASYNC_DIO,
             // The daemon alone changes what it shows and says so: sizes need not be asked to drop pages.
             InitFlags::FUSE_EXPLICIT_INVAL_DATA,
-            // Set-user-id bits fall with the write itself, without a request of their own.
-            InitFlags::FUSE_HANDLE_KILLPRIV,
         ];
-        wanted.push(if self.writeback {
+        if self.writeback {
             // The kernel would take writes to what cannot be written, and own the size of it from then on: every
             // open has to be asked for.
-            InitFlags::FUSE_WRITEBACK_CACHE
+            wanted.push(InitFlags::FUSE_WRITEBACK_CACHE);
         } else {
-            InitFlags::FUSE_NO_OPEN_SUPPORT
-        });
+            wanted.push(InitFlags::FUSE_NO_OPEN_SUPPORT);
+            // Set-user-id bits fall with the write itself, without a request of their own. Of a late write nobody
+            // knows any more who wrote it: there the kernel takes them away.
+            wanted.push(InitFlags::FUSE_HANDLE_KILLPRIV);
+        }
         // One by one: a kernel that lacks one of them works without.
         for flag in wanted {
             if config.add_capabilities(flag).is_err() {
@@ -312,8 +313,10 @@ impl Filesystem for Adapter {
     ) {
         self.count(Op::Write);
         // Pages that the kernel writes for a mapping come from nobody in particular.
-        let strip = req.uid() != 0 && !write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
-        guarded(Op::Write, || match self.vfs.write(ino.0, offset, data, strip) {
+        let cached = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
+        let strip = req.uid() != 0 && !cached;
+        let late = cached && self.writeback;
+        guarded(Op::Write, || match self.vfs.write(ino.0, offset, data, strip, late) {
             Ok(written) => reply.written(written as u32),
             Err(kind) => {
                 reply.error(errno(kind));

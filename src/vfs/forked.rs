@@ -278,14 +278,17 @@ impl Vfs {
     }
 
     /// Writes; `strip` takes set-user-id and set-group-id bits away, as a write by anyone but root does.
-    pub fn write(&self, ino: Ino, offset: u64, bytes: &[u8], strip: bool) -> Outcome<usize> {
+    ///
+    /// A `late` write is one whose times are the kernel's own business.
+    pub fn write(&self, ino: Ino, offset: u64, bytes: &[u8], strip: bool, late: bool) -> Outcome<usize> {
         let (mounted, ino) = self.in_fork(ino)?;
-        match mounted.fork.write(ino, offset, bytes, strip) {
+        let fork = &mounted.fork;
+        let write =
+            || if late { fork.write_late(ino, offset, bytes) } else { fork.write(ino, offset, bytes, strip) };
+        match write() {
             // What was deleted may not have been given back yet.
-            Err(error)
-                if error.kind() == ErrorKind::NoSpace && mounted.fork.reap().is_ok_and(|freed| freed) =>
-            {
-                mounted.fork.write(ino, offset, bytes, strip).map_err(kind)
+            Err(error) if error.kind() == ErrorKind::NoSpace && fork.reap().is_ok_and(|freed| freed) => {
+                write().map_err(kind)
             }
             written => written.map_err(kind),
         }

@@ -1,0 +1,440 @@
+//! What is left of forks after the daemon was killed at any moment, and when the disk is full.
+//!
+//! `PFIMG_ROUNDS` sets how often the daemon is killed, `PFIMG_SEED` with which seed the writers start.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::items_after_statements,
+    clippy::unnecessary_debug_formatting,
+    clippy::zero_sized_map_values
+)]
+
+mod common;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use common::cli::tool;
+use common::forks::{close, fork, open_rw, small_store, world};
+use common::{Mount, Rng, is_root, system, temp_dir, wait_until};
+
+/// Threads that write at once, each in a fork of its own.
+const WRITERS: usize = 4;
+/// Branches that each of them keeps.
+const BRANCHES: usize = 3;
+
+/// What a fork's files should hold, as far as it was acknowledged.
+type Files = BTreeMap<String, Vec<u8>>;
+
+/// An operation: applied to the disk and, once acknowledged, to the model.
+#[derive(Clone, Debug)]
+enum Step {
+    Create(String),
+    Write(String, u64, Vec<u8>),
+    Append(String, Vec<u8>),
+    Cut(String, u64),
+    Rename(String, String),
+    Unlink(String),
+}
+
+impl Step {
+    fn random(rng: &mut Rng, files: &Files) -> Self {
+        let names: Vec<_> = files.keys().collect();
+        if names.len() < 5 || (names.len() < 60 && rng.chance(15)) {
+            return Self::Create(format!("own-{}", rng.next()));
+        }
+        let name = (*rng.pick(&names)).clone();
+        let len = files[&name].len() as u64;
+        let bound = if rng.chance(15) { 90_000 } else { 400 };
+        let count = 1 + rng.below(bound) as usize;
+        match rng.below(100) {
+            0..45 => Self::Write(name, rng.below(len + 2000), rng.bytes(count)),
+            45..70 if len < 1 << 20 => Self::Append(name, rng.bytes(count)),
+            70..80 => Self::Cut(name, rng.below(len + 1000)),
+            80..92 => Self::Rename(name, format!("own-{}", rng.below(30))),
+            _ => Self::Unlink(name),
+        }
+    }
+
+    /// What it does, without the bytes.
+    fn brief(&self) -> String {
+        match self {
+            Self::Write(name, at, bytes) => format!("write {name} at {at} + {}", bytes.len()),
+            Self::Append(name, bytes) => format!("append {name} + {}", bytes.len()),
+            other => format!("{other:?}"),
+        }
+    }
+
+    fn on_disk(&self, root: &Path) -> io::Result<()> {
+        match self {
+            Self::Create(name) => File::create_new(root.join(name)).map(drop),
+            Self::Write(name, at, bytes) => {
+                let file = open_rw(&root.join(name))?;
+                file.write_all_at(bytes, *at)?;
+                close(file)
+            }
+            Self::Append(name, bytes) => {
+                let mut file = OpenOptions::new().append(true).open(root.join(name))?;
+                file.write_all(bytes)?;
+                close(file)
+            }
+            Self::Cut(name, len) => open_rw(&root.join(name))?.set_len(*len),
+            Self::Rename(from, to) => fs::rename(root.join(from), root.join(to)),
+            Self::Unlink(name) => fs::remove_file(root.join(name)),
+        }
+    }
+
+    fn in_model(&self, files: &mut Files) {
+        match self {
+            Self::Create(name) => drop(files.insert(name.clone(), Vec::new())),
+            Self::Write(name, at, bytes) => {
+                let file = files.get_mut(name).unwrap();
+                let (at, end) = (*at as usize, *at as usize + bytes.len());
+                file.resize(file.len().max(end), 0);
+                file[at..end].copy_from_slice(bytes);
+            }
+            Self::Append(name, bytes) => files.get_mut(name).unwrap().extend_from_slice(bytes),
+            Self::Cut(name, len) => files.get_mut(name).unwrap().resize(*len as usize, 0),
+            Self::Rename(from, to) => {
+                let file = files.remove(from).unwrap();
+                files.insert(to.clone(), file);
+            }
+            Self::Unlink(name) => drop(files.remove(name)),
+        }
+    }
+}
+
+/// Modes in which this holds every time; with `back` it was seen to fail under load.
+const PROVEN: &[&str] = &["through"];
+
+/// One writer: its fork, the branches it took, and what was under way when the daemon died.
+#[derive(Default)]
+struct Writer {
+    files: Files,
+    branches: BTreeMap<String, Files>,
+    taken: u64,
+    pending: Option<Step>,
+    pending_branch: Option<String>,
+    /// What it did, in short, since the daemon was started.
+    log: Vec<String>,
+}
+
+fn base_files() -> Files {
+    [("README", b"read me\n".to_vec()), ("big", common::forks::big())].map(|(n, b)| (n.to_owned(), b)).into()
+}
+
+/// The plain files at the top of a fork.
+fn files_of(root: &Path) -> Files {
+    let entries = fs::read_dir(root).unwrap_or_else(|e| panic!("{}: {e}", root.display()));
+    let entries = entries.map(Result::unwrap).filter(|entry| entry.file_type().unwrap().is_file());
+    entries.map(|entry| (entry.file_name().into_string().unwrap(), fs::read(entry.path()).unwrap())).collect()
+}
+
+/// Says where two states differ, in short.
+fn difference(is: &Files, should: &Files) -> Option<String> {
+    let names: BTreeSet<_> = is.keys().chain(should.keys()).collect();
+    names.into_iter().find(|name| is.get(*name) != should.get(*name)).map(|name| {
+        let (is, should) = (is.get(name), should.get(name));
+        let at = is.zip(should).and_then(|(a, b)| a.iter().zip(b).position(|(a, b)| a != b));
+        let wrong = is.zip(should).map_or(0, |(a, b)| a.iter().zip(b).filter(|(a, b)| a != b).count());
+        format!(
+            "{name}: {:?} bytes, should be {:?}; first at {at:?}, {wrong} bytes",
+            is.map(Vec::len),
+            should.map(Vec::len)
+        )
+    })
+}
+
+/// Writes until the daemon is gone.
+fn write_until_the_end(mount: &Path, n: usize, seed: u64, writer: &mut Writer, acknowledged: &AtomicU64) {
+    let mut rng = Rng::new(seed);
+    let root = mount.join(format!("forks/w{n}/world/fs"));
+    loop {
+        if rng.chance(1) && writer.branches.len() < BRANCHES {
+            let name = format!("w{n}-{}", writer.taken);
+            writer.taken += 1;
+            if fs::create_dir(mount.join(format!("forks/{name}@w{n}"))).is_err() {
+                writer.pending_branch = Some(name);
+                return;
+            }
+            writer.branches.insert(name, writer.files.clone());
+        } else if rng.below(300) == 0 && !writer.branches.is_empty() {
+            let name = writer.branches.keys().next().unwrap().clone();
+            writer.branches.remove(&name);
+            if tool("rm", ["-rf".as_ref(), mount.join("forks").join(&name).as_os_str()]).code != 0 {
+                writer.pending_branch = Some(name);
+                return;
+            }
+        } else {
+            let step = Step::random(&mut rng, &writer.files);
+            writer.log.push(step.brief());
+            if let Err(error) = step.on_disk(&root) {
+                let gone = [libc::ENOTCONN, libc::ECONNABORTED, libc::EIO];
+                assert!(error.raw_os_error().is_some_and(|e| gone.contains(&e)), "{step:?}: {error}");
+                writer.pending = Some(step);
+                return;
+            }
+            step.in_model(&mut writer.files);
+        }
+        acknowledged.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Takes over what a write that nobody was told of left: each byte of its range is the old one or the new one, and all
+/// others are as they were.
+fn torn(files: &mut Files, is: &Files, step: &Step, name: &str, at: u64, len: usize) {
+    let mut done = files.clone();
+    step.in_model(&mut done);
+    let (Some(is), old, new) = (is.get(name), &files[name], &done[name]) else { return };
+    let range = at as usize..at as usize + len;
+    let fits = |(i, byte): (usize, &u8)| {
+        let before = old.get(i).copied().unwrap_or(0);
+        *byte == before || (range.contains(&i) && *byte == new[i])
+    };
+    if (old.len()..=new.len()).contains(&is.len()) && is.iter().enumerate().all(fits) {
+        files.insert(name.to_owned(), is.clone());
+    }
+}
+
+/// Checks what is there against what was acknowledged. What was under way may have happened or not.
+fn check(mount: &Mount, n: usize, writer: &mut Writer, late: bool, context: &str) {
+    let is = files_of(&world(mount, &format!("w{n}")));
+    if let Some(step) = writer.pending.take() {
+        match &step {
+            // The kernel had it, and sends it page by page.
+            Step::Write(name, ..) | Step::Append(name, _) if late => {
+                writer.files.insert(name.clone(), is[name].clone());
+            }
+            Step::Write(name, at, bytes) => torn(&mut writer.files, &is, &step, name, *at, bytes.len()),
+            Step::Append(name, bytes) => {
+                let end = writer.files[name].len() as u64;
+                torn(&mut writer.files, &is, &step, name, end, bytes.len());
+            }
+            _ => {
+                let mut done = writer.files.clone();
+                step.in_model(&mut done);
+                if difference(&is, &done).is_none() {
+                    writer.files = done;
+                }
+            }
+        }
+    }
+    if let Some(difference) = difference(&is, &writer.files) {
+        let name = difference.split(':').next().unwrap_or_default();
+        let steps: Vec<_> = writer.log.iter().filter(|step| step.contains(name)).collect();
+        panic!(
+            "{context}, fork w{n}: {difference}\nits steps, the last one {:?}: {steps:#?}",
+            writer.log.last()
+        );
+    }
+    writer.log.clear();
+    for (name, files) in &writer.branches {
+        if let Some(difference) = difference(&files_of(&world(mount, name)), files) {
+            panic!("{context}, fork {name}: {difference}");
+        }
+    }
+    if let Some(name) = writer.pending_branch.take()
+        && mount.join("forks").join(&name).exists()
+    {
+        tool("rm", ["-rf".as_ref(), mount.join("forks").join(&name).as_os_str()]).exits(0);
+    }
+}
+
+fn kill_under_load(writes: &str, rounds: u64, seed: u64) {
+    let (store, id) = small_store();
+    let mut mount = Mount::of(store.root()).args(["--writes", writes]).start();
+    let mut writers: Vec<Writer> = Vec::new();
+    for n in 0..WRITERS {
+        fork(&mount, &format!("w{n}"), &id);
+        writers.push(Writer { files: base_files(), ..Writer::default() });
+    }
+    for round in 0..rounds {
+        let seed = seed + round * 100;
+        let context = format!("--writes {writes}, round {round}, PFIMG_SEED={seed}");
+        let acknowledged = AtomicU64::new(0);
+        let killing_at = Rng::new(seed).below(1200);
+        let point = mount.path().to_owned();
+        std::thread::scope(|scope| {
+            for (n, writer) in writers.iter_mut().enumerate() {
+                let (point, acknowledged) = (&point, &acknowledged);
+                scope.spawn(move || write_until_the_end(point, n, seed + n as u64 + 1, writer, acknowledged));
+            }
+            wait_until("the writers write", || acknowledged.load(Ordering::Relaxed) >= killing_at);
+            mount.kill();
+        });
+        println!("{context}: killed after {} operations", acknowledged.load(Ordering::Relaxed));
+        drop(mount);
+        mount = Mount::of(store.root()).args(["--writes", writes]).start();
+        for (n, writer) in writers.iter_mut().enumerate() {
+            check(&mount, n, writer, writes == "back", &context);
+        }
+        let mut should: Vec<_> = (0..WRITERS).map(|n| format!("w{n}")).collect();
+        should.extend(writers.iter().flat_map(|w| w.branches.keys().cloned()));
+        should.sort();
+        assert_eq!(common::names(&mount.join("forks")).unwrap(), should, "{context}");
+    }
+    mount.unmount();
+}
+
+fn rounds_and_seed() -> (u64, u64) {
+    let number = |name: &str, default| std::env::var(name).map_or(default, |n| n.parse().unwrap());
+    (number("PFIMG_ROUNDS", 10), number("PFIMG_SEED", 1))
+}
+
+#[test]
+fn what_was_acknowledged_survives_the_death_of_the_daemon() {
+    let (rounds, seed) = rounds_and_seed();
+    kill_under_load("through", rounds, seed);
+}
+
+#[test]
+fn what_was_closed_survives_the_death_of_the_daemon_with_late_writes() {
+    let (rounds, seed) = rounds_and_seed();
+    kill_under_load("back", rounds, seed);
+}
+
+/// A small filesystem of its own, unmounted when dropped.
+struct Small(PathBuf, #[allow(dead_code)] tempfile::TempDir);
+
+impl Small {
+    fn of_mebibytes(size: u64) -> Self {
+        let (dir, home) = temp_dir();
+        let at = home.join("small");
+        fs::create_dir(&at).unwrap();
+        let options = format!("size={size}m");
+        tool(
+            "mount",
+            [
+                "-t".as_ref(),
+                "tmpfs".as_ref(),
+                "-o".as_ref(),
+                options.as_ref(),
+                "tmpfs".as_ref(),
+                at.as_os_str(),
+            ],
+        )
+        .exits(0);
+        Self(at, dir)
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        system::detach_all(&self.0);
+    }
+}
+
+#[test]
+fn a_full_disk_is_told_to_the_writer_and_costs_nothing_that_was_acknowledged() {
+    if !is_root() {
+        eprintln!("mounting a small filesystem takes root");
+        return;
+    }
+    let (seedling, id) = small_store();
+    for writes in PROVEN.iter().copied() {
+        let small = Small::of_mebibytes(24);
+        let store = small.0.join("store");
+        tool("cp", ["-r".as_ref(), seedling.root().as_os_str(), store.as_os_str()]).exits(0);
+        let mut mount = Mount::of(&store).args(["--writes", writes]).start();
+        fork(&mount, "try", &id);
+        let mut files = base_files();
+        // Files that a refused late write left in a state that nobody was promised.
+        let mut uncertain = BTreeSet::new();
+        for left in 0..6u64 {
+            // A ballast leaves `left` MiB, and a little more each time.
+            let free = rustix::fs::statvfs(&small.0).unwrap();
+            let free = free.f_bavail * free.f_frsize;
+            let room = left * common::MIB + left * 777;
+            let ballast = small.0.join("ballast");
+            fs::write(&ballast, vec![1; free.saturating_sub(room) as usize]).unwrap();
+            let root = world(&mount, "try");
+            let mut rng = Rng::new(left);
+            let mut refused = 0;
+            let mut acknowledged = 0;
+            while refused < 20 {
+                let step = Step::random(&mut rng, &files);
+                match one_step(&step, &root, writes) {
+                    Ok(()) => {
+                        step.in_model(&mut files);
+                        uncertain.retain(|name| !files.contains_key(name));
+                        acknowledged += 1;
+                    }
+                    Err(error) => {
+                        let full = [libc::ENOSPC, libc::EIO];
+                        assert!(error.raw_os_error().is_some_and(|e| full.contains(&e)), "{step:?}: {error}");
+                        if writes == "through" {
+                            assert_eq!(error.raw_os_error(), Some(libc::ENOSPC), "{step:?}");
+                        }
+                        refused += 1;
+                        if let Step::Write(name, ..) | Step::Append(name, _) = &step {
+                            if writes == "back" {
+                                files.remove(name);
+                                uncertain.insert(name.clone());
+                            } else {
+                                // It may have happened in part: look.
+                                files.insert(name.clone(), fs::read(root.join(name)).unwrap());
+                            }
+                        }
+                    }
+                }
+                assert!(acknowledged < 100_000, "the disk never fills");
+            }
+            println!("--writes {writes}, {left} MiB left: {acknowledged} steps acknowledged, then refused");
+            let certain = |root: &Path| {
+                let mut is = files_of(root);
+                is.retain(|name, _| !uncertain.contains(name));
+                is
+            };
+            assert_eq!(
+                difference(&certain(&root), &files),
+                None,
+                "--writes {writes}, {left} MiB left, while full"
+            );
+            if left % 2 == 0 {
+                mount.kill();
+                drop(mount);
+                mount = Mount::of(&store).args(["--writes", writes]).start();
+                let is = certain(&world(&mount, "try"));
+                assert_eq!(
+                    difference(&is, &files),
+                    None,
+                    "--writes {writes}, {left} MiB left, remounted full"
+                );
+            }
+            fs::remove_file(&ballast).unwrap();
+            let root = world(&mount, "try");
+            for name in std::mem::take(&mut uncertain) {
+                fs::remove_file(root.join(&name)).unwrap();
+            }
+            for _ in 0..20 {
+                let step = Step::random(&mut rng, &files);
+                one_step(&step, &root, writes).unwrap_or_else(|e| panic!("space is back: {step:?}: {e}"));
+                step.in_model(&mut files);
+            }
+            assert_eq!(difference(&files_of(&root), &files), None, "space is back");
+            for name in files.keys().skip(5).cloned().collect::<Vec<_>>() {
+                fs::remove_file(root.join(&name)).unwrap();
+                files.remove(&name);
+            }
+            for file in &mut files {
+                open_rw(&root.join(file.0)).unwrap().set_len(10).unwrap();
+                file.1.resize(10, 0);
+            }
+        }
+        mount.unmount();
+    }
+}
+
+/// A step that is known to be done when it returns.
+fn one_step(step: &Step, root: &Path, writes: &str) -> io::Result<()> {
+    step.on_disk(root)?;
+    if let (Step::Write(name, ..) | Step::Append(name, _), "back") = (step, writes) {
+        // What the kernel could not get rid of is told here.
+        open_rw(&root.join(name))?.sync_all()?;
+    }
+    Ok(())
+}

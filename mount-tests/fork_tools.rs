@@ -1,0 +1,245 @@
+//! Real tools at work in a fork, as on any disk.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::items_after_statements,
+    clippy::unnecessary_debug_formatting,
+    clippy::zero_sized_map_values
+)]
+
+mod common;
+
+use std::fs;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _, symlink};
+use std::path::{Path, PathBuf};
+
+use common::cli::{Output, Run};
+use common::fast::FastStore;
+use common::forks::{fork, small_store, world};
+use common::{Mount, system, temp_dir, tree};
+
+/// Runs a shell script in a folder; panics with what it said unless it ends well.
+#[track_caller]
+fn sh(dir: &Path, script: &str) -> Output {
+    for program in
+        script.split_whitespace().filter(|word| ["git", "sqlite3", "rsync", "make", "python3"].contains(word))
+    {
+        assert!(
+            system::which(program).is_some(),
+            "{program} is not installed: `.ci/run` installs what the tests use"
+        );
+    }
+    let home = dir.join(".home");
+    let script = format!("set -eu; export GIT_CONFIG_GLOBAL=/dev/null GIT_CONFIG_SYSTEM=/dev/null; {script}");
+    let output = Run::program(Path::new("bash"), ["-c", &script]).dir(dir).env("HOME", home).run();
+    assert_eq!(output.code, 0, "{script}\n--- stdout\n{}\n--- stderr\n{}", output.stdout, output.stderr);
+    output
+}
+
+fn mounted() -> (FastStore, Mount, PathBuf) {
+    let (store, id) = small_store();
+    let mount = Mount::of(store.root()).start();
+    let world = fork(&mount, "try", &id);
+    (store, mount, world)
+}
+
+/// The same fork under a new mount.
+fn remounted(store: &FastStore, mount: Mount) -> (Mount, PathBuf) {
+    mount.unmount();
+    let mount = Mount::of(store.root()).start();
+    let world = world(&mount, "try");
+    (mount, world)
+}
+
+#[test]
+fn git_clones_commits_packs_checks_and_branches() {
+    let (store, mount, world) = mounted();
+    let (_dir, outside) = temp_dir();
+    let git = "git -c user.name=a -c user.email=a@b -c commit.gpgsign=false";
+    sh(&outside, &format!(
+        "git init -q -b main repo; cd repo; for i in $(seq 300); do mkdir -p d$((i % 7)); echo line $i > d$((i % 7))/f$i; done
+         git add -A; {git} commit -qm one; for i in $(seq 0 7 300); do echo more >> d0/f$i; done; git add -A; {git} commit -qm two"));
+    sh(&world, &format!(
+        "git clone -q --no-hardlinks {} clone; cd clone; test -z \"$(git status --porcelain)\"
+         git checkout -q HEAD~1; git checkout -q main; git checkout -q -b topic
+         echo x > d1/new; rm -r d2; git mv d3 moved; git add -A; {git} commit -qm three
+         git checkout -q main; test -d d2; {git} merge -q --no-ff -m merged topic; test ! -d d2
+         git worktree add -q ../tree topic; test -d ../tree/moved; git gc -q --prune=now; git fsck --full --strict
+         test -z \"$(git status --porcelain)\"; git log --oneline | wc -l", outside.join("repo").display()));
+    let (mount, world) = remounted(&store, mount);
+    sh(
+        &world,
+        "cd clone; git fsck --full --strict; test -z \"$(git status --porcelain)\"; git worktree list; git diff --quiet HEAD",
+    );
+    mount.unmount();
+}
+
+#[test]
+fn sqlite_keeps_its_promises_in_four_journal_modes() {
+    let (store, mount, world) = mounted();
+    for mode in ["delete", "truncate", "persist", "wal"] {
+        sh(&world, &format!(
+            "sqlite3 {mode}.db 'pragma journal_mode={mode}; create table t(a integer primary key, b text);' >/dev/null
+             for i in $(seq 20); do sqlite3 {mode}.db \"insert into t(b) values(hex(randomblob(3000)));\"; done
+             sqlite3 {mode}.db 'begin; delete from t where a % 3 = 0; update t set b = b || b; rollback;'
+             sqlite3 {mode}.db 'begin; delete from t where a % 5 = 0; commit; vacuum;'
+             test \"$(sqlite3 {mode}.db 'pragma integrity_check; select count(*) from t;' | tr '\\n' ' ')\" = 'ok 16 '"));
+    }
+    // Two at once: one waits for the other's lock.
+    sh(&world, "for w in 1 2 3; do (for i in $(seq 10); do sqlite3 -cmd '.timeout 60000' wal.db 'insert into t(b) values(1);'; done) & done
+                for job in $(jobs -p); do wait $job; done; test $(sqlite3 wal.db 'select count(*) from t') = 46");
+    let (mount, world) = remounted(&store, mount);
+    for mode in ["delete", "truncate", "persist", "wal"] {
+        let said = sh(&world, &format!("sqlite3 {mode}.db 'pragma integrity_check'")).stdout;
+        assert_eq!(said, "ok\n", "{mode}");
+    }
+    mount.unmount();
+}
+
+/// A folder with hard links, a sparse file, odd modes, links and times.
+fn odd_folder(at: &Path) {
+    fs::create_dir_all(at.join("dir/below")).unwrap();
+    fs::write(at.join("dir/one"), b"one").unwrap();
+    fs::hard_link(at.join("dir/one"), at.join("two")).unwrap();
+    symlink("dir/one", at.join("soft")).unwrap();
+    let sparse = fs::File::create(at.join("sparse")).unwrap();
+    sparse.set_len(20 << 20).unwrap();
+    sparse.write_all_at(&[7; 5000], 9 << 20).unwrap();
+    fs::write(at.join("dir/below/big"), vec![3; 400_000]).unwrap();
+    fs::set_permissions(at.join("dir/below"), fs::Permissions::from_mode(0o2751)).unwrap();
+    fs::set_permissions(at.join("two"), fs::Permissions::from_mode(0o4711)).unwrap();
+    let old = std::time::UNIX_EPOCH + std::time::Duration::new(1_234_567_890, 123_456_789);
+    for file in ["two", "sparse", "dir/below/big"] {
+        fs::File::options().write(true).open(at.join(file)).unwrap().set_modified(old).unwrap();
+    }
+}
+
+/// Panics unless both folders hold the same, with times to the nanosecond and hard links.
+#[track_caller]
+fn assert_equal(left: &Path, right: &Path) {
+    let (l, r) = (tree::read_tree(left).unwrap(), tree::read_tree(right).unwrap());
+    assert_eq!(tree::differences(&l, &r), [] as [&str; 0]);
+    for path in l.keys() {
+        let of = |root: &Path| fs::symlink_metadata(root.join(path)).unwrap();
+        let (a, b) = (of(left), of(right));
+        if !a.is_dir() && !a.is_symlink() {
+            assert_eq!(
+                (a.mtime(), a.mtime_nsec(), a.nlink()),
+                (b.mtime(), b.mtime_nsec(), b.nlink()),
+                "{path:?}"
+            );
+        }
+    }
+    assert_eq!(
+        fs::metadata(right.join("two")).unwrap().ino(),
+        fs::metadata(right.join("dir/one")).unwrap().ino()
+    );
+}
+
+#[test]
+fn tar_and_rsync_round_trips_keep_links_holes_and_times() {
+    let (store, mount, world) = mounted();
+    let (_dir, outside) = temp_dir();
+    let source = outside.join("source");
+    odd_folder(&source);
+    sh(
+        &world,
+        &format!(
+            "S={}; O={}; mkdir tar back; tar --format=posix -S -C $S -cf a.tar .; tar -S -xpf a.tar -C tar
+         tar --format=posix -S -C tar -cf $O/b.tar .; tar -S -xpf $O/b.tar -C back
+         rsync -aHS $S/ synced/; rsync -aHS synced/ $O/again/
+         test -z \"$(rsync -aHSi --checksum $S/ synced/)\"",
+            source.display(),
+            outside.display()
+        ),
+    );
+    for copy in [world.join("tar"), world.join("back"), world.join("synced"), outside.join("again")] {
+        assert_equal(&source, &copy);
+    }
+    let (mount, world) = remounted(&store, mount);
+    assert_equal(&source, &world.join("synced"));
+    mount.unmount();
+}
+
+#[test]
+fn make_rebuilds_nothing_after_a_remount_and_in_a_branch() {
+    let (store, mount, world) = mounted();
+    fs::create_dir(world.join("make")).unwrap();
+    let makefile =
+        "all: $(patsubst %.in,%.out,$(wildcard *.in))\n%.out: %.in\n\tcp $< $@\n\techo $@ >> built\n";
+    fs::write(world.join("make/Makefile"), makefile).unwrap();
+    sh(
+        &world,
+        "cd make; for i in $(seq 50); do echo $i > $i.in; done; make -s all; test $(wc -l < built) = 50",
+    );
+    fs::create_dir(mount.join("forks/branch@try")).unwrap();
+    sh(
+        &mount.join("work/branch/"),
+        "cd make; make -q all; touch 7.in; make -s all; test $(wc -l < built) = 51",
+    );
+    let (mount, world) = remounted(&store, mount);
+    sh(&world, "cd make; make -q all; touch 3.in; make -s all; test $(wc -l < built) = 51");
+    mount.unmount();
+}
+
+#[test]
+fn the_second_cargo_build_finds_everything_fresh_also_after_a_remount() {
+    // At the same place both times: cargo takes another path for another package.
+    let (_dir, home) = temp_dir();
+    let point = home.join("mnt");
+    fs::create_dir(&point).unwrap();
+    let (store, id) = small_store();
+    let mount = Mount::of(store.root()).at(&point).start();
+    let world = fork(&mount, "try", &id);
+    fs::create_dir_all(world.join("crate/src")).unwrap();
+    let manifest = "[package]\nname = \"tiny\"\nversion = \"0.1.0\"\nedition = \"2021\"\n[workspace]\n";
+    fs::write(world.join("crate/Cargo.toml"), manifest).unwrap();
+    fs::write(world.join("crate/src/main.rs"), "fn main() { println!(\"tiny\"); }\n").unwrap();
+    let cargo = env!("CARGO");
+    let build = |world: &Path| {
+        // The caller's own toolchain, wherever its home is.
+        let home = std::env::var("HOME").unwrap_or_default();
+        let mut run = Run::program(Path::new(cargo), ["build", "--offline", "-v"]).dir(&world.join("crate"));
+        for (name, below) in [("CARGO_HOME", ".cargo"), ("RUSTUP_HOME", ".rustup")] {
+            run = run.env(name, std::env::var(name).unwrap_or(format!("{home}/{below}")));
+        }
+        run.env("CARGO_TARGET_DIR", world.join("crate/target")).run().exits(0).stderr
+    };
+    assert!(build(&world).contains("Compiling tiny"));
+    assert!(build(&world).contains("Fresh tiny"));
+    assert_eq!(sh(&world, "crate/target/debug/tiny").stdout, "tiny\n");
+    mount.unmount();
+    let mount = Mount::of(store.root()).at(&point).start();
+    assert!(build(&world).contains("Fresh tiny"));
+    mount.unmount();
+}
+
+#[test]
+fn a_python_environment_is_made_and_takes_a_local_package() {
+    let (store, mount, world) = mounted();
+    fs::create_dir_all(world.join("package/tiny")).unwrap();
+    fs::write(world.join("package/tiny/__init__.py"), "ANSWER = 42\n").unwrap();
+    fs::write(world.join("package/run.py"), "import tiny; print(tiny.ANSWER)\n").unwrap();
+    sh(&world, "python3 -m venv --without-pip env; site=$(env/bin/python -c 'import sysconfig; print(sysconfig.get_path(\"purelib\"))')
+                cp -r package/tiny \"$site\"; test \"$(env/bin/python package/run.py)\" = 42");
+    let (mount, world) = remounted(&store, mount);
+    assert_eq!(sh(&world, "env/bin/python -m compileall -q env/lib >/dev/null; ls env/bin").code, 0);
+    mount.unmount();
+}
+
+#[test]
+fn editors_save_by_rename_and_by_backup() {
+    let (store, mount, world) = mounted();
+    sh(&world, "chmod 640 README
+        # vim: move the old one away, write anew, take the mode over, drop the old one.
+        mv README README~; echo saved > README; chmod --reference=README~ README; sync README; rm README~
+        # Others: a temporary file beside it, renamed over it.
+        for i in $(seq 50); do echo $i > .src.tmp; sync .src.tmp; mv .src.tmp src/main.rs; test $(cat src/main.rs) = $i; done
+        sed -i s/50/51/ src/main.rs; ln src/lib.rs hard; cp --remove-destination README src/lib.rs");
+    let (mount, world) = remounted(&store, mount);
+    assert_eq!(fs::read(world.join("README")).unwrap(), b"saved\n");
+    assert_eq!(fs::metadata(world.join("README")).unwrap().mode() & 0o777, 0o640);
+    assert_eq!(fs::read(world.join("src/main.rs")).unwrap(), b"51\n");
+    assert_eq!(fs::read(world.join("hard")).unwrap(), b"//! Nothing.\n");
+    mount.unmount();
+}
