@@ -127,6 +127,27 @@ pub struct Entry {
     pub attr_ttl: Duration,
 }
 
+impl Entry {
+    /// Says that a name is not there and never will be. Inode 0, as FUSE has it; counts as no lookup.
+    pub const ABSENT: Self = Self {
+        attr: Attr {
+            ino: 0,
+            kind: Kind::File,
+            mode: 0,
+            nlink: 0,
+            size: 0,
+            atime_ns: 0,
+            mtime_ns: 0,
+            ctime_ns: 0,
+            uid: 0,
+            gid: 0,
+            rdev: 0,
+        },
+        entry_ttl: FOREVER,
+        attr_ttl: Duration::ZERO,
+    };
+}
+
 /// Bytes to answer a read with.
 #[derive(Debug)]
 pub enum Data {
@@ -240,7 +261,7 @@ impl Vfs {
         self.inodes.get(ino).ok_or(ErrorKind::Posix(Posix::Stale))
     }
 
-    /// Finds a name in a folder and counts the lookup.
+    /// Finds a name in a folder and counts the lookup. A name that never can be there is [`Entry::ABSENT`].
     pub fn lookup(&self, parent: Ino, name: &[u8], patience: Patience) -> Outcome<Step<Entry>> {
         match self.node(parent)? {
             Node::Fixed(fixed) => self.lookup_fixed(fixed, name, patience).map(Step::Done),
@@ -248,7 +269,8 @@ impl Vfs {
             Node::ImageDir { image, dir, mtime } => self.lookup_in_image(image, dir, mtime, name, patience),
             Node::Dir { image, node } => {
                 let tree = self.tree(image)?;
-                let child = tree.lookup(node, name).ok_or(ErrorKind::NotFound)?;
+                // A tree never changes, so that the kernel may remember what is not in it as well.
+                let Some(child) = tree.lookup(node, name) else { return Ok(Step::Done(Entry::ABSENT)) };
                 Ok(Step::Done(self.entry(Self::tree_node(&tree, image, child))?))
             }
             Node::Forked { mounted, ino } => self.lookup_forked(&mounted, ino, name, patience),
@@ -453,5 +475,66 @@ impl Vfs {
             tracing::error!(%image, path, %digest, code = error.code(), "cannot be read: {error}");
         }
         kind
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::cache::CacheConfig;
+    use crate::fixture::{self, FixtureSpec};
+    use crate::store::manifest::tests::sample;
+
+    /// A store with one image of one file, `src/file_0000.rs`.
+    fn vfs() -> (tempfile::TempDir, Vfs, Digest) {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Arc::new(Store::create(dir.path().join("store")).unwrap());
+        let spec = FixtureSpec { world_files: 1, cache_pages: 0, ..FixtureSpec::default() };
+        let layers = fixture::build(&spec, &mut |bytes| store.blobs().put(bytes)).unwrap();
+        let mut manifest = sample();
+        manifest.world.fs = layers.world_fs;
+        let id = store.put_manifest(&manifest).unwrap();
+        let cache_dir = dir.path().join("cache");
+        let limits = CacheConfig { heap_bytes: 1 << 20, disk_bytes: 1 << 20, dir: cache_dir.clone() };
+        let cache = Arc::new(Cache::new(Arc::clone(&store), &limits));
+        let config = VfsConfig {
+            uid: 0,
+            gid: 0,
+            reveal_secrets: false,
+            xattrs: false,
+            read_only: false,
+            tree_bytes: 1 << 20,
+        };
+        let info = MountInfo {
+            pid: 1,
+            version: String::new(),
+            store: store.root().to_owned(),
+            mountpoint: PathBuf::new(),
+            cache_dir,
+            log: None,
+            started_at: chrono::Utc::now(),
+        };
+        (dir, Vfs::new(store, cache, config, info), id)
+    }
+
+    #[test]
+    fn a_name_that_is_not_in_a_tree_is_absent_for_ever_and_elsewhere_not_found_for_now() {
+        let (_dir, vfs, id) = vfs();
+        let find = |parent, name: &str| match vfs.lookup(parent, name.as_bytes(), Patience::Blocking) {
+            Ok(Step::Done(entry)) => Ok(entry),
+            Ok(Step::Blocks) => panic!("{name} blocks"),
+            Err(kind) => Err(kind),
+        };
+        let mut folder = 1;
+        for name in ["images", &id.hex(), "world", "fs", "src"] {
+            // What can come at any time must be asked for each time.
+            assert_eq!(find(folder, "nothing").is_ok(), name == "src");
+            folder = find(folder, name).unwrap().attr.ino;
+        }
+        assert_ne!(find(folder, "file_0000.rs").unwrap().attr.ino, 0);
+        let absent = find(folder, ".gitignore").unwrap();
+        assert_eq!((absent.attr.ino, absent.entry_ttl), (0, FOREVER));
     }
 }

@@ -60,7 +60,7 @@ pub(crate) struct MountArgs {
     #[arg(short = 'o', value_name = "OPTIONS")]
     options: Vec<String>,
     /// Where the daemon logs [default: a file for each mountpoint in ~/.local/state/pfimg]
-    // The daemon is started with the caller's words and its own `--log` behind them.
+    // The starter hands the daemon its own arguments and the log behind them: the last one counts.
     #[arg(long, value_name = "FILE", overrides_with = "log")]
     log: Option<PathBuf>,
     /// For the process that `mount` starts: say on stdout that the mount answers, or why not
@@ -130,6 +130,7 @@ pub(crate) fn run(store: &StoreArg, args: &MountArgs) -> Result<ExitCode> {
 fn background(args: &MountArgs, mountpoint: &Path) -> Result<ExitCode> {
     let failed = |e| Error::io(e, "cannot start the daemon");
     let log = args.log.clone().unwrap_or_else(|| default_log(mountpoint));
+    let log = std::path::absolute(&log).map_err(|e| Error::io(e, "--log"))?;
     let log_file = open_log(&log)?;
     let mut child = Command::new(std::env::current_exe().map_err(failed)?)
         .args(std::env::args_os().skip(1))
@@ -257,4 +258,23 @@ fn mount_and_serve(
         ready();
         Ok(())
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        mount: MountArgs,
+    }
+
+    #[test]
+    fn the_daemon_takes_its_starters_arguments_with_a_log_of_its_own_behind_them() {
+        let args = ["pfimg", "mnt", "--log", "given", "--foreground", "--daemon", "--log", "/absolute/given"];
+        let parsed = Cli::try_parse_from(args).unwrap();
+        assert_eq!(parsed.mount.log, Some(PathBuf::from("/absolute/given")));
+    }
 }
