@@ -1,0 +1,189 @@
+//! Prints what was measured, and writes all of it as JSON.
+
+use std::fmt::Write as _;
+use std::fs;
+
+use serde_json::{Value, json};
+
+use crate::measure::{Row, median};
+use crate::mounting::Mounting;
+use crate::systems::{Memory, Requests};
+
+/// Kinds of requests shown in a line of the table.
+const KINDS: usize = 4;
+
+/// A share of a core used by others above which a row is marked.
+const DISTURBED: f64 = 0.25;
+
+/// The machine, as far as it matters.
+pub(crate) fn machine() -> Value {
+    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    let after = |text: &str, key: &str| {
+        let line = text.lines().find(|line| line.starts_with(key));
+        line.and_then(|line| line.split_once(':')).map(|(_, value)| value.trim().to_owned())
+    };
+    json!({
+        "cores": std::thread::available_parallelism().map_or(0, usize::from),
+        "cpu": after(&read("/proc/cpuinfo"), "model name"),
+        "memory": after(&read("/proc/meminfo"), "MemTotal"),
+        "kernel": read("/proc/sys/kernel/osrelease").trim(),
+        "load_at_start": read("/proc/loadavg").trim(),
+    })
+}
+
+fn requests_text(requests: &Requests) -> String {
+    let mut sorted: Vec<_> = requests.iter().collect();
+    sorted.sort_by_key(|(_, count)| -**count);
+    let mut text: Vec<_> = sorted.iter().take(KINDS).map(|(kind, count)| format!("{count} {kind}")).collect();
+    let rest: i64 = sorted.iter().skip(KINDS).map(|(_, count)| **count).sum();
+    if rest > 0 {
+        text.push(format!("{rest} others"));
+    }
+    if text.is_empty() { "none".into() } else { text.join(", ") }
+}
+
+fn seconds(value: f64) -> String {
+    if value < 1.0 { format!("{:.1} ms", value * 1e3) } else { format!("{value:.2} s") }
+}
+
+fn mebibytes(bytes: u64) -> String {
+    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
+}
+
+/// A table in Markdown, with columns lined up for the terminal.
+fn table(head: &[&str], rows: &[Vec<String>]) -> String {
+    let width = |column: usize| {
+        let cells = rows.iter().map(|row| row[column].chars().count());
+        cells.chain([head[column].chars().count()]).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..head.len()).map(width).collect();
+    let mut out = String::new();
+    let mut line = |cells: &[String]| {
+        for (cell, width) in cells.iter().zip(&widths) {
+            let _ = write!(out, "| {cell}{} ", " ".repeat(width - cell.chars().count()));
+        }
+        out.push_str("|\n");
+    };
+    line(&head.iter().map(|cell| (*cell).to_owned()).collect::<Vec<_>>());
+    line(&widths.iter().map(|width| "-".repeat(*width)).collect::<Vec<_>>());
+    for row in rows {
+        line(row);
+    }
+    out
+}
+
+/// The table of workloads.
+pub(crate) fn workloads(rows: &[Row]) -> String {
+    let mut lines = Vec::new();
+    for row in rows {
+        for (at, series) in row.series.iter().enumerate().skip(1) {
+            let ratio = row.ratio(at);
+            let mark = if row.disturbance() > DISTURBED { " *" } else { "" };
+            lines.push(vec![
+                format!("{}, {}{mark}", row.name, row.state.label()),
+                format!("{} ({})", seconds(row.series[0].median()), row.series[0].system),
+                format!("{} ({})", seconds(series.median()), series.system),
+                format!("{:.2}", ratio.of_medians),
+                format!("{:.2} ({:.2}–{:.2})", ratio.paired, ratio.least, ratio.most),
+                requests_text(&series.requests()),
+                format!("{} / {}", mebibytes(series.memory.resident), mebibytes(series.memory.peak)),
+            ]);
+        }
+    }
+    let head = ["workload", "base", "system", "ratio", "pairs", "requests", "daemon now / peak"];
+    let mut out = table(&head, &lines);
+    if rows.iter().any(|row| row.disturbance() > DISTURBED) {
+        let _ = writeln!(out, "\n* others used more than {DISTURBED} of a core while this was measured");
+    }
+    for row in rows {
+        for note in &row.notes {
+            let _ = writeln!(out, "\n{}, {}: {note}", row.name, row.state.label());
+        }
+    }
+    out
+}
+
+/// The table of mounts.
+pub(crate) fn mounting(all: &Mounting) -> String {
+    let times = |name: &str, values: &[f64]| {
+        let (least, most) = values.iter().fold((f64::INFINITY, 0f64), |(a, b), v| (a.min(*v), b.max(*v)));
+        vec![
+            name.to_owned(),
+            seconds(median(values.to_vec())),
+            format!("{}–{}", seconds(least), seconds(most)),
+        ]
+    };
+    let memory = |name: &str, values: &[Memory]| {
+        let peaks: Vec<u64> = values.iter().map(|memory| memory.peak).collect();
+        let (least, most) = (peaks.iter().min().copied(), peaks.iter().max().copied());
+        vec![
+            name.to_owned(),
+            mebibytes(median(peaks.iter().map(|p| *p as f64).collect()) as u64),
+            format!("{}–{}", mebibytes(least.unwrap_or(0)), mebibytes(most.unwrap_or(0))),
+        ]
+    };
+    table(
+        &[&format!("store of {} images", all.images), "median", "range"],
+        &[
+            times("pfimg mount", &all.mount),
+            memory("daemon's peak memory, mounted", &all.mounted),
+            times("first ls images", &all.list_first),
+            times("ls images again", &all.list_again),
+            memory("daemon's peak memory, listed", &all.listed),
+        ],
+    )
+}
+
+fn memory_json(memory: &Memory) -> Value {
+    json!({"peak_bytes": memory.peak, "resident_bytes": memory.resident})
+}
+
+/// Every figure.
+pub(crate) fn json(rows: &[Row], mounts: Option<&Mounting>, about: &Value) -> Value {
+    let series = |row: &Row| -> Vec<Value> {
+        row.series
+            .iter()
+            .enumerate()
+            .map(|(at, series)| {
+                let ratio = row.ratio(at);
+                json!({
+                    "system": series.system,
+                    "median_seconds": series.median(),
+                    "ratio_of_medians": ratio.of_medians,
+                    "pairwise_ratio": {"median": ratio.paired, "min": ratio.least, "max": ratio.most},
+                    "requests": series.requests(),
+                    "memory": memory_json(&series.memory),
+                    "runs": series.runs.iter().map(|run| json!({
+                        "seconds": run.seconds,
+                        "requests": run.requests,
+                        "daemon_cpu_seconds": run.daemon_cpu,
+                        "foreign_cpu_seconds": run.foreign_cpu,
+                    })).collect::<Vec<_>>(),
+                })
+            })
+            .collect()
+    };
+    let workloads: Vec<_> = rows
+        .iter()
+        .map(|row| {
+            json!({
+                "workload": row.name,
+                "state": row.state.label(),
+                "others_share_of_a_core": row.disturbance(),
+                "notes": row.notes,
+                "series": series(row),
+            })
+        })
+        .collect();
+    let mounting = mounts.map(|all| {
+        json!({
+            "images": all.images,
+            "mount_seconds": all.mount,
+            "first_list_seconds": all.list_first,
+            "next_list_seconds": all.list_again,
+            "memory_mounted": all.mounted.iter().map(memory_json).collect::<Vec<_>>(),
+            "memory_listed": all.listed.iter().map(memory_json).collect::<Vec<_>>(),
+        })
+    });
+    json!({"about": about, "workloads": workloads, "mounting": mounting})
+}

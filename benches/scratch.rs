@@ -1,0 +1,89 @@
+//! A folder for everything that a run makes. Whatever happens, no mount and no file of it is left.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+
+use crate::Result;
+
+/// The program under test. Set once, before anything is mounted.
+pub(crate) static PFIMG: OnceLock<PathBuf> = OnceLock::new();
+
+/// Runs the program under test.
+pub(crate) fn pfimg(command: &str) -> Command {
+    let mut pfimg = Command::new(PFIMG.get_or_init(|| env!("CARGO_BIN_EXE_pfimg").into()));
+    pfimg.arg(command).stdin(Stdio::null());
+    pfimg
+}
+
+/// The folder, and whether somebody asked to stop.
+pub(crate) struct Scratch {
+    dir: tempfile::TempDir,
+    stopped: Arc<AtomicBool>,
+}
+
+impl Scratch {
+    /// Makes the folder in `parent`, to be deleted in the end unless it is to be kept, and takes SIGINT, SIGTERM and SIGHUP.
+    pub(crate) fn new(parent: &Path, keep: bool) -> Result<Self> {
+        fs::create_dir_all(parent)?;
+        let mut dir = tempfile::Builder::new().prefix("pfimg-bench-").tempdir_in(parent.canonicalize()?)?;
+        dir.disable_cleanup(keep);
+        let stopped = Arc::new(AtomicBool::new(false));
+        for signal in [SIGINT, SIGTERM, SIGHUP] {
+            signal_hook::flag::register(signal, Arc::clone(&stopped))?;
+        }
+        Ok(Self { dir, stopped })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Makes a folder in it that was not there.
+    pub(crate) fn fresh(&self, name: &str) -> Result<PathBuf> {
+        let path = self.path().join(name);
+        fs::create_dir_all(self.path())?;
+        fs::create_dir(&path).map_err(|e| format!("cannot make {}: {e}", path.display()))?;
+        Ok(path)
+    }
+
+    /// Fails once somebody asked to stop, so that the caller unwinds and everything is cleaned up.
+    pub(crate) fn go_on(&self) -> Result<()> {
+        if self.stopped.load(Ordering::Relaxed) { Err("stopped by a signal".into()) } else { Ok(()) }
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // Twice: what is busy at first may be free when its users are gone.
+        for _ in 0..2 {
+            for mountpoint in mounts_below(self.path()).into_iter().rev() {
+                let gone = pfimg("umount").arg(&mountpoint).stderr(Stdio::null()).status();
+                if !gone.is_ok_and(|status| status.success()) {
+                    let _ = rustix::mount::unmount(&mountpoint, rustix::mount::UnmountFlags::DETACH);
+                }
+            }
+        }
+        let left = mounts_below(self.path());
+        if !left.is_empty() {
+            // Removing the folder would then reach into the mount.
+            eprintln!("still mounted, and so {} is left: {left:?}", self.path().display());
+            self.dir.disable_cleanup(true);
+        }
+    }
+}
+
+/// Mountpoints below a folder, in the order they were mounted.
+fn mounts_below(dir: &Path) -> Vec<PathBuf> {
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    table
+        .lines()
+        .filter_map(|line| line.split(' ').nth(4))
+        .map(|path| PathBuf::from(path.replace("\\040", " ")))
+        .filter(|path| path.starts_with(dir))
+        .collect()
+}
