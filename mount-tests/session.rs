@@ -166,6 +166,8 @@ fn a_new_mount_survives_the_end_of_the_one_before_it() {
         // The old daemon learns that its mount is gone only when another is there: at the same path, of the same
         // type, and often with the same device number, for the kernel gives out the lowest that is free. fusermount3
         // asks the mount before it unmounts it, so that an ordinary user cannot have the daemon held up meanwhile.
+        // Stopped while it looks at its own mount through a child, it would keep that one waiting and the mount busy.
+        wait_until("the daemon has looked at its mount", || !before.log_lines(&["mounted at"]).is_empty());
         if is_root() {
             before.signal(Signal::STOP);
         }

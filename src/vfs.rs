@@ -25,6 +25,7 @@ use parking_lot::Mutex;
 
 pub(crate) use catalog::{Changes, Watched};
 pub use control::MountInfo;
+pub use forked::Writer;
 pub use inode::Ino;
 pub use metrics::{Metrics, Op};
 pub use readdir::{DirEntry, Emit};

@@ -50,7 +50,7 @@ pub(crate) fn run(store: &StoreArg, args: &ForksArgs) -> Result<ExitCode> {
             Err(error) => (None, Some(error.to_string())),
         };
         rows.push(Row {
-            base: info.base,
+            base: stats.as_ref().map_or(info.base, |stats| stats.base),
             created_at: chrono::DateTime::from_timestamp_nanos(info.created_ns).to_rfc3339(),
             age_seconds: (now - info.created_ns).max(0) as u64 / 1_000_000_000,
             changed: stats.as_ref().map_or(0, |stats| stats.changed),

@@ -117,7 +117,12 @@ pub(crate) fn run(store: &StoreArg, args: &MountArgs) -> Result<ExitCode> {
     let (store_path, mountpoint) = args.store_and_mountpoint(store)?;
     let options = args.mount_options()?;
     let store = Store::open(store_path)?;
-    let mut session = SessionConfig { mountpoint, options, writeback: args.writes == Writes::Back };
+    let mut session = SessionConfig {
+        mountpoint,
+        source: store.root().to_owned(),
+        options,
+        writeback: args.writes == Writes::Back,
+    };
     session.prepare()?;
     if args.foreground {
         Ok(foreground(args, store, &session))

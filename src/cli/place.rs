@@ -24,7 +24,9 @@ pub(crate) enum Place {
 
 /// Finds the mount that writes a store's forks, or takes its place.
 pub(crate) fn find(store: &Arc<Store>) -> Result<Place> {
-    for mounted in mounts()?.into_iter().filter(Mounted::is_ours) {
+    // Mounts of other stores are not asked: one that hangs would hold this up.
+    let ours = |mounted: &Mounted| mounted.is_ours() && mounted.source == store.root();
+    for mounted in mounts()?.into_iter().filter(ours) {
         // A mount of somebody else's, or a dead one, says nothing and is passed over.
         if let Ok(status) = read_status(&mounted.path)
             && status.info.store == store.root()

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::disk::DataFile;
 use super::ino::Ino;
 use super::live::{Fork, Live, now, posix};
-use super::node::{Content, Inode};
+use super::node::{Content, Guard, Inode};
 use super::pieces::{self, Src};
 use super::policy;
 use super::record::{From, Part, Record, Splice};
@@ -95,15 +95,43 @@ impl Fork {
         self.write_at(ino, offset, bytes, strip, |_| now())
     }
 
-    /// Writes what somebody wrote earlier, who also sets the times where they changed.
+    /// Writes whole pages of which somebody changed something earlier: through a mapping, or (`late`) by a write, whose
+    /// times they also set where they changed.
     ///
-    /// Times that are equal are kept: a write within the same tick of the writer's clock as the change before it sets
-    /// none, and must not get another one here.
-    pub fn write_late(&self, ino: Ino, offset: u64, bytes: &[u8]) -> Result<usize> {
-        self.write_at(ino, offset, bytes, false, |inode| match (inode.mtime, inode.ctime) {
-            (Some(mtime), Some(ctime)) if mtime == ctime => mtime,
+    /// Times that are equal are kept of a late write: one within the same tick of the writer's clock as the change
+    /// before it sets none, and must not get another one here.
+    ///
+    /// A page may begin before the end of what was sealed. What is appended in it is taken, and the rest refused only
+    /// if it differs: whoever appends wrote nothing there.
+    ///
+    /// Either all is written or it fails: the kernel does not look how much of its pages was taken.
+    pub fn write_pages(&self, ino: Ino, offset: u64, bytes: &[u8], late: bool) -> Result<usize> {
+        let time = |inode: &Inode| match (inode.mtime, inode.ctime) {
+            (Some(mtime), Some(ctime)) if late && mtime == ctime => mtime,
             _ => now(),
-        })
+        };
+        let (guard, floor) = self.guard(ino)?;
+        if !matches!(guard, Guard::Append(_)) || offset >= floor {
+            return self.write_all_at(ino, offset, bytes, time);
+        }
+        let head = (floor - offset).min(bytes.len() as u64) as usize;
+        let sealed = self.read_vec(ino, offset, head)?;
+        self.write_all_at(ino, floor, &bytes[head..], time)?;
+        if sealed == bytes[..head] { Ok(bytes.len()) } else { Err(policy::sealed()) }
+    }
+
+    fn write_all_at(
+        &self,
+        ino: Ino,
+        offset: u64,
+        bytes: &[u8],
+        time: impl Fn(&Inode) -> i64 + Copy,
+    ) -> Result<usize> {
+        let mut done = 0;
+        while done < bytes.len() {
+            done += self.write_at(ino, offset + done as u64, &bytes[done..], false, time)?;
+        }
+        Ok(done)
     }
 
     fn write_at(
@@ -161,7 +189,7 @@ impl Fork {
         let grow = matches!(what, Allocate::Extend | Allocate::ZeroRange { keep_size: false });
         let new_size = if grow { size.max(end) } else { size };
         let cleared = matches!(what, Allocate::PunchHole | Allocate::ZeroRange { .. });
-        if inode.guard == super::node::Guard::Fixed {
+        if inode.guard == Guard::Fixed {
             policy::may_change(&inode, offset)?;
         }
         if !cleared && new_size == size {

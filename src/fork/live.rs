@@ -18,6 +18,7 @@ use super::record::Record;
 use super::registry::Shared;
 use super::state::State;
 use crate::error::{Error, ErrorKind, Posix, Result};
+use crate::layers::world::Kind;
 use crate::store::Digest;
 
 /// Reads what forks are based on. The caller's cache stands behind it.
@@ -140,6 +141,9 @@ pub struct Fork {
     pub(super) guarded: AtomicBool,
 }
 
+/// Longer files are no manifests, in bytes.
+const MAX_MANIFEST: u64 = 1 << 20;
+
 impl std::fmt::Debug for Fork {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Fork").field("uid", &self.uid).finish_non_exhaustive()
@@ -160,6 +164,19 @@ impl Fork {
     /// The image it rests on on disk.
     pub fn base(&self) -> Option<Digest> {
         self.live.read().image
+    }
+
+    /// The image it descends from: the one it rests on, or the one whose manifest it holds, as a copy of a fork's
+    /// folder does. Whether the store still has that image is not looked at.
+    pub fn lineage(&self) -> Result<Option<Digest>> {
+        if let Some(image) = self.base() {
+            return Ok(Some(image));
+        }
+        let Ok(manifest) = self.lookup(Ino::TOP, b"manifest.json") else { return Ok(None) };
+        if manifest.kind != Kind::File || manifest.size == 0 || manifest.size > MAX_MANIFEST {
+            return Ok(None);
+        }
+        Ok(Some(Digest::of(&self.read_vec(manifest.ino, 0, MAX_MANIFEST as usize)?)))
     }
 
     /// When it was made, in nanoseconds since 1970.

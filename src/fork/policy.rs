@@ -4,7 +4,7 @@ use super::ino::Ino;
 use super::live::posix;
 use super::node::{Guard, Inode};
 use super::state::fixed_ino;
-use crate::error::{Posix, Result};
+use crate::error::{Error, ErrorKind, Posix, Result};
 use crate::layers::world::{Kind, MAX_NAME};
 
 /// Whether a folder belongs to the fork's frame, where only layers' names are taken. `world/fs` does not.
@@ -40,7 +40,6 @@ pub(super) fn admit(folder: Ino, name: &[u8], kind: Kind) -> Result<()> {
 
 /// Refuses what can be no name.
 pub(super) fn check_name(name: &[u8]) -> Result<()> {
-    use crate::error::{Error, ErrorKind};
     if name.len() > MAX_NAME {
         return Err(posix(Posix::NameTooLong, "the name is longer than 255 bytes"));
     }
@@ -58,8 +57,13 @@ pub(super) fn may_unlink(ino: Ino, inode: &Inode) -> Result<()> {
     match inode.guard {
         Guard::None => Ok(()),
         Guard::Fixed => Err(posix(Posix::NotPermitted, "a fork's manifest cannot be changed")),
-        Guard::Append(_) => Err(posix(Posix::NotPermitted, "what was sealed can only be appended to")),
+        Guard::Append(_) => Err(sealed()),
     }
+}
+
+/// What whoever changes what was sealed is told.
+pub(super) fn sealed() -> Error {
+    posix(Posix::NotPermitted, "what was sealed can only be appended to")
 }
 
 /// Refuses to change a file's bytes from `offset` on where that would change what was sealed.
@@ -68,7 +72,7 @@ pub(super) fn may_change(inode: &Inode, offset: u64) -> Result<()> {
         Guard::None => Ok(()),
         Guard::Fixed => Err(posix(Posix::NotPermitted, "a fork's manifest cannot be changed")),
         Guard::Append(_) if offset >= inode.floor() => Ok(()),
-        Guard::Append(_) => Err(posix(Posix::NotPermitted, "what was sealed can only be appended to")),
+        Guard::Append(_) => Err(sealed()),
     }
 }
 

@@ -34,7 +34,7 @@ pub struct ForkStats {
     pub all_bytes: u64,
     /// Bytes of its journals.
     pub journal_bytes: u64,
-    /// The image it rests on.
+    /// The image it descends from, see [`Fork::lineage`](super::Fork::lineage).
     pub base: Option<Digest>,
     /// When it was made, in nanoseconds since 1970.
     pub created_ns: i64,
@@ -71,17 +71,17 @@ impl Registry {
     /// What a fork costs. Reads it from disk if it was not yet.
     pub fn stats(&self, name: &str) -> Result<ForkStats> {
         let fork = self.get(name)?;
-        let (changed, generations, base) = {
+        let (changed, generations) = {
             let live = fork.live.read();
             let names = live.state.dirty_names.len() + live.state.dirty_nodes.len();
-            (names as u64, live.generations.clone(), live.image)
+            (names as u64, live.generations.clone())
         };
         let mut stats = ForkStats {
             changed,
             own_bytes: 0,
             all_bytes: 0,
             journal_bytes: 0,
-            base,
+            base: fork.lineage()?,
             created_ns: fork.created_ns(),
         };
         for generation in generations {

@@ -22,7 +22,7 @@ use super::{errno, file_attr, file_type, guarded, nanoseconds};
 use crate::error::ErrorKind;
 use crate::fork::{Allocate, NewFile, RenameMode, SetAttr, XattrMode};
 use crate::layers::world::Kind;
-use crate::vfs::{Attr, Op, Outcome, Patience, Step, Vfs};
+use crate::vfs::{Attr, Op, Outcome, Patience, Step, Vfs, Writer};
 
 /// Largest write or read in one request, in bytes: what the kernel's `max_pages_limit` allows.
 const MAX_REQUEST: u32 = 1 << 20;
@@ -37,13 +37,18 @@ const INLINE_COPY: u64 = 4 << 20;
 pub(super) struct Adapter {
     vfs: Arc<Vfs>,
     workers: Workers,
+    /// One thread of its own, which no request ever waits for: the kernel holds a notification up until requests on
+    /// the same file or folder are answered, and some of those are answered by workers.
+    notices: Workers,
     notifier: Arc<OnceLock<Notifier>>,
     writeback: bool,
 }
 
 impl Adapter {
     pub(super) fn new(vfs: Arc<Vfs>, notifier: Arc<OnceLock<Notifier>>, writeback: bool) -> io::Result<Self> {
-        Ok(Self { vfs, workers: Workers::start()?, notifier, writeback })
+        let cores = std::thread::available_parallelism().map_or(2, usize::from);
+        let workers = Workers::start("pfimg-worker", cores)?;
+        Ok(Self { vfs, workers, notices: Workers::start("pfimg-notify", 1)?, notifier, writeback })
     }
 
     fn count(&self, op: Op) {
@@ -76,7 +81,7 @@ impl Adapter {
     /// Tells the kernel something from another thread, where no request waits for it.
     fn notify(&self, tell: impl FnOnce(&Notifier) + Send + 'static) {
         let notifier = Arc::clone(&self.notifier);
-        self.workers.run(move || {
+        self.notices.run(move || {
             if let Some(notifier) = notifier.get() {
                 tell(notifier);
             }
@@ -314,9 +319,12 @@ impl Filesystem for Adapter {
         self.count(Op::Write);
         // Pages that the kernel writes for a mapping come from nobody in particular.
         let cached = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
-        let strip = req.uid() != 0 && !cached;
-        let late = cached && self.writeback;
-        guarded(Op::Write, || match self.vfs.write(ino.0, offset, data, strip, late) {
+        let by = if cached {
+            Writer::Pages { late: self.writeback }
+        } else {
+            Writer::Call { strip: req.uid() != 0 }
+        };
+        guarded(Op::Write, || match self.vfs.write(ino.0, offset, data, by) {
             Ok(written) => reply.written(written as u32),
             Err(kind) => {
                 reply.error(errno(kind));

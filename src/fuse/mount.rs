@@ -119,12 +119,14 @@ pub(super) fn prepare(path: &Path) -> Result<()> {
 }
 
 /// Mounts and returns the connection to the kernel.
-pub(super) fn mount(path: &Path, options: &MountOptions) -> Result<(OwnedFd, OwnMount)> {
+///
+/// `source` is what the list of mounts calls what is mounted.
+pub(super) fn mount(path: &Path, source: &Path, options: &MountOptions) -> Result<(OwnedFd, OwnMount)> {
     let fd = if rustix::process::geteuid().is_root() {
-        match mount_directly(path, options) {
+        match mount_directly(path, source, options) {
             // Root in a container need not have the capability, but fusermount3 may help all the same.
             Err(error) if error.kind() == ErrorKind::PermissionDenied => {
-                mount_by_helper(path, options).map_err(|helper| error.with_source(helper))?
+                mount_by_helper(path, source, options).map_err(|helper| error.with_source(helper))?
             }
             other => other?,
         }
@@ -132,7 +134,7 @@ pub(super) fn mount(path: &Path, options: &MountOptions) -> Result<(OwnedFd, Own
         if options.suid || options.dev {
             return Err(Error::new(ErrorKind::PermissionDenied, "only root may mount with suid or dev"));
         }
-        mount_by_helper(path, options)?
+        mount_by_helper(path, source, options)?
     };
     let mounted = mounted_at(path)?.filter(Mounted::is_ours).ok_or_else(|| {
         Error::new(ErrorKind::Io(None), format!("{} was mounted but is not in mountinfo", path.display()))
@@ -153,7 +155,7 @@ fn device_error(e: io::Error) -> Error {
     }
 }
 
-fn mount_directly(path: &Path, options: &MountOptions) -> Result<OwnedFd> {
+fn mount_directly(path: &Path, source: &Path, options: &MountOptions) -> Result<OwnedFd> {
     let device = File::options().read(true).write(true).open("/dev/fuse").map_err(device_error)?;
     let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
     let mut data =
@@ -163,7 +165,7 @@ fn mount_directly(path: &Path, options: &MountOptions) -> Result<OwnedFd> {
     }
     let data =
         CString::new(data).map_err(|_| Error::new(ErrorKind::InvalidInput, "mount options contain NUL"))?;
-    rustix::mount::mount("pfimg", path, FS_TYPE, options.flags(), &*data).map_err(|e| {
+    rustix::mount::mount(source, path, FS_TYPE, options.flags(), &*data).map_err(|e| {
         // EPERM is "not allowed" here, whatever else it may mean.
         let kind = if e == rustix::io::Errno::PERM {
             ErrorKind::PermissionDenied
@@ -187,7 +189,7 @@ fn helper_missing(e: io::Error) -> Error {
     }
 }
 
-fn mount_by_helper(path: &Path, options: &MountOptions) -> Result<OwnedFd> {
+fn mount_by_helper(path: &Path, source: &Path, options: &MountOptions) -> Result<OwnedFd> {
     let failed = |e: rustix::io::Errno| Error::io(e.into(), "cannot make a socket for fusermount3");
     // The helper's end has to survive exec, ours must not.
     let (ours, theirs) =
@@ -196,7 +198,7 @@ fn mount_by_helper(path: &Path, options: &MountOptions) -> Result<OwnedFd> {
     rustix::io::fcntl_setfd(&ours, rustix::io::FdFlags::CLOEXEC).map_err(failed)?;
     let child = Command::new(FUSERMOUNT)
         .arg("-o")
-        .arg(options.for_fusermount())
+        .arg(options.for_fusermount(source))
         .arg("--")
         .arg(path)
         .env("_FUSE_COMMFD", theirs.as_raw_fd().to_string())

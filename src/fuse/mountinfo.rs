@@ -19,6 +19,8 @@ pub struct Mounted {
     pub device: String,
     /// Type of the filesystem.
     pub fs_type: String,
+    /// What is mounted: the store's folder, if the mount is one of ours.
+    pub source: PathBuf,
     /// Options of the mount and of the filesystem, separated by commas.
     pub options: String,
 }
@@ -54,6 +56,7 @@ fn parse(text: &[u8]) -> Vec<Mounted> {
                 path: PathBuf::from(OsString::from_vec(unescape(fields.get(4)?))),
                 device: text(fields.get(2)?),
                 fs_type: text(fields.get(dash + 1)?),
+                source: PathBuf::from(OsString::from_vec(unescape(fields.get(dash + 2)?))),
                 options: options.map(text).join(","),
             })
         })
@@ -87,12 +90,13 @@ mod tests {
     fn mounts_are_read_with_their_escapes_and_optional_fields() {
         let text =
             b"36 35 98:0 / /a\\040b\\134c rw,noatime shared:1 master:2 - ext4 /dev/root rw,errors=continue\n\
-            40 36 0:55 / /mnt rw,nosuid,nodev - fuse.pfimg pfimg rw,user_id=0\ngarbage\n\n";
+            40 36 0:55 / /mnt rw,nosuid,nodev - fuse.pfimg /the\\040store rw,user_id=0\ngarbage\n\n";
         let mounts = parse(text);
         assert_eq!(mounts.len(), 2);
         assert_eq!(mounts[0].path, Path::new("/a b\\c"));
         assert!(!mounts[0].is_ours() && mounts[1].is_ours());
         assert_eq!(mounts[1].device, "0:55");
+        assert_eq!(mounts[1].source, Path::new("/the store"));
         assert_eq!(mounts[1].options, "rw,nosuid,nodev,rw,user_id=0");
     }
 

@@ -1,5 +1,9 @@
 //! Mount options in the words of mount(8).
 
+use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::Path;
+
 use rustix::mount::MountFlags;
 
 use crate::error::{Error, ErrorKind, Result};
@@ -93,9 +97,16 @@ impl MountOptions {
         flags
     }
 
-    /// For fusermount3, which always adds nosuid and nodev for an ordinary user.
-    pub(super) fn for_fusermount(&self) -> String {
-        let mut words = vec!["fsname=pfimg", "subtype=pfimg", "default_permissions"];
+    /// For fusermount3, which always adds nosuid and nodev for an ordinary user. `source` is what is mounted.
+    pub(super) fn for_fusermount(&self, source: &Path) -> OsString {
+        let mut out = b"fsname=".to_vec();
+        for byte in source.as_os_str().as_bytes() {
+            if matches!(byte, b',' | b'\\') {
+                out.push(b'\\');
+            }
+            out.push(*byte);
+        }
+        let mut words = vec!["subtype=pfimg", "default_permissions"];
         for (set, word) in [
             (self.read_only, "ro"),
             (self.suid, "suid"),
@@ -110,7 +121,11 @@ impl MountOptions {
                 words.push(word);
             }
         }
-        words.join(",")
+        for word in words {
+            out.push(b',');
+            out.extend(word.bytes());
+        }
+        OsString::from_vec(out)
     }
 }
 
@@ -138,8 +153,8 @@ mod tests {
         assert!(options.read_only && !options.exec && options.allow_other);
         assert!(options.flags().contains(MountFlags::RDONLY | MountFlags::NOEXEC | MountFlags::SYNCHRONOUS));
         assert_eq!(
-            options.for_fusermount(),
-            "fsname=pfimg,subtype=pfimg,default_permissions,ro,noexec,noatime,sync,dirsync,allow_other"
+            options.for_fusermount(Path::new(r"/a,b\c")),
+            r"fsname=/a\,b\\c,subtype=pfimg,default_permissions,ro,noexec,noatime,sync,dirsync,allow_other"
         );
         for bad in ["rox", "fsname=x", "user_id=0", "ro,fd=3", "max_read=1"] {
             let error = parsed(bad).unwrap_err();

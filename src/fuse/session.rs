@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::mpsc;
 use std::sync::{Arc, OnceLock};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fuser::{Config, Session, SessionACL};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -36,6 +36,8 @@ const SETTLE: Duration = Duration::from_secs(1);
 pub struct SessionConfig {
     /// The mountpoint, a folder.
     pub mountpoint: PathBuf,
+    /// What is mounted, as `df` and `/proc/self/mountinfo` tell it: the store's folder.
+    pub source: PathBuf,
     /// Its options.
     pub options: MountOptions,
     /// Whether the kernel keeps what was written for a while before it tells (`FUSE_WRITEBACK_CACHE`).
@@ -79,7 +81,9 @@ pub fn serve(vfs: Arc<Vfs>, config: &SessionConfig, ready: impl FnOnce() -> Resu
     let notifiers = Arc::new(OnceLock::new());
     let adapter = Adapter::new(Arc::clone(&vfs), Arc::clone(&notifiers), config.writeback)
         .map_err(failed("cannot start a thread"))?;
-    let (fd, own) = mount(&config.mountpoint, &config.options)?;
+    // What changes from here on is told.
+    let watched = vfs.watch();
+    let (fd, own) = mount(&config.mountpoint, &config.source, &config.options)?;
     let guard = UnmountOnDrop(&own);
     let mut fuser_config = Config::default();
     fuser_config.n_threads = Some(THREADS);
@@ -97,16 +101,16 @@ pub fn serve(vfs: Arc<Vfs>, config: &SessionConfig, ready: impl FnOnce() -> Resu
             let _ = events.send(End::Session(session.run()));
         })
         .map_err(failed("cannot start a thread"))?;
-    let watcher = Watcher::start(vfs, notifier).map_err(failed("cannot start a thread"))?;
+    let watcher = Watcher::start(vfs, watched, notifier).map_err(failed("cannot start a thread"))?;
     let outcome = match ready() {
         Ok(()) => {
             tracing::info!("mounted at {}", own.path.display());
             wait(&own, &ended)
         }
         // Somebody may have unmounted it before anybody looked.
-        Err(error) => match ended.recv_timeout(SETTLE) {
-            Ok(End::Session(result)) => gone(result, &own),
-            _ => Err(error),
+        Err(error) => match session_end(&ended, SETTLE) {
+            Some(result) => gone(result, &own),
+            None => Err(error),
         },
     };
     drop(watcher);
@@ -115,6 +119,18 @@ pub fn serve(vfs: Arc<Vfs>, config: &SessionConfig, ready: impl FnOnce() -> Resu
         std::mem::forget(guard);
     }
     outcome.map(|_| ())
+}
+
+/// Waits for the session to end, whatever signals come in meanwhile.
+fn session_end(ended: &mpsc::Receiver<End>, at_most: Duration) -> Option<io::Result<()>> {
+    let until = Instant::now() + at_most;
+    loop {
+        match ended.recv_timeout(until.saturating_duration_since(Instant::now())) {
+            Ok(End::Session(result)) => return Some(result),
+            Ok(End::Signal(_)) => {}
+            Err(_) => return None,
+        }
+    }
 }
 
 /// How serving ended.

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use fuser::{INodeNo, Notifier};
 
-use crate::vfs::Vfs;
+use crate::vfs::{Vfs, Watched};
 
 /// How often the store is looked at: one stat of a folder each time. Promised is a second.
 const LOOK: Duration = Duration::from_millis(200);
@@ -29,9 +29,9 @@ pub(super) struct Watcher {
 }
 
 impl Watcher {
-    pub(super) fn start(vfs: Arc<Vfs>, notifier: Notifier) -> io::Result<Self> {
+    /// Starts them. `watched` is the store as it was before anybody could look at the mount.
+    pub(super) fn start(vfs: Arc<Vfs>, mut watched: Watched, notifier: Notifier) -> io::Result<Self> {
         let mut this = Self { stop: Arc::default(), threads: Vec::new() };
-        let mut watched = vfs.watch();
         let (mut images, mut tags) = (0, 0);
         let tidied = Arc::clone(&vfs);
         this.every("pfimg-watch", LOOK, move || {

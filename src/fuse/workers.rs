@@ -1,4 +1,4 @@
-//! Threads for requests that would hold up the event loop: a large blob to decompress.
+//! Threads for what would hold up the event loop: a large blob to decompress, a word to the kernel.
 
 use std::io;
 use std::thread;
@@ -10,17 +10,17 @@ use crate::vfs::Op;
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// A pool with as many threads as the machine has cores. The kernel bounds how many requests can be under way.
+/// A pool of threads. The kernel bounds how many requests can be under way.
 pub(super) struct Workers {
     jobs: Sender<Job>,
 }
 
 impl Workers {
-    pub(super) fn start() -> io::Result<Self> {
+    pub(super) fn start(name: &str, threads: usize) -> io::Result<Self> {
         let (jobs, queue) = unbounded::<Job>();
-        for i in 0..thread::available_parallelism().map_or(2, usize::from) {
+        for i in 0..threads {
             let queue = queue.clone();
-            thread::Builder::new().name(format!("pfimg-worker-{i}")).spawn(move || {
+            thread::Builder::new().name(format!("{name}-{i}")).spawn(move || {
                 for job in queue {
                     guarded(Op::Read, job);
                 }

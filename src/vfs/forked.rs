@@ -23,6 +23,21 @@ pub(super) struct Mounted {
     pub(super) fork: Arc<Fork>,
 }
 
+/// Who writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Writer {
+    /// A program, just now.
+    Call {
+        /// Whether set-user-id and set-group-id bits go, as with a write by anyone but root.
+        strip: bool,
+    },
+    /// The kernel, whole pages that a program changed earlier.
+    Pages {
+        /// Whether by a write, of which the kernel knows the time, and not through a mapping.
+        late: bool,
+    },
+}
+
 /// Tells what failed where it is worth a line, and gives the kind.
 fn kind(error: Error) -> ErrorKind {
     match error.kind() {
@@ -277,14 +292,14 @@ impl Vfs {
         if writes { self.in_fork(ino).map(|_| ()) } else { self.node(ino).map(|_| ()) }
     }
 
-    /// Writes; `strip` takes set-user-id and set-group-id bits away, as a write by anyone but root does.
-    ///
-    /// A `late` write is one whose times are the kernel's own business.
-    pub fn write(&self, ino: Ino, offset: u64, bytes: &[u8], strip: bool, late: bool) -> Outcome<usize> {
+    /// Writes.
+    pub fn write(&self, ino: Ino, offset: u64, bytes: &[u8], by: Writer) -> Outcome<usize> {
         let (mounted, ino) = self.in_fork(ino)?;
         let fork = &mounted.fork;
-        let write =
-            || if late { fork.write_late(ino, offset, bytes) } else { fork.write(ino, offset, bytes, strip) };
+        let write = || match by {
+            Writer::Call { strip } => fork.write(ino, offset, bytes, strip),
+            Writer::Pages { late } => fork.write_pages(ino, offset, bytes, late),
+        };
         match write() {
             // What was deleted may not have been given back yet.
             Err(error) if error.kind() == ErrorKind::NoSpace && fork.reap().is_ok_and(|freed| freed) => {
