@@ -10,19 +10,22 @@
 pub mod blob;
 pub mod digest;
 pub mod images;
+mod io;
 pub mod manifest;
 pub mod tags;
+mod write;
 
 use std::fs;
-use std::io;
-use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 pub use blob::{BlobError, Blobs, MAX_METADATA, Size};
 pub use digest::Digest;
 pub use images::{Image, Images, MarkerError};
+pub use io::{StoreIo, SystemIo};
 pub use manifest::{LayerFile, Manifest};
 pub use tags::Tags;
+pub use write::{Batch, REFRESH_AFTER, compress};
 
 use crate::error::{Error, ErrorKind, Result};
 
@@ -30,6 +33,7 @@ use crate::error::{Error, ErrorKind, Result};
 #[derive(Debug)]
 pub struct Store {
     root: PathBuf,
+    io: Arc<dyn StoreIo>,
     blobs: Blobs,
     images: Images,
     tags: Tags,
@@ -45,7 +49,7 @@ impl Store {
                 .with_hint("`pf snapshot` or `pfimg fixture` makes a store; name it with --store or PF_STORE")
         };
         let metadata = fs::metadata(root).map_err(|e| match e.kind() {
-            io::ErrorKind::NotFound => not_a_store(format!("there is no store at {shown}")),
+            std::io::ErrorKind::NotFound => not_a_store(format!("there is no store at {shown}")),
             _ => Error::io(e, format!("cannot open store {shown}")),
         })?;
         if !metadata.is_dir() {
@@ -62,7 +66,7 @@ impl Store {
         }
         // Absolute, so that a daemon that changes its working folder still finds it.
         let root = fs::canonicalize(root).map_err(|e| Error::io(e, format!("cannot open store {shown}")))?;
-        Ok(Self::at(root))
+        Ok(Self::at(root, Arc::new(SystemIo)))
     }
 
     /// Opens a store, making its folders first if they are not there.
@@ -76,8 +80,9 @@ impl Store {
         Self::open(root)
     }
 
-    fn at(root: PathBuf) -> Self {
-        Self { blobs: Blobs::new(&root), images: Images::new(&root), tags: Tags::new(&root), root }
+    fn at(root: PathBuf, io: Arc<dyn StoreIo>) -> Self {
+        let blobs = Blobs::new(&root, io.clone());
+        Self { blobs, images: Images::new(&root), tags: Tags::new(&root, io.clone()), io, root }
     }
 
     /// Its folder, absolute.
@@ -108,25 +113,6 @@ impl Store {
     /// Finds an image by `latest`, tag, `sha256:…` or a unique prefix of at least four digits.
     pub fn resolve(&self, text: &str) -> Result<Digest> {
         self.images.resolve(&self.blobs, &self.tags, text)
-    }
-
-    /// Stores a manifest as blob and as marker, in this order: a marker never reaches a missing blob. Returns the
-    /// image's id. The blobs it names must be there already.
-    pub fn put_manifest(&self, manifest: &Manifest) -> Result<Digest> {
-        let bytes = manifest.to_bytes()?;
-        let id = self.blobs.put(&bytes)?;
-        let marker = self.images.marker(&id);
-        let failed = |e| Error::io(e, format!("cannot write marker {}", marker.display()));
-        // One syncfs instead of an fsync a blob: everything the marker reaches is durable before it exists.
-        let dir = fs::File::open(self.images.dir()).map_err(failed)?;
-        rustix::fs::syncfs(&dir).map_err(|e| failed(e.into()))?;
-        let mut temp =
-            tempfile::Builder::new().prefix(".tmp-").tempfile_in(self.images.dir()).map_err(failed)?;
-        temp.write_all(&bytes).map_err(failed)?;
-        temp.as_file().sync_all().map_err(failed)?;
-        temp.persist(&marker).map_err(|e| failed(e.error))?;
-        dir.sync_all().map_err(failed)?;
-        Ok(id)
     }
 }
 

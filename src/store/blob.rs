@@ -9,12 +9,14 @@ use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
 
 use sha2::Digest as _;
 use zstd::zstd_safe::DCtx;
 
 use super::Digest;
+use super::io::StoreIo;
+use super::write::TempNames;
 use crate::error::{Error, ErrorKind};
 
 /// What is known of a payload's length before it is decompressed, in bytes.
@@ -148,12 +150,26 @@ thread_local! {
 #[derive(Debug)]
 pub struct Blobs {
     root: PathBuf,
-    temp_counter: AtomicU64,
+    io: Arc<dyn StoreIo>,
+    temp_names: TempNames,
 }
 
 impl Blobs {
-    pub(super) fn new(store: &Path) -> Self {
-        Self { root: store.join("blobs").join("sha256"), temp_counter: AtomicU64::new(0) }
+    pub(super) fn new(store: &Path, io: Arc<dyn StoreIo>) -> Self {
+        Self { root: store.join("blobs").join("sha256"), io, temp_names: TempNames::default() }
+    }
+
+    /// The folder of shards.
+    pub(super) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub(super) fn io(&self) -> &dyn StoreIo {
+        &*self.io
+    }
+
+    pub(super) fn temp_names(&self) -> &TempNames {
+        &self.temp_names
     }
 
     /// Where the blob lies, whether it exists or not.
@@ -174,7 +190,7 @@ impl Blobs {
         Ok(self.open(digest)?.1)
     }
 
-    fn open(&self, digest: &Digest) -> Result<(File, u64), BlobError> {
+    pub(super) fn open(&self, digest: &Digest) -> Result<(File, u64), BlobError> {
         // Non-blocking, so that a fifo planted under a blob's name cannot hang the reader.
         let file = File::options()
             .read(true)
@@ -249,27 +265,6 @@ impl Blobs {
             });
         }
         Ok(hashing.written)
-    }
-
-    /// Stores a payload under its digest, unless it is there. Visible wholly or not at all; not synced.
-    pub fn put(&self, bytes: &[u8]) -> crate::Result<Digest> {
-        let digest = Digest::of(bytes);
-        let path = self.path(&digest);
-        if path.exists() {
-            return Ok(digest);
-        }
-        let compressed = zstd::bulk::compress(bytes, ZSTD_LEVEL)
-            .map_err(|e| Error::io(e, format!("cannot compress blob {digest}")))?;
-        let shard = path.parent().unwrap_or(&self.root);
-        fs::create_dir_all(shard).map_err(|e| Error::io(e, format!("cannot create {}", shard.display())))?;
-        let counter = self.temp_counter.fetch_add(1, Ordering::Relaxed);
-        let temp = path.with_extension(format!("tmp.{}.{counter}", std::process::id()));
-        let written = fs::write(&temp, &compressed).and_then(|()| fs::rename(&temp, &path));
-        written.map_err(|e| {
-            let _ = fs::remove_file(&temp);
-            Error::io(e, format!("cannot write blob {digest}"))
-        })?;
-        Ok(digest)
     }
 
     /// Calls `found` for each blob in the store with its compressed size in bytes, in no order. Names that are no
@@ -409,11 +404,12 @@ impl Write for Hashing<'_> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::io::SystemIo;
     use super::*;
 
     fn store() -> (tempfile::TempDir, Blobs) {
         let dir = tempfile::tempdir().unwrap();
-        let blobs = Blobs::new(dir.path());
+        let blobs = Blobs::new(dir.path(), Arc::new(SystemIo));
         (dir, blobs)
     }
 

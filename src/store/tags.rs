@@ -1,11 +1,14 @@
 //! Tags: names given to images. `refs/tags/<name>` holds `sha256:<hex64>` and a newline.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::Digest;
+use super::io::StoreIo;
+use super::write::write_durably;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Longest tag in bytes, that of a file's name.
@@ -37,11 +40,12 @@ pub fn refuse_tag_name(name: &str) -> Option<&'static str> {
 #[derive(Debug)]
 pub struct Tags {
     dir: PathBuf,
+    io: Arc<dyn StoreIo>,
 }
 
 impl Tags {
-    pub(super) fn new(store: &Path) -> Self {
-        Self { dir: store.join("refs").join("tags") }
+    pub(super) fn new(store: &Path, io: Arc<dyn StoreIo>) -> Self {
+        Self { dir: store.join("refs").join("tags"), io }
     }
 
     /// The folder that holds them; it need not exist.
@@ -95,21 +99,16 @@ impl Tags {
         if let Some(why) = refuse_tag_name(name) {
             return Err(Error::new(ErrorKind::InvalidInput, format!("{name:?} cannot be a tag: {why}")));
         }
-        let failed = |e| Error::io(e, format!("cannot write tag {}", self.dir.join(name).display()));
-        fs::create_dir_all(&self.dir).map_err(failed)?;
-        let mut temp = tempfile::Builder::new().prefix(".tmp-").tempfile_in(&self.dir).map_err(failed)?;
-        writeln!(temp, "{image}").map_err(failed)?;
-        temp.as_file().sync_all().map_err(failed)?;
         let path = self.dir.join(name);
-        let persisted = if force { temp.persist(&path) } else { temp.persist_noclobber(&path) };
-        persisted.map_err(|e| {
-            if e.error.kind() == io::ErrorKind::AlreadyExists {
+        let failed = |e: io::Error| {
+            if !force && e.kind() == io::ErrorKind::AlreadyExists {
                 Error::new(ErrorKind::AlreadyExists, format!("there is a tag {name:?} already"))
             } else {
-                failed(e.error)
+                Error::io(e, format!("cannot write tag {}", path.display()))
             }
-        })?;
-        fs::File::open(&self.dir).and_then(|dir| dir.sync_all()).map_err(failed)
+        };
+        self.io.create_dir_all(&self.dir).map_err(failed)?;
+        write_durably(&*self.io, &path, format!("{image}\n").as_bytes(), !force).map_err(failed)
     }
 }
 
@@ -125,12 +124,13 @@ fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::io::SystemIo;
     use super::*;
 
     #[test]
     fn a_tag_is_read_back_and_not_replaced_unless_forced() {
         let dir = tempfile::tempdir().unwrap();
-        let tags = Tags::new(dir.path());
+        let tags = Tags::new(dir.path(), Arc::new(SystemIo));
         assert_eq!(tags.names().unwrap(), Vec::<String>::new());
         let (a, b) = (Digest::of(b"a"), Digest::of(b"b"));
         tags.set("before", &a, false).unwrap();
@@ -145,7 +145,7 @@ mod tests {
     #[test]
     fn names_that_would_escape_or_confuse_are_refused() {
         let dir = tempfile::tempdir().unwrap();
-        let tags = Tags::new(dir.path());
+        let tags = Tags::new(dir.path(), Arc::new(SystemIo));
         let long = "x".repeat(256);
         for bad in
             ["", ".", "..", "../x", "a/b", "a\\b", "a\0b", "a\nb", ".hidden", "latest", "sha256:ab", &long]
@@ -165,7 +165,7 @@ mod tests {
     #[test]
     fn a_tag_file_with_garbage_is_damage_with_a_way_out() {
         let dir = tempfile::tempdir().unwrap();
-        let tags = Tags::new(dir.path());
+        let tags = Tags::new(dir.path(), Arc::new(SystemIo));
         fs::create_dir_all(tags.dir()).unwrap();
         fs::write(tags.dir().join("bad"), "garbage").unwrap();
         let error = tags.get("bad").unwrap_err();
@@ -176,7 +176,7 @@ mod tests {
     #[test]
     fn a_tag_that_is_no_regular_file_is_damage_and_hangs_nothing() {
         let dir = tempfile::tempdir().unwrap();
-        let tags = Tags::new(dir.path());
+        let tags = Tags::new(dir.path(), Arc::new(SystemIo));
         fs::create_dir_all(tags.dir().join("folder")).unwrap();
         std::os::unix::fs::symlink("/dev/zero", tags.dir().join("endless")).unwrap();
         std::process::Command::new("mkfifo").arg(tags.dir().join("fifo")).status().unwrap();

@@ -1,0 +1,474 @@
+//! Writing into a store: blobs, and images made of them. Nothing else writes blobs and markers.
+//!
+//! A blob appears under its name whole or not at all, and is not synced by itself. An image is committed in this order:
+//! its blobs, its manifest's blob, the marker under a temporary name, one `syncfs`, the marker's name, and the folder
+//! that has it. Whatever ends the program in between, there is no marker that reaches a missing blob.
+
+use std::cell::RefCell;
+use std::collections::HashSet;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use sha2::Digest as _;
+use zstd::bulk::Compressor;
+use zstd::stream::raw::CParameter;
+
+use super::blob::ZSTD_LEVEL;
+use super::io::StoreIo;
+use super::{Blobs, Digest, Manifest, Store};
+use crate::error::{Error, ErrorKind, Result};
+
+/// A blob that is there already is made young again if it is older than this. Collecting garbage spares young blobs,
+/// since nothing may refer to them yet; its grace must be well above this.
+pub const REFRESH_AFTER: Duration = Duration::from_secs(60);
+
+/// Pieces in which a blob is read that does not fit in memory, in bytes.
+const STREAM_BUFFER: usize = 256 << 10;
+
+/// First bytes of a zstd frame, and of a skippable one but for the lowest four bits.
+const ZSTD_MAGIC: u32 = 0xFD2F_B528;
+const SKIPPABLE_MAGIC: u32 = 0x184D_2A50;
+
+thread_local! {
+    /// Making a context costs more than compressing a small blob, so that each thread keeps one.
+    static COMPRESSOR: RefCell<Option<Compressor<'static>>> = const { RefCell::new(None) };
+}
+
+/// Makes names for temporary files of this program.
+#[derive(Debug, Default)]
+pub(super) struct TempNames(AtomicU64);
+
+impl TempNames {
+    /// Makes a file next to `path`, under `pf`'s kind of temporary name. `pf` and this program skip such names.
+    fn create(&self, io: &dyn StoreIo, path: &Path) -> io::Result<(PathBuf, File)> {
+        loop {
+            let number = self.0.fetch_add(1, Ordering::Relaxed);
+            let temp = path.with_extension(format!("tmp.{}.{number}", std::process::id()));
+            match io.create(&temp) {
+                // Left by a program that had the same number and was killed.
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+                other => return Ok((temp, other?)),
+            }
+        }
+    }
+}
+
+/// Writes a small file durably and whole: to a temporary file, which is synced, gets the name, and the folder is
+/// synced. An existing file is replaced, or with `new` stays, and the error is [`io::ErrorKind::AlreadyExists`].
+pub(super) fn write_durably(io: &dyn StoreIo, path: &Path, bytes: &[u8], new: bool) -> io::Result<()> {
+    static NAMES: TempNames = TempNames(AtomicU64::new(0));
+    let dir = path.parent().unwrap_or(path);
+    let hidden = dir.join(".tmp-new");
+    let (temp, mut file) = NAMES.create(io, &hidden)?;
+    let written = io
+        .write(&temp, &mut file, bytes)
+        .and_then(|()| io.sync_file(&temp, &file))
+        .and_then(|()| if new { io.link(&temp, path) } else { io.rename(&temp, path) });
+    if new || written.is_err() {
+        let _ = io.remove(&temp);
+    }
+    written?;
+    io.sync_dir(dir)
+}
+
+impl Blobs {
+    /// Stores a payload under its digest, unless it is there. Visible wholly or not at all; not synced.
+    pub fn put(&self, bytes: &[u8]) -> Result<Digest> {
+        let digest = Digest::of(bytes);
+        if !self.keep(&digest) {
+            let compressed =
+                compress(bytes).map_err(|e| Error::io(e, format!("cannot compress blob {digest}")))?;
+            self.put_compressed(&digest, &compressed)?;
+        }
+        Ok(digest)
+    }
+
+    /// Stores a payload that is read piece by piece; `size` is its length if that is known. Returns its digest and
+    /// length. Memory stays small whatever the length.
+    pub fn put_stream(&self, from: &mut dyn Read, size: Option<u64>) -> Result<(Digest, u64)> {
+        // Its own shard is known only at the end.
+        let shard = self.root().join("00");
+        let failed = |e| Error::io(e, format!("cannot write a blob into {}", self.root().display()));
+        let (temp, mut file) = self.create_temp(&shard.join("stream.zst")).map_err(failed)?;
+        let stored = self.stream_into(&temp, &mut file, from, size).map_err(failed);
+        let stored = stored.and_then(|(digest, length)| {
+            if self.keep(&digest) {
+                let _ = self.io().remove(&temp);
+            } else {
+                self.name(&temp, &digest)?;
+            }
+            Ok((digest, length))
+        });
+        stored.inspect_err(|_| {
+            let _ = self.io().remove(&temp);
+        })
+    }
+
+    fn stream_into(
+        &self,
+        temp: &Path,
+        file: &mut File,
+        from: &mut dyn Read,
+        size: Option<u64>,
+    ) -> io::Result<(Digest, u64)> {
+        let out = Out { io: self.io(), path: temp, file };
+        let mut encoder = zstd::Encoder::new(io::BufWriter::with_capacity(STREAM_BUFFER, out), ZSTD_LEVEL)?;
+        encoder.set_pledged_src_size(size)?;
+        encoder.set_parameter(CParameter::ContentSizeFlag(true))?;
+        let mut hasher = sha2::Sha256::new();
+        let mut buffer = vec![0; STREAM_BUFFER];
+        let mut length = 0;
+        loop {
+            let n = match from.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(n) => n,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                Err(e) => return Err(e),
+            };
+            hasher.update(&buffer[..n]);
+            io::Write::write_all(&mut encoder, &buffer[..n])?;
+            length += n as u64;
+        }
+        encoder.finish()?.into_inner().map_err(io::IntoInnerError::into_error)?;
+        Ok((Digest::from_bytes(hasher.finalize().into()), length))
+    }
+
+    /// Stores what compresses `digest`'s payload, in any form of zstd. The caller answers for it being that.
+    pub fn put_compressed(&self, digest: &Digest, compressed: &[u8]) -> Result<()> {
+        let failed = |e| Error::io(e, format!("cannot write blob {digest}"));
+        let path = self.path(digest);
+        let (temp, mut file) = self.create_temp(&path).map_err(failed)?;
+        let written = self.io().write(&temp, &mut file, compressed).map_err(failed);
+        written.and_then(|()| self.name(&temp, digest)).inspect_err(|_| {
+            let _ = self.io().remove(&temp);
+        })
+    }
+
+    fn name(&self, temp: &Path, digest: &Digest) -> Result<()> {
+        let path = self.path(digest);
+        let renamed = match self.io().rename(temp, &path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                let shard = path.parent().unwrap_or(self.root());
+                self.io().create_dir_all(shard).and_then(|()| self.io().rename(temp, &path))
+            }
+            other => other,
+        };
+        renamed.map_err(|e| Error::io(e, format!("cannot write blob {digest}")))
+    }
+
+    fn create_temp(&self, path: &Path) -> io::Result<(PathBuf, File)> {
+        match self.temp_names().create(self.io(), path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                self.io().create_dir_all(path.parent().unwrap_or(self.root()))?;
+                self.temp_names().create(self.io(), path)
+            }
+            other => other,
+        }
+    }
+
+    /// Whether a blob is there and may be relied on: a regular file that begins as zstd does. What a crash left
+    /// empty or full of zeros is not. Makes it young again, so that collecting garbage spares it.
+    pub fn keep(&self, digest: &Digest) -> bool {
+        let Ok((file, _)) = self.open(digest) else { return false };
+        let mut magic = [0; 4];
+        if file.read_exact_at(&mut magic, 0).is_err() {
+            return false;
+        }
+        let magic = u32::from_le_bytes(magic);
+        if magic != ZSTD_MAGIC && magic & !0xF != SKIPPABLE_MAGIC {
+            return false;
+        }
+        let old = file
+            .metadata()
+            .and_then(|metadata| metadata.modified())
+            .is_ok_and(|at| at.elapsed().is_ok_and(|age| age > REFRESH_AFTER));
+        // Somebody else's file may refuse; then it is as old as it is.
+        if old && let Err(e) = self.io().refresh(&self.path(digest)) {
+            tracing::debug!("cannot refresh blob {digest}: {e}");
+            return e.kind() != io::ErrorKind::NotFound;
+        }
+        true
+    }
+}
+
+/// Compresses a payload as one frame that states its length.
+pub fn compress(bytes: &[u8]) -> io::Result<Vec<u8>> {
+    COMPRESSOR.with_borrow_mut(|compressor| {
+        if compressor.is_none() {
+            *compressor = Some(Compressor::new(ZSTD_LEVEL)?);
+        }
+        match compressor {
+            Some(compressor) => compressor.compress(bytes),
+            None => Err(io::ErrorKind::Other.into()),
+        }
+    })
+}
+
+/// A file that is being written.
+struct Out<'a> {
+    io: &'a dyn StoreIo,
+    path: &'a Path,
+    file: &'a mut File,
+}
+
+impl io::Write for Out<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.io.write(self.path, self.file, bytes).map(|()| bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The blobs of an image that is being made. May be used by many threads.
+#[derive(Debug)]
+pub struct Batch<'s> {
+    store: &'s Store,
+    relied_on: Mutex<HashSet<Digest>>,
+}
+
+impl Batch<'_> {
+    /// Stores a payload; see [`Blobs::put`].
+    pub fn put(&self, bytes: &[u8]) -> Result<Digest> {
+        let digest = self.store.blobs.put(bytes)?;
+        self.rely_on(digest);
+        Ok(digest)
+    }
+
+    /// Stores a payload that is read piece by piece; see [`Blobs::put_stream`].
+    pub fn put_stream(&self, from: &mut dyn Read, size: Option<u64>) -> Result<(Digest, u64)> {
+        let stored = self.store.blobs.put_stream(from, size)?;
+        self.rely_on(stored.0);
+        Ok(stored)
+    }
+
+    /// Has [`Batch::commit`] make sure that a blob is there which something else stored.
+    pub fn rely_on(&self, digest: Digest) {
+        self.relied_on.lock().insert(digest);
+    }
+
+    /// Stores the manifest of an image whose blobs are all in the store, and makes it an image, durably. Returns its id.
+    /// If it fails there is no image.
+    pub fn commit(self, manifest: &Manifest) -> Result<Digest> {
+        let bytes = manifest.to_bytes()?;
+        let id = self.put(&bytes)?;
+        let (io, images, blobs) = (&*self.store.io, self.store.images.dir(), self.store.blobs.root());
+        let marker = self.store.images.marker(&id);
+        let failed = |e| Error::io(e, format!("cannot write marker {}", marker.display()));
+        let (temp, mut file) = self.store.blobs.temp_names().create(io, &marker).map_err(failed)?;
+        let committed = (|| {
+            io.write(&temp, &mut file, &bytes).map_err(failed)?;
+            // One syncfs instead of an fsync a blob: everything the marker reaches is durable before it exists.
+            io.sync_fs(blobs).map_err(failed)?;
+            if fs::metadata(blobs).map_err(failed)?.dev() != file.metadata().map_err(failed)?.dev() {
+                io.sync_file(&temp, &file).map_err(failed)?;
+            }
+            // `pf gc` knows nothing of images in the making.
+            if let Some(lost) = self.relied_on.lock().iter().find(|digest| !self.store.blobs.contains(digest))
+            {
+                let message = format!("blob {lost} was removed from the store while an image was made of it");
+                return Err(Error::new(ErrorKind::Missing, message).with_hint("try again"));
+            }
+            io.rename(&temp, &marker).map_err(failed)
+        })();
+        committed.inspect_err(|_| {
+            let _ = io.remove(&temp);
+        })?;
+        io.sync_dir(images).map_err(failed).inspect_err(|_| {
+            // What cannot be made durable must not be seen either.
+            let _ = io.remove(&marker);
+        })?;
+        Ok(id)
+    }
+}
+
+impl Store {
+    /// Begins an image.
+    pub fn begin(&self) -> Batch<'_> {
+        Batch { store: self, relied_on: Mutex::default() }
+    }
+
+    /// Makes an image of blobs that are in the store; see [`Batch::commit`].
+    pub fn put_manifest(&self, manifest: &Manifest) -> Result<Digest> {
+        self.begin().commit(manifest)
+    }
+
+    /// The same store, changed through other calls.
+    #[must_use]
+    pub fn with_io(self, io: Arc<dyn StoreIo>) -> Self {
+        Self::at(self.root, io)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+    use std::time::SystemTime;
+
+    use super::super::Size;
+    use super::super::io::SystemIo;
+    use super::super::manifest::tests::sample;
+    use super::*;
+
+    fn store() -> (tempfile::TempDir, Store) {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::create(dir.path()).unwrap();
+        (dir, store)
+    }
+
+    #[test]
+    fn a_frame_states_its_length_and_the_real_pf_reads_it() {
+        let (dir, store) = store();
+        let payload = b"to be or not to be ".repeat(4096);
+        let digest = store.blobs().put(&payload).unwrap();
+        let mut reader = &payload[..];
+        let (streamed, length) = store.begin().put_stream(&mut reader, Some(payload.len() as u64)).unwrap();
+        assert_eq!((streamed, length), (digest, payload.len() as u64));
+        fs::remove_file(store.blobs().path(&digest)).unwrap();
+        for size in [None, Some(payload.len() as u64)] {
+            let mut reader = &payload[..];
+            assert_eq!(store.blobs().put_stream(&mut reader, size).unwrap().0, digest);
+            let file = fs::read(store.blobs().path(&digest)).unwrap();
+            let stated = zstd::zstd_safe::get_frame_content_size(&file).unwrap();
+            assert_eq!(stated, size);
+            let theirs = pf_core::store::PfStore::open(dir.path()).unwrap();
+            let cid = pf_core::digest::Digest256::parse(&digest.to_string()).unwrap();
+            assert_eq!(theirs.blobs().get(&cid).unwrap(), payload);
+            fs::remove_file(store.blobs().path(&digest)).unwrap();
+        }
+        store.blobs().put(&payload).unwrap();
+        let file = fs::read(store.blobs().path(&digest)).unwrap();
+        assert_eq!(zstd::zstd_safe::get_frame_content_size(&file).unwrap(), Some(payload.len() as u64));
+        assert_eq!(
+            fs::read_dir(dir.path().join("blobs/sha256/00")).unwrap().count(),
+            0,
+            "no temp file is left"
+        );
+    }
+
+    #[test]
+    fn a_blob_that_is_there_is_made_young_and_not_written_again() {
+        let (_dir, store) = store();
+        let digest = store.blobs().put(b"payload").unwrap();
+        let path = store.blobs().path(&digest);
+        let long_ago = SystemTime::now() - Duration::from_secs(86_400);
+        File::options().write(true).open(&path).unwrap().set_modified(long_ago).unwrap();
+        let before = fs::metadata(&path).unwrap();
+        store.blobs().put(b"payload").unwrap();
+        let after = fs::metadata(&path).unwrap();
+        assert_eq!(before.ino(), after.ino());
+        assert!(after.modified().unwrap().elapsed().unwrap() < Duration::from_secs(3600));
+    }
+
+    #[test]
+    fn what_a_crash_left_of_a_blob_is_written_again() {
+        let (_dir, store) = store();
+        let digest = store.blobs().put(b"payload").unwrap();
+        let path = store.blobs().path(&digest);
+        for left in [&b""[..], b"\x28\xb5", &[0; 64]] {
+            fs::write(&path, left).unwrap();
+            store.blobs().put(b"payload").unwrap();
+            assert_eq!(store.blobs().read(&digest, Size::Exact(7)).unwrap(), b"payload");
+        }
+    }
+
+    /// Takes blobs away as soon as everything is synced, as `pf gc` might.
+    #[derive(Debug)]
+    struct Collector(PathBuf);
+
+    impl StoreIo for Collector {
+        fn sync_fs(&self, dir: &Path) -> io::Result<()> {
+            fs::remove_file(&self.0)?;
+            SystemIo.sync_fs(dir)
+        }
+    }
+
+    #[test]
+    fn no_image_is_made_of_a_blob_that_was_collected_meanwhile() {
+        let (_dir, store) = store();
+        let victim = store.blobs().path(&Digest::of(b"victim"));
+        let store = store.with_io(Arc::new(Collector(victim)));
+        let batch = store.begin();
+        batch.put(b"victim").unwrap();
+        assert_eq!(batch.commit(&sample()).unwrap_err().kind(), ErrorKind::Missing);
+        assert_eq!(fs::read_dir(store.images().dir()).unwrap().count(), 0);
+    }
+
+    /// Fails one call.
+    #[derive(Debug, Default)]
+    struct Failing {
+        calls: AtomicUsize,
+        at: usize,
+    }
+
+    impl Failing {
+        fn call<T>(&self, call: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+            if self.calls.fetch_add(1, Ordering::Relaxed) == self.at {
+                return Err(io::Error::from_raw_os_error(libc::ENOSPC));
+            }
+            call()
+        }
+    }
+
+    impl StoreIo for Failing {
+        fn create_dir_all(&self, dir: &Path) -> io::Result<()> {
+            self.call(|| SystemIo.create_dir_all(dir))
+        }
+        fn create(&self, path: &Path) -> io::Result<File> {
+            self.call(|| SystemIo.create(path))
+        }
+        fn write(&self, path: &Path, file: &mut File, bytes: &[u8]) -> io::Result<()> {
+            self.call(|| SystemIo.write(path, file, bytes))
+        }
+        fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+            self.call(|| SystemIo.rename(from, to))
+        }
+        fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+            self.call(|| SystemIo.sync_dir(dir))
+        }
+        fn sync_fs(&self, dir: &Path) -> io::Result<()> {
+            self.call(|| SystemIo.sync_fs(dir))
+        }
+    }
+
+    #[test]
+    fn whichever_call_fails_there_is_no_image_and_no_temporary_file() {
+        let mut done = false;
+        for at in 0.. {
+            let (dir, store) = store();
+            let store = store.with_io(Arc::new(Failing { at, ..Failing::default() }));
+            let made = (|| {
+                store.blobs().put(b"x")?;
+                store.blobs().put_stream(&mut &b"y"[..], None)?;
+                store.put_manifest(&sample())
+            })();
+            let left =
+                |dir: PathBuf| fs::read_dir(dir).unwrap().map(|e| e.unwrap().path()).collect::<Vec<_>>();
+            let temps = left(dir.path().join("blobs/sha256")).into_iter().flat_map(left);
+            assert_eq!(
+                temps.filter(|path| path.extension().is_none_or(|e| e != "zst")).count(),
+                0,
+                "call {at}"
+            );
+            match made {
+                Ok(id) => {
+                    assert_eq!(store.image(&id).unwrap().manifest, sample());
+                    done = true;
+                    break;
+                }
+                Err(error) => {
+                    assert_eq!(error.kind(), ErrorKind::NoSpace, "call {at}: {error}");
+                    assert_eq!(left(store.images().dir().to_owned()), Vec::<PathBuf>::new(), "call {at}");
+                }
+            }
+        }
+        assert!(done);
+    }
+}
