@@ -21,8 +21,9 @@ use common::{Mount, system, temp_dir, tree};
 /// Runs a shell script in a folder; panics with what it said unless it ends well.
 #[track_caller]
 fn sh(dir: &Path, script: &str) -> Output {
-    for program in
-        script.split_whitespace().filter(|word| ["git", "sqlite3", "rsync", "make", "python3"].contains(word))
+    for program in script
+        .split_whitespace()
+        .filter(|word| ["git", "sqlite3", "rsync", "make", "python3", "node", "npm"].contains(word))
     {
         assert!(
             system::which(program).is_some(),
@@ -224,6 +225,35 @@ fn a_python_environment_is_made_and_takes_a_local_package() {
                 cp -r package/tiny \"$site\"; test \"$(env/bin/python package/run.py)\" = 42");
     let (mount, world) = remounted(&store, mount);
     assert_eq!(sh(&world, "env/bin/python -m compileall -q env/lib >/dev/null; ls env/bin").code, 0);
+    mount.unmount();
+}
+
+#[test]
+fn npm_installs_a_local_package_which_lasts_and_is_branched() {
+    let (store, mount, world) = mounted();
+    // Links in node_modules/.bin, a package of many small files, one with the execute bit.
+    sh(
+        &world,
+        "mkdir -p package/lib app; cd package
+        for i in $(seq 200); do echo \"exports.n = $i\" > lib/m$i.js; done
+        printf '#!/usr/bin/env node\\nconsole.log(require(\"./\").sum)\\n' > cli.js
+        echo 'exports.sum = 0; for (let i = 1; i <= 200; i++) exports.sum += require(`./lib/m${i}`).n' > index.js
+        echo '{\"name\":\"package\",\"version\":\"1.0.0\",\"bin\":{\"sum\":\"cli.js\"}}' > package.json
+        npm pack --silent; mv package-1.0.0.tgz ../app; cd ../app
+        echo '{\"name\":\"app\",\"version\":\"1.0.0\"}' > package.json
+        npm install --offline --no-audit --no-fund --silent ./package-1.0.0.tgz",
+    );
+    let works = |world: &Path| {
+        let said = sh(&world.join("app"), "node_modules/.bin/sum; npm ls --offline").stdout;
+        assert!(said.starts_with("20100\n") && said.contains("package@1.0.0"), "{said}");
+    };
+    works(&world);
+    let branch = fork(&mount, "branch", "try");
+    sh(&branch.join("app"), "npm uninstall --offline --no-audit --no-fund --silent package");
+    assert!(!branch.join("app/node_modules/.bin/sum").exists());
+    // What a branch uninstalled is still here, also after a remount.
+    let (mount, world) = remounted(&store, mount);
+    works(&world);
     mount.unmount();
 }
 
