@@ -8,7 +8,8 @@ use std::path::Path;
 use std::time::Instant;
 
 use common::cli::tool;
-use common::fast::{FastStore, Spec, file_entry};
+use common::fast::{FastStore, Spec, dir_entry, file_entry};
+use common::forks::fork;
 use common::{MIB, Mount, Rng, names, tree};
 use serde_json::Value;
 
@@ -223,4 +224,40 @@ fn looking_at_what_changes_again_and_again_costs_no_memory() {
     assert!(inodes_after < inodes + 500.0, "{inodes} inodes became {inodes_after}");
     assert!(peak_after < peak + 4 * MIB, "{peak} bytes became {peak_after}");
     mount.unmount();
+}
+
+#[test]
+fn files_that_are_read_in_turn_are_filled_ahead_each_once_and_a_single_one_alone() {
+    let mut store = FastStore::new();
+    let mut rng = Rng::new(5);
+    let mut entries = Vec::new();
+    let mut contents = Vec::new();
+    for folder in 0..20 {
+        entries.push(dir_entry(&format!("d{folder:02}")));
+        for file in 0..20 {
+            let bytes = rng.bytes(100 + file * 50);
+            entries.push(store.file(&format!("d{folder:02}/f{file:02}"), &bytes));
+            contents.push((format!("d{folder:02}/f{file:02}"), bytes));
+        }
+    }
+    let tree = store.tree(&entries);
+    let id = store.image(&Spec { fs: Some(tree), ..Spec::default() });
+    for in_fork in [false, true] {
+        let mount = Mount::of(store.root()).start();
+        let root = if in_fork { fork(&mount, "try", &id) } else { mount.image(&id).join("world/fs") };
+        let fills = || mount.metric("pfimg_blob_fills_total");
+        let before = fills();
+        for n in [7, 211, 93] {
+            assert_eq!(std::fs::read(root.join(&contents[n].0)).unwrap(), contents[n].1);
+        }
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        assert!(fills() - before <= 3.0, "single files: {} blobs were filled", fills() - before);
+        for (path, bytes) in &contents {
+            assert_eq!(std::fs::read(root.join(path)).unwrap(), *bytes, "{path}");
+        }
+        assert!(fills() - before <= 400.0, "{} blobs were filled for 400 files", fills() - before);
+        let ahead = mount.metric("pfimg_blobs_asked_ahead_total");
+        assert!(ahead > 300.0, "{ahead} of 400 were filled ahead");
+        mount.unmount();
+    }
 }

@@ -120,6 +120,16 @@ impl Cache {
         self.mapped.dir()
     }
 
+    /// Bytes of small blobs it may keep on the heap.
+    pub fn heap_budget(&self) -> u64 {
+        self.heap.budget()
+    }
+
+    /// Whether a small blob is in the cache. Does not count as a use.
+    pub fn contains(&self, digest: &Digest) -> bool {
+        self.heap.contains(digest)
+    }
+
     /// A payload that is in the cache already.
     pub fn peek(&self, digest: &Digest) -> Option<Payload> {
         let found = self

@@ -6,6 +6,7 @@
 //! Everything an image holds is immutable, so that it may be cached for ever; names that can change are answered
 //! with a lifetime of zero or invalidated by the watcher. Nothing is parsed before someone looks.
 
+mod ahead;
 mod catalog;
 mod control;
 mod forked;
@@ -35,10 +36,11 @@ use crate::error::{ErrorKind, Posix};
 use crate::fork::BaseReader;
 use crate::layers::world::Kind;
 use crate::store::{BlobError, Digest, Store};
+use ahead::Ahead;
 use catalog::Catalog;
 use forks::Forks;
 use image::Images;
-use inode::{Fixed, Inodes, Node, Recorded, Seen, Shown, UNKNOWN_SIZE};
+use inode::{Fixed, Inodes, Node, Place, Recorded, Seen, Shown, UNKNOWN_SIZE};
 use reader::Reader;
 use trees::Trees;
 
@@ -208,6 +210,7 @@ pub struct Vfs {
     trees: Arc<Trees>,
     reader: Arc<Reader>,
     forks: Forks,
+    ahead: Ahead,
     metrics: Metrics,
     info: Mutex<MountInfo>,
 }
@@ -229,6 +232,7 @@ impl Vfs {
             config.reveal_secrets,
         ));
         Self {
+            ahead: Ahead::new(Arc::clone(&cache)),
             inodes: Inodes::new(),
             catalog: Catalog::new(Arc::clone(&store)),
             images: Images::new(),
@@ -322,6 +326,11 @@ impl Vfs {
                     Shown::Raw => self.cache.peek(&digest),
                     Shown::Redacted => self.images.redacted(&digest).map(Payload::Heap),
                 };
+                if let (Place::World(node), 0, Patience::Brief) = (seen.place, offset, patience)
+                    && let Ok(tree) = self.tree(seen.image)
+                {
+                    self.ahead.was_read(&tree, node, cached.is_some());
+                }
                 let payload = match cached {
                     Some(payload) if declared == UNKNOWN_SIZE || payload.len() as u64 == declared => payload,
                     _ if patience != Patience::Blocking && declared > INLINE_FILL => return Ok(Step::Blocks),

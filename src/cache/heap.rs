@@ -42,6 +42,14 @@ impl Heap {
         &self.shards[usize::from(digest.as_bytes()[31]) % SHARDS]
     }
 
+    pub(super) fn budget(&self) -> u64 {
+        self.budget * SHARDS as u64
+    }
+
+    pub(super) fn contains(&self, digest: &Digest) -> bool {
+        self.shard(digest).lock().blobs.contains(digest)
+    }
+
     pub(super) fn get(&self, digest: &Digest) -> Option<Arc<[u8]>> {
         self.shard(digest).lock().blobs.get(digest).cloned()
     }

@@ -20,6 +20,7 @@ use super::state::State;
 use crate::error::{Error, ErrorKind, Posix, Result};
 use crate::layers::world::Kind;
 use crate::store::Digest;
+use crate::tree::{NodeId, Tree};
 
 /// Reads what forks are based on. The caller's cache stands behind it.
 pub trait BaseReader: Send + Sync {
@@ -243,6 +244,13 @@ impl Fork {
     pub fn remembered(&self) -> (usize, usize) {
         let live = self.live.read();
         (live.state.intern.len(), live.orphans.len())
+    }
+
+    /// The tree that a file comes from and its place there, where it has one.
+    pub fn base_place(&self, ino: Ino) -> Option<(Arc<Tree>, NodeId)> {
+        let live = self.live.read();
+        let node = live.state.base_node(ino)?;
+        Some((Arc::clone(&live.state.base.tree), node))
     }
 
     /// Whether a file takes no change at all, or only appending behind the returned length.

@@ -201,6 +201,14 @@ impl State {
         (!self.by_base.contains_key(&node)).then_some(At::Base(node))
     }
 
+    /// Which entry of the base a file was, or still is.
+    pub(super) fn base_node(&self, ino: Ino) -> Option<NodeId> {
+        match self.at(ino)? {
+            At::Own(inode) => inode.base,
+            At::Base(node) => Some(node),
+        }
+    }
+
     /// A file by number.
     pub(super) fn inode(&self, ino: Ino) -> Option<Arc<Inode>> {
         Some(match self.at(ino)? {

@@ -69,6 +69,7 @@ impl Vfs {
             "inodes": self.inodes.len(),
             "blob_fills": stats.fills,
             "blob_fill_bytes": stats.fill_bytes,
+            "blobs_asked_ahead": self.ahead.asked(),
             "cache_hits": stats.hits,
             "cache_evictions": stats.evictions,
             "cache_heap_bytes": stats.heap_bytes,
@@ -99,6 +100,12 @@ impl Vfs {
         family("pfimg_inodes", "gauge", "Inodes the kernel knows.", &plain(self.inodes.len() as u64));
         family("pfimg_blob_fills_total", "counter", "Blobs put into the cache.", &plain(stats.fills));
         family("pfimg_blob_fill_bytes_total", "counter", "Bytes of those.", &plain(stats.fill_bytes));
+        family(
+            "pfimg_blobs_asked_ahead_total",
+            "counter",
+            "Blobs filled ahead of their readers.",
+            &plain(self.ahead.asked()),
+        );
         family("pfimg_cache_hits_total", "counter", "Blobs found in the cache.", &plain(stats.hits));
         family(
             "pfimg_cache_evictions_total",

@@ -138,7 +138,13 @@ impl Vfs {
     ) -> Outcome<Step<Data>> {
         // What nobody wrote to is served from the cache as it lies there.
         if let Some(blob) = mounted.fork.whole_blob(ino).map_err(kind)? {
-            let payload = match self.reader.peek(&blob.digest, blob.size) {
+            let cached = self.reader.peek(&blob.digest, blob.size);
+            if let (0, Patience::Brief) = (offset, patience)
+                && let Some((tree, node)) = mounted.fork.base_place(ino)
+            {
+                self.ahead.was_read(&tree, node, cached.is_some());
+            }
+            let payload = match cached {
                 Some(payload) => payload,
                 None if patience == Patience::Brief && blob.size > INLINE_FILL => return Ok(Step::Blocks),
                 None => self.fork_payload(mounted, ino, &blob)?,
