@@ -159,6 +159,7 @@ impl Fork {
                 .sync()
                 .map_err(|e| Error::io(e, format!("cannot make {} durable", generation.path().display())))?;
         }
+        let _turn = self.syncing.lock();
         if self.head_unsynced.swap(false, Ordering::AcqRel)
             && let Err(e) = self.sync_head()
         {

@@ -132,6 +132,8 @@ pub struct Generation {
     unsynced: Mutex<std::collections::BTreeSet<u64>>,
     journal_unsynced: AtomicBool,
     entry_unsynced: AtomicBool,
+    /// Held while it is made durable: who asks meanwhile must not be told that there is nothing to do.
+    syncing: Mutex<()>,
     next_data: AtomicU64,
 }
 
@@ -152,6 +154,7 @@ impl Generation {
             unsynced: Mutex::default(),
             journal_unsynced: AtomicBool::new(false),
             entry_unsynced: AtomicBool::new(false),
+            syncing: Mutex::default(),
             next_data: AtomicU64::new(1),
         })
     }
@@ -226,6 +229,7 @@ impl Generation {
         self.doomed.store(true, Ordering::Release);
     }
 
+    /// To be called after the write: noted before it, it could be forgotten by a sync that does not cover it.
     pub(super) fn note_journal_write(&self) {
         self.journal_unsynced.store(true, Ordering::Release);
     }
@@ -239,8 +243,10 @@ impl Generation {
         self.next_data.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Makes everything it holds durable: data first, so that no durable record speaks of bytes that are not.
+    /// Makes everything it holds durable: data first, so that no durable record speaks of bytes that are not. What was
+    /// written before the call is durable after it, whoever else calls it too.
     pub(super) fn sync(&self) -> io::Result<()> {
+        let _turn = self.syncing.lock();
         let dirty: Vec<u64> = std::mem::take(&mut *self.unsynced.lock()).into_iter().collect();
         for (at, number) in dirty.iter().enumerate() {
             let synced = match self.files.get(FileKey::Data(self.id, *number), &self.data_path(*number)) {
@@ -396,6 +402,7 @@ impl DataFile {
     pub(super) fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<usize> {
         let file = self.file()?;
         let mut done = 0;
+        // Noted again behind the write: a sync in between covers only what was there.
         self.generation.unsynced.lock().insert(self.number);
         while done < bytes.len() {
             match self.generation.io().write_at(&file, &bytes[done..], offset + done as u64) {
@@ -407,6 +414,7 @@ impl DataFile {
                 Err(_) => break,
             }
         }
+        self.generation.unsynced.lock().insert(self.number);
         Ok(done)
     }
 

@@ -192,10 +192,12 @@ impl Writer {
     fn write(&mut self, bytes: &[u8]) -> Result<()> {
         let failed = |e: io::Error| Error::io(e, "cannot write the fork's journal");
         let file = self.generation.journal().map_err(failed)?;
-        self.generation.note_journal_write();
         let error = loop {
             match self.generation.io().write_at(&file, bytes, self.end) {
-                Ok(n) if n == bytes.len() => return Ok(()),
+                Ok(n) if n == bytes.len() => {
+                    self.generation.note_journal_write();
+                    return Ok(());
+                }
                 // What is missing did not fit.
                 Ok(_) => break io::Error::from_raw_os_error(libc::ENOSPC),
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}

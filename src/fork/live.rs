@@ -138,6 +138,8 @@ pub struct Fork {
     pub(super) damage: Option<String>,
     pub(super) discarded: AtomicBool,
     pub(super) head_unsynced: AtomicBool,
+    /// Held while the head is made durable.
+    pub(super) syncing: Mutex<()>,
     /// Whether what was sealed keeps its name; see [`Fork::set_guarded`].
     pub(super) guarded: AtomicBool,
 }

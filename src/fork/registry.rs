@@ -354,6 +354,7 @@ impl Registry {
             damage,
             discarded: AtomicBool::new(false),
             head_unsynced: AtomicBool::new(unsynced),
+            syncing: Mutex::default(),
             guarded: AtomicBool::new(true),
         })
     }
