@@ -30,6 +30,7 @@ for type in ext4 xfs; do
         python3 scripts/powercut.py write "$work/mnt/work/r$round/" "$round" >>"$work/said" 2>/dev/null &
         writer=$!
         until [ "$(wc -l <"$work/said")" -ge $((RANDOM % 60 + 1)) ]; do sleep 0.01; done
+        before=$(wc -l <"$work/said")
         # Without flushing what the disk's journal has in memory.
         xfs_io -x -c shutdown "$work/disk"
         daemon=$(sed -n 's/.*"pid": \([0-9]*\).*/\1/p' "$work/mnt/.pfimg/status.json")
@@ -40,10 +41,10 @@ for type in ext4 xfs; do
         umount "$work/disk"
         mount -o loop "$work/$type" "$work/disk"
         "$PFIMG" mount "$PF_STORE" "$work/mnt" >/dev/null
-        python3 scripts/powercut.py check "$work/mnt/work/r$round/" "$work/said"
+        python3 scripts/powercut.py check "$work/mnt/work/r$round/" "$work/said" "$before"
         "$PFIMG" umount "$work/mnt" >/dev/null
         "$PFIMG" discard "r$round"
-        echo "powercut: $type, round $round: $(($(wc -l <"$work/said") / 2)) files held"
+        echo "powercut: $type, round $round: $((before / 2)) files held"
     done
     umount "$work/disk"
 done
