@@ -192,7 +192,7 @@ pub struct VfsConfig {
 }
 
 /// What forks read of the images they rest on, for programs that change them without a mount.
-pub(crate) fn fork_reader(store: Arc<Store>, cache: Arc<Cache>) -> Arc<dyn BaseReader> {
+pub fn fork_reader(store: Arc<Store>, cache: Arc<Cache>) -> Arc<dyn BaseReader> {
     Arc::new(Reader::new(store, cache, Arc::new(Trees::new(0)), false))
 }
 

@@ -51,6 +51,8 @@ impl Fork {
     /// Writes what the fork's generations say into a new one and lets go of them. The fork goes on meanwhile: nothing
     /// waits but for the freeze and the switch. Returns whether there was anything to write.
     pub fn checkpoint(&self) -> Result<bool> {
+        // A seal under way does the same and more.
+        let Some(_only_one) = self.sealing.try_lock() else { return Ok(false) };
         let frozen = self.freeze()?;
         if frozen.generations.is_empty() {
             return Ok(false);

@@ -75,6 +75,11 @@ impl Frozen {
         Some((ino, self.settled(self.state.inode(ino)?).ok()?))
     }
 
+    /// Whether a path is there. Asks for no file's length.
+    pub fn contains(&self, path: &[u8]) -> bool {
+        self.state.resolve(path).is_some()
+    }
+
     /// What `stat` tells of a file, with owners filled in.
     pub fn attr(&self, put: &Put) -> Attr {
         self.state.attr(put.ino, &put.inode)
@@ -232,6 +237,11 @@ fn before(then: &State, ino: Ino, now: &Inode) -> Option<Ino> {
     then.number_of(now.base?)
 }
 
+/// Whether a file is one that only grows, and of which sealing may change what was appended.
+fn is_log(path: &[u8]) -> bool {
+    matches!(path, b"effects/ledger.jsonl" | b"trace/messages.jsonl")
+}
+
 /// Content of a file after a seal, by its path in the fork.
 pub type Sealed = HashMap<Vec<u8>, BlobRef>;
 
@@ -305,7 +315,7 @@ impl Fork {
             let Some(content) = put.inode.content() else { continue };
             let shown = String::from_utf8_lossy(path);
             match sealed.get(path) {
-                Some(blob) if blob.size == content.size || matches!(put.inode.guard, Guard::Append(_)) => {}
+                Some(blob) if blob.size == content.size || is_log(path) => {}
                 // The base has it already, or there is nothing to have.
                 None if content.size == 0 || content.whole_blob().is_some() => {}
                 Some(blob) => {
@@ -342,6 +352,10 @@ impl Fork {
                 baseline.forget_content(put.ino, *blob);
                 let size = put.inode.content().map_or(0, |content| content.size);
                 let mut seal = |content: &mut Content, guard: &mut Guard| {
+                    if is_log(path) && *guard == Guard::None {
+                        // What is sealed can only be appended to from now on.
+                        *guard = Guard::Append(Some(0));
+                    }
                     seal_content(content, guard, size, *blob, &gone)
                 };
                 live.repoint(put, &gone, &mut seal, &mut changed);

@@ -355,6 +355,7 @@ impl Registry {
             discarded: AtomicBool::new(false),
             head_unsynced: AtomicBool::new(unsynced),
             guarded: AtomicBool::new(true),
+            sealing: Mutex::default(),
         })
     }
 
@@ -484,16 +485,19 @@ impl Registry {
             File::open(self.shared.forks.join("heads")).and_then(|dir| dir.sync_all()).map_err(failed)
         };
         let mut freed = Vec::new();
+        let mut uid = None;
         match &*slot_now {
             Slot::Loaded(fork) => {
                 let head = fork.head.lock();
                 remove()?;
                 fork.discarded.store(true, Ordering::Release);
                 freed.clone_from(&head.generations);
+                uid = Some(head.uid.clone());
             }
             Slot::Known(head) => {
                 remove()?;
                 freed.clone_from(&head.generations);
+                uid = Some(head.uid.clone());
             }
             Slot::Bad(_) => {
                 let kept = self.shared.forks.join("damaged").join(format!("{name}-{}.json", now()));
@@ -502,6 +506,9 @@ impl Registry {
         }
         self.slots.lock().remove(name);
         self.shared.drop_refs(&freed);
+        if let Some(uid) = uid {
+            Fork::forget_seals(&self.shared.forks, &uid);
+        }
         Ok(())
     }
 

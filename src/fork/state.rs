@@ -273,7 +273,7 @@ impl State {
             rdev: tree.rdev(node),
             links: Arc::new(links),
             base: Some(node),
-            xattrs: Arc::default(),
+            xattrs: tree.xattrs(node).cloned().unwrap_or_default(),
             guard: Guard::None,
             birth: 0,
             body,

@@ -1,0 +1,1 @@
+//! Generated forks: whatever was done to them, pf restores their seals.
