@@ -1,7 +1,11 @@
-//! Seals, judged by the real pf.
+//! Seals, judged by the real pf. `PFIMG_SEAL_FORKS=N` generates N forks, `PFIMG_SEAL_SEED=S` starts at seed S.
+
+#![allow(unreachable_pub, clippy::unwrap_used)] // one test program, in several files
 
 #[path = "seal/generated.rs"]
 mod generated;
+#[path = "seal/layers.rs"]
+mod layers;
 #[path = "seal/support.rs"]
 mod support;
 
@@ -18,7 +22,7 @@ fn a_sealed_fork_is_an_image_that_pf_restores() {
     let fork = registry.create("try", Some(base)).unwrap();
     write(&fork, "world/fs/src/new/file.rs", b"fn main() {}");
     write(&fork, "world/fs/src/file_0003.rs", b"changed");
-    let sealed = place.seal(&fork, "try");
+    let sealed = place.seal(&fork);
     assert!(sealed.new && sealed.reports.is_empty(), "{sealed:?}");
     let pf = Pf::open(&place);
     pf.judge(&sealed.image);
@@ -32,7 +36,7 @@ fn a_sealed_fork_is_an_image_that_pf_restores() {
     assert_eq!(restored.len(), 13);
     // The fork rests on it and goes on.
     assert_eq!(fork.base(), Some(sealed.image));
-    let again = place.seal(&fork, "try");
+    let again = place.seal(&fork);
     assert_eq!((again.image, again.new), (sealed.image, false), "nothing changed");
     let before = world(&fork);
     drop((fork, registry));
@@ -48,11 +52,11 @@ fn what_is_changed_back_is_no_change() {
     let registry = place.registry();
     let fork = registry.create("try", Some(place.fixture(1))).unwrap();
     let ino = write(&fork, "world/fs/src/file_0003.rs", b"changed");
-    let first = place.seal(&fork, "try");
+    let first = place.seal(&fork);
     let before = fork.getattr(ino).unwrap();
     fork.setattr(ino, &SetAttr { mode: Some(0o600), ..Default::default() }).unwrap();
     fork.setattr(ino, &SetAttr { mode: Some(before.mode), ..Default::default() }).unwrap();
-    let second = place.seal(&fork, "try");
+    let second = place.seal(&fork);
     assert_eq!((second.image, second.new), (first.image, false));
     assert!(!fork.is_changed());
     assert_eq!(read(&fork, "world/fs/src/file_0003.rs").unwrap(), b"changed");

@@ -93,10 +93,11 @@ impl Sealer {
         Self { store, reader, secret }
     }
 
-    /// Seals a fork as it stands, under its name. If it fails the fork is as it was.
+    /// Seals a fork as it stands. If it fails the fork is as it was.
     ///
     /// Whoever seals the same fork meanwhile is waited for.
-    pub fn seal(&self, fork: &Fork, name: &str, tag: Option<Tag<'_>>) -> Result<Sealed> {
+    pub fn seal(&self, fork: &Fork, tag: Option<Tag<'_>>) -> Result<Sealed> {
+        let name = &fork.name();
         if let Some(tag) = &tag {
             self.check_tag(tag)?;
         }

@@ -70,8 +70,8 @@ impl Place {
         Sealer::new(self.store.clone(), self.reader.clone(), secret.map(Secret::new))
     }
 
-    pub fn seal(&self, fork: &Fork, name: &str) -> Sealed {
-        self.sealer(None).seal(fork, name, None).unwrap()
+    pub fn seal(&self, fork: &Fork) -> Sealed {
+        self.sealer(None).seal(fork, None).unwrap()
     }
 
     /// An image as pf-core's fixture makes it.

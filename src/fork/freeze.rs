@@ -361,7 +361,9 @@ impl Fork {
                 live.repoint(put, &gone, &mut seal, &mut changed);
             }
             live.baseline = Arc::new(baseline);
-            changed.extend(live.state.replace_manifest(layers));
+            for path in ["manifest.json", "cache/manifest.json"] {
+                changed.extend(live.state.replace_layer(layers, path));
+            }
             changed
         };
         self.shared.drop_refs(&released);

@@ -154,6 +154,11 @@ impl Fork {
         &self.uid
     }
 
+    /// Its name.
+    pub fn name(&self) -> String {
+        self.head.lock().name.clone()
+    }
+
     /// What is wrong with it, if anything. A damaged fork can be read as far as it is sound, and not be written.
     pub fn damage(&self) -> Option<&str> {
         self.damage.as_deref()

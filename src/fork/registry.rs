@@ -436,6 +436,44 @@ impl Registry {
         Ok(fork)
     }
 
+    /// Puts a fork onto an image, with nothing of what it was: the same name, but another fork from now on. Whoever has
+    /// something of the old one open can read on.
+    pub fn put_back(&self, name: &str, fork: &Fork, image: Digest) -> Result<Arc<Fork>> {
+        self.may_write()?;
+        let slot = self.slot(name)?;
+        let mut slot_now = slot.lock();
+        let same = matches!(&*slot_now, Slot::Loaded(now) if now.uid == fork.uid);
+        if !same {
+            return Err(Error::new(ErrorKind::Busy, format!("fork {name:?} is another one by now")));
+        }
+        let state = State::over(self.shared.base(Some(image))?);
+        let baseline = Arc::new(state.clone());
+        let active = self.shared.new_generation()?;
+        let mut head = fork.head.lock();
+        let next = Head {
+            uid: GenId::random()?.to_string(),
+            base: Some(image),
+            generations: vec![active.id],
+            ..head.clone()
+        };
+        self.shared.add_refs(&next.generations);
+        let released = head.generations.clone();
+        Fork::inherit_seals(&self.shared.forks, &fork.uid, &next.uid);
+        if let Err(e) = fork.switch_head(&mut head, next.clone()) {
+            self.shared.drop_refs(&next.generations);
+            return Err(e);
+        }
+        fork.discarded.store(true, Ordering::Release);
+        self.shared.drop_refs(&released);
+        Fork::forget_seals(&self.shared.forks, &fork.uid);
+        let writer = Writer::new(active.clone());
+        let generations = vec![active];
+        let live = Live { state, baseline, orphans: HashMap::new(), writer, generations, image: Some(image) };
+        let restored = self.fork(next, live, None, true);
+        *slot_now = Slot::Loaded(restored.clone());
+        Ok(restored)
+    }
+
     /// Gives a fork another name.
     pub fn rename(&self, name: &str, new_name: &str) -> Result<()> {
         let slot = self.slot(name)?;

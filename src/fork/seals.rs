@@ -67,6 +67,16 @@ impl Fork {
         Ok(seals)
     }
 
+    /// Gives another fork the same list.
+    pub(super) fn inherit_seals(forks: &std::path::Path, from: &str, to: &str) {
+        let seals = forks.join("seals");
+        if let Err(e) = fs::hard_link(seals.join(from), seals.join(to))
+            && e.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!("cannot keep the list of seals: {e}");
+        }
+    }
+
     /// Forgets which images were made of it: it is gone.
     pub(super) fn forget_seals(forks: &std::path::Path, uid: &str) {
         let _ = fs::remove_file(forks.join("seals").join(uid));

@@ -361,7 +361,10 @@ impl Shown {
                 }
                 real.extend_from_slice(name.as_deref().unwrap_or(plain));
                 shown.bytes.insert(old.path.to_string(), real.clone());
-                shown.text.insert(real, old.path.to_string());
+                // What is gone leaves its text to others.
+                if !gone.covers(&real) {
+                    shown.text.insert(real, old.path.to_string());
+                }
             }
             let real = shown.bytes.get(&*old.path).map_or(old.path.as_bytes(), Vec::as_slice);
             if !gone.covers(real) {
