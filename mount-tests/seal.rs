@@ -2,6 +2,10 @@
 
 #![allow(unreachable_pub, clippy::unwrap_used)] // one test program, in several files
 
+#[path = "seal/crash.rs"]
+mod crash;
+#[path = "seal/disk.rs"]
+mod disk;
 #[path = "seal/generated.rs"]
 mod generated;
 #[path = "seal/layers.rs"]

@@ -87,10 +87,7 @@ impl Fork {
         }
         let mut next = head.clone();
         next.generations.splice(..released.len(), [new.id]);
-        if let Err(e) = self.switch_head(&mut head, next) {
-            shared.drop_refs(&[new.id]);
-            return Err(e);
-        }
+        let durable = self.switch_head(&mut head, next).inspect_err(|_| shared.drop_refs(&[new.id]))?;
         {
             let mut live = self.live.write();
             live.generations.splice(..released.len(), [new]);
@@ -110,7 +107,9 @@ impl Fork {
                 live.repoint(put, &gone, &mut take, &mut Vec::new());
             }
         }
-        shared.drop_refs(&released);
+        if durable {
+            shared.drop_refs(&released);
+        }
         Ok(true)
     }
 }

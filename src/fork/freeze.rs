@@ -2,7 +2,6 @@
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -270,7 +269,7 @@ impl Fork {
         next.generations.push(new.id);
         // The head names the new generation before anything is written to it, and the old one goes on being written
         // until then: whoever reads this back finds everything.
-        if let Err(e) = next.write(&self.shared.forks, true) {
+        if let Err(e) = next.write(&*self.shared.files.io, &self.shared.forks, true) {
             self.shared.drop_refs(&[new.id]);
             return Err(e);
         }
@@ -337,7 +336,7 @@ impl Fork {
         let mut next = head.clone();
         next.base = Some(image);
         next.generations.drain(..released.len());
-        self.switch_head(&mut head, next)?;
+        let durable = self.switch_head(&mut head, next)?;
         let changed = {
             let mut live = self.live.write();
             live.image = Some(image);
@@ -366,18 +365,25 @@ impl Fork {
             }
             changed
         };
-        self.shared.drop_refs(&released);
+        if durable {
+            self.shared.drop_refs(&released);
+        }
         Ok(changed)
     }
 
-    /// Makes a head the fork's, durably: what it does not name may be removed afterwards.
-    pub(super) fn switch_head(&self, head: &mut MutexGuard<'_, Head>, next: Head) -> Result<()> {
-        next.write(&self.shared.forks, true)?;
+    /// Makes a head the fork's. If that is durable, and only then, what it does not name may be removed afterwards:
+    /// the rest is left to the next opener. An error means that the head is the old one.
+    pub(super) fn switch_head(&self, head: &mut MutexGuard<'_, Head>, next: Head) -> Result<bool> {
+        let io = &*self.shared.files.io;
+        next.write(io, &self.shared.forks, true)?;
         **head = next;
         let heads = self.shared.forks.join("heads");
-        File::open(&heads)
-            .and_then(|dir| dir.sync_all())
-            .map_err(|e| Error::io(e, format!("cannot make {} durable", heads.display())))
+        let synced = io.sync_dir(&heads);
+        if let Err(e) = &synced {
+            self.head_unsynced.store(true, Ordering::Release);
+            tracing::error!("cannot make {} durable yet: {e}", heads.display());
+        }
+        Ok(synced.is_ok())
     }
 }
 

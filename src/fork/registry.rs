@@ -425,7 +425,7 @@ impl Registry {
         };
         let ids = head.generations.clone();
         self.shared.add_refs(&ids);
-        if let Err(e) = head.write(&self.shared.forks, false) {
+        if let Err(e) = head.write(&*self.shared.files.io, &self.shared.forks, false) {
             self.shared.drop_refs(&ids);
             return Err(e);
         }
@@ -459,12 +459,13 @@ impl Registry {
         self.shared.add_refs(&next.generations);
         let released = head.generations.clone();
         Fork::inherit_seals(&self.shared.forks, &fork.uid, &next.uid);
-        if let Err(e) = fork.switch_head(&mut head, next.clone()) {
-            self.shared.drop_refs(&next.generations);
-            return Err(e);
-        }
+        let durable = fork
+            .switch_head(&mut head, next.clone())
+            .inspect_err(|_| self.shared.drop_refs(&next.generations))?;
         fork.discarded.store(true, Ordering::Release);
-        self.shared.drop_refs(&released);
+        if durable {
+            self.shared.drop_refs(&released);
+        }
         Fork::forget_seals(&self.shared.forks, &fork.uid);
         let writer = Writer::new(active.clone());
         let generations = vec![active];
@@ -520,7 +521,7 @@ impl Registry {
         let remove = || {
             fs::remove_file(&path).map_err(failed)?;
             // Before its generations go: a power cut must not bring the head back without them.
-            File::open(self.shared.forks.join("heads")).and_then(|dir| dir.sync_all()).map_err(failed)
+            self.shared.files.io.sync_dir(&self.shared.forks.join("heads")).map_err(failed)
         };
         let mut freed = Vec::new();
         let mut uid = None;

@@ -31,7 +31,7 @@ impl Fork {
         let path = self.seals_path();
         let write = || {
             if let Some(dir) = path.parent() {
-                fs::create_dir_all(dir)?;
+                self.shared.files.io.create_dir_all(dir)?;
             }
             let file = File::options().create(true).append(true).open(&path)?;
             // In front as well: a line that was cut off must not run into this one.
