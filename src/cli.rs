@@ -10,6 +10,9 @@ mod mount;
 mod mv;
 mod place;
 mod probe;
+mod restore;
+mod seal;
+mod secret;
 mod show;
 mod status;
 mod text;
@@ -77,6 +80,8 @@ enum Command {
     Forks(forks::ForksArgs),
     Discard(discard::DiscardArgs),
     Mv(mv::MvArgs),
+    Seal(seal::SealArgs),
+    Restore(restore::RestoreArgs),
     Images(images::ImagesArgs),
     Show(show::ShowArgs),
     Verify(verify::VerifyArgs),
@@ -108,6 +113,8 @@ fn dispatch(cli: &Cli) -> Result<ExitCode> {
         Command::Forks(args) => forks::run(store, args),
         Command::Discard(args) => discard::run(store, args),
         Command::Mv(args) => mv::run(store, args),
+        Command::Seal(args) => seal::run(store, args),
+        Command::Restore(args) => restore::run(store, args),
         Command::Images(args) => images::run(store, args),
         Command::Show(args) => show::run(store, args),
         Command::Verify(args) => verify::run(store, args),

@@ -29,6 +29,7 @@ mod policy;
 mod record;
 mod recover;
 mod registry;
+mod seals;
 mod state;
 mod stats;
 
@@ -45,5 +46,6 @@ pub use names::{MAX_LINKS, NewFile, RenameMode};
 pub use node::{Attr, Body, Content, Guard, Inode, Name};
 pub use pieces::{BlobRef, Piece, Pieces, Src};
 pub use registry::{Options, Registry};
+pub use seals::Seal;
 pub use state::LayerBase;
 pub use stats::{ForkInfo, ForkStats};

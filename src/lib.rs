@@ -8,6 +8,7 @@ pub mod fixture;
 pub mod fork;
 pub mod fuse;
 pub mod layers;
+pub mod seal;
 pub mod store;
 pub mod tree;
 pub mod verify;

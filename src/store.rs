@@ -25,18 +25,24 @@ pub use images::{Image, Images, MarkerError};
 pub use io::{StoreIo, SystemIo};
 pub use manifest::{LayerFile, Manifest};
 pub use tags::Tags;
+pub(crate) use write::write_whole;
 pub use write::{Batch, REFRESH_AFTER, compress};
 
 use crate::error::{Error, ErrorKind, Result};
 
 /// A store. Cheap to open; holds no descriptor and no cache.
-#[derive(Debug)]
 pub struct Store {
     root: PathBuf,
     io: Arc<dyn StoreIo>,
     blobs: Blobs,
     images: Images,
     tags: Tags,
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store").field("root", &self.root).finish_non_exhaustive()
+    }
 }
 
 impl Store {

@@ -7,6 +7,7 @@
 //! with a lifetime of zero or invalidated by the watcher. Nothing is parsed before someone looks.
 
 mod ahead;
+mod autoseal;
 mod catalog;
 mod control;
 mod forked;
@@ -16,6 +17,7 @@ mod inode;
 mod metrics;
 mod readdir;
 mod reader;
+mod snap;
 mod top;
 mod trees;
 
@@ -24,24 +26,30 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
+pub use autoseal::SealPolicy;
 pub(crate) use catalog::{Changes, Watched};
 pub use control::MountInfo;
 pub use forked::Writer;
 pub use inode::Ino;
 pub use metrics::{Metrics, Op};
 pub use readdir::{DirEntry, Emit};
+pub use snap::Stale;
 
 use crate::cache::{Cache, Payload};
 use crate::error::{ErrorKind, Posix};
-use crate::fork::BaseReader;
+use crate::fork::{self, BaseReader};
+use crate::layers::effects::Secret;
 use crate::layers::world::Kind;
+use crate::seal::Sealer;
 use crate::store::{BlobError, Digest, Store};
 use ahead::Ahead;
+use autoseal::AutoSeal;
 use catalog::Catalog;
 use forks::Forks;
 use image::Images;
 use inode::{Fixed, Inodes, Node, Place, Recorded, Seen, Shown, UNKNOWN_SIZE};
 use reader::Reader;
+use snap::Seals;
 use trees::Trees;
 
 /// Outcome of an operation. The kind alone decides the errno; what there is to tell was logged where it was known.
@@ -192,10 +200,14 @@ pub struct VfsConfig {
     pub read_only: bool,
     /// Bytes of file trees kept parsed.
     pub tree_bytes: u64,
+    /// When forks are sealed by themselves.
+    pub seal: SealPolicy,
+    /// What chains ledgers at a seal in place of a secret of each ledger's own.
+    pub session_secret: Option<Secret>,
 }
 
 /// What forks read of the images they rest on, for programs that change them without a mount.
-pub(crate) fn fork_reader(store: Arc<Store>, cache: Arc<Cache>) -> Arc<dyn BaseReader> {
+pub fn fork_reader(store: Arc<Store>, cache: Arc<Cache>) -> Arc<dyn BaseReader> {
     Arc::new(Reader::new(store, cache, Arc::new(Trees::new(0)), false))
 }
 
@@ -211,6 +223,8 @@ pub struct Vfs {
     reader: Arc<Reader>,
     forks: Forks,
     ahead: Ahead,
+    sealing: Seals,
+    auto_seal: AutoSeal,
     metrics: Metrics,
     info: Mutex<MountInfo>,
 }
@@ -231,8 +245,11 @@ impl Vfs {
             Arc::clone(&trees),
             config.reveal_secrets,
         ));
+        let sealer = Sealer::new(Arc::clone(&store), reader.clone(), config.session_secret.clone());
         Self {
             ahead: Ahead::new(Arc::clone(&cache)),
+            sealing: Seals::new(sealer),
+            auto_seal: AutoSeal::default(),
             inodes: Inodes::new(),
             catalog: Catalog::new(Arc::clone(&store)),
             images: Images::new(),
@@ -278,7 +295,12 @@ impl Vfs {
                 let Some(child) = tree.lookup(node, name) else { return Ok(Step::Done(Entry::ABSENT)) };
                 Ok(Step::Done(self.entry(Self::tree_node(&tree, image, child))?))
             }
+            Node::Forked { mounted, ino: fork::Ino::TOP } if name == snap::NAME => {
+                self.snap_entry(&mounted).map(Step::Done)
+            }
             Node::Forked { mounted, ino } => self.lookup_forked(&mounted, ino, name, patience),
+            Node::Snap { mounted } => self.lookup_snap(&mounted, name).map(Step::Done),
+            Node::Stub { .. } => Err(ErrorKind::NotFound),
             _ => Err(ErrorKind::Posix(Posix::NotADirectory)),
         }
     }
@@ -344,9 +366,12 @@ impl Vfs {
                 Ok(Step::Done(Data::Doc(bytes, start, end)))
             }
             Node::Forked { mounted, ino } => self.read_forked(&mounted, ino, offset, size, patience),
-            Node::Fixed(_) | Node::Agent(_) | Node::ImageDir { .. } | Node::Dir { .. } => {
-                Err(ErrorKind::Posix(Posix::IsADirectory))
-            }
+            Node::Fixed(_)
+            | Node::Agent(_)
+            | Node::ImageDir { .. }
+            | Node::Dir { .. }
+            | Node::Snap { .. }
+            | Node::Stub { .. } => Err(ErrorKind::Posix(Posix::IsADirectory)),
             Node::Symlink { .. } | Node::Link { .. } | Node::Special { .. } => Err(ErrorKind::InvalidInput),
         }
     }
@@ -446,6 +471,7 @@ impl Vfs {
             Node::Forked { mounted, ino } => Self::getattr_forked(mounted, *ino)?,
             Node::Fixed(_) => attr(Kind::Dir, 0o755, 0, self.info.lock().started_ns()),
             Node::Agent(_) => attr(Kind::Dir, 0o755, 0, 0),
+            Node::Snap { .. } | Node::Stub { .. } => attr(Kind::Dir, 0o755, 0, self.info.lock().started_ns()),
             Node::ImageDir { mtime, .. } => attr(Kind::Dir, 0o755, 0, mtime.saturating_mul(1_000_000_000)),
             Node::File { size, recorded: r, .. } => recorded(Kind::File, r, *size),
             Node::Symlink { target, recorded: r } => recorded(Kind::Symlink, r, target.len() as u64),
@@ -514,6 +540,8 @@ mod tests {
             gid: 0,
             reveal_secrets: false,
             xattrs: false,
+            seal: SealPolicy::Manual,
+            session_secret: None,
             read_only: false,
             tree_bytes: 1 << 20,
         };

@@ -124,6 +124,8 @@ struct Faulty {
     reserved: Mutex<HashMap<u64, u64>>,
 }
 
+impl pfimg::store::StoreIo for Faulty {}
+
 impl Io for Faulty {
     fn write_at(&self, file: &fs::File, bytes: &[u8], offset: u64) -> io::Result<usize> {
         let end = offset + bytes.len() as u64;

@@ -10,12 +10,13 @@ use std::sync::Arc;
 use clap::Args;
 
 use super::StoreArg;
-use super::units::parse_bytes;
+use super::secret::SecretArg;
+use super::units::{parse_bytes, parse_duration};
 use crate::cache::{Cache, CacheConfig};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fuse::{MountOptions, SessionConfig, serve};
 use crate::store::Store;
-use crate::vfs::{MountInfo, Vfs, VfsConfig};
+use crate::vfs::{MountInfo, SealPolicy, Vfs, VfsConfig};
 
 /// A log larger than this, in bytes, is set aside when a mount starts.
 const MAX_LOG: u64 = 8 << 20;
@@ -56,6 +57,12 @@ pub(crate) struct MountArgs {
     /// at the latest at close(2) or fsync(2), which makes small writes fast and what was not closed mortal
     #[arg(long, value_name = "WHEN", default_value = "through")]
     writes: Writes,
+    /// When forks are sealed by themselves: `idle:5s`, when nothing was written to one for so long; `interval:1m`, so
+    /// long after its first change; both also when the mount ends; or `manual`, never
+    #[arg(long, value_name = "WHEN", default_value = "idle:5s", value_parser = parse_policy)]
+    seal: SealPolicy,
+    #[command(flatten)]
+    secret: SecretArg,
     /// Mount options in the words of mount(8), separated by commas
     #[arg(short = 'o', value_name = "OPTIONS")]
     options: Vec<String>,
@@ -248,6 +255,8 @@ fn mount_and_serve(
         xattrs: args.xattrs,
         read_only: session.options.read_only,
         tree_bytes,
+        seal: if session.options.read_only { SealPolicy::Manual } else { args.seal },
+        session_secret: args.secret.read()?,
     };
     let vfs = Arc::new(Vfs::new(store, Arc::clone(&cache), config, info));
     let adopting = std::thread::Builder::new().name("pfimg-adopt".into()).spawn(move || cache.adopt());
@@ -258,11 +267,23 @@ fn mount_and_serve(
         // Every path is absolute by now, and a daemon must not keep its caller's folder busy.
         std::env::set_current_dir("/").map_err(|e| Error::io(e, "cannot change to /"))?;
     }
-    serve(vfs, session, || {
+    let served = serve(Arc::clone(&vfs), session, || {
         super::probe::spawn(&session.mountpoint)?;
         ready();
         Ok(())
-    })
+    });
+    vfs.seal_all();
+    served
+}
+
+/// Parses `idle:TIME`, `interval:TIME` or `manual`.
+fn parse_policy(text: &str) -> Result<SealPolicy, String> {
+    match text.split_once(':') {
+        Some(("idle", time)) => parse_duration(time).map(SealPolicy::Idle),
+        Some(("interval", time)) => parse_duration(time).map(SealPolicy::Interval),
+        None if text == "manual" => Ok(SealPolicy::Manual),
+        _ => Err("write idle:5s, interval:1m or manual".into()),
+    }
 }
 
 #[cfg(test)]

@@ -3,12 +3,14 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use serde::Deserialize;
+
 use super::status::read_status;
 use crate::cache::{Cache, CacheConfig};
 use crate::error::{Error, ErrorKind, Result};
-use crate::fork::{self, Registry};
+use crate::fork::{self, BaseReader, Registry};
 use crate::fuse::{Mounted, mounts};
-use crate::store::Store;
+use crate::store::{Digest, Store};
 use crate::vfs;
 
 /// Memory for the few blobs that making or listing forks looks at, in bytes.
@@ -52,12 +54,65 @@ pub(crate) fn find(store: &Arc<Store>) -> Result<Place> {
 
 /// The forks as they are on disk.
 pub(crate) fn registry(store: &Arc<Store>, read_only: bool) -> Result<Registry> {
+    let options = fork::Options { read_only, ..fork::Options::default() };
+    Registry::open(store.root(), reader(store), options)
+}
+
+/// What forks read of the images they rest on.
+pub(crate) fn reader(store: &Arc<Store>) -> Arc<dyn BaseReader> {
     let cache = Arc::new(Cache::new(
         Arc::clone(store),
         &CacheConfig { heap_bytes: CACHE, disk_bytes: CACHE, dir: super::mount::default_cache_dir() },
     ));
-    let options = fork::Options { read_only, ..fork::Options::default() };
-    Registry::open(store.root(), vfs::fork_reader(Arc::clone(store), cache), options)
+    vfs::fork_reader(Arc::clone(store), cache)
+}
+
+/// What came of sealing or restoring a fork.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Done {
+    pub(crate) image: Digest,
+    pub(crate) new: bool,
+    pub(crate) reports: Vec<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Answer {
+    Done(Done),
+    Failed { error: String, exit_code: u8 },
+}
+
+/// Has a mount do something to a fork: a folder of a name that is made of a number in its `.snap/`, and the answer
+/// under that number.
+pub(crate) fn ask(
+    mountpoint: &Path,
+    fork: &str,
+    doing: &str,
+    name: impl FnOnce(&str) -> String,
+) -> Result<Done> {
+    let folder = mountpoint.join("forks").join(fork);
+    if !folder.exists() {
+        return Err(Error::new(ErrorKind::NotFound, format!("there is no fork {fork:?}"))
+            .with_hint("`pfimg forks` lists them"));
+    }
+    let number = fork::GenId::random()?.to_string();
+    let made = std::fs::create_dir(folder.join(".snap").join(name(&number)));
+    let answer = std::fs::read(mountpoint.join(format!(".pfimg/done-{number}.json")));
+    match (made, answer.ok().and_then(|text| serde_json::from_slice(&text).ok())) {
+        (Ok(()), Some(Answer::Done(done))) => Ok(done),
+        (_, Some(Answer::Failed { error, exit_code })) => {
+            let kind = match exit_code {
+                2 => ErrorKind::InvalidInput,
+                4 => ErrorKind::Damaged,
+                _ => ErrorKind::Io(None),
+            };
+            Err(Error::new(kind, error))
+        }
+        (Err(e), _) => Err(explain(e, doing.to_owned(), mountpoint)),
+        (Ok(()), None) => {
+            Err(Error::new(ErrorKind::Io(None), format!("{doing}: the mount does not say what came of it")))
+        }
+    }
 }
 
 /// Explains a failed call under a mount, which has nothing but its number to say.

@@ -9,9 +9,9 @@ use serde::Serialize;
 
 use super::StoreArg;
 use super::images::{DAMAGED, tags};
+use super::secret::operator_secret;
 use super::text::{count, plain, print, print_json};
 use super::units::format_bytes;
-use super::verify::operator_secret;
 use crate::brief::{BaseBrief, Brief, CacheBrief, EffectsBrief, Part, TraceBrief, TreeBrief};
 use crate::error::Result;
 use crate::store::manifest::Agent;

@@ -1,4 +1,6 @@
-//! Sizes as people write and read them.
+//! Sizes and times as people write and read them.
+
+use std::time::Duration;
 
 /// Parses a number of bytes: `1048576`, `64MiB`, `1.5GiB`, `500MB`, `64M` (as MiB).
 pub(crate) fn parse_bytes(text: &str) -> Result<u64, String> {
@@ -24,6 +26,26 @@ pub(crate) fn parse_bytes(text: &str) -> Result<u64, String> {
     } else {
         Err(format!("{text:?} is too large"))
     }
+}
+
+/// Parses a time: `500ms`, `5s`, `1.5m`, `2h`; a plain number is seconds.
+pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
+    let text = text.trim();
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let unit = match unit.trim() {
+        "ms" => 0.001,
+        "" | "s" => 1.0,
+        "m" | "min" => 60.0,
+        "h" => 3600.0,
+        "d" => 86_400.0,
+        other => return Err(format!("{other:?} is no unit; use ms, s, m, h or d")),
+    };
+    let number: f64 = number.parse().map_err(|_| format!("{text:?} is no time; write for instance 5s"))?;
+    Duration::try_from_secs_f64(number * unit)
+        .ok()
+        .filter(|time| *time >= Duration::from_millis(1) && *time <= Duration::from_hours(365 * 24))
+        .ok_or_else(|| format!("{text:?} is too short or too long"))
 }
 
 /// Writes a number of bytes with a binary unit.
@@ -65,5 +87,15 @@ mod tests {
         assert_eq!(format_bytes(999), "999 B");
         assert_eq!(format_bytes(1536), "1.5 KiB");
         assert_eq!(format_bytes(3 << 30), "3.0 GiB");
+    }
+    #[test]
+    fn times_have_units() {
+        assert_eq!(parse_duration("5s"), Ok(Duration::from_secs(5)));
+        assert_eq!(parse_duration("250ms"), Ok(Duration::from_millis(250)));
+        assert_eq!(parse_duration("1.5m"), Ok(Duration::from_secs(90)));
+        assert_eq!(parse_duration("2h"), Ok(Duration::from_secs(7200)));
+        for bad in ["", "s", "5x", "0s", "-1s", "1e99d", "1.2.3s"] {
+            assert!(parse_duration(bad).is_err(), "{bad}");
+        }
     }
 }

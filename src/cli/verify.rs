@@ -10,10 +10,10 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::StoreArg;
 use super::images::DAMAGED;
+use super::secret::operator_secret;
 use super::text::{count, print, print_json};
 use super::units::format_bytes;
-use crate::error::{Error, ErrorKind, Result};
-use crate::layers::effects::Secret;
+use crate::error::Result;
 use crate::verify::{Options, Progress, Report, Severity, verify};
 
 /// More threads than this wait for the disk, and each takes memory.
@@ -68,21 +68,6 @@ pub(crate) fn run(store: &StoreArg, args: &VerifyArgs) -> Result<ExitCode> {
         eprintln!("pfimg: {}", summary(&report));
     }
     Ok(if report.count(Severity::Damage) == 0 { ExitCode::SUCCESS } else { ExitCode::from(DAMAGED) })
-}
-
-/// The secret in `$PF_SESSION_SECRET`, checked here so that no ledger is blamed for a typing error.
-pub(crate) fn operator_secret() -> Result<Option<Secret>> {
-    let Some(text) = std::env::var_os("PF_SESSION_SECRET") else { return Ok(None) };
-    let text = text.to_string_lossy();
-    let text = text.trim();
-    if text.is_empty() {
-        return Ok(None);
-    }
-    match data_encoding::HEXLOWER_PERMISSIVE.decode(text.as_bytes()) {
-        Ok(_) => Ok(Some(Secret::new(text))),
-        // Without the decoder's words: they might quote the secret.
-        Err(_) => Err(Error::new(ErrorKind::InvalidInput, "PF_SESSION_SECRET is not hex")),
-    }
 }
 
 fn summary(report: &Report) -> String {

@@ -51,6 +51,8 @@ impl Fork {
     /// Writes what the fork's generations say into a new one and lets go of them. The fork goes on meanwhile: nothing
     /// waits but for the freeze and the switch. Returns whether there was anything to write.
     pub fn checkpoint(&self) -> Result<bool> {
+        // A seal under way does the same and more.
+        let Some(_only_one) = self.sealing.try_lock() else { return Ok(false) };
         let frozen = self.freeze()?;
         if frozen.generations.is_empty() {
             return Ok(false);
@@ -85,10 +87,7 @@ impl Fork {
         }
         let mut next = head.clone();
         next.generations.splice(..released.len(), [new.id]);
-        if let Err(e) = self.switch_head(&mut head, next) {
-            shared.drop_refs(&[new.id]);
-            return Err(e);
-        }
+        let durable = self.switch_head(&mut head, next).inspect_err(|_| shared.drop_refs(&[new.id]))?;
         {
             let mut live = self.live.write();
             live.generations.splice(..released.len(), [new]);
@@ -108,7 +107,9 @@ impl Fork {
                 live.repoint(put, &gone, &mut take, &mut Vec::new());
             }
         }
-        shared.drop_refs(&released);
+        if durable {
+            shared.drop_refs(&released);
+        }
         Ok(true)
     }
 }

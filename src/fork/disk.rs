@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 use rustix::fs::FallocateFlags;
 
 use crate::error::{Error, Result};
+use crate::store::StoreIo;
 
 /// Descriptors that stay open: the system's limit may be as low as 1,024, and forks have many files.
 const OPEN_FILES: usize = 256;
@@ -51,7 +52,7 @@ impl fmt::Debug for GenId {
 }
 
 /// The calls that change a fork's files. A trait, so that tests can make each of them fail.
-pub trait Io: Send + Sync + 'static {
+pub trait Io: StoreIo {
     /// Writes at an offset; may write less than asked.
     fn write_at(&self, file: &File, bytes: &[u8], offset: u64) -> io::Result<usize> {
         file.write_at(bytes, offset)
@@ -81,6 +82,7 @@ pub trait Io: Send + Sync + 'static {
 #[derive(Debug, Default)]
 pub struct RealIo;
 
+impl StoreIo for RealIo {}
 impl Io for RealIo {}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -180,8 +182,9 @@ impl Generation {
     /// Makes what is missing of its folder, and an empty journal.
     pub(super) fn restart(&self, header: &[u8]) -> Result<()> {
         let make = || {
-            fs::create_dir_all(self.dir.join("data"))?;
-            let file = File::create(self.journal_path())?;
+            self.io().create_dir_all(&self.dir.join("data"))?;
+            let _ = fs::remove_file(self.journal_path());
+            let file = self.io().create(&self.journal_path())?;
             let mut done = 0;
             while done < header.len() {
                 match self.io().write_at(&file, &header[done..], done as u64)? {
@@ -262,11 +265,12 @@ impl Generation {
         }
         let entries = self.entry_unsynced.swap(false, Ordering::AcqRel);
         if entries || !dirty.is_empty() {
-            let synced = File::open(self.dir.join("data"))
-                .and_then(|dir| dir.sync_all())
-                .and_then(|()| if entries { File::open(&self.dir)?.sync_all() } else { Ok(()) });
+            let synced = self
+                .io()
+                .sync_dir(&self.dir.join("data"))
+                .and_then(|()| if entries { self.io().sync_dir(&self.dir) } else { Ok(()) });
             let synced = synced.and_then(|()| match self.dir.parent() {
-                Some(parent) if entries => File::open(parent)?.sync_all(),
+                Some(parent) if entries => self.io().sync_dir(parent),
                 _ => Ok(()),
             });
             if let Err(e) = synced {
@@ -372,7 +376,7 @@ impl DataFile {
     /// Makes a new, empty one.
     pub(super) fn create(generation: &Arc<Generation>) -> io::Result<Arc<Self>> {
         let number = generation.next_number();
-        File::create_new(generation.data_path(number))?;
+        generation.io().create(&generation.data_path(number))?;
         Ok(Self::known(generation, number, false))
     }
 

@@ -2,7 +2,6 @@
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -73,6 +72,11 @@ impl Frozen {
     pub fn resolve(&self, path: &[u8]) -> Option<(Ino, Arc<Inode>)> {
         let ino = self.state.resolve(path)?;
         Some((ino, self.settled(self.state.inode(ino)?).ok()?))
+    }
+
+    /// Whether a path is there. Asks for no file's length.
+    pub fn contains(&self, path: &[u8]) -> bool {
+        self.state.resolve(path).is_some()
     }
 
     /// What `stat` tells of a file, with owners filled in.
@@ -232,6 +236,11 @@ fn before(then: &State, ino: Ino, now: &Inode) -> Option<Ino> {
     then.number_of(now.base?)
 }
 
+/// Whether a file is one that only grows, and of which sealing may change what was appended.
+fn is_log(path: &[u8]) -> bool {
+    matches!(path, b"effects/ledger.jsonl" | b"trace/messages.jsonl")
+}
+
 /// Content of a file after a seal, by its path in the fork.
 pub type Sealed = HashMap<Vec<u8>, BlobRef>;
 
@@ -260,7 +269,7 @@ impl Fork {
         next.generations.push(new.id);
         // The head names the new generation before anything is written to it, and the old one goes on being written
         // until then: whoever reads this back finds everything.
-        if let Err(e) = next.write(&self.shared.forks, true) {
+        if let Err(e) = next.write(&*self.shared.files.io, &self.shared.forks, true) {
             self.shared.drop_refs(&[new.id]);
             return Err(e);
         }
@@ -305,7 +314,7 @@ impl Fork {
             let Some(content) = put.inode.content() else { continue };
             let shown = String::from_utf8_lossy(path);
             match sealed.get(path) {
-                Some(blob) if blob.size == content.size || matches!(put.inode.guard, Guard::Append(_)) => {}
+                Some(blob) if blob.size == content.size || is_log(path) => {}
                 // The base has it already, or there is nothing to have.
                 None if content.size == 0 || content.whole_blob().is_some() => {}
                 Some(blob) => {
@@ -327,7 +336,7 @@ impl Fork {
         let mut next = head.clone();
         next.base = Some(image);
         next.generations.drain(..released.len());
-        self.switch_head(&mut head, next)?;
+        let durable = self.switch_head(&mut head, next)?;
         let changed = {
             let mut live = self.live.write();
             live.image = Some(image);
@@ -342,26 +351,39 @@ impl Fork {
                 baseline.forget_content(put.ino, *blob);
                 let size = put.inode.content().map_or(0, |content| content.size);
                 let mut seal = |content: &mut Content, guard: &mut Guard| {
+                    if is_log(path) && *guard == Guard::None {
+                        // What is sealed can only be appended to from now on.
+                        *guard = Guard::Append(Some(0));
+                    }
                     seal_content(content, guard, size, *blob, &gone)
                 };
                 live.repoint(put, &gone, &mut seal, &mut changed);
             }
             live.baseline = Arc::new(baseline);
-            changed.extend(live.state.replace_manifest(layers));
+            for path in ["manifest.json", "cache/manifest.json"] {
+                changed.extend(live.state.replace_layer(layers, path));
+            }
             changed
         };
-        self.shared.drop_refs(&released);
+        if durable {
+            self.shared.drop_refs(&released);
+        }
         Ok(changed)
     }
 
-    /// Makes a head the fork's, durably: what it does not name may be removed afterwards.
-    pub(super) fn switch_head(&self, head: &mut MutexGuard<'_, Head>, next: Head) -> Result<()> {
-        next.write(&self.shared.forks, true)?;
+    /// Makes a head the fork's. If that is durable, and only then, what it does not name may be removed afterwards:
+    /// the rest is left to the next opener. An error means that the head is the old one.
+    pub(super) fn switch_head(&self, head: &mut MutexGuard<'_, Head>, next: Head) -> Result<bool> {
+        let io = &*self.shared.files.io;
+        next.write(io, &self.shared.forks, true)?;
         **head = next;
         let heads = self.shared.forks.join("heads");
-        File::open(&heads)
-            .and_then(|dir| dir.sync_all())
-            .map_err(|e| Error::io(e, format!("cannot make {} durable", heads.display())))
+        let synced = io.sync_dir(&heads);
+        if let Err(e) = &synced {
+            self.head_unsynced.store(true, Ordering::Release);
+            tracing::error!("cannot make {} durable yet: {e}", heads.display());
+        }
+        Ok(synced.is_ok())
     }
 }
 

@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::disk::GenId;
+use super::disk::{GenId, Io};
 use crate::error::{Error, ErrorKind, Result};
-use crate::store::Digest;
+use crate::store::{Digest, write_whole};
 
 /// A fork's head. Its name is that of the file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -92,26 +92,17 @@ impl Head {
 
     /// Writes it, whole or not at all. A head that replaces one is durable before it does, so that no power cut
     /// leaves neither; a new one becomes durable with the fork's first fsync.
-    pub(super) fn write(&self, forks: &Path, replace: bool) -> Result<()> {
+    pub(super) fn write(&self, io: &dyn Io, forks: &Path, replace: bool) -> Result<()> {
         let path = path(forks, &self.name);
-        let failed = |e: io::Error| Error::io(e, format!("cannot write {}", path.display()));
-        let bytes = serde_json::to_vec(self).map_err(|e| failed(e.into()))?;
-        let dir = forks.join("heads");
-        let mut temp = tempfile::Builder::new().prefix(".tmp-").tempfile_in(dir).map_err(failed)?;
-        temp.write_all(&bytes).and_then(|()| temp.write_all(b"\n")).map_err(failed)?;
-        if replace {
-            temp.as_file().sync_data().map_err(failed)?;
-            temp.persist(&path).map_err(|e| failed(e.error))?;
-        } else {
-            temp.persist_noclobber(&path).map_err(|e| {
-                if e.error.kind() == io::ErrorKind::AlreadyExists {
-                    Error::new(ErrorKind::AlreadyExists, format!("there is a fork {:?} already", self.name))
-                } else {
-                    failed(e.error)
-                }
-            })?;
-        }
-        Ok(())
+        let failed = |e: io::Error| match e.kind() {
+            io::ErrorKind::AlreadyExists => {
+                Error::new(ErrorKind::AlreadyExists, format!("there is a fork {:?} already", self.name))
+            }
+            _ => Error::io(e, format!("cannot write {}", path.display())),
+        };
+        let mut bytes = serde_json::to_vec(self).map_err(|e| failed(e.into()))?;
+        bytes.push(b'\n');
+        write_whole(io, &path, &bytes, !replace, replace).map_err(failed)
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use parking_lot::{Mutex, RwLock};
+use parking_lot::{Mutex, MutexGuard, RwLock};
 
 use super::apply::{self, Applied};
 use super::disk::Generation;
@@ -142,6 +142,8 @@ pub struct Fork {
     pub(super) syncing: Mutex<()>,
     /// Whether what was sealed keeps its name; see [`Fork::set_guarded`].
     pub(super) guarded: AtomicBool,
+    /// Held while it is sealed, or its journals are written anew.
+    pub(super) sealing: Mutex<()>,
 }
 
 /// Longer files are no manifests, in bytes.
@@ -157,6 +159,11 @@ impl Fork {
     /// Its identity, which stays when it is renamed: 32 hex digits.
     pub fn uid(&self) -> &str {
         &self.uid
+    }
+
+    /// Its name.
+    pub fn name(&self) -> String {
+        self.head.lock().name.clone()
     }
 
     /// What is wrong with it, if anything. A damaged fork can be read as far as it is sound, and not be written.
@@ -185,6 +192,23 @@ impl Fork {
     /// When it was made, in nanoseconds since 1970.
     pub fn created_ns(&self) -> i64 {
         self.head.lock().created_ns
+    }
+
+    /// Whether anything was changed since the last seal. May say yes where changes cancelled each other out.
+    pub fn is_changed(&self) -> bool {
+        let live = self.live.read();
+        !live.state.dirty_names.is_empty() || !live.state.dirty_nodes.is_empty()
+    }
+
+    /// Something that is another with every change.
+    pub fn version(&self) -> (super::GenId, u64) {
+        let live = self.live.read();
+        (live.writer.generation.id, live.writer.seq)
+    }
+
+    /// Waits until nobody else seals it; nobody does until the guard is dropped.
+    pub(crate) fn sealing(&self) -> MutexGuard<'_, ()> {
+        self.sealing.lock()
     }
 
     /// Whether it began empty and nothing was put into it yet.

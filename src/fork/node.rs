@@ -141,6 +141,14 @@ impl Content {
         self.size = size;
     }
 
+    /// Whether it is exactly a blob.
+    pub(super) fn holds(&self, digest: &Digest) -> bool {
+        match &self.lazy {
+            Some(lazy) => lazy.digest == *digest,
+            None => self.whole_blob().is_some_and(|blob| blob.digest == *digest),
+        }
+    }
+
     /// The blob that is exactly this content, if there is one.
     pub fn whole_blob(&self) -> Option<BlobRef> {
         if let Some(lazy) = &self.lazy {

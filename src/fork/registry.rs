@@ -356,6 +356,7 @@ impl Registry {
             head_unsynced: AtomicBool::new(unsynced),
             syncing: Mutex::default(),
             guarded: AtomicBool::new(true),
+            sealing: Mutex::default(),
         })
     }
 
@@ -425,7 +426,7 @@ impl Registry {
         };
         let ids = head.generations.clone();
         self.shared.add_refs(&ids);
-        if let Err(e) = head.write(&self.shared.forks, false) {
+        if let Err(e) = head.write(&*self.shared.files.io, &self.shared.forks, false) {
             self.shared.drop_refs(&ids);
             return Err(e);
         }
@@ -434,6 +435,45 @@ impl Registry {
         let fork = self.fork(head, live, None, true);
         self.slots.lock().insert(name.to_owned(), Arc::new(Mutex::new(Slot::Loaded(fork.clone()))));
         Ok(fork)
+    }
+
+    /// Puts a fork onto an image, with nothing of what it was: the same name, but another fork from now on. Whoever has
+    /// something of the old one open can read on.
+    pub fn put_back(&self, name: &str, fork: &Fork, image: Digest) -> Result<Arc<Fork>> {
+        self.may_write()?;
+        let slot = self.slot(name)?;
+        let mut slot_now = slot.lock();
+        let same = matches!(&*slot_now, Slot::Loaded(now) if now.uid == fork.uid);
+        if !same {
+            return Err(Error::new(ErrorKind::Busy, format!("fork {name:?} is another one by now")));
+        }
+        let state = State::over(self.shared.base(Some(image))?);
+        let baseline = Arc::new(state.clone());
+        let active = self.shared.new_generation()?;
+        let mut head = fork.head.lock();
+        let next = Head {
+            uid: GenId::random()?.to_string(),
+            base: Some(image),
+            generations: vec![active.id],
+            ..head.clone()
+        };
+        self.shared.add_refs(&next.generations);
+        let released = head.generations.clone();
+        Fork::inherit_seals(&self.shared.forks, &fork.uid, &next.uid);
+        let durable = fork
+            .switch_head(&mut head, next.clone())
+            .inspect_err(|_| self.shared.drop_refs(&next.generations))?;
+        fork.discarded.store(true, Ordering::Release);
+        if durable {
+            self.shared.drop_refs(&released);
+        }
+        Fork::forget_seals(&self.shared.forks, &fork.uid);
+        let writer = Writer::new(active.clone());
+        let generations = vec![active];
+        let live = Live { state, baseline, orphans: HashMap::new(), writer, generations, image: Some(image) };
+        let restored = self.fork(next, live, None, true);
+        *slot_now = Slot::Loaded(restored.clone());
+        Ok(restored)
     }
 
     /// Gives a fork another name.
@@ -482,19 +522,22 @@ impl Registry {
         let remove = || {
             fs::remove_file(&path).map_err(failed)?;
             // Before its generations go: a power cut must not bring the head back without them.
-            File::open(self.shared.forks.join("heads")).and_then(|dir| dir.sync_all()).map_err(failed)
+            self.shared.files.io.sync_dir(&self.shared.forks.join("heads")).map_err(failed)
         };
         let mut freed = Vec::new();
+        let mut uid = None;
         match &*slot_now {
             Slot::Loaded(fork) => {
                 let head = fork.head.lock();
                 remove()?;
                 fork.discarded.store(true, Ordering::Release);
                 freed.clone_from(&head.generations);
+                uid = Some(head.uid.clone());
             }
             Slot::Known(head) => {
                 remove()?;
                 freed.clone_from(&head.generations);
+                uid = Some(head.uid.clone());
             }
             Slot::Bad(_) => {
                 let kept = self.shared.forks.join("damaged").join(format!("{name}-{}.json", now()));
@@ -503,6 +546,9 @@ impl Registry {
         }
         self.slots.lock().remove(name);
         self.shared.drop_refs(&freed);
+        if let Some(uid) = uid {
+            Fork::forget_seals(&self.shared.forks, &uid);
+        }
         Ok(())
     }
 

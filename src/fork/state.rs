@@ -281,7 +281,7 @@ impl State {
             rdev: tree.rdev(node),
             links: Arc::new(links),
             base: Some(node),
-            xattrs: Arc::default(),
+            xattrs: tree.xattrs(node).cloned().unwrap_or_default(),
             guard: Guard::None,
             birth: 0,
             body,
@@ -552,10 +552,19 @@ impl State {
         }
     }
 
-    /// Shows the manifest of another base, as a file of another number. Returns the old one's.
-    pub(super) fn replace_manifest(&mut self, layers: &[LayerBase]) -> Option<Ino> {
-        let layer = layers.iter().find(|layer| layer.path == "manifest.json")?;
-        let old = self.child(Ino::TOP, b"manifest.json");
+    /// Shows a layer's file of another base, as a file of another number. Returns the old one's. A file that was
+    /// changed since the seal stays, and so does one that is the same.
+    pub(super) fn replace_layer(&mut self, layers: &[LayerBase], path: &str) -> Option<Ino> {
+        let layer = layers.iter().find(|layer| layer.path == path)?;
+        let old = self.resolve(path.as_bytes());
+        let changed = |ino: &Ino| self.dirty_nodes.contains_key(ino);
+        let same = |ino: &Ino| {
+            let content = self.nodes.get(ino).and_then(|inode| inode.content());
+            content.is_some_and(|content| content.holds(&layer.digest))
+        };
+        if old.as_ref().is_some_and(|ino| changed(ino) || same(ino)) {
+            return None;
+        }
         let (dirty_nodes, dirty_names) = (self.dirty_nodes.clone(), self.dirty_names.clone());
         self.add_layer(layer);
         if let Some(old) = old {

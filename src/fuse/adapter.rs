@@ -17,6 +17,7 @@ use fuser::{
 use super::reply::{
     answer_attr, answer_data, answer_empty, answer_entry, answer_xattr, kind_of, permissions, set_time,
 };
+use super::watch::tell;
 use super::workers::Workers;
 use super::{errno, file_attr, file_type, guarded, nanoseconds};
 use crate::error::ErrorKind;
@@ -92,6 +93,21 @@ impl Adapter {
         self.count(op);
         guarded(op, || answer_entry(reply, self.vfs.create(parent.0, name.as_bytes(), new)));
         self.forks_changed(parent);
+    }
+
+    /// Seals a fork, on a worker: it takes as long as the disk does.
+    fn seal(&self, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        self.count(Op::Mkdir);
+        let (vfs, notifier) = (Arc::clone(&self.vfs), Arc::clone(&self.notifier));
+        let name = name.as_bytes().to_vec();
+        self.workers.run(move || {
+            let new = NewFile::new(Kind::Dir, 0o755, 0, 0);
+            let (made, stale) = vfs.make_in_snap(parent.0, &name, &new);
+            answer_entry(reply, made);
+            if let Some(notifier) = notifier.get() {
+                tell(notifier, &stale);
+            }
+        });
     }
 
     /// `work/` lists what `forks/` lists, which the kernel cannot know.
@@ -216,6 +232,9 @@ impl Filesystem for Adapter {
 
     fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
         let new = NewFile::new(Kind::Dir, permissions(mode), req.uid(), req.gid());
+        if self.vfs.seals(parent.0) {
+            return self.seal(parent, name, reply);
+        }
         self.make(Op::Mkdir, parent, name, &new, reply);
     }
 

@@ -3,6 +3,7 @@
 
 use std::ffi::OsStr;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
@@ -10,7 +11,7 @@ use std::time::Duration;
 
 use fuser::{INodeNo, Notifier};
 
-use crate::vfs::{Vfs, Watched};
+use crate::vfs::{Stale, Vfs, Watched};
 
 /// How often the store is looked at: one stat of a folder each time. Promised is a second.
 const LOOK: Duration = Duration::from_millis(200);
@@ -21,6 +22,9 @@ const TELL: u32 = 3;
 
 /// How often forks are tidied up.
 const TIDY: Duration = Duration::from_secs(5);
+
+/// How often forks are looked at that may have to be sealed.
+const SEAL: Duration = Duration::from_millis(250);
 
 /// The threads that do so.
 pub(super) struct Watcher {
@@ -33,7 +37,7 @@ impl Watcher {
     pub(super) fn start(vfs: Arc<Vfs>, mut watched: Watched, notifier: Notifier) -> io::Result<Self> {
         let mut this = Self { stop: Arc::default(), threads: Vec::new() };
         let (mut images, mut tags) = (0, 0);
-        let tidied = Arc::clone(&vfs);
+        let (tidied, sealed, told) = (Arc::clone(&vfs), Arc::clone(&vfs), notifier.clone());
         this.every("pfimg-watch", LOOK, move || {
             let changes = vfs.changes(&mut watched);
             // No lock is held here. An inode the kernel does not know is an error that means nothing.
@@ -61,6 +65,8 @@ impl Watcher {
         })?;
         // A thread of its own: a checkpoint takes as long as the disk does.
         this.every("pfimg-tidy", TIDY, move || tidied.keep_house())?;
+        // So is this: a seal reads and compresses all that was written.
+        this.every("pfimg-seal", SEAL, move || tell(&told, &sealed.seal_due()))?;
         Ok(this)
     }
 
@@ -81,6 +87,17 @@ impl Watcher {
             }
         })?);
         Ok(())
+    }
+}
+
+/// Tells the kernel what looks different after a seal. Not to be called where a request waits for it.
+pub(super) fn tell(notifier: &Notifier, stale: &[Stale]) {
+    for stale in stale {
+        // What the kernel does not know is an error that means nothing.
+        let _ = match stale {
+            Stale::Inode(ino) => notifier.inval_inode(INodeNo(*ino), 0, 0),
+            Stale::Name(folder, name) => notifier.inval_entry(INodeNo(*folder), OsStr::from_bytes(name)),
+        };
     }
 }
 

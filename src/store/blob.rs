@@ -147,11 +147,16 @@ thread_local! {
 }
 
 /// The blobs of one store.
-#[derive(Debug)]
 pub struct Blobs {
     root: PathBuf,
     io: Arc<dyn StoreIo>,
     temp_names: TempNames,
+}
+
+impl std::fmt::Debug for Blobs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Blobs").field("root", &self.root).finish_non_exhaustive()
+    }
 }
 
 impl Blobs {

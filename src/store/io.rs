@@ -7,7 +7,7 @@ use std::path::Path;
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
 
 /// Everything a store is changed by. A trait, so that tests can make each call fail, or be the last one.
-pub trait StoreIo: std::fmt::Debug + Send + Sync + 'static {
+pub trait StoreIo: Send + Sync + 'static {
     /// Makes a folder, and those above it that are missing.
     fn create_dir_all(&self, dir: &Path) -> io::Result<()> {
         fs::create_dir_all(dir)

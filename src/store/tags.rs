@@ -37,10 +37,15 @@ pub fn refuse_tag_name(name: &str) -> Option<&'static str> {
 }
 
 /// The tags of one store.
-#[derive(Debug)]
 pub struct Tags {
     dir: PathBuf,
     io: Arc<dyn StoreIo>,
+}
+
+impl std::fmt::Debug for Tags {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tags").field("dir", &self.dir).finish_non_exhaustive()
+    }
 }
 
 impl Tags {

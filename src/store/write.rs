@@ -59,22 +59,32 @@ impl TempNames {
     }
 }
 
-/// Writes a small file durably and whole: to a temporary file, which is synced, gets the name, and the folder is
-/// synced. An existing file is replaced, or with `new` stays, and the error is [`io::ErrorKind::AlreadyExists`].
-pub(super) fn write_durably(io: &dyn StoreIo, path: &Path, bytes: &[u8], new: bool) -> io::Result<()> {
+/// Writes a small file whole, or not at all: to a temporary file, which is synced if `sync`, and then gets the name. An
+/// existing file is replaced, or with `new` stays, and the error is [`io::ErrorKind::AlreadyExists`].
+pub(crate) fn write_whole(
+    io: &dyn StoreIo,
+    path: &Path,
+    bytes: &[u8],
+    new: bool,
+    sync: bool,
+) -> io::Result<()> {
     static NAMES: TempNames = TempNames(AtomicU64::new(0));
-    let dir = path.parent().unwrap_or(path);
-    let hidden = dir.join(".tmp-new");
+    let hidden = path.parent().unwrap_or(path).join(".tmp-new");
     let (temp, mut file) = NAMES.create(io, &hidden)?;
     let written = io
         .write(&temp, &mut file, bytes)
-        .and_then(|()| io.sync_file(&temp, &file))
+        .and_then(|()| if sync { io.sync_file(&temp, &file) } else { Ok(()) })
         .and_then(|()| if new { io.link(&temp, path) } else { io.rename(&temp, path) });
     if new || written.is_err() {
         let _ = io.remove(&temp);
     }
-    written?;
-    io.sync_dir(dir)
+    written
+}
+
+/// The same, and durable, its name too.
+pub(super) fn write_durably(io: &dyn StoreIo, path: &Path, bytes: &[u8], new: bool) -> io::Result<()> {
+    write_whole(io, path, bytes, new, true)?;
+    io.sync_dir(path.parent().unwrap_or(path))
 }
 
 impl Blobs {
@@ -380,7 +390,6 @@ mod tests {
     }
 
     /// Takes blobs away as soon as everything is synced, as `pf gc` might.
-    #[derive(Debug)]
     struct Collector(PathBuf);
 
     impl StoreIo for Collector {

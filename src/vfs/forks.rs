@@ -64,11 +64,25 @@ impl Forks {
     pub(super) fn new(reader: Arc<Reader>, read_only: bool) -> Self {
         Self { registry: Mutex::new(None), reader, read_only, slots: Mutex::default() }
     }
+
+    /// Forks that were looked at.
+    pub(super) fn in_use(&self) -> Vec<Mounted> {
+        let slots = self.slots.lock();
+        let mounted = |(slot, fork): (&Slot, &Option<Arc<Fork>>)| {
+            Some(Mounted { slot: *slot, fork: Arc::clone(fork.as_ref()?) })
+        };
+        slots.taken.iter().filter_map(mounted).collect()
+    }
+
+    /// A fork is gone; whoever has something of it open keeps it.
+    pub(super) fn discarded(&self, uid: &str) {
+        self.slots.lock().discard(uid);
+    }
 }
 
 impl Vfs {
     /// The forks, if there are any; with `make`, room for the first one.
-    fn registry(&self, make: bool) -> Result<Option<Arc<Registry>>> {
+    pub(super) fn registry(&self, make: bool) -> Result<Option<Arc<Registry>>> {
         let mut registry = self.forks.registry.lock();
         if let Some(open) = &*registry {
             return Ok(Some(Arc::clone(open)));
@@ -205,15 +219,14 @@ impl Vfs {
         let uid = registry.info(name).ok().and_then(|info| info.uid);
         registry.discard(name).map_err(logged)?;
         if let Some(uid) = uid {
-            self.forks.slots.lock().discard(&uid);
+            self.forks.discarded(&uid);
         }
         Ok(())
     }
 
     /// Keeps journals short and gives space back that nothing needs any more. To be called now and then.
     pub(crate) fn keep_house(&self) {
-        let forks: Vec<_> = self.forks.slots.lock().taken.values().flatten().cloned().collect();
-        for fork in forks {
+        for Mounted { fork, .. } in self.forks.in_use() {
             let kept =
                 fork.reap().and_then(|_| if fork.wants_checkpoint() { fork.checkpoint() } else { Ok(false) });
             if let Err(error) = kept {

@@ -137,6 +137,14 @@ pub(super) enum Node {
         mounted: Mounted,
         ino: fork::Ino,
     },
+    /// `.snap/` of a fork.
+    Snap {
+        mounted: Mounted,
+    },
+    /// A folder that is forgotten as soon as it was made.
+    Stub {
+        key: u64,
+    },
     /// Bytes made by the daemon. Each version is an inode of its own.
     Doc {
         bytes: Arc<[u8]>,
@@ -201,6 +209,8 @@ impl Node {
             Self::Link { target, mtime } => mix(mix(6, hash_bytes(target.as_bytes())), *mtime as u64),
             Self::Doc { key, .. } => mix(7, *key),
             Self::Forked { mounted, ino } => return fork_number(mounted.slot, *ino),
+            Self::Snap { mounted } => return super::Vfs::snap_number(mounted),
+            Self::Stub { key } => mix(8, *key),
         };
         // Positive as a signed number, for programs that print inodes so, and apart from those of forks.
         (hash >> 2).max(FIRST_COMPUTED)
@@ -235,6 +245,8 @@ impl Node {
                 target == target2 && mtime == mtime2
             }
             (Self::Doc { key, .. }, Self::Doc { key: key2, .. }) => key == key2,
+            (Self::Snap { mounted }, Self::Snap { mounted: mounted2 }) => mounted.slot == mounted2.slot,
+            (Self::Stub { key }, Self::Stub { key: key2 }) => key == key2,
             (Self::Forked { mounted, ino }, Self::Forked { mounted: mounted2, ino: ino2 }) => {
                 mounted.slot == mounted2.slot && ino == ino2
             }
@@ -344,7 +356,7 @@ impl Inodes {
     /// Slots of forks of which the kernel knows an inode.
     pub(super) fn fork_slots(&self) -> HashSet<Slot> {
         let slot = |held: &Held| match &held.node {
-            Node::Forked { mounted, .. } => Some(mounted.slot),
+            Node::Forked { mounted, .. } | Node::Snap { mounted } => Some(mounted.slot),
             _ => None,
         };
         self.shards

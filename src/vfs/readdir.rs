@@ -40,6 +40,8 @@ impl Vfs {
             | Node::Agent(_)
             | Node::ImageDir { .. }
             | Node::Dir { .. }
+            | Node::Snap { .. }
+            | Node::Stub { .. }
             | Node::Forked { .. } => {}
             _ => return Err(ErrorKind::Posix(Posix::NotADirectory)),
         }
@@ -78,6 +80,7 @@ impl Vfs {
         };
         match node {
             Node::Fixed(fixed) => self.list_fixed(fixed, cookie, &mut looked_up),
+            Node::Snap { mounted } => self.list_snap(&mounted, cookie, &mut looked_up),
             Node::Agent(agent) => {
                 let images = self.catalog.agent(&agent).map_err(logged)?.ok_or(ErrorKind::NotFound)?;
                 list_changing(

@@ -79,7 +79,7 @@ impl Vfs {
     }
 
     /// A link of ours to an image; its time is the image's. Asked for anew each time.
-    fn link_to(&self, target: String, id: &Digest) -> Outcome<Entry> {
+    pub(super) fn link_to(&self, target: String, id: &Digest) -> Outcome<Entry> {
         let mtime = std::fs::metadata(self.store.images().marker(id)).map_or(0, |m| m.mtime());
         self.entry_with(Node::Link { target: target.into(), mtime }, Duration::ZERO)
     }

@@ -1,0 +1,424 @@
+//! Seals through a mount: by `mkdir`, by command, by themselves, and while others write.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _, symlink};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use common::cli::{pfimg_on, tool};
+use common::fast::FastStore;
+use common::forks::{fork, small_store, world};
+use common::{Mount, is_root, wait_until};
+
+fn manual(store: &FastStore) -> Mount {
+    Mount::of(store.root()).args(["--seal", "manual"]).start()
+}
+
+/// `pfimg seal`, which prints the image's id.
+fn seal(store: &FastStore, args: &[&str]) -> String {
+    let out = pfimg_on(store.root(), ["seal"].iter().chain(args)).exits(0);
+    out.stdout.trim().strip_prefix("sha256:").unwrap_or_else(|| panic!("{out:?}")).to_owned()
+}
+
+fn verify(store: &FastStore) {
+    pfimg_on(store.root(), ["verify"]).exits(0);
+}
+
+fn snaps(mount: &Mount, name: &str) -> Vec<String> {
+    let dir = mount.join("forks").join(name).join(".snap");
+    fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect()
+}
+
+#[test]
+fn a_folder_made_in_snap_is_a_seal_of_that_name() {
+    let (store, id) = small_store();
+    let mount = manual(&store);
+    let world = fork(&mount, "f", &id);
+    fs::write(world.join("new"), "new").unwrap();
+    let snap = mount.join("forks/f/.snap");
+    assert_eq!(snaps(&mount, "f"), [""; 0]);
+    fs::create_dir(snap.join("green")).unwrap();
+    let link = fs::read_link(snap.join("green")).unwrap();
+    assert!(link.starts_with("../../../images"), "{link:?}");
+    assert_eq!(fs::read(snap.join("green/world/fs/new")).unwrap(), b"new");
+    assert_eq!(fs::read(mount.join("tags/green/world/fs/new")).unwrap(), b"new");
+    let again = fs::create_dir(snap.join("green")).unwrap_err();
+    assert_eq!(again.raw_os_error(), Some(libc::EEXIST), "{again}");
+    // Free for a name that the fork's list does not show, too.
+    common::forks::tag(&store, "taken", &id);
+    assert_eq!(fs::create_dir(snap.join("taken")).unwrap_err().raw_os_error(), Some(libc::EEXIST));
+    fs::write(world.join("new"), "newer").unwrap();
+    fs::create_dir(snap.join("blue")).unwrap();
+    assert_eq!(snaps(&mount, "f"), ["green", "blue"], "newest last");
+    assert_eq!(fs::read(snap.join("green/world/fs/new")).unwrap(), b"new");
+    assert_eq!(fs::read(snap.join("blue/world/fs/new")).unwrap(), b"newer");
+    // Nothing changed: another name for the same image.
+    fs::create_dir(snap.join("azure")).unwrap();
+    assert_eq!(
+        fs::read_link(mount.join("tags/azure")).unwrap(),
+        fs::read_link(mount.join("tags/blue")).unwrap()
+    );
+    assert!(
+        !fs::read_dir(mount.join("forks/f")).unwrap().any(|e| e.unwrap().file_name() == ".snap"),
+        "unlisted"
+    );
+    verify(&store);
+    mount.unmount();
+}
+
+#[test]
+fn the_command_seals_with_and_without_a_mount_and_says_what_it_did() {
+    let (store, id) = small_store();
+    let mount = manual(&store);
+    let world = fork(&mount, "f", &id);
+    fs::write(world.join("new"), "1").unwrap();
+    let first = seal(&store, &["f", "--tag", "one"]);
+    assert_eq!(seal(&store, &["f"]), first, "nothing changed");
+    assert_eq!(fs::read(mount.image(&first).join("world/fs/new")).unwrap(), b"1");
+    let manifest = fs::read(mount.join("forks/f/manifest.json")).unwrap();
+    assert_eq!(common::hex_digest(&manifest), first, "the fork shows what it rests on");
+    let taken = pfimg_on(store.root(), ["seal", "f", "--tag", "one"]).exits(2);
+    assert!(taken.stderr.contains("there is a tag \"one\" already"), "{}", taken.stderr);
+    fs::write(world.join("new"), "2").unwrap();
+    fs::OpenOptions::new()
+        .append(true)
+        .open(mount.join("forks/f/trace/messages.jsonl"))
+        .unwrap()
+        .write_all(b"no json\n")
+        .unwrap();
+    let out = pfimg_on(store.root(), ["seal", "f", "--tag", "one", "--force-tag", "--json"]).exits(0);
+    let json = out.json();
+    assert_eq!((&json["new"], &json["tag"], &json["fork"]), (&true.into(), &"one".into(), &"f".into()));
+    assert!(json["reports"][0].as_str().unwrap().contains("trace/messages.jsonl"), "{json}");
+    assert!(out.stderr.contains("trace/messages.jsonl"), "{}", out.stderr);
+    let second = json["image"].as_str().unwrap().strip_prefix("sha256:").unwrap().to_owned();
+    assert!(fs::read_link(mount.join("tags/one")).unwrap().ends_with(&second));
+    pfimg_on(store.root(), ["seal", "nobody"]).exits(2);
+    fs::write(world.join("new"), "3").unwrap();
+    mount.unmount();
+    // On disk.
+    let third = seal(&store, &["f"]);
+    let mount = manual(&store);
+    assert_eq!(fs::read(mount.image(&third).join("world/fs/new")).unwrap(), b"3");
+    assert_eq!(snaps(&mount, "f").len(), 3);
+    assert!(mount.image(&third).join("parents").join(&second).exists());
+    mount.unmount();
+}
+
+#[test]
+fn a_fork_that_rests_is_sealed_by_itself_and_every_fork_at_unmount() {
+    let (store, id) = small_store();
+    let mount = Mount::of(store.root()).args(["--seal", "idle:300ms"]).start();
+    let world = fork(&mount, "rests", &id);
+    fs::write(world.join("new"), "1").unwrap();
+    wait_until("an idle fork is sealed", || snaps(&mount, "rests").len() == 1);
+    let name = snaps(&mount, "rests").remove(0);
+    assert_eq!(fs::read(mount.join("forks/rests/.snap").join(name).join("world/fs/new")).unwrap(), b"1");
+    mount.unmount();
+    let mount = Mount::of(store.root()).args(["--seal", "interval:1h"]).start();
+    fs::write(world_of(&mount, "rests").join("new"), "2").unwrap();
+    fork(&mount, "other", &id);
+    mount.unmount();
+    let mount = manual(&store);
+    assert_eq!(snaps(&mount, "rests").len(), 2, "sealed at unmount");
+    assert_eq!(snaps(&mount, "other").len(), 0, "nothing was changed there");
+    fs::write(world_of(&mount, "rests").join("new"), "3").unwrap();
+    mount.unmount();
+    let mount = manual(&store);
+    assert_eq!(snaps(&mount, "rests").len(), 2, "by hand only");
+    assert_eq!(fs::read(world_of(&mount, "rests").join("new")).unwrap(), b"3");
+    mount.unmount();
+}
+
+fn world_of(mount: &Mount, name: &str) -> PathBuf {
+    world(mount, name)
+}
+
+#[test]
+fn a_seal_that_fails_leaves_the_fork_as_it_is_is_told_once_and_tried_again() {
+    let (store, id) = small_store();
+    let mount = Mount::of(store.root()).args(["--seal", "idle:100ms"]).start();
+    let world = fork(&mount, "f", &id);
+    // Half a page can be in no image.
+    let pages = mount.join("forks/f/cache/pages");
+    fs::write(pages.join("00000100.k"), vec![0; 2048]).unwrap();
+    fs::write(world.join("new"), "kept").unwrap();
+    wait_until("the failure is told", || !mount.log_lines(&["00000100.k has no 00000100.v"]).is_empty());
+    let error = fs::create_dir(mount.join("forks/f/.snap/name")).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::EINVAL));
+    let said = pfimg_on(store.root(), ["seal", "f"]).exits(2);
+    assert!(said.stderr.contains("00000100.k has no 00000100.v"), "{}", said.stderr);
+    assert_eq!(snaps(&mount, "f"), [""; 0]);
+    assert_eq!(fs::read(world.join("new")).unwrap(), b"kept");
+    fs::write(pages.join("00000100.v"), vec![0; 2048]).unwrap();
+    wait_until("it is tried again", || snaps(&mount, "f").len() == 1);
+    assert_eq!(mount.log_lines(&["it stays as it is, and is tried again"]).len(), 1);
+    verify(&store);
+    mount.unmount();
+}
+
+#[test]
+fn a_fork_is_put_back_to_one_of_its_seals_and_nothing_is_lost() {
+    let (store, id) = small_store();
+    let mount = manual(&store);
+    let world = fork(&mount, "f", &id);
+    fs::write(world.join("new"), "1").unwrap();
+    let first = seal(&store, &["f", "--tag", "one"]);
+    fs::write(world.join("new"), "2").unwrap();
+    fs::remove_file(world.join("README")).unwrap();
+    let wrong = pfimg_on(store.root(), ["restore", "f", &id]).exits(2);
+    assert!(wrong.stderr.contains("is no seal of fork"), "{}", wrong.stderr);
+    let out = pfimg_on(store.root(), ["restore", "f", "one", "--json"]).exits(0).json();
+    assert_eq!(
+        (out["image"].as_str().unwrap(), &out["sealed_before"]),
+        (&*format!("sha256:{first}"), &true.into())
+    );
+    assert_eq!(fs::read(world.join("new")).unwrap(), b"1");
+    assert_eq!(fs::read(world.join("README")).unwrap(), b"read me\n");
+    assert_eq!(fs::read(mount.join("work/f/new")).unwrap(), b"1");
+    let list = snaps(&mount, "f");
+    assert_eq!(list.len(), 2, "what was not sealed was, and can be had back: {list:?}");
+    fs::write(world.join("new"), "3").unwrap();
+    mount.unmount();
+    pfimg_on(store.root(), ["restore", "f", &first[..12]]).exits(0);
+    let mount = manual(&store);
+    assert_eq!(fs::read(world_of(&mount, "f").join("new")).unwrap(), b"1");
+    assert_eq!(snaps(&mount, "f").len(), 3);
+    mount.unmount();
+}
+
+#[test]
+fn what_is_sealed_of_the_ledger_is_shown_without_its_secret_and_goes_on() {
+    let (store, id) = small_store();
+    let mount = manual(&store);
+    fork(&mount, "f", &id);
+    let ledger = mount.join("forks/f/effects/ledger.jsonl");
+    let digest = format!("sha256:{}", "ab".repeat(32));
+    let mut before = fs::read_to_string(&ledger).unwrap();
+    assert!(before.contains("<redacted>"));
+    for number in 0..3 {
+        let line = format!(
+            "{{\"ts\":\"2026-05-05T14:11:00Z\",\"tool_id\":\"t\",\"args_hash\":\"{digest}\",\"idempotency_key\":\"{number}\",\
+             \"result_hash\":\"{digest}\",\"side_effect_class\":\"pure\"}}\n"
+        );
+        fs::OpenOptions::new().append(true).open(&ledger).unwrap().write_all(line.as_bytes()).unwrap();
+        seal(&store, &["f"]);
+        wait_until("the kernel shows what was sealed", || {
+            fs::read_to_string(&ledger).unwrap().matches("session_hmac\":\"\"").count() == 0
+                && fs::read_to_string(&ledger)
+                    .unwrap()
+                    .lines()
+                    .all(|l| l.contains("session_hmac") || l.contains("kind"))
+        });
+        let now = fs::read_to_string(&ledger).unwrap();
+        assert_eq!(now.lines().count(), before.lines().count() + 1, "{now}");
+        assert!(now.contains("<redacted>"), "{now}");
+        before = now;
+    }
+    assert!(fs::OpenOptions::new().write(true).open(&ledger).unwrap().write_at(b"x", 0).is_err());
+    // pf's way of verifying is the command's.
+    verify(&store);
+    mount.unmount();
+}
+
+#[test]
+fn a_tree_of_every_kind_comes_back_from_a_seal_exactly() {
+    let (store, _) = small_store();
+    let mount = Mount::of(store.root()).args(["--seal", "manual", "--xattrs"]).start();
+    fs::create_dir(mount.join("forks/f")).unwrap();
+    for folder in ["world", "world/fs"] {
+        fs::create_dir(mount.join("forks/f").join(folder)).unwrap();
+    }
+    let world = world(&mount, "f");
+    fs::write(world.join("main.c"), "int main(void) { return 0; }\n").unwrap();
+    fs::write(world.join("Makefile"), "all: out\nout: main.c\n\tcp main.c out\n").unwrap();
+    tool("make", ["-C".as_ref(), world.as_os_str()]).exits(0);
+    fs::hard_link(world.join("main.c"), world.join("twin.c")).unwrap();
+    let odd = std::ffi::OsString::from_vec(b"caf\xe9".to_vec());
+    fs::create_dir(world.join(&odd)).unwrap();
+    fs::write(world.join(&odd).join("inside"), "x").unwrap();
+    symlink("caf\u{fffd}/../main.c", world.join("link")).unwrap();
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        world.join("fifo"),
+        rustix::fs::FileType::Fifo,
+        rustix::fs::Mode::from_raw_mode(0o620),
+        0,
+    )
+    .unwrap();
+    fs::set_permissions(world.join("out"), fs::Permissions::from_mode(0o4711)).unwrap();
+    if is_root() {
+        std::os::unix::fs::chown(world.join("out"), Some(1234), Some(4321)).unwrap();
+    }
+    tool("touch", ["-d".as_ref(), "2001-02-03 04:05:06.789".as_ref(), world.join(&odd).as_os_str()]).exits(0);
+    fs::set_permissions(&world, fs::Permissions::from_mode(0o750)).unwrap();
+    let before = all_of(&world);
+    let id = seal(&store, &["f"]);
+    assert_eq!(all_of(&world), before, "the fork looks as before");
+    assert_eq!(
+        all_of(&mount.image(&id).join("world/fs")).keys().collect::<Vec<_>>(),
+        before.keys().collect::<Vec<_>>()
+    );
+    let branch = fork(&mount, "again", &id);
+    assert_eq!(all_of(&branch), before);
+    assert_eq!(
+        fs::metadata(branch.join("main.c")).unwrap().ino(),
+        fs::metadata(branch.join("twin.c")).unwrap().ino()
+    );
+    tool("make", ["-q".as_ref(), "-C".as_ref(), branch.as_os_str()]).exits(0);
+    mount.unmount();
+    // An empty root of its own mode.
+    let mount = manual(&store);
+    for folder in ["forks/e", "forks/e/world", "forks/e/world/fs"] {
+        fs::create_dir(mount.join(folder)).unwrap();
+    }
+    fs::set_permissions(mount.join("forks/e/world/fs"), fs::Permissions::from_mode(0o750)).unwrap();
+    let id = seal(&store, &["e"]);
+    let mode = fs::metadata(mount.image(&id).join("world/fs")).unwrap().mode();
+    assert_eq!(mode & 0o7777, 0o750);
+    verify(&store);
+    mount.unmount();
+}
+
+/// Kind and mode, owners, time, links, size and content of everything below a folder.
+fn all_of(root: &Path) -> std::collections::BTreeMap<Vec<u8>, String> {
+    let mut all = std::collections::BTreeMap::new();
+    let mut todo = vec![root.to_owned()];
+    while let Some(path) = todo.pop() {
+        let meta = fs::symlink_metadata(&path).unwrap();
+        let content = if meta.is_dir() {
+            todo.extend(fs::read_dir(&path).unwrap().map(|e| e.unwrap().path()));
+            Vec::new()
+        } else if meta.is_symlink() {
+            fs::read_link(&path).unwrap().into_os_string().into_vec()
+        } else if meta.is_file() {
+            fs::read(&path).unwrap()
+        } else {
+            Vec::new()
+        };
+        let shown = format!(
+            "{:o} {}:{} {}.{} links {} size {} {}",
+            meta.mode(),
+            meta.uid(),
+            meta.gid(),
+            meta.mtime(),
+            meta.mtime_nsec(),
+            meta.nlink(),
+            content.len(),
+            content.escape_ascii()
+        );
+        all.insert(path.strip_prefix(root).unwrap().as_os_str().as_bytes().to_vec(), shown);
+    }
+    all
+}
+
+/// Runs until dropped.
+struct Writers {
+    stop: std::sync::Arc<AtomicBool>,
+    threads: Vec<std::thread::JoinHandle<()>>,
+}
+
+impl Writers {
+    fn start(count: usize, work: impl Fn(usize, u64) + Clone + Send + 'static) -> Self {
+        let stop = std::sync::Arc::new(AtomicBool::new(false));
+        let thread = |n| {
+            let (stop, work) = (stop.clone(), work.clone());
+            std::thread::spawn(move || {
+                for round in 1.. {
+                    if stop.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    work(n, round);
+                }
+            })
+        };
+        let threads = (0..count).map(thread).collect();
+        Self { stop, threads }
+    }
+
+    fn end(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.threads.into_iter().for_each(|thread| thread.join().unwrap());
+    }
+}
+
+#[test]
+fn every_seal_is_one_moment_of_all_files() {
+    let (store, id) = small_store();
+    let mount = manual(&store);
+    let world = fork(&mount, "f", &id);
+    let at = world.clone();
+    let writers = Writers::start(3, move |n, round| {
+        fs::write(at.join(format!("a.{n}.tmp")), format!("{round}")).unwrap();
+        fs::rename(at.join(format!("a.{n}.tmp")), at.join(format!("a.{n}"))).unwrap();
+        let file =
+            fs::OpenOptions::new().create(true).truncate(false).write(true).open(at.join(format!("b.{n}")));
+        file.unwrap().write_at(format!("{round:20}").as_bytes(), 0).unwrap();
+    });
+    let mut seals = Vec::new();
+    for _ in 0..20 {
+        std::thread::sleep(Duration::from_millis(20));
+        seals.push(seal(&store, &["f"]));
+    }
+    writers.end();
+    let mut seen = 0;
+    for id in &seals {
+        let fs_of = mount.image(id).join("world/fs");
+        for n in 0..3 {
+            let number = |name: String| {
+                let text = fs::read_to_string(fs_of.join(name)).unwrap_or_default();
+                text.trim().parse::<u64>().unwrap_or(0)
+            };
+            let (a, b) = (number(format!("a.{n}")), number(format!("b.{n}")));
+            assert!(b <= a && a <= b + 1, "seal {id}: a.{n} is {a}, b.{n} is {b}");
+            seen += a;
+        }
+    }
+    assert!(seen > 0);
+    verify(&store);
+    mount.unmount();
+}
+
+#[test]
+fn ten_sealing_while_eight_write_make_images_that_all_verify() {
+    let (store, id) = small_store();
+    let mount = Mount::of(store.root()).args(["--seal", "interval:50ms"]).start();
+    let names: Vec<String> = (0..10).map(|n| format!("f{n}")).collect();
+    for name in &names {
+        fork(&mount, name, &id);
+    }
+    let worlds: Vec<PathBuf> = names.iter().map(|name| world(&mount, name)).collect();
+    let at = worlds.clone();
+    let writers = Writers::start(8, move |n, round| {
+        let mut rng = common::Rng::new(n as u64 * 1_000_003 + round);
+        let folder = &at[rng.below(10) as usize];
+        let path = folder.join(format!("{n}-{}", rng.below(20)));
+        let len = if rng.chance(10) { 150_000 } else { 500 };
+        let bytes = rng.bytes(len);
+        match rng.below(5) {
+            0 => drop(fs::remove_file(path)),
+            1 => drop(fs::rename(&path, folder.join(format!("{n}-{}", rng.below(20))))),
+            _ => fs::write(path, bytes).unwrap(),
+        }
+    });
+    let snap = |name: &String| snaps(&mount, name).len();
+    wait_until("every fork was sealed three times", || names.iter().all(|name| snap(name) >= 3));
+    for name in names.iter().cycle().take(40) {
+        // Somebody by hand at the same time.
+        seal(&store, &[name]);
+    }
+    writers.end();
+    let sealed: Vec<_> = names.iter().map(|name| seal(&store, &[name])).collect();
+    for (world, id) in worlds.iter().zip(&sealed) {
+        assert_eq!(all_of(world), all_of(&mount.image(id).join("world/fs")));
+    }
+    verify(&store);
+    mount.unmount();
+}

@@ -1,0 +1,72 @@
+//! `pfimg seal`: makes an image of a fork.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::Args;
+use serde_json::json;
+
+use super::StoreArg;
+use super::place::{self, Place};
+use super::secret::SecretArg;
+use super::text::{print, print_json};
+use crate::error::{Error, ErrorKind, Result};
+use crate::seal::{Sealer, Tag};
+use crate::store::tags::refuse_tag_name;
+
+/// Seal a fork: make an image of it as it stands, and print its id.
+#[derive(Debug, Args)]
+pub(crate) struct SealArgs {
+    /// The fork's name
+    #[arg(value_name = "FORK")]
+    name: String,
+    /// Give the image a name
+    #[arg(long, value_name = "NAME")]
+    tag: Option<String>,
+    /// Take the name from the image that has it
+    #[arg(long, requires = "tag")]
+    force_tag: bool,
+    #[command(flatten)]
+    secret: SecretArg,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(store: &StoreArg, args: &SealArgs) -> Result<ExitCode> {
+    let store = Arc::new(store.open()?);
+    let name = &args.name;
+    let tag = args.tag.as_deref().map(|name| Tag { name, force: args.force_tag });
+    if let Some(tag) = &tag
+        && let Some(why) = refuse_tag_name(tag.name)
+    {
+        return Err(Error::new(ErrorKind::InvalidInput, format!("{:?} cannot be a tag: {why}", tag.name)));
+    }
+    let done = match place::find(&store)? {
+        Place::Mount(mountpoint) => {
+            let tag = tag
+                .map_or_else(String::new, |tag| format!("{}{}", if tag.force { '!' } else { '=' }, tag.name));
+            place::ask(&mountpoint, name, &format!("cannot seal fork {name:?}"), |number| {
+                format!(".seal-{number}{tag}")
+            })?
+        }
+        Place::Disk(registry) => {
+            let fork = registry.get(name)?;
+            let reader = place::reader(&store);
+            let sealed = Sealer::new(Arc::clone(&store), reader, args.secret.read()?).seal(&fork, tag)?;
+            registry.sync()?;
+            place::Done { image: sealed.image, new: sealed.new, reports: sealed.reports }
+        }
+    };
+    for report in &done.reports {
+        eprintln!("pfimg: {report}");
+    }
+    if args.json {
+        print_json(&json!({
+            "fork": name, "image": done.image, "new": done.new, "tag": args.tag, "reports": done.reports,
+        }))?;
+    } else {
+        print(&format!("{}\n", done.image))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}

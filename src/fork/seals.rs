@@ -1,0 +1,84 @@
+//! Which images were made of a fork: `seals/<uid>`, a line each, oldest first.
+//!
+//! ```text
+//! sha256:<hex64> <nanoseconds since 1970>
+//! ```
+//! A line is written before its image, so that none is missing after a crash; a line without an image means nothing.
+
+use std::fs::{self, File};
+use std::io;
+
+use super::live::{Fork, now};
+use crate::error::{Error, Result};
+use crate::store::Digest;
+
+/// An image that was made of a fork.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seal {
+    /// The image.
+    pub image: Digest,
+    /// When, in nanoseconds since 1970.
+    pub at_ns: i64,
+}
+
+impl Fork {
+    fn seals_path(&self) -> std::path::PathBuf {
+        self.shared.forks.join("seals").join(&self.uid)
+    }
+
+    /// Writes down that an image is about to be made of the fork.
+    pub(crate) fn note_seal(&self, image: &Digest) -> Result<()> {
+        let path = self.seals_path();
+        let write = || {
+            if let Some(dir) = path.parent() {
+                self.shared.files.io.create_dir_all(dir)?;
+            }
+            let file = File::options().create(true).append(true).open(&path)?;
+            // In front as well: a line that was cut off must not run into this one.
+            let line = format!("\n{image} {}\n", now());
+            let end = file.metadata()?.len();
+            let mut done = 0;
+            while done < line.len() {
+                match self.shared.files.io.write_at(&file, &line.as_bytes()[done..], end + done as u64)? {
+                    0 => return Err(io::ErrorKind::WriteZero.into()),
+                    n => done += n,
+                }
+            }
+            Ok(())
+        };
+        write().map_err(|e| Error::io(e, format!("cannot write {}", path.display())))
+    }
+
+    /// Images that were made of the fork, oldest first; each once, at its latest. They may be gone from the store.
+    pub fn seals(&self) -> Result<Vec<Seal>> {
+        let path = self.seals_path();
+        let text = match fs::read(&path) {
+            Ok(text) => text,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(e) => return Err(Error::io(e, format!("cannot read {}", path.display()))),
+        };
+        let mut seals: Vec<Seal> = Vec::new();
+        for line in String::from_utf8_lossy(&text).lines() {
+            let Some((image, at)) = line.split_once(' ') else { continue };
+            if let (Ok(image), Ok(at_ns)) = (image.parse(), at.parse()) {
+                seals.push(Seal { image, at_ns });
+            }
+        }
+        Ok(seals)
+    }
+
+    /// Gives another fork the same list.
+    pub(super) fn inherit_seals(forks: &std::path::Path, from: &str, to: &str) {
+        let seals = forks.join("seals");
+        if let Err(e) = fs::hard_link(seals.join(from), seals.join(to))
+            && e.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!("cannot keep the list of seals: {e}");
+        }
+    }
+
+    /// Forgets which images were made of it: it is gone.
+    pub(super) fn forget_seals(forks: &std::path::Path, uid: &str) {
+        let _ = fs::remove_file(forks.join("seals").join(uid));
+    }
+}

@@ -1,0 +1,356 @@
+//! Sealing: a fork as it stands becomes an image that `pf` accepts, and rests on it from then on.
+//!
+//! The fork is frozen by taking a pointer, and goes on. What changed is hashed and compressed, everything else is taken
+//! over from the image it rested on. Blobs come first, then the image's marker, then the fork's head: whatever ends the
+//! program in between leaves the fork as it was, or sealed, and never an image that lacks a blob.
+
+mod content;
+mod layers;
+mod ledger;
+mod tree;
+
+use std::collections::HashMap;
+use std::io::Read;
+use std::sync::Arc;
+
+use chrono::Utc;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::fork::{BaseReader, BlobRef, Body, Changes, Fork, Frozen, Ino, Put};
+use crate::layers::effects::Secret;
+use crate::layers::world::{Entry, Kind, Root};
+use crate::layers::{FormatError, xattrs};
+use crate::store::manifest::{
+    Agent, CacheRefs, EffectsRefs, MEDIA_TYPE, ModelRefs, SCHEMA_VERSION, TraceRefs, WorldRefs,
+};
+use crate::store::tags::refuse_tag_name;
+use crate::store::{Batch, Digest, LayerFile, Manifest, MarkerError, Store};
+use content::Job;
+use layers::Stored;
+use tree::{NewEntry, TreeChanges};
+
+/// Where a fork's files lie.
+const WORLD: &[u8] = b"world/fs";
+
+/// What an agent is called that began with nothing.
+const AGENT: &str = "pfimg";
+
+/// What a seal came to.
+#[derive(Clone, Debug)]
+pub struct Sealed {
+    /// The image that holds the fork as it stood.
+    pub image: Digest,
+    /// Whether it was made just now; else nothing had changed since it was.
+    pub new: bool,
+    /// Files that look different in the fork now, though nobody wrote to them.
+    pub changed: Vec<Ino>,
+    /// What somebody should know of, in words, each with its file.
+    pub reports: Vec<String>,
+}
+
+/// What to do about an image's name.
+#[derive(Clone, Copy, Debug)]
+pub struct Tag<'a> {
+    /// The name.
+    pub name: &'a str,
+    /// Whether it may be taken from the image that has it.
+    pub force: bool,
+}
+
+/// Seals the forks of a store.
+pub struct Sealer {
+    store: Arc<Store>,
+    reader: Arc<dyn BaseReader>,
+    secret: Option<Secret>,
+}
+
+impl std::fmt::Debug for Sealer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Sealer").field("store", &self.store.root()).finish_non_exhaustive()
+    }
+}
+
+/// The image a fork rests on.
+struct Parent {
+    id: Digest,
+    manifest: Manifest,
+}
+
+/// One seal under way.
+struct Sealing<'a> {
+    store: &'a Store,
+    batch: &'a Batch<'a>,
+    frozen: &'a Frozen,
+    changes: &'a Changes,
+    parent: Option<Parent>,
+    secret: Option<&'a Secret>,
+    reports: Vec<String>,
+}
+
+impl Sealer {
+    /// Makes one. The secret chains ledgers in place of a fresh one for each; `reader` is what the forks read with.
+    pub fn new(store: Arc<Store>, reader: Arc<dyn BaseReader>, secret: Option<Secret>) -> Self {
+        Self { store, reader, secret }
+    }
+
+    /// Seals a fork as it stands. If it fails the fork is as it was.
+    ///
+    /// Whoever seals the same fork meanwhile is waited for.
+    pub fn seal(&self, fork: &Fork, tag: Option<Tag<'_>>) -> Result<Sealed> {
+        let name = &fork.name();
+        if let Some(tag) = &tag {
+            self.check_tag(tag)?;
+        }
+        let _only_one = fork.sealing();
+        let sealed =
+            self.seal_frozen(fork, name).map_err(|e| e.context(format_args!("cannot seal fork {name:?}")))?;
+        if let Some(tag) = tag {
+            self.store.tags().set(tag.name, &sealed.image, tag.force).map_err(|e| {
+                e.context(format_args!("fork {name:?} is sealed as {}, but not tagged", sealed.image))
+            })?;
+        }
+        Ok(sealed)
+    }
+
+    fn check_tag(&self, tag: &Tag<'_>) -> Result<()> {
+        let name = tag.name;
+        if let Some(why) = refuse_tag_name(name) {
+            return Err(Error::new(ErrorKind::InvalidInput, format!("{name:?} cannot be a tag: {why}")));
+        }
+        if !tag.force && self.store.tags().names()?.iter().any(|taken| taken == name) {
+            return Err(Error::new(ErrorKind::AlreadyExists, format!("there is a tag {name:?} already"))
+                .with_hint("--force-tag takes it from its image"));
+        }
+        Ok(())
+    }
+
+    fn seal_frozen(&self, fork: &Fork, name: &str) -> Result<Sealed> {
+        if let (Some(image), false) = (fork.base(), fork.is_changed()) {
+            return Ok(Sealed { image, new: false, changed: Vec::new(), reports: Vec::new() });
+        }
+        let frozen = fork.freeze()?;
+        let changes = frozen.changes()?;
+        let batch = self.store.begin();
+        let mut sealing = Sealing {
+            store: &self.store,
+            batch: &batch,
+            frozen: &frozen,
+            changes: &changes,
+            parent: self.parent(&frozen)?,
+            secret: self.secret.as_ref(),
+            reports: Vec::new(),
+        };
+        let (manifest, mut stored) = sealing.run(name)?;
+        let Sealing { parent, reports, .. } = sealing;
+        let same = parent.as_ref().filter(|parent| parent.manifest.blobs() == manifest.blobs());
+        let (image, new) = match same {
+            // What changed was changed back.
+            Some(parent) => (parent.id, false),
+            None => {
+                if let Some(parent) = &parent {
+                    self.need(&parent.id)?;
+                }
+                fork.note_seal(&Digest::of(&manifest.to_bytes()?))?;
+                (batch.commit(&manifest)?, true)
+            }
+        };
+        let layers = self.reader.layers(&image)?;
+        let ledger = LayerFile::EffectsLedger.path().as_bytes();
+        if changes.put.contains_key(ledger) {
+            // As it is shown: a mount may hold its secret back.
+            let digest = manifest.effects.ledger;
+            stored.insert(ledger.to_vec(), BlobRef { digest, size: self.reader.size(&digest)? });
+        }
+        let changed = fork.rebase(&frozen, image, &layers, &stored)?;
+        Ok(Sealed { image, new, changed, reports })
+    }
+
+    /// Whether an image is there still.
+    fn need(&self, image: &Digest) -> Result<()> {
+        if self.store.images().contains(image) {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::Missing,
+            format!("image {image}, which it rests on, is not in the store any more"),
+        )
+        .with_hint(
+            "`pf gc --retain-recent` removes images that forks need; copy out what you can still read",
+        ))
+    }
+
+    /// The image that the fork came from. A fork that was copied together has it from its copied manifest.
+    fn parent(&self, frozen: &Frozen) -> Result<Option<Parent>> {
+        if let Some(id) = frozen.image() {
+            self.need(&id)?;
+            return Ok(Some(Parent { id, manifest: self.store.image(&id)?.manifest }));
+        }
+        let Some((_, inode)) = frozen.resolve(b"manifest.json") else { return Ok(None) };
+        let Some(content) = inode.content().filter(|content| content.size <= crate::store::MAX_METADATA)
+        else {
+            return Ok(None);
+        };
+        let mut bytes = Vec::new();
+        content::read_all(frozen, content, &mut bytes)?;
+        let id = Digest::of(&bytes);
+        match self.store.image(&id) {
+            Ok(image) => Ok(Some(Parent { id, manifest: image.manifest })),
+            Err(MarkerError::Absent(_)) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+impl Sealing<'_> {
+    /// Stores everything and makes the manifest.
+    fn run(&mut self, name: &str) -> Result<(Manifest, Stored)> {
+        let stored = self.contents()?;
+        let tree = self.tree(&stored)?;
+        let none = Digest::of(b"");
+        let agent = match &self.parent {
+            Some(parent) => parent.manifest.agent.clone(),
+            None => Agent {
+                kind: AGENT.into(),
+                version: env!("CARGO_PKG_VERSION").into(),
+                fingerprint: String::new(),
+            },
+        };
+        let mut manifest = Manifest {
+            schema_version: SCHEMA_VERSION,
+            media_type: MEDIA_TYPE.into(),
+            agent: Agent { fingerprint: name.to_owned(), ..agent },
+            model: ModelRefs { base: none, diff: none },
+            cache: CacheRefs { layout: String::new(), manifest: none },
+            world: WorldRefs { fs: tree, env: none, procs: none },
+            effects: EffectsRefs { ledger: none },
+            trace: TraceRefs { messages: none },
+            created_at: Utc::now(),
+            parents: self.parent.iter().map(|parent| parent.id).collect(),
+        };
+        self.layers(&stored, tree, &mut manifest)?;
+        Ok((manifest, stored))
+    }
+
+    /// Stores what changed files hold. The ledger is not among them: what is sealed is not what was written.
+    fn contents(&self) -> Result<Stored> {
+        let mut stored = Stored::new();
+        // Of the names of one file the first stands for all.
+        let mut first: HashMap<Ino, &[u8]> = HashMap::new();
+        let mut jobs = Vec::new();
+        for (path, put) in &self.changes.put {
+            let Some(content) = put.inode.content() else { continue };
+            if path == LayerFile::EffectsLedger.path().as_bytes() || path == b"manifest.json" {
+                continue;
+            }
+            if let Some(blob) = content.whole_blob() {
+                self.batch.rely_on(blob.digest);
+                stored.insert(path.clone(), blob);
+            } else if *first.entry(put.ino).or_insert(path) == path.as_slice() {
+                jobs.push(Job { path, content });
+            }
+        }
+        let blobs = content::store(self.batch, self.frozen, &jobs)?;
+        for (job, blob) in jobs.iter().zip(blobs) {
+            stored.insert(job.path.to_vec(), blob);
+        }
+        for (path, put) in &self.changes.put {
+            if let Some(blob) = first.get(&put.ino).and_then(|first| stored.get(*first)).copied() {
+                stored.entry(path.clone()).or_insert(blob);
+            }
+        }
+        if let Some((_, put)) = self.changes.put.get_key_value(&b"manifest.json"[..])
+            && let Some(content) = put.inode.content()
+        {
+            // Sealed as what it says, not as a layer.
+            let mut bytes = Vec::new();
+            content::read_all(self.frozen, content, &mut bytes)?;
+            let blob = BlobRef { digest: self.batch.put(&bytes)?, size: content.size };
+            stored.insert(b"manifest.json".to_vec(), blob);
+        }
+        Ok(stored)
+    }
+
+    /// Stores the tree.
+    fn tree(&mut self, stored: &Stored) -> Result<Digest> {
+        let changes = self.tree_changes(stored)?;
+        if let Some(parent) = &self.parent
+            && self.frozen.image().is_some()
+            && changes.is_empty()
+        {
+            return Ok(parent.manifest.world.fs);
+        }
+        let damaged = |e: FormatError| Error::new(ErrorKind::Damaged, format!("the base's {e}"));
+        // A fork that was copied together has all of its tree itself.
+        let base = match (&self.parent, self.frozen.image()) {
+            (Some(parent), Some(_)) => Some(parent.tree(self.store)?),
+            _ => None,
+        };
+        let merged = tree::merge(base.as_deref(), changes).map_err(damaged)?;
+        self.batch.put(&merged.text)
+    }
+
+    fn tree_changes(&self, stored: &Stored) -> Result<TreeChanges> {
+        let mut changes = TreeChanges::default();
+        let inside = |path: &[u8]| path.strip_prefix(WORLD)?.strip_prefix(b"/").map(<[u8]>::to_vec);
+        changes.removed = self.changes.removed.iter().filter_map(|path| inside(path)).collect();
+        for (path, put) in &self.changes.put {
+            if path == WORLD {
+                changes.root = Some(root(put));
+            } else if let Some(inner) = inside(path) {
+                let entry = self.entry(put, stored.get(path))?;
+                let group = (!put.inode.is_dir() && put.inode.links.len() > 1).then_some(put.ino.0);
+                changes.put.insert(inner, NewEntry { entry, group });
+            }
+        }
+        Ok(changes)
+    }
+
+    fn entry(&self, put: &Put, stored: Option<&BlobRef>) -> Result<Entry<'static>> {
+        let inode = &put.inode;
+        let mut entry = Entry::new("", inode.kind(), inode.mode);
+        (entry.uid, entry.gid, entry.mtime_ns) = (inode.uid, inode.gid, inode.mtime);
+        match &inode.body {
+            Body::File(content) => {
+                entry.size = content.size;
+                entry.blob = Some(match stored {
+                    Some(blob) => blob.digest,
+                    None => self.batch.put(b"")?,
+                });
+            }
+            Body::Symlink(target) => {
+                entry.size = target.len() as u64;
+                entry.blob = Some(self.batch.put(target)?);
+                if std::str::from_utf8(target).is_err() {
+                    entry.link_target_b64 = Some(target.to_vec());
+                }
+                entry.link_target = Some(String::from_utf8_lossy(target).into_owned().into());
+            }
+            Body::Special(Kind::Chardev | Kind::Blockdev) => entry.rdev = Some(inode.rdev),
+            Body::Dir(_) | Body::Special(_) => {}
+        }
+        xattrs::write(&inode.xattrs, &mut entry.extra);
+        Ok(entry)
+    }
+}
+
+fn root(put: &Put) -> Root {
+    let inode = &put.inode;
+    let mut root = Root {
+        mode: Some(format!("{:04o}", inode.mode)),
+        mtime_ns: inode.mtime,
+        uid: inode.uid,
+        gid: inode.gid,
+        ..Root::default()
+    };
+    xattrs::write(&inode.xattrs, &mut root.extra);
+    root
+}
+
+/// Draws a secret for a chain: 32 random bytes.
+fn fresh_secret() -> Result<Secret> {
+    let mut bytes = [0; 32];
+    std::fs::File::open("/dev/urandom")
+        .and_then(|mut file| file.read_exact(&mut bytes))
+        .map_err(|e| Error::io(e, "cannot read /dev/urandom"))?;
+    Ok(Secret::new(data_encoding::HEXLOWER.encode(&bytes)))
+}

@@ -1,0 +1,114 @@
+//! The content of changed files on its way into the store: hashed and compressed, on all cores.
+
+use std::collections::HashMap;
+use std::io::{self, Read};
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+
+use parking_lot::Mutex;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::fork::{BlobRef, Content, Frozen};
+use crate::store::Batch;
+
+/// Content up to this many bytes is held in memory as a whole, by each thread.
+const WHOLE: u64 = 8 << 20;
+
+/// Less than this many bytes of content are not worth a second thread.
+const WORTH_A_THREAD: u64 = 512 << 10;
+
+/// Content to be stored, and the path that names it in messages.
+pub(super) struct Job<'a> {
+    pub(super) path: &'a [u8],
+    pub(super) content: &'a Content,
+}
+
+/// Reads frozen content from its start to its end.
+struct Reader<'a> {
+    frozen: &'a Frozen,
+    content: &'a Content,
+    at: u64,
+    /// What went wrong in the fork's own words, which an [`io::Error`] has no room for.
+    failed: Option<Error>,
+}
+
+impl Read for Reader<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        match self.frozen.read(self.content, self.at, buf) {
+            Ok(n) => {
+                self.at += n as u64;
+                Ok(n)
+            }
+            Err(error) => {
+                self.failed = Some(error);
+                Err(io::ErrorKind::Other.into())
+            }
+        }
+    }
+}
+
+/// All of a file's content, which must fit in memory.
+pub(super) fn read_all(frozen: &Frozen, content: &Content, buffer: &mut Vec<u8>) -> Result<()> {
+    buffer.clear();
+    buffer.resize(usize::try_from(content.size).unwrap_or(usize::MAX), 0);
+    let read = frozen.read(content, 0, buffer)?;
+    if read == buffer.len() {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::Damaged, format!("only {read} of {} bytes can be read", buffer.len())))
+}
+
+fn store_one(batch: &Batch<'_>, frozen: &Frozen, job: &Job<'_>, buffer: &mut Vec<u8>) -> Result<BlobRef> {
+    let size = job.content.size;
+    if size <= WHOLE {
+        read_all(frozen, job.content, buffer)?;
+        return Ok(BlobRef { digest: batch.put(buffer)?, size });
+    }
+    let mut reader = Reader { frozen, content: job.content, at: 0, failed: None };
+    let stored = batch.put_stream(&mut reader, Some(size));
+    match (stored, reader.failed) {
+        (Ok((digest, length)), _) if length == size => Ok(BlobRef { digest, size }),
+        (Ok((_, length)), _) => {
+            Err(Error::new(ErrorKind::Damaged, format!("only {length} of {size} bytes can be read")))
+        }
+        (Err(_), Some(error)) | (Err(error), None) => Err(error),
+    }
+}
+
+/// Stores contents; the result is in the order of the jobs. The first failure ends it.
+pub(super) fn store(batch: &Batch<'_>, frozen: &Frozen, jobs: &[Job<'_>]) -> Result<Vec<BlobRef>> {
+    let bytes: u64 = jobs.iter().map(|job| job.content.size).sum();
+    let cores = thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    let threads = cores.min(jobs.len()).min(usize::try_from(bytes / WORTH_A_THREAD).unwrap_or(cores) + 1);
+    let stored: Mutex<HashMap<usize, BlobRef>> = Mutex::default();
+    let failed: Mutex<Option<Error>> = Mutex::default();
+    let (next, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let work = || {
+        let mut buffer = Vec::new();
+        while !stop.load(Ordering::Relaxed) {
+            let at = next.fetch_add(1, Ordering::Relaxed);
+            let Some(job) = jobs.get(at) else { break };
+            match store_one(batch, frozen, job, &mut buffer) {
+                Ok(blob) => drop(stored.lock().insert(at, blob)),
+                Err(error) => {
+                    stop.store(true, Ordering::Relaxed);
+                    let error = error.context(String::from_utf8_lossy(job.path));
+                    failed.lock().get_or_insert(error);
+                }
+            }
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 1..threads {
+            scope.spawn(work);
+        }
+        work();
+    });
+    if let Some(error) = failed.into_inner() {
+        return Err(error);
+    }
+    let mut stored = stored.into_inner();
+    let lost = || Error::new(ErrorKind::Io(None), "a file's content was not stored");
+    (0..jobs.len()).map(|at| stored.remove(&at).ok_or_else(lost)).collect()
+}

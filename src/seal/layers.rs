@@ -1,0 +1,259 @@
+//! The layers of a new image but for its tree.
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::ledger;
+use super::{Parent, Sealing};
+use crate::error::{Error, ErrorKind, Result};
+use crate::fork::BlobRef;
+use crate::layers::cache::{LAYOUT, Page, PageManifest};
+use crate::layers::env::{Env, EnvV1};
+use crate::layers::model::{Base, ModelDiff};
+use crate::layers::procs::Procs;
+use crate::layers::trace::Trace;
+use crate::store::manifest::{CacheRefs, EffectsRefs, ModelRefs, TraceRefs, WorldRefs};
+use crate::store::{Digest, LayerFile, Manifest};
+
+/// What layers say that nobody filled.
+const NOTE: &str = "nobody filled this layer";
+
+const PAGES: &[u8] = b"cache/pages/";
+const PAGE_MANIFEST: &[u8] = b"cache/manifest.json";
+
+/// What was stored of changed files, by path in the fork.
+pub(super) type Stored = HashMap<Vec<u8>, BlobRef>;
+
+impl Sealing<'_> {
+    /// Fills in everything of the manifest but the tree.
+    pub(super) fn layers(&mut self, stored: &Stored, tree: Digest, manifest: &mut Manifest) -> Result<()> {
+        let kind = manifest.agent.kind.clone();
+        let model_base = self.plain(LayerFile::ModelBase, stored, || Base::Agent(kind).to_bytes())?;
+        let diff = self.plain(LayerFile::ModelDiff, stored, || ModelDiff::empty(NOTE).to_bytes())?;
+        let env = self.plain(LayerFile::WorldEnv, stored, || Env::V1(EnvV1::default()).to_bytes())?;
+        let procs = self
+            .plain(LayerFile::WorldProcs, stored, || Procs::empty(std::env::consts::OS, NOTE).to_bytes())?;
+        manifest.model = ModelRefs { base: model_base, diff };
+        manifest.world = WorldRefs { fs: tree, env, procs };
+        manifest.cache = CacheRefs { layout: LAYOUT.into(), manifest: self.pages(stored)? };
+        manifest.effects = EffectsRefs { ledger: self.ledger()? };
+        manifest.trace = TraceRefs { messages: self.trace(stored)? };
+        Ok(())
+    }
+
+    /// The blob that the parent has for a layer's file.
+    fn inherited(&self, file: LayerFile) -> Option<Digest> {
+        let parent = self.parent.as_ref().filter(|_| self.frozen.image().is_some())?;
+        parent.manifest.blobs().into_iter().find(|(named, _)| *named == file).map(|(_, digest)| digest)
+    }
+
+    /// A layer that is one file of any bytes: what was written, what the parent has, or the empty form.
+    fn plain(&mut self, file: LayerFile, stored: &Stored, empty: impl FnOnce() -> Vec<u8>) -> Result<Digest> {
+        let path = file.path().as_bytes();
+        if let Some(blob) = stored.get(path) {
+            self.judge(file, blob)?;
+            return Ok(blob.digest);
+        }
+        match self.inherited(file) {
+            Some(digest) if self.frozen.contains(path) => Ok(digest),
+            _ => self.batch.put(&empty()),
+        }
+    }
+
+    /// Reports a layer that is not what it should be. It is sealed all the same: nothing an agent wrote is lost.
+    fn judge(&mut self, file: LayerFile, blob: &BlobRef) -> Result<()> {
+        let bytes = self.read_path(file.path().as_bytes())?;
+        let wrong = match file {
+            LayerFile::ModelDiff => ModelDiff::parse(&bytes).err(),
+            LayerFile::WorldEnv => Env::parse(&bytes).err(),
+            LayerFile::WorldProcs => Procs::parse(&bytes).err(),
+            _ => None,
+        };
+        debug_assert_eq!(blob.size, bytes.len() as u64);
+        if let Some(wrong) = wrong {
+            self.reports.push(format!("{file}: {wrong}; it is sealed as it stands"));
+        }
+        Ok(())
+    }
+
+    /// Reads a layer's file of the frozen fork; nothing if it is not there.
+    fn read_path(&self, path: &[u8]) -> Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        if let Some((_, inode)) = self.frozen.resolve(path)
+            && let Some(content) = inode.content()
+        {
+            super::content::read_all(self.frozen, content, &mut bytes)?;
+        }
+        Ok(bytes)
+    }
+
+    fn trace(&mut self, stored: &Stored) -> Result<Digest> {
+        let digest = self.plain(LayerFile::TraceMessages, stored, Vec::new)?;
+        let path = LayerFile::TraceMessages.path();
+        if stored.contains_key(path.as_bytes()) {
+            let bytes = self.read_path(path.as_bytes())?;
+            // Lines that were sealed before were reported then.
+            let sealed = self.inherited(LayerFile::TraceMessages).and_then(|digest| {
+                self.store.blobs().read_metadata(&digest).ok().filter(|sealed| bytes.starts_with(sealed))
+            });
+            let old = sealed.map_or(0, |sealed| sealed.split(|b| *b == b'\n').count().saturating_sub(1));
+            if let Ok(trace) = Trace::parse(&bytes) {
+                for line in trace.lines().iter().filter(|line| line.number > old) {
+                    use crate::layers::trace::Record;
+                    match &line.record {
+                        Err(wrong) => self.reports.push(format!("{path}: {wrong}; the line is kept")),
+                        Ok(Record::Other(_)) => self.reports.push(format!(
+                            "{path}: line {}: neither a message nor an event; the line is kept",
+                            line.number
+                        )),
+                        Ok(_) => {}
+                    }
+                }
+            }
+        }
+        Ok(digest)
+    }
+
+    fn ledger(&mut self) -> Result<Digest> {
+        let path = LayerFile::EffectsLedger.path().as_bytes();
+        let inherited = self.inherited(LayerFile::EffectsLedger);
+        let there = self.frozen.contains(path);
+        if !self.changes.put.contains_key(path) {
+            return match inherited {
+                Some(digest) if there => Ok(digest),
+                _ => self.batch.put(&ledger::empty()),
+            };
+        }
+        let shown = self.read_path(path)?;
+        // A fork that was copied together shows its source's ledger, without the secret.
+        let base = match self.parent.as_ref().map(|parent| parent.manifest.effects.ledger) {
+            Some(digest) => Some((digest, self.store.blobs().read_metadata(&digest)?)),
+            None => None,
+        };
+        let base = base.as_ref().map(|(digest, bytes)| (digest, bytes.as_slice()));
+        let text = ledger::reveal(base.map(|(_, bytes)| bytes), &shown);
+        if let Some((digest, bytes)) = base
+            && *bytes == *text
+        {
+            return Ok(*digest);
+        }
+        let sealed = ledger::seal(base, &text, self.secret, &mut super::fresh_secret)?;
+        self.reports.extend(sealed.reports);
+        self.batch.put(&sealed.bytes)
+    }
+
+    /// The page manifest: what was recorded of the cache, and the pages that are there.
+    fn pages(&mut self, stored: &Stored) -> Result<Digest> {
+        let changes = self.changes;
+        let is_ours = |path: &[u8]| path.starts_with(PAGES) || path == PAGE_MANIFEST;
+        let covers = |path: &[u8]| is_ours(path) || matches!(path, b"cache" | b"cache/pages");
+        let touched = changes.put.iter().any(|(path, put)| is_ours(path) && put.inode.content().is_some())
+            || changes.removed.iter().any(|path| covers(path));
+        let inherited = self.inherited(LayerFile::CacheManifest);
+        if let (Some(digest), false) = (inherited, touched) {
+            return Ok(digest);
+        }
+        let mut manifest = match inherited {
+            Some(digest) => {
+                PageManifest::parse(&self.store.blobs().read_metadata(&digest)?).map_err(|e| {
+                    Error::new(ErrorKind::Damaged, format!("the base's page manifest {digest}: {e}"))
+                })?
+            }
+            None => PageManifest::empty(NOTE),
+        };
+        let mut pages = self.page_table(&manifest, stored)?;
+        if stored.contains_key(PAGE_MANIFEST) {
+            match PageManifest::parse(&self.read_path(PAGE_MANIFEST)?) {
+                Ok(written) => manifest = written,
+                Err(wrong) => {
+                    self.reports.push(format!("cache/manifest.json: {wrong}; what it said before counts"))
+                }
+            }
+        }
+        let known: HashMap<u32, Page> = manifest.pages.drain(..).map(|page| (page.ix, page)).collect();
+        for (ix, halves) in std::mem::take(&mut pages) {
+            let (Some(k), Some(v)) = halves else {
+                let (there, missing) = if halves.0.is_some() { ("k", "v") } else { ("v", "k") };
+                let message = format!(
+                    "cache/pages/{ix:08}.{there} has no {ix:08}.{missing} beside it: an image holds no half pages"
+                );
+                return Err(Error::new(ErrorKind::InvalidInput, message)
+                    .with_hint("write the other half, or remove this one"));
+            };
+            let extra = known.get(&ix).map(|page| page.extra.clone()).unwrap_or_default();
+            manifest.pages.push(Page { ix, k, v, extra });
+        }
+        if !manifest.pages.is_empty() {
+            // What says that nobody filled it is not true any more.
+            manifest.extra.retain(|key, value| !(key == "note" && value == NOTE));
+        }
+        let indices: std::collections::HashSet<u32> = manifest.pages.iter().map(|page| page.ix).collect();
+        if let Some(seqs) = &mut manifest.logical_seqs {
+            seqs.retain(|seq| {
+                let whole = seq.page_ixs.iter().all(|ix| indices.contains(ix));
+                if !whole {
+                    self.reports.push(format!(
+                        "cache/manifest.json: sequence {:?} uses pages that are gone; it is left out",
+                        seq.id
+                    ));
+                }
+                whole
+            });
+        }
+        manifest.canonicalize();
+        if let Some(size) = manifest.page_bytes() {
+            for (path, blob) in stored.iter().filter(|(path, _)| path.starts_with(PAGES)) {
+                if blob.size != size {
+                    let path = String::from_utf8_lossy(path);
+                    self.reports.push(format!("{path}: {} bytes, but a page has {size}", blob.size));
+                }
+            }
+        }
+        self.batch.put(&manifest.to_bytes())
+    }
+
+    /// Keys and values by index: those of the parent, and what became of them.
+    fn page_table(&self, manifest: &PageManifest, stored: &Stored) -> Result<Halves> {
+        let mut pages: Halves =
+            manifest.pages.iter().map(|page| (page.ix, (Some(page.k), Some(page.v)))).collect();
+        if !self.frozen.contains(b"cache/pages") {
+            return Ok(Halves::new());
+        }
+        for path in self.changes.removed.iter() {
+            if matches!(path.as_slice(), b"cache" | b"cache/pages") {
+                pages.clear();
+            }
+            if let Some((ix, key)) = page_of(path) {
+                let halves = pages.entry(ix).or_default();
+                *(if key { &mut halves.0 } else { &mut halves.1 }) = None;
+            }
+        }
+        for path in self.changes.put.keys() {
+            let Some((ix, key)) = page_of(path) else { continue };
+            let digest = match stored.get(path) {
+                Some(blob) => blob.digest,
+                None => Digest::of(b""),
+            };
+            let halves = pages.entry(ix).or_default();
+            *(if key { &mut halves.0 } else { &mut halves.1 }) = Some(digest);
+        }
+        pages.retain(|_, halves| *halves != (None, None));
+        Ok(pages)
+    }
+}
+
+/// Digests of keys and values by the page's index.
+type Halves = BTreeMap<u32, (Option<Digest>, Option<Digest>)>;
+
+/// The page that a path names, and whether it is its keys.
+fn page_of(path: &[u8]) -> Option<(u32, bool)> {
+    let name = std::str::from_utf8(path.strip_prefix(PAGES)?).ok()?;
+    let (ix, half) = name.split_once('.')?;
+    Some((ix.parse().ok()?, half == "k"))
+}
+
+impl Parent {
+    /// The text of its tree.
+    pub(super) fn tree(&self, store: &crate::store::Store) -> Result<Vec<u8>> {
+        Ok(store.blobs().read_metadata(&self.manifest.world.fs)?)
+    }
+}

@@ -1,0 +1,260 @@
+//! `.snap/` in a fork's folder: the images that were made of it, and making one by `mkdir`.
+//!
+//! ```text
+//! forks/F/.snap/                      unlisted; a link for each seal, oldest first
+//! mkdir forks/F/.snap/NAME            seals F and calls the image NAME
+//! mkdir forks/F/.snap/.seal-N         seals F; with `=TAG` or `!TAG` behind it gives (or forces) a tag
+//! mkdir forks/F/.snap/.restore-N=SEAL seals F, then puts it back to one of its seals
+//! .pfimg/done-N.json                  what came of either
+//! ```
+//! The dotted names are the command line's, which wants to know more than an errno says. N is its own choice.
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use chrono::DateTime;
+use lru::LruCache;
+use parking_lot::Mutex;
+use serde_json::json;
+
+use super::forked::Mounted;
+use super::inode::{Fixed, Ino, Node, fork_number};
+use super::readdir::{DirEntry, Emit};
+use super::top::logged;
+use super::{Entry, Outcome, Vfs};
+use crate::error::{Error, ErrorKind, Posix, Result};
+use crate::fork::{self, Fork, NewFile, Seal};
+use crate::layers::world::Kind;
+use crate::seal::{Sealed, Sealer, Tag};
+use crate::store::Digest;
+
+pub(super) const NAME: &[u8] = b".snap";
+
+/// Its number in its fork: one of those that no file gets.
+const SNAP: fork::Ino = fork::Ino(9);
+
+/// Outcomes that are remembered for whoever asked.
+const REMEMBERED: NonZeroUsize = NonZeroUsize::new(256).unwrap();
+
+/// What the kernel has to be told after a seal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stale {
+    /// A file looks different, or a folder lists something else.
+    Inode(Ino),
+    /// A name in a folder means something else.
+    Name(Ino, Vec<u8>),
+}
+
+/// Sealing in a mounted store.
+pub(super) struct Seals {
+    pub(super) sealer: Sealer,
+    outcomes: Mutex<LruCache<String, Arc<[u8]>>>,
+}
+
+impl Seals {
+    pub(super) fn new(sealer: Sealer) -> Self {
+        Self { sealer, outcomes: Mutex::new(LruCache::new(REMEMBERED)) }
+    }
+}
+
+/// What a folder made in `.snap/` asks for.
+enum Ask<'a> {
+    Seal { number: Option<&'a str>, tag: Option<Tag<'a>> },
+    Restore { number: &'a str, seal: &'a str },
+}
+
+impl<'a> Ask<'a> {
+    fn parse(name: &'a str) -> Result<Self> {
+        if let Some(rest) = name.strip_prefix(".seal-") {
+            let (number, tag) = match rest.find(['=', '!']) {
+                Some(at) => (&rest[..at], Some(Tag { name: &rest[at + 1..], force: &rest[at..=at] == "!" })),
+                None => (rest, None),
+            };
+            return Ok(Self::Seal { number: Some(number), tag });
+        }
+        if let Some((number, seal)) = name.strip_prefix(".restore-").and_then(|rest| rest.split_once('=')) {
+            return Ok(Self::Restore { number, seal });
+        }
+        Ok(Self::Seal { number: None, tag: Some(Tag { name, force: false }) })
+    }
+}
+
+/// A seal's name in `.snap/`: when it was made, and the beginning of its id.
+fn seal_name(seal: &Seal) -> String {
+    let at = DateTime::from_timestamp_nanos(seal.at_ns);
+    format!("{}-{}", at.format("%Y%m%dT%H%M%S%.3fZ"), &seal.image.hex()[..12])
+}
+
+impl Vfs {
+    /// Whether making something in this folder seals a fork, which takes its time.
+    pub fn seals(&self, ino: Ino) -> bool {
+        matches!(self.node(ino), Ok(Node::Snap { .. }))
+    }
+
+    pub(super) fn snap_entry(&self, mounted: &Mounted) -> Outcome<Entry> {
+        self.entry_with(Node::Snap { mounted: mounted.clone() }, Duration::ZERO)
+    }
+
+    pub(super) fn snap_number(mounted: &Mounted) -> Ino {
+        fork_number(mounted.slot, SNAP)
+    }
+
+    /// The seals of a fork whose images are there, oldest first.
+    fn seals_of(&self, fork: &Fork) -> Result<Vec<Seal>> {
+        let mut seals = fork.seals()?;
+        seals.retain(|seal| self.store.images().contains(&seal.image));
+        Ok(seals)
+    }
+
+    /// Finds one of a fork's seals by its name in `.snap/`, by its tag or its id.
+    fn find_seal(&self, fork: &Fork, name: &str) -> Result<Option<Digest>> {
+        let seals = self.seals_of(fork)?;
+        if let Some(seal) = seals.iter().find(|seal| seal_name(seal) == name) {
+            return Ok(Some(seal.image));
+        }
+        let image = match self.store.resolve(name) {
+            Ok(image) => image,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        Ok(seals.iter().any(|seal| seal.image == image).then_some(image))
+    }
+
+    pub(super) fn lookup_snap(&self, mounted: &Mounted, name: &[u8]) -> Outcome<Entry> {
+        let name = std::str::from_utf8(name).map_err(|_| ErrorKind::NotFound)?;
+        if name == "latest" || name.starts_with('.') {
+            return Err(ErrorKind::NotFound);
+        }
+        let found = self.find_seal(&mounted.fork, name).map_err(logged)?.ok_or(ErrorKind::NotFound)?;
+        self.link_to(format!("../../../images/{}", found.hex()), &found)
+    }
+
+    pub(super) fn list_snap(&self, mounted: &Mounted, cookie: u64, emit: Emit<'_>) -> Outcome<()> {
+        let seals = self.seals_of(&mounted.fork).map_err(logged)?;
+        let mut tags: Vec<(Digest, String)> = Vec::new();
+        for name in self.store.tags().names().map_err(logged)? {
+            if let Ok(image) = self.store.tags().get(&name) {
+                tags.push((image, name));
+            }
+        }
+        // Only added to, so that the place in the list tells where to go on. Two dots come first.
+        for (at, seal) in
+            seals.iter().enumerate().skip(usize::try_from(cookie).map_or(0, |c| c.saturating_sub(2)))
+        {
+            let tag = tags.iter().find(|(image, _)| *image == seal.image);
+            let name = tag.map_or_else(|| seal_name(seal), |(_, tag)| tag.clone());
+            let cookie = at as u64 + 3;
+            if !emit(DirEntry {
+                ino: cookie,
+                cookie,
+                kind: Kind::Symlink,
+                name: name.as_bytes(),
+                entry: None,
+            }) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// `mkdir` in `.snap/`. Answers with a folder that means nothing and is forgotten at once.
+    pub fn make_in_snap(&self, parent: Ino, name: &[u8], new: &NewFile<'_>) -> (Outcome<Entry>, Vec<Stale>) {
+        let Ok(Node::Snap { mounted }) = self.node(parent) else {
+            return (Err(ErrorKind::Posix(Posix::Stale)), Vec::new());
+        };
+        if new.kind != Kind::Dir {
+            return (Err(ErrorKind::Posix(Posix::NotPermitted)), Vec::new());
+        }
+        let Ok(name) = std::str::from_utf8(name) else { return (Err(ErrorKind::InvalidInput), Vec::new()) };
+        let done = Ask::parse(name).and_then(|ask| match ask {
+            Ask::Seal { number, tag } => {
+                let sealed = self.seal_mounted(&mounted, tag);
+                self.remember(number, &sealed.as_ref().map(|(sealed, _)| sealed.clone()));
+                sealed.map(|(_, stale)| stale)
+            }
+            Ask::Restore { number, seal } => {
+                let restored = self.restore_mounted(&mounted, seal);
+                self.remember(Some(number), &restored.as_ref().map(|(sealed, _)| sealed.clone()));
+                restored.map(|(_, stale)| stale)
+            }
+        });
+        match done {
+            Ok(mut stale) => {
+                // The kernel has just put the folder there; the link is what it has to see.
+                stale.push(Stale::Name(parent, name.as_bytes().to_vec()));
+                (self.stub(), stale)
+            }
+            Err(error) => (Err(logged(error)), Vec::new()),
+        }
+    }
+
+    fn stub(&self) -> Outcome<Entry> {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        self.entry_with(Node::Stub { key: NEXT.fetch_add(1, Ordering::Relaxed) }, Duration::ZERO)
+    }
+
+    fn remember(&self, number: Option<&str>, outcome: &Result<Sealed, &Error>) {
+        let Some(number) = number else { return };
+        let text = match outcome {
+            Ok(Sealed { image, new, reports, .. }) => json!({"image": image, "new": new, "reports": reports}),
+            Err(error) => json!({"error": error.to_string(), "exit_code": error.exit_code()}),
+        };
+        self.sealing.outcomes.lock().put(number.to_owned(), text.to_string().into_bytes().into());
+    }
+
+    /// What came of something the command line asked for.
+    pub(super) fn outcome(&self, number: &str) -> Option<Arc<[u8]>> {
+        self.sealing.outcomes.lock().get(number).cloned()
+    }
+
+    /// Seals a fork of this mount.
+    pub(super) fn seal_mounted(
+        &self,
+        mounted: &Mounted,
+        tag: Option<Tag<'_>>,
+    ) -> Result<(Sealed, Vec<Stale>)> {
+        let sealed = self.sealing.sealer.seal(&mounted.fork, tag)?;
+        let fork = mounted.fork.name();
+        for report in &sealed.reports {
+            tracing::warn!(fork, image = %sealed.image, "{report}");
+        }
+        let mut stale = Vec::new();
+        if sealed.new {
+            tracing::info!(fork, image = %sealed.image, "sealed");
+            stale.extend(sealed.changed.iter().map(|ino| Stale::Inode(fork_number(mounted.slot, *ino))));
+            let top = fork_number(mounted.slot, fork::Ino::TOP);
+            stale.push(Stale::Name(top, b"manifest.json".to_vec()));
+            let cache = fork_number(mounted.slot, fork::Ino::CACHE);
+            stale.push(Stale::Name(cache, b"manifest.json".to_vec()));
+            stale.push(Stale::Inode(Self::snap_number(mounted)));
+            stale.extend(self.listings_of_images().into_iter().map(Stale::Inode));
+        }
+        if tag.is_some() {
+            stale.push(Stale::Inode(Fixed::Tags.ino()));
+        }
+        Ok((sealed, stale))
+    }
+
+    fn restore_mounted(&self, mounted: &Mounted, seal: &str) -> Result<(Sealed, Vec<Stale>)> {
+        let fork = &mounted.fork;
+        let name = fork.name();
+        let image = self.find_seal(fork, seal)?.ok_or_else(|| {
+            Error::new(ErrorKind::NotFound, format!("{seal:?} is no seal of fork {name:?}"))
+                .with_hint(format!("forks/{name}/.snap lists them"))
+        })?;
+        // Nothing is lost: what was not sealed is.
+        let (mut sealed, mut stale) = self.seal_mounted(mounted, None)?;
+        let registry =
+            self.registry(false)?.ok_or_else(|| Error::new(ErrorKind::NotFound, "there are no forks"))?;
+        registry.put_back(&name, fork, image)?;
+        self.forks.discarded(fork.uid());
+        for folder in [Fixed::Forks, Fixed::Work] {
+            stale.push(Stale::Name(folder.ino(), name.clone().into_bytes()));
+        }
+        tracing::info!(fork = name, %image, unsealed = %sealed.image, "restored");
+        sealed.image = image;
+        Ok((sealed, stale))
+    }
+}
