@@ -1,5 +1,6 @@
 //! Mounts a `ProcessFork` store as a filesystem.
 
+pub mod audit;
 pub mod brief;
 pub mod cache;
 pub mod cli;
