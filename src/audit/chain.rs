@@ -36,6 +36,7 @@ impl Head {
     pub const START: Self = Self { seq: 0, hash: Digest::from_bytes([0; 32]) };
 
     /// The head behind a line that is no record: what comes next hangs on its bytes as they stand.
+    #[must_use]
     pub fn behind_damage(self, line: &[u8]) -> Self {
         let hash = recorded_hash(line).map_or_else(|| Digest::of(line), |(_, hash)| hash);
         Self { seq: self.seq.saturating_add(1), hash }
@@ -236,7 +237,7 @@ mod tests {
     }
 
     fn line_at(log: &[u8], at: usize) -> u64 {
-        log[..at].iter().filter(|byte| **byte == b'\n').count() as u64 + 1
+        log[..at].split(|byte| *byte == b'\n').count() as u64
     }
 
     #[test]

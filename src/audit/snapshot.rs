@@ -143,12 +143,11 @@ impl Fold {
                     state: event.state.clone(),
                 };
                 let agents = &mut snapshot.process_by_agent;
-                match self.agents.get(&event.agent_id) {
-                    Some(index) => agents[*index] = record,
-                    None => {
-                        self.agents.insert(event.agent_id.clone(), agents.len());
-                        agents.push(record);
-                    }
+                if let Some(index) = self.agents.get(&event.agent_id) {
+                    agents[*index] = record;
+                } else {
+                    self.agents.insert(event.agent_id.clone(), agents.len());
+                    agents.push(record);
                 }
                 return;
             }

@@ -173,8 +173,10 @@ fn model(log: &[Value]) -> Value {
     let processes: Vec<Value> = agents
         .iter()
         .map(|id| {
-            let (turn, event) =
-                whole("agent_process_changed").filter(|(_, event)| event["agent_id"] == *id).last().unwrap();
+            let (turn, event) = whole("agent_process_changed")
+                .filter(|(_, event)| event["agent_id"] == *id)
+                .next_back()
+                .unwrap();
             json!({"turn": turn, "agent_id": id, "parent_session_id": "", "state": event["state"]})
         })
         .collect();
@@ -188,11 +190,11 @@ fn model(log: &[Value]) -> Value {
         })
         .collect();
     let suspended = whole("suspended")
-        .last()
+        .next_back()
         .map(|(turn, event)| json!({"turn": turn, "reason": event["reason"], "pending_calls": []}));
     json!({
         "last_suspend": suspended,
-        "last_resumed_turn": of("resumed").last().map(|(turn, _)| turn),
+        "last_resumed_turn": of("resumed").next_back().map(|(turn, _)| turn),
         "process_by_agent": processes,
         "budget_exceeded": budgets,
         "signals": signals,
@@ -237,7 +239,7 @@ fn what_is_kept_live_is_what_is_rebuilt_wherever_a_log_is_cut() {
             }
             if !bytes.is_empty() {
                 let at = at.index(bytes.len());
-                let line = bytes[..at].iter().filter(|byte| **byte == b'\n').count() as u64 + 1;
+                let line = bytes[..at].split(|byte| *byte == b'\n').count() as u64;
                 bytes[at] ^= 1 << bit;
                 prop_assert_eq!(chain::verify(Head::START, &bytes).unwrap_err().line, line);
             }
