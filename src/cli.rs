@@ -1,5 +1,6 @@
 //! The command line: one file per command.
 
+mod cp;
 mod demo;
 mod discard;
 mod fixture;
@@ -12,9 +13,12 @@ mod place;
 mod probe;
 mod show;
 mod status;
+mod tag;
+mod tags;
 mod text;
 mod umount;
 mod units;
+mod untag;
 mod verify;
 
 use std::path::PathBuf;
@@ -78,6 +82,10 @@ enum Command {
     Discard(discard::DiscardArgs),
     Mv(mv::MvArgs),
     Images(images::ImagesArgs),
+    Tags(tags::TagsArgs),
+    Tag(tag::TagArgs),
+    Untag(untag::UntagArgs),
+    Cp(cp::CpArgs),
     Show(show::ShowArgs),
     Verify(verify::VerifyArgs),
     Fixture(fixture::FixtureArgs),
@@ -109,6 +117,10 @@ fn dispatch(cli: &Cli) -> Result<ExitCode> {
         Command::Discard(args) => discard::run(store, args),
         Command::Mv(args) => mv::run(store, args),
         Command::Images(args) => images::run(store, args),
+        Command::Tags(args) => tags::run(store, args),
+        Command::Tag(args) => tag::run(store, args),
+        Command::Untag(args) => untag::run(store, args),
+        Command::Cp(args) => cp::run(store, args),
         Command::Show(args) => show::run(store, args),
         Command::Verify(args) => verify::run(store, args),
         Command::Fixture(args) => fixture::run(store, args),
