@@ -15,6 +15,7 @@ mod inode;
 mod metrics;
 mod readdir;
 mod reader;
+mod tags;
 mod top;
 mod trees;
 
@@ -439,7 +440,7 @@ impl Vfs {
             Node::ImageDir { mtime, .. } => attr(Kind::Dir, 0o755, 0, mtime.saturating_mul(1_000_000_000)),
             Node::File { size, recorded: r, .. } => recorded(Kind::File, r, *size),
             Node::Symlink { target, recorded: r } => recorded(Kind::Symlink, r, target.len() as u64),
-            Node::Link { target, mtime } => {
+            Node::Link { target, mtime, .. } => {
                 attr(Kind::Symlink, 0o777, target.len() as u64, mtime.saturating_mul(1_000_000_000))
             }
             Node::Doc { bytes, mtime, .. } => {

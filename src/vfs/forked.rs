@@ -196,10 +196,12 @@ impl Vfs {
         }
     }
 
-    /// Makes a file, folder, symlink or special. Under `forks/`, a folder is a fork.
+    /// Makes a file, folder, symlink or special. Under `forks/`, a folder is a fork; under `tags/`, a symlink is a tag.
     pub fn create(&self, parent: Ino, name: &[u8], new: &NewFile<'_>) -> Outcome<Entry> {
-        if let Node::Fixed(Fixed::Forks) = self.node(parent)? {
-            return self.make_fork(name, new);
+        match self.node(parent)? {
+            Node::Fixed(Fixed::Forks) => return self.make_fork(name, new),
+            Node::Fixed(Fixed::Tags) => return self.make_tag(name, new),
+            _ => {}
         }
         let (mounted, parent) = self.in_fork(parent)?;
         let made = mounted.fork.create(parent, name, new).map_err(kind)?;
@@ -219,6 +221,9 @@ impl Vfs {
 
     /// Takes a name away.
     pub fn unlink(&self, parent: Ino, name: &[u8]) -> Outcome<()> {
+        if let Node::Fixed(Fixed::Tags) = self.node(parent)? {
+            return self.remove_tag(name);
+        }
         let (mounted, parent) = self.in_fork(parent)?;
         let gone = mounted.fork.unlink(parent, name).map_err(kind)?;
         self.unlinked(&mounted, gone);
@@ -248,6 +253,7 @@ impl Vfs {
         match (self.node(from)?, self.node(to)?) {
             (Node::Fixed(Fixed::Forks), Node::Fixed(Fixed::Forks)) => self.rename_fork(name, new_name, mode),
             (Node::Fixed(Fixed::Forks), Node::Fixed(Fixed::Control)) => self.discard_fork(name, false),
+            (Node::Fixed(Fixed::Tags), Node::Fixed(Fixed::Tags)) => self.rename_tag(name, new_name, mode),
             (Node::Forked { mounted, ino: from }, Node::Forked { mounted: other, ino: to }) => {
                 if mounted.slot != other.slot {
                     return Err(ErrorKind::Posix(Posix::CrossesDevices));
