@@ -11,6 +11,7 @@ mod mount;
 mod mv;
 mod place;
 mod probe;
+mod replay;
 mod show;
 mod status;
 mod tag;
@@ -88,6 +89,7 @@ enum Command {
     Cp(cp::CpArgs),
     Show(show::ShowArgs),
     Verify(verify::VerifyArgs),
+    Replay(replay::ReplayArgs),
     Fixture(fixture::FixtureArgs),
     Demo(demo::DemoArgs),
     #[command(hide = true)]
@@ -123,6 +125,7 @@ fn dispatch(cli: &Cli) -> Result<ExitCode> {
         Command::Cp(args) => cp::run(store, args),
         Command::Show(args) => show::run(store, args),
         Command::Verify(args) => verify::run(store, args),
+        Command::Replay(args) => replay::run(args),
         Command::Fixture(args) => fixture::run(store, args),
         Command::Demo(args) => demo::run(args),
         Command::Probe(args) => probe::run(args),
