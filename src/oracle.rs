@@ -114,7 +114,7 @@ impl TransferOracleResult {
     }
 
     /// The error the caller of a transfer gets, if there is one to get.
-    pub fn into_error(&self) -> Option<Error> {
+    pub fn error(&self) -> Option<Error> {
         if self.passed {
             return None;
         }
@@ -312,13 +312,16 @@ pub fn judge(transfer: &Transfer) -> TransferOracleResult {
 mod tests {
     use super::*;
 
-    fn faulty()
-    -> [(Check, TransferState, &'static str, ViolationSeverity, &'static [(&'static str, &'static str)]); 5]
-    {
+    /// A check, a state it finds fault with, and what it says of it.
+    type Faulty =
+        (Check, TransferState, &'static str, ViolationSeverity, &'static [(&'static str, &'static str)]);
+
+    fn faulty() -> [Faulty; 5] {
+        use ViolationSeverity::{High, Medium};
+
         let good = TransferState::default;
         let hashes =
             TransferState { manifest_hash: "got".into(), expected_manifest_hash: "meant".into(), ..good() };
-        use ViolationSeverity::{High, Medium};
         [
             (
                 Check::Manifest,
@@ -361,7 +364,7 @@ mod tests {
     #[test]
     fn a_transfer_without_a_fault_passes_all_five_checks() {
         let result = TransferOracle::new("seal").validate_transfer(&TransferState::default());
-        assert!(result.passed && !result.has_violations() && result.into_error().is_none());
+        assert!(result.passed && !result.has_violations() && result.error().is_none());
         assert_eq!(result.stats, OracleStats { entities_tracked: 0, events_recorded: 5 });
     }
 
@@ -380,7 +383,7 @@ mod tests {
                 result.high_severity_violations().len(),
                 usize::from(severity == ViolationSeverity::High)
             );
-            let error = result.into_error().unwrap();
+            let error = result.error().unwrap();
             assert!(error.to_string().contains(&found.description) && error.exit_code() == 4, "{error}");
         }
     }

@@ -173,10 +173,8 @@ fn model(log: &[Value]) -> Value {
     let processes: Vec<Value> = agents
         .iter()
         .map(|id| {
-            let (turn, event) = whole("agent_process_changed")
-                .filter(|(_, event)| event["agent_id"] == *id)
-                .next_back()
-                .unwrap();
+            let (turn, event) =
+                whole("agent_process_changed").rfind(|(_, event)| event["agent_id"] == *id).unwrap();
             json!({"turn": turn, "agent_id": id, "parent_session_id": "", "state": event["state"]})
         })
         .collect();

@@ -1,5 +1,6 @@
 //! `pfimg replay`: judges a crash pack again.
 
+use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -47,18 +48,19 @@ pub(crate) fn run(args: &ReplayArgs) -> Result<ExitCode> {
         for result in &found.results {
             let name = plain(&result.oracle_name, 80);
             if result.passed {
-                out.push_str(&format!("{name}: passed\n"));
+                let _ = writeln!(out, "{name}: passed");
             } else {
                 let violations = count(result.violations.len() as u64, "violation");
-                out.push_str(&format!("{name}: {violations} reproduced\n"));
+                let _ = writeln!(out, "{name}: {violations} reproduced");
             }
             for violation in &result.violations {
-                out.push_str(&format!(
-                    "  {} ({}): {}\n",
+                let _ = writeln!(
+                    out,
+                    "  {} ({}): {}",
                     plain(&violation.violation_type, 80),
                     violation.severity.label(),
                     plain(&violation.description, 500),
-                ));
+                );
             }
         }
         print(&out)?;
