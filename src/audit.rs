@@ -11,6 +11,7 @@ pub mod file;
 pub mod follow;
 pub mod log;
 pub mod note;
+pub mod read;
 pub mod snapshot;
 
 pub use chain::{Break, Head, Record};

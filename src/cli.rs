@@ -1,5 +1,6 @@
 //! The command line: one file per command.
 
+mod audit;
 mod cp;
 mod demo;
 mod discard;
@@ -89,6 +90,7 @@ enum Command {
     Cp(cp::CpArgs),
     Show(show::ShowArgs),
     Verify(verify::VerifyArgs),
+    Audit(audit::AuditArgs),
     Replay(replay::ReplayArgs),
     Fixture(fixture::FixtureArgs),
     Demo(demo::DemoArgs),
@@ -125,6 +127,7 @@ fn dispatch(cli: &Cli) -> Result<ExitCode> {
         Command::Cp(args) => cp::run(store, args),
         Command::Show(args) => show::run(store, args),
         Command::Verify(args) => verify::run(store, args),
+        Command::Audit(args) => audit::run(store, args),
         Command::Replay(args) => replay::run(args),
         Command::Fixture(args) => fixture::run(store, args),
         Command::Demo(args) => demo::run(args),

@@ -6,6 +6,7 @@
 //! Everything an image holds is immutable, so that it may be cached for ever; names that can change are answered
 //! with a lifetime of zero or invalidated by the watcher. Nothing is parsed before someone looks.
 
+mod audited;
 mod catalog;
 mod control;
 mod forked;
@@ -35,6 +36,7 @@ use crate::error::{ErrorKind, Posix};
 use crate::fork::BaseReader;
 use crate::layers::world::Kind;
 use crate::store::{BlobError, Digest, Store};
+use audited::Audit;
 use catalog::Catalog;
 use forks::Forks;
 use image::Images;
@@ -210,6 +212,7 @@ pub struct Vfs {
     forks: Forks,
     metrics: Metrics,
     info: Mutex<MountInfo>,
+    audit: Audit,
 }
 
 impl std::fmt::Debug for Vfs {
@@ -237,6 +240,7 @@ impl Vfs {
             reader,
             metrics: Metrics::new(),
             info: Mutex::new(info),
+            audit: Audit::new(&store),
             store,
             cache,
             config,

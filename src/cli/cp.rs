@@ -5,8 +5,9 @@ use std::process::ExitCode;
 use clap::Args;
 use serde::Serialize;
 
-use super::StoreArg;
 use super::text::print_json;
+use super::{StoreArg, audit};
+use crate::audit::note;
 use crate::error::Result;
 use crate::store::Digest;
 
@@ -36,6 +37,7 @@ struct Copy {
 pub(crate) fn run(store: &StoreArg, args: &CpArgs) -> Result<ExitCode> {
     let store = store.open()?;
     let (image, plan) = store.copy_tag(&args.source, &args.destination)?;
+    audit::tell(&store, "cp", [note::tags_changed(&[&args.destination], &[], Some(&image))]);
     if args.json {
         let linked_blobs = plan.hard_links();
         print_json(&Copy { tag: plan.dst.tag, image, linked_blobs, copied_bytes: 0 })?;

@@ -11,6 +11,7 @@ use clap::Args;
 
 use super::StoreArg;
 use super::units::parse_bytes;
+use crate::audit::{Log, note};
 use crate::cache::{Cache, CacheConfig};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fuse::{MountOptions, SessionConfig, serve};
@@ -244,7 +245,12 @@ fn mount_and_serve(
         read_only: session.options.read_only,
         tree_bytes,
     };
-    let vfs = Arc::new(Vfs::new(store, Arc::clone(&cache), config, info));
+    let log = if config.read_only {
+        Log::off()
+    } else {
+        Log::start(store.root(), "mount").map_err(|e| Error::io(e, "cannot start a thread"))?
+    };
+    let vfs = Arc::new(Vfs::new(store, Arc::clone(&cache), config, info).with_log(log.clone()));
     let adopting = std::thread::Builder::new().name("pfimg-adopt".into()).spawn(move || cache.adopt());
     if let Err(error) = adopting {
         tracing::warn!("files of earlier mounts in the cache's folder are not counted: {error}");
@@ -253,11 +259,18 @@ fn mount_and_serve(
         // Every path is absolute by now, and a daemon must not keep its caller's folder busy.
         std::env::set_current_dir("/").map_err(|e| Error::io(e, "cannot change to /"))?;
     }
-    serve(vfs, session, || {
+    let shown = session.mountpoint.to_string_lossy();
+    let served = serve(Arc::clone(&vfs), session, || {
         super::probe::spawn(&session.mountpoint)?;
+        log.note_quietly(note::resumed(&shown));
         ready();
         Ok(())
-    })
+    });
+    vfs.tell_of_cache();
+    let reason = served.as_ref().map_or_else(|error| format!("failed: {error}"), |()| "unmounted".to_owned());
+    log.note_quietly(note::suspended(&reason, &shown));
+    log.flush();
+    served
 }
 
 #[cfg(test)]

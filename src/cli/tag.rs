@@ -4,7 +4,8 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::StoreArg;
+use super::{StoreArg, audit};
+use crate::audit::note;
 use crate::error::{ErrorKind, Result};
 
 /// Give an image a name.
@@ -27,5 +28,6 @@ pub(crate) fn run(store: &StoreArg, args: &TagArgs) -> Result<ExitCode> {
     store.tags().set(&args.name, &image, args.force).map_err(|error| {
         if error.kind() == ErrorKind::AlreadyExists { error.with_hint("--force moves it") } else { error }
     })?;
+    audit::tell(&store, "tag", [note::tags_changed(&[&args.name], &[], Some(&image))]);
     Ok(ExitCode::SUCCESS)
 }

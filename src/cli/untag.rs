@@ -4,7 +4,8 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::StoreArg;
+use super::{StoreArg, audit};
+use crate::audit::note;
 use crate::error::{ErrorKind, Result};
 
 /// Take tags away; their images stay.
@@ -18,13 +19,14 @@ pub(crate) struct UntagArgs {
 pub(crate) fn run(store: &StoreArg, args: &UntagArgs) -> Result<ExitCode> {
     let store = store.open()?;
     for name in &args.names {
-        store.tags().remove(name).map_err(|error| {
+        let image = store.tags().remove(name).map_err(|error| {
             if error.kind() == ErrorKind::NotFound {
                 error.with_hint("`pfimg tags` lists them")
             } else {
                 error
             }
         })?;
+        audit::tell(&store, "untag", [note::tags_changed(&[], &[name], image.as_ref())]);
     }
     Ok(ExitCode::SUCCESS)
 }

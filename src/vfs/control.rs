@@ -14,7 +14,7 @@ use super::{Entry, Op, Outcome, Vfs};
 use crate::error::ErrorKind;
 
 /// Names in `.pfimg/`.
-pub(super) const DOCS: [&str; 2] = ["metrics", "status.json"];
+pub(super) const DOCS: [&str; 4] = ["audit.json", "events.jsonl", "metrics", "status.json"];
 
 /// What a mount knows of itself.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -45,13 +45,15 @@ impl Vfs {
     pub(super) fn lookup_control(&self, name: &str) -> Outcome<Entry> {
         static VERSION: AtomicU64 = AtomicU64::new(1);
         let bytes = match name {
-            "status.json" => self.status(),
-            "metrics" => self.metrics_text(),
+            "audit.json" => self.audit_doc()?,
+            "events.jsonl" => self.events_doc(),
+            "metrics" => self.metrics_text().into_bytes(),
+            "status.json" => self.status().into_bytes(),
             _ => return Err(ErrorKind::NotFound),
         };
         let mtime = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64);
         let key = VERSION.fetch_add(1, Ordering::Relaxed);
-        self.entry_with(Node::Doc { bytes: bytes.into_bytes().into(), mtime, key }, Duration::ZERO)
+        self.entry_with(Node::Doc { bytes: bytes.into(), mtime, key }, Duration::ZERO)
     }
 
     fn status(&self) -> String {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::inode::{Node, hash_bytes};
 use super::top::logged;
 use super::{Entry, Outcome, Vfs};
+use crate::audit::note;
 use crate::error::{Error, ErrorKind, Posix, Result};
 use crate::fork::{NewFile, RenameMode};
 use crate::layers::world::Kind;
@@ -76,7 +77,9 @@ impl Vfs {
                 format!("tags/{name:?} can only be a symlink to an image: ln -s ../images/ID tags/NAME");
             return Err(refused(ErrorKind::Posix(Posix::NotPermitted), &why));
         }
-        self.set_tag(name, new.target).map_err(|error| refused(error.kind(), &error.to_string()))?;
+        let image =
+            self.set_tag(name, new.target).map_err(|error| refused(error.kind(), &error.to_string()))?;
+        self.log().note(note::tags_changed(&[name], &[], Some(&image)));
         self.lookup_tag(name)
     }
 
@@ -103,7 +106,8 @@ impl Vfs {
     pub(super) fn remove_tag(&self, name: &[u8]) -> Outcome<()> {
         self.may_write_tags()?;
         let name = std::str::from_utf8(name).map_err(|_| ErrorKind::NotFound)?;
-        self.store.tags().remove(name).map_err(logged)?;
+        let image = self.store.tags().remove(name).map_err(logged)?;
+        self.log().note(note::tags_changed(&[], &[name], image.as_ref()));
         Ok(())
     }
 
@@ -118,7 +122,10 @@ impl Vfs {
         self.store
             .tags()
             .rename(name, new_name, replace)
-            .map_err(|error| refused(error.kind(), &error.to_string()))
+            .map_err(|error| refused(error.kind(), &error.to_string()))?;
+        let image = self.store.tags().get(new_name).ok();
+        self.log().note(note::tags_changed(&[new_name], &[name], image.as_ref()));
+        Ok(())
     }
 }
 
