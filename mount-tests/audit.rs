@@ -66,7 +66,10 @@ fn the_life_of_a_mount_is_in_the_log_and_the_mount_shows_what_the_log_adds_up_to
     assert!(shown["snapshot"]["page_in_count"].as_u64() > Some(0));
     assert_eq!(fs::read(mount.join(".pfimg/events.jsonl")).unwrap(), fs::read(log_path(&store)).unwrap());
     let changed = events(&store, "capability_changed");
-    assert_eq!((&changed[0]["added"], &changed[0]["image"]), (&json!(["tag:t"]), &json!(format!("sha256:{id}"))));
+    assert_eq!(
+        (&changed[0]["added"], &changed[0]["image"]),
+        (&json!(["tag:t"]), &json!(format!("sha256:{id}")))
+    );
     assert_eq!((&changed[1]["added"], &changed[1]["removed"]), (&json!(["tag:u"]), &json!(["tag:t"])));
 
     mount.signal(Signal::TERM);

@@ -140,7 +140,7 @@ fn a_file_that_is_cut_or_taken_away_while_it_is_followed_is_read_anew() {
     let first = files(&dir(store.path())).unwrap().remove(0);
     fs::remove_file(&first).unwrap();
     let broken = follower.catch_up().unwrap().broken.unwrap();
-    assert_eq!((broken.line, &broken.file != &first), (1, true));
+    assert_eq!((broken.line, broken.file != first), (1, true));
     assert!(broken.fault.contains("where 1 comes next"), "{}", broken.fault);
 }
 

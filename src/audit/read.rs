@@ -16,10 +16,10 @@ pub struct Parsed {
 impl Parsed {
     fn take(&mut self, value: Value) {
         let says_kind = |value: &Value| value.get("kind").is_some_and(Value::is_string);
-        // A line of a store's own log holds its event.
         let event = match value {
-            Value::Object(mut record) if record.get("event").is_some_and(says_kind) => record.remove("event"),
             value if says_kind(&value) => Some(value),
+            // A line of a store's own log holds its event.
+            Value::Object(mut record) if record.get("event").is_some_and(says_kind) => record.remove("event"),
             _ => None,
         };
         match event.and_then(|event| serde_json::from_value(event).ok()) {
@@ -51,6 +51,8 @@ pub fn parse(bytes: &[u8]) -> Parsed {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::audit::chain::{self, Head, Writer};
     use crate::audit::note;
@@ -74,6 +76,31 @@ mod tests {
         assert_eq!(parse(&line).events[0].kind(), "resumed");
         for nothing in [&b""[..], b"[", b"\xff\n\x00", b"null", b"[1, {}]"] {
             assert_eq!(parse(nothing).events, []);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_it_fall_over(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = parse(&bytes);
+            let _ = chain::decode(&bytes);
+            prop_assert!(bytes.is_empty() || chain::verify(Head::START, &bytes).is_err());
+        }
+
+        #[test]
+        fn a_line_of_which_a_piece_was_replaced_is_never_taken_for_a_record(
+            at in any::<prop::sample::Index>(),
+            len in 0..20_usize,
+            piece in prop::collection::vec(any::<u8>(), 0..20),
+        ) {
+            let mut head = Head::START;
+            let line = chain::encode(&mut head, chrono::Utc::now(), &Writer::this("x"), note::resumed("/m")).unwrap();
+            let start = at.index(line.len());
+            let mut changed = line.clone();
+            changed.splice(start..(start + len).min(line.len()), piece);
+            let _ = parse(&changed);
+            prop_assume!(changed != line);
+            prop_assert!(chain::verify(Head::START, &changed).is_err() || changed.is_empty());
         }
     }
 }
