@@ -1,5 +1,7 @@
 //! The command line: one file per command.
 
+mod audit;
+mod cp;
 mod demo;
 mod discard;
 mod fixture;
@@ -10,14 +12,18 @@ mod mount;
 mod mv;
 mod place;
 mod probe;
+mod replay;
 mod restore;
 mod seal;
 mod secret;
 mod show;
 mod status;
+mod tag;
+mod tags;
 mod text;
 mod umount;
 mod units;
+mod untag;
 mod verify;
 
 use std::path::PathBuf;
@@ -83,8 +89,14 @@ enum Command {
     Seal(seal::SealArgs),
     Restore(restore::RestoreArgs),
     Images(images::ImagesArgs),
+    Tags(tags::TagsArgs),
+    Tag(tag::TagArgs),
+    Untag(untag::UntagArgs),
+    Cp(cp::CpArgs),
     Show(show::ShowArgs),
     Verify(verify::VerifyArgs),
+    Audit(audit::AuditArgs),
+    Replay(replay::ReplayArgs),
     Fixture(fixture::FixtureArgs),
     Demo(demo::DemoArgs),
     #[command(hide = true)]
@@ -116,8 +128,14 @@ fn dispatch(cli: &Cli) -> Result<ExitCode> {
         Command::Seal(args) => seal::run(store, args),
         Command::Restore(args) => restore::run(store, args),
         Command::Images(args) => images::run(store, args),
+        Command::Tags(args) => tags::run(store, args),
+        Command::Tag(args) => tag::run(store, args),
+        Command::Untag(args) => untag::run(store, args),
+        Command::Cp(args) => cp::run(store, args),
         Command::Show(args) => show::run(store, args),
         Command::Verify(args) => verify::run(store, args),
+        Command::Audit(args) => audit::run(store, args),
+        Command::Replay(args) => replay::run(args),
         Command::Fixture(args) => fixture::run(store, args),
         Command::Demo(args) => demo::run(args),
         Command::Probe(args) => probe::run(args),

@@ -1,13 +1,16 @@
 //! Mounts a `ProcessFork` store as a filesystem.
 
+pub mod audit;
 pub mod brief;
 pub mod cache;
 pub mod cli;
+pub mod crashpack;
 pub mod error;
 pub mod fixture;
 pub mod fork;
 pub mod fuse;
 pub mod layers;
+pub mod oracle;
 pub mod seal;
 pub mod store;
 pub mod tree;

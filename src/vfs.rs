@@ -7,6 +7,7 @@
 //! with a lifetime of zero or invalidated by the watcher. Nothing is parsed before someone looks.
 
 mod ahead;
+mod audited;
 mod autoseal;
 mod catalog;
 mod control;
@@ -18,6 +19,7 @@ mod metrics;
 mod readdir;
 mod reader;
 mod snap;
+mod tags;
 mod top;
 mod trees;
 
@@ -43,6 +45,7 @@ use crate::layers::world::Kind;
 use crate::seal::Sealer;
 use crate::store::{BlobError, Digest, Store};
 use ahead::Ahead;
+use audited::Audit;
 use autoseal::AutoSeal;
 use catalog::Catalog;
 use forks::Forks;
@@ -227,6 +230,7 @@ pub struct Vfs {
     auto_seal: AutoSeal,
     metrics: Metrics,
     info: Mutex<MountInfo>,
+    audit: Audit,
 }
 
 impl std::fmt::Debug for Vfs {
@@ -258,6 +262,7 @@ impl Vfs {
             reader,
             metrics: Metrics::new(),
             info: Mutex::new(info),
+            audit: Audit::new(&store),
             store,
             cache,
             config,
@@ -475,7 +480,7 @@ impl Vfs {
             Node::ImageDir { mtime, .. } => attr(Kind::Dir, 0o755, 0, mtime.saturating_mul(1_000_000_000)),
             Node::File { size, recorded: r, .. } => recorded(Kind::File, r, *size),
             Node::Symlink { target, recorded: r } => recorded(Kind::Symlink, r, target.len() as u64),
-            Node::Link { target, mtime } => {
+            Node::Link { target, mtime, .. } => {
                 attr(Kind::Symlink, 0o777, target.len() as u64, mtime.saturating_mul(1_000_000_000))
             }
             Node::Doc { bytes, mtime, .. } => {

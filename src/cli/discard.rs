@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use clap::Args;
 
-use super::StoreArg;
 use super::place::{self, Place};
+use super::{StoreArg, audit};
+use crate::audit::note;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Throw a fork away, with everything in it that was not sealed.
@@ -31,7 +32,11 @@ pub(crate) fn run(store: &StoreArg, args: &DiscardArgs) -> Result<ExitCode> {
                 std::fs::rename(mountpoint.join("forks").join(name), mountpoint.join(".pfimg/discarded"))
                     .map_err(|e| place::explain(e, format!("cannot discard fork {name:?}"), mountpoint))?;
             }
-            Place::Disk(registry) => registry.discard(name)?,
+            Place::Disk(registry) => {
+                let base = registry.info(name).ok().and_then(|info| info.base);
+                registry.discard(name)?;
+                audit::tell(&store, "discard", [note::fork_discarded(name, base.as_ref())]);
+            }
         }
     }
     Ok(ExitCode::SUCCESS)

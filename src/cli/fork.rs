@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use clap::Args;
 
-use super::StoreArg;
 use super::place::{self, Place};
+use super::{StoreArg, audit};
+use crate::audit::note;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fork::refuse_fork_name;
 
@@ -46,13 +47,14 @@ pub(crate) fn run(store: &StoreArg, args: &ForkArgs) -> Result<ExitCode> {
             println!("{}", mountpoint.join("work").join(name).display());
         }
         Place::Disk(registry) => {
-            if registry.contains(source) {
+            let made = if registry.contains(source) {
                 let parent = registry.get(source)?;
-                registry.branch(&parent, name)?;
+                registry.branch(&parent, name)?
             } else {
-                registry.create(name, Some(store.resolve(source)?))?;
-            }
+                registry.create(name, Some(store.resolve(source)?))?
+            };
             registry.sync()?;
+            audit::tell(&store, "fork", [note::fork_made(name, made.base().as_ref())]);
         }
     }
     Ok(ExitCode::SUCCESS)

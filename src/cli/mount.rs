@@ -12,6 +12,7 @@ use clap::Args;
 use super::StoreArg;
 use super::secret::SecretArg;
 use super::units::{parse_bytes, parse_duration};
+use crate::audit::{Log, note};
 use crate::cache::{Cache, CacheConfig};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fuse::{MountOptions, SessionConfig, serve};
@@ -258,7 +259,12 @@ fn mount_and_serve(
         seal: if session.options.read_only { SealPolicy::Manual } else { args.seal },
         session_secret: args.secret.read()?,
     };
-    let vfs = Arc::new(Vfs::new(store, Arc::clone(&cache), config, info));
+    let log = if config.read_only {
+        Log::off()
+    } else {
+        Log::start(store.root(), "mount").map_err(|e| Error::io(e, "cannot start a thread"))?
+    };
+    let vfs = Arc::new(Vfs::new(store, Arc::clone(&cache), config, info).with_log(log.clone()));
     let adopting = std::thread::Builder::new().name("pfimg-adopt".into()).spawn(move || cache.adopt());
     if let Err(error) = adopting {
         tracing::warn!("files of earlier mounts in the cache's folder are not counted: {error}");
@@ -267,12 +273,18 @@ fn mount_and_serve(
         // Every path is absolute by now, and a daemon must not keep its caller's folder busy.
         std::env::set_current_dir("/").map_err(|e| Error::io(e, "cannot change to /"))?;
     }
+    let shown = session.mountpoint.to_string_lossy();
     let served = serve(Arc::clone(&vfs), session, || {
         super::probe::spawn(&session.mountpoint)?;
+        log.note_quietly(note::resumed(&shown));
         ready();
         Ok(())
     });
     vfs.seal_all();
+    vfs.tell_of_cache();
+    let reason = served.as_ref().map_or_else(|error| format!("failed: {error}"), |()| "unmounted".to_owned());
+    log.note_quietly(note::suspended(&reason, &shown));
+    log.flush();
     served
 }
 

@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use clap::Args;
 
-use super::StoreArg;
 use super::place::{self, Place};
+use super::{StoreArg, audit};
+use crate::audit::note;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Rename a fork.
@@ -39,6 +40,8 @@ pub(crate) fn run(store: &StoreArg, args: &MvArgs) -> Result<ExitCode> {
         Place::Disk(registry) => {
             registry.rename(name, new_name)?;
             registry.sync()?;
+            let base = registry.info(new_name).ok().and_then(|info| info.base);
+            audit::tell(&store, "mv", note::fork_renamed(name, new_name, base.as_ref()));
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -83,6 +83,16 @@ pub(super) fn sound_behind(journal: &[u8], id: GenId, offset: usize, seq: u64) -
     })
 }
 
+/// The number of a later record that lies whole at `offset`, where record `seq` should: what was between was taken out.
+/// An operation that was not finished has the number that comes next, or none.
+pub(super) fn out_of_place(journal: &[u8], offset: usize, seq: u64) -> Option<u64> {
+    let rest = journal.get(offset..)?;
+    let len = u32::from_le_bytes(rest.get(4..8)?.try_into().ok()?);
+    let number = u64::from_le_bytes(rest.get(8..16)?.try_into().ok()?);
+    rest.get(..FRAME + len as usize)?;
+    (number > seq && number - seq <= journal.len() as u64).then_some(number)
+}
+
 /// Writes the journal of the generation that a fork is in.
 #[derive(Debug)]
 pub(super) struct Writer {

@@ -7,7 +7,7 @@ use std::sync::{Arc, Weak};
 use super::apply::apply;
 use super::disk::{DataFile, Generation};
 use super::ino::Ino;
-use super::journal::{Frame, Writer, frame_at, sound_behind};
+use super::journal::{Frame, Writer, frame_at, out_of_place, sound_behind};
 use super::live::{BaseReader, settle};
 use super::node::Content;
 use super::pieces::Src;
@@ -200,6 +200,8 @@ impl<'a> Replay<'a> {
                 let record = format!("record {} at byte {at} of generation {id}", self.seq);
                 if let Some(sound) = sound_behind(&journal, id, at, self.seq) {
                     self.damage = Some(format!("{record} is damaged, and sound ones follow at byte {sound}"));
+                } else if let Some(found) = out_of_place(&journal, at, self.seq) {
+                    self.damage = Some(format!("{record} is missing, and record {found} is in its place"));
                 } else {
                     self.torn = (journal.len() - at) as u64;
                 }

@@ -19,6 +19,7 @@ use super::adapter::Adapter;
 use super::mount::{OwnMount, Unmounted, absolute, mount, prepare};
 use super::options::MountOptions;
 use super::watch::Watcher;
+use crate::audit::{Log, note};
 use crate::error::{Error, Result};
 use crate::vfs::Vfs;
 
@@ -101,11 +102,12 @@ pub fn serve(vfs: Arc<Vfs>, config: &SessionConfig, ready: impl FnOnce() -> Resu
             let _ = events.send(End::Session(session.run()));
         })
         .map_err(failed("cannot start a thread"))?;
+    let log = vfs.log().clone();
     let watcher = Watcher::start(vfs, watched, notifier).map_err(failed("cannot start a thread"))?;
     let outcome = match ready() {
         Ok(()) => {
             tracing::info!("mounted at {}", own.path.display());
-            wait(&own, &ended)
+            wait(&own, &ended, &log)
         }
         // Somebody may have unmounted it before anybody looked.
         Err(error) => match session_end(&ended, SETTLE) {
@@ -141,7 +143,7 @@ enum Ended {
     Detached,
 }
 
-fn wait(own: &OwnMount, ended: &mpsc::Receiver<End>) -> Result<Ended> {
+fn wait(own: &OwnMount, ended: &mpsc::Receiver<End>, log: &Log) -> Result<Ended> {
     let shown = own.path.display();
     let signal = match ended.recv() {
         Ok(End::Signal(signal)) => signal,
@@ -149,6 +151,8 @@ fn wait(own: &OwnMount, ended: &mpsc::Receiver<End>) -> Result<Ended> {
         Err(_) => return Ok(Ended::Detached),
     };
     tracing::info!("signal {signal}: unmounting {shown}");
+    let name = signal_hook::low_level::signal_name(signal).unwrap_or("unknown");
+    log.note_quietly(note::signal(name, "unmount"));
     match own.unmount()? {
         Unmounted::Clean | Unmounted::Absent => {}
         Unmounted::Busy => tracing::warn!(

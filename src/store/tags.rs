@@ -1,10 +1,17 @@
 //! Tags: names given to images. `refs/tags/<name>` holds `sha256:<hex64>` and a newline.
+//!
+//! Reading them writes nothing. A tag is written, renamed and removed in one step that lasts: whoever looks, also after
+//! a crash, sees the tags before or after it.
+
+pub mod copy;
 
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+use rustix::fs::RenameFlags;
 
 use super::Digest;
 use super::io::StoreIo;
@@ -107,14 +114,59 @@ impl Tags {
         let path = self.dir.join(name);
         let failed = |e: io::Error| {
             if !force && e.kind() == io::ErrorKind::AlreadyExists {
-                Error::new(ErrorKind::AlreadyExists, format!("there is a tag {name:?} already"))
+                taken(name)
             } else {
                 Error::io(e, format!("cannot write tag {}", path.display()))
             }
         };
-        self.io.create_dir_all(&self.dir).map_err(failed)?;
+        self.make_dir().map_err(failed)?;
         write_durably(&*self.io, &path, format!("{image}\n").as_bytes(), !force).map_err(failed)
     }
+
+    /// Takes a name away; the image stays. Returns what it named, nothing if its file held no digest.
+    pub fn remove(&self, name: &str) -> Result<Option<Digest>> {
+        let image = match self.get(name) {
+            Ok(image) => Some(image),
+            Err(error) if error.kind() == ErrorKind::Damaged => None,
+            Err(error) => return Err(error),
+        };
+        let path = self.dir.join(name);
+        let failed = |e| Error::io(e, format!("cannot remove tag {}", path.display()));
+        fs::remove_file(&path).map_err(failed)?;
+        sync_dir(&self.dir).map_err(failed)?;
+        Ok(image)
+    }
+
+    /// Gives a tag another name. One that has the new name is replaced only if `replace`.
+    pub fn rename(&self, name: &str, new_name: &str, replace: bool) -> Result<()> {
+        self.get(name)?;
+        if let Some(why) = refuse_tag_name(new_name) {
+            return Err(Error::new(ErrorKind::InvalidInput, format!("{new_name:?} cannot be a tag: {why}")));
+        }
+        let (from, to) = (self.dir.join(name), self.dir.join(new_name));
+        let flags = if replace { RenameFlags::empty() } else { RenameFlags::NOREPLACE };
+        let failed = |e| Error::io(e, format!("cannot rename tag {} to {new_name:?}", from.display()));
+        rustix::fs::renameat_with(rustix::fs::CWD, &from, rustix::fs::CWD, &to, flags)
+            .map_err(|e| if e == rustix::io::Errno::EXIST { taken(new_name) } else { failed(e.into()) })?;
+        sync_dir(&self.dir).map_err(failed)
+    }
+
+    /// Makes the folder, so that it lasts.
+    fn make_dir(&self) -> io::Result<()> {
+        if self.dir.is_dir() {
+            return Ok(());
+        }
+        self.io.create_dir_all(&self.dir)?;
+        self.dir.ancestors().skip(1).take(2).try_for_each(|dir| self.io.sync_dir(dir))
+    }
+}
+
+fn taken(name: &str) -> Error {
+    Error::new(ErrorKind::AlreadyExists, format!("there is a tag {name:?} already"))
+}
+
+fn sync_dir(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
 }
 
 /// Reads a small regular file. What is none gives no bytes: a fifo would hang its reader, `/dev/zero` never end.
@@ -145,6 +197,28 @@ mod tests {
         assert_eq!(tags.get("before").unwrap(), b);
         assert_eq!(tags.names().unwrap(), ["before"]);
         assert_eq!(tags.get("after").unwrap_err().kind(), ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn a_tag_is_renamed_and_removed_and_what_is_not_there_or_taken_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let tags = Tags::new(dir.path(), Arc::new(SystemIo));
+        let (a, b) = (Digest::of(b"a"), Digest::of(b"b"));
+        assert_eq!(tags.remove("a").unwrap_err().kind(), ErrorKind::NotFound);
+        tags.set("a", &a, false).unwrap();
+        tags.set("b", &b, false).unwrap();
+        assert_eq!(tags.rename("a", "b", false).unwrap_err().kind(), ErrorKind::AlreadyExists);
+        assert_eq!(tags.rename("a", "x/y", true).unwrap_err().kind(), ErrorKind::InvalidInput);
+        assert_eq!(tags.rename("../a", "c", true).unwrap_err().kind(), ErrorKind::InvalidInput);
+        assert_eq!(tags.rename("nothing", "c", true).unwrap_err().kind(), ErrorKind::NotFound);
+        tags.rename("a", "b", true).unwrap();
+        assert_eq!((tags.names().unwrap(), tags.get("b").unwrap()), (vec!["b".to_owned()], a));
+        tags.rename("b", "c", false).unwrap();
+        assert_eq!(tags.remove("c").unwrap(), Some(a));
+        // A file that names nothing can be removed by its name.
+        fs::write(tags.dir().join("bad"), "garbage").unwrap();
+        assert_eq!(tags.remove("bad").unwrap(), None);
+        assert_eq!(tags.names().unwrap(), Vec::<String>::new());
     }
 
     #[test]

@@ -14,7 +14,7 @@ use super::{Entry, Op, Outcome, Vfs};
 use crate::error::ErrorKind;
 
 /// Names in `.pfimg/`.
-pub(super) const DOCS: [&str; 2] = ["metrics", "status.json"];
+pub(super) const DOCS: [&str; 4] = ["audit.json", "events.jsonl", "metrics", "status.json"];
 
 /// What a mount knows of itself.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -45,17 +45,18 @@ impl Vfs {
     pub(super) fn lookup_control(&self, name: &str) -> Outcome<Entry> {
         static VERSION: AtomicU64 = AtomicU64::new(1);
         let bytes = match name {
-            "status.json" => self.status(),
-            "metrics" => self.metrics_text(),
+            "audit.json" => self.audit_doc()?,
+            "events.jsonl" => self.events_doc(),
+            "metrics" => self.metrics_text().into_bytes(),
+            "status.json" => self.status().into_bytes(),
             _ => {
                 let number = name.strip_prefix("done-").and_then(|name| name.strip_suffix(".json"));
-                let outcome = number.and_then(|number| self.outcome(number)).ok_or(ErrorKind::NotFound)?;
-                String::from_utf8_lossy(&outcome).into_owned()
+                number.and_then(|number| self.outcome(number)).ok_or(ErrorKind::NotFound)?.to_vec()
             }
         };
         let mtime = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64);
         let key = VERSION.fetch_add(1, Ordering::Relaxed);
-        self.entry_with(Node::Doc { bytes: bytes.into_bytes().into(), mtime, key }, Duration::ZERO)
+        self.entry_with(Node::Doc { bytes: bytes.into(), mtime, key }, Duration::ZERO)
     }
 
     fn status(&self) -> String {

@@ -217,18 +217,18 @@ impl Vfs {
         }
     }
 
-    /// Makes a file, folder, symlink or special. Under `forks/`, a folder is a fork.
-    pub fn create(&self, parent: Ino, name: &[u8], new: &NewFile<'_>) -> Outcome<Entry> {
-        if let Node::Fixed(Fixed::Forks) = self.node(parent)? {
-            return self.make_fork(name, new);
+    pub(super) fn make(&self, parent: Ino, name: &[u8], new: &NewFile<'_>) -> Outcome<Entry> {
+        match self.node(parent)? {
+            Node::Fixed(Fixed::Forks) => return self.make_fork(name, new),
+            Node::Fixed(Fixed::Tags) => return self.make_tag(name, new),
+            _ => {}
         }
         let (mounted, parent) = self.in_fork(parent)?;
         let made = mounted.fork.create(parent, name, new).map_err(kind)?;
         self.fork_entry(&mounted, &made, || mounted.fork.lookup(parent, name))
     }
 
-    /// Gives a file another name.
-    pub fn link(&self, ino: Ino, parent: Ino, name: &[u8]) -> Outcome<Entry> {
+    pub(super) fn do_link(&self, ino: Ino, parent: Ino, name: &[u8]) -> Outcome<Entry> {
         let (mounted, parent) = self.in_fork(parent)?;
         let (source, ino) = self.in_fork(ino).map_err(|_| ErrorKind::Posix(Posix::CrossesDevices))?;
         if source.slot != mounted.slot {
@@ -238,16 +238,17 @@ impl Vfs {
         self.fork_entry(&mounted, &linked, || mounted.fork.lookup(parent, name))
     }
 
-    /// Takes a name away.
-    pub fn unlink(&self, parent: Ino, name: &[u8]) -> Outcome<()> {
+    pub(super) fn do_unlink(&self, parent: Ino, name: &[u8]) -> Outcome<()> {
+        if let Node::Fixed(Fixed::Tags) = self.node(parent)? {
+            return self.remove_tag(name);
+        }
         let (mounted, parent) = self.in_fork(parent)?;
         let gone = mounted.fork.unlink(parent, name).map_err(kind)?;
         self.unlinked(&mounted, gone);
         Ok(())
     }
 
-    /// Removes an empty folder. Under `forks/`, an empty fork is discarded.
-    pub fn rmdir(&self, parent: Ino, name: &[u8]) -> Outcome<()> {
+    pub(super) fn do_rmdir(&self, parent: Ino, name: &[u8]) -> Outcome<()> {
         if let Node::Fixed(Fixed::Forks) = self.node(parent)? {
             return self.discard_fork(name, true);
         }
@@ -264,11 +265,18 @@ impl Vfs {
         }
     }
 
-    /// Renames. Forks are renamed under `forks/`; one that is moved into `.pfimg/` is discarded, whatever it holds.
-    pub fn rename(&self, from: Ino, name: &[u8], to: Ino, new_name: &[u8], mode: RenameMode) -> Outcome<()> {
+    pub(super) fn do_rename(
+        &self,
+        from: Ino,
+        name: &[u8],
+        to: Ino,
+        new_name: &[u8],
+        mode: RenameMode,
+    ) -> Outcome<()> {
         match (self.node(from)?, self.node(to)?) {
             (Node::Fixed(Fixed::Forks), Node::Fixed(Fixed::Forks)) => self.rename_fork(name, new_name, mode),
             (Node::Fixed(Fixed::Forks), Node::Fixed(Fixed::Control)) => self.discard_fork(name, false),
+            (Node::Fixed(Fixed::Tags), Node::Fixed(Fixed::Tags)) => self.rename_tag(name, new_name, mode),
             (Node::Forked { mounted, ino: from }, Node::Forked { mounted: other, ino: to }) => {
                 if mounted.slot != other.slot {
                     return Err(ErrorKind::Posix(Posix::CrossesDevices));
@@ -286,20 +294,17 @@ impl Vfs {
         }
     }
 
-    /// Sets attributes.
-    pub fn setattr(&self, ino: Ino, set: &SetAttr) -> Outcome<(Attr, Duration)> {
+    pub(super) fn do_setattr(&self, ino: Ino, set: &SetAttr) -> Outcome<(Attr, Duration)> {
         let (mounted, ino) = self.in_fork(ino)?;
         let attr = mounted.fork.setattr(ino, set).map_err(kind)?;
         Ok((Self::fork_attr(mounted.slot, &attr), FOREVER))
     }
 
-    /// Whether a file can be opened: for writing only in a fork.
-    pub fn open(&self, ino: Ino, writes: bool) -> Outcome<()> {
+    pub(super) fn do_open(&self, ino: Ino, writes: bool) -> Outcome<()> {
         if writes { self.in_fork(ino).map(|_| ()) } else { self.node(ino).map(|_| ()) }
     }
 
-    /// Writes.
-    pub fn write(&self, ino: Ino, offset: u64, bytes: &[u8], by: Writer) -> Outcome<usize> {
+    pub(super) fn do_write(&self, ino: Ino, offset: u64, bytes: &[u8], by: Writer) -> Outcome<usize> {
         let (mounted, ino) = self.in_fork(ino)?;
         let fork = &mounted.fork;
         let write = || match by {
@@ -315,8 +320,7 @@ impl Vfs {
         }
     }
 
-    /// Allocates, punches or zeroes a range.
-    pub fn fallocate(&self, ino: Ino, offset: u64, len: u64, what: Allocate) -> Outcome<()> {
+    pub(super) fn do_fallocate(&self, ino: Ino, offset: u64, len: u64, what: Allocate) -> Outcome<()> {
         let (mounted, ino) = self.in_fork(ino)?;
         mounted.fork.fallocate(ino, offset, len, what).map_err(kind)
     }
@@ -335,8 +339,14 @@ impl Vfs {
         }
     }
 
-    /// Copies a range into a file of a fork, sharing what can be shared. Returns how many bytes, maybe fewer.
-    pub fn copy_range(&self, from: Ino, from_offset: u64, to: Ino, offset: u64, len: u64) -> Outcome<u64> {
+    pub(super) fn do_copy_range(
+        &self,
+        from: Ino,
+        from_offset: u64,
+        to: Ino,
+        offset: u64,
+        len: u64,
+    ) -> Outcome<u64> {
         let (target, ino) = self.in_fork(to)?;
         match self.node(from)? {
             Node::Forked { mounted, ino: source } => {

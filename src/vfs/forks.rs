@@ -11,6 +11,7 @@ use super::inode::hash_bytes;
 use super::reader::Reader;
 use super::top::logged;
 use super::{Entry, Outcome, Vfs};
+use crate::audit::note;
 use crate::error::{Error, ErrorKind, Posix, Result};
 use crate::fork::{self, Fork, NewFile, Registry, RenameMode};
 use crate::layers::world::Kind;
@@ -129,7 +130,13 @@ impl Vfs {
         if !registry.contains(name) {
             return Err(ErrorKind::NotFound);
         }
-        self.mounted(registry.get(name).map_err(logged)?)
+        let fork = registry.get(name).map_err(logged)?;
+        let recovered = !self.forks.slots.lock().by_uid.contains_key(fork.uid());
+        let mounted = self.mounted(fork)?;
+        if recovered {
+            self.judge_recovery(name, &mounted.fork);
+        }
+        Ok(mounted)
     }
 
     fn mounted(&self, fork: Arc<Fork>) -> Outcome<Mounted> {
@@ -161,6 +168,7 @@ impl Vfs {
         };
         let made = self.fork_from(name, source).map_err(logged)?;
         let mounted = self.mounted(made)?;
+        self.log().note(note::fork_made(name, mounted.fork.base().as_ref()));
         let mut entry = self.fork_top(&mounted)?;
         if source.is_some() {
             // It is called otherwise.
@@ -197,7 +205,12 @@ impl Vfs {
             return Err(ErrorKind::InvalidInput);
         }
         let registry = self.registry(false).map_err(logged)?.ok_or(ErrorKind::NotFound)?;
-        registry.rename(name, new_name).map_err(logged)
+        registry.rename(name, new_name).map_err(logged)?;
+        let base = registry.info(new_name).ok().and_then(|info| info.base);
+        for event in note::fork_renamed(name, new_name, base.as_ref()) {
+            self.log().note(event);
+        }
+        Ok(())
     }
 
     /// Discards a fork; where `if_empty`, only one that holds nothing.
@@ -216,8 +229,10 @@ impl Vfs {
                 return Err(ErrorKind::Posix(Posix::NotEmpty));
             }
         }
-        let uid = registry.info(name).ok().and_then(|info| info.uid);
+        let info = registry.info(name).ok();
+        let (uid, base) = info.map_or((None, None), |info| (info.uid, info.base));
         registry.discard(name).map_err(logged)?;
+        self.log().note(note::fork_discarded(name, base.as_ref()));
         if let Some(uid) = uid {
             self.forks.discarded(&uid);
         }
@@ -226,6 +241,7 @@ impl Vfs {
 
     /// Keeps journals short and gives space back that nothing needs any more. To be called now and then.
     pub(crate) fn keep_house(&self) {
+        self.tell_of_cache();
         for Mounted { fork, .. } in self.forks.in_use() {
             let kept =
                 fork.reap().and_then(|_| if fork.wants_checkpoint() { fork.checkpoint() } else { Ok(false) });

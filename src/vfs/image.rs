@@ -208,7 +208,7 @@ impl Vfs {
                 let parent = parents.iter().find(|id| id.hex() == name).ok_or(ErrorKind::NotFound)?;
                 let target = format!("../../{}", parent.hex()).into();
                 // The parent may be gone or come back: the link stands all the same.
-                self.entry_with(Node::Link { target, mtime }, Duration::ZERO).map(Step::Done)
+                self.entry_with(Node::Link { target, mtime, tag: 0 }, Duration::ZERO).map(Step::Done)
             }
             _ => Err(ErrorKind::NotFound),
         }

@@ -131,6 +131,8 @@ pub(super) enum Node {
     Link {
         target: Arc<str>,
         mtime: i64,
+        /// Tells tags of one image apart, which a program may rename to each other; 0 for every other link.
+        tag: u64,
     },
     /// Anything in a fork.
     Forked {
@@ -206,7 +208,9 @@ impl Node {
                 mix(mix(mix(4, digest_hash(digest)), recorded.hash()), *shown as u64)
             }
             Self::Symlink { target, recorded } => mix(mix(5, hash_bytes(target)), recorded.hash()),
-            Self::Link { target, mtime } => mix(mix(6, hash_bytes(target.as_bytes())), *mtime as u64),
+            Self::Link { target, mtime, tag } => {
+                mix(mix(mix(6, hash_bytes(target.as_bytes())), *mtime as u64), *tag)
+            }
             Self::Doc { key, .. } => mix(7, *key),
             Self::Forked { mounted, ino } => return fork_number(mounted.slot, *ino),
             Self::Snap { mounted } => return super::Vfs::snap_number(mounted),
@@ -241,8 +245,8 @@ impl Node {
             (Self::Symlink { target, recorded }, Self::Symlink { target: target2, recorded: recorded2 }) => {
                 target == target2 && recorded == recorded2
             }
-            (Self::Link { target, mtime }, Self::Link { target: target2, mtime: mtime2 }) => {
-                target == target2 && mtime == mtime2
+            (Self::Link { target, mtime, tag }, Self::Link { target: target2, mtime: mtime2, tag: tag2 }) => {
+                target == target2 && mtime == mtime2 && tag == tag2
             }
             (Self::Doc { key, .. }, Self::Doc { key: key2, .. }) => key == key2,
             (Self::Snap { mounted }, Self::Snap { mounted: mounted2 }) => mounted.slot == mounted2.slot,

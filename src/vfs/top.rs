@@ -26,7 +26,7 @@ impl Vfs {
                 ".pfimg" => self.entry(Node::Fixed(Fixed::Control)),
                 "latest" if patience == Patience::Listing => {
                     // Which one it is takes reading every manifest; whoever follows the link asks again.
-                    self.entry_with(Node::Link { target: "".into(), mtime: 0 }, Duration::ZERO)
+                    self.entry_with(Node::Link { target: "".into(), mtime: 0, tag: 0 }, Duration::ZERO)
                 }
                 "latest" => {
                     let id = self.catalog.latest().map_err(logged)?.ok_or(ErrorKind::NotFound)?;
@@ -35,13 +35,7 @@ impl Vfs {
                 _ => Err(ErrorKind::NotFound),
             },
             Fixed::Images => self.lookup_image(name),
-            Fixed::Tags => {
-                let id = self.store.tags().get(name).map_err(|error| match error.kind() {
-                    ErrorKind::NotFound | ErrorKind::InvalidInput => ErrorKind::NotFound,
-                    _ => logged(error),
-                })?;
-                self.link_to(format!("../images/{}", id.hex()), &id)
-            }
+            Fixed::Tags => self.lookup_tag(name),
             Fixed::Agents => {
                 let name = self.catalog.agent_name(name).map_err(logged)?.ok_or(ErrorKind::NotFound)?;
                 self.entry_with(Node::Agent(name), Duration::ZERO)
@@ -51,7 +45,7 @@ impl Vfs {
             Fixed::Work => {
                 self.fork_named(name)?;
                 self.entry_with(
-                    Node::Link { target: format!("../forks/{name}/world/fs").into(), mtime: 0 },
+                    Node::Link { target: format!("../forks/{name}/world/fs").into(), mtime: 0, tag: 0 },
                     Duration::ZERO,
                 )
             }
@@ -80,8 +74,13 @@ impl Vfs {
 
     /// A link of ours to an image; its time is the image's. Asked for anew each time.
     pub(super) fn link_to(&self, target: String, id: &Digest) -> Outcome<Entry> {
-        let mtime = std::fs::metadata(self.store.images().marker(id)).map_or(0, |m| m.mtime());
-        self.entry_with(Node::Link { target: target.into(), mtime }, Duration::ZERO)
+        let mtime = self.marker_time(id);
+        self.entry_with(Node::Link { target: target.into(), mtime, tag: 0 }, Duration::ZERO)
+    }
+
+    /// When an image's marker was written, in seconds since 1970; 0 if it is not there.
+    pub(super) fn marker_time(&self, id: &Digest) -> i64 {
+        std::fs::metadata(self.store.images().marker(id)).map_or(0, |m| m.mtime())
     }
 
     pub(super) fn lookup_agent(&self, agent: &str, name: &[u8]) -> Outcome<Entry> {

@@ -1,0 +1,265 @@
+//! A store's log on disk: `audit/events.jsonl`, and the files it was before.
+//!
+//! ```text
+//! <store>/audit/events.jsonl                 the newest lines
+//! <store>/audit/events-<first seq>.jsonl     older ones, 12 digits; the chain goes on from file to file
+//! <store>/audit/torn-<seq>-<hash12>          the end of a line that was not finished, cut off
+//! <store>/audit/crash/                       crash packs
+//! <store>/audit/.lock                        flock(2): exclusive to append, shared to read
+//! ```
+//! Several programs may append. Who does holds the lock, looks where the chain stands, and writes its lines with one
+//! write(2). An end without a line feed is what a crash left: it is kept, cut, and the next line says so.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use chrono::{DateTime, Utc};
+use rustix::fs::FlockOperation;
+use serde_json::json;
+
+use super::chain::{self, Head, Writer};
+use super::event::SessionEvent;
+use super::note;
+use crate::error::{Error, ErrorKind, Result};
+use crate::store::Digest;
+
+/// The newest lines.
+pub(super) const CURRENT: &str = "events.jsonl";
+
+/// A file that would grow beyond this, in bytes, is set aside.
+const MAX_FILE: u64 = 8 << 20;
+
+/// How much of a file's end is looked at to find where the chain stands, in bytes.
+const TAIL: u64 = 64 << 10;
+
+/// How long somebody else may hold the lock.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Where a store's log is.
+pub fn dir(store: &Path) -> PathBuf {
+    store.join("audit")
+}
+
+/// Where a store's crash packs are.
+pub fn crash_dir(store: &Path) -> PathBuf {
+    dir(store).join("crash")
+}
+
+/// Takes the lock, giving up when somebody holds it for seconds: a log must not stop what it tells of.
+pub(super) fn lock(dir: &Path, exclusive: bool) -> io::Result<File> {
+    let path = dir.join(".lock");
+    let file = if exclusive {
+        File::options().create(true).truncate(false).write(true).open(&path)?
+    } else {
+        File::open(&path)?
+    };
+    let operation = if exclusive {
+        FlockOperation::NonBlockingLockExclusive
+    } else {
+        FlockOperation::NonBlockingLockShared
+    };
+    let until = Instant::now() + PATIENCE;
+    loop {
+        match rustix::fs::flock(&file, operation) {
+            Ok(()) => return Ok(file),
+            Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR) if Instant::now() < until => {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            Err(e) => return Err(e.into()),
+        }
+    }
+}
+
+/// The number in an older file's name.
+fn number(path: &Path) -> Option<u64> {
+    path.file_name()?.to_str()?.strip_prefix("events-")?.strip_suffix(".jsonl")?.parse().ok()
+}
+
+/// The files of a log in the order of the chain.
+pub(super) fn files(dir: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut older = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        if let Some(first) = number(&path) {
+            older.push((first, path));
+        }
+    }
+    older.sort_unstable();
+    let mut files: Vec<PathBuf> = older.into_iter().map(|(_, path)| path).collect();
+    if dir.join(CURRENT).exists() {
+        files.push(dir.join(CURRENT));
+    }
+    Ok(files)
+}
+
+/// What is known of the file since it was written to last: it is not read again as long as nobody else did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Known {
+    ino: u64,
+    len: u64,
+    head: Head,
+}
+
+/// Appends to a store's log.
+#[derive(Debug)]
+pub struct Appender {
+    dir: PathBuf,
+    writer: Writer,
+    max_file: u64,
+    known: Option<Known>,
+}
+
+impl Appender {
+    /// Appends for `command` to the log of the store in `store`. Touches nothing yet.
+    pub fn new(store: &Path, command: &str) -> Self {
+        Self { dir: dir(store), writer: Writer::this(command), max_file: MAX_FILE, known: None }
+    }
+
+    /// Whether there is a log already.
+    pub(super) fn exists(&self) -> bool {
+        self.dir.join(CURRENT).exists()
+    }
+
+    /// Appends events with their times and returns where the chain stands. Either all of them are written or, after an
+    /// error, an end that the next who appends judges.
+    pub fn append(&mut self, events: Vec<(DateTime<Utc>, SessionEvent)>) -> Result<Head> {
+        let path = self.dir.join(CURRENT);
+        let failed = |e: io::Error| Error::io(e, format!("cannot write the audit log {}", path.display()));
+        fs::create_dir_all(&self.dir).map_err(failed)?;
+        let _lock = lock(&self.dir, true).map_err(failed)?;
+        self.append_locked(&path, events).map_err(failed)
+    }
+
+    fn append_locked(&mut self, path: &Path, events: Vec<(DateTime<Utc>, SessionEvent)>) -> io::Result<Head> {
+        let open = || File::options().create(true).read(true).append(true).open(path);
+        let mut file = open()?;
+        let meta = file.metadata()?;
+        let mut about = Vec::new();
+        let known = self.known.take().filter(|known| (known.ino, known.len) == (meta.ino(), meta.len()));
+        let (mut head, mut len) = match known {
+            Some(known) => (known.head, known.len),
+            None => self.find_end(&mut file, meta.len(), &mut about)?,
+        };
+        let now = Utc::now();
+        let all = about.into_iter().map(|event| (now, event)).chain(events);
+        let mut lines = Vec::new();
+        let mut end = head;
+        for (time, event) in all {
+            lines.extend(chain::encode(&mut end, time, &self.writer, event)?);
+        }
+        if len > 0 && len.saturating_add(lines.len() as u64) > self.max_file {
+            file.sync_all()?;
+            // Behind the file before it and never in its place, whatever this one holds.
+            let before = files(&self.dir)?.iter().filter_map(|path| number(path)).max();
+            let first = first_seq(&mut file)?.max(before.map_or(0, |before| before.saturating_add(1)));
+            fs::rename(path, self.dir.join(format!("events-{first:012}.jsonl")))?;
+            file = open()?;
+            File::open(&self.dir)?.sync_all()?;
+            len = 0;
+        }
+        file.write_all(&lines)?;
+        head = end;
+        let known = Known { ino: file.metadata()?.ino(), len: len + lines.len() as u64, head };
+        self.known = Some(known);
+        Ok(head)
+    }
+
+    /// Where the chain stands at a file's end, and how long the file is after what was torn was cut off.
+    fn find_end(&self, file: &mut File, len: u64, about: &mut Vec<SessionEvent>) -> io::Result<(Head, u64)> {
+        if len == 0 {
+            // The file before ends where this one goes on.
+            let older = files(&self.dir)?.into_iter().rfind(|path| !path.ends_with(CURRENT));
+            return match older {
+                None => Ok((Head::START, 0)),
+                Some(path) => {
+                    let bytes = fs::read(path)?;
+                    Ok((walk(&bytes).0, 0))
+                }
+            };
+        }
+        let mut tail = Vec::new();
+        file.seek(SeekFrom::Start(len.saturating_sub(TAIL)))?;
+        file.read_to_end(&mut tail)?;
+        if let Some(whole) = tail.strip_suffix(b"\n") {
+            let last = whole.rsplit(|byte| *byte == b'\n').next().unwrap_or_default();
+            if let Ok((record, hash)) = chain::decode(last) {
+                return Ok((Head { seq: record.seq, hash }, len));
+            }
+        }
+        // Rare enough to read all of it.
+        let mut bytes = Vec::new();
+        file.seek(SeekFrom::Start(0))?;
+        file.read_to_end(&mut bytes)?;
+        let (mut head, whole, damaged) = walk(&bytes);
+        let torn = &bytes[whole..];
+        let mut end = whole as u64;
+        if let Ok((record, hash)) = chain::decode(torn) {
+            // Only the line feed is missing.
+            file.write_all(b"\n")?;
+            head = Head { seq: record.seq, hash };
+            end = len + 1;
+        } else if !torn.is_empty() {
+            let digest = Digest::of(torn);
+            let kept = format!("torn-{:012}-{}", head.seq.saturating_add(1), &digest.hex()[..12]);
+            let mut copy = File::create(self.dir.join(&kept))?;
+            copy.write_all(torn)?;
+            copy.sync_all()?;
+            file.set_len(whole as u64)?;
+            about.push(note::about_the_log(
+                "log_healed",
+                json!({"lost_bytes": torn.len(), "sha256": digest.hex(), "kept": kept}),
+            ));
+        }
+        if damaged > 0 {
+            about.push(note::about_the_log("log_damaged", json!({"damaged_lines": damaged})));
+        }
+        Ok((head, end))
+    }
+}
+
+/// Where the chain stands behind the last whole line, how many bytes the whole lines have, and how many lines of the
+/// end are damaged.
+fn walk(bytes: &[u8]) -> (Head, usize, usize) {
+    let (mut head, mut whole, mut damaged) = (Head::START, 0, 0);
+    for line in bytes.split_inclusive(|byte| *byte == b'\n') {
+        let Some(text) = line.strip_suffix(b"\n") else { break };
+        whole += line.len();
+        if let Ok((record, hash)) = chain::decode(text) {
+            (head, damaged) = (Head { seq: record.seq, hash }, 0);
+        } else {
+            (head, damaged) = (head.behind_damage(text), damaged + 1);
+        }
+    }
+    (head, whole, damaged)
+}
+
+/// The number of a file's first line; what follows it if that cannot be read.
+fn first_seq(file: &mut File) -> io::Result<u64> {
+    let mut bytes = Vec::new();
+    file.seek(SeekFrom::Start(0))?;
+    file.read_to_end(&mut bytes)?;
+    for (skipped, line) in bytes.split(|byte| *byte == b'\n').enumerate() {
+        if let Ok((record, _)) = chain::decode(line) {
+            return Ok(record.seq.saturating_sub(skipped as u64));
+        }
+    }
+    Ok(0)
+}
+
+/// Appends one event for a command that is about to end.
+pub fn append_now(store: &Path, command: &str, events: impl IntoIterator<Item = SessionEvent>) -> Result<()> {
+    let now = Utc::now();
+    let events = events.into_iter().map(|event| (now, event)).collect();
+    match Appender::new(store, command).append(events) {
+        // A store that cannot be written has no log of what was not done.
+        Err(error) if matches!(error.kind(), ErrorKind::ReadOnly) => Ok(()),
+        outcome => outcome.map(|_| ()),
+    }
+}
+
+#[cfg(test)]
+#[path = "file_tests.rs"]
+mod tests;

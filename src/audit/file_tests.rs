@@ -1,0 +1,173 @@
+//! Logs on disk: many who append, files that are set aside, and what crashes and vandals leave.
+
+use super::*;
+use crate::audit::follow::{Follower, Report, last_lines};
+use crate::audit::{OsSnapshot, rebuild_os_snapshot_from_events};
+
+fn append(appender: &mut Appender, names: &[&str]) -> Head {
+    let events = names.iter().map(|name| (Utc::now(), note::fork_made(name, None))).collect();
+    appender.append(events).unwrap()
+}
+
+fn current(store: &Path) -> PathBuf {
+    dir(store).join(CURRENT)
+}
+
+fn report(store: &Path) -> Report {
+    Follower::new(store).catch_up().unwrap()
+}
+
+/// Everything in the log's files, folded at once.
+fn rebuilt(store: &Path) -> OsSnapshot {
+    let events: Vec<SessionEvent> = files(&dir(store))
+        .unwrap()
+        .iter()
+        .flat_map(|path| {
+            fs::read(path).unwrap().split(|b| *b == b'\n').map(<[u8]>::to_vec).collect::<Vec<_>>()
+        })
+        .filter_map(|line| chain::decode(&line).ok())
+        .map(|(record, _)| record.event)
+        .collect();
+    rebuild_os_snapshot_from_events(&events)
+}
+
+#[test]
+fn a_store_without_a_log_has_an_empty_one_and_reading_makes_none() {
+    let store = tempfile::tempdir().unwrap();
+    let report = report(store.path());
+    assert_eq!((report.seq, report.events, report.broken), (0, 0, None));
+    assert_eq!(last_lines(store.path(), 100), b"");
+    assert_eq!(fs::read_dir(store.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn many_who_append_at_once_make_one_chain_and_a_follower_sees_what_is_rebuilt() {
+    let store = tempfile::tempdir().unwrap();
+    let mut follower = Follower::new(store.path());
+    std::thread::scope(|scope| {
+        for who in 0..4 {
+            let store = store.path();
+            scope.spawn(move || {
+                let mut appender = Appender { max_file: 4 << 10, ..Appender::new(store, "test") };
+                for n in 0..50 {
+                    append(&mut appender, &[&format!("{who}-{n}"), "shared"]);
+                }
+            });
+        }
+        for _ in 0..50 {
+            assert_eq!(follower.catch_up().unwrap().broken, None);
+        }
+    });
+    let live = follower.catch_up().unwrap();
+    assert_eq!((live.seq, live.events, live.broken.clone()), (400, 400, None));
+    assert_eq!(live.snapshot.process_by_agent.len(), 201);
+    assert_eq!(live.snapshot, rebuilt(store.path()));
+    assert_eq!(report(store.path()), live);
+    assert!(files(&dir(store.path())).unwrap().len() > 10, "it was never set aside");
+}
+
+#[test]
+fn a_torn_end_is_told_while_it_is_there_and_kept_cut_and_noted_by_whoever_appends_next() {
+    let store = tempfile::tempdir().unwrap();
+    append(&mut Appender::new(store.path(), "test"), &["a", "b"]);
+    let whole = fs::read(current(store.path())).unwrap();
+    let second = whole.iter().position(|byte| *byte == b'\n').unwrap() + 1;
+    for end in second + 1..whole.len() - 1 {
+        fs::write(current(store.path()), &whole[..end]).unwrap();
+        let mut follower = Follower::new(store.path());
+        assert_eq!(follower.catch_up().unwrap().broken.unwrap().line, 2, "cut at {end}");
+        if end % 16 != 0 {
+            continue;
+        }
+        append(&mut Appender::new(store.path(), "test"), &["c"]);
+        let healed = follower.catch_up().unwrap();
+        assert_eq!((healed.broken, healed.events), (None, 3), "cut at {end}");
+        let text = fs::read_to_string(current(store.path())).unwrap();
+        let note: serde_json::Value = serde_json::from_str(text.lines().nth(1).unwrap()).unwrap();
+        assert_eq!(note["event"]["kind"], "log_healed");
+        let kept = dir(store.path()).join(note["event"]["kept"].as_str().unwrap());
+        assert_eq!(fs::read(kept).unwrap(), &whole[second..end]);
+    }
+    // Of a line that lacks only its line feed nothing is lost.
+    fs::write(current(store.path()), &whole[..whole.len() - 1]).unwrap();
+    append(&mut Appender::new(store.path(), "test"), &["c"]);
+    let report = report(store.path());
+    assert_eq!((report.broken, report.seq), (None, 3));
+}
+
+#[test]
+fn a_flipped_byte_is_named_by_file_and_line_and_appending_does_not_hide_it() {
+    let store = tempfile::tempdir().unwrap();
+    let mut appender = Appender { max_file: 2 << 10, ..Appender::new(store.path(), "test") };
+    for _ in 0..12 {
+        append(&mut appender, &["a"]);
+    }
+    let files = files(&dir(store.path())).unwrap();
+    assert!(files.len() >= 3);
+    for path in &files {
+        let whole = fs::read(path).unwrap();
+        for at in (0..whole.len()).step_by(7) {
+            let mut changed = whole.clone();
+            changed[at] ^= 4;
+            fs::write(path, &changed).unwrap();
+            let broken = report(store.path()).broken.unwrap();
+            let line = whole[..at].split(|byte| *byte == b'\n').count() as u64;
+            assert_eq!((&broken.file, broken.line), (path, line), "byte {at}: {}", broken.fault);
+        }
+        fs::write(path, &whole).unwrap();
+    }
+    assert_eq!(report(store.path()).broken, None);
+    // The last line, where the next one hangs.
+    let path = current(store.path());
+    let mut changed = fs::read(&path).unwrap();
+    let at = changed.len() - 100;
+    changed[at] ^= 1;
+    fs::write(&path, &changed).unwrap();
+    let before = report(store.path()).broken.unwrap();
+    append(&mut Appender::new(store.path(), "test"), &["b"]);
+    assert_eq!(report(store.path()).broken.unwrap(), before);
+}
+
+#[test]
+fn a_file_that_is_cut_or_taken_away_while_it_is_followed_is_read_anew() {
+    let store = tempfile::tempdir().unwrap();
+    let mut appender = Appender { max_file: 1 << 10, ..Appender::new(store.path(), "test") };
+    for _ in 0..10 {
+        append(&mut appender, &["a"]);
+    }
+    let mut follower = Follower::new(store.path());
+    assert_eq!(follower.catch_up().unwrap().broken, None);
+    let first = files(&dir(store.path())).unwrap().remove(0);
+    fs::remove_file(&first).unwrap();
+    let broken = follower.catch_up().unwrap().broken.unwrap();
+    assert_eq!((broken.line, broken.file != first), (1, true));
+    assert!(broken.fault.contains("where 1 comes next"), "{}", broken.fault);
+}
+
+#[test]
+fn somebody_who_holds_the_lock_for_ever_stops_the_log_and_nothing_else() {
+    let store = tempfile::tempdir().unwrap();
+    append(&mut Appender::new(store.path(), "test"), &["a"]);
+    let held = lock(&dir(store.path()), true).unwrap();
+    let events = vec![(Utc::now(), note::fork_made("b", None))];
+    let error = Appender::new(store.path(), "test").append(events).unwrap_err();
+    assert!(error.to_string().contains("audit log"), "{error}");
+    drop(held);
+    append(&mut Appender::new(store.path(), "test"), &["b"]);
+    assert_eq!(report(store.path()).seq, 2);
+}
+
+#[test]
+fn the_last_lines_are_whole_lines_that_a_stranger_can_check() {
+    let store = tempfile::tempdir().unwrap();
+    append(&mut Appender::new(store.path(), "test"), &["a", "b", "c"]);
+    let all = fs::read(current(store.path())).unwrap();
+    assert_eq!(last_lines(store.path(), 1 << 20), all);
+    let some = last_lines(store.path(), all.len() as u64 - 1);
+    assert!(all.ends_with(&some) && some.len() < all.len());
+    let mut lines = some.split(|byte| *byte == b'\n');
+    let (record, hash) = chain::decode(lines.next().unwrap()).unwrap();
+    assert_eq!(record.seq, 2);
+    let rest = &some[some.iter().position(|byte| *byte == b'\n').unwrap() + 1..];
+    assert_eq!(chain::verify(Head { seq: 2, hash }, rest).unwrap().seq, 3);
+}

@@ -1,0 +1,195 @@
+//! Reads a store's log as it grows: what it adds up to, and where its chain breaks first.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use super::chain::{self, Break, Checker, Fault, Head};
+use super::file;
+use super::snapshot::{Fold, OsSnapshot};
+use crate::error::{Error, Result};
+
+/// Where a log breaks first.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct BrokenAt {
+    /// The file.
+    pub file: PathBuf,
+    /// Its line, from 1.
+    pub line: u64,
+    /// What is wrong there.
+    pub fault: String,
+}
+
+/// What a log says, and whether it is whole.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Report {
+    /// Number of the last line; 0 without any.
+    pub seq: u64,
+    /// Its hash, 64 hex digits.
+    pub head: String,
+    /// Lines that are no records are not counted.
+    pub events: u64,
+    /// Whether every decision says its category.
+    pub categories: bool,
+    /// Where the chain breaks first.
+    pub broken: Option<BrokenAt>,
+    /// What it adds up to. Damaged lines are left out.
+    pub snapshot: OsSnapshot,
+}
+
+/// Reads what was appended since it looked last.
+#[derive(Debug)]
+pub struct Follower {
+    dir: PathBuf,
+    /// The first file there was: with another one, everything is read anew.
+    first: Option<PathBuf>,
+    /// The file that is being read, counted from the first, and how far.
+    index: usize,
+    offset: u64,
+    line: u64,
+    head: Head,
+    events: u64,
+    categories: bool,
+    broken: Option<BrokenAt>,
+    /// The line without an end that is there now: whoever appends next decides what becomes of it.
+    torn: Option<BrokenAt>,
+    fold: Fold,
+}
+
+impl Follower {
+    /// Follows the log of the store in `store`. Reads nothing yet.
+    pub fn new(store: &Path) -> Self {
+        Self {
+            dir: file::dir(store),
+            first: None,
+            index: 0,
+            offset: 0,
+            line: 0,
+            head: Head::START,
+            events: 0,
+            categories: true,
+            broken: None,
+            torn: None,
+            fold: Fold::default(),
+        }
+    }
+
+    /// Reads what is new and says what the log says by now. A store without a log has an empty one.
+    pub fn catch_up(&mut self) -> Result<Report> {
+        let failed = |e: io::Error| Error::io(e, "cannot read the audit log");
+        match file::lock(&self.dir, false) {
+            Ok(_lock) => self.read().map_err(|e| failed(e).context(self.dir.display()))?,
+            Err(e) if e.kind() == io::ErrorKind::NotFound && !self.dir.join(file::CURRENT).exists() => {}
+            // Copied without its lock: nobody appends to it.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => self.read().map_err(failed)?,
+            Err(e) => return Err(failed(e)),
+        }
+        Ok(Report {
+            seq: self.head.seq,
+            head: self.head.hash.hex(),
+            events: self.events,
+            categories: self.categories,
+            broken: self.broken.clone().or_else(|| self.torn.clone()),
+            snapshot: self.fold.snapshot().clone(),
+        })
+    }
+
+    fn read(&mut self) -> io::Result<()> {
+        let files = file::files(&self.dir)?;
+        // The only file so far gets another name when it is set aside.
+        let same_first = self.first.is_none() || self.index == 0 || self.first.as_ref() == files.first();
+        let is_shorter = |path: &PathBuf| path.metadata().is_ok_and(|meta| meta.len() < self.offset);
+        if !same_first || files.get(self.index).is_none_or(is_shorter) {
+            // Somebody took files away or cut one: what was read is not what is there.
+            let store = self.dir.parent().unwrap_or(&self.dir).to_owned();
+            *self = Self::new(&store);
+        }
+        self.torn = None;
+        self.first = files.first().cloned();
+        while let Some(path) = files.get(self.index) {
+            self.read_file(path, self.index + 1 == files.len())?;
+            if self.index + 1 == files.len() {
+                break;
+            }
+            (self.index, self.offset, self.line) = (self.index + 1, 0, 0);
+        }
+        Ok(())
+    }
+
+    fn read_file(&mut self, path: &Path, last: bool) -> io::Result<()> {
+        let mut file = File::open(path)?;
+        file.seek(SeekFrom::Start(self.offset))?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)?;
+        for line in bytes.split_inclusive(|byte| *byte == b'\n') {
+            if let Some(text) = line.strip_suffix(b"\n") {
+                self.offset += line.len() as u64;
+                self.line += 1;
+                self.take(path, text);
+            } else {
+                let torn = Break { line: self.line + 1, fault: Fault::Torn };
+                if last {
+                    self.torn = Some(at(path, &torn));
+                } else {
+                    self.breaks(path, &torn);
+                    self.head = self.head.behind_damage(line);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, path: &Path, line: &[u8]) {
+        let mut checker = Checker::behind(self.head);
+        let event = match checker.line(line) {
+            Ok(record) => {
+                self.head = checker.head();
+                record.event
+            }
+            Err(broken) => {
+                self.breaks(path, &Break { line: self.line, fault: broken.fault });
+                let Ok((record, hash)) = chain::decode(line) else {
+                    self.head = self.head.behind_damage(line);
+                    return;
+                };
+                self.head = Head { seq: record.seq, hash };
+                record.event
+            }
+        };
+        self.events += 1;
+        self.categories &= event.has_required_category();
+        self.fold.apply(&event);
+    }
+
+    fn breaks(&mut self, path: &Path, broken: &Break) {
+        if self.broken.is_none() {
+            self.broken = Some(at(path, broken));
+        }
+    }
+}
+
+fn at(path: &Path, broken: &Break) -> BrokenAt {
+    BrokenAt { file: path.to_owned(), line: broken.line, fault: broken.fault.to_string() }
+}
+
+/// The last lines of a store's log, at most `max` bytes of them, whole lines only.
+pub fn last_lines(store: &Path, max: u64) -> Vec<u8> {
+    let read = || -> io::Result<Vec<u8>> {
+        let dir = file::dir(store);
+        let _lock = file::lock(&dir, false)?;
+        let mut file = File::open(dir.join(file::CURRENT))?;
+        let start = file.metadata()?.len().saturating_sub(max);
+        file.seek(SeekFrom::Start(start))?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)?;
+        if start > 0 {
+            let first = bytes.iter().position(|byte| *byte == b'\n').map_or(bytes.len(), |at| at + 1);
+            bytes.drain(..first);
+        }
+        Ok(bytes)
+    };
+    // No log is an empty one.
+    read().unwrap_or_default()
+}

@@ -1,0 +1,340 @@
+//! A log that costs whoever tells it something no more than a place in a queue: a thread of its own writes it.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use chrono::{DateTime, Utc};
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+use parking_lot::Mutex;
+use serde_json::json;
+
+use super::event::SessionEvent;
+use super::file::{self, Appender};
+use super::note;
+use crate::crashpack::Crashpack;
+use crate::error::Result;
+use crate::oracle::{Transfer, TransferOracle, TransferOracleResult};
+
+/// Events that wait to be written. More are counted and not kept: what floods a log must not take the memory.
+const QUEUE: usize = 4096;
+
+/// How long events are gathered before they are written together.
+const GATHER: Duration = Duration::from_millis(200);
+
+/// Events of a mount that only looks, which wait for the first that does more.
+const PENDING: usize = 256;
+
+type Timed = (DateTime<Utc>, SessionEvent);
+
+enum Message {
+    /// Something happened; `true` if it is worth a log where there is none yet.
+    Note(Box<Timed>, bool),
+    /// Answer once everything before this is written.
+    Flush(Sender<()>),
+    Stop,
+}
+
+struct Inner {
+    store: PathBuf,
+    sender: Sender<Message>,
+    lost: Arc<AtomicU64>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// A handle to a store's log; clones write to the same one. What is told to it is on disk within a second, after
+/// [`Log::flush`], or when the last handle is dropped. A log that cannot be written is a warning and nothing more.
+///
+/// Looking at a store writes nothing into it: until something changes, a log that is not there is not made.
+#[derive(Clone)]
+pub struct Log(Option<Arc<Inner>>);
+
+impl std::fmt::Debug for Log {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Log").field(&self.0.as_ref().map(|inner| &inner.store)).finish()
+    }
+}
+
+impl Log {
+    /// A log that nothing is written to.
+    pub const fn off() -> Self {
+        Self(None)
+    }
+
+    /// Starts writing the log of the store in `store`, for `command`.
+    pub fn start(store: &Path, command: &str) -> std::io::Result<Self> {
+        let (sender, messages) = bounded(QUEUE);
+        let lost = Arc::new(AtomicU64::new(0));
+        let recorder = Recorder {
+            appender: Appender::new(store, command),
+            awake: false,
+            pending: Vec::new(),
+            lost: Arc::clone(&lost),
+            warned: false,
+        };
+        let thread =
+            thread::Builder::new().name("pfimg-audit".into()).spawn(move || recorder.run(&messages))?;
+        let inner = Inner { store: store.to_owned(), sender, lost, thread: Mutex::new(Some(thread)) };
+        Ok(Self(Some(Arc::new(inner))))
+    }
+
+    fn send(&self, event: SessionEvent, loud: bool) {
+        let Some(inner) = &self.0 else { return };
+        let message = Message::Note(Box::new((Utc::now(), event)), loud);
+        if let Err(TrySendError::Full(_)) = inner.sender.try_send(message) {
+            inner.lost.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Tells that something changed, or was refused.
+    pub fn note(&self, event: SessionEvent) {
+        self.send(event, true);
+    }
+
+    /// Tells something about looking, which does not make a log where there is none.
+    pub fn note_quietly(&self, event: SessionEvent) {
+        self.send(event, false);
+    }
+
+    /// Waits until everything told so far is written.
+    pub fn flush(&self) {
+        let Some(inner) = &self.0 else { return };
+        let (done, written) = bounded(1);
+        if inner.sender.send(Message::Flush(done)).is_ok() {
+            let _ = written.recv();
+        }
+    }
+
+    /// Judges a transfer by all five checks; see [`Log::judge_with`].
+    pub fn judge(&self, transfer: &Transfer) -> TransferOracleResult {
+        self.judge_with(&TransferOracle::new(transfer.kind.name()), transfer, Crashpack::new())
+    }
+
+    /// Judges a transfer. A violation is logged and kept as a crash pack, to which `pack` gives what led to it; the
+    /// caller turns it into an error with [`TransferOracleResult::error`].
+    pub fn judge_with(
+        &self,
+        oracle: &TransferOracle,
+        transfer: &Transfer,
+        pack: Crashpack,
+    ) -> TransferOracleResult {
+        let result = oracle.validate_transfer(&transfer.state);
+        let Some(error) = result.error() else { return result };
+        tracing::error!(subject = transfer.subject, "{error}");
+        let pack = pack
+            .with_judged(oracle.clone(), transfer.clone())
+            .with_metadata("pfimg", env!("CARGO_PKG_VERSION"))
+            .with_metadata("subject", &transfer.subject);
+        let kept = self.0.as_ref().map(|inner| pack.keep_in(&file::crash_dir(&inner.store)));
+        let kept = match kept {
+            Some(Ok(dir)) => {
+                tracing::error!("a crash pack was kept in {}; `pfimg replay` judges it again", dir.display());
+                dir.file_name().map(|name| name.to_string_lossy().into_owned())
+            }
+            Some(Err(error)) => {
+                tracing::warn!("{error}");
+                None
+            }
+            None => None,
+        };
+        self.note(note::violation(
+            transfer.kind.name(),
+            &transfer.subject,
+            &error.to_string(),
+            kept.as_deref(),
+        ));
+        result
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // The queue may be full: the thread empties it.
+        let _ = self.sender.send(Message::Stop);
+        if let Some(thread) = self.thread.lock().take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// The thread's side.
+struct Recorder {
+    appender: Appender,
+    /// Whether there is a log, or something to make one for.
+    awake: bool,
+    pending: Vec<Timed>,
+    lost: Arc<AtomicU64>,
+    warned: bool,
+}
+
+impl Recorder {
+    fn run(mut self, messages: &Receiver<Message>) {
+        self.awake = self.appender.exists();
+        let mut stop = false;
+        while !stop {
+            let Ok(first) = messages.recv() else { break };
+            let until = Instant::now() + GATHER;
+            let mut flushed = Vec::new();
+            let mut next = Some(first);
+            while let Some(message) = next.take() {
+                match message {
+                    Message::Note(event, loud) => {
+                        self.awake |= loud;
+                        self.pending.push(*event);
+                    }
+                    Message::Flush(done) => flushed.push(done),
+                    Message::Stop => stop = true,
+                }
+                if !stop && flushed.is_empty() && self.pending.len() < QUEUE {
+                    next = messages.recv_timeout(until.saturating_duration_since(Instant::now())).ok();
+                }
+            }
+            self.write();
+            for done in flushed {
+                let _ = done.send(());
+            }
+        }
+    }
+
+    fn write(&mut self) {
+        if !self.awake {
+            self.awake = self.appender.exists();
+        }
+        if !self.awake {
+            let excess = self.pending.len().saturating_sub(PENDING);
+            self.pending.drain(..excess);
+            return;
+        }
+        let lost = self.lost.swap(0, Ordering::Relaxed);
+        if lost > 0 {
+            self.pending.push((Utc::now(), note::about_the_log("events_lost", json!({"count": lost}))));
+        }
+        if self.pending.is_empty() {
+            return;
+        }
+        let events = merge(std::mem::take(&mut self.pending));
+        match self.appender.append(events) {
+            Ok(_) => self.warned = false,
+            Err(error) if !self.warned => {
+                tracing::warn!("{error}");
+                self.warned = true;
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+/// Makes one of what was refused over and over for the same reason, with how often.
+fn merge(events: Vec<Timed>) -> Vec<Timed> {
+    let mut merged: Vec<Timed> = Vec::with_capacity(events.len());
+    let mut seen: HashMap<String, (usize, u64)> = HashMap::new();
+    for (time, event) in events {
+        let repeats = matches!(event, SessionEvent::ToolGated(_) | SessionEvent::BudgetExceeded(_));
+        let key = if repeats { serde_json::to_string(&event).ok() } else { None };
+        if let Some((index, count)) = key.as_ref().and_then(|key| seen.get_mut(key)) {
+            *count += 1;
+            if let Some(noted) = merged.get_mut(*index).and_then(|(_, event)| event.noted_mut()) {
+                noted.extra.insert("count".to_owned(), (*count).into());
+            }
+            continue;
+        }
+        if let Some(key) = key {
+            seen.insert(key, (merged.len(), 1));
+        }
+        merged.push((time, event));
+    }
+    merged
+}
+
+/// Tells a store's log something from a command that is about to end.
+pub fn tell(store: &Path, command: &str, events: impl IntoIterator<Item = SessionEvent>) -> Result<()> {
+    file::append_now(store, command, events)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::audit::follow::Follower;
+    use crate::error::ErrorKind;
+    use crate::oracle::{TransferKind, TransferState};
+
+    #[test]
+    fn what_is_told_is_in_the_log_after_a_flush_and_after_the_last_handle_is_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut follower = Follower::new(dir.path());
+        let log = Log::start(dir.path(), "test").unwrap();
+        log.note(note::fork_made("a", None));
+        log.flush();
+        assert_eq!(follower.catch_up().unwrap().snapshot.process_by_agent.len(), 1);
+        let other = log.clone();
+        drop(log);
+        other.note(note::fork_made("b", None));
+        drop(other);
+        let report = follower.catch_up().unwrap();
+        assert_eq!((report.snapshot.process_by_agent.len(), report.broken), (2, None));
+    }
+
+    #[test]
+    fn looking_makes_no_log_and_what_changes_brings_what_was_seen_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = Log::start(dir.path(), "test").unwrap();
+        log.note_quietly(note::resumed("/mnt"));
+        log.flush();
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+        log.note(note::fork_made("a", None));
+        log.flush();
+        let report = Follower::new(dir.path()).catch_up().unwrap();
+        assert_eq!((report.events, report.snapshot.last_resumed_turn), (2, Some(1)));
+    }
+
+    #[test]
+    fn what_is_refused_over_and_over_is_told_once_with_how_often() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = Log::start(dir.path(), "test").unwrap();
+        for _ in 0..1000 {
+            log.note(note::gated("write", "read-only"));
+        }
+        log.note(note::gated("unlink", "read-only"));
+        drop(log);
+        let bytes = std::fs::read_to_string(file::dir(dir.path()).join(file::CURRENT)).unwrap();
+        assert!(bytes.lines().count() < 20, "{bytes}");
+        let count: u64 = bytes
+            .lines()
+            .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["event"].clone())
+            .filter(|event| event["tool"] == "write")
+            .map(|event| event.get("count").map_or(1, |count| count.as_u64().unwrap()))
+            .sum();
+        assert_eq!(count, 1000);
+    }
+
+    #[test]
+    fn a_violation_is_an_event_an_error_and_a_pack_that_reproduces_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = Log::start(dir.path(), "test").unwrap();
+        let mut transfer =
+            Transfer { kind: TransferKind::Seal, subject: "f".into(), state: TransferState::default() };
+        assert!(log.judge(&transfer).passed);
+        transfer.state.leaked_obligations = 1;
+        let result = log.judge(&transfer);
+        assert_eq!(result.error().unwrap().kind(), ErrorKind::Damaged);
+        drop(log);
+        let bytes = std::fs::read_to_string(file::dir(dir.path()).join(file::CURRENT)).unwrap();
+        let record: serde_json::Value = serde_json::from_str(&bytes).unwrap();
+        assert_eq!(record["event"]["kind"], "milestone_blocked");
+        let pack = file::crash_dir(dir.path()).join(record["event"]["crashpack"].as_str().unwrap());
+        let replay = crate::crashpack::replay::replay(&pack, &[]).unwrap();
+        assert!(replay.reproduces() && replay.results == [result]);
+    }
+
+    #[test]
+    fn a_log_that_is_off_writes_nothing_and_judges_all_the_same() {
+        let log = Log::off();
+        log.note(note::fork_made("a", None));
+        log.flush();
+        let state = TransferState { journal_gaps: 1, ..TransferState::default() };
+        assert!(!log.judge(&Transfer { kind: TransferKind::Import, subject: "x".into(), state }).passed);
+    }
+}

@@ -1,0 +1,176 @@
+//! What a sequence of session events adds up to. Fields and their names are those of `deepstrike-core`'s
+//! `runtime::replay`.
+
+use std::collections::HashMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::event::SessionEvent;
+
+/// A signal, and what was done with it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SignalDisposedRecord {
+    /// When.
+    pub turn: u32,
+    /// Which.
+    pub signal_id: String,
+    /// What was done with it.
+    pub disposition: String,
+    /// How many waited.
+    pub queue_depth: u32,
+}
+
+/// The newest state of an agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessRecord {
+    /// Since when.
+    pub turn: u32,
+    /// Which.
+    pub agent_id: String,
+    /// What it was made from.
+    pub parent_session_id: String,
+    /// What it does.
+    pub state: String,
+}
+
+/// How the session was put aside last.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SuspendRecord {
+    /// When.
+    pub turn: u32,
+    /// Why.
+    pub reason: String,
+    /// Calls that waited for an answer.
+    pub pending_calls: Vec<String>,
+}
+
+/// A limit that was reached.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BudgetExceededRecord {
+    /// When.
+    pub turn: u32,
+    /// Which.
+    pub budget: String,
+}
+
+/// What a log adds up to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OsSnapshot {
+    /// How the session was put aside last.
+    pub last_suspend: Option<SuspendRecord>,
+    /// When it went on last.
+    pub last_resumed_turn: Option<u32>,
+    /// The newest state of each agent, in the order in which they came.
+    pub process_by_agent: Vec<ProcessRecord>,
+    /// Limits that were reached, in order.
+    pub budget_exceeded: Vec<BudgetExceededRecord>,
+    /// Signals, in order.
+    pub signals: Vec<SignalDisposedRecord>,
+    /// Events that say that something left the working memory.
+    pub page_out_count: u32,
+    /// Events that say that something came into it.
+    pub page_in_count: u32,
+    /// Calls that were held up or refused.
+    pub tool_gated_count: u32,
+    /// Writes to the long-term memory.
+    #[serde(default)]
+    pub memory_written_count: u32,
+    /// Questions to it.
+    #[serde(default)]
+    pub memory_queried_count: u32,
+    /// What was not fit for it.
+    #[serde(default)]
+    pub memory_validation_failed_count: u32,
+    /// Its answers.
+    #[serde(default)]
+    pub memory_retrieval_result_count: u32,
+}
+
+/// A snapshot that is kept up to date event by event.
+#[derive(Clone, Debug, Default)]
+pub struct Fold {
+    snapshot: OsSnapshot,
+    /// Where each agent is in the list.
+    agents: HashMap<String, usize>,
+}
+
+impl Fold {
+    /// What the events so far add up to.
+    pub fn snapshot(&self) -> &OsSnapshot {
+        &self.snapshot
+    }
+
+    /// Adds one event. One that is only kept changes nothing.
+    pub fn apply(&mut self, event: &SessionEvent) {
+        let snapshot = &mut self.snapshot;
+        let counter = match event {
+            SessionEvent::PageOut(_) => &mut snapshot.page_out_count,
+            SessionEvent::PageIn(_) => &mut snapshot.page_in_count,
+            SessionEvent::ToolGated(_) => &mut snapshot.tool_gated_count,
+            SessionEvent::MemoryWritten(_) => &mut snapshot.memory_written_count,
+            SessionEvent::MemoryQueried(_) => &mut snapshot.memory_queried_count,
+            SessionEvent::MemoryValidationFailed(_) => &mut snapshot.memory_validation_failed_count,
+            SessionEvent::MemoryRetrievalResult(_) => &mut snapshot.memory_retrieval_result_count,
+            SessionEvent::Resumed(noted) => {
+                snapshot.last_resumed_turn = Some(noted.turn);
+                return;
+            }
+            SessionEvent::Suspended(event) => {
+                snapshot.last_suspend = Some(SuspendRecord {
+                    turn: event.noted.turn,
+                    reason: event.reason.clone(),
+                    pending_calls: event.pending_calls.clone(),
+                });
+                return;
+            }
+            SessionEvent::BudgetExceeded(event) => {
+                let record = BudgetExceededRecord { turn: event.noted.turn, budget: event.budget.clone() };
+                return snapshot.budget_exceeded.push(record);
+            }
+            SessionEvent::SignalDisposed(event) => {
+                return snapshot.signals.push(SignalDisposedRecord {
+                    turn: event.noted.turn,
+                    signal_id: event.signal_id.clone(),
+                    disposition: event.disposition.clone(),
+                    queue_depth: event.queue_depth,
+                });
+            }
+            SessionEvent::AgentProcessChanged(event) => {
+                let record = ProcessRecord {
+                    turn: event.noted.turn,
+                    agent_id: event.agent_id.clone(),
+                    parent_session_id: event.parent_session_id.clone(),
+                    state: event.state.clone(),
+                };
+                let agents = &mut snapshot.process_by_agent;
+                if let Some(index) = self.agents.get(&event.agent_id) {
+                    agents[*index] = record;
+                } else {
+                    self.agents.insert(event.agent_id.clone(), agents.len());
+                    agents.push(record);
+                }
+                return;
+            }
+            _ => return,
+        };
+        *counter = counter.saturating_add(1);
+    }
+}
+
+/// What a log adds up to: the newest state of each agent, in the order in which they came, and counts.
+pub fn rebuild_os_snapshot_from_events(events: &[SessionEvent]) -> OsSnapshot {
+    let mut fold = Fold::default();
+    for event in events {
+        fold.apply(event);
+    }
+    fold.snapshot
+}
+
+/// Whether every decision of a kernel in a log says its category.
+pub fn session_log_has_required_categories(events: &[SessionEvent]) -> bool {
+    events.iter().all(SessionEvent::has_required_category)
+}
+
+#[cfg(test)]
+#[path = "snapshot_tests.rs"]
+mod tests;

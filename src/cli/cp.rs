@@ -1,0 +1,46 @@
+//! `pfimg cp`: copies a tag without a byte of content.
+
+use std::process::ExitCode;
+
+use clap::Args;
+use serde::Serialize;
+
+use super::text::print_json;
+use super::{StoreArg, audit};
+use crate::audit::note;
+use crate::error::Result;
+use crate::store::Digest;
+
+/// Copy a tag: another name for the same image, without copying a byte of content.
+#[derive(Debug, Args)]
+pub(crate) struct CpArgs {
+    /// What to copy: a tag, or an image by prefix, sha256:… or latest
+    #[arg(value_name = "SRC")]
+    source: String,
+    /// The new tag
+    #[arg(value_name = "DST")]
+    destination: String,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Copy {
+    tag: String,
+    image: Digest,
+    /// Blobs that the manifest names, used where they are.
+    linked_blobs: usize,
+    copied_bytes: u64,
+}
+
+pub(crate) fn run(store: &StoreArg, args: &CpArgs) -> Result<ExitCode> {
+    let store = store.open()?;
+    let (image, plan) = store.copy_tag(&args.source, &args.destination)?;
+    audit::tell(&store, "cp", [note::tags_changed(&[&args.destination], &[], Some(&image))]);
+    if args.json {
+        let linked_blobs = plan.hard_links();
+        print_json(&Copy { tag: plan.dst.tag, image, linked_blobs, copied_bytes: 0 })?;
+    }
+    Ok(ExitCode::SUCCESS)
+}

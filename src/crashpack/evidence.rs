@@ -1,0 +1,216 @@
+//! The weight of a verdict: how much more likely what was seen is if something is wrong than if nothing is.
+//!
+//! The arithmetic is that of asupersync's evidence ledger: a Bayes factor in powers of ten by the worst severity, split
+//! evenly between what was there and that it was found.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::oracle::{TransferOracleResult, ViolationSeverity};
+
+/// How strong evidence is (Kass and Raftery, 1995).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum EvidenceStrength {
+    /// It speaks against the hypothesis: below 0.
+    Against,
+    /// Not worth a mention: below 0.5.
+    Negligible,
+    /// Below 1.3.
+    Positive,
+    /// Below 2.2.
+    Strong,
+    /// From 2.2 on.
+    VeryStrong,
+}
+
+impl EvidenceStrength {
+    /// The strength of a Bayes factor, given as a power of ten.
+    pub fn from_log10_bf(log10_bf: f64) -> Self {
+        match log10_bf {
+            x if x < 0.0 => Self::Against,
+            x if x >= 2.2 => Self::VeryStrong,
+            x if x >= 1.3 => Self::Strong,
+            x if x >= 0.5 => Self::Positive,
+            _ => Self::Negligible,
+        }
+    }
+}
+
+/// How much more likely the evidence is under a hypothesis than without it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BayesFactor {
+    /// As a power of ten.
+    pub log10_bf: f64,
+    /// The hypothesis.
+    pub hypothesis: String,
+    /// In a word.
+    pub strength: EvidenceStrength,
+}
+
+/// What the factor is made of, as powers of ten.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LogLikelihoodContributions {
+    /// From what was there.
+    pub structural: f64,
+    /// From that it was found.
+    pub detection: f64,
+    /// Both.
+    pub total: f64,
+}
+
+/// How the factor was come by, for people.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EvidenceLine {
+    /// In symbols.
+    pub equation: String,
+    /// With the values put in.
+    pub substitution: String,
+    /// In words.
+    pub intuition: String,
+}
+
+/// The evidence of one verdict.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EvidenceEntry {
+    /// What was claimed to hold.
+    pub invariant: String,
+    /// Whether it held.
+    pub passed: bool,
+    /// How much the evidence weighs.
+    pub bayes_factor: BayesFactor,
+    /// What the weight is made of.
+    pub log_likelihoods: LogLikelihoodContributions,
+    /// How it was come by.
+    pub evidence_lines: Vec<EvidenceLine>,
+}
+
+/// An entry, and where its evidence is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LedgerEntry {
+    /// Which oracle.
+    pub oracle: String,
+    /// The file with what it judged.
+    pub artifact: String,
+    /// Its evidence.
+    pub evidence: EvidenceEntry,
+}
+
+/// `evidence-ledger.json`: what a crash pack was made from, and what that weighs.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct EvidenceLedger {
+    /// [`super::SCHEMA_VERSION`].
+    pub schema_version: u32,
+    /// Seeds of random numbers by name.
+    pub seeds: BTreeMap<String, u64>,
+    /// Whatever else is worth knowing.
+    pub metadata: BTreeMap<String, String>,
+    /// The pack's own files, then others.
+    pub artifacts: Vec<String>,
+    /// An entry a verdict, in order.
+    pub entries: Vec<LedgerEntry>,
+}
+
+fn log10_bf(severity: ViolationSeverity) -> f64 {
+    match severity {
+        ViolationSeverity::Low => 0.6,
+        ViolationSeverity::Medium => 1.0,
+        ViolationSeverity::High => 1.6,
+        ViolationSeverity::Critical => 2.4,
+    }
+}
+
+/// The evidence of a verdict.
+pub fn of(result: &TransferOracleResult) -> EvidenceEntry {
+    let name = &result.oracle_name;
+    let worst = result.violations.iter().map(|violation| violation.severity).max();
+    let weight = if result.passed { -1.0 } else { worst.map_or(0.5, log10_bf) };
+    let found = result.violations.len();
+    EvidenceEntry {
+        invariant: name.clone(),
+        passed: result.passed,
+        bayes_factor: BayesFactor {
+            log10_bf: weight,
+            hypothesis: format!("{name} violation"),
+            strength: EvidenceStrength::from_log10_bf(weight),
+        },
+        log_likelihoods: LogLikelihoodContributions {
+            structural: weight / 2.0,
+            detection: weight / 2.0,
+            total: weight,
+        },
+        evidence_lines: vec![EvidenceLine {
+            equation: "BF = P(oracle evidence | violation) / P(oracle evidence | clean)".to_owned(),
+            substitution: format!(
+                "passed={}, violations={found}, events_recorded={}, entities_tracked={}, max_severity={}",
+                result.passed,
+                result.stats.events_recorded,
+                result.stats.entities_tracked,
+                worst.map_or("none", ViolationSeverity::label),
+            ),
+            intuition: if result.passed {
+                format!("{name} produced deterministic clean evidence")
+            } else {
+                format!("{name} reported {found} deterministic violation(s)")
+            },
+        }],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::oracle::{OracleStats, TransferViolation};
+
+    fn result(severities: &[ViolationSeverity], passed: bool) -> TransferOracleResult {
+        let violations = severities.iter().map(|severity| TransferViolation {
+            violation_type: "x".into(),
+            description: "x".into(),
+            severity: *severity,
+            evidence: BTreeMap::new(),
+        });
+        TransferOracleResult {
+            oracle_name: "seal".into(),
+            violations: violations.collect(),
+            stats: OracleStats { entities_tracked: severities.len(), events_recorded: 5 },
+            passed,
+        }
+    }
+
+    #[test]
+    fn the_worst_severity_decides_the_weight() {
+        use ViolationSeverity::{Critical, High, Low, Medium};
+        for (severities, passed, weight, strength, worst) in [
+            (&[][..], true, -1.0, EvidenceStrength::Against, "none"),
+            (&[][..], false, 0.5, EvidenceStrength::Positive, "none"),
+            (&[Low], false, 0.6, EvidenceStrength::Positive, "low"),
+            (&[Medium, Low], false, 1.0, EvidenceStrength::Positive, "medium"),
+            (&[Medium, High], false, 1.6, EvidenceStrength::Strong, "high"),
+            (&[High, Critical, Low], false, 2.4, EvidenceStrength::VeryStrong, "critical"),
+        ] {
+            let entry = of(&result(severities, passed));
+            assert!((entry.bayes_factor.log10_bf - weight).abs() < 1e-12, "{severities:?}");
+            assert_eq!(entry.bayes_factor.strength, strength, "{severities:?}");
+            let parts = entry.log_likelihoods;
+            assert!((parts.structural + parts.detection - parts.total).abs() < 1e-12);
+            assert!((parts.structural - weight / 2.0).abs() < 1e-12);
+            let line = &entry.evidence_lines[0];
+            assert!(line.substitution.ends_with(&format!("max_severity={worst}")), "{line:?}");
+        }
+    }
+
+    #[test]
+    fn strengths_change_at_their_bounds() {
+        for (weight, strength) in [
+            (-0.001, EvidenceStrength::Against),
+            (0.0, EvidenceStrength::Negligible),
+            (0.49, EvidenceStrength::Negligible),
+            (0.5, EvidenceStrength::Positive),
+            (1.3, EvidenceStrength::Strong),
+            (2.2, EvidenceStrength::VeryStrong),
+            (f64::NAN, EvidenceStrength::Negligible),
+        ] {
+            assert_eq!(EvidenceStrength::from_log10_bf(weight), strength, "{weight}");
+        }
+    }
+}

@@ -1,0 +1,329 @@
+//! Copying a tag: a plan that copies no byte, and what carries it out.
+//!
+//! A blob is stored once under its digest, so that a "hard link" of it is the blob itself, found where it was. What is
+//! new of a copy is one small file that names the image.
+
+use super::{Digest, refuse_tag_name};
+use crate::error::{Error, ErrorKind, Result};
+use crate::store::Store;
+
+/// A tag and the blobs it leads to, as far as a plan needs them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ManifestView {
+    /// The tag.
+    pub tag: String,
+    /// Digests of the blobs that the manifest names, in its order.
+    pub blob_shas: Vec<String>,
+}
+
+/// One step of a copy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CopyOp {
+    /// The blob is used where it is.
+    HardLink {
+        /// Its digest.
+        sha: String,
+    },
+    /// The new tag is written.
+    WriteManifest {
+        /// The tag.
+        tag: String,
+    },
+}
+
+/// What a copy will do, in order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CopyPlan {
+    /// What there will be afterwards.
+    pub dst: ManifestView,
+    /// The steps: every blob in the manifest's order, then the tag.
+    pub ops: Vec<CopyOp>,
+}
+
+impl CopyPlan {
+    /// How many blobs are used where they are.
+    pub fn hard_links(&self) -> usize {
+        self.ops.iter().filter(|op| matches!(op, CopyOp::HardLink { .. })).count()
+    }
+
+    /// How many tags are written.
+    pub fn manifest_writes(&self) -> usize {
+        self.ops.iter().filter(|op| matches!(op, CopyOp::WriteManifest { .. })).count()
+    }
+
+    /// Whether no step writes a blob's bytes.
+    pub fn copies_no_bytes(&self) -> bool {
+        self.hard_links() + self.manifest_writes() == self.ops.len()
+    }
+}
+
+/// Why a copy is refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CopyError {
+    /// There is nothing of that name.
+    #[error("there is no image {0:?} to copy")]
+    SourceNotFound(String),
+    /// There is a tag of that name.
+    #[error("there is a tag {0:?} already")]
+    DestinationExists(String),
+    /// Text that no tag can have as its name.
+    #[error("{0:?} cannot be a tag: {1}")]
+    InvalidTag(String, &'static str),
+    /// A manifest that names no blob.
+    #[error("the manifest of {0:?} names no blob: there is nothing to copy")]
+    EmptyManifest(String),
+}
+
+impl From<CopyError> for Error {
+    fn from(error: CopyError) -> Self {
+        let message = error.to_string();
+        match error {
+            CopyError::SourceNotFound(_) => Self::new(ErrorKind::NotFound, message)
+                .with_hint("`pfimg tags` and `pfimg images` list what there is"),
+            CopyError::DestinationExists(_) => Self::new(ErrorKind::AlreadyExists, message)
+                .with_hint("`pfimg untag` removes it; `pfimg tag --force` moves it"),
+            CopyError::InvalidTag(..) => Self::new(ErrorKind::InvalidInput, message),
+            CopyError::EmptyManifest(_) => Self::new(ErrorKind::Damaged, message),
+        }
+    }
+}
+
+/// Says why nothing can be called `name`, not even an image by its id.
+fn refuse_source(name: &str) -> Option<&'static str> {
+    if name.is_empty() {
+        Some("it is empty")
+    } else if name.contains(['/', '\\', '\0']) {
+        Some("it contains a path separator or NUL")
+    } else {
+        None
+    }
+}
+
+/// Plans to copy `src` to `dst`, given everything there is. Looks at nothing else and changes nothing.
+pub fn plan_copy(registry: &[ManifestView], src: &str, dst: &str) -> Result<CopyPlan, CopyError> {
+    if let Some(why) = refuse_source(src) {
+        return Err(CopyError::InvalidTag(src.to_owned(), why));
+    }
+    if let Some(why) = refuse_tag_name(dst) {
+        return Err(CopyError::InvalidTag(dst.to_owned(), why));
+    }
+    let find = |tag: &str| registry.iter().find(|view| view.tag == tag);
+    let source = find(src).ok_or_else(|| CopyError::SourceNotFound(src.to_owned()))?;
+    if find(dst).is_some() {
+        return Err(CopyError::DestinationExists(dst.to_owned()));
+    }
+    if source.blob_shas.is_empty() {
+        return Err(CopyError::EmptyManifest(src.to_owned()));
+    }
+    let links = source.blob_shas.iter().map(|sha| CopyOp::HardLink { sha: sha.clone() });
+    let write = CopyOp::WriteManifest { tag: dst.to_owned() };
+    Ok(CopyPlan {
+        dst: ManifestView { tag: dst.to_owned(), blob_shas: source.blob_shas.clone() },
+        ops: links.chain([write]).collect(),
+    })
+}
+
+impl Store {
+    /// Gives the image that `src` names (a tag, a prefix, `sha256:…` or `latest`) another tag, without a byte of
+    /// content. Refuses an image that lacks a blob its manifest names. Returns the image and what was done.
+    pub fn copy_tag(&self, src: &str, dst: &str) -> Result<(Digest, CopyPlan)> {
+        let tags = self.tags().names()?;
+        let mut registry: Vec<ManifestView> =
+            tags.into_iter().map(|tag| ManifestView { tag, blob_shas: Vec::new() }).collect();
+        let found = if refuse_source(src).is_some() { None } else { Some(self.resolve(src)) };
+        let id = match found {
+            Some(Ok(id)) => {
+                let blobs = self.image(&id)?.manifest.blobs();
+                let view = ManifestView {
+                    tag: src.to_owned(),
+                    blob_shas: blobs.iter().map(|(_, digest)| digest.hex()).collect(),
+                };
+                registry.retain(|known| known.tag != src);
+                registry.push(view);
+                Some(id)
+            }
+            // What leads nowhere is told as that; any other failure as what it is.
+            Some(Err(error)) if error.kind() != ErrorKind::NotFound => return Err(error),
+            Some(Err(error)) => {
+                if registry.iter().any(|known| known.tag == src) {
+                    return Err(error);
+                }
+                None
+            }
+            None => None,
+        };
+        let plan = plan_copy(&registry, src, dst)?;
+        let id = id.ok_or_else(|| CopyError::SourceNotFound(src.to_owned()))?;
+        for op in &plan.ops {
+            match op {
+                CopyOp::HardLink { sha } => {
+                    let there = Digest::from_hex(sha).is_ok_and(|digest| self.blobs().contains(&digest));
+                    if !there {
+                        let what = format!("image {id}, which {src:?} names, lacks blob sha256:{sha}");
+                        return Err(Error::new(ErrorKind::Missing, what)
+                            .with_hint("`pfimg verify` lists everything that is missing"));
+                    }
+                }
+                // The name may have been taken since it was looked for.
+                CopyOp::WriteManifest { tag } => self.tags().set(tag, &id, false)?,
+            }
+        }
+        Ok((id, plan))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::manifest::tests::sample;
+
+    fn registry() -> Vec<ManifestView> {
+        let view = |tag: &str, blobs: &[&str]| ManifestView {
+            tag: tag.to_owned(),
+            blob_shas: blobs.iter().map(|blob| blob.repeat(64)).collect(),
+        };
+        vec![view("agent:green", &["a", "b", "c"]), view("other:latest", &["d"]), view("hollow:x", &[])]
+    }
+
+    fn plan(src: &str, dst: &str) -> CopyPlan {
+        plan_copy(&registry(), src, dst).unwrap()
+    }
+
+    fn refusal(src: &str, dst: &str) -> CopyError {
+        plan_copy(&registry(), src, dst).unwrap_err()
+    }
+
+    #[test]
+    fn a_copy_names_the_same_blobs_under_another_tag() {
+        let plan = plan("agent:green", "agent:mine");
+        assert_eq!(plan.dst, ManifestView { tag: "agent:mine".into(), ..registry()[0].clone() });
+    }
+
+    #[test]
+    fn a_plan_links_every_blob_and_writes_one_tag_and_no_blob() {
+        let plan = plan("agent:green", "agent:mine");
+        assert!(plan.copies_no_bytes());
+        assert_eq!((plan.hard_links(), plan.manifest_writes()), (3, 1));
+    }
+
+    #[test]
+    fn each_blob_of_a_copy_is_that_of_its_source_pair_by_pair() {
+        let plan = plan("agent:green", "agent:mine");
+        for (source, copy) in registry()[0].blob_shas.iter().zip(&plan.dst.blob_shas) {
+            assert_eq!(source, copy);
+        }
+    }
+
+    #[test]
+    fn a_source_that_is_not_there_is_named() {
+        assert_eq!(refusal("nothing:latest", "x:y"), CopyError::SourceNotFound("nothing:latest".into()));
+    }
+
+    #[test]
+    fn a_tag_that_is_taken_is_not_written_over() {
+        assert_eq!(
+            refusal("agent:green", "other:latest"),
+            CopyError::DestinationExists("other:latest".into())
+        );
+    }
+
+    #[test]
+    fn an_empty_source_is_no_name() {
+        assert!(matches!(refusal("", "x:y"), CopyError::InvalidTag(..)));
+    }
+
+    #[test]
+    fn an_empty_destination_is_no_name() {
+        assert!(matches!(refusal("agent:green", ""), CopyError::InvalidTag(..)));
+    }
+
+    #[test]
+    fn a_path_is_no_name_whichever_way_its_separators_lean() {
+        for (src, dst) in
+            [("agent:green", "../evil"), ("agent:green", r"a\b"), ("../evil", "x"), (r"a\b", "x")]
+        {
+            assert!(matches!(refusal(src, dst), CopyError::InvalidTag(..)), "{src} {dst}");
+        }
+    }
+
+    #[test]
+    fn a_name_with_nul_is_none() {
+        assert!(matches!(refusal("agent:green", "bad\0tag"), CopyError::InvalidTag(..)));
+        assert!(matches!(refusal("bad\0tag", "x"), CopyError::InvalidTag(..)));
+    }
+
+    #[test]
+    fn a_manifest_without_blobs_is_not_copied() {
+        assert_eq!(refusal("hollow:x", "hollow:y"), CopyError::EmptyManifest("hollow:x".into()));
+    }
+
+    #[test]
+    fn an_image_of_one_blob_is_copied() {
+        let plan = plan("other:latest", "other:pinned");
+        assert_eq!((plan.dst.blob_shas.len(), plan.hard_links()), (1, 1));
+    }
+
+    #[test]
+    fn the_same_question_gets_the_same_plan() {
+        assert_eq!(plan("agent:green", "agent:a"), plan("agent:green", "agent:a"));
+    }
+
+    #[test]
+    fn blobs_are_linked_in_the_manifests_order() {
+        let linked: Vec<String> = plan("agent:green", "agent:a")
+            .ops
+            .into_iter()
+            .filter_map(|op| if let CopyOp::HardLink { sha } = op { Some(sha) } else { None })
+            .collect();
+        assert_eq!(linked, registry()[0].blob_shas);
+    }
+
+    #[test]
+    fn the_tag_is_written_after_every_blob_is_in_place() {
+        let ops = plan("agent:green", "agent:a").ops;
+        assert_eq!(ops.last(), Some(&CopyOp::WriteManifest { tag: "agent:a".into() }));
+    }
+
+    #[test]
+    fn no_copy_of_anything_that_can_be_copied_writes_a_blob() {
+        for view in registry().iter().filter(|view| !view.blob_shas.is_empty()) {
+            assert!(plan(&view.tag, &format!("{}-copy", view.tag)).copies_no_bytes());
+        }
+    }
+
+    #[test]
+    fn a_copy_to_itself_finds_its_name_taken() {
+        assert_eq!(refusal("agent:green", "agent:green"), CopyError::DestinationExists("agent:green".into()));
+    }
+
+    #[test]
+    fn a_copy_has_as_many_blobs_as_its_source() {
+        assert_eq!(plan("agent:green", "agent:a").dst.blob_shas.len(), registry()[0].blob_shas.len());
+    }
+
+    #[test]
+    fn a_copied_tag_names_the_same_image_and_an_image_that_lacks_a_blob_is_not_copied() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::create(dir.path()).unwrap();
+        store.blobs().put(b"x").unwrap();
+        let id = store.put_manifest(&sample()).unwrap();
+        store.tags().set("a", &id, false).unwrap();
+        for (src, dst) in [("a", "b"), ("latest", "c"), (&id.hex()[..8], "d"), (&id.to_string(), "e")] {
+            assert_eq!(store.copy_tag(src, dst).unwrap().0, id);
+            assert_eq!(store.tags().get(dst).unwrap(), id);
+        }
+        let refused = |src: &str, dst: &str| store.copy_tag(src, dst).unwrap_err().kind();
+        assert_eq!(refused("a", "b"), ErrorKind::AlreadyExists);
+        assert_eq!(refused("a", "a"), ErrorKind::AlreadyExists);
+        assert_eq!(refused("nothing", "f"), ErrorKind::NotFound);
+        assert_eq!(refused("a", "latest"), ErrorKind::InvalidInput);
+        assert_eq!(refused("../a", "f"), ErrorKind::InvalidInput);
+        store.tags().set("astray", &Digest::of(b"gone"), false).unwrap();
+        let error = store.copy_tag("astray", "f").unwrap_err();
+        assert!(error.to_string().contains("not in the store any more"), "{error}");
+        std::fs::remove_file(store.blobs().path(&Digest::of(b"x"))).unwrap();
+        let error = store.copy_tag("a", "f").unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Missing, "{error}");
+        assert!(store.tags().get("f").is_err());
+    }
+}

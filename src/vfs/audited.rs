@@ -1,0 +1,166 @@
+//! The operations that change something, and what the audit log is told of them.
+//!
+//! What succeeds is not told one by one, it is in the fork; what is refused is, and so is what the forks, tags and the
+//! cache come to.
+
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use serde_json::json;
+
+use super::inode::Ino;
+use super::{Attr, Entry, Op, Outcome, Vfs, Writer, top::logged};
+use crate::audit::{Follower, Log, follow, note};
+use crate::crashpack::Crashpack;
+use crate::error::{ErrorKind, Posix};
+use crate::fork::{Allocate, Fork, NewFile, RenameMode, SetAttr};
+use crate::oracle::{Transfer, TransferKind, TransferOracle, TransferState};
+use crate::store::{Digest, Store};
+
+/// How much of the log `.pfimg/events.jsonl` shows, in bytes: its newest lines.
+const SHOWN: u64 = 1 << 20;
+
+/// What a mount has to do with the audit.
+pub(super) struct Audit {
+    log: Log,
+    follower: Mutex<Follower>,
+    /// Fills, their bytes, and evictions that the log was told of.
+    told: Mutex<[u64; 3]>,
+}
+
+impl Audit {
+    pub(super) fn new(store: &Store) -> Self {
+        Self { log: Log::off(), follower: Mutex::new(Follower::new(store.root())), told: Mutex::default() }
+    }
+}
+
+impl Vfs {
+    /// The same filesystem with a log that is told what happens; without, nothing is.
+    #[must_use]
+    pub fn with_log(mut self, log: Log) -> Self {
+        self.audit.log = log;
+        self
+    }
+
+    /// The log.
+    pub fn log(&self) -> &Log {
+        &self.audit.log
+    }
+
+    /// Tells the log what was refused, and for want of what.
+    fn audited<T>(&self, op: Op, outcome: Outcome<T>) -> Outcome<T> {
+        if let Err(kind) = &outcome {
+            match kind {
+                ErrorKind::ReadOnly => self.log().note(note::gated(op.name(), "read-only")),
+                ErrorKind::PermissionDenied => self.log().note(note::gated(op.name(), "no right to it")),
+                ErrorKind::Posix(Posix::NotPermitted) => {
+                    self.log().note(note::gated(op.name(), "not permitted to anyone"));
+                }
+                ErrorKind::NoSpace => self.log().note(note::budget_exceeded("disk", op.name())),
+                _ => {}
+            }
+        }
+        outcome
+    }
+
+    /// Tells the log what the cache did since it was told last. To be called now and then.
+    pub(crate) fn tell_of_cache(&self) {
+        let stats = self.cache.stats();
+        let mut told = self.audit.told.lock();
+        let now = [stats.fills, stats.fill_bytes, stats.evictions];
+        let [fills, bytes, evictions] = [0, 1, 2].map(|i: usize| now[i].saturating_sub(told[i]));
+        if fills > 0 {
+            self.log().note_quietly(note::page_in(fills, bytes));
+        }
+        if evictions > 0 {
+            self.log().note_quietly(note::page_out(evictions));
+        }
+        *told = now;
+    }
+
+    /// `.pfimg/events.jsonl`: the newest lines of the log.
+    pub(super) fn events_doc(&self) -> Vec<u8> {
+        self.tell_of_cache();
+        self.log().flush();
+        follow::last_lines(self.store.root(), SHOWN)
+    }
+
+    /// `.pfimg/audit.json`: what the whole log adds up to, kept up to date line by line.
+    pub(super) fn audit_doc(&self) -> Outcome<Vec<u8>> {
+        self.tell_of_cache();
+        self.log().flush();
+        let report = self.audit.follower.lock().catch_up().map_err(logged)?;
+        Ok(format!("{:#}\n", json!(report)).into_bytes())
+    }
+
+    /// Judges a fork that was read back from disk for the first time in this mount.
+    pub(super) fn judge_recovery(&self, name: &str, fork: &Fork) {
+        let mut state =
+            TransferState { journal_gaps: u32::from(fork.damage().is_some()), ..TransferState::default() };
+        if let Some(base) = fork.base() {
+            state.expected_manifest_hash = base.to_string();
+            state.manifest_hash = match self.store.images().bytes(self.store.blobs(), &base) {
+                Ok((bytes, _)) => Digest::of(&bytes).to_string(),
+                Err(error) => error.to_string(),
+            };
+        }
+        let mut pack = Crashpack::new();
+        if let Some(damage) = fork.damage() {
+            pack = pack.with_trace("journal", damage);
+        }
+        let transfer = Transfer { kind: TransferKind::Recovery, subject: name.to_owned(), state };
+        // A damaged fork can be read as far as it is sound: whoever writes to it gets the error.
+        self.log().judge_with(&TransferOracle::new(transfer.kind.name()), &transfer, pack);
+    }
+
+    /// Makes a file, folder, symlink or special. Under `forks/`, a folder is a fork; under `tags/`, a symlink is a tag.
+    pub fn create(&self, parent: Ino, name: &[u8], new: &NewFile<'_>) -> Outcome<Entry> {
+        self.audited(Op::Create, self.make(parent, name, new))
+    }
+
+    /// Gives a file another name.
+    pub fn link(&self, ino: Ino, parent: Ino, name: &[u8]) -> Outcome<Entry> {
+        self.audited(Op::Link, self.do_link(ino, parent, name))
+    }
+
+    /// Takes a name away.
+    pub fn unlink(&self, parent: Ino, name: &[u8]) -> Outcome<()> {
+        self.audited(Op::Unlink, self.do_unlink(parent, name))
+    }
+
+    /// Removes an empty folder. Under `forks/`, an empty fork is discarded.
+    pub fn rmdir(&self, parent: Ino, name: &[u8]) -> Outcome<()> {
+        self.audited(Op::Rmdir, self.do_rmdir(parent, name))
+    }
+
+    /// Renames. Forks are renamed under `forks/`, tags under `tags/`; a fork that is moved into `.pfimg/` is discarded,
+    /// whatever it holds.
+    pub fn rename(&self, from: Ino, name: &[u8], to: Ino, new_name: &[u8], mode: RenameMode) -> Outcome<()> {
+        self.audited(Op::Rename, self.do_rename(from, name, to, new_name, mode))
+    }
+
+    /// Sets attributes.
+    pub fn setattr(&self, ino: Ino, set: &SetAttr) -> Outcome<(Attr, Duration)> {
+        self.audited(Op::Setattr, self.do_setattr(ino, set))
+    }
+
+    /// Whether a file can be opened: for writing only in a fork.
+    pub fn open(&self, ino: Ino, writes: bool) -> Outcome<()> {
+        self.audited(Op::Open, self.do_open(ino, writes))
+    }
+
+    /// Writes.
+    pub fn write(&self, ino: Ino, offset: u64, bytes: &[u8], by: Writer) -> Outcome<usize> {
+        self.audited(Op::Write, self.do_write(ino, offset, bytes, by))
+    }
+
+    /// Allocates, punches or zeroes a range.
+    pub fn fallocate(&self, ino: Ino, offset: u64, len: u64, what: Allocate) -> Outcome<()> {
+        self.audited(Op::Fallocate, self.do_fallocate(ino, offset, len, what))
+    }
+
+    /// Copies a range into a file of a fork, sharing what can be shared. Returns how many bytes, maybe fewer.
+    pub fn copy_range(&self, from: Ino, from_offset: u64, to: Ino, offset: u64, len: u64) -> Outcome<u64> {
+        self.audited(Op::CopyFileRange, self.do_copy_range(from, from_offset, to, offset, len))
+    }
+}

@@ -1,0 +1,168 @@
+//! `tags/`: names given to images, as symlinks that any tool can make, rename and remove.
+
+use std::path::{Component, Path, PathBuf};
+use std::time::Duration;
+
+use super::inode::{Node, hash_bytes};
+use super::top::logged;
+use super::{Entry, Outcome, Vfs};
+use crate::audit::note;
+use crate::error::{Error, ErrorKind, Posix, Result};
+use crate::fork::{NewFile, RenameMode};
+use crate::layers::world::Kind;
+use crate::store::{Digest, tags::refuse_tag_name};
+
+/// Logs why something was refused that looked as if it could work, and gives the kind.
+fn refused(kind: ErrorKind, why: &str) -> ErrorKind {
+    tracing::info!("refused: {why}");
+    kind
+}
+
+fn utf8(name: &[u8]) -> Outcome<&str> {
+    std::str::from_utf8(name).map_err(|_| refused(ErrorKind::InvalidInput, "a tag's name is not UTF-8"))
+}
+
+/// What a link in `tags/` leads to, as the words of a store: a tag, an image's id or prefix, or `latest`. Relative
+/// targets start in `tags/`, absolute ones at the mountpoint. Pure.
+fn named_by(target: &Path, mountpoint: &Path) -> Option<String> {
+    let from_top: PathBuf = match target.strip_prefix(mountpoint) {
+        Ok(below) if target.is_absolute() => below.to_owned(),
+        _ if target.is_absolute() => return None,
+        _ => {
+            let mut at = PathBuf::from("tags");
+            for part in target.components() {
+                match part {
+                    Component::CurDir => {}
+                    Component::ParentDir => at.pop().then_some(())?,
+                    Component::Normal(name) => at.push(name),
+                    Component::RootDir | Component::Prefix(_) => return None,
+                }
+            }
+            at
+        }
+    };
+    let parts: Option<Vec<&str>> = from_top
+        .components()
+        .map(|part| if let Component::Normal(name) = part { name.to_str() } else { None })
+        .collect();
+    match parts?.as_slice() {
+        ["latest"] => Some("latest".to_owned()),
+        ["images" | "tags", name] => Some((*name).to_owned()),
+        _ => None,
+    }
+}
+
+impl Vfs {
+    pub(super) fn lookup_tag(&self, name: &str) -> Outcome<Entry> {
+        let id = self.store.tags().get(name).map_err(|error| match error.kind() {
+            ErrorKind::NotFound | ErrorKind::InvalidInput => ErrorKind::NotFound,
+            _ => logged(error),
+        })?;
+        let target = format!("../images/{}", id.hex()).into();
+        // Other programs change tags too: asked for anew each time.
+        let tag = hash_bytes(name.as_bytes());
+        self.entry_with(Node::Link { target, mtime: self.marker_time(&id), tag }, Duration::ZERO)
+    }
+
+    fn may_write_tags(&self) -> Outcome<()> {
+        if self.config.read_only { Err(ErrorKind::ReadOnly) } else { Ok(()) }
+    }
+
+    /// `ln -s ../images/<id> tags/NAME`, or `cp -P` of another tag. Nothing but such links can be made there.
+    pub(super) fn make_tag(&self, name: &[u8], new: &NewFile<'_>) -> Outcome<Entry> {
+        self.may_write_tags()?;
+        let name = utf8(name)?;
+        if new.kind != Kind::Symlink {
+            let why =
+                format!("tags/{name:?} can only be a symlink to an image: ln -s ../images/ID tags/NAME");
+            return Err(refused(ErrorKind::Posix(Posix::NotPermitted), &why));
+        }
+        let image =
+            self.set_tag(name, new.target).map_err(|error| refused(error.kind(), &error.to_string()))?;
+        self.log().note(note::tags_changed(&[name], &[], Some(&image)));
+        self.lookup_tag(name)
+    }
+
+    fn set_tag(&self, name: &str, target: &[u8]) -> Result<Digest> {
+        use std::os::unix::ffi::OsStrExt;
+        if let Some(why) = refuse_tag_name(name) {
+            return Err(Error::new(ErrorKind::InvalidInput, format!("{name:?} cannot be a tag: {why}")));
+        }
+        let target = Path::new(std::ffi::OsStr::from_bytes(target));
+        let mountpoint = self.info.lock().mountpoint.clone();
+        let source = named_by(target, &mountpoint).ok_or_else(|| {
+            let what =
+                format!("tags/{name} cannot lead to {}: that is no image of this mount", target.display());
+            Error::new(ErrorKind::Posix(Posix::NotPermitted), what)
+        })?;
+        let image = self.store.resolve(&source)?;
+        if !self.store.images().contains(&image) {
+            return Err(Error::new(ErrorKind::NotFound, format!("there is no image {image}")));
+        }
+        self.store.tags().set(name, &image, false)?;
+        Ok(image)
+    }
+
+    pub(super) fn remove_tag(&self, name: &[u8]) -> Outcome<()> {
+        self.may_write_tags()?;
+        let name = std::str::from_utf8(name).map_err(|_| ErrorKind::NotFound)?;
+        let image = self.store.tags().remove(name).map_err(logged)?;
+        self.log().note(note::tags_changed(&[], &[name], image.as_ref()));
+        Ok(())
+    }
+
+    pub(super) fn rename_tag(&self, name: &[u8], new_name: &[u8], mode: RenameMode) -> Outcome<()> {
+        self.may_write_tags()?;
+        let (name, new_name) = (utf8(name)?, utf8(new_name)?);
+        let replace = match mode {
+            RenameMode::Replace => true,
+            RenameMode::NoReplace => false,
+            RenameMode::Exchange => return Err(ErrorKind::InvalidInput),
+        };
+        self.store
+            .tags()
+            .rename(name, new_name, replace)
+            .map_err(|error| refused(error.kind(), &error.to_string()))?;
+        let image = self.store.tags().get(new_name).ok();
+        self.log().note(note::tags_changed(&[new_name], &[name], image.as_ref()));
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_names_an_image_however_its_path_is_written_and_nothing_else() {
+        let named = |target: &str| named_by(Path::new(target), Path::new("/mnt/pf"));
+        for (target, name) in [
+            ("../images/abcd", "abcd"),
+            ("./../images/sha256:ab", "sha256:ab"),
+            ("../tags/../images//abcd/", "abcd"),
+            ("before", "before"),
+            ("../tags/before", "before"),
+            ("../latest", "latest"),
+            ("/mnt/pf/images/abcd", "abcd"),
+            ("/mnt/pf/tags/before", "before"),
+        ] {
+            assert_eq!(named(target).as_deref(), Some(name), "{target}");
+        }
+        for target in [
+            "",
+            ".",
+            "..",
+            "../..",
+            "../../images/abcd",
+            "../images",
+            "../images/abcd/world",
+            "../forks/x",
+            "/images/abcd",
+            "/mnt/pf",
+            "/mnt/pf/../pf/images/abcd",
+            "../latest/x",
+        ] {
+            assert_eq!(named(target), None, "{target}");
+        }
+    }
+}
