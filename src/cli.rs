@@ -6,6 +6,7 @@ mod fixture;
 mod fork;
 mod forks;
 mod images;
+mod import;
 mod mount;
 mod mv;
 mod place;
@@ -80,6 +81,7 @@ enum Command {
     Images(images::ImagesArgs),
     Show(show::ShowArgs),
     Verify(verify::VerifyArgs),
+    Import(import::ImportArgs),
     Fixture(fixture::FixtureArgs),
     Demo(demo::DemoArgs),
     #[command(hide = true)]
@@ -111,6 +113,7 @@ fn dispatch(cli: &Cli) -> Result<ExitCode> {
         Command::Images(args) => images::run(store, args),
         Command::Show(args) => show::run(store, args),
         Command::Verify(args) => verify::run(store, args),
+        Command::Import(args) => import::run(store, args),
         Command::Fixture(args) => fixture::run(store, args),
         Command::Demo(args) => demo::run(args),
         Command::Probe(args) => probe::run(args),

@@ -10,6 +10,7 @@ pub mod model;
 pub mod procs;
 pub mod trace;
 pub mod world;
+pub mod xattrs;
 
 mod json;
 #[cfg(test)]

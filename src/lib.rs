@@ -7,6 +7,8 @@ pub mod error;
 pub mod fixture;
 pub mod fork;
 pub mod fuse;
+pub mod import;
+pub mod jobs;
 pub mod layers;
 pub mod store;
 pub mod tree;

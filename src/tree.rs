@@ -7,8 +7,10 @@ mod build;
 
 use std::fmt;
 use std::ops::Range;
+use std::sync::Arc;
 
 use crate::layers::world::Kind;
+use crate::layers::xattrs::Xattrs;
 use crate::store::Digest;
 
 /// A node's number in its tree. The root is [`NodeId::ROOT`].
@@ -65,6 +67,8 @@ pub struct Tree {
     owners: Box<[Owner]>,
     /// (node, hardlink number), sorted.
     hardlinks: Box<[(u32, u64)]>,
+    /// (node, attributes), sorted.
+    xattrs: Box<[(u32, Arc<Xattrs>)]>,
 }
 
 impl Tree {
@@ -90,6 +94,12 @@ impl Tree {
             + size_of_val(&*self.digests)
             + size_of_val(&*self.owners)
             + size_of_val(&*self.hardlinks)
+            + self
+                .xattrs
+                .iter()
+                .flat_map(|(_, xattrs)| &**xattrs)
+                .map(|(k, v)| k.len() + v.len() + 64)
+                .sum::<usize>()
     }
 
     /// Whether `id` is a node of this tree.
@@ -224,6 +234,12 @@ impl Tree {
     /// All entries that share their file with others: node and number of the file, sorted by node.
     pub fn hardlinks(&self) -> impl Iterator<Item = (NodeId, u64)> + '_ {
         self.hardlinks.iter().map(|(node, number)| (NodeId(*node), *number))
+    }
+
+    /// Extended attributes, where recorded.
+    pub fn xattrs(&self, id: NodeId) -> Option<&Arc<Xattrs>> {
+        let at = self.xattrs.binary_search_by_key(&id.0, |(node, _)| *node).ok()?;
+        Some(&self.xattrs[at].1)
     }
 
     /// All nodes, the root first, each folder before what is in it.

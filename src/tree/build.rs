@@ -1,10 +1,11 @@
 //! Builds a [`Tree`] from the entries of an `fs.tree.v1` blob, refusing what cannot be shown.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use super::{HAS_MTIME, Node, NodeId, Owner, Tree};
-use crate::layers::FormatError;
 use crate::layers::world::{self, Entry, FORMAT, Kind, MAX_TARGET};
+use crate::layers::{FormatError, xattrs};
 use crate::store::Digest;
 
 /// Permission bits of a folder that no entry describes, as `pf`'s restore makes them.
@@ -34,6 +35,7 @@ impl Tree {
             }
             let owner = builder.owner(Owner { uid: root.uid, gid: root.gid });
             builder.nodes[0].owner = owner;
+            builder.add_xattrs(0, &root.extra);
         }
         builder.finish()
     }
@@ -47,6 +49,7 @@ pub(super) struct Builder {
     owners: Vec<Owner>,
     owner_index: HashMap<Owner, u32>,
     hardlinks: Vec<(u32, u64)>,
+    xattrs: Vec<(u32, Arc<xattrs::Xattrs>)>,
     /// Folders by parent and name *as in the paths*, which is where children look for them. The value is the
     /// folder's number and whether an entry of its own described it.
     dirs: HashMap<(u32, Box<str>), (u32, bool)>,
@@ -78,6 +81,7 @@ impl Builder {
             owners: vec![Owner::default()],
             owner_index: HashMap::from([(Owner::default(), 0)]),
             hardlinks: Vec::new(),
+            xattrs: Vec::new(),
             dirs: HashMap::new(),
             implied: 0,
             entries: 0,
@@ -213,7 +217,15 @@ impl Builder {
         {
             self.hardlinks.push((id, group));
         }
+        self.add_xattrs(id, &entry.extra);
         Ok(())
+    }
+
+    fn add_xattrs(&mut self, id: u32, extra: &serde_json::Map<String, serde_json::Value>) {
+        let xattrs = xattrs::read(extra);
+        if !xattrs.is_empty() {
+            self.xattrs.push((id, Arc::new(xattrs)));
+        }
     }
 
     /// Renumbers breadth-first with sorted siblings, and refuses two of one name in a folder.
@@ -241,7 +253,7 @@ impl Builder {
     }
 
     pub(super) fn finish_unchecked(self) -> Tree {
-        let Self { nodes, names, digests, owners, hardlinks, .. } = self;
+        let Self { nodes, names, digests, owners, hardlinks, xattrs, .. } = self;
         let name = |i: u32| {
             let node = &nodes[i as usize];
             &names[node.name as usize..node.name as usize + usize::from(node.name_len)]
@@ -282,12 +294,16 @@ impl Builder {
         let mut hardlinks: Vec<(u32, u64)> =
             hardlinks.into_iter().map(|(node, group)| (renumbered[node as usize], group)).collect();
         hardlinks.sort_unstable();
+        let mut xattrs: Vec<_> =
+            xattrs.into_iter().map(|(node, xattrs)| (renumbered[node as usize], xattrs)).collect();
+        xattrs.sort_unstable_by_key(|(node, _)| *node);
         Tree {
             nodes: out.into(),
             names: names.into(),
             digests: digests.into(),
             owners: owners.into(),
             hardlinks: hardlinks.into(),
+            xattrs: xattrs.into(),
         }
     }
 }
