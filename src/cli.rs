@@ -5,12 +5,14 @@ mod discard;
 mod fixture;
 mod fork;
 mod forks;
+mod gc;
 mod images;
 mod import;
 mod mount;
 mod mv;
 mod place;
 mod probe;
+mod prune;
 mod show;
 mod status;
 mod text;
@@ -82,6 +84,8 @@ enum Command {
     Show(show::ShowArgs),
     Verify(verify::VerifyArgs),
     Import(import::ImportArgs),
+    Gc(gc::GcArgs),
+    Prune(prune::PruneArgs),
     Fixture(fixture::FixtureArgs),
     Demo(demo::DemoArgs),
     #[command(hide = true)]
@@ -114,6 +118,8 @@ fn dispatch(cli: &Cli) -> Result<ExitCode> {
         Command::Show(args) => show::run(store, args),
         Command::Verify(args) => verify::run(store, args),
         Command::Import(args) => import::run(store, args),
+        Command::Gc(args) => gc::run(store, args),
+        Command::Prune(args) => prune::run(store, args),
         Command::Fixture(args) => fixture::run(store, args),
         Command::Demo(args) => demo::run(args),
         Command::Probe(args) => probe::run(args),

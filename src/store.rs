@@ -11,7 +11,9 @@ pub mod blob;
 pub mod digest;
 pub mod images;
 mod io;
+mod lock;
 pub mod manifest;
+mod remove;
 pub mod tags;
 mod write;
 
@@ -23,7 +25,9 @@ pub use blob::{BlobError, Blobs, MAX_METADATA, Size};
 pub use digest::Digest;
 pub use images::{Image, Images, MarkerError};
 pub use io::{StoreIo, SystemIo};
+pub use lock::Pin;
 pub use manifest::{LayerFile, Manifest};
+pub use remove::Removed;
 pub use tags::Tags;
 pub use write::{Batch, REFRESH_AFTER, compress};
 

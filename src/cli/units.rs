@@ -1,4 +1,6 @@
-//! Sizes as people write and read them.
+//! Sizes and spans of time as people write and read them.
+
+use std::time::Duration;
 
 /// Parses a number of bytes: `1048576`, `64MiB`, `1.5GiB`, `500MB`, `64M` (as MiB).
 pub(crate) fn parse_bytes(text: &str) -> Result<u64, String> {
@@ -24,6 +26,24 @@ pub(crate) fn parse_bytes(text: &str) -> Result<u64, String> {
     } else {
         Err(format!("{text:?} is too large"))
     }
+}
+
+/// Parses a span of time: `30s`, `10m`, `2h`, `7d`, `0`.
+pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
+    let text = text.trim();
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let wrong = || format!("{text:?} is no span of time; write for instance 30s, 10m, 2h or 7d");
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    let unit = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 86_400,
+        "" if number == 0 => 1,
+        _ => return Err(wrong()),
+    };
+    number.checked_mul(unit).map(Duration::from_secs).ok_or_else(|| format!("{text:?} is too long"))
 }
 
 /// Writes a number of bytes with a binary unit.
@@ -57,6 +77,16 @@ mod tests {
         }
         for bad in ["", "x", "1XB", "-1", "1.2.3", "99999999TiB"] {
             assert!(parse_bytes(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn spans_of_time_need_a_unit() {
+        for (text, seconds) in [("0", 0), ("30s", 30), ("10m", 600), ("2h", 7200), ("7d", 604_800)] {
+            assert_eq!(parse_duration(text), Ok(Duration::from_secs(seconds)), "{text}");
+        }
+        for bad in ["", "5", "h", "1.5h", "-1s", "1w", "99999999999999999999d", "999999999999999999d"] {
+            assert!(parse_duration(bad).is_err(), "{bad}");
         }
     }
 
