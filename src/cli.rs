@@ -7,11 +7,14 @@ mod discard;
 mod fixture;
 mod fork;
 mod forks;
+mod gc;
 mod images;
+mod import;
 mod mount;
 mod mv;
 mod place;
 mod probe;
+mod prune;
 mod replay;
 mod restore;
 mod seal;
@@ -97,6 +100,9 @@ enum Command {
     Verify(verify::VerifyArgs),
     Audit(audit::AuditArgs),
     Replay(replay::ReplayArgs),
+    Import(import::ImportArgs),
+    Gc(gc::GcArgs),
+    Prune(prune::PruneArgs),
     Fixture(fixture::FixtureArgs),
     Demo(demo::DemoArgs),
     #[command(hide = true)]
@@ -136,6 +142,9 @@ fn dispatch(cli: &Cli) -> Result<ExitCode> {
         Command::Verify(args) => verify::run(store, args),
         Command::Audit(args) => audit::run(store, args),
         Command::Replay(args) => replay::run(args),
+        Command::Import(args) => import::run(store, args),
+        Command::Gc(args) => gc::run(store, args),
+        Command::Prune(args) => prune::run(store, args),
         Command::Fixture(args) => fixture::run(store, args),
         Command::Demo(args) => demo::run(args),
         Command::Probe(args) => probe::run(args),

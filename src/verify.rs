@@ -12,14 +12,14 @@ use std::fs;
 use std::io;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::thread;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::Serialize;
 
 pub use finding::{Code, Finding, Severity};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::jobs::each;
 use crate::layers::effects::Secret;
 use crate::store::tags::refuse_tag_name;
 use crate::store::{BlobError, Digest, Size, Store};
@@ -161,23 +161,6 @@ pub fn verify(store: &Store, options: &Options, progress: &dyn Progress) -> Resu
         ledgers: state.ledgers,
         findings,
     })
-}
-
-/// Does `work` for each item, on `jobs` threads.
-fn each<T: Sync>(jobs: NonZeroUsize, items: &[T], work: &(dyn Fn(&T) + Sync)) {
-    let next = AtomicUsize::new(0);
-    let worker = || {
-        while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
-            work(item);
-        }
-    };
-    thread::scope(|scope| {
-        for number in 1..jobs.get().min(items.len()) {
-            // Fewer threads than asked for are slower, not wrong.
-            let _ = thread::Builder::new().name(format!("pfimg-verify-{number}")).spawn_scoped(scope, worker);
-        }
-        worker();
-    });
 }
 
 /// Every blob to read with its compressed size in bytes, the largest first, so that none is left over at the end.

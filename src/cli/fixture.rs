@@ -123,7 +123,7 @@ pub(crate) fn run(store: &StoreArg, args: &FixtureArgs) -> Result<ExitCode> {
 }
 
 /// Opens a store; where there is nothing at all, makes one. A folder of other things stays as it is.
-fn open_or_create(path: &Path) -> Result<Store> {
+pub(crate) fn open_or_create(path: &Path) -> Result<Store> {
     match Store::open(path) {
         Err(error) if error.kind() == ErrorKind::NotAStore => {
             let nothing_there = match fs::read_dir(path) {
@@ -136,7 +136,8 @@ fn open_or_create(path: &Path) -> Result<Store> {
     }
 }
 
-fn check_tag(store: &Store, tag: &str, force: bool) -> Result<()> {
+/// Fails if an image cannot be given a name, before it is made.
+pub(crate) fn check_tag(store: &Store, tag: &str, force: bool) -> Result<()> {
     if let Some(why) = refuse_tag_name(tag) {
         return Err(Error::new(ErrorKind::InvalidInput, format!("{tag:?} cannot be a tag: {why}")));
     }

@@ -6,6 +6,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Args;
 
@@ -290,9 +291,13 @@ fn mount_and_serve(
 
 /// Parses `idle:TIME`, `interval:TIME` or `manual`.
 fn parse_policy(text: &str) -> Result<SealPolicy, String> {
+    let parse = |time| match parse_duration(time) {
+        Ok(Duration::ZERO) => Err("sealing all the time is none of them".into()),
+        other => other,
+    };
     match text.split_once(':') {
-        Some(("idle", time)) => parse_duration(time).map(SealPolicy::Idle),
-        Some(("interval", time)) => parse_duration(time).map(SealPolicy::Interval),
+        Some(("idle", time)) => parse(time).map(SealPolicy::Idle),
+        Some(("interval", time)) => parse(time).map(SealPolicy::Interval),
         None if text == "manual" => Ok(SealPolicy::Manual),
         _ => Err("write idle:5s, interval:1m or manual".into()),
     }

@@ -28,14 +28,16 @@ pub(crate) fn parse_bytes(text: &str) -> Result<u64, String> {
     }
 }
 
-/// Parses a time: `500ms`, `5s`, `1.5m`, `2h`; a plain number is seconds.
+/// Parses a time: `500ms`, `5s`, `1.5m`, `2h`, `7d`, `0`.
 pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     let text = text.trim();
     let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
     let unit = match unit.trim() {
         "ms" => 0.001,
-        "" | "s" => 1.0,
+        "s" => 1.0,
+        // Nothing is nothing in any unit.
+        "" if number.trim_matches(['0', '.']).is_empty() => 1.0,
         "m" | "min" => 60.0,
         "h" => 3600.0,
         "d" => 86_400.0,
@@ -44,8 +46,8 @@ pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     let number: f64 = number.parse().map_err(|_| format!("{text:?} is no time; write for instance 5s"))?;
     Duration::try_from_secs_f64(number * unit)
         .ok()
-        .filter(|time| *time >= Duration::from_millis(1) && *time <= Duration::from_hours(365 * 24))
-        .ok_or_else(|| format!("{text:?} is too short or too long"))
+        .filter(|time| *time <= Duration::from_hours(365 * 24))
+        .ok_or_else(|| format!("{text:?} is too long"))
 }
 
 /// Writes a number of bytes with a binary unit.
@@ -83,19 +85,26 @@ mod tests {
     }
 
     #[test]
+    fn times_need_a_unit() {
+        for (text, millis) in [
+            ("0", 0),
+            ("250ms", 250),
+            ("30s", 30_000),
+            ("1.5m", 90_000),
+            ("2h", 7_200_000),
+            ("7d", 604_800_000),
+        ] {
+            assert_eq!(parse_duration(text), Ok(Duration::from_millis(millis)), "{text}");
+        }
+        for bad in ["", "5", "h", "s", "5x", "-1s", "1w", "1e99d", "1.2.3s", "99999999999999999999d"] {
+            assert!(parse_duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
     fn sizes_are_written_with_a_fitting_unit() {
         assert_eq!(format_bytes(999), "999 B");
         assert_eq!(format_bytes(1536), "1.5 KiB");
         assert_eq!(format_bytes(3 << 30), "3.0 GiB");
-    }
-    #[test]
-    fn times_have_units() {
-        assert_eq!(parse_duration("5s"), Ok(Duration::from_secs(5)));
-        assert_eq!(parse_duration("250ms"), Ok(Duration::from_millis(250)));
-        assert_eq!(parse_duration("1.5m"), Ok(Duration::from_secs(90)));
-        assert_eq!(parse_duration("2h"), Ok(Duration::from_secs(7200)));
-        for bad in ["", "s", "5x", "0s", "-1s", "1e99d", "1.2.3s"] {
-            assert!(parse_duration(bad).is_err(), "{bad}");
-        }
     }
 }

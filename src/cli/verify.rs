@@ -14,10 +14,8 @@ use super::secret::operator_secret;
 use super::text::{count, print, print_json};
 use super::units::format_bytes;
 use crate::error::Result;
+use crate::jobs::default_jobs;
 use crate::verify::{Options, Progress, Report, Severity, verify};
-
-/// More threads than this wait for the disk, and each takes memory.
-const MAX_JOBS: usize = 16;
 
 /// Check every marker, manifest, layer and blob; exits with 4 if anything is damaged.
 #[derive(Debug, Args)]
@@ -45,12 +43,9 @@ pub(crate) fn run(store: &StoreArg, args: &VerifyArgs) -> Result<ExitCode> {
             ids.push(id);
         }
     }
-    let cores = || std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
     let options = Options {
         images: (!args.images.is_empty()).then_some(ids),
-        jobs: args
-            .jobs
-            .unwrap_or_else(|| cores().min(NonZeroUsize::new(MAX_JOBS).unwrap_or(NonZeroUsize::MIN))),
+        jobs: args.jobs.unwrap_or_else(default_jobs),
         secret: operator_secret()?,
     };
     let bar = Bar::new();

@@ -250,6 +250,31 @@ pub(super) fn first_number(payload: &[u8]) -> Option<u64> {
     In { rest: payload, at: 0 }.num()
 }
 
+/// The blobs that the payload of a splice refers to, whichever file it is about; [`None`] if it makes no sense.
+pub(super) fn splice_blobs(payload: &[u8]) -> Option<Vec<Digest>> {
+    let mut input = In { rest: payload, at: 0 };
+    // File, offset, length, size, whether suid goes; then when.
+    for _ in 0..5 {
+        input.num()?;
+    }
+    input.time()?;
+    let mut blobs = Vec::new();
+    for _ in 0..input.num()? {
+        let (_at, len) = (input.num()?, input.num()?);
+        match input.num()? {
+            0 => drop(input.take(usize::try_from(len).ok()?)?),
+            1 | 2 => drop((input.num()?, input.num()?)),
+            3 => {
+                input.num()?;
+                input.num()?;
+                blobs.push(Digest::from_bytes(input.take(32)?.try_into().ok()?));
+            }
+            _ => return None,
+        }
+    }
+    input.rest.is_empty().then_some(blobs)
+}
+
 /// What reading records needs to know.
 pub(super) struct Context<'a> {
     /// Files by their number in the generation.

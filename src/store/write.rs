@@ -172,7 +172,7 @@ impl Blobs {
         renamed.map_err(|e| Error::io(e, format!("cannot write blob {digest}")))
     }
 
-    fn create_temp(&self, path: &Path) -> io::Result<(PathBuf, File)> {
+    pub(super) fn create_temp(&self, path: &Path) -> io::Result<(PathBuf, File)> {
         match self.temp_names().create(self.io(), path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 self.io().create_dir_all(path.parent().unwrap_or(self.root()))?;
@@ -280,7 +280,8 @@ impl Batch<'_> {
             if fs::metadata(blobs).map_err(failed)?.dev() != file.metadata().map_err(failed)?.dev() {
                 io.sync_file(&temp, &file).map_err(failed)?;
             }
-            // `pf gc` knows nothing of images in the making.
+            // A collector of ours waits from here on. `pf gc` knows nothing of images in the making.
+            let _held = self.store.hold_blobs()?;
             if let Some(lost) = self.relied_on.lock().iter().find(|digest| !self.store.blobs.contains(digest))
             {
                 let message = format!("blob {lost} was removed from the store while an image was made of it");

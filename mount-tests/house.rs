@@ -1,0 +1,10 @@
+//! Keeping house: folders that become images and images that become folders, what is deleted and what is not.
+
+#![allow(clippy::unwrap_used, clippy::zero_sized_map_values)]
+
+mod common;
+
+#[path = "house/import.rs"]
+mod import;
+#[path = "house/support.rs"]
+mod support;

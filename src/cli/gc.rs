@@ -1,0 +1,117 @@
+//! `pfimg gc`: deletes blobs that nothing refers to.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::StoreArg;
+use super::images::DAMAGED;
+use super::text::{count, plain, print, print_json};
+use super::units::{format_bytes, parse_duration};
+use crate::error::Result;
+use crate::gc::{Options, Progress, Report, collect};
+use crate::jobs::default_jobs;
+
+/// Delete the blobs that no image, tag or fork needs.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Safe while the store is mounted and while pf writes to it: blobs younger than --grace are kept, since a program may have\n\
+stored them and not yet said what for. As long as anything that may refer to blobs cannot be read, nothing is deleted,\n\
+and the exit code is 4.")]
+pub(crate) struct GcArgs {
+    /// Delete nothing, say what would be
+    #[arg(long)]
+    dry_run: bool,
+    /// Keep blobs younger than this (30s, 10m, 2h, 7d); less than the longest `pf snapshot` takes is not safe beside one
+    #[arg(long, value_name = "AGE", default_value = "1h", value_parser = parse_duration)]
+    grace: Duration,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(store: &StoreArg, args: &GcArgs) -> Result<ExitCode> {
+    let store = store.open()?;
+    let options = Options { grace: args.grace, dry_run: args.dry_run, jobs: default_jobs() };
+    let bar = Bar::new();
+    let report = collect(&store, &options, &bar);
+    bar.0.finish_and_clear();
+    let report = report?;
+    if args.json {
+        print_json(&report)?;
+    } else {
+        print(&format!("{}\n", summary(&report)))?;
+        for line in report.problems.iter().chain(&report.notes) {
+            eprintln!("pfimg: {}", plain(line, usize::MAX));
+        }
+    }
+    Ok(if report.problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(DAMAGED) })
+}
+
+fn summary(report: &Report) -> String {
+    if !report.problems.is_empty() {
+        let number = count(report.problems.len() as u64, "problem");
+        return format!("nothing deleted: with {number} it cannot be told what is needed");
+    }
+    let word = if report.dry_run { "would delete" } else { "deleted" };
+    let temps = match report.temp_files {
+        0 => String::new(),
+        files => format!(" and {}", count(files, "temporary file")),
+    };
+    let young = match report.young {
+        0 => String::new(),
+        blobs => {
+            format!("; {} ({}) too young to tell", count(blobs, "blob"), format_bytes(report.young_bytes))
+        }
+    };
+    format!(
+        "{word} {}{temps}, {}; kept {} of {}{young}",
+        count(report.deleted, "blob"),
+        format_bytes(report.freed_bytes),
+        count(report.kept, "blob"),
+        count(report.images, "image"),
+    )
+}
+
+/// A progress bar on stderr, if that is a terminal.
+struct Bar(ProgressBar);
+
+impl Bar {
+    fn new() -> Self {
+        let bar = ProgressBar::no_length();
+        if !bar.is_hidden() {
+            bar.enable_steady_tick(Duration::from_millis(200));
+        }
+        Self(bar)
+    }
+
+    fn start(&self, length: u64, template: &str) {
+        self.0.reset();
+        self.0.set_length(length);
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            self.0.set_style(style);
+        }
+    }
+}
+
+impl Progress for Bar {
+    fn layers(&self, more: u64) {
+        if more > 0 {
+            self.start(more, "{bar:30} {pos}/{len} layers read");
+        }
+    }
+
+    fn layer_done(&self) {
+        self.0.inc(1);
+    }
+
+    fn deleting(&self, total: u64) {
+        self.start(total, "{bar:30} {pos}/{len} blobs deleted, {eta} left");
+    }
+
+    fn deleted(&self) {
+        self.0.inc(1);
+    }
+}

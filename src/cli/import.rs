@@ -1,0 +1,182 @@
+//! `pfimg import`: a folder becomes an image.
+
+use std::fs;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+
+use super::StoreArg;
+use super::fixture::{check_tag, open_or_create};
+use super::text::{count, plain, print, print_json};
+use super::units::format_bytes;
+use crate::error::{Error, Result};
+use crate::import::{IGNORE_FILES, Ignore, Options, Progress, Report, import};
+use crate::jobs::default_jobs;
+
+/// Make an image of a folder, and print its id.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Left out unless told otherwise, as with pf: .git/objects, target, node_modules, caches such as __pycache__ and .venv,\n\
+and what .pfignore and .gitignore at the top of the folder name. A folder that did not change since its last import is\n\
+no new image: the one that holds it is named.")]
+pub(crate) struct ImportArgs {
+    /// The folder
+    dir: PathBuf,
+    /// Give the image a name
+    #[arg(long, value_name = "NAME")]
+    tag: Option<String>,
+    /// Take the name from the image that has it
+    #[arg(long, requires = "tag")]
+    force_tag: bool,
+    /// The image that this one comes from; its layers are taken over but for the files
+    #[arg(long, value_name = "IMAGE")]
+    parent: Option<String>,
+    /// Leave out what matches, too: a name, names with slashes between, or a pattern with * ? [ ]
+    #[arg(long, value_name = "PATTERN")]
+    ignore: Vec<String>,
+    /// Leave out nothing but what --ignore names
+    #[arg(long)]
+    no_default_ignores: bool,
+    /// Read every file, also those that look as they did at the last import
+    #[arg(long)]
+    reread: bool,
+    /// Where the indices of earlier imports are kept [default: as for `pfimg mount`]
+    #[arg(long, value_name = "DIR")]
+    cache_dir: Option<PathBuf>,
+    /// Threads [default: one a core]
+    #[arg(long, value_name = "N")]
+    jobs: Option<NonZeroUsize>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// What `--json` prints.
+#[derive(Serialize)]
+struct Shown<'a> {
+    #[serde(flatten)]
+    report: &'a Report,
+    tag: Option<&'a str>,
+}
+
+pub(crate) fn run(store: &StoreArg, args: &ImportArgs) -> Result<ExitCode> {
+    // What can be wrong is found before anything is written.
+    let (ignore, refused) = rules(args)?;
+    fs::read_dir(&args.dir).map_err(|e| Error::io(e, format!("cannot import {}", args.dir.display())))?;
+    let store = open_or_create(&store.path()?)?;
+    if let Some(tag) = &args.tag {
+        check_tag(&store, tag, args.force_tag)?;
+    }
+    let parent = args.parent.as_ref().map(|parent| store.resolve(parent)).transpose()?;
+    let cache_dir = args.cache_dir.clone().unwrap_or_else(super::mount::default_cache_dir);
+    let options = Options {
+        dir: args.dir.clone(),
+        parent,
+        ignore,
+        index_dir: Some(cache_dir.join("imports")),
+        reread: args.reread,
+        jobs: args.jobs.unwrap_or_else(default_jobs),
+    };
+    let bar = Bar::new();
+    let report = import(&store, &options, &bar);
+    bar.0.finish_and_clear();
+    let mut report = report?;
+    report.reports.splice(..0, refused);
+    if let Some(tag) = &args.tag
+        && store.tags().get(tag).ok() != Some(report.image)
+    {
+        store.tags().set(tag, &report.image, args.force_tag).map_err(|e| {
+            e.context(format_args!("{} is imported as {}, but not tagged", args.dir.display(), report.image))
+        })?;
+    }
+    if args.json {
+        print_json(&Shown { report: &report, tag: args.tag.as_deref() })?;
+    } else {
+        print(&format!("{}\n", report.image))?;
+        eprintln!("pfimg: {}", summary(&report));
+        for line in &report.reports {
+            eprintln!("pfimg: {}", plain(line, usize::MAX));
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The rules in force, and a line for each that cannot be followed.
+fn rules(args: &ImportArgs) -> Result<(Ignore, Vec<String>)> {
+    let mut refused = Vec::new();
+    let mut ignore = if args.no_default_ignores { Ignore::default() } else { Ignore::pf_defaults() };
+    if !args.no_default_ignores {
+        for name in IGNORE_FILES {
+            let path = args.dir.join(name);
+            match fs::read(&path) {
+                Ok(text) => {
+                    let lines = ignore.add_lines(&String::from_utf8_lossy(&text));
+                    refused.extend(
+                        lines.into_iter().map(|line| format!("{}: {line:?} is not followed", path.display())),
+                    );
+                }
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+                Err(e) => return Err(Error::io(e, format!("cannot read {}", path.display()))),
+            }
+        }
+    }
+    for rule in &args.ignore {
+        ignore.add(rule)?;
+    }
+    Ok((ignore, refused))
+}
+
+fn summary(report: &Report) -> String {
+    let left_out = match report.left_out {
+        0 => String::new(),
+        paths => format!("; {} left out by rule (--no-default-ignores takes them in)", count(paths, "path")),
+    };
+    let new = if report.new { "imported" } else { "unchanged:" };
+    format!(
+        "{new} {}, {}, of which {} read{left_out}",
+        count(report.files, "file"),
+        format_bytes(report.bytes),
+        format_bytes(report.bytes_read),
+    )
+}
+
+/// A progress bar on stderr, if that is a terminal.
+struct Bar(ProgressBar);
+
+impl Bar {
+    fn new() -> Self {
+        let bar = ProgressBar::no_length();
+        if !bar.is_hidden() {
+            if let Ok(style) = ProgressStyle::with_template("{spinner} {pos} files and folders found") {
+                bar.set_style(style);
+            }
+            bar.enable_steady_tick(Duration::from_millis(200));
+        }
+        Self(bar)
+    }
+}
+
+impl Progress for Bar {
+    fn found(&self, more: u64) {
+        self.0.inc(more);
+    }
+
+    fn to_read(&self, bytes: u64) {
+        self.0.reset();
+        self.0.set_length(bytes);
+        if let Ok(style) =
+            ProgressStyle::with_template("{bar:30} {bytes}/{total_bytes} read, {bytes_per_sec}, {eta} left")
+        {
+            self.0.set_style(style);
+        }
+    }
+
+    fn read(&self, bytes: u64) {
+        self.0.inc(bytes);
+    }
+}

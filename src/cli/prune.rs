@@ -1,0 +1,102 @@
+//! `pfimg prune`: thins out the images that forks were sealed as.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::Args;
+
+use super::images::short;
+use super::text::{count, plain, print, print_json, table};
+use super::{StoreArg, place};
+use crate::error::{Error, ErrorKind, Result};
+use crate::prune::{Options, Policy, Reason, Report, prune};
+use crate::store::Store;
+
+/// Remove images that forks were sealed as, but for those to keep.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Always kept: images with a tag, images that a fork rests on, and whatever is no fork's seal (--all counts every image,\n\
+by agent). What only removed images need takes up space until the next `pfimg gc`.")]
+pub(crate) struct PruneArgs {
+    /// These forks' images [default: those of every fork]
+    #[arg(value_name = "FORK")]
+    forks: Vec<String>,
+    /// Keep the newest N of each fork
+    #[arg(long, value_name = "N")]
+    keep_last: Option<u32>,
+    /// Keep the newest of each of the last N hours that have any
+    #[arg(long, value_name = "N")]
+    keep_hourly: Option<u32>,
+    /// Keep the newest of each of the last N days (UTC) that have any
+    #[arg(long, value_name = "N")]
+    keep_daily: Option<u32>,
+    /// Keep images with a tag, and by itself nothing else but what forks rest on
+    #[arg(long)]
+    keep_tagged: bool,
+    /// Of all images of the store, not only those that forks were sealed as
+    #[arg(long, conflicts_with = "forks")]
+    all: bool,
+    /// Remove nothing, say what would be
+    #[arg(long)]
+    dry_run: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(store: &StoreArg, args: &PruneArgs) -> Result<ExitCode> {
+    let counts = [args.keep_last, args.keep_hourly, args.keep_daily];
+    if counts.iter().all(Option::is_none) && !args.keep_tagged {
+        return Err(Error::new(ErrorKind::InvalidInput, "it is not said what to keep").with_hint(
+            "name --keep-last, --keep-hourly, --keep-daily or --keep-tagged; --dry-run shows what they do",
+        ));
+    }
+    let [last, hourly, daily] = counts.map(Option::unwrap_or_default);
+    let store = Arc::new(store.open()?);
+    let options = Options {
+        policy: Policy { last, hourly, daily },
+        forks: args.forks.clone(),
+        all: args.all,
+        dry_run: args.dry_run,
+    };
+    let report = prune(&store, &options, &lineage(&store)?)?;
+    if args.json {
+        print_json(&report)?;
+    } else {
+        print(&render(&report))?;
+        eprintln!("pfimg: {}", summary(&report));
+        for note in &report.notes {
+            eprintln!("pfimg: {}", plain(note, usize::MAX));
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Images that forks descend from, which their heads need not say: a fork that was copied together holds a manifest.
+fn lineage(store: &Arc<Store>) -> Result<Vec<crate::store::Digest>> {
+    let registry = place::registry(store, true)?;
+    Ok(registry.names().iter().filter_map(|name| registry.stats(name).ok()?.base).collect())
+}
+
+fn render(report: &Report) -> String {
+    let cells: Vec<[String; 4]> = report
+        .images
+        .iter()
+        .map(|image| {
+            let reasons: Vec<&str> = image.kept.iter().copied().map(Reason::word).collect();
+            [
+                plain(&image.group, 40),
+                short(&image.image),
+                image.created_at.format("%F %T").to_string(),
+                if reasons.is_empty() { "remove".into() } else { format!("keep: {}", reasons.join(", ")) },
+            ]
+        })
+        .collect();
+    if cells.is_empty() { String::new() } else { table(["FORK", "IMAGE", "CREATED (UTC)", ""], &cells) }
+}
+
+fn summary(report: &Report) -> String {
+    let word = if report.dry_run { "would remove" } else { "removed" };
+    let kept = report.images.len() as u64 - report.removed;
+    format!("{word} {}, kept {kept}", count(report.removed, "image"))
+}

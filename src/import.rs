@@ -1,0 +1,555 @@
+//! Import: a folder becomes an image.
+//!
+//! The folder is listed, and what is in it hashed, compressed and stored, on all cores; a file that an index of the last
+//! import knows by its times, size and inode is not read again. The layers that a folder does not have are the parent's,
+//! or `pf`'s empty forms. Nothing changed: the image that is there already, and no new one.
+
+mod ignore;
+mod index;
+mod tree;
+mod walk;
+
+use std::collections::{HashMap, HashSet};
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::num::NonZeroUsize;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use chrono::Utc;
+use parking_lot::Mutex;
+use serde::Serialize;
+
+pub use ignore::{IGNORE_FILES, Ignore};
+pub use index::{Index, Record, Stamp};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::jobs::try_each;
+use crate::layers::cache::{LAYOUT, PageManifest};
+use crate::layers::effects::{Header, Ledger};
+use crate::layers::env::{Env, EnvV1};
+use crate::layers::model::{Base, ModelDiff};
+use crate::layers::procs::Procs;
+use crate::layers::world::Kind;
+use crate::layers::xattrs::Xattrs;
+use crate::store::manifest::{
+    Agent, CacheRefs, EffectsRefs, MEDIA_TYPE, ModelRefs, SCHEMA_VERSION, TraceRefs, WorldRefs,
+};
+use crate::store::{Batch, Digest, Image, Manifest, MarkerError, Store};
+use tree::{Body, Item};
+use walk::{Found, Meta, READABLE};
+
+/// What layers say that nobody filled.
+const NOTE: &str = "imported from a folder";
+
+/// What an agent is called that is none.
+const AGENT: &str = "pfimg";
+
+/// Files up to this many bytes are held in memory as a whole, by each thread.
+const WHOLE: u64 = 8 << 20;
+
+/// A file that changes while it is read is read this often.
+const ATTEMPTS: usize = 4;
+
+/// What to import, and how.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The folder.
+    pub dir: PathBuf,
+    /// The image that the new one comes from; its layers are taken over but for the files.
+    pub parent: Option<Digest>,
+    /// What to leave out.
+    pub ignore: Ignore,
+    /// Where the indices of earlier imports are kept; without one every file is read.
+    pub index_dir: Option<PathBuf>,
+    /// Whether every file is read though the index knows it.
+    pub reread: bool,
+    /// How many threads work.
+    pub jobs: NonZeroUsize,
+}
+
+/// What an import came to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Report {
+    /// The image that holds the folder.
+    pub image: Digest,
+    /// Whether it was made just now; else an earlier one holds the same.
+    pub new: bool,
+    /// Files, and the bytes in them.
+    pub files: u64,
+    /// Bytes in files.
+    pub bytes: u64,
+    /// Files that had to be read.
+    pub files_read: u64,
+    /// Bytes that had to be read.
+    pub bytes_read: u64,
+    /// Paths that a rule left out.
+    pub left_out: u64,
+    /// What somebody should know of, in words.
+    pub reports: Vec<String>,
+}
+
+/// Is told how far an import is.
+pub trait Progress: Sync {
+    /// So many more files, folders and links were found.
+    fn found(&self, more: u64) {
+        let _ = more;
+    }
+
+    /// So many bytes are to be read.
+    fn to_read(&self, bytes: u64) {
+        let _ = bytes;
+    }
+
+    /// So many more were.
+    fn read(&self, bytes: u64) {
+        let _ = bytes;
+    }
+}
+
+/// Nobody is told.
+impl Progress for () {}
+
+/// Imports a folder; see the module.
+pub fn import(store: &Store, options: &Options, progress: &dyn Progress) -> Result<Report> {
+    let started_ns = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as i64);
+    let failed = |e| Error::io(e, format!("cannot import {}", options.dir.display()));
+    let dir = fs::canonicalize(&options.dir).map_err(failed)?;
+    let root = fs::metadata(&dir).map_err(failed)?;
+    if !root.is_dir() {
+        let message = format!("{} is not a folder", dir.display());
+        return Err(Error::new(ErrorKind::InvalidInput, message));
+    }
+    let index_path = options.index_dir.as_ref().map(|at| at.join(index_name(store, &dir)));
+    let index_bytes = index_path.as_ref().and_then(|path| fs::read(path).ok()).unwrap_or_default();
+    let mut index = Index::parse(&index_bytes).unwrap_or_default();
+    if options.reread {
+        index.files.clear();
+    }
+    let mut importing = Importing {
+        store,
+        dir: &dir,
+        options,
+        progress,
+        index,
+        parent: options.parent.map(|id| store.image(&id)).transpose()?,
+        reports: Mutex::default(),
+    };
+    let (report, records) = importing.run(&Meta::of(&root))?;
+    if let Some(path) = index_path
+        && (report.new || report.files_read > 0 || importing.index.image != Some(report.image))
+    {
+        let records: Vec<_> = records.iter().map(|(path, record)| (path.as_slice(), *record)).collect();
+        // An index that cannot be kept costs the next import time, and nothing else.
+        if let Err(e) = keep_index(&path, &Index::write(started_ns, &report.image, &records)) {
+            tracing::warn!("cannot keep {}: {e}; the next import reads everything again", path.display());
+        }
+    }
+    Ok(report)
+}
+
+/// An index's name: it is of one store and one folder.
+fn index_name(store: &Store, dir: &Path) -> String {
+    use std::os::unix::ffi::OsStrExt;
+    let names = [store.root().as_os_str().as_bytes(), dir.as_os_str().as_bytes()].join(&0);
+    format!("{}.idx", &Digest::of(&names).hex()[..32])
+}
+
+fn keep_index(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let dir = path.parent().unwrap_or(path);
+    fs::create_dir_all(dir)?;
+    let mut temp = tempfile::NamedTempFile::new_in(dir)?;
+    temp.write_all(bytes)?;
+    temp.persist(path)?;
+    Ok(())
+}
+
+/// What files looked like when they were read, by path.
+type Records = Vec<(Vec<u8>, Record)>;
+
+/// A file whose content is not known yet, as its place among the items, with what the index knows of it.
+struct Pending {
+    item: usize,
+    known: Option<Digest>,
+}
+
+struct Importing<'a> {
+    store: &'a Store,
+    dir: &'a Path,
+    options: &'a Options,
+    progress: &'a dyn Progress,
+    index: Index<'a>,
+    parent: Option<Image>,
+    reports: Mutex<Vec<String>>,
+}
+
+impl Importing<'_> {
+    fn run(&mut self, root: &Meta) -> Result<(Report, Records)> {
+        let listing =
+            walk::walk(self.dir, &self.options.ignore, &self.left_alone(), self.options.jobs, self.progress)?;
+        for path in &listing.skipped {
+            self.report(format!("{} is left out: it is the store, or its cache", path.display()));
+        }
+        let root_xattrs = read_xattrs(self.dir)?;
+        let (mut items, pending) = self.look(&listing.found)?;
+        let batch = self.store.begin();
+        let mut report = Report {
+            image: Digest::of(b""),
+            new: false,
+            files: items.iter().filter(|item| item.meta.kind == Kind::File).count() as u64,
+            bytes: 0,
+            files_read: 0,
+            bytes_read: 0,
+            left_out: listing.left_out,
+            reports: Vec::new(),
+        };
+        // What an image holds that is there still needs no look at every blob.
+        let mut image = None;
+        if pending.iter().all(|pending| pending.known.is_some()) {
+            let tree = text(root, &root_xattrs, &items)?;
+            image = self.same(Digest::of(&tree))?;
+        }
+        if image.is_none() {
+            self.store_contents(&batch, &mut items, &pending, &mut report)?;
+            let tree = text(root, &root_xattrs, &items)?;
+            image = self.same(Digest::of(&tree))?;
+            if image.is_none() {
+                let manifest = self.manifest(&batch, batch.put(&tree)?)?;
+                image = Some(batch.commit(&manifest)?);
+                report.new = true;
+            }
+        }
+        report.image = image.unwrap_or(report.image);
+        let records: Records = items
+            .into_iter()
+            .filter_map(|item| match item.body {
+                Body::Content(digest) => {
+                    report.bytes += item.meta.stamp.size;
+                    let record = Record { stamp: item.meta.stamp, digest, xattrs: !item.xattrs.is_empty() };
+                    Some((item.path, record))
+                }
+                _ => None,
+            })
+            .collect();
+        report.reports = std::mem::take(&mut *self.reports.lock());
+        Ok((report, records))
+    }
+
+    fn report(&self, what: String) {
+        self.reports.lock().push(what);
+    }
+
+    /// Folders that no image may hold: the store would grow while it is read.
+    fn left_alone(&self) -> HashSet<(u64, u64)> {
+        let own = [Some(self.store.root()), self.options.index_dir.as_deref()];
+        own.into_iter()
+            .flatten()
+            .filter_map(|dir| fs::metadata(dir).ok())
+            .map(|m| (m.dev(), m.ino()))
+            .collect()
+    }
+
+    /// Looks at everything that was found but for the content of files, of which it returns what the index knows.
+    fn look(&self, found: &[Found]) -> Result<(Vec<Item>, Vec<Pending>)> {
+        let looked: Mutex<Vec<(Item, Option<Option<Digest>>)>> = Mutex::new(Vec::with_capacity(found.len()));
+        let pieces: Vec<&[Found]> = found.chunks(256).collect();
+        try_each(self.options.jobs, &pieces, &|piece| {
+            let mut done = Vec::with_capacity(piece.len());
+            for found in *piece {
+                if let Some(item) = self.look_at(found)? {
+                    done.push(item);
+                }
+            }
+            looked.lock().append(&mut done);
+            Ok(())
+        })?;
+        let mut items = Vec::with_capacity(found.len());
+        let mut pending = Vec::new();
+        for (item, content) in looked.into_inner() {
+            if let Some(known) = content {
+                pending.push(Pending { item: items.len(), known });
+            }
+            items.push(item);
+        }
+        Ok((items, pending))
+    }
+
+    /// The second value is there for a file: its content's digest if the index knows it. Nothing if it is gone.
+    fn look_at(&self, found: &Found) -> Result<Option<(Item, Option<Option<Digest>>)>> {
+        let Found { path, meta } = found;
+        let full = || walk::at(self.dir, path);
+        let mut item = Item { path: path.clone(), meta: *meta, body: Body::Nothing, xattrs: Xattrs::new() };
+        match meta.kind {
+            Kind::File => {
+                let known = self.index.unchanged(path, &meta.stamp);
+                if known.is_none_or(|known| known.xattrs) {
+                    item.xattrs = read_xattrs(&full())?;
+                }
+                let digest = known.map(|known| known.digest);
+                if let Some(digest) = digest {
+                    item.body = Body::Content(digest);
+                }
+                return Ok(Some((item, Some(digest))));
+            }
+            Kind::Dir => item.xattrs = read_xattrs(&full())?,
+            Kind::Symlink => {
+                use std::os::unix::ffi::OsStringExt;
+                let target = match fs::read_link(full()) {
+                    Ok(target) => target.into_os_string().into_vec(),
+                    Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+                    Err(e) => return Err(Error::io(e, format!("cannot read link {}", full().display()))),
+                };
+                let digest = Digest::of(&target);
+                item.body = Body::Target(target, digest);
+            }
+            _ => {}
+        }
+        Ok(Some((item, None)))
+    }
+
+    /// Has every content in the store. What vanished meanwhile is taken off the items.
+    fn store_contents(
+        &self,
+        batch: &Batch<'_>,
+        items: &mut Vec<Item>,
+        pending: &[Pending],
+        report: &mut Report,
+    ) -> Result<()> {
+        // Of the names of one file the first stands for all, so that they hold the same.
+        let mut leaders: HashMap<(u64, u64), usize> = HashMap::new();
+        let mut work = Vec::new();
+        let mut followers = Vec::new();
+        for pending in pending {
+            let meta = &items[pending.item].meta;
+            let leader = match meta.links {
+                0 | 1 => pending.item,
+                _ => *leaders.entry((meta.stamp.dev, meta.stamp.ino)).or_insert(pending.item),
+            };
+            if leader == pending.item {
+                work.push(pending);
+            } else {
+                followers.push((pending.item, leader));
+            }
+        }
+        // Large files first, so that none is left over at the end for one thread.
+        work.sort_by_key(|pending| std::cmp::Reverse(items[pending.item].meta.stamp.size.max(WHOLE)));
+        let unknown = work.iter().filter(|pending| pending.known.is_none());
+        self.progress.to_read(unknown.map(|pending| items[pending.item].meta.stamp.size).sum());
+        let done: Mutex<Vec<(usize, Option<(Meta, Digest)>)>> = Mutex::default();
+        let read: Mutex<(u64, u64)> = Mutex::default();
+        let view: &[Item] = items;
+        try_each(self.options.jobs, &work, &|pending| {
+            let item = &view[pending.item];
+            if let Some(digest) = pending.known
+                && self.store.blobs().keep(&digest)
+            {
+                batch.rely_on(digest);
+                return Ok(());
+            }
+            let stored = self.read(batch, item)?;
+            let mut read = read.lock();
+            read.0 += 1;
+            read.1 += stored.map_or(0, |(meta, _)| meta.stamp.size);
+            drop(read);
+            done.lock().push((pending.item, stored));
+            Ok(())
+        })?;
+        for item in items.iter() {
+            if let Body::Target(target, _) = &item.body {
+                batch.put(target)?;
+            }
+        }
+        (report.files_read, report.bytes_read) = read.into_inner();
+        let mut gone = HashSet::new();
+        for (item, stored) in done.into_inner() {
+            match stored {
+                Some((meta, digest)) => (items[item].meta, items[item].body) = (meta, Body::Content(digest)),
+                None => drop(gone.insert(item)),
+            }
+        }
+        for (item, leader) in followers {
+            if gone.contains(&leader) {
+                gone.insert(item);
+            }
+            (items[item].meta, items[item].body) = (items[leader].meta, items[leader].body.clone());
+        }
+        if !gone.is_empty() {
+            let mut number = 0;
+            items.retain(|_| {
+                number += 1;
+                !gone.contains(&(number - 1))
+            });
+        }
+        Ok(())
+    }
+
+    /// Reads a file and stores it; nothing if it is gone. What it returns fits together: the content is that of the
+    /// file when it had these times, unless somebody writes into it all the while.
+    fn read(&self, batch: &Batch<'_>, item: &Item) -> Result<Option<(Meta, Digest)>> {
+        let full = walk::at(self.dir, &item.path);
+        let failed = |e| Error::io(e, format!("cannot read {}", full.display())).with_hint(READABLE);
+        let mut attempt = 0;
+        loop {
+            attempt += 1;
+            let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY;
+            let mut file = match File::options().read(true).custom_flags(flags).open(&full) {
+                Ok(file) => file,
+                Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+                Err(e) => return Err(failed(e)),
+            };
+            let before = Meta::of(&file.metadata().map_err(failed)?);
+            if before.kind != Kind::File {
+                let message = format!("{} became something else while it was imported", full.display());
+                return Err(
+                    Error::new(ErrorKind::Busy, message).with_hint("try again when nobody writes there")
+                );
+            }
+            let size = before.stamp.size;
+            let mut bytes = Vec::new();
+            let streamed = if size <= WHOLE {
+                bytes.reserve_exact(size as usize + 1);
+                (&mut file).take(WHOLE + 1).read_to_end(&mut bytes).map_err(failed)?;
+                None
+            } else {
+                // Told no size: it may grow, and what is promised must be kept.
+                Some(batch.put_stream(&mut file, None).map_err(|e| e.context(full.display()))?)
+            };
+            let mut after = Meta::of(&file.metadata().map_err(failed)?);
+            let length = streamed.map_or(bytes.len() as u64, |(_, length)| length);
+            let changed = after.stamp != before.stamp || length != size;
+            if changed && attempt < ATTEMPTS {
+                continue;
+            }
+            if changed {
+                self.report(format!("{} changed while it was read; a mixture is imported", full.display()));
+                after.stamp.size = length;
+            }
+            let digest = match streamed {
+                Some((digest, _)) => digest,
+                None => batch.put(&bytes).map_err(|e| e.context(full.display()))?,
+            };
+            self.progress.read(length);
+            return Ok(Some((after, digest)));
+        }
+    }
+
+    /// An image that holds just what would be imported: the one that the last import made, or the parent.
+    fn same(&self, tree: Digest) -> Result<Option<Digest>> {
+        let layers = self.layers(tree, &|bytes| Ok(Digest::of(&bytes)))?;
+        if let Some(parent) = &self.parent
+            && parent.manifest.blobs() == layers.blobs()
+        {
+            return Ok(Some(parent.id));
+        }
+        let Some(last) = self.index.image else { return Ok(None) };
+        match self.store.image(&last) {
+            Ok(image) => {
+                let same =
+                    image.manifest.blobs() == layers.blobs() && image.manifest.parents == layers.parents;
+                Ok(same.then_some(last))
+            }
+            Err(MarkerError::Absent(_)) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn manifest(&self, batch: &Batch<'_>, tree: Digest) -> Result<Manifest> {
+        let manifest = self.layers(tree, &|bytes| batch.put(&bytes))?;
+        if let Some(parent) = &self.parent {
+            for (_, digest) in parent.manifest.blobs() {
+                batch.rely_on(digest);
+            }
+            if !self.store.images().contains(&parent.id) {
+                let message = format!("image {} was removed while its child was made", parent.id);
+                return Err(Error::new(ErrorKind::Missing, message).with_hint("name another --parent"));
+            }
+        }
+        Ok(manifest)
+    }
+
+    /// The manifest with its layers: the parent's, or `pf`'s empty forms, which `put` says the digests of.
+    fn layers(&self, tree: Digest, put: &dyn Fn(Vec<u8>) -> Result<Digest>) -> Result<Manifest> {
+        let name = self.dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if let Some(parent) = &self.parent {
+            let old = parent.manifest.clone();
+            let world = WorldRefs { fs: tree, ..old.world };
+            return Ok(Manifest { world, created_at: Utc::now(), parents: vec![parent.id], ..old });
+        }
+        Ok(Manifest {
+            schema_version: SCHEMA_VERSION,
+            media_type: MEDIA_TYPE.into(),
+            agent: Agent { kind: AGENT.into(), version: env!("CARGO_PKG_VERSION").into(), fingerprint: name },
+            model: ModelRefs {
+                base: put(Base::Agent(AGENT.into()).to_bytes())?,
+                diff: put(ModelDiff::empty(NOTE).to_bytes())?,
+            },
+            cache: CacheRefs { layout: LAYOUT.into(), manifest: put(PageManifest::empty(NOTE).to_bytes())? },
+            world: WorldRefs {
+                fs: tree,
+                env: put(Env::V1(EnvV1::default()).to_bytes())?,
+                procs: put(Procs::empty(std::env::consts::OS, NOTE).to_bytes())?,
+            },
+            effects: EffectsRefs { ledger: put(empty_ledger())? },
+            trace: TraceRefs { messages: put(Vec::new())? },
+            created_at: Utc::now(),
+            parents: Vec::new(),
+        })
+    }
+}
+
+/// A ledger in which nothing was done.
+fn empty_ledger() -> Vec<u8> {
+    Ledger { header: Header::default(), entries: Vec::new() }.to_bytes()
+}
+
+/// The tree's bytes.
+fn text(root: &Meta, root_xattrs: &Xattrs, items: &[Item]) -> Result<Vec<u8>> {
+    tree::build(root, root_xattrs, items.to_vec())
+        .to_bytes()
+        .map_err(|e| Error::new(ErrorKind::Io(None), "cannot write the tree").with_source(e))
+}
+
+/// Extended attributes that belong to a file wherever it lies. What the system sets by its own rules does not.
+fn is_kept(name: &[u8]) -> bool {
+    name.starts_with(b"user.") || name == b"security.capability" || name.starts_with(b"system.posix_acl_")
+}
+
+/// A file's or folder's extended attributes; none where there cannot be any.
+fn read_xattrs(path: &Path) -> Result<Xattrs> {
+    let failed = |e: rustix::io::Errno| {
+        Error::io(e.into(), format!("cannot read the extended attributes of {}", path.display()))
+    };
+    let mut found = Xattrs::new();
+    let mut list = vec![0; 0];
+    loop {
+        // Most files have none, which one call tells.
+        let needed = match rustix::fs::llistxattr(path, &mut list[..0]) {
+            Ok(0) | Err(rustix::io::Errno::NOTSUP | rustix::io::Errno::NOSYS | rustix::io::Errno::NOENT) => {
+                return Ok(found);
+            }
+            Ok(needed) => needed,
+            Err(e) => return Err(failed(e)),
+        };
+        list.resize(needed, 0);
+        match rustix::fs::llistxattr(path, &mut list[..]) {
+            Ok(length) => {
+                list.truncate(length);
+                break;
+            }
+            Err(rustix::io::Errno::RANGE) => {}
+            Err(rustix::io::Errno::NOENT) => return Ok(found),
+            Err(e) => return Err(failed(e)),
+        }
+    }
+    let mut value = vec![0; 64 << 10];
+    for name in list.split(|b| *b == 0).filter(|name| is_kept(name)) {
+        match rustix::fs::lgetxattr(path, name, &mut value[..]) {
+            Ok(length) => drop(found.insert(name.to_vec(), value[..length].to_vec())),
+            // Removed since the list was made.
+            Err(rustix::io::Errno::NODATA | rustix::io::Errno::NOENT) => {}
+            Err(e) => return Err(failed(e)),
+        }
+    }
+    Ok(found)
+}

@@ -1,0 +1,154 @@
+//! Which paths are left out of an image, by the rules of `pf`.
+//!
+//! A rule without `*`, `?` and `[` is one name or several with slashes between them, and matches wherever a path has
+//! these components in a row. Any other is a glob, matched against the path and against its last name; its `*` takes
+//! slashes too.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use globset::{GlobBuilder, GlobMatcher};
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// What `pf` leaves out unless told otherwise: what can be made again, and its own note of the parent.
+const DEFAULTS: &[&str] = &[
+    ".git/objects",
+    "target",
+    "node_modules",
+    ".pfcid",
+    "__pycache__",
+    ".pytest_cache",
+    ".mypy_cache",
+    ".ruff_cache",
+    ".tox",
+    ".coverage",
+    ".venv",
+    ".DS_Store",
+    "*.pyc",
+    "*.pyo",
+];
+
+/// Files at the top of a folder that hold rules, a line each.
+pub const IGNORE_FILES: [&str; 2] = [".pfignore", ".gitignore"];
+
+/// Rules that leave paths out.
+#[derive(Clone, Debug, Default)]
+pub struct Ignore {
+    /// Names in a row.
+    plain: Vec<Vec<Box<[u8]>>>,
+    globs: Vec<GlobMatcher>,
+}
+
+impl Ignore {
+    /// What `pf` leaves out unless told otherwise.
+    pub fn pf_defaults() -> Self {
+        let mut this = Self::default();
+        for rule in DEFAULTS {
+            // Each is known to be sound, and a test says so.
+            let _ = this.add(rule);
+        }
+        this
+    }
+
+    /// Adds a rule.
+    pub fn add(&mut self, rule: &str) -> Result<()> {
+        if rule.contains(['*', '?', '[']) {
+            let glob = GlobBuilder::new(rule).build().map_err(|e| {
+                Error::new(ErrorKind::InvalidInput, format!("{rule:?} is no pattern")).with_source(e)
+            })?;
+            self.globs.push(glob.compile_matcher());
+            return Ok(());
+        }
+        let names: Vec<Box<[u8]>> =
+            rule.split('/').filter(|name| !name.is_empty()).map(|name| name.as_bytes().into()).collect();
+        if names.is_empty() {
+            return Err(Error::new(ErrorKind::InvalidInput, format!("{rule:?} names nothing to leave out")));
+        }
+        self.plain.push(names);
+        Ok(())
+    }
+
+    /// Adds the rules of a file such as `.gitignore`: a line each, without comments. Returns the lines that cannot be
+    /// followed: those that take something back in (`!`), as with `pf`, and those that are no patterns.
+    pub fn add_lines(&mut self, text: &str) -> Vec<String> {
+        let mut refused = Vec::new();
+        for line in text.lines().map(str::trim) {
+            if line.is_empty() || line.starts_with('#') {
+                continue;
+            }
+            let rule = line.trim_start_matches('/').trim_end_matches('/');
+            if line.starts_with('!') || (!rule.is_empty() && self.add(rule).is_err()) {
+                refused.push(line.to_owned());
+            }
+        }
+        refused
+    }
+
+    /// Whether a path, relative to the folder, is left out. That everything below it is too is up to the caller.
+    pub fn covers(&self, path: &[u8]) -> bool {
+        let name = path.rsplit(|b| *b == b'/').next().unwrap_or(path);
+        let ends_with = |names: &Vec<Box<[u8]>>| {
+            // The folders above were looked at before, so that only a match that ends here is new.
+            let mut rest = path.rsplit(|b| *b == b'/');
+            names.iter().rev().all(|name| rest.next().is_some_and(|component| component == &**name))
+        };
+        let glob = |glob: &GlobMatcher| {
+            glob.is_match(Path::new(OsStr::from_bytes(path)))
+                || glob.is_match(Path::new(OsStr::from_bytes(name)))
+        };
+        self.plain.iter().any(ends_with) || self.globs.iter().any(glob)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rules_match_as_they_do_with_pf() {
+        let mut ignore = Ignore::pf_defaults();
+        assert_eq!(ignore.plain.len() + ignore.globs.len(), DEFAULTS.len());
+        ignore.add("a/b").unwrap();
+        ignore.add("**/build/**").unwrap();
+        ignore.add("log?.txt").unwrap();
+        for covered in [
+            "target",
+            "x/target",
+            "x/.git/objects",
+            ".pfcid",
+            "m.pyc",
+            "x/y/m.pyc",
+            "a/b",
+            "x/a/b",
+            "x/build/y",
+            "log1.txt",
+            "x/log1.txt",
+        ] {
+            assert!(ignore.covers(covered.as_bytes()), "{covered}");
+        }
+        for kept in
+            ["targets", "x/targeted", ".git", "objects", "x/objects", "b", "a/c/b", "log12.txt", "mpyc"]
+        {
+            assert!(!ignore.covers(kept.as_bytes()), "{kept}");
+        }
+        assert!(Ignore::default().add("[").is_err() && Ignore::default().add("/").is_err());
+    }
+
+    #[test]
+    fn a_file_of_rules_is_read_as_pf_reads_it() {
+        let mut ignore = Ignore::default();
+        let refused = ignore.add_lines("# comment\n\n /dist/ \n*.log\n!keep.log\n[\n/\n");
+        assert_eq!(refused, ["!keep.log", "["]);
+        assert!(ignore.covers(b"dist") && ignore.covers(b"x/dist") && ignore.covers(b"x.log"));
+        assert!(!ignore.covers(b"distance"));
+    }
+
+    #[test]
+    fn names_that_are_not_utf8_match_by_their_bytes() {
+        let mut ignore = Ignore::default();
+        ignore.add("*.log").unwrap();
+        assert!(ignore.covers(b"caf\xe9.log") && !ignore.covers(b"caf\xe9"));
+    }
+}

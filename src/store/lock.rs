@@ -1,0 +1,166 @@
+//! Locks between programs that use a store at the same time: `refs/.<name>`, with flock(2), and pins.
+//!
+//! `pf` takes no locks. Those here are between programs of this kind, and none is held for long.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
+
+use super::{Digest, Store};
+use crate::error::{Error, Result};
+
+/// Held shared while an image is made of blobs that were looked for, exclusively while blobs are deleted.
+const COMMITS: &str = "commits.lock";
+
+/// A pin without a program that holds it counts this long: it may only just be made.
+const PIN_GRACE: Duration = Duration::from_secs(60);
+
+/// Has images spared by collectors until it is dropped. Dies with its program.
+#[derive(Debug)]
+pub struct Pin(Option<(PathBuf, File)>);
+
+impl Drop for Pin {
+    fn drop(&mut self) {
+        if let Some((path, _)) = &self.0 {
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+impl Store {
+    fn lock_file(&self, name: &str) -> Result<(PathBuf, File)> {
+        let path = self.root().join("refs").join(format!(".{name}"));
+        let open = || File::options().create(true).truncate(false).write(true).open(&path);
+        let file = match open() {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                fs::create_dir_all(self.root().join("refs")).and_then(|()| open())
+            }
+            other => other,
+        };
+        let file = file.map_err(|e| Error::io(e, format!("cannot open {}", path.display())))?;
+        Ok((path, file))
+    }
+
+    fn lock(&self, name: &str, how: FlockOperation) -> Result<Option<File>> {
+        let (path, file) = self.lock_file(name)?;
+        loop {
+            return match rustix::fs::flock(&file, how) {
+                Ok(()) => Ok(Some(file)),
+                Err(Errno::INTR) => continue,
+                Err(Errno::WOULDBLOCK) => Ok(None),
+                // A filesystem without locks: what the grace for young blobs cannot do is not done.
+                Err(Errno::NOTSUP | Errno::NOSYS | Errno::NOLCK) => Ok(Some(file)),
+                Err(e) => Err(Error::io(e.into(), format!("cannot lock {}", path.display()))),
+            };
+        }
+    }
+
+    /// Takes a lock that one program at a time may hold; nothing if another one does. Held until the file is dropped.
+    pub fn try_lock(&self, name: &str) -> Result<Option<File>> {
+        self.lock(name, FlockOperation::NonBlockingLockExclusive)
+    }
+
+    /// Has images wait that are about to be made, until the file is dropped.
+    pub fn lock_commits(&self) -> Result<Option<File>> {
+        self.lock(COMMITS, FlockOperation::LockExclusive)
+    }
+
+    /// Has blobs stay that are there, until the file is dropped.
+    pub(super) fn hold_blobs(&self) -> Result<Option<File>> {
+        self.lock(COMMITS, FlockOperation::LockShared)
+    }
+
+    /// Has images spared by collectors. A store that cannot be written to has no collectors of this kind either.
+    pub fn pin(&self, images: &[Digest]) -> Pin {
+        static NUMBERS: AtomicU64 = AtomicU64::new(0);
+        let dir = self.root().join("refs").join("pins");
+        let name = format!("{}.{}", std::process::id(), NUMBERS.fetch_add(1, Ordering::Relaxed));
+        let path = dir.join(name);
+        let make = || {
+            fs::create_dir_all(&dir)?;
+            let mut file = File::create(&path)?;
+            rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+            let lines: String = images.iter().map(|image| format!("{image}\n")).collect();
+            file.write_all(lines.as_bytes())?;
+            Ok::<_, io::Error>(file)
+        };
+        match make() {
+            Ok(file) => Pin(Some((path, file))),
+            Err(e) => {
+                tracing::debug!("cannot pin images in {}: {e}", dir.display());
+                Pin(None)
+            }
+        }
+    }
+
+    /// Images that programs at work need, each with the pin that says so.
+    pub fn pins(&self) -> Result<Vec<(Digest, String)>> {
+        let dir = self.root().join("refs").join("pins");
+        let failed = |e| Error::io(e, format!("cannot list {}", dir.display()));
+        let entries = match fs::read_dir(&dir) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(e) => return Err(failed(e)),
+        };
+        let mut pins = Vec::new();
+        for entry in entries {
+            let path = entry.map_err(failed)?.path();
+            let Ok(file) = File::open(&path) else { continue };
+            let held = rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared).is_err();
+            let age = file.metadata().and_then(|metadata| metadata.modified()).ok();
+            let age = age.and_then(|at| SystemTime::now().duration_since(at).ok()).unwrap_or_default();
+            if !held && age > PIN_GRACE {
+                // Its program was killed.
+                let _ = fs::remove_file(&path);
+                continue;
+            }
+            let text = fs::read_to_string(&path).unwrap_or_default();
+            let holder = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            pins.extend(text.lines().filter_map(|line| Some((line.parse().ok()?, holder.clone()))));
+        }
+        Ok(pins)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn store() -> (tempfile::TempDir, Store) {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::create(dir.path()).unwrap();
+        (dir, store)
+    }
+
+    #[test]
+    fn one_holds_a_lock_at_a_time() {
+        let (_dir, store) = store();
+        let held = store.try_lock("gc.lock").unwrap();
+        assert!(held.is_some() && store.try_lock("gc.lock").unwrap().is_none());
+        assert!(store.try_lock("other.lock").unwrap().is_some());
+        drop(held);
+        assert!(store.try_lock("gc.lock").unwrap().is_some());
+    }
+
+    #[test]
+    fn a_pin_counts_until_it_is_dropped_or_its_program_is_dead() {
+        let (dir, store) = store();
+        let image = Digest::of(b"image");
+        assert_eq!(store.pins().unwrap(), []);
+        let pin = store.pin(&[image]);
+        assert_eq!(store.pins().unwrap()[0].0, image);
+        drop(pin);
+        assert_eq!(store.pins().unwrap(), []);
+        let left = dir.path().join("refs/pins/7.7");
+        fs::write(&left, format!("{image}\n")).unwrap();
+        assert_eq!(store.pins().unwrap().len(), 1, "it may only just be made");
+        File::options().write(true).open(&left).unwrap().set_modified(SystemTime::UNIX_EPOCH).unwrap();
+        assert_eq!(store.pins().unwrap(), []);
+        assert!(!left.exists());
+    }
+}
