@@ -8,7 +8,6 @@ import random
 import sys
 
 mode, root, arg, *before = sys.argv[1:]
-os.chdir(root)
 
 
 def content(number):
@@ -17,6 +16,7 @@ def content(number):
 
 
 if mode == "write":
+    os.chdir(root)
     rng = random.Random(int(arg))
     base = sorted(os.path.join(d, f) for d, _, files in os.walk(".") for f in files)
     while True:
@@ -43,6 +43,11 @@ for line, text in enumerate(open(arg)):
     elif line >= int(before[0]) or number == "begun":
         # Of the file that was under way nothing was said yet.
         promised.pop(name, None)
+
+if not promised:
+    # Not even the fork itself.
+    sys.exit()
+os.chdir(root)
 
 
 def difference(name, should):

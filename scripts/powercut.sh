@@ -43,7 +43,7 @@ for type in ext4 xfs; do
         "$PFIMG" mount "$PF_STORE" "$work/mnt" >/dev/null
         python3 scripts/powercut.py check "$work/mnt/work/r$round/" "$work/said" "$before"
         "$PFIMG" umount "$work/mnt" >/dev/null
-        "$PFIMG" discard "r$round"
+        "$PFIMG" discard "r$round" 2>/dev/null || [ "$before" -lt 2 ]
         echo "powercut: $type, round $round: $((before / 2)) files held"
     done
     umount "$work/disk"
