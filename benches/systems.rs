@@ -107,6 +107,10 @@ pub(crate) struct Mount {
 
 impl Mount {
     pub(crate) fn new(store: &Path, mountpoint: &Path, cache_dir: &Path) -> Result<Self> {
+        Self::with(store, mountpoint, cache_dir, &[])
+    }
+
+    pub(crate) fn with(store: &Path, mountpoint: &Path, cache_dir: &Path, args: &[&str]) -> Result<Self> {
         let started = Instant::now();
         let status = pfimg("mount")
             .args([store, mountpoint])
@@ -114,6 +118,7 @@ impl Mount {
             .arg(cache_dir)
             .arg("--log")
             .arg(mountpoint.with_extension("log"))
+            .args(args)
             // Ctrl-C must not end it halfway between mounting and telling.
             .process_group(0)
             .status()?;
@@ -221,6 +226,105 @@ impl System for PfimgImage {
 
     fn daemon(&self) -> Option<u32> {
         self.mount.as_ref().map(|mount| mount.pid)
+    }
+}
+
+/// A fork in a mounted store of its own.
+pub(crate) struct PfimgFork {
+    name: &'static str,
+    tree: PathBuf,
+    mount: Option<Mount>,
+}
+
+impl PfimgFork {
+    /// Mounts `store` with `--writes WRITES` and makes a fork of its latest image.
+    pub(crate) fn new(store: &Path, mountpoint: &Path, cache: &Path, writes: &'static str) -> Result<Self> {
+        let mount = Mount::with(store, mountpoint, cache, &["--writes", writes, "--seal", "manual"])?;
+        fs::create_dir(mountpoint.join("forks/bench@latest"))?;
+        let name = if writes == "back" { "fork, back" } else { "fork, through" };
+        Ok(Self { name, tree: mountpoint.join("forks/bench/world/fs"), mount: Some(mount) })
+    }
+}
+
+impl System for PfimgFork {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn tree(&self) -> &Path {
+        &self.tree
+    }
+
+    fn stop(&mut self) -> Result<()> {
+        self.mount.take().map_or(Ok(()), Mount::unmount)
+    }
+
+    fn requests(&self) -> Result<Requests> {
+        self.mount.as_ref().map_or_else(|| Ok(Requests::new()), Mount::requests)
+    }
+
+    fn daemon(&self) -> Option<u32> {
+        self.mount.as_ref().map(|mount| mount.pid)
+    }
+}
+
+/// fuse-overlayfs over an empty lower folder, where it is installed.
+pub(crate) struct FuseOverlay {
+    tree: PathBuf,
+    child: std::process::Child,
+}
+
+impl FuseOverlay {
+    /// Mounts it below `dir`, or gives nothing if it is not installed.
+    pub(crate) fn new(dir: &Path) -> Result<Option<Self>> {
+        let path = |name: &str| dir.join(name);
+        for name in ["lower", "upper", "work", "mnt"] {
+            fs::create_dir_all(path(name))?;
+        }
+        let options = format!(
+            "lowerdir={},upperdir={},workdir={}",
+            path("lower").display(),
+            path("upper").display(),
+            path("work").display()
+        );
+        let started = std::process::Command::new("fuse-overlayfs")
+            .args(["-f", "-o", &options])
+            .arg(path("mnt"))
+            .spawn();
+        let child = match started {
+            Ok(child) => child,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(e.into()),
+        };
+        let this = Self { tree: path("mnt"), child };
+        let begun = Instant::now();
+        while !fs::read_to_string("/proc/self/mountinfo")?.contains(&*this.tree.to_string_lossy()) {
+            if begun.elapsed() > END {
+                return Err("fuse-overlayfs does not mount".into());
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(Some(this))
+    }
+}
+
+impl System for FuseOverlay {
+    fn name(&self) -> &'static str {
+        "fuse-overlayfs"
+    }
+
+    fn tree(&self) -> &Path {
+        &self.tree
+    }
+
+    fn stop(&mut self) -> Result<()> {
+        rustix::mount::unmount(&self.tree, rustix::mount::UnmountFlags::DETACH)?;
+        self.child.wait()?;
+        Ok(())
+    }
+
+    fn daemon(&self) -> Option<u32> {
+        Some(self.child.id())
     }
 }
 

@@ -16,6 +16,7 @@ mod report;
 mod scratch;
 mod source;
 mod systems;
+mod working;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -28,7 +29,7 @@ use serde_json::json;
 use measure::{Bench, Row};
 use scratch::Scratch;
 use source::SourceTree;
-use systems::{Native, PfimgImage, System};
+use systems::{FuseOverlay, Native, PfimgFork, PfimgImage, System};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
@@ -41,6 +42,8 @@ enum Group {
     Reading,
     /// Two images of it, compared.
     Diff,
+    /// Builds, clones, installs, databases: in a fork, in both write modes.
+    Working,
     /// A store of many images, mounted.
     Mounting,
 }
@@ -109,6 +112,9 @@ fn run(args: &Args) -> Result<()> {
     if wanted(Group::Reading) || wanted(Group::Diff) {
         rows = tree(args, &scratch, &bench, &wanted, &mut about)?;
     }
+    if wanted(Group::Working) {
+        rows.extend(working(args, &scratch, &bench)?);
+    }
     let mounts = wanted(Group::Mounting).then(|| mounting::measure(&bench, args.images)).transpose()?;
     bench.progress.finish_and_clear();
     println!("{about:#}\n");
@@ -169,6 +175,33 @@ fn tree(
         }
     } else {
         image.stop()?;
+    }
+    Ok(rows)
+}
+
+/// Measures work in a native folder, in forks, and in fuse-overlayfs where it is installed.
+fn working(args: &Args, scratch: &Scratch, bench: &Bench<'_>) -> Result<Vec<Row>> {
+    let source = SourceTree::new(args.files, args.seed);
+    let tree = scratch.fresh("working-tree")?;
+    bench.say("writing the tree that git clones");
+    source.write(&tree, scratch)?;
+    let mut systems: Vec<Box<dyn System + '_>> =
+        vec![Box::new(Native { tree: scratch.fresh("working-native")? })];
+    for writes in ["through", "back"] {
+        let store = scratch.fresh(&format!("working-{writes}"))?;
+        image::write_many(&store, 1, scratch)?;
+        let mountpoint = scratch.fresh(&format!("working-{writes}-mnt"))?;
+        let cache = scratch.path().join(format!("working-{writes}-cache"));
+        systems.push(Box::new(PfimgFork::new(&store, &mountpoint, &cache, writes)?));
+    }
+    if let Some(overlay) = FuseOverlay::new(&scratch.fresh("working-overlay")?)? {
+        systems.push(Box::new(overlay));
+    } else {
+        bench.progress.println("fuse-overlayfs is left out: it is not installed");
+    }
+    let rows = working::steps(bench, &mut systems, &tree, &args.workload)?;
+    for system in &mut systems {
+        system.stop()?;
     }
     Ok(rows)
 }
