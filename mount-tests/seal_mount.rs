@@ -422,3 +422,50 @@ fn ten_sealing_while_eight_write_make_images_that_all_verify() {
     verify(&store);
     mount.unmount();
 }
+
+#[test]
+fn a_daemon_killed_in_the_middle_of_seals_loses_nothing_and_leaves_no_image_without_its_blobs() {
+    let rounds = std::env::var("PFIMG_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(12);
+    let (store, id) = small_store();
+    let mut known: std::collections::BTreeMap<String, u64> = std::collections::BTreeMap::new();
+    let mut seals = 0;
+    for round in 0..rounds {
+        let mut mount = Mount::of(store.root()).args(["--seal", "interval:5ms"]).start();
+        if round == 0 {
+            fork(&mount, "f", &id);
+        }
+        let world = world(&mount, "f");
+        for (name, number) in &known {
+            let text = fs::read_to_string(world.join(name)).unwrap();
+            assert!(
+                text.trim().parse::<u64>().unwrap() >= *number,
+                "round {round}: {name} went back: {text}"
+            );
+        }
+        let before = snaps(&mount, "f").len();
+        assert!(before >= seals, "round {round}: seals are gone");
+        seals = before;
+        let acknowledged = std::sync::Arc::new(std::sync::Mutex::new(known.clone()));
+        let (at, told) = (world.clone(), acknowledged.clone());
+        let writers = Writers::start(4, move |n, count| {
+            let name = format!("{n}-{}", count % 7);
+            let number = round * 1_000_000 + count;
+            let temp = at.join(format!("{n}.tmp"));
+            let written = fs::write(&temp, format!("{number:10}{}", " ".repeat(3000)));
+            if written.and_then(|()| fs::rename(&temp, at.join(&name))).is_ok() {
+                told.lock().unwrap().insert(name, number);
+            }
+        });
+        wait_until("seals are under way", || snaps(&mount, "f").len() > before + (round as usize % 3));
+        std::thread::sleep(Duration::from_micros(round * 1777 % 20_000));
+        mount.kill();
+        writers.end();
+        known = acknowledged.lock().unwrap().clone();
+    }
+    assert!(!known.is_empty());
+    verify(&store);
+    let last = seal(&store, &["f"]);
+    let mount = manual(&store);
+    assert_eq!(all_of(&world_of(&mount, "f")), all_of(&mount.image(&last).join("world/fs")));
+    mount.unmount();
+}

@@ -143,16 +143,15 @@ impl Sealer {
         let (manifest, mut stored) = sealing.run(name)?;
         let Sealing { parent, reports, .. } = sealing;
         let same = parent.as_ref().filter(|parent| parent.manifest.blobs() == manifest.blobs());
-        let (image, new) = match same {
+        let (image, new) = if let Some(parent) = same {
             // What changed was changed back.
-            Some(parent) => (parent.id, false),
-            None => {
-                if let Some(parent) = &parent {
-                    self.need(&parent.id)?;
-                }
-                fork.note_seal(&Digest::of(&manifest.to_bytes()?))?;
-                (batch.commit(&manifest)?, true)
+            (parent.id, false)
+        } else {
+            if let Some(parent) = &parent {
+                self.need(&parent.id)?;
             }
+            fork.note_seal(&Digest::of(&manifest.to_bytes()?))?;
+            (batch.commit(&manifest)?, true)
         };
         let layers = self.reader.layers(&image)?;
         let ledger = LayerFile::EffectsLedger.path().as_bytes();

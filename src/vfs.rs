@@ -474,9 +474,10 @@ impl Vfs {
         };
         Ok(match node {
             Node::Forked { mounted, ino } => Self::getattr_forked(mounted, *ino)?,
-            Node::Fixed(_) => attr(Kind::Dir, 0o755, 0, self.info.lock().started_ns()),
+            Node::Fixed(_) | Node::Snap { .. } | Node::Stub { .. } => {
+                attr(Kind::Dir, 0o755, 0, self.info.lock().started_ns())
+            }
             Node::Agent(_) => attr(Kind::Dir, 0o755, 0, 0),
-            Node::Snap { .. } | Node::Stub { .. } => attr(Kind::Dir, 0o755, 0, self.info.lock().started_ns()),
             Node::ImageDir { mtime, .. } => attr(Kind::Dir, 0o755, 0, mtime.saturating_mul(1_000_000_000)),
             Node::File { size, recorded: r, .. } => recorded(Kind::File, r, *size),
             Node::Symlink { target, recorded: r } => recorded(Kind::Symlink, r, target.len() as u64),

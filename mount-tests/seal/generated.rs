@@ -178,8 +178,11 @@ impl Program<'_> {
     }
 }
 
+/// Kind and content by path.
+type AsText = BTreeMap<Vec<u8>, (Kind, Vec<u8>)>;
+
 /// What pf can show of a tree: no specials, no owners, and odd names as text.
-fn as_pf_shows(world: &BTreeMap<Vec<u8>, Shown>) -> (BTreeMap<Vec<u8>, (Kind, Vec<u8>)>, usize) {
+fn as_pf_shows(world: &BTreeMap<Vec<u8>, Shown>) -> (AsText, usize) {
     let plain = |shown: &&Shown| matches!(shown.kind, Kind::File | Kind::Dir | Kind::Symlink);
     let count = world.values().filter(plain).count() - 1;
     let utf8 = world.iter().filter(|(path, shown)| {
@@ -231,7 +234,7 @@ fn generate(seed: u64) {
     let base = (rng.below(4) > 0).then(|| place.fixture(seed));
     let fork = registry.create("made", base).unwrap();
     let mut parent = base;
-    for _ in 0..1 + rng.below(4) {
+    for _ in 0..=rng.below(4) {
         let mut program = Program { rng: &mut rng, fork: &fork };
         for _ in 0..program.rng.below(60) {
             program.step();

@@ -134,13 +134,11 @@ pub fn append(fork: &Fork, path: &str, bytes: &[u8]) {
 /// Finds or makes a folder and those above it.
 pub fn dir(fork: &Fork, path: &str) -> Ino {
     path.split('/').filter(|name| !name.is_empty()).fold(Ino::TOP, |parent, name| {
-        match fork.lookup(parent, name.as_bytes()) {
-            Ok(attr) => attr.ino,
-            Err(_) => {
-                let new = NewFile::new(Kind::Dir, 0o755, 1000, 100);
-                fork.create(parent, name.as_bytes(), &new).unwrap().ino
-            }
+        if let Ok(attr) = fork.lookup(parent, name.as_bytes()) {
+            return attr.ino;
         }
+        let new = NewFile::new(Kind::Dir, 0o755, 1000, 100);
+        fork.create(parent, name.as_bytes(), &new).unwrap().ino
     })
 }
 

@@ -101,12 +101,9 @@ impl Adapter {
         let (vfs, notifier) = (Arc::clone(&self.vfs), Arc::clone(&self.notifier));
         let name = name.as_bytes().to_vec();
         self.workers.run(move || {
-            let new = NewFile::new(Kind::Dir, 0o755, 0, 0);
-            let (made, stale) = vfs.make_in_snap(parent.0, &name, &new);
+            let (made, stale) = vfs.make_in_snap(parent.0, &name);
             answer_entry(reply, made);
-            if let Some(notifier) = notifier.get() {
-                tell(notifier, &stale);
-            }
+            notifier.get().inspect(|notifier| tell(notifier, &stale));
         });
     }
 

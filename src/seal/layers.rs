@@ -160,12 +160,12 @@ impl Sealing<'_> {
             }
             None => PageManifest::empty(NOTE),
         };
-        let mut pages = self.page_table(&manifest, stored)?;
+        let mut pages = self.page_table(&manifest, stored);
         if stored.contains_key(PAGE_MANIFEST) {
             match PageManifest::parse(&self.read_path(PAGE_MANIFEST)?) {
                 Ok(written) => manifest = written,
                 Err(wrong) => {
-                    self.reports.push(format!("cache/manifest.json: {wrong}; what it said before counts"))
+                    self.reports.push(format!("cache/manifest.json: {wrong}; what it said before counts"));
                 }
             }
         }
@@ -212,13 +212,13 @@ impl Sealing<'_> {
     }
 
     /// Keys and values by index: those of the parent, and what became of them.
-    fn page_table(&self, manifest: &PageManifest, stored: &Stored) -> Result<Halves> {
+    fn page_table(&self, manifest: &PageManifest, stored: &Stored) -> Halves {
         let mut pages: Halves =
             manifest.pages.iter().map(|page| (page.ix, (Some(page.k), Some(page.v)))).collect();
         if !self.frozen.contains(b"cache/pages") {
-            return Ok(Halves::new());
+            return Halves::new();
         }
-        for path in self.changes.removed.iter() {
+        for path in &self.changes.removed {
             if matches!(path.as_slice(), b"cache" | b"cache/pages") {
                 pages.clear();
             }
@@ -237,7 +237,7 @@ impl Sealing<'_> {
             *(if key { &mut halves.0 } else { &mut halves.1 }) = Some(digest);
         }
         pages.retain(|_, halves| *halves != (None, None));
-        Ok(pages)
+        pages
     }
 }
 

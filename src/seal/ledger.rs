@@ -73,7 +73,7 @@ pub(super) fn seal(
             }
         },
     };
-    let above = text[..text.len() - body.len()].iter().filter(|byte| **byte == b'\n').count();
+    let above = text[..text.len() - body.len()].split(|byte| *byte == b'\n').count() - 1;
     let mut entries = Vec::new();
     // From the first line on that is no entry.
     let mut rest: &[u8] = &[];

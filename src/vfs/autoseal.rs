@@ -61,6 +61,10 @@ impl AutoSeal {
         });
         if entry.version != version {
             (entry.version, entry.still_since) = (version, now);
+            if matches!(policy, SealPolicy::Idle(_)) {
+                // What failed may be mended by what was written since.
+                entry.retry_at = None;
+            }
         }
         if entry.retry_at.is_some_and(|at| now < at) {
             return false;

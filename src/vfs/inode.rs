@@ -248,9 +248,9 @@ impl Node {
             (Self::Link { target, mtime, tag }, Self::Link { target: target2, mtime: mtime2, tag: tag2 }) => {
                 target == target2 && mtime == mtime2 && tag == tag2
             }
-            (Self::Doc { key, .. }, Self::Doc { key: key2, .. }) => key == key2,
+            (Self::Doc { key, .. }, Self::Doc { key: key2, .. })
+            | (Self::Stub { key }, Self::Stub { key: key2 }) => key == key2,
             (Self::Snap { mounted }, Self::Snap { mounted: mounted2 }) => mounted.slot == mounted2.slot,
-            (Self::Stub { key }, Self::Stub { key: key2 }) => key == key2,
             (Self::Forked { mounted, ino }, Self::Forked { mounted: mounted2, ino: ino2 }) => {
                 mounted.slot == mounted2.slot && ino == ino2
             }

@@ -25,7 +25,7 @@ use super::readdir::{DirEntry, Emit};
 use super::top::logged;
 use super::{Entry, Outcome, Vfs};
 use crate::error::{Error, ErrorKind, Posix, Result};
-use crate::fork::{self, Fork, NewFile, Seal};
+use crate::fork::{self, Fork, Seal};
 use crate::layers::world::Kind;
 use crate::seal::{Sealed, Sealer, Tag};
 use crate::store::Digest;
@@ -36,7 +36,7 @@ pub(super) const NAME: &[u8] = b".snap";
 const SNAP: fork::Ino = fork::Ino(9);
 
 /// Outcomes that are remembered for whoever asked.
-const REMEMBERED: NonZeroUsize = NonZeroUsize::new(256).unwrap();
+const REMEMBERED: usize = 256;
 
 /// What the kernel has to be told after a seal.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,7 +55,10 @@ pub(super) struct Seals {
 
 impl Seals {
     pub(super) fn new(sealer: Sealer) -> Self {
-        Self { sealer, outcomes: Mutex::new(LruCache::new(REMEMBERED)) }
+        Self {
+            sealer,
+            outcomes: Mutex::new(LruCache::new(NonZeroUsize::new(REMEMBERED).unwrap_or(NonZeroUsize::MIN))),
+        }
     }
 }
 
@@ -66,18 +69,18 @@ enum Ask<'a> {
 }
 
 impl<'a> Ask<'a> {
-    fn parse(name: &'a str) -> Result<Self> {
+    fn parse(name: &'a str) -> Self {
         if let Some(rest) = name.strip_prefix(".seal-") {
             let (number, tag) = match rest.find(['=', '!']) {
                 Some(at) => (&rest[..at], Some(Tag { name: &rest[at + 1..], force: &rest[at..=at] == "!" })),
                 None => (rest, None),
             };
-            return Ok(Self::Seal { number: Some(number), tag });
+            return Self::Seal { number: Some(number), tag };
         }
         if let Some((number, seal)) = name.strip_prefix(".restore-").and_then(|rest| rest.split_once('=')) {
-            return Ok(Self::Restore { number, seal });
+            return Self::Restore { number, seal };
         }
-        Ok(Self::Seal { number: None, tag: Some(Tag { name, force: false }) })
+        Self::Seal { number: None, tag: Some(Tag { name, force: false }) }
     }
 }
 
@@ -160,28 +163,20 @@ impl Vfs {
     }
 
     /// `mkdir` in `.snap/`. Answers with a folder that means nothing and is forgotten at once.
-    pub fn make_in_snap(&self, parent: Ino, name: &[u8], new: &NewFile<'_>) -> (Outcome<Entry>, Vec<Stale>) {
+    pub fn make_in_snap(&self, parent: Ino, name: &[u8]) -> (Outcome<Entry>, Vec<Stale>) {
         let Ok(Node::Snap { mounted }) = self.node(parent) else {
             return (Err(ErrorKind::Posix(Posix::Stale)), Vec::new());
         };
-        if new.kind != Kind::Dir {
-            return (Err(ErrorKind::Posix(Posix::NotPermitted)), Vec::new());
-        }
         let Ok(name) = std::str::from_utf8(name) else { return (Err(ErrorKind::InvalidInput), Vec::new()) };
-        let done = Ask::parse(name).and_then(|ask| match ask {
-            Ask::Seal { number, tag } => {
-                let sealed = self.seal_mounted(&mounted, tag);
-                self.remember(number, &sealed.as_ref().map(|(sealed, _)| sealed.clone()));
-                sealed.map(|(_, stale)| stale)
-            }
-            Ask::Restore { number, seal } => {
-                let restored = self.restore_mounted(&mounted, seal);
-                self.remember(Some(number), &restored.as_ref().map(|(sealed, _)| sealed.clone()));
-                restored.map(|(_, stale)| stale)
-            }
-        });
+        let (number, done) = match Ask::parse(name) {
+            Ask::Seal { number, tag } => (number, self.seal_mounted(&mounted, tag)),
+            Ask::Restore { number, seal } => (Some(number), self.restore_mounted(&mounted, seal)),
+        };
+        if let Some(number) = number {
+            self.remember(number, &done);
+        }
         match done {
-            Ok(mut stale) => {
+            Ok((_, mut stale)) => {
                 // The kernel has just put the folder there; the link is what it has to see.
                 stale.push(Stale::Name(parent, name.as_bytes().to_vec()));
                 (self.stub(), stale)
@@ -195,10 +190,11 @@ impl Vfs {
         self.entry_with(Node::Stub { key: NEXT.fetch_add(1, Ordering::Relaxed) }, Duration::ZERO)
     }
 
-    fn remember(&self, number: Option<&str>, outcome: &Result<Sealed, &Error>) {
-        let Some(number) = number else { return };
+    fn remember(&self, number: &str, outcome: &Result<(Sealed, Vec<Stale>)>) {
         let text = match outcome {
-            Ok(Sealed { image, new, reports, .. }) => json!({"image": image, "new": new, "reports": reports}),
+            Ok((Sealed { image, new, reports, .. }, _)) => {
+                json!({"image": image, "new": new, "reports": reports})
+            }
             Err(error) => json!({"error": error.to_string(), "exit_code": error.exit_code()}),
         };
         self.sealing.outcomes.lock().put(number.to_owned(), text.to_string().into_bytes().into());
