@@ -2,6 +2,7 @@
 
 mod demo;
 mod discard;
+mod export;
 mod fixture;
 mod fork;
 mod forks;
@@ -84,6 +85,7 @@ enum Command {
     Show(show::ShowArgs),
     Verify(verify::VerifyArgs),
     Import(import::ImportArgs),
+    Export(export::ExportArgs),
     Gc(gc::GcArgs),
     Prune(prune::PruneArgs),
     Fixture(fixture::FixtureArgs),
@@ -118,6 +120,7 @@ fn dispatch(cli: &Cli) -> Result<ExitCode> {
         Command::Show(args) => show::run(store, args),
         Command::Verify(args) => verify::run(store, args),
         Command::Import(args) => import::run(store, args),
+        Command::Export(args) => export::run(store, args),
         Command::Gc(args) => gc::run(store, args),
         Command::Prune(args) => prune::run(store, args),
         Command::Fixture(args) => fixture::run(store, args),

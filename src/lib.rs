@@ -4,6 +4,7 @@ pub mod brief;
 pub mod cache;
 pub mod cli;
 pub mod error;
+pub mod export;
 pub mod fixture;
 pub mod fork;
 pub mod fuse;
