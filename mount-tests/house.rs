@@ -4,6 +4,10 @@
 
 mod common;
 
+#[path = "house/export.rs"]
+mod export;
+#[path = "house/gc.rs"]
+mod gc;
 #[path = "house/import.rs"]
 mod import;
 #[path = "house/support.rs"]

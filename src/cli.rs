@@ -4,6 +4,7 @@ mod audit;
 mod cp;
 mod demo;
 mod discard;
+mod export;
 mod fixture;
 mod fork;
 mod forks;
@@ -101,6 +102,7 @@ enum Command {
     Audit(audit::AuditArgs),
     Replay(replay::ReplayArgs),
     Import(import::ImportArgs),
+    Export(export::ExportArgs),
     Gc(gc::GcArgs),
     Prune(prune::PruneArgs),
     Fixture(fixture::FixtureArgs),
@@ -143,6 +145,7 @@ fn dispatch(cli: &Cli) -> Result<ExitCode> {
         Command::Audit(args) => audit::run(store, args),
         Command::Replay(args) => replay::run(args),
         Command::Import(args) => import::run(store, args),
+        Command::Export(args) => export::run(store, args),
         Command::Gc(args) => gc::run(store, args),
         Command::Prune(args) => prune::run(store, args),
         Command::Fixture(args) => fixture::run(store, args),

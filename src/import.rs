@@ -19,6 +19,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use chrono::Utc;
 use parking_lot::Mutex;
+use rustix::io::Errno;
 use serde::Serialize;
 
 pub use ignore::{IGNORE_FILES, Ignore};
@@ -51,6 +52,10 @@ const WHOLE: u64 = 8 << 20;
 
 /// A file that changes while it is read is read this often.
 const ATTEMPTS: usize = 4;
+
+/// Bytes of a list of names that most lists fit in, and those of the longest list and value there can be.
+const SHORT_LIST: usize = 256;
+const MAX_XATTR: usize = 64 << 10;
 
 /// What to import, and how.
 #[derive(Clone, Debug)]
@@ -517,37 +522,26 @@ fn is_kept(name: &[u8]) -> bool {
 
 /// A file's or folder's extended attributes; none where there cannot be any.
 fn read_xattrs(path: &Path) -> Result<Xattrs> {
-    let failed = |e: rustix::io::Errno| {
-        Error::io(e.into(), format!("cannot read the extended attributes of {}", path.display()))
-    };
+    let failed =
+        |e: Errno| Error::io(e.into(), format!("cannot read the extended attributes of {}", path.display()));
     let mut found = Xattrs::new();
-    let mut list = vec![0; 0];
-    loop {
-        // Most files have none, which one call tells.
-        let needed = match rustix::fs::llistxattr(path, &mut list[..0]) {
-            Ok(0) | Err(rustix::io::Errno::NOTSUP | rustix::io::Errno::NOSYS | rustix::io::Errno::NOENT) => {
-                return Ok(found);
-            }
-            Ok(needed) => needed,
-            Err(e) => return Err(failed(e)),
-        };
-        list.resize(needed, 0);
+    // Most files have none, which one call tells.
+    let mut list = vec![0; SHORT_LIST];
+    let length = loop {
         match rustix::fs::llistxattr(path, &mut list[..]) {
-            Ok(length) => {
-                list.truncate(length);
-                break;
-            }
-            Err(rustix::io::Errno::RANGE) => {}
-            Err(rustix::io::Errno::NOENT) => return Ok(found),
+            Ok(0) | Err(Errno::NOTSUP | Errno::NOSYS | Errno::NOENT) => return Ok(found),
+            Ok(length) => break length,
+            Err(Errno::RANGE) if list.len() < MAX_XATTR => list.resize(MAX_XATTR, 0),
             Err(e) => return Err(failed(e)),
         }
-    }
-    let mut value = vec![0; 64 << 10];
+    };
+    list.truncate(length);
+    let mut value = vec![0; MAX_XATTR];
     for name in list.split(|b| *b == 0).filter(|name| is_kept(name)) {
         match rustix::fs::lgetxattr(path, name, &mut value[..]) {
             Ok(length) => drop(found.insert(name.to_vec(), value[..length].to_vec())),
             // Removed since the list was made.
-            Err(rustix::io::Errno::NODATA | rustix::io::Errno::NOENT) => {}
+            Err(Errno::NODATA | Errno::NOENT) => {}
             Err(e) => return Err(failed(e)),
         }
     }

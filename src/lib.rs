@@ -6,6 +6,7 @@ pub mod cache;
 pub mod cli;
 pub mod crashpack;
 pub mod error;
+pub mod export;
 pub mod fixture;
 pub mod fork;
 pub mod fuse;

@@ -1,0 +1,121 @@
+//! `pfimg export`: an image becomes a folder.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+
+use super::StoreArg;
+use super::images::DAMAGED;
+use super::text::{count, plain, print_json};
+use super::units::format_bytes;
+use crate::error::Result;
+use crate::export::{Options, Progress, Report, export};
+use crate::jobs::default_jobs;
+use crate::store::Digest;
+
+/// Write an image's files into a folder.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Owners are restored for root only. A file whose blob is missing or damaged is left out and named, and the exit code is\n\
+4. Nothing is written outside the folder, whatever the image says; symbolic links are made as they are.")]
+pub(crate) struct ExportArgs {
+    /// The image (tag, id, prefix of an id, or latest)
+    image: String,
+    /// The folder: one that is empty, or not there yet
+    dir: PathBuf,
+    /// Every layer, laid out as under a mount
+    #[arg(long)]
+    all: bool,
+    /// Write the session secret that a ledger may hold; who reads it can forge the ledger
+    #[arg(long, requires = "all")]
+    reveal_secrets: bool,
+    /// A cache whose files are shared where the filesystem can [default: as for `pfimg mount`]
+    #[arg(long, value_name = "DIR")]
+    cache_dir: Option<PathBuf>,
+    /// Threads [default: one a core]
+    #[arg(long, value_name = "N")]
+    jobs: Option<NonZeroUsize>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// What `--json` prints.
+#[derive(Serialize)]
+struct Shown<'a> {
+    image: Digest,
+    dir: &'a std::path::Path,
+    #[serde(flatten)]
+    report: &'a Report,
+}
+
+pub(crate) fn run(store: &StoreArg, args: &ExportArgs) -> Result<ExitCode> {
+    let store = store.open()?;
+    let image = store.resolve(&args.image)?;
+    let options = Options {
+        dir: args.dir.clone(),
+        all: args.all,
+        reveal_secrets: args.reveal_secrets,
+        cache_dir: Some(args.cache_dir.clone().unwrap_or_else(super::mount::default_cache_dir)),
+        jobs: args.jobs.unwrap_or_else(default_jobs),
+    };
+    let bar = Bar::new();
+    let report = export(&store, &image, &options, &bar);
+    bar.0.finish_and_clear();
+    let report = report?;
+    if args.json {
+        print_json(&Shown { image, dir: &args.dir, report: &report })?;
+    } else {
+        for line in report.damaged.iter().chain(&report.notes) {
+            eprintln!("pfimg: {}", plain(line, usize::MAX));
+        }
+        eprintln!("pfimg: {}", summary(&report));
+    }
+    Ok(if report.damaged.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(DAMAGED) })
+}
+
+fn summary(report: &Report) -> String {
+    let damaged = match report.damaged.len() as u64 {
+        0 => String::new(),
+        files => format!("; {} left out because of damage", count(files, "file")),
+    };
+    format!(
+        "exported {} in {}, {}{damaged}",
+        count(report.files, "file"),
+        count(report.folders, "folder"),
+        format_bytes(report.bytes)
+    )
+}
+
+/// A progress bar on stderr, if that is a terminal.
+struct Bar(ProgressBar);
+
+impl Bar {
+    fn new() -> Self {
+        let bar = ProgressBar::no_length();
+        if !bar.is_hidden() {
+            bar.enable_steady_tick(Duration::from_millis(200));
+        }
+        Self(bar)
+    }
+}
+
+impl Progress for Bar {
+    fn to_write(&self, bytes: u64) {
+        self.0.set_length(bytes);
+        if let Ok(style) = ProgressStyle::with_template(
+            "{bar:30} {bytes}/{total_bytes} written, {bytes_per_sec}, {eta} left",
+        ) {
+            self.0.set_style(style);
+        }
+    }
+
+    fn written(&self, bytes: u64) {
+        self.0.inc(bytes);
+    }
+}

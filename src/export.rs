@@ -1,0 +1,391 @@
+//! Export: an image becomes a folder, with modes, times, owners, links, attributes and specials as far as it has them.
+//!
+//! What the tree lists was checked when it was read: no name leads elsewhere, none is there twice. Every file is made
+//! relative to an opened folder, and no link is ever followed. A file whose blob is missing or damaged is left out and
+//! named; everything else is exported.
+
+mod content;
+mod dest;
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::num::NonZeroUsize;
+use std::ops::Range;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+
+use parking_lot::Mutex;
+use serde::Serialize;
+
+use crate::error::{Error, ErrorKind, Posix, Result};
+use crate::jobs::try_each;
+use crate::layers::cache::PageManifest;
+use crate::layers::effects;
+use crate::layers::world::Kind;
+use crate::store::{Digest, Image, LayerFile, Store};
+use crate::tree::{NodeId, Tree};
+use content::Failed;
+use dest::{Attrs, Dest};
+
+/// Files and bytes that a thread takes at once.
+const BATCH_FILES: usize = 64;
+const BATCH_BYTES: u64 = 8 << 20;
+
+/// What to export, and how.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where to; made if it is not there, else it must be empty.
+    pub dir: PathBuf,
+    /// Every layer, laid out as under a mount, and not only the files of `world/fs`.
+    pub all: bool,
+    /// Whether a ledger's session secret is written too.
+    pub reveal_secrets: bool,
+    /// A cache whose files may hold what is exported.
+    pub cache_dir: Option<PathBuf>,
+    /// How many threads work.
+    pub jobs: NonZeroUsize,
+}
+
+/// What an export came to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Report {
+    /// Files.
+    pub files: u64,
+    /// Folders, the one asked for not counted.
+    pub folders: u64,
+    /// Symbolic links and specials.
+    pub others: u64,
+    /// Bytes in files.
+    pub bytes: u64,
+    /// What could not be exported because its blob is missing or damaged, in words.
+    pub damaged: Vec<String>,
+    /// What somebody should know of, in words.
+    pub notes: Vec<String>,
+}
+
+/// Is told how far an export is.
+pub trait Progress: Sync {
+    /// So many bytes are to be written.
+    fn to_write(&self, bytes: u64) {
+        let _ = bytes;
+    }
+
+    /// So many more were.
+    fn written(&self, bytes: u64) {
+        let _ = bytes;
+    }
+}
+
+/// Nobody is told.
+impl Progress for () {}
+
+/// Exports an image; see the module. If it fails the folder holds a part of it.
+pub fn export(store: &Store, image: &Digest, options: &Options, progress: &dyn Progress) -> Result<Report> {
+    let _pin = store.pin(&[*image]);
+    let image = store.image(image)?;
+    let digest = image.manifest.world.fs;
+    let about = |what: String| Error::new(ErrorKind::Damaged, format!("image {}: {what}", image.id));
+    let tree = store
+        .blobs()
+        .read_metadata(&digest)
+        .map_err(|e| Error::from(e).context(format_args!("image {}", image.id)))?;
+    let tree = Tree::parse(&tree).map_err(|e| about(e.to_string()))?;
+    make_empty(&options.dir)?;
+    let files = if options.all { options.dir.join(LayerFile::WorldFs.path()) } else { options.dir.clone() };
+    let exported = (|| {
+        let mut report = Report::default();
+        if options.all {
+            layers(store, &image, options, &mut report)?;
+        }
+        let failed = |e| Error::io(e, format!("cannot open {}", files.display()));
+        let exporting = Exporting {
+            store,
+            tree: &tree,
+            dir: &files,
+            dest: Dest::open(&files).map_err(failed)?,
+            cache_dir: options.cache_dir.as_deref(),
+            progress,
+            report: Mutex::new(report),
+        };
+        exporting.run(options.jobs)?;
+        Ok(exporting.report.into_inner())
+    })();
+    exported
+        .map(|mut report| {
+            report.damaged.sort_unstable();
+            report.notes.sort_unstable();
+            report
+        })
+        .map_err(|e: Error| {
+            e.context(format_args!("{} holds only a part of image {}", options.dir.display(), image.id))
+        })
+}
+
+/// Makes a folder, unless it is there and empty.
+fn make_empty(dir: &Path) -> Result<()> {
+    let failed = |e| Error::io(e, format!("cannot export to {}", dir.display()));
+    match fs::read_dir(dir) {
+        Ok(mut entries) => match entries.next() {
+            None => Ok(()),
+            Some(_) => {
+                let message = format!("{} is not empty", dir.display());
+                Err(Error::new(ErrorKind::Posix(Posix::NotEmpty), message)
+                    .with_hint("name a folder that is empty, or not there yet"))
+            }
+        },
+        Err(e) if e.kind() == io::ErrorKind::NotFound => fs::create_dir_all(dir).map_err(failed),
+        Err(e) => Err(failed(e)),
+    }
+}
+
+/// Writes every layer but the files, under the names that a mount shows.
+fn layers(store: &Store, image: &Image, options: &Options, report: &mut Report) -> Result<()> {
+    let mut put = |path: &str, bytes: &[u8]| {
+        let at = options.dir.join(path);
+        let made = at
+            .parent()
+            .map_or(Ok(()), fs::create_dir_all)
+            .and_then(|()| fs::File::create_new(&at).and_then(|mut file| file.write_all(bytes)));
+        made.map_err(|e| Error::io(e, format!("cannot write {}", at.display())))?;
+        (report.files, report.bytes) = (report.files + 1, report.bytes + bytes.len() as u64);
+        Ok::<(), Error>(())
+    };
+    let mut damaged = Vec::new();
+    put("manifest.json", &image.bytes)?;
+    let mut blobs: Vec<(String, Digest, bool)> = Vec::new();
+    for (file, digest) in image.manifest.blobs() {
+        if file != LayerFile::WorldFs {
+            blobs.push((file.path().to_owned(), digest, file == LayerFile::EffectsLedger));
+        }
+    }
+    let pages = store.blobs().read_metadata(&image.manifest.cache.manifest).ok();
+    for page in pages.and_then(|bytes| PageManifest::parse(&bytes).ok()).into_iter().flat_map(|m| m.pages) {
+        blobs.push((format!("cache/pages/{:08}.k", page.ix), page.k, false));
+        blobs.push((format!("cache/pages/{:08}.v", page.ix), page.v, false));
+    }
+    for (path, digest, is_ledger) in blobs {
+        if is_ledger && !options.reveal_secrets {
+            match store.blobs().read_metadata(&digest) {
+                Ok(bytes) => put(&path, &effects::redact(&bytes))?,
+                Err(error) => damaged.push(format!("{path}: {error}")),
+            }
+            continue;
+        }
+        let at = options.dir.join(&path);
+        put(&path, b"")?;
+        let failed = |e| Error::io(e, format!("cannot write {}", at.display()));
+        let mut file = File::options().write(true).open(&at).map_err(failed)?;
+        match content::write_layer(store.blobs(), &digest, &mut file) {
+            Ok(_) => {}
+            Err(Failed::File(e)) => return Err(failed(e)),
+            Err(Failed::Blob(error)) => {
+                fs::remove_file(&at).map_err(failed)?;
+                damaged.push(format!("{path}: {error}"));
+            }
+        }
+    }
+    report.damaged.append(&mut damaged);
+    let files = options.dir.join(LayerFile::WorldFs.path());
+    fs::create_dir_all(&files).map_err(|e| Error::io(e, format!("cannot create {}", files.display())))
+}
+
+struct Exporting<'a> {
+    store: &'a Store,
+    tree: &'a Tree,
+    dir: &'a Path,
+    dest: Dest,
+    cache_dir: Option<&'a Path>,
+    progress: &'a dyn Progress,
+    report: Mutex<Report>,
+}
+
+/// Children of one folder that one thread takes at once.
+struct Work {
+    folder: NodeId,
+    children: Range<u32>,
+}
+
+impl Exporting<'_> {
+    fn run(&self, jobs: NonZeroUsize) -> Result<()> {
+        let folders: Vec<NodeId> = self.tree.nodes().filter(|id| self.tree.kind(*id) == Kind::Dir).collect();
+        for id in folders.iter().filter(|id| **id != NodeId::ROOT) {
+            let parent = self.tree.path(self.tree.parent(*id));
+            self.dest
+                .folder(&parent)
+                .and_then(|parent| self.dest.make_folder(parent.as_fd(), self.tree.name(*id)))
+                .map_err(|e| self.failed(*id, e))?;
+        }
+        let links = self.links();
+        let bytes = self.tree.nodes().filter(|id| !links.contains_key(id)).map(|id| self.bytes(id)).sum();
+        self.progress.to_write(bytes);
+        let work: Vec<Work> = folders.iter().flat_map(|id| self.work(*id)).collect();
+        try_each(jobs, &work, &|work| self.fill(work, &links))?;
+        for (id, first) in &links {
+            self.link(*first, *id)?;
+        }
+        // A folder after what is in it, which would change its time, or need rights that it takes away.
+        for id in folders.iter().rev() {
+            let recorded = *id != NodeId::ROOT || self.tree.mtime_ns(*id).is_some();
+            if recorded {
+                let attrs = Attrs::of(self.tree, *id);
+                let refused = self
+                    .dest
+                    .folder(&self.tree.path(*id))
+                    .and_then(|folder| self.dest.finish(folder, attrs))
+                    .map_err(|e| self.failed(*id, e))?;
+                self.note_refused(*id, &refused);
+            }
+        }
+        self.report.lock().folders = folders.len() as u64 - 1;
+        Ok(())
+    }
+
+    fn failed(&self, id: NodeId, error: io::Error) -> Error {
+        Error::io(error, format!("cannot export {}", self.shown(id)))
+    }
+
+    fn shown(&self, id: NodeId) -> String {
+        self.dir.join(String::from_utf8_lossy(&self.tree.path(id)).as_ref()).display().to_string()
+    }
+
+    fn bytes(&self, id: NodeId) -> u64 {
+        if self.tree.kind(id) == Kind::File { self.tree.size(id) } else { 0 }
+    }
+
+    /// Second names of files, each with the first. What says to be one file and is not becomes two.
+    fn links(&self) -> HashMap<NodeId, NodeId> {
+        let tree = self.tree;
+        let mut first: HashMap<u64, NodeId> = HashMap::new();
+        let mut links = HashMap::new();
+        for (id, group) in tree.hardlinks() {
+            let leader = *first.entry(group).or_insert(id);
+            let same = tree.kind(id) == tree.kind(leader)
+                && tree.blob(id) == tree.blob(leader)
+                && tree.target(id) == tree.target(leader)
+                && (tree.size(id), tree.rdev(id)) == (tree.size(leader), tree.rdev(leader));
+            if id != leader && same && tree.kind(id) != Kind::Dir {
+                links.insert(id, leader);
+            }
+        }
+        links
+    }
+
+    fn work(&self, folder: NodeId) -> Vec<Work> {
+        let mut work = Vec::new();
+        let children = self.tree.children(folder);
+        let (mut start, mut bytes) = (children.start, 0);
+        for child in children.clone() {
+            bytes += self.bytes(NodeId(child));
+            let end = child + 1;
+            if (end - start) as usize >= BATCH_FILES || bytes >= BATCH_BYTES || end == children.end {
+                work.push(Work { folder, children: start..end });
+                (start, bytes) = (end, 0);
+            }
+        }
+        work
+    }
+
+    fn fill(&self, work: &Work, links: &HashMap<NodeId, NodeId>) -> Result<()> {
+        let tree = self.tree;
+        let folder = self.dest.folder(&tree.path(work.folder)).map_err(|e| self.failed(work.folder, e))?;
+        let folder = folder.as_fd();
+        let (mut files, mut others, mut bytes) = (0, 0, 0);
+        for id in work.children.clone().map(NodeId).filter(|id| !links.contains_key(id)) {
+            let (name, attrs) = (tree.name(id), Attrs::of(tree, id));
+            match tree.kind(id) {
+                Kind::Dir => continue,
+                Kind::File => {
+                    if !self.file(folder, id)? {
+                        continue;
+                    }
+                    files += 1;
+                    bytes += tree.size(id);
+                }
+                Kind::Symlink => {
+                    let target = tree.target(id).unwrap_or_default();
+                    self.dest.make_link(folder, name, target, attrs).map_err(|e| self.failed(id, e))?;
+                    others += 1;
+                }
+                kind => {
+                    let made = self.dest.make_special(folder, name, kind, tree.rdev(id), attrs);
+                    if made.map_err(|e| self.failed(id, e))? {
+                        others += 1;
+                    } else {
+                        self.note(format!("{} is left out: only root makes devices", self.shown(id)));
+                    }
+                }
+            }
+        }
+        let mut report = self.report.lock();
+        report.files += files;
+        report.others += others;
+        report.bytes += bytes;
+        Ok(())
+    }
+
+    /// Exports a file; false if its blob is no good, which is in the report then.
+    fn file(&self, folder: std::os::fd::BorrowedFd<'_>, id: NodeId) -> Result<bool> {
+        let tree = self.tree;
+        let Some(digest) = tree.blob(id) else { return Ok(false) };
+        let mut file = self.dest.make_file(folder, tree.name(id)).map_err(|e| self.failed(id, e))?;
+        let size = tree.size(id);
+        match content::write(self.store.blobs(), self.cache_dir, digest, size, &mut file) {
+            Ok(()) => {}
+            Err(Failed::File(e)) => return Err(self.failed(id, e)),
+            Err(Failed::Blob(error)) => {
+                let gone = rustix::fs::unlinkat(folder, tree.name(id), rustix::fs::AtFlags::empty());
+                gone.map_err(|e| self.failed(id, e.into()))?;
+                self.report.lock().damaged.push(format!("{}: {error}", self.shown(id)));
+                return Ok(false);
+            }
+        }
+        let refused = self.dest.finish(&file, Attrs::of(tree, id)).map_err(|e| self.failed(id, e))?;
+        self.note_refused(id, &refused);
+        self.progress.written(size);
+        Ok(true)
+    }
+
+    fn link(&self, first: NodeId, id: NodeId) -> Result<()> {
+        let folder = |id| self.dest.folder(&self.tree.path(self.tree.parent(id)));
+        let made = folder(first).and_then(|from| {
+            let to = folder(id)?;
+            self.dest.link((from.as_fd(), self.tree.name(first)), (to.as_fd(), self.tree.name(id)))
+        });
+        match made {
+            Ok(()) => {
+                let mut report = self.report.lock();
+                if self.tree.kind(id) == Kind::File {
+                    report.files += 1
+                } else {
+                    report.others += 1
+                }
+                Ok(())
+            }
+            // The first one is damaged, or only root's to make: it was reported.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                self.report.lock().notes.push(format!(
+                    "{} is left out with {}",
+                    self.shown(id),
+                    self.shown(first)
+                ));
+                Ok(())
+            }
+            Err(e) => Err(self.failed(id, e)),
+        }
+    }
+
+    fn note(&self, what: String) {
+        self.report.lock().notes.push(what);
+    }
+
+    fn note_refused(&self, id: NodeId, refused: &[Vec<u8>]) {
+        for name in refused {
+            self.note(format!(
+                "{}: attribute {} cannot be set here",
+                self.shown(id),
+                String::from_utf8_lossy(name)
+            ));
+        }
+    }
+}

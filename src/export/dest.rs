@@ -1,0 +1,179 @@
+//! The folder that is written into. Every name is made relative to a folder that was opened without following links, so
+//! that nothing is ever made or changed outside.
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{
+    AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT, Uid, XattrFlags, chownat, fchmod,
+    fchown, fsetxattr, futimens, linkat, mkdirat, mknodat, openat, symlinkat, utimensat,
+};
+use rustix::io::Errno;
+
+use crate::layers::world::Kind;
+use crate::layers::xattrs::Xattrs;
+use crate::tree::{NodeId, Owner, Tree};
+
+/// The folder, and whose files may be given away.
+#[derive(Debug)]
+pub(super) struct Dest {
+    root: OwnedFd,
+    /// Whether owners are restored: only root may.
+    owners: bool,
+}
+
+/// What a file is given beside its content.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Attrs<'a> {
+    pub(super) mode: u16,
+    pub(super) owner: Owner,
+    pub(super) mtime_ns: Option<i64>,
+    pub(super) xattrs: Option<&'a Xattrs>,
+}
+
+impl<'a> Attrs<'a> {
+    pub(super) fn of(tree: &'a Tree, id: NodeId) -> Self {
+        Self {
+            mode: tree.mode(id),
+            owner: tree.owner(id),
+            mtime_ns: tree.mtime_ns(id),
+            xattrs: tree.xattrs(id).map(|xattrs| &**xattrs),
+        }
+    }
+}
+
+/// A modification time as the system calls want it.
+fn times(mtime_ns: i64) -> Timestamps {
+    let (seconds, rest) = (mtime_ns.div_euclid(1_000_000_000), mtime_ns.rem_euclid(1_000_000_000));
+    Timestamps {
+        last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
+        last_modification: Timespec { tv_sec: seconds, tv_nsec: rest },
+    }
+}
+
+fn ids(owner: Owner) -> (Option<Uid>, Option<Gid>) {
+    // The highest number means "leave it" to the kernel.
+    let known = |id: &u32| *id != u32::MAX;
+    (owner.uid.filter(known).map(Uid::from_raw), owner.gid.filter(known).map(Gid::from_raw))
+}
+
+impl Dest {
+    pub(super) fn open(dir: &Path) -> io::Result<Self> {
+        let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
+        let root = rustix::fs::open(dir, flags, Mode::empty())?;
+        Ok(Self { root, owners: rustix::process::geteuid().is_root() })
+    }
+
+    /// Opens a folder below, component by component, and no link.
+    pub(super) fn folder(&self, path: &[u8]) -> io::Result<OwnedFd> {
+        let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::RDONLY | OFlags::CLOEXEC;
+        let mut folder = openat(&self.root, c".", flags, Mode::empty())?;
+        for name in path.split(|b| *b == b'/').filter(|name| !name.is_empty()) {
+            folder = openat(&folder, name, flags, Mode::empty())?;
+        }
+        Ok(folder)
+    }
+
+    /// Makes a folder that only its maker may enter until it is finished.
+    pub(super) fn make_folder(&self, parent: BorrowedFd<'_>, name: &[u8]) -> io::Result<()> {
+        Ok(mkdirat(parent, name, Mode::RWXU)?)
+    }
+
+    /// Makes an empty file that only its maker may open until it is finished.
+    pub(super) fn make_file(&self, parent: BorrowedFd<'_>, name: &[u8]) -> io::Result<File> {
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::RDWR | OFlags::CLOEXEC;
+        Ok(openat(parent, name, flags, Mode::RUSR | Mode::WUSR)?.into())
+    }
+
+    /// Makes a symbolic link, which may lead anywhere: nothing here follows it.
+    pub(super) fn make_link(
+        &self,
+        parent: BorrowedFd<'_>,
+        name: &[u8],
+        target: &[u8],
+        attrs: Attrs<'_>,
+    ) -> io::Result<()> {
+        symlinkat(target, parent, name)?;
+        self.finish_named(parent, name, attrs)
+    }
+
+    /// Makes a fifo, socket or device. Returns false for a device that only root may make.
+    pub(super) fn make_special(
+        &self,
+        parent: BorrowedFd<'_>,
+        name: &[u8],
+        kind: Kind,
+        rdev: u64,
+        attrs: Attrs<'_>,
+    ) -> io::Result<bool> {
+        let file_type = match kind {
+            Kind::Fifo => FileType::Fifo,
+            Kind::Socket => FileType::Socket,
+            Kind::Chardev => FileType::CharacterDevice,
+            _ => FileType::BlockDevice,
+        };
+        match mknodat(parent, name, file_type, Mode::RUSR | Mode::WUSR, rdev) {
+            Err(Errno::PERM) if matches!(kind, Kind::Chardev | Kind::Blockdev) => return Ok(false),
+            other => other?,
+        }
+        // Made just now, in a folder that nobody else may enter: it is no link.
+        if self.owners {
+            let (uid, gid) = ids(attrs.owner);
+            chownat(parent, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)?;
+        }
+        rustix::fs::chmodat(parent, name, Mode::from_raw_mode(u32::from(attrs.mode)), AtFlags::empty())?;
+        self.set_time(parent, name, attrs.mtime_ns)?;
+        Ok(true)
+    }
+
+    /// Gives a file a second name.
+    pub(super) fn link(&self, from: (BorrowedFd<'_>, &[u8]), to: (BorrowedFd<'_>, &[u8])) -> io::Result<()> {
+        Ok(linkat(from.0, from.1, to.0, to.1, AtFlags::empty())?)
+    }
+
+    fn finish_named(&self, parent: BorrowedFd<'_>, name: &[u8], attrs: Attrs<'_>) -> io::Result<()> {
+        if self.owners {
+            let (uid, gid) = ids(attrs.owner);
+            chownat(parent, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)?;
+        }
+        self.set_time(parent, name, attrs.mtime_ns)
+    }
+
+    #[allow(clippy::unused_self)] // like its neighbours
+    fn set_time(&self, parent: BorrowedFd<'_>, name: &[u8], mtime_ns: Option<i64>) -> io::Result<()> {
+        match mtime_ns {
+            Some(mtime_ns) => Ok(utimensat(parent, name, &times(mtime_ns), AtFlags::SYMLINK_NOFOLLOW)?),
+            None => Ok(()),
+        }
+    }
+
+    /// Gives an open file or folder its attributes: the owner first, which would take rights away, the time last. Returns
+    /// the attributes that could not be set, since the filesystem has no such or they are root's.
+    pub(super) fn finish(&self, file: impl AsFd, attrs: Attrs<'_>) -> io::Result<Vec<Vec<u8>>> {
+        let file = file.as_fd();
+        if self.owners {
+            let (uid, gid) = ids(attrs.owner);
+            fchown(file, uid, gid)?;
+        }
+        fchmod(file, Mode::from_raw_mode(u32::from(attrs.mode)))?;
+        let mut refused = Vec::new();
+        for (name, value) in attrs.xattrs.into_iter().flatten() {
+            let Ok(c_name) = CString::new(name.as_slice()) else {
+                refused.push(name.clone());
+                continue;
+            };
+            match fsetxattr(file, &c_name, value, XattrFlags::empty()) {
+                Ok(()) => {}
+                Err(Errno::NOTSUP | Errno::PERM | Errno::ACCESS | Errno::INVAL) => refused.push(name.clone()),
+                Err(e) => return Err(e.into()),
+            }
+        }
+        if let Some(mtime_ns) = attrs.mtime_ns {
+            futimens(file, &times(mtime_ns))?;
+        }
+        Ok(refused)
+    }
+}
