@@ -397,3 +397,37 @@ fn set_user_id_bits_fall_when_another_user_writes() {
         mount.unmount();
     }
 }
+
+#[test]
+fn a_name_that_is_not_there_is_asked_for_once_and_found_as_soon_as_it_is() {
+    let (store, id) = small_store();
+    for writes in ["through", "back"] {
+        let mount = Mount::of(store.root()).args(["--writes", writes]).start();
+        let w = fork(&mount, &format!("try-{writes}"), &id);
+        let missing = |name: &str| errno(fs::symlink_metadata(w.join(name))) == libc::ENOENT;
+        assert!(missing("src/new") && missing("moved") && missing("linked") && missing("soft"));
+        let lookups = mount.requests("lookup");
+        for _ in 0..100 {
+            assert!(missing("src/new") && missing("moved"));
+        }
+        // Reading the counters takes lookups itself.
+        assert!(mount.requests("lookup") - lookups < 20.0, "a missing name is asked for again and again");
+        fs::write(w.join("src/new"), b"new").unwrap();
+        assert_eq!(fs::read(w.join("src/new")).unwrap(), b"new");
+        fs::rename(w.join("src/new"), w.join("moved")).unwrap();
+        assert_eq!(fs::read(w.join("moved")).unwrap(), b"new");
+        assert!(missing("src/new"));
+        fs::hard_link(w.join("moved"), w.join("linked")).unwrap();
+        super::symlink("moved", w.join("soft")).unwrap();
+        assert_eq!(fs::read(w.join("linked")).unwrap(), b"new");
+        assert_eq!(fs::read(w.join("soft")).unwrap(), b"new");
+        fs::remove_file(w.join("moved")).unwrap();
+        assert!(missing("moved") && !missing("linked"));
+        // A copy of the fork, and the fork put back to its beginning, each have names of their own.
+        assert!(missing("copied"));
+        let copy = fork(&mount, &format!("copy-{writes}"), &format!("try-{writes}"));
+        fs::write(copy.join("copied"), b"").unwrap();
+        assert!(copy.join("copied").exists() && missing("copied"));
+        mount.unmount();
+    }
+}

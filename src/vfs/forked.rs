@@ -119,8 +119,20 @@ impl Vfs {
             return Ok(Step::Blocks);
         }
         let find = || mounted.fork.lookup(parent, name);
-        let found = find().map_err(kind)?;
+        let found = match find() {
+            // Whatever makes that name comes by way of the kernel, which may remember until then that it is not there.
+            Err(error) if error.kind() == ErrorKind::NotFound && self.changes_come_by_here(parent) => {
+                return Ok(Step::Done(Entry::ABSENT));
+            }
+            found => found.map_err(kind)?,
+        };
         self.fork_entry(mounted, &found, find).map(Step::Done)
+    }
+
+    /// Whether nobody but the kernel of this mount puts names into a folder of a fork: not where another mount writes the
+    /// forks, nor among the layers, whose files a seal may make.
+    fn changes_come_by_here(&self, folder: fork::Ino) -> bool {
+        !folder.is_frame() && self.forks.are_written_here()
     }
 
     pub(super) fn getattr_forked(mounted: &Mounted, ino: fork::Ino) -> Outcome<Attr> {

@@ -75,6 +75,11 @@ impl Forks {
         slots.taken.iter().filter_map(mounted).collect()
     }
 
+    /// Whether this mount is the one that writes them.
+    pub(super) fn are_written_here(&self) -> bool {
+        self.registry.lock().as_ref().is_some_and(|registry| registry.is_writable())
+    }
+
     /// A fork is gone; whoever has something of it open keeps it.
     pub(super) fn discarded(&self, uid: &str) {
         self.slots.lock().discard(uid);
