@@ -276,7 +276,6 @@ fn images_stay_as_they_are_in_a_mount_that_can_be_written() {
             ("symlink", symlink("x", top.join("world/fs/new"))),
             ("rmdir", fs::remove_dir(top.join("world/fs/empty"))),
             ("mkdir in images", fs::create_dir(mount.join("images/new"))),
-            ("mkdir in tags", fs::create_dir(mount.join("tags/new"))),
             ("mkdir at the top", fs::create_dir(mount.join("new"))),
             ("unlink in work", fs::remove_file(mount.join("latest"))),
         ] {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
+use pfimg::crashpack::Crashpack;
 use pfimg::fork::{
     Attr, BaseReader, BlobRef, Changes, Fork, Frozen, Ino, LayerBase, Options, Registry, Sealed,
 };
@@ -49,13 +50,22 @@ impl Rng {
     }
 }
 
-/// Prints the seed of a program that fails.
+/// Prints the seed of a program that fails, and keeps it in a crash pack.
 pub struct Seed(pub &'static str, pub u64);
 
 impl Drop for Seed {
     fn drop(&mut self) {
         if std::thread::panicking() {
             eprintln!("{}: failed with PFIMG_FORK_SEED={}", self.0, self.1);
+            let run = format!("PFIMG_FORK_SEED={} cargo test --test fork-engine", self.1);
+            let pack = Crashpack::new()
+                .with_trace("complete", format!("a random program of {:?} failed", self.0))
+                .with_seed("fork", self.1)
+                .with_metadata("run", run);
+            match pack.keep_in(&Path::new(env!("CARGO_TARGET_TMPDIR")).join("crashpacks")) {
+                Ok(dir) => eprintln!("its crash pack is {}", dir.display()),
+                Err(error) => eprintln!("{error}"),
+            }
         }
     }
 }

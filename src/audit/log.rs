@@ -109,6 +109,20 @@ impl Log {
     }
 
     /// Judges a transfer by all five checks; see [`Log::judge_with`].
+    ///
+    /// ```
+    /// # use pfimg::audit::Log;
+    /// # use pfimg::oracle::{Transfer, TransferKind, TransferState};
+    /// # fn seal(log: &Log) -> pfimg::Result<()> {
+    /// let state = TransferState { pending_operations: 1, ..TransferState::default() };
+    /// let transfer = Transfer { kind: TransferKind::Seal, subject: "try-1".into(), state };
+    /// if let Some(error) = log.judge(&transfer).error() {
+    ///     return Err(error);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// # assert!(seal(&Log::off()).is_err());
+    /// ```
     pub fn judge(&self, transfer: &Transfer) -> TransferOracleResult {
         self.judge_with(&TransferOracle::new(transfer.kind.name()), transfer, Crashpack::new())
     }

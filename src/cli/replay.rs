@@ -45,6 +45,15 @@ pub(crate) fn run(args: &ReplayArgs) -> Result<ExitCode> {
         print_json(&Report { reproduced, results: found.results, ledger: found.ledger })?;
     } else {
         let mut out = String::new();
+        if found.results.is_empty() {
+            out.push_str("no oracle judged here\n");
+        }
+        for (name, seed) in &found.ledger.seeds {
+            let _ = writeln!(out, "seed {}: {seed}", plain(name, 80));
+        }
+        for (key, value) in &found.ledger.metadata {
+            let _ = writeln!(out, "{}: {}", plain(key, 80), plain(value, 500));
+        }
         for result in &found.results {
             let name = plain(&result.oracle_name, 80);
             if result.passed {
