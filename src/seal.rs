@@ -280,12 +280,11 @@ impl Sealing<'_> {
         }
         let damaged = |e: FormatError| Error::new(ErrorKind::Damaged, format!("the base's {e}"));
         // A fork that was copied together has all of its tree itself.
-        let base = match (&self.parent, self.frozen.image()) {
-            (Some(parent), Some(_)) => Some(parent.tree(self.store)?),
-            _ => None,
-        };
+        let parent = self.parent.as_ref().filter(|_| self.frozen.image().is_some());
+        let base = parent.map(|parent| parent.tree(self.store)).transpose()?;
         let merged = tree::merge(base.as_deref(), changes).map_err(damaged)?;
-        self.batch.put(&merged.text)
+        let base = parent.map(|parent| &parent.manifest.world.fs);
+        self.batch.put_edited(&merged.text, base, &merged.taken)
     }
 
     fn tree_changes(&self, stored: &Stored) -> Result<TreeChanges> {

@@ -9,6 +9,7 @@
 
 pub mod blob;
 pub mod digest;
+mod frames;
 pub mod images;
 mod io;
 mod lock;
@@ -23,6 +24,7 @@ use std::sync::Arc;
 
 pub use blob::{BlobError, Blobs, MAX_METADATA, Size};
 pub use digest::Digest;
+pub use frames::Taken;
 pub use images::{Image, Images, MarkerError};
 pub use io::{StoreIo, SystemIo};
 pub use lock::Pin;

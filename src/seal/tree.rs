@@ -12,6 +12,7 @@ use serde_json::value::RawValue;
 
 use crate::layers::FormatError;
 use crate::layers::world::{Entry, FORMAT, Kind, Root};
+use crate::store::Taken;
 
 /// An entry that is new or changed. The group says which entries are one file, in numbers of the caller's.
 pub(super) struct NewEntry {
@@ -41,8 +42,8 @@ impl TreeChanges {
 #[derive(Default)]
 pub(super) struct Merged {
     pub(super) text: Vec<u8>,
-    /// Where in the text, where in the base, and how many bytes; in order.
-    pub(super) taken: Vec<(usize, usize, usize)>,
+    /// In the order of the text.
+    pub(super) taken: Vec<Taken>,
 }
 
 impl Merged {
@@ -51,12 +52,8 @@ impl Merged {
         let at = self.text.len();
         self.text.extend_from_slice(&base[from..from + len]);
         match self.taken.last_mut() {
-            Some((last, last_from, last_len))
-                if *last + *last_len == at && *last_from + *last_len == from =>
-            {
-                *last_len += len;
-            }
-            _ => self.taken.push((at, from, len)),
+            Some(last) if last.at + last.len == at && last.from + last.len == from => last.len += len,
+            _ => self.taken.push(Taken { at, from, len }),
         }
     }
 }

@@ -245,6 +245,10 @@ pub struct Batch<'s> {
 }
 
 impl Batch<'_> {
+    pub(super) fn store(&self) -> &Store {
+        self.store
+    }
+
     /// Stores a payload; see [`Blobs::put`].
     pub fn put(&self, bytes: &[u8]) -> Result<Digest> {
         let digest = self.store.blobs.put(bytes)?;

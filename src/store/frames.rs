@@ -1,0 +1,160 @@
+//! Blobs of several zstd frames, of which those are taken over as they are whose bytes another blob has too.
+//!
+//! A large document that changes in a few places is then compressed only there. Any zstd reader takes several frames.
+
+use std::io;
+use std::ops::Range;
+
+use zstd::zstd_safe::{find_frame_compressed_size, get_frame_content_size};
+
+use super::write::compress;
+use super::{Batch, Digest};
+use crate::error::{Error, Result};
+
+/// Bytes of content in a frame: at least this, and less than twice as much.
+const FRAME: usize = 128 << 10;
+
+/// Content between two frames that is shorter than this is not worth a frame of its own.
+const TOO_SHORT: usize = FRAME / 4;
+
+/// A stretch that a document has in common with the one it was made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Taken {
+    /// Where it starts in the new document.
+    pub at: usize,
+    /// Where it starts in the old one.
+    pub from: usize,
+    /// Its length in bytes.
+    pub len: usize,
+}
+
+/// A frame of a compressed blob: its bytes, and those of the content.
+struct Frame {
+    packed: Range<usize>,
+    content: Range<usize>,
+}
+
+/// The frames of a blob; none if one of them does not state its length.
+fn frames(packed: &[u8]) -> Vec<Frame> {
+    let mut found = Vec::new();
+    let (mut at, mut content) = (0, 0);
+    while at < packed.len() {
+        let rest = &packed[at..];
+        let Ok(len) = find_frame_compressed_size(rest) else { return Vec::new() };
+        // Skippable frames have no content.
+        let Ok(Some(size)) = get_frame_content_size(rest) else { return Vec::new() };
+        let Ok(size) = usize::try_from(size) else { return Vec::new() };
+        found.push(Frame { packed: at..at + len, content: content..content + size });
+        at += len;
+        content += size;
+    }
+    found
+}
+
+/// Compresses `text` in frames, taking over those of `packed` whose content it has.
+fn pack(text: &[u8], packed: &[u8], taken: &[Taken]) -> io::Result<Vec<u8>> {
+    let mut out = Vec::with_capacity(packed.len() + TOO_SHORT);
+    let mut done = 0;
+    let mut stretches = taken.iter().peekable();
+    for frame in frames(packed) {
+        let Range { start, end } = frame.content;
+        while stretches.next_if(|taken| taken.from + taken.len <= start).is_some() {}
+        let Some(taken) = stretches.peek() else { break };
+        if start == end || taken.from > start || taken.from + taken.len < end {
+            continue;
+        }
+        let at = taken.at + (start - taken.from);
+        // What is left in between goes along with what comes behind it.
+        let short = at > done && at - done < TOO_SHORT;
+        if at < done || short {
+            continue;
+        }
+        fill(&mut out, &text[done..at])?;
+        out.extend_from_slice(&packed[frame.packed]);
+        done = at + (end - start);
+    }
+    if done < text.len() || text.is_empty() {
+        fill(&mut out, &text[done..])?;
+    }
+    Ok(out)
+}
+
+fn fill(out: &mut Vec<u8>, text: &[u8]) -> io::Result<()> {
+    let pieces = (text.len() / FRAME).max(1);
+    for piece in 0..pieces {
+        let bounds = text.len() * piece / pieces..text.len() * (piece + 1) / pieces;
+        if !bounds.is_empty() || out.is_empty() {
+            out.extend_from_slice(&compress(&text[bounds])?);
+        }
+    }
+    Ok(())
+}
+
+impl Batch<'_> {
+    /// Stores a document that has stretches in common with another blob, whose content the caller has verified. They
+    /// are in order, in both.
+    pub fn put_edited(&self, text: &[u8], base: Option<&Digest>, taken: &[Taken]) -> Result<Digest> {
+        let digest = Digest::of(text);
+        let blobs = self.store().blobs();
+        if !blobs.keep(&digest) {
+            // Without the old frames it only takes longer.
+            let packed = base.and_then(|base| std::fs::read(blobs.path(base)).ok()).unwrap_or_default();
+            let ordered = taken.is_sorted_by(|a, b| a.at + a.len <= b.at && a.from + a.len <= b.from);
+            let packed = pack(text, &packed, if ordered { taken } else { &[] })
+                .map_err(|e| Error::io(e, format!("cannot compress blob {digest}")))?;
+            blobs.put_compressed(&digest, &packed)?;
+        }
+        self.rely_on(digest);
+        Ok(digest)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{Size, Store};
+
+    fn lines(count: usize) -> Vec<u8> {
+        (0..count).flat_map(|n| format!("{n} {}\n", Digest::of(&n.to_le_bytes())).into_bytes()).collect()
+    }
+
+    #[test]
+    fn only_frames_that_changed_are_compressed_again() {
+        let old = lines(20_000);
+        let packed = pack(&old, &[], &[]).unwrap();
+        assert_eq!(zstd::decode_all(&packed[..]).unwrap(), old);
+        assert!(frames(&packed).len() > 8);
+        let mut new = old.clone();
+        new.splice(700_000..700_010, *b"a few bytes more than that");
+        new.splice(0..0, *b"at the start");
+        let taken = [
+            Taken { at: 12, from: 0, len: 700_000 },
+            Taken { at: 700_038, from: 700_010, len: old.len() - 700_010 },
+        ];
+        let again = pack(&new, &packed, &taken).unwrap();
+        assert_eq!(zstd::decode_all(&again[..]).unwrap(), new);
+        let known: Vec<&[u8]> = frames(&packed).into_iter().map(|frame| &packed[frame.packed]).collect();
+        let kept = frames(&again).into_iter().filter(|f| known.contains(&&again[f.packed.clone()])).count();
+        assert!(kept + 3 >= known.len(), "{kept} of {} frames were taken over", known.len());
+        assert!(frames(&again).iter().all(|f| f.content.len() >= TOO_SHORT || f.content.end == new.len()));
+    }
+
+    #[test]
+    fn a_document_is_stored_whatever_its_base_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::create(dir.path()).unwrap();
+        let batch = store.begin();
+        let missing = Digest::of(b"nowhere");
+        for text in [lines(5000), Vec::new(), b"short".to_vec()] {
+            let whole = [Taken { at: 0, from: 0, len: text.len() }];
+            let digest = batch.put_edited(&text, Some(&missing), &whole).unwrap();
+            assert_eq!(store.blobs().read(&digest, Size::Exact(text.len() as u64)).unwrap(), text);
+            // As pf writes it, without the length of its content.
+            let theirs = zstd::encode_all(&text[..], 3).unwrap();
+            std::fs::write(store.blobs().path(&digest), theirs).unwrap();
+            let longer = [&text[..], b"and more"].concat();
+            let digest = batch.put_edited(&longer, Some(&digest), &whole).unwrap();
+            assert_eq!(store.blobs().read(&digest, Size::Exact(longer.len() as u64)).unwrap(), longer);
+        }
+    }
+}
