@@ -417,8 +417,8 @@ impl Importing<'_> {
                 (&mut file).take(WHOLE + 1).read_to_end(&mut bytes).map_err(failed)?;
                 None
             } else {
-                // Told no size: it may grow, and what is promised must be kept.
-                Some(batch.put_stream(&mut file, None).map_err(|e| e.context(full.display()))?)
+                let previous = self.index.files.get(item.path.as_slice()).map(|record| record.digest);
+                Some(batch.write_seekable(previous, &mut file).map_err(|e| e.context(full.display()))?)
             };
             let mut after = Meta::of(&file.metadata().map_err(failed)?);
             let length = streamed.map_or(bytes.len() as u64, |(_, length)| length);

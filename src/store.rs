@@ -14,6 +14,7 @@ mod io;
 mod lock;
 pub mod manifest;
 mod remove;
+pub mod seekable;
 pub mod tags;
 mod write;
 
@@ -28,6 +29,7 @@ pub use io::{StoreIo, SystemIo};
 pub use lock::Pin;
 pub use manifest::{LayerFile, Manifest};
 pub use remove::Removed;
+pub use seekable::{SeekTable, Seekable};
 pub use tags::Tags;
 pub use write::{Batch, REFRESH_AFTER, compress};
 

@@ -137,7 +137,11 @@ impl Vfs {
         patience: Patience,
     ) -> Outcome<Step<Data>> {
         // What nobody wrote to is served from the cache as it lies there.
-        if let Some(blob) = mounted.fork.whole_blob(ino).map_err(kind)? {
+        let whole = mounted.fork.whole_blob(ino).map_err(kind)?;
+        // One too large to be kept is read as if it had been written to: a stretch at a time.
+        let kept =
+            |blob: &fork::BlobRef| patience == Patience::Brief || !self.cache.is_read_by_frames(blob.size);
+        if let Some(blob) = whole.filter(kept) {
             let payload = match self.reader.peek(&blob.digest, blob.size) {
                 Some(payload) => payload,
                 None if patience == Patience::Brief && blob.size > INLINE_FILL => return Ok(Step::Blocks),
