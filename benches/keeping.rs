@@ -121,10 +121,9 @@ fn main() -> Result<()> {
     }
     row("export", exported);
     big(&args, &scratch)?;
-    if args.sample > 0 {
+    if let Some(step) = files.len().checked_div(args.sample) {
         let sample = scratch.fresh("sample")?;
-        let step = (files.len() / args.sample).max(1);
-        let taken: Vec<_> = files.iter().step_by(step).collect();
+        let taken: Vec<_> = files.iter().step_by(step.max(1)).collect();
         for (number, path) in taken.iter().enumerate() {
             fs::copy(folder.join(path), sample.join(number.to_string()))?;
         }

@@ -148,22 +148,21 @@ impl Texts {
         };
         let join =
             |name: &str| if folder.is_empty() { name.to_owned() } else { format!("{folder_text}/{name}") };
-        let (text, odd_name) = match std::str::from_utf8(name) {
-            Ok(name) => (join(name), None),
-            Err(_) => {
-                let mut number = 1;
-                let text = loop {
-                    let made_up = made_up(name, number);
-                    let text = join(&made_up);
-                    let neighbour =
-                        [folder, if folder.is_empty() { b"" } else { b"/" }, made_up.as_bytes()].concat();
-                    if !self.paths.contains(&neighbour) && self.given.insert(text.clone()) {
-                        break text;
-                    }
-                    number += 1;
-                };
-                (text, Some(name.to_vec()))
-            }
+        let (text, odd_name) = if let Ok(name) = std::str::from_utf8(name) {
+            (join(name), None)
+        } else {
+            let slash: &[u8] = if folder.is_empty() { b"" } else { b"/" };
+            let mut number = 1;
+            let text = loop {
+                let made_up = made_up(name, number);
+                let text = join(&made_up);
+                let neighbour = [folder, slash, made_up.as_bytes()].concat();
+                if !self.paths.contains(&neighbour) && self.given.insert(text.clone()) {
+                    break text;
+                }
+                number += 1;
+            };
+            (text, Some(name.to_vec()))
         };
         if is_folder && text.as_bytes() != path {
             self.folders.insert(path.to_vec(), text.clone());

@@ -25,7 +25,7 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// A blob that is there already is made young again if it is older than this. Collecting garbage spares young blobs,
 /// since nothing may refer to them yet; its grace must be well above this.
-pub const REFRESH_AFTER: Duration = Duration::from_secs(60);
+pub const REFRESH_AFTER: Duration = Duration::from_mins(1);
 
 /// First bytes of a zstd frame, and of a skippable one but for the lowest four bits.
 const ZSTD_MAGIC: u32 = 0xFD2F_B528;
@@ -311,13 +311,13 @@ mod tests {
         let (_dir, store) = store();
         let digest = store.blobs().put(b"payload").unwrap();
         let path = store.blobs().path(&digest);
-        let long_ago = SystemTime::now() - Duration::from_secs(86_400);
+        let long_ago = SystemTime::now() - Duration::from_hours(24);
         File::options().write(true).open(&path).unwrap().set_modified(long_ago).unwrap();
         let before = fs::metadata(&path).unwrap();
         store.blobs().put(b"payload").unwrap();
         let after = fs::metadata(&path).unwrap();
         assert_eq!(before.ino(), after.ino());
-        assert!(after.modified().unwrap().elapsed().unwrap() < Duration::from_secs(3600));
+        assert!(after.modified().unwrap().elapsed().unwrap() < Duration::from_hours(1));
     }
 
     #[test]
