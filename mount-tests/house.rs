@@ -10,5 +10,7 @@ mod export;
 mod gc;
 #[path = "house/import.rs"]
 mod import;
+#[path = "house/large.rs"]
+mod large;
 #[path = "house/support.rs"]
 mod support;

@@ -5,10 +5,11 @@
 //! blob, it is filled once. Nothing gets in here that has not matched its digest.
 
 mod fill;
+mod frames;
 mod heap;
 mod mapped;
 
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,6 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::error::Result;
 use crate::store::{BlobError, Digest, Size, Store};
 use fill::Fills;
+use frames::Frames;
 use heap::Heap;
 use mapped::{Mapped, Mapping};
 
@@ -90,6 +92,7 @@ pub struct Cache {
     heap: Heap,
     mapped: Mapped,
     fills: Fills,
+    frames: Frames,
     filled: AtomicU64,
     filled_bytes: AtomicU64,
     hits: AtomicU64,
@@ -103,6 +106,7 @@ impl Cache {
             heap: Heap::new(config.heap_bytes),
             mapped: Mapped::new(&config.dir, config.disk_bytes),
             fills: Fills::default(),
+            frames: Frames::default(),
             filled: AtomicU64::new(0),
             filled_bytes: AtomicU64::new(0),
             hits: AtomicU64::new(0),
@@ -156,6 +160,34 @@ impl Cache {
             self.filled_bytes.fetch_add(payload.len() as u64, Ordering::Relaxed);
             Ok(payload)
         })
+    }
+
+    /// A stretch of a blob of a known size: bytes that hold it, and where in them it is; shorter only at the blob's end.
+    /// Of a blob that is too large to be kept only the frames are decompressed that hold the stretch, if its form allows.
+    pub fn range(
+        &self,
+        digest: &Digest,
+        size: u64,
+        offset: u64,
+        length: usize,
+    ) -> Result<(Payload, Range<usize>), Arc<BlobError>> {
+        if self.is_read_by_frames(size)
+            && let Some(seekable) = self.frames.get(self.store.blobs(), digest, size)?
+        {
+            let length = usize::try_from(size.saturating_sub(offset)).unwrap_or(usize::MAX).min(length);
+            let mut bytes = vec![0; length];
+            let read = seekable.read_at(offset, &mut bytes)?;
+            return Ok((Payload::Heap(bytes.into()), 0..read));
+        }
+        let payload = self.get(digest, Some(size))?;
+        let start = usize::try_from(offset).unwrap_or(usize::MAX).min(payload.len());
+        let end = start.saturating_add(length).min(payload.len());
+        Ok((payload, start..end))
+    }
+
+    /// Whether blobs of a size are too large to be kept as a whole.
+    pub fn is_read_by_frames(&self, size: u64) -> bool {
+        size >= LARGE && size > self.mapped.budget()
     }
 
     fn fill(&self, digest: &Digest, declared: Option<u64>) -> Result<Payload, BlobError> {
@@ -316,6 +348,42 @@ mod tests {
             assert_eq!(cache.get(&digest, Some(bytes.len() as u64)).unwrap().len(), bytes.len());
         }
         assert_eq!(cache.stats().fills, 1);
+    }
+
+    #[test]
+    fn ranges_of_a_blob_that_cannot_be_kept_are_read_frame_by_frame_and_nothing_is_written() {
+        let (_dir, store, cache) = setup(1 << 20, 4 << 20);
+        let bytes = payload(5, (9 << 20) + 77);
+        let size = bytes.len() as u64;
+        let digest = store.blobs().put(&bytes).unwrap();
+        let small = payload(6, 2 << 20);
+        let small_digest = store.blobs().put(&small).unwrap();
+        for (offset, length) in
+            [(0, 10), ((1 << 20) - 5, 4096), (size - 3, 100), (size + 5, 10), (3 << 20, 3 << 20)]
+        {
+            let (payload, range) = cache.range(&digest, size, offset, length).unwrap();
+            let start = offset.min(size) as usize;
+            assert!(payload[range] == bytes[start..(start + length).min(bytes.len())], "{offset} {length}");
+            assert_eq!(cache.stats().mapped_bytes, 0);
+        }
+        // What can be kept is.
+        let (payload, range) = cache.range(&small_digest, 2 << 20, 100, 50).unwrap();
+        assert_eq!(payload[range], small[100..150]);
+        assert_eq!(cache.stats().mapped_bytes, 2 << 20);
+        assert_eq!(cache.range(&digest, size + 1, 0, 10).unwrap_err().code(), "blob-size-mismatch");
+    }
+
+    #[test]
+    fn damage_before_or_behind_the_range_is_found_before_a_byte_is_served() {
+        let (_dir, store, cache) = setup(1 << 20, 4 << 20);
+        let bytes = payload(7, 6 << 20);
+        let digest = store.blobs().put(&bytes).unwrap();
+        let path = store.blobs().path(&digest);
+        let mut file = std::fs::read(&path).unwrap();
+        let at = file.len() - 100_000;
+        file[at] ^= 1;
+        std::fs::write(&path, file).unwrap();
+        assert!(cache.range(&digest, bytes.len() as u64, 0, 10).is_err());
     }
 
     #[test]

@@ -126,14 +126,14 @@ pub fn export(store: &Store, image: &Digest, options: &Options, progress: &dyn P
 fn make_empty(dir: &Path) -> Result<()> {
     let failed = |e| Error::io(e, format!("cannot export to {}", dir.display()));
     match fs::read_dir(dir) {
-        Ok(mut entries) => match entries.next() {
-            None => Ok(()),
-            Some(_) => {
-                let message = format!("{} is not empty", dir.display());
-                Err(Error::new(ErrorKind::Posix(Posix::NotEmpty), message)
-                    .with_hint("name a folder that is empty, or not there yet"))
+        Ok(mut entries) => {
+            if entries.next().is_none() {
+                return Ok(());
             }
-        },
+            let message = format!("{} is not empty", dir.display());
+            Err(Error::new(ErrorKind::Posix(Posix::NotEmpty), message)
+                .with_hint("name a folder that is empty, or not there yet"))
+        }
         Err(e) if e.kind() == io::ErrorKind::NotFound => fs::create_dir_all(dir).map_err(failed),
         Err(e) => Err(failed(e)),
     }
@@ -213,7 +213,7 @@ impl Exporting<'_> {
             let parent = self.tree.path(self.tree.parent(*id));
             self.dest
                 .folder(&parent)
-                .and_then(|parent| self.dest.make_folder(parent.as_fd(), self.tree.name(*id)))
+                .and_then(|parent| Dest::make_folder(parent.as_fd(), self.tree.name(*id)))
                 .map_err(|e| self.failed(*id, e))?;
         }
         let links = self.links();
@@ -294,7 +294,7 @@ impl Exporting<'_> {
         for id in work.children.clone().map(NodeId).filter(|id| !links.contains_key(id)) {
             let (name, attrs) = (tree.name(id), Attrs::of(tree, id));
             match tree.kind(id) {
-                Kind::Dir => continue,
+                Kind::Dir => {}
                 Kind::File => {
                     if !self.file(folder, id)? {
                         continue;
@@ -328,7 +328,7 @@ impl Exporting<'_> {
     fn file(&self, folder: std::os::fd::BorrowedFd<'_>, id: NodeId) -> Result<bool> {
         let tree = self.tree;
         let Some(digest) = tree.blob(id) else { return Ok(false) };
-        let mut file = self.dest.make_file(folder, tree.name(id)).map_err(|e| self.failed(id, e))?;
+        let mut file = Dest::make_file(folder, tree.name(id)).map_err(|e| self.failed(id, e))?;
         let size = tree.size(id);
         match content::write(self.store.blobs(), self.cache_dir, digest, size, &mut file) {
             Ok(()) => {}
@@ -350,15 +350,15 @@ impl Exporting<'_> {
         let folder = |id| self.dest.folder(&self.tree.path(self.tree.parent(id)));
         let made = folder(first).and_then(|from| {
             let to = folder(id)?;
-            self.dest.link((from.as_fd(), self.tree.name(first)), (to.as_fd(), self.tree.name(id)))
+            Dest::link((from.as_fd(), self.tree.name(first)), (to.as_fd(), self.tree.name(id)))
         });
         match made {
             Ok(()) => {
                 let mut report = self.report.lock();
                 if self.tree.kind(id) == Kind::File {
-                    report.files += 1
+                    report.files += 1;
                 } else {
-                    report.others += 1
+                    report.others += 1;
                 }
                 Ok(())
             }

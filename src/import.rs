@@ -179,6 +179,19 @@ struct Pending {
     known: Option<Digest>,
 }
 
+/// What is known of something that was looked at.
+enum Known {
+    /// Everything: it is no file.
+    All,
+    /// A file's content, by the index.
+    Content(Digest),
+    /// Nothing of a file's content.
+    Nothing,
+}
+
+/// A file that was read, as its place among the items; nothing if it was gone by then.
+type Done = (usize, Option<(Meta, Digest)>);
+
 struct Importing<'a> {
     store: &'a Store,
     dir: &'a Path,
@@ -257,7 +270,7 @@ impl Importing<'_> {
 
     /// Looks at everything that was found but for the content of files, of which it returns what the index knows.
     fn look(&self, found: &[Found]) -> Result<(Vec<Item>, Vec<Pending>)> {
-        let looked: Mutex<Vec<(Item, Option<Option<Digest>>)>> = Mutex::new(Vec::with_capacity(found.len()));
+        let looked: Mutex<Vec<(Item, Known)>> = Mutex::new(Vec::with_capacity(found.len()));
         let pieces: Vec<&[Found]> = found.chunks(256).collect();
         try_each(self.options.jobs, &pieces, &|piece| {
             let mut done = Vec::with_capacity(piece.len());
@@ -271,17 +284,19 @@ impl Importing<'_> {
         })?;
         let mut items = Vec::with_capacity(found.len());
         let mut pending = Vec::new();
-        for (item, content) in looked.into_inner() {
-            if let Some(known) = content {
-                pending.push(Pending { item: items.len(), known });
+        for (item, known) in looked.into_inner() {
+            match known {
+                Known::All => {}
+                Known::Content(digest) => pending.push(Pending { item: items.len(), known: Some(digest) }),
+                Known::Nothing => pending.push(Pending { item: items.len(), known: None }),
             }
             items.push(item);
         }
         Ok((items, pending))
     }
 
-    /// The second value is there for a file: its content's digest if the index knows it. Nothing if it is gone.
-    fn look_at(&self, found: &Found) -> Result<Option<(Item, Option<Option<Digest>>)>> {
+    /// Looks at one of them; nothing if it is gone.
+    fn look_at(&self, found: &Found) -> Result<Option<(Item, Known)>> {
         let Found { path, meta } = found;
         let full = || walk::at(self.dir, path);
         let mut item = Item { path: path.clone(), meta: *meta, body: Body::Nothing, xattrs: Xattrs::new() };
@@ -295,7 +310,7 @@ impl Importing<'_> {
                 if let Some(digest) = digest {
                     item.body = Body::Content(digest);
                 }
-                return Ok(Some((item, Some(digest))));
+                return Ok(Some((item, digest.map_or(Known::Nothing, Known::Content))));
             }
             Kind::Dir => item.xattrs = read_xattrs(&full())?,
             Kind::Symlink => {
@@ -310,7 +325,7 @@ impl Importing<'_> {
             }
             _ => {}
         }
-        Ok(Some((item, None)))
+        Ok(Some((item, Known::All)))
     }
 
     /// Has every content in the store. What vanished meanwhile is taken off the items.
@@ -341,7 +356,7 @@ impl Importing<'_> {
         work.sort_by_key(|pending| std::cmp::Reverse(items[pending.item].meta.stamp.size.max(WHOLE)));
         let unknown = work.iter().filter(|pending| pending.known.is_none());
         self.progress.to_read(unknown.map(|pending| items[pending.item].meta.stamp.size).sum());
-        let done: Mutex<Vec<(usize, Option<(Meta, Digest)>)>> = Mutex::default();
+        let done: Mutex<Vec<Done>> = Mutex::default();
         let read: Mutex<(u64, u64)> = Mutex::default();
         let view: &[Item] = items;
         try_each(self.options.jobs, &work, &|pending| {
@@ -417,8 +432,8 @@ impl Importing<'_> {
                 (&mut file).take(WHOLE + 1).read_to_end(&mut bytes).map_err(failed)?;
                 None
             } else {
-                // Told no size: it may grow, and what is promised must be kept.
-                Some(batch.put_stream(&mut file, None).map_err(|e| e.context(full.display()))?)
+                let previous = self.index.files.get(item.path.as_slice()).map(|record| record.digest);
+                Some(batch.write_seekable(previous, &mut file).map_err(|e| e.context(full.display()))?)
             };
             let mut after = Meta::of(&file.metadata().map_err(failed)?);
             let length = streamed.map_or(bytes.len() as u64, |(_, length)| length);

@@ -73,9 +73,12 @@ pub struct Candidate {
     pub kept: Vec<Reason>,
 }
 
+/// The period that a rule counts an image in.
+type Period = fn(&Candidate) -> i64;
+
 /// Decides which images of each group are kept: newest first, as restic counts. Sorted by group, newest first.
 pub fn plan(mut candidates: Vec<Candidate>, policy: Policy) -> Vec<Candidate> {
-    let rules: [(Reason, u32, fn(&Candidate) -> i64); 3] = [
+    let rules: [(Reason, u32, Period); 3] = [
         (Reason::Last, policy.last, |_| 0),
         (Reason::Hourly, policy.hourly, |c| c.created_at.timestamp().div_euclid(3600)),
         (Reason::Daily, policy.daily, |c| c.created_at.timestamp().div_euclid(86_400)),
@@ -177,9 +180,12 @@ fn needed_again(store: &Store, removed: &mut HashMap<Digest, Vec<u8>>) -> Result
     Ok(back)
 }
 
+/// Images, and why each is kept.
+type Needed = BTreeMap<Digest, Vec<Reason>>;
+
 /// Images that are kept whatever the policy, and what could not be read of tags.
-fn needed(store: &Store) -> Result<(BTreeMap<Digest, Vec<Reason>>, Vec<String>)> {
-    let mut needed: BTreeMap<Digest, Vec<Reason>> = BTreeMap::new();
+fn needed(store: &Store) -> Result<(Needed, Vec<String>)> {
+    let mut needed = Needed::new();
     let mut notes = Vec::new();
     for name in store.tags().names()? {
         match store.tags().get(&name) {

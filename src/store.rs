@@ -15,6 +15,7 @@ mod io;
 mod lock;
 pub mod manifest;
 mod remove;
+pub mod seekable;
 pub mod tags;
 mod write;
 
@@ -30,6 +31,7 @@ pub use io::{StoreIo, SystemIo};
 pub use lock::Pin;
 pub use manifest::{LayerFile, Manifest};
 pub use remove::Removed;
+pub use seekable::{SeekTable, Seekable};
 pub use tags::Tags;
 pub(crate) use write::write_whole;
 pub use write::{Batch, REFRESH_AFTER, compress};

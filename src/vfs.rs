@@ -361,6 +361,14 @@ impl Vfs {
                 let payload = match cached {
                     Some(payload) if declared == UNKNOWN_SIZE || payload.len() as u64 == declared => payload,
                     _ if patience != Patience::Blocking && declared > INLINE_FILL => return Ok(Step::Blocks),
+                    _ if matches!(shown, Shown::Raw)
+                        && declared != UNKNOWN_SIZE
+                        && self.cache.is_read_by_frames(declared) =>
+                    {
+                        let range = self.cache.range(&digest, declared, offset, size as usize);
+                        let (payload, range) = range.map_err(|error| self.report(seen, &error))?;
+                        return Ok(Step::Done(Data::Blob(payload, range.start, range.end)));
+                    }
                     _ => self.payload(&digest, declared, shown, seen)?,
                 };
                 let (start, end) = slice(payload.len());

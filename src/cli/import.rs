@@ -24,6 +24,7 @@ use crate::jobs::default_jobs;
 Left out unless told otherwise, as with pf: .git/objects, target, node_modules, caches such as __pycache__ and .venv,\n\
 and what .pfignore and .gitignore at the top of the folder name. A folder that did not change since its last import is\n\
 no new image: the one that holds it is named.")]
+#[allow(clippy::struct_excessive_bools)]
 pub(crate) struct ImportArgs {
     /// The folder
     dir: PathBuf,

@@ -17,6 +17,7 @@ use crate::store::Store;
 #[command(after_help = "\
 Always kept: images with a tag, images that a fork rests on, and whatever is no fork's seal (--all counts every image,\n\
 by agent). What only removed images need takes up space until the next `pfimg gc`.")]
+#[allow(clippy::struct_excessive_bools)]
 pub(crate) struct PruneArgs {
     /// These forks' images [default: those of every fork]
     #[arg(value_name = "FORK")]

@@ -78,12 +78,12 @@ impl Dest {
     }
 
     /// Makes a folder that only its maker may enter until it is finished.
-    pub(super) fn make_folder(&self, parent: BorrowedFd<'_>, name: &[u8]) -> io::Result<()> {
+    pub(super) fn make_folder(parent: BorrowedFd<'_>, name: &[u8]) -> io::Result<()> {
         Ok(mkdirat(parent, name, Mode::RWXU)?)
     }
 
     /// Makes an empty file that only its maker may open until it is finished.
-    pub(super) fn make_file(&self, parent: BorrowedFd<'_>, name: &[u8]) -> io::Result<File> {
+    pub(super) fn make_file(parent: BorrowedFd<'_>, name: &[u8]) -> io::Result<File> {
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::RDWR | OFlags::CLOEXEC;
         Ok(openat(parent, name, flags, Mode::RUSR | Mode::WUSR)?.into())
     }
@@ -125,12 +125,12 @@ impl Dest {
             chownat(parent, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)?;
         }
         rustix::fs::chmodat(parent, name, Mode::from_raw_mode(u32::from(attrs.mode)), AtFlags::empty())?;
-        self.set_time(parent, name, attrs.mtime_ns)?;
+        Self::set_time(parent, name, attrs.mtime_ns)?;
         Ok(true)
     }
 
     /// Gives a file a second name.
-    pub(super) fn link(&self, from: (BorrowedFd<'_>, &[u8]), to: (BorrowedFd<'_>, &[u8])) -> io::Result<()> {
+    pub(super) fn link(from: (BorrowedFd<'_>, &[u8]), to: (BorrowedFd<'_>, &[u8])) -> io::Result<()> {
         Ok(linkat(from.0, from.1, to.0, to.1, AtFlags::empty())?)
     }
 
@@ -139,11 +139,10 @@ impl Dest {
             let (uid, gid) = ids(attrs.owner);
             chownat(parent, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)?;
         }
-        self.set_time(parent, name, attrs.mtime_ns)
+        Self::set_time(parent, name, attrs.mtime_ns)
     }
 
-    #[allow(clippy::unused_self)] // like its neighbours
-    fn set_time(&self, parent: BorrowedFd<'_>, name: &[u8], mtime_ns: Option<i64>) -> io::Result<()> {
+    fn set_time(parent: BorrowedFd<'_>, name: &[u8], mtime_ns: Option<i64>) -> io::Result<()> {
         match mtime_ns {
             Some(mtime_ns) => Ok(utimensat(parent, name, &times(mtime_ns), AtFlags::SYMLINK_NOFOLLOW)?),
             None => Ok(()),

@@ -120,14 +120,13 @@ impl<'a> Marker<'a> {
                 match (self.store.blobs().read(&id, Size::AtMost(MAX_MANIFEST)), root) {
                     // The marker is gone, and all else may be there: it can be brought back.
                     (Ok(bytes), _) => Manifest::parse(&bytes).map_err(Error::from),
-                    // Removed since the markers were listed.
-                    (Err(_), Root::Image) => return,
+                    // Removed since the markers were listed, or by whom the pin was for.
+                    (Err(_), Root::Image | Root::Pin) => return,
                     (Err(_), Root::Tag(name)) => {
                         return self
                             .notes
                             .push(format!("tag {name:?} names {id}, which is not in the store"));
                     }
-                    (Err(_), Root::Pin) => return,
                     (Err(_), Root::Fork(name)) => {
                         return self.problems.push(format!(
                         "fork {name:?} rests on image {id}, which is not in the store: bring it back, or discard the fork"
@@ -160,18 +159,18 @@ impl<'a> Marker<'a> {
 
     fn read(&mut self, layers: &[Layer]) {
         self.progress.layers(layers.len() as u64);
-        let found: Mutex<(HashSet<Digest>, Vec<(Layer, String)>)> = Mutex::default();
+        let found: Mutex<HashSet<Digest>> = Mutex::default();
+        let failed: Mutex<Vec<(Layer, String)>> = Mutex::default();
         each(self.jobs, layers, &|layer| {
             let (file, digest, _) = layer;
             match read_layer(self.store, *file, digest) {
-                Read::Blobs(blobs) => found.lock().0.extend(blobs),
-                Read::Problem(why) => found.lock().1.push((*layer, why)),
+                Read::Blobs(blobs) => found.lock().extend(blobs),
+                Read::Problem(why) => failed.lock().push((*layer, why)),
             }
             self.progress.layer_done();
         });
-        let (blobs, problems) = found.into_inner();
-        self.marked.extend(blobs);
-        for ((file, _, image), why) in problems {
+        self.marked.extend(found.into_inner());
+        for ((file, _, image), why) in failed.into_inner() {
             // Somebody who removes an image removes its blobs too.
             if self.store.images().contains(&image) || self.store.blobs().contains(&image) {
                 self.problems.push(format!("image {image}: {file}: {why}"));

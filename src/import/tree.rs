@@ -4,7 +4,7 @@ use std::cmp::Ordering;
 use std::collections::{HashMap, HashSet};
 
 use super::walk::Meta;
-use crate::layers::world::{Entry, FsTree, Header, Kind, MAX_NAME, Root};
+use crate::layers::world::{Entry, FsTree, Header, Kind, Root, stand_in};
 use crate::layers::xattrs::{self, Xattrs};
 use crate::store::Digest;
 
@@ -148,40 +148,27 @@ impl Texts {
         };
         let join =
             |name: &str| if folder.is_empty() { name.to_owned() } else { format!("{folder_text}/{name}") };
-        let (text, odd_name) = match std::str::from_utf8(name) {
-            Ok(name) => (join(name), None),
-            Err(_) => {
-                let mut number = 1;
-                let text = loop {
-                    let made_up = made_up(name, number);
-                    let text = join(&made_up);
-                    let neighbour =
-                        [folder, if folder.is_empty() { b"" } else { b"/" }, made_up.as_bytes()].concat();
-                    if !self.paths.contains(&neighbour) && self.given.insert(text.clone()) {
-                        break text;
-                    }
-                    number += 1;
-                };
-                (text, Some(name.to_vec()))
-            }
+        let (text, odd_name) = if let Ok(name) = std::str::from_utf8(name) {
+            (join(name), None)
+        } else {
+            let slash: &[u8] = if folder.is_empty() { b"" } else { b"/" };
+            let mut number = 1;
+            let text = loop {
+                let made_up = stand_in(name, number);
+                let text = join(&made_up);
+                let neighbour = [folder, slash, made_up.as_bytes()].concat();
+                if !self.paths.contains(&neighbour) && self.given.insert(text.clone()) {
+                    break text;
+                }
+                number += 1;
+            };
+            (text, Some(name.to_vec()))
         };
         if is_folder && text.as_bytes() != path {
             self.folders.insert(path.to_vec(), text.clone());
         }
         (text, odd_name)
     }
-}
-
-/// A text for a name, no longer than a name may be.
-fn made_up(name: &[u8], number: u32) -> String {
-    let suffix = if number > 1 { format!("~{number}") } else { String::new() };
-    let mut text = String::from_utf8_lossy(name).into_owned();
-    let mut length = text.len().min(MAX_NAME - suffix.len());
-    while !text.is_char_boundary(length) {
-        length -= 1;
-    }
-    text.truncate(length);
-    text + &suffix
 }
 
 #[cfg(test)]

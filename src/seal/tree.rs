@@ -11,7 +11,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
 use crate::layers::FormatError;
-use crate::layers::world::{Entry, FORMAT, Kind, Root};
+use crate::layers::world::{Entry, FORMAT, Kind, Root, stand_in};
 use crate::store::Taken;
 
 /// An entry that is new or changed. The group says which entries are one file, in numbers of the caller's.
@@ -373,7 +373,7 @@ impl Shown {
         for path in changes.put.keys() {
             let (folder, name) = parent_and_name(path);
             let folder_text = shown.text_of(folder);
-            let mut text = join(&folder_text, &String::from_utf8_lossy(name));
+            let mut text = join(&folder_text, &stand_in(name, 1));
             // An entry that is put again keeps its text.
             let before = shown.text.get(path).cloned();
             if let Some(before) =
@@ -386,7 +386,7 @@ impl Shown {
                 let mut number = 1;
                 while given.contains(&text) || (!own && taken.contains(text.as_str())) {
                     number += 1;
-                    text = join(&folder_text, &format!("{}~{number}", String::from_utf8_lossy(name)));
+                    text = join(&folder_text, &stand_in(name, number));
                 }
             }
             given.insert(text.clone());

@@ -336,6 +336,17 @@ fn decode_exact(digest: &Digest, compressed: &[u8], declared: u64) -> Result<Vec
     Ok(bytes)
 }
 
+/// Decodes one frame into at most `size` bytes; the decoder's words if that cannot be done.
+pub(super) fn decode_frame(compressed: &[u8], size: usize) -> Result<Vec<u8>, String> {
+    let mut bytes = Vec::with_capacity(size);
+    CONTEXT.with_borrow_mut(|context| {
+        context
+            .decompress(&mut bytes, compressed)
+            .map_err(|code| zstd::zstd_safe::get_error_name(code).to_owned())
+    })?;
+    Ok(bytes)
+}
+
 fn decode_stream(digest: &Digest, file: &mut File, size: Size, out: &mut dyn Write) -> Result<(), BlobError> {
     CONTEXT.with_borrow_mut(|context| {
         // An earlier stream that failed may have left the context in the middle of a frame.

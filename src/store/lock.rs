@@ -18,7 +18,7 @@ use crate::error::{Error, Result};
 const COMMITS: &str = "commits.lock";
 
 /// A pin without a program that holds it counts this long: it may only just be made.
-const PIN_GRACE: Duration = Duration::from_secs(60);
+const PIN_GRACE: Duration = Duration::from_mins(1);
 
 /// Has images spared by collectors until it is dropped. Dies with its program.
 #[derive(Debug)]
@@ -50,11 +50,10 @@ impl Store {
         let (path, file) = self.lock_file(name)?;
         loop {
             return match rustix::fs::flock(&file, how) {
-                Ok(()) => Ok(Some(file)),
                 Err(Errno::INTR) => continue,
                 Err(Errno::WOULDBLOCK) => Ok(None),
-                // A filesystem without locks: what the grace for young blobs cannot do is not done.
-                Err(Errno::NOTSUP | Errno::NOSYS | Errno::NOLCK) => Ok(Some(file)),
+                // On a filesystem without locks, what the grace for young blobs cannot do is not done.
+                Ok(()) | Err(Errno::NOTSUP | Errno::NOSYS | Errno::NOLCK) => Ok(Some(file)),
                 Err(e) => Err(Error::io(e.into(), format!("cannot lock {}", path.display()))),
             };
         }
@@ -85,8 +84,9 @@ impl Store {
             fs::create_dir_all(&dir)?;
             let mut file = File::create(&path)?;
             rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)?;
-            let lines: String = images.iter().map(|image| format!("{image}\n")).collect();
-            file.write_all(lines.as_bytes())?;
+            for image in images {
+                writeln!(file, "{image}")?;
+            }
             Ok::<_, io::Error>(file)
         };
         match make() {

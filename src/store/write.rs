@@ -15,21 +15,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use sha2::Digest as _;
 use zstd::bulk::Compressor;
-use zstd::stream::raw::CParameter;
 
 use super::blob::ZSTD_LEVEL;
 use super::io::StoreIo;
+use super::seekable::SEEKABLE_FROM;
 use super::{Blobs, Digest, Manifest, Store};
 use crate::error::{Error, ErrorKind, Result};
 
 /// A blob that is there already is made young again if it is older than this. Collecting garbage spares young blobs,
 /// since nothing may refer to them yet; its grace must be well above this.
 pub const REFRESH_AFTER: Duration = Duration::from_mins(1);
-
-/// Pieces in which a blob is read that does not fit in memory, in bytes.
-const STREAM_BUFFER: usize = 256 << 10;
 
 /// First bytes of a zstd frame, and of a skippable one but for the lowest four bits.
 const ZSTD_MAGIC: u32 = 0xFD2F_B528;
@@ -92,6 +88,9 @@ impl Blobs {
     pub fn put(&self, bytes: &[u8]) -> Result<Digest> {
         let digest = Digest::of(bytes);
         if !self.keep(&digest) {
+            if bytes.len() as u64 > SEEKABLE_FROM {
+                return Ok(self.put_seekable(None, &mut &*bytes)?.0);
+            }
             let compressed =
                 compress(bytes).map_err(|e| Error::io(e, format!("cannot compress blob {digest}")))?;
             self.put_compressed(&digest, &compressed)?;
@@ -100,53 +99,19 @@ impl Blobs {
     }
 
     /// Stores a payload that is read piece by piece; `size` is its length if that is known. Returns its digest and
-    /// length. Memory stays small whatever the length.
+    /// length. Memory stays small whatever the length: what is large is stored in the seekable form.
     pub fn put_stream(&self, from: &mut dyn Read, size: Option<u64>) -> Result<(Digest, u64)> {
-        // Its own shard is known only at the end.
-        let shard = self.root().join("00");
-        let failed = |e| Error::io(e, format!("cannot write a blob into {}", self.root().display()));
-        let (temp, mut file) = self.create_temp(&shard.join("stream.zst")).map_err(failed)?;
-        let stored = self.stream_into(&temp, &mut file, from, size).map_err(failed);
-        let stored = stored.and_then(|(digest, length)| {
-            if self.keep(&digest) {
-                let _ = self.io().remove(&temp);
-            } else {
-                self.name(&temp, &digest)?;
-            }
-            Ok((digest, length))
-        });
-        stored.inspect_err(|_| {
-            let _ = self.io().remove(&temp);
-        })
-    }
-
-    fn stream_into(
-        &self,
-        temp: &Path,
-        file: &mut File,
-        from: &mut dyn Read,
-        size: Option<u64>,
-    ) -> io::Result<(Digest, u64)> {
-        let out = Out { io: self.io(), path: temp, file };
-        let mut encoder = zstd::Encoder::new(io::BufWriter::with_capacity(STREAM_BUFFER, out), ZSTD_LEVEL)?;
-        encoder.set_pledged_src_size(size)?;
-        encoder.set_parameter(CParameter::ContentSizeFlag(true))?;
-        let mut hasher = sha2::Sha256::new();
-        let mut buffer = vec![0; STREAM_BUFFER];
-        let mut length = 0;
-        loop {
-            let n = match from.read(&mut buffer) {
-                Ok(0) => break,
-                Ok(n) => n,
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
-                Err(e) => return Err(e),
-            };
-            hasher.update(&buffer[..n]);
-            io::Write::write_all(&mut encoder, &buffer[..n])?;
-            length += n as u64;
+        if size.is_some_and(|size| size > SEEKABLE_FROM) {
+            return self.put_seekable(None, from);
         }
-        encoder.finish()?.into_inner().map_err(io::IntoInnerError::into_error)?;
-        Ok((Digest::from_bytes(hasher.finalize().into()), length))
+        let mut start = Vec::with_capacity(size.map_or(0, |size| size as usize + 1));
+        from.take(SEEKABLE_FROM + 1)
+            .read_to_end(&mut start)
+            .map_err(|e| Error::io(e, format!("cannot read a blob for {}", self.root().display())))?;
+        if start.len() as u64 > SEEKABLE_FROM {
+            return self.put_seekable(None, &mut start.chain(from));
+        }
+        Ok((self.put(&start)?, start.len() as u64))
     }
 
     /// Stores what compresses `digest`'s payload, in any form of zstd. The caller answers for it being that.
@@ -160,7 +125,7 @@ impl Blobs {
         })
     }
 
-    fn name(&self, temp: &Path, digest: &Digest) -> Result<()> {
+    pub(super) fn name(&self, temp: &Path, digest: &Digest) -> Result<()> {
         let path = self.path(digest);
         let renamed = match self.io().rename(temp, &path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
@@ -220,23 +185,6 @@ pub fn compress(bytes: &[u8]) -> io::Result<Vec<u8>> {
     })
 }
 
-/// A file that is being written.
-struct Out<'a> {
-    io: &'a dyn StoreIo,
-    path: &'a Path,
-    file: &'a mut File,
-}
-
-impl io::Write for Out<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.io.write(self.path, self.file, bytes).map(|()| bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 /// The blobs of an image that is being made. May be used by many threads.
 #[derive(Debug)]
 pub struct Batch<'s> {
@@ -247,6 +195,10 @@ pub struct Batch<'s> {
 impl Batch<'_> {
     pub(super) fn store(&self) -> &Store {
         self.store
+    }
+
+    pub(super) fn blobs(&self) -> &Blobs {
+        &self.store.blobs
     }
 
     /// Stores a payload; see [`Blobs::put`].
@@ -352,7 +304,7 @@ mod tests {
             assert_eq!(store.blobs().put_stream(&mut reader, size).unwrap().0, digest);
             let file = fs::read(store.blobs().path(&digest)).unwrap();
             let stated = zstd::zstd_safe::get_frame_content_size(&file).unwrap();
-            assert_eq!(stated, size);
+            assert_eq!(stated, Some(payload.len() as u64));
             let theirs = pf_core::store::PfStore::open(dir.path()).unwrap();
             let cid = pf_core::digest::Digest256::parse(&digest.to_string()).unwrap();
             assert_eq!(theirs.blobs().get(&cid).unwrap(), payload);
@@ -362,7 +314,7 @@ mod tests {
         let file = fs::read(store.blobs().path(&digest)).unwrap();
         assert_eq!(zstd::zstd_safe::get_frame_content_size(&file).unwrap(), Some(payload.len() as u64));
         assert_eq!(
-            fs::read_dir(dir.path().join("blobs/sha256/00")).unwrap().count(),
+            fs::read_dir(dir.path().join("blobs/sha256/00")).map_or(0, Iterator::count),
             0,
             "no temp file is left"
         );

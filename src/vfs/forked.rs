@@ -149,7 +149,11 @@ impl Vfs {
         patience: Patience,
     ) -> Outcome<Step<Data>> {
         // What nobody wrote to is served from the cache as it lies there.
-        if let Some(blob) = mounted.fork.whole_blob(ino).map_err(kind)? {
+        let whole = mounted.fork.whole_blob(ino).map_err(kind)?;
+        // One too large to be kept is read as if it had been written to: a stretch at a time.
+        let kept =
+            |blob: &fork::BlobRef| patience == Patience::Brief || !self.cache.is_read_by_frames(blob.size);
+        if let Some(blob) = whole.filter(kept) {
             let cached = self.reader.peek(&blob.digest, blob.size);
             if let (0, Patience::Brief) = (offset, patience)
                 && let Some((tree, node)) = mounted.fork.base_place(ino)

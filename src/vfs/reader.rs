@@ -80,6 +80,12 @@ impl BaseReader for Reader {
     }
 
     fn read(&self, digest: &Digest, size: u64, offset: u64, buf: &mut [u8]) -> Result<usize> {
+        if self.cache.is_read_by_frames(size) && !self.ledgers.read().contains_key(digest) {
+            let (payload, range) = self.cache.range(digest, size, offset, buf.len()).map_err(shared)?;
+            let n = range.len();
+            buf[..n].copy_from_slice(&payload[range]);
+            return Ok(n);
+        }
         let payload = self.payload(digest, size).map_err(shared)?;
         let start = usize::try_from(offset).unwrap_or(usize::MAX).min(payload.len());
         let n = buf.len().min(payload.len() - start);

@@ -1,0 +1,167 @@
+//! What keeping house costs: import, import again, export, beside what the real `pf` takes for the same folder.
+//!
+//! ```text
+//! cargo bench --bench keeping -- [--files 20000] [--sample 400] [--runs 5] [--big-mib 1024] [--workdir DIR]
+//! ```
+//! The real capture (`pf_world::WalkFsCapture`, which `pf snapshot` calls) takes minutes for a whole tree, so that it is
+//! given every n-th file and its time is scaled. Each row is the median of its runs, with the least and the most.
+
+#![allow(missing_docs)]
+
+#[allow(dead_code)]
+mod scratch;
+#[allow(dead_code)]
+mod source;
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use clap::Parser;
+use pf_core::store::PfStore;
+use pf_world::WalkFsCapture;
+use serde_json::Value;
+
+use scratch::{Scratch, pfimg};
+use source::{Kind, SourceTree};
+
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+
+/// Measures import and export against the real pf.
+#[derive(Debug, Parser)]
+struct Args {
+    /// Files in the tree
+    #[arg(long, default_value_t = 20_000)]
+    files: usize,
+    /// How many of them the real pf captures; 0 for none
+    #[arg(long, default_value_t = 400)]
+    sample: usize,
+    /// How often everything else is measured
+    #[arg(long, default_value_t = 5)]
+    runs: usize,
+    /// MiB of the file of which 4 KiB change
+    #[arg(long, default_value_t = 1024)]
+    big_mib: u64,
+    /// Where trees and stores are made, and deleted again; never below a folder named target, which pf leaves out
+    #[arg(long, value_name = "DIR", default_value_os_t = std::env::temp_dir())]
+    workdir: PathBuf,
+    /// Given by cargo
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+fn load() -> String {
+    fs::read_to_string("/proc/loadavg").unwrap_or_default().split(' ').take(3).collect::<Vec<_>>().join(" ")
+}
+
+fn row(name: &str, mut times: Vec<Duration>) -> f64 {
+    times.sort_unstable();
+    let (median, least, most) = (times[times.len() / 2], times[0], times[times.len() - 1]);
+    println!("| {name} | {median:.0?} | {least:.0?}–{most:.0?} | {} |", load());
+    median.as_secs_f64()
+}
+
+fn run(command: &str, store: &Path, cache: &Path, args: &[&Path]) -> Result<(Duration, Value)> {
+    let mut pfimg = pfimg(command);
+    pfimg.arg("--json").args(args).env("PF_STORE", store).env("XDG_CACHE_HOME", cache);
+    let start = Instant::now();
+    let output = pfimg.output()?;
+    let time = start.elapsed();
+    if !output.status.success() {
+        return Err(String::from_utf8_lossy(&output.stderr).into_owned().into());
+    }
+    Ok((time, serde_json::from_slice(&output.stdout)?))
+}
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    let scratch = Scratch::new(&args.workdir, false)?;
+    let tree = SourceTree::new(args.files, 1);
+    let folder = scratch.fresh("tree")?;
+    tree.write(&folder, &scratch)?;
+    println!(
+        "{} files, {} bytes\n\n| row | median | range | load |\n|---|---|---|---|",
+        args.files,
+        tree.bytes()
+    );
+    // What is younger than this is read again.
+    std::thread::sleep(Duration::from_secs(3));
+    let path = |name: &str, n: usize| scratch.path().join(format!("{name}-{n}"));
+    let mut first = Vec::new();
+    for n in 0..args.runs {
+        scratch.go_on()?;
+        first.push(run("import", &path("store", n), &path("cache", n), &[&folder])?.0);
+    }
+    let first = row("import", first);
+    let (store, cache) = (path("store", 0), path("cache", 0));
+    let mut again = Vec::new();
+    for _ in 0..args.runs {
+        let (time, report) = run("import", &store, &cache, &[&folder])?;
+        if report["new"] != false || report["files_read"] != 0 {
+            return Err(format!("an unchanged folder was read again: {report}").into());
+        }
+        again.push(time);
+    }
+    row("import again, nothing changed", again);
+    let files: Vec<&str> =
+        tree.items.iter().filter(|i| matches!(i.kind, Kind::File { .. })).map(|i| i.path.as_str()).collect();
+    let mut changed = Vec::new();
+    for n in 0..args.runs {
+        for number in 0..10 {
+            fs::write(folder.join(files[number * files.len() / 10]), format!("changed {n} {number}"))?;
+        }
+        changed.push(run("import", &store, &cache, &[&folder])?.0);
+    }
+    row("import again, 10 files changed", changed);
+    let mut exported = Vec::new();
+    for n in 0..args.runs {
+        scratch.go_on()?;
+        exported.push(run("export", &store, &cache, &[Path::new("latest"), &path("out", n)])?.0);
+    }
+    row("export", exported);
+    big(&args, &scratch)?;
+    if let Some(step) = files.len().checked_div(args.sample) {
+        let sample = scratch.fresh("sample")?;
+        let taken: Vec<_> = files.iter().step_by(step.max(1)).collect();
+        for (number, path) in taken.iter().enumerate() {
+            fs::copy(folder.join(path), sample.join(number.to_string()))?;
+        }
+        let pf = PfStore::open(path("pf", 0))?;
+        let start = Instant::now();
+        WalkFsCapture::new(&sample).capture(&pf.blobs_arc())?;
+        let time = row(&format!("the real capture, {} of the files", taken.len()), vec![start.elapsed()]);
+        let whole = time * files.len() as f64 / taken.len() as f64;
+        println!("\nscaled to all files: {whole:.0} s, {:.0} times the import", whole / first);
+    }
+    Ok(())
+}
+
+/// A file of which 4 KiB change.
+fn big(args: &Args, scratch: &Scratch) -> Result<()> {
+    if args.big_mib == 0 {
+        return Ok(());
+    }
+    let folder = scratch.fresh("big")?;
+    let file = fs::File::create_new(folder.join("big"))?;
+    let mut random = source::Random::new(7);
+    for mib in 0..args.big_mib {
+        scratch.go_on()?;
+        // Half of it compresses.
+        let mut bytes = vec![b'x'; 1 << 20];
+        for chunk in bytes[..1 << 19].chunks_exact_mut(8) {
+            chunk.copy_from_slice(&random.next().to_le_bytes());
+        }
+        file.write_all_at(&bytes, mib << 20)?;
+    }
+    let (store, cache) = (scratch.path().join("big-store"), scratch.path().join("big-cache"));
+    let (time, _) = run("import", &store, &cache, &[&folder])?;
+    row(&format!("import of one file of {} MiB", args.big_mib), vec![time]);
+    let mut changed = Vec::new();
+    for n in 0..args.runs.min(3) as u64 {
+        file.write_all_at(&[n as u8; 4096], (args.big_mib << 19) + 4096 * n)?;
+        changed.push(run("import", &store, &cache, &[&folder])?.0);
+    }
+    row("the same after 4 KiB changed", changed);
+    Ok(())
+}

@@ -1,0 +1,67 @@
+//! Large files: stored in frames, read by frames, and only what changed is compressed again.
+
+use std::fs;
+use std::os::unix::fs::FileExt as _;
+
+use crate::common::forks::{fork, open_rw};
+use crate::common::{MIB, Mount, Rng, tree};
+use crate::support::{House, id};
+
+#[test]
+fn a_large_file_that_changed_a_little_keeps_its_other_frames_and_pf_reads_both() {
+    let house = House::new();
+    let dir = house.dir.join("tree");
+    fs::create_dir(&dir).unwrap();
+    let mut content = Rng::new(1).bytes(20 * MIB as usize + 5);
+    fs::write(dir.join("big"), &content).unwrap();
+    let stored = |image: &str| {
+        fs::read(house.blob_path(house.pf_tree(image).entries[0].blob.as_ref().unwrap().as_str())).unwrap()
+    };
+    let before = stored(&id(&house.import(&dir, &[])));
+    content[10 * MIB as usize + 77] ^= 1;
+    let file = open_rw(&dir.join("big")).unwrap();
+    file.write_all_at(&content[10 * MIB as usize..][..100], 10 * MIB).unwrap();
+    let image = id(&house.import(&dir, &[]));
+    let after = stored(&image);
+    let same = before.iter().zip(&after).take_while(|(a, b)| a == b).count() as u64;
+    assert!(same >= 10 * MIB && before.len() == after.len(), "{same} bytes of {}", before.len());
+    let (restored, source) = (house.pf_restored(&image), tree::read_tree(&dir).unwrap());
+    assert_eq!(tree::differences(&restored, &source), [""; 0]);
+    house.pfimg(["verify"]).exits(0);
+}
+
+#[test]
+fn a_file_larger_than_the_cache_is_read_in_any_order_in_images_and_forks_and_not_kept() {
+    let house = House::new();
+    let dir = house.dir.join("tree");
+    fs::create_dir(&dir).unwrap();
+    let mut content = Rng::new(2).bytes(24 * MIB as usize + 999);
+    fs::write(dir.join("big"), &content).unwrap();
+    let image = id(&house.import(&dir, &[]));
+    let cache = house.dir.join("mount-cache");
+    let mount = Mount::of(&house.store())
+        .args(["--cache-disk", "4MiB", "--cache-dir", cache.to_str().unwrap()])
+        .start();
+    let world = fork(&mount, "try", &image[7..]);
+    let mut rng = Rng::new(3);
+    let mut check = |path: &std::path::Path, content: &[u8]| {
+        let file = fs::File::open(path).unwrap();
+        for _ in 0..200 {
+            let offset = rng.below(content.len() as u64);
+            let mut buffer = vec![0; 1 + rng.below(300_000) as usize];
+            let n = file.read_at(&mut buffer, offset).unwrap();
+            assert!(n > 0 && buffer[..n] == content[offset as usize..][..n], "{n} bytes at {offset}");
+        }
+        assert!(fs::read(path).unwrap() == content);
+    };
+    check(&mount.image(&image[7..]).join("world/fs/big"), &content);
+    check(&world.join("big"), &content);
+    open_rw(&world.join("big")).unwrap().write_all_at(b"here", 13 * MIB).unwrap();
+    content[13 * MIB as usize..][..4].copy_from_slice(b"here");
+    check(&world.join("big"), &content);
+    let kept = tree::read_tree(&cache).unwrap_or_default();
+    let bytes: u64 =
+        kept.values().map(|node| if let tree::Node::File { len, .. } = node { *len } else { 0 }).sum();
+    assert!(bytes <= 4 * MIB, "{kept:?}");
+    mount.unmount();
+}
