@@ -211,7 +211,7 @@ fn remove_record(journal: &Path, index: usize) {
 #[test]
 fn a_journal_that_lost_a_record_is_found_at_recovery_and_its_crash_pack_reproduces_that_elsewhere() {
     let (store, id) = small_store();
-    let mount = Mount::of(store.root()).start();
+    let mount = Mount::of(store.root()).args(["--seal", "manual"]).start();
     let world = fork(&mount, "f", &id);
     for n in 0..5 {
         fs::write(world.join(format!("new{n}")), b"new").unwrap();
@@ -219,7 +219,7 @@ fn a_journal_that_lost_a_record_is_found_at_recovery_and_its_crash_pack_reproduc
     mount.unmount();
     let crash = store.root().join("audit/crash");
     // Without the fault, recovery finds nothing.
-    let mount = Mount::of(store.root()).start();
+    let mount = Mount::of(store.root()).args(["--seal", "manual"]).start();
     assert_eq!(fs::read(mount.join("forks/f/world/fs/new3")).unwrap(), b"new");
     mount.unmount();
     assert!(!crash.exists());
@@ -229,7 +229,7 @@ fn a_journal_that_lost_a_record_is_found_at_recovery_and_its_crash_pack_reproduc
         .map(|entry| entry.unwrap().path().join("journal"))
         .collect();
     remove_record(journals.iter().max_by_key(|path| fs::metadata(path).unwrap().len()).unwrap(), 2);
-    let mount = Mount::of(store.root()).start();
+    let mount = Mount::of(store.root()).args(["--seal", "manual"]).start();
     let _ = fs::metadata(mount.join("forks/f/world"));
     mount.unmount();
     let blocked = events(&store, "milestone_blocked");
