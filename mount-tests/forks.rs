@@ -455,7 +455,7 @@ fn lasting(root: &Path) -> Vec<(PathBuf, [i64; 10], tree::Node)> {
 fn after_a_remount_everything_is_there_to_the_nanosecond() {
     let (store, id) = small_store();
     for writes in ["through", "back"] {
-        let mount = Mount::of(store.root()).args(["--writes", writes]).start();
+        let mount = Mount::of(store.root()).args(["--writes", writes, "--seal", "manual"]).start();
         let name = format!("last-{writes}");
         let w = fork(&mount, &name, &id);
         fs::write(w.join("new"), b"new").unwrap();
@@ -483,7 +483,7 @@ fn after_a_remount_everything_is_there_to_the_nanosecond() {
         let before = lasting(&mount.join("forks").join(&name));
         mount.unmount();
         for round in 0..2 {
-            let mount = Mount::of(store.root()).args(["--writes", writes]).start();
+            let mount = Mount::of(store.root()).args(["--writes", writes, "--seal", "manual"]).start();
             let after = lasting(&mount.join("forks").join(&name));
             for (left, right) in before.iter().zip(&after) {
                 assert_eq!(left, right, "{writes}, remount {round}");
