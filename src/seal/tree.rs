@@ -398,7 +398,7 @@ impl Shown {
                 let own = std::str::from_utf8(path).is_ok_and(|path| path == text)
                     && !shown.bytes.contains_key(&text);
                 let mut number = 1;
-                while given.contains(&text) || (!own && taken.contains(text.as_str())) {
+                while given.contains(&text) || (!(own && number == 1) && taken.contains(text.as_str())) {
                     number += 1;
                     text = join(&folder_text, &format!("{}~{number}", cut(&readable(name), ROOM)));
                 }
