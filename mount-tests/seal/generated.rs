@@ -10,7 +10,9 @@ use pfimg::store::Digest;
 use super::support::{Pf, Place, Rng, Shown, append, dir, world, write};
 
 /// Names to choose from: few, so that they meet. Some are no UTF-8, and some look like how those are shown.
-const NAMES: [&[u8]; 12] = [
+const NAMES: [&[u8]; 14] = [
+    &[b'\xfe'; 255],
+    &[b'\xfe'; 254],
     b"a",
     b"b",
     b"a.b",

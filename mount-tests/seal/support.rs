@@ -251,10 +251,10 @@ impl Pf {
             self.blob(digest);
         }
         let tree: pf_world::fs::FsTree = serde_json::from_slice(&self.blob(&manifest.world.fs)).unwrap();
-        assert!(
-            tree.entries.is_sorted_by(|a, b| Path::new(&a.path) < Path::new(&b.path)),
-            "pf's order is another"
-        );
+        for (one, next) in tree.entries.iter().zip(tree.entries.iter().skip(1)) {
+            let ordered = Path::new(&one.path) < Path::new(&next.path);
+            assert!(ordered, "pf's order is another: {:?} before {:?}", one.path, next.path);
+        }
         for entry in &tree.entries {
             if let Some(blob) = &entry.blob {
                 assert_eq!(self.blob(blob).len() as u64, entry.size, "{}", entry.path);

@@ -23,7 +23,7 @@ use super::{errno, file_attr, file_type, guarded, nanoseconds};
 use crate::error::ErrorKind;
 use crate::fork::{Allocate, NewFile, RenameMode, SetAttr, XattrMode};
 use crate::layers::world::Kind;
-use crate::vfs::{Attr, Op, Outcome, Patience, Step, Vfs, Writer};
+use crate::vfs::{Attr, Op, Outcome, Patience, Stale, Step, Vfs, Writer};
 
 /// Largest write or read in one request, in bytes: what the kernel's `max_pages_limit` allows.
 const MAX_REQUEST: u32 = 1 << 20;
@@ -110,10 +110,7 @@ impl Adapter {
     /// `work/` lists what `forks/` lists, which the kernel cannot know.
     fn forks_changed(&self, parent: INodeNo) {
         if parent.0 == Vfs::FORKS {
-            self.notify(|notifier| {
-                let _ = notifier.inval_inode(INodeNo(Vfs::FORKS), 0, 0);
-                let _ = notifier.inval_inode(INodeNo(Vfs::WORK), 0, 0);
-            });
+            self.notify(|notifier| tell(notifier, &[Stale::Inode(Vfs::FORKS), Stale::Inode(Vfs::WORK)]));
         }
     }
 }

@@ -11,7 +11,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
 use crate::layers::FormatError;
-use crate::layers::world::{Entry, FORMAT, Kind, Root, stand_in};
+use crate::layers::world::{Entry, FORMAT, Kind, MAX_NAME, Root};
 use crate::store::Taken;
 
 /// An entry that is new or changed. The group says which entries are one file, in numbers of the caller's.
@@ -327,6 +327,20 @@ fn join(folder: &str, name: &str) -> String {
     if folder.is_empty() { name.to_owned() } else { format!("{folder}/{name}") }
 }
 
+/// Bytes of a name that leave room for what tells it from its neighbours.
+const ROOM: usize = MAX_NAME - 16;
+
+/// A name as text. Three bytes stand for one that cannot be shown: it must not become longer than a name may be.
+fn readable(name: &[u8]) -> String {
+    let text = String::from_utf8_lossy(name);
+    if text.len() > MAX_NAME { cut(&text, ROOM).to_owned() } else { text.into_owned() }
+}
+
+/// The start of a text, at most so many bytes.
+fn cut(text: &str, most: usize) -> &str {
+    &text[..text.floor_char_boundary(most)]
+}
+
 impl Shown {
     fn new(
         base: &[u8],
@@ -373,7 +387,7 @@ impl Shown {
         for path in changes.put.keys() {
             let (folder, name) = parent_and_name(path);
             let folder_text = shown.text_of(folder);
-            let mut text = join(&folder_text, &stand_in(name, 1));
+            let mut text = join(&folder_text, &readable(name));
             // An entry that is put again keeps its text.
             let before = shown.text.get(path).cloned();
             if let Some(before) =
@@ -384,9 +398,9 @@ impl Shown {
                 let own = std::str::from_utf8(path).is_ok_and(|path| path == text)
                     && !shown.bytes.contains_key(&text);
                 let mut number = 1;
-                while given.contains(&text) || (!own && taken.contains(text.as_str())) {
+                while given.contains(&text) || (!(own && number == 1) && taken.contains(text.as_str())) {
                     number += 1;
-                    text = join(&folder_text, &stand_in(name, number));
+                    text = join(&folder_text, &format!("{}~{number}", cut(&readable(name), ROOM)));
                 }
             }
             given.insert(text.clone());
