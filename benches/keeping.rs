@@ -58,7 +58,7 @@ fn load() -> String {
 fn row(name: &str, mut times: Vec<Duration>) -> f64 {
     times.sort_unstable();
     let (median, least, most) = (times[times.len() / 2], times[0], times[times.len() - 1]);
-    println!("| {name} | {median:.0?} | {least:.0?}–{most:.0?} | {} |", load());
+    println!("| {name} | {median:.1?} | {least:.1?}–{most:.1?} | {} |", load());
     median.as_secs_f64()
 }
 

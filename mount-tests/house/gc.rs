@@ -259,7 +259,7 @@ fn while_forks_are_written_and_pf_snapshots_nothing_is_lost_and_all_garbage_goes
                         // It may be gone, or go meanwhile: then nothing was promised.
                         match (fs::read(&from), rng.chance(50)) {
                             (Ok(content), true) if fs::copy(&from, &path).is_ok() => {
-                                expected.push((path, content))
+                                expected.push((path, content));
                             }
                             _ => {
                                 let bytes = rng.bytes(1 + rng.clone().below(100_000) as usize);
@@ -398,11 +398,11 @@ fn prune_and_gc_leave_exactly_what_is_kept() {
             50 + hour,
             Some(&format!("2026-11-{:02}T{:02}:00:00Z", 10 + hour / 4, hour)),
         );
-        seals += &format!("\nsha256:{id} {hour}\n");
+        seals.extend(["\nsha256:", &id, " 1\n"]);
         images.push(id);
     }
     // The fork's own base is among its seals, as it is after a seal.
-    seals += &format!("\nsha256:{base} 99\n");
+    seals.extend(["\nsha256:", &base, " 99\n"]);
     fs::create_dir_all(root.join("forks/seals")).unwrap();
     fs::write(root.join("forks/seals").join(head["uid"].as_str().unwrap()), seals).unwrap();
     let alone = unique_image(&mut store, 70, None);

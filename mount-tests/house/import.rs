@@ -151,7 +151,7 @@ fn the_other_layers_are_the_parents_or_what_pf_has_where_nobody_filled_them() {
     let child = house.import(&dir, &["--parent", "base", "--tag", "child"]);
     let pf = house.pf();
     let parent =
-        pf.get_manifest(&cid(&house.pfimg(["show", "base", "--json"]).json()["id"].as_str().unwrap()));
+        pf.get_manifest(&cid(house.pfimg(["show", "base", "--json"]).json()["id"].as_str().unwrap()));
     let (parent, manifest) = (parent.unwrap(), pf.get_manifest(&cid(&id(&child))).unwrap());
     assert_eq!(manifest.parents.len(), 1);
     assert_eq!(

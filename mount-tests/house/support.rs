@@ -220,12 +220,10 @@ pub(crate) fn everything(root: &Path) {
     {
         std::fs::set_permissions(root.join(name), std::fs::Permissions::from_mode(mode)).unwrap();
     }
-    let mut second = 1_000_000_000;
     let mut names: Vec<_> = exact(root).into_keys().collect();
     // What is in a folder before the folder, whose time it would change.
     names.reverse();
-    for name in names {
-        second += 1;
+    for (second, name) in (1_000_000_000..).zip(names) {
         let time = rustix::fs::Timespec { tv_sec: second, tv_nsec: 123_456_789 };
         let times = rustix::fs::Timestamps { last_access: time, last_modification: time };
         let at = root.join(OsStr::from_bytes(&name));

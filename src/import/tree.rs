@@ -4,7 +4,7 @@ use std::cmp::Ordering;
 use std::collections::{HashMap, HashSet};
 
 use super::walk::Meta;
-use crate::layers::world::{Entry, FsTree, Header, Kind, Root, stand_in};
+use crate::layers::world::{Entry, FsTree, Header, Kind, MAX_NAME, Root};
 use crate::layers::xattrs::{self, Xattrs};
 use crate::store::Digest;
 
@@ -169,6 +169,15 @@ impl Texts {
         }
         (text, odd_name)
     }
+}
+
+/// A text that stands in for a name that is none, no longer than a name may be, so that `pf` can restore it. Of names
+/// that come to the same text, each gets another `number`, from 1 on.
+fn stand_in(name: &[u8], number: u32) -> String {
+    let suffix = if number > 1 { format!("~{number}") } else { String::new() };
+    let mut text = String::from_utf8_lossy(name).into_owned();
+    text.truncate(text.floor_char_boundary(MAX_NAME - suffix.len()));
+    text + &suffix
 }
 
 #[cfg(test)]

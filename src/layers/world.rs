@@ -487,15 +487,6 @@ impl<'de: 'a, 'a> Deserialize<'de> for Entry<'a> {
     }
 }
 
-/// A text that stands in for a name that is none, no longer than a name may be, so that `pf` can restore it. Of names
-/// that come to the same text, each gets another `number`, from 1 on.
-pub(crate) fn stand_in(name: &[u8], number: u32) -> String {
-    let suffix = if number > 1 { format!("~{number}") } else { String::new() };
-    let mut text = String::from_utf8_lossy(name).into_owned();
-    text.truncate(text.floor_char_boundary(MAX_NAME - suffix.len()));
-    text + &suffix
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -28,6 +28,8 @@ impl Drop for Pin {
     fn drop(&mut self) {
         if let Some((path, _)) = &self.0 {
             let _ = fs::remove_file(path);
+            // Reading leaves nothing behind; another program's pin keeps the folder.
+            let _ = path.parent().map(fs::remove_dir);
         }
     }
 }
@@ -81,8 +83,16 @@ impl Store {
         let name = format!("{}.{}", std::process::id(), NUMBERS.fetch_add(1, Ordering::Relaxed));
         let path = dir.join(name);
         let make = || {
-            fs::create_dir_all(&dir)?;
-            let mut file = File::create(&path)?;
+            let mut attempts = 0;
+            let mut file = loop {
+                fs::create_dir_all(&dir)?;
+                attempts += 1;
+                match File::create(&path) {
+                    // Somebody else's last pin took the folder along.
+                    Err(e) if e.kind() == io::ErrorKind::NotFound && attempts < 10 => {}
+                    other => break other?,
+                }
+            };
             rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)?;
             for image in images {
                 writeln!(file, "{image}")?;
@@ -157,6 +167,8 @@ mod tests {
         drop(pin);
         assert_eq!(store.pins().unwrap(), []);
         let left = dir.path().join("refs/pins/7.7");
+        assert!(!left.with_file_name("").exists(), "nothing is left behind");
+        fs::create_dir_all(left.with_file_name("")).unwrap();
         fs::write(&left, format!("{image}\n")).unwrap();
         assert_eq!(store.pins().unwrap().len(), 1, "it may only just be made");
         File::options().write(true).open(&left).unwrap().set_modified(SystemTime::UNIX_EPOCH).unwrap();
