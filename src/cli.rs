@@ -15,6 +15,7 @@ mod mount;
 mod mv;
 mod place;
 mod probe;
+mod progress;
 mod prune;
 mod replay;
 mod restore;

@@ -3,14 +3,13 @@
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use super::StoreArg;
 use super::images::DAMAGED;
+use super::progress::Bar;
 use super::text::{count, plain, print_json};
 use super::units::format_bytes;
 use crate::error::Result;
@@ -66,7 +65,7 @@ pub(crate) fn run(store: &StoreArg, args: &ExportArgs) -> Result<ExitCode> {
     };
     let bar = Bar::new();
     let report = export(&store, &image, &options, &bar);
-    bar.0.finish_and_clear();
+    bar.finish();
     let report = report?;
     if args.json {
         print_json(&Shown { image, dir: &args.dir, report: &report })?;
@@ -92,30 +91,12 @@ fn summary(report: &Report) -> String {
     )
 }
 
-/// A progress bar on stderr, if that is a terminal.
-struct Bar(ProgressBar);
-
-impl Bar {
-    fn new() -> Self {
-        let bar = ProgressBar::no_length();
-        if !bar.is_hidden() {
-            bar.enable_steady_tick(Duration::from_millis(200));
-        }
-        Self(bar)
-    }
-}
-
 impl Progress for Bar {
     fn to_write(&self, bytes: u64) {
-        self.0.set_length(bytes);
-        if let Ok(style) = ProgressStyle::with_template(
-            "{bar:30} {bytes}/{total_bytes} written, {bytes_per_sec}, {eta} left",
-        ) {
-            self.0.set_style(style);
-        }
+        self.start(bytes, "{bar:30} {bytes}/{total_bytes} written, {bytes_per_sec}, {eta} left");
     }
 
     fn written(&self, bytes: u64) {
-        self.0.inc(bytes);
+        self.inc(bytes);
     }
 }

@@ -4,10 +4,10 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
 
 use super::StoreArg;
 use super::images::DAMAGED;
+use super::progress::Bar;
 use super::text::{count, plain, print, print_json};
 use super::units::{format_bytes, parse_duration};
 use crate::error::Result;
@@ -37,7 +37,7 @@ pub(crate) fn run(store: &StoreArg, args: &GcArgs) -> Result<ExitCode> {
     let options = Options { grace: args.grace, dry_run: args.dry_run, jobs: default_jobs() };
     let bar = Bar::new();
     let report = collect(&store, &options, &bar);
-    bar.0.finish_and_clear();
+    bar.finish();
     let report = report?;
     if args.json {
         print_json(&report)?;
@@ -75,27 +75,6 @@ fn summary(report: &Report) -> String {
     )
 }
 
-/// A progress bar on stderr, if that is a terminal.
-struct Bar(ProgressBar);
-
-impl Bar {
-    fn new() -> Self {
-        let bar = ProgressBar::no_length();
-        if !bar.is_hidden() {
-            bar.enable_steady_tick(Duration::from_millis(200));
-        }
-        Self(bar)
-    }
-
-    fn start(&self, length: u64, template: &str) {
-        self.0.reset();
-        self.0.set_length(length);
-        if let Ok(style) = ProgressStyle::with_template(template) {
-            self.0.set_style(style);
-        }
-    }
-}
-
 impl Progress for Bar {
     fn layers(&self, more: u64) {
         if more > 0 {
@@ -104,7 +83,7 @@ impl Progress for Bar {
     }
 
     fn layer_done(&self) {
-        self.0.inc(1);
+        self.inc(1);
     }
 
     fn deleting(&self, total: u64) {
@@ -112,6 +91,6 @@ impl Progress for Bar {
     }
 
     fn deleted(&self) {
-        self.0.inc(1);
+        self.inc(1);
     }
 }

@@ -4,14 +4,13 @@ use std::fs;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use super::StoreArg;
 use super::fixture::{check_tag, open_or_create};
+use super::progress::Bar;
 use super::text::{count, plain, print, print_json};
 use super::units::format_bytes;
 use crate::error::{Error, Result};
@@ -84,8 +83,9 @@ pub(crate) fn run(store: &StoreArg, args: &ImportArgs) -> Result<ExitCode> {
         jobs: args.jobs.unwrap_or_else(default_jobs),
     };
     let bar = Bar::new();
+    bar.style("{spinner} {pos} files and folders found");
     let report = import(&store, &options, &bar);
-    bar.0.finish_and_clear();
+    bar.finish();
     let mut report = report?;
     report.reports.splice(..0, refused);
     if let Some(tag) = &args.tag
@@ -146,38 +146,16 @@ fn summary(report: &Report) -> String {
     )
 }
 
-/// A progress bar on stderr, if that is a terminal.
-struct Bar(ProgressBar);
-
-impl Bar {
-    fn new() -> Self {
-        let bar = ProgressBar::no_length();
-        if !bar.is_hidden() {
-            if let Ok(style) = ProgressStyle::with_template("{spinner} {pos} files and folders found") {
-                bar.set_style(style);
-            }
-            bar.enable_steady_tick(Duration::from_millis(200));
-        }
-        Self(bar)
-    }
-}
-
 impl Progress for Bar {
     fn found(&self, more: u64) {
-        self.0.inc(more);
+        self.inc(more);
     }
 
     fn to_read(&self, bytes: u64) {
-        self.0.reset();
-        self.0.set_length(bytes);
-        if let Ok(style) =
-            ProgressStyle::with_template("{bar:30} {bytes}/{total_bytes} read, {bytes_per_sec}, {eta} left")
-        {
-            self.0.set_style(style);
-        }
+        self.start(bytes, "{bar:30} {bytes}/{total_bytes} read, {bytes_per_sec}, {eta} left");
     }
 
     fn read(&self, bytes: u64) {
-        self.0.inc(bytes);
+        self.inc(bytes);
     }
 }

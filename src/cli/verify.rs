@@ -3,13 +3,12 @@
 use std::fmt::Write as _;
 use std::num::NonZeroUsize;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
 
 use super::StoreArg;
 use super::images::DAMAGED;
+use super::progress::Bar;
 use super::secret::operator_secret;
 use super::text::{count, print, print_json};
 use super::units::format_bytes;
@@ -50,7 +49,7 @@ pub(crate) fn run(store: &StoreArg, args: &VerifyArgs) -> Result<ExitCode> {
     };
     let bar = Bar::new();
     let report = verify(&store, &options, &bar);
-    bar.0.finish_and_clear();
+    bar.finish();
     let report = report?;
     if args.json {
         print_json(&report)?;
@@ -84,34 +83,13 @@ fn summary(report: &Report) -> String {
     )
 }
 
-/// A progress bar on stderr, if that is a terminal.
-struct Bar(ProgressBar);
-
-impl Bar {
-    fn new() -> Self {
-        let bar = ProgressBar::no_length();
-        if !bar.is_hidden() {
-            bar.enable_steady_tick(Duration::from_millis(200));
-        }
-        Self(bar)
-    }
-
-    fn start(&self, length: u64, template: &str) {
-        self.0.reset();
-        self.0.set_length(length);
-        if let Ok(style) = ProgressStyle::with_template(template) {
-            self.0.set_style(style);
-        }
-    }
-}
-
 impl Progress for Bar {
     fn images(&self, total: u64) {
         self.start(total, "{bar:30} {pos}/{len} images");
     }
 
     fn image_done(&self) {
-        self.0.inc(1);
+        self.inc(1);
     }
 
     fn layers(&self, total: u64) {
@@ -119,7 +97,7 @@ impl Progress for Bar {
     }
 
     fn layer_done(&self) {
-        self.0.inc(1);
+        self.inc(1);
     }
 
     fn blobs(&self, _total: u64, bytes: u64) {
@@ -127,6 +105,6 @@ impl Progress for Bar {
     }
 
     fn blob_done(&self, bytes: u64) {
-        self.0.inc(bytes);
+        self.inc(bytes);
     }
 }

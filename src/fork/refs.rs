@@ -113,11 +113,9 @@ fn read(forks: &Path, (heads, generations): Listing) -> References {
     found
 }
 
-/// Images in a fork's list of seals: lines of an image and a time.
+/// Images in a fork's list of seals.
 fn seals(path: &Path) -> Vec<Digest> {
-    let text = fs::read(path).unwrap_or_default();
-    let text = String::from_utf8_lossy(&text);
-    text.lines().filter_map(|line| line.split_once(' ')?.0.parse().ok()).collect()
+    super::seals::parse(&fs::read(path).unwrap_or_default()).into_iter().map(|seal| seal.image).collect()
 }
 
 /// Adds the blobs that a journal refers to.

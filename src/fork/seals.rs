@@ -57,14 +57,7 @@ impl Fork {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             Err(e) => return Err(Error::io(e, format!("cannot read {}", path.display()))),
         };
-        let mut seals: Vec<Seal> = Vec::new();
-        for line in String::from_utf8_lossy(&text).lines() {
-            let Some((image, at)) = line.split_once(' ') else { continue };
-            if let (Ok(image), Ok(at_ns)) = (image.parse(), at.parse()) {
-                seals.push(Seal { image, at_ns });
-            }
-        }
-        Ok(seals)
+        Ok(parse(&text))
     }
 
     /// Gives another fork the same list.
@@ -81,4 +74,13 @@ impl Fork {
     pub(super) fn forget_seals(forks: &std::path::Path, uid: &str) {
         let _ = fs::remove_file(forks.join("seals").join(uid));
     }
+}
+
+/// The images of a list, oldest first. Lines that are none are passed over.
+pub(super) fn parse(text: &[u8]) -> Vec<Seal> {
+    let seal = |line: &str| {
+        let (image, at) = line.split_once(' ')?;
+        Some(Seal { image: image.parse().ok()?, at_ns: at.parse().ok()? })
+    };
+    String::from_utf8_lossy(text).lines().filter_map(seal).collect()
 }
