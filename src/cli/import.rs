@@ -11,6 +11,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use super::StoreArg;
+use super::audit;
 use super::fixture::{check_tag, open_or_create};
 use super::text::{count, plain, print, print_json};
 use super::units::format_bytes;
@@ -82,6 +83,7 @@ pub(crate) fn run(store: &StoreArg, args: &ImportArgs) -> Result<ExitCode> {
         index_dir: Some(cache_dir.join("imports")),
         reread: args.reread,
         jobs: args.jobs.unwrap_or_else(default_jobs),
+        log: audit::told(&store, "import"),
     };
     let bar = Bar::new();
     let report = import(&store, &options, &bar);

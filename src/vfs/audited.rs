@@ -38,6 +38,7 @@ impl Vfs {
     /// The same filesystem with a log that is told what happens; without, nothing is.
     #[must_use]
     pub fn with_log(mut self, log: Log) -> Self {
+        self.sealing.log_to(log.clone());
         self.audit.log = log;
         self
     }
