@@ -257,10 +257,16 @@ fn a_base_that_is_gone_is_found_at_recovery() {
     pfimg_on(store.root(), ["fork", &id, "f"]).exits(0);
     fs::remove_file(store.marker_path(&id)).unwrap();
     let mount = Mount::of(store.root()).start();
-    let _ = fs::metadata(mount.join("forks/f"));
-    mount.unmount();
-    for event in events(&store, "milestone_blocked") {
-        assert!(event["reason"].as_str().unwrap().contains(&id), "{event}");
+    for _ in 0..3 {
+        fs::metadata(mount.join("forks/f")).unwrap_err();
     }
+    mount.unmount();
+    let blocked = events(&store, "milestone_blocked");
+    assert_eq!(blocked.len(), 1, "told once: {blocked:?}");
+    assert_eq!((&blocked[0]["phase_id"], &blocked[0]["agent_id"]), (&json!("recovery"), &json!("f")));
+    assert!(blocked[0]["reason"].as_str().unwrap().contains(&id), "{}", blocked[0]);
+    let pack = store.root().join("audit/crash").join(blocked[0]["crashpack"].as_str().unwrap());
+    let said = common::pfimg([Path::new("replay"), &pack]).exits(3).stdout;
+    assert!(said.contains("manifest_integrity (high)"), "{said}");
     audit(&store, &["--verify"]).exits(0);
 }
