@@ -195,6 +195,9 @@ fn the_session_events_in_the_trace_of_an_image_or_a_fork_are_folded() {
     assert!(audit(&store, &["nothing"]).exits(2).stderr.contains("nothing"));
 }
 
+/// Leaves what was written in the forks' journals: a seal at unmount would empty them.
+const MANUAL: [&str; 2] = ["--seal", "manual"];
+
 /// Takes one record out of a journal, and moves what follows to its place.
 fn remove_record(journal: &Path, index: usize) {
     let bytes = fs::read(journal).unwrap();
@@ -211,7 +214,7 @@ fn remove_record(journal: &Path, index: usize) {
 #[test]
 fn a_journal_that_lost_a_record_is_found_at_recovery_and_its_crash_pack_reproduces_that_elsewhere() {
     let (store, id) = small_store();
-    let mount = Mount::of(store.root()).args(["--seal", "manual"]).start();
+    let mount = Mount::of(store.root()).args(MANUAL).start();
     let world = fork(&mount, "f", &id);
     for n in 0..5 {
         fs::write(world.join(format!("new{n}")), b"new").unwrap();
@@ -219,7 +222,7 @@ fn a_journal_that_lost_a_record_is_found_at_recovery_and_its_crash_pack_reproduc
     mount.unmount();
     let crash = store.root().join("audit/crash");
     // Without the fault, recovery finds nothing.
-    let mount = Mount::of(store.root()).args(["--seal", "manual"]).start();
+    let mount = Mount::of(store.root()).args(MANUAL).start();
     assert_eq!(fs::read(mount.join("forks/f/world/fs/new3")).unwrap(), b"new");
     mount.unmount();
     assert!(!crash.exists());
@@ -229,7 +232,7 @@ fn a_journal_that_lost_a_record_is_found_at_recovery_and_its_crash_pack_reproduc
         .map(|entry| entry.unwrap().path().join("journal"))
         .collect();
     remove_record(journals.iter().max_by_key(|path| fs::metadata(path).unwrap().len()).unwrap(), 2);
-    let mount = Mount::of(store.root()).args(["--seal", "manual"]).start();
+    let mount = Mount::of(store.root()).args(MANUAL).start();
     let _ = fs::metadata(mount.join("forks/f/world"));
     mount.unmount();
     let blocked = events(&store, "milestone_blocked");
@@ -257,10 +260,16 @@ fn a_base_that_is_gone_is_found_at_recovery() {
     pfimg_on(store.root(), ["fork", &id, "f"]).exits(0);
     fs::remove_file(store.marker_path(&id)).unwrap();
     let mount = Mount::of(store.root()).start();
-    let _ = fs::metadata(mount.join("forks/f"));
-    mount.unmount();
-    for event in events(&store, "milestone_blocked") {
-        assert!(event["reason"].as_str().unwrap().contains(&id), "{event}");
+    for _ in 0..3 {
+        fs::metadata(mount.join("forks/f")).unwrap_err();
     }
+    mount.unmount();
+    let blocked = events(&store, "milestone_blocked");
+    assert_eq!(blocked.len(), 1, "told once: {blocked:?}");
+    assert_eq!((&blocked[0]["phase_id"], &blocked[0]["agent_id"]), (&json!("recovery"), &json!("f")));
+    assert!(blocked[0]["reason"].as_str().unwrap().contains(&id), "{}", blocked[0]);
+    let pack = store.root().join("audit/crash").join(blocked[0]["crashpack"].as_str().unwrap());
+    let said = common::pfimg([Path::new("replay"), &pack]).exits(3).stdout;
+    assert!(said.contains("manifest_integrity (high)"), "{said}");
     audit(&store, &["--verify"]).exits(0);
 }

@@ -10,6 +10,8 @@ mod disk;
 mod generated;
 #[path = "seal/layers.rs"]
 mod layers;
+#[path = "seal/oracle.rs"]
+mod oracle;
 #[path = "seal/support.rs"]
 mod support;
 

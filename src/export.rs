@@ -6,8 +6,9 @@
 
 mod content;
 mod dest;
+mod witness;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::num::NonZeroUsize;
@@ -18,6 +19,7 @@ use std::path::{Path, PathBuf};
 use parking_lot::Mutex;
 use serde::Serialize;
 
+use crate::audit::Log;
 use crate::error::{Error, ErrorKind, Posix, Result};
 use crate::jobs::try_each;
 use crate::layers::cache::PageManifest;
@@ -45,6 +47,8 @@ pub struct Options {
     pub cache_dir: Option<PathBuf>,
     /// How many threads work.
     pub jobs: NonZeroUsize,
+    /// What is told of an export that is not what was meant.
+    pub log: Log,
 }
 
 /// What an export came to.
@@ -82,7 +86,7 @@ impl Progress for () {}
 
 /// Exports an image; see the module. If it fails the folder holds a part of it.
 pub fn export(store: &Store, image: &Digest, options: &Options, progress: &dyn Progress) -> Result<Report> {
-    let _pin = store.pin(&[*image]);
+    let pin = store.pin(&[*image]);
     let image = store.image(image)?;
     let digest = image.manifest.world.fs;
     let about = |what: String| Error::new(ErrorKind::Damaged, format!("image {}: {what}", image.id));
@@ -107,8 +111,11 @@ pub fn export(store: &Store, image: &Digest, options: &Options, progress: &dyn P
             cache_dir: options.cache_dir.as_deref(),
             progress,
             report: Mutex::new(report),
+            left_out: Mutex::default(),
         };
         exporting.run(options.jobs)?;
+        let differing = exporting.differing_paths();
+        witness::judge(store, &image, pin, &differing, &options.log)?;
         Ok(exporting.report.into_inner())
     })();
     exported
@@ -198,6 +205,8 @@ struct Exporting<'a> {
     cache_dir: Option<&'a Path>,
     progress: &'a dyn Progress,
     report: Mutex<Report>,
+    /// What the report says is not there.
+    left_out: Mutex<HashSet<NodeId>>,
 }
 
 /// Children of one folder that one thread takes at once.
@@ -312,6 +321,7 @@ impl Exporting<'_> {
                     if made.map_err(|e| self.failed(id, e))? {
                         others += 1;
                     } else {
+                        self.left_out.lock().insert(id);
                         self.note(format!("{} is left out: only root makes devices", self.shown(id)));
                     }
                 }
@@ -336,6 +346,7 @@ impl Exporting<'_> {
             Err(Failed::Blob(error)) => {
                 let gone = rustix::fs::unlinkat(folder, tree.name(id), rustix::fs::AtFlags::empty());
                 gone.map_err(|e| self.failed(id, e.into()))?;
+                self.left_out.lock().insert(id);
                 self.report.lock().damaged.push(format!("{}: {error}", self.shown(id)));
                 return Ok(false);
             }
@@ -364,6 +375,7 @@ impl Exporting<'_> {
             }
             // The first one is damaged, or only root's to make: it was reported.
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                self.left_out.lock().insert(id);
                 self.report.lock().notes.push(format!(
                     "{} is left out with {}",
                     self.shown(id),

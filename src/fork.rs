@@ -33,6 +33,7 @@ mod registry;
 mod seals;
 mod state;
 mod stats;
+mod witness;
 
 pub use attr::{SetAttr, SetTime, XattrMode};
 pub use content::{Allocate, INLINE, MAX_SIZE};
@@ -51,3 +52,4 @@ pub use registry::{Options, Registry};
 pub use seals::Seal;
 pub use state::LayerBase;
 pub use stats::{ForkInfo, ForkStats};
+pub use witness::Operation;

@@ -8,6 +8,7 @@ mod ignore;
 mod index;
 mod tree;
 mod walk;
+mod witness;
 
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
@@ -25,6 +26,7 @@ use serde::Serialize;
 pub use ignore::{IGNORE_FILES, Ignore};
 pub use index::{Index, Record, Stamp};
 
+use crate::audit::Log;
 use crate::error::{Error, ErrorKind, Result};
 use crate::jobs::try_each;
 use crate::layers::cache::{LAYOUT, PageManifest};
@@ -72,6 +74,8 @@ pub struct Options {
     pub reread: bool,
     /// How many threads work.
     pub jobs: NonZeroUsize,
+    /// What is told of an import that is not what was meant.
+    pub log: Log,
 }
 
 /// What an import came to.
@@ -211,6 +215,7 @@ impl Importing<'_> {
         }
         let root_xattrs = read_xattrs(self.dir)?;
         let (mut items, pending) = self.look(&listing.found)?;
+        let left = self.store.blobs().files_left();
         let batch = self.store.begin();
         let mut report = Report {
             image: Digest::of(b""),
@@ -239,6 +244,7 @@ impl Importing<'_> {
             }
         }
         report.image = image.unwrap_or(report.image);
+        self.judge(&report, left, &items)?;
         let records: Records = items
             .into_iter()
             .filter_map(|item| match item.body {

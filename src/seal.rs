@@ -8,18 +8,23 @@ mod content;
 mod layers;
 mod ledger;
 mod tree;
+mod witness;
 
 use std::collections::HashMap;
 use std::io::Read;
+use std::ops::Range;
 use std::sync::Arc;
 
 use chrono::Utc;
 
+use crate::audit::{Log, note};
+use crate::crashpack::Crashpack;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fork::{BaseReader, BlobRef, Body, Changes, Fork, Frozen, Ino, Put};
 use crate::layers::effects::Secret;
 use crate::layers::world::{Entry, Kind, Root};
 use crate::layers::{FormatError, xattrs};
+use crate::oracle::{Transfer, TransferKind, TransferOracle, TransferState};
 use crate::store::manifest::{
     Agent, CacheRefs, EffectsRefs, MEDIA_TYPE, ModelRefs, SCHEMA_VERSION, TraceRefs, WorldRefs,
 };
@@ -28,6 +33,7 @@ use crate::store::{Batch, Digest, LayerFile, Manifest, MarkerError, Store};
 use content::Job;
 use layers::Stored;
 use tree::{NewEntry, TreeChanges};
+pub(crate) use witness::{hash_of, readable};
 
 /// Where a fork's files lie.
 const WORLD: &[u8] = b"world/fs";
@@ -62,6 +68,7 @@ pub struct Sealer {
     store: Arc<Store>,
     reader: Arc<dyn BaseReader>,
     secret: Option<Secret>,
+    log: Log,
 }
 
 impl std::fmt::Debug for Sealer {
@@ -85,12 +92,26 @@ struct Sealing<'a> {
     parent: Option<Parent>,
     secret: Option<&'a Secret>,
     reports: Vec<String>,
+    /// Where the entries are that were put into the tree.
+    placed: HashMap<Vec<u8>, Range<usize>>,
 }
 
 impl Sealer {
     /// Makes one. The secret chains ledgers in place of a fresh one for each; `reader` is what the forks read with.
     pub fn new(store: Arc<Store>, reader: Arc<dyn BaseReader>, secret: Option<Secret>) -> Self {
-        Self { store, reader, secret }
+        Self { store, reader, secret, log: Log::off() }
+    }
+
+    /// The same with a log, which is told of every seal.
+    #[must_use]
+    pub fn with_log(mut self, log: Log) -> Self {
+        self.set_log(log);
+        self
+    }
+
+    /// Has a log told of every seal.
+    pub fn set_log(&mut self, log: Log) {
+        self.log = log;
     }
 
     /// Seals a fork as it stands. If it fails the fork is as it was.
@@ -128,7 +149,16 @@ impl Sealer {
         if let (Some(image), false) = (fork.base(), fork.is_changed()) {
             return Ok(Sealed { image, new: false, changed: Vec::new(), reports: Vec::new() });
         }
+        let left = self.store.blobs().files_left();
         let frozen = fork.freeze()?;
+        let state = TransferState {
+            // Before anything is read of the journals.
+            journal_gaps: frozen.journal_gaps()?,
+            pending_operations: frozen.pending_operations(),
+            ..TransferState::default()
+        };
+        let mut transfer = Transfer { kind: TransferKind::Seal, subject: name.to_owned(), state };
+        self.judge(&transfer, &[])?;
         let changes = frozen.changes()?;
         let batch = self.store.begin();
         let mut sealing = Sealing {
@@ -139,8 +169,13 @@ impl Sealer {
             parent: self.parent(&frozen)?,
             secret: self.secret.as_ref(),
             reports: Vec::new(),
+            placed: HashMap::new(),
         };
         let (manifest, mut stored) = sealing.run(name)?;
+        let mut trace = sealing.differing_paths(&manifest.world.fs, &stored)?;
+        transfer.state.path_outcomes_consistent = trace.is_empty();
+        // Before there is an image: what is wrong already must not become one.
+        self.judge(&transfer, &trace)?;
         let Sealing { parent, reports, .. } = sealing;
         let same = parent.as_ref().filter(|parent| parent.manifest.blobs() == manifest.blobs());
         let (image, new) = if let Some(parent) = same {
@@ -150,8 +185,22 @@ impl Sealer {
             if let Some(parent) = &parent {
                 self.need(&parent.id)?;
             }
-            fork.note_seal(&Digest::of(&manifest.to_bytes()?))?;
-            (batch.commit(&manifest)?, true)
+            let expected = Digest::of(&manifest.to_bytes()?);
+            fork.note_seal(&expected)?;
+            let image = batch.commit(&manifest)?;
+            let found = self.store.images().bytes(self.store.blobs(), &image);
+            transfer.state.expected_manifest_hash = expected.to_string();
+            transfer.state.manifest_hash = witness::hash_of(found, &mut trace);
+            transfer.state.leaked_obligations =
+                u32::try_from(self.store.blobs().files_left() - left).unwrap_or(u32::MAX);
+            if let Err(error) = self.judge(&transfer, &trace) {
+                // Nothing rests on it yet, and nothing shall.
+                if let Err(e) = self.store.remove_image(&image) {
+                    tracing::error!("{e}; no fork rests on it");
+                }
+                return Err(error);
+            }
+            (image, true)
         };
         let layers = self.reader.layers(&image)?;
         let ledger = LayerFile::EffectsLedger.path().as_bytes();
@@ -161,7 +210,26 @@ impl Sealer {
             stored.insert(ledger.to_vec(), BlobRef { digest, size: self.reader.size(&digest)? });
         }
         let changed = fork.rebase(&frozen, image, &layers, &stored)?;
+        if new {
+            self.log.note(note::checkpoint_taken(name, &image));
+            self.log.note(note::fork_sealed(name, &image));
+        }
         Ok(Sealed { image, new, changed, reports })
+    }
+
+    /// Judges a fork that was put back to `image`, and tells the log of it.
+    pub fn judge_restored(&self, restored: &Fork, name: &str, image: &Digest) -> Result<()> {
+        let (state, trace) = self.seen_restored(restored, image)?;
+        self.judge(&Transfer { kind: TransferKind::Restore, subject: name.to_owned(), state }, &trace)?;
+        self.log.note(note::rollbacked(name, image));
+        Ok(())
+    }
+
+    /// Has the oracle judge what was seen; what it finds is the caller's error.
+    fn judge(&self, transfer: &Transfer, trace: &[String]) -> Result<()> {
+        let pack = trace.iter().fold(Crashpack::new(), |pack, line| pack.with_trace("path", line));
+        let oracle = TransferOracle::new(transfer.kind.name());
+        self.log.judge_with(&oracle, transfer, pack).error().map_or(Ok(()), Err)
     }
 
     /// Whether an image is there still.
@@ -284,7 +352,9 @@ impl Sealing<'_> {
         let base = parent.map(|parent| parent.tree(self.store)).transpose()?;
         let merged = tree::merge(base.as_deref(), changes).map_err(damaged)?;
         let base = parent.map(|parent| &parent.manifest.world.fs);
-        self.batch.put_edited(&merged.text, base, &merged.taken)
+        let digest = self.batch.put_edited(&merged.text, base, &merged.taken)?;
+        self.placed = merged.placed;
+        Ok(digest)
     }
 
     fn tree_changes(&self, stored: &Stored) -> Result<TreeChanges> {

@@ -71,6 +71,14 @@ pub(crate) fn tell(store: &Store, command: &str, events: impl IntoIterator<Item 
     }
 }
 
+/// The log that a command tells of what it does as it goes. Without one it goes on.
+pub(crate) fn told(store: &Store, command: &str) -> log::Log {
+    log::Log::start(store.root(), command).unwrap_or_else(|error| {
+        eprintln!("pfimg: the audit log is not written: {error}");
+        log::Log::off()
+    })
+}
+
 pub(crate) fn run(store: &StoreArg, args: &AuditArgs) -> Result<ExitCode> {
     let shown = match (&args.events, &args.subject) {
         (Some(file), _) => of_file(file, args.verify)?,

@@ -8,6 +8,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::StoreArg;
+use super::audit;
 use super::images::DAMAGED;
 use super::progress::Bar;
 use super::text::{count, plain, print_json};
@@ -62,6 +63,7 @@ pub(crate) fn run(store: &StoreArg, args: &ExportArgs) -> Result<ExitCode> {
         reveal_secrets: args.reveal_secrets,
         cache_dir: Some(args.cache_dir.clone().unwrap_or_else(super::mount::default_cache_dir)),
         jobs: args.jobs.unwrap_or_else(default_jobs),
+        log: audit::told(&store, "export"),
     };
     let bar = Bar::new();
     let report = export(&store, &image, &options, &bar);

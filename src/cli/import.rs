@@ -9,6 +9,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::StoreArg;
+use super::audit;
 use super::fixture::{check_tag, open_or_create};
 use super::progress::Bar;
 use super::text::{count, plain, print, print_json};
@@ -81,6 +82,7 @@ pub(crate) fn run(store: &StoreArg, args: &ImportArgs) -> Result<ExitCode> {
         index_dir: Some(cache_dir.join("imports")),
         reread: args.reread,
         jobs: args.jobs.unwrap_or_else(default_jobs),
+        log: audit::told(&store, "import"),
     };
     let bar = Bar::new();
     bar.style("{spinner} {pos} files and folders found");

@@ -7,6 +7,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::StoreArg;
+use super::audit;
 use super::place::{self, Place};
 use super::secret::SecretArg;
 use super::text::{print, print_json};
@@ -44,8 +45,11 @@ pub(crate) fn run(store: &StoreArg, args: &RestoreArgs) -> Result<ExitCode> {
                 return Err(Error::new(ErrorKind::NotFound, format!("{seal:?} is no seal of fork {name:?}")));
             }
             let reader = place::reader(&store);
-            let sealed = Sealer::new(Arc::clone(&store), reader, args.secret.read()?).seal(&fork, None)?;
-            registry.put_back(name, &fork, image)?;
+            let sealer = Sealer::new(Arc::clone(&store), reader, args.secret.read()?)
+                .with_log(audit::told(&store, "restore"));
+            let sealed = sealer.seal(&fork, None)?;
+            let restored = registry.put_back(name, &fork, image)?;
+            sealer.judge_restored(&restored, name, &image)?;
             registry.sync()?;
             place::Done { image, new: sealed.new, reports: sealed.reports }
         }

@@ -7,6 +7,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::StoreArg;
+use super::audit;
 use super::place::{self, Place};
 use super::secret::SecretArg;
 use super::text::{print, print_json};
@@ -53,7 +54,8 @@ pub(crate) fn run(store: &StoreArg, args: &SealArgs) -> Result<ExitCode> {
         Place::Disk(registry) => {
             let fork = registry.get(name)?;
             let reader = place::reader(&store);
-            let sealed = Sealer::new(Arc::clone(&store), reader, args.secret.read()?).seal(&fork, tag)?;
+            let sealer = Sealer::new(Arc::clone(&store), reader, args.secret.read()?);
+            let sealed = sealer.with_log(audit::told(&store, "seal")).seal(&fork, tag)?;
             registry.sync()?;
             place::Done { image: sealed.image, new: sealed.new, reports: sealed.reports }
         }

@@ -127,6 +127,7 @@ impl Fork {
         bytes: &[u8],
         time: impl Fn(&Inode) -> i64 + Copy,
     ) -> Result<usize> {
+        let _whole = self.operation();
         let mut done = 0;
         while done < bytes.len() {
             done += self.write_at(ino, offset + done as u64, &bytes[done..], false, time)?;

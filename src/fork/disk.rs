@@ -127,6 +127,8 @@ pub struct Generation {
     dir: PathBuf,
     files: Arc<Files>,
     frozen: AtomicBool,
+    /// The number and the place that came next when it was frozen, where it was written by this program.
+    written: Mutex<Option<(u64, u64)>>,
     doomed: AtomicBool,
     /// Data files that nothing speaks of any more; removed after the journal that says so is durable.
     trash: Mutex<Vec<u64>>,
@@ -151,6 +153,7 @@ impl Generation {
             dir: Self::dir(forks, id),
             files,
             frozen: AtomicBool::new(false),
+            written: Mutex::default(),
             doomed: AtomicBool::new(false),
             trash: Mutex::default(),
             unsynced: Mutex::default(),
@@ -221,6 +224,17 @@ impl Generation {
 
     pub(super) fn freeze(&self) {
         self.frozen.store(true, Ordering::Release);
+    }
+
+    /// Freezes it where the next record, of number `seq`, would lie at `end`.
+    pub(super) fn freeze_at(&self, seq: u64, end: u64) {
+        *self.written.lock() = Some((seq, end));
+        self.freeze();
+    }
+
+    /// What [`Generation::freeze_at`] was told.
+    pub(super) fn written(&self) -> Option<(u64, u64)> {
+        *self.written.lock()
     }
 
     pub(super) fn is_frozen(&self) -> bool {

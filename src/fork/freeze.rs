@@ -28,6 +28,7 @@ pub struct Frozen {
     pub(super) generations: Vec<Arc<Generation>>,
     pub(super) image: Option<Digest>,
     uid: String,
+    pub(super) pending: u32,
     reader: Arc<dyn BaseReader>,
 }
 
@@ -245,10 +246,14 @@ fn is_log(path: &[u8]) -> bool {
 pub type Sealed = HashMap<Vec<u8>, BlobRef>;
 
 impl Fork {
-    /// Takes a pointer to the fork as it stands. The fork goes on at once, in a new generation.
+    /// Takes a pointer to the fork as it stands. The fork goes on at once, in a new generation. Operations of several steps
+    /// are waited for, a second at most.
     pub fn freeze(&self) -> Result<Frozen> {
-        let mut head = self.head.lock();
-        self.freeze_locked(&mut head)
+        self.operations.pause(|pending| {
+            let mut head = self.head.lock();
+            let frozen = self.freeze_locked(&mut head)?;
+            Ok(Frozen { pending, ..frozen })
+        })
     }
 
     pub(super) fn freeze_locked(&self, head: &mut MutexGuard<'_, Head>) -> Result<Frozen> {
@@ -278,7 +283,7 @@ impl Fork {
         let mut live = self.live.write();
         live.state.raise_floors();
         let frozen = self.frozen(&live, 0);
-        live.writer.generation.freeze();
+        live.writer.generation.freeze_at(live.writer.seq, live.writer.end);
         live.state.epoch += 1;
         live.generations.push(new.clone());
         live.writer = Writer::new(new);
@@ -294,6 +299,7 @@ impl Fork {
             generations: live.generations[..kept].to_vec(),
             image: live.image,
             uid: self.uid.clone(),
+            pending: 0,
             reader: self.shared.reader.clone(),
         }
     }

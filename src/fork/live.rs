@@ -144,6 +144,8 @@ pub struct Fork {
     pub(super) guarded: AtomicBool,
     /// Held while it is sealed, or its journals are written anew.
     pub(super) sealing: Mutex<()>,
+    /// Those of several steps, which a freeze waits for.
+    pub(super) operations: super::witness::Operations,
 }
 
 /// Longer files are no manifests, in bytes.

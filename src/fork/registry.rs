@@ -357,6 +357,7 @@ impl Registry {
             syncing: Mutex::default(),
             guarded: AtomicBool::new(true),
             sealing: Mutex::default(),
+            operations: super::witness::Operations::default(),
         })
     }
 

@@ -99,11 +99,15 @@ impl Adapter {
     fn seal(&self, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         self.count(Op::Mkdir);
         let (vfs, notifier) = (Arc::clone(&self.vfs), Arc::clone(&self.notifier));
+        let notices = self.notices.clone();
         let name = name.as_bytes().to_vec();
         self.workers.run(move || {
             let (made, stale) = vfs.make_in_snap(parent.0, &name);
             answer_entry(reply, made);
-            notifier.get().inspect(|notifier| tell(notifier, &stale));
+            // Not from here: the next mkdir in that folder holds it until a worker answers.
+            notices.run(move || {
+                notifier.get().inspect(|notifier| tell(notifier, &stale));
+            });
         });
     }
 

@@ -11,6 +11,7 @@ use crate::vfs::Op;
 type Job = Box<dyn FnOnce() + Send>;
 
 /// A pool of threads. The kernel bounds how many requests can be under way.
+#[derive(Clone)]
 pub(super) struct Workers {
     jobs: Sender<Job>,
 }

@@ -5,6 +5,7 @@
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
+use std::ops::Range;
 
 use serde::de::{DeserializeSeed, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
@@ -44,6 +45,8 @@ pub(super) struct Merged {
     pub(super) text: Vec<u8>,
     /// In the order of the text.
     pub(super) taken: Vec<Taken>,
+    /// Where the text of each entry is that was put, by its path.
+    pub(super) placed: HashMap<Vec<u8>, Range<usize>>,
 }
 
 impl Merged {
@@ -228,17 +231,20 @@ fn list(
     new.sort_by(|a, b| order(a.1.path.as_bytes(), b.1.path.as_bytes()));
     let mut new = new.into_iter().peekable();
     let start = out.text.len();
-    let put = |out: &mut Merged, entry: &Entry<'_>| {
+    let put = |out: &mut Merged, path: Vec<u8>, entry: &Entry<'_>| {
         if out.text.len() > start {
             out.text.push(b',');
         }
-        serde_json::to_writer(&mut out.text, entry).map_err(|e| wrong(&e))
+        let from = out.text.len();
+        serde_json::to_writer(&mut out.text, entry).map_err(|e| wrong(&e))?;
+        out.placed.insert(path, from..out.text.len());
+        Ok::<(), FormatError>(())
     };
     for old in olds {
-        while let Some((_, entry)) =
+        while let Some((path, entry)) =
             new.next_if(|(_, new)| order(new.path.as_bytes(), old.path.as_bytes()).is_lt())
         {
-            put(out, &entry)?;
+            put(out, path, &entry)?;
         }
         let path = shown.bytes(old);
         if (!replaced.is_empty() && replaced.contains(&*path)) || gone.covers(&path) {
@@ -257,8 +263,8 @@ fn list(
         }
         out.take(base, from, len);
     }
-    for (_, entry) in new {
-        put(out, &entry)?;
+    for (path, entry) in new {
+        put(out, path, &entry)?;
     }
     Ok(())
 }

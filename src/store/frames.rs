@@ -8,7 +8,7 @@ use std::ops::Range;
 use zstd::zstd_safe::{find_frame_compressed_size, get_frame_content_size};
 
 use super::write::compress;
-use super::{Batch, Digest};
+use super::{Batch, Blobs, Digest, MAX_METADATA};
 use crate::error::{Error, Result};
 
 /// Bytes of content in a frame: at least this, and less than twice as much.
@@ -90,6 +90,49 @@ fn fill(out: &mut Vec<u8>, text: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
+impl Blobs {
+    /// Reads stretches of a document as it is stored, decompressing only the frames that hold them. They are sorted. What
+    /// is read is not checked: it is for finding out whether it is what it should be. A stretch behind the end is empty.
+    pub fn read_stretches(&self, digest: &Digest, stretches: &[Range<usize>]) -> Result<Vec<Vec<u8>>> {
+        let failed = |e| Error::io(e, format!("cannot read blob {digest}"));
+        if stretches.is_empty() {
+            return Ok(Vec::new());
+        }
+        let packed = std::fs::read(self.path(digest)).map_err(failed)?;
+        let mut frames = frames(&packed);
+        if frames.iter().any(|frame| frame.content.len() as u64 > MAX_METADATA) {
+            frames.clear();
+        }
+        let mut read = vec![Vec::new(); stretches.len()];
+        if frames.is_empty() {
+            let whole = self.read_metadata(digest)?;
+            for (bytes, stretch) in read.iter_mut().zip(stretches) {
+                bytes.extend_from_slice(whole.get(stretch.clone()).unwrap_or_default());
+            }
+            return Ok(read);
+        }
+        let mut first = 0;
+        for Frame { packed: place, content } in frames {
+            while stretches.get(first).is_some_and(|stretch| stretch.end <= content.start) {
+                first += 1;
+            }
+            let held = stretches[first..].iter().take_while(|stretch| stretch.start < content.end).count();
+            if held == 0 {
+                continue;
+            }
+            let bytes = zstd::bulk::decompress(&packed[place], content.len()).map_err(failed)?;
+            for (read, stretch) in read[first..].iter_mut().zip(&stretches[first..first + held]) {
+                let (from, to) = (stretch.start.max(content.start), stretch.end.min(content.end));
+                if from < to {
+                    let part = bytes.get(from - content.start..to - content.start);
+                    read.extend_from_slice(part.unwrap_or_default());
+                }
+            }
+        }
+        Ok(read)
+    }
+}
+
 impl Batch<'_> {
     /// Stores a document that has stretches in common with another blob, whose content the caller has verified. They
     /// are in order, in both.
@@ -137,6 +180,20 @@ mod tests {
         let kept = frames(&again).into_iter().filter(|f| known.contains(&&again[f.packed.clone()])).count();
         assert!(kept + 3 >= known.len(), "{kept} of {} frames were taken over", known.len());
         assert!(frames(&again).iter().all(|f| f.content.len() >= TOO_SHORT || f.content.end == new.len()));
+    }
+
+    #[test]
+    fn stretches_are_read_back_wherever_frames_begin() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::create(dir.path()).unwrap();
+        let text = lines(20_000);
+        let digest = store.begin().put_edited(&text, None, &[]).unwrap();
+        let end = text.len();
+        let stretches = [0..10, FRAME - 5..FRAME + 5, 300_000..700_000, 700_000..700_001, end - 3..end];
+        let expected: Vec<&[u8]> = stretches.iter().map(|stretch| &text[stretch.clone()]).collect();
+        assert_eq!(store.blobs().read_stretches(&digest, &stretches).unwrap(), expected);
+        std::fs::write(store.blobs().path(&digest), zstd::encode_all(&text[..], 3).unwrap()).unwrap();
+        assert_eq!(store.blobs().read_stretches(&digest, &stretches).unwrap(), expected);
     }
 
     #[test]

@@ -24,6 +24,15 @@ const PIN_GRACE: Duration = Duration::from_mins(1);
 #[derive(Debug)]
 pub struct Pin(Option<(PathBuf, File)>);
 
+impl Pin {
+    /// Gives it back. Whether that could not be done.
+    pub fn is_left(self) -> bool {
+        let path = self.0.as_ref().map(|(path, _)| path.clone());
+        drop(self);
+        path.is_some_and(|path| path.exists())
+    }
+}
+
 impl Drop for Pin {
     fn drop(&mut self) {
         if let Some((path, _)) = &self.0 {

@@ -220,6 +220,7 @@ impl Blobs {
         let stored = write().map_err(failed).and_then(|(digest, length)| {
             if self.keep(&digest) {
                 let _ = self.io().remove(&temp);
+                self.temp_names().done_with(&temp);
             } else {
                 self.name(&temp, &digest)?;
             }

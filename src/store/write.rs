@@ -38,19 +38,30 @@ thread_local! {
 
 /// Makes names for temporary files of this program.
 #[derive(Debug, Default)]
-pub(super) struct TempNames(AtomicU64);
+pub(super) struct TempNames {
+    next: AtomicU64,
+    left: AtomicU64,
+}
 
 impl TempNames {
     /// Makes a file next to `path`, under `pf`'s kind of temporary name. `pf` and this program skip such names.
     fn create(&self, io: &dyn StoreIo, path: &Path) -> io::Result<(PathBuf, File)> {
         loop {
-            let number = self.0.fetch_add(1, Ordering::Relaxed);
+            let number = self.next.fetch_add(1, Ordering::Relaxed);
             let temp = path.with_extension(format!("tmp.{}.{number}", std::process::id()));
             match io.create(&temp) {
                 // Left by a program that had the same number and was killed.
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
                 other => return Ok((temp, other?)),
             }
+        }
+    }
+
+    /// Has a look that a file is gone which got its name, or was removed.
+    pub(super) fn done_with(&self, temp: &Path) {
+        if fs::symlink_metadata(temp).is_ok() {
+            tracing::warn!("{} was left behind", temp.display());
+            self.left.fetch_add(1, Ordering::Relaxed);
         }
     }
 }
@@ -64,7 +75,7 @@ pub(crate) fn write_whole(
     new: bool,
     sync: bool,
 ) -> io::Result<()> {
-    static NAMES: TempNames = TempNames(AtomicU64::new(0));
+    static NAMES: TempNames = TempNames { next: AtomicU64::new(0), left: AtomicU64::new(0) };
     let hidden = path.parent().unwrap_or(path).join(".tmp-new");
     let (temp, mut file) = NAMES.create(io, &hidden)?;
     let written = io
@@ -134,7 +145,14 @@ impl Blobs {
             }
             other => other,
         };
-        renamed.map_err(|e| Error::io(e, format!("cannot write blob {digest}")))
+        renamed.map_err(|e| Error::io(e, format!("cannot write blob {digest}")))?;
+        self.temp_names().done_with(temp);
+        Ok(())
+    }
+
+    /// Temporary files that were left behind by this store since it was opened.
+    pub fn files_left(&self) -> u64 {
+        self.temp_names().left.load(Ordering::Relaxed)
     }
 
     pub(super) fn create_temp(&self, path: &Path) -> io::Result<(PathBuf, File)> {
@@ -248,6 +266,7 @@ impl Batch<'_> {
         committed.inspect_err(|_| {
             let _ = io.remove(&temp);
         })?;
+        self.store.blobs.temp_names().done_with(&temp);
         io.sync_dir(images).map_err(failed).inspect_err(|_| {
             // What cannot be made durable must not be seen either.
             let _ = io.remove(&marker);

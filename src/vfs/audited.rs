@@ -3,6 +3,7 @@
 //! What succeeds is not told one by one, it is in the fork; what is refused is, and so is what the forks, tags and the
 //! cache come to.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -12,7 +13,7 @@ use super::inode::Ino;
 use super::{Attr, Entry, Op, Outcome, Vfs, Writer, top::logged};
 use crate::audit::{Follower, Log, follow, note};
 use crate::crashpack::Crashpack;
-use crate::error::{ErrorKind, Posix};
+use crate::error::{Error, ErrorKind, Posix};
 use crate::fork::{Allocate, Fork, NewFile, RenameMode, SetAttr};
 use crate::oracle::{Transfer, TransferKind, TransferOracle, TransferState};
 use crate::store::{Digest, Store};
@@ -26,11 +27,18 @@ pub(super) struct Audit {
     follower: Mutex<Follower>,
     /// Fills, their bytes, and evictions that the log was told of.
     told: Mutex<[u64; 3]>,
+    /// Forks that could not be read back, which is told once.
+    unreadable: Mutex<HashSet<String>>,
 }
 
 impl Audit {
     pub(super) fn new(store: &Store) -> Self {
-        Self { log: Log::off(), follower: Mutex::new(Follower::new(store.root())), told: Mutex::default() }
+        Self {
+            log: Log::off(),
+            follower: Mutex::new(Follower::new(store.root())),
+            told: Mutex::default(),
+            unreadable: Mutex::default(),
+        }
     }
 }
 
@@ -38,6 +46,7 @@ impl Vfs {
     /// The same filesystem with a log that is told what happens; without, nothing is.
     #[must_use]
     pub fn with_log(mut self, log: Log) -> Self {
+        self.sealing.log_to(log.clone());
         self.audit.log = log;
         self
     }
@@ -99,10 +108,7 @@ impl Vfs {
             TransferState { journal_gaps: u32::from(fork.damage().is_some()), ..TransferState::default() };
         if let Some(base) = fork.base() {
             state.expected_manifest_hash = base.to_string();
-            state.manifest_hash = match self.store.images().bytes(self.store.blobs(), &base) {
-                Ok((bytes, _)) => Digest::of(&bytes).to_string(),
-                Err(error) => error.to_string(),
-            };
+            state.manifest_hash = self.manifest_hash(&base);
         }
         let mut pack = Crashpack::new();
         if let Some(damage) = fork.damage() {
@@ -111,6 +117,30 @@ impl Vfs {
         let transfer = Transfer { kind: TransferKind::Recovery, subject: name.to_owned(), state };
         // A damaged fork can be read as far as it is sound: whoever writes to it gets the error.
         self.log().judge_with(&TransferOracle::new(transfer.kind.name()), &transfer, pack);
+    }
+
+    /// Judges a fork that cannot be read back at all, for what is on disk; once.
+    pub(super) fn judge_unreadable(&self, name: &str, base: Option<&Digest>, error: &Error) {
+        let on_disk = matches!(error.kind(), ErrorKind::Damaged | ErrorKind::Missing | ErrorKind::NotFound);
+        if !on_disk || !self.audit.unreadable.lock().insert(name.to_owned()) {
+            return;
+        }
+        let mut state = TransferState { path_outcomes_consistent: false, ..TransferState::default() };
+        if let Some(base) = base {
+            state.expected_manifest_hash = base.to_string();
+            state.manifest_hash = self.manifest_hash(base);
+        }
+        let transfer = Transfer { kind: TransferKind::Recovery, subject: name.to_owned(), state };
+        let pack = Crashpack::new().with_trace("path", error.to_string());
+        self.log().judge_with(&TransferOracle::new(transfer.kind.name()), &transfer, pack);
+    }
+
+    /// What an image's manifest hashes to, or why that is not known.
+    fn manifest_hash(&self, image: &Digest) -> String {
+        match self.store.images().bytes(self.store.blobs(), image) {
+            Ok((bytes, _)) => Digest::of(&bytes).to_string(),
+            Err(error) => error.to_string(),
+        }
     }
 
     /// Makes a file, folder, symlink or special. Under `forks/`, a folder is a fork; under `tags/`, a symlink is a tag.

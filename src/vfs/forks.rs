@@ -135,7 +135,11 @@ impl Vfs {
         if !registry.contains(name) {
             return Err(ErrorKind::NotFound);
         }
-        let fork = registry.get(name).map_err(logged)?;
+        let fork = registry.get(name).map_err(|error| {
+            let base = registry.info(name).ok().and_then(|info| info.base);
+            self.judge_unreadable(name, base.as_ref(), &error);
+            logged(error)
+        })?;
         let recovered = !self.forks.slots.lock().by_uid.contains_key(fork.uid());
         let mounted = self.mounted(fork)?;
         if recovered {

@@ -24,6 +24,7 @@ use super::inode::{Fixed, Ino, Node, fork_number};
 use super::readdir::{DirEntry, Emit};
 use super::top::logged;
 use super::{Entry, Outcome, Vfs};
+use crate::audit::Log;
 use crate::error::{Error, ErrorKind, Posix, Result};
 use crate::fork::{self, Fork, Seal};
 use crate::layers::world::Kind;
@@ -59,6 +60,10 @@ impl Seals {
             sealer,
             outcomes: Mutex::new(LruCache::new(NonZeroUsize::new(REMEMBERED).unwrap_or(NonZeroUsize::MIN))),
         }
+    }
+
+    pub(super) fn log_to(&mut self, log: Log) {
+        self.sealer.set_log(log);
     }
 }
 
@@ -244,8 +249,9 @@ impl Vfs {
         let (mut sealed, mut stale) = self.seal_mounted(mounted, None)?;
         let registry =
             self.registry(false)?.ok_or_else(|| Error::new(ErrorKind::NotFound, "there are no forks"))?;
-        registry.put_back(&name, fork, image)?;
+        let restored = registry.put_back(&name, fork, image)?;
         self.forks.discarded(fork.uid());
+        self.sealing.sealer.judge_restored(&restored, &name, &image)?;
         for folder in [Fixed::Forks, Fixed::Work] {
             stale.push(Stale::Name(folder.ino(), name.clone().into_bytes()));
         }

@@ -1,0 +1,120 @@
+//! What there is to see of a freeze: operations that were under way, and gaps in the journals that were frozen.
+
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use parking_lot::{RwLock, RwLockReadGuard};
+
+use super::disk::Generation;
+use super::freeze::Frozen;
+use super::journal::FRAME;
+use super::live::Fork;
+use super::record::HEADER;
+use crate::error::{Error, Result};
+
+/// How long a freeze waits for operations of several steps. Whoever still goes on then is counted.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Bytes of a journal that are looked at together.
+const WINDOW: usize = 64 << 10;
+
+/// Operations of several steps: a freeze between two of them would hold half of one.
+#[derive(Default)]
+pub(super) struct Operations {
+    turn: RwLock<()>,
+    pending: AtomicU32,
+}
+
+/// An operation of several steps that has begun and not ended. A freeze waits for it, but not forever.
+pub struct Operation<'a> {
+    operations: &'a Operations,
+    _turn: RwLockReadGuard<'a, ()>,
+}
+
+impl Operations {
+    /// Waits for those under way, and counts what does not end. None begins until `freeze` is done.
+    pub(super) fn pause<T>(&self, freeze: impl FnOnce(u32) -> T) -> T {
+        let _turn = self.turn.try_write_for(PATIENCE);
+        freeze(self.pending.load(Ordering::Acquire))
+    }
+}
+
+impl Drop for Operation<'_> {
+    fn drop(&mut self) {
+        self.operations.pending.fetch_sub(1, Ordering::Release);
+    }
+}
+
+impl Fork {
+    /// Begins an operation of several steps, which ends when the guard is dropped. One is not to begin within another.
+    pub fn operation(&self) -> Operation<'_> {
+        let _turn = self.operations.turn.read();
+        self.operations.pending.fetch_add(1, Ordering::Acquire);
+        Operation { operations: &self.operations, _turn }
+    }
+}
+
+impl Frozen {
+    /// Operations of several steps that had begun and not ended at that moment.
+    pub fn pending_operations(&self) -> u32 {
+        self.pending
+    }
+
+    /// Numbers missing or out of order in its journals as they lie on disk. Costs what was changed.
+    pub fn journal_gaps(&self) -> Result<u32> {
+        self.generations.iter().try_fold(0_u32, |gaps, generation| {
+            let found = gaps_of(generation)
+                .map_err(|e| Error::io(e, format!("cannot read {}", generation.journal_path().display())))?;
+            Ok(gaps.saturating_add(found))
+        })
+    }
+}
+
+fn gaps_of(generation: &Generation) -> io::Result<u32> {
+    let journal = generation.journal()?;
+    let mut window = vec![0; WINDOW];
+    let (mut start, mut filled) = (0, 0);
+    let (mut at, mut next, mut gaps) = (HEADER as u64, 1_u64, 0_u64);
+    let written = generation.written();
+    loop {
+        if written.is_some_and(|(_, end)| at >= end) {
+            break;
+        }
+        if at < start || at + FRAME as u64 > start + filled as u64 {
+            (start, filled) = (at, read_full(&journal, &mut window, at)?);
+        }
+        let Some(frame) = window[..filled].get((at - start) as usize..).and_then(|rest| rest.get(..FRAME))
+        else {
+            break;
+        };
+        let word = |at: usize| {
+            u64::from(u32::from_le_bytes([frame[at], frame[at + 1], frame[at + 2], frame[at + 3]]))
+        };
+        let seq = word(8) | word(12) << 32;
+        if seq != next {
+            // One gap for each number that is passed over; a number that comes again is one.
+            gaps += seq.checked_sub(next).map_or(1, |missing| missing.max(1));
+        }
+        next = seq.saturating_add(1);
+        at += FRAME as u64 + word(4);
+    }
+    if let Some((seq, _)) = written {
+        gaps += seq.abs_diff(next);
+    }
+    Ok(u32::try_from(gaps).unwrap_or(u32::MAX))
+}
+
+fn read_full(file: &std::fs::File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+    let mut done = 0;
+    while done < buffer.len() {
+        match file.read_at(&mut buffer[done..], offset + done as u64) {
+            Ok(0) => break,
+            Ok(n) => done += n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(done)
+}

@@ -1,0 +1,126 @@
+//! What there is to see of a seal, for the oracle to judge. Costs what was changed.
+
+use super::layers::Stored;
+use super::{Sealer, Sealing, WORLD};
+use crate::error::{ErrorKind, Result};
+use crate::fork::{Body, Fork, Put};
+use crate::layers::world::Entry;
+use crate::oracle::TransferState;
+use crate::store::{Digest, MarkerError};
+
+/// So many paths that differ are named, and the rest counted.
+const NAMED: usize = 20;
+
+/// What was found of an image's manifest.
+type Found = std::result::Result<(Vec<u8>, Option<Digest>), MarkerError>;
+
+/// The manifest of an image that may have been there for long: its blob is as good as its marker.
+pub(crate) fn readable(found: Found) -> Found {
+    found.map(|(bytes, _)| (bytes, None))
+}
+
+/// What the manifest that was found hashes to, of its marker where that is not the manifest's own bytes.
+pub(crate) fn hash_of(found: Found, trace: &mut Vec<String>) -> String {
+    match found {
+        Ok((bytes, None)) => Digest::of(&bytes).to_string(),
+        Ok((_, Some(measured))) => {
+            trace.push("the marker is not the manifest that was hashed".to_owned());
+            measured.to_string()
+        }
+        Err(error) => {
+            trace.push(error.to_string());
+            String::new()
+        }
+    }
+}
+
+impl Sealer {
+    /// What can be seen of a fork that was put back to `image`: that it rests on it, and shows it.
+    pub(super) fn seen_restored(
+        &self,
+        restored: &Fork,
+        image: &Digest,
+    ) -> Result<(TransferState, Vec<String>)> {
+        let mut trace = Vec::new();
+        let found = self.store.images().bytes(self.store.blobs(), image);
+        let manifest_hash = hash_of(readable(found), &mut trace);
+        let layers = self.reader.layers(image)?;
+        let missing = layers.iter().filter(|layer| restored.resolve(layer.path.as_bytes()).is_none());
+        let mut paths: Vec<String> =
+            missing.map(|layer| format!("{}: not in the fork", layer.path)).collect();
+        if restored.base() != Some(*image) || restored.is_changed() {
+            paths.push("path world/fs: the fork is not what the image is".to_owned());
+        }
+        let state = TransferState {
+            manifest_hash,
+            expected_manifest_hash: image.to_string(),
+            journal_gaps: u32::from(restored.damage().is_some()),
+            path_outcomes_consistent: paths.is_empty(),
+            ..TransferState::default()
+        };
+        trace.append(&mut paths);
+        Ok((state, trace))
+    }
+}
+
+impl Sealing<'_> {
+    /// Paths that the fork shows otherwise than the tree that was stored, which is read back where it was changed.
+    pub(super) fn differing_paths(&self, tree: &Digest, stored: &Stored) -> Result<Vec<String>> {
+        let mut differing = Vec::new();
+        let mut placed = Vec::new();
+        for (path, put) in &self.changes.put {
+            let Some(inner) = path.strip_prefix(WORLD).and_then(|path| path.strip_prefix(b"/")) else {
+                continue;
+            };
+            match self.placed.get(inner) {
+                Some(place) => placed.push((place.clone(), path, put)),
+                None => differing.push(format!("{}: not in the tree", path.escape_ascii())),
+            }
+        }
+        placed.sort_unstable_by_key(|(place, ..)| place.start);
+        let stretches: Vec<_> = placed.iter().map(|(place, ..)| place.clone()).collect();
+        let texts = match self.store.blobs().read_stretches(tree, &stretches) {
+            Ok(texts) => texts,
+            Err(error) if matches!(error.kind(), ErrorKind::Damaged | ErrorKind::Missing) => {
+                return Ok(vec![format!("path world/fs: {error}")]);
+            }
+            Err(error) => return Err(error),
+        };
+        for (text, (_, path, put)) in texts.iter().zip(placed) {
+            let blob = stored.get(path).map(|blob| blob.digest);
+            let same =
+                serde_json::from_slice::<Entry<'_>>(text).is_ok_and(|entry| shows(&entry, path, put, blob));
+            if !same {
+                differing.push(format!("{}: otherwise in the tree", path.escape_ascii()));
+            }
+        }
+        let more = differing.len().saturating_sub(NAMED);
+        if more > 0 {
+            differing.truncate(NAMED);
+            differing.push(format!("and {more} more paths"));
+        }
+        Ok(differing)
+    }
+}
+
+/// Whether an entry shows what the fork does.
+fn shows(entry: &Entry<'_>, path: &[u8], put: &Put, stored: Option<Digest>) -> bool {
+    let inode = &put.inode;
+    let name = path.rsplit(|byte| *byte == b'/').next().unwrap_or(path);
+    let entry_name = entry.path.rsplit('/').next().unwrap_or_default();
+    let content = match &inode.body {
+        Body::File(content) => {
+            entry.size == content.size && entry.blob == Some(stored.unwrap_or_else(|| Digest::of(b"")))
+        }
+        Body::Symlink(target) => match &entry.link_target_b64 {
+            Some(bytes) => bytes.as_slice() == &target[..],
+            None => entry.link_target.as_ref().is_some_and(|text| text.as_bytes() == &target[..]),
+        },
+        Body::Dir(_) | Body::Special(_) => true,
+    };
+    content
+        && entry.kind == inode.kind()
+        && entry.mode == inode.mode
+        && (entry.mtime_ns, entry.uid, entry.gid) == (inode.mtime, inode.uid, inode.gid)
+        && entry.name_b64.as_deref().unwrap_or(entry_name.as_bytes()) == name
+}
