@@ -320,7 +320,7 @@ fn a_fork_whose_base_was_taken_away_says_so_stops_the_collector_and_can_be_disca
     unique_image(&mut store, 2, None);
     let root = store.root().to_owned();
     pfimg_on(&root, ["fork", &base, "try"]).exits(0);
-    let mount = Mount::of(&root).start();
+    let mount = Mount::of(&root).args(["--seal", "manual"]).start();
     fs::write(mount.join("forks/try/world/fs/own"), "own").unwrap();
     mount.unmount();
     // As `pf gc --retain-recent 1` does it: the marker goes, and every blob that no other image refers to.
@@ -351,7 +351,7 @@ fn a_fork_whose_base_was_taken_away_says_so_stops_the_collector_and_can_be_disca
         fs::write(path, bytes).unwrap();
     }
     fs::write(store.marker_path(&base), saved).unwrap();
-    let mount = Mount::of(&root).start();
+    let mount = Mount::of(&root).args(["--seal", "manual"]).start();
     assert_eq!(fs::read(mount.join("forks/try/world/fs/own")).unwrap(), b"own");
     assert_eq!(fs::read(mount.join("forks/try/world/fs/f0")).unwrap().len(), 100);
     mount.unmount();
