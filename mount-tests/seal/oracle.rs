@@ -274,7 +274,9 @@ struct Thief(PathBuf);
 impl export::Progress for Thief {
     fn written(&self, _bytes: u64) {
         let first = fs::read_dir(&self.0).unwrap().flatten().find(|entry| entry.path().is_file());
-        first.map(|entry| fs::remove_file(entry.path()).unwrap());
+        if let Some(entry) = first {
+            fs::remove_file(entry.path()).unwrap();
+        }
     }
 }
 

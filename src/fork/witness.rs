@@ -50,9 +50,9 @@ impl Drop for Operation<'_> {
 impl Fork {
     /// Begins an operation of several steps, which ends when the guard is dropped. One is not to begin within another.
     pub fn operation(&self) -> Operation<'_> {
-        let _turn = self.operations.turn.read();
+        let turn = self.operations.turn.read();
         self.operations.pending.fetch_add(1, Ordering::Acquire);
-        Operation { operations: &self.operations, _turn }
+        Operation { operations: &self.operations, _turn: turn }
     }
 }
 
