@@ -163,9 +163,15 @@ fn a_forks_top_takes_layer_names_only() {
     fs::write(top.join("cache/pages/00000009.k"), b"k").unwrap();
     assert_eq!(errno(fs::write(top.join("cache/pages/9.k"), b"k")), libc::EPERM);
     // A fork's manifest names its lineage.
-    assert_eq!(errno(open_rw(&top.join("manifest.json")).and_then(|f| f.write_at(b"x", 0))), libc::EPERM);
+    let forged = open_rw(&top.join("manifest.json")).and_then(|f| f.write_at(b"x", 0));
+    assert!(refusals(libc::EPERM).contains(&errno(forged)));
     assert_eq!(fs::read(top.join("manifest.json")).unwrap(), fs::read(store.marker_path(&id)).unwrap());
     mount.unmount();
+}
+
+/// How a change is refused: to anyone but root, the kernel may name the file's mode before it asks.
+fn refusals(expected: i32) -> Vec<i32> {
+    if is_root() { vec![expected] } else { vec![expected, libc::EACCES] }
 }
 
 /// Whether the kernel takes a change into its pages before it asks: what is refused then is dropped a moment later.
@@ -255,7 +261,8 @@ fn images_stay_as_they_are_in_a_mount_that_can_be_written() {
                     wait_until("the kernel drops what was refused", || fs::read(&file).unwrap() == bytes);
                 }
                 assert!(fs::read(&file).unwrap() == bytes, "{writes}: {path} right after {what}");
-                assert_eq!(said.raw_os_error(), Some(libc::EROFS), "{writes}: {path}: {what}: {said}");
+                let known = said.raw_os_error().is_some_and(|e| refusals(libc::EROFS).contains(&e));
+                assert!(known, "{writes}: {path}: {what}: {said}");
             };
             let write = |at: u64, what: &[u8]| {
                 open_rw(&file).and_then(|f| f.write_all_at(what, at).and_then(|()| f.sync_all()))
@@ -279,7 +286,7 @@ fn images_stay_as_they_are_in_a_mount_that_can_be_written() {
             ("mkdir at the top", fs::create_dir(mount.join("new"))),
             ("unlink in work", fs::remove_file(mount.join("latest"))),
         ] {
-            assert_eq!(errno(result), libc::EROFS, "{writes}: {what}");
+            assert!(refusals(libc::EROFS).contains(&errno(result)), "{writes}: {what}");
         }
         assert_eq!(tree::differences(&before, &contents(&top)), [] as [&str; 0]);
         mount.unmount();
