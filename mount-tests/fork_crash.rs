@@ -147,7 +147,14 @@ fn difference(is: &Files, should: &Files) -> Option<String> {
 }
 
 /// Writes until the daemon is gone.
-fn write_until_the_end(mount: &Path, n: usize, seed: u64, writer: &mut Writer, acknowledged: &AtomicU64) {
+fn write_until_the_end(
+    mount: &Path,
+    n: usize,
+    seed: u64,
+    writes: &str,
+    writer: &mut Writer,
+    acknowledged: &AtomicU64,
+) {
     let mut rng = Rng::new(seed);
     let root = mount.join(format!("forks/w{n}/world/fs"));
     loop {
@@ -169,7 +176,7 @@ fn write_until_the_end(mount: &Path, n: usize, seed: u64, writer: &mut Writer, a
         } else {
             let step = Step::random(&mut rng, &writer.files);
             writer.log.push(step.brief());
-            if let Err(error) = step.on_disk(&root) {
+            if let Err(error) = one_step(&step, &root, writes) {
                 let gone = [libc::ENOTCONN, libc::ECONNABORTED, libc::EIO];
                 assert!(error.raw_os_error().is_some_and(|e| gone.contains(&e)), "{step:?}: {error}");
                 writer.pending = Some(step);
@@ -258,7 +265,9 @@ fn kill_under_load(writes: &str, rounds: u64, seed: u64) {
         std::thread::scope(|scope| {
             for (n, writer) in writers.iter_mut().enumerate() {
                 let (point, acknowledged) = (&point, &acknowledged);
-                scope.spawn(move || write_until_the_end(point, n, seed + n as u64 + 1, writer, acknowledged));
+                scope.spawn(move || {
+                    write_until_the_end(point, n, seed + n as u64 + 1, writes, writer, acknowledged);
+                });
             }
             wait_until("the writers write", || acknowledged.load(Ordering::Relaxed) >= killing_at);
             mount.kill();
@@ -289,7 +298,7 @@ fn what_was_acknowledged_survives_the_death_of_the_daemon() {
 }
 
 #[test]
-fn what_was_closed_survives_the_death_of_the_daemon_with_late_writes() {
+fn what_was_fsynced_survives_the_death_of_the_daemon_with_late_writes() {
     let (rounds, seed) = rounds_and_seed();
     kill_under_load("back", rounds, seed);
 }
