@@ -10,7 +10,7 @@ use std::time::Instant;
 use common::cli::tool;
 use common::fast::{FastStore, Spec, dir_entry, file_entry};
 use common::forks::fork;
-use common::{MIB, Mount, Rng, names, tree};
+use common::{MIB, Mount, Rng, names, temp_dir, tree};
 use serde_json::Value;
 
 /// What the daemon may need besides the cache.
@@ -260,4 +260,36 @@ fn files_that_are_read_in_turn_are_filled_ahead_each_once_and_a_single_one_alone
         assert!(ahead > 300.0, "{ahead} of 400 were filled ahead");
         mount.unmount();
     }
+}
+
+#[test]
+fn what_was_read_once_lies_in_packs_for_the_next_mount_and_a_damaged_pack_is_no_harm() {
+    let mut store = FastStore::new();
+    let mut rng = Rng::new(6);
+    let contents: Vec<_> = (0..300).map(|n| (format!("f{n:03}"), rng.bytes(1 + n * 90))).collect();
+    let entries: Vec<_> = contents.iter().map(|(path, bytes)| store.file(path, bytes)).collect();
+    let tree = store.tree(&entries);
+    let id = store.image(&Spec { fs: Some(tree), ..Spec::default() });
+    let (_guard, dir) = temp_dir();
+    let cache = dir.join("cache");
+    let read_all = || {
+        let mount = Mount::of(store.root()).args(["--cache-dir".as_ref(), cache.as_os_str()]).start();
+        for (path, bytes) in &contents {
+            let shown = std::fs::read(mount.image(&id).join("world/fs").join(path)).unwrap();
+            assert_eq!(shown, *bytes, "{path}");
+        }
+        let from_packs = mount.metric("pfimg_blobs_from_packs_total");
+        mount.unmount();
+        from_packs
+    };
+    assert_eq!(read_all(), 0.0);
+    assert!(read_all() >= 295.0, "what was read before was not in a pack");
+    let pack = std::fs::read_dir(cache.join("packs")).unwrap().next().unwrap().unwrap().path();
+    let mut bytes = std::fs::read(&pack).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle..middle + 1000].fill(0xa5);
+    std::fs::remove_file(&pack).unwrap();
+    std::fs::write(&pack, bytes).unwrap();
+    assert!(read_all() < 295.0, "a damaged pack was used to its end");
+    assert!(read_all() >= 50.0, "the pack was not made anew");
 }

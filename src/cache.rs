@@ -8,6 +8,7 @@ mod fill;
 mod frames;
 mod heap;
 mod mapped;
+mod packs;
 
 use std::ops::{Deref, Range};
 use std::path::{Path, PathBuf};
@@ -15,14 +16,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::Result;
-use crate::store::{BlobError, Digest, Size, Store};
+use crate::store::{BlobError, Blobs, Digest, Size, Store};
 use fill::Fills;
 use frames::Frames;
 use heap::Heap;
 use mapped::{Mapped, Mapping};
+use packs::Packs;
 
 /// Payloads of at least this many bytes are mapped files.
 const LARGE: u64 = 1 << 20;
+
+/// What part of the folder's budget is for packs of small blobs.
+const PACKS_SHARE: u64 = 8;
 
 /// A payload whose size nothing declares may be this many times its compressed size, or as large as the cache's
 /// folder may grow: tensors seldom compress well, and a bomb must not fill the disk.
@@ -75,6 +80,8 @@ pub struct CacheStats {
     pub fills: u64,
     /// Bytes of those.
     pub fill_bytes: u64,
+    /// Blobs of those that were taken from packs instead of from the store.
+    pub from_packs: u64,
     /// Payloads found without a fill.
     pub hits: u64,
     /// Blobs dropped to stay within the budget.
@@ -93,6 +100,7 @@ pub struct Cache {
     mapped: Mapped,
     fills: Fills,
     frames: Frames,
+    packs: Packs,
     filled: AtomicU64,
     filled_bytes: AtomicU64,
     hits: AtomicU64,
@@ -101,10 +109,12 @@ pub struct Cache {
 impl Cache {
     /// Makes a cache. Touches no file yet.
     pub fn new(store: Arc<Store>, config: &CacheConfig) -> Self {
+        let packs_bytes = config.disk_bytes / PACKS_SHARE;
         Self {
             store,
             heap: Heap::new(config.heap_bytes),
-            mapped: Mapped::new(&config.dir, config.disk_bytes),
+            mapped: Mapped::new(&config.dir, config.disk_bytes - packs_bytes),
+            packs: Packs::new(&config.dir, packs_bytes),
             fills: Fills::default(),
             frames: Frames::default(),
             filled: AtomicU64::new(0),
@@ -116,7 +126,14 @@ impl Cache {
     /// Takes stock of the files an earlier run left in the cache's folder, so that they count and are evicted in
     /// their turn. Each is verified again before it is first used. May take a while: for a thread of its own.
     pub fn adopt(&self) {
+        self.packs.adopt();
         self.mapped.adopt();
+    }
+
+    /// Keeps what was read of small blobs for the next mount, if that has come to an end; `at_the_end` in any case.
+    /// Writes a file: for a thread that nobody waits for.
+    pub fn settle(&self, at_the_end: bool) {
+        self.packs.settle(at_the_end);
     }
 
     /// Where large blobs are kept.
@@ -193,7 +210,14 @@ impl Cache {
     fn fill(&self, digest: &Digest, declared: Option<u64>) -> Result<Payload, BlobError> {
         let blobs = self.store.blobs();
         if declared.is_some_and(|size| size < LARGE) {
-            let bytes: Arc<[u8]> = blobs.read(digest, Size::Exact(declared.unwrap_or(0)))?.into();
+            let declared = declared.unwrap_or(0);
+            let bytes: Arc<[u8]> =
+                match self.packs.read(digest, |compressed| Blobs::decode(digest, compressed, declared)) {
+                    Some(bytes) => bytes.into(),
+                    None => blobs
+                        .read_small(digest, declared, |compressed| self.packs.add(digest, compressed))?
+                        .into(),
+                };
             self.heap.insert(*digest, Arc::clone(&bytes));
             return Ok(Payload::Heap(bytes));
         }
@@ -229,6 +253,7 @@ impl Cache {
         CacheStats {
             fills: self.filled.load(Ordering::Relaxed),
             fill_bytes: self.filled_bytes.load(Ordering::Relaxed),
+            from_packs: self.packs.taken(),
             hits: self.hits.load(Ordering::Relaxed),
             evictions: self.heap.evictions() + self.mapped.evictions(),
             heap_bytes: self.heap.bytes(),

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::SystemTime;
 
 use lru::LruCache;
-use memmap2::{Mmap, UncheckedAdvice};
+use memmap2::{Advice, Mmap, UncheckedAdvice};
 use parking_lot::Mutex;
 
 use crate::store::{BlobError, Digest};
@@ -24,7 +24,7 @@ use crate::store::{BlobError, Digest};
 const RELEASE_AFTER: usize = 8 << 20;
 
 /// Links an unnamed file under a name, read-only.
-fn give_name(file: &File, path: &Path) -> io::Result<()> {
+pub(super) fn give_name(file: &File, path: &Path) -> io::Result<()> {
     file.set_permissions(fs::Permissions::from_mode(0o400))?;
     let unnamed = format!("/proc/self/fd/{}", file.as_raw_fd());
     let flags = rustix::fs::AtFlags::SYMLINK_FOLLOW;
@@ -47,7 +47,7 @@ impl Deref for Mapping {
 }
 
 impl Mapping {
-    fn new(file: &File) -> io::Result<Self> {
+    pub(super) fn new(file: &File) -> io::Result<Self> {
         let map = if file.metadata()?.len() == 0 {
             None
         } else {
@@ -56,6 +56,14 @@ impl Mapping {
             Some(unsafe { Mmap::map(file)? })
         };
         Ok(Self { map, read: AtomicUsize::new(0) })
+    }
+
+    /// Asks the disk for a stretch that will be read soon; what lies behind the end is left out.
+    pub(super) fn will_need(&self, start: usize, length: usize) {
+        if let Some(map) = &self.map {
+            let length = length.min(map.len().saturating_sub(start));
+            let _ = map.advise_range(Advice::WillNeed, start, length);
+        }
     }
 
     /// Counts what is read and gives the pages back now and then, so that a gigabyte that is read once does not

@@ -63,6 +63,10 @@ pub(crate) struct MountArgs {
     /// long after its first change; both also when the mount ends; or `manual`, never
     #[arg(long, value_name = "WHEN", default_value = "idle:5s", value_parser = parse_policy)]
     seal: SealPolicy,
+    /// On machines with two cores, keep the second one busy while requests come in a row, so that a program and the
+    /// daemon take turns on one core: requests then take half the time. `never` leaves the second core asleep
+    #[arg(long, value_name = "WHEN", default_value = "auto")]
+    spin: Spin,
     #[command(flatten)]
     secret: SecretArg,
     /// Mount options in the words of mount(8), separated by commas
@@ -82,6 +86,13 @@ pub(crate) struct MountArgs {
 enum Writes {
     Through,
     Back,
+}
+
+/// Whether a second core is kept busy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Spin {
+    Auto,
+    Never,
 }
 
 impl MountArgs {
@@ -131,6 +142,7 @@ pub(crate) fn run(store: &StoreArg, args: &MountArgs) -> Result<ExitCode> {
         source: store.root().to_owned(),
         options,
         writeback: args.writes == Writes::Back,
+        spin: args.spin == Spin::Auto,
     };
     session.prepare()?;
     if args.foreground {
@@ -266,7 +278,10 @@ fn mount_and_serve(
         Log::start(store.root(), "mount").map_err(|e| Error::io(e, "cannot start a thread"))?
     };
     let vfs = Arc::new(Vfs::new(store, Arc::clone(&cache), config, info).with_log(log.clone()));
-    let adopting = std::thread::Builder::new().name("pfimg-adopt".into()).spawn(move || cache.adopt());
+    let adopting = std::thread::Builder::new().name("pfimg-adopt".into()).spawn({
+        let cache = Arc::clone(&cache);
+        move || cache.adopt()
+    });
     if let Err(error) = adopting {
         tracing::warn!("files of earlier mounts in the cache's folder are not counted: {error}");
     }
@@ -283,6 +298,7 @@ fn mount_and_serve(
     });
     vfs.seal_all();
     vfs.tell_of_cache();
+    cache.settle(true);
     let reason = served.as_ref().map_or_else(|error| format!("failed: {error}"), |()| "unmounted".to_owned());
     log.note_quietly(note::suspended(&reason, &shown));
     log.flush();

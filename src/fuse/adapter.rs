@@ -14,6 +14,7 @@ use fuser::{
     ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
+use super::company::Company;
 use super::reply::{
     answer_attr, answer_data, answer_empty, answer_entry, answer_xattr, kind_of, permissions, set_time,
 };
@@ -43,17 +44,27 @@ pub(super) struct Adapter {
     notices: Workers,
     notifier: Arc<OnceLock<Notifier>>,
     writeback: bool,
+    company: Option<Company>,
 }
 
 impl Adapter {
-    pub(super) fn new(vfs: Arc<Vfs>, notifier: Arc<OnceLock<Notifier>>, writeback: bool) -> io::Result<Self> {
+    pub(super) fn new(
+        vfs: Arc<Vfs>,
+        notifier: Arc<OnceLock<Notifier>>,
+        writeback: bool,
+        spin: bool,
+    ) -> io::Result<Self> {
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
         let workers = Workers::start("pfimg-worker", cores)?;
-        Ok(Self { vfs, workers, notices: Workers::start("pfimg-notify", 1)?, notifier, writeback })
+        let company = if spin { Company::start()? } else { None };
+        Ok(Self { vfs, workers, notices: Workers::start("pfimg-notify", 1)?, notifier, writeback, company })
     }
 
     fn count(&self, op: Op) {
         self.vfs.metrics().count(op);
+        if let Some(company) = &self.company {
+            company.request();
+        }
     }
 
     /// Does now what can be done now, and leaves to a worker what has to wait.

@@ -43,6 +43,8 @@ pub struct SessionConfig {
     pub options: MountOptions,
     /// Whether the kernel keeps what was written for a while before it tells (`FUSE_WRITEBACK_CACHE`).
     pub writeback: bool,
+    /// Whether a second core may be kept busy while requests come in a row.
+    pub spin: bool,
 }
 
 enum End {
@@ -80,7 +82,7 @@ pub fn serve(vfs: Arc<Vfs>, config: &SessionConfig, ready: impl FnOnce() -> Resu
         .map_err(failed("cannot start a thread"))?;
 
     let notifiers = Arc::new(OnceLock::new());
-    let adapter = Adapter::new(Arc::clone(&vfs), Arc::clone(&notifiers), config.writeback)
+    let adapter = Adapter::new(Arc::clone(&vfs), Arc::clone(&notifiers), config.writeback, config.spin)
         .map_err(failed("cannot start a thread"))?;
     // What changes from here on is told.
     let watched = vfs.watch();

@@ -49,6 +49,9 @@ pub const ZSTD_LEVEL: i32 = 3;
 /// Compressed files up to this size are read whole before decoding; larger ones are streamed.
 const READ_WHOLE: u64 = 4 << 20;
 
+/// Compressed files of fewer bytes are read at once by [`Blobs::read_small`].
+const SMALL: usize = 256 << 10;
+
 /// Why a blob cannot be had.
 #[derive(Debug, thiserror::Error)]
 pub enum BlobError {
@@ -214,26 +217,59 @@ impl Blobs {
     pub fn read(&self, digest: &Digest, size: Size) -> Result<Vec<u8>, BlobError> {
         let (mut file, compressed) = self.open(digest)?;
         let bytes = match size {
-            Size::Exact(declared) if compressed <= READ_WHOLE => COMPRESSED.with_borrow_mut(|scratch| {
-                scratch.clear();
-                file.read_to_end(scratch).map_err(|e| BlobError::io(digest, e))?;
-                decode_exact(digest, scratch, declared)
-            })?,
+            Size::Exact(declared) if compressed <= READ_WHOLE => {
+                let mut whole = Vec::with_capacity(compressed as usize + 1);
+                file.read_to_end(&mut whole).map_err(|e| BlobError::io(digest, e))?;
+                decode_exact(digest, &whole, declared)?
+            }
             _ => {
                 let mut out = Sink { bytes: Vec::new(), digest, size };
                 decode_stream(digest, &mut file, size, &mut out)?;
                 out.bytes
             }
         };
-        let measured = Digest::of(&bytes);
-        if measured != *digest {
-            return Err(BlobError::Mismatch { digest: *digest, measured });
-        }
-        if let Size::Exact(declared) = size
-            && bytes.len() as u64 != declared
-        {
-            return Err(BlobError::WrongSize { digest: *digest, declared, found: bytes.len().to_string() });
-        }
+        check(digest, &bytes, size)?;
+        Ok(bytes)
+    }
+
+    /// Reads a payload of a declared size that is small: one open and one read, as a rule. `keep` sees the compressed bytes
+    /// once the payload has matched its digest.
+    pub fn read_small(
+        &self,
+        digest: &Digest,
+        declared: u64,
+        keep: impl FnOnce(&[u8]),
+    ) -> Result<Vec<u8>, BlobError> {
+        COMPRESSED
+            .with_borrow_mut(|scratch| {
+                let mut file = File::options()
+                    .read(true)
+                    .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+                    .open(self.path(digest))
+                    .map_err(|e| BlobError::io(digest, e))?;
+                if scratch.len() < SMALL {
+                    scratch.resize(SMALL, 0);
+                }
+                // What is no regular file reads as an error or as nothing.
+                let length = file.read(scratch).unwrap_or(0);
+                if (1..scratch.len()).contains(&length) {
+                    let payload = Self::decode(digest, &scratch[..length], declared)?;
+                    keep(&scratch[..length]);
+                    return Ok(payload);
+                }
+                Err(BlobError::TooLarge { digest: *digest, limit: SMALL as u64 })
+            })
+            .or_else(|error| match error {
+                // Larger than a small one can be when compressed, or unreadable: the common way copes with anything.
+                BlobError::TooLarge { .. } => self.read(digest, Size::Exact(declared)),
+                other => Err(other),
+            })
+    }
+
+    /// Decompresses a payload of a declared size and checks it.
+    pub fn decode(digest: &Digest, compressed: &[u8], declared: u64) -> Result<Vec<u8>, BlobError> {
+        let bytes = decode_exact(digest, compressed, declared)?;
+        check(digest, &bytes, Size::Exact(declared))?;
         Ok(bytes)
     }
 
@@ -306,6 +342,19 @@ impl Blobs {
             }
         }
         Ok(())
+    }
+}
+
+fn check(digest: &Digest, bytes: &[u8], size: Size) -> Result<(), BlobError> {
+    let measured = Digest::of(bytes);
+    if measured != *digest {
+        return Err(BlobError::Mismatch { digest: *digest, measured });
+    }
+    match size {
+        Size::Exact(declared) if bytes.len() as u64 != declared => {
+            Err(BlobError::WrongSize { digest: *digest, declared, found: bytes.len().to_string() })
+        }
+        _ => Ok(()),
     }
 }
 
@@ -444,6 +493,10 @@ mod tests {
             assert_eq!(digest, Digest::of(&payload));
             assert_eq!(blobs.read(&digest, Size::Exact(len as u64)).unwrap(), payload);
             assert_eq!(blobs.read(&digest, Size::AtMost(MAX_METADATA)).unwrap(), payload);
+            let mut kept = None;
+            let small = blobs.read_small(&digest, len as u64, |bytes| kept = Some(bytes.to_vec())).unwrap();
+            assert_eq!(small, payload);
+            assert!(kept.is_none_or(|kept| kept == fs::read(blobs.path(&digest)).unwrap()));
             let mut out = Vec::new();
             assert_eq!(blobs.stream(&digest, Size::Exact(len as u64), &mut out).unwrap(), len as u64);
             assert_eq!(out, payload);
@@ -474,7 +527,14 @@ mod tests {
         let len = payload.len() as u64;
         let digest = blobs.put(&payload).unwrap();
         let good = fs::read(blobs.path(&digest)).unwrap();
-        let code = |size| blobs.read(&digest, size).unwrap_err().code();
+        let code = |size| {
+            let code = blobs.read(&digest, size).unwrap_err().code();
+            if let Size::Exact(declared) = size {
+                let small = blobs.read_small(&digest, declared, |_| panic!("kept")).unwrap_err().code();
+                assert_eq!(small, code, "{declared}");
+            }
+            code
+        };
 
         for size in [Size::Exact(len), Size::AtMost(1 << 20)] {
             plant(&blobs, &digest, &good[..good.len() / 2]);
@@ -526,5 +586,6 @@ mod tests {
         )
         .unwrap();
         assert_eq!(blobs.read(&digest, Size::Exact(1)).unwrap_err().code(), "blob-undecodable");
+        assert_eq!(blobs.read_small(&digest, 1, |_| ()).unwrap_err().code(), "blob-undecodable");
     }
 }

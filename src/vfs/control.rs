@@ -74,6 +74,7 @@ impl Vfs {
             "inodes": self.inodes.len(),
             "blob_fills": stats.fills,
             "blob_fill_bytes": stats.fill_bytes,
+            "blobs_from_packs": stats.from_packs,
             "blobs_asked_ahead": self.ahead.asked(),
             "cache_hits": stats.hits,
             "cache_evictions": stats.evictions,
@@ -105,6 +106,12 @@ impl Vfs {
         family("pfimg_inodes", "gauge", "Inodes the kernel knows.", &plain(self.inodes.len() as u64));
         family("pfimg_blob_fills_total", "counter", "Blobs put into the cache.", &plain(stats.fills));
         family("pfimg_blob_fill_bytes_total", "counter", "Bytes of those.", &plain(stats.fill_bytes));
+        family(
+            "pfimg_blobs_from_packs_total",
+            "counter",
+            "Blobs taken from packs that were read before.",
+            &plain(stats.from_packs),
+        );
         family(
             "pfimg_blobs_asked_ahead_total",
             "counter",

@@ -251,6 +251,7 @@ impl Vfs {
     /// Keeps journals short and gives space back that nothing needs any more. To be called now and then.
     pub(crate) fn keep_house(&self) {
         self.tell_of_cache();
+        self.cache.settle(false);
         for Mounted { fork, .. } in self.forks.in_use() {
             let kept =
                 fork.reap().and_then(|_| if fork.wants_checkpoint() { fork.checkpoint() } else { Ok(false) });
