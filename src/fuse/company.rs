@@ -1,20 +1,26 @@
 //! Keeps requests on one core, on machines that have two.
 //!
 //! Where a request's caller and the daemon run on different cores, each request wakes a core that went to sleep,
-//! twice. In a virtual machine that is most of what a request costs: 50 µs against 20 µs if both take turns on one
-//! core (measured: two cores, Linux 6.18). The scheduler looks for an idle core for whoever wakes up, so it spreads the two
-//! whenever it can. While requests come in a row, a thread here keeps the other core busy, so that there is none.
+//! twice. In a virtual machine that is most of what a request costs: 50 µs against 21 µs if both take turns on one
+//! core (measured: stat of a missing name, two cores, Linux 6.18). The scheduler looks for an idle core for whoever
+//! wakes up, so it spreads the two whenever it can. While requests come in a row, the event loops stay on one core, and a
+//! thread here keeps the other one busy, so that it is not idle and the caller comes to the first.
 //!
 //! It is busy with nothing, and must cost nobody anything: it stops as soon as requests pause, and for a while when
 //! somebody else wants its core. With more cores it would need a thread for each of them but one, which is too much to ask;
 //! with one there is nothing to spread to.
 
+use std::cell::Cell;
 use std::hint::spin_loop;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use rustix::process::Pid;
+use rustix::thread::{CpuSet, gettid, sched_getaffinity, sched_getcpu, sched_setaffinity};
 
 /// Requests are looked at so many at a time.
 const ROW: u64 = 16;
@@ -24,6 +30,9 @@ const ROW_WITHIN: Duration = Duration::from_millis(4);
 
 /// A pause in the row that ends the company.
 const PAUSE: Duration = Duration::from_micros(300);
+
+/// And at its beginning: who makes the requests may wait for just this core.
+const FIRST: Duration = Duration::from_micros(60);
 
 /// A look at the clock that took this long was interrupted by somebody who wants the core.
 const INTERRUPTED: Duration = Duration::from_micros(30);
@@ -42,34 +51,57 @@ pub(super) struct Company {
 }
 
 struct Shared {
+    /// The two cores, by their numbers.
+    cores: [usize; 2],
+    /// The event loops' threads.
+    loops: Mutex<Vec<Pid>>,
     requests: AtomicU64,
-    /// When the last look at the requests was, in nanoseconds.
+    /// When the last look at the requests was, in nanoseconds since the start.
     looked: AtomicU64,
+    /// The core that a request of the row was answered on.
+    core: AtomicUsize,
     /// Whether it is there, or keeps away.
     busy: AtomicBool,
+}
+
+thread_local! {
+    /// Whether this event loop is known.
+    static KNOWN: Cell<bool> = const { Cell::new(false) };
+}
+
+/// The cores this process may use, if they are two.
+fn two_cores() -> Option<[usize; 2]> {
+    let allowed = sched_getaffinity(None).ok()?;
+    let mut cores = (0..CpuSet::MAX_CPU).filter(|core| allowed.is_set(*core));
+    let two = [cores.next()?, cores.next()?];
+    cores.next().is_none().then_some(two)
 }
 
 impl Company {
     /// Starts it where it makes sense.
     pub(super) fn start() -> io::Result<Option<Self>> {
-        let cores = thread::available_parallelism().map_or(1, usize::from);
-        if cores == 2 { Self::start_thread().map(Some) } else { Ok(None) }
+        two_cores().map(Self::on).transpose()
     }
 
-    fn start_thread() -> io::Result<Self> {
+    fn on(cores: [usize; 2]) -> io::Result<Self> {
         let shared = Arc::new(Shared {
+            cores,
+            loops: Mutex::default(),
             requests: AtomicU64::new(0),
             looked: AtomicU64::new(0),
+            core: AtomicUsize::new(cores[0]),
             busy: AtomicBool::new(false),
         });
         let own = Arc::clone(&shared);
-        let thread =
-            thread::Builder::new().name("pfimg-company".into()).spawn(move || own.run())?.thread().clone();
-        Ok(Self { shared, thread, started: Instant::now() })
+        let thread = thread::Builder::new().name("pfimg-company".into()).spawn(move || own.run())?;
+        Ok(Self { shared, thread: thread.thread().clone(), started: Instant::now() })
     }
 
-    /// Counts a request, and calls for company if it is one of a row.
+    /// Counts a request that an event loop has taken, and calls for company if it is one of a row.
     pub(super) fn request(&self) {
+        if !KNOWN.replace(true) {
+            self.shared.loops.lock().push(gettid());
+        }
         let count = self.shared.requests.fetch_add(1, Ordering::Relaxed);
         if count == 0 || !count.is_multiple_of(ROW) || self.shared.busy.load(Ordering::Relaxed) {
             return;
@@ -77,9 +109,21 @@ impl Company {
         let now = self.started.elapsed().as_nanos() as u64;
         let before = self.shared.looked.swap(now, Ordering::Relaxed);
         if Duration::from_nanos(now.saturating_sub(before)) < ROW_WITHIN {
+            self.shared.core.store(sched_getcpu(), Ordering::Relaxed);
             self.thread.unpark();
         }
     }
+}
+
+/// Why company ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ended {
+    /// Not a single request came.
+    Alone,
+    /// No request came for a while.
+    Paused,
+    /// Somebody else wants the core.
+    Wanted,
 }
 
 impl Shared {
@@ -88,7 +132,15 @@ impl Shared {
         loop {
             thread::park();
             self.busy.store(true, Ordering::Relaxed);
-            if self.keep_busy() {
+            let [one, two] = self.cores;
+            let (core, other) =
+                if self.core.load(Ordering::Relaxed) == one { (one, two) } else { (two, one) };
+            let mut ended = self.keep_busy(core, other);
+            if ended == Ended::Alone {
+                // Who makes the requests waits for just the core that was kept busy.
+                ended = self.keep_busy(other, core);
+            }
+            if ended == Ended::Wanted {
                 thread::sleep(away);
                 away = (away * 2).min(AWAY.1);
             } else {
@@ -98,9 +150,32 @@ impl Shared {
         }
     }
 
-    /// Keeps a core busy until requests pause. Returns whether somebody else wanted it.
-    fn keep_busy(&self) -> bool {
+    /// Has the event loops on one core, and keeps the other one busy.
+    fn keep_busy(&self, loops_on: usize, busy: usize) -> Ended {
+        let place = |thread, cores: &[usize]| {
+            let mut set = CpuSet::new();
+            for core in cores {
+                set.set(*core);
+            }
+            // What may not be placed stays where it is.
+            let _ = sched_setaffinity(thread, &set);
+        };
+        let loops = self.loops.lock().clone();
+        place(None, &[busy]);
+        for each in &loops {
+            place(Some(*each), &[loops_on]);
+        }
+        let ended = self.spin();
+        for each in &loops {
+            place(Some(*each), &self.cores);
+        }
+        ended
+    }
+
+    /// Keeps this thread's core busy until requests pause or somebody else wants it.
+    fn spin(&self) -> Ended {
         let mut now = Instant::now();
+        let begun = now;
         let (mut window, mut lost) = (now, Duration::ZERO);
         let (mut seen, mut last) = (self.requests.load(Ordering::Relaxed), now);
         loop {
@@ -115,15 +190,17 @@ impl Shared {
             }
             if now - window > WINDOW {
                 if lost > (now - window) / 3 {
-                    return true;
+                    return Ended::Wanted;
                 }
                 (window, lost) = (now, Duration::ZERO);
             }
             let requests = self.requests.load(Ordering::Relaxed);
             if requests != seen {
                 (seen, last) = (requests, now);
+            } else if last == begun && now - last > FIRST {
+                return Ended::Alone;
             } else if now - last > PAUSE {
-                return false;
+                return Ended::Paused;
             }
         }
     }
@@ -143,7 +220,7 @@ mod tests {
 
     #[test]
     fn a_row_of_requests_gets_company_and_a_pause_ends_it() {
-        let company = Company::start_thread().unwrap();
+        let company = Company::on(two_cores().unwrap_or([0, 0])).unwrap();
         for _ in 0..3 {
             wait(&company, true, || company.request());
             wait(&company, false, thread::yield_now);
@@ -152,7 +229,7 @@ mod tests {
 
     #[test]
     fn requests_now_and_then_get_none() {
-        let company = Company::start_thread().unwrap();
+        let company = Company::on(two_cores().unwrap_or([0, 0])).unwrap();
         for _ in 0..ROW * 3 {
             company.request();
             assert!(!company.shared.busy.load(Ordering::Relaxed));
