@@ -6,15 +6,14 @@ use std::path::Path;
 use chrono::{DateTime, Duration, Utc};
 use pfimg::fixture::{self, FixtureLayers, FixtureSpec};
 use pfimg::layers::cache::LAYOUT;
-use pfimg::layers::world::{Entry, FsTree, Kind as EntryKind, Root};
+use pfimg::layers::world::{Entry, FsTree, Kind};
+use pfimg::store::Store;
 use pfimg::store::manifest::{
     Agent, CacheRefs, EffectsRefs, MEDIA_TYPE, Manifest, ModelRefs, SCHEMA_VERSION, TraceRefs, WorldRefs,
 };
-use pfimg::store::{Digest, Store};
 
 use crate::Result;
 use crate::scratch::Scratch;
-use crate::source::{Kind, SourceTree};
 
 fn manifest(layers: &FixtureLayers, created_at: DateTime<Utc>) -> Manifest {
     Manifest {
@@ -39,40 +38,6 @@ fn small_layers(store: &Store) -> Result<FixtureLayers> {
     Ok(fixture::build(&FixtureSpec::default(), &mut |bytes| store.blobs().put(bytes))?)
 }
 
-/// Stores a tree as an image. Blobs that are there already are not written again.
-pub(crate) fn write(store: &Store, source: &SourceTree, scratch: &Scratch) -> Result<Digest> {
-    let mut tree = FsTree::default();
-    tree.header.root = Some(Root { mode: Some("0755".into()), ..Root::default() });
-    let mut content = Vec::new();
-    for item in &source.items {
-        scratch.go_on()?;
-        let kind = match item.kind {
-            Kind::Folder => EntryKind::Dir,
-            Kind::File { .. } => EntryKind::File,
-            Kind::Link { .. } => EntryKind::Symlink,
-        };
-        let mut entry = Entry::new(item.path.clone(), kind, item.mode());
-        entry.mtime_ns = Some(item.mtime_ns);
-        match &item.kind {
-            Kind::Folder => {}
-            Kind::Link { target } => {
-                entry.size = target.len() as u64;
-                entry.link_target = Some(target.clone().into());
-            }
-            Kind::File { seed, bytes, .. } => {
-                source.content(*seed, *bytes, &mut content);
-                entry.size = content.len() as u64;
-                entry.blob = Some(store.blobs().put(&content)?);
-            }
-        }
-        tree.entries.push(entry);
-    }
-    tree.entries.sort_by(|a, b| a.path.cmp(&b.path));
-    let mut layers = small_layers(store)?;
-    layers.world_fs = store.blobs().put(&tree.to_bytes()?)?;
-    Ok(store.put_manifest(&manifest(&layers, start()))?)
-}
-
 /// Makes a store of so many images that share their layers.
 pub(crate) fn write_many(path: &Path, images: usize, scratch: &Scratch) -> Result<()> {
     let store = Store::create(path)?;
@@ -85,5 +50,35 @@ pub(crate) fn write_many(path: &Path, images: usize, scratch: &Scratch) -> Resul
         let id = store.blobs().put(&bytes)?;
         fs::write(store.images().marker(&id), bytes)?;
     }
+    Ok(())
+}
+
+/// Files in each folder of the trees that [`write_tree`] makes.
+pub(crate) const IN_A_FOLDER: usize = 100;
+
+/// Makes a store with one image of so many files, which share a few contents; in folders of a hundred, or in one.
+pub(crate) fn write_tree(path: &Path, files: usize, in_one: bool, scratch: &Scratch) -> Result<()> {
+    let store = Store::create(path)?;
+    let blobs = (0..50)
+        .map(|n| {
+            let content = format!("content {n}\n").repeat(n + 1);
+            Ok((store.blobs().put(content.as_bytes())?, content.len() as u64))
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let mut tree = FsTree::default();
+    for n in 0..files {
+        if n.is_multiple_of(if in_one { usize::MAX } else { IN_A_FOLDER }) {
+            scratch.go_on()?;
+            tree.entries.push(Entry::new(format!("d{:05}", n / IN_A_FOLDER), Kind::Dir, 0o755));
+        }
+        let folder = if in_one { 0 } else { n / IN_A_FOLDER };
+        let mut entry = Entry::new(format!("d{folder:05}/f{n:07}"), Kind::File, 0o644);
+        let (blob, size) = blobs[n % blobs.len()];
+        (entry.blob, entry.size) = (Some(blob), size);
+        tree.entries.push(entry);
+    }
+    let mut layers = small_layers(&store)?;
+    layers.world_fs = store.blobs().put(&tree.to_bytes()?)?;
+    store.put_manifest(&manifest(&layers, start()))?;
     Ok(())
 }

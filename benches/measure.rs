@@ -13,7 +13,7 @@ use crate::systems::{Memory, Requests, State, System, drop_page_cache, memory};
 const QUIET: f64 = 0.10;
 
 /// How long the machine is watched to find out, and how long to wait for quiet before each workload.
-const LOOK: Duration = Duration::from_millis(300);
+const LOOK: Duration = Duration::from_millis(200);
 
 /// A clock tick of /proc in seconds.
 const TICK: f64 = 0.01;
@@ -70,6 +70,11 @@ impl Series {
         self.memory = system.daemon().map_or_else(Memory::default, memory);
     }
 
+    /// Whether the system counts requests at all.
+    pub(crate) fn counts(&self) -> bool {
+        self.system == "image" || self.system.starts_with("fork,")
+    }
+
     pub(crate) fn seconds(&self) -> Vec<f64> {
         self.runs.iter().map(|run| run.seconds).collect()
     }
@@ -92,6 +97,7 @@ impl Series {
 /// One workload on all systems; the first is what the others are compared to.
 #[derive(Clone, Debug)]
 pub(crate) struct Row {
+    pub(crate) group: &'static str,
     pub(crate) name: String,
     pub(crate) state: State,
     pub(crate) series: Vec<Series>,
@@ -108,6 +114,41 @@ pub(crate) struct Ratio {
 }
 
 impl Row {
+    pub(crate) fn new(
+        group: &'static str,
+        name: &str,
+        state: State,
+        systems: &[Box<dyn System + '_>],
+    ) -> Self {
+        let series = systems.iter().map(|system| Series::new(system.name())).collect();
+        Self { group, name: name.into(), state, series, notes: Vec::new() }
+    }
+
+    /// The name and what was remembered.
+    pub(crate) fn label(&self) -> String {
+        let separator = if self.state.label().is_empty() { "" } else { ", " };
+        format!("{}{separator}{}", self.name, self.state.label())
+    }
+
+    /// Fails unless every run on every system gave the same.
+    pub(crate) fn agree(&self) -> Result<()> {
+        let first = self.series.iter().flat_map(|s| &s.runs).map(|run| run.check).next();
+        for series in &self.series {
+            if let Some(other) = series.runs.iter().find(|run| Some(run.check) != first) {
+                return Err(format!(
+                    "{}: {} does not give what {} gives: {:x}, not {:x}",
+                    self.label(),
+                    series.system,
+                    self.series[0].system,
+                    other.check,
+                    first.unwrap_or(0)
+                )
+                .into());
+            }
+        }
+        Ok(())
+    }
+
     pub(crate) fn ratio(&self, of: usize) -> Ratio {
         let (base, other) = (self.series[0].seconds(), self.series[of].seconds());
         let pairs: Vec<f64> = base.iter().zip(&other).map(|(base, other)| other / base).collect();
@@ -159,6 +200,12 @@ impl<'a> Bench<'a> {
         self.progress.set_message(what.into());
     }
 
+    /// Says something that stays, with the time since the start.
+    pub(crate) fn tell(&self, what: &str) {
+        let line = format!("[{:>4} s] {what}", self.progress.elapsed().as_secs());
+        self.progress.suspend(|| eprintln!("{line}"));
+    }
+
     /// Waits until others leave the machine alone, or until the patience is used up.
     pub(crate) fn wait_for_quiet(&self, patience: &mut Duration) -> Result<()> {
         let started = Instant::now();
@@ -176,27 +223,27 @@ impl<'a> Bench<'a> {
     }
 
     /// Measures a workload on each system in turn, again and again.
-    pub(crate) fn compare(&self, systems: &mut [Box<dyn System + '_>], workload: &Workload) -> Result<Row> {
-        let mut row = Row {
-            name: workload.name.into(),
-            state: workload.state,
-            series: systems.iter().map(|system| Series::new(system.name())).collect(),
-            notes: Vec::new(),
-        };
-        let label = format!("{}, {}", workload.name, workload.state.label());
+    pub(crate) fn compare(
+        &self,
+        group: &'static str,
+        systems: &mut [Box<dyn System + '_>],
+        workload: &Workload,
+    ) -> Result<Row> {
+        let mut row = Row::new(group, workload.name, workload.state, systems);
+        let label = row.label();
         for system in systems.iter_mut() {
             self.say(format!("{label}: preparing {}", system.name()));
             system.reset(State::Warm)?;
-            let job = Job { system: &**system, scratch: self.scratch };
-            (workload.prepare)(&job)?;
+            (workload.prepare)(&Job { system: &**system, scratch: self.scratch })?;
         }
         let mut patience = self.patience;
-        for round in 1..=self.runs {
+        for round in 0..self.runs {
             self.say(format!("{label}: waiting for quiet"));
             self.wait_for_quiet(&mut patience)?;
-            for (system, series) in systems.iter_mut().zip(&mut row.series) {
+            for at in turns(systems.len(), round) {
+                let system = &mut systems[at];
                 self.scratch.go_on()?;
-                self.say(format!("{label}: {} {round}/{}", system.name(), self.runs));
+                self.say(format!("{label}: {} {}/{}", system.name(), round + 1, self.runs));
                 system.reset(workload.state)?;
                 if workload.state.drops_page_cache() && !drop_page_cache() && row.notes.is_empty() {
                     row.notes
@@ -208,16 +255,18 @@ impl<'a> Bench<'a> {
                     (workload.run)(&job)?;
                 }
                 let run = measure(job.system, || (workload.run)(&job))?;
-                series.push(run, job.system);
+                row.series[at].push(run, job.system);
             }
         }
-        let mut checks = row.series.iter().flat_map(|s| &s.runs).map(|run| run.check);
-        let first = checks.next();
-        if !checks.all(|check| Some(check) == first) {
-            return Err(format!("{label}: the systems do not show the same").into());
-        }
+        row.agree()?;
+        self.tell(&row.label());
         Ok(row)
     }
+}
+
+/// The order in which systems are measured: another one comes first in every round, so that none always follows the same.
+pub(crate) fn turns(systems: usize, round: usize) -> impl Iterator<Item = usize> {
+    (0..systems).map(move |n| (n + round) % systems)
 }
 
 /// Measures one piece of work on one system.
@@ -262,7 +311,7 @@ fn busy() -> f64 {
 }
 
 /// CPU seconds of a process, if wanted with those of children that have ended.
-fn process_cpu(pid: &str, children: bool) -> f64 {
+pub(crate) fn process_cpu(pid: &str, children: bool) -> f64 {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     // The name, in brackets, may hold spaces.
     let rest = stat.rsplit(')').next().unwrap_or_default();

@@ -5,7 +5,8 @@ use std::time::Instant;
 use crate::Result;
 use crate::image;
 use crate::measure::Bench;
-use crate::systems::{Memory, Mount, memory};
+use crate::mounted::Mount;
+use crate::systems::{Memory, memory};
 
 /// Mounts of the store.
 const MOUNTS: usize = 20;
@@ -35,7 +36,7 @@ pub(crate) fn measure(bench: &Bench<'_>, images: usize) -> Result<Mounting> {
     for round in 1..=MOUNTS {
         bench.scratch.go_on()?;
         bench.say(format!("mounting {images} images: {round}/{MOUNTS}"));
-        let mount = Mount::new(&store, &mountpoint, &cache)?;
+        let mount = Mount::new(&store, &mountpoint, &cache, &[])?;
         all.mount.push(mount.took.as_secs_f64());
         all.mounted.push(memory(mount.pid));
         for times in [&mut all.list_first, &mut all.list_again] {

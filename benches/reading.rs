@@ -3,6 +3,7 @@
 use std::cell::OnceCell;
 use std::fs::File;
 use std::io::{Read, Seek};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
@@ -11,24 +12,48 @@ use rustix::fs::{AtFlags, MemfdFlags, Mode, OFlags};
 
 use crate::Result;
 use crate::measure::{Bench, Done, Job, Row, Series, Workload, measure};
-use crate::source::NEEDLE;
-use crate::systems::{PfimgImage, State, System};
+use crate::mounted::Pfimg;
+use crate::source::{NEEDLE, Random};
+use crate::systems::{BIG, State, System, TREE};
 
-/// What is measured on the native folder and on an image.
+/// Reads of 4 KiB in a large file.
+const RANDOM_READS: usize = 4000;
+
+const fn plain(name: &'static str, state: State, run: fn(&Job<'_>) -> Result<Done>) -> Workload {
+    Workload { name, state, prepare: nothing, run }
+}
+
+const fn in_git(name: &'static str, state: State, run: fn(&Job<'_>) -> Result<Done>) -> Workload {
+    Workload { name, state, prepare: git_repository, run }
+}
+
+/// What is measured on every system.
 pub(crate) const WORKLOADS: &[Workload] = &[
-    Workload { name: "find -ls", state: State::Warm, prepare: nothing, run: find },
-    Workload { name: "ls -lR", state: State::Warm, prepare: nothing, run: ls },
-    Workload { name: "grep -r", state: State::Warm, prepare: nothing, run: grep },
-    Workload { name: "tar", state: State::Warm, prepare: nothing, run: tar },
-    Workload { name: "du -s", state: State::Warm, prepare: nothing, run: du },
-    Workload { name: "stat of each", state: State::Warm, prepare: nothing, run: stat },
-    Workload { name: "open and read each", state: State::Warm, prepare: nothing, run: read },
-    Workload { name: "git status", state: State::Warm, prepare: git_repository, run: git_status },
-    Workload { name: "git grep", state: State::Warm, prepare: git_repository, run: git_grep },
-    Workload { name: "find -ls", state: State::Cold, prepare: nothing, run: find },
-    Workload { name: "tar", state: State::Unmounted, prepare: nothing, run: tar },
-    Workload { name: "tar", state: State::Cold, prepare: nothing, run: tar },
-    Workload { name: "tar", state: State::Second, prepare: nothing, run: tar },
+    plain("find -ls", State::Warm, find),
+    plain("ls -lR", State::Warm, ls),
+    plain("grep -r", State::Warm, grep),
+    plain("tar", State::Warm, tar),
+    plain("du -s", State::Warm, du),
+    plain("stat of each", State::Warm, stat),
+    plain("open and read each", State::Warm, read),
+    in_git("git status", State::Warm, git_status),
+    in_git("git grep", State::Warm, git_grep),
+    plain("find -ls", State::Cold, find),
+    plain("ls -lR", State::Cold, ls),
+    plain("grep -r", State::Cold, grep),
+    plain("tar", State::Cold, tar),
+    in_git("git status", State::Cold, git_status),
+    in_git("git grep", State::Cold, git_grep),
+    plain("find -ls", State::Second, find),
+    plain("grep -r", State::Second, grep),
+    plain("tar", State::Second, tar),
+    plain("tar", State::Unmounted, tar),
+    plain("big file in turn", State::Cold, big_in_turn),
+    plain("big file in turn", State::Second, big_in_turn),
+    plain("big file in turn", State::Warm, big_in_turn),
+    plain("big file, 4 KiB here and there", State::Cold, big_at_random),
+    plain("big file, 4 KiB here and there", State::Warm, big_at_random),
+    plain("big file, mapped", State::Warm, big_mapped),
 ];
 
 /// Needed by some workloads and not there everywhere.
@@ -40,6 +65,10 @@ pub(crate) fn lacks(workload: &Workload) -> Option<&'static str> {
 #[allow(clippy::unnecessary_wraps)]
 fn nothing(_: &Job<'_>) -> Result<()> {
     Ok(())
+}
+
+fn tree(job: &Job<'_>) -> PathBuf {
+    job.system.root().join(TREE)
 }
 
 fn command(program: &str, dir: &Path) -> Command {
@@ -66,25 +95,25 @@ fn printing(mut command: Command, ok: &[i32]) -> Result<Done> {
 }
 
 fn find(job: &Job<'_>) -> Result<Done> {
-    let mut find = command("find", job.system.tree());
+    let mut find = command("find", &tree(job));
     find.args([".", "-ls"]);
     printing(find, &[0])
 }
 
 fn ls(job: &Job<'_>) -> Result<Done> {
-    let mut ls = command("ls", job.system.tree());
+    let mut ls = command("ls", &tree(job));
     ls.arg("-lR");
     printing(ls, &[0])
 }
 
 fn grep(job: &Job<'_>) -> Result<Done> {
-    let mut grep = command("grep", job.system.tree());
+    let mut grep = command("grep", &tree(job));
     grep.args(["-r", NEEDLE, "."]);
     printing(grep, &[0])
 }
 
 fn du(job: &Job<'_>) -> Result<Done> {
-    let mut du = command("du", job.system.tree());
+    let mut du = command("du", &tree(job));
     du.args(["-s", "."]);
     printing(du, &[0])
 }
@@ -92,9 +121,9 @@ fn du(job: &Job<'_>) -> Result<Done> {
 fn tar(job: &Job<'_>) -> Result<Done> {
     // Through a pipe: tar reads nothing at all if it sees /dev/null.
     let started = Instant::now();
-    let mut tar = command("tar", job.system.tree()).args(["cf", "-", "."]).stdout(Stdio::piped()).spawn()?;
+    let mut tar = command("tar", &tree(job)).args(["cf", "-", "."]).stdout(Stdio::piped()).spawn()?;
     let pipe = tar.stdout.take().ok_or("tar has no output")?;
-    let cat = command("cat", job.system.tree()).stdin(pipe).stdout(Stdio::null()).status()?;
+    let cat = command("cat", &tree(job)).stdin(pipe).stdout(Stdio::null()).status()?;
     let status = tar.wait()?;
     let time = started.elapsed();
     if !(status.success() && cat.success()) {
@@ -112,7 +141,7 @@ fn paths(job: &Job<'_>) -> Result<std::rc::Rc<Vec<PathBuf>>> {
     let mut found = Vec::new();
     let mut folders = vec![PathBuf::new()];
     while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(job.system.tree().join(&folder))? {
+        for entry in std::fs::read_dir(tree(job).join(&folder))? {
             let entry = entry?;
             let path = folder.join(entry.file_name());
             if entry.file_type()?.is_dir() {
@@ -127,7 +156,7 @@ fn paths(job: &Job<'_>) -> Result<std::rc::Rc<Vec<PathBuf>>> {
 
 fn open_tree(job: &Job<'_>) -> Result<rustix::fd::OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    Ok(rustix::fs::open(job.system.tree(), flags, Mode::empty())?)
+    Ok(rustix::fs::open(tree(job), flags, Mode::empty())?)
 }
 
 fn stat(job: &Job<'_>) -> Result<Done> {
@@ -167,7 +196,7 @@ fn read(job: &Job<'_>) -> Result<Done> {
 
 fn git(job: &Job<'_>, args: &[&str]) -> Command {
     let repository = job.scratch.path().join("git").join(job.system.name().replace(' ', "-"));
-    let mut git = command("git", job.system.tree());
+    let mut git = command("git", &tree(job));
     git.arg("--git-dir")
         .arg(repository)
         .args([
@@ -222,11 +251,52 @@ fn git_grep(job: &Job<'_>) -> Result<Done> {
     printing(git(job, &["grep", NEEDLE]), &[0])
 }
 
+fn big_in_turn(job: &Job<'_>) -> Result<Done> {
+    let file = File::open(job.system.root().join(BIG))?;
+    let mut buffer = vec![0; 1 << 20];
+    let started = Instant::now();
+    let mut check = 0;
+    loop {
+        let read = rustix::io::read(&file, &mut *buffer)?;
+        if read == 0 {
+            return Ok(Done { time: started.elapsed(), check });
+        }
+        check = fold(check, &buffer[..read]);
+    }
+}
+
+/// Something that depends on a few bytes of every page and takes no time.
+fn fold(check: u64, bytes: &[u8]) -> u64 {
+    bytes.iter().step_by(4096).fold(check, |sum, byte| sum.wrapping_mul(31).wrapping_add(u64::from(*byte)))
+}
+
+fn big_at_random(job: &Job<'_>) -> Result<Done> {
+    let file = File::open(job.system.root().join(BIG))?;
+    let pages = file.metadata()?.len() / 4096;
+    let (mut random, mut buffer, mut check) = (Random::new(3), [0; 4096], 0);
+    let started = Instant::now();
+    for _ in 0..RANDOM_READS {
+        file.read_exact_at(&mut buffer, random.next() % pages * 4096)?;
+        check = fold(check, &buffer);
+    }
+    Ok(Done { time: started.elapsed(), check })
+}
+
+/// By a program of its own, since mapping takes `unsafe` here.
+fn big_mapped(job: &Job<'_>) -> Result<Done> {
+    let script = "import mmap, sys\n\
+        with open(sys.argv[1], 'rb') as f, mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ) as m:\n  \
+        print(sum(m[::4096]))\n  print(m.find(b'not there'))";
+    let mut python = command("python3", job.system.root());
+    python.args(["-c", script, BIG]);
+    printing(python, &[0])
+}
+
 /// Compares `diff -r` of two images, mounted anew each time, with `find` over the two.
-pub(crate) fn diff(bench: &Bench<'_>, image: &mut PfimgImage, one: &Path, two: &Path) -> Result<Vec<Row>> {
+pub(crate) fn diff(bench: &Bench<'_>, image: &mut Pfimg, one: &Path, two: &Path) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     for state in [State::Unmounted, State::Warm] {
-        let mut series = [Series::new("find of both"), Series::new("pfimg image")];
+        let mut series = [Series::new("find of both"), Series::new("image")];
         let mut patience = bench.patience;
         for round in 1..=bench.runs {
             bench.say(format!("diff -r, {}: {round}/{}", state.label(), bench.runs));
@@ -234,7 +304,7 @@ pub(crate) fn diff(bench: &Bench<'_>, image: &mut PfimgImage, one: &Path, two: &
             for series in &mut series {
                 bench.scratch.go_on()?;
                 image.reset(state)?;
-                let run = |system: &PfimgImage| {
+                let run = |system: &Pfimg| {
                     let (program, args, ok): (_, &[&str], _) = match series.system {
                         "find of both" => ("find", &[], 0),
                         _ => ("diff", &["-r"], 1),
@@ -253,7 +323,13 @@ pub(crate) fn diff(bench: &Bench<'_>, image: &mut PfimgImage, one: &Path, two: &
                 series.push(measured, image);
             }
         }
-        rows.push(Row { name: "diff -r".into(), state, series: series.into(), notes: Vec::new() });
+        rows.push(Row {
+            group: "diff",
+            name: "diff -r".into(),
+            state,
+            series: series.into(),
+            notes: Vec::new(),
+        });
     }
     Ok(rows)
 }

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use crate::measure::{Row, median};
 use crate::mounting::Mounting;
+use crate::scale::Growth;
 use crate::systems::{Memory, Requests};
 
 /// Kinds of requests shown in a line of the table.
@@ -34,24 +35,46 @@ pub(crate) fn machine() -> Value {
 fn requests_text(requests: &Requests) -> String {
     let mut sorted: Vec<_> = requests.iter().collect();
     sorted.sort_by_key(|(_, count)| -**count);
-    let mut text: Vec<_> = sorted.iter().take(KINDS).map(|(kind, count)| format!("{count} {kind}")).collect();
+    let mut text: Vec<_> = sorted
+        .iter()
+        .take(KINDS)
+        .map(|(kind, count)| format!("{} {kind}", thousands(**count as u64)))
+        .collect();
     let rest: i64 = sorted.iter().skip(KINDS).map(|(_, count)| **count).sum();
     if rest > 0 {
-        text.push(format!("{rest} others"));
+        text.push(format!("{} others", thousands(rest as u64)));
     }
     if text.is_empty() { "none".into() } else { text.join(", ") }
 }
 
-fn seconds(value: f64) -> String {
-    if value < 1.0 { format!("{:.1} ms", value * 1e3) } else { format!("{value:.2} s") }
+/// A number with commas.
+pub(crate) fn thousands(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
 }
 
-fn mebibytes(bytes: u64) -> String {
+pub(crate) fn seconds(value: f64) -> String {
+    match value {
+        v if v < 0.001 => format!("{:.0} µs", v * 1e6),
+        v if v < 0.1 => format!("{:.1} ms", v * 1e3),
+        v if v < 1.0 => format!("{:.0} ms", v * 1e3),
+        v => format!("{v:.2} s"),
+    }
+}
+
+pub(crate) fn mebibytes(bytes: u64) -> String {
     format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
 }
 
 /// A table in Markdown, with columns lined up for the terminal.
-fn table(head: &[&str], rows: &[Vec<String>]) -> String {
+pub(crate) fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     let width = |column: usize| {
         let cells = rows.iter().map(|row| row[column].chars().count());
         cells.chain([head[column].chars().count()]).max().unwrap_or(0)
@@ -72,35 +95,80 @@ fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     out
 }
 
-/// The table of workloads.
+/// Systems that rows are about, but for the first of each row, in the order in which they turn up.
+pub(crate) fn systems<'a>(rows: impl IntoIterator<Item = &'a Row>) -> Vec<&'static str> {
+    let mut systems = Vec::new();
+    for series in rows.into_iter().flat_map(|row| &row.series[1..]) {
+        if !systems.contains(&series.system) {
+            systems.push(series.system);
+        }
+    }
+    systems
+}
+
+/// The names of the groups of rows, each once.
+pub(crate) fn groups(rows: &[Row]) -> Vec<&'static str> {
+    let mut groups: Vec<_> = rows.iter().map(|row| row.group).collect();
+    groups.dedup();
+    groups
+}
+
+/// The tables of workloads, one for each group, and of the requests behind them.
 pub(crate) fn workloads(rows: &[Row]) -> String {
+    let mut out = String::new();
+    for group in groups(rows) {
+        let rows: Vec<_> = rows.iter().filter(|row| row.group == group).collect();
+        let _ = writeln!(out, "## {group}\n\n{}", times(&rows));
+        if let Some(requests) = requests(&rows) {
+            let _ = writeln!(out, "{requests}");
+        }
+        for row in &rows {
+            for note in &row.notes {
+                let _ = writeln!(out, "- {}: {note}", row.label());
+            }
+        }
+        out.push('\n');
+    }
+    let _ = writeln!(
+        out,
+        "A cell: the median, its ratio to the first system's (median of the pairs of each round), the least and most.\n\
+         * others used more than {DISTURBED} of a core while this was measured"
+    );
+    out
+}
+
+fn times(rows: &[&Row]) -> String {
+    let systems = systems(rows.iter().copied());
+    let cell = |row: &Row, system: &str| {
+        let Some(at) = row.series.iter().skip(1).position(|series| series.system == system) else {
+            return String::new();
+        };
+        let ratio = row.ratio(at + 1);
+        let time = seconds(row.series[at + 1].median());
+        format!("{time}  {:.2} ({:.2}–{:.2})", ratio.paired, ratio.least, ratio.most)
+    };
+    let line = |row: &&Row| {
+        let mark = if row.disturbance() > DISTURBED { " *" } else { "" };
+        let base = match row.series[0].system {
+            "native" => String::new(),
+            other => format!(" ({other})"),
+        };
+        let first = [format!("{}{mark}", row.label()), seconds(row.series[0].median()) + &base];
+        first.into_iter().chain(systems.iter().map(|system| cell(row, system))).collect()
+    };
+    let head: Vec<_> = ["workload", "native"].into_iter().chain(systems.iter().copied()).collect();
+    table(&head, &rows.iter().map(line).collect::<Vec<_>>())
+}
+
+/// What daemons were asked during one run, as far as they say.
+fn requests(rows: &[&Row]) -> Option<String> {
     let mut lines = Vec::new();
     for row in rows {
-        for (at, series) in row.series.iter().enumerate().skip(1) {
-            let ratio = row.ratio(at);
-            let mark = if row.disturbance() > DISTURBED { " *" } else { "" };
-            lines.push(vec![
-                format!("{}, {}{mark}", row.name, row.state.label()),
-                format!("{} ({})", seconds(row.series[0].median()), row.series[0].system),
-                format!("{} ({})", seconds(series.median()), series.system),
-                format!("{:.2}", ratio.of_medians),
-                format!("{:.2} ({:.2}–{:.2})", ratio.paired, ratio.least, ratio.most),
-                requests_text(&series.requests()),
-                format!("{} / {}", mebibytes(series.memory.resident), mebibytes(series.memory.peak)),
-            ]);
+        for series in row.series.iter().filter(|series| series.counts()) {
+            lines.push(vec![row.label(), series.system.into(), requests_text(&series.requests())]);
         }
     }
-    let head = ["workload", "base", "system", "ratio", "pairs", "requests", "daemon now / peak"];
-    let mut out = table(&head, &lines);
-    if rows.iter().any(|row| row.disturbance() > DISTURBED) {
-        let _ = writeln!(out, "\n* others used more than {DISTURBED} of a core while this was measured");
-    }
-    for row in rows {
-        for note in &row.notes {
-            let _ = writeln!(out, "\n{}, {}: {note}", row.name, row.state.label());
-        }
-    }
-    out
+    (!lines.is_empty()).then(|| table(&["workload", "system", "requests of one run"], &lines))
 }
 
 /// The table of mounts.
@@ -139,7 +207,7 @@ fn memory_json(memory: &Memory) -> Value {
 }
 
 /// Every figure.
-pub(crate) fn json(rows: &[Row], mounts: Option<&Mounting>, about: &Value) -> Value {
+pub(crate) fn json(rows: &[Row], mounts: Option<&Mounting>, scale: &[Growth], about: &Value) -> Value {
     let series = |row: &Row| -> Vec<Value> {
         row.series
             .iter()
@@ -167,6 +235,7 @@ pub(crate) fn json(rows: &[Row], mounts: Option<&Mounting>, about: &Value) -> Va
         .iter()
         .map(|row| {
             json!({
+                "group": row.group,
                 "workload": row.name,
                 "state": row.state.label(),
                 "others_share_of_a_core": row.disturbance(),
@@ -185,5 +254,6 @@ pub(crate) fn json(rows: &[Row], mounts: Option<&Mounting>, about: &Value) -> Va
             "memory_listed": all.listed.iter().map(memory_json).collect::<Vec<_>>(),
         })
     });
-    json!({"about": about, "workloads": workloads, "mounting": mounting})
+    let scale: Vec<_> = scale.iter().map(Growth::json).collect();
+    json!({"about": about, "workloads": workloads, "mounting": mounting, "scale": scale})
 }

@@ -5,10 +5,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::{Duration, SystemTime};
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::Result;
+
+/// How long ext4 remembers what was deleted.
+const REST: Duration = Duration::from_secs(60);
 
 /// The program under test. Set once, before anything is mounted.
 pub(crate) static PFIMG: OnceLock<PathBuf> = OnceLock::new();
@@ -24,19 +28,22 @@ pub(crate) fn pfimg(command: &str) -> Command {
 pub(crate) struct Scratch {
     dir: tempfile::TempDir,
     stopped: Arc<AtomicBool>,
+    /// When something was last made or deleted where the folder is.
+    touched: SystemTime,
 }
 
 impl Scratch {
     /// Makes the folder in `parent`, to be deleted in the end unless it is to be kept, and takes SIGINT, SIGTERM and SIGHUP.
     pub(crate) fn new(parent: &Path, keep: bool) -> Result<Self> {
         fs::create_dir_all(parent)?;
+        let touched = fs::metadata(parent)?.modified()?;
         let mut dir = tempfile::Builder::new().prefix("pfimg-bench-").tempdir_in(parent.canonicalize()?)?;
         dir.disable_cleanup(keep);
         let stopped = Arc::new(AtomicBool::new(false));
         for signal in [SIGINT, SIGTERM, SIGHUP] {
             signal_hook::flag::register(signal, Arc::clone(&stopped))?;
         }
-        Ok(Self { dir, stopped })
+        Ok(Self { dir, stopped, touched })
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -49,6 +56,17 @@ impl Scratch {
         fs::create_dir_all(self.path())?;
         fs::create_dir(&path).map_err(|e| format!("cannot make {}: {e}", path.display()))?;
         Ok(path)
+    }
+
+    /// Waits until nothing was deleted here for a minute, for instance by the run before: until then ext4 without a journal
+    /// takes several times longer to make a file, since it does not use an inode again so soon.
+    pub(crate) fn let_rest(&self) -> Result<()> {
+        rustix::fs::sync();
+        while self.touched.elapsed().is_ok_and(|passed| passed < REST) {
+            self.go_on()?;
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        Ok(())
     }
 
     /// Fails once somebody asked to stop, so that the caller unwinds and everything is cleaned up.

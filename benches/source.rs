@@ -89,16 +89,6 @@ pub(crate) struct Item {
     pub(crate) mtime_ns: i64,
 }
 
-impl Item {
-    pub(crate) fn mode(&self) -> u16 {
-        match self.kind {
-            Kind::Folder | Kind::File { executable: true, .. } => 0o755,
-            Kind::File { .. } => 0o644,
-            Kind::Link { .. } => 0o777,
-        }
-    }
-}
-
 /// A whole tree: folders before what is in them.
 #[derive(Clone)]
 pub(crate) struct SourceTree {
@@ -149,20 +139,12 @@ impl SourceTree {
         Self { items, words }
     }
 
-    /// The same tree after so many of its files were worked on.
-    pub(crate) fn with_changes(&self, count: usize) -> Self {
-        let mut changed = self.clone();
-        let is_file = |item: &Item| matches!(item.kind, Kind::File { .. });
-        let files = changed.items.iter().filter(|item| is_file(item)).count();
-        let step = (files / count.max(1)).max(1);
-        let items = changed.items.iter_mut().filter(|item| is_file(item)).step_by(step).take(count);
-        for item in items {
-            if let Kind::File { seed, .. } = &mut item.kind {
-                *seed = !*seed;
-                item.mtime_ns = (NEWEST + 3600) * 1_000_000_000;
-            }
-        }
-        changed
+    /// Some of its files, from all over it.
+    pub(crate) fn some_files(&self, count: usize) -> Vec<&str> {
+        let is_file = |item: &&Item| matches!(item.kind, Kind::File { .. });
+        let files: Vec<_> = self.items.iter().filter(is_file).map(|item| &*item.path).collect();
+        let step = (files.len() / count.max(1)).max(1);
+        files.into_iter().step_by(step).take(count).collect()
     }
 
     pub(crate) fn folders(&self) -> usize {

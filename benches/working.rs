@@ -1,295 +1,294 @@
 //! Working in a folder: what agents and people do all day, each time in a fresh folder.
-//!
-//! A step is a shell script. `$D` is its fresh folder on the system that is measured, `$IN` a folder on the local disk
-//! with what the steps take as given.
 
+use std::ffi::OsString;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use crate::Result;
-use crate::measure::{Bench, Done, Row, Series, measure};
+use crate::measure::{Bench, Done, Row, measure, turns};
+use crate::steps::{CHAINS, Chain, Step};
 use crate::systems::{State, System};
 
-/// Something that is done, and what has to be there for it.
-struct Step {
-    name: &'static str,
-    /// Programs it needs.
-    needs: &'static [&'static str],
-    /// Not measured.
-    before: &'static str,
-    work: &'static str,
-}
+const GROUP: &str = "working";
 
-/// 5,000 small files in 50 folders, by one process, so that no other is measured.
-const SMALL_FILES: &str = r#"
-import os, sys
-what, root = sys.argv[1:]
-names = [f"{root}/d{n % 50:02}/f{n:04}" for n in range(5000)]
-if what == "create":
-    for n in range(50): os.mkdir(f"{root}/d{n:02}")
-    for name in names:
-        with open(name, "wb") as file: file.write(name.encode() * 8)
-elif what == "stat":
-    for name in names: os.stat(name)
-elif what == "read":
-    for name in names:
-        with open(name, "rb") as file: file.read()
-elif what == "rename":
-    for name in names: os.rename(name, name + "-moved")
-elif what == "unlink":
-    for name in names: os.unlink(name)
-"#;
+/// Names that scripts and the names of steps use, and what they stand for.
+pub(crate) type Amounts = &'static [(&'static str, usize)];
 
-const DATA: &str = r#"
-import os, random, sqlite3, sys, mmap
-what, root = sys.argv[1:]
-path, rng, MIB = root + "/file", random.Random(1), 1 << 20
-block = rng.randbytes(MIB)
-if what == "write":
-    with open(path, "wb", buffering=0) as file:
-        for _ in range(1024): file.write(block)
-elif what == "read":
-    with open(path, "rb", buffering=0) as file:
-        while file.read(MIB): pass
-elif what == "random-read":
-    with open(path, "rb", buffering=0) as file:
-        for _ in range(20000): os.pread(file.fileno(), 4096, rng.randrange(262144) * 4096)
-elif what == "random-write":
-    with open(path, "r+b", buffering=0) as file:
-        for _ in range(20000): os.pwrite(file.fileno(), block[:4096], rng.randrange(262144) * 4096)
-elif what == "mapped":
-    with open(path, "r+b") as file, mmap.mmap(file.fileno(), 0) as m:
-        for _ in range(20000):
-            at = rng.randrange(262144) * 4096
-            m[at] = (m[at] + 1) % 256
-elif what == "append":
-    with open(path, "ab", buffering=0) as file:
-        for _ in range(50000): file.write(block[:100])
-elif what == "sqlite":
-    db = sqlite3.connect(path, isolation_level=None)
-    db.execute("pragma synchronous=off"); db.execute("create table t(a)")
-    for n in range(5000): db.execute("insert into t values(?)", (n,))
-"#;
-
-/// What the steps take: scripts, a repository with 20,000 files and a second branch, an archive, two programs to build.
-const INPUTS: &str = r#"
-set -eu; cd "$IN"; export HOME="$IN" GIT_CONFIG_GLOBAL="$IN/gitconfig"
-git config --global user.name bench; git config --global user.email bench@localhost; git config --global gc.auto 0
-git init -q -b main seed; cp -r "$TREE/." seed/; cd seed; git add -A; git commit -qm one; git checkout -qb other
-find . -name .git -prune -o -type f -size -20k -print | head -n 500 | while read -r f; do echo changed >> "$f"; done
-git commit -qam two; git checkout -q main; cd ..; git clone -q --bare seed bare.git; rm -rf seed
-mkdir t; git -C bare.git archive main | tar x -C t; (cd t; find . -type f | sort | head -n 6000 | tar cf ../archive.tar -T -); rm -rf t
-mkdir c; for i in $(seq 200); do printf '#include <stdio.h>\n#include <string.h>\nint f%d(int x){char b[64];snprintf(b,64,"%%d",x);return strlen(b)+%d;}\n' $i $i > c/f$i.c; done
-printf 'int main(void){return 0;}\n' > c/main.c
-printf 'O=$(patsubst %%.c,%%.o,$(wildcard *.c))\nprog: $(O)\n\tcc -o $@ $(O)\n%%.o: %%.c\n\tcc -O1 -c -o $@ $<\n' > c/Makefile
-mkdir -p crate/src; printf '[package]\nname="bench"\nversion="0.1.0"\nedition="2021"\n[workspace]\n' > crate/Cargo.toml
-for i in $(seq 40); do printf 'use std::collections::BTreeMap;\npub fn f%d(n: u32) -> BTreeMap<u32, String> { (0..n).map(|i| (i * %d, format!("{i:?}"))).collect() }\n' $i $i > crate/src/m$i.rs; echo "mod m$i;" >> crate/src/main.rs; done
-echo 'fn main() { println!("{}", m1::f1(3).len() + m2::f2(4).len()); }' >> crate/src/main.rs; sed -i '1i #![allow(dead_code)]' crate/src/main.rs
-mkdir -p package/lib; for i in $(seq 500); do echo "exports.n = $i" > package/lib/m$i.js; done
-echo '{"name":"package","version":"1.0.0"}' > package/package.json
-if command -v npm >/dev/null; then (cd package; npm pack --silent >/dev/null; mv package-1.0.0.tgz ..); fi
-"#;
-
-const GIT: &[&str] = &["git"];
-const PYTHON: &[&str] = &["python3"];
-
-const STEPS: &[Step] = &[
-    Step { name: "create 5,000 files", needs: PYTHON, before: "", work: "python3 $IN/small.py create $D" },
-    Step {
-        name: "stat them",
-        needs: PYTHON,
-        before: "python3 $IN/small.py create $D",
-        work: "python3 $IN/small.py stat $D",
-    },
-    Step {
-        name: "read them",
-        needs: PYTHON,
-        before: "python3 $IN/small.py create $D",
-        work: "python3 $IN/small.py read $D",
-    },
-    Step {
-        name: "rename them",
-        needs: PYTHON,
-        before: "python3 $IN/small.py create $D",
-        work: "python3 $IN/small.py rename $D",
-    },
-    Step {
-        name: "unlink them",
-        needs: PYTHON,
-        before: "python3 $IN/small.py create $D",
-        work: "python3 $IN/small.py unlink $D",
-    },
-    Step { name: "git clone", needs: GIT, before: "", work: "git clone -q $IN/bare.git $D/repo" },
-    Step {
-        name: "git checkout of 500 files",
-        needs: GIT,
-        before: "git clone -q $IN/bare.git $D/repo; git -C $D/repo status >/dev/null",
-        work: "git -C $D/repo checkout -q other",
-    },
-    Step {
-        name: "git status",
-        needs: GIT,
-        before: "git clone -q $IN/bare.git $D/repo; git -C $D/repo status >/dev/null; git -C $D/repo status >/dev/null",
-        work: "git -C $D/repo status >/dev/null",
-    },
-    Step { name: "untar 6,000 files", needs: &["tar"], before: "", work: "tar xf $IN/archive.tar -C $D" },
-    Step {
-        name: "rm -rf of 6,000 files",
-        needs: &["tar"],
-        before: "tar xf $IN/archive.tar -C $D",
-        work: "rm -rf $D/*",
-    },
-    Step {
-        name: "make -j2 of 200 C files",
-        needs: &["make", "cc"],
-        before: "cp -r $IN/c $D",
-        work: "make -s -j2 -C $D/c",
-    },
-    Step {
-        name: "make again after one change",
-        needs: &["make", "cc"],
-        before: "cp -r $IN/c $D; make -s -j2 -C $D/c; sleep 1; echo '//' >> $D/c/f7.c",
-        work: "make -s -j2 -C $D/c",
-    },
-    Step {
-        name: "cargo build",
-        needs: &["cargo"],
-        before: "cp -r $IN/crate $D",
-        work: "cd $D/crate; cargo build -q --offline",
-    },
-    Step {
-        name: "cargo build again after one change",
-        needs: &["cargo"],
-        before: "cp -r $IN/crate $D; cd $D/crate; cargo build -q --offline; sleep 1; echo '//' >> src/m7.rs",
-        work: "cd $D/crate; cargo build -q --offline",
-    },
-    Step { name: "python3 -m venv with pip", needs: PYTHON, before: "", work: "python3 -m venv $D/venv" },
-    Step {
-        name: "python imports, ten times",
-        needs: PYTHON,
-        before: "python3 -m venv $D/venv; $D/venv/bin/python -c 'import pip._internal.cli.main'",
-        work: "for i in 1 2 3 4 5 6 7 8 9 10; do $D/venv/bin/python -c 'import pip._internal.cli.main, pip._vendor.rich'; done",
-    },
-    Step {
-        name: "npm install",
-        needs: &["npm"],
-        before: "mkdir $D/app; echo '{\"name\":\"app\",\"version\":\"1.0.0\"}' > $D/app/package.json",
-        work: "cd $D/app; npm install --offline --no-audit --no-fund --silent $IN/package-1.0.0.tgz",
-    },
-    Step { name: "sqlite, 5,000 commits", needs: PYTHON, before: "", work: "python3 $IN/data.py sqlite $D" },
-    Step {
-        name: "50,000 appends of 100 bytes",
-        needs: PYTHON,
-        before: "",
-        work: "python3 $IN/data.py append $D",
-    },
-    Step { name: "1 GiB written in turn", needs: PYTHON, before: "", work: "python3 $IN/data.py write $D" },
-    Step {
-        name: "1 GiB read in turn, warm",
-        needs: PYTHON,
-        before: "python3 $IN/data.py write $D; cat $D/file >/dev/null",
-        work: "python3 $IN/data.py read $D",
-    },
-    Step {
-        name: "20,000 reads of 4 KiB, warm",
-        needs: PYTHON,
-        before: "python3 $IN/data.py write $D; cat $D/file >/dev/null",
-        work: "python3 $IN/data.py random-read $D",
-    },
-    Step {
-        name: "20,000 writes of 4 KiB",
-        needs: PYTHON,
-        before: "python3 $IN/data.py write $D",
-        work: "python3 $IN/data.py random-write $D",
-    },
-    Step {
-        name: "20,000 changes through a mapping",
-        needs: PYTHON,
-        before: "python3 $IN/data.py write $D",
-        work: "python3 $IN/data.py mapped $D",
-    },
+/// How much of everything.
+pub(crate) const FULL: Amounts = &[
+    ("SMALL", 5000),
+    ("ARCHIVED", 6000),
+    ("SOURCES", 200),
+    ("MODULES", 15),
+    ("WHEEL", 1500),
+    ("IMPORTS", 10),
+    ("PACKAGES", 8),
+    ("APPENDS", 50_000),
+    ("MIB", 1024),
+    ("SPOTS", 20_000),
+    ("COMMITS", 5000),
+    ("SYNCED", 300),
 ];
 
-/// Runs a script; what it says goes to the terminal, since only failures say anything.
-fn shell(script: &str, inputs: &Path, folder: &Path, extra: &[(&str, &Path)]) -> Result<()> {
-    let mut bash = Command::new("bash");
-    bash.args(["-euc", script])
-        .env("IN", inputs)
-        .env("D", folder)
-        .env("HOME", inputs)
-        .env("GIT_CONFIG_GLOBAL", inputs.join("gitconfig"))
-        .env("CARGO_HOME", std::env::var_os("CARGO_HOME").unwrap_or_else(|| home(".cargo")))
-        .env("RUSTUP_HOME", std::env::var_os("RUSTUP_HOME").unwrap_or_else(|| home(".rustup")))
-        .env("PYTHONDONTWRITEBYTECODE", "")
-        .env_remove("CARGO_TARGET_DIR")
-        .stdin(Stdio::null())
-        .stdout(Stdio::null());
-    for (key, value) in extra {
-        bash.env(key, value);
+/// The same for a run of a few minutes.
+pub(crate) const QUICK: Amounts = &[
+    ("SMALL", 1000),
+    ("ARCHIVED", 1000),
+    ("SOURCES", 40),
+    ("MODULES", 8),
+    ("WHEEL", 200),
+    ("IMPORTS", 3),
+    ("PACKAGES", 2),
+    ("APPENDS", 5000),
+    ("MIB", 64),
+    ("SPOTS", 4000),
+    ("COMMITS", 500),
+    ("SYNCED", 50),
+];
+
+const INPUTS: &[(&str, &str)] = &[
+    ("inputs.sh", include_str!("given/inputs.sh")),
+    ("small.py", include_str!("given/small.py")),
+    ("data.py", include_str!("given/data.py")),
+    (
+        "gitconfig",
+        "[user]\n\tname = bench\n\temail = bench@localhost\n[gc]\n\tauto = 0\n[maintenance]\n\tauto = false\n",
+    ),
+];
+
+/// Runs scripts.
+struct Shell {
+    inputs: PathBuf,
+    path: OsString,
+    amounts: Amounts,
+}
+
+impl Shell {
+    fn new(inputs: PathBuf, amounts: Amounts) -> Self {
+        let mut path = std::env::var_os("PATH").unwrap_or_default();
+        // The interpreter itself instead of a script that looks for it and takes longer than what is measured.
+        let asked =
+            Command::new("python3").args(["-c", "import sys; print(sys.executable, end='')"]).output();
+        let python = asked.ok().and_then(|said| String::from_utf8(said.stdout).ok()).map(PathBuf::from);
+        if let Some(folder) = python.as_deref().and_then(Path::parent) {
+            path = [folder.as_os_str(), ":".as_ref(), &path].into_iter().collect();
+        }
+        Self { inputs, path, amounts }
     }
-    let status = bash.status()?;
-    if status.success() { Ok(()) } else { Err(format!("{script}: {status}").into()) }
+
+    /// Runs a script; gives what it printed. Its complaints go to the terminal, since only failures have any.
+    fn run(&self, script: &str, folder: &Path, extra: &[(&str, &Path)]) -> Result<Vec<u8>> {
+        let home = |name: &str| OsString::from(std::env::home_dir().unwrap_or_default().join(name));
+        let mut bash = Command::new("bash");
+        bash.args(["-euo", "pipefail", "-c", script])
+            .env("IN", &self.inputs)
+            .env("D", folder)
+            .env("HOME", &self.inputs)
+            .env("PATH", &self.path)
+            .env("LC_ALL", "C.UTF-8")
+            .env("GIT_CONFIG_GLOBAL", self.inputs.join("gitconfig"))
+            .env("GIT_CONFIG_NOSYSTEM", "1")
+            .env("GIT_AUTHOR_DATE", "2026-01-01T00:00:00Z")
+            .env("GIT_COMMITTER_DATE", "2026-01-01T00:00:00Z")
+            .env("CARGO_HOME", std::env::var_os("CARGO_HOME").unwrap_or_else(|| home(".cargo")))
+            .env("RUSTUP_HOME", std::env::var_os("RUSTUP_HOME").unwrap_or_else(|| home(".rustup")))
+            .env_remove("PYTHONDONTWRITEBYTECODE")
+            .env_remove("CARGO_TARGET_DIR")
+            .envs(self.amounts.iter().map(|(name, amount)| (name, amount.to_string())))
+            .envs(extra.iter().copied())
+            .stdin(Stdio::null())
+            .stderr(Stdio::inherit());
+        let output = bash.output()?;
+        if output.status.success() {
+            Ok(output.stdout)
+        } else {
+            Err(format!("in {}: {script}: {}", folder.display(), output.status).into())
+        }
+    }
+
+    /// A name with its numbers.
+    fn name(&self, name: &str) -> String {
+        self.amounts.iter().fold(name.to_owned(), |name, (key, amount)| {
+            name.replace(&format!("${key}"), &crate::report::thousands(*amount as u64))
+        })
+    }
+
+    fn lacks(&self, chain: &Chain) -> Option<&'static str> {
+        let there = |program: &&&str| {
+            let asked = Command::new("sh")
+                .args(["-c", "command -v \"$0\" >/dev/null", program])
+                .env("PATH", &self.path)
+                .status();
+            !asked.is_ok_and(|status| status.success())
+        };
+        chain.needs.iter().find(there).copied()
+    }
 }
 
-fn home(name: &str) -> std::ffi::OsString {
-    std::env::home_dir().unwrap_or_default().join(name).into()
-}
-
-fn missing(step: &Step) -> Option<&'static str> {
-    let there = |program: &str| {
-        let which = Command::new("sh").args(["-c", "command -v \"$0\" >/dev/null", program]).status();
-        which.is_ok_and(|status| status.success())
-    };
-    step.needs.iter().find(|program| !there(program)).copied()
-}
-
-/// Measures every step whose name contains `filter` on each system in turn. `tree` is a folder with many files.
-pub(crate) fn steps(
+/// Measures every chain of which a name contains `filter` on each system in turn. `tree` is a folder with many files.
+pub(crate) fn measure_all(
     bench: &Bench<'_>,
     systems: &mut [Box<dyn System + '_>],
     tree: &Path,
+    amounts: Amounts,
     filter: &str,
 ) -> Result<Vec<Row>> {
-    let inputs = bench.scratch.fresh("inputs")?;
-    for (name, text) in [("small.py", SMALL_FILES), ("data.py", DATA)] {
-        fs::write(inputs.join(name), text)?;
+    let shell = Shell::new(bench.scratch.fresh("inputs")?, amounts);
+    for (name, text) in INPUTS {
+        fs::write(shell.inputs.join(name), text)?;
     }
+    let meant = |chain: &&Chain| {
+        let steps = chain.steps.iter().chain(&chain.deletes).map(|step| shell.name(step.name));
+        chain.name.contains(filter) || steps.into_iter().any(|name| name.contains(filter))
+    };
+    let mut chains: Vec<&Chain> = CHAINS.iter().filter(meant).collect();
+    chains.retain(|chain| {
+        let lacks = shell.lacks(chain);
+        if let Some(program) = lacks {
+            bench.tell(&format!("{} is left out: {program} is not installed", chain.name));
+        }
+        lacks.is_none()
+    });
     bench.say("preparing what the steps take");
-    shell(INPUTS, &inputs, &inputs, &[("TREE", tree)])?;
-    let mut rows = Vec::new();
-    let mut folders = 0;
-    for step in STEPS.iter().filter(|step| step.name.contains(filter)) {
-        if let Some(program) = missing(step) {
-            bench.progress.println(format!("{} is left out: {program} is not installed", step.name));
-            continue;
-        }
-        let mut series: Vec<_> = systems.iter().map(|system| Series::new(system.name())).collect();
-        let mut patience = bench.patience;
-        for round in 1..=bench.runs {
-            bench.wait_for_quiet(&mut patience)?;
-            for (system, series) in systems.iter_mut().zip(&mut series) {
-                bench.scratch.go_on()?;
-                bench.say(format!("{}: {} {round}/{}", step.name, system.name(), bench.runs));
-                folders += 1;
-                let folder = system.tree().join(format!("work-{folders}"));
-                fs::create_dir(&folder)?;
-                if !step.before.is_empty() {
-                    shell(step.before, &inputs, &folder, &[])?;
-                }
-                let run = measure(&**system, || {
-                    let started = Instant::now();
-                    shell(step.work, &inputs, &folder, &[])?;
-                    Ok(Done { time: started.elapsed(), check: 0 })
-                })?;
-                series.push(run, &**system);
-                // A file of a gigabyte is not needed any more. Small ones stay: deleting them would disturb what is
-                // measured next.
-                let _ = fs::remove_file(folder.join("file"));
+    shell.run(". $IN/inputs.sh", &shell.inputs, &[("TREE", tree)])?;
+    let (mut rows, mut left) = (Vec::new(), Vec::new());
+    for chain in chains {
+        let mut measured: Vec<_> =
+            chain.steps.iter().map(|step| Measured::new(&shell, step, systems)).collect();
+        let mut folders = Vec::new();
+        for round in 0..bench.runs {
+            let made = fresh_folders(bench, &shell, systems, chain, round)?;
+            for measured in &mut measured {
+                measured.round(bench, &shell, systems, &made, round)?;
             }
+            if chain.large {
+                made.iter().try_for_each(fs::remove_dir_all)?;
+            }
+            folders.push(made);
         }
-        rows.push(Row { name: step.name.into(), state: State::Warm, series, notes: Vec::new() });
+        for measured in measured {
+            rows.push(measured.finish(bench)?);
+        }
+        if let Some(step) = &chain.deletes {
+            left.push((step, folders));
+        }
+    }
+    for (step, folders) in left {
+        let mut measured = Measured::new(&shell, step, systems);
+        for (round, folders) in folders.iter().enumerate() {
+            measured.round(bench, &shell, systems, folders, round)?;
+        }
+        rows.push(measured.finish(bench)?);
     }
     Ok(rows)
+}
+
+/// A folder for a chain on each system.
+fn fresh_folders(
+    bench: &Bench<'_>,
+    shell: &Shell,
+    systems: &mut [Box<dyn System + '_>],
+    chain: &Chain,
+    round: usize,
+) -> Result<Vec<PathBuf>> {
+    let mut folders = Vec::new();
+    for system in systems {
+        bench.scratch.go_on()?;
+        bench.say(format!("{}: preparing {}", chain.name, system.name()));
+        system.reset(State::Once)?;
+        let work = system.work().ok_or("there is nowhere to work")?;
+        let folder = work.join(format!("{}-{round}", chain.name));
+        fs::create_dir(&folder)?;
+        if !chain.before.is_empty() {
+            shell.run(chain.before, &folder, &[])?;
+        }
+        folders.push(folder);
+    }
+    Ok(folders)
+}
+
+/// A step and its row.
+struct Measured<'a> {
+    step: &'a Step,
+    row: Row,
+    /// What the first system's check said.
+    checked: Option<Vec<u8>>,
+    patience: std::time::Duration,
+}
+
+impl<'a> Measured<'a> {
+    fn new(shell: &Shell, step: &'a Step, systems: &[Box<dyn System + '_>]) -> Self {
+        let state = if step.warm { State::Warm } else { State::Once };
+        let row = Row::new(GROUP, &shell.name(step.name), state, systems);
+        Self { step, row, checked: None, patience: std::time::Duration::MAX }
+    }
+
+    /// Measures it on each system, in the folder made there.
+    fn round(
+        &mut self,
+        bench: &Bench<'_>,
+        shell: &Shell,
+        systems: &[Box<dyn System + '_>],
+        folders: &[PathBuf],
+        round: usize,
+    ) -> Result<()> {
+        self.patience = self.patience.min(bench.patience);
+        bench.say(format!("{}: waiting for quiet", self.row.name));
+        bench.wait_for_quiet(&mut self.patience)?;
+        for at in turns(systems.len(), round) {
+            bench.scratch.go_on()?;
+            let (system, folder) = (&*systems[at], &folders[at]);
+            bench.say(format!("{}: {} {}/{}", self.row.name, system.name(), round + 1, bench.runs));
+            if !self.step.before.is_empty() {
+                shell.run(self.step.before, folder, &[])?;
+            }
+            // What was written before, here or elsewhere, must not be written to the disk meanwhile.
+            rustix::fs::sync();
+            if self.step.warm {
+                shell.run(self.step.work, folder, &[])?;
+            }
+            let run = measure(system, || {
+                let started = Instant::now();
+                let said = shell.run(self.step.work, folder, &[])?;
+                Ok(Done { time: started.elapsed(), check: u64::from(crc32c::crc32c(&said)) })
+            })?;
+            self.row.series[at].push(run, system);
+        }
+        if round == 0 && !self.step.check.is_empty() {
+            self.check(shell, systems, folders)?;
+        }
+        Ok(())
+    }
+
+    /// Fails unless the step led to the same on every system.
+    fn check(&mut self, shell: &Shell, systems: &[Box<dyn System + '_>], folders: &[PathBuf]) -> Result<()> {
+        for (system, folder) in systems.iter().zip(folders) {
+            let said = shell.run(self.step.check, folder, &[])?;
+            let Some(first) = &self.checked else {
+                self.checked = Some(said);
+                continue;
+            };
+            if *first != said {
+                let (first, said) = (String::from_utf8_lossy(first), String::from_utf8_lossy(&said));
+                let differ = first.lines().zip(said.lines()).find(|(a, b)| a != b);
+                let (a, b) = differ.unwrap_or(("one ends", "before the other"));
+                return Err(format!(
+                    "{}: {} does not lead to what {} leads to:\n{b}\ninstead of\n{a}",
+                    self.row.name,
+                    system.name(),
+                    systems[0].name()
+                )
+                .into());
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(self, bench: &Bench<'_>) -> Result<Row> {
+        self.row.agree()?;
+        bench.tell(&self.row.label());
+        Ok(self.row)
+    }
 }
