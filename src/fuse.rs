@@ -7,6 +7,7 @@ mod mount;
 mod mountinfo;
 mod options;
 mod reply;
+mod requests;
 mod session;
 mod watch;
 mod workers;

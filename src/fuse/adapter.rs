@@ -1,49 +1,30 @@
-//! One method for each kind of request: decode, call, reply.
+//! What serves a connection, and what its requests have in common: counting, waiting on a worker, telling the kernel.
 
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, SystemTime};
 
-use fuser::{
-    BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo,
-    InitFlags, KernelConfig, LockOwner, Notifier, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr,
-    ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek,
-    ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
-};
+use fuser::{INodeNo, Notifier, ReplyEntry, Request};
 
-use super::company::Company;
-use super::reply::{
-    answer_attr, answer_data, answer_empty, answer_entry, answer_xattr, kind_of, permissions, set_time,
-};
+use super::company::{Company, Turn};
+use super::guarded;
+use super::reply::answer_entry;
 use super::watch::tell;
 use super::workers::Workers;
-use super::{errno, file_attr, file_type, guarded, nanoseconds};
 use crate::error::ErrorKind;
-use crate::fork::{Allocate, NewFile, RenameMode, SetAttr, XattrMode};
-use crate::layers::world::Kind;
-use crate::vfs::{Attr, Op, Outcome, Patience, Stale, Step, Vfs, Writer};
-
-/// Largest write or read in one request, in bytes: what the kernel's `max_pages_limit` allows.
-const MAX_REQUEST: u32 = 1 << 20;
-
-/// Requests the kernel may have under way without anyone waiting for them (readahead, mostly).
-const MAX_BACKGROUND: u16 = 64;
-
-/// Copies of more bytes are left to a worker: they may have to be read.
-const INLINE_COPY: u64 = 4 << 20;
+use crate::fork::NewFile;
+use crate::vfs::{Op, Outcome, Patience, Stale, Step, Vfs};
 
 /// Serves one connection.
 pub(super) struct Adapter {
-    vfs: Arc<Vfs>,
-    workers: Workers,
+    pub(super) vfs: Arc<Vfs>,
+    pub(super) workers: Workers,
     /// One thread of its own, which no request ever waits for: the kernel holds a notification up until requests on
     /// the same file or folder are answered, and some of those are answered by workers.
     notices: Workers,
     notifier: Arc<OnceLock<Notifier>>,
-    writeback: bool,
+    pub(super) writeback: bool,
     company: Option<Company>,
 }
 
@@ -60,22 +41,22 @@ impl Adapter {
         Ok(Self { vfs, workers, notices: Workers::start("pfimg-notify", 1)?, notifier, writeback, company })
     }
 
-    fn count(&self, op: Op) {
+    /// Counts a request. What it returns lives until the request was answered or handed to a worker.
+    pub(super) fn turn(&self, op: Op, req: &Request) -> Option<Turn<'_>> {
         self.vfs.metrics().count(op);
-        if let Some(company) = &self.company {
-            company.request();
-        }
+        self.company.as_ref().map(|company| company.request(req.pid()))
     }
 
     /// Does now what can be done now, and leaves to a worker what has to wait.
-    fn patiently<R: Send + 'static, T: 'static>(
+    pub(super) fn patiently<R: Send + 'static, T: 'static>(
         &self,
         op: Op,
+        req: &Request,
         reply: R,
         call: impl Fn(&Vfs, Patience) -> Outcome<Step<T>> + Send + 'static,
         answer: impl FnOnce(R, Outcome<T>) + Send + 'static,
     ) {
-        self.count(op);
+        let _turn = self.turn(op, req);
         guarded(op, || match call(&self.vfs, Patience::Brief) {
             Ok(Step::Done(done)) => answer(reply, Ok(done)),
             Err(kind) => answer(reply, Err(kind)),
@@ -91,7 +72,7 @@ impl Adapter {
     }
 
     /// Tells the kernel something from another thread, where no request waits for it.
-    fn notify(&self, tell: impl FnOnce(&Notifier) + Send + 'static) {
+    pub(super) fn notify(&self, tell: impl FnOnce(&Notifier) + Send + 'static) {
         let notifier = Arc::clone(&self.notifier);
         self.notices.run(move || {
             if let Some(notifier) = notifier.get() {
@@ -100,15 +81,23 @@ impl Adapter {
         });
     }
 
-    fn make(&self, op: Op, parent: INodeNo, name: &OsStr, new: &NewFile<'_>, reply: ReplyEntry) {
-        self.count(op);
+    pub(super) fn make(
+        &self,
+        op: Op,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        new: &NewFile<'_>,
+        reply: ReplyEntry,
+    ) {
+        let _turn = self.turn(op, req);
         guarded(op, || answer_entry(reply, self.vfs.create(parent.0, name.as_bytes(), new)));
         self.forks_changed(parent);
     }
 
     /// Seals a fork, on a worker: it takes as long as the disk does.
-    fn seal(&self, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.count(Op::Mkdir);
+    pub(super) fn seal(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let _turn = self.turn(Op::Mkdir, req);
         let (vfs, notifier) = (Arc::clone(&self.vfs), Arc::clone(&self.notifier));
         let notices = self.notices.clone();
         let name = name.as_bytes().to_vec();
@@ -123,500 +112,9 @@ impl Adapter {
     }
 
     /// `work/` lists what `forks/` lists, which the kernel cannot know.
-    fn forks_changed(&self, parent: INodeNo) {
+    pub(super) fn forks_changed(&self, parent: INodeNo) {
         if parent.0 == Vfs::FORKS {
             self.notify(|notifier| tell(notifier, &[Stale::Inode(Vfs::FORKS), Stale::Inode(Vfs::WORK)]));
-        }
-    }
-}
-
-impl Filesystem for Adapter {
-    fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        let mut wanted = vec![
-            InitFlags::FUSE_NO_OPENDIR_SUPPORT,
-            InitFlags::FUSE_DO_READDIRPLUS,
-            InitFlags::FUSE_PARALLEL_DIROPS,
-            InitFlags::FUSE_CACHE_SYMLINKS,
-            InitFlags::FUSE_ASYNC_DIO,
-            // The daemon alone changes what it shows and says so: sizes need not be asked to drop pages.
-            InitFlags::FUSE_EXPLICIT_INVAL_DATA,
-        ];
-        if self.writeback {
-            // The kernel would take writes to what cannot be written, and own the size of it from then on: every
-            // open has to be asked for.
-            wanted.push(InitFlags::FUSE_WRITEBACK_CACHE);
-        } else {
-            wanted.push(InitFlags::FUSE_NO_OPEN_SUPPORT);
-            // Set-user-id bits fall with the write itself, without a request of their own. Of a late write nobody
-            // knows any more who wrote it: there the kernel takes them away.
-            wanted.push(InitFlags::FUSE_HANDLE_KILLPRIV);
-        }
-        // One by one: a kernel that lacks one of them works without.
-        for flag in wanted {
-            if config.add_capabilities(flag).is_err() {
-                tracing::info!("this kernel lacks {flag:?}");
-            }
-        }
-        let _ = config.set_max_write(MAX_REQUEST);
-        let _ = config.set_max_background(MAX_BACKGROUND);
-        Ok(())
-    }
-
-    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        // Owned for the sake of a worker; names are short.
-        let name = name.as_bytes().to_vec();
-        self.patiently(
-            Op::Lookup,
-            reply,
-            move |vfs, patience| vfs.lookup(parent.0, &name, patience),
-            answer_entry,
-        );
-    }
-
-    fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
-        self.count(Op::Forget);
-        guarded(Op::Forget, || self.vfs.forget(ino.0, nlookup));
-    }
-
-    fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        self.patiently(Op::Getattr, reply, move |vfs, patience| vfs.getattr(ino.0, patience), answer_attr);
-    }
-
-    fn setattr(
-        &self,
-        _req: &Request,
-        ino: INodeNo,
-        mode: Option<u32>,
-        uid: Option<u32>,
-        gid: Option<u32>,
-        size: Option<u64>,
-        atime: Option<TimeOrNow>,
-        mtime: Option<TimeOrNow>,
-        ctime: Option<SystemTime>,
-        _fh: Option<FileHandle>,
-        _crtime: Option<SystemTime>,
-        _chgtime: Option<SystemTime>,
-        _bkuptime: Option<SystemTime>,
-        _flags: Option<BsdFileFlags>,
-        reply: ReplyAttr,
-    ) {
-        self.count(Op::Setattr);
-        let set = SetAttr {
-            mode: mode.map(permissions),
-            uid,
-            gid,
-            size,
-            atime: atime.map(set_time),
-            mtime: mtime.map(set_time),
-            ctime: ctime.map(nanoseconds),
-        };
-        guarded(Op::Setattr, || answer_attr(reply, self.vfs.setattr(ino.0, &set)));
-    }
-
-    fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
-        self.count(Op::Readlink);
-        guarded(Op::Readlink, || match self.vfs.readlink(ino.0) {
-            Ok(target) => reply.data(&target),
-            Err(kind) => reply.error(errno(kind)),
-        });
-    }
-
-    fn mknod(
-        &self,
-        req: &Request,
-        parent: INodeNo,
-        name: &OsStr,
-        mode: u32,
-        _umask: u32,
-        rdev: u32,
-        reply: ReplyEntry,
-    ) {
-        let Some(kind) = kind_of(mode) else {
-            return reply.error(Errno::EINVAL);
-        };
-        let new =
-            NewFile { rdev: u64::from(rdev), ..NewFile::new(kind, permissions(mode), req.uid(), req.gid()) };
-        self.make(Op::Mknod, parent, name, &new, reply);
-    }
-
-    fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
-        let new = NewFile::new(Kind::Dir, permissions(mode), req.uid(), req.gid());
-        if self.vfs.seals(parent.0) {
-            return self.seal(parent, name, reply);
-        }
-        self.make(Op::Mkdir, parent, name, &new, reply);
-    }
-
-    fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.count(Op::Unlink);
-        guarded(Op::Unlink, || answer_empty(reply, self.vfs.unlink(parent.0, name.as_bytes())));
-    }
-
-    fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.count(Op::Rmdir);
-        guarded(Op::Rmdir, || answer_empty(reply, self.vfs.rmdir(parent.0, name.as_bytes())));
-        self.forks_changed(parent);
-    }
-
-    fn symlink(&self, req: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
-        let target = target.as_os_str().as_bytes();
-        let new = NewFile { target, ..NewFile::new(Kind::Symlink, 0o777, req.uid(), req.gid()) };
-        self.make(Op::Symlink, parent, name, &new, reply);
-    }
-
-    fn rename(
-        &self,
-        _req: &Request,
-        parent: INodeNo,
-        name: &OsStr,
-        newparent: INodeNo,
-        newname: &OsStr,
-        flags: RenameFlags,
-        reply: ReplyEmpty,
-    ) {
-        self.count(Op::Rename);
-        let mode = match flags.bits() {
-            0 => RenameMode::Replace,
-            libc::RENAME_NOREPLACE => RenameMode::NoReplace,
-            libc::RENAME_EXCHANGE => RenameMode::Exchange,
-            _ => return reply.error(Errno::EINVAL),
-        };
-        guarded(Op::Rename, || {
-            let renamed = self.vfs.rename(parent.0, name.as_bytes(), newparent.0, newname.as_bytes(), mode);
-            answer_empty(reply, renamed);
-            if renamed.is_ok() && newparent.0 == Vfs::CONTROL {
-                // A fork that was moved there is gone, and so is the name the kernel has just given it.
-                let name = newname.to_owned();
-                self.notify(move |notifier| {
-                    let _ = notifier.inval_entry(newparent, &name);
-                });
-            }
-        });
-        self.forks_changed(parent);
-    }
-
-    fn link(&self, _req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
-        self.count(Op::Link);
-        guarded(Op::Link, || answer_entry(reply, self.vfs.link(ino.0, newparent.0, newname.as_bytes())));
-    }
-
-    fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        self.count(Op::Open);
-        if !self.writeback {
-            // Once, and the kernel opens without asking from then on.
-            return reply.error(Errno::ENOSYS);
-        }
-        let writes = flags.acc_mode() != OpenAccMode::O_RDONLY;
-        guarded(Op::Open, || match self.vfs.open(ino.0, writes) {
-            Ok(()) => reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH),
-            Err(kind) => reply.error(errno(kind)),
-        });
-    }
-
-    fn read(
-        &self,
-        _req: &Request,
-        ino: INodeNo,
-        _fh: FileHandle,
-        offset: u64,
-        size: u32,
-        _flags: OpenFlags,
-        _lock_owner: Option<LockOwner>,
-        reply: ReplyData,
-    ) {
-        self.patiently(
-            Op::Read,
-            reply,
-            move |vfs, patience| vfs.read(ino.0, offset, size, patience),
-            answer_data,
-        );
-    }
-
-    fn write(
-        &self,
-        req: &Request,
-        ino: INodeNo,
-        _fh: FileHandle,
-        offset: u64,
-        data: &[u8],
-        write_flags: WriteFlags,
-        _flags: OpenFlags,
-        _lock_owner: Option<LockOwner>,
-        reply: ReplyWrite,
-    ) {
-        self.count(Op::Write);
-        // Pages that the kernel writes for a mapping come from nobody in particular.
-        let cached = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
-        let by = if cached {
-            Writer::Pages { late: self.writeback }
-        } else {
-            Writer::Call { strip: req.uid() != 0 }
-        };
-        guarded(Op::Write, || match self.vfs.write(ino.0, offset, data, by) {
-            Ok(written) => reply.written(written as u32),
-            Err(kind) => {
-                reply.error(errno(kind));
-                // The kernel may hold pages now that say otherwise than the daemon. Without OPEN nobody was asked
-                // whether the file can be written at all.
-                self.notify(move |notifier| {
-                    let _ = notifier.inval_inode(ino, 0, 0);
-                });
-            }
-        });
-    }
-
-    fn flush(
-        &self,
-        _req: &Request,
-        _ino: INodeNo,
-        _fh: FileHandle,
-        _lock_owner: LockOwner,
-        reply: ReplyEmpty,
-    ) {
-        self.count(Op::Flush);
-        reply.error(Errno::ENOSYS);
-    }
-
-    fn release(
-        &self,
-        _req: &Request,
-        _ino: INodeNo,
-        _fh: FileHandle,
-        _flags: OpenFlags,
-        _lock_owner: Option<LockOwner>,
-        _flush: bool,
-        reply: ReplyEmpty,
-    ) {
-        self.count(Op::Release);
-        reply.ok();
-    }
-
-    fn fsync(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        self.count(Op::Fsync);
-        let vfs = Arc::clone(&self.vfs);
-        self.workers.run(move || answer_empty(reply, vfs.fsync(ino.0)));
-    }
-
-    fn opendir(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        self.count(Op::Opendir);
-        reply.error(Errno::ENOSYS);
-    }
-
-    fn readdir(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        self.count(Op::Readdir);
-        guarded(Op::Readdir, || {
-            let listed = self.vfs.readdir(ino.0, offset, false, &mut |entry| {
-                let name = OsStr::from_bytes(entry.name);
-                !reply.add(INodeNo(entry.ino), entry.cookie, file_type(entry.kind), name)
-            });
-            match listed {
-                Ok(()) => reply.ok(),
-                Err(kind) => reply.error(errno(kind)),
-            }
-        });
-    }
-
-    fn readdirplus(
-        &self,
-        _req: &Request,
-        ino: INodeNo,
-        _fh: FileHandle,
-        offset: u64,
-        mut reply: ReplyDirectoryPlus,
-    ) {
-        self.count(Op::Readdirplus);
-        guarded(Op::Readdirplus, || {
-            let listed = self.vfs.readdir(ino.0, offset, true, &mut |entry| {
-                let name = OsStr::from_bytes(entry.name);
-                let (attr, ttl) = if let Some(found) = &entry.entry {
-                    // One lifetime for both is all that can be told here.
-                    (file_attr(&found.attr), found.entry_ttl.min(found.attr_ttl))
-                } else {
-                    // `.` and `..`: the kernel wants an inode for them and looks at nothing else.
-                    let attr = Attr { ino: entry.ino, kind: entry.kind, ..Attr::default() };
-                    (file_attr(&attr), Duration::ZERO)
-                };
-                !reply.add(INodeNo(entry.ino), entry.cookie, name, &ttl, &attr, Generation(0))
-            });
-            match listed {
-                Ok(()) => reply.ok(),
-                Err(kind) => reply.error(errno(kind)),
-            }
-        });
-    }
-
-    fn releasedir(
-        &self,
-        _req: &Request,
-        _ino: INodeNo,
-        _fh: FileHandle,
-        _flags: OpenFlags,
-        reply: ReplyEmpty,
-    ) {
-        self.count(Op::Releasedir);
-        reply.ok();
-    }
-
-    fn fsyncdir(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        self.count(Op::Fsyncdir);
-        let vfs = Arc::clone(&self.vfs);
-        self.workers.run(move || answer_empty(reply, vfs.fsync(ino.0)));
-    }
-
-    fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
-        self.count(Op::Statfs);
-        guarded(Op::Statfs, || match self.vfs.statfs() {
-            Ok(s) => {
-                let (bsize, frsize) = (s.f_bsize as u32, s.f_frsize as u32);
-                reply.statfs(s.f_blocks, s.f_bfree, s.f_bavail, s.f_files, s.f_ffree, bsize, 255, frsize);
-            }
-            Err(kind) => reply.error(errno(kind)),
-        });
-    }
-
-    fn setxattr(
-        &self,
-        _req: &Request,
-        ino: INodeNo,
-        name: &OsStr,
-        value: &[u8],
-        flags: i32,
-        _position: u32,
-        reply: ReplyEmpty,
-    ) {
-        self.count(Op::Setxattr);
-        if !self.vfs.xattrs() {
-            return reply.error(Errno::ENOSYS);
-        }
-        let mode = match flags {
-            libc::XATTR_CREATE => XattrMode::Create,
-            libc::XATTR_REPLACE => XattrMode::Replace,
-            _ => XattrMode::Any,
-        };
-        guarded(Op::Setxattr, || answer_empty(reply, self.vfs.setxattr(ino.0, name.as_bytes(), value, mode)));
-    }
-
-    fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        self.count(Op::Getxattr);
-        // ENOSYS once, and the kernel does not ask again: `ls -l` would, for every file, every time.
-        if !self.vfs.xattrs() {
-            return reply.error(Errno::ENOSYS);
-        }
-        guarded(Op::Getxattr, || answer_xattr(reply, size, self.vfs.getxattr(ino.0, name.as_bytes())));
-    }
-
-    fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        self.count(Op::Listxattr);
-        if !self.vfs.xattrs() {
-            return reply.error(Errno::ENOSYS);
-        }
-        guarded(Op::Listxattr, || {
-            let names = self
-                .vfs
-                .listxattr(ino.0)
-                .map(|names| names.into_iter().flat_map(|name| name.into_iter().chain([0])).collect());
-            answer_xattr(reply, size, names);
-        });
-    }
-
-    fn removexattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.count(Op::Removexattr);
-        if !self.vfs.xattrs() {
-            return reply.error(Errno::ENOSYS);
-        }
-        guarded(Op::Removexattr, || answer_empty(reply, self.vfs.removexattr(ino.0, name.as_bytes())));
-    }
-
-    fn create(
-        &self,
-        req: &Request,
-        parent: INodeNo,
-        name: &OsStr,
-        mode: u32,
-        _umask: u32,
-        _flags: i32,
-        reply: ReplyCreate,
-    ) {
-        self.count(Op::Create);
-        let new = NewFile::new(Kind::File, permissions(mode), req.uid(), req.gid());
-        guarded(Op::Create, || match self.vfs.create(parent.0, name.as_bytes(), &new) {
-            Ok(entry) => {
-                let attr = file_attr(&entry.attr);
-                let flags = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH;
-                reply.created(&entry.entry_ttl, &attr, Generation(0), FileHandle(0), flags);
-            }
-            Err(kind) => reply.error(errno(kind)),
-        });
-    }
-
-    fn fallocate(
-        &self,
-        _req: &Request,
-        ino: INodeNo,
-        _fh: FileHandle,
-        offset: u64,
-        length: u64,
-        mode: i32,
-        reply: ReplyEmpty,
-    ) {
-        const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-        const ZERO_KEEP: i32 = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
-        self.count(Op::Fallocate);
-        let what = match mode {
-            0 => Allocate::Extend,
-            libc::FALLOC_FL_KEEP_SIZE => Allocate::KeepSize,
-            PUNCH => Allocate::PunchHole,
-            libc::FALLOC_FL_ZERO_RANGE => Allocate::ZeroRange { keep_size: false },
-            ZERO_KEEP => Allocate::ZeroRange { keep_size: true },
-            _ => return reply.error(Errno::EOPNOTSUPP),
-        };
-        guarded(Op::Fallocate, || answer_empty(reply, self.vfs.fallocate(ino.0, offset, length, what)));
-    }
-
-    fn lseek(
-        &self,
-        _req: &Request,
-        ino: INodeNo,
-        _fh: FileHandle,
-        offset: i64,
-        whence: i32,
-        reply: ReplyLseek,
-    ) {
-        self.count(Op::Lseek);
-        let (Ok(offset), libc::SEEK_DATA | libc::SEEK_HOLE) = (u64::try_from(offset), whence) else {
-            return reply.error(Errno::EINVAL);
-        };
-        guarded(Op::Lseek, || match self.vfs.seek(ino.0, offset, whence == libc::SEEK_DATA) {
-            Ok(found) => reply.offset(i64::try_from(found).unwrap_or(i64::MAX)),
-            Err(kind) => reply.error(errno(kind)),
-        });
-    }
-
-    fn copy_file_range(
-        &self,
-        _req: &Request,
-        ino_in: INodeNo,
-        _fh_in: FileHandle,
-        offset_in: u64,
-        ino_out: INodeNo,
-        _fh_out: FileHandle,
-        offset_out: u64,
-        len: u64,
-        _flags: CopyFileRangeFlags,
-        reply: ReplyWrite,
-    ) {
-        self.count(Op::CopyFileRange);
-        // The reply has room for 32 bits.
-        let len = len.min(u64::from(u32::MAX) & !0xfff);
-        let vfs = Arc::clone(&self.vfs);
-        let copy = move || match vfs.copy_range(ino_in.0, offset_in, ino_out.0, offset_out, len) {
-            Ok(copied) => reply.written(copied as u32),
-            Err(kind) => reply.error(errno(kind)),
-        };
-        if len > INLINE_COPY {
-            self.workers.run(copy);
-        } else {
-            guarded(Op::CopyFileRange, copy);
         }
     }
 }

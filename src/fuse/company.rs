@@ -6,6 +6,9 @@
 //! wakes up, so it spreads the two whenever it can. While requests come in a row, the event loops stay on one core, and a
 //! thread here keeps the other one busy, so that it is not idle and the caller comes to the first.
 //!
+//! Two event loops would take turns there as well; so one of them rests meanwhile. Where several programs make requests at
+//! the same time they have the cores busy themselves, and the two loops serve them better.
+//!
 //! It is busy with nothing, and must cost nobody anything: it stops as soon as requests pause, and for a while when
 //! somebody else wants its core. With more cores it would need a thread for each of them but one, which is too much to ask;
 //! with one there is nothing to spread to.
@@ -14,11 +17,11 @@ use std::cell::Cell;
 use std::hint::spin_loop;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 use rustix::process::Pid;
 use rustix::thread::{CpuSet, gettid, sched_getaffinity, sched_getcpu, sched_setaffinity};
 
@@ -27,6 +30,9 @@ const ROW: u64 = 16;
 
 /// So many requests within this time are a row.
 const ROW_WITHIN: Duration = Duration::from_millis(4);
+
+/// Of so many requests one may come from another caller than the one before: a program that starts another does that.
+const SEVERAL: u64 = 4;
 
 /// A pause in the row that ends the company.
 const PAUSE: Duration = Duration::from_micros(300);
@@ -60,13 +66,33 @@ struct Shared {
     looked: AtomicU64,
     /// The core that a request of the row was answered on.
     core: AtomicUsize,
+    /// Who made the last request, and how often it was another one than before.
+    caller: AtomicU32,
+    callers: AtomicU64,
     /// Whether it is there, or keeps away.
     busy: AtomicBool,
+    /// The event loop that answers requests as long as there is company; 0 if there is none.
+    serving: AtomicUsize,
+    /// Held while `serving` is set to 0.
+    ending: Mutex<()>,
+    ended: Condvar,
 }
 
 thread_local! {
-    /// Whether this event loop is known.
-    static KNOWN: Cell<bool> = const { Cell::new(false) };
+    /// This event loop's number, from 1 on; 0 until it is known.
+    static LOOP: Cell<usize> = const { Cell::new(0) };
+}
+
+/// A request that is being answered. Dropped once it is.
+pub(super) struct Turn<'a>(&'a Shared);
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let serving = self.0.serving.load(Ordering::Relaxed);
+        if serving != 0 && serving != LOOP.get() {
+            self.0.rest();
+        }
+    }
 }
 
 /// The cores this process may use, if they are two.
@@ -90,26 +116,48 @@ impl Company {
             requests: AtomicU64::new(0),
             looked: AtomicU64::new(0),
             core: AtomicUsize::new(cores[0]),
+            caller: AtomicU32::new(0),
+            callers: AtomicU64::new(0),
             busy: AtomicBool::new(false),
+            serving: AtomicUsize::new(0),
+            ending: Mutex::new(()),
+            ended: Condvar::new(),
         });
         let own = Arc::clone(&shared);
         let thread = thread::Builder::new().name("pfimg-company".into()).spawn(move || own.run())?;
         Ok(Self { shared, thread: thread.thread().clone(), started: Instant::now() })
     }
 
-    /// Counts a request that an event loop has taken, and calls for company if it is one of a row.
-    pub(super) fn request(&self) {
-        if !KNOWN.replace(true) {
-            self.shared.loops.lock().push(gettid());
+    /// Counts a request of a thread of some program that an event loop has taken, and calls for company if it is one of
+    /// a row.
+    pub(super) fn request(&self, caller: u32) -> Turn<'_> {
+        let shared = &*self.shared;
+        if LOOP.get() == 0 {
+            let mut loops = shared.loops.lock();
+            loops.push(gettid());
+            LOOP.set(loops.len());
         }
-        let count = self.shared.requests.fetch_add(1, Ordering::Relaxed);
-        if count == 0 || !count.is_multiple_of(ROW) || self.shared.busy.load(Ordering::Relaxed) {
-            return;
+        // Not all at once: a count that is a little off does no harm.
+        if shared.caller.load(Ordering::Relaxed) != caller {
+            shared.caller.store(caller, Ordering::Relaxed);
+            shared.callers.fetch_add(1, Ordering::Relaxed);
         }
+        let count = shared.requests.fetch_add(1, Ordering::Relaxed);
+        if count != 0 && count.is_multiple_of(ROW) && !shared.busy.load(Ordering::Relaxed) {
+            self.look();
+        }
+        Turn(shared)
+    }
+
+    /// Calls for company if the last requests came in a row, and from one caller.
+    fn look(&self) {
+        let shared = &*self.shared;
         let now = self.started.elapsed().as_nanos() as u64;
-        let before = self.shared.looked.swap(now, Ordering::Relaxed);
-        if Duration::from_nanos(now.saturating_sub(before)) < ROW_WITHIN {
-            self.shared.core.store(sched_getcpu(), Ordering::Relaxed);
+        let before = shared.looked.swap(now, Ordering::Relaxed);
+        let callers = shared.callers.swap(0, Ordering::Relaxed);
+        if Duration::from_nanos(now.saturating_sub(before)) < ROW_WITHIN && callers <= ROW / SEVERAL {
+            shared.core.store(sched_getcpu(), Ordering::Relaxed);
+            shared.serving.store(LOOP.get(), Ordering::Relaxed);
             self.thread.unpark();
         }
     }
@@ -122,7 +170,7 @@ enum Ended {
     Alone,
     /// No request came for a while.
     Paused,
-    /// Somebody else wants the core.
+    /// Somebody else wants the core, or several make requests.
     Wanted,
 }
 
@@ -140,6 +188,9 @@ impl Shared {
                 // Who makes the requests waits for just the core that was kept busy.
                 ended = self.keep_busy(other, core);
             }
+            self.serving.store(0, Ordering::Relaxed);
+            drop(self.ending.lock());
+            self.ended.notify_all();
             if ended == Ended::Wanted {
                 thread::sleep(away);
                 away = (away * 2).min(AWAY.1);
@@ -147,6 +198,14 @@ impl Shared {
                 away = AWAY.0;
             }
             self.busy.store(false, Ordering::Relaxed);
+        }
+    }
+
+    /// Lets an event loop rest as long as there is company for another one.
+    fn rest(&self) {
+        let mut ending = self.ending.lock();
+        while self.serving.load(Ordering::Relaxed) != 0 {
+            self.ended.wait(&mut ending);
         }
     }
 
@@ -178,6 +237,7 @@ impl Shared {
         let begun = now;
         let (mut window, mut lost) = (now, Duration::ZERO);
         let (mut seen, mut last) = (self.requests.load(Ordering::Relaxed), now);
+        let mut counted = seen;
         loop {
             for _ in 0..50 {
                 spin_loop();
@@ -189,10 +249,11 @@ impl Shared {
                 lost += took;
             }
             if now - window > WINDOW {
-                if lost > (now - window) / 3 {
+                let (served, callers) = (seen - counted, self.callers.swap(0, Ordering::Relaxed));
+                if lost > (now - window) / 3 || callers > served / SEVERAL + 1 {
                     return Ended::Wanted;
                 }
-                (window, lost) = (now, Duration::ZERO);
+                (window, lost, counted) = (now, Duration::ZERO, seen);
             }
             let requests = self.requests.load(Ordering::Relaxed);
             if requests != seen {
@@ -222,7 +283,7 @@ mod tests {
     fn a_row_of_requests_gets_company_and_a_pause_ends_it() {
         let company = Company::on(two_cores().unwrap_or([0, 0])).unwrap();
         for _ in 0..3 {
-            wait(&company, true, || company.request());
+            wait(&company, true, || drop(company.request(1)));
             wait(&company, false, thread::yield_now);
         }
     }
@@ -231,7 +292,7 @@ mod tests {
     fn requests_now_and_then_get_none() {
         let company = Company::on(two_cores().unwrap_or([0, 0])).unwrap();
         for _ in 0..ROW * 3 {
-            company.request();
+            company.request(1);
             assert!(!company.shared.busy.load(Ordering::Relaxed));
             thread::sleep(ROW_WITHIN / 8);
         }
