@@ -11,10 +11,10 @@ cd seed
 git add -A
 git commit -qm one
 git checkout -qb other
-find . -name .git -prune -o -type f -size -20k -print | sort | head -n 500 | while read -r f; do echo changed >> "$f"; done
+find . -name .git -prune -o -type f -size -20k -print | sort | sed -n 1,500p | while read -r f; do echo changed >> "$f"; done
 git commit -qam two
 git checkout -q main
-find . -name .git -prune -o -type f -print | sort | head -n "$ARCHIVED" | tar cf ../archive.tar -T -
+find . -name .git -prune -o -type f -print | sort | sed -n "1,${ARCHIVED}p" | tar cf ../archive.tar -T -
 cd ..
 git clone -q --bare seed bare.git
 git -C bare.git repack -adq
