@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use crate::measure::Row;
-use crate::report::{groups, seconds, systems};
+use crate::report::{groups, seconds, systems, times_as_long};
 
 /// Pixels.
 const BAR: f64 = 9.0;
@@ -74,7 +74,8 @@ pub(crate) fn svg(rows: &[Row], machine: &str) -> String {
     let about = format!("medians of pairs; whiskers: least and most; shorter is faster; {machine}");
     text(&mut out, 16.0, 44.0, r##"fill="#555""##, &about);
     let mut x = 16.0;
-    for system in systems(rows) {
+    let seen = systems(rows);
+    for (system, _) in COLOURS.iter().filter(|(name, _)| seen.contains(name)) {
         rectangle(&mut out, x, 54.0, 12.0, 12.0, colour(system));
         text(&mut out, x + 17.0, 64.0, "", system);
         x += 30.0 + 7.0 * system.len() as f64;
@@ -127,7 +128,7 @@ fn bars(out: &mut String, row: &Row, top: f64) {
             r##"<line x1="{least:.1}" x2="{most:.1}" y1="{line:.1}" y2="{line:.1}" stroke="#222" stroke-width="0.8"/>"##
         );
         let beyond = if ratio.paired > MOST || ratio.paired < LEAST { " …" } else { "" };
-        let value = format!("{:.2}{beyond}", ratio.paired);
+        let value = format!("{}{beyond}", times_as_long(ratio.paired));
         text(out, most.max(end).max(one) + 4.0, y + BAR - 2.2, r##"font-size="8" fill="#333""##, &value);
     }
 }

@@ -6,7 +6,7 @@ use std::io::{Read, Seek};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, MemfdFlags, Mode, OFlags};
 
@@ -77,8 +77,22 @@ fn command(program: &str, dir: &Path) -> Command {
     command
 }
 
-/// Runs a command that prints; counts the lines. They go to memory: grep stops early if it sees /dev/null.
-fn printing(mut command: Command, ok: &[i32]) -> Result<Done> {
+/// Runs a command that prints; counts the lines.
+fn printing(command: Command, ok: &[i32]) -> Result<Done> {
+    let (time, text) = output(command, ok)?;
+    Ok(Done { time, check: text.split(|byte| *byte == b'\n').count() as u64 - 1 })
+}
+
+/// Runs a command that prints the same lines everywhere, in any order.
+fn printing_the_same(command: Command) -> Result<Done> {
+    let (time, text) = output(command, &[0])?;
+    let lines = text.split(|byte| *byte == b'\n');
+    let check = lines.fold(0u64, |sum, line| sum.wrapping_add(u64::from(crc32c::crc32c(line))));
+    Ok(Done { time, check })
+}
+
+/// What a command prints. It goes to memory: grep stops early if it sees /dev/null.
+fn output(mut command: Command, ok: &[i32]) -> Result<(Duration, Vec<u8>)> {
     let mut output = File::from(rustix::fs::memfd_create("output", MemfdFlags::CLOEXEC)?);
     command.stdout(output.try_clone()?);
     let started = Instant::now();
@@ -90,8 +104,7 @@ fn printing(mut command: Command, ok: &[i32]) -> Result<Done> {
     output.rewind()?;
     let mut text = Vec::new();
     output.read_to_end(&mut text)?;
-    let check = text.split(|byte| *byte == b'\n').count() as u64 - 1;
-    Ok(Done { time, check })
+    Ok((time, text))
 }
 
 fn find(job: &Job<'_>) -> Result<Done> {
@@ -109,7 +122,7 @@ fn ls(job: &Job<'_>) -> Result<Done> {
 fn grep(job: &Job<'_>) -> Result<Done> {
     let mut grep = command("grep", &tree(job));
     grep.args(["-r", NEEDLE, "."]);
-    printing(grep, &[0])
+    printing_the_same(grep)
 }
 
 fn du(job: &Job<'_>) -> Result<Done> {
@@ -123,13 +136,13 @@ fn tar(job: &Job<'_>) -> Result<Done> {
     let started = Instant::now();
     let mut tar = command("tar", &tree(job)).args(["cf", "-", "."]).stdout(Stdio::piped()).spawn()?;
     let pipe = tar.stdout.take().ok_or("tar has no output")?;
-    let cat = command("cat", &tree(job)).stdin(pipe).stdout(Stdio::null()).status()?;
+    let wc = command("wc", &tree(job)).arg("-c").stdin(pipe).output()?;
     let status = tar.wait()?;
     let time = started.elapsed();
-    if !(status.success() && cat.success()) {
+    if !(status.success() && wc.status.success()) {
         return Err(format!("tar: {status}").into());
     }
-    Ok(Done { time, check: 0 })
+    Ok(Done { time, check: u64::from(crc32c::crc32c(&wc.stdout)) })
 }
 
 /// Paths of the tree; the same on each system, so that they are found out once.
@@ -248,7 +261,7 @@ fn git_status(job: &Job<'_>) -> Result<Done> {
 }
 
 fn git_grep(job: &Job<'_>) -> Result<Done> {
-    printing(git(job, &["grep", NEEDLE]), &[0])
+    printing_the_same(git(job, &["grep", NEEDLE]))
 }
 
 fn big_in_turn(job: &Job<'_>) -> Result<Done> {
@@ -289,7 +302,7 @@ fn big_mapped(job: &Job<'_>) -> Result<Done> {
         print(sum(m[::4096]))\n  print(m.find(b'not there'))";
     let mut python = command("python3", job.system.root());
     python.args(["-c", script, BIG]);
-    printing(python, &[0])
+    printing_the_same(python)
 }
 
 /// Compares `diff -r` of two images, mounted anew each time, with `find` over the two.

@@ -60,6 +60,11 @@ pub(crate) fn thousands(number: u64) -> String {
     text
 }
 
+/// How many times as long, or which part of it.
+pub(crate) fn times_as_long(ratio: f64) -> String {
+    if ratio < 0.095 { format!("1/{:.0}", 1.0 / ratio) } else { format!("{ratio:.2}") }
+}
+
 pub(crate) fn seconds(value: f64) -> String {
     match value {
         v if v < 0.001 => format!("{:.0} µs", v * 1e6),
@@ -145,7 +150,8 @@ fn times(rows: &[&Row]) -> String {
         };
         let ratio = row.ratio(at + 1);
         let time = seconds(row.series[at + 1].median());
-        format!("{time}  {:.2} ({:.2}–{:.2})", ratio.paired, ratio.least, ratio.most)
+        let [paired, least, most] = [ratio.paired, ratio.least, ratio.most].map(times_as_long);
+        format!("{time}  {paired} ({least}–{most})")
     };
     let line = |row: &&Row| {
         let mark = if row.disturbance() > DISTURBED { " *" } else { "" };

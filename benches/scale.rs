@@ -83,12 +83,13 @@ impl Growth {
 pub(crate) fn measure_all(bench: &Bench<'_>, most: usize) -> Result<Vec<Growth>> {
     let grow = |what, steps: [usize; 4], one: &dyn Fn(&Bench<'_>, usize) -> Result<_>| {
         let mut rows = Vec::new();
-        for divisor in steps {
-            let size = (most / divisor).max(10);
+        let mut sizes = steps.map(|divisor| (most / divisor).max(10)).to_vec();
+        sizes.dedup();
+        for size in sizes {
             bench.say(format!("{what}: {}", thousands(size as u64)));
             bench.wait_for_quiet(&mut bench.patience.clone())?;
             let figures = one(bench, size)?;
-            bench.tell(&format!("{what}: {}: {figures:?}", thousands(size as u64)));
+            bench.tell(&format!("{what}: {}", thousands(size as u64)));
             rows.push((size, figures));
         }
         Ok::<_, Box<dyn std::error::Error>>(Growth { what, rows })
@@ -235,7 +236,8 @@ fn tree(bench: &Bench<'_>, count: usize) -> Result<Vec<(&'static str, Figure)>> 
     let walked = resident();
     figures.push(("walked", Figure::Bytes(walked)));
     let inodes = count + count.div_ceil(image::IN_A_FOLDER);
-    figures.push(("bytes an inode", Figure::Number(walked.saturating_sub(looked) as f64 / inodes as f64)));
+    let of_walk = |since: u64| Figure::Number(walked.saturating_sub(since) as f64 / inodes as f64);
+    figures.extend([("bytes an inode", of_walk(looked)), ("with the tree", of_walk(before))]);
     let fork = forks.join("f0/world/fs");
     let (time, found) = timed(|| find(&fork))?;
     wants(count, found, "walk of a fork")?;

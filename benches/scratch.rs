@@ -5,14 +5,17 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::Result;
 
+/// How long to try to delete the folder.
+const END: Duration = Duration::from_secs(10);
+
 /// How long ext4 remembers what was deleted.
-const REST: Duration = Duration::from_secs(60);
+const REST: Duration = Duration::from_mins(1);
 
 /// The program under test. Set once, before anything is mounted.
 pub(crate) static PFIMG: OnceLock<PathBuf> = OnceLock::new();
@@ -28,6 +31,7 @@ pub(crate) fn pfimg(command: &str) -> Command {
 pub(crate) struct Scratch {
     dir: tempfile::TempDir,
     stopped: Arc<AtomicBool>,
+    cleans_up: bool,
     /// When something was last made or deleted where the folder is.
     touched: SystemTime,
 }
@@ -43,7 +47,7 @@ impl Scratch {
         for signal in [SIGINT, SIGTERM, SIGHUP] {
             signal_hook::flag::register(signal, Arc::clone(&stopped))?;
         }
-        Ok(Self { dir, stopped, touched })
+        Ok(Self { dir, stopped, cleans_up: !keep, touched })
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -91,6 +95,12 @@ impl Drop for Scratch {
             // Removing the folder would then reach into the mount.
             eprintln!("still mounted, and so {} is left: {left:?}", self.path().display());
             self.dir.disable_cleanup(true);
+            return;
+        }
+        // What was unmounted just now may still be written to.
+        let started = Instant::now();
+        while self.cleans_up && fs::remove_dir_all(self.path()).is_err() && started.elapsed() < END {
+            std::thread::sleep(Duration::from_millis(100));
         }
     }
 }

@@ -255,6 +255,8 @@ fn tree(args: &Args, bench: &Bench<'_>, about: &mut Value) -> Result<Vec<Row>> {
     if let Some(forks) = forks {
         rows.extend(forks.discard(bench, &native)?);
     }
+    let order = ["reading", "diff", "working", "forks", "clients"];
+    rows.sort_by_key(|row| order.iter().position(|group| *group == row.group));
     Ok(rows)
 }
 
