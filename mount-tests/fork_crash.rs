@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use common::cli::tool;
-use common::forks::{close, fork, open_rw, small_store, world};
+use common::forks::{close, fork, map_shared, open_rw, small_store, world};
 use common::{Mount, Rng, is_root, system, temp_dir, wait_until};
 
 /// Threads that write at once, each in a fork of its own.
@@ -147,14 +147,7 @@ fn difference(is: &Files, should: &Files) -> Option<String> {
 }
 
 /// Writes until the daemon is gone.
-fn write_until_the_end(
-    mount: &Path,
-    n: usize,
-    seed: u64,
-    writes: &str,
-    writer: &mut Writer,
-    acknowledged: &AtomicU64,
-) {
+fn write_until_the_end(mount: &Path, n: usize, seed: u64, writer: &mut Writer, acknowledged: &AtomicU64) {
     let mut rng = Rng::new(seed);
     let root = mount.join(format!("forks/w{n}/world/fs"));
     loop {
@@ -176,7 +169,7 @@ fn write_until_the_end(
         } else {
             let step = Step::random(&mut rng, &writer.files);
             writer.log.push(step.brief());
-            if let Err(error) = one_step(&step, &root, writes) {
+            if let Err(error) = step.on_disk(&root) {
                 let gone = [libc::ENOTCONN, libc::ECONNABORTED, libc::EIO];
                 assert!(error.raw_os_error().is_some_and(|e| gone.contains(&e)), "{step:?}: {error}");
                 writer.pending = Some(step);
@@ -265,9 +258,7 @@ fn kill_under_load(writes: &str, rounds: u64, seed: u64) {
         std::thread::scope(|scope| {
             for (n, writer) in writers.iter_mut().enumerate() {
                 let (point, acknowledged) = (&point, &acknowledged);
-                scope.spawn(move || {
-                    write_until_the_end(point, n, seed + n as u64 + 1, writes, writer, acknowledged);
-                });
+                scope.spawn(move || write_until_the_end(point, n, seed + n as u64 + 1, writer, acknowledged));
             }
             wait_until("the writers write", || acknowledged.load(Ordering::Relaxed) >= killing_at);
             mount.kill();
@@ -298,9 +289,59 @@ fn what_was_acknowledged_survives_the_death_of_the_daemon() {
 }
 
 #[test]
-fn what_was_fsynced_survives_the_death_of_the_daemon_with_late_writes() {
+fn what_was_closed_survives_the_death_of_the_daemon_with_late_writes() {
     let (rounds, seed) = rounds_and_seed();
     kill_under_load("back", rounds, seed);
+}
+
+#[test]
+fn what_was_written_through_a_mapping_survives_the_daemon_once_its_file_is_closed() {
+    let (store, id) = small_store();
+    for writes in ["through", "back"] {
+        let mut mount = Mount::of(store.root()).args(["--writes", writes]).start();
+        let root = fork(&mount, writes, &id);
+        // The kernel keeps different flags of a file that was there and of one that it created.
+        let maps = [("big", common::forks::BIG), ("new", 10_000)].map(|(name, len)| {
+            let path = root.join(name);
+            let file =
+                OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).unwrap();
+            file.set_len(len as u64).unwrap();
+            let mut map = map_shared(&file).unwrap();
+            map[5000..5025].copy_from_slice(b"written through a mapping");
+            close(file).unwrap();
+            map
+        });
+        mount.kill();
+        // Mapped until now: nothing but the close can have sent it.
+        drop(maps);
+        drop(mount);
+        let mount = Mount::of(store.root()).start();
+        for name in ["big", "new"] {
+            let bytes = fs::read(world(&mount, writes).join(name)).unwrap();
+            assert_eq!(&bytes[5000..5025], b"written through a mapping", "--writes {writes}: {name}");
+        }
+        mount.unmount();
+    }
+}
+
+#[test]
+fn a_file_that_is_closed_after_the_daemons_death_is_not_said_to_be_written() {
+    let (store, id) = small_store();
+    let mut mount = Mount::of(store.root()).args(["--writes", "back"]).start();
+    let root = fork(&mount, "try", &id);
+    // A file that was there is opened, a new one created: the kernel keeps different flags of them.
+    let name = |kind: &str| root.join(kind);
+    let mut files = [open_rw(&name("README")).unwrap(), File::create_new(name("new")).unwrap()];
+    for file in &mut files {
+        file.write_all(b"held by the kernel").unwrap();
+    }
+    mount.kill();
+    wait_until("the connection breaks", || {
+        fs::metadata(mount.path()).is_err_and(|e| e.raw_os_error() == Some(libc::ENOTCONN))
+    });
+    for file in files {
+        assert!(close(file).is_err(), "close(2) says that all is well, and what was written is lost");
+    }
 }
 
 /// A small filesystem of its own, unmounted when dropped.

@@ -5,7 +5,7 @@
 mod common;
 
 use std::fs;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
@@ -71,6 +71,42 @@ fn a_folder_made_in_snap_is_a_seal_of_that_name() {
     );
     verify(&store);
     mount.unmount();
+}
+
+#[test]
+fn a_manifest_that_is_open_while_a_seal_replaces_it_is_read_to_its_end() {
+    let (store, id) = small_store();
+    for (writes, name) in [("through", "f"), ("back", "g")] {
+        let mount = Mount::of(store.root()).args(["--seal", "manual", "--writes", writes]).start();
+        let world = fork(&mount, name, &id);
+        let open = |path: &str| {
+            let path = mount.join("forks").join(name).join(path);
+            // Known to the kernel and open, but nothing of it was read yet.
+            (fs::metadata(&path).unwrap(), fs::File::open(&path).unwrap(), path)
+        };
+        let files = ["manifest.json", "cache/manifest.json"].map(open);
+        fs::write(world.join("new"), "new").unwrap();
+        let pages = mount.join("forks").join(name).join("cache/pages");
+        let page = fs::read_dir(&pages).unwrap().next().unwrap().unwrap().path();
+        let len = fs::metadata(&page).unwrap().len() as usize;
+        fs::write(&page, vec![7; len]).unwrap();
+        let sealed = seal(&store, &[name]);
+        let old = mount.image(&id);
+        for ((before, mut file, path), layer) in
+            files.into_iter().zip(["manifest.json", "cache/manifest.json"])
+        {
+            wait_until("the new one is shown", || {
+                fs::read(&path).unwrap() == fs::read(mount.image(&sealed).join(layer)).unwrap()
+            });
+            let after = file.metadata().unwrap();
+            assert_eq!((after.ino(), after.len(), after.nlink()), (before.ino(), before.len(), 0));
+            let mut bytes = Vec::new();
+            file.read_to_end(&mut bytes).unwrap();
+            assert_eq!(bytes, fs::read(old.join(layer)).unwrap(), "--writes {writes}: {layer}");
+            assert_ne!(fs::metadata(&path).unwrap().ino(), before.ino());
+        }
+        mount.unmount();
+    }
 }
 
 #[test]

@@ -306,7 +306,8 @@ impl Fork {
 
     /// Puts the fork onto an image that was made of `frozen`: what `frozen` holds is released, what came since stays.
     /// The image and its blobs must be durable. `sealed` names the content of every changed file; that of append-only
-    /// files may have another length. Returns the files whose content or length looks different now.
+    /// files may have another length. Returns the files whose content or length looks different now, and
+    /// those that were replaced: of these, [`Fork::forget`] what nobody knows.
     pub fn rebase(
         &self,
         frozen: &Frozen,
@@ -367,7 +368,11 @@ impl Fork {
             }
             live.baseline = Arc::new(baseline);
             for path in ["manifest.json", "cache/manifest.json"] {
-                changed.extend(live.state.replace_layer(layers, path));
+                if let Some((ino, inode)) = live.state.replace_layer(layers, path) {
+                    // Whoever has it open reads it to its end.
+                    live.orphans.insert(ino, inode);
+                    changed.push(ino);
+                }
             }
             changed
         };

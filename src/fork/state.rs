@@ -552,9 +552,9 @@ impl State {
         }
     }
 
-    /// Shows a layer's file of another base, as a file of another number. Returns the old one's. A file that was
-    /// changed since the seal stays, and so does one that is the same.
-    pub(super) fn replace_layer(&mut self, layers: &[LayerBase], path: &str) -> Option<Ino> {
+    /// Shows a layer's file of another base, as a file of another number. Returns the old one, which has no name any more.
+    /// A file that was changed since the seal stays, and so does one that is the same.
+    pub(super) fn replace_layer(&mut self, layers: &[LayerBase], path: &str) -> Option<(Ino, Arc<Inode>)> {
         let layer = layers.iter().find(|layer| layer.path == path)?;
         let old = self.resolve(path.as_bytes());
         let changed = |ino: &Ino| self.dirty_nodes.contains_key(ino);
@@ -567,11 +567,12 @@ impl State {
         }
         let (dirty_nodes, dirty_names) = (self.dirty_nodes.clone(), self.dirty_names.clone());
         self.add_layer(layer);
-        if let Some(old) = old {
-            self.nodes.remove(&old);
-        }
+        let replaced = old.and_then(|old| Some((old, self.nodes.remove(&old)?)));
         (self.dirty_nodes, self.dirty_names) = (dirty_nodes, dirty_names);
-        old
+        replaced.map(|(old, mut inode)| {
+            Arc::make_mut(&mut inode).links = Arc::default();
+            (old, inode)
+        })
     }
 
     /// Calls `each` with every piece of every changed file.

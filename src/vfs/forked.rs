@@ -78,26 +78,32 @@ impl Vfs {
         found: &fork::Attr,
         find: impl Fn() -> crate::Result<fork::Attr>,
     ) -> Outcome<Entry> {
-        let node = Node::Forked { mounted: mounted.clone(), ino: found.ino };
-        let (ino, new) = self.inodes.intern(node, |_| unreachable_image());
-        let mut attr = Self::fork_attr(mounted.slot, found);
-        if new {
-            // Between finding and counting, another thread may have forgotten the file for good, and with it the
-            // fork what its number stands for. Now that it is counted, this cannot happen again.
-            match find() {
-                Ok(again) if again.ino == found.ino => attr = Self::fork_attr(mounted.slot, &again),
-                Ok(_) => {
+        let mut found = *found;
+        loop {
+            let node = Node::Forked { mounted: mounted.clone(), ino: found.ino };
+            let (ino, new) = self.inodes.intern(node, |_| unreachable_image());
+            if new {
+                // Between finding and counting, another thread may have forgotten the file for good, and with it the
+                // fork what its number stands for. Now that it is counted, this cannot happen again.
+                let again = match find() {
+                    Ok(again) => again,
+                    Err(error) => {
+                        self.forget(ino, 1);
+                        return Err(kind(error));
+                    }
+                };
+                let same = again.ino == found.ino;
+                found = again;
+                if !same {
+                    // Replaced meanwhile: the name has been there all the time.
                     self.forget(ino, 1);
-                    return Err(ErrorKind::NotFound);
-                }
-                Err(error) => {
-                    self.forget(ino, 1);
-                    return Err(kind(error));
+                    continue;
                 }
             }
+            let attr = Self::fork_attr(mounted.slot, &found);
+            debug_assert_eq!(ino, attr.ino);
+            return Ok(Entry { attr, entry_ttl: FOREVER, attr_ttl: FOREVER });
         }
-        debug_assert_eq!(ino, attr.ino);
-        Ok(Entry { attr, entry_ttl: FOREVER, attr_ttl: FOREVER })
     }
 
     /// A fork's own folder.
@@ -260,7 +266,7 @@ impl Vfs {
         }
         let (mounted, parent) = self.in_fork(parent)?;
         let gone = mounted.fork.unlink(parent, name).map_err(kind)?;
-        self.unlinked(&mounted, gone);
+        self.forget_unless_known(&mounted, gone);
         Ok(())
     }
 
@@ -270,12 +276,12 @@ impl Vfs {
         }
         let (mounted, parent) = self.in_fork(parent)?;
         let gone = mounted.fork.rmdir(parent, name).map_err(kind)?;
-        self.unlinked(&mounted, gone);
+        self.forget_unless_known(&mounted, gone);
         Ok(())
     }
 
     /// What the kernel does not know any more either is gone for good.
-    fn unlinked(&self, mounted: &Mounted, gone: fork::Ino) {
+    pub(super) fn forget_unless_known(&self, mounted: &Mounted, gone: fork::Ino) {
         if self.inodes.get(super::inode::fork_number(mounted.slot, gone)).is_none() {
             mounted.fork.forget(gone);
         }
@@ -299,7 +305,7 @@ impl Vfs {
                 }
                 let gone = mounted.fork.rename(from, name, to, new_name, mode).map_err(kind)?;
                 if let Some(gone) = gone {
-                    self.unlinked(&mounted, gone);
+                    self.forget_unless_known(&mounted, gone);
                 }
                 Ok(())
             }
