@@ -15,7 +15,7 @@ use std::time::Duration;
 use common::cli::{pfimg_on, tool};
 use common::fast::FastStore;
 use common::forks::{fork, small_store, world};
-use common::{Mount, is_root, wait_until};
+use common::{Mount, is_root, names, wait_until};
 
 fn manual(store: &FastStore) -> Mount {
     Mount::of(store.root()).args(["--seal", "manual"]).start()
@@ -70,6 +70,26 @@ fn a_folder_made_in_snap_is_a_seal_of_that_name() {
         "unlisted"
     );
     verify(&store);
+    mount.unmount();
+}
+
+#[test]
+fn a_fork_that_is_copied_together_is_sealed_when_it_is_done_and_not_before() {
+    let (store, id) = small_store();
+    let mount = Mount::of(store.root()).args(["--seal", "manual"]).start();
+    let world = fork(&mount, "a", &id);
+    for n in 0..3000 {
+        fs::write(world.join(format!("f{n}")), "x").unwrap();
+    }
+    let sealed = seal(&store, &["a"]);
+    mount.unmount();
+    let mount = Mount::of(store.root()).args(["--seal", "interval:1ms"]).start();
+    tool("cp", ["-r".as_ref(), mount.join("forks/a").as_os_str(), mount.join("forks/b").as_os_str()])
+        .exits(0);
+    wait_until("the copy is sealed", || snaps(&mount, "b").len() == 1);
+    let snap = mount.join("forks/b/.snap").join(snaps(&mount, "b").remove(0));
+    assert_eq!(names(&snap.join("parents")).unwrap(), [sealed], "its lineage is in the copied manifest");
+    assert_eq!(names(&snap.join("world/fs")).unwrap().len(), names(&world_of(&mount, "a")).unwrap().len());
     mount.unmount();
 }
 

@@ -12,7 +12,7 @@ use super::disk::{GenId, Generation};
 use super::head::Head;
 use super::ino::Ino;
 use super::journal::Writer;
-use super::live::{BaseReader, Fork, read_blob, settle};
+use super::live::{BaseReader, Fork, Live, read_blob, settle};
 use super::node::{Attr, Body, Content, Guard, Inode, Name};
 use super::pieces::{BlobRef, Piece, Pieces, Src};
 use super::state::{LayerBase, State};
@@ -368,9 +368,12 @@ impl Fork {
             }
             live.baseline = Arc::new(baseline);
             for path in ["manifest.json", "cache/manifest.json"] {
-                if let Some((ino, inode)) = live.state.replace_layer(layers, path) {
+                let Live { state, orphans, .. } = &mut *live;
+                if let Some((ino, inode)) =
+                    state.replace_layer(layers, path, |ino| orphans.contains_key(&ino))
+                {
                     // Whoever has it open reads it to its end.
-                    live.orphans.insert(ino, inode);
+                    orphans.insert(ino, inode);
                     changed.push(ino);
                 }
             }
@@ -398,7 +401,7 @@ impl Fork {
     }
 }
 
-impl super::live::Live {
+impl Live {
     /// Changes where a file's content lies, if the file is still there.
     pub(super) fn repoint(
         &mut self,

@@ -46,6 +46,14 @@ fn kind(error: Error) -> ErrorKind {
     }
 }
 
+/// How long the kernel may remember what a name in a folder of a fork stands for. A seal replaces manifests: it would have to
+/// tell, which waits in the kernel for whoever looks something up in that folder, and a daemon that is killed meanwhile waits
+/// for itself.
+fn lifetime(folder: fork::Ino, name: &[u8]) -> Duration {
+    let replaced = (folder == fork::Ino::TOP || folder == fork::Ino::CACHE) && name == b"manifest.json";
+    if replaced { Duration::ZERO } else { FOREVER }
+}
+
 impl Vfs {
     /// The fork that an inode is in, and its number there. What is not in a fork cannot be changed.
     fn in_fork(&self, ino: Ino) -> Outcome<(Mounted, fork::Ino)> {
@@ -76,6 +84,7 @@ impl Vfs {
         &self,
         mounted: &Mounted,
         found: &fork::Attr,
+        entry_ttl: Duration,
         find: impl Fn() -> crate::Result<fork::Attr>,
     ) -> Outcome<Entry> {
         let mut found = *found;
@@ -102,7 +111,7 @@ impl Vfs {
             }
             let attr = Self::fork_attr(mounted.slot, &found);
             debug_assert_eq!(ino, attr.ino);
-            return Ok(Entry { attr, entry_ttl: FOREVER, attr_ttl: FOREVER });
+            return Ok(Entry { attr, entry_ttl, attr_ttl: FOREVER });
         }
     }
 
@@ -110,7 +119,7 @@ impl Vfs {
     pub(super) fn fork_top(&self, mounted: &Mounted) -> Outcome<Entry> {
         let find = || mounted.fork.getattr(fork::Ino::TOP);
         let found = find().map_err(kind)?;
-        self.fork_entry(mounted, &found, find)
+        self.fork_entry(mounted, &found, FOREVER, find)
     }
 
     pub(super) fn lookup_forked(
@@ -132,7 +141,7 @@ impl Vfs {
             }
             found => found.map_err(kind)?,
         };
-        self.fork_entry(mounted, &found, find).map(Step::Done)
+        self.fork_entry(mounted, &found, lifetime(parent, name), find).map(Step::Done)
     }
 
     /// Whether nobody but the kernel of this mount puts names into a folder of a fork: not where another mount writes the
@@ -215,7 +224,8 @@ impl Vfs {
                 let number = super::inode::fork_number(mounted.slot, found.ino);
                 let entry = if plus {
                     let find = || mounted.fork.lookup(dir, &found.name);
-                    match find().map_err(kind).and_then(|attr| self.fork_entry(mounted, &attr, find)) {
+                    let ttl = lifetime(dir, &found.name);
+                    match find().map_err(kind).and_then(|attr| self.fork_entry(mounted, &attr, ttl, find)) {
                         Ok(entry) => Some(entry),
                         // Gone meanwhile.
                         Err(ErrorKind::NotFound) => continue,
@@ -247,7 +257,7 @@ impl Vfs {
         }
         let (mounted, parent) = self.in_fork(parent)?;
         let made = mounted.fork.create(parent, name, new).map_err(kind)?;
-        self.fork_entry(&mounted, &made, || mounted.fork.lookup(parent, name))
+        self.fork_entry(&mounted, &made, lifetime(parent, name), || mounted.fork.lookup(parent, name))
     }
 
     pub(super) fn do_link(&self, ino: Ino, parent: Ino, name: &[u8]) -> Outcome<Entry> {
@@ -257,7 +267,7 @@ impl Vfs {
             return Err(ErrorKind::Posix(Posix::CrossesDevices));
         }
         let linked = mounted.fork.link(ino, parent, name).map_err(kind)?;
-        self.fork_entry(&mounted, &linked, || mounted.fork.lookup(parent, name))
+        self.fork_entry(&mounted, &linked, lifetime(parent, name), || mounted.fork.lookup(parent, name))
     }
 
     pub(super) fn do_unlink(&self, parent: Ino, name: &[u8]) -> Outcome<()> {

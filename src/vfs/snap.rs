@@ -228,10 +228,6 @@ impl Vfs {
                 self.forget_unless_known(mounted, *ino);
                 stale.push(Stale::Inode(fork_number(mounted.slot, *ino)));
             }
-            let top = fork_number(mounted.slot, fork::Ino::TOP);
-            stale.push(Stale::Name(top, b"manifest.json".to_vec()));
-            let cache = fork_number(mounted.slot, fork::Ino::CACHE);
-            stale.push(Stale::Name(cache, b"manifest.json".to_vec()));
             stale.push(Stale::Inode(Self::snap_number(mounted)));
             stale.extend(self.listings_of_images().into_iter().map(Stale::Inode));
         }
