@@ -15,7 +15,10 @@ use std::time::Duration;
 use common::cli::{pfimg_on, tool};
 use common::fast::FastStore;
 use common::forks::{fork, small_store, world};
-use common::{Mount, is_root, names, wait_until};
+use common::{Mount, is_root, names, wait_at_most, wait_until};
+
+/// A round that waits for seals lasts no longer.
+const LONGEST_ROUND: Duration = Duration::from_secs(20);
 
 fn manual(store: &FastStore) -> Mount {
     Mount::of(store.root()).args(["--seal", "manual"]).start()
@@ -512,13 +515,15 @@ fn a_daemon_killed_in_the_middle_of_seals_loses_nothing_and_leaves_no_image_with
                 told.lock().unwrap().insert(name, number);
             }
         });
-        wait_until("seals are under way", || snaps(&mount, "f").len() > before + (round as usize % 3));
+        // A slow machine is killed earlier; that seals fail is no slowness.
+        wait_at_most(LONGEST_ROUND, || snaps(&mount, "f").len() > before + (round as usize % 3));
+        assert_eq!(mount.log_lines(&["it stays as it is, and is tried again"]), [""; 0], "round {round}");
         std::thread::sleep(Duration::from_micros(round * 1777 % 20_000));
         mount.kill();
         writers.end();
         known = acknowledged.lock().unwrap().clone();
     }
-    assert!(!known.is_empty());
+    assert!(!known.is_empty() && seals > 0);
     verify(&store);
     let last = seal(&store, &["f"]);
     let mount = manual(&store);
