@@ -302,6 +302,38 @@ fn what_was_closed_survives_the_death_of_the_daemon_with_late_writes() {
     kill_under_load("back", rounds, seed);
 }
 
+/// Bytes of all journals of a store's forks.
+fn journals(store: &Path) -> u64 {
+    let generations = fs::read_dir(store.join("forks/gen")).unwrap();
+    // One that is removed meanwhile has none.
+    generations.map(|g| fs::metadata(g.unwrap().path().join("journal")).map_or(0, |meta| meta.len())).sum()
+}
+
+#[test]
+fn a_journal_that_mostly_says_what_is_past_is_written_anew_so_that_recovery_stays_short() {
+    let (store, id) = small_store();
+    let mut mount = Mount::of(store.root()).args(["--seal", "manual"]).start();
+    let root = fork(&mount, "try", &id);
+    let mut files = base_files();
+    let mut rng = Rng::new(5);
+    for n in 0..800 {
+        let (name, bytes) = (format!("own-{}", n % 20), rng.bytes(50_000));
+        let _ = fs::remove_file(root.join(&name));
+        fs::write(root.join(&name), &bytes).unwrap();
+        files.insert(name, bytes);
+    }
+    wait_until("the journal is written anew", || journals(store.root()) < 4 << 20);
+    fs::write(root.join("own-0"), b"since").unwrap();
+    files.insert("own-0".to_owned(), b"since".to_vec());
+    assert_eq!(difference(&files_of(&root), &files), None);
+    mount.kill();
+    drop(mount);
+    mount = Mount::of(store.root()).args(["--seal", "manual"]).start();
+    assert_eq!(difference(&files_of(&world(&mount, "try")), &files), None);
+    assert!(journals(store.root()) < 4 << 20);
+    mount.unmount();
+}
+
 #[test]
 fn what_was_written_through_a_mapping_survives_the_daemon_once_its_file_is_closed() {
     let (store, id) = small_store();
