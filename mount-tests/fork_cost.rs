@@ -9,16 +9,40 @@
 
 mod common;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::Read as _;
-use std::os::unix::fs::FileExt as _;
-use std::path::Path;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use common::cli::{pfimg_on, tool};
 use common::fast::{FastStore, Spec, dir_entry, file_entry};
 use common::forks::{disk_usage, fork, open_rw, world};
 use common::{MIB, Mount, Rng, in_time, wait_until};
+
+/// The files below a folder: their paths in it, numbers and lengths.
+fn files_below(root: &Path) -> BTreeMap<PathBuf, (u64, u64)> {
+    let mut found = BTreeMap::new();
+    let mut todo = vec![root.to_owned()];
+    while let Some(dir) = todo.pop() {
+        for entry in fs::read_dir(&dir).unwrap() {
+            let (path, meta) = entry.map(|e| (e.path(), e.metadata().unwrap())).unwrap();
+            if meta.is_dir() {
+                todo.push(path);
+            } else {
+                found.insert(path.strip_prefix(root).unwrap().to_owned(), (meta.ino(), meta.len()));
+            }
+        }
+    }
+    found
+}
+
+/// The bytes of all files of a store, the forks' journals not counted.
+fn bytes_but_for_journals(store: &Path) -> u64 {
+    let files = files_below(store);
+    files.iter().filter(|(path, _)| !path.ends_with("journal")).map(|(_, (_, len))| len).sum()
+}
 
 /// A store with an image of `count` files in folders of a hundred, which share 50 contents; and its id.
 fn store_of(count: usize) -> (FastStore, String) {
@@ -49,12 +73,14 @@ fn own_bytes(store: &Path, name: &str) -> u64 {
 fn a_copy_of_a_fork_of_20000_files_copies_no_content_and_reads_none() {
     const FILES: u64 = 20_000;
     let (store, id) = store_of(FILES as usize);
-    let mount = Mount::of(store.root()).start();
+    // A seal in the middle would write blobs, which are not the copy's.
+    let mount = Mount::of(store.root()).args(["--seal", "manual"]).start();
     let a = fork(&mount, "a", &id);
     fs::write(a.join("d0000/f000000"), b"changed").unwrap();
     fs::write(a.join("d0000/large"), vec![1; 300_000]).unwrap();
     let blobs = disk_usage(&store.root().join("blobs"));
     let forks = disk_usage(&store.root().join("forks"));
+    let others = bytes_but_for_journals(store.root());
     let reads = mount.requests("read");
     let start = Instant::now();
     let (from, to) = (mount.join("forks/a"), mount.join("forks/b"));
@@ -65,10 +91,59 @@ fn a_copy_of_a_fork_of_20000_files_copies_no_content_and_reads_none() {
     println!("{} bytes an entry, {} reads", grown / FILES, mount.requests("read") - reads);
     assert_eq!(disk_usage(&store.root().join("blobs")), blobs, "a fork wrote blobs");
     assert!(grown < 4096 + FILES * 256, "forks/ grew by {grown} bytes");
+    let others = bytes_but_for_journals(store.root()) - others;
+    assert!(others < 4096, "{others} bytes beside the journal's entries");
     // One of them is that of the counters themselves.
     assert!(mount.requests("read") - reads < 4.0, "content was read");
     assert_eq!(fs::read(world(&mount, "b").join("d0000/f000000")).unwrap(), b"changed");
     assert_eq!(fs::read(world(&mount, "b").join("d0000/large")).unwrap(), vec![1; 300_000]);
+    mount.unmount();
+}
+
+/// What a copy by manifest promises: the same list of blobs, no byte of any copied, each at the inode it had, and one new small
+/// file that names them, which is there only when all is; a source that is missing, a name that is taken or none is told.
+#[test]
+fn a_branch_keeps_the_four_properties_of_a_copy_by_manifest() {
+    let (store, id) = store_of(20_000);
+    let mount = Mount::of(store.root()).args(["--seal", "manual"]).start();
+    let forks = |name: &str| mount.join("forks").join(name);
+    fs::create_dir(forks(&format!("a@{id}"))).unwrap();
+    fs::read(forks("a/manifest.json")).unwrap();
+    let blobs = files_below(&store.root().join("blobs"));
+    let before = files_below(store.root());
+    fs::create_dir(forks("b@a")).unwrap();
+    let after = files_below(store.root());
+    // The list of blobs, in its order.
+    assert_eq!(fs::read(forks("b/manifest.json")).unwrap(), fs::read(forks("a/manifest.json")).unwrap());
+    let rest = |files: &BTreeMap<PathBuf, (u64, u64)>| -> u64 { files.values().map(|(_, len)| len).sum() };
+    assert!(rest(&after) > rest(&before) && rest(&after) - rest(&before) <= 4096);
+    // Numbers and lengths of all blobs, and no other ones.
+    assert_eq!(files_below(&store.root().join("blobs")), blobs);
+    let heads = |files: &BTreeMap<PathBuf, (u64, u64)>| {
+        files.keys().filter(|path| path.starts_with("forks/heads")).count()
+    };
+    assert_eq!(heads(&after), heads(&before) + 1, "one file names what it is made of");
+    let refused = |name: &str| fs::create_dir(forks(name)).unwrap_err().raw_os_error().unwrap();
+    assert_eq!(refused("c@nobody"), libc::ENOENT);
+    assert_eq!(refused("b@a"), libc::EEXIST);
+    assert_eq!(refused("a@a"), libc::EEXIST);
+    assert_eq!(refused("@a"), libc::EINVAL);
+    assert_eq!(heads(&files_below(store.root())), heads(&after), "a refused one left something");
+    // Neither depends on the other.
+    pfimg_on(store.root(), ["discard", "a"]).exits(0);
+    pfimg_on(store.root(), ["gc", "--grace", "0s"]).exits(0);
+    assert_eq!(files_below(&store.root().join("blobs")), blobs);
+    let (mut count, mut todo) = (0, vec![world(&mount, "b")]);
+    while let Some(dir) = todo.pop() {
+        for path in fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()) {
+            if path.is_dir() {
+                todo.push(path);
+            } else if fs::read(&path).unwrap().len() >= 2000 {
+                count += 1;
+            }
+        }
+    }
+    assert_eq!(count, 20_000);
     mount.unmount();
 }
 

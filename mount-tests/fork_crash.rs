@@ -17,13 +17,16 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use common::cli::tool;
-use common::forks::{close, fork, open_rw, small_store, world};
-use common::{Mount, Rng, is_root, system, temp_dir, wait_until};
+use common::forks::{close, fork, map_shared, open_rw, small_store, world};
+use common::{Mount, Rng, is_root, system, temp_dir, wait_at_most, wait_until};
 
 /// Threads that write at once, each in a fork of its own.
 const WRITERS: usize = 4;
+/// A round lasts no longer, however little was written.
+const LONGEST_ROUND: Duration = Duration::from_secs(20);
 /// Branches that each of them keeps.
 const BRANCHES: usize = 3;
 
@@ -147,14 +150,7 @@ fn difference(is: &Files, should: &Files) -> Option<String> {
 }
 
 /// Writes until the daemon is gone.
-fn write_until_the_end(
-    mount: &Path,
-    n: usize,
-    seed: u64,
-    writes: &str,
-    writer: &mut Writer,
-    acknowledged: &AtomicU64,
-) {
+fn write_until_the_end(mount: &Path, n: usize, seed: u64, writer: &mut Writer, acknowledged: &AtomicU64) {
     let mut rng = Rng::new(seed);
     let root = mount.join(format!("forks/w{n}/world/fs"));
     loop {
@@ -176,7 +172,7 @@ fn write_until_the_end(
         } else {
             let step = Step::random(&mut rng, &writer.files);
             writer.log.push(step.brief());
-            if let Err(error) = one_step(&step, &root, writes) {
+            if let Err(error) = step.on_disk(&root) {
                 let gone = [libc::ENOTCONN, libc::ECONNABORTED, libc::EIO];
                 assert!(error.raw_os_error().is_some_and(|e| gone.contains(&e)), "{step:?}: {error}");
                 writer.pending = Some(step);
@@ -256,6 +252,7 @@ fn kill_under_load(writes: &str, rounds: u64, seed: u64) {
         fork(&mount, &format!("w{n}"), &id);
         writers.push(Writer { files: base_files(), ..Writer::default() });
     }
+    let mut total = 0;
     for round in 0..rounds {
         let seed = seed + round * 100;
         let context = format!("--writes {writes}, round {round}, PFIMG_SEED={seed}");
@@ -265,14 +262,15 @@ fn kill_under_load(writes: &str, rounds: u64, seed: u64) {
         std::thread::scope(|scope| {
             for (n, writer) in writers.iter_mut().enumerate() {
                 let (point, acknowledged) = (&point, &acknowledged);
-                scope.spawn(move || {
-                    write_until_the_end(point, n, seed + n as u64 + 1, writes, writer, acknowledged);
-                });
+                scope.spawn(move || write_until_the_end(point, n, seed + n as u64 + 1, writer, acknowledged));
             }
-            wait_until("the writers write", || acknowledged.load(Ordering::Relaxed) >= killing_at);
+            // A slow machine is killed earlier.
+            wait_at_most(LONGEST_ROUND, || acknowledged.load(Ordering::Relaxed) >= killing_at);
             mount.kill();
         });
-        println!("{context}: killed after {} operations", acknowledged.load(Ordering::Relaxed));
+        let acknowledged = acknowledged.load(Ordering::Relaxed);
+        println!("{context}: killed after {acknowledged} operations");
+        total += acknowledged;
         drop(mount);
         mount = Mount::of(store.root()).args(["--writes", writes]).start();
         for (n, writer) in writers.iter_mut().enumerate() {
@@ -283,6 +281,7 @@ fn kill_under_load(writes: &str, rounds: u64, seed: u64) {
         should.sort();
         assert_eq!(common::names(&mount.join("forks")).unwrap(), should, "{context}");
     }
+    assert!(total > rounds, "nothing was written");
     mount.unmount();
 }
 
@@ -298,9 +297,91 @@ fn what_was_acknowledged_survives_the_death_of_the_daemon() {
 }
 
 #[test]
-fn what_was_fsynced_survives_the_death_of_the_daemon_with_late_writes() {
+fn what_was_closed_survives_the_death_of_the_daemon_with_late_writes() {
     let (rounds, seed) = rounds_and_seed();
     kill_under_load("back", rounds, seed);
+}
+
+/// Bytes of all journals of a store's forks.
+fn journals(store: &Path) -> u64 {
+    let generations = fs::read_dir(store.join("forks/gen")).unwrap();
+    // One that is removed meanwhile has none.
+    generations.map(|g| fs::metadata(g.unwrap().path().join("journal")).map_or(0, |meta| meta.len())).sum()
+}
+
+#[test]
+fn a_journal_that_mostly_says_what_is_past_is_written_anew_so_that_recovery_stays_short() {
+    let (store, id) = small_store();
+    let mut mount = Mount::of(store.root()).args(["--seal", "manual"]).start();
+    let root = fork(&mount, "try", &id);
+    let mut files = base_files();
+    let mut rng = Rng::new(5);
+    for n in 0..800 {
+        let (name, bytes) = (format!("own-{}", n % 20), rng.bytes(50_000));
+        let _ = fs::remove_file(root.join(&name));
+        fs::write(root.join(&name), &bytes).unwrap();
+        files.insert(name, bytes);
+    }
+    wait_until("the journal is written anew", || journals(store.root()) < 4 << 20);
+    fs::write(root.join("own-0"), b"since").unwrap();
+    files.insert("own-0".to_owned(), b"since".to_vec());
+    assert_eq!(difference(&files_of(&root), &files), None);
+    mount.kill();
+    drop(mount);
+    mount = Mount::of(store.root()).args(["--seal", "manual"]).start();
+    assert_eq!(difference(&files_of(&world(&mount, "try")), &files), None);
+    assert!(journals(store.root()) < 4 << 20);
+    mount.unmount();
+}
+
+#[test]
+fn what_was_written_through_a_mapping_survives_the_daemon_once_its_file_is_closed() {
+    let (store, id) = small_store();
+    for writes in ["through", "back"] {
+        let mut mount = Mount::of(store.root()).args(["--writes", writes]).start();
+        let root = fork(&mount, writes, &id);
+        // The kernel keeps different flags of a file that was there and of one that it created.
+        let maps = [("big", common::forks::BIG), ("new", 10_000)].map(|(name, len)| {
+            let path = root.join(name);
+            let file =
+                OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).unwrap();
+            file.set_len(len as u64).unwrap();
+            let mut map = map_shared(&file).unwrap();
+            map[5000..5025].copy_from_slice(b"written through a mapping");
+            close(file).unwrap();
+            map
+        });
+        mount.kill();
+        // Mapped until now: nothing but the close can have sent it.
+        drop(maps);
+        drop(mount);
+        let mount = Mount::of(store.root()).start();
+        for name in ["big", "new"] {
+            let bytes = fs::read(world(&mount, writes).join(name)).unwrap();
+            assert_eq!(&bytes[5000..5025], b"written through a mapping", "--writes {writes}: {name}");
+        }
+        mount.unmount();
+    }
+}
+
+#[test]
+fn a_file_that_is_closed_after_the_daemons_death_is_not_said_to_be_written() {
+    let (store, id) = small_store();
+    let mut mount = Mount::of(store.root()).args(["--writes", "back"]).start();
+    let root = fork(&mount, "try", &id);
+    // A file that was there is opened, a new one created: the kernel keeps different flags of them.
+    let name = |kind: &str| root.join(kind);
+    let mut files = [open_rw(&name("README")).unwrap(), File::create_new(name("new")).unwrap()];
+    for file in &mut files {
+        file.write_all(b"held by the kernel").unwrap();
+    }
+    mount.kill();
+    wait_until("the connection breaks", || {
+        fs::metadata(mount.path()).is_err_and(|e| e.raw_os_error() == Some(libc::ENOTCONN))
+    });
+    for file in files {
+        assert!(close(file).is_err(), "close(2) says that all is well, and what was written is lost");
+    }
 }
 
 /// A small filesystem of its own, unmounted when dropped.

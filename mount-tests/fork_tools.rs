@@ -215,16 +215,52 @@ fn the_second_cargo_build_finds_everything_fresh_also_after_a_remount() {
     mount.unmount();
 }
 
+/// Makes a wheel of a package `tiny` with a command, as pip takes it, without anything from outside.
+const WHEEL: &str = r#"
+import base64, hashlib, zipfile
+info = "tiny-1.0.dist-info"
+files = {"tiny/__init__.py": "ANSWER = 42\ndef main(): print(ANSWER)\n",
+         info + "/METADATA": "Metadata-Version: 2.1\nName: tiny\nVersion: 1.0\n",
+         info + "/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+         info + "/entry_points.txt": "[console_scripts]\ntiny = tiny:main\n"}
+for n in range(200):
+    files["tiny/m%d.py" % n] = "N = %d\n" % n
+digest = lambda text: base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b"=").decode()
+record = ["%s,sha256=%s,%d" % (path, digest(text), len(text)) for path, text in files.items()]
+files[info + "/RECORD"] = "\n".join(record + [info + "/RECORD,,", ""])
+with zipfile.ZipFile("tiny-1.0-py3-none-any.whl", "w", zipfile.ZIP_DEFLATED) as wheel:
+    for path, text in files.items():
+        wheel.writestr(path, text)
+"#;
+
 #[test]
-fn a_python_environment_is_made_and_takes_a_local_package() {
+fn a_python_environment_takes_a_package_by_pip_which_lasts_and_is_branched() {
     let (store, mount, world) = mounted();
-    fs::create_dir_all(world.join("package/tiny")).unwrap();
-    fs::write(world.join("package/tiny/__init__.py"), "ANSWER = 42\n").unwrap();
-    fs::write(world.join("package/run.py"), "import tiny; print(tiny.ANSWER)\n").unwrap();
-    sh(&world, "python3 -m venv --without-pip env; site=$(env/bin/python -c 'import sysconfig; print(sysconfig.get_path(\"purelib\"))')
-                cp -r package/tiny \"$site\"; test \"$(env/bin/python package/run.py)\" = 42");
+    fs::write(world.join("wheel.py"), WHEEL).unwrap();
+    sh(
+        &world,
+        "python3 wheel.py; python3 -m venv env; pip() { env/bin/python -m pip --isolated --no-input -q \"$@\"; }
+         pip install --no-index --no-deps ./tiny-1.0-py3-none-any.whl; pip check
+         test \"$(env/bin/tiny)\" = 42; env/bin/python -c 'import tiny.m199'",
+    );
+    // The scripts of an environment name the place it was made at: the branch is asked by its interpreter.
+    let branch = fork(&mount, "branch", "try");
+    let python = "env/bin/python -m pip --isolated --no-input -q";
+    sh(
+        &branch,
+        &format!(
+            "env/bin/python -c 'import tiny'; {python} uninstall -y tiny; ! env/bin/python -c 'import tiny'"
+        ),
+    );
     let (mount, world) = remounted(&store, mount);
-    assert_eq!(sh(&world, "env/bin/python -m compileall -q env/lib >/dev/null; ls env/bin").code, 0);
+    sh(
+        &world,
+        &format!(
+            "{python} check; env/bin/python -m pip --isolated show -f tiny | grep m199.py
+             env/bin/python -m compileall -q env/lib/python3*/site-packages/tiny
+             test \"$(env/bin/python -c 'import tiny; tiny.main()')\" = 42"
+        ),
+    );
     mount.unmount();
 }
 

@@ -86,15 +86,19 @@ pub fn seek_hole(file: &File, offset: u64) -> io::Result<u64> {
     Ok(rustix::fs::seek(file, SeekFrom::Hole(offset))?)
 }
 
-/// Writes `bytes` at `offset` through a shared mapping and flushes it.
+/// Maps a file, shared and to be written.
 #[allow(
     unsafe_code,
     reason = "there is no other way to write through a mapping; no other process has the file"
 )]
-pub fn write_mapped(path: &Path, offset: usize, bytes: &[u8]) -> io::Result<()> {
-    let file = open_rw(path)?;
+pub fn map_shared(file: &File) -> io::Result<memmap2::MmapMut> {
     // SAFETY: the file is the test's own and is not cut while it is mapped.
-    let mut map = unsafe { memmap2::MmapMut::map_mut(&file)? };
+    unsafe { memmap2::MmapMut::map_mut(file) }
+}
+
+/// Writes `bytes` at `offset` through a shared mapping and flushes it.
+pub fn write_mapped(path: &Path, offset: usize, bytes: &[u8]) -> io::Result<()> {
+    let mut map = map_shared(&open_rw(path)?)?;
     map[offset..offset + bytes.len()].copy_from_slice(bytes);
     map.flush()
 }

@@ -56,7 +56,7 @@ pub(crate) struct MountArgs {
     #[arg(long)]
     read_only: bool,
     /// When writes in forks reach the daemon: `through`, before write(2) returns; or `back`, when the kernel sees fit,
-    /// at the latest at fsync(2), which makes small writes fast and what was not fsynced mortal
+    /// at the latest at close(2) or fsync(2), which makes small writes fast and what was not closed mortal
     #[arg(long, value_name = "WHEN", default_value = "through")]
     writes: Writes,
     /// When forks are sealed by themselves: `idle:5s`, when nothing was written to one for so long; `interval:1m`, so

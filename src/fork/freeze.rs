@@ -12,7 +12,7 @@ use super::disk::{GenId, Generation};
 use super::head::Head;
 use super::ino::Ino;
 use super::journal::Writer;
-use super::live::{BaseReader, Fork, read_blob, settle};
+use super::live::{BaseReader, Fork, Live, read_blob, settle};
 use super::node::{Attr, Body, Content, Guard, Inode, Name};
 use super::pieces::{BlobRef, Piece, Pieces, Src};
 use super::state::{LayerBase, State};
@@ -306,7 +306,8 @@ impl Fork {
 
     /// Puts the fork onto an image that was made of `frozen`: what `frozen` holds is released, what came since stays.
     /// The image and its blobs must be durable. `sealed` names the content of every changed file; that of append-only
-    /// files may have another length. Returns the files whose content or length looks different now.
+    /// files may have another length. Returns the files whose content or length looks different now, and
+    /// those that were replaced: of these, [`Fork::forget`] what nobody knows.
     pub fn rebase(
         &self,
         frozen: &Frozen,
@@ -367,7 +368,14 @@ impl Fork {
             }
             live.baseline = Arc::new(baseline);
             for path in ["manifest.json", "cache/manifest.json"] {
-                changed.extend(live.state.replace_layer(layers, path));
+                let Live { state, orphans, .. } = &mut *live;
+                if let Some((ino, inode)) =
+                    state.replace_layer(layers, path, |ino| orphans.contains_key(&ino))
+                {
+                    // Whoever has it open reads it to its end.
+                    orphans.insert(ino, inode);
+                    changed.push(ino);
+                }
             }
             changed
         };
@@ -393,7 +401,7 @@ impl Fork {
     }
 }
 
-impl super::live::Live {
+impl Live {
     /// Changes where a file's content lies, if the file is still there.
     pub(super) fn repoint(
         &mut self,

@@ -121,7 +121,7 @@ impl Base {
             state.set_entry(parent, &name.into(), ino, true);
         }
         for layer in layers {
-            state.add_layer(layer);
+            state.add_layer(layer, |_| false);
         }
         let State { base, nodes, by_base, .. } = state;
         let mut base = Arc::try_unwrap(base).unwrap_or_else(|shared| Self {
@@ -476,8 +476,9 @@ impl State {
         inode
     }
 
-    /// Adds a file of the base that is not in its tree.
-    pub(super) fn add_layer(&mut self, layer: &LayerBase) {
+    /// Adds a file of the base that is not in its tree. It gets a number that nothing else has, here or among those that are
+    /// `taken` otherwise.
+    fn add_layer(&mut self, layer: &LayerBase, taken: impl Fn(Ino) -> bool) {
         let (folder, name) = layer.path.rsplit_once('/').unwrap_or(("", &layer.path));
         let Some(parent) = self.resolve(folder.as_bytes()) else { return };
         let name: Name = name.as_bytes().into();
@@ -495,7 +496,7 @@ impl State {
         };
         let mut ino = Ino::derive(parent, &name, 0);
         for probe in 1.. {
-            if !self.taken(ino) {
+            if !self.taken(ino) && !taken(ino) {
                 break;
             }
             ino = Ino::derive(parent, &name, probe);
@@ -552,9 +553,14 @@ impl State {
         }
     }
 
-    /// Shows a layer's file of another base, as a file of another number. Returns the old one's. A file that was
-    /// changed since the seal stays, and so does one that is the same.
-    pub(super) fn replace_layer(&mut self, layers: &[LayerBase], path: &str) -> Option<Ino> {
+    /// Shows a layer's file of another base, as a file of another number, none of those that are `taken`. Returns the old one,
+    /// which has no name any more. A file that was changed since the seal stays, and so does one that is the same.
+    pub(super) fn replace_layer(
+        &mut self,
+        layers: &[LayerBase],
+        path: &str,
+        taken: impl Fn(Ino) -> bool,
+    ) -> Option<(Ino, Arc<Inode>)> {
         let layer = layers.iter().find(|layer| layer.path == path)?;
         let old = self.resolve(path.as_bytes());
         let changed = |ino: &Ino| self.dirty_nodes.contains_key(ino);
@@ -566,12 +572,13 @@ impl State {
             return None;
         }
         let (dirty_nodes, dirty_names) = (self.dirty_nodes.clone(), self.dirty_names.clone());
-        self.add_layer(layer);
-        if let Some(old) = old {
-            self.nodes.remove(&old);
-        }
+        self.add_layer(layer, taken);
+        let replaced = old.and_then(|old| Some((old, self.nodes.remove(&old)?)));
         (self.dirty_nodes, self.dirty_names) = (dirty_nodes, dirty_names);
-        old
+        replaced.map(|(old, mut inode)| {
+            Arc::make_mut(&mut inode).links = Arc::default();
+            (old, inode)
+        })
     }
 
     /// Calls `each` with every piece of every changed file.

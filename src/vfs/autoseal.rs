@@ -25,6 +25,11 @@ pub enum SealPolicy {
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LAST_RETRY: Duration = Duration::from_mins(5);
 
+/// A fork that began empty is not sealed before it rested for so long, or is so old: whoever puts it together file by file, as
+/// `cp -r` does, is not done yet, and a seal would put a manifest where the copied one has to go.
+const PUT_TOGETHER: Duration = Duration::from_secs(5);
+const PUT_TOGETHER_AT_LAST: Duration = Duration::from_mins(10);
+
 /// What is known of a fork that has unsealed changes.
 struct Waiting {
     version: (GenId, u64),
@@ -69,8 +74,13 @@ impl AutoSeal {
         if entry.retry_at.is_some_and(|at| now < at) {
             return false;
         }
+        let still = now.duration_since(entry.still_since);
+        let growing = fork.base().is_none() && still < PUT_TOGETHER;
+        if growing && now.duration_since(entry.changed_since) < PUT_TOGETHER_AT_LAST {
+            return false;
+        }
         match policy {
-            SealPolicy::Idle(pause) => now.duration_since(entry.still_since) >= pause,
+            SealPolicy::Idle(pause) => still >= pause,
             SealPolicy::Interval(period) => now.duration_since(entry.changed_since) >= period,
             SealPolicy::Manual => false,
         }

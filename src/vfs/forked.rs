@@ -46,6 +46,14 @@ fn kind(error: Error) -> ErrorKind {
     }
 }
 
+/// How long the kernel may remember what a name in a folder of a fork stands for. A seal replaces manifests: it would have to
+/// tell, which waits in the kernel for whoever looks something up in that folder, and a daemon that is killed meanwhile waits
+/// for itself.
+fn lifetime(folder: fork::Ino, name: &[u8]) -> Duration {
+    let replaced = (folder == fork::Ino::TOP || folder == fork::Ino::CACHE) && name == b"manifest.json";
+    if replaced { Duration::ZERO } else { FOREVER }
+}
+
 impl Vfs {
     /// The fork that an inode is in, and its number there. What is not in a fork cannot be changed.
     fn in_fork(&self, ino: Ino) -> Outcome<(Mounted, fork::Ino)> {
@@ -76,35 +84,42 @@ impl Vfs {
         &self,
         mounted: &Mounted,
         found: &fork::Attr,
+        entry_ttl: Duration,
         find: impl Fn() -> crate::Result<fork::Attr>,
     ) -> Outcome<Entry> {
-        let node = Node::Forked { mounted: mounted.clone(), ino: found.ino };
-        let (ino, new) = self.inodes.intern(node, |_| unreachable_image());
-        let mut attr = Self::fork_attr(mounted.slot, found);
-        if new {
-            // Between finding and counting, another thread may have forgotten the file for good, and with it the
-            // fork what its number stands for. Now that it is counted, this cannot happen again.
-            match find() {
-                Ok(again) if again.ino == found.ino => attr = Self::fork_attr(mounted.slot, &again),
-                Ok(_) => {
+        let mut found = *found;
+        loop {
+            let node = Node::Forked { mounted: mounted.clone(), ino: found.ino };
+            let (ino, new) = self.inodes.intern(node, |_| unreachable_image());
+            if new {
+                // Between finding and counting, another thread may have forgotten the file for good, and with it the
+                // fork what its number stands for. Now that it is counted, this cannot happen again.
+                let again = match find() {
+                    Ok(again) => again,
+                    Err(error) => {
+                        self.forget(ino, 1);
+                        return Err(kind(error));
+                    }
+                };
+                let same = again.ino == found.ino;
+                found = again;
+                if !same {
+                    // Replaced meanwhile: the name has been there all the time.
                     self.forget(ino, 1);
-                    return Err(ErrorKind::NotFound);
-                }
-                Err(error) => {
-                    self.forget(ino, 1);
-                    return Err(kind(error));
+                    continue;
                 }
             }
+            let attr = Self::fork_attr(mounted.slot, &found);
+            debug_assert_eq!(ino, attr.ino);
+            return Ok(Entry { attr, entry_ttl, attr_ttl: FOREVER });
         }
-        debug_assert_eq!(ino, attr.ino);
-        Ok(Entry { attr, entry_ttl: FOREVER, attr_ttl: FOREVER })
     }
 
     /// A fork's own folder.
     pub(super) fn fork_top(&self, mounted: &Mounted) -> Outcome<Entry> {
         let find = || mounted.fork.getattr(fork::Ino::TOP);
         let found = find().map_err(kind)?;
-        self.fork_entry(mounted, &found, find)
+        self.fork_entry(mounted, &found, FOREVER, find)
     }
 
     pub(super) fn lookup_forked(
@@ -126,7 +141,7 @@ impl Vfs {
             }
             found => found.map_err(kind)?,
         };
-        self.fork_entry(mounted, &found, find).map(Step::Done)
+        self.fork_entry(mounted, &found, lifetime(parent, name), find).map(Step::Done)
     }
 
     /// Whether nobody but the kernel of this mount puts names into a folder of a fork: not where another mount writes the
@@ -209,7 +224,8 @@ impl Vfs {
                 let number = super::inode::fork_number(mounted.slot, found.ino);
                 let entry = if plus {
                     let find = || mounted.fork.lookup(dir, &found.name);
-                    match find().map_err(kind).and_then(|attr| self.fork_entry(mounted, &attr, find)) {
+                    let ttl = lifetime(dir, &found.name);
+                    match find().map_err(kind).and_then(|attr| self.fork_entry(mounted, &attr, ttl, find)) {
                         Ok(entry) => Some(entry),
                         // Gone meanwhile.
                         Err(ErrorKind::NotFound) => continue,
@@ -241,7 +257,7 @@ impl Vfs {
         }
         let (mounted, parent) = self.in_fork(parent)?;
         let made = mounted.fork.create(parent, name, new).map_err(kind)?;
-        self.fork_entry(&mounted, &made, || mounted.fork.lookup(parent, name))
+        self.fork_entry(&mounted, &made, lifetime(parent, name), || mounted.fork.lookup(parent, name))
     }
 
     pub(super) fn do_link(&self, ino: Ino, parent: Ino, name: &[u8]) -> Outcome<Entry> {
@@ -251,7 +267,7 @@ impl Vfs {
             return Err(ErrorKind::Posix(Posix::CrossesDevices));
         }
         let linked = mounted.fork.link(ino, parent, name).map_err(kind)?;
-        self.fork_entry(&mounted, &linked, || mounted.fork.lookup(parent, name))
+        self.fork_entry(&mounted, &linked, lifetime(parent, name), || mounted.fork.lookup(parent, name))
     }
 
     pub(super) fn do_unlink(&self, parent: Ino, name: &[u8]) -> Outcome<()> {
@@ -260,7 +276,7 @@ impl Vfs {
         }
         let (mounted, parent) = self.in_fork(parent)?;
         let gone = mounted.fork.unlink(parent, name).map_err(kind)?;
-        self.unlinked(&mounted, gone);
+        self.forget_unless_known(&mounted, gone);
         Ok(())
     }
 
@@ -270,12 +286,12 @@ impl Vfs {
         }
         let (mounted, parent) = self.in_fork(parent)?;
         let gone = mounted.fork.rmdir(parent, name).map_err(kind)?;
-        self.unlinked(&mounted, gone);
+        self.forget_unless_known(&mounted, gone);
         Ok(())
     }
 
     /// What the kernel does not know any more either is gone for good.
-    fn unlinked(&self, mounted: &Mounted, gone: fork::Ino) {
+    pub(super) fn forget_unless_known(&self, mounted: &Mounted, gone: fork::Ino) {
         if self.inodes.get(super::inode::fork_number(mounted.slot, gone)).is_none() {
             mounted.fork.forget(gone);
         }
@@ -299,7 +315,7 @@ impl Vfs {
                 }
                 let gone = mounted.fork.rename(from, name, to, new_name, mode).map_err(kind)?;
                 if let Some(gone) = gone {
-                    self.unlinked(&mounted, gone);
+                    self.forget_unless_known(&mounted, gone);
                 }
                 Ok(())
             }

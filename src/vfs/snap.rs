@@ -224,11 +224,10 @@ impl Vfs {
         let mut stale = Vec::new();
         if sealed.new {
             tracing::info!(fork, image = %sealed.image, "sealed");
-            stale.extend(sealed.changed.iter().map(|ino| Stale::Inode(fork_number(mounted.slot, *ino))));
-            let top = fork_number(mounted.slot, fork::Ino::TOP);
-            stale.push(Stale::Name(top, b"manifest.json".to_vec()));
-            let cache = fork_number(mounted.slot, fork::Ino::CACHE);
-            stale.push(Stale::Name(cache, b"manifest.json".to_vec()));
+            for ino in &sealed.changed {
+                self.forget_unless_known(mounted, *ino);
+                stale.push(Stale::Inode(fork_number(mounted.slot, *ino)));
+            }
             stale.push(Stale::Inode(Self::snap_number(mounted)));
             stale.extend(self.listings_of_images().into_iter().map(Stale::Inode));
         }
