@@ -247,7 +247,7 @@ fn whatever_is_done_a_fork_with_rules_loses_nothing_and_its_images_hold_what_no_
         write(&fork, "world/fs/.pfignore", &rules);
         let image = place.seal(&fork).image;
         let mut ignore = pfimg::import::Ignore::default();
-        ignore.add_lines(&String::from_utf8(rules).unwrap_or_default());
+        ignore.add_lines(&String::from_utf8_lossy(&rules));
         let all = world(&fork);
         let covered = |path: &Vec<u8>| {
             (0..=path.len()).any(|at| (at == path.len() || path[at] == b'/') && ignore.covers(&path[..at]))
