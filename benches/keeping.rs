@@ -1,15 +1,20 @@
-//! What keeping house costs: import, import again, export, beside what the real `pf` takes for the same folder.
+//! What sealing and keeping house cost: seals, import, import again, export, beside what the real `pf`, btrfs and a plain
+//! copy take for the same.
 //!
 //! ```text
-//! cargo bench --bench keeping -- [--files 20000] [--sample 400] [--runs 5] [--big-mib 1024] [--workdir DIR]
+//! cargo bench --bench keeping -- [--files 20000] [--sample 400] [--runs 5] [--big-mib 1024] [--only seal] [--pf FILE]
+//!     [--json FILE] [--workdir DIR]
 //! ```
 //! The real capture (`pf_world::WalkFsCapture`, which `pf snapshot` calls) takes minutes for a whole tree, so that it is
-//! given every n-th file and its time is scaled. Each row is the median of its runs, with the least and the most.
+//! given every n-th file and its time is scaled. `pf snapshot` itself is given a store that has every blob already. Each row
+//! is the median of its runs, with the least and the most.
 
 #![allow(missing_docs)]
 
+mod beside;
 #[allow(dead_code)]
 mod scratch;
+mod sealing;
 #[allow(dead_code)]
 mod source;
 
@@ -18,17 +23,30 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use pf_core::store::PfStore;
 use pf_world::WalkFsCapture;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use scratch::{Scratch, pfimg};
 use source::{Kind, SourceTree};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
-/// Measures import and export against the real pf.
+/// What is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Group {
+    /// Seals.
+    Seal,
+    /// Import and export.
+    Import,
+    /// A large file of which little changes.
+    Big,
+    /// What others take.
+    Beside,
+}
+
+/// Measures seals, import and export against the real pf, btrfs and a plain copy.
 #[derive(Debug, Parser)]
 struct Args {
     /// Files in the tree
@@ -43,6 +61,15 @@ struct Args {
     /// MiB of the file of which 4 KiB change
     #[arg(long, default_value_t = 1024)]
     big_mib: u64,
+    /// Measure these only
+    #[arg(long, value_enum, value_delimiter = ',')]
+    only: Vec<Group>,
+    /// The installed pf, for `pf snapshot`; else the one in $PATH, if there is one
+    #[arg(long, value_name = "FILE")]
+    pf: Option<PathBuf>,
+    /// Write all figures, in seconds, to this file
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
     /// Where trees and stores are made, and deleted again; never below a folder named target, which pf leaves out
     #[arg(long, value_name = "DIR", default_value_os_t = std::env::temp_dir())]
     workdir: PathBuf,
@@ -55,14 +82,31 @@ fn load() -> String {
     fs::read_to_string("/proc/loadavg").unwrap_or_default().split(' ').take(3).collect::<Vec<_>>().join(" ")
 }
 
-fn row(name: &str, mut times: Vec<Duration>) -> f64 {
-    times.sort_unstable();
-    let (median, least, most) = (times[times.len() / 2], times[0], times[times.len() - 1]);
-    println!("| {name} | {median:.1?} | {least:.1?}–{most:.1?} | {} |", load());
-    median.as_secs_f64()
+/// What was measured, printed as it comes.
+#[derive(Default)]
+pub(crate) struct Figures(Vec<Value>);
+
+impl Figures {
+    /// A row; returns its median in seconds.
+    pub(crate) fn row(&mut self, name: &str, mut times: Vec<Duration>) -> f64 {
+        times.sort_unstable();
+        let (median, least, most) = (times[times.len() / 2], times[0], times[times.len() - 1]);
+        println!("| {name} | {median:.1?} | {least:.1?}–{most:.1?} | {} |", load());
+        self.0.push(json!({
+            "name": name, "median": median.as_secs_f64(), "least": least.as_secs_f64(), "most": most.as_secs_f64(),
+            "runs": times.len(), "load": load(),
+        }));
+        median.as_secs_f64()
+    }
+
+    /// How many times longer one thing takes than another.
+    pub(crate) fn ratio(&mut self, name: &str, ratio: f64) {
+        println!("| {name} | {ratio:.1} × | | |");
+        self.0.push(json!({"name": name, "ratio": ratio}));
+    }
 }
 
-fn run(command: &str, store: &Path, cache: &Path, args: &[&Path]) -> Result<(Duration, Value)> {
+pub(crate) fn run(command: &str, store: &Path, cache: &Path, args: &[&Path]) -> Result<(Duration, Value)> {
     let mut pfimg = pfimg(command);
     pfimg.arg("--json").args(args).env("PF_STORE", store).env("XDG_CACHE_HOME", cache);
     let start = Instant::now();
@@ -77,68 +121,115 @@ fn run(command: &str, store: &Path, cache: &Path, args: &[&Path]) -> Result<(Dur
 fn main() -> Result<()> {
     let args = Args::parse();
     let scratch = Scratch::new(&args.workdir, false)?;
-    let tree = SourceTree::new(args.files, 1);
-    let folder = scratch.fresh("tree")?;
-    tree.write(&folder, &scratch)?;
-    println!(
-        "{} files, {} bytes\n\n| row | median | range | load |\n|---|---|---|---|",
-        args.files,
-        tree.bytes()
-    );
+    let wants = |group: Group| args.only.is_empty() || args.only.contains(&group);
+    let mut figures = Figures::default();
+    println!("| row | median | range | load |\n|---|---|---|---|");
+    if wants(Group::Seal) {
+        sealing::rows(args.runs, &scratch, &mut figures)?;
+    }
+    if wants(Group::Import) || wants(Group::Beside) {
+        let tree = SourceTree::new(args.files, 1);
+        let folder = scratch.fresh("tree")?;
+        tree.write(&folder, &scratch)?;
+        figures.0.push(json!({"name": "tree", "files": args.files, "bytes": tree.bytes()}));
+        let first = if wants(Group::Import) {
+            Some(import(&args, &scratch, &tree, &folder, &mut figures)?)
+        } else {
+            None
+        };
+        if wants(Group::Beside) {
+            beside::rows(&args, &scratch, &tree, &folder, &mut figures)?;
+        }
+        if let Some(first) = first {
+            capture(&args, &scratch, &tree, &folder, first, &mut figures)?;
+        }
+    }
+    if wants(Group::Big) {
+        big(&args, &scratch, &mut figures)?;
+    }
+    if let Some(path) = &args.json {
+        fs::write(path, serde_json::to_vec_pretty(&figures.0)?)?;
+    }
+    Ok(())
+}
+
+fn files(tree: &SourceTree) -> Vec<&str> {
+    tree.items.iter().filter(|i| matches!(i.kind, Kind::File { .. })).map(|i| i.path.as_str()).collect()
+}
+
+/// Import and export; returns what the first import takes.
+fn import(
+    args: &Args,
+    scratch: &Scratch,
+    tree: &SourceTree,
+    folder: &Path,
+    figures: &mut Figures,
+) -> Result<f64> {
     // What is younger than this is read again.
     std::thread::sleep(Duration::from_secs(3));
     let path = |name: &str, n: usize| scratch.path().join(format!("{name}-{n}"));
+    let what = format!("{} files, {} MB", args.files, tree.bytes() / 1_000_000);
     let mut first = Vec::new();
     for n in 0..args.runs {
         scratch.go_on()?;
-        first.push(run("import", &path("store", n), &path("cache", n), &[&folder])?.0);
+        first.push(run("import", &path("store", n), &path("cache", n), &[folder])?.0);
     }
-    let first = row("import", first);
+    let first = figures.row(&format!("import of {what}"), first);
     let (store, cache) = (path("store", 0), path("cache", 0));
     let mut again = Vec::new();
     for _ in 0..args.runs {
-        let (time, report) = run("import", &store, &cache, &[&folder])?;
+        let (time, report) = run("import", &store, &cache, &[folder])?;
         if report["new"] != false || report["files_read"] != 0 {
             return Err(format!("an unchanged folder was read again: {report}").into());
         }
         again.push(time);
     }
-    row("import again, nothing changed", again);
-    let files: Vec<&str> =
-        tree.items.iter().filter(|i| matches!(i.kind, Kind::File { .. })).map(|i| i.path.as_str()).collect();
+    figures.row("import again, nothing changed", again);
+    let files = files(tree);
     let mut changed = Vec::new();
     for n in 0..args.runs {
         for number in 0..10 {
             fs::write(folder.join(files[number * files.len() / 10]), format!("changed {n} {number}"))?;
         }
-        changed.push(run("import", &store, &cache, &[&folder])?.0);
+        changed.push(run("import", &store, &cache, &[folder])?.0);
     }
-    row("import again, 10 files changed", changed);
+    figures.row("import again, 10 files changed", changed);
     let mut exported = Vec::new();
     for n in 0..args.runs {
         scratch.go_on()?;
         exported.push(run("export", &store, &cache, &[Path::new("latest"), &path("out", n)])?.0);
     }
-    row("export", exported);
-    big(&args, &scratch)?;
-    if let Some(step) = files.len().checked_div(args.sample) {
-        let sample = scratch.fresh("sample")?;
-        let taken: Vec<_> = files.iter().step_by(step.max(1)).collect();
-        for (number, path) in taken.iter().enumerate() {
-            fs::copy(folder.join(path), sample.join(number.to_string()))?;
-        }
-        let pf = PfStore::open(path("pf", 0))?;
-        let start = Instant::now();
-        WalkFsCapture::new(&sample).capture(&pf.blobs_arc())?;
-        let time = row(&format!("the real capture, {} of the files", taken.len()), vec![start.elapsed()]);
-        let whole = time * files.len() as f64 / taken.len() as f64;
-        println!("\nscaled to all files: {whole:.0} s, {:.0} times the import", whole / first);
+    figures.row("export", exported);
+    Ok(first)
+}
+
+/// The real capture of some of the files, beside the import of all, which took `first` seconds.
+fn capture(
+    args: &Args,
+    scratch: &Scratch,
+    tree: &SourceTree,
+    folder: &Path,
+    first: f64,
+    figures: &mut Figures,
+) -> Result<()> {
+    let files = files(tree);
+    let Some(step) = files.len().checked_div(args.sample) else { return Ok(()) };
+    let sample = scratch.fresh("sample")?;
+    let taken: Vec<_> = files.iter().step_by(step.max(1)).collect();
+    for (number, path) in taken.iter().enumerate() {
+        fs::copy(folder.join(path), sample.join(number.to_string()))?;
     }
+    let pf = PfStore::open(scratch.path().join("pf"))?;
+    let start = Instant::now();
+    WalkFsCapture::new(&sample).capture(&pf.blobs_arc())?;
+    let time = figures.row(&format!("the real capture, {} of the files", taken.len()), vec![start.elapsed()]);
+    let whole = time * files.len() as f64 / taken.len() as f64;
+    figures.ratio("the real capture scaled to all files, to the import", whole / first);
     Ok(())
 }
 
 /// A file of which 4 KiB change.
-fn big(args: &Args, scratch: &Scratch) -> Result<()> {
+fn big(args: &Args, scratch: &Scratch, figures: &mut Figures) -> Result<()> {
     if args.big_mib == 0 {
         return Ok(());
     }
@@ -156,12 +247,22 @@ fn big(args: &Args, scratch: &Scratch) -> Result<()> {
     }
     let (store, cache) = (scratch.path().join("big-store"), scratch.path().join("big-cache"));
     let (time, _) = run("import", &store, &cache, &[&folder])?;
-    row(&format!("import of one file of {} MiB", args.big_mib), vec![time]);
+    figures.row(&format!("import of one file of {} MiB", args.big_mib), vec![time]);
     let mut changed = Vec::new();
     for n in 0..args.runs.min(3) as u64 {
         file.write_all_at(&[n as u8; 4096], (args.big_mib << 19) + 4096 * n)?;
         changed.push(run("import", &store, &cache, &[&folder])?.0);
     }
-    row("the same after 4 KiB changed", changed);
+    figures.row("import again after 4 KiB of it changed", changed);
+    let mut mounted = sealing::Mounted::new(scratch, "big", &store)?;
+    let file = fs::File::options().write(true).open(mounted.world().join("big"))?;
+    let mut sealed = Vec::new();
+    for n in 0..args.runs.min(3) as u64 {
+        file.write_all_at(&[n as u8; 4096], (args.big_mib << 19) + 8192 * n)?;
+        sealed.push(mounted.seal()?);
+    }
+    drop(file);
+    figures.row("seal after 4 KiB of it changed", sealed);
+    mounted.end()?;
     Ok(())
 }

@@ -8,8 +8,14 @@ mod crash;
 mod disk;
 #[path = "seal/generated.rs"]
 mod generated;
+#[path = "seal/ignored.rs"]
+mod ignored;
+#[path = "seal/large.rs"]
+mod large;
 #[path = "seal/layers.rs"]
 mod layers;
+#[path = "seal/merged.rs"]
+mod merged;
 #[path = "seal/oracle.rs"]
 mod oracle;
 #[path = "seal/support.rs"]

@@ -239,7 +239,7 @@ fn a_fork_is_put_back_to_one_of_its_seals_and_nothing_is_lost() {
         (out["image"].as_str().unwrap(), &out["sealed_before"]),
         (&*format!("sha256:{first}"), &true.into())
     );
-    assert_eq!(fs::read(world.join("new")).unwrap(), b"1");
+    wait_until("the kernel shows what was put back", || fs::read(world.join("new")).unwrap() == b"1");
     assert_eq!(fs::read(world.join("README")).unwrap(), b"read me\n");
     assert_eq!(fs::read(mount.join("work/f/new")).unwrap(), b"1");
     let list = snaps(&mount, "f");
@@ -342,6 +342,93 @@ fn a_tree_of_every_kind_comes_back_from_a_seal_exactly() {
     let id = seal(&store, &["e"]);
     let mode = fs::metadata(mount.image(&id).join("world/fs")).unwrap().mode();
     assert_eq!(mode & 0o7777, 0o750);
+    verify(&store);
+    mount.unmount();
+}
+
+#[test]
+fn make_and_cargo_find_everything_fresh_in_a_fork_of_a_sealed_tree_and_git_sees_no_change() {
+    // At the same place both times: cargo takes another path for another package.
+    let (_dir, home) = common::temp_dir();
+    let point = home.join("mnt");
+    fs::create_dir(&point).unwrap();
+    let (store, id) = small_store();
+    let mounted = || Mount::of(store.root()).args(["--seal", "manual"]).at(&point).start();
+    let mount = mounted();
+    let world = fork(&mount, "f", &id);
+    let script = "set -e; mkdir -p c crate/src; export HOME=$PWD GIT_CONFIG_GLOBAL=$PWD/gitconfig
+        printf 'all: a.out\\n%%.out: %%.in\\n\\tcp $< $@\\n' > c/Makefile; echo a > c/a.in; make -s -C c
+        printf '[package]\\nname=\"tiny\"\\nversion=\"0.1.0\"\\nedition=\"2021\"\\n[workspace]\\n' > crate/Cargo.toml
+        echo 'fn main() {}' > crate/src/main.rs
+        git config --global user.name t; git config --global user.email t@localhost
+        git init -q; mv c/a.in c/b; cp -p c/b c/a.in; chmod 755 src/main.rs; chmod 644 src/main.rs
+        git add c src; git commit -qm one; git status --porcelain c src";
+    let sh = |script: &str| {
+        let world = world.display();
+        tool("sh", ["-c", &format!("cd {world}; {script}")]).exits(0)
+    };
+    assert_eq!(sh(script).stdout, "");
+    let build = || {
+        // The caller's own toolchain, wherever its home is.
+        let home = std::env::var("HOME").unwrap_or_default();
+        let cargo = Path::new(env!("CARGO"));
+        let mut run =
+            common::cli::Run::program(cargo, ["build", "--offline", "-v"]).dir(&world.join("crate"));
+        for (name, below) in [("CARGO_HOME", ".cargo"), ("RUSTUP_HOME", ".rustup")] {
+            run = run.env(name, std::env::var(name).unwrap_or(format!("{home}/{below}")));
+        }
+        run.env("CARGO_TARGET_DIR", world.join("crate/target")).run().exits(0).stderr
+    };
+    assert!(build().contains("Compiling tiny"));
+    sh("make -q -C c");
+    fs::create_dir(mount.join("forks/f/.snap/built")).unwrap();
+    mount.unmount();
+    pfimg_on(store.root(), ["discard", "f"]).exits(0);
+    let mount = mounted();
+    assert_eq!(fork(&mount, "f", "built"), world);
+    sh("make -q -C c");
+    let built = build();
+    assert!(built.contains("Fresh tiny") && !built.contains("Compiling"), "{built}");
+    assert_eq!(sh("git status --porcelain c src; git diff --stat").stdout, "");
+    mount.unmount();
+}
+
+#[test]
+fn what_pfignore_names_stays_in_the_fork_and_is_in_no_seal_but_the_one_before_it_is_put_back() {
+    let (store, id) = small_store();
+    let mut mount = manual(&store);
+    let world = fork(&mount, "f", &id);
+    fs::write(world.join(".pfignore"), "*.log\nbuild/\n").unwrap();
+    fs::create_dir(world.join("build")).unwrap();
+    fs::write(world.join("build/out"), vec![7; 300_000]).unwrap();
+    fs::write(world.join("run.log"), "one\n").unwrap();
+    let before = all_of(&world);
+    fs::create_dir(mount.join("forks/f/.snap/one")).unwrap();
+    let sealed = mount.join("tags/one/world/fs");
+    assert!(sealed.join(".pfignore").exists() && !sealed.join("build").exists());
+    assert!(!sealed.join("run.log").exists());
+    assert_eq!(all_of(&world), before);
+    let mut log = fs::OpenOptions::new().append(true).open(world.join("run.log")).unwrap();
+    log.write_all(b"two\n").unwrap();
+    drop(log);
+    fs::create_dir(mount.join("forks/f/.snap/two")).unwrap();
+    let link = |name: &str| fs::read_link(mount.join("tags").join(name)).unwrap();
+    assert_eq!(link("two"), link("one"), "nothing to seal");
+    let before = all_of(&world);
+    mount.kill();
+    drop(mount);
+    let mount = manual(&store);
+    assert_eq!(all_of(&world_of(&mount, "f")), before, "nothing is lost when the daemon dies");
+    let branch = fork(&mount, "branch", "f");
+    assert_eq!(fs::read_to_string(branch.join("run.log")).unwrap(), "one\ntwo\n");
+    // Before the fork is put back all of it is sealed.
+    let out = pfimg_on(store.root(), ["restore", "f", "one", "--json"]).exits(0).json();
+    assert_eq!(out["sealed_before"], true);
+    let world = world_of(&mount, "f");
+    wait_until("the kernel shows what was put back", || !world.join("run.log").exists());
+    let last = snaps(&mount, "f").pop().unwrap();
+    let kept = mount.join("forks/f/.snap").join(last).join("world/fs/run.log");
+    assert_eq!(fs::read_to_string(kept).unwrap(), "one\ntwo\n");
     verify(&store);
     mount.unmount();
 }

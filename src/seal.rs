@@ -5,8 +5,10 @@
 //! program in between leaves the fork as it was, or sealed, and never an image that lacks a blob.
 
 mod content;
+mod ignored;
 mod layers;
 mod ledger;
+mod text;
 mod tree;
 mod witness;
 
@@ -20,7 +22,7 @@ use chrono::Utc;
 use crate::audit::{Log, note};
 use crate::crashpack::Crashpack;
 use crate::error::{Error, ErrorKind, Result};
-use crate::fork::{BaseReader, BlobRef, Body, Changes, Fork, Frozen, Ino, Put};
+use crate::fork::{BaseReader, BlobRef, Body, Changes, Fork, Frozen, Ino, Kept, Put, Registry};
 use crate::layers::effects::Secret;
 use crate::layers::world::{Entry, Kind, Root};
 use crate::layers::{FormatError, xattrs};
@@ -32,6 +34,7 @@ use crate::store::tags::refuse_tag_name;
 use crate::store::{Batch, Digest, LayerFile, Manifest, MarkerError, Store};
 use content::Job;
 use layers::Stored;
+use text::Texts;
 use tree::{NewEntry, TreeChanges};
 pub(crate) use witness::{hash_of, readable};
 
@@ -69,6 +72,7 @@ pub struct Sealer {
     reader: Arc<dyn BaseReader>,
     secret: Option<Secret>,
     log: Log,
+    texts: Texts,
 }
 
 impl std::fmt::Debug for Sealer {
@@ -91,6 +95,7 @@ struct Sealing<'a> {
     changes: &'a Changes,
     parent: Option<Parent>,
     secret: Option<&'a Secret>,
+    texts: &'a Texts,
     reports: Vec<String>,
     /// Where the entries are that were put into the tree.
     placed: HashMap<Vec<u8>, Range<usize>>,
@@ -99,7 +104,7 @@ struct Sealing<'a> {
 impl Sealer {
     /// Makes one. The secret chains ledgers in place of a fresh one for each; `reader` is what the forks read with.
     pub fn new(store: Arc<Store>, reader: Arc<dyn BaseReader>, secret: Option<Secret>) -> Self {
-        Self { store, reader, secret, log: Log::off() }
+        Self { store, reader, secret, log: Log::off(), texts: Texts::default() }
     }
 
     /// The same with a log, which is told of every seal.
@@ -114,17 +119,27 @@ impl Sealer {
         self.log = log;
     }
 
-    /// Seals a fork as it stands. If it fails the fork is as it was.
+    /// Seals a fork as it stands, but for what its `.pfignore` names. If it fails the fork is as it was.
     ///
     /// Whoever seals the same fork meanwhile is waited for.
     pub fn seal(&self, fork: &Fork, tag: Option<Tag<'_>>) -> Result<Sealed> {
+        self.seal_some(fork, tag, false)
+    }
+
+    /// Seals all of a fork, whatever its `.pfignore` names.
+    pub fn seal_everything(&self, fork: &Fork) -> Result<Sealed> {
+        self.seal_some(fork, None, true)
+    }
+
+    fn seal_some(&self, fork: &Fork, tag: Option<Tag<'_>>, everything: bool) -> Result<Sealed> {
         let name = &fork.name();
         if let Some(tag) = &tag {
             self.check_tag(tag)?;
         }
         let _only_one = fork.sealing();
-        let sealed =
-            self.seal_frozen(fork, name).map_err(|e| e.context(format_args!("cannot seal fork {name:?}")))?;
+        let sealed = self
+            .seal_frozen(fork, name, everything)
+            .map_err(|e| e.context(format_args!("cannot seal fork {name:?}")))?;
         if let Some(tag) = tag {
             self.store.tags().set(tag.name, &sealed.image, tag.force).map_err(|e| {
                 e.context(format_args!("fork {name:?} is sealed as {}, but not tagged", sealed.image))
@@ -145,8 +160,9 @@ impl Sealer {
         Ok(())
     }
 
-    fn seal_frozen(&self, fork: &Fork, name: &str) -> Result<Sealed> {
-        if let (Some(image), false) = (fork.base(), fork.is_changed()) {
+    fn seal_frozen(&self, fork: &Fork, name: &str, everything: bool) -> Result<Sealed> {
+        let changed = if everything { fork.is_unlike_its_image() } else { fork.is_changed() };
+        if let (Some(image), false) = (fork.base(), changed) {
             return Ok(Sealed { image, new: false, changed: Vec::new(), reports: Vec::new() });
         }
         let left = self.store.blobs().files_left();
@@ -159,7 +175,10 @@ impl Sealer {
         };
         let mut transfer = Transfer { kind: TransferKind::Seal, subject: name.to_owned(), state };
         self.judge(&transfer, &[])?;
-        let changes = frozen.changes()?;
+        let mut changes = frozen.changes()?;
+        let mut reports = Vec::new();
+        let kept =
+            if everything { Kept::new() } else { ignored::take_out(&frozen, &mut changes, &mut reports)? };
         let batch = self.store.begin();
         let mut sealing = Sealing {
             store: &self.store,
@@ -168,7 +187,8 @@ impl Sealer {
             changes: &changes,
             parent: self.parent(&frozen)?,
             secret: self.secret.as_ref(),
-            reports: Vec::new(),
+            texts: &self.texts,
+            reports,
             placed: HashMap::new(),
         };
         let (manifest, mut stored) = sealing.run(name)?;
@@ -209,7 +229,7 @@ impl Sealer {
             let digest = manifest.effects.ledger;
             stored.insert(ledger.to_vec(), BlobRef { digest, size: self.reader.size(&digest)? });
         }
-        let changed = fork.rebase(&frozen, image, &layers, &stored)?;
+        let changed = fork.rebase_keeping(&frozen, image, &layers, &stored, &kept)?;
         if new {
             self.log.note(note::checkpoint_taken(name, &image));
             self.log.note(note::fork_sealed(name, &image));
@@ -217,12 +237,16 @@ impl Sealer {
         Ok(Sealed { image, new, changed, reports })
     }
 
-    /// Judges a fork that was put back to `image`, and tells the log of it.
-    pub fn judge_restored(&self, restored: &Fork, name: &str, image: &Digest) -> Result<()> {
-        let (state, trace) = self.seen_restored(restored, image)?;
-        self.judge(&Transfer { kind: TransferKind::Restore, subject: name.to_owned(), state }, &trace)?;
+    /// Puts a fork back to `image`. What it would be is judged before; if that fails the fork is as it was.
+    pub fn restore(&self, registry: &Registry, name: &str, fork: &Fork, image: &Digest) -> Result<Arc<Fork>> {
+        let restored = registry
+            .put_back(name, fork, *image, &|restored| {
+                let (state, trace) = self.seen_restored(restored, image)?;
+                self.judge(&Transfer { kind: TransferKind::Restore, subject: name.to_owned(), state }, &trace)
+            })
+            .map_err(|e| e.context(format_args!("cannot put fork {name:?} back to {image}")))?;
         self.log.note(note::rollbacked(name, image));
-        Ok(())
+        Ok(restored)
     }
 
     /// Has the oracle judge what was seen; what it finds is the caller's error.
@@ -349,11 +373,18 @@ impl Sealing<'_> {
         let damaged = |e: FormatError| Error::new(ErrorKind::Damaged, format!("the base's {e}"));
         // A fork that was copied together has all of its tree itself.
         let parent = self.parent.as_ref().filter(|_| self.frozen.image().is_some());
-        let base = parent.map(|parent| parent.tree(self.store)).transpose()?;
-        let merged = tree::merge(base.as_deref(), changes).map_err(damaged)?;
         let base = parent.map(|parent| &parent.manifest.world.fs);
-        let digest = self.batch.put_edited(&merged.text, base, &merged.taken)?;
+        let text = match base {
+            Some(base) => {
+                let read = || Ok(self.store.blobs().read_metadata(base)?);
+                Some(self.texts.get(base, read)?.map_err(damaged)?)
+            }
+            None => None,
+        };
+        let merged = tree::merge(text.as_deref(), changes).map_err(damaged)?;
+        let digest = self.batch.put_edited(&merged.text.bytes, base, &merged.taken)?;
         self.placed = merged.placed;
+        self.texts.keep(digest, merged.text);
         Ok(digest)
     }
 

@@ -31,7 +31,7 @@ pub use io::{StoreIo, SystemIo};
 pub use lock::Pin;
 pub use manifest::{LayerFile, Manifest};
 pub use remove::Removed;
-pub use seekable::{SeekTable, Seekable};
+pub use seekable::{SEEKABLE_FROM, SeekTable, Seekable};
 pub use tags::Tags;
 pub(crate) use write::write_whole;
 pub use write::{Batch, REFRESH_AFTER, compress};

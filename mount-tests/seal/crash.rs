@@ -19,8 +19,8 @@ struct Sealing {
     base: Digest,
 }
 
-/// A fork that was sealed once and changed again, durably.
-fn fork_to_seal() -> Sealing {
+/// A fork that was sealed once and changed again, durably; `ignoring` some of it.
+fn fork_to_seal(ignoring: bool) -> Sealing {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().join("store");
     let disk = Arc::new(Disk::new(&root));
@@ -30,6 +30,11 @@ fn fork_to_seal() -> Sealing {
     let registry = Registry::open(&root, place.reader.clone(), options).unwrap();
     let fork = registry.create("f", Some(base)).unwrap();
     write(&fork, "world/fs/first", b"1");
+    if ignoring {
+        write(&fork, "world/fs/.pfignore", b"*.log\nsrc/build\n");
+        write(&fork, "world/fs/kept.log", b"1");
+        write(&fork, "world/fs/src/build/large", &vec![8; 120_000]);
+    }
     let base = place.seal(&fork).image;
     write(&fork, "world/fs/src/new.rs", b"fn main() {}");
     write(&fork, "world/fs/big", &vec![7; 150_000]);
@@ -38,6 +43,10 @@ fn fork_to_seal() -> Sealing {
     write(&fork, "cache/pages/00000001.k", &[9; 512]);
     append(&fork, "effects/ledger.jsonl", super::layers::effect(1).as_bytes());
     append(&fork, "trace/messages.jsonl", b"{\"role\":\"user\",\"content\":\"hi\"}\n");
+    if ignoring {
+        write(&fork, "world/fs/kept.log", b"12");
+        write(&fork, "world/fs/src/build/new", b"new");
+    }
     fork.fsync().unwrap();
     Sealing { _dir: dir, disk, place, registry, fork, base }
 }
@@ -83,7 +92,9 @@ fn judge(root: &Path, old: &Digest, before: &Kept, about: &str) {
     let rests_on = fork.base().unwrap();
     assert!(images.contains(&rests_on), "{about}: the fork's image is not there");
     let is_new = rests_on != *old;
-    assert_eq!(is_new, !fork.is_changed(), "{about}: neither the old state nor the new one");
+    // What no image holds counts as changed until somebody asks.
+    let ignoring = before.world.contains_key(&b".pfignore"[..]);
+    assert_eq!(is_new && !ignoring, !fork.is_changed(), "{about}: neither the old state nor the new one");
     if is_new {
         assert_eq!(place.store.image(&rests_on).unwrap().manifest.parents, [*old], "{about}");
     }
@@ -96,9 +107,18 @@ fn judge(root: &Path, old: &Digest, before: &Kept, about: &str) {
 
 #[test]
 fn a_seal_that_is_cut_at_any_call_leaves_the_old_state_or_the_new_one_whatever_the_power_takes() {
+    cut_at_any_call(false);
+}
+
+#[test]
+fn a_seal_that_keeps_something_out_loses_nothing_of_it_wherever_it_is_cut() {
+    cut_at_any_call(true);
+}
+
+fn cut_at_any_call(ignoring: bool) {
     let mut cuts = 0;
     for call in 0.. {
-        let Sealing { _dir, disk, place, registry, fork, base } = fork_to_seal();
+        let Sealing { _dir, disk, place, registry, fork, base } = fork_to_seal(ignoring);
         let before = kept(&fork);
         disk.arm(call, Fate::Last);
         let sealed = place.sealer(None).seal(&fork, None);
@@ -121,8 +141,13 @@ fn a_seal_that_is_cut_at_any_call_leaves_the_old_state_or_the_new_one_whatever_t
 
 #[test]
 fn a_seal_of_which_any_call_fails_leaves_the_fork_as_it_was_and_works_the_next_time() {
+    fail_at_any_call(false);
+    fail_at_any_call(true);
+}
+
+fn fail_at_any_call(ignoring: bool) {
     for call in 0.. {
-        let Sealing { _dir, disk, place, registry, fork, base } = fork_to_seal();
+        let Sealing { _dir, disk, place, registry, fork, base } = fork_to_seal(ignoring);
         let before = kept(&fork);
         disk.arm(call, Fate::Fails);
         let sealed = place.sealer(None).seal(&fork, None);
@@ -155,7 +180,7 @@ fn a_seal_of_which_any_call_fails_leaves_the_fork_as_it_was_and_works_the_next_t
 
 #[test]
 fn a_base_that_was_taken_away_fails_the_seal_and_is_named() {
-    let Sealing { _dir, place, fork, base, .. } = fork_to_seal();
+    let Sealing { _dir, place, fork, base, .. } = fork_to_seal(false);
     let before = kept(&fork);
     std::fs::remove_file(place.store.images().marker(&base)).unwrap();
     let error = place.sealer(None).seal(&fork, None).unwrap_err();

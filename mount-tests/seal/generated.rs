@@ -1,6 +1,6 @@
 //! Generated forks: whatever was done to them, pf restores their seals, and they come back from them as they were.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 
 use pfimg::fork::{Fork, Ino, NewFile, RenameMode, SetAttr, SetTime, XattrMode};
@@ -27,9 +27,9 @@ const NAMES: [&[u8]; 14] = [
     b"\xff",
 ];
 
-struct Program<'a> {
-    rng: &'a mut Rng,
-    fork: &'a Fork,
+pub struct Program<'a> {
+    pub rng: &'a mut Rng,
+    pub fork: &'a Fork,
 }
 
 impl Program<'_> {
@@ -61,7 +61,7 @@ impl Program<'_> {
     }
 
     /// Does something. What a filesystem would refuse is refused, and no harm done.
-    fn step(&mut self) {
+    pub fn step(&mut self) {
         let (folder, name) = (self.folder(), self.name());
         let found = self.fork.lookup(folder, name).ok();
         match self.rng.below(16) {
@@ -148,7 +148,7 @@ impl Program<'_> {
     }
 
     /// Something in each of the other layers, now and then.
-    fn layers(&mut self) {
+    pub fn layers(&mut self) {
         let fork = self.fork;
         let number = self.rng.next();
         if self.rng.below(2) == 0 {
@@ -177,6 +177,18 @@ impl Program<'_> {
         if self.rng.below(6) == 0 {
             write(fork, "model/base", &number.to_le_bytes());
         }
+        if self.rng.below(6) == 0 {
+            let diff = format!(
+                "{{\"layout\":\"model.diff.v1\",\"diff\":{{\"kind\":\"lora\",\"adapters\":[]}},\"note\":\"{number}\"}}"
+            );
+            write(fork, "model/diff.json", diff.as_bytes());
+        }
+        if self.rng.below(6) == 0 {
+            let procs = format!(
+                "{{\"kind\":\"procs.unsupported.v1\",\"unsupported_on\":\"linux\",\"note\":\"{number}\"}}"
+            );
+            write(fork, "world/procs.json", procs.as_bytes());
+        }
     }
 }
 
@@ -194,7 +206,7 @@ fn as_pf_shows(world: &BTreeMap<Vec<u8>, Shown>) -> (AsText, usize) {
     (utf8.map(|(path, shown)| (path.clone(), (shown.kind, shown.content.clone()))).collect(), count)
 }
 
-fn judge(place: &Place, image: &Digest, world: &BTreeMap<Vec<u8>, Shown>, into: &Path) {
+pub fn judge(place: &Place, image: &Digest, world: &BTreeMap<Vec<u8>, Shown>, into: &Path) {
     let pf = Pf::open(place);
     pf.judge(image);
     let restored = pf.restore(image, into);
@@ -219,16 +231,59 @@ fn number(name: &str) -> Option<u64> {
 fn whatever_was_done_to_a_fork_its_seal_holds_it_exactly_and_pf_restores_it() {
     let first = number("PFIMG_SEAL_SEED").unwrap_or(1);
     let count = number("PFIMG_SEAL_FORKS").unwrap_or(200);
+    let mut seen = Seen::default();
     for seed in first..first + count {
-        let shown = std::panic::catch_unwind(|| generate(seed));
-        if let Err(panic) = shown {
-            eprintln!("failed with PFIMG_SEAL_SEED={seed}");
-            std::panic::resume_unwind(panic);
+        match std::panic::catch_unwind(|| generate(seed)) {
+            Ok(new) => seen.add(&new),
+            Err(panic) => {
+                eprintln!("failed with PFIMG_SEAL_SEED={seed}");
+                std::panic::resume_unwind(panic);
+            }
         }
+    }
+    if count >= 200 {
+        seen.assert_everything();
     }
 }
 
-fn generate(seed: u64) {
+/// What the forks had that were sealed: a test that seals nothing of a kind proves nothing of it.
+#[derive(Default)]
+struct Seen {
+    kinds: HashSet<Kind>,
+    /// Blobs of each layer, by the layer's file.
+    layers: HashMap<String, HashSet<Digest>>,
+    merges: usize,
+}
+
+impl Seen {
+    fn image(&mut self, place: &Place, image: &Digest, world: &BTreeMap<Vec<u8>, Shown>) {
+        self.kinds.extend(world.values().map(|shown| shown.kind));
+        for (file, digest) in place.store.image(image).unwrap().manifest.blobs() {
+            self.layers.entry(file.to_string()).or_default().insert(digest);
+        }
+    }
+
+    fn add(&mut self, other: &Self) {
+        self.kinds.extend(&other.kinds);
+        for (file, digests) in &other.layers {
+            self.layers.entry(file.clone()).or_default().extend(digests);
+        }
+        self.merges += other.merges;
+    }
+
+    fn assert_everything(&self) {
+        let kinds = [Kind::File, Kind::Dir, Kind::Symlink, Kind::Fifo, Kind::Socket, Kind::Chardev];
+        assert!(kinds.iter().all(|kind| self.kinds.contains(kind)), "{:?}", self.kinds);
+        assert_eq!(self.layers.len(), 8, "{:?}", self.layers.keys());
+        for (file, digests) in &self.layers {
+            assert!(digests.len() > 20, "{file} was hardly touched: {}", digests.len());
+        }
+        assert!(self.merges >= 40, "only {} merges", self.merges);
+    }
+}
+
+fn generate(seed: u64) -> Seen {
+    let mut seen = Seen::default();
     let mut rng = Rng(seed);
     let dir = tempfile::tempdir().unwrap();
     let place = Place::new(dir.path());
@@ -251,6 +306,7 @@ fn generate(seed: u64) {
             assert_eq!(manifest.parents, parent.into_iter().collect::<Vec<_>>());
         }
         parent = Some(sealed.image);
+        seen.image(&place, &sealed.image, &before);
         judge(&place, &sealed.image, &before, &dir.path().join("restored"));
         super::layers::verify_ledger(&place, &sealed.image);
         // From the image alone.
@@ -266,11 +322,21 @@ fn generate(seed: u64) {
     }
     let before = world_of(&fork);
     drop((fork, registry));
-    assert_eq!(world_of(&place.registry().get("made").unwrap()), before, "nothing is lost over a restart");
+    let registry = place.registry();
+    assert_eq!(world_of(&registry.get("made").unwrap()), before, "nothing is lost over a restart");
+    // pf compresses so hard that not every fork can have a merge.
+    if seed.is_multiple_of(4) {
+        super::merged::merge(&mut rng, &place, &registry, &dir.path().join("restored"));
+        seen.merges += 1;
+    }
+    if seed.is_multiple_of(20) {
+        Pf::open(&place).push_and_pull(&parent.unwrap(), &dir.path().join("pushed"));
+    }
+    seen
 }
 
 /// The world; an empty one for a fork that has none.
-fn world_of(fork: &Fork) -> BTreeMap<Vec<u8>, Shown> {
+pub fn world_of(fork: &Fork) -> BTreeMap<Vec<u8>, Shown> {
     dir(fork, "world/fs");
     world(fork)
 }

@@ -6,17 +6,18 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use pfimg::audit::Log;
 use pfimg::error::ErrorKind;
 use pfimg::export::{self, export};
-use pfimg::fork::{Fork, Registry};
+use pfimg::fork::{BaseReader, Fork, LayerBase, Registry};
 use pfimg::import::{self, Ignore, import};
+use pfimg::seal::Sealer;
 use pfimg::store::{Digest, StoreIo, SystemIo};
 use serde_json::Value;
 
-use super::support::{Pf, Place, read, write};
+use super::support::{Pf, Place, read, world, write};
 
 const NOTHING: u8 = 0;
 const MARKER: u8 = 1;
@@ -301,20 +302,62 @@ fn a_path_that_is_missing_from_an_export_is_caught() {
     export(&place.store, &image, &to("whole"), &()).unwrap();
 }
 
+/// Says of an image that it has one more layer, if told to.
+struct Lying(Arc<dyn BaseReader>, AtomicBool);
+
+impl BaseReader for Lying {
+    fn size(&self, digest: &Digest) -> pfimg::Result<u64> {
+        self.0.size(digest)
+    }
+
+    fn read(&self, digest: &Digest, size: u64, offset: u64, buf: &mut [u8]) -> pfimg::Result<usize> {
+        self.0.read(digest, size, offset, buf)
+    }
+
+    fn tree(&self, image: &Digest) -> pfimg::Result<Arc<pfimg::tree::Tree>> {
+        self.0.tree(image)
+    }
+
+    fn layers(&self, image: &Digest) -> pfimg::Result<Vec<LayerBase>> {
+        let mut layers = self.0.layers(image)?;
+        if self.1.load(Ordering::SeqCst) {
+            layers.push(LayerBase { path: "model/more".into(), ..layers[0].clone() });
+        }
+        Ok(layers)
+    }
+}
+
 #[test]
-fn a_fork_that_is_put_back_is_judged_and_told() {
+fn a_fork_that_is_to_be_put_back_is_judged_before_and_stays_as_it_was_where_something_is_wrong() {
     let scene = scene();
     let Scene { root, place, registry, fork, log, .. } = &scene;
-    let sealer = place.sealer(None).with_log(log.clone());
+    let reader = Arc::new(Lying(place.reader.clone(), AtomicBool::new(false)));
+    let sealer = Sealer::new(place.store.clone(), reader.clone(), None).with_log(log.clone());
     let first = sealer.seal(fork, None).unwrap().image;
     write(fork, "world/fs/lost", b"more");
-    sealer.seal(fork, None).unwrap();
-    let restored = registry.put_back("f", fork, first).unwrap();
-    sealer.judge_restored(&restored, "f", &first).unwrap();
+    let second = sealer.seal(fork, None).unwrap().image;
+    let before = world(fork);
+    // The fork that would be lacks a layer of its image.
+    reader.1.store(true, Ordering::SeqCst);
+    let error = sealer.restore(registry, "f", fork, &first).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Damaged, "{error}");
+    assert!(error.to_string().contains("cannot put fork \"f\" back"), "{error}");
+    judge_pack(root, log, "restore", "path_consistency");
+    assert_eq!(events(root, "rollbacked").len(), 0);
+    assert_eq!((fork.base(), fork.is_changed()), (Some(second), false));
+    assert_eq!(registry.get("f").unwrap().uid(), fork.uid());
+    assert_eq!(world(fork), before);
+    write(fork, "world/fs/goes", b"on");
+    assert_eq!(fork.seals().unwrap().len(), 2);
+    reader.1.store(false, Ordering::SeqCst);
+    let third = sealer.seal(fork, None).unwrap().image;
+    let restored = sealer.restore(registry, "f", fork, &first).unwrap();
     log.flush();
     assert_eq!(events(root, "rollbacked")[0]["image"], first.to_string());
-    // It is not what it is said to be.
-    write(&restored, "world/fs/lost", b"other");
-    assert_eq!(sealer.judge_restored(&restored, "f", &first).unwrap_err().kind(), ErrorKind::Damaged);
-    judge_pack(root, log, "restore", "path_consistency");
+    assert_eq!(read(&restored, "world/fs/lost").as_deref(), Some(&b"a file"[..]));
+    assert!(restored.seals().unwrap().iter().any(|seal| seal.image == third));
+    let Scene { place, registry, fork, .. } = scene;
+    drop((fork, restored, registry));
+    let again = place.registry().get("f").unwrap();
+    assert_eq!((again.base(), read(&again, "world/fs/goes")), (Some(first), None));
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use pf_core::cas::BlobStore;
 use pf_core::digest::Digest256;
@@ -17,6 +18,9 @@ use pfimg::store::manifest::{
     Agent, CacheRefs, EffectsRefs, MEDIA_TYPE, ModelRefs, SCHEMA_VERSION, TraceRefs, WorldRefs,
 };
 use pfimg::store::{Digest, Manifest, Store, StoreIo};
+
+/// How long is waited for what must come.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 pub struct Rng(pub u64);
 
@@ -62,8 +66,18 @@ impl Place {
         Self { store, reader }
     }
 
+    /// Opens the forks to write them. A program that another test starts holds the lock of the last one until it runs.
     pub fn registry(&self) -> Registry {
-        Registry::open(self.store.root(), self.reader.clone(), Options::default()).unwrap()
+        let begun = Instant::now();
+        loop {
+            let registry =
+                Registry::open(self.store.root(), self.reader.clone(), Options::default()).unwrap();
+            if registry.is_writable() {
+                return registry;
+            }
+            assert!(begun.elapsed() < PATIENCE, "somebody else writes these forks");
+            std::thread::yield_now();
+        }
     }
 
     pub fn sealer(&self, secret: Option<&str>) -> Sealer {
@@ -269,6 +283,23 @@ impl Pf {
         for parent in &manifest.parents {
             self.0.get_manifest(parent).unwrap();
         }
+        // What pf would push to a registry.
+        for digest in pf_registry::registry::transitive_blob_digests(&manifest, self.0.blobs()).unwrap() {
+            self.blob(&digest);
+        }
+    }
+
+    /// Pushes an image to a registry that is a folder and pulls it again; what comes back is what was pushed.
+    pub fn push_and_pull(&self, image: &Digest, folder: &Path) {
+        use pf_registry::{FileRegistry, ImageRef, Registry as _};
+        let target = ImageRef::File { path: folder.to_owned() };
+        let (manifest, registry) = (self.manifest(image), FileRegistry::new());
+        at_once(registry.push(&target, &manifest, self.0.blobs())).unwrap();
+        let pulled = at_once(registry.pull(&target)).unwrap();
+        assert_eq!(serde_json::to_vec(&pulled.manifest).unwrap(), serde_json::to_vec(&manifest).unwrap());
+        let reached = pf_registry::registry::transitive_blob_digests(&manifest, self.0.blobs()).unwrap();
+        assert_eq!(pulled.blobs.len(), reached.len());
+        std::fs::remove_dir_all(folder).unwrap();
     }
 
     /// The image's files as pf restores them: kind, mode and content by path.
@@ -298,6 +329,15 @@ impl Pf {
             }
         }
         all
+    }
+}
+
+/// What comes of a future that waits for nothing.
+fn at_once<T>(future: impl Future<Output = T>) -> T {
+    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    match std::pin::pin!(future).poll(&mut context) {
+        std::task::Poll::Ready(value) => value,
+        std::task::Poll::Pending => panic!("it waits for something"),
     }
 }
 

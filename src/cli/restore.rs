@@ -47,9 +47,8 @@ pub(crate) fn run(store: &StoreArg, args: &RestoreArgs) -> Result<ExitCode> {
             let reader = place::reader(&store);
             let sealer = Sealer::new(Arc::clone(&store), reader, args.secret.read()?)
                 .with_log(audit::told(&store, "restore"));
-            let sealed = sealer.seal(&fork, None)?;
-            let restored = registry.put_back(name, &fork, image)?;
-            sealer.judge_restored(&restored, name, &image)?;
+            let sealed = sealer.seal_everything(&fork)?;
+            sealer.restore(&registry, name, &fork, &image)?;
             registry.sync()?;
             place::Done { image, new: sealed.new, reports: sealed.reports }
         }

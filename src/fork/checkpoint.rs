@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::apply::apply;
 use super::disk::GenId;
-use super::freeze::{Frozen, Put, take_pieces};
+use super::freeze::{Changes, Frozen, Put, take_pieces};
 use super::ino::Ino;
 use super::journal::Writer;
 use super::live::{Fork, now, settle};
@@ -115,14 +115,14 @@ impl Fork {
 }
 
 /// A state that is led from the base to the target, and the journal of how.
-struct Scratch<'a> {
-    state: State,
-    writer: Writer,
-    shared: &'a Shared,
+pub(super) struct Scratch<'a> {
+    pub(super) state: State,
+    pub(super) writer: Writer,
+    pub(super) shared: &'a Shared,
 }
 
 impl Scratch<'_> {
-    fn commit(&mut self, mut record: Record) -> Result<()> {
+    pub(super) fn commit(&mut self, mut record: Record) -> Result<()> {
         let floor = match &record {
             Record::Attr(Attrs { ino, .. }) | Record::Splice(Splice { ino, .. }) => {
                 self.state.inode(*ino).map_or(0, |inode| inode.floor())
@@ -136,11 +136,24 @@ impl Scratch<'_> {
     }
 
     fn write(&mut self, target: &Frozen) -> Result<()> {
-        let changes = target.changes()?;
+        self.lead(target, &target.changes()?)
+    }
+
+    /// Makes changes of the target's true.
+    pub(super) fn lead(&mut self, target: &Frozen, changes: &Changes) -> Result<()> {
         for path in &changes.removed {
             self.remove_all(path)?;
         }
         let mut made: HashMap<Ino, Ino> = HashMap::new();
+        let mut as_it_is = HashSet::new();
+        for put in changes.put.values().filter(|put| put.inode.links.len() > 1) {
+            // A name that is not among the changes leads to a file that is as it should be.
+            let others = target.names(&put.inode).filter(|path| !changes.put.contains_key(path));
+            for ino in others.filter_map(|path| self.state.resolve(&path)) {
+                made.insert(put.ino, ino);
+                as_it_is.insert(ino);
+            }
+        }
         // A file that is there under any of its names is not made again.
         for (path, put) in &changes.put {
             if let Some(ino) = self.state.resolve(path) {
@@ -166,13 +179,16 @@ impl Scratch<'_> {
                     ino
                 }
             };
-            if filled.insert(ino) {
+            if !as_it_is.contains(&ino) && filled.insert(ino) {
                 self.fill(ino, &put.inode)?;
             }
         }
         // Last, since all of the above touches times.
         for (path, put) in &changes.put {
             let ino = self.state.resolve(path).ok_or_else(unfit)?;
+            if as_it_is.contains(&ino) {
+                continue;
+            }
             let attr = target.attr(put);
             // A base file that was moved is made anew, and then has times although nobody set them.
             let or_shown = |time: Option<i64>, shown| time.or(created.contains(&ino).then_some(shown));
@@ -296,6 +312,6 @@ impl Scratch<'_> {
     }
 }
 
-fn unfit() -> Error {
+pub(super) fn unfit() -> Error {
     Error::new(ErrorKind::Io(None), "a checkpoint does not fit its base")
 }

@@ -12,6 +12,7 @@ use super::disk::{GenId, Generation};
 use super::head::Head;
 use super::ino::Ino;
 use super::journal::Writer;
+use super::keep::{Keeping, Kept};
 use super::live::{BaseReader, Fork, Live, read_blob, settle};
 use super::node::{Attr, Body, Content, Guard, Inode, Name};
 use super::pieces::{BlobRef, Piece, Pieces, Src};
@@ -172,6 +173,29 @@ impl Frozen {
         Ok(Changes { removed: outer, put })
     }
 
+    /// What is at a path, with all that is below it.
+    pub fn below(&self, path: &[u8]) -> Result<BTreeMap<Vec<u8>, Put>> {
+        let mut put = BTreeMap::new();
+        if let Some((ino, inode)) =
+            self.state.resolve(path).and_then(|ino| Some((ino, self.state.inode(ino)?)))
+        {
+            self.put_all(path.to_vec(), ino, inode, &mut put)?;
+        }
+        // Other names of what is there may lie elsewhere.
+        put.retain(|found, _| found.starts_with(path) && matches!(found.get(path.len()), None | Some(b'/')));
+        Ok(put)
+    }
+
+    /// Whether its image has a path.
+    pub fn was_there(&self, path: &[u8]) -> bool {
+        self.baseline.resolve(path).is_some()
+    }
+
+    /// Paths that lead to a file.
+    pub(super) fn names<'a>(&'a self, inode: &'a Inode) -> impl Iterator<Item = Vec<u8>> + 'a {
+        inode.links.iter().filter_map(|(parent, name)| Some(join(&self.state.path(*parent)?, name)))
+    }
+
     fn put_all(
         &self,
         path: Vec<u8>,
@@ -216,7 +240,7 @@ impl std::fmt::Debug for Frozen {
     }
 }
 
-fn lost() -> Error {
+pub(super) fn lost() -> Error {
     Error::new(ErrorKind::Io(None), "a changed file's path cannot be found")
 }
 
@@ -315,8 +339,21 @@ impl Fork {
         layers: &[LayerBase],
         sealed: &Sealed,
     ) -> Result<Vec<Ino>> {
+        self.rebase_keeping(frozen, image, layers, sealed, &Kept::new())
+    }
+
+    /// The same of an image that some of the fork was kept out of. That stays in the fork.
+    pub fn rebase_keeping(
+        &self,
+        frozen: &Frozen,
+        image: Digest,
+        layers: &[LayerBase],
+        sealed: &Sealed,
+        kept: &Kept,
+    ) -> Result<Vec<Ino>> {
         self.may_write()?;
-        let changes = frozen.changes()?;
+        let mut changes = frozen.changes()?;
+        changes.put.retain(|path, _| !kept.contains_key(path));
         for (path, put) in &changes.put {
             let Some(content) = put.inode.content() else { continue };
             let shown = String::from_utf8_lossy(path);
@@ -335,20 +372,32 @@ impl Fork {
                 }
             }
         }
+        let keeping = self.keeping(frozen, image, kept)?;
+        let leftover = keeping.as_ref().map(|keeping| &keeping.leftover.generation);
         let mut head = self.head.lock();
-        let released = frozen.ids();
-        if frozen.uid != self.uid || !head.generations.starts_with(&released) || head.base != frozen.image {
-            return Err(Error::new(ErrorKind::InvalidInput, "the fork has been sealed since"));
-        }
-        let mut next = head.clone();
-        next.base = Some(image);
-        next.generations.drain(..released.len());
-        let durable = self.switch_head(&mut head, next)?;
+        let before = frozen.ids();
+        let released: Vec<GenId> =
+            before.iter().copied().filter(|id| leftover.is_none_or(|kept| kept.id != *id)).collect();
+        let switched =
+            if frozen.uid == self.uid && head.generations.starts_with(&before) && head.base == frozen.image {
+                let mut next = head.clone();
+                next.base = Some(image);
+                next.generations.splice(..before.len(), leftover.map(|generation| generation.id));
+                self.switch_head(&mut head, next)
+            } else {
+                Err(Error::new(ErrorKind::InvalidInput, "the fork has been sealed since"))
+            };
+        let durable = switched.inspect_err(|_| {
+            if let Some(Keeping { leftover, state: Some(_) }) = &keeping {
+                self.shared.drop_refs(&[leftover.generation.id]);
+            }
+        })?;
         let changed = {
             let mut live = self.live.write();
             live.image = Some(image);
-            live.generations.drain(..released.len());
+            live.generations.splice(..before.len(), leftover.cloned());
             live.state.settle_dirt(frozen.state.epoch);
+            live.settled = Some(frozen.state.epoch);
             let mut baseline = frozen.state.clone();
             let gone: HashSet<GenId> = released.iter().copied().collect();
             let mut changed = Vec::new();
@@ -366,6 +415,7 @@ impl Fork {
                 };
                 live.repoint(put, &gone, &mut seal, &mut changed);
             }
+            live.keep(frozen, kept, keeping, &gone, &mut baseline);
             live.baseline = Arc::new(baseline);
             for path in ["manifest.json", "cache/manifest.json"] {
                 let Live { state, orphans, .. } = &mut *live;

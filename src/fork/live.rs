@@ -12,6 +12,7 @@ use super::disk::Generation;
 use super::head::Head;
 use super::ino::Ino;
 use super::journal::Writer;
+use super::keep::Leftover;
 use super::node::{Content, Guard, Inode, LazyBlob};
 use super::pieces::BlobRef;
 use super::record::Record;
@@ -64,9 +65,24 @@ pub(super) struct Live {
     pub(super) generations: Vec<Arc<Generation>>,
     /// The image it rests on on disk, which the last seal may have replaced.
     pub(super) image: Option<Digest>,
+    /// What was changed up to this epoch is sealed, or was kept out of the seal.
+    pub(super) settled: Option<u64>,
+    /// The generation that holds what was kept out, once there is one.
+    pub(super) leftover: Option<Leftover>,
 }
 
 impl Live {
+    pub(super) fn new(
+        state: State,
+        baseline: Arc<State>,
+        writer: Writer,
+        generations: Vec<Arc<Generation>>,
+        image: Option<Digest>,
+    ) -> Self {
+        let orphans = HashMap::new();
+        Self { state, baseline, orphans, writer, generations, image, settled: None, leftover: None }
+    }
+
     pub(super) fn inode(&self, ino: Ino) -> Option<Arc<Inode>> {
         self.state.inode(ino).or_else(|| self.orphans.get(&ino).cloned())
     }
@@ -198,6 +214,13 @@ impl Fork {
 
     /// Whether anything was changed since the last seal. May say yes where changes cancelled each other out.
     pub fn is_changed(&self) -> bool {
+        let live = self.live.read();
+        let unsettled = |epoch: &u64| live.settled.is_none_or(|settled| *epoch > settled);
+        live.state.dirty_names.values().any(unsettled) || live.state.dirty_nodes.values().any(unsettled)
+    }
+
+    /// Whether it holds anything that its image does not: what was changed since, or kept out of it.
+    pub fn is_unlike_its_image(&self) -> bool {
         let live = self.live.read();
         !live.state.dirty_names.is_empty() || !live.state.dirty_nodes.is_empty()
     }

@@ -341,7 +341,7 @@ impl Registry {
             ));
         }
         let image = head.base;
-        let live = Live { state, baseline, orphans: HashMap::new(), writer, generations, image };
+        let live = Live::new(state, baseline, writer, generations, image);
         Ok(self.fork(head, live, damage, true))
     }
 
@@ -432,15 +432,21 @@ impl Registry {
             return Err(e);
         }
         let writer = Writer::new(active);
-        let live = Live { state, baseline, orphans: HashMap::new(), writer, generations, image };
+        let live = Live::new(state, baseline, writer, generations, image);
         let fork = self.fork(head, live, None, true);
         self.slots.lock().insert(name.to_owned(), Arc::new(Mutex::new(Slot::Loaded(fork.clone()))));
         Ok(fork)
     }
 
     /// Puts a fork onto an image, with nothing of what it was: the same name, but another fork from now on. Whoever has
-    /// something of the old one open can read on.
-    pub fn put_back(&self, name: &str, fork: &Fork, image: Digest) -> Result<Arc<Fork>> {
+    /// something of the old one open can read on. `judge` sees it before it is put there; if it fails the fork is as it was.
+    pub fn put_back(
+        &self,
+        name: &str,
+        fork: &Fork,
+        image: Digest,
+        judge: &dyn Fn(&Fork) -> Result<()>,
+    ) -> Result<Arc<Fork>> {
         self.may_write()?;
         let slot = self.slot(name)?;
         let mut slot_now = slot.lock();
@@ -460,19 +466,21 @@ impl Registry {
         };
         self.shared.add_refs(&next.generations);
         let released = head.generations.clone();
-        Fork::inherit_seals(&self.shared.forks, &fork.uid, &next.uid);
-        let durable = fork
-            .switch_head(&mut head, next.clone())
-            .inspect_err(|_| self.shared.drop_refs(&next.generations))?;
+        let live = Live::new(state, baseline, Writer::new(active.clone()), vec![active], Some(image));
+        let restored = self.fork(next.clone(), live, None, true);
+        let switched = judge(&restored).and_then(|()| {
+            Fork::inherit_seals(&self.shared.forks, &fork.uid, &next.uid);
+            fork.switch_head(&mut head, next.clone())
+        });
+        let durable = switched.inspect_err(|_| {
+            Fork::forget_seals(&self.shared.forks, &next.uid);
+            self.shared.drop_refs(&next.generations);
+        })?;
         fork.discarded.store(true, Ordering::Release);
         if durable {
             self.shared.drop_refs(&released);
         }
         Fork::forget_seals(&self.shared.forks, &fork.uid);
-        let writer = Writer::new(active.clone());
-        let generations = vec![active];
-        let live = Live { state, baseline, orphans: HashMap::new(), writer, generations, image: Some(image) };
-        let restored = self.fork(next, live, None, true);
         *slot_now = Slot::Loaded(restored.clone());
         Ok(restored)
     }

@@ -399,7 +399,7 @@ impl State {
 
     /// Makes a file the fork's own, and the folders above it first: what is own is found without knowing anything
     /// of the base.
-    fn own(&mut self, ino: Ino) -> Option<()> {
+    pub(super) fn own(&mut self, ino: Ino) -> Option<()> {
         let mut wanted = vec![ino];
         while let Some(ino) = wanted.last().copied() {
             let At::Base(node) = self.at(ino)? else {

@@ -9,11 +9,11 @@ use std::thread;
 use parking_lot::Mutex;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::fork::{BlobRef, Content, Frozen};
-use crate::store::Batch;
+use crate::fork::{BlobRef, Content, Frozen, Src};
+use crate::store::{Batch, Digest, SEEKABLE_FROM};
 
-/// Content up to this many bytes is held in memory as a whole, by each thread.
-const WHOLE: u64 = 8 << 20;
+/// Content up to this many bytes is held in memory as a whole, by each thread. What is larger is stored frame by frame.
+const WHOLE: u64 = SEEKABLE_FROM;
 
 /// Less than this many bytes of content are not worth a second thread.
 const WORTH_A_THREAD: u64 = 512 << 10;
@@ -59,6 +59,17 @@ pub(super) fn read_all(frozen: &Frozen, content: &Content, buffer: &mut Vec<u8>)
     Err(Error::new(ErrorKind::Damaged, format!("only {read} of {} bytes can be read", buffer.len())))
 }
 
+/// The blob that a file's content was before, as far as it still is: of several the one that most of it is.
+fn previous(content: &Content) -> Option<Digest> {
+    let mut bytes: HashMap<Digest, u64> = HashMap::new();
+    for (_, piece) in content.pieces.all() {
+        if let Src::Blob(blob) = &piece.src {
+            *bytes.entry(blob.digest).or_default() += piece.len;
+        }
+    }
+    bytes.into_iter().max_by_key(|(_, bytes)| *bytes).map(|(digest, _)| digest)
+}
+
 fn store_one(batch: &Batch<'_>, frozen: &Frozen, job: &Job<'_>, buffer: &mut Vec<u8>) -> Result<BlobRef> {
     let size = job.content.size;
     if size <= WHOLE {
@@ -66,7 +77,7 @@ fn store_one(batch: &Batch<'_>, frozen: &Frozen, job: &Job<'_>, buffer: &mut Vec
         return Ok(BlobRef { digest: batch.put(buffer)?, size });
     }
     let mut reader = Reader { frozen, content: job.content, at: 0, failed: None };
-    let stored = batch.put_stream(&mut reader, Some(size));
+    let stored = batch.write_seekable(previous(job.content), &mut reader);
     match (stored, reader.failed) {
         (Ok((digest, length)), _) if length == size => Ok(BlobRef { digest, size }),
         (Ok((_, length)), _) => {

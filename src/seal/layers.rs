@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use super::Sealing;
 use super::ledger;
-use super::{Parent, Sealing};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fork::BlobRef;
 use crate::layers::cache::{LAYOUT, Page, PageManifest};
@@ -249,11 +249,4 @@ fn page_of(path: &[u8]) -> Option<(u32, bool)> {
     let name = std::str::from_utf8(path.strip_prefix(PAGES)?).ok()?;
     let (ix, half) = name.split_once('.')?;
     Some((ix.parse().ok()?, half == "k"))
-}
-
-impl Parent {
-    /// The text of its tree.
-    pub(super) fn tree(&self, store: &crate::store::Store) -> Result<Vec<u8>> {
-        Ok(store.blobs().read_metadata(&self.manifest.world.fs)?)
-    }
 }

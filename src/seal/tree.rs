@@ -2,15 +2,12 @@
 //!
 //! Entries that did not change are taken over as they stand, with the keys this program does not know.
 
+use std::borrow::Cow;
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::fmt;
 use std::ops::Range;
 
-use serde::de::{DeserializeSeed, MapAccess, Visitor};
-use serde::{Deserialize, Deserializer};
-use serde_json::value::RawValue;
-
+use super::text::{Place, Text};
 use crate::layers::FormatError;
 use crate::layers::world::{Entry, FORMAT, Kind, MAX_NAME, Root};
 use crate::store::Taken;
@@ -39,10 +36,10 @@ impl TreeChanges {
     }
 }
 
-/// A tree's text, and which stretches of it are those of the base.
+/// A new tree's text, and which stretches of it are those of the base.
 #[derive(Default)]
 pub(super) struct Merged {
-    pub(super) text: Vec<u8>,
+    pub(super) text: Text,
     /// In the order of the text.
     pub(super) taken: Vec<Taken>,
     /// Where the text of each entry is that was put, by its path.
@@ -52,8 +49,8 @@ pub(super) struct Merged {
 impl Merged {
     /// Takes over a stretch of the base.
     fn take(&mut self, base: &[u8], from: usize, len: usize) {
-        let at = self.text.len();
-        self.text.extend_from_slice(&base[from..from + len]);
+        let at = self.text.bytes.len();
+        self.text.bytes.extend_from_slice(&base[from..from + len]);
         match self.taken.last_mut() {
             Some(last) if last.at + last.len == at && last.from + last.len == from => last.len += len,
             _ => self.taken.push(Taken { at, from, len }),
@@ -61,86 +58,18 @@ impl Merged {
     }
 }
 
-/// A base's text, taken apart.
-#[derive(Default)]
-struct Parts<'a> {
-    entries: Vec<&'a RawValue>,
-    specials: Vec<&'a RawValue>,
-    root: Option<&'a RawValue>,
-    extra: Vec<(String, &'a RawValue)>,
-}
-
-impl<'de: 'a, 'a> Deserialize<'de> for Parts<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct PartsVisitor;
-        impl<'de> Visitor<'de> for PartsVisitor {
-            type Value = Parts<'de>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an fs.tree.v1 object")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Parts<'de>, A::Error> {
-                let mut parts = Parts::default();
-                while let Some(key) = map.next_key::<String>()? {
-                    match key.as_str() {
-                        "kind" => drop(map.next_value::<String>()?),
-                        "entries" => parts.entries = map.next_value()?,
-                        "specials" => parts.specials = map.next_value()?,
-                        "root" => parts.root = Some(map.next_value()?),
-                        _ => parts.extra.push((key, map.next_value()?)),
-                    }
-                }
-                Ok(parts)
-            }
-        }
-        deserializer.deserialize_map(PartsVisitor)
-    }
-}
-
 /// An entry of the base with its path as it stands in the text.
 struct Old<'a> {
-    path: std::borrow::Cow<'a, str>,
-    raw: &'a str,
-}
-
-/// Only the path of an entry.
-struct PathOf;
-
-impl<'de> DeserializeSeed<'de> for PathOf {
-    type Value = (String, Option<String>);
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
-        #[derive(Deserialize)]
-        struct Named {
-            path: String,
-            #[serde(default)]
-            name_b64: Option<String>,
-        }
-        Named::deserialize(deserializer).map(|named| (named.path, named.name_b64))
-    }
+    path: Cow<'a, str>,
+    place: Place,
 }
 
 fn wrong(error: &serde_json::Error) -> FormatError {
     FormatError::new(FORMAT, "", error.to_string())
 }
 
-fn old(raw: &RawValue) -> Result<Old<'_>, FormatError> {
-    let raw = raw.get();
-    // As this program and `pf` write it.
-    if let Some(rest) = raw.strip_prefix("{\"path\":\"")
-        && let Some(end) = rest.find(['"', '\\'])
-        && rest.as_bytes()[end] == b'"'
-    {
-        return Ok(Old { path: rest[..end].into(), raw });
-    }
-    let mut deserializer = serde_json::Deserializer::from_str(raw);
-    let (path, _) = PathOf.deserialize(&mut deserializer).map_err(|e| wrong(&e))?;
-    Ok(Old { path: path.into(), raw })
-}
-
 /// The order of `pf`'s entries: by component.
-fn order(a: &[u8], b: &[u8]) -> Ordering {
+pub(super) fn order(a: &[u8], b: &[u8]) -> Ordering {
     // Up to the first byte that differs the components are the same; a slash there ends a shorter component.
     let rank = |byte: Option<&u8>| match byte {
         None => 0,
@@ -151,23 +80,26 @@ fn order(a: &[u8], b: &[u8]) -> Ordering {
     rank(a.get(at)).cmp(&rank(b.get(at)))
 }
 
-/// Merges changes into the text of a tree; without a base, makes one.
-pub(super) fn merge(base: Option<&[u8]>, mut changes: TreeChanges) -> Result<Merged, FormatError> {
-    let base = base.unwrap_or(b"{}");
-    let parts: Parts<'_> = serde_json::from_slice(base).map_err(|e| wrong(&e))?;
-    let mut olds = [parts.entries, parts.specials]
-        .map(|list| list.into_iter().map(old).collect::<Result<Vec<_>, FormatError>>());
-    let mut sorted = [const { Vec::new() }; 2];
-    for (sorted, olds) in sorted.iter_mut().zip(&mut olds) {
-        let olds = std::mem::replace(olds, Ok(Vec::new()))?;
-        *sorted = olds;
-        if !sorted.is_sorted_by(|a, b| order(a.path.as_bytes(), b.path.as_bytes()).is_le()) {
-            sorted.sort_by(|a, b| order(a.path.as_bytes(), b.path.as_bytes()));
+/// Merges changes into the text of a tree; without a base, makes one. Costs what changed, but for copying the text, where
+/// the base is in order and no name in it or among the changes is other than UTF-8.
+pub(super) fn merge(base: Option<&Text>, mut changes: TreeChanges) -> Result<Merged, FormatError> {
+    let nothing = Text::nothing();
+    let base = base.unwrap_or(&nothing);
+    let named = base.named || changes.put.keys().any(|path| std::str::from_utf8(path).is_err());
+    let quick = base.sorted && !named;
+    let mut olds = [const { Vec::new() }; 2];
+    if !quick {
+        for (olds, places) in olds.iter_mut().zip(base.lists()) {
+            *olds = places
+                .iter()
+                .map(|place| Ok(Old { path: base.path(*place)?, place: *place }))
+                .collect::<Result<Vec<_>, FormatError>>()?;
+            olds.sort_by(|a, b| order(a.path.as_bytes(), b.path.as_bytes()));
         }
     }
-    let [entries, specials] = sorted;
-    let shown = Shown::new(base, &entries, &specials, &changes)?;
-    let next_group = highest_group(base, &changes).saturating_add(1);
+    let [entries, specials] = olds;
+    let shown = if named { Shown::new(base, &entries, &specials, &changes)? } else { Shown::default() };
+    let next_group = highest_group(&base.bytes, &changes).saturating_add(1);
     let mut groups: HashMap<u64, u64> = HashMap::new();
     let mut new = [const { Vec::new() }; 2];
     for (path, NewEntry { mut entry, group }) in std::mem::take(&mut changes.put) {
@@ -179,94 +111,179 @@ pub(super) fn merge(base: Option<&[u8]>, mut changes: TreeChanges) -> Result<Mer
         let special = !matches!(entry.kind, Kind::File | Kind::Dir | Kind::Symlink);
         new[usize::from(special)].push((path, entry));
     }
-    let gone = Gone::new(&changes.removed);
     let mut out = Merged::default();
-    out.text.reserve(base.len() + 256 * (new[0].len() + new[1].len()) + 64);
-    out.text.extend_from_slice(b"{\"kind\":\"fs.tree.v1\",\"entries\":[");
+    out.text.named = named;
+    out.text.sorted = true;
+    out.text.bytes.reserve(base.bytes.len() + 256 * (new[0].len() + new[1].len()) + 64);
+    out.text.bytes.extend_from_slice(b"{\"kind\":\"fs.tree.v1\",\"entries\":[");
+    for new in &mut new {
+        new.sort_by(|a: &(_, Entry<'_>), b| order(a.1.path.as_bytes(), b.1.path.as_bytes()));
+    }
     let [new_entries, new_specials] = new;
     // A path that is replaced is replaced among both: a file may have become a fifo.
     let replaced: HashSet<Vec<u8>> =
         new_entries.iter().chain(&new_specials).map(|(path, _)| path.clone()).collect();
-    list(&mut out, base, &entries, new_entries, &shown, &gone, &replaced)?;
-    out.text.push(b']');
-    match (&changes.root, parts.root) {
+    let gone = Gone::new(&changes.removed);
+    let mut lists = [(entries, new_entries), (specials, new_specials)].into_iter().zip(base.lists());
+    let mut list = |out: &mut Merged| {
+        let Some(((olds, new), places)) = lists.next() else { return Ok(Vec::new()) };
+        if quick {
+            quick_list(out, base, places, new, &changes.removed, &replaced)
+        } else {
+            list(out, &base.bytes, &olds, new, &shown, &gone, &replaced)
+        }
+    };
+    out.text.entries = list(&mut out)?;
+    out.text.bytes.push(b']');
+    match (&changes.root, base.root) {
         (Some(root), _) => {
-            out.text.extend_from_slice(b",\"root\":");
-            serde_json::to_writer(&mut out.text, root).map_err(|e| wrong(&e))?;
+            out.text.bytes.extend_from_slice(b",\"root\":");
+            let from = out.text.bytes.len();
+            serde_json::to_writer(&mut out.text.bytes, root).map_err(|e| wrong(&e))?;
+            out.text.root = Some(Place::new(from, out.text.bytes.len()));
         }
         (None, Some(root)) => {
-            out.text.extend_from_slice(b",\"root\":");
-            out.text.extend_from_slice(root.get().as_bytes());
+            out.text.bytes.extend_from_slice(b",\"root\":");
+            let from = out.text.bytes.len();
+            out.text.bytes.extend_from_slice(base.raw(root));
+            out.text.root = Some(Place::new(from, out.text.bytes.len()));
         }
         (None, None) => {}
     }
-    let before = out.text.len();
-    out.text.extend_from_slice(b",\"specials\":[");
-    let start = out.text.len();
-    list(&mut out, base, &specials, new_specials, &shown, &gone, &replaced)?;
-    if out.text.len() == start {
-        out.text.truncate(before);
+    let before = out.text.bytes.len();
+    out.text.bytes.extend_from_slice(b",\"specials\":[");
+    let start = out.text.bytes.len();
+    out.text.specials = list(&mut out)?;
+    if out.text.bytes.len() == start {
+        out.text.bytes.truncate(before);
     } else {
-        out.text.push(b']');
+        out.text.bytes.push(b']');
     }
-    for (key, value) in parts.extra {
-        out.text.push(b',');
-        serde_json::to_writer(&mut out.text, &key).map_err(|e| wrong(&e))?;
-        out.text.push(b':');
-        out.text.extend_from_slice(value.get().as_bytes());
+    for (key, value) in &base.extra {
+        out.text.bytes.push(b',');
+        serde_json::to_writer(&mut out.text.bytes, key).map_err(|e| wrong(&e))?;
+        out.text.bytes.push(b':');
+        let from = out.text.bytes.len();
+        out.text.bytes.extend_from_slice(base.raw(*value));
+        out.text.extra.push((key.clone(), Place::new(from, out.text.bytes.len())));
     }
-    out.text.push(b'}');
+    out.text.bytes.push(b'}');
     Ok(out)
 }
 
+/// An entry that goes into a list which starts at `start`.
+fn put(out: &mut Merged, start: usize, path: Vec<u8>, entry: &Entry<'_>) -> Result<Place, FormatError> {
+    if out.text.bytes.len() > start {
+        out.text.bytes.push(b',');
+    }
+    let from = out.text.bytes.len();
+    serde_json::to_writer(&mut out.text.bytes, entry).map_err(|e| wrong(&e))?;
+    out.placed.insert(path, from..out.text.bytes.len());
+    Ok(Place::new(from, out.text.bytes.len()))
+}
+
+/// Entries of the base, one behind the other in its text, that go into a list which starts at `start`.
+fn take(out: &mut Merged, start: usize, base: &[u8], run: &[Place], places: &mut Vec<Place>) {
+    let (Some(first), Some(last)) = (run.first(), run.last()) else { return };
+    let mut from = first.start();
+    if out.text.bytes.len() > start {
+        // The comma goes along where it stands right before the entry: so the stretch stays whole.
+        if from > 0 && base[from - 1] == b',' {
+            from -= 1;
+        } else {
+            out.text.bytes.push(b',');
+        }
+    }
+    let at = out.text.bytes.len();
+    out.take(base, from, last.end() - from);
+    places.extend(run.iter().map(|place| Place::new(place.start() - from + at, place.end() - from + at)));
+}
+
+/// Makes a list of a base's list that is in order and of whose names all are UTF-8, as are those of what is new.
+fn quick_list(
+    out: &mut Merged,
+    base: &Text,
+    olds: &[Place],
+    new: Vec<(Vec<u8>, Entry<'static>)>,
+    removed: &[Vec<u8>],
+    replaced: &HashSet<Vec<u8>>,
+) -> Result<Vec<Place>, FormatError> {
+    let mut cuts: Vec<Range<usize>> = Vec::new();
+    for path in removed {
+        let from = base.find(olds, path)?;
+        // What is below a path comes right behind it.
+        let mut to = from;
+        while let Some(old) = olds.get(to)
+            && below(path, base.path(*old)?.as_bytes())
+        {
+            to += 1;
+        }
+        cuts.push(from..to);
+    }
+    for path in replaced {
+        let at = base.find(olds, path)?;
+        if let Some(old) = olds.get(at)
+            && base.path(*old)?.as_bytes() == path.as_slice()
+        {
+            cuts.push(at..at + 1);
+        }
+    }
+    cuts.sort_unstable_by_key(|cut| cut.start);
+    cuts.push(olds.len()..olds.len());
+    let start = out.text.bytes.len();
+    let mut places = Vec::with_capacity(olds.len() + new.len());
+    let mut new = new
+        .into_iter()
+        .map(|(path, entry)| Ok((base.find(olds, &path)?, path, entry)))
+        .collect::<Result<Vec<_>, FormatError>>()?
+        .into_iter()
+        .peekable();
+    let mut done = 0;
+    for cut in cuts {
+        while let Some((at, path, entry)) = new.next_if(|(at, ..)| *at <= cut.start) {
+            if at > done {
+                take(out, start, &base.bytes, &olds[done..at], &mut places);
+                done = at;
+            }
+            places.push(put(out, start, path, &entry)?);
+        }
+        if cut.start > done {
+            take(out, start, &base.bytes, &olds[done..cut.start], &mut places);
+        }
+        done = done.max(cut.end);
+    }
+    Ok(places)
+}
+
+/// Makes a list of any base's.
 fn list(
     out: &mut Merged,
     base: &[u8],
     olds: &[Old<'_>],
-    mut new: Vec<(Vec<u8>, Entry<'static>)>,
+    new: Vec<(Vec<u8>, Entry<'static>)>,
     shown: &Shown,
     gone: &Gone<'_>,
     replaced: &HashSet<Vec<u8>>,
-) -> Result<(), FormatError> {
-    new.sort_by(|a, b| order(a.1.path.as_bytes(), b.1.path.as_bytes()));
+) -> Result<Vec<Place>, FormatError> {
     let mut new = new.into_iter().peekable();
-    let start = out.text.len();
-    let put = |out: &mut Merged, path: Vec<u8>, entry: &Entry<'_>| {
-        if out.text.len() > start {
-            out.text.push(b',');
-        }
-        let from = out.text.len();
-        serde_json::to_writer(&mut out.text, entry).map_err(|e| wrong(&e))?;
-        out.placed.insert(path, from..out.text.len());
-        Ok::<(), FormatError>(())
-    };
+    let start = out.text.bytes.len();
+    let mut places = Vec::with_capacity(olds.len() + new.len());
     for old in olds {
         while let Some((path, entry)) =
             new.next_if(|(_, new)| order(new.path.as_bytes(), old.path.as_bytes()).is_lt())
         {
-            put(out, path, &entry)?;
+            places.push(put(out, start, path, &entry)?);
         }
         let path = shown.bytes(old);
         if (!replaced.is_empty() && replaced.contains(&*path)) || gone.covers(&path) {
             continue;
         }
-        let mut from = old.raw.as_ptr() as usize - base.as_ptr() as usize;
-        let mut len = old.raw.len();
-        if out.text.len() > start {
-            // The comma goes along where it stands right before the entry: so the stretch stays whole.
-            if from > 0 && base[from - 1] == b',' {
-                from -= 1;
-                len += 1;
-            } else {
-                out.text.push(b',');
-            }
-        }
-        out.take(base, from, len);
+        take(out, start, base, &[old.place], &mut places);
     }
     for (path, entry) in new {
-        put(out, path, &entry)?;
+        places.push(put(out, start, path, &entry)?);
     }
-    Ok(())
+    Ok(places)
 }
 
 /// The highest group number of a tree, or a higher one.
@@ -282,6 +299,11 @@ fn highest_group(base: &[u8], changes: &TreeChanges) -> u64 {
         rest[..digits].parse::<u64>().ok()
     };
     text.match_indices("\"hardlink\"").filter_map(number).max().unwrap_or(0)
+}
+
+/// Whether `path` is `folder` or lies below it.
+fn below(folder: &[u8], path: &[u8]) -> bool {
+    path.starts_with(folder) && (path.len() == folder.len() || path[folder.len()] == b'/')
 }
 
 /// Paths that are gone.
@@ -304,9 +326,7 @@ impl<'a> Gone<'a> {
 
     /// Whether a path or a folder above it is gone.
     fn covers(&self, path: &[u8]) -> bool {
-        let below =
-            |gone: &Vec<u8>| path.starts_with(gone) && (path.len() == gone.len() || path[gone.len()] == b'/');
-        self.few.iter().any(below)
+        self.few.iter().any(|gone| below(gone, path))
             || (!self.many.is_empty()
                 && (self.many.contains(path)
                     || (0..path.len()).any(|i| path[i] == b'/' && self.many.contains(&path[..i]))))
@@ -349,24 +369,19 @@ fn cut(text: &str, most: usize) -> &str {
 
 impl Shown {
     fn new(
-        base: &[u8],
+        base: &Text,
         entries: &[Old<'_>],
         specials: &[Old<'_>],
         changes: &TreeChanges,
     ) -> Result<Self, FormatError> {
         let mut shown = Self::default();
-        let named = base.windows(10).any(|w| w == b"\"name_b64\"");
-        if !named && changes.put.keys().all(|path| std::str::from_utf8(path).is_ok()) {
-            return Ok(shown);
-        }
         let mut olds: Vec<&Old<'_>> = entries.iter().chain(specials).collect();
         // Folders before what is in them.
         olds.sort_by(|a, b| order(a.path.as_bytes(), b.path.as_bytes()));
         let mut taken: HashSet<&str> = HashSet::new();
         let gone = Gone::new(&changes.removed);
         for old in olds {
-            let mut deserializer = serde_json::Deserializer::from_str(old.raw);
-            let (_, name) = PathOf.deserialize(&mut deserializer).map_err(|e| wrong(&e))?;
+            let name = base.name_b64(old.place)?;
             let name = name.and_then(|name| data_encoding::BASE64.decode(name.as_bytes()).ok());
             let (folder, plain) = parent_and_name(old.path.as_bytes());
             let folder = String::from_utf8_lossy(folder);
@@ -433,7 +448,7 @@ impl Shown {
     }
 
     /// The path that an entry of the base means.
-    fn bytes<'a>(&'a self, old: &'a Old<'_>) -> std::borrow::Cow<'a, [u8]> {
+    fn bytes<'a>(&'a self, old: &'a Old<'_>) -> Cow<'a, [u8]> {
         self.bytes.get(&*old.path).map_or(old.path.as_bytes(), Vec::as_slice).into()
     }
 }

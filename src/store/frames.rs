@@ -12,7 +12,7 @@ use super::{Batch, Blobs, Digest, MAX_METADATA};
 use crate::error::{Error, Result};
 
 /// Bytes of content in a frame: at least this, and less than twice as much.
-const FRAME: usize = 128 << 10;
+const FRAME: usize = 32 << 10;
 
 /// Content between two frames that is shorter than this is not worth a frame of its own.
 const TOO_SHORT: usize = FRAME / 4;

@@ -131,7 +131,7 @@ impl Vfs {
 
     fn seal_by_itself(&self, mounted: &Mounted) -> Vec<Stale> {
         let fork = &mounted.fork;
-        match self.seal_mounted(mounted, None) {
+        match self.seal_mounted(mounted, None, false) {
             Ok((_, stale)) => {
                 self.auto_seal.succeeded(fork);
                 stale

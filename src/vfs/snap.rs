@@ -174,7 +174,7 @@ impl Vfs {
         };
         let Ok(name) = std::str::from_utf8(name) else { return (Err(ErrorKind::InvalidInput), Vec::new()) };
         let (number, done) = match Ask::parse(name) {
-            Ask::Seal { number, tag } => (number, self.seal_mounted(&mounted, tag)),
+            Ask::Seal { number, tag } => (number, self.seal_mounted(&mounted, tag, false)),
             Ask::Restore { number, seal } => (Some(number), self.restore_mounted(&mounted, seal)),
         };
         if let Some(number) = number {
@@ -210,13 +210,19 @@ impl Vfs {
         self.sealing.outcomes.lock().get(number).cloned()
     }
 
-    /// Seals a fork of this mount.
+    /// Seals a fork of this mount; or `everything` of it, whatever its `.pfignore` names.
     pub(super) fn seal_mounted(
         &self,
         mounted: &Mounted,
         tag: Option<Tag<'_>>,
+        everything: bool,
     ) -> Result<(Sealed, Vec<Stale>)> {
-        let sealed = self.sealing.sealer.seal(&mounted.fork, tag)?;
+        let sealer = &self.sealing.sealer;
+        let sealed = if everything {
+            sealer.seal_everything(&mounted.fork)?
+        } else {
+            sealer.seal(&mounted.fork, tag)?
+        };
         let fork = mounted.fork.name();
         for report in &sealed.reports {
             tracing::warn!(fork, image = %sealed.image, "{report}");
@@ -245,12 +251,11 @@ impl Vfs {
                 .with_hint(format!("forks/{name}/.snap lists them"))
         })?;
         // Nothing is lost: what was not sealed is.
-        let (mut sealed, mut stale) = self.seal_mounted(mounted, None)?;
+        let (mut sealed, mut stale) = self.seal_mounted(mounted, None, true)?;
         let registry =
             self.registry(false)?.ok_or_else(|| Error::new(ErrorKind::NotFound, "there are no forks"))?;
-        let restored = registry.put_back(&name, fork, image)?;
+        self.sealing.sealer.restore(&registry, &name, fork, &image)?;
         self.forks.discarded(fork.uid());
-        self.sealing.sealer.judge_restored(&restored, &name, &image)?;
         for folder in [Fixed::Forks, Fixed::Work] {
             stale.push(Stale::Name(folder.ino(), name.clone().into_bytes()));
         }

@@ -1,0 +1,168 @@
+//! Seals as their caller sees them: `mkdir forks/F/.snap/NAME`, until it returns.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use pf_core::store::PfStore;
+
+use crate::scratch::{Scratch, pfimg};
+use crate::{Figures, Result};
+
+/// Files that change before each seal.
+pub(crate) const CHANGED: usize = 10;
+
+/// Seals of each kind for one run of everything else.
+const SEALS: usize = 3;
+
+/// A store that is mounted, with a fork of its latest image.
+pub(crate) struct Mounted {
+    mnt: PathBuf,
+    seals: usize,
+}
+
+impl Mounted {
+    /// Mounts a store; `name` is not taken yet.
+    pub(crate) fn new(scratch: &Scratch, name: &str, store: &Path) -> Result<Self> {
+        let mnt = scratch.fresh(&format!("mnt-{name}"))?;
+        let mut mount = pfimg("mount");
+        mount.args(["--seal", "manual"]).arg("--cache-dir").arg(scratch.fresh(&format!("mnt-cache-{name}"))?);
+        let out = mount.arg(store).arg(&mnt).output()?;
+        if !out.status.success() {
+            return Err(String::from_utf8_lossy(&out.stderr).into_owned().into());
+        }
+        let this = Self { mnt, seals: 0 };
+        if this.mnt.join("latest").exists() {
+            fs::create_dir(this.mnt.join("forks/f@latest"))?;
+        }
+        Ok(this)
+    }
+
+    /// The fork's files.
+    pub(crate) fn world(&self) -> PathBuf {
+        self.mnt.join("forks/f/world/fs")
+    }
+
+    /// Seals the fork; the first time is not like the others, since the tree is read then.
+    pub(crate) fn seal(&mut self) -> Result<Duration> {
+        self.seals += 1;
+        seal(&self.mnt, "f", self.seals)
+    }
+
+    pub(crate) fn end(self) -> Result<()> {
+        let out = pfimg("umount").arg(&self.mnt).output()?;
+        if out.status.success() { Ok(()) } else { Err("cannot unmount".into()) }
+    }
+}
+
+fn seal(mnt: &Path, fork: &str, number: usize) -> Result<Duration> {
+    let snap = mnt.join(format!("forks/{fork}/.snap/{fork}-{number}"));
+    let start = Instant::now();
+    fs::create_dir(&snap)?;
+    let time = start.elapsed();
+    // The link that shows it.
+    fs::read_link(&snap)?;
+    Ok(time)
+}
+
+/// Files below a folder, sorted.
+fn files_below(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    let mut todo = vec![folder.to_owned()];
+    while let Some(folder) = todo.pop() {
+        for entry in fs::read_dir(folder)? {
+            let (path, kind) = entry.and_then(|entry| Ok((entry.path(), entry.file_type()?)))?;
+            if kind.is_dir() {
+                todo.push(path);
+            } else if kind.is_file() {
+                found.push(path);
+            }
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Seals after ten files changed, wherever in the tree.
+pub(crate) fn ten_changed(mounted: &mut Mounted, runs: usize) -> Result<Vec<Duration>> {
+    let files = files_below(&mounted.world())?;
+    let mut times = Vec::new();
+    for run in 0..runs * SEALS + 1 {
+        for n in 0..CHANGED {
+            let file = &files[(run * 977 + n * (files.len() / CHANGED + 1)) % files.len()];
+            fs::write(file, format!("changed {run} {n}\n").repeat(20))?;
+        }
+        let time = mounted.seal()?;
+        if run > 0 {
+            times.push(time);
+        }
+    }
+    Ok(times)
+}
+
+fn fixture(store: &Path, args: &[&str]) -> Result<()> {
+    let out = pfimg("fixture").args(args).env("PF_STORE", store).output()?;
+    if out.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&out.stderr).into_owned().into()) }
+}
+
+pub(crate) fn rows(runs: usize, scratch: &Scratch, figures: &mut Figures) -> Result<()> {
+    let mut medians = Vec::new();
+    for files in [1_000, 20_000, 100_000] {
+        scratch.go_on()?;
+        let store = scratch.path().join(format!("sealed-{files}"));
+        fixture(&store, &["--world-files", &files.to_string(), "--world-file-bytes", "300"])?;
+        let mut mounted = Mounted::new(scratch, &files.to_string(), &store)?;
+        let times = ten_changed(&mut mounted, runs)?;
+        medians.push(figures.row(&format!("seal, {CHANGED} of {files} files changed"), times));
+        mounted.end()?;
+    }
+    figures.ratio("seal: of 100,000 files to of 1,000", medians[2] / medians[0]);
+    seed(runs, scratch, figures)
+}
+
+/// The whole of a fixture image, written into an empty fork: everything in it is new.
+fn seed(runs: usize, scratch: &Scratch, figures: &mut Figures) -> Result<()> {
+    let store = scratch.path().join("seeds");
+    fs::create_dir(&store)?;
+    let target = Mounted::new(scratch, "seeds", &store)?;
+    let (mut ours, mut theirs, mut bytes) = (Vec::new(), Vec::new(), 0);
+    for run in 0..runs * SEALS + 1 {
+        scratch.go_on()?;
+        let source = scratch.path().join(format!("seed-{run}"));
+        fixture(&source, &["--seed", &run.to_string()])?;
+        let mounted = Mounted::new(scratch, &format!("seed-{run}"), &source)?;
+        let image = fs::canonicalize(mounted.mnt.join("latest"))?;
+        let fork = target.mnt.join(format!("forks/seed{run}"));
+        fs::create_dir(&fork)?;
+        let mut contents = Vec::new();
+        for file in files_below(&image)? {
+            let path = file.strip_prefix(&image)?;
+            if path == Path::new("manifest.json") {
+                continue;
+            }
+            fs::create_dir_all(fork.join(path).parent().unwrap_or(&fork))?;
+            contents.push(fs::read(&file)?);
+            fs::write(fork.join(path), &contents[contents.len() - 1])?;
+        }
+        mounted.end()?;
+        bytes = contents.iter().map(Vec::len).sum();
+        let time = seal(&target.mnt, &format!("seed{run}"), 1)?;
+        if run == 0 {
+            continue;
+        }
+        ours.push(time);
+        if theirs.len() < 3 {
+            // The same bytes by the real store, which does not sync.
+            let pf = PfStore::open(scratch.path().join(format!("seed-pf-{run}")))?;
+            let start = Instant::now();
+            for content in &contents {
+                pf.blobs().put(content)?;
+            }
+            theirs.push(start.elapsed());
+        }
+    }
+    target.end()?;
+    figures.row(&format!("seal of a fixture image, all {bytes} bytes new"), ours);
+    figures.row("the same bytes put into the real pf's store", theirs);
+    Ok(())
+}

@@ -1,0 +1,177 @@
+//! What a seal kept out of its image stays in the fork: in a generation of its own, over the image.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+
+use super::checkpoint::{Scratch, unfit};
+use super::disk::{GenId, Generation};
+use super::freeze::{Changes, Frozen, Put, take_pieces};
+use super::ino::Ino;
+use super::journal::Writer;
+use super::live::{Fork, Live};
+use super::node::{Content, Guard, Name};
+use super::record::{Attrs, Record};
+use super::state::State;
+use crate::error::{Error, Result};
+use crate::store::Digest;
+
+/// What is kept out of an image, by its path in the fork: each path with all that is below it.
+pub type Kept = BTreeMap<Vec<u8>, Put>;
+
+/// The generation that holds what was kept out, and what it was written for.
+#[derive(Clone)]
+pub(super) struct Leftover {
+    pub(super) generation: Arc<Generation>,
+    paths: BTreeMap<Vec<u8>, Ino>,
+    folders: Folders,
+}
+
+/// Folders of an image that hold something which is kept out of it, with their times: modified and changed.
+type Folders = BTreeMap<Vec<u8>, (Option<i64>, Option<i64>)>;
+
+/// What becomes of what is kept out at a seal.
+pub(super) struct Keeping {
+    pub(super) leftover: Leftover,
+    /// Where it lies from now on, if the generation was written just now.
+    pub(super) state: Option<State>,
+}
+
+fn folder_of(path: &[u8]) -> (&[u8], &[u8]) {
+    let at = path.iter().rposition(|b| *b == b'/');
+    at.map_or((&b""[..], path), |at| (&path[..at], &path[at + 1..]))
+}
+
+impl Fork {
+    /// Writes what is kept out into a generation over the image that lacks it, durably; or finds that the one which was
+    /// written at the last seal will do.
+    pub(super) fn keeping(&self, frozen: &Frozen, image: Digest, kept: &Kept) -> Result<Option<Keeping>> {
+        if kept.is_empty() {
+            return Ok(None);
+        }
+        let paths: BTreeMap<_, _> = kept.iter().map(|(path, put)| (path.clone(), put.ino)).collect();
+        let mut folders = Folders::new();
+        for path in kept.keys() {
+            let folder = folder_of(path).0;
+            if !kept.contains_key(folder)
+                && !folders.contains_key(folder)
+                && let Some((_, inode)) = frozen.resolve(folder)
+            {
+                folders.insert(folder.to_vec(), (inode.mtime, inode.ctime));
+            }
+        }
+        if let Some(leftover) = self.still_right(frozen, kept, &paths, &folders) {
+            return Ok(Some(Keeping { leftover, state: None }));
+        }
+        let shared = &self.shared;
+        let base = shared.base(Some(image))?;
+        let generation = shared.new_generation()?;
+        shared.add_refs(&[generation.id]);
+        let writer = Writer::new(generation.clone());
+        let mut scratch = Scratch { state: State::over(base), writer, shared };
+        scratch.state.raise_floors();
+        let changes = Changes { removed: Vec::new(), put: kept.clone() };
+        let written = scratch.lead(frozen, &changes).and_then(|()| {
+            // Making something in a folder touched its times. One without shows 0.
+            for (folder, (mtime, ctime)) in &folders {
+                let ino = scratch.state.resolve(folder).ok_or_else(unfit)?;
+                scratch.commit(Record::Attr(Attrs {
+                    ino,
+                    mode: None,
+                    uid: None,
+                    gid: None,
+                    size: None,
+                    atime: None,
+                    mtime: mtime.or(Some(0)),
+                    ctime: ctime.unwrap_or(0),
+                }))?;
+            }
+            let path = generation.path();
+            generation.sync().map_err(|e| Error::io(e, format!("cannot make {} durable", path.display())))
+        });
+        written.inspect_err(|_| shared.drop_refs(&[generation.id]))?;
+        generation.freeze();
+        Ok(Some(Keeping { leftover: Leftover { generation, paths, folders }, state: Some(scratch.state) }))
+    }
+
+    /// The generation of the last seal, if nothing of what it holds was changed since.
+    fn still_right(
+        &self,
+        frozen: &Frozen,
+        kept: &Kept,
+        paths: &BTreeMap<Vec<u8>, Ino>,
+        folders: &Folders,
+    ) -> Option<Leftover> {
+        let live = self.live.read();
+        let last = live.leftover.as_ref()?;
+        let unchanged = |put: &Put| {
+            // Of a file that has a name elsewhere that name may be another by now.
+            let inside =
+                put.inode.links.len() <= 1 || frozen.names(&put.inode).all(|path| kept.contains_key(&path));
+            let epoch = frozen.state.dirty_nodes.get(&put.ino);
+            inside && epoch.is_none_or(|epoch| live.settled.is_some_and(|settled| *epoch <= settled))
+        };
+        let right = frozen.generations.first().is_some_and(|first| first.id == last.generation.id)
+            && last.paths == *paths
+            && last.folders == *folders
+            && kept.values().all(unchanged);
+        right.then(|| last.clone())
+    }
+}
+
+impl Live {
+    /// Has what was kept out count as changed still, as it will when the fork is read back, and takes it out of what
+    /// changes are told against.
+    pub(super) fn keep(
+        &mut self,
+        frozen: &Frozen,
+        kept: &Kept,
+        keeping: Option<Keeping>,
+        gone: &HashSet<GenId>,
+        baseline: &mut State,
+    ) {
+        let epoch = frozen.state.epoch;
+        for (path, put) in kept {
+            let (folder, name) = folder_of(path);
+            let Some(parent) = frozen.state.resolve(folder) else { continue };
+            let name: Name = name.into();
+            if !kept.contains_key(folder) {
+                // Only a folder of its own is asked for what changed in it.
+                let _ = self.state.own(parent);
+                baseline.clear_entry(parent, &name, put.inode.is_dir());
+            }
+            if !self.state.dirty_names.contains_key(&(parent, name.clone())) {
+                self.state.dirty_names.insert((parent, name), epoch);
+            }
+            if self.state.nodes.contains_key(&put.ino) && !self.state.dirty_nodes.contains_key(&put.ino) {
+                self.state.dirty_nodes.insert(put.ino, epoch);
+            }
+        }
+        for put in kept.values() {
+            if let Some(node) = put.inode.base {
+                baseline.by_base.insert(node, put.ino);
+            }
+            if frozen.names(&put.inode).all(|path| kept.contains_key(&path)) {
+                baseline.nodes.remove(&put.ino);
+            }
+        }
+        self.leftover = keeping.map(|Keeping { leftover, state }| {
+            if let Some(state) = state {
+                for (path, put) in kept {
+                    self.lie_in(&state, path, put, gone);
+                }
+            }
+            leftover
+        });
+    }
+
+    /// Has a file's content lie where it was written anew.
+    fn lie_in(&mut self, state: &State, path: &[u8], put: &Put, gone: &HashSet<GenId>) {
+        let Some(inode) = state.resolve(path).and_then(|ino| state.inode(ino)) else { return };
+        let Some(content) = inode.content().map(Content::settled) else { return };
+        let mut take = |live: &mut Content, _: &mut Guard| {
+            take_pieces(live, gone, &content.pieces);
+            false
+        };
+        self.repoint(put, gone, &mut take, &mut Vec::new());
+    }
+}
