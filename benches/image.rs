@@ -14,6 +14,7 @@ use pfimg::store::manifest::{
 
 use crate::Result;
 use crate::scratch::Scratch;
+use crate::source::Random;
 
 fn manifest(layers: &FixtureLayers, created_at: DateTime<Utc>) -> Manifest {
     Manifest {
@@ -66,6 +67,7 @@ pub(crate) fn write_tree(path: &Path, files: usize, in_one: bool, scratch: &Scra
         })
         .collect::<Result<Vec<_>>>()?;
     let mut tree = FsTree::default();
+    let mut random = Random::new(5);
     for n in 0..files {
         if n.is_multiple_of(if in_one { usize::MAX } else { IN_A_FOLDER }) {
             scratch.go_on()?;
@@ -73,6 +75,8 @@ pub(crate) fn write_tree(path: &Path, files: usize, in_one: bool, scratch: &Scra
         }
         let folder = if in_one { 0 } else { n / IN_A_FOLDER };
         let mut entry = Entry::new(format!("d{folder:05}/f{n:07}"), Kind::File, 0o644);
+        // All different, as real ones are: what compresses more than 64 times is taken for a bomb.
+        entry.mtime_ns = Some((random.next() >> 3) as i64);
         let (blob, size) = blobs[n % blobs.len()];
         (entry.blob, entry.size) = (Some(blob), size);
         tree.entries.push(entry);
