@@ -151,15 +151,15 @@ pub(super) fn mount(path: &Path, source: &Path, options: &MountOptions) -> Resul
 }
 
 /// Locks the folder that will be covered, until what is returned is dropped.
-fn alone_at(path: &Path) -> Result<File> {
-    let failed = |e| Error::io(e, format!("cannot use {} as a mountpoint", path.display()));
-    let folder = File::open(path).map_err(failed)?;
+fn alone_at(path: &Path) -> Result<Option<File>> {
+    // A folder that may be mounted on need not be readable. Then two at once are not told apart.
+    let Ok(folder) = File::open(path) else { return Ok(None) };
     let asked = Instant::now();
     loop {
         match rustix::fs::flock(&folder, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Ok(folder),
+            Ok(()) => return Ok(Some(folder)),
             // Not every filesystem has locks.
-            Err(e) if e != rustix::io::Errno::WOULDBLOCK => return Ok(folder),
+            Err(e) if e != rustix::io::Errno::WOULDBLOCK => return Ok(None),
             Err(_) if asked.elapsed() < PATIENCE => std::thread::sleep(LOOK),
             Err(_) => {
                 let what = format!("somebody else is mounting at {}, or has locked it", path.display());
