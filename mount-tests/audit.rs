@@ -98,6 +98,27 @@ fn looking_at_a_store_makes_no_log() {
 }
 
 #[test]
+fn a_mount_with_the_audit_off_writes_no_event_and_shows_what_others_wrote() {
+    let (store, id) = small_store();
+    let mount = Mount::of(store.root()).args(["--audit", "off"]).start();
+    fork(&mount, "a", &id);
+    fs::write(mount.join("work/a/new"), b"new").unwrap();
+    fs::create_dir(mount.join("forks/a/.snap/green")).unwrap();
+    assert_eq!(errno(fs::create_dir(mount.join("images/new"))), libc::EROFS);
+    assert_eq!(fs::read(mount.join(".pfimg/events.jsonl")).unwrap(), b"");
+    assert!(!log_path(&store).exists(), "no log is made");
+    // A command writes its own.
+    pfimg_on(store.root(), ["tag", &id, "t"]).exits(0);
+    fork(&mount, "b", "a");
+    let shown: Value = serde_json::from_slice(&fs::read(mount.join(".pfimg/audit.json")).unwrap()).unwrap();
+    assert_eq!((&shown["seq"], &shown["broken"]), (&json!(1), &Value::Null), "{shown}");
+    mount.unmount();
+    assert_eq!(lines(&store).len(), 1, "{:?}", lines(&store));
+    assert_eq!(events(&store, "capability_changed").len(), 1);
+    audit(&store, &["--verify"]).exits(0);
+}
+
+#[test]
 fn any_flipped_byte_is_found_with_its_line() {
     let (store, id) = small_store();
     for name in ["a", "b", "c", "d"] {

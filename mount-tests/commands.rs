@@ -245,6 +245,10 @@ fn a_fixture_is_what_pf_core_makes_of_the_same_numbers() {
         ["model", "cache", "world", "effects", "trace"].map(|layer| manifest[layer].clone())
     };
     assert_eq!(layers(&ours), layers(&theirs));
+    // Without numbers: pf-core's own.
+    let ours = store.pfimg(&["fixture"]).exits(0).stdout.trim().strip_prefix("sha256:").unwrap().to_owned();
+    let theirs = store.snapshot_of(&pf_core::fixture::FixtureSpec::default(), &[]);
+    assert_eq!(layers(&ours), layers(&theirs));
 }
 
 #[test]

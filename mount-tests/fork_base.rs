@@ -16,6 +16,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
+use common::failing::Program;
 use common::fast::{FastStore, Spec};
 use common::forks::{close, fallocate, fork, open_rw, punch, world, write_mapped};
 use common::{Mount, Rng};
@@ -174,6 +175,11 @@ fn a_file_of_an_image_is_at_every_moment_what_was_done_to_it() {
             for (n, content) in contents.iter().enumerate() {
                 let path = root.join(format!("f{n}"));
                 scope.spawn(move || {
+                    let again = format!(
+                        "PFIMG_OPERATIONS={operations} PFIMG_SEEDS={seeds} cargo test --test fork_base"
+                    );
+                    let _program =
+                        Program { what: "operations on a file of an image", seed: n as u64 + 1, again };
                     let mut rng = Rng::new(n as u64 + 1);
                     let file = open_rw(&path).unwrap();
                     let mut one = Exercise { path: &path, file, model: content.clone(), log: Vec::new() };

@@ -20,6 +20,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use common::cli::tool;
+use common::failing::Program;
 use common::forks::{close, fork, map_shared, open_rw, small_store, world};
 use common::{Mount, Rng, is_root, system, temp_dir, wait_at_most, wait_until};
 
@@ -256,6 +257,8 @@ fn kill_under_load(writes: &str, rounds: u64, seed: u64) {
     for round in 0..rounds {
         let seed = seed + round * 100;
         let context = format!("--writes {writes}, round {round}, PFIMG_SEED={seed}");
+        let again = format!("PFIMG_SEED={seed} PFIMG_ROUNDS=1 cargo test --test fork_crash");
+        let _program = Program { what: "a daemon killed under load", seed, again };
         let acknowledged = AtomicU64::new(0);
         let killing_at = Rng::new(seed).below(1200);
         let point = mount.path().to_owned();

@@ -6,6 +6,8 @@
 
 #[path = "fork_engine/damage.rs"]
 mod damage;
+#[path = "common/failing.rs"]
+mod failing;
 #[path = "fork_engine/model.rs"]
 mod model;
 #[path = "fork_engine/programs.rs"]
@@ -14,3 +16,20 @@ mod programs;
 mod rules;
 #[path = "fork_engine/support.rs"]
 mod support;
+
+#[test]
+fn a_random_program_that_fails_leaves_a_crash_pack_with_its_seed() {
+    let again = format!("not at all, in process {}", std::process::id());
+    let failed = std::panic::catch_unwind(|| {
+        let _program = failing::Program { what: "a test of failing", seed: 77, again: again.clone() };
+        panic!("on purpose");
+    });
+    assert!(failed.is_err());
+    let packs = std::fs::read_dir(failing::packs()).unwrap().map(|entry| entry.unwrap().path());
+    let replayed = packs.filter_map(|path| Some((pfimg::crashpack::replay::replay(&path, &[]).ok()?, path)));
+    let mine: Vec<_> =
+        replayed.filter(|(pack, _)| pack.ledger.metadata.get("again") == Some(&again)).collect();
+    let [(pack, path)] = &mine[..] else { panic!("{mine:?}") };
+    assert_eq!(pack.ledger.seeds.get("random"), Some(&77));
+    std::fs::remove_dir_all(path).unwrap();
+}

@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use common::cli::tool;
+use common::failing::Program;
 use common::forks::{big, fork, open_rw, punch, small_store, world, write_mapped};
 use common::{Mount, Rng, wait_until};
 
@@ -300,6 +301,8 @@ fn copy(from: &Path, to: &Path) {
 }
 
 fn run(seed: u64) {
+    let again = format!("PFIMG_SEED={seed} PFIMG_RUNS=1 cargo test --test fork_isolation");
+    let _program = Program { what: "a family of forks", seed, again };
     let mut rng = Rng::new(seed);
     let (store, id) = small_store();
     let writes = if seed.is_multiple_of(2) { "through" } else { "back" };

@@ -307,6 +307,13 @@ fn blobs_of(root: &std::path::Path) -> BTreeSet<String> {
 }
 
 #[test]
+fn the_numbers_of_a_fixture_are_by_default_those_of_pf_core() {
+    let (ours, theirs) = (FixtureSpec::default(), real::FixtureSpec::default());
+    let numbers = |text: String| text.split_once('{').unwrap().1.to_owned();
+    assert_eq!(numbers(format!("{ours:?}")), numbers(format!("{theirs:?}")));
+}
+
+#[test]
 fn fixtures_have_the_blobs_of_pf_core_to_the_last_byte() {
     for spec in specs() {
         let knobs = real::FixtureSpec {

@@ -10,6 +10,7 @@ use std::path::Path;
 use std::sync::LazyLock;
 
 use common::cli::{Run, pfimg_on, tool};
+use common::failing::Program;
 use common::fast::{FastStore, Spec, dir_entry, expected_files, link_entry};
 use common::real::{AGENTS, RealStore};
 use common::{MIB, Mount, Rng, errno, hex_digest, hex_digest_of_file, names, real, system, temp_dir, tree};
@@ -45,6 +46,8 @@ fn the_world_of_every_generated_image_equals_what_the_real_restore_makes() {
     assert_eq!(names(&mount.join("images")).unwrap().len(), IMAGES as usize);
     let mut seen = tree::Seen::default();
     for image in &generated.images {
+        let again = "cargo test --test reading".to_owned();
+        let _program = Program { what: "a generated image", seed: image.seed, again };
         let shown = tree::read_tree(&mount.image(&image.id).join("world/fs"))
             .unwrap_or_else(|e| panic!("seed {}: image {}: {e}", image.seed, image.id));
         let restored = real::restored(&generated.store, image);
@@ -62,6 +65,8 @@ fn every_raw_layer_file_of_every_generated_image_hashes_to_its_digest() {
     let generated = &*GENERATED;
     let mount = Mount::of(generated.store.root()).args(["--reveal-secrets"]).start();
     for image in &generated.images {
+        let again = "cargo test --test reading".to_owned();
+        let _program = Program { what: "the layers of a generated image", seed: image.seed, again };
         let about = format!("seed {}, image {}", image.seed, image.id);
         let folder = mount.image(&image.id);
         assert_eq!(

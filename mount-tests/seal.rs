@@ -6,6 +6,8 @@
 mod crash;
 #[path = "seal/disk.rs"]
 mod disk;
+#[path = "common/failing.rs"]
+mod failing;
 #[path = "seal/generated.rs"]
 mod generated;
 #[path = "seal/ignored.rs"]

@@ -254,6 +254,30 @@ fn a_fork_is_put_back_to_one_of_its_seals_and_nothing_is_lost() {
 }
 
 #[test]
+fn once_a_fork_is_put_back_it_is_read_and_written_as_it_is_now() {
+    let (store, id) = small_store();
+    let mount = manual(&store);
+    let world = fork(&mount, "f", &id);
+    for round in 0..30 {
+        let (sealed, later) = (format!("sealed {round}"), format!("{round}: written since"));
+        fs::write(world.join("new"), &sealed).unwrap();
+        let image = seal(&store, &["f"]);
+        fs::write(world.join("new"), later).unwrap();
+        fs::write(world.join(format!("only-{round}")), "x").unwrap();
+        pfimg_on(store.root(), ["restore", "f", &image]).exits(0);
+        // At once: what the kernel still knew of the fork as it was must not be seen, nor written to.
+        assert_eq!(fs::read_to_string(mount.join("work/f/new")).unwrap(), sealed, "round {round}");
+        assert!(!world.join(format!("only-{round}")).exists(), "round {round}");
+        fs::write(mount.join("work/f/after"), round.to_string()).unwrap();
+        assert_eq!(fs::read_to_string(world.join("after")).unwrap(), round.to_string());
+    }
+    mount.unmount();
+    let mount = manual(&store);
+    assert_eq!(fs::read_to_string(world_of(&mount, "f").join("after")).unwrap(), "29");
+    mount.unmount();
+}
+
+#[test]
 fn what_is_sealed_of_the_ledger_is_shown_without_its_secret_and_goes_on() {
     let (store, id) = small_store();
     let mount = manual(&store);

@@ -468,6 +468,59 @@ mod tests {
     }
 
     #[test]
+    fn a_folder_that_was_there_keeps_its_mode_and_what_is_made_in_it_is_closed_to_others() {
+        use std::os::unix::fs::PermissionsExt;
+        let (dir, store, cache) = setup(1 << 20, 64 << 20);
+        let folder = dir.path().join("cache");
+        std::fs::create_dir(&folder).unwrap();
+        std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o1777)).unwrap();
+        let digest = store.blobs().put(&payload(1, 2 << 20)).unwrap();
+        cache.get(&digest, None).unwrap();
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+        let hex = digest.hex();
+        let shard = folder.join(&hex[..2]);
+        assert_eq!([mode(&folder), mode(&shard), mode(&shard.join(&hex))], [0o1777, 0o700, 0o400]);
+    }
+
+    #[test]
+    fn a_file_that_is_somebody_elses_or_none_is_not_used() {
+        let (dir, store, _) = setup(1 << 20, 64 << 20);
+        let bytes = payload(1, 2 << 20);
+        let digest = store.blobs().put(&bytes).unwrap();
+        let hex = digest.hex();
+        let shard = dir.path().join("cache").join(&hex[..2]);
+        std::fs::create_dir_all(&shard).unwrap();
+        let file = shard.join(&hex);
+        let elsewhere = dir.path().join("elsewhere");
+        std::fs::write(&elsewhere, &bytes).unwrap();
+        let plant = |what: &str| match what {
+            "a link" => std::os::unix::fs::symlink(&elsewhere, &file).unwrap(),
+            "a fifo" => {
+                let fifo = rustix::fs::FileType::Fifo;
+                rustix::fs::mknodat(rustix::fs::CWD, &file, fifo, 0o600.into(), 0).unwrap();
+            }
+            _ => {
+                std::fs::write(&file, &bytes).unwrap();
+                std::os::unix::fs::chown(&file, Some(65534), Some(65534)).unwrap();
+            }
+        };
+        let mut plants = vec!["a link", "a fifo"];
+        if rustix::process::geteuid().is_root() {
+            plants.push("somebody else's file");
+        }
+        for what in plants {
+            let _ = std::fs::remove_file(&file);
+            plant(what);
+            let config =
+                CacheConfig { heap_bytes: 1 << 20, disk_bytes: 64 << 20, dir: dir.path().join("cache") };
+            let cache = Cache::new(Arc::clone(&store), &config);
+            assert_eq!(&*cache.get(&digest, Some(2 << 20)).unwrap(), bytes.as_slice(), "{what}");
+            assert_eq!(cache.mapped.get(&digest).unwrap().len(), 2 << 20, "{what}");
+            assert_eq!(std::fs::read(&elsewhere).unwrap(), bytes, "{what}: what a link led to is untouched");
+        }
+    }
+
+    #[test]
     fn a_folder_that_cannot_be_made_costs_speed_and_not_the_data() {
         let dir = tempfile::tempdir().unwrap();
         let store = Arc::new(Store::create(dir.path().join("store")).unwrap());

@@ -85,7 +85,12 @@ impl RealStore {
 
     /// Takes an image with the real snapshot code and the real fixture; its id's 64 hex digits.
     pub(crate) fn snapshot(&self, seed: u64, parents: &[&str]) -> String {
-        let spec = small(seed);
+        self.snapshot_of(&small(seed), parents)
+    }
+
+    /// The same of any numbers.
+    pub(crate) fn snapshot_of(&self, spec: &FixtureSpec, parents: &[&str]) -> String {
+        let spec = spec.clone();
         let agent =
             AgentInfo { kind: "claude-code".into(), version: "1.0".into(), fingerprint: "test".into() };
         let snapshotter = Snapshotter::new(

@@ -1,11 +1,12 @@
 //! What the mount tests share: a mount that always ends, the command, and stores to look at.
 //!
-//! Nothing here uses the product's code. A mount is the real binary on the real `/dev/fuse`; where that cannot be had
+//! Nothing here uses the product's code, but for the crash packs that failing tests leave. A mount is the real binary on the real `/dev/fuse`; where that cannot be had
 //! the test fails and says so.
 
 #![allow(dead_code, unreachable_pub, unused_imports, reason = "every test target uses its own part of this")]
 
 pub mod cli;
+pub mod failing;
 pub mod fast;
 pub mod forks;
 pub mod mount;

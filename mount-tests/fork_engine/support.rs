@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
-use pfimg::crashpack::Crashpack;
 use pfimg::fork::{
     Attr, BaseReader, BlobRef, Changes, Fork, Frozen, Ino, LayerBase, Options, Registry, Sealed,
 };
@@ -15,6 +14,7 @@ use pfimg::store::Digest;
 use pfimg::tree::Tree;
 use pfimg::{Error, ErrorKind};
 
+use super::failing::Program;
 use super::model::{Id, Model};
 
 pub struct Rng(pub u64);
@@ -50,32 +50,13 @@ impl Rng {
     }
 }
 
-/// Prints the seed of a program that fails, and keeps it in a crash pack.
-pub struct Seed(pub &'static str, pub u64);
-
-impl Drop for Seed {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            eprintln!("{}: failed with PFIMG_FORK_SEED={}", self.0, self.1);
-            let run = format!("PFIMG_FORK_SEED={} cargo test --test fork-engine", self.1);
-            let pack = Crashpack::new()
-                .with_trace("complete", format!("a random program of {:?} failed", self.0))
-                .with_seed("fork", self.1)
-                .with_metadata("run", run);
-            match pack.keep_in(&Path::new(env!("CARGO_TARGET_TMPDIR")).join("crashpacks")) {
-                Ok(dir) => eprintln!("its crash pack is {}", dir.display()),
-                Err(error) => eprintln!("{error}"),
-            }
-        }
-    }
-}
-
 pub fn programs(kind: &'static str, usual: u64, mut run: impl FnMut(u64)) {
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse().ok());
     let first = number("PFIMG_FORK_SEED").unwrap_or(1);
     let count = number("PFIMG_FORK_PROGRAMS").unwrap_or(if first > 1 { 1 } else { usual });
     for seed in first..first + count {
-        let _seed = Seed(kind, seed);
+        let again = format!("PFIMG_FORK_SEED={seed} cargo test --test fork-engine");
+        let _program = Program { what: kind, seed, again };
         run(seed);
     }
 }

@@ -18,6 +18,8 @@ fn age(path: &Path) {
 fn what_was_imported_is_what_the_real_pf_captures_and_restores() {
     let house = House::new();
     for seed in 0..24 {
+        let again = "cargo test --test house".to_owned();
+        let _program = crate::common::failing::Program { what: "an imported tree", seed, again };
         let dir = house.dir.join(format!("tree-{seed}"));
         tree::generate(seed, &dir);
         let image = id(&house.import(&dir, &[]));

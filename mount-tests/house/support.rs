@@ -216,7 +216,10 @@ pub(crate) fn everything(root: &Path) {
         )
         .unwrap();
     }
-    for (name, mode) in [("d/run", 0o4755), ("d/empty", 0o1777), ("d", 0o2751), ("empty", 0o000), ("", 0o750)]
+    // What nobody may read only root can import.
+    let closed = if crate::common::is_root() { 0o000 } else { 0o400 };
+    for (name, mode) in
+        [("d/run", 0o4755), ("d/empty", 0o1777), ("d", 0o2751), ("empty", closed), ("", 0o750)]
     {
         std::fs::set_permissions(root.join(name), std::fs::Permissions::from_mode(mode)).unwrap();
     }

@@ -50,7 +50,7 @@ fn what_pfignore_names_is_in_no_image_and_stays_in_the_fork() {
     write(&fork, "world/fs/.pfignore", b"# what can be made again\nbuild\n*.log\n!kept.log\n/secret/\n");
     write(&fork, "world/fs/src/main.c", b"int main;");
     write(&fork, "world/fs/src/build/main.o", &[1; 5000]);
-    write(&fork, "world/fs/build/large", &[2; 200_000]);
+    write(&fork, "world/fs/build/large", "2".repeat(200_000).as_bytes());
     write(&fork, "world/fs/run.log", b"1");
     write(&fork, "world/fs/secret/key", b"key");
     write(&fork, "world/fs/builder", b"is no build");
@@ -74,7 +74,7 @@ fn what_pfignore_names_is_in_no_image_and_stays_in_the_fork() {
     }
     // What is kept out changes: that is no change of the image.
     write(&fork, "world/fs/run.log", b"12");
-    write(&fork, "world/fs/build/large", &[3; 300_000]);
+    write(&fork, "world/fs/build/large", "3".repeat(300_000).as_bytes());
     let before = world(&fork);
     let again = place.seal(&fork);
     assert_eq!((again.image, again.new), (sealed.image, false));

@@ -109,12 +109,25 @@ fn judge_pack(root: &Path, log: &Log, transfer: &str, violation: &str) {
     let json: Value = serde_json::from_slice(&said.stdout).unwrap();
     let found = json["results"][0]["violations"].as_array().unwrap();
     assert_eq!((found.len(), &found[0]["violation_type"]), (1, &Value::from(violation)));
-    let trace = elsewhere.path().join("transfer.atp-trace");
-    let mut bytes = fs::read(&trace).unwrap();
-    let last = bytes.len() / 2;
-    bytes[last] ^= 1;
-    fs::write(&trace, bytes).unwrap();
-    assert_eq!(replay().status.code(), Some(4), "a pack that was changed");
+    let script = || {
+        let pfimg = env!("CARGO_BIN_EXE_pfimg");
+        Command::new(elsewhere.path().join("replay_command.sh")).env("PFIMG", pfimg).output().unwrap()
+    };
+    assert_eq!(script().status.code(), Some(3), "{:?}", script());
+    // A byte of any of its files. (Which byte of them all is tried in `crashpack::replay`.)
+    for name in pfimg::crashpack::FILES {
+        let path = elsewhere.path().join(name);
+        let whole = fs::read(&path).unwrap();
+        let mut changed = whole.clone();
+        match changed.len() / 2 {
+            0 => changed.push(b'x'),
+            middle => changed[middle] ^= 1,
+        }
+        fs::write(&path, changed).unwrap();
+        assert_eq!(replay().status.code(), Some(4), "a pack whose {name} was changed");
+        fs::write(&path, whole).unwrap();
+    }
+    assert_eq!(replay().status.code(), Some(3), "the pack as it was");
 }
 
 /// A seal fails with that violation, and leaves the fork as it was and no image.

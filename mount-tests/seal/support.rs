@@ -20,7 +20,7 @@ use pfimg::store::manifest::{
 use pfimg::store::{Digest, Manifest, Store, StoreIo};
 
 /// How long is waited for what must come.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 pub struct Rng(pub u64);
 

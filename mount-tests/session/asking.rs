@@ -16,6 +16,74 @@ fn mounting_twice_at_one_place_is_refused_and_harms_nothing() {
 }
 
 #[test]
+fn of_mounts_that_start_at_one_place_at_once_one_is_made() {
+    let (store, id) = small_store();
+    let (_dir, point) = point();
+    for round in 0..10 {
+        let outcomes: Vec<Output> = std::thread::scope(|scope| {
+            let starting: Vec<_> = (0..3)
+                .map(|_| {
+                    scope.spawn(|| {
+                        let args = [OsStr::new("mount"), store.root().as_os_str(), point.as_os_str()];
+                        Run::new(args).env("HOME", point.parent().unwrap()).run()
+                    })
+                })
+                .collect();
+            starting.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        let _guard = Background { point: point.clone(), pid: None };
+        let made = outcomes.iter().filter(|output| output.code == 0).count();
+        assert_eq!((made, system::types_at(&point).len()), (1, 1), "round {round}: {outcomes:?}");
+        for refused in outcomes.iter().filter(|output| output.code != 0) {
+            assert!(refused.stderr.contains("mounted at"), "round {round}: {refused:?}");
+        }
+        assert_eq!(std::fs::read(point.join("images").join(&id).join("world/fs/file")).unwrap(), b"content");
+        pfimg([OsStr::new("umount"), point.as_os_str()]).exits(0);
+        assert!(system::types_at(&point).is_empty(), "round {round}");
+    }
+}
+
+#[test]
+fn a_place_above_what_the_daemon_needs_is_refused_before_anything_is_mounted() {
+    let (store, id) = small_store();
+    let (_dir, home) = temp_dir();
+    let above = store.root().parent().unwrap().to_owned();
+    std::fs::create_dir_all(home.join("mnt/cache")).unwrap();
+    let mnt = home.join("mnt");
+    for (point, cache, says) in [
+        (store.root(), home.join("cache"), "the store"),
+        (&above, home.join("cache"), "the store"),
+        (&mnt, mnt.join("cache"), "the cache's folder"),
+        (&mnt, mnt.join("not/yet/there"), "the cache's folder"),
+    ] {
+        let (output, _guard) =
+            mount_in_background(store.root(), point, &["--cache-dir", cache.to_str().unwrap()]);
+        let output = output.exits(2);
+        assert!(output.stderr.contains(says), "{}: {}", point.display(), output.stderr);
+        assert!(system::types_at(point).is_empty(), "{} is a mount", point.display());
+    }
+    // Below the store is no harm.
+    let below = store.root().join("mnt");
+    std::fs::create_dir(&below).unwrap();
+    let mount = Mount::of(store.root()).at(&below).start();
+    assert_eq!(read(&mount, &id), b"content");
+    mount.unmount();
+}
+
+#[test]
+fn a_folder_that_holds_something_shows_it_again_after_the_mount() {
+    let (store, id) = small_store();
+    let (_dir, point) = point();
+    std::fs::write(point.join("mine"), b"was there").unwrap();
+    let mount = Mount::of(store.root()).at(&point).start();
+    assert_eq!(read(&mount, &id), b"content");
+    assert_eq!(errno(std::fs::metadata(point.join("mine"))), libc::ENOENT);
+    mount.unmount();
+    assert_eq!(std::fs::read(point.join("mine")).unwrap(), b"was there");
+    assert_eq!(names(&point).unwrap(), ["mine"]);
+}
+
+#[test]
 fn a_store_can_be_mounted_at_two_places_with_one_cache() {
     let (store, id) = small_store();
     let (_dir, dir) = temp_dir();
@@ -170,6 +238,25 @@ fn relative_and_odd_paths_mean_what_they_say() {
         assert_eq!(std::fs::read(point.join("images").join(&id).join("world/fs/file")).unwrap(), b"content");
         run(&["umount", umount]).exits(0);
         assert!(system::types_at(&point).is_empty(), "{umount:?}");
+    }
+}
+
+#[test]
+fn a_store_of_any_name_is_mounted_and_found_by_the_commands() {
+    let (store, id) = small_store();
+    let (_dir, home) = temp_dir();
+    for name in ["with space", "comma,ro,x=y", "back\\slash", "new\nline", "tab\t", "-o", "é🦀", "sha256:ab"]
+    {
+        let root = home.join(name);
+        common::cli::tool("cp", [OsStr::new("-r"), store.root().as_os_str(), root.as_os_str()]).exits(0);
+        let mount = Mount::of(&root).start();
+        assert_eq!(read(&mount, &id), b"content", "{name:?}");
+        let line = system::mounts_at(mount.path()).pop().unwrap();
+        assert!(!line.options.iter().any(|option| option == "ro"), "{name:?}: {line:?}");
+        // Only through the mount: it writes the forks, and is found by its store's name.
+        pfimg_on(&root, ["fork", "latest", "try"]).exits(0);
+        assert_eq!(std::fs::read(mount.join("work/try/file")).unwrap(), b"content", "{name:?}");
+        mount.unmount();
     }
 }
 

@@ -40,6 +40,11 @@ enum Message {
 
 struct Inner {
     store: PathBuf,
+    /// Nothing where only crash packs are kept.
+    queue: Option<Queue>,
+}
+
+struct Queue {
     sender: Sender<Message>,
     lost: Arc<AtomicU64>,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -64,6 +69,11 @@ impl Log {
         Self(None)
     }
 
+    /// A log that nothing is written to, while what the oracles find is kept as crash packs of the store in `store`.
+    pub fn packs_only(store: &Path) -> Self {
+        Self(Some(Arc::new(Inner { store: store.to_owned(), queue: None })))
+    }
+
     /// Starts writing the log of the store in `store`, for `command`.
     pub fn start(store: &Path, command: &str) -> std::io::Result<Self> {
         let (sender, messages) = bounded(QUEUE);
@@ -77,15 +87,19 @@ impl Log {
         };
         let thread =
             thread::Builder::new().name("pfimg-audit".into()).spawn(move || recorder.run(&messages))?;
-        let inner = Inner { store: store.to_owned(), sender, lost, thread: Mutex::new(Some(thread)) };
-        Ok(Self(Some(Arc::new(inner))))
+        let queue = Queue { sender, lost, thread: Mutex::new(Some(thread)) };
+        Ok(Self(Some(Arc::new(Inner { store: store.to_owned(), queue: Some(queue) }))))
+    }
+
+    fn queue(&self) -> Option<&Queue> {
+        self.0.as_ref()?.queue.as_ref()
     }
 
     fn send(&self, event: SessionEvent, loud: bool) {
-        let Some(inner) = &self.0 else { return };
+        let Some(queue) = self.queue() else { return };
         let message = Message::Note(Box::new((Utc::now(), event)), loud);
-        if let Err(TrySendError::Full(_)) = inner.sender.try_send(message) {
-            inner.lost.fetch_add(1, Ordering::Relaxed);
+        if let Err(TrySendError::Full(_)) = queue.sender.try_send(message) {
+            queue.lost.fetch_add(1, Ordering::Relaxed);
         }
     }
 
@@ -101,9 +115,9 @@ impl Log {
 
     /// Waits until everything told so far is written.
     pub fn flush(&self) {
-        let Some(inner) = &self.0 else { return };
+        let Some(queue) = self.queue() else { return };
         let (done, written) = bounded(1);
-        if inner.sender.send(Message::Flush(done)).is_ok() {
+        if queue.sender.send(Message::Flush(done)).is_ok() {
             let _ = written.recv();
         }
     }
@@ -164,7 +178,7 @@ impl Log {
     }
 }
 
-impl Drop for Inner {
+impl Drop for Queue {
     fn drop(&mut self) {
         // The queue may be full: the thread empties it.
         let _ = self.sender.send(Message::Stop);
@@ -350,5 +364,21 @@ mod tests {
         log.flush();
         let state = TransferState { journal_gaps: 1, ..TransferState::default() };
         assert!(!log.judge(&Transfer { kind: TransferKind::Import, subject: "x".into(), state }).passed);
+    }
+
+    #[test]
+    fn a_log_of_packs_only_keeps_what_the_oracles_find_and_writes_no_event() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = Log::packs_only(dir.path());
+        log.note(note::fork_made("a", None));
+        log.flush();
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+        let state = TransferState { journal_gaps: 1, ..TransferState::default() };
+        assert!(!log.judge(&Transfer { kind: TransferKind::Seal, subject: "f".into(), state }).passed);
+        drop(log);
+        assert!(!file::dir(dir.path()).join(file::CURRENT).exists());
+        let packs: Vec<_> = std::fs::read_dir(file::crash_dir(dir.path())).unwrap().collect();
+        let [Ok(pack)] = &packs[..] else { panic!("{packs:?}") };
+        assert!(crate::crashpack::replay::replay(&pack.path(), &[]).unwrap().reproduces());
     }
 }

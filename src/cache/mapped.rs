@@ -8,7 +8,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::ops::Deref;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -51,8 +51,8 @@ impl Mapping {
         let map = if file.metadata()?.len() == 0 {
             None
         } else {
-            // SAFETY: the file is in a folder that only this user can write to, was made read-only before it got
-            // its name, and nothing of ours writes to it or shortens it afterwards; deleting it keeps the mapping.
+            // SAFETY: the file is this user's own, was made read-only before it got its name, and nothing of ours
+            // writes to it or shortens it afterwards; deleting it keeps the mapping.
             Some(unsafe { Mmap::map(file)? })
         };
         Ok(Self { map, read: AtomicUsize::new(0) })
@@ -168,7 +168,15 @@ impl Mapped {
     /// Maps a file that an earlier run or another mount left, if its bytes still match the digest.
     pub(super) fn reopen(&self, digest: &Digest) -> Option<Arc<Mapping>> {
         let path = self.path(digest);
-        let file = File::open(&path).ok()?;
+        let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY;
+        let file = File::options().read(true).custom_flags(flags).open(&path).ok()?;
+        let metadata = file.metadata().ok()?;
+        if !metadata.is_file() || metadata.uid() != rustix::process::geteuid().as_raw() {
+            // Who owns it could shorten it while it is mapped.
+            tracing::warn!("cached file {} is not ours and is not used", path.display());
+            let _ = fs::remove_file(&path);
+            return None;
+        }
         let mapping = Mapping::new(&file).ok()?;
         if Digest::of(&mapping) != *digest {
             tracing::warn!(%digest, "cached file {} is damaged and is made anew", path.display());
@@ -210,9 +218,9 @@ impl Mapped {
 
     fn unnamed_file(&self, path: &Path) -> io::Result<File> {
         let shard = path.parent().unwrap_or(&self.dir);
-        fs::create_dir_all(shard)?;
-        // What is decompressed may be secret, whatever the folder's parents allow.
-        fs::set_permissions(&self.dir, fs::Permissions::from_mode(0o700))?;
+        // What is decompressed may be secret, whatever the folder's parents allow. A folder that was there before is
+        // not touched: it may be used for other things as well.
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(shard)?;
         tempfile::tempfile_in(shard)
     }
 

@@ -67,6 +67,10 @@ pub(crate) struct MountArgs {
     /// daemon take turns on one core: requests then take half the time. `never` leaves the second core asleep
     #[arg(long, value_name = "WHEN", default_value = "auto")]
     spin: Spin,
+    /// Whether this mount tells the store's audit log what happens; what the oracles find is an error and a crash pack
+    /// either way
+    #[arg(long, value_name = "WHETHER", default_value = "on")]
+    audit: Switch,
     #[command(flatten)]
     secret: SecretArg,
     /// Mount options in the words of mount(8), separated by commas
@@ -93,6 +97,13 @@ enum Writes {
 enum Spin {
     Auto,
     Never,
+}
+
+/// Whether something is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Switch {
+    On,
+    Off,
 }
 
 impl MountArgs {
@@ -145,11 +156,34 @@ pub(crate) fn run(store: &StoreArg, args: &MountArgs) -> Result<ExitCode> {
         spin: args.spin == Spin::Auto,
     };
     session.prepare()?;
+    let cache_dir = absolute_dir(&args.cache_dir.clone().unwrap_or_else(default_cache_dir))?;
+    for (path, what) in [(store.root(), "the store"), (&cache_dir, "the cache's folder")] {
+        refuse_below(&session.mountpoint, path, what)?;
+    }
     if args.foreground {
         Ok(foreground(args, store, &session))
     } else {
         background(args, &session.mountpoint)
     }
+}
+
+fn absolute_dir(dir: &Path) -> Result<PathBuf> {
+    std::path::absolute(dir).map_err(|e| Error::io(e, format!("cannot use {}", dir.display())))
+}
+
+/// Refuses a mountpoint over what the daemon itself needs: it would wait for its own answers, for ever.
+fn refuse_below(mountpoint: &Path, path: &Path, what: &str) -> Result<()> {
+    // What is not there yet will be made in the nearest folder that is.
+    let real = path.ancestors().find_map(|path| fs::canonicalize(path).ok());
+    if !real.is_some_and(|real| real.starts_with(mountpoint)) {
+        return Ok(());
+    }
+    let (mountpoint, path) = (mountpoint.display(), path.display());
+    Err(Error::new(
+        ErrorKind::InvalidInput,
+        format!("cannot mount at {mountpoint}: {what}, {path}, lies below it"),
+    )
+    .with_hint("mount somewhere else"))
 }
 
 /// Starts the daemon as a process of its own and waits until its mount answers.
@@ -243,8 +277,7 @@ fn mount_and_serve(
 ) -> Result<()> {
     let store = Arc::new(store);
     let tree_bytes = args.cache_size / 4;
-    let cache_dir = args.cache_dir.clone().unwrap_or_else(default_cache_dir);
-    let cache_dir = std::path::absolute(&cache_dir).map_err(|e| Error::io(e, "--cache-dir"))?;
+    let cache_dir = absolute_dir(&args.cache_dir.clone().unwrap_or_else(default_cache_dir))?;
     let cache = Arc::new(Cache::new(
         Arc::clone(&store),
         &CacheConfig {
@@ -272,10 +305,12 @@ fn mount_and_serve(
         seal: if session.options.read_only { SealPolicy::Manual } else { args.seal },
         session_secret: args.secret.read()?,
     };
-    let log = if config.read_only {
-        Log::off()
-    } else {
-        Log::start(store.root(), "mount").map_err(|e| Error::io(e, "cannot start a thread"))?
+    let log = match (config.read_only, args.audit) {
+        (true, _) => Log::off(),
+        (false, Switch::Off) => Log::packs_only(store.root()),
+        (false, Switch::On) => {
+            Log::start(store.root(), "mount").map_err(|e| Error::io(e, "cannot start a thread"))?
+        }
     };
     let vfs = Arc::new(Vfs::new(store, Arc::clone(&cache), config, info).with_log(log.clone()));
     let adopting = std::thread::Builder::new().name("pfimg-adopt".into()).spawn({

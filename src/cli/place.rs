@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 
@@ -15,6 +16,10 @@ use crate::vfs;
 
 /// Memory for the few blobs that making or listing forks looks at, in bytes.
 const CACHE: u64 = 64 << 20;
+
+/// How long a mount that has done something may take to say so, and how often it is asked.
+const PATIENCE: Duration = Duration::from_secs(30);
+const LOOK: Duration = Duration::from_millis(1);
 
 /// Where forks are changed.
 pub(crate) enum Place {
@@ -97,7 +102,17 @@ pub(crate) fn ask(
     }
     let number = fork::GenId::random()?.to_string();
     let made = std::fs::create_dir(folder.join(".snap").join(name(&number)));
-    let answer = std::fs::read(mountpoint.join(format!(".pfimg/done-{number}.json")));
+    let done = mountpoint.join(format!(".pfimg/done-{number}.json"));
+    let mut answer = std::fs::read(&done);
+    // Said only once the kernel shows it, which is a moment later.
+    let asked = Instant::now();
+    while made.is_ok()
+        && answer.as_ref().is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound)
+        && asked.elapsed() < PATIENCE
+    {
+        std::thread::sleep(LOOK);
+        answer = std::fs::read(&done);
+    }
     match (made, answer.ok().and_then(|text| serde_json::from_slice(&text).ok())) {
         (Ok(()), Some(Answer::Done(done))) => Ok(done),
         (_, Some(Answer::Failed { error, exit_code })) => {

@@ -107,6 +107,7 @@ impl Adapter {
             // Not from here: the next mkdir in that folder holds it until a worker answers.
             notices.run(move || {
                 notifier.get().inspect(|notifier| tell(notifier, &stale));
+                vfs.shows(&name);
             });
         });
     }

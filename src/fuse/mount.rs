@@ -10,9 +10,10 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 use std::{ffi::CString, ffi::OsStr};
 
-use rustix::fs::{AtFlags, StatxFlags};
+use rustix::fs::{AtFlags, FlockOperation, StatxFlags};
 use rustix::mount::UnmountFlags;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType,
@@ -23,6 +24,10 @@ use super::options::MountOptions;
 use crate::error::{Error, ErrorKind, Posix, Result};
 
 const FUSERMOUNT: &str = "fusermount3";
+
+/// How long another mount at the same place is waited for, and how often it is looked whether it is done.
+const PATIENCE: Duration = Duration::from_secs(5);
+const LOOK: Duration = Duration::from_millis(5);
 
 /// A mount of ours that is there.
 #[derive(Debug)]
@@ -122,6 +127,9 @@ pub(super) fn prepare(path: &Path) -> Result<()> {
 ///
 /// `source` is what the list of mounts calls what is mounted.
 pub(super) fn mount(path: &Path, source: &Path, options: &MountOptions) -> Result<(OwnedFd, OwnMount)> {
+    // Two that start at once must not lie on each other: the second would pass for the first.
+    let _alone = alone_at(path)?;
+    prepare(path)?;
     let fd = if rustix::process::geteuid().is_root() {
         match mount_directly(path, source, options) {
             // Root in a container need not have the capability, but fusermount3 may help all the same.
@@ -140,6 +148,25 @@ pub(super) fn mount(path: &Path, source: &Path, options: &MountOptions) -> Resul
         Error::new(ErrorKind::Io(None), format!("{} was mounted but is not in mountinfo", path.display()))
     })?;
     Ok((fd, OwnMount { path: path.to_owned(), identity: Identity::at(path, &mounted) }))
+}
+
+/// Locks the folder that will be covered, until what is returned is dropped.
+fn alone_at(path: &Path) -> Result<Option<File>> {
+    // A folder that may be mounted on need not be readable. Then two at once are not told apart.
+    let Ok(folder) = File::open(path) else { return Ok(None) };
+    let asked = Instant::now();
+    loop {
+        match rustix::fs::flock(&folder, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(Some(folder)),
+            // Not every filesystem has locks.
+            Err(e) if e != rustix::io::Errno::WOULDBLOCK => return Ok(None),
+            Err(_) if asked.elapsed() < PATIENCE => std::thread::sleep(LOOK),
+            Err(_) => {
+                let what = format!("somebody else is mounting at {}, or has locked it", path.display());
+                return Err(Error::new(ErrorKind::Busy, what));
+            }
+        }
+    }
 }
 
 fn device_error(e: io::Error) -> Error {

@@ -48,10 +48,17 @@ pub enum Stale {
     Name(Ino, Vec<u8>),
 }
 
+/// What came of something the command line asked for.
+struct Answer {
+    text: Arc<[u8]>,
+    /// Whether the kernel shows it already. Until then nobody is told: who is would look, and see what was before.
+    shows: bool,
+}
+
 /// Sealing in a mounted store.
 pub(super) struct Seals {
     pub(super) sealer: Sealer,
-    outcomes: Mutex<LruCache<String, Arc<[u8]>>>,
+    outcomes: Mutex<LruCache<String, Answer>>,
 }
 
 impl Seals {
@@ -202,12 +209,26 @@ impl Vfs {
             }
             Err(error) => json!({"error": error.to_string(), "exit_code": error.exit_code()}),
         };
-        self.sealing.outcomes.lock().put(number.to_owned(), text.to_string().into_bytes().into());
+        let answer = Answer { text: text.to_string().into_bytes().into(), shows: outcome.is_err() };
+        self.sealing.outcomes.lock().put(number.to_owned(), answer);
     }
 
-    /// What came of something the command line asked for.
+    /// What came of something the command line asked for, once it shows.
     pub(super) fn outcome(&self, number: &str) -> Option<Arc<[u8]>> {
-        self.sealing.outcomes.lock().get(number).cloned()
+        let mut outcomes = self.sealing.outcomes.lock();
+        outcomes.get(number).filter(|answer| answer.shows).map(|answer| Arc::clone(&answer.text))
+    }
+
+    /// To be called once the kernel was told what a folder of this name in a `.snap/` changed.
+    pub fn shows(&self, name: &[u8]) {
+        let (Ask::Seal { number: Some(number), .. } | Ask::Restore { number, .. }) =
+            Ask::parse(std::str::from_utf8(name).unwrap_or_default())
+        else {
+            return;
+        };
+        if let Some(answer) = self.sealing.outcomes.lock().get_mut(number) {
+            answer.shows = true;
+        }
     }
 
     /// Seals a fork of this mount; or `everything` of it, whatever its `.pfignore` names.
