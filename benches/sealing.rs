@@ -87,7 +87,7 @@ fn files_below(folder: &Path) -> Result<Vec<PathBuf>> {
 pub(crate) fn ten_changed(mounted: &mut Mounted, runs: usize) -> Result<Vec<Duration>> {
     let files = files_below(&mounted.world())?;
     let mut times = Vec::new();
-    for run in 0..runs * SEALS + 1 {
+    for run in 0..=runs * SEALS {
         for n in 0..CHANGED {
             let file = &files[(run * 977 + n * (files.len() / CHANGED + 1)) % files.len()];
             fs::write(file, format!("changed {run} {n}\n").repeat(20))?;
@@ -126,7 +126,7 @@ fn seed(runs: usize, scratch: &Scratch, figures: &mut Figures) -> Result<()> {
     fs::create_dir(&store)?;
     let target = Mounted::new(scratch, "seeds", &store)?;
     let (mut ours, mut theirs, mut bytes) = (Vec::new(), Vec::new(), 0);
-    for run in 0..runs * SEALS + 1 {
+    for run in 0..=runs * SEALS {
         scratch.go_on()?;
         let source = scratch.path().join(format!("seed-{run}"));
         fixture(&source, &["--seed", &run.to_string()])?;
