@@ -75,7 +75,9 @@ impl Program<'_> {
                     4..=6 => Kind::Dir,
                     _ => Kind::File,
                 };
-                let mut new = NewFile::new(kind, [0o644, 0o755, 0o4711, 0o700][self.rng.below(4)], 7, 8);
+                let mode = [0o644, 0o755, 0o4711, 0o700][self.rng.below(4)];
+                let is_open = kind == Kind::Dir && !rustix::process::geteuid().is_root();
+                let mut new = NewFile::new(kind, if is_open { mode | 0o700 } else { mode }, 7, 8);
                 new.rdev = 0x0103;
                 if kind == Kind::Symlink {
                     new.target = [&b"a"[..], b"caf\xe9", b"/abs/olute"][self.rng.below(3)];

@@ -144,6 +144,15 @@ pub(crate) fn default_cache_dir() -> PathBuf {
 }
 
 pub(crate) fn run(store: &StoreArg, args: &MountArgs) -> Result<ExitCode> {
+    let outcome = start(store, args);
+    if let (true, Err(error)) = (args.daemon, &outcome) {
+        // Somebody else was faster since the starter looked: it waits for a word.
+        println!("{} {}", error.exit_code(), error.to_string().replace('\n', " "));
+    }
+    outcome
+}
+
+fn start(store: &StoreArg, args: &MountArgs) -> Result<ExitCode> {
     // What can be found wrong is found here, where there is a terminal to say so.
     let (store_path, mountpoint) = args.store_and_mountpoint(store)?;
     let options = args.mount_options()?;
