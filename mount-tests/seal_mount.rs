@@ -239,7 +239,8 @@ fn a_fork_is_put_back_to_one_of_its_seals_and_nothing_is_lost() {
         (out["image"].as_str().unwrap(), &out["sealed_before"]),
         (&*format!("sha256:{first}"), &true.into())
     );
-    assert_eq!(fs::read(world.join("new")).unwrap(), b"1");
+    // The kernel is told behind the answer.
+    wait_until("the fork shows the seal", || fs::read(world.join("new")).unwrap() == b"1");
     assert_eq!(fs::read(world.join("README")).unwrap(), b"read me\n");
     assert_eq!(fs::read(mount.join("work/f/new")).unwrap(), b"1");
     let list = snaps(&mount, "f");
