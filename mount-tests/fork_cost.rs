@@ -38,10 +38,10 @@ fn files_below(root: &Path) -> BTreeMap<PathBuf, (u64, u64)> {
     found
 }
 
-/// The bytes of all files of a store, the forks' journals not counted.
+/// The bytes of all files of a store, each once however many names it has, the forks' journals not counted.
 fn bytes_but_for_journals(store: &Path) -> u64 {
-    let files = files_below(store);
-    files.iter().filter(|(path, _)| !path.ends_with("journal")).map(|(_, (_, len))| len).sum()
+    let files = files_below(store).into_iter().filter(|(path, _)| !path.ends_with("journal"));
+    files.map(|(_, file)| file).collect::<BTreeMap<_, _>>().values().sum()
 }
 
 /// A store with an image of `count` files in folders of a hundred, which share 50 contents; and its id.

@@ -59,7 +59,20 @@ impl Fork {
         len: u64,
     ) -> Result<u64> {
         self.may_write()?;
-        let source = from.content()?;
+        let mut source = from.content()?;
+        if let CopySource::Fork(fork, _) = from
+            && !std::ptr::eq(*fork, self)
+            && fork.may_write().is_ok()
+            && source
+                .pieces
+                .range(from_offset, from_offset.saturating_add(len))
+                .into_iter()
+                .any(|(_, piece)| is_open(&piece))
+        {
+            // What it wrote since its last seal is shared as well: frozen, nobody changes it any more.
+            fork.freeze()?;
+            source = from.content()?;
+        }
         let len = len.min(source.size.saturating_sub(from_offset));
         let end = offset.checked_add(len).filter(|end| *end <= MAX_SIZE);
         let end = end.ok_or_else(|| posix(Posix::TooLarge, "the file would be too large"))?;
@@ -190,6 +203,11 @@ struct Copied {
 enum Step {
     Share(Piece),
     Bytes(Vec<u8>),
+}
+
+/// Whether a piece would be shared were its generation frozen.
+fn is_open(piece: &Piece) -> bool {
+    matches!(&piece.src, Src::Data(file) if !file.is_frozen()) && piece.len >= WORTH_A_LINK
 }
 
 fn shareable(piece: &Piece) -> bool {
