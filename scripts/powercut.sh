@@ -62,7 +62,9 @@ for type in ext4 xfs; do
         mount -o loop "$work/$type" "$work/disk"
         "$PFIMG" mount "$PF_STORE" "$work/mnt" >/dev/null
         python3 scripts/powercut.py check "$work/mnt/work/r$round/" "$work/said" "$before"
-        "$PFIMG" verify >"$work/verified" || { cat "$work/verified"; exit 1; }
+        # What a cut tore before any image referred to it is garbage.
+        "$PFIMG" verify >"$work/verified" 2>&1 || true
+        ! grep '^verify: ' "$work/verified" | grep -v 'odd-file\|no image that was looked at refers to it'
         for name in $sealed; do
             [ -f "$work/mnt/tags/$name/manifest.json" ] || { echo "powercut: seal $name is gone" >&2; exit 1; }
         done
