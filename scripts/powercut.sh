@@ -64,7 +64,7 @@ for type in ext4 xfs; do
         python3 scripts/powercut.py check "$work/mnt/work/r$round/" "$work/said" "$before"
         # What a cut tore before any image referred to it is garbage.
         "$PFIMG" verify >"$work/verified" 2>&1 || true
-        ! grep '^verify: ' "$work/verified" | grep -v 'odd-file\|no image that was looked at refers to it'
+        if grep '^verify: ' "$work/verified" | grep -v 'odd-file\|no image that was looked at refers to it'; then exit 1; fi
         for name in $sealed; do
             [ -f "$work/mnt/tags/$name/manifest.json" ] || { echo "powercut: seal $name is gone" >&2; exit 1; }
         done
