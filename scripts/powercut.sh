@@ -35,10 +35,12 @@ for type in ext4 xfs; do
     "mkfs.$type" -q "$work/$type"
     mount -o loop "$work/$type" "$work/disk"
     "$PFIMG" fixture --world-files 20 --world-file-bytes 100000 >/dev/null
+    # Not the latest: that is what was sealed of the round before.
+    image=$(basename "$PF_STORE"/images/*.json .json)
     sync
     for round in $(seq "$rounds"); do
         "$PFIMG" mount --seal "$seal" "$PF_STORE" "$work/mnt" >/dev/null
-        mkdir "$work/mnt/forks/r$round@latest"
+        mkdir "$work/mnt/forks/r$round@$image"
         : >"$work/said"
         : >"$work/sealed"
         python3 scripts/powercut.py write "$work/mnt/work/r$round/" "$round" >>"$work/said" 2>/dev/null &
