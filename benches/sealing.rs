@@ -123,7 +123,7 @@ pub(crate) fn rows(runs: usize, scratch: &Scratch, figures: &mut Figures) -> Res
 /// The whole of a fixture image, written into an empty fork: everything in it is new.
 fn seed(runs: usize, scratch: &Scratch, figures: &mut Figures) -> Result<()> {
     let store = scratch.path().join("seeds");
-    fs::create_dir(&store)?;
+    fixture(&store, &["--seed", "1000000"])?;
     let target = Mounted::new(scratch, "seeds", &store)?;
     let (mut ours, mut theirs, mut bytes) = (Vec::new(), Vec::new(), 0);
     for run in 0..=runs * SEALS {
