@@ -139,7 +139,7 @@ impl Batch<'_> {
     pub fn put_edited(&self, text: &[u8], base: Option<&Digest>, taken: &[Taken]) -> Result<Digest> {
         let digest = Digest::of(text);
         let blobs = self.store().blobs();
-        if !blobs.keep(&digest) {
+        if !blobs.holds(&digest, text.len()) {
             // Without the old frames it only takes longer.
             let packed = base.and_then(|base| std::fs::read(blobs.path(base)).ok()).unwrap_or_default();
             let ordered = taken.is_sorted_by(|a, b| a.at + a.len <= b.at && a.from + a.len <= b.from);

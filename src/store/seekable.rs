@@ -218,12 +218,8 @@ impl Blobs {
             Ok((Digest::from_bytes(hasher.finalize().into()), table.size()))
         };
         let stored = write().map_err(failed).and_then(|(digest, length)| {
-            if self.keep(&digest) {
-                let _ = self.io().remove(&temp);
-                self.temp_names().done_with(&temp);
-            } else {
-                self.name(&temp, &digest)?;
-            }
+            // Over one that may be there: a power cut may have left it in part.
+            self.name(&temp, &digest)?;
             Ok((digest, length))
         });
         stored.inspect_err(|_| {

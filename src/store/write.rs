@@ -20,7 +20,7 @@ use zstd::bulk::Compressor;
 use super::blob::ZSTD_LEVEL;
 use super::io::StoreIo;
 use super::seekable::SEEKABLE_FROM;
-use super::{Blobs, Digest, Manifest, Store};
+use super::{Blobs, Digest, Manifest, Size, Store};
 use crate::error::{Error, ErrorKind, Result};
 
 /// A blob that is there already is made young again if it is older than this. Collecting garbage spares young blobs,
@@ -98,7 +98,7 @@ impl Blobs {
     /// Stores a payload under its digest, unless it is there. Visible wholly or not at all; not synced.
     pub fn put(&self, bytes: &[u8]) -> Result<Digest> {
         let digest = Digest::of(bytes);
-        if !self.keep(&digest) {
+        if !self.holds(&digest, bytes.len()) {
             if bytes.len() as u64 > SEEKABLE_FROM {
                 return Ok(self.put_seekable(None, &mut &*bytes)?.0);
             }
@@ -165,8 +165,14 @@ impl Blobs {
         }
     }
 
-    /// Whether a blob is there and may be relied on: a regular file that begins as zstd does. What a crash left
-    /// empty or full of zeros is not. Makes it young again, so that collecting garbage spares it.
+    /// Whether a blob is there and whole, and keeps it. A power cut may leave a blob that nothing refers to cut off or
+    /// with zeros in it, under its name: what is not known to have been synced is read before it is relied on.
+    pub(super) fn holds(&self, digest: &Digest, length: usize) -> bool {
+        self.keep(digest) && self.read(digest, Size::Exact(length as u64)).is_ok()
+    }
+
+    /// Whether a blob is there that was synced once: a regular file that begins as zstd does. Makes it young again, so
+    /// that collecting garbage spares it.
     pub fn keep(&self, digest: &Digest) -> bool {
         let Ok((file, _)) = self.open(digest) else { return false };
         let mut magic = [0; 4];
@@ -362,6 +368,18 @@ mod tests {
             fs::write(&path, left).unwrap();
             store.blobs().put(b"payload").unwrap();
             assert_eq!(store.blobs().read(&digest, Size::Exact(7)).unwrap(), b"payload");
+        }
+        for length in [5000u32, SEEKABLE_FROM as u32 + 5000] {
+            let payload: Vec<u8> = (0..length).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+            let digest = store.blobs().put(&payload).unwrap();
+            let path = store.blobs().path(&digest);
+            let whole = fs::read(&path).unwrap();
+            let (start, end) = whole.split_at(whole.len() / 2);
+            for left in [start.to_vec(), [start, &vec![0; end.len()]].concat()] {
+                fs::write(&path, left).unwrap();
+                store.blobs().put(&payload).unwrap();
+                assert_eq!(store.blobs().read(&digest, Size::Exact(length.into())).unwrap(), payload);
+            }
         }
     }
 
