@@ -202,16 +202,21 @@ pub(crate) const CHAINS: &[Chain] = &[
     Chain {
         name: "sqlite",
         needs: PYTHON,
-        before: "mkdir $D/off $D/full",
+        before: "mkdir $D/wal $D/off $D/full",
         steps: &[
             step(
+                "sqlite with a log, $COMMITS commits, not synced",
+                "python3 $IN/data.py sqlite $D/wal $COMMITS off wal",
+                "ls $D/wal",
+            ),
+            step(
                 "sqlite, $COMMITS commits, not synced",
-                "python3 $IN/data.py sqlite $D/off $COMMITS off",
+                "python3 $IN/data.py sqlite $D/off $COMMITS off delete",
                 "ls $D/off",
             ),
             step(
                 "sqlite, $SYNCED commits, synced",
-                "python3 $IN/data.py sqlite $D/full $SYNCED full",
+                "python3 $IN/data.py sqlite $D/full $SYNCED full delete",
                 "ls $D/full",
             ),
         ],

@@ -42,8 +42,9 @@ elif what == "append":
         for n in range(amount):
             file.write(block[n : n + 100])
 elif what == "sqlite":
-    # The default journal, a file that each commit makes and deletes.
+    # `delete` is the default journal, a file that each commit makes and deletes; `wal` is a log that stays.
     db = sqlite3.connect(path, isolation_level=None)
+    db.execute("pragma journal_mode=" + sys.argv[5])
     db.execute("pragma synchronous=" + sys.argv[4])
     db.execute("create table t(a)")
     for n in range(amount):
