@@ -126,7 +126,6 @@ impl Cache {
     /// Takes stock of the files an earlier run left in the cache's folder, so that they count and are evicted in
     /// their turn. Each is verified again before it is first used. May take a while: for a thread of its own.
     pub fn adopt(&self) {
-        self.packs.adopt();
         self.mapped.adopt();
     }
 

@@ -13,8 +13,8 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Once};
 use std::time::SystemTime;
 
 use parking_lot::{Mutex, RwLock};
@@ -223,6 +223,8 @@ pub(super) struct Packs {
     /// One finishes at a time.
     finishing: Mutex<()>,
     taken: AtomicU64,
+    /// Done by the first who reads.
+    adopted: Once,
 }
 
 impl Packs {
@@ -235,6 +237,7 @@ impl Packs {
             off: AtomicBool::new(budget < LEAST),
             finishing: Mutex::new(()),
             taken: AtomicU64::new(0),
+            adopted: Once::new(),
         }
     }
 
@@ -244,7 +247,7 @@ impl Packs {
     }
 
     /// Opens the packs that earlier mounts left.
-    pub(super) fn adopt(&self) {
+    fn adopt(&self) {
         let Ok(entries) = fs::read_dir(&self.dir) else { return };
         let mut found: Vec<_> = entries
             .flatten()
@@ -268,6 +271,7 @@ impl Packs {
         digest: &Digest,
         decode: impl Fn(&[u8]) -> Result<T, E>,
     ) -> Option<T> {
+        self.adopted.call_once(|| self.adopt());
         let packs = self.finished.read().clone();
         for pack in packs.iter().rev() {
             let Some(bytes) = pack.get(digest) else { continue };
@@ -292,8 +296,7 @@ impl Packs {
         if self.off.load(Ordering::Relaxed) {
             return;
         }
-        // Whoever meets another thread here goes without: nothing depends on it.
-        let Some(mut writing) = self.writing.try_lock() else { return };
+        let mut writing = self.writing.lock();
         if writing.is_none() {
             match Writing::new(&self.dir) {
                 Ok(new) => *writing = Some(new),
@@ -337,6 +340,7 @@ impl Packs {
         if pack.failed {
             return;
         }
+        self.adopted.call_once(|| self.adopt());
         let absorbed = self.absorb(&mut pack);
         let finished = pack.finish(&self.dir).map(Pack::open);
         match finished {
@@ -415,7 +419,7 @@ mod tests {
 
     fn reopened(dir: &Path, budget: u64) -> Packs {
         let packs = Packs::new(dir, budget);
-        packs.adopt();
+        packs.adopted.call_once(|| packs.adopt());
         packs
     }
 
@@ -511,7 +515,7 @@ mod tests {
     }
 
     #[test]
-    fn threads_that_add_at_once_lose_nothing_that_was_taken() {
+    fn threads_that_add_at_once_lose_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let packs = reopened(dir.path(), 256 << 20);
         let blobs: Vec<_> = (0..400).map(|i| blob(i, 20_000 + i as usize)).collect();
