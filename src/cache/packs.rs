@@ -526,8 +526,8 @@ mod tests {
             }
         });
         packs.settle(true);
-        let found =
-            blobs.iter().filter(|(digest, _)| packs.read(digest, |found| check(digest, found)).is_some());
-        assert!(found.count() > 0);
+        for (digest, bytes) in &blobs {
+            assert_eq!(packs.read(digest, |found| check(digest, found)).as_ref(), Some(bytes));
+        }
     }
 }
