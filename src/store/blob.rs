@@ -39,8 +39,9 @@ impl Size {
 /// Largest payload of a blob that is parsed as a whole (manifests, trees, page manifests): 1 GiB.
 pub const MAX_METADATA: u64 = 1 << 30;
 
-/// Metadata compresses by a factor of 4 to 10 (its digests not at all): 64 and at least 64 MiB are plenty.
-const MAX_METADATA_RATIO: u64 = 64;
+/// Metadata compresses by a factor of 4 to 10 (its digests not at all), but a tree of a million files that share a few
+/// digests by more than 100. What is made to be large compresses by tens of thousands.
+const MAX_METADATA_RATIO: u64 = 512;
 const MIN_METADATA_LIMIT: u64 = 64 << 20;
 
 /// zstd level of what this program writes. `pf` reads any; the level is part of no digest.
@@ -553,6 +554,23 @@ mod tests {
         assert_eq!(code(Size::Exact(len)), "blob-missing");
         fs::create_dir(blobs.path(&digest)).unwrap();
         assert_eq!(code(Size::Exact(len)), "blob-undecodable");
+    }
+
+    #[test]
+    fn a_large_tree_of_files_that_are_all_alike_is_no_bomb() {
+        let (_dir, blobs) = store();
+        let rest = format!(r#","mode":"0644","size":0,"kind":"file","blob":"sha256:{:064}"}},"#, 0);
+        let mut text = String::new();
+        for i in 0..600_000 {
+            text.push_str(r#"{"path":"d/"#);
+            text.push_str(&i.to_string());
+            text.push('"');
+            text.push_str(&rest);
+        }
+        assert!(text.len() as u64 > MIN_METADATA_LIMIT);
+        let digest = blobs.put(text.as_bytes()).unwrap();
+        assert!(blobs.compressed_size(&digest).unwrap() < text.len() as u64 / 64);
+        assert_eq!(blobs.read_metadata(&digest).unwrap().len(), text.len());
     }
 
     #[test]
