@@ -1,7 +1,7 @@
 //! Keeps requests on one core, on machines that have two.
 //!
 //! Where a request's caller and the daemon run on different cores, each request wakes a core that went to sleep,
-//! twice. In a virtual machine that is most of what a request costs: 50 µs against 21 µs if both take turns on one
+//! twice. In a virtual machine that is most of what a request costs: 45 µs against 17 µs if both take turns on one
 //! core (measured: stat of a missing name, two cores, Linux 6.18). The scheduler looks for an idle core for whoever
 //! wakes up, so it spreads the two whenever it can. While requests come in a row, the event loops stay on one core, and a
 //! thread here keeps the other one busy, so that it is not idle and the caller comes to the first.
