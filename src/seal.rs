@@ -16,6 +16,7 @@ use std::collections::HashMap;
 use std::io::Read;
 use std::ops::Range;
 use std::sync::Arc;
+use std::thread;
 
 use chrono::Utc;
 
@@ -295,7 +296,17 @@ impl Sealer {
 impl Sealing<'_> {
     /// Stores everything and makes the manifest.
     fn run(&mut self, name: &str) -> Result<(Manifest, Stored)> {
-        let stored = self.contents()?;
+        let documents = self.written_documents();
+        // Parsing them takes as long as storing some of the contents.
+        let (stored, judged) = thread::scope(|scope| {
+            let judging = (!documents.is_empty()).then(|| scope.spawn(|| self.judge(&documents)));
+            let judged = |judging: thread::ScopedJoinHandle<'_, _>| {
+                judging.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            };
+            (self.contents(), judging.map_or(Ok(Vec::new()), judged))
+        });
+        let stored = stored?;
+        self.reports.extend(judged?);
         let tree = self.tree(&stored)?;
         let none = Digest::of(b"");
         let agent = match &self.parent {

@@ -48,6 +48,10 @@ pub(super) fn to_bytes(value: &impl serde::Serialize) -> Vec<u8> {
 
 /// Whether brackets nest deeper than a value may.
 pub(super) fn is_too_deep(text: &[u8]) -> bool {
+    // Most text has too few brackets for that, which is quickly counted.
+    if text.iter().filter(|byte| matches!(byte, b'{' | b'[')).count() <= MAX_DEPTH {
+        return false;
+    }
     let (mut depth, mut at) = (0_usize, 0);
     while let Some(byte) = text.get(at) {
         match byte {

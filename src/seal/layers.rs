@@ -50,7 +50,6 @@ impl Sealing<'_> {
     fn plain(&mut self, file: LayerFile, stored: &Stored, empty: impl FnOnce() -> Vec<u8>) -> Result<Digest> {
         let path = file.path().as_bytes();
         if let Some(blob) = stored.get(path) {
-            self.judge(file, blob)?;
             return Ok(blob.digest);
         }
         match self.inherited(file) {
@@ -59,20 +58,32 @@ impl Sealing<'_> {
         }
     }
 
-    /// Reports a layer that is not what it should be. It is sealed all the same: nothing an agent wrote is lost.
-    fn judge(&mut self, file: LayerFile, blob: &BlobRef) -> Result<()> {
-        let bytes = self.read_path(file.path().as_bytes())?;
-        let wrong = match file {
-            LayerFile::ModelDiff => ModelDiff::parse(&bytes).err(),
-            LayerFile::WorldEnv => Env::parse(&bytes).err(),
-            LayerFile::WorldProcs => Procs::parse(&bytes).err(),
-            _ => None,
+    /// The layers of one document each that were written: the ones that are judged.
+    pub(super) fn written_documents(&self) -> Vec<LayerFile> {
+        let written = |file: &LayerFile| {
+            let put = self.changes.put.get(file.path().as_bytes());
+            put.is_some_and(|put| put.inode.content().is_some())
         };
-        debug_assert_eq!(blob.size, bytes.len() as u64);
-        if let Some(wrong) = wrong {
-            self.reports.push(format!("{file}: {wrong}; it is sealed as it stands"));
+        [LayerFile::ModelDiff, LayerFile::WorldEnv, LayerFile::WorldProcs]
+            .into_iter()
+            .filter(written)
+            .collect()
+    }
+
+    /// What is wrong with layers. They are sealed all the same: nothing an agent wrote is lost.
+    pub(super) fn judge(&self, files: &[LayerFile]) -> Result<Vec<String>> {
+        let mut reports = Vec::new();
+        for file in files {
+            let bytes = self.read_path(file.path().as_bytes())?;
+            let wrong = match file {
+                LayerFile::ModelDiff => ModelDiff::parse(&bytes).err(),
+                LayerFile::WorldEnv => Env::parse(&bytes).err(),
+                LayerFile::WorldProcs => Procs::parse(&bytes).err(),
+                _ => None,
+            };
+            reports.extend(wrong.map(|wrong| format!("{file}: {wrong}; it is sealed as it stands")));
         }
-        Ok(())
+        Ok(reports)
     }
 
     /// Reads a layer's file of the frozen fork; nothing if it is not there.

@@ -267,6 +267,28 @@ impl Blobs {
             })
     }
 
+    /// Whether the `compressed` bytes of a blob's open file decompress to just `payload`. Hashes nothing.
+    pub(super) fn is_payload(
+        &self,
+        digest: &Digest,
+        file: &mut File,
+        compressed: u64,
+        payload: &[u8],
+    ) -> bool {
+        let declared = payload.len() as u64;
+        if compressed >= SMALL as u64 {
+            return self.read(digest, Size::Exact(declared)).is_ok_and(|bytes| bytes == payload);
+        }
+        COMPRESSED.with_borrow_mut(|scratch| {
+            if scratch.len() < SMALL {
+                scratch.resize(SMALL, 0);
+            }
+            let length = file.read(scratch).unwrap_or(0);
+            length as u64 == compressed
+                && decode_exact(digest, &scratch[..length], declared).is_ok_and(|bytes| bytes == payload)
+        })
+    }
+
     /// Decompresses a payload of a declared size and checks it.
     pub fn decode(digest: &Digest, compressed: &[u8], declared: u64) -> Result<Vec<u8>, BlobError> {
         let bytes = decode_exact(digest, compressed, declared)?;

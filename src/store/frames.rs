@@ -4,6 +4,7 @@
 
 use std::io;
 use std::ops::Range;
+use std::thread;
 
 use zstd::zstd_safe::{find_frame_compressed_size, get_frame_content_size};
 
@@ -16,6 +17,9 @@ const FRAME: usize = 32 << 10;
 
 /// Content between two frames that is shorter than this is not worth a frame of its own.
 const TOO_SHORT: usize = FRAME / 4;
+
+/// A document of this many bytes is hashed by a thread of its own while it is compressed and written.
+const WORTH_A_THREAD: usize = 1 << 20;
 
 /// A stretch that a document has in common with the one it was made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -137,18 +141,48 @@ impl Batch<'_> {
     /// Stores a document that has stretches in common with another blob, whose content the caller has verified. They
     /// are in order, in both.
     pub fn put_edited(&self, text: &[u8], base: Option<&Digest>, taken: &[Taken]) -> Result<Digest> {
-        let digest = Digest::of(text);
-        let blobs = self.store().blobs();
-        if !blobs.holds(&digest, text.len()) {
-            // Without the old frames it only takes longer.
-            let packed = base.and_then(|base| std::fs::read(blobs.path(base)).ok()).unwrap_or_default();
-            let ordered = taken.is_sorted_by(|a, b| a.at + a.len <= b.at && a.from + a.len <= b.from);
-            let packed = pack(text, &packed, if ordered { taken } else { &[] })
-                .map_err(|e| Error::io(e, format!("cannot compress blob {digest}")))?;
-            blobs.put_compressed(&digest, &packed)?;
-        }
+        let digest = match base {
+            Some(base) if text.len() >= WORTH_A_THREAD => self.put_large(text, base, taken)?,
+            base => {
+                let digest = Digest::of(text);
+                let blobs = self.store().blobs();
+                if !blobs.holds(&digest, text) {
+                    let packed = self.pack_edited(text, base, taken)?;
+                    blobs.put_compressed(&digest, &packed)?;
+                }
+                digest
+            }
+        };
         self.rely_on(digest);
         Ok(digest)
+    }
+
+    /// The same with the digest found out while the document is written, under a temporary name.
+    fn put_large(&self, text: &[u8], base: &Digest, taken: &[Taken]) -> Result<Digest> {
+        let blobs = self.store().blobs();
+        let (digest, temp) = thread::scope(|scope| {
+            let hashing = scope.spawn(|| Digest::of(text));
+            let temp = self.pack_edited(text, Some(base), taken).and_then(|packed| {
+                blobs.write_temp(base, &packed).map_err(|e| Error::io(e, "cannot write a document's blob"))
+            });
+            (hashing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), temp)
+        });
+        let temp = temp?;
+        if blobs.holds(&digest, text) {
+            blobs.discard(&temp);
+        } else {
+            blobs.name(&temp, &digest).inspect_err(|_| blobs.discard(&temp))?;
+        }
+        Ok(digest)
+    }
+
+    fn pack_edited(&self, text: &[u8], base: Option<&Digest>, taken: &[Taken]) -> Result<Vec<u8>> {
+        let blobs = self.store().blobs();
+        // Without the old frames it only takes longer.
+        let packed = base.and_then(|base| std::fs::read(blobs.path(base)).ok()).unwrap_or_default();
+        let ordered = taken.is_sorted_by(|a, b| a.at + a.len <= b.at && a.from + a.len <= b.from);
+        pack(text, &packed, if ordered { taken } else { &[] })
+            .map_err(|e| Error::io(e, "cannot compress a document"))
     }
 }
 
@@ -194,6 +228,26 @@ mod tests {
         assert_eq!(store.blobs().read_stretches(&digest, &stretches).unwrap(), expected);
         std::fs::write(store.blobs().path(&digest), zstd::encode_all(&text[..], 3).unwrap()).unwrap();
         assert_eq!(store.blobs().read_stretches(&digest, &stretches).unwrap(), expected);
+    }
+
+    #[test]
+    fn a_large_document_is_stored_once_and_leaves_nothing_behind() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::create(dir.path()).unwrap();
+        let batch = store.begin();
+        let old = lines(20_000);
+        assert!(old.len() > WORTH_A_THREAD);
+        let base = batch.put_edited(&old, None, &[]).unwrap();
+        let new = [&old[..], b"and more"].concat();
+        let taken = [Taken { at: 0, from: 0, len: old.len() }];
+        for _ in 0..2 {
+            let digest = batch.put_edited(&new, Some(&base), &taken).unwrap();
+            assert_eq!(digest, Digest::of(&new));
+            assert_eq!(store.blobs().read(&digest, Size::Exact(new.len() as u64)).unwrap(), new);
+        }
+        let (mut blobs, mut odd) = (0, Vec::new());
+        store.blobs().for_each(&mut |_, _| blobs += 1, &mut |path| odd.push(path)).unwrap();
+        assert_eq!((blobs, odd), (2, Vec::new()));
     }
 
     #[test]

@@ -20,7 +20,7 @@ use zstd::bulk::Compressor;
 use super::blob::ZSTD_LEVEL;
 use super::io::StoreIo;
 use super::seekable::SEEKABLE_FROM;
-use super::{Blobs, Digest, Manifest, Size, Store};
+use super::{Blobs, Digest, Manifest, Store};
 use crate::error::{Error, ErrorKind, Result};
 
 /// A blob that is there already is made young again if it is older than this. Collecting garbage spares young blobs,
@@ -98,7 +98,7 @@ impl Blobs {
     /// Stores a payload under its digest, unless it is there. Visible wholly or not at all; not synced.
     pub fn put(&self, bytes: &[u8]) -> Result<Digest> {
         let digest = Digest::of(bytes);
-        if !self.holds(&digest, bytes.len()) {
+        if !self.holds(&digest, bytes) {
             if bytes.len() as u64 > SEEKABLE_FROM {
                 return Ok(self.put_seekable(None, &mut &*bytes)?.0);
             }
@@ -127,13 +127,21 @@ impl Blobs {
 
     /// Stores what compresses `digest`'s payload, in any form of zstd. The caller answers for it being that.
     pub fn put_compressed(&self, digest: &Digest, compressed: &[u8]) -> Result<()> {
-        let failed = |e| Error::io(e, format!("cannot write blob {digest}"));
-        let path = self.path(digest);
-        let (temp, mut file) = self.create_temp(&path).map_err(failed)?;
-        let written = self.io().write(&temp, &mut file, compressed).map_err(failed);
-        written.and_then(|()| self.name(&temp, digest)).inspect_err(|_| {
-            let _ = self.io().remove(&temp);
-        })
+        let temp = self
+            .write_temp(digest, compressed)
+            .map_err(|e| Error::io(e, format!("cannot write blob {digest}")))?;
+        self.name(&temp, digest).inspect_err(|_| self.discard(&temp))
+    }
+
+    /// Writes what a blob will be to a temporary file, in the shard of `near`.
+    pub(super) fn write_temp(&self, near: &Digest, compressed: &[u8]) -> io::Result<PathBuf> {
+        let (temp, mut file) = self.create_temp(&self.path(near))?;
+        self.io().write(&temp, &mut file, compressed).inspect_err(|_| self.discard(&temp))?;
+        Ok(temp)
+    }
+
+    pub(super) fn discard(&self, temp: &Path) {
+        let _ = self.io().remove(temp);
     }
 
     pub(super) fn name(&self, temp: &Path, digest: &Digest) -> Result<()> {
@@ -165,10 +173,11 @@ impl Blobs {
         }
     }
 
-    /// Whether a blob is there and whole, and keeps it. A power cut may leave a blob that nothing refers to cut off or
-    /// with zeros in it, under its name: what is not known to have been synced is read before it is relied on.
-    pub(super) fn holds(&self, digest: &Digest, length: usize) -> bool {
-        self.keep(digest) && self.read(digest, Size::Exact(length as u64)).is_ok()
+    /// Whether a blob is there and is `payload`, and keeps it. A power cut may leave a blob that nothing refers to cut off or
+    /// with zeros in it, under its name: what is not known to have been synced is compared before it is relied on.
+    pub(super) fn holds(&self, digest: &Digest, payload: &[u8]) -> bool {
+        let Ok((mut file, length)) = self.open(digest) else { return false };
+        self.is_payload(digest, &mut file, length, payload) && self.refresh_if_old(digest, &file)
     }
 
     /// Whether a blob is there that was synced once: a regular file that begins as zstd does. Makes it young again, so
@@ -183,6 +192,11 @@ impl Blobs {
         if magic != ZSTD_MAGIC && magic & !0xF != SKIPPABLE_MAGIC {
             return false;
         }
+        self.refresh_if_old(digest, &file)
+    }
+
+    /// Makes a blob young again. Returns whether it is still there.
+    fn refresh_if_old(&self, digest: &Digest, file: &File) -> bool {
         let old = file
             .metadata()
             .and_then(|metadata| metadata.modified())
