@@ -31,6 +31,7 @@ use parking_lot::Mutex;
 pub use autoseal::SealPolicy;
 pub(crate) use catalog::{Changes, Watched};
 pub use control::MountInfo;
+use control::Unread;
 pub use forked::Writer;
 pub use inode::Ino;
 pub use metrics::{Metrics, Op};
@@ -230,6 +231,7 @@ pub struct Vfs {
     auto_seal: AutoSeal,
     metrics: Metrics,
     info: Mutex<MountInfo>,
+    unread: Unread,
     audit: Audit,
 }
 
@@ -261,6 +263,7 @@ impl Vfs {
             trees,
             reader,
             metrics: Metrics::new(),
+            unread: Unread::default(),
             info: Mutex::new(info),
             audit: Audit::new(&store),
             store,
@@ -374,7 +377,8 @@ impl Vfs {
                 let (start, end) = slice(payload.len());
                 Ok(Step::Done(Data::Blob(payload, start, end)))
             }
-            Node::Doc { bytes, .. } => {
+            Node::Doc { bytes, key, .. } => {
+                self.unread.read(key);
                 let (start, end) = slice(bytes.len());
                 Ok(Step::Done(Data::Doc(bytes, start, end)))
             }

@@ -398,6 +398,76 @@ fn set_user_id_bits_fall_when_another_user_writes() {
     }
 }
 
+/// What `test FLAG FILE` says, and whether FILE can be run.
+fn may(flag: &str, file: &Path) -> (bool, bool) {
+    let said = Command::new("test").arg(flag).arg(file).status().expect("test");
+    (said.success(), Command::new(file).status().is_ok_and(|status| status.success()))
+}
+
+#[test]
+fn modes_and_owners_are_checked_where_they_say_something() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let (store, id) = small_store();
+    for options in ["default_permissions", "async"] {
+        let mount = Mount::of(store.root()).args(["-o", options, "--seal", "manual"]).start();
+        let w = fork(&mount, &format!("try-{options}"), &id);
+        let program = w.join("program");
+        fs::write(&program, b"#!/bin/sh\n").unwrap();
+        for (mode, runs) in [(0o644, false), (0o755, true), (0o600, false), (0o100, true)] {
+            fs::set_permissions(&program, fs::Permissions::from_mode(mode)).unwrap();
+            // Who reads a script needs to read it; root always may.
+            let whole = runs && (is_root() || mode & 0o400 != 0);
+            assert_eq!(may("-x", &program), (runs, whole), "{options}: {mode:o}");
+            assert!(may("-e", &program).0 && may("-x", &w).0, "{options}: {mode:o}");
+        }
+        assert!(!may("-x", &w.join("missing")).0);
+        assert!(!may("-x", &mount.image(&id).join("world/fs/README")).0);
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o400)).unwrap();
+        let written = fs::OpenOptions::new().append(true).open(&program).map(drop);
+        if is_root() {
+            assert!(may("-w", &program).0 && written.is_ok());
+        } else {
+            assert!(!may("-w", &program).0);
+            assert_eq!(errno(written), libc::EACCES);
+        }
+        mount.unmount();
+    }
+}
+
+#[test]
+fn root_alone_needs_no_checks_and_so_no_attributes_of_a_folder_that_changed() {
+    if !is_root() {
+        return;
+    }
+    let (store, id) = small_store();
+    for (options, checks) in
+        [(&["--seal", "manual"][..], false), (&["--seal", "manual", "--allow-other"], true)]
+    {
+        let mount = Mount::of(store.root()).args(options).start();
+        let w = fork(&mount, &format!("try-{checks}"), &id);
+        let before = mount.requests("getattr");
+        for n in 0..200 {
+            File::create(w.join(format!("new-{n}"))).unwrap();
+        }
+        let asked = mount.requests("getattr") - before;
+        assert_eq!(asked >= 200.0, checks, "{asked} times for 200 files");
+        mount.unmount();
+    }
+    // Whoever is called root and may not do everything is checked where that is asked for.
+    let mount = Mount::of(store.root()).args(["-o", "default_permissions", "--seal", "manual"]).start();
+    let path = fork(&mount, "bounded", &id).join("README");
+    fs::set_permissions(&path, <fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o444))
+        .unwrap();
+    let status = Command::new("setpriv")
+        .args(["--bounding-set=-all", "--inh-caps=-all", "sh", "-c", "echo more >> \"$0\""])
+        .arg(&path)
+        .stderr(Stdio::null())
+        .status()
+        .expect("setpriv");
+    assert!(!status.success());
+    mount.unmount();
+}
+
 #[test]
 fn a_name_that_is_not_there_is_asked_for_once_and_found_as_soon_as_it_is() {
     let (store, id) = small_store();

@@ -185,8 +185,10 @@ fn device_error(e: io::Error) -> Error {
 fn mount_directly(path: &Path, source: &Path, options: &MountOptions) -> Result<OwnedFd> {
     let device = File::options().read(true).write(true).open("/dev/fuse").map_err(device_error)?;
     let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
-    let mut data =
-        format!("fd={},rootmode=40000,user_id={uid},group_id={gid},default_permissions", device.as_raw_fd());
+    let mut data = format!("fd={},rootmode=40000,user_id={uid},group_id={gid}", device.as_raw_fd());
+    if options.need_checks() {
+        data.push_str(",default_permissions");
+    }
     if options.allow_other {
         data.push_str(",allow_other");
     }

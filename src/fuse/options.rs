@@ -5,6 +5,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 
 use rustix::mount::MountFlags;
+use rustix::thread::CapabilitySet;
 
 use crate::error::{Error, ErrorKind, Result};
 
@@ -22,6 +23,8 @@ pub struct MountOptions {
     pub exec: bool,
     /// Let other users than the mounting one in.
     pub allow_other: bool,
+    /// Have the kernel check modes and owners even where that changes nothing.
+    pub default_permissions: bool,
     noatime: bool,
     nodiratime: bool,
     sync: bool,
@@ -36,6 +39,7 @@ impl Default for MountOptions {
             dev: false,
             exec: true,
             allow_other: false,
+            default_permissions: false,
             noatime: false,
             nodiratime: false,
             sync: false,
@@ -66,8 +70,7 @@ impl MountOptions {
                 "async" => self.sync = false,
                 "dirsync" => self.dirsync = true,
                 "allow_other" => self.allow_other = true,
-                // Always so.
-                "default_permissions" => {}
+                "default_permissions" => self.default_permissions = true,
                 _ => {
                     return Err(Error::new(ErrorKind::InvalidInput, format!("unknown mount option {word:?}"))
                         .with_hint(
@@ -95,6 +98,17 @@ impl MountOptions {
             flags.set(flag, set);
         }
         flags
+    }
+
+    /// Whether the kernel has to check modes and owners. Where only root comes in, who may do everything, it need not;
+    /// and each change of a folder then spares a request for the folder's attributes before the next look into it.
+    pub(super) fn need_checks(&self) -> bool {
+        let all = CapabilitySet::DAC_OVERRIDE | CapabilitySet::DAC_READ_SEARCH | CapabilitySet::FOWNER;
+        let may_do_everything = || {
+            rustix::process::geteuid().is_root()
+                && rustix::thread::capabilities(None).is_ok_and(|sets| sets.effective.contains(all))
+        };
+        self.allow_other || self.default_permissions || !may_do_everything()
     }
 
     /// For fusermount3, which always adds nosuid and nodev for an ordinary user. `source` is what is mounted.
@@ -150,7 +164,8 @@ mod tests {
     fn the_words_of_mount_8_are_understood_and_others_refused() {
         let options =
             parsed("ro,noexec,noatime,sync,dirsync,nodiratime,allow_other,default_permissions").unwrap();
-        assert!(options.read_only && !options.exec && options.allow_other);
+        assert!(options.read_only && !options.exec && options.allow_other && options.need_checks());
+        assert!(parsed("default_permissions").unwrap().need_checks());
         assert!(options.flags().contains(MountFlags::RDONLY | MountFlags::NOEXEC | MountFlags::SYNCHRONOUS));
         assert_eq!(
             options.for_fusermount(Path::new(r"/a,b\c")),

@@ -10,11 +10,12 @@ use parking_lot::Mutex;
 use serde_json::json;
 
 use super::inode::Ino;
-use super::{Attr, Entry, Op, Outcome, Vfs, Writer, top::logged};
+use super::{Attr, Entry, Op, Outcome, Patience, Step, Vfs, Writer, top::logged};
 use crate::audit::{Follower, Log, follow, note};
 use crate::crashpack::Crashpack;
 use crate::error::{Error, ErrorKind, Posix};
 use crate::fork::{Allocate, Fork, NewFile, RenameMode, SetAttr};
+use crate::layers::world::Kind;
 use crate::oracle::{Transfer, TransferKind, TransferOracle, TransferState};
 use crate::store::{Digest, Store};
 
@@ -70,6 +71,20 @@ impl Vfs {
             }
         }
         outcome
+    }
+
+    /// Whether root may use a file: always, but nobody runs one that nobody may run.
+    pub fn access_by_root(&self, ino: Ino, runs: bool, patience: Patience) -> Outcome<Step<()>> {
+        if !runs {
+            return self.node(ino).map(|_| Step::Done(()));
+        }
+        match self.getattr(ino, patience)? {
+            Step::Blocks => Ok(Step::Blocks),
+            Step::Done((attr, _)) if attr.kind != Kind::Dir && attr.mode & 0o111 == 0 => {
+                Err(ErrorKind::PermissionDenied)
+            }
+            Step::Done(_) => Ok(Step::Done(())),
+        }
     }
 
     /// Tells the log what the cache did since it was told last. To be called now and then.

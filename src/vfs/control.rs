@@ -1,11 +1,14 @@
-//! `.pfimg/`: what the daemon says of itself. Each look gets a new version under a new inode, so that neither the
-//! kernel's cached pages nor its cached size can be outdated.
+//! `.pfimg/`: what the daemon says of itself. Each reading gets a new version under a new inode, so that neither the
+//! kernel's cached pages nor its cached size can be outdated. Who looks first and opens then, as `cp` does, gets the version
+//! that was seen.
 
+use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, json};
 
@@ -35,6 +38,31 @@ pub struct MountInfo {
     pub started_at: chrono::DateTime<chrono::Utc>,
 }
 
+/// How long a version stands for its name while nobody has read it.
+const UNREAD: Duration = Duration::from_millis(100);
+
+/// The newest versions that nobody has read yet, by name.
+#[derive(Default)]
+pub(super) struct Unread(Mutex<HashMap<String, (Instant, Node)>>);
+
+impl Unread {
+    /// The version that was made just now and is still to be read.
+    fn of(&self, name: &str) -> Option<Node> {
+        let mut all = self.0.lock();
+        all.retain(|_, (made, _)| made.elapsed() < UNREAD);
+        all.get(name).map(|(_, node)| node.clone())
+    }
+
+    fn add(&self, name: &str, node: &Node) {
+        self.0.lock().insert(name.to_owned(), (Instant::now(), node.clone()));
+    }
+
+    /// From now on its name stands for a new version.
+    pub(super) fn read(&self, version: u64) {
+        self.0.lock().retain(|_, (_, node)| !matches!(node, Node::Doc { key, .. } if *key == version));
+    }
+}
+
 impl MountInfo {
     pub(super) fn started_ns(&self) -> i64 {
         self.started_at.timestamp_nanos_opt().unwrap_or(0)
@@ -44,6 +72,9 @@ impl MountInfo {
 impl Vfs {
     pub(super) fn lookup_control(&self, name: &str) -> Outcome<Entry> {
         static VERSION: AtomicU64 = AtomicU64::new(1);
+        if let Some(node) = self.unread.of(name) {
+            return self.entry_with(node, Duration::ZERO);
+        }
         let bytes = match name {
             "audit.json" => self.audit_doc()?,
             "events.jsonl" => self.events_doc(),
@@ -56,7 +87,9 @@ impl Vfs {
         };
         let mtime = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64);
         let key = VERSION.fetch_add(1, Ordering::Relaxed);
-        self.entry_with(Node::Doc { bytes: bytes.into(), mtime, key }, Duration::ZERO)
+        let node = Node::Doc { bytes: bytes.into(), mtime, key };
+        self.unread.add(name, &node);
+        self.entry_with(node, Duration::ZERO)
     }
 
     fn status(&self) -> String {

@@ -27,7 +27,8 @@ ops! {
     Read "read", Write "write", Statfs "statfs", Release "release", Fsync "fsync", Setxattr "setxattr",
     Getxattr "getxattr", Listxattr "listxattr", Removexattr "removexattr", Flush "flush", Opendir "opendir",
     Readdir "readdir", Readdirplus "readdirplus", Releasedir "releasedir", Fsyncdir "fsyncdir", Create "create",
-    Fallocate "fallocate", Lseek "lseek", CopyFileRange "copy_file_range",
+    Fallocate "fallocate", Lseek "lseek", CopyFileRange "copy_file_range", Ioctl "ioctl",
+    Access "access",
 }
 
 /// The counters of one mount.
