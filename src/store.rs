@@ -8,6 +8,7 @@
 //! `pf` takes no locks and ignores what it does not know. Opening and reading write nothing.
 
 pub mod blob;
+mod decode;
 pub mod digest;
 mod frames;
 pub mod images;

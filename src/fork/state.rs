@@ -1,15 +1,19 @@
 //! A fork's tree at one moment: persistent maps over the immutable tree of its base. A clone takes pointers.
 
-use std::collections::HashMap;
+mod base;
+
 use std::sync::{Arc, OnceLock};
 
 use imbl::{HashMap as PMap, OrdMap};
+
+use base::folder;
+pub(super) use base::{Base, fixed_ino};
 
 use super::ino::{Ino, Intern};
 use super::node::{Attr, Body, Content, Dir, Guard, Inode, LazyBlob, Name, Slot};
 use crate::layers::world::Kind;
 use crate::store::Digest;
-use crate::tree::{NodeId, Tree};
+use crate::tree::NodeId;
 
 /// A file of the base that is not in its world's tree, by its path in the fork.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,133 +24,6 @@ pub struct LayerBase {
     pub digest: Digest,
     /// Its length in bytes, where known without reading the blob.
     pub size: Option<u64>,
-}
-
-/// What a fork begins as. One for each image, shared by its forks.
-pub(super) struct Base {
-    /// The image, or none for a fork that began empty.
-    pub(super) image: Option<Digest>,
-    pub(super) tree: Arc<Tree>,
-    /// Entries of the tree that are one file, by number.
-    groups: HashMap<u64, Vec<NodeId>>,
-    /// Owner of what has none recorded: user and group.
-    owner: (u32, u32),
-    nodes: PMap<Ino, Arc<Inode>>,
-    #[allow(clippy::struct_field_names)] // by base entry
-    by_base: PMap<NodeId, Ino>,
-}
-
-/// The folders every fork of an image has: number, parent, name.
-const FOLDERS: [(Ino, Ino, &[u8]); 7] = [
-    (Ino::MODEL, Ino::TOP, b"model"),
-    (Ino::CACHE, Ino::TOP, b"cache"),
-    (Ino::PAGES, Ino::CACHE, b"pages"),
-    (Ino::WORLD, Ino::TOP, b"world"),
-    (Ino::FS, Ino::WORLD, b"fs"),
-    (Ino::EFFECTS, Ino::TOP, b"effects"),
-    (Ino::TRACE, Ino::TOP, b"trace"),
-];
-
-/// The number that a folder of this name has by its place alone.
-pub(super) fn fixed_ino(parent: Ino, name: &[u8]) -> Option<Ino> {
-    FOLDERS.iter().find(|(_, p, n)| *p == parent && *n == name).map(|(ino, ..)| *ino)
-}
-
-fn folder(links: Vec<(Ino, Name)>, base: Option<NodeId>) -> Inode {
-    Inode {
-        mode: 0o755,
-        uid: None,
-        gid: None,
-        atime: None,
-        mtime: None,
-        ctime: None,
-        rdev: 0,
-        links: Arc::new(links),
-        base,
-        xattrs: Arc::default(),
-        guard: Guard::None,
-        birth: 0,
-        body: Body::Dir(Dir { base, ..Dir::default() }),
-    }
-}
-
-impl Base {
-    /// What a fork of nothing begins as: an empty folder.
-    pub(super) fn empty(owner: (u32, u32)) -> Self {
-        let nodes = PMap::unit(Ino::TOP, Arc::new(folder(Vec::new(), None)));
-        Self {
-            image: None,
-            tree: Arc::new(Tree::empty()),
-            groups: HashMap::new(),
-            owner,
-            nodes,
-            by_base: PMap::new(),
-        }
-    }
-
-    /// What a fork of an image begins as.
-    pub(super) fn new(image: Digest, tree: Arc<Tree>, layers: &[LayerBase], owner: (u32, u32)) -> Self {
-        let mut base = Self { image: Some(image), ..Self::empty(owner) };
-        let mut groups: HashMap<u64, Vec<NodeId>> = HashMap::new();
-        for (node, number) in tree.hardlinks() {
-            groups.entry(number).or_default().push(node);
-        }
-        // A tree that calls different files one is not believed: each keeps its own content.
-        groups.retain(|_, nodes| {
-            let first = nodes[0];
-            nodes.len() > 1
-                && tree.kind(first) != Kind::Dir
-                && nodes.iter().all(|n| {
-                    (tree.kind(*n), tree.blob(*n), tree.size(*n), tree.target(*n), tree.rdev(*n))
-                        == (
-                            tree.kind(first),
-                            tree.blob(first),
-                            tree.size(first),
-                            tree.target(first),
-                            tree.rdev(first),
-                        )
-                })
-        });
-        base.groups = groups;
-        let mut state = State::over(Arc::new(Self { tree, ..base }));
-        for (ino, parent, name) in FOLDERS {
-            let below = (ino == Ino::FS).then_some(NodeId::ROOT);
-            let mut dir = folder(vec![(parent, name.into())], below);
-            if let Some(node) = below {
-                state.by_base.insert(node, ino);
-                dir = state.inode_of(node, ino);
-                dir.links = Arc::new(vec![(parent, name.into())]);
-            }
-            state.nodes.insert(ino, Arc::new(dir));
-            state.set_entry(parent, &name.into(), ino, true);
-        }
-        for layer in layers {
-            state.add_layer(layer, |_| false);
-        }
-        let State { base, nodes, by_base, .. } = state;
-        let mut base = Arc::try_unwrap(base).unwrap_or_else(|shared| Self {
-            image: shared.image,
-            tree: shared.tree.clone(),
-            groups: shared.groups.clone(),
-            owner: shared.owner,
-            nodes: PMap::new(),
-            by_base: PMap::new(),
-        });
-        (base.nodes, base.by_base) = (nodes, by_base);
-        base
-    }
-
-    /// The entry that stands for a file of the tree: of several links the first.
-    fn canonical(&self, node: NodeId) -> NodeId {
-        let group = self.tree.hardlink(node).and_then(|number| self.groups.get(&number));
-        group.filter(|nodes| nodes.contains(&node)).map_or(node, |nodes| nodes[0])
-    }
-}
-
-impl std::fmt::Debug for Base {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Base").field("image", &self.image).finish_non_exhaustive()
-    }
 }
 
 /// A fork's tree. Unlinked files are not in it.

@@ -16,7 +16,8 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use sha2::Digest as _;
 
-use super::blob::{BlobError, Blobs, decode_frame};
+use super::blob::{BlobError, Blobs};
+use super::decode::decode_frame;
 use super::{Batch, Digest, Size, compress};
 use crate::error::{Error, Result};
 
