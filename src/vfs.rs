@@ -15,6 +15,7 @@ mod forked;
 mod forks;
 mod image;
 mod inode;
+mod memory;
 mod metrics;
 mod readdir;
 mod reader;
@@ -34,6 +35,7 @@ pub use control::MountInfo;
 use control::Unread;
 pub use forked::Writer;
 pub use inode::Ino;
+use memory::Most;
 pub use metrics::{Metrics, Op};
 pub use readdir::{DirEntry, Emit};
 pub use snap::Stale;
@@ -232,6 +234,7 @@ pub struct Vfs {
     metrics: Metrics,
     info: Mutex<MountInfo>,
     unread: Unread,
+    most: Most,
     audit: Audit,
 }
 
@@ -264,6 +267,7 @@ impl Vfs {
             reader,
             metrics: Metrics::new(),
             unread: Unread::default(),
+            most: Most::default(),
             info: Mutex::new(info),
             audit: Audit::new(&store),
             store,

@@ -4,6 +4,7 @@ use std::fmt;
 
 use parking_lot::RwLock;
 use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 
 use crate::tree::NodeId;
 
@@ -62,6 +63,9 @@ impl fmt::Debug for Ino {
     }
 }
 
+/// Room for so many numbers is worth nothing.
+const ROOM: usize = 1 << 10;
+
 /// Which unchanged base entries have been looked at, by number: a hash cannot be turned round. Entries can be
 /// dropped when nobody knows the number any more.
 #[derive(Debug, Default)]
@@ -69,9 +73,27 @@ pub(super) struct Intern {
     maps: RwLock<Maps>,
 }
 
+/// Numbers are hashes already.
+#[derive(Default)]
+struct Hashed(u64);
+
+impl Hasher for Hashed {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, _: &[u8]) {
+        debug_assert!(false, "only numbers are hashed");
+    }
+
+    fn write_u64(&mut self, ino: u64) {
+        self.0 = ino.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+}
+
 #[derive(Debug, Default)]
 struct Maps {
-    nodes: HashMap<Ino, NodeId>,
+    nodes: HashMap<Ino, NodeId, BuildHasherDefault<Hashed>>,
     /// Entries whose first number was taken.
     odd: HashMap<NodeId, Ino>,
 }
@@ -117,6 +139,10 @@ impl Intern {
         let mut maps = self.maps.write();
         if let Some(node) = maps.nodes.remove(&ino) {
             maps.odd.remove(&node);
+        }
+        let few = maps.nodes.len().max(ROOM);
+        if maps.nodes.capacity() / 8 > few {
+            maps.nodes.shrink_to(2 * few);
         }
     }
 

@@ -252,6 +252,7 @@ impl Vfs {
     pub(crate) fn keep_house(&self) {
         self.tell_of_cache();
         self.cache.settle(false);
+        self.most.now(self.inodes.len());
         for Mounted { fork, .. } in self.forks.in_use() {
             let kept =
                 fork.reap().and_then(|_| if fork.wants_checkpoint() { fork.checkpoint() } else { Ok(false) });

@@ -3,9 +3,8 @@
 //! A number is computed from what the inode is, so that it is the same after the kernel forgot it, after a remount,
 //! and in every image that holds the same file. The table keeps only what the kernel has looked up.
 
-use std::collections::hash_map::Entry as MapEntry;
-use std::collections::{HashMap, HashSet};
-use std::hash::{BuildHasherDefault, Hasher};
+use std::collections::btree_map::Entry as MapEntry;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -259,32 +258,15 @@ impl Node {
     }
 }
 
-/// Numbers are hashes already.
-#[derive(Default)]
-pub(super) struct InoHasher(u64);
-
-impl Hasher for InoHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, _: &[u8]) {
-        debug_assert!(false, "only numbers are hashed");
-    }
-
-    fn write_u64(&mut self, ino: u64) {
-        self.0 = ino.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    }
-}
-
 struct Held {
     node: Node,
     lookups: u64,
 }
 
-type Shard = HashMap<Ino, Held, BuildHasherDefault<InoHasher>>;
+/// A hash table would be twice as large just after it grew, which all shards do at the same time.
+type Shard = BTreeMap<Ino, Held>;
 
-const SHARDS: usize = 64;
+const SHARDS: usize = 256;
 
 /// The inodes the kernel knows, with how often it has looked each up.
 pub(super) struct Inodes {
@@ -297,7 +279,6 @@ impl Inodes {
     }
 
     fn shard(&self, ino: Ino) -> &Mutex<Shard> {
-        // The lowest bits pick the slot in the map.
         &self.shards[(ino >> 20) as usize % SHARDS]
     }
 
