@@ -575,7 +575,7 @@ fn common_tools_agree_with_what_the_store_holds() {
     for path in [".pfimg/status.json", ".pfimg/metrics"] {
         assert!(!std::fs::read(mount.join(path)).unwrap().is_empty(), "{path}");
         // It looks before it opens, and wants both to be one file.
-        let there = copy.join("said");
+        let there = copy.join(path.replace('/', "-"));
         tool("cp", [&mount.join(path), &there]).exits(0);
         assert!(!std::fs::read(&there).unwrap().is_empty(), "{path}");
     }
