@@ -221,12 +221,13 @@ fn forks(rows: &mut Rows, files: &[PathBuf], mount: &Pfimg, round: usize) -> Res
     rows.push("branch by cp -r", mount.name(), run, mount);
     changed(&other)?;
     // The seal of `one` that the branch began behind the answer must not be measured as this one's.
+    let (before, after) = (format!("before-{round}"), format!("after-{round}"));
     let sealed = |name: &str| forks.join(&one).join(".snap").join(name);
-    fs::create_dir(sealed("before"))?;
+    fs::create_dir(sealed(&before))?;
     change(&tree(&one), files, round + 1000)?;
-    let run = measure(mount, || timed(|| Ok(fs::create_dir(sealed("after"))?)))?;
+    let run = measure(mount, || timed(|| Ok(fs::create_dir(sealed(&after))?)))?;
     rows.push("seal", mount.name(), run, mount);
-    let run = measure(mount, || timed(|| asked(mount, "restore", &[&one, "before"])))?;
+    let run = measure(mount, || timed(|| asked(mount, "restore", &[&one, &before])))?;
     rows.push("restore", mount.name(), run, mount);
     // The kernel may still show what it knew.
     let started = Instant::now();
