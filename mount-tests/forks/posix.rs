@@ -450,7 +450,7 @@ fn root_alone_needs_no_checks_and_so_no_attributes_of_a_folder_that_changed() {
             File::create(w.join(format!("new-{n}"))).unwrap();
         }
         let asked = mount.requests("getattr") - before;
-        assert_eq!(asked >= 200.0, checks, "{asked} times for 200 files");
+        assert!(if checks { asked > 150.0 } else { asked < 50.0 }, "{asked} times for 200 files");
         mount.unmount();
     }
     // Whoever is called root and may not do everything is checked where that is asked for.
