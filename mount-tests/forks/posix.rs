@@ -436,6 +436,7 @@ fn modes_and_owners_are_checked_where_they_say_something() {
 
 #[test]
 fn root_alone_needs_no_checks_and_so_no_attributes_of_a_folder_that_changed() {
+    use std::os::unix::fs::PermissionsExt as _;
     if !is_root() {
         return;
     }
@@ -453,19 +454,24 @@ fn root_alone_needs_no_checks_and_so_no_attributes_of_a_folder_that_changed() {
         assert!(if checks { asked > 150.0 } else { asked < 50.0 }, "{asked} times for 200 files");
         mount.unmount();
     }
-    // Whoever is called root and may not do everything is checked where that is asked for.
-    let mount = Mount::of(store.root()).args(["-o", "default_permissions", "--seal", "manual"]).start();
-    let path = fork(&mount, "bounded", &id).join("README");
-    fs::set_permissions(&path, <fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o444))
-        .unwrap();
-    let status = Command::new("setpriv")
-        .args(["--bounding-set=-all", "--inh-caps=-all", "sh", "-c", "echo more >> \"$0\""])
-        .arg(&path)
-        .stderr(Stdio::null())
-        .status()
-        .expect("setpriv");
-    assert!(!status.success());
-    mount.unmount();
+    // Whoever is called root and may not do everything is let in as root, but where checks are asked for.
+    for (options, checked) in [("async", false), ("default_permissions", true)] {
+        let mount = Mount::of(store.root()).args(["-o", options, "--seal", "manual"]).start();
+        let path = fork(&mount, options, &id).join("README");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o444)).unwrap();
+        let may = |does: &str| {
+            Command::new("setpriv")
+                .args(["--bounding-set=-all", "--inh-caps=-all", "sh", "-c", does])
+                .arg(&path)
+                .stderr(Stdio::null())
+                .status()
+                .expect("setpriv")
+                .success()
+        };
+        assert!(may("read line < \"$0\""), "{options}");
+        assert_eq!(may("echo more >> \"$0\""), !checked, "{options}");
+        mount.unmount();
+    }
 }
 
 #[test]

@@ -179,4 +179,17 @@ mod tests {
         assert_eq!(other.ino(NodeId(1), Ino::FS, b"x", |_| false), first);
         assert_ne!(other.ino(NodeId(2), Ino::FS, b"x", |_| false), first);
     }
+
+    #[test]
+    fn what_is_forgotten_leaves_no_room_behind() {
+        let intern = Intern::default();
+        let many: Vec<Ino> =
+            (0..50_000u32).map(|n| intern.ino(NodeId(n), Ino::FS, &n.to_le_bytes(), |_| false)).collect();
+        assert!(intern.maps.read().nodes.capacity() >= many.len());
+        for ino in &many[10..] {
+            intern.forget(*ino);
+        }
+        assert!(intern.maps.read().nodes.capacity() <= 16 * ROOM);
+        assert!((0..10).all(|n| intern.node(many[n as usize]) == Some(NodeId(n))));
+    }
 }

@@ -163,7 +163,10 @@ impl Batch<'_> {
         let (digest, temp) = thread::scope(|scope| {
             let hashing = scope.spawn(|| Digest::of(text));
             let temp = self.pack_edited(text, Some(base), taken).and_then(|packed| {
-                blobs.write_temp(base, &packed).map_err(|e| Error::io(e, "cannot write a document's blob"))
+                blobs.write_temp(base, &packed).map_err(|e| {
+                    let beside = blobs.path(base);
+                    Error::io(e, format!("cannot write a blob beside {}", beside.display()))
+                })
             });
             (hashing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), temp)
         });
@@ -182,7 +185,7 @@ impl Batch<'_> {
         let packed = base.and_then(|base| std::fs::read(blobs.path(base)).ok()).unwrap_or_default();
         let ordered = taken.is_sorted_by(|a, b| a.at + a.len <= b.at && a.from + a.len <= b.from);
         pack(text, &packed, if ordered { taken } else { &[] })
-            .map_err(|e| Error::io(e, "cannot compress a document"))
+            .map_err(|e| Error::io(e, format!("cannot compress a blob for {}", blobs.root().display())))
     }
 }
 

@@ -12,13 +12,16 @@ const MANY: usize = 20_000;
 pub(super) struct Most(AtomicUsize);
 
 impl Most {
-    /// Gives memory back if the kernel has forgotten most of what it knew. To be called now and then.
-    pub(super) fn now(&self, inodes: usize) {
+    /// Gives memory back if the kernel has forgotten most of what it knew, and says whether it did. To be called now and
+    /// then.
+    pub(super) fn now(&self, inodes: usize) -> bool {
         let most = self.0.fetch_max(inodes, Ordering::Relaxed);
-        if most >= MANY && inodes < most / 2 {
+        let forgotten = most >= MANY && inodes < most / 2;
+        if forgotten {
             self.0.store(inodes, Ordering::Relaxed);
             give_back();
         }
+        forgotten
     }
 }
 
@@ -28,5 +31,19 @@ fn give_back() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     unsafe {
         libc::malloc_trim(0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_goes_back_once_for_each_time_that_most_was_forgotten() {
+        let most = Most::default();
+        let told = [10, MANY / 2, 0, MANY, MANY, MANY / 2, MANY / 2 - 1, 5, 0, 2 * MANY, 3, 3];
+        let given: Vec<bool> = told.into_iter().map(|inodes| most.now(inodes)).collect();
+        let times: Vec<usize> = (0..told.len()).filter(|at| given[*at]).collect();
+        assert_eq!(times, [6, 10]);
     }
 }
