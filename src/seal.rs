@@ -16,7 +16,6 @@ use std::collections::HashMap;
 use std::io::Read;
 use std::ops::Range;
 use std::sync::Arc;
-use std::thread;
 
 use chrono::Utc;
 
@@ -56,6 +55,8 @@ pub struct Sealed {
     pub changed: Vec<Ino>,
     /// What somebody should know of, in words, each with its file.
     pub reports: Vec<String>,
+    /// What was sealed, if anything was. The files that the fork has no more use for are removed when this is dropped.
+    pub frozen: Option<Frozen>,
 }
 
 /// What to do about an image's name.
@@ -164,7 +165,7 @@ impl Sealer {
     fn seal_frozen(&self, fork: &Fork, name: &str, everything: bool) -> Result<Sealed> {
         let changed = if everything { fork.is_unlike_its_image() } else { fork.is_changed() };
         if let (Some(image), false) = (fork.base(), changed) {
-            return Ok(Sealed { image, new: false, changed: Vec::new(), reports: Vec::new() });
+            return Ok(Sealed { image, new: false, changed: Vec::new(), reports: Vec::new(), frozen: None });
         }
         let left = self.store.blobs().files_left();
         let frozen = fork.freeze()?;
@@ -197,7 +198,7 @@ impl Sealer {
         transfer.state.path_outcomes_consistent = trace.is_empty();
         // Before there is an image: what is wrong already must not become one.
         self.judge(&transfer, &trace)?;
-        let Sealing { parent, reports, .. } = sealing;
+        let Sealing { parent, mut reports, .. } = sealing;
         let same = parent.as_ref().filter(|parent| parent.manifest.blobs() == manifest.blobs());
         let (image, new) = if let Some(parent) = same {
             // What changed was changed back.
@@ -208,7 +209,9 @@ impl Sealer {
             }
             let expected = Digest::of(&manifest.to_bytes()?);
             fork.note_seal(&expected)?;
-            let image = batch.commit(&manifest)?;
+            let (image, wrong) = layers::judged_meanwhile(&frozen, &changes, || batch.commit(&manifest));
+            let image = image?;
+            reports.extend(wrong);
             let found = self.store.images().bytes(self.store.blobs(), &image);
             transfer.state.expected_manifest_hash = expected.to_string();
             transfer.state.manifest_hash = witness::hash_of(found, &mut trace);
@@ -235,7 +238,7 @@ impl Sealer {
             self.log.note(note::checkpoint_taken(name, &image));
             self.log.note(note::fork_sealed(name, &image));
         }
-        Ok(Sealed { image, new, changed, reports })
+        Ok(Sealed { image, new, changed, reports, frozen: Some(frozen) })
     }
 
     /// Puts a fork back to `image`. What it would be is judged before; if that fails the fork is as it was.
@@ -296,17 +299,7 @@ impl Sealer {
 impl Sealing<'_> {
     /// Stores everything and makes the manifest.
     fn run(&mut self, name: &str) -> Result<(Manifest, Stored)> {
-        let documents = self.written_documents();
-        // Parsing them takes as long as storing some of the contents.
-        let (stored, judged) = thread::scope(|scope| {
-            let judging = (!documents.is_empty()).then(|| scope.spawn(|| self.judge(&documents)));
-            let judged = |judging: thread::ScopedJoinHandle<'_, _>| {
-                judging.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-            };
-            (self.contents(), judging.map_or(Ok(Vec::new()), judged))
-        });
-        let stored = stored?;
-        self.reports.extend(judged?);
+        let stored = self.contents()?;
         let tree = self.tree(&stored)?;
         let none = Digest::of(b"");
         let agent = match &self.parent {

@@ -38,7 +38,7 @@ pub use inode::Ino;
 use memory::Most;
 pub use metrics::{Metrics, Op};
 pub use readdir::{DirEntry, Emit};
-pub use snap::Stale;
+pub use snap::{AfterSeal, Stale};
 
 use crate::cache::{Cache, Payload};
 use crate::error::{ErrorKind, Posix};

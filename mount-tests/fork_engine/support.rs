@@ -191,7 +191,7 @@ impl Images {
         frozen: &Frozen,
         ledger: &dyn Fn(&[u8]) -> Vec<u8>,
     ) -> (Digest, Vec<LayerBase>, Sealed) {
-        let changes: Changes = frozen.changes().unwrap();
+        let changes: Arc<Changes> = frozen.changes().unwrap();
         let image = frozen.image();
         let mut entries = image.map(|id| self.entries.lock()[&id].clone()).unwrap_or_default();
         let mut layers = image.map(|id| self.layers_of(&id)).unwrap_or_default();

@@ -136,7 +136,7 @@ impl Scratch<'_> {
     }
 
     fn write(&mut self, target: &Frozen) -> Result<()> {
-        self.lead(target, &target.changes()?)
+        self.lead(target, &*target.changes()?)
     }
 
     /// Makes changes of the target's true.

@@ -2,8 +2,8 @@
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::MutexGuard;
 
@@ -31,6 +31,8 @@ pub struct Frozen {
     uid: String,
     pub(super) pending: u32,
     reader: Arc<dyn BaseReader>,
+    /// How it differs from its image, once somebody asked.
+    changes: OnceLock<Arc<Changes>>,
 }
 
 /// A file that a frozen fork has and its image has not, or has otherwise.
@@ -121,8 +123,16 @@ impl Frozen {
         Ok(Arc::new(inode))
     }
 
-    /// How it differs from its image. Costs what was changed.
-    pub fn changes(&self) -> Result<Changes> {
+    /// How it differs from its image. Costs what was changed, the first time.
+    pub fn changes(&self) -> Result<Arc<Changes>> {
+        if let Some(changes) = self.changes.get() {
+            return Ok(Arc::clone(changes));
+        }
+        let changes = Arc::new(self.find_changes()?);
+        Ok(Arc::clone(self.changes.get_or_init(|| changes)))
+    }
+
+    fn find_changes(&self) -> Result<Changes> {
         let mut removed = Vec::new();
         let mut put = BTreeMap::new();
         for (dir, name) in self.state.dirty_names.keys() {
@@ -226,7 +236,7 @@ impl Frozen {
 
     /// The same fork with other states.
     pub(super) fn with(&self, state: State, baseline: State) -> Self {
-        Self { state, baseline: Arc::new(baseline), ..self.clone() }
+        Self { state, baseline: Arc::new(baseline), changes: OnceLock::new(), ..self.clone() }
     }
 
     pub(super) fn ids(&self) -> Vec<GenId> {
@@ -325,6 +335,7 @@ impl Fork {
             uid: self.uid.clone(),
             pending: 0,
             reader: self.shared.reader.clone(),
+            changes: OnceLock::new(),
         }
     }
 
@@ -352,9 +363,9 @@ impl Fork {
         kept: &Kept,
     ) -> Result<Vec<Ino>> {
         self.may_write()?;
-        let mut changes = frozen.changes()?;
-        changes.put.retain(|path, _| !kept.contains_key(path));
-        for (path, put) in &changes.put {
+        let changes = frozen.changes()?;
+        let sealed_of = || changes.put.iter().filter(|(path, _)| !kept.contains_key(*path));
+        for (path, put) in sealed_of() {
             let Some(content) = put.inode.content() else { continue };
             let shown = String::from_utf8_lossy(path);
             match sealed.get(path) {
@@ -401,7 +412,7 @@ impl Fork {
             let mut baseline = frozen.state.clone();
             let gone: HashSet<GenId> = released.iter().copied().collect();
             let mut changed = Vec::new();
-            for (path, put) in &changes.put {
+            for (path, put) in sealed_of() {
                 let Some(blob) = sealed.get(path) else { continue };
                 // What changes are told against needs no content: it would keep what is released on disk.
                 baseline.forget_content(put.ino, *blob);

@@ -14,7 +14,7 @@ use super::watch::tell;
 use super::workers::Workers;
 use crate::error::ErrorKind;
 use crate::fork::NewFile;
-use crate::vfs::{Op, Outcome, Patience, Stale, Step, Vfs};
+use crate::vfs::{AfterSeal, Op, Outcome, Patience, Stale, Step, Vfs};
 
 /// Serves one connection.
 pub(super) struct Adapter {
@@ -102,13 +102,14 @@ impl Adapter {
         let notices = self.notices.clone();
         let name = name.as_bytes().to_vec();
         self.workers.run(move || {
-            let (made, stale) = vfs.make_in_snap(parent.0, &name);
+            let (made, AfterSeal { stale, frozen }) = vfs.make_in_snap(parent.0, &name);
             answer_entry(reply, made);
             // Not from here: the next mkdir in that folder holds it until a worker answers.
             notices.run(move || {
                 notifier.get().inspect(|notifier| tell(notifier, &stale));
                 vfs.shows(&name);
             });
+            drop(frozen);
         });
     }
 

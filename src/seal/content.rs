@@ -94,12 +94,15 @@ pub(super) fn store(batch: &Batch<'_>, frozen: &Frozen, jobs: &[Job<'_>]) -> Res
     let threads = cores.min(jobs.len()).min(usize::try_from(bytes / WORTH_A_THREAD).unwrap_or(cores) + 1);
     let stored: Mutex<HashMap<usize, BlobRef>> = Mutex::default();
     let failed: Mutex<Option<Error>> = Mutex::default();
+    // The largest first: begun last, one would keep everybody waiting.
+    let mut order: Vec<usize> = (0..jobs.len()).collect();
+    order.sort_by_key(|at| std::cmp::Reverse(jobs[*at].content.size));
     let (next, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
     let work = || {
         let mut buffer = Vec::new();
         while !stop.load(Ordering::Relaxed) {
-            let at = next.fetch_add(1, Ordering::Relaxed);
-            let Some(job) = jobs.get(at) else { break };
+            let Some(at) = order.get(next.fetch_add(1, Ordering::Relaxed)).copied() else { break };
+            let job = &jobs[at];
             match store_one(batch, frozen, job, &mut buffer) {
                 Ok(blob) => drop(stored.lock().insert(at, blob)),
                 Err(error) => {

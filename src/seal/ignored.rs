@@ -1,6 +1,7 @@
 //! What a fork's `.pfignore` names, by the rules of `pf`: that is in no image, and stays in the fork.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use super::WORLD;
 use crate::error::Result;
@@ -43,7 +44,11 @@ fn covering<'a>(ignore: &Ignore, path: &'a [u8]) -> Option<&'a [u8]> {
 /// Takes what is to be kept out of the image out of the changes. What the image before has of it is gone from the next.
 ///
 /// Rules that did not change are asked about what changed, new ones about everything.
-pub(super) fn take_out(frozen: &Frozen, changes: &mut Changes, reports: &mut Vec<String>) -> Result<Kept> {
+pub(super) fn take_out(
+    frozen: &Frozen,
+    changes: &mut Arc<Changes>,
+    reports: &mut Vec<String>,
+) -> Result<Kept> {
     let new_rules = changes.put.contains_key(RULES);
     let mut report = |what: String| {
         if new_rules {
@@ -57,6 +62,10 @@ pub(super) fn take_out(frozen: &Frozen, changes: &mut Changes, reports: &mut Vec
         find(frozen, &ignore, &mut covered);
     }
     let mut kept = Kept::new();
+    if covered.is_empty() {
+        return Ok(kept);
+    }
+    let changes = Arc::make_mut(changes);
     for path in covered {
         for (path, put) in frozen.below(&path)? {
             changes.put.remove(&path);

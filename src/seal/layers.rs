@@ -1,11 +1,12 @@
 //! The layers of a new image but for its tree.
 
 use std::collections::{BTreeMap, HashMap};
+use std::thread;
 
 use super::Sealing;
 use super::ledger;
 use crate::error::{Error, ErrorKind, Result};
-use crate::fork::BlobRef;
+use crate::fork::{BlobRef, Changes, Frozen};
 use crate::layers::cache::{LAYOUT, Page, PageManifest};
 use crate::layers::env::{Env, EnvV1};
 use crate::layers::model::{Base, ModelDiff};
@@ -58,43 +59,8 @@ impl Sealing<'_> {
         }
     }
 
-    /// The layers of one document each that were written: the ones that are judged.
-    pub(super) fn written_documents(&self) -> Vec<LayerFile> {
-        let written = |file: &LayerFile| {
-            let put = self.changes.put.get(file.path().as_bytes());
-            put.is_some_and(|put| put.inode.content().is_some())
-        };
-        [LayerFile::ModelDiff, LayerFile::WorldEnv, LayerFile::WorldProcs]
-            .into_iter()
-            .filter(written)
-            .collect()
-    }
-
-    /// What is wrong with layers. They are sealed all the same: nothing an agent wrote is lost.
-    pub(super) fn judge(&self, files: &[LayerFile]) -> Result<Vec<String>> {
-        let mut reports = Vec::new();
-        for file in files {
-            let bytes = self.read_path(file.path().as_bytes())?;
-            let wrong = match file {
-                LayerFile::ModelDiff => ModelDiff::parse(&bytes).err(),
-                LayerFile::WorldEnv => Env::parse(&bytes).err(),
-                LayerFile::WorldProcs => Procs::parse(&bytes).err(),
-                _ => None,
-            };
-            reports.extend(wrong.map(|wrong| format!("{file}: {wrong}; it is sealed as it stands")));
-        }
-        Ok(reports)
-    }
-
-    /// Reads a layer's file of the frozen fork; nothing if it is not there.
     fn read_path(&self, path: &[u8]) -> Result<Vec<u8>> {
-        let mut bytes = Vec::new();
-        if let Some((_, inode)) = self.frozen.resolve(path)
-            && let Some(content) = inode.content()
-        {
-            super::content::read_all(self.frozen, content, &mut bytes)?;
-        }
-        Ok(bytes)
+        read_path(self.frozen, path)
     }
 
     fn trace(&mut self, stored: &Stored) -> Result<Digest> {
@@ -250,6 +216,54 @@ impl Sealing<'_> {
         pages.retain(|_, halves| *halves != (None, None));
         pages
     }
+}
+
+/// Does `work`, which is to wait for the disk, and judges meanwhile the layers of one document each that were written. What
+/// is wrong with them is told; they are sealed all the same, as nothing an agent wrote is lost.
+pub(super) fn judged_meanwhile<T>(
+    frozen: &Frozen,
+    changes: &Changes,
+    work: impl FnOnce() -> T,
+) -> (T, Vec<String>) {
+    let mut written = vec![LayerFile::ModelDiff, LayerFile::WorldEnv, LayerFile::WorldProcs];
+    written.retain(|file| {
+        let put = changes.put.get(file.path().as_bytes());
+        put.is_some_and(|put| put.inode.content().is_some())
+    });
+    if written.is_empty() {
+        return (work(), Vec::new());
+    }
+    thread::scope(|scope| {
+        let judging = scope.spawn(|| written.iter().filter_map(|file| judge(frozen, *file)).collect());
+        let done = work();
+        (done, judging.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    })
+}
+
+/// What is wrong with a layer.
+fn judge(frozen: &Frozen, file: LayerFile) -> Option<String> {
+    let bytes = match read_path(frozen, file.path().as_bytes()) {
+        Ok(bytes) => bytes,
+        Err(error) => return Some(format!("{file}: {error}; it is sealed as it stands")),
+    };
+    let wrong = match file {
+        LayerFile::ModelDiff => ModelDiff::parse(&bytes).err(),
+        LayerFile::WorldEnv => Env::parse(&bytes).err(),
+        LayerFile::WorldProcs => Procs::parse(&bytes).err(),
+        _ => None,
+    };
+    wrong.map(|wrong| format!("{file}: {wrong}; it is sealed as it stands"))
+}
+
+/// Reads a layer's file of a frozen fork; nothing if it is not there.
+fn read_path(frozen: &Frozen, path: &[u8]) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    if let Some((_, inode)) = frozen.resolve(path)
+        && let Some(content) = inode.content()
+    {
+        super::content::read_all(frozen, content, &mut bytes)?;
+    }
+    Ok(bytes)
 }
 
 /// Digests of keys and values by the page's index.

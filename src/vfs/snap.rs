@@ -26,7 +26,7 @@ use super::top::logged;
 use super::{Entry, Outcome, Vfs};
 use crate::audit::Log;
 use crate::error::{Error, ErrorKind, Posix, Result};
-use crate::fork::{self, Fork, Seal};
+use crate::fork::{self, Fork, Frozen, Seal};
 use crate::layers::world::Kind;
 use crate::seal::{Sealed, Sealer, Tag};
 use crate::store::Digest;
@@ -46,6 +46,15 @@ pub enum Stale {
     Inode(Ino),
     /// A name in a folder means something else.
     Name(Ino, Vec<u8>),
+}
+
+/// What is left to do after a seal, when its caller has been answered.
+#[derive(Debug, Default)]
+pub struct AfterSeal {
+    /// What the kernel has to be told.
+    pub stale: Vec<Stale>,
+    /// To be dropped, which removes files.
+    pub frozen: Option<Frozen>,
 }
 
 /// What came of something the command line asked for.
@@ -175,11 +184,12 @@ impl Vfs {
     }
 
     /// `mkdir` in `.snap/`. Answers with a folder that means nothing and is forgotten at once.
-    pub fn make_in_snap(&self, parent: Ino, name: &[u8]) -> (Outcome<Entry>, Vec<Stale>) {
+    pub fn make_in_snap(&self, parent: Ino, name: &[u8]) -> (Outcome<Entry>, AfterSeal) {
+        let failed = |kind| (Err(kind), AfterSeal::default());
         let Ok(Node::Snap { mounted }) = self.node(parent) else {
-            return (Err(ErrorKind::Posix(Posix::Stale)), Vec::new());
+            return failed(ErrorKind::Posix(Posix::Stale));
         };
-        let Ok(name) = std::str::from_utf8(name) else { return (Err(ErrorKind::InvalidInput), Vec::new()) };
+        let Ok(name) = std::str::from_utf8(name) else { return failed(ErrorKind::InvalidInput) };
         let (number, done) = match Ask::parse(name) {
             Ask::Seal { number, tag } => (number, self.seal_mounted(&mounted, tag, false)),
             Ask::Restore { number, seal } => (Some(number), self.restore_mounted(&mounted, seal)),
@@ -188,12 +198,12 @@ impl Vfs {
             self.remember(number, &done);
         }
         match done {
-            Ok((_, mut stale)) => {
+            Ok((sealed, mut stale)) => {
                 // The kernel has just put the folder there; the link is what it has to see.
                 stale.push(Stale::Name(parent, name.as_bytes().to_vec()));
-                (self.stub(), stale)
+                (self.stub(), AfterSeal { stale, frozen: sealed.frozen })
             }
-            Err(error) => (Err(logged(error)), Vec::new()),
+            Err(error) => failed(logged(error)),
         }
     }
 
