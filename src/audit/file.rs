@@ -120,20 +120,25 @@ impl Appender {
 
     /// Whether there is a log already.
     pub(super) fn exists(&self) -> bool {
-        self.dir.join(CURRENT).exists()
+        self.path().exists()
+    }
+
+    /// Where the log is.
+    pub(super) fn path(&self) -> PathBuf {
+        self.dir.join(CURRENT)
     }
 
     /// Appends events with their times and returns where the chain stands. Either all of them are written or, after an
-    /// error, an end that the next who appends judges.
-    pub fn append(&mut self, events: Vec<(DateTime<Utc>, SessionEvent)>) -> Result<Head> {
-        let path = self.dir.join(CURRENT);
+    /// error, none: where a part cannot be taken back, the next who appends judges it.
+    pub fn append(&mut self, events: &[(DateTime<Utc>, SessionEvent)]) -> Result<Head> {
+        let path = self.path();
         let failed = |e: io::Error| Error::io(e, format!("cannot write the audit log {}", path.display()));
         fs::create_dir_all(&self.dir).map_err(failed)?;
         let _lock = lock(&self.dir, true).map_err(failed)?;
         self.append_locked(&path, events).map_err(failed)
     }
 
-    fn append_locked(&mut self, path: &Path, events: Vec<(DateTime<Utc>, SessionEvent)>) -> io::Result<Head> {
+    fn append_locked(&mut self, path: &Path, events: &[(DateTime<Utc>, SessionEvent)]) -> io::Result<Head> {
         let open = || File::options().create(true).read(true).append(true).open(path);
         let mut file = open()?;
         let meta = file.metadata()?;
@@ -144,7 +149,7 @@ impl Appender {
             None => self.find_end(&mut file, meta.len(), &mut about)?,
         };
         let now = Utc::now();
-        let all = about.into_iter().map(|event| (now, event)).chain(events);
+        let all = about.into_iter().map(|event| (now, event)).chain(events.iter().cloned());
         let mut lines = Vec::new();
         let mut end = head;
         for (time, event) in all {
@@ -160,7 +165,8 @@ impl Appender {
             File::open(&self.dir)?.sync_all()?;
             len = 0;
         }
-        file.write_all(&lines)?;
+        // A part of it on a full disk would come a second time when it is tried again.
+        file.write_all(&lines).inspect_err(|_| drop(file.set_len(len)))?;
         head = end;
         let known = Known { ino: file.metadata()?.ino(), len: len + lines.len() as u64, head };
         self.known = Some(known);
@@ -252,8 +258,8 @@ fn first_seq(file: &mut File) -> io::Result<u64> {
 /// Appends one event for a command that is about to end.
 pub fn append_now(store: &Path, command: &str, events: impl IntoIterator<Item = SessionEvent>) -> Result<()> {
     let now = Utc::now();
-    let events = events.into_iter().map(|event| (now, event)).collect();
-    match Appender::new(store, command).append(events) {
+    let events: Vec<_> = events.into_iter().map(|event| (now, event)).collect();
+    match Appender::new(store, command).append(&events) {
         // A store that cannot be written has no log of what was not done.
         Err(error) if matches!(error.kind(), ErrorKind::ReadOnly) => Ok(()),
         outcome => outcome.map(|_| ()),

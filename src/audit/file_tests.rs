@@ -5,8 +5,8 @@ use crate::audit::follow::{Follower, Report, last_lines};
 use crate::audit::{OsSnapshot, rebuild_os_snapshot_from_events};
 
 fn append(appender: &mut Appender, names: &[&str]) -> Head {
-    let events = names.iter().map(|name| (Utc::now(), note::fork_made(name, None))).collect();
-    appender.append(events).unwrap()
+    let events: Vec<_> = names.iter().map(|name| (Utc::now(), note::fork_made(name, None))).collect();
+    appender.append(&events).unwrap()
 }
 
 fn current(store: &Path) -> PathBuf {
@@ -150,7 +150,7 @@ fn somebody_who_holds_the_lock_for_ever_stops_the_log_and_nothing_else() {
     append(&mut Appender::new(store.path(), "test"), &["a"]);
     let held = lock(&dir(store.path()), true).unwrap();
     let events = vec![(Utc::now(), note::fork_made("b", None))];
-    let error = Appender::new(store.path(), "test").append(events).unwrap_err();
+    let error = Appender::new(store.path(), "test").append(&events).unwrap_err();
     assert!(error.to_string().contains("audit log"), "{error}");
     drop(held);
     append(&mut Appender::new(store.path(), "test"), &["b"]);

@@ -8,7 +8,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
-use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError, bounded};
 use parking_lot::Mutex;
 use serde_json::json;
 
@@ -24,6 +24,9 @@ const QUEUE: usize = 4096;
 
 /// How long events are gathered before they are written together.
 const GATHER: Duration = Duration::from_millis(200);
+
+/// How long after an attempt to write that failed the next one is made, if nothing is told before.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// Events of a mount that only looks, which wait for the first that does more.
 const PENDING: usize = 256;
@@ -51,7 +54,8 @@ struct Queue {
 }
 
 /// A handle to a store's log; clones write to the same one. What is told to it is on disk within a second, after
-/// [`Log::flush`], or when the last handle is dropped. A log that cannot be written is a warning and nothing more.
+/// [`Log::flush`], or when the last handle is dropped. A log that cannot be written is a warning, and tried again until the
+/// last handle is gone.
 ///
 /// Looking at a store writes nothing into it: until something changes, a log that is not there is not made.
 #[derive(Clone)]
@@ -203,20 +207,29 @@ impl Recorder {
         self.awake = self.appender.exists();
         let mut stop = false;
         while !stop {
-            let Ok(first) = messages.recv() else { break };
+            let mut next = if self.awake && !self.pending.is_empty() {
+                match messages.recv_timeout(AGAIN) {
+                    Err(RecvTimeoutError::Disconnected) => break,
+                    message => message.ok(),
+                }
+            } else {
+                let Ok(message) = messages.recv() else { break };
+                Some(message)
+            };
             let until = Instant::now() + GATHER;
             let mut flushed = Vec::new();
-            let mut next = Some(first);
+            let mut gathered = 0;
             while let Some(message) = next.take() {
                 match message {
                     Message::Note(event, loud) => {
                         self.awake |= loud;
                         self.pending.push(*event);
+                        gathered += 1;
                     }
                     Message::Flush(done) => flushed.push(done),
                     Message::Stop => stop = true,
                 }
-                if !stop && flushed.is_empty() && self.pending.len() < QUEUE {
+                if !stop && flushed.is_empty() && gathered < QUEUE {
                     next = messages.recv_timeout(until.saturating_duration_since(Instant::now())).ok();
                 }
             }
@@ -225,8 +238,16 @@ impl Recorder {
                 let _ = done.send(());
             }
         }
+        if self.awake && !self.pending.is_empty() {
+            let lost = self.pending.len() as u64 + self.lost.load(Ordering::Relaxed);
+            tracing::warn!(
+                "{} never had {lost} events: nobody is left to write them",
+                self.appender.path().display()
+            );
+        }
     }
 
+    /// Writes what waits. If that fails it goes on waiting, as much of it as has room.
     fn write(&mut self) {
         if !self.awake {
             self.awake = self.appender.exists();
@@ -236,6 +257,8 @@ impl Recorder {
             self.pending.drain(..excess);
             return;
         }
+        self.pending = merge(std::mem::take(&mut self.pending));
+        let waiting = self.pending.len();
         let lost = self.lost.swap(0, Ordering::Relaxed);
         if lost > 0 {
             self.pending.push((Utc::now(), note::about_the_log("events_lost", json!({"count": lost}))));
@@ -243,14 +266,20 @@ impl Recorder {
         if self.pending.is_empty() {
             return;
         }
-        let events = merge(std::mem::take(&mut self.pending));
-        match self.appender.append(events) {
-            Ok(_) => self.warned = false,
-            Err(error) if !self.warned => {
-                tracing::warn!("{error}");
-                self.warned = true;
+        match self.appender.append(&self.pending) {
+            Ok(_) => {
+                self.pending.clear();
+                self.warned = false;
             }
-            Err(_) => {}
+            Err(error) => {
+                self.pending.truncate(waiting.min(QUEUE));
+                let excess = (waiting - self.pending.len()) as u64;
+                self.lost.fetch_add(lost + excess, Ordering::Relaxed);
+                if !self.warned {
+                    tracing::warn!("{error}");
+                    self.warned = true;
+                }
+            }
         }
     }
 }
@@ -336,6 +365,41 @@ mod tests {
             .map(|event| event.get("count").map_or(1, |count| count.as_u64().unwrap()))
             .sum();
         assert_eq!(count, 1000);
+    }
+
+    #[test]
+    fn what_could_not_be_written_is_written_later_and_what_had_no_room_is_counted() {
+        let dir = tempfile::tempdir().unwrap();
+        let told = QUEUE as u64 + 500;
+        let log = Log::start(dir.path(), "test").unwrap();
+        // No folder for a log can be made there.
+        std::fs::write(file::dir(dir.path()), b"in the way").unwrap();
+        for n in 0..told {
+            log.note(note::fork_made(&format!("f{n}"), None));
+            if n % 1000 == 0 {
+                log.flush();
+            }
+        }
+        log.flush();
+        log.flush();
+        std::fs::remove_file(file::dir(dir.path())).unwrap();
+        let current = file::dir(dir.path()).join(file::CURRENT);
+        let until = Instant::now() + Duration::from_secs(30);
+        while !current.exists() && Instant::now() < until {
+            thread::sleep(Duration::from_millis(10));
+        }
+        drop(log);
+        let report = Follower::new(dir.path()).catch_up().unwrap();
+        assert_eq!(report.snapshot.process_by_agent[0].agent_id, "f0");
+        let bytes = std::fs::read_to_string(current).unwrap();
+        let lost: u64 = bytes
+            .lines()
+            .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["event"].clone())
+            .filter(|event| event["kind"] == "events_lost")
+            .map(|event| event["count"].as_u64().unwrap())
+            .sum();
+        assert_eq!((lost, report.snapshot.process_by_agent.len() as u64 + lost), (500, told));
+        assert_eq!(report.broken, None);
     }
 
     #[test]
