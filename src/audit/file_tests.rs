@@ -171,3 +171,25 @@ fn the_last_lines_are_whole_lines_that_a_stranger_can_check() {
     let rest = &some[some.iter().position(|byte| *byte == b'\n').unwrap() + 1..];
     assert_eq!(chain::verify(Head { seq: 2, hash }, rest).unwrap().seq, 3);
 }
+
+#[test]
+fn the_last_lines_begin_in_the_file_that_was_set_aside_as_long_as_the_newest_has_only_begun() {
+    let store = tempfile::tempdir().unwrap();
+    let mut appender = Appender { max_file: 2000, ..Appender::new(store.path(), "test") };
+    for n in 0..20 {
+        append(&mut appender, &[&format!("f{n}")]);
+    }
+    let files = files(&dir(store.path())).unwrap();
+    assert!(files.len() > 3, "{files:?}");
+    let all: Vec<u8> = files.iter().flat_map(|path| fs::read(path).unwrap()).collect();
+    assert_eq!(last_lines(store.path(), 1 << 20), all);
+    for max in 0..all.len() {
+        let some = last_lines(store.path(), max as u64);
+        assert!(all.ends_with(&some) && some.len() <= max, "{max}");
+        let before = all.len() - some.len();
+        assert_eq!(all[before - 1], b'\n', "{max}");
+        // What is left out is one line that does not fit whole.
+        let line = all[..before - 1].iter().rev().position(|b| *b == b'\n').unwrap_or(before - 1) + 1;
+        assert!(max < some.len() + line + 1, "{max}");
+    }
+}

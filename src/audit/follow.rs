@@ -179,16 +179,25 @@ pub fn last_lines(store: &Path, max: u64) -> Vec<u8> {
     let read = || -> io::Result<Vec<u8>> {
         let dir = file::dir(store);
         let _lock = file::lock(&dir, false)?;
-        let mut file = File::open(dir.join(file::CURRENT))?;
-        let start = file.metadata()?.len().saturating_sub(max);
-        file.seek(SeekFrom::Start(start))?;
-        let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes)?;
-        if start > 0 {
-            let first = bytes.iter().position(|byte| *byte == b'\n').map_or(bytes.len(), |at| at + 1);
-            bytes.drain(..first);
+        let mut lines = Vec::new();
+        // The newest file has only begun where the one before was set aside just now.
+        for path in file::files(&dir)?.iter().rev() {
+            let mut file = File::open(path)?;
+            let start = file.metadata()?.len().saturating_sub(max.saturating_sub(lines.len() as u64));
+            file.seek(SeekFrom::Start(start))?;
+            let mut bytes = Vec::new();
+            file.read_to_end(&mut bytes)?;
+            if start > 0 {
+                let first = bytes.iter().position(|byte| *byte == b'\n').map_or(bytes.len(), |at| at + 1);
+                bytes.drain(..first);
+            }
+            bytes.append(&mut lines);
+            lines = bytes;
+            if start > 0 {
+                break;
+            }
         }
-        Ok(bytes)
+        Ok(lines)
     };
     // No log is an empty one.
     read().unwrap_or_default()
