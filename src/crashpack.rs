@@ -47,7 +47,8 @@ pub const FILES: [&str; 9] =
     [TRACE, "manifest", "journal", "journal.digest", LEDGER, "pathlog", "quiclog", "repairlog", REPLAY];
 
 /// Kinds of events that belong into the log of paths whatever they say.
-const PATH_KINDS: [&str; 11] = [
+const PATH_KINDS: [&str; 12] = [
+    "path",
     "spawn",
     "schedule",
     "yield",

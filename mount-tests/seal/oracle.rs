@@ -100,6 +100,10 @@ fn judge_pack(root: &Path, log: &Log, transfer: &str, violation: &str) {
         let path = entry.unwrap().path();
         fs::copy(&path, elsewhere.path().join(path.file_name().unwrap())).unwrap();
     }
+    if violation == "path_consistency" {
+        let log = fs::read_to_string(elsewhere.path().join("pathlog")).unwrap();
+        assert!(log.contains("] path "), "{log:?}");
+    }
     let replay = || {
         let pfimg = env!("CARGO_BIN_EXE_pfimg");
         Command::new(pfimg).arg("replay").arg(elsewhere.path()).arg("--json").output().unwrap()
