@@ -90,11 +90,17 @@ fn a_session_that_asks_its_user_is_suspended_and_goes_on() {
     ]));
     assert!(session_log_has_required_categories(&log));
     let snapshot = rebuild_os_snapshot_from_events(&log);
-    let suspended =
-        SuspendRecord { turn: 1, reason: "ask_user".into(), pending_calls: vec!["c1".into(), "c2".into()] };
-    assert_eq!(snapshot.last_suspend, Some(suspended));
-    assert_eq!((snapshot.last_resumed_turn, snapshot.tool_gated_count), (Some(2), 2));
-    assert_eq!(snapshot.signals[0].disposition, "interrupt");
+    let golden = json!({
+        "last_suspend": {"turn": 1, "reason": "ask_user", "pending_calls": ["c1", "c2"]},
+        "last_resumed_turn": 2,
+        "process_by_agent": [],
+        "budget_exceeded": [],
+        "signals": [{"turn": 1, "signal_id": "s", "disposition": "interrupt", "queue_depth": 0}],
+        "page_out_count": 0, "page_in_count": 0, "tool_gated_count": 2,
+        "memory_written_count": 0, "memory_queried_count": 0,
+        "memory_validation_failed_count": 0, "memory_retrieval_result_count": 0});
+    assert_eq!(serde_json::to_value(&snapshot).unwrap(), golden);
+    assert_eq!(serde_json::from_value::<OsSnapshot>(golden).unwrap(), snapshot);
 }
 
 #[test]
