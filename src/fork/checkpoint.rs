@@ -62,7 +62,10 @@ impl Fork {
         // Not from memory: that still stands on the image before the last seal. What is on disk counts.
         let mut target = State::over(base.clone());
         if let Some(damage) = replay(&mut target, &frozen.generations, &*shared.reader)? {
-            return Err(Error::new(ErrorKind::Damaged, format!("cannot write a checkpoint: {damage}")));
+            return Err(Error::new(
+                ErrorKind::Damaged,
+                format!("cannot write a checkpoint: {}", damage.what),
+            ));
         }
         let new = shared.new_generation()?;
         shared.add_refs(&[new.id]);

@@ -16,6 +16,7 @@ use super::keep::Leftover;
 use super::node::{Content, Guard, Inode, LazyBlob};
 use super::pieces::BlobRef;
 use super::record::Record;
+use super::recover::Damage;
 use super::registry::Shared;
 use super::state::State;
 use crate::error::{Error, ErrorKind, Posix, Result};
@@ -151,7 +152,7 @@ pub struct Fork {
     pub(super) head: Mutex<Head>,
     pub(super) live: RwLock<Live>,
     /// What is wrong with it, if anything: then it can only be read.
-    pub(super) damage: Option<String>,
+    pub(super) damage: Option<Damage>,
     pub(super) discarded: AtomicBool,
     pub(super) head_unsynced: AtomicBool,
     /// Held while the head is made durable.
@@ -186,7 +187,13 @@ impl Fork {
 
     /// What is wrong with it, if anything. A damaged fork can be read as far as it is sound, and not be written.
     pub fn damage(&self) -> Option<&str> {
-        self.damage.as_deref()
+        self.damage.as_ref().map(|damage| damage.what.as_str())
+    }
+
+    /// Numbers that were missing in its journals when they were read back, up to where it is sound. Damage of any other
+    /// kind is one.
+    pub fn journal_gaps(&self) -> u32 {
+        self.damage.as_ref().map_or(0, |damage| damage.gaps)
     }
 
     /// The image it rests on on disk.
@@ -243,7 +250,7 @@ impl Fork {
     }
 
     pub(super) fn may_write(&self) -> Result<()> {
-        if let Some(damage) = &self.damage {
+        if let Some(damage) = self.damage() {
             return Err(Error::new(ErrorKind::Damaged, format!("the fork is damaged: {damage}"))
                 .with_hint("it can still be read as far as it is sound"));
         }

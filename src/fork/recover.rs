@@ -22,9 +22,23 @@ pub(super) struct Recovered {
     /// Writes on where the last journal ends.
     pub(super) writer: Writer,
     /// What is wrong, if anything.
-    pub(super) damage: Option<String>,
+    pub(super) damage: Option<Damage>,
     /// Bytes of an operation that was never acknowledged, cut from the end of the last journal.
     pub(super) cut: u64,
+}
+
+/// What is wrong with a fork's generations.
+#[derive(Clone, Debug)]
+pub(super) struct Damage {
+    pub(super) what: String,
+    /// Numbers that are missing in a journal. Damage of any other kind is one.
+    pub(super) gaps: u32,
+}
+
+impl From<String> for Damage {
+    fn from(what: String) -> Self {
+        Self { what, gaps: 1 }
+    }
 }
 
 /// Reads generations, oldest first, over a base. What is sound up to the first damage is in the state.
@@ -60,7 +74,7 @@ pub(super) fn recover(
         cut = replay.torn;
     }
     if damage.is_none() {
-        damage = missing_data(&state, last);
+        damage = missing_data(&state, last).map(Damage::from);
     }
     let mut writer = Writer::new(last.clone());
     writer.end = replay.end;
@@ -78,7 +92,7 @@ pub(super) fn replay(
     state: &mut State,
     generations: &[Arc<Generation>],
     reader: &dyn BaseReader,
-) -> Result<Option<String>> {
+) -> Result<Option<Damage>> {
     replay_frozen(state, generations, &[], reader)
 }
 
@@ -87,7 +101,7 @@ fn replay_frozen(
     generations: &[Arc<Generation>],
     later: &[Arc<Generation>],
     reader: &dyn BaseReader,
-) -> Result<Option<String>> {
+) -> Result<Option<Damage>> {
     for (i, generation) in generations.iter().enumerate() {
         let mut replay = Replay::new(generation);
         replay.run(state, reader)?;
@@ -99,10 +113,11 @@ fn replay_frozen(
             fs::metadata(later.journal_path()).map_or(true, |m| m.len() <= HEADER as u64)
         };
         if replay.torn > 0 && !generations[i + 1..].iter().chain(later).all(is_empty) {
-            return Ok(Some(format!(
+            let what = format!(
                 "the journal of generation {} is cut off at byte {}, and others build on it",
                 generation.id, replay.end
-            )));
+            );
+            return Ok(Some(what.into()));
         }
         state.epoch += 1;
     }
@@ -163,7 +178,7 @@ struct Replay<'a> {
     seq: u64,
     end: u64,
     torn: u64,
-    damage: Option<String>,
+    damage: Option<Damage>,
 }
 
 impl<'a> Replay<'a> {
@@ -185,12 +200,12 @@ impl<'a> Replay<'a> {
         let journal = match fs::read(&path) {
             Ok(journal) => journal,
             Err(e) => {
-                self.damage = Some(format!("cannot read {}: {e}", path.display()));
+                self.damage = Some(format!("cannot read {}: {e}", path.display()).into());
                 return Ok(());
             }
         };
         if let Some(why) = record::refuse_header(&journal, self.generation.id) {
-            self.damage = Some(format!("{}: {why}", path.display()));
+            self.damage = Some(format!("{}: {why}", path.display()).into());
             return Ok(());
         }
         let id = self.generation.id;
@@ -199,9 +214,12 @@ impl<'a> Replay<'a> {
             let Some(frame) = frame_at(&journal, id, at).filter(|frame| frame.seq == self.seq) else {
                 let record = format!("record {} at byte {at} of generation {id}", self.seq);
                 if let Some(sound) = sound_behind(&journal, id, at, self.seq) {
-                    self.damage = Some(format!("{record} is damaged, and sound ones follow at byte {sound}"));
+                    let next = frame_at(&journal, id, sound as usize).map_or(self.seq, |frame| frame.seq);
+                    let what = format!("{record} is damaged, and sound ones follow at byte {sound}");
+                    self.damage = Some(self.up_to(next, what));
                 } else if let Some(found) = out_of_place(&journal, at, self.seq) {
-                    self.damage = Some(format!("{record} is missing, and record {found} is in its place"));
+                    let what = format!("{record} is missing, and record {found} is in its place");
+                    self.damage = Some(self.up_to(found, what));
                 } else {
                     self.torn = (journal.len() - at) as u64;
                 }
@@ -209,7 +227,7 @@ impl<'a> Replay<'a> {
             };
             if !self.step(state, &frame, reader)? {
                 let record = format!("record {} at byte {at} of generation {id}", self.seq);
-                self.damage = Some(format!("{record} does not fit what is before it"));
+                self.damage = Some(format!("{record} does not fit what is before it").into());
                 break;
             }
             at = frame.end as usize;
@@ -217,6 +235,12 @@ impl<'a> Replay<'a> {
         }
         self.end = at as u64;
         Ok(())
+    }
+
+    /// Every record before number `next` is lost.
+    fn up_to(&self, next: u64, what: String) -> Damage {
+        let gaps = next.saturating_sub(self.seq).max(1);
+        Damage { what, gaps: u32::try_from(gaps).unwrap_or(u32::MAX) }
     }
 
     /// Makes one record true; false if it cannot be.

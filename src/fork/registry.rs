@@ -15,7 +15,7 @@ use super::head::{self, Head, refuse_fork_name};
 use super::journal::Writer;
 use super::live::{BaseReader, Fork, Live, now};
 use super::record;
-use super::recover::{Recovered, recover};
+use super::recover::{Damage, Recovered, recover};
 use super::state::{Base, State};
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::Digest;
@@ -333,7 +333,7 @@ impl Registry {
         let generations: Vec<_> = head.generations.iter().map(|id| self.shared.generation(*id)).collect();
         let Recovered { state, writer, damage, cut } = recover(&self.shared, base, &generations)?;
         if let Some(damage) = &damage {
-            self.report(format!("fork {:?} is damaged: {damage}", head.name));
+            self.report(format!("fork {:?} is damaged: {}", head.name, damage.what));
         } else if cut > 0 {
             self.report(format!(
                 "fork {:?}: cut {cut} bytes of an operation that was not finished",
@@ -345,7 +345,7 @@ impl Registry {
         Ok(self.fork(head, live, damage, true))
     }
 
-    fn fork(&self, head: Head, live: Live, damage: Option<String>, unsynced: bool) -> Arc<Fork> {
+    fn fork(&self, head: Head, live: Live, damage: Option<Damage>, unsynced: bool) -> Arc<Fork> {
         Arc::new(Fork {
             shared: self.shared.clone(),
             uid: head.uid.clone(),

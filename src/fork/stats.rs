@@ -56,7 +56,7 @@ impl Registry {
                 });
             }
             Slot::Known(head) => (head, None),
-            Slot::Loaded(fork) => (fork.head.lock().clone(), fork.damage.clone()),
+            Slot::Loaded(fork) => (fork.head.lock().clone(), fork.damage().map(str::to_owned)),
         };
         Ok(ForkInfo {
             name: name.to_owned(),

@@ -54,7 +54,6 @@ impl Sealer {
         let state = TransferState {
             manifest_hash,
             expected_manifest_hash: image.to_string(),
-            journal_gaps: u32::from(restored.damage().is_some()),
             path_outcomes_consistent: paths.is_empty(),
             ..TransferState::default()
         };
