@@ -13,9 +13,11 @@ pub mod log;
 pub mod note;
 pub mod read;
 pub mod snapshot;
+pub mod verdict;
 
 pub use chain::{Break, Head, Record};
 pub use event::{KernelEventCategory, SessionEvent};
 pub use follow::{Follower, Report};
 pub use log::Log;
 pub use snapshot::{Fold, OsSnapshot, rebuild_os_snapshot_from_events, session_log_has_required_categories};
+pub use verdict::Verdict;

@@ -120,6 +120,11 @@ impl Crashpack {
         self.push(kind, message.into(), None)
     }
 
+    /// What happened first on the way, in words.
+    pub fn first_message(&self) -> Option<&str> {
+        self.trace.first().map(|event| event.message.as_str())
+    }
+
     fn push(mut self, kind: &str, message: String, judged: Option<Judged>) -> Self {
         let seq = self.trace.len() as u64 + 1;
         self.trace.push(TraceEvent { seq, kind: kind.to_owned(), message, judged });

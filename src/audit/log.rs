@@ -15,9 +15,10 @@ use serde_json::json;
 use super::event::SessionEvent;
 use super::file::{self, Appender};
 use super::note;
+use super::verdict::Verdict;
 use crate::crashpack::Crashpack;
 use crate::error::Result;
-use crate::oracle::{Transfer, TransferOracle, TransferOracleResult};
+use crate::oracle::{Transfer, TransferOracle};
 
 /// Events that wait to be written. More are counted and not kept: what floods a log must not take the memory.
 const QUEUE: usize = 4096;
@@ -141,20 +142,16 @@ impl Log {
     /// # }
     /// # assert!(seal(&Log::off()).is_err());
     /// ```
-    pub fn judge(&self, transfer: &Transfer) -> TransferOracleResult {
+    pub fn judge(&self, transfer: &Transfer) -> Verdict {
         self.judge_with(&TransferOracle::new(transfer.kind.name()), transfer, Crashpack::new())
     }
 
     /// Judges a transfer. A violation is logged and kept as a crash pack, to which `pack` gives what led to it; the
-    /// caller turns it into an error with [`TransferOracleResult::error`].
-    pub fn judge_with(
-        &self,
-        oracle: &TransferOracle,
-        transfer: &Transfer,
-        pack: Crashpack,
-    ) -> TransferOracleResult {
+    /// caller turns it into an error with [`Verdict::error`].
+    pub fn judge_with(&self, oracle: &TransferOracle, transfer: &Transfer, pack: Crashpack) -> Verdict {
         let result = oracle.validate_transfer(&transfer.state);
-        let Some(error) = result.error() else { return result };
+        let seen = pack.first_message().map(str::to_owned);
+        let Some(error) = result.error() else { return Verdict { result, pack: None, seen } };
         tracing::error!(subject = transfer.subject, "{error}");
         let pack = pack
             .with_judged(oracle.clone(), transfer.clone())
@@ -164,7 +161,7 @@ impl Log {
         let kept = match kept {
             Some(Ok(dir)) => {
                 tracing::error!("a crash pack was kept in {}; `pfimg replay` judges it again", dir.display());
-                dir.file_name().map(|name| name.to_string_lossy().into_owned())
+                Some(dir)
             }
             Some(Err(error)) => {
                 tracing::warn!("{error}");
@@ -172,13 +169,14 @@ impl Log {
             }
             None => None,
         };
+        let name = kept.as_ref().and_then(|dir| dir.file_name()).map(|name| name.to_string_lossy());
         self.note(note::violation(
             transfer.kind.name(),
             &transfer.subject,
             &error.to_string(),
-            kept.as_deref(),
+            name.as_deref(),
         ));
-        result
+        Verdict { result, pack: kept, seen }
     }
 }
 
@@ -408,17 +406,20 @@ mod tests {
         let log = Log::start(dir.path(), "test").unwrap();
         let mut transfer =
             Transfer { kind: TransferKind::Seal, subject: "f".into(), state: TransferState::default() };
-        assert!(log.judge(&transfer).passed);
+        assert!(log.judge(&transfer).result.passed);
         transfer.state.leaked_obligations = 1;
-        let result = log.judge(&transfer);
-        assert_eq!(result.error().unwrap().kind(), ErrorKind::Damaged);
+        let verdict = log.judge(&transfer);
+        let error = verdict.error().unwrap();
+        assert_eq!(error.kind(), ErrorKind::Damaged);
         drop(log);
         let bytes = std::fs::read_to_string(file::dir(dir.path()).join(file::CURRENT)).unwrap();
         let record: serde_json::Value = serde_json::from_str(&bytes).unwrap();
         assert_eq!(record["event"]["kind"], "milestone_blocked");
         let pack = file::crash_dir(dir.path()).join(record["event"]["crashpack"].as_str().unwrap());
         let replay = crate::crashpack::replay::replay(&pack, &[]).unwrap();
-        assert!(replay.reproduces() && replay.results == [result]);
+        assert!(replay.reproduces() && replay.results == [verdict.result]);
+        // Who gets the error is told where to look.
+        assert!(error.to_string().contains(&format!("pfimg replay {}", pack.display())), "{error}");
     }
 
     #[test]
@@ -427,7 +428,9 @@ mod tests {
         log.note(note::fork_made("a", None));
         log.flush();
         let state = TransferState { journal_gaps: 1, ..TransferState::default() };
-        assert!(!log.judge(&Transfer { kind: TransferKind::Import, subject: "x".into(), state }).passed);
+        assert!(
+            !log.judge(&Transfer { kind: TransferKind::Import, subject: "x".into(), state }).result.passed
+        );
     }
 
     #[test]
@@ -438,7 +441,7 @@ mod tests {
         log.flush();
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
         let state = TransferState { journal_gaps: 1, ..TransferState::default() };
-        assert!(!log.judge(&Transfer { kind: TransferKind::Seal, subject: "f".into(), state }).passed);
+        assert!(!log.judge(&Transfer { kind: TransferKind::Seal, subject: "f".into(), state }).result.passed);
         drop(log);
         assert!(!file::dir(dir.path()).join(file::CURRENT).exists());
         let packs: Vec<_> = std::fs::read_dir(file::crash_dir(dir.path())).unwrap().collect();
