@@ -234,7 +234,7 @@ fn remove_record(journal: &Path, index: usize) {
 }
 
 #[test]
-fn a_journal_that_lost_a_record_is_found_at_recovery_and_its_crash_pack_reproduces_that_elsewhere() {
+fn a_journal_that_lost_records_is_found_at_recovery_and_its_crash_pack_reproduces_that_elsewhere() {
     let (store, id) = small_store();
     let mount = Mount::of(store.root()).args(MANUAL).start();
     let world = fork(&mount, "f", &id);
@@ -253,7 +253,10 @@ fn a_journal_that_lost_a_record_is_found_at_recovery_and_its_crash_pack_reproduc
         .unwrap()
         .map(|entry| entry.unwrap().path().join("journal"))
         .collect();
-    remove_record(journals.iter().max_by_key(|path| fs::metadata(path).unwrap().len()).unwrap(), 2);
+    let journal = journals.iter().max_by_key(|path| fs::metadata(path).unwrap().len()).unwrap();
+    for _ in 0..3 {
+        remove_record(journal, 2);
+    }
     let mount = Mount::of(store.root()).args(MANUAL).start();
     let _ = fs::metadata(mount.join("forks/f/world"));
     mount.unmount();
@@ -268,12 +271,59 @@ fn a_journal_that_lost_a_record_is_found_at_recovery_and_its_crash_pack_reproduc
     let said = replay().exits(3).stdout;
     assert!(said.contains("journal_consistency (high)"), "{said}");
     let json = common::pfimg([Path::new("replay"), &copy, Path::new("--json")]).exits(3).json();
-    assert_eq!(json["results"][0]["violations"][0]["evidence"]["gap_count"], "1");
+    assert_eq!(json["results"][0]["violations"][0]["evidence"]["gap_count"], "3");
     let trace = copy.join("transfer.atp-trace");
-    let changed = fs::read_to_string(&trace).unwrap().replace("\"journal_gaps\": 1", "\"journal_gaps\": 0");
+    let changed = fs::read_to_string(&trace).unwrap().replace("\"journal_gaps\": 3", "\"journal_gaps\": 0");
     fs::write(&trace, changed).unwrap();
     let said = replay().exits(4).stderr;
     assert!(said.contains("was changed"), "{said}");
+}
+
+#[test]
+fn a_command_that_reads_a_damaged_fork_back_to_change_it_says_where_its_crash_pack_is() {
+    let (store, id) = small_store();
+    pfimg_on(store.root(), ["fork", &id, "f"]).exits(0);
+    let mount = Mount::of(store.root()).args(MANUAL).start();
+    for n in 0..5 {
+        fs::write(mount.join(format!("forks/f/world/fs/new{n}")), b"new").unwrap();
+    }
+    mount.unmount();
+    let run = |args: &[&str]| pfimg_on(store.root(), args);
+    run(&["fork", "f", "whole"]).exits(0);
+    let crash = store.root().join("audit/crash");
+    assert!(!crash.exists(), "without the fault nothing is found");
+    run(&["discard", "whole"]).exits(0);
+    let journals = fs::read_dir(store.root().join("forks/gen")).unwrap();
+    let journals = journals.map(|entry| entry.unwrap().path().join("journal"));
+    remove_record(&journals.max_by_key(|path| fs::metadata(path).unwrap().len()).unwrap(), 2);
+    // Who only looks is told of the damage, and nothing is written.
+    assert!(run(&["forks"]).exits(4).stdout.contains("damaged"));
+    run(&["audit", "f"]).exits(0);
+    assert!(!crash.exists());
+    let mut found = 0;
+    for args in [&["seal", "f"][..], &["fork", "f", "g"], &["restore", "f", &id]] {
+        let said = run(args).exits(4).stderr;
+        assert!(said.contains("fork \"f\" is damaged: record 3"), "{said}");
+        found += 1;
+        let blocked = events(&store, "milestone_blocked");
+        assert_eq!((blocked.len(), &blocked[found - 1]["phase_id"]), (found, &json!("recovery")));
+        let pack = crash.join(blocked[found - 1]["crashpack"].as_str().unwrap());
+        assert!(said.contains(pack.to_str().unwrap()), "{said}");
+        common::pfimg([Path::new("replay"), &pack]).exits(3);
+    }
+    // A base that is gone.
+    pfimg_on(store.root(), ["fork", &id, "g"]).exits(0);
+    fs::remove_file(store.marker_path(&id)).unwrap();
+    let said = run(&["seal", "g"]).exits(2).stderr;
+    let blocked = events(&store, "milestone_blocked");
+    assert_eq!((blocked.len(), &blocked[found]["agent_id"]), (found + 1, &json!("g")));
+    assert!(said.contains(blocked[found]["crashpack"].as_str().unwrap()), "{said}");
+    run(&["seal", "nobody"]).exits(2);
+    assert_eq!(
+        events(&store, "milestone_blocked").len(),
+        found + 1,
+        "a fork that is not there is not damaged"
+    );
 }
 
 #[test]

@@ -16,6 +16,7 @@ pub mod jobs;
 pub mod layers;
 pub mod oracle;
 pub mod prune;
+pub mod recovery;
 pub mod seal;
 pub mod store;
 pub mod tree;

@@ -10,6 +10,7 @@ use super::{StoreArg, audit};
 use crate::audit::note;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fork::refuse_fork_name;
+use crate::recovery;
 
 /// Make a fork: a folder an agent can write into.
 #[derive(Debug, Args)]
@@ -48,7 +49,7 @@ pub(crate) fn run(store: &StoreArg, args: &ForkArgs) -> Result<ExitCode> {
         }
         Place::Disk(registry) => {
             let made = if registry.contains(source) {
-                let parent = registry.get(source)?;
+                let parent = recovery::read_back(&store, &registry, source, &audit::told(&store, "fork"))?;
                 registry.branch(&parent, name)?
             } else {
                 registry.create(name, Some(store.resolve(source)?))?

@@ -12,6 +12,7 @@ use super::place::{self, Place};
 use super::secret::SecretArg;
 use super::text::{print, print_json};
 use crate::error::{Error, ErrorKind, Result};
+use crate::recovery;
 use crate::seal::Sealer;
 
 /// Put a fork back to one of its seals. What is not sealed is sealed first, so that nothing is lost.
@@ -39,14 +40,14 @@ pub(crate) fn run(store: &StoreArg, args: &RestoreArgs) -> Result<ExitCode> {
             place::ask(&mountpoint, name, &doing, |number| format!(".restore-{number}={seal}"))?
         }
         Place::Disk(registry) => {
-            let fork = registry.get(name)?;
+            let log = audit::told(&store, "restore");
+            let fork = recovery::read_back(&store, &registry, name, &log)?;
             let image = store.resolve(seal)?;
             if !fork.seals()?.iter().any(|seal| seal.image == image) {
                 return Err(Error::new(ErrorKind::NotFound, format!("{seal:?} is no seal of fork {name:?}")));
             }
             let reader = place::reader(&store);
-            let sealer = Sealer::new(Arc::clone(&store), reader, args.secret.read()?)
-                .with_log(audit::told(&store, "restore"));
+            let sealer = Sealer::new(Arc::clone(&store), reader, args.secret.read()?).with_log(log);
             let sealed = sealer.seal_everything(&fork)?;
             sealer.restore(&registry, name, &fork, &image)?;
             registry.sync()?;

@@ -12,6 +12,7 @@ use super::place::{self, Place};
 use super::secret::SecretArg;
 use super::text::{print, print_json};
 use crate::error::{Error, ErrorKind, Result};
+use crate::recovery;
 use crate::seal::{Sealer, Tag};
 use crate::store::tags::refuse_tag_name;
 
@@ -52,10 +53,11 @@ pub(crate) fn run(store: &StoreArg, args: &SealArgs) -> Result<ExitCode> {
             })?
         }
         Place::Disk(registry) => {
-            let fork = registry.get(name)?;
+            let log = audit::told(&store, "seal");
+            let fork = recovery::read_back(&store, &registry, name, &log)?;
             let reader = place::reader(&store);
             let sealer = Sealer::new(Arc::clone(&store), reader, args.secret.read()?);
-            let sealed = sealer.with_log(audit::told(&store, "seal")).seal(&fork, tag)?;
+            let sealed = sealer.with_log(log).seal(&fork, tag)?;
             registry.sync()?;
             place::Done { image: sealed.image, new: sealed.new, reports: sealed.reports }
         }

@@ -4,6 +4,7 @@
 //! cache come to.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -12,12 +13,11 @@ use serde_json::json;
 use super::inode::Ino;
 use super::{Attr, Entry, Op, Outcome, Patience, Step, Vfs, Writer, top::logged};
 use crate::audit::{Follower, Log, follow, note};
-use crate::crashpack::Crashpack;
-use crate::error::{Error, ErrorKind, Posix};
-use crate::fork::{Allocate, Fork, NewFile, RenameMode, SetAttr};
+use crate::error::{Error, ErrorKind, Posix, Result};
+use crate::fork::{Allocate, Fork, NewFile, Registry, RenameMode, SetAttr};
 use crate::layers::world::Kind;
-use crate::oracle::{Transfer, TransferKind, TransferOracle, TransferState};
-use crate::store::{Digest, Store};
+use crate::recovery;
+use crate::store::Store;
 
 /// How much of the log `.pfimg/events.jsonl` shows, in bytes: its newest lines.
 const SHOWN: u64 = 1 << 20;
@@ -117,44 +117,23 @@ impl Vfs {
         Ok(format!("{:#}\n", json!(report)).into_bytes())
     }
 
-    /// Judges a fork that was read back from disk for the first time in this mount.
-    pub(super) fn judge_recovery(&self, name: &str, fork: &Fork) {
-        let mut state =
-            TransferState { journal_gaps: u32::from(fork.damage().is_some()), ..TransferState::default() };
-        if let Some(base) = fork.base() {
-            state.expected_manifest_hash = base.to_string();
-            state.manifest_hash = self.manifest_hash(&base);
+    /// Reads a fork; one that was not in use yet is judged.
+    pub(super) fn read_back(&self, registry: &Registry, name: &str) -> Result<Arc<Fork>> {
+        let fork = registry.get(name).inspect_err(|error| self.judge_unreadable(registry, name, error))?;
+        if !self.forks.knows(&fork) {
+            // A damaged fork can be read as far as it is sound: whoever writes to it gets the error.
+            recovery::judge(&self.store, name, &fork, self.log());
         }
-        let mut pack = Crashpack::new();
-        if let Some(damage) = fork.damage() {
-            pack = pack.with_trace("journal", damage);
-        }
-        let transfer = Transfer { kind: TransferKind::Recovery, subject: name.to_owned(), state };
-        // A damaged fork can be read as far as it is sound: whoever writes to it gets the error.
-        self.log().judge_with(&TransferOracle::new(transfer.kind.name()), &transfer, pack);
+        Ok(fork)
     }
 
-    /// Judges a fork that cannot be read back at all, for what is on disk; once.
-    pub(super) fn judge_unreadable(&self, name: &str, base: Option<&Digest>, error: &Error) {
-        let on_disk = matches!(error.kind(), ErrorKind::Damaged | ErrorKind::Missing | ErrorKind::NotFound);
-        if !on_disk || !self.audit.unreadable.lock().insert(name.to_owned()) {
-            return;
-        }
-        let mut state = TransferState { path_outcomes_consistent: false, ..TransferState::default() };
-        if let Some(base) = base {
-            state.expected_manifest_hash = base.to_string();
-            state.manifest_hash = self.manifest_hash(base);
-        }
-        let transfer = Transfer { kind: TransferKind::Recovery, subject: name.to_owned(), state };
-        let pack = Crashpack::new().with_trace("path", error.to_string());
-        self.log().judge_with(&TransferOracle::new(transfer.kind.name()), &transfer, pack);
-    }
-
-    /// What an image's manifest hashes to, or why that is not known.
-    fn manifest_hash(&self, image: &Digest) -> String {
-        match self.store.images().bytes(self.store.blobs(), image) {
-            Ok((bytes, _)) => Digest::of(&bytes).to_string(),
-            Err(error) => error.to_string(),
+    /// Judges a fork that cannot be read back at all; once.
+    fn judge_unreadable(&self, registry: &Registry, name: &str, error: &Error) {
+        let mut told = self.audit.unreadable.lock();
+        if !told.contains(name)
+            && recovery::judge_unreadable(&self.store, registry, name, error, self.log()).is_some()
+        {
+            told.insert(name.to_owned());
         }
     }
 

@@ -75,6 +75,11 @@ impl Forks {
         slots.taken.iter().filter_map(mounted).collect()
     }
 
+    /// Whether a fork was looked at.
+    pub(super) fn knows(&self, fork: &Fork) -> bool {
+        self.slots.lock().by_uid.contains_key(fork.uid())
+    }
+
     /// Whether this mount is the one that writes them.
     pub(super) fn are_written_here(&self) -> bool {
         self.registry.lock().as_ref().is_some_and(|registry| registry.is_writable())
@@ -135,17 +140,7 @@ impl Vfs {
         if !registry.contains(name) {
             return Err(ErrorKind::NotFound);
         }
-        let fork = registry.get(name).map_err(|error| {
-            let base = registry.info(name).ok().and_then(|info| info.base);
-            self.judge_unreadable(name, base.as_ref(), &error);
-            logged(error)
-        })?;
-        let recovered = !self.forks.slots.lock().by_uid.contains_key(fork.uid());
-        let mounted = self.mounted(fork)?;
-        if recovered {
-            self.judge_recovery(name, &mounted.fork);
-        }
-        Ok(mounted)
+        self.mounted(self.read_back(&registry, name).map_err(logged)?)
     }
 
     fn mounted(&self, fork: Arc<Fork>) -> Outcome<Mounted> {
@@ -192,7 +187,7 @@ impl Vfs {
             None => None,
             Some(source) => match self.registry(false)? {
                 Some(registry) if registry.contains(source) => {
-                    let source = registry.get(source)?;
+                    let source = self.read_back(&registry, source)?;
                     return registry.branch(&source, name);
                 }
                 _ => Some(
