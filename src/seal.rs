@@ -204,6 +204,8 @@ impl Sealer {
             // What changed was changed back.
             (parent.id, false)
         } else {
+            transfer.state.leaked_obligations = self.leaked(left);
+            self.judge(&transfer, &trace)?;
             if let Some(parent) = &parent {
                 self.need(&parent.id)?;
             }
@@ -215,8 +217,7 @@ impl Sealer {
             let found = self.store.images().bytes(self.store.blobs(), &image);
             transfer.state.expected_manifest_hash = expected.to_string();
             transfer.state.manifest_hash = witness::hash_of(found, &mut trace);
-            transfer.state.leaked_obligations =
-                u32::try_from(self.store.blobs().files_left() - left).unwrap_or(u32::MAX);
+            transfer.state.leaked_obligations = self.leaked(left);
             if let Err(error) = self.judge(&transfer, &trace) {
                 // Nothing rests on it yet, and nothing shall.
                 if let Err(e) = self.store.remove_image(&image) {
@@ -256,6 +257,11 @@ impl Sealer {
     /// Has the oracle judge what was seen; what it finds is the caller's error.
     fn judge(&self, transfer: &Transfer, trace: &[String]) -> Result<()> {
         let pack = trace.iter().fold(Crashpack::new(), |pack, line| pack.with_trace("path", line));
+    /// Temporary files that were left behind since there were `before`.
+    fn leaked(&self, before: u64) -> u32 {
+        u32::try_from(self.store.blobs().files_left() - before).unwrap_or(u32::MAX)
+    }
+
         let oracle = TransferOracle::new(transfer.kind.name());
         self.log.judge_with(&oracle, transfer, pack).error().map_or(Ok(()), Err)
     }

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use pfimg::audit::Log;
 use pfimg::error::ErrorKind;
 use pfimg::export::{self, export};
-use pfimg::fork::{BaseReader, Fork, LayerBase, Registry};
+use pfimg::fork::{BaseReader, Fork, LayerBase, Registry, SetAttr};
 use pfimg::import::{self, Ignore, import};
 use pfimg::seal::Sealer;
 use pfimg::store::{Digest, StoreIo, SystemIo};
@@ -234,6 +234,38 @@ fn a_path_that_is_missing_from_the_tree_is_caught() {
     }
     scene.io.0.store(NOTHING, Ordering::SeqCst);
     passes(&scene);
+}
+
+#[test]
+fn a_temporary_file_is_caught_as_well_where_what_changed_was_changed_back() {
+    let scene = scene();
+    let Scene { root, io, place, fork, log, .. } = &scene;
+    let sealed = place.seal(fork).image;
+    let ino = fork.resolve(b"world/fs/lost").unwrap();
+    let before = fork.getattr(ino).unwrap();
+    for mode in [0o600, before.mode] {
+        fork.setattr(ino, &SetAttr { mode: Some(mode), ..SetAttr::default() }).unwrap();
+    }
+    // The image's tree has to be stored again, all else is as it was.
+    let tree = place.store.image(&sealed).unwrap().manifest.world.fs;
+    let hex = tree.hex();
+    let blobs = fs::read_dir(root.join("blobs/sha256")).unwrap();
+    let blobs = blobs.flat_map(|shard| fs::read_dir(shard.unwrap().path()).unwrap());
+    let blob = blobs.map(|entry| entry.unwrap().path()).find(|path| path.to_str().unwrap().contains(&hex));
+    let blob = blob.unwrap();
+    let sealer = place.sealer(None).with_log(log.clone());
+    // Once, so that its text is known without the blob.
+    assert_eq!(sealer.seal(fork, None).unwrap().image, sealed);
+    for mode in [0o600, before.mode] {
+        fork.setattr(ino, &SetAttr { mode: Some(mode), ..SetAttr::default() }).unwrap();
+    }
+    fs::remove_file(&blob).unwrap();
+    io.0.store(TEMP_FILE, Ordering::SeqCst);
+    assert_eq!(sealer.seal(fork, None).unwrap_err().kind(), ErrorKind::Damaged);
+    judge_pack(root, log, "seal", "obligation_leak");
+    io.0.store(NOTHING, Ordering::SeqCst);
+    let again = sealer.seal(fork, None).unwrap();
+    assert_eq!((again.image, again.new), (sealed, false));
 }
 
 #[test]
