@@ -145,7 +145,8 @@ pub fn import(store: &Store, options: &Options, progress: &dyn Progress) -> Resu
         parent: options.parent.map(|id| store.image(&id)).transpose()?,
         reports: Mutex::default(),
     };
-    let (report, records) = importing.run(&Meta::of(&root))?;
+    let (report, records) =
+        importing.run(&Meta::of(&root)).inspect_err(|e| options.log.note_failed("import", e))?;
     if let Some(path) = index_path
         && (report.new || report.files_read > 0 || importing.index.image != Some(report.image))
     {

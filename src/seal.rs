@@ -141,6 +141,7 @@ impl Sealer {
         let _only_one = fork.sealing();
         let sealed = self
             .seal_frozen(fork, name, everything)
+            .inspect_err(|e| self.log.note_failed("seal", e))
             .map_err(|e| e.context(format_args!("cannot seal fork {name:?}")))?;
         if let Some(tag) = tag {
             self.store.tags().set(tag.name, &sealed.image, tag.force).map_err(|e| {
@@ -250,6 +251,7 @@ impl Sealer {
                 self.judge(&Transfer { kind: TransferKind::Restore, subject: name.to_owned(), state }, &trace)
             })
             .map_err(|e| e.context(format_args!("cannot put fork {name:?} back to {image}")))?;
+            .inspect_err(|e| self.log.note_failed("restore", e))
         self.log.note(note::rollbacked(name, image));
         Ok(restored)
     }

@@ -23,6 +23,7 @@ const NOTHING: u8 = 0;
 const MARKER: u8 = 1;
 const TEMP_FILE: u8 = 2;
 const TREE: u8 = 3;
+const FULL: u8 = 4;
 
 /// The operating system, but for one fault.
 #[derive(Default)]
@@ -32,6 +33,7 @@ impl StoreIo for Faulty {
     fn write(&self, path: &Path, file: &mut File, bytes: &[u8]) -> io::Result<()> {
         let in_images = path.parent().is_some_and(|dir| dir.ends_with("images"));
         match self.0.load(Ordering::SeqCst) {
+            FULL => Err(io::Error::from_raw_os_error(libc::ENOSPC)),
             MARKER if in_images => SystemIo.write(path, file, &[bytes, b" "].concat()),
             TREE if !in_images => {
                 let text = zstd::decode_all(bytes).unwrap();
@@ -269,6 +271,26 @@ fn a_temporary_file_is_caught_as_well_where_what_changed_was_changed_back() {
 }
 
 #[test]
+fn a_full_disk_is_told_of_as_a_budget_that_was_exceeded() {
+    let scene = scene();
+    let Scene { root, io, place, fork, log, .. } = &scene;
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("file"), b"content").unwrap();
+    io.0.store(FULL, Ordering::SeqCst);
+    let sealer = place.sealer(None).with_log(log.clone());
+    assert_eq!(sealer.seal(fork, None).unwrap_err().kind(), ErrorKind::NoSpace);
+    let imported = import(&place.store, &import_of(folder.path(), log), &());
+    assert_eq!(imported.unwrap_err().kind(), ErrorKind::NoSpace);
+    log.flush();
+    let told = events(root, "budget_exceeded");
+    let told: Vec<_> = told.iter().map(|event| (&event["budget"], &event["tool"])).collect();
+    let disk = Value::from("disk");
+    assert_eq!(told, [(&disk, &Value::from("seal")), (&disk, &Value::from("import"))]);
+    io.0.store(NOTHING, Ordering::SeqCst);
+    assert!(sealer.seal(fork, None).unwrap().new);
+}
+
+#[test]
 fn five_hundred_seals_without_a_fault_pass() {
     let Scene { _dir, root, place, registry, log, .. } = scene();
     let base = place.fixture(2);
@@ -297,20 +319,24 @@ fn five_hundred_seals_without_a_fault_pass() {
     assert_eq!(events(&root, "milestone_blocked").len(), 0);
 }
 
-#[test]
-fn a_temporary_file_that_an_import_leaves_is_caught() {
-    let Scene { _dir, root, io, place, log, .. } = scene();
-    let folder = tempfile::tempdir().unwrap();
-    fs::write(folder.path().join("file"), b"content").unwrap();
-    let options = import::Options {
-        dir: folder.path().to_owned(),
+fn import_of(folder: &Path, log: &Log) -> import::Options {
+    import::Options {
+        dir: folder.to_owned(),
         parent: None,
         ignore: Ignore::default(),
         index_dir: None,
         reread: false,
         jobs: NonZeroUsize::MIN,
         log: log.clone(),
-    };
+    }
+}
+
+#[test]
+fn a_temporary_file_that_an_import_leaves_is_caught() {
+    let Scene { _dir, root, io, place, log, .. } = scene();
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("file"), b"content").unwrap();
+    let options = import_of(folder.path(), &log);
     let images = place.store.images().ids(&mut |_| ()).unwrap();
     io.0.store(TEMP_FILE, Ordering::SeqCst);
     assert_eq!(import(&place.store, &options, &()).unwrap_err().kind(), ErrorKind::Damaged);
@@ -349,6 +375,10 @@ fn a_path_that_is_missing_from_an_export_is_caught() {
     let stolen = to("stolen");
     let error = export(&place.store, &image, &stolen, &Thief(stolen.dir.clone())).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Damaged, "{error}");
+    // Whoever gets the error is told which path and where the pack is.
+    let crash = root.join("audit/crash");
+    let said = error.to_string();
+    assert!(said.contains("otherwise in the folder") && said.contains(crash.to_str().unwrap()), "{said}");
     judge_pack(root, log, "export", "path_consistency");
     export(&place.store, &image, &to("whole"), &()).unwrap();
 }

@@ -17,7 +17,7 @@ use super::file::{self, Appender};
 use super::note;
 use super::verdict::Verdict;
 use crate::crashpack::Crashpack;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::oracle::{Transfer, TransferOracle};
 
 /// Events that wait to be written. More are counted and not kept: what floods a log must not take the memory.
@@ -116,6 +116,13 @@ impl Log {
     /// Tells something about looking, which does not make a log where there is none.
     pub fn note_quietly(&self, event: SessionEvent) {
         self.send(event, false);
+    }
+
+    /// Tells that an operation failed, if that was for want of room.
+    pub fn note_failed(&self, operation: &str, error: &Error) {
+        if error.kind() == ErrorKind::NoSpace {
+            self.note(note::budget_exceeded("disk", operation));
+        }
     }
 
     /// Waits until everything told so far is written.
@@ -313,7 +320,6 @@ pub fn tell(store: &Path, command: &str, events: impl IntoIterator<Item = Sessio
 mod tests {
     use super::*;
     use crate::audit::follow::Follower;
-    use crate::error::ErrorKind;
     use crate::oracle::{TransferKind, TransferState};
 
     #[test]
