@@ -85,6 +85,53 @@ fn the_life_of_a_mount_is_in_the_log_and_the_mount_shows_what_the_log_adds_up_to
 }
 
 #[test]
+fn images_and_tags_that_come_and_go_are_in_the_log_whoever_makes_them() {
+    let (store, id) = small_store();
+    let (folder, cache) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    fs::write(folder.path().join("file"), b"content").unwrap();
+    let (folder, cache) = (folder.path().to_str().unwrap(), cache.path().to_str().unwrap());
+    let run = |args: &[&str]| pfimg_on(store.root(), args).exits(0);
+    let image = |args: &[&str]| run(args).stdout.trim().to_owned();
+    let imported = image(&["import", folder, "--cache-dir", cache, "--tag", "i"]);
+    assert_eq!(image(&["import", folder, "--cache-dir", cache, "--tag", "i2"]), imported);
+    let made = image(&["fixture", "--world-files", "3", "--tag", "x"]);
+    run(&["fork", &id, "f"]);
+    let mount = Mount::of(store.root()).args(MANUAL).start();
+    fs::write(mount.join("forks/f/world/fs/new"), b"1").unwrap();
+    fs::create_dir(mount.join("forks/f/.snap/green")).unwrap();
+    fs::write(mount.join("forks/f/world/fs/new"), b"2").unwrap();
+    fs::create_dir(mount.join("forks/f/.snap/.seal-1")).unwrap();
+    mount.unmount();
+    let sealed = image(&["seal", "f", "--tag", "blue"]);
+
+    let checkpoints = events(&store, "checkpoint_taken");
+    let subjects: Vec<_> = checkpoints.iter().map(|event| event["agent_id"].as_str().unwrap()).collect();
+    let folder = Path::new(folder).canonicalize().unwrap();
+    assert_eq!(subjects, [folder.to_str().unwrap(), "seed-0", "f", "f"]);
+    let green = checkpoints[2]["image"].as_str().unwrap();
+    let expected = [("i", &*imported), ("i2", &imported), ("x", &made), ("green", green), ("blue", &sealed)];
+    let changed = events(&store, "capability_changed");
+    for (event, (tag, image)) in changed.iter().zip(expected) {
+        assert_eq!((&event["added"], &event["image"]), (&json!([format!("tag:{tag}")]), &json!(image)));
+    }
+    assert_eq!(changed.len(), expected.len());
+
+    run(&["untag", "x"]);
+    run(&["prune", "--all", "--keep-tagged", "--dry-run"]);
+    assert_eq!(events(&store, "capability_changed").len(), expected.len() + 1, "nothing is removed yet");
+    run(&["prune", "--all", "--keep-tagged"]);
+    let changed = events(&store, "capability_changed");
+    let mut gone = changed[expected.len() + 1]["removed"].as_array().unwrap().clone();
+    gone.sort_by_key(ToString::to_string);
+    let mut pruned = [json!(format!("image:{made}")), json!(format!("image:sha256:{id}"))];
+    pruned.sort_by_key(ToString::to_string);
+    assert_eq!(gone, pruned);
+    run(&["prune", "--all", "--keep-tagged"]);
+    assert_eq!(events(&store, "capability_changed").len(), expected.len() + 2, "nothing more goes");
+    audit(&store, &["--verify"]).exits(0);
+}
+
+#[test]
 fn looking_at_a_store_makes_no_log() {
     let (store, id) = small_store();
     let before = names(store.root()).unwrap();

@@ -26,7 +26,7 @@ use serde::Serialize;
 pub use ignore::{IGNORE_FILES, Ignore};
 pub use index::{Index, Record, Stamp};
 
-use crate::audit::Log;
+use crate::audit::{Log, note};
 use crate::error::{Error, ErrorKind, Result};
 use crate::jobs::try_each;
 use crate::layers::cache::{LAYOUT, PageManifest};
@@ -147,6 +147,9 @@ pub fn import(store: &Store, options: &Options, progress: &dyn Progress) -> Resu
     };
     let (report, records) =
         importing.run(&Meta::of(&root)).inspect_err(|e| options.log.note_failed("import", e))?;
+    if report.new {
+        options.log.note(note::checkpoint_taken(&dir.display().to_string(), &report.image));
+    }
     if let Some(path) = index_path
         && (report.new || report.files_read > 0 || importing.index.image != Some(report.image))
     {

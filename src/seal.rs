@@ -147,6 +147,7 @@ impl Sealer {
             self.store.tags().set(tag.name, &sealed.image, tag.force).map_err(|e| {
                 e.context(format_args!("fork {name:?} is sealed as {}, but not tagged", sealed.image))
             })?;
+            self.log.note(note::tags_changed(&[tag.name], &[], Some(&sealed.image)));
         }
         Ok(sealed)
     }
@@ -203,10 +204,10 @@ impl Sealer {
         let same = parent.as_ref().filter(|parent| parent.manifest.blobs() == manifest.blobs());
         let (image, new) = if let Some(parent) = same {
             // What changed was changed back.
-            (parent.id, false)
-        } else {
             transfer.state.leaked_obligations = self.leaked(left);
             self.judge(&transfer, &trace)?;
+            (parent.id, false)
+        } else {
             if let Some(parent) = &parent {
                 self.need(&parent.id)?;
             }
@@ -250,20 +251,20 @@ impl Sealer {
                 let (state, trace) = self.seen_restored(restored, image)?;
                 self.judge(&Transfer { kind: TransferKind::Restore, subject: name.to_owned(), state }, &trace)
             })
-            .map_err(|e| e.context(format_args!("cannot put fork {name:?} back to {image}")))?;
             .inspect_err(|e| self.log.note_failed("restore", e))
+            .map_err(|e| e.context(format_args!("cannot put fork {name:?} back to {image}")))?;
         self.log.note(note::rollbacked(name, image));
         Ok(restored)
     }
 
-    /// Has the oracle judge what was seen; what it finds is the caller's error.
-    fn judge(&self, transfer: &Transfer, trace: &[String]) -> Result<()> {
-        let pack = trace.iter().fold(Crashpack::new(), |pack, line| pack.with_trace("path", line));
     /// Temporary files that were left behind since there were `before`.
     fn leaked(&self, before: u64) -> u32 {
         u32::try_from(self.store.blobs().files_left() - before).unwrap_or(u32::MAX)
     }
 
+    /// Has the oracle judge what was seen; what it finds is the caller's error.
+    fn judge(&self, transfer: &Transfer, trace: &[String]) -> Result<()> {
+        let pack = trace.iter().fold(Crashpack::new(), |pack, line| pack.with_trace("path", line));
         let oracle = TransferOracle::new(transfer.kind.name());
         self.log.judge_with(&oracle, transfer, pack).error().map_or(Ok(()), Err)
     }

@@ -74,9 +74,9 @@ pub fn budget_exceeded(budget: &str, operation: &str) -> SessionEvent {
     })
 }
 
-/// An image was made of a fork.
-pub fn checkpoint_taken(fork: &str, image: &Digest) -> SessionEvent {
-    let extra = json!({"history_len": 0, "agent_id": fork, "image": image});
+/// An image was made of a fork, a folder or something made up.
+pub fn checkpoint_taken(subject: &str, image: &Digest) -> SessionEvent {
+    let extra = json!({"history_len": 0, "agent_id": subject, "image": image});
     SessionEvent::CheckpointTaken(noted(KernelEventCategory::Sched, extra))
 }
 
@@ -118,6 +118,13 @@ pub fn tags_changed(added: &[&str], removed: &[&str], image: Option<&Digest>) ->
     SessionEvent::CapabilityChanged(noted(KernelEventCategory::Syscall, extra))
 }
 
+/// Images were removed: nothing can be made of them any more.
+pub fn images_removed(images: &[Digest]) -> SessionEvent {
+    let removed: Vec<String> = images.iter().map(|image| format!("image:{image}")).collect();
+    let extra = json!({"added": [], "removed": removed, "change_kind": "image"});
+    SessionEvent::CapabilityChanged(noted(KernelEventCategory::Syscall, extra))
+}
+
 /// An oracle found something wrong with a transfer; the evidence is kept in `crashpack`.
 pub fn violation(phase: &str, subject: &str, reason: &str, crashpack: Option<&str>) -> SessionEvent {
     let extra = json!({"phase_id": phase, "agent_id": subject, "reason": reason, "crashpack": crashpack});
@@ -154,6 +161,7 @@ mod tests {
             resumed("/mnt"),
             signal("SIGTERM", "unmount"),
             tags_changed(&["t"], &[], Some(&image)),
+            images_removed(&[image]),
             violation("seal", "a", "gone", None),
             about_the_log("log_healed", json!({"lost_bytes": 1})),
         ];

@@ -8,8 +8,9 @@ use chrono::Utc;
 use clap::Args;
 use serde_json::json;
 
-use super::StoreArg;
 use super::text::{print, print_json};
+use super::{StoreArg, audit};
+use crate::audit::note;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fixture::{FixtureLayers, FixtureSpec, build};
 use crate::layers::cache::LAYOUT;
@@ -110,9 +111,12 @@ pub(crate) fn run(store: &StoreArg, args: &FixtureArgs) -> Result<ExitCode> {
         version: env!("CARGO_PKG_VERSION").into(),
         fingerprint: format!("seed-{}", args.seed),
     };
+    let name = agent.fingerprint.clone();
     let id = store.put_manifest(&manifest(agent, &layers, parents))?;
+    audit::tell(&store, "fixture", [note::checkpoint_taken(&name, &id)]);
     if let Some(tag) = &args.tag {
         store.tags().set(tag, &id, args.force_tag)?;
+        audit::tell(&store, "fixture", [note::tags_changed(&[tag], &[], Some(&id))]);
     }
     if args.json {
         print_json(&json!({"id": id, "tag": args.tag, "store": store.root()}))?;

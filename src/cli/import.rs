@@ -14,6 +14,7 @@ use super::fixture::{check_tag, open_or_create};
 use super::progress::Bar;
 use super::text::{count, plain, print, print_json};
 use super::units::format_bytes;
+use crate::audit::note;
 use crate::error::{Error, Result};
 use crate::import::{IGNORE_FILES, Ignore, Options, Progress, Report, import};
 use crate::jobs::default_jobs;
@@ -96,6 +97,7 @@ pub(crate) fn run(store: &StoreArg, args: &ImportArgs) -> Result<ExitCode> {
         store.tags().set(tag, &report.image, args.force_tag).map_err(|e| {
             e.context(format_args!("{} is imported as {}, but not tagged", args.dir.display(), report.image))
         })?;
+        options.log.note(note::tags_changed(&[tag], &[], Some(&report.image)));
     }
     if args.json {
         print_json(&Shown { report: &report, tag: args.tag.as_deref() })?;

@@ -7,10 +7,14 @@ use clap::Args;
 
 use super::images::short;
 use super::text::{count, plain, print, print_json, table};
-use super::{StoreArg, place};
+use super::{StoreArg, audit, place};
+use crate::audit::note;
 use crate::error::{Error, ErrorKind, Result};
 use crate::prune::{Options, Policy, Reason, Report, prune};
-use crate::store::Store;
+use crate::store::{Digest, Store};
+
+/// So many images are told of in a line of the log.
+const IN_A_LINE: usize = 100;
 
 /// Remove images that forks were sealed as, but for those to keep.
 #[derive(Debug, Args)]
@@ -61,6 +65,11 @@ pub(crate) fn run(store: &StoreArg, args: &PruneArgs) -> Result<ExitCode> {
         dry_run: args.dry_run,
     };
     let report = prune(&store, &options, &lineage(&store)?)?;
+    if report.removed > 0 && !report.dry_run {
+        let removed = report.images.iter().filter(|image| image.kept.is_empty());
+        let removed: Vec<Digest> = removed.map(|image| image.image).collect();
+        audit::tell(&store, "prune", removed.chunks(IN_A_LINE).map(note::images_removed));
+    }
     if args.json {
         print_json(&report)?;
     } else {
@@ -74,7 +83,7 @@ pub(crate) fn run(store: &StoreArg, args: &PruneArgs) -> Result<ExitCode> {
 }
 
 /// Images that forks descend from, which their heads need not say: a fork that was copied together holds a manifest.
-fn lineage(store: &Arc<Store>) -> Result<Vec<crate::store::Digest>> {
+fn lineage(store: &Arc<Store>) -> Result<Vec<Digest>> {
     let registry = place::registry(store, true)?;
     Ok(registry.names().iter().filter_map(|name| registry.stats(name).ok()?.base).collect())
 }
