@@ -49,7 +49,8 @@ impl Store {
         let open = || File::options().create(true).truncate(false).write(true).open(&path);
         let file = match open() {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                fs::create_dir_all(self.root().join("refs")).and_then(|()| open())
+                // With the folder that the first tag would have to make: a copy of a tag is to cost a line.
+                fs::create_dir_all(self.tags().dir()).and_then(|()| open())
             }
             other => other,
         };
