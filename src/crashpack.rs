@@ -14,6 +14,8 @@
 //! signature: who changes all of its files in step is not found out.
 
 pub mod evidence;
+#[cfg(test)]
+pub(crate) mod failing;
 mod quote;
 pub mod replay;
 

@@ -337,6 +337,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(crate::crashpack::failing::config())]
+
         #[test]
         fn no_rule_keeps_more_than_it_says_and_the_newest_is_kept_if_any_is(
             minutes in proptest::collection::vec(0i64..20_000, 1..60), last in 0u32..5, hourly in 0u32..5, daily in 0u32..5,

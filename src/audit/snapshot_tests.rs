@@ -217,7 +217,7 @@ fn model(log: &[Value]) -> Value {
 #[test]
 fn what_is_kept_live_is_what_is_rebuilt_wherever_a_log_is_cut() {
     let logs = (prop::collection::vec(any_event(), 0..24), any::<prop::sample::Index>(), 0..8u8);
-    let mut runner = TestRunner::new(Config { cases: 1000, failure_persistence: None, ..Config::default() });
+    let mut runner = TestRunner::new(Config { cases: 1000, ..crate::crashpack::failing::config() });
     runner
         .run(&logs, |(log, at, bit)| {
             let writer = Writer { pid: 1, by: "test".into() };

@@ -189,6 +189,8 @@ mod tests {
     use std::os::unix::fs::MetadataExt;
 
     proptest! {
+        #![proptest_config(crate::crashpack::failing::config())]
+
         #[test]
         fn what_is_written_in_any_pieces_is_what_is_read(
             runs in proptest::collection::vec((any::<bool>(), 1usize..200_000), 0..8), piece in 1usize..100_000,

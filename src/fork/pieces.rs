@@ -360,6 +360,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(crate::crashpack::failing::config())]
+
         #[test]
         fn pieces_hold_what_was_put_last_everywhere(
             ops in proptest::collection::vec((any::<bool>(), 0u64..500, 1u64..60, any::<u8>()), 0..120)

@@ -155,6 +155,8 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
+        #![proptest_config(crate::crashpack::failing::config())]
+
         #[test]
         fn arbitrary_journals_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300), sound: bool) {
             let id = GenId(7);

@@ -88,6 +88,8 @@ fn no_prefix_of_a_valid_input_is_a_panic() {
 }
 
 proptest! {
+    #![proptest_config(crate::crashpack::failing::config())]
+
     #[test]
     fn arbitrary_bytes_never_panic(bytes in vec(any::<u8>(), 0..512)) {
         check(&bytes);

@@ -497,6 +497,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(crate::crashpack::failing::config())]
+
         #[test]
         fn arbitrary_tables_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..100), file: u64, whole: bool) {
             let mut bytes = bytes;

@@ -429,6 +429,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(crate::crashpack::failing::config())]
+
         #[test]
         fn a_tree_holds_exactly_the_files_it_was_built_from(
             paths in proptest::collection::btree_map("[ab]{1,2}(/[ab]{1,2}){0,3}", any::<u8>(), 0..30)
