@@ -132,6 +132,23 @@ fn images_and_tags_that_come_and_go_are_in_the_log_whoever_makes_them() {
 }
 
 #[test]
+fn a_command_whose_log_somebody_holds_does_its_work_and_says_what_is_not_in_the_log() {
+    let (store, id) = small_store();
+    pfimg_on(store.root(), ["fork", &id, "f"]).exits(0);
+    let lock = fs::File::open(store.root().join("audit/.lock")).unwrap();
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    for args in [&["seal", "f", "--tag", "s"][..], &["tag", &id, "t"]] {
+        let said = pfimg_on(store.root(), args).exits(0).stderr;
+        assert!(said.contains("cannot write the audit log"), "{said}");
+    }
+    drop(lock);
+    assert_eq!(lines(&store).len(), 1);
+    pfimg_on(store.root(), ["tag", &id, "u"]).exits(0);
+    audit(&store, &["--verify"]).exits(0);
+    assert_eq!(lines(&store).len(), 2);
+}
+
+#[test]
 fn looking_at_a_store_makes_no_log() {
     let (store, id) = small_store();
     let before = names(store.root()).unwrap();

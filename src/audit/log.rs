@@ -81,6 +81,11 @@ impl Log {
 
     /// Starts writing the log of the store in `store`, for `command`.
     pub fn start(store: &Path, command: &str) -> std::io::Result<Self> {
+        Self::start_warning(store, command, |what| tracing::warn!("{what}"))
+    }
+
+    /// The same, with somebody who is told what cannot be written.
+    pub fn start_warning(store: &Path, command: &str, warn: fn(&str)) -> std::io::Result<Self> {
         let (sender, messages) = bounded(QUEUE);
         let lost = Arc::new(AtomicU64::new(0));
         let recorder = Recorder {
@@ -89,6 +94,7 @@ impl Log {
             pending: Vec::new(),
             lost: Arc::clone(&lost),
             warned: false,
+            warn,
         };
         let thread =
             thread::Builder::new().name("pfimg-audit".into()).spawn(move || recorder.run(&messages))?;
@@ -205,6 +211,7 @@ struct Recorder {
     pending: Vec<Timed>,
     lost: Arc<AtomicU64>,
     warned: bool,
+    warn: fn(&str),
 }
 
 impl Recorder {
@@ -245,10 +252,8 @@ impl Recorder {
         }
         if self.awake && !self.pending.is_empty() {
             let lost = self.pending.len() as u64 + self.lost.load(Ordering::Relaxed);
-            tracing::warn!(
-                "{} never had {lost} events: nobody is left to write them",
-                self.appender.path().display()
-            );
+            let path = self.appender.path();
+            (self.warn)(&format!("{} never had {lost} events: nobody is left to write them", path.display()));
         }
     }
 
@@ -281,7 +286,7 @@ impl Recorder {
                 let excess = (waiting - self.pending.len()) as u64;
                 self.lost.fetch_add(lost + excess, Ordering::Relaxed);
                 if !self.warned {
-                    tracing::warn!("{error}");
+                    (self.warn)(&error.to_string());
                     self.warned = true;
                 }
             }

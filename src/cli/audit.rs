@@ -73,7 +73,8 @@ pub(crate) fn tell(store: &Store, command: &str, events: impl IntoIterator<Item 
 
 /// The log that a command tells of what it does as it goes. Without one it goes on.
 pub(crate) fn told(store: &Store, command: &str) -> log::Log {
-    log::Log::start(store.root(), command).unwrap_or_else(|error| {
+    let warn = |what: &str| eprintln!("pfimg: {what}");
+    log::Log::start_warning(store.root(), command, warn).unwrap_or_else(|error| {
         eprintln!("pfimg: the audit log is not written: {error}");
         log::Log::off()
     })
