@@ -79,9 +79,9 @@ fn writes_beyond_the_end_cuts_and_holes_read_as_zeros() {
 }
 
 #[test]
-fn seek_data_and_seek_hole_find_what_was_written() {
+fn seek_data_and_seek_hole_find_what_was_written_where_that_is_asked_for() {
     let (store, id) = small_store();
-    let mount = Mount::of(store.root()).start();
+    let mount = Mount::of(store.root()).args(["--holes"]).start();
     let w = fork(&mount, "try", &id);
     let file = File::options().read(true).write(true).create_new(true).open(w.join("sparse")).unwrap();
     file.set_len(8 << 20).unwrap();
@@ -98,6 +98,27 @@ fn seek_data_and_seek_hole_find_what_was_written() {
     punch(&file, 65_536, 131_072).unwrap();
     assert_eq!((seek_hole(&file, 0).unwrap(), seek_data(&file, 65_536).unwrap()), (65_536, 196_608));
     drop(file);
+    mount.unmount();
+}
+
+#[test]
+fn all_of_a_file_is_data_to_lseek_which_is_asked_of_nobody() {
+    let (store, id) = small_store();
+    let mount = Mount::of(store.root()).start();
+    let w = fork(&mount, "try", &id);
+    let file = File::options().read(true).write(true).create_new(true).open(w.join("sparse")).unwrap();
+    file.set_len(8 << 20).unwrap();
+    file.write_all_at(&[1; 4096], 4 << 20).unwrap();
+    let big = open_rw(&w.join("big")).unwrap();
+    for (file, size) in [(&file, 8 << 20), (&big, BIG as u64)] {
+        for at in [0, 4096, size - 1] {
+            assert_eq!((seek_data(file, at).unwrap(), seek_hole(file, at).unwrap()), (at, size));
+        }
+        assert_eq!((errno(seek_data(file, size)), errno(seek_hole(file, size))), (libc::ENXIO, libc::ENXIO));
+    }
+    // The first was answered that there is no such thing.
+    assert!((mount.requests("lseek") - 1.0).abs() < f64::EPSILON);
+    drop((file, big));
     mount.unmount();
 }
 

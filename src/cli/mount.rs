@@ -49,6 +49,10 @@ pub(crate) struct MountArgs {
     /// Answer extended attributes; makes `ls -l` several times slower
     #[arg(long)]
     xattrs: bool,
+    /// Tell lseek(2) where files have holes (`SEEK_HOLE`), for which `grep` asks of every file of some length; without it
+    /// all of a file is data
+    #[arg(long)]
+    holes: bool,
     /// Show the session secrets that some ledgers hold; who reads one can forge its ledger
     #[arg(long)]
     reveal_secrets: bool,
@@ -163,6 +167,7 @@ fn start(store: &StoreArg, args: &MountArgs) -> Result<ExitCode> {
         options,
         writeback: args.writes == Writes::Back,
         spin: args.spin == Spin::Auto,
+        holes: args.holes,
     };
     session.prepare()?;
     let cache_dir = absolute_dir(&args.cache_dir.clone().unwrap_or_else(default_cache_dir))?;

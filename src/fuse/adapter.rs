@@ -10,6 +10,7 @@ use fuser::{INodeNo, Notifier, ReplyEntry, Request};
 use super::company::{Company, Turn};
 use super::guarded;
 use super::reply::answer_entry;
+use super::session::SessionConfig;
 use super::watch::tell;
 use super::workers::Workers;
 use crate::error::ErrorKind;
@@ -25,6 +26,7 @@ pub(super) struct Adapter {
     notices: Workers,
     notifier: Arc<OnceLock<Notifier>>,
     pub(super) writeback: bool,
+    pub(super) holes: bool,
     company: Option<Company>,
 }
 
@@ -32,13 +34,14 @@ impl Adapter {
     pub(super) fn new(
         vfs: Arc<Vfs>,
         notifier: Arc<OnceLock<Notifier>>,
-        writeback: bool,
-        spin: bool,
+        config: &SessionConfig,
     ) -> io::Result<Self> {
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
         let workers = Workers::start("pfimg-worker", cores)?;
-        let company = if spin { Company::start()? } else { None };
-        Ok(Self { vfs, workers, notices: Workers::start("pfimg-notify", 1)?, notifier, writeback, company })
+        let company = if config.spin { Company::start()? } else { None };
+        let notices = Workers::start("pfimg-notify", 1)?;
+        let SessionConfig { writeback, holes, .. } = *config;
+        Ok(Self { vfs, workers, notices, notifier, writeback, holes, company })
     }
 
     /// Counts a request. What it returns lives until the request was answered or handed to a worker.

@@ -500,6 +500,10 @@ impl Filesystem for Adapter {
         reply: ReplyLseek,
     ) {
         let _turn = self.turn(Op::Lseek, req);
+        if !self.holes {
+            // The kernel never asks again, and takes all of a file for data.
+            return reply.error(Errno::ENOSYS);
+        }
         let (Ok(offset), libc::SEEK_DATA | libc::SEEK_HOLE) = (u64::try_from(offset), whence) else {
             return reply.error(Errno::EINVAL);
         };

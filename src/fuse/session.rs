@@ -45,6 +45,8 @@ pub struct SessionConfig {
     pub writeback: bool,
     /// Whether a second core may be kept busy while requests come in a row.
     pub spin: bool,
+    /// Whether lseek(2) is told where files have holes, by a request each time; else all of a file is data to it.
+    pub holes: bool,
 }
 
 enum End {
@@ -82,7 +84,7 @@ pub fn serve(vfs: Arc<Vfs>, config: &SessionConfig, ready: impl FnOnce() -> Resu
         .map_err(failed("cannot start a thread"))?;
 
     let notifiers = Arc::new(OnceLock::new());
-    let adapter = Adapter::new(Arc::clone(&vfs), Arc::clone(&notifiers), config.writeback, config.spin)
+    let adapter = Adapter::new(Arc::clone(&vfs), Arc::clone(&notifiers), config)
         .map_err(failed("cannot start a thread"))?;
     // What changes from here on is told.
     let watched = vfs.watch();
