@@ -2,6 +2,7 @@
 //!
 //! A large document that changes in a few places is then compressed only there. Any zstd reader takes several frames.
 
+use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::thread;
@@ -163,7 +164,12 @@ impl Batch<'_> {
         let (digest, temp) = thread::scope(|scope| {
             let hashing = scope.spawn(|| Digest::of(text));
             let temp = self.pack_edited(text, Some(base), taken).and_then(|packed| {
-                blobs.write_temp(base, &packed).map_err(|e| {
+                let written = blobs.write_temp(base, &packed).and_then(|temp| {
+                    // The disk has time for it now: hashing takes longer, and the commit would wait for it.
+                    let synced = File::open(&temp).and_then(|file| blobs.io().sync_file(&temp, &file));
+                    synced.map(|()| temp.clone()).inspect_err(|_| blobs.discard(&temp))
+                });
+                written.map_err(|e| {
                     let beside = blobs.path(base);
                     Error::io(e, format!("cannot write a blob beside {}", beside.display()))
                 })
