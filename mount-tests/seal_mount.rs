@@ -37,6 +37,24 @@ fn snaps(mount: &Mount, name: &str) -> Vec<String> {
 }
 
 #[test]
+fn what_was_sealed_takes_no_space_in_its_fork_any_more() {
+    let (store, id) = small_store();
+    let mount = manual(&store);
+    let world = fork(&mount, "f", &id);
+    let generations = || names(&store.root().join("forks/gen")).unwrap();
+    let mut before = generations();
+    for seal in ["one", "two"] {
+        fs::write(world.join("large"), seal.repeat(100_000)).unwrap();
+        fs::create_dir(mount.join("forks/f/.snap").join(seal)).unwrap();
+        // Behind the answer.
+        wait_until("what was sealed is removed", || generations().len() == 1 && generations() != before);
+        before = generations();
+        assert_eq!(fs::read(world.join("large")).unwrap(), seal.repeat(100_000).as_bytes());
+    }
+    mount.unmount();
+}
+
+#[test]
 fn a_folder_made_in_snap_is_a_seal_of_that_name() {
     let (store, id) = small_store();
     let mount = manual(&store);

@@ -167,7 +167,8 @@ impl Batch<'_> {
                 let written = blobs.write_temp(base, &packed).and_then(|temp| {
                     // The disk has time for it now: hashing takes longer, and the commit would wait for it.
                     let synced = File::open(&temp).and_then(|file| blobs.io().sync_file(&temp, &file));
-                    synced.map(|()| temp.clone()).inspect_err(|_| blobs.discard(&temp))
+                    synced.inspect_err(|_| blobs.discard(&temp))?;
+                    Ok(temp)
                 });
                 written.map_err(|e| {
                     let beside = blobs.path(base);
