@@ -34,8 +34,8 @@ use crate::store::tags::refuse_tag_name;
 use crate::store::{Batch, Digest, LayerFile, Manifest, MarkerError, Store};
 use content::Job;
 use layers::Stored;
-use text::Texts;
-use tree::{NewEntry, TreeChanges};
+use text::{Text, Texts};
+use tree::{Merged, NewEntry, TreeChanges};
 pub(crate) use witness::{hash_of, readable};
 
 /// Where a fork's files lie.
@@ -387,18 +387,19 @@ impl Sealing<'_> {
         // A fork that was copied together has all of its tree itself.
         let parent = self.parent.as_ref().filter(|_| self.frozen.image().is_some());
         let base = parent.map(|parent| &parent.manifest.world.fs);
-        let text = match base {
+        let old = match base {
             Some(base) => {
                 let read = || Ok(self.store.blobs().read_metadata(base)?);
-                Some(self.texts.get(base, read)?.map_err(damaged)?)
+                self.texts.get(base, read)?.map_err(damaged)?
             }
-            None => None,
+            None => Arc::new(Text::nothing()),
         };
-        let merged = tree::merge(text.as_deref(), changes).map_err(damaged)?;
-        let digest = self.batch.put_edited(&merged.text.bytes, base, &merged.taken)?;
-        self.placed = merged.placed;
-        self.texts.keep(digest, merged.text);
-        Ok(digest)
+        let Merged { draft, mut text, placed } = tree::merge(&old, changes).map_err(damaged)?;
+        let edited = self.batch.put_edited(&draft, base.map(|base| (base, old.packed.as_ref())))?;
+        (text.bytes, text.packed) = (edited.bytes, edited.packed);
+        self.placed = placed;
+        self.texts.keep(edited.digest, text);
+        Ok(edited.digest)
     }
 
     fn tree_changes(&self, stored: &Stored) -> Result<TreeChanges> {

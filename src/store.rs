@@ -10,6 +10,8 @@
 pub mod blob;
 mod decode;
 pub mod digest;
+mod direct;
+mod draft;
 mod frames;
 pub mod images;
 mod io;
@@ -26,7 +28,8 @@ use std::sync::Arc;
 
 pub use blob::{BlobError, Blobs, MAX_METADATA, Size};
 pub use digest::Digest;
-pub use frames::Taken;
+pub use draft::Draft;
+pub use frames::{Edited, Packed};
 pub use images::{Image, Images, MarkerError};
 pub use io::{StoreIo, SystemIo};
 pub use lock::Pin;

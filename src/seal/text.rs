@@ -12,7 +12,7 @@ use serde_json::value::RawValue;
 use super::tree::order;
 use crate::layers::FormatError;
 use crate::layers::world::FORMAT;
-use crate::store::Digest;
+use crate::store::{Digest, Packed};
 
 /// Bytes of texts that are kept at most. One that is larger is not.
 const KEPT: usize = 48 << 20;
@@ -52,6 +52,8 @@ pub(super) struct Text {
     pub(super) named: bool,
     /// Whether both lists are in `pf`'s order, and no path is in one twice.
     pub(super) sorted: bool,
+    /// As it is stored, if that is known.
+    pub(super) packed: Option<Packed>,
 }
 
 /// A text, taken apart.
@@ -121,7 +123,7 @@ impl Text {
         let root = parts.root.map(place);
         let extra = parts.extra.into_iter().map(|(key, raw)| (key, place(raw))).collect();
         let named = bytes.windows(10).any(|w| w == b"\"name_b64\"");
-        let mut text = Self { bytes, entries, specials, root, extra, named, sorted: false };
+        let mut text = Self { bytes, entries, specials, root, extra, named, sorted: false, packed: None };
         text.sorted = text.is_sorted(&text.entries)? && text.is_sorted(&text.specials)?;
         Ok(text)
     }
@@ -185,7 +187,8 @@ impl Text {
     }
 
     fn bytes_kept(&self) -> usize {
-        self.bytes.len() + (self.entries.len() + self.specials.len()) * size_of::<Place>()
+        let packed = self.packed.as_ref().map_or(0, Packed::heap_bytes);
+        self.bytes.len() + (self.entries.len() + self.specials.len()) * size_of::<Place>() + packed
     }
 }
 
@@ -200,10 +203,15 @@ impl Texts {
         tree: &Digest,
         read: impl FnOnce() -> crate::Result<Vec<u8>>,
     ) -> crate::Result<Result<Arc<Text>, FormatError>> {
-        if let Some((_, text)) = self.0.lock().iter().find(|(kept, _)| kept == tree) {
-            return Ok(Ok(Arc::clone(text)));
+        if let Some(text) = self.kept(tree) {
+            return Ok(Ok(text));
         }
         Ok(Text::parse(read()?).map(Arc::new))
+    }
+
+    /// The text of a tree, if it was kept.
+    pub(super) fn kept(&self, tree: &Digest) -> Option<Arc<Text>> {
+        self.0.lock().iter().find(|(kept, _)| kept == tree).map(|(_, text)| Arc::clone(text))
     }
 
     /// Keeps a text in the place of those that were kept longest.

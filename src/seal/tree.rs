@@ -10,7 +10,7 @@ use std::ops::Range;
 use super::text::{Place, Text};
 use crate::layers::FormatError;
 use crate::layers::world::{Entry, FORMAT, Kind, MAX_NAME, Root};
-use crate::store::Taken;
+use crate::store::Draft;
 
 /// An entry that is new or changed. The group says which entries are one file, in numbers of the caller's.
 pub(super) struct NewEntry {
@@ -36,26 +36,13 @@ impl TreeChanges {
     }
 }
 
-/// A new tree's text, and which stretches of it are those of the base.
-#[derive(Default)]
-pub(super) struct Merged {
+/// A new tree in the making.
+pub(super) struct Merged<'b> {
+    pub(super) draft: Draft<'b>,
+    /// What there is to know of its text, but for its bytes.
     pub(super) text: Text,
-    /// In the order of the text.
-    pub(super) taken: Vec<Taken>,
     /// Where the text of each entry is that was put, by its path.
     pub(super) placed: HashMap<Vec<u8>, Range<usize>>,
-}
-
-impl Merged {
-    /// Takes over a stretch of the base.
-    fn take(&mut self, base: &[u8], from: usize, len: usize) {
-        let at = self.text.bytes.len();
-        self.text.bytes.extend_from_slice(&base[from..from + len]);
-        match self.taken.last_mut() {
-            Some(last) if last.at + last.len == at && last.from + last.len == from => last.len += len,
-            _ => self.taken.push(Taken { at, from, len }),
-        }
-    }
 }
 
 /// An entry of the base with its path as it stands in the text.
@@ -82,9 +69,7 @@ pub(super) fn order(a: &[u8], b: &[u8]) -> Ordering {
 
 /// Merges changes into the text of a tree; without a base, makes one. Costs what changed, but for copying the text, where
 /// the base is in order and no name in it or among the changes is other than UTF-8.
-pub(super) fn merge(base: Option<&Text>, mut changes: TreeChanges) -> Result<Merged, FormatError> {
-    let nothing = Text::nothing();
-    let base = base.unwrap_or(&nothing);
+pub(super) fn merge(base: &Text, mut changes: TreeChanges) -> Result<Merged<'_>, FormatError> {
     let named = base.named || changes.put.keys().any(|path| std::str::from_utf8(path).is_err());
     let quick = base.sorted && !named;
     let mut olds = [const { Vec::new() }; 2];
@@ -111,11 +96,9 @@ pub(super) fn merge(base: Option<&Text>, mut changes: TreeChanges) -> Result<Mer
         let special = !matches!(entry.kind, Kind::File | Kind::Dir | Kind::Symlink);
         new[usize::from(special)].push((path, entry));
     }
-    let mut out = Merged::default();
-    out.text.named = named;
-    out.text.sorted = true;
-    out.text.bytes.reserve(base.bytes.len() + 256 * (new[0].len() + new[1].len()) + 64);
-    out.text.bytes.extend_from_slice(b"{\"kind\":\"fs.tree.v1\",\"entries\":[");
+    let text = Text { named, sorted: true, ..Text::default() };
+    let mut out = Merged { draft: Draft::of(&base.bytes), text, placed: HashMap::new() };
+    out.draft.put(b"{\"kind\":\"fs.tree.v1\",\"entries\":[");
     for new in &mut new {
         new.sort_by(|a: &(_, Entry<'_>), b| order(a.1.path.as_bytes(), b.1.path.as_bytes()));
     }
@@ -125,89 +108,96 @@ pub(super) fn merge(base: Option<&Text>, mut changes: TreeChanges) -> Result<Mer
         new_entries.iter().chain(&new_specials).map(|(path, _)| path.clone()).collect();
     let gone = Gone::new(&changes.removed);
     let mut lists = [(entries, new_entries), (specials, new_specials)].into_iter().zip(base.lists());
-    let mut list = |out: &mut Merged| {
+    let mut list = |out: &mut Merged<'_>, opening| {
         let Some(((olds, new), places)) = lists.next() else { return Ok(Vec::new()) };
+        let mut list = List { out, opening, places: Vec::with_capacity(places.len() + new.len()) };
         if quick {
-            quick_list(out, base, places, new, &changes.removed, &replaced)
+            quick_list(&mut list, base, places, new, &changes.removed, &replaced)?;
         } else {
-            list(out, &base.bytes, &olds, new, &shown, &gone, &replaced)
+            any_list(&mut list, &base.bytes, &olds, new, &shown, &gone, &replaced)?;
         }
+        Ok(list.places)
     };
-    out.text.entries = list(&mut out)?;
-    out.text.bytes.push(b']');
-    match (&changes.root, base.root) {
-        (Some(root), _) => {
-            out.text.bytes.extend_from_slice(b",\"root\":");
-            let from = out.text.bytes.len();
-            serde_json::to_writer(&mut out.text.bytes, root).map_err(|e| wrong(&e))?;
-            out.text.root = Some(Place::new(from, out.text.bytes.len()));
-        }
-        (None, Some(root)) => {
-            out.text.bytes.extend_from_slice(b",\"root\":");
-            let from = out.text.bytes.len();
-            out.text.bytes.extend_from_slice(base.raw(root));
-            out.text.root = Some(Place::new(from, out.text.bytes.len()));
-        }
-        (None, None) => {}
+    out.text.entries = list(&mut out, b"")?;
+    out.draft.put(b"]");
+    let from = |out: &mut Merged<'_>, before: &[u8]| {
+        out.draft.put(before);
+        out.draft.len()
+    };
+    if let Some(root) = &changes.root {
+        let from = from(&mut out, b",\"root\":");
+        serde_json::to_writer(&mut out.draft, root).map_err(|e| wrong(&e))?;
+        out.text.root = Some(Place::new(from, out.draft.len()));
+    } else if let Some(root) = base.root {
+        let from = from(&mut out, b",\"root\":");
+        out.draft.put(base.raw(root));
+        out.text.root = Some(Place::new(from, out.draft.len()));
     }
-    let before = out.text.bytes.len();
-    out.text.bytes.extend_from_slice(b",\"specials\":[");
-    let start = out.text.bytes.len();
-    out.text.specials = list(&mut out)?;
-    if out.text.bytes.len() == start {
-        out.text.bytes.truncate(before);
-    } else {
-        out.text.bytes.push(b']');
+    out.text.specials = list(&mut out, b",\"specials\":[")?;
+    if !out.text.specials.is_empty() {
+        out.draft.put(b"]");
     }
     for (key, value) in &base.extra {
-        out.text.bytes.push(b',');
-        serde_json::to_writer(&mut out.text.bytes, key).map_err(|e| wrong(&e))?;
-        out.text.bytes.push(b':');
-        let from = out.text.bytes.len();
-        out.text.bytes.extend_from_slice(base.raw(*value));
-        out.text.extra.push((key.clone(), Place::new(from, out.text.bytes.len())));
+        out.draft.put(b",");
+        serde_json::to_writer(&mut out.draft, key).map_err(|e| wrong(&e))?;
+        let from = from(&mut out, b":");
+        out.draft.put(base.raw(*value));
+        out.text.extra.push((key.clone(), Place::new(from, out.draft.len())));
     }
-    out.text.bytes.push(b'}');
+    out.draft.put(b"}");
     Ok(out)
 }
 
-/// An entry that goes into a list which starts at `start`.
-fn put(out: &mut Merged, start: usize, path: Vec<u8>, entry: &Entry<'_>) -> Result<Place, FormatError> {
-    if out.text.bytes.len() > start {
-        out.text.bytes.push(b',');
-    }
-    let from = out.text.bytes.len();
-    serde_json::to_writer(&mut out.text.bytes, entry).map_err(|e| wrong(&e))?;
-    out.placed.insert(path, from..out.text.bytes.len());
-    Ok(Place::new(from, out.text.bytes.len()))
+/// A list in the making.
+struct List<'o, 'b> {
+    out: &'o mut Merged<'b>,
+    /// What comes before its first entry.
+    opening: &'static [u8],
+    places: Vec<Place>,
 }
 
-/// Entries of the base, one behind the other in its text, that go into a list which starts at `start`.
-fn take(out: &mut Merged, start: usize, base: &[u8], run: &[Place], places: &mut Vec<Place>) {
-    let (Some(first), Some(last)) = (run.first(), run.last()) else { return };
-    let mut from = first.start();
-    if out.text.bytes.len() > start {
-        // The comma goes along where it stands right before the entry: so the stretch stays whole.
-        if from > 0 && base[from - 1] == b',' {
+impl List<'_, '_> {
+    /// Adds an entry that is new.
+    fn put(&mut self, path: Vec<u8>, entry: &Entry<'_>) -> Result<(), FormatError> {
+        let draft = &mut self.out.draft;
+        draft.put(if self.places.is_empty() { self.opening } else { b"," });
+        let from = draft.len();
+        serde_json::to_writer(&mut *draft, entry).map_err(|e| wrong(&e))?;
+        let to = draft.len();
+        self.out.placed.insert(path, from..to);
+        self.places.push(Place::new(from, to));
+        Ok(())
+    }
+
+    /// Adds entries of the base, one behind the other in its text.
+    fn take(&mut self, base: &[u8], run: &[Place]) {
+        let (Some(first), Some(last)) = (run.first(), run.last()) else { return };
+        let draft = &mut self.out.draft;
+        let mut from = first.start();
+        if self.places.is_empty() {
+            draft.put(self.opening);
+        } else if from > 0 && base[from - 1] == b',' {
+            // The comma goes along where it stands right before the entry: so the stretch stays whole.
             from -= 1;
         } else {
-            out.text.bytes.push(b',');
+            draft.put(b",");
         }
+        let at = draft.len();
+        draft.take(from, last.end() - from);
+        self.places
+            .extend(run.iter().map(|place| Place::new(place.start() - from + at, place.end() - from + at)));
     }
-    let at = out.text.bytes.len();
-    out.take(base, from, last.end() - from);
-    places.extend(run.iter().map(|place| Place::new(place.start() - from + at, place.end() - from + at)));
 }
 
 /// Makes a list of a base's list that is in order and of whose names all are UTF-8, as are those of what is new.
 fn quick_list(
-    out: &mut Merged,
+    list: &mut List<'_, '_>,
     base: &Text,
     olds: &[Place],
     new: Vec<(Vec<u8>, Entry<'static>)>,
     removed: &[Vec<u8>],
     replaced: &HashSet<Vec<u8>>,
-) -> Result<Vec<Place>, FormatError> {
+) -> Result<(), FormatError> {
     let mut cuts: Vec<Range<usize>> = Vec::new();
     for path in removed {
         let from = base.find(olds, path)?;
@@ -230,8 +220,6 @@ fn quick_list(
     }
     cuts.sort_unstable_by_key(|cut| cut.start);
     cuts.push(olds.len()..olds.len());
-    let start = out.text.bytes.len();
-    let mut places = Vec::with_capacity(olds.len() + new.len());
     let mut new = new
         .into_iter()
         .map(|(path, entry)| Ok((base.find(olds, &path)?, path, entry)))
@@ -242,48 +230,46 @@ fn quick_list(
     for cut in cuts {
         while let Some((at, path, entry)) = new.next_if(|(at, ..)| *at <= cut.start) {
             if at > done {
-                take(out, start, &base.bytes, &olds[done..at], &mut places);
+                list.take(&base.bytes, &olds[done..at]);
                 done = at;
             }
-            places.push(put(out, start, path, &entry)?);
+            list.put(path, &entry)?;
         }
         if cut.start > done {
-            take(out, start, &base.bytes, &olds[done..cut.start], &mut places);
+            list.take(&base.bytes, &olds[done..cut.start]);
         }
         done = done.max(cut.end);
     }
-    Ok(places)
+    Ok(())
 }
 
 /// Makes a list of any base's.
-fn list(
-    out: &mut Merged,
+fn any_list(
+    list: &mut List<'_, '_>,
     base: &[u8],
     olds: &[Old<'_>],
     new: Vec<(Vec<u8>, Entry<'static>)>,
     shown: &Shown,
     gone: &Gone<'_>,
     replaced: &HashSet<Vec<u8>>,
-) -> Result<Vec<Place>, FormatError> {
+) -> Result<(), FormatError> {
     let mut new = new.into_iter().peekable();
-    let start = out.text.bytes.len();
-    let mut places = Vec::with_capacity(olds.len() + new.len());
     for old in olds {
         while let Some((path, entry)) =
             new.next_if(|(_, new)| order(new.path.as_bytes(), old.path.as_bytes()).is_lt())
         {
-            places.push(put(out, start, path, &entry)?);
+            list.put(path, &entry)?;
         }
         let path = shown.bytes(old);
         if (!replaced.is_empty() && replaced.contains(&*path)) || gone.covers(&path) {
             continue;
         }
-        take(out, start, base, &[old.place], &mut places);
+        list.take(base, &[old.place]);
     }
     for (path, entry) in new {
-        places.push(put(out, start, path, &entry)?);
+        list.put(path, &entry)?;
     }
-    Ok(places)
+    Ok(())
 }
 
 /// The highest group number of a tree, or a higher one.

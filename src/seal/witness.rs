@@ -78,7 +78,9 @@ impl Sealing<'_> {
         }
         placed.sort_unstable_by_key(|(place, ..)| place.start);
         let stretches: Vec<_> = placed.iter().map(|(place, ..)| place.clone()).collect();
-        let texts = match self.store.blobs().read_stretches(tree, &stretches) {
+        let kept = self.texts.kept(tree);
+        let packed = kept.as_ref().and_then(|text| text.packed.as_ref());
+        let texts = match self.store.blobs().read_stretches(tree, packed, &stretches) {
             Ok(texts) => texts,
             Err(error) if matches!(error.kind(), ErrorKind::Damaged | ErrorKind::Missing) => {
                 return Ok(vec![format!("path world/fs: {error}")]);

@@ -2,13 +2,18 @@
 //!
 //! A large document that changes in a few places is then compressed only there. Any zstd reader takes several frames.
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::io;
+use std::num::NonZeroU64;
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::thread;
 
+use rustix::fs::{Advice, fadvise};
 use zstd::zstd_safe::{find_frame_compressed_size, get_frame_content_size};
 
+use super::draft::{Draft, Taken};
 use super::write::compress;
 use super::{Batch, Blobs, Digest, MAX_METADATA};
 use crate::error::{Error, Result};
@@ -22,21 +27,49 @@ const TOO_SHORT: usize = FRAME / 4;
 /// A document of this many bytes is hashed by a thread of its own while it is compressed and written.
 const WORTH_A_THREAD: usize = 1 << 20;
 
-/// A stretch that a document has in common with the one it was made of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Taken {
-    /// Where it starts in the new document.
-    pub at: usize,
-    /// Where it starts in the old one.
-    pub from: usize,
-    /// Its length in bytes.
-    pub len: usize,
-}
-
 /// A frame of a compressed blob: its bytes, and those of the content.
+#[derive(Clone, Debug)]
 struct Frame {
     packed: Range<usize>,
     content: Range<usize>,
+}
+
+/// A document as it is stored.
+#[derive(Debug, Default)]
+pub struct Packed {
+    bytes: Vec<u8>,
+    /// None, if one of them does not state its length.
+    frames: Vec<Frame>,
+}
+
+impl Packed {
+    fn of(bytes: Vec<u8>) -> Self {
+        let frames = frames(&bytes);
+        Self { bytes, frames }
+    }
+
+    /// Adds a frame with the next `content` bytes of the document.
+    fn push(&mut self, frame: &[u8], content: usize) {
+        let (at, from) = self.frames.last().map_or((0, 0), |last| (last.packed.end, last.content.end));
+        self.frames.push(Frame { packed: at..at + frame.len(), content: from..from + content });
+        self.bytes.extend_from_slice(frame);
+    }
+
+    /// Bytes of memory it takes.
+    pub fn heap_bytes(&self) -> usize {
+        self.bytes.capacity() + self.frames.capacity() * size_of::<Frame>()
+    }
+}
+
+/// A document that was stored.
+#[derive(Debug)]
+pub struct Edited {
+    /// What it hashes to.
+    pub digest: Digest,
+    /// Its content.
+    pub bytes: Vec<u8>,
+    /// As it is stored, if it is large: what is stored next may have frames of it.
+    pub packed: Option<Packed>,
 }
 
 /// The frames of a blob; none if one of them does not state its length.
@@ -56,12 +89,14 @@ fn frames(packed: &[u8]) -> Vec<Frame> {
     found
 }
 
-/// Compresses `text` in frames, taking over those of `packed` whose content it has.
-fn pack(text: &[u8], packed: &[u8], taken: &[Taken]) -> io::Result<Vec<u8>> {
-    let mut out = Vec::with_capacity(packed.len() + TOO_SHORT);
+/// Compresses `text` in frames, taking over those of `old` whose content it has.
+fn pack(text: &[u8], old: &Packed, taken: &[Taken]) -> io::Result<Packed> {
+    let mut out = Packed::default();
+    out.bytes.reserve(old.bytes.len() + TOO_SHORT);
+    out.frames.reserve(old.frames.len());
     let mut done = 0;
     let mut stretches = taken.iter().peekable();
-    for frame in frames(packed) {
+    for frame in &old.frames {
         let Range { start, end } = frame.content;
         while stretches.next_if(|taken| taken.from + taken.len <= start).is_some() {}
         let Some(taken) = stretches.peek() else { break };
@@ -75,7 +110,7 @@ fn pack(text: &[u8], packed: &[u8], taken: &[Taken]) -> io::Result<Vec<u8>> {
             continue;
         }
         fill(&mut out, &text[done..at])?;
-        out.extend_from_slice(&packed[frame.packed]);
+        out.push(&old.bytes[frame.packed.clone()], end - start);
         done = at + (end - start);
     }
     if done < text.len() || text.is_empty() {
@@ -84,29 +119,43 @@ fn pack(text: &[u8], packed: &[u8], taken: &[Taken]) -> io::Result<Vec<u8>> {
     Ok(out)
 }
 
-fn fill(out: &mut Vec<u8>, text: &[u8]) -> io::Result<()> {
+fn fill(out: &mut Packed, text: &[u8]) -> io::Result<()> {
     let pieces = (text.len() / FRAME).max(1);
     for piece in 0..pieces {
         let bounds = text.len() * piece / pieces..text.len() * (piece + 1) / pieces;
-        if !bounds.is_empty() || out.is_empty() {
-            out.extend_from_slice(&compress(&text[bounds])?);
+        if !bounds.is_empty() || out.bytes.is_empty() {
+            let content = bounds.len();
+            out.push(&compress(&text[bounds])?, content);
         }
     }
     Ok(())
 }
 
 impl Blobs {
-    /// Reads stretches of a document as it is stored, decompressing only the frames that hold them. They are sorted. What
-    /// is read is not checked: it is for finding out whether it is what it should be. A stretch behind the end is empty.
-    pub fn read_stretches(&self, digest: &Digest, stretches: &[Range<usize>]) -> Result<Vec<Vec<u8>>> {
+    /// Reads stretches of a document as it is stored, decompressing only the frames that hold them, which `packed` may tell.
+    /// The stretches are sorted. What is read is not checked: it is for finding out whether it is what it should be. A
+    /// stretch behind the end is empty.
+    pub fn read_stretches(
+        &self,
+        digest: &Digest,
+        packed: Option<&Packed>,
+        stretches: &[Range<usize>],
+    ) -> Result<Vec<Vec<u8>>> {
+        let path = self.path(digest);
         let failed = |e| Error::io(e, format!("cannot read blob {digest}"));
         if stretches.is_empty() {
             return Ok(Vec::new());
         }
-        let packed = std::fs::read(self.path(digest)).map_err(failed)?;
-        let mut frames = frames(&packed);
+        let own;
+        let (packed, file) = if let Some(packed) = packed {
+            (packed, Some(File::open(&path).map_err(failed)?))
+        } else {
+            own = Packed::of(std::fs::read(&path).map_err(failed)?);
+            (&own, None)
+        };
+        let mut frames = &packed.frames[..];
         if frames.iter().any(|frame| frame.content.len() as u64 > MAX_METADATA) {
-            frames.clear();
+            frames = &[];
         }
         let mut read = vec![Vec::new(); stretches.len()];
         if frames.is_empty() {
@@ -116,17 +165,36 @@ impl Blobs {
             }
             return Ok(read);
         }
+        let mut needed = Vec::new();
         let mut first = 0;
-        for Frame { packed: place, content } in frames {
-            while stretches.get(first).is_some_and(|stretch| stretch.end <= content.start) {
+        for frame in frames {
+            while stretches.get(first).is_some_and(|stretch| stretch.end <= frame.content.start) {
                 first += 1;
             }
-            let held = stretches[first..].iter().take_while(|stretch| stretch.start < content.end).count();
-            if held == 0 {
-                continue;
+            let held =
+                stretches[first..].iter().take_while(|stretch| stretch.start < frame.content.end).count();
+            if held > 0 {
+                needed.push((frame, first..first + held));
             }
-            let bytes = zstd::bulk::decompress(&packed[place], content.len()).map_err(failed)?;
-            for (read, stretch) in read[first..].iter_mut().zip(&stretches[first..first + held]) {
+        }
+        if let Some(file) = &file {
+            for (frame, _) in &needed {
+                // Asked for all at once, they are waited for once.
+                let len = NonZeroU64::new(frame.packed.len() as u64);
+                let _ = fadvise(file, frame.packed.start as u64, len, Advice::WillNeed);
+            }
+        }
+        for (Frame { packed: place, content }, held) in needed {
+            let frame = match &file {
+                None => Cow::Borrowed(&packed.bytes[place.clone()]),
+                Some(file) => {
+                    let mut bytes = vec![0; place.len()];
+                    file.read_exact_at(&mut bytes, place.start as u64).map_err(failed)?;
+                    Cow::Owned(bytes)
+                }
+            };
+            let bytes = zstd::bulk::decompress(&frame, content.len()).map_err(failed)?;
+            for (read, stretch) in read[held.clone()].iter_mut().zip(&stretches[held]) {
                 let (from, to) = (stretch.start.max(content.start), stretch.end.min(content.end));
                 if from < to {
                     let part = bytes.get(from - content.start..to - content.start);
@@ -139,59 +207,69 @@ impl Blobs {
 }
 
 impl Batch<'_> {
-    /// Stores a document that has stretches in common with another blob, whose content the caller has verified. They
-    /// are in order, in both.
-    pub fn put_edited(&self, text: &[u8], base: Option<&Digest>, taken: &[Taken]) -> Result<Digest> {
-        let digest = match base {
-            Some(base) if text.len() >= WORTH_A_THREAD => self.put_large(text, base, taken)?,
+    /// Stores a document that is made of `base`'s, whose content the caller has verified; `packed` is that blob as it is
+    /// stored, if it is known.
+    pub fn put_edited(&self, draft: &Draft<'_>, base: Option<(&Digest, Option<&Packed>)>) -> Result<Edited> {
+        let edited = match base {
+            Some((base, packed)) if draft.len() >= WORTH_A_THREAD => self.put_large(draft, base, packed)?,
             base => {
-                let digest = Digest::of(text);
+                let bytes = draft.bytes();
+                let digest = Digest::of(&bytes);
                 let blobs = self.store().blobs();
-                if !blobs.holds(&digest, text) {
-                    let packed = self.pack_edited(text, base, taken)?;
-                    blobs.put_compressed(&digest, &packed)?;
+                if !blobs.holds(&digest, &bytes) {
+                    let old = base.map(|(base, _)| self.packed(base)).unwrap_or_default();
+                    blobs.put_compressed(&digest, &self.pack_edited(draft, &bytes, &old)?.bytes)?;
                 }
-                digest
+                Edited { digest, bytes, packed: None }
             }
         };
-        self.rely_on(digest);
-        Ok(digest)
+        self.rely_on(edited.digest);
+        Ok(edited)
     }
 
     /// The same with the digest found out while the document is written, under a temporary name.
-    fn put_large(&self, text: &[u8], base: &Digest, taken: &[Taken]) -> Result<Digest> {
+    fn put_large(&self, draft: &Draft<'_>, base: &Digest, packed: Option<&Packed>) -> Result<Edited> {
         let blobs = self.store().blobs();
-        let (digest, temp) = thread::scope(|scope| {
-            let hashing = scope.spawn(|| Digest::of(text));
-            let temp = self.pack_edited(text, Some(base), taken).and_then(|packed| {
-                let written = blobs.write_temp(base, &packed).and_then(|temp| {
-                    // The disk has time for it now: hashing takes longer, and the commit would wait for it.
-                    let synced = File::open(&temp).and_then(|file| blobs.io().sync_file(&temp, &file));
-                    synced.inspect_err(|_| blobs.discard(&temp))?;
-                    Ok(temp)
-                });
-                written.map_err(|e| {
+        let (digest, written) = thread::scope(|scope| {
+            let hashing = scope.spawn(|| draft.digest());
+            let write = || -> Result<_> {
+                let bytes = draft.bytes();
+                let read;
+                let old = if let Some(packed) = packed {
+                    packed
+                } else {
+                    read = self.packed(base);
+                    &read
+                };
+                let packed = self.pack_edited(draft, &bytes, old)?;
+                // The disk has time for it now: hashing takes longer, and the commit would wait for it.
+                let temp = blobs.write_synced(base, &packed.bytes).map_err(|e| {
                     let beside = blobs.path(base);
                     Error::io(e, format!("cannot write a blob beside {}", beside.display()))
-                })
-            });
-            (hashing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), temp)
+                })?;
+                Ok((bytes, packed, temp))
+            };
+            let written = write();
+            (hashing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), written)
         });
-        let temp = temp?;
-        if blobs.holds(&digest, text) {
+        let (bytes, packed, temp) = written?;
+        if blobs.holds(&digest, &bytes) {
             blobs.discard(&temp);
-        } else {
-            blobs.name(&temp, &digest).inspect_err(|_| blobs.discard(&temp))?;
+            // It may be stored otherwise.
+            return Ok(Edited { digest, bytes, packed: None });
         }
-        Ok(digest)
+        blobs.name(&temp, &digest).inspect_err(|_| blobs.discard(&temp))?;
+        Ok(Edited { digest, bytes, packed: Some(packed) })
     }
 
-    fn pack_edited(&self, text: &[u8], base: Option<&Digest>, taken: &[Taken]) -> Result<Vec<u8>> {
+    /// A blob as it is stored. Without it a document only takes longer.
+    fn packed(&self, digest: &Digest) -> Packed {
+        Packed::of(std::fs::read(self.store().blobs().path(digest)).unwrap_or_default())
+    }
+
+    fn pack_edited(&self, draft: &Draft<'_>, bytes: &[u8], old: &Packed) -> Result<Packed> {
         let blobs = self.store().blobs();
-        // Without the old frames it only takes longer.
-        let packed = base.and_then(|base| std::fs::read(blobs.path(base)).ok()).unwrap_or_default();
-        let ordered = taken.is_sorted_by(|a, b| a.at + a.len <= b.at && a.from + a.len <= b.from);
-        pack(text, &packed, if ordered { taken } else { &[] })
+        pack(bytes, old, &draft.taken())
             .map_err(|e| Error::io(e, format!("cannot compress a blob for {}", blobs.root().display())))
     }
 }
@@ -205,39 +283,65 @@ mod tests {
         (0..count).flat_map(|n| format!("{n} {}\n", Digest::of(&n.to_le_bytes())).into_bytes()).collect()
     }
 
+    /// A document that is `base`'s start and something more.
+    fn longer<'b>(base: &'b [u8], more: &[u8]) -> Draft<'b> {
+        let mut draft = Draft::of(base);
+        draft.take(0, base.len());
+        draft.put(more);
+        draft
+    }
+
+    fn new(text: &[u8]) -> Draft<'static> {
+        let mut draft = Draft::of(b"");
+        draft.put(text);
+        draft
+    }
+
     #[test]
     fn only_frames_that_changed_are_compressed_again() {
         let old = lines(20_000);
-        let packed = pack(&old, &[], &[]).unwrap();
-        assert_eq!(zstd::decode_all(&packed[..]).unwrap(), old);
-        assert!(frames(&packed).len() > 8);
-        let mut new = old.clone();
-        new.splice(700_000..700_010, *b"a few bytes more than that");
-        new.splice(0..0, *b"at the start");
-        let taken = [
-            Taken { at: 12, from: 0, len: 700_000 },
-            Taken { at: 700_038, from: 700_010, len: old.len() - 700_010 },
-        ];
-        let again = pack(&new, &packed, &taken).unwrap();
-        assert_eq!(zstd::decode_all(&again[..]).unwrap(), new);
-        let known: Vec<&[u8]> = frames(&packed).into_iter().map(|frame| &packed[frame.packed]).collect();
-        let kept = frames(&again).into_iter().filter(|f| known.contains(&&again[f.packed.clone()])).count();
+        let packed = pack(&old, &Packed::default(), &[]).unwrap();
+        assert_eq!(zstd::decode_all(&packed.bytes[..]).unwrap(), old);
+        assert!(packed.frames.len() > 8);
+        let mut draft = Draft::of(&old);
+        draft.put(b"at the start");
+        draft.take(0, 700_000);
+        draft.put(b"a few bytes more than that");
+        draft.take(700_010, old.len() - 700_010);
+        let again = pack(&draft.bytes(), &packed, &draft.taken()).unwrap();
+        assert_eq!(zstd::decode_all(&again.bytes[..]).unwrap(), draft.bytes());
+        let known: Vec<&[u8]> =
+            packed.frames.iter().map(|frame| &packed.bytes[frame.packed.clone()]).collect();
+        let kept = again.frames.iter().filter(|f| known.contains(&&again.bytes[f.packed.clone()])).count();
         assert!(kept + 3 >= known.len(), "{kept} of {} frames were taken over", known.len());
-        assert!(frames(&again).iter().all(|f| f.content.len() >= TOO_SHORT || f.content.end == new.len()));
+        let end = draft.len();
+        assert!(again.frames.iter().all(|f| f.content.len() >= TOO_SHORT || f.content.end == end));
+        // Where they lie is what their bytes tell.
+        let told = |frames: &[Frame]| {
+            frames.iter().map(|f| (f.packed.clone(), f.content.clone())).collect::<Vec<_>>()
+        };
+        assert_eq!(told(&again.frames), told(&frames(&again.bytes)));
     }
 
     #[test]
     fn stretches_are_read_back_wherever_frames_begin() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::create(dir.path()).unwrap();
-        let text = lines(20_000);
-        let digest = store.begin().put_edited(&text, None, &[]).unwrap();
+        let base = lines(20_000);
+        let batch = store.begin();
+        let first = batch.put_edited(&new(&base), None).unwrap();
+        let edited = batch.put_edited(&longer(&base, b"and more"), Some((&first.digest, None))).unwrap();
+        let (digest, text, packed) = (edited.digest, edited.bytes, edited.packed.unwrap());
+        assert_eq!(text, [&base[..], b"and more"].concat());
         let end = text.len();
         let stretches = [0..10, FRAME - 5..FRAME + 5, 300_000..700_000, 700_000..700_001, end - 3..end];
         let expected: Vec<&[u8]> = stretches.iter().map(|stretch| &text[stretch.clone()]).collect();
-        assert_eq!(store.blobs().read_stretches(&digest, &stretches).unwrap(), expected);
+        for packed in [None, Some(&packed)] {
+            assert_eq!(store.blobs().read_stretches(&digest, packed, &stretches).unwrap(), expected);
+        }
         std::fs::write(store.blobs().path(&digest), zstd::encode_all(&text[..], 3).unwrap()).unwrap();
-        assert_eq!(store.blobs().read_stretches(&digest, &stretches).unwrap(), expected);
+        assert_eq!(store.blobs().read_stretches(&digest, None, &stretches).unwrap(), expected);
+        store.blobs().read_stretches(&digest, Some(&packed), &stretches).unwrap_err();
     }
 
     #[test]
@@ -247,13 +351,15 @@ mod tests {
         let batch = store.begin();
         let old = lines(20_000);
         assert!(old.len() > WORTH_A_THREAD);
-        let base = batch.put_edited(&old, None, &[]).unwrap();
-        let new = [&old[..], b"and more"].concat();
-        let taken = [Taken { at: 0, from: 0, len: old.len() }];
-        for _ in 0..2 {
-            let digest = batch.put_edited(&new, Some(&base), &taken).unwrap();
-            assert_eq!(digest, Digest::of(&new));
-            assert_eq!(store.blobs().read(&digest, Size::Exact(new.len() as u64)).unwrap(), new);
+        let base = batch.put_edited(&new(&old), None).unwrap();
+        let draft = longer(&old, b"and more");
+        let mut known: Option<Packed> = None;
+        for _ in 0..3 {
+            let edited = batch.put_edited(&draft, Some((&base.digest, known.as_ref()))).unwrap();
+            assert_eq!((edited.digest, &edited.bytes), (draft.digest(), &draft.bytes()));
+            let size = Size::Exact(draft.len() as u64);
+            assert_eq!(store.blobs().read(&edited.digest, size).unwrap(), draft.bytes());
+            known = known.or(edited.packed);
         }
         let (mut blobs, mut odd) = (0, Vec::new());
         store.blobs().for_each(&mut |_, _| blobs += 1, &mut |path| odd.push(path)).unwrap();
@@ -266,16 +372,15 @@ mod tests {
         let store = Store::create(dir.path()).unwrap();
         let batch = store.begin();
         let missing = Digest::of(b"nowhere");
-        for text in [lines(5000), Vec::new(), b"short".to_vec()] {
-            let whole = [Taken { at: 0, from: 0, len: text.len() }];
-            let digest = batch.put_edited(&text, Some(&missing), &whole).unwrap();
+        for text in [lines(20_000), lines(5000), Vec::new(), b"short".to_vec()] {
+            let digest = batch.put_edited(&longer(&text, b""), Some((&missing, None))).unwrap().digest;
             assert_eq!(store.blobs().read(&digest, Size::Exact(text.len() as u64)).unwrap(), text);
             // As pf writes it, without the length of its content.
             let theirs = zstd::encode_all(&text[..], 3).unwrap();
             std::fs::write(store.blobs().path(&digest), theirs).unwrap();
-            let longer = [&text[..], b"and more"].concat();
-            let digest = batch.put_edited(&longer, Some(&digest), &whole).unwrap();
-            assert_eq!(store.blobs().read(&digest, Size::Exact(longer.len() as u64)).unwrap(), longer);
+            let draft = longer(&text, b"and more");
+            let digest = batch.put_edited(&draft, Some((&digest, None))).unwrap().digest;
+            assert_eq!(store.blobs().read(&digest, Size::Exact(draft.len() as u64)).unwrap(), draft.bytes());
         }
     }
 }

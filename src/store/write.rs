@@ -18,6 +18,7 @@ use parking_lot::Mutex;
 use zstd::bulk::Compressor;
 
 use super::blob::ZSTD_LEVEL;
+use super::direct::Direct;
 use super::io::StoreIo;
 use super::seekable::SEEKABLE_FROM;
 use super::{Blobs, Digest, Manifest, Store};
@@ -137,6 +138,19 @@ impl Blobs {
     pub(super) fn write_temp(&self, near: &Digest, compressed: &[u8]) -> io::Result<PathBuf> {
         let (temp, mut file) = self.create_temp(&self.path(near))?;
         self.io().write(&temp, &mut file, compressed).inspect_err(|_| self.discard(&temp))?;
+        Ok(temp)
+    }
+
+    /// The same with what is large, made durable.
+    pub(super) fn write_synced(&self, near: &Digest, compressed: &[u8]) -> io::Result<PathBuf> {
+        let (temp, mut file) = self.create_temp(&self.path(near))?;
+        let written = (|| {
+            let mut direct = Direct::new(self.io(), &temp, &mut file);
+            direct.write(compressed)?;
+            direct.finish()?;
+            self.io().sync_file(&temp, &file)
+        })();
+        written.inspect_err(|_| self.discard(&temp))?;
         Ok(temp)
     }
 

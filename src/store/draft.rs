@@ -1,0 +1,155 @@
+//! A document in the making: stretches of another document, and what is new between them.
+//!
+//! It can be hashed before its bytes lie one behind the other.
+
+use std::io;
+
+use sha2::Digest as _;
+
+use super::Digest;
+
+/// A stretch that a document has in common with the one it is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Taken {
+    /// Where it starts in the new document.
+    pub(super) at: usize,
+    /// Where it starts in the old one.
+    pub(super) from: usize,
+    /// Its length in bytes.
+    pub(super) len: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Part {
+    /// So many of the new bytes.
+    New(usize),
+    /// A stretch of the other document.
+    Old { from: usize, len: usize },
+}
+
+/// A document in the making.
+#[derive(Debug, Default)]
+pub struct Draft<'b> {
+    base: &'b [u8],
+    new: Vec<u8>,
+    parts: Vec<Part>,
+    len: usize,
+}
+
+impl<'b> Draft<'b> {
+    /// Begins with nothing; stretches will be those of `base`.
+    pub fn of(base: &'b [u8]) -> Self {
+        Self { base, ..Self::default() }
+    }
+
+    /// Bytes of the document so far.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether it has none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Adds bytes.
+    pub fn put(&mut self, bytes: &[u8]) {
+        if bytes.is_empty() {
+            return;
+        }
+        self.new.extend_from_slice(bytes);
+        self.len += bytes.len();
+        match self.parts.last_mut() {
+            Some(Part::New(len)) => *len += bytes.len(),
+            _ => self.parts.push(Part::New(bytes.len())),
+        }
+    }
+
+    /// Adds a stretch of the other document, which must have it.
+    pub fn take(&mut self, from: usize, len: usize) {
+        self.len += len;
+        match self.parts.last_mut() {
+            Some(Part::Old { from: start, len: before }) if *start + *before == from => *before += len,
+            _ => self.parts.push(Part::Old { from, len }),
+        }
+    }
+
+    /// The document in pieces.
+    fn pieces(&self) -> impl Iterator<Item = &[u8]> {
+        let mut used = 0;
+        self.parts.iter().map(move |part| match *part {
+            Part::New(len) => {
+                used += len;
+                &self.new[used - len..used]
+            }
+            Part::Old { from, len } => &self.base[from..from + len],
+        })
+    }
+
+    /// The document.
+    pub fn bytes(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(self.len);
+        self.pieces().for_each(|piece| bytes.extend_from_slice(piece));
+        bytes
+    }
+
+    /// What [`Draft::bytes`] hash to.
+    pub fn digest(&self) -> Digest {
+        let mut hasher = sha2::Sha256::new();
+        self.pieces().for_each(|piece| hasher.update(piece));
+        Digest::from_bytes(hasher.finalize().into())
+    }
+
+    /// The stretches of the other document that follow each other there as here: what was taken out of turn is as good
+    /// as new.
+    pub(super) fn taken(&self) -> Vec<Taken> {
+        let (mut at, mut end) = (0, 0);
+        let mut taken = Vec::new();
+        for part in &self.parts {
+            match *part {
+                Part::New(len) => at += len,
+                Part::Old { from, len } => {
+                    if from >= end {
+                        taken.push(Taken { at, from, len });
+                        end = from + len;
+                    }
+                    at += len;
+                }
+            }
+        }
+        taken
+    }
+}
+
+impl io::Write for Draft<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.put(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_draft_hashes_to_what_its_bytes_do() {
+        let base = b"one two three four";
+        let mut draft = Draft::of(base);
+        assert!(draft.is_empty() && draft.bytes().is_empty());
+        assert_eq!(draft.digest(), Digest::of(b""));
+        for (from, len, new) in [(0, 4, "2 "), (8, 3, ""), (11, 2, "+"), (0, 3, "!")] {
+            draft.take(from, len);
+            draft.put(new.as_bytes());
+        }
+        assert_eq!(draft.bytes(), b"one 2 three+one!");
+        assert_eq!((draft.len(), draft.digest()), (16, Digest::of(b"one 2 three+one!")));
+        // The last one was taken out of turn.
+        let stretch = |at, from, len| Taken { at, from, len };
+        assert_eq!(draft.taken(), [stretch(0, 0, 4), stretch(6, 8, 5)]);
+    }
+}
