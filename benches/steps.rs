@@ -24,22 +24,35 @@ pub(crate) struct Step {
     /// Done first. Not measured.
     pub(crate) before: &'static str,
     pub(crate) work: &'static str,
-    /// Done once, unmeasured, just before it is measured: it leaves everything as it was.
-    pub(crate) warm: bool,
+    pub(crate) before_it: Runs,
     /// Prints what must be the same on every system. Not measured, and done in the first round only.
     pub(crate) check: &'static str,
 }
 
+/// Whether the same work was done before it is measured; then it leaves everything as it was.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Runs {
+    None,
+    /// Once, unmeasured: a kernel has read everything, and asks of FUSE once more what it dropped when it did.
+    Once,
+    /// At least twice.
+    Warm,
+}
+
 const fn step(name: &'static str, work: &'static str, check: &'static str) -> Step {
-    Step { name, before: "", work, warm: false, check }
+    Step { name, before: "", work, before_it: Runs::None, check }
 }
 
 const fn warm(name: &'static str, work: &'static str) -> Step {
-    Step { name, before: "", work, warm: true, check: "" }
+    Step { name, before: "", work, before_it: Runs::Warm, check: "" }
+}
+
+const fn second(name: &'static str, work: &'static str) -> Step {
+    Step { name, before: "", work, before_it: Runs::Once, check: "" }
 }
 
 const fn after(name: &'static str, before: &'static str, work: &'static str, check: &'static str) -> Step {
-    Step { name, before, work, warm: false, check }
+    Step { name, before, work, before_it: Runs::None, check }
 }
 
 const PYTHON: &[&str] = &["python3"];
@@ -58,7 +71,9 @@ pub(crate) const CHAINS: &[Chain] = &[
                 "git clone -q $IN/bare.git $D/repo",
                 "cd $D/repo; git ls-tree -r HEAD; git status --porcelain",
             ),
+            second("git grep after it, the second time", "git -C $D/repo grep -c needle_in_the_haystack"),
             warm("git grep after it", "git -C $D/repo grep -c needle_in_the_haystack"),
+            second("git status after it, the second time", "git -C $D/repo status --porcelain"),
             warm("git status after it", "git -C $D/repo status --porcelain"),
             step(
                 "git checkout of 500 files",
@@ -156,6 +171,7 @@ pub(crate) const CHAINS: &[Chain] = &[
             step("create $SMALL files", "python3 $IN/small.py create $D $SMALL", LISTING),
             warm("stat them", "python3 $IN/small.py stat $D $SMALL"),
             warm("stat of as many missing names", "python3 $IN/small.py missing $D $SMALL"),
+            second("open and read them, the second time", "python3 $IN/small.py read $D $SMALL"),
             warm("open and read them", "python3 $IN/small.py read $D $SMALL"),
             warm("list them ten times", "python3 $IN/small.py list $D $SMALL"),
             step("rename them", "python3 $IN/small.py rename $D $SMALL", LISTING),

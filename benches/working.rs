@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use crate::Result;
 use crate::measure::{Bench, Done, Row, measure, turns};
-use crate::steps::{CHAINS, Chain, Step};
+use crate::steps::{CHAINS, Chain, Runs, Step};
 use crate::systems::{State, System};
 
 const GROUP: &str = "working";
@@ -220,7 +220,7 @@ struct Measured<'a> {
 
 impl<'a> Measured<'a> {
     fn new(shell: &Shell, step: &'a Step, systems: &[Box<dyn System + '_>]) -> Self {
-        let state = if step.warm { State::Warm } else { State::Once };
+        let state = if step.before_it == Runs::Warm { State::Warm } else { State::Once };
         let row = Row::new(GROUP, &shell.name(step.name), state, systems);
         Self { step, row, checked: None, patience: std::time::Duration::MAX }
     }
@@ -246,7 +246,12 @@ impl<'a> Measured<'a> {
             }
             // What was written before, here or elsewhere, must not be written to the disk meanwhile.
             rustix::fs::sync();
-            if self.step.warm {
+            let before = match self.step.before_it {
+                Runs::None => 0,
+                Runs::Once => 1,
+                Runs::Warm => 2,
+            };
+            for _ in 0..before {
                 shell.run(self.step.work, folder, &[])?;
             }
             let run = measure(system, || {
