@@ -139,17 +139,46 @@ impl Sealer {
             self.check_tag(tag)?;
         }
         let _only_one = fork.sealing();
-        let sealed = self
-            .seal_frozen(fork, name, everything)
+        let (sealed, tagged) = self
+            .seal_frozen(fork, name, everything, tag)
             .inspect_err(|e| self.log.note_failed("seal", e))
             .map_err(|e| e.context(format_args!("cannot seal fork {name:?}")))?;
+        tagged.map_err(|e| {
+            e.context(format_args!("fork {name:?} is sealed as {}, but not tagged", sealed.image))
+        })?;
         if let Some(tag) = tag {
-            self.store.tags().set(tag.name, &sealed.image, tag.force).map_err(|e| {
-                e.context(format_args!("fork {name:?} is sealed as {}, but not tagged", sealed.image))
-            })?;
             self.log.note(note::tags_changed(&[tag.name], &[], Some(&sealed.image)));
         }
         Ok(sealed)
+    }
+
+    fn tag(&self, tag: Option<Tag<'_>>, image: &Digest) -> Result<()> {
+        tag.map_or(Ok(()), |tag| self.store.tags().set(tag.name, image, tag.force))
+    }
+
+    /// Tags an image while a fork is put onto it: both wait for the disk. If the fork is not, the tag is free again.
+    fn tag_meanwhile<T>(
+        &self,
+        tag: Option<Tag<'_>>,
+        image: &Digest,
+        rebase: impl FnOnce() -> Result<T>,
+    ) -> Result<(T, Result<()>)> {
+        let Some(free) = tag.filter(|tag| !tag.force) else {
+            let done = rebase()?;
+            return Ok((done, self.tag(tag, image)));
+        };
+        let mut tagged = Ok(());
+        let done = rayon::in_place_scope(|scope| {
+            scope.spawn(|_| tagged = self.tag(Some(free), image));
+            rebase()
+        });
+        if done.is_err()
+            && tagged.is_ok()
+            && let Err(error) = self.store.tags().remove(free.name)
+        {
+            tracing::error!("{error}; its image is whole, but no fork rests on it");
+        }
+        Ok((done?, tagged))
     }
 
     fn check_tag(&self, tag: &Tag<'_>) -> Result<()> {
@@ -164,10 +193,18 @@ impl Sealer {
         Ok(())
     }
 
-    fn seal_frozen(&self, fork: &Fork, name: &str, everything: bool) -> Result<Sealed> {
+    /// Returns what it came to, and whether it was tagged.
+    fn seal_frozen(
+        &self,
+        fork: &Fork,
+        name: &str,
+        everything: bool,
+        tag: Option<Tag<'_>>,
+    ) -> Result<(Sealed, Result<()>)> {
         let changed = if everything { fork.is_unlike_its_image() } else { fork.is_changed() };
         if let (Some(image), false) = (fork.base(), changed) {
-            return Ok(Sealed { image, new: false, changed: Vec::new(), reports: Vec::new(), frozen: None });
+            let sealed = Sealed { image, new: false, changed: Vec::new(), reports: Vec::new(), frozen: None };
+            return Ok((sealed, self.tag(tag, &image)));
         }
         let left = self.store.blobs().files_left();
         let frozen = fork.freeze()?;
@@ -236,12 +273,13 @@ impl Sealer {
             let digest = manifest.effects.ledger;
             stored.insert(ledger.to_vec(), BlobRef { digest, size: self.reader.size(&digest)? });
         }
-        let changed = fork.rebase_keeping(&frozen, image, &layers, &stored, &kept)?;
+        let rebase = || fork.rebase_keeping(&frozen, image, &layers, &stored, &kept);
+        let (changed, tagged) = self.tag_meanwhile(tag, &image, rebase)?;
         if new {
             self.log.note(note::checkpoint_taken(name, &image));
             self.log.note(note::fork_sealed(name, &image));
         }
-        Ok(Sealed { image, new, changed, reports, frozen: Some(frozen) })
+        Ok((Sealed { image, new, changed, reports, frozen: Some(frozen) }, tagged))
     }
 
     /// Puts a fork back to `image`. What it would be is judged before; if that fails the fork is as it was.

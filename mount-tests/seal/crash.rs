@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use pfimg::fork::{Fork, Options, Registry};
+use pfimg::seal::Tag;
 use pfimg::store::{Digest, LayerFile};
 
 use super::disk::{Disk, Fate, Left};
@@ -89,6 +90,10 @@ fn judge(root: &Path, old: &Digest, before: &Kept, about: &str) {
     let fork = registry.get("f").unwrap_or_else(|e| panic!("{about}: {e}"));
     assert_eq!(fork.damage(), None, "{about}");
     assert_eq!(&kept(&fork), before, "{about}: something was lost");
+    if place.store.tags().names().unwrap().iter().any(|tag| tag == "t") {
+        let tagged = place.store.tags().get("t").unwrap_or_else(|e| panic!("{about}: {e}"));
+        assert!(images.contains(&tagged), "{about}: a tag of no image");
+    }
     let rests_on = fork.base().unwrap();
     assert!(images.contains(&rests_on), "{about}: the fork's image is not there");
     let is_new = rests_on != *old;
@@ -121,7 +126,7 @@ fn cut_at_any_call(ignoring: bool) {
         let Sealing { _dir, disk, place, registry, fork, base } = fork_to_seal(ignoring);
         let before = kept(&fork);
         disk.arm(call, Fate::Last);
-        let sealed = place.sealer(None).seal(&fork, None);
+        let sealed = place.sealer(None).seal(&fork, Some(Tag { name: "t", force: false }));
         let calls = disk.calls();
         for left in [Left::All, Left::Names, Left::Nothing] {
             let copy = tempfile::tempdir().unwrap();
@@ -150,19 +155,23 @@ fn fail_at_any_call(ignoring: bool) {
         let Sealing { _dir, disk, place, registry, fork, base } = fork_to_seal(ignoring);
         let before = kept(&fork);
         disk.arm(call, Fate::Fails);
-        let sealed = place.sealer(None).seal(&fork, None);
+        let tag = Some(Tag { name: "t", force: false });
+        let sealed = place.sealer(None).seal(&fork, tag);
         let calls = disk.calls();
         disk.disarm();
         let about = format!("call {call} of {calls} fails:\n{}", disk.log.lock().join("\n"));
         assert_eq!(kept(&fork), before, "{about}");
         if let Err(error) = &sealed {
-            assert!(error.to_string().contains("cannot seal fork \"f\""), "{error}");
-            assert!(fork.is_changed(), "{about}");
-            let again = place.sealer(None).seal(&fork, None).unwrap_or_else(|e| panic!("{about}: {e}"));
-            assert!(again.new, "{about}");
+            let untagged = error.to_string().contains("but not tagged");
+            assert!(untagged || error.to_string().contains("cannot seal fork \"f\""), "{error}");
+            assert_eq!(fork.is_changed(), !untagged, "{about}");
+            // The name is free still.
+            let again = place.sealer(None).seal(&fork, tag).unwrap_or_else(|e| panic!("{about}: {e}"));
+            assert_eq!(again.new, !untagged, "{about}");
         }
         let image = fork.base().unwrap();
         assert_ne!(image, base, "{about}");
+        assert_eq!(place.store.tags().get("t").unwrap(), image, "{about}");
         assert_eq!(kept(&fork), before, "{about}");
         drop((fork, registry));
         let pf = Pf::open(&place);

@@ -98,9 +98,12 @@ impl Adapter {
         self.forks_changed(parent);
     }
 
-    /// Seals a fork, on a worker: it takes as long as the disk does.
+    /// Seals a fork, on a worker: it takes as long as the disk does, and all cores.
     pub(super) fn seal(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let _turn = self.turn(Op::Mkdir, req);
+        if let Some(company) = &self.company {
+            company.dismiss();
+        }
         let (vfs, notifier) = (Arc::clone(&self.vfs), Arc::clone(&self.notifier));
         let notices = self.notices.clone();
         let name = name.as_bytes().to_vec();

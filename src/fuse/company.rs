@@ -73,6 +73,8 @@ struct Shared {
     busy: AtomicBool,
     /// The event loop that answers requests as long as there is company; 0 if there is none.
     serving: AtomicUsize,
+    /// Whether it is asked to go.
+    dismissed: AtomicBool,
     /// Held while `serving` is set to 0.
     ending: Mutex<()>,
     ended: Condvar,
@@ -120,6 +122,7 @@ impl Company {
             callers: AtomicU64::new(0),
             busy: AtomicBool::new(false),
             serving: AtomicUsize::new(0),
+            dismissed: AtomicBool::new(false),
             ending: Mutex::new(()),
             ended: Condvar::new(),
         });
@@ -147,6 +150,11 @@ impl Company {
             self.look();
         }
         Turn(shared)
+    }
+
+    /// Ends it: there is work for both cores. Who is woken while one is kept busy may wait for milliseconds for the other.
+    pub(super) fn dismiss(&self) {
+        self.shared.dismissed.store(true, Ordering::Relaxed);
     }
 
     /// Calls for company if the last requests came in a row, and from one caller.
@@ -238,6 +246,7 @@ impl Shared {
         let (mut window, mut lost) = (now, Duration::ZERO);
         let (mut seen, mut last) = (self.requests.load(Ordering::Relaxed), now);
         let mut counted = seen;
+        self.dismissed.store(false, Ordering::Relaxed);
         loop {
             for _ in 0..50 {
                 spin_loop();
@@ -254,6 +263,9 @@ impl Shared {
                     return Ended::Wanted;
                 }
                 (window, lost, counted) = (now, Duration::ZERO, seen);
+            }
+            if self.dismissed.load(Ordering::Relaxed) {
+                return Ended::Paused;
             }
             let requests = self.requests.load(Ordering::Relaxed);
             if requests != seen {
@@ -286,6 +298,17 @@ mod tests {
             wait(&company, true, || drop(company.request(1)));
             wait(&company, false, thread::yield_now);
         }
+    }
+
+    #[test]
+    fn company_goes_when_it_is_dismissed() {
+        let company = Company::on(two_cores().unwrap_or([0, 0])).unwrap();
+        wait(&company, true, || drop(company.request(1)));
+        // Requests go on.
+        wait(&company, false, || {
+            company.dismiss();
+            company.shared.requests.fetch_add(1, Ordering::Relaxed);
+        });
     }
 
     #[test]

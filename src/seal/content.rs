@@ -15,8 +15,8 @@ use crate::store::{Batch, Digest, SEEKABLE_FROM};
 /// Content up to this many bytes is held in memory as a whole, by each thread. What is larger is stored frame by frame.
 const WHOLE: u64 = SEEKABLE_FROM;
 
-/// Less than this many bytes of content are not worth a second thread.
-const WORTH_A_THREAD: u64 = 512 << 10;
+/// Less than this many bytes of content, and fewer files than that, are not worth another thread.
+const WORTH_A_THREAD: (u64, usize) = (512 << 10, 4);
 
 /// Content to be stored, and the path that names it in messages.
 pub(super) struct Job<'a> {
@@ -91,7 +91,8 @@ fn store_one(batch: &Batch<'_>, frozen: &Frozen, job: &Job<'_>, buffer: &mut Vec
 pub(super) fn store(batch: &Batch<'_>, frozen: &Frozen, jobs: &[Job<'_>]) -> Result<Vec<BlobRef>> {
     let bytes: u64 = jobs.iter().map(|job| job.content.size).sum();
     let cores = thread::available_parallelism().map_or(1, NonZeroUsize::get);
-    let threads = cores.min(jobs.len()).min(usize::try_from(bytes / WORTH_A_THREAD).unwrap_or(cores) + 1);
+    let worth = usize::try_from(bytes / WORTH_A_THREAD.0).unwrap_or(cores).max(jobs.len() / WORTH_A_THREAD.1);
+    let threads = cores.min(jobs.len()).min(worth + 1);
     let stored: Mutex<HashMap<usize, BlobRef>> = Mutex::default();
     let failed: Mutex<Option<Error>> = Mutex::default();
     // The largest first: begun last, one would keep everybody waiting.
@@ -113,9 +114,12 @@ pub(super) fn store(batch: &Batch<'_>, frozen: &Frozen, jobs: &[Job<'_>]) -> Res
             }
         }
     };
-    thread::scope(|scope| {
-        for _ in 1..threads {
-            scope.spawn(work);
+    // Threads that are there: a new one may get a core only when the scheduler looks around again, after milliseconds. That
+    // can happen to one that is woken, too, hence one more than there are cores.
+    let helpers = if threads > 1 { threads } else { 0 };
+    rayon::in_place_scope(|scope| {
+        for _ in 0..helpers {
+            scope.spawn(|_| work());
         }
         work();
     });

@@ -1,7 +1,6 @@
 //! The layers of a new image but for its tree.
 
 use std::collections::{BTreeMap, HashMap};
-use std::thread;
 
 use super::Sealing;
 use super::ledger;
@@ -233,11 +232,12 @@ pub(super) fn judged_meanwhile<T>(
     if written.is_empty() {
         return (work(), Vec::new());
     }
-    thread::scope(|scope| {
-        let judging = scope.spawn(|| written.iter().filter_map(|file| judge(frozen, *file)).collect());
-        let done = work();
-        (done, judging.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-    })
+    let mut wrong = Vec::new();
+    let done = rayon::in_place_scope(|scope| {
+        scope.spawn(|_| wrong = written.iter().filter_map(|file| judge(frozen, *file)).collect());
+        work()
+    });
+    (done, wrong)
 }
 
 /// What is wrong with a layer.

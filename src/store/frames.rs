@@ -8,7 +8,7 @@ use std::io;
 use std::num::NonZeroU64;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
-use std::thread;
+use std::sync::OnceLock;
 
 use rustix::fs::{Advice, fadvise};
 use zstd::zstd_safe::{find_frame_compressed_size, get_frame_content_size};
@@ -230,29 +230,27 @@ impl Batch<'_> {
     /// The same with the digest found out while the document is written, under a temporary name.
     fn put_large(&self, draft: &Draft<'_>, base: &Digest, packed: Option<&Packed>) -> Result<Edited> {
         let blobs = self.store().blobs();
-        let (digest, written) = thread::scope(|scope| {
-            let hashing = scope.spawn(|| draft.digest());
-            let write = || -> Result<_> {
-                let bytes = draft.bytes();
-                let read;
-                let old = if let Some(packed) = packed {
-                    packed
-                } else {
-                    read = self.packed(base);
-                    &read
-                };
-                let packed = self.pack_edited(draft, &bytes, old)?;
-                // The disk has time for it now: hashing takes longer, and the commit would wait for it.
-                let temp = blobs.write_synced(base, &packed.bytes).map_err(|e| {
-                    let beside = blobs.path(base);
-                    Error::io(e, format!("cannot write a blob beside {}", beside.display()))
-                })?;
-                Ok((bytes, packed, temp))
+        let hashed = OnceLock::new();
+        let written = rayon::in_place_scope(|scope| -> Result<_> {
+            scope.spawn(|_| _ = hashed.set(draft.digest()));
+            let bytes = draft.bytes();
+            let read;
+            let old = if let Some(packed) = packed {
+                packed
+            } else {
+                read = self.packed(base);
+                &read
             };
-            let written = write();
-            (hashing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), written)
+            let packed = self.pack_edited(draft, &bytes, old)?;
+            // The disk has time for it now: hashing takes longer, and the commit would wait for it.
+            let temp = blobs.write_synced(base, &packed.bytes).map_err(|e| {
+                let beside = blobs.path(base);
+                Error::io(e, format!("cannot write a blob beside {}", beside.display()))
+            })?;
+            Ok((bytes, packed, temp))
         });
         let (bytes, packed, temp) = written?;
+        let digest = hashed.into_inner().unwrap_or_else(|| draft.digest());
         if blobs.holds(&digest, &bytes) {
             blobs.discard(&temp);
             // It may be stored otherwise.

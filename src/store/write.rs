@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use rayon::prelude::*;
 use zstd::bulk::Compressor;
 
 use super::blob::ZSTD_LEVEL;
@@ -27,6 +28,9 @@ use crate::error::{Error, ErrorKind, Result};
 /// A blob that is there already is made young again if it is older than this. Collecting garbage spares young blobs,
 /// since nothing may refer to them yet; its grace must be well above this.
 pub const REFRESH_AFTER: Duration = Duration::from_mins(1);
+
+/// So many blobs are looked for on all cores.
+const WORTH_ALL_CORES: usize = 64;
 
 /// First bytes of a zstd frame, and of a skippable one but for the lowest four bits.
 const ZSTD_MAGIC: u32 = 0xFD2F_B528;
@@ -89,10 +93,14 @@ pub(crate) fn write_whole(
     written
 }
 
-/// The same, and durable, its name too.
+/// The same, and durable, its name too. A new file whose name cannot be made durable is not left there.
 pub(super) fn write_durably(io: &dyn StoreIo, path: &Path, bytes: &[u8], new: bool) -> io::Result<()> {
     write_whole(io, path, bytes, new, true)?;
-    io.sync_dir(path.parent().unwrap_or(path))
+    io.sync_dir(path.parent().unwrap_or(path)).inspect_err(|_| {
+        if new {
+            let _ = io.remove(path);
+        }
+    })
 }
 
 impl Blobs {
@@ -290,8 +298,7 @@ impl Batch<'_> {
             }
             // A collector of ours waits from here on. `pf gc` knows nothing of images in the making.
             let _held = self.store.hold_blobs()?;
-            if let Some(lost) = self.relied_on.lock().iter().find(|digest| !self.store.blobs.contains(digest))
-            {
+            if let Some(lost) = self.lost() {
                 let message = format!("blob {lost} was removed from the store while an image was made of it");
                 return Err(Error::new(ErrorKind::Missing, message).with_hint("try again"));
             }
@@ -306,6 +313,19 @@ impl Batch<'_> {
             let _ = io.remove(&marker);
         })?;
         Ok(id)
+    }
+}
+
+impl Batch<'_> {
+    /// A blob that is relied on and is not there.
+    fn lost(&self) -> Option<Digest> {
+        let digests: Vec<Digest> = self.relied_on.lock().iter().copied().collect();
+        let lost = |digest: &Digest| !self.store.blobs.contains(digest);
+        if digests.len() < WORTH_ALL_CORES {
+            digests.into_iter().find(lost)
+        } else {
+            digests.into_par_iter().find_any(lost)
+        }
     }
 }
 
