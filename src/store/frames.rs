@@ -9,6 +9,7 @@ use std::num::NonZeroU64;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{Advice, fadvise};
 use zstd::zstd_safe::{find_frame_compressed_size, get_frame_content_size};
@@ -230,9 +231,16 @@ impl Batch<'_> {
     /// The same with the digest found out while the document is written, under a temporary name.
     fn put_large(&self, draft: &Draft<'_>, base: &Digest, packed: Option<&Packed>) -> Result<Edited> {
         let blobs = self.store().blobs();
-        let hashed = OnceLock::new();
+        let (begun, hashed) = (AtomicBool::new(false), OnceLock::new());
         let written = rayon::in_place_scope(|scope| -> Result<_> {
-            scope.spawn(|_| _ = hashed.set(draft.digest()));
+            // Offered to two threads: one may be about to run on just this core, and wait for it.
+            for _ in 0..2 {
+                scope.spawn(|_| {
+                    if !begun.swap(true, Ordering::Relaxed) {
+                        _ = hashed.set(draft.digest());
+                    }
+                });
+            }
             let bytes = draft.bytes();
             let read;
             let old = if let Some(packed) = packed {
