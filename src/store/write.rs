@@ -32,6 +32,9 @@ pub const REFRESH_AFTER: Duration = Duration::from_mins(1);
 /// So many blobs are looked for on all cores.
 const WORTH_ALL_CORES: usize = 64;
 
+/// A payload of twice as many bytes is compressed in pieces of so many.
+const PIECE: usize = 128 << 10;
+
 /// First bytes of a zstd frame, and of a skippable one but for the lowest four bits.
 const ZSTD_MAGIC: u32 = 0xFD2F_B528;
 const SKIPPABLE_MAGIC: u32 = 0x184D_2A50;
@@ -111,8 +114,8 @@ impl Blobs {
             if bytes.len() as u64 > SEEKABLE_FROM {
                 return Ok(self.put_seekable(None, &mut &*bytes)?.0);
             }
-            let compressed =
-                compress(bytes).map_err(|e| Error::io(e, format!("cannot compress blob {digest}")))?;
+            let compressed = compress_in_pieces(bytes)
+                .map_err(|e| Error::io(e, format!("cannot compress blob {digest}")))?;
             self.put_compressed(&digest, &compressed)?;
         }
         Ok(digest)
@@ -243,6 +246,15 @@ pub fn compress(bytes: &[u8]) -> io::Result<Vec<u8>> {
             None => Err(io::ErrorKind::Other.into()),
         }
     })
+}
+
+/// Compresses a payload, on all cores if it is worth it: as several frames then, each of which states its length.
+fn compress_in_pieces(bytes: &[u8]) -> io::Result<Vec<u8>> {
+    if bytes.len() < 2 * PIECE {
+        return compress(bytes);
+    }
+    let frames: Vec<_> = bytes.par_chunks(PIECE).map(compress).collect::<io::Result<_>>()?;
+    Ok(frames.concat())
 }
 
 /// The blobs of an image that is being made. May be used by many threads.
@@ -391,6 +403,26 @@ mod tests {
             0,
             "no temp file is left"
         );
+    }
+
+    #[test]
+    fn what_is_compressed_in_pieces_is_one_payload_to_everybody() {
+        let (dir, store) = store();
+        for length in [2 * PIECE - 1, 2 * PIECE, 3 * PIECE + 5, SEEKABLE_FROM as usize] {
+            let payload: Vec<u8> =
+                (0..length as u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 27) as u8).collect();
+            let digest = store.blobs().put(&payload).unwrap();
+            assert_eq!(digest, Digest::of(&payload));
+            assert_eq!(store.blobs().read(&digest, Size::Exact(length as u64)).unwrap(), payload);
+            assert_eq!(store.blobs().read_metadata(&digest).unwrap(), payload);
+            let theirs = pf_core::store::PfStore::open(dir.path()).unwrap();
+            let cid = pf_core::digest::Digest256::parse(&digest.to_string()).unwrap();
+            assert_eq!(theirs.blobs().get(&cid).unwrap(), payload);
+            // It is known to be there, and not written again.
+            let before = fs::metadata(store.blobs().path(&digest)).unwrap().ino();
+            store.blobs().put(&payload).unwrap();
+            assert_eq!(fs::metadata(store.blobs().path(&digest)).unwrap().ino(), before);
+        }
     }
 
     #[test]
