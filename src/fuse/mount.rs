@@ -340,6 +340,15 @@ impl OwnMount {
     pub(super) fn unmount(&self) -> Result<Unmounted> {
         unmount_identity(&self.path, &self.identity)
     }
+
+    /// Whether it is there still, as far as can be told.
+    pub(super) fn is_mounted(&self) -> bool {
+        match mounted_at(&self.path) {
+            Ok(Some(mounted)) => mounted.is_ours() && Identity::at(&self.path, &mounted) == self.identity,
+            Ok(None) => false,
+            Err(_) => true,
+        }
+    }
 }
 
 /// Unmounts the store that is mounted at `mountpoint`, dead or alive. Anything else there is left alone.

@@ -174,9 +174,21 @@ fn wait(own: &OwnMount, ended: &mpsc::Receiver<End>, log: &Log) -> Result<Ended>
 
 fn gone(result: io::Result<()>, own: &OwnMount) -> Result<Ended> {
     let shown = own.path.display();
-    result.map_err(|e| Error::io(e, format!("the connection of {shown} broke")))?;
-    tracing::info!("unmounted {shown}");
-    Ok(Ended::Gone)
+    match result {
+        Err(e) if !was_reading(&e) || own.is_mounted() => {
+            Err(Error::io(e, format!("the connection of {shown} broke")))
+        }
+        _ => {
+            tracing::info!("unmounted {shown}");
+            Ok(Ended::Gone)
+        }
+    }
+}
+
+/// Whether the end came while a request was being read: the kernel says ECONNABORTED then, after an unmount as well
+/// (`fuse_dev_do_read`), and ENODEV otherwise.
+fn was_reading(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::ECONNABORTED)
 }
 
 /// Leaves no mount behind, whatever happened between mounting and the end.
