@@ -1,8 +1,8 @@
 //! Writing what is large and is synced in a moment anyway: past the page cache.
 //!
 //! Through the cache each page is first found memory for and copied into, and then written when it is synced. In a
-//! virtual machine the memory alone may cost more than the disk does (measured: 4 MB written and synced take 8.9 ms
-//! through the cache and 2.9 ms past it; Linux 6.18, ext4). A filesystem that has no such way is written as usual.
+//! virtual machine the memory alone may cost more than the disk does (docs/PERFORMANCE.md, *Sealing*). A filesystem that
+//! has no such way is written as usual.
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
