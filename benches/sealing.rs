@@ -1,5 +1,6 @@
 //! Seals as their caller sees them: `mkdir forks/F/.snap/NAME`, until it returns.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -120,16 +121,25 @@ pub(crate) fn rows(runs: usize, scratch: &Scratch, figures: &mut Figures) -> Res
     seed(runs, scratch, figures)
 }
 
-/// The whole of a fixture image, written into an empty fork: everything in it is new.
+/// The seeds of two images must differ above these bits: a page or file is made of the seed with its number xor-ed in, so that
+/// seeds which differ below have the same ones in another order.
+const NUMBERS: u32 = 16;
+
+/// The whole of a fixture image, written into an empty fork: everything in it is new. Beside it the same bytes written into
+/// a native folder, and its blobs alone, which whoever keeps the store's format has to make.
 fn seed(runs: usize, scratch: &Scratch, figures: &mut Figures) -> Result<()> {
     let store = scratch.path().join("seeds");
-    fixture(&store, &["--seed", "1000000"])?;
+    fixture(&store, &["--seed", "0"])?;
     let target = Mounted::new(scratch, "seeds", &store)?;
-    let (mut ours, mut theirs, mut bytes) = (Vec::new(), Vec::new(), 0);
+    let (native, shards) = (scratch.fresh("seed-native")?, scratch.fresh("seed-blobs")?);
+    for shard in 0..=u8::MAX {
+        fs::create_dir(shards.join(format!("{shard:02x}")))?;
+    }
+    let (mut ours, mut plain, mut floor, mut theirs, mut bytes) = (vec![], vec![], vec![], vec![], 0);
     for run in 0..=runs * SEALS {
         scratch.go_on()?;
         let source = scratch.path().join(format!("seed-{run}"));
-        fixture(&source, &["--seed", &run.to_string()])?;
+        fixture(&source, &["--seed", &((run + 1) << NUMBERS).to_string()])?;
         let mounted = Mounted::new(scratch, &format!("seed-{run}"), &source)?;
         let image = fs::canonicalize(mounted.mnt.join("latest"))?;
         let mut contents = Vec::new();
@@ -150,11 +160,23 @@ fn seed(runs: usize, scratch: &Scratch, figures: &mut Figures) -> Result<()> {
             fs::write(fork.join(path), content)?;
         }
         bytes = contents.iter().map(|(_, content)| content.len()).sum();
+        let before = blobs_of(&store)?;
         let time = seal(&target.mnt, &format!("seed{run}"), 1)?;
+        let made: Vec<_> = blobs_of(&store)?.difference(&before).cloned().collect();
+        // Each file but the ledger, whose lines are chained, is a blob.
+        if made.len() + 1 < contents.len() {
+            return Err(format!("of {} files only {} were new", contents.len(), made.len()).into());
+        }
+        rustix::fs::sync();
+        let copied = written(&native, contents.iter().enumerate().map(|(n, (_, bytes))| (n, &bytes[..])))?;
+        rustix::fs::sync();
+        let stored = named(&shards, &made)?;
         if run == 0 {
             continue;
         }
         ours.push(time);
+        plain.push(copied);
+        floor.push(stored);
         if theirs.len() < 3 {
             // The same bytes by the real store, which does not sync.
             let pf = PfStore::open(scratch.path().join(format!("seed-pf-{run}")))?;
@@ -166,7 +188,44 @@ fn seed(runs: usize, scratch: &Scratch, figures: &mut Figures) -> Result<()> {
         }
     }
     target.end()?;
-    figures.row(&format!("seal of a fixture image, all {bytes} bytes new"), ours);
+    let ours = figures.row(&format!("seal of a fixture image, all {bytes} bytes new"), ours);
+    let plain = figures.row("the same files written into a native folder, and synced", plain);
+    figures.ratio("the seal to native files", ours / plain);
+    let floor = figures.row("its blobs written, renamed and synced, compressed before", floor);
+    figures.ratio("the seal to its blobs", ours / floor);
     figures.row("the same bytes put into the real pf's store", theirs);
     Ok(())
+}
+
+/// A store's blobs.
+fn blobs_of(store: &Path) -> Result<BTreeSet<PathBuf>> {
+    Ok(files_below(&store.join("blobs"))?.into_iter().collect())
+}
+
+/// Writes each as a file of a new folder, and syncs them.
+fn written<'a>(parent: &Path, files: impl Iterator<Item = (usize, &'a [u8])>) -> Result<Duration> {
+    let folder = tempfile::Builder::new().disable_cleanup(true).tempdir_in(parent)?;
+    let start = Instant::now();
+    for (n, content) in files {
+        fs::write(folder.path().join(n.to_string()), content)?;
+    }
+    rustix::fs::syncfs(fs::File::open(parent)?)?;
+    Ok(start.elapsed())
+}
+
+/// Makes blobs once more, as a store does: in the folder of its first two digits, under another name first.
+fn named(shards: &Path, blobs: &[PathBuf]) -> Result<Duration> {
+    let mut contents = Vec::new();
+    for blob in blobs {
+        let name = blob.file_name().and_then(|name| name.to_str()).ok_or("a blob without a name")?;
+        contents.push((shards.join(&name[..2]).join(name), fs::read(blob)?));
+    }
+    let start = Instant::now();
+    for (path, content) in &contents {
+        let temp = path.with_extension("tmp");
+        fs::write(&temp, content)?;
+        fs::rename(&temp, path)?;
+    }
+    rustix::fs::syncfs(fs::File::open(shards)?)?;
+    Ok(start.elapsed())
 }
