@@ -11,7 +11,7 @@
 use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Once};
@@ -146,11 +146,8 @@ struct Writing {
 
 impl Writing {
     fn new(dir: &Path) -> io::Result<Self> {
-        fs::create_dir_all(dir)?;
-        if let Some(parent) = dir.parent() {
-            // What is in them may be secret, whatever the folder's parents allow.
-            fs::set_permissions(parent, fs::Permissions::from_mode(0o700))?;
-        }
+        // As for larger blobs: closed to others, and a folder that was there before is not touched.
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
         Ok(Self {
             file: Arc::new(tempfile::tempfile_in(dir)?),
             buffer: Vec::with_capacity(BUFFER),
@@ -449,6 +446,20 @@ mod tests {
             assert_eq!(packs.read(digest, |found| check(digest, found)).as_ref(), Some(bytes));
         }
         assert!(packs.read(&Digest::of(b"elsewhere"), |_| Ok::<_, String>(())).is_none());
+    }
+
+    #[test]
+    fn a_folder_that_was_there_keeps_its_mode_and_the_packs_in_it_are_closed_to_others() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o1777)).unwrap();
+        let packs = reopened(dir.path(), 64 << 20);
+        let (digest, bytes) = blob(1, 1000);
+        packs.add(&digest, &bytes);
+        packs.settle(true);
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+        assert_eq!([mode(dir.path()), mode(&dir.path().join("packs"))], [0o1777, 0o700]);
+        assert_eq!(mode(&on_disk(dir.path())[0]) & 0o077, 0);
     }
 
     #[test]
