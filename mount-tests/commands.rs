@@ -11,6 +11,7 @@ mod demo;
 mod support;
 
 use std::collections::BTreeSet;
+use std::fs;
 
 use serde_json::{Value, json};
 use support::{RealStore, command, digest, run, small};
@@ -345,6 +346,20 @@ fn the_number_of_threads_changes_no_finding() {
         assert_eq!((many.stdout, many.stderr), (one.stdout.clone(), one.stderr.clone()));
     }
     store.pfimg(&["verify", "--jobs", "0"]).exits(2);
+}
+
+#[test]
+fn an_id_is_its_image_even_where_pf_tagged_another_one_with_it() {
+    let store = RealStore::new();
+    let (one, two) = (store.snapshot(1, &[]), store.snapshot(2, &[]));
+    let said = store.pfimg(&["tag", &one, &two]).exits(2).stderr;
+    assert!(said.contains("is the id of an image"), "{said}");
+    fs::create_dir_all(store.root().join("refs/tags")).unwrap();
+    fs::write(store.root().join("refs/tags").join(&two), format!("sha256:{one}\n")).unwrap();
+    for name in [two.clone(), format!("sha256:{two}")] {
+        let shown = store.pfimg(&["show", &name, "--json"]).exits(0).stdout;
+        assert!(shown.contains(&two) && !shown.contains(&one), "{shown}");
+    }
 }
 
 #[test]

@@ -7,6 +7,8 @@
     clippy::zero_sized_map_values
 )]
 
+#[path = "forks/beside.rs"]
+mod beside;
 mod common;
 #[path = "forks/posix.rs"]
 mod posix;

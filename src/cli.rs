@@ -31,9 +31,11 @@ mod units;
 mod untag;
 mod verify;
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use clap::builder::OsStringValueParser;
 use clap::{Args, Parser, Subcommand};
 
 use crate::error::{Error, ErrorKind, Result};
@@ -59,15 +61,16 @@ struct Cli {
 #[derive(Clone, Debug, Args)]
 pub(crate) struct StoreArg {
     /// The store's folder [default: ~/.processfork]
-    #[arg(long = "store", global = true, env = "PF_STORE", value_name = "DIR")]
-    path: Option<PathBuf>,
+    // Empty is as good as unset.
+    #[arg(long = "store", global = true, env = "PF_STORE", value_name = "DIR", value_parser = OsStringValueParser::new())]
+    path: Option<OsString>,
 }
 
 impl StoreArg {
     /// The folder named by `--store`, `$PF_STORE`, or the default.
     pub(crate) fn path(&self) -> Result<PathBuf> {
-        if let Some(path) = &self.path {
-            return Ok(path.clone());
+        if let Some(path) = self.path.as_ref().filter(|path| !path.is_empty()) {
+            return Ok(path.into());
         }
         std::env::home_dir().map(|home| home.join(".processfork")).ok_or_else(|| {
             Error::new(ErrorKind::InvalidInput, "there is no home folder to look for a store in")

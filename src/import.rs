@@ -130,6 +130,10 @@ pub fn import(store: &Store, options: &Options, progress: &dyn Progress) -> Resu
         let message = format!("{} is not a folder", dir.display());
         return Err(Error::new(ErrorKind::InvalidInput, message));
     }
+    if fs::canonicalize(store.root()).is_ok_and(|store| dir.starts_with(store)) {
+        let message = format!("{} is in the store that it would be imported into", dir.display());
+        return Err(Error::new(ErrorKind::InvalidInput, message));
+    }
     let index_path = options.index_dir.as_ref().map(|at| at.join(index_name(store, &dir)));
     let index_bytes = index_path.as_ref().and_then(|path| fs::read(path).ok()).unwrap_or_default();
     let mut index = Index::parse(&index_bytes).unwrap_or_default();

@@ -575,6 +575,7 @@ mod tests {
             cache_dir,
             log: None,
             started_at: chrono::Utc::now(),
+            session_secret: None,
         };
         (dir, Vfs::new(store, cache, config, info), id)
     }

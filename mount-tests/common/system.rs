@@ -28,25 +28,25 @@ pub fn types_at(path: &Path) -> Vec<String> {
 }
 
 fn parse(line: &[u8]) -> Option<MountLine> {
-    let line = String::from_utf8_lossy(line);
-    let (left, right) = line.split_once(" - ")?;
-    let left: Vec<&str> = left.split(' ').collect();
-    let right: Vec<&str> = right.split(' ').collect();
+    // Fields are bytes: a path need not be text.
+    let fields: Vec<&[u8]> = line.split(|byte| *byte == b' ').collect();
+    let behind = fields.iter().position(|field| *field == b"-")?;
+    let text = |at: usize| Some(String::from_utf8_lossy(fields.get(at)?).into_owned());
     Some(MountLine {
-        mountpoint: unescape(left.get(4)?).into(),
-        options: left.get(5)?.split(',').map(str::to_owned).collect(),
-        fstype: (*right.first()?).to_owned(),
-        source: (*right.get(1)?).to_owned(),
+        mountpoint: unescape(fields.get(4)?).into(),
+        options: text(5)?.split(',').map(str::to_owned).collect(),
+        fstype: text(behind + 1)?,
+        source: text(behind + 2)?,
     })
 }
 
 /// Undoes the octal escapes of mountinfo (space, tab, newline, backslash).
-fn unescape(text: &str) -> OsString {
-    let bytes = text.as_bytes();
+fn unescape(bytes: &[u8]) -> OsString {
     let mut out = Vec::with_capacity(bytes.len());
     let mut at = 0;
     while at < bytes.len() {
-        let octal = (bytes[at] == b'\\').then(|| text.get(at + 1..at + 4)).flatten();
+        let octal = (bytes[at] == b'\\').then(|| bytes.get(at + 1..at + 4)).flatten();
+        let octal = octal.and_then(|digits| std::str::from_utf8(digits).ok());
         if let Some(value) = octal.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
             out.push(value);
             at += 4;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
@@ -184,6 +185,23 @@ fn as_long_as_anything_cannot_be_read_nothing_is_deleted() {
         );
         assert_eq!(blobs(store.root()), before, "{word}");
     }
+}
+
+#[test]
+fn a_line_of_a_ledger_that_is_none_stops_no_collection() {
+    let mut store = FastStore::new();
+    let base = unique_image(&mut store, 1, None);
+    store.blob(b"garbage");
+    age_all(store.root());
+    let mount = Mount::of(store.root()).args(["--seal", "manual"]).start();
+    fork(&mount, "try", &base);
+    let ledger = mount.join("forks/try/effects/ledger.jsonl");
+    fs::File::options().append(true).open(ledger).unwrap().write_all(b"no entry\n").unwrap();
+    fs::create_dir(mount.join("forks/try/.snap/odd")).unwrap();
+    mount.unmount();
+    assert!(pfimg_on(store.root(), ["verify"]).exits(4).said().contains("ledger"));
+    let report = pfimg_on(store.root(), ["gc", "--json"]).exits(0).json();
+    assert_eq!(report["deleted"], 1, "{report}");
 }
 
 #[test]

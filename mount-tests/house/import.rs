@@ -193,10 +193,12 @@ fn what_cannot_be_imported_leaves_no_image_and_is_named() {
     assert!(gone.stderr.contains("/no/such/folder"), "{}", gone.stderr);
     assert!(!house.store().exists());
     fs::write(house.dir.join("file"), "").unwrap();
-    house.pfimg(["import", house.dir.join("file").to_str().unwrap()]).exits(1);
+    house.pfimg(["import", house.dir.join("file").to_str().unwrap()]).exits(2);
     let dir = house.dir.join("tree");
     fs::create_dir(&dir).unwrap();
     house.pfimg(["import", dir.to_str().unwrap(), "--ignore", "["]).exits(2);
     house.pfimg(["import", dir.to_str().unwrap(), "--tag", "../x"]).exits(2);
+    let itself = house.pfimg(["import", house.store().to_str().unwrap()]).exits(2);
+    assert!(itself.stderr.contains("is in the store"), "{}", itself.stderr);
     assert_eq!(house.images(), [""; 0]);
 }

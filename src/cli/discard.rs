@@ -8,7 +8,7 @@ use clap::Args;
 use super::place::{self, Place};
 use super::{StoreArg, audit};
 use crate::audit::note;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 
 /// Throw a fork away, with everything in it that was not sealed.
 #[derive(Debug, Args)]
@@ -24,12 +24,9 @@ pub(crate) fn run(store: &StoreArg, args: &DiscardArgs) -> Result<ExitCode> {
     for name in &args.names {
         match &place {
             Place::Mount(mountpoint) => {
-                if !mountpoint.join("forks").join(name).exists() {
-                    return Err(Error::new(ErrorKind::NotFound, format!("there is no fork {name:?}"))
-                        .with_hint("`pfimg forks` lists them"));
-                }
+                let folder = place::fork_folder(mountpoint, name)?;
                 // Moving a fork there discards it at once, whatever it holds.
-                std::fs::rename(mountpoint.join("forks").join(name), mountpoint.join(".pfimg/discarded"))
+                std::fs::rename(folder, mountpoint.join(".pfimg/discarded"))
                     .map_err(|e| place::explain(e, format!("cannot discard fork {name:?}"), mountpoint))?;
             }
             Place::Disk(registry) => {

@@ -49,7 +49,7 @@ pub(crate) struct ExportArgs {
 #[derive(Serialize)]
 struct Shown<'a> {
     image: Digest,
-    dir: &'a std::path::Path,
+    dir: std::borrow::Cow<'a, str>,
     #[serde(flatten)]
     report: &'a Report,
 }
@@ -70,7 +70,7 @@ pub(crate) fn run(store: &StoreArg, args: &ExportArgs) -> Result<ExitCode> {
     bar.finish();
     let report = report?;
     if args.json {
-        print_json(&Shown { image, dir: &args.dir, report: &report })?;
+        print_json(&Shown { image, dir: args.dir.to_string_lossy(), report: &report })?;
     } else {
         for line in report.damaged.iter().chain(&report.notes) {
             eprintln!("pfimg: {}", plain(line, usize::MAX));

@@ -17,7 +17,7 @@ use crate::layers::cache::LAYOUT;
 use crate::store::manifest::{
     Agent, CacheRefs, EffectsRefs, MEDIA_TYPE, ModelRefs, SCHEMA_VERSION, TraceRefs, WorldRefs,
 };
-use crate::store::tags::refuse_tag_name;
+use crate::store::tags::refuse_new_tag;
 use crate::store::{Digest, Manifest, Store};
 
 /// The most of anything that is counted.
@@ -119,7 +119,7 @@ pub(crate) fn run(store: &StoreArg, args: &FixtureArgs) -> Result<ExitCode> {
         audit::tell(&store, "fixture", [note::tags_changed(&[tag], &[], Some(&id))]);
     }
     if args.json {
-        print_json(&json!({"id": id, "tag": args.tag, "store": store.root()}))?;
+        print_json(&json!({"id": id, "tag": args.tag, "store": store.root().to_string_lossy()}))?;
     } else {
         print(&format!("{id}\n"))?;
     }
@@ -142,7 +142,7 @@ pub(crate) fn open_or_create(path: &Path) -> Result<Store> {
 
 /// Fails if an image cannot be given a name, before it is made.
 pub(crate) fn check_tag(store: &Store, tag: &str, force: bool) -> Result<()> {
-    if let Some(why) = refuse_tag_name(tag) {
+    if let Some(why) = refuse_new_tag(tag) {
         return Err(Error::new(ErrorKind::InvalidInput, format!("{tag:?} cannot be a tag: {why}")));
     }
     if !force && store.tags().names()?.iter().any(|name| name == tag) {

@@ -1,18 +1,21 @@
 //! `pfimg fork`: makes a fork.
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Args;
+use serde_json::json;
 
 use super::place::{self, Place};
+use super::text::{print, print_json};
 use super::{StoreArg, audit};
 use crate::audit::note;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fork::refuse_fork_name;
 use crate::recovery;
 
-/// Make a fork: a folder an agent can write into.
+/// Make a fork: a folder an agent can write into. Prints where its files are, if the store is mounted.
 #[derive(Debug, Args)]
 pub(crate) struct ForkArgs {
     /// What to fork: an image (tag, prefix, sha256:…, latest) or another fork
@@ -21,31 +24,28 @@ pub(crate) struct ForkArgs {
     /// The fork's name
     #[arg(value_name = "NAME")]
     name: String,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
 }
 
 pub(crate) fn run(store: &StoreArg, args: &ForkArgs) -> Result<ExitCode> {
     let store = Arc::new(store.open()?);
-    let ForkArgs { source, name } = args;
+    let ForkArgs { source, name, .. } = args;
     if let Some(why) = refuse_fork_name(name) {
         return Err(Error::new(ErrorKind::InvalidInput, format!("{name:?} cannot be a fork's name: {why}")));
     }
-    match place::find(&store)? {
+    let work = match place::find(&store)? {
         Place::Mount(mountpoint) => {
-            let forks = mountpoint.join("forks");
-            if forks.join(name).exists() {
-                return Err(Error::new(
-                    ErrorKind::AlreadyExists,
-                    format!("there is a fork {name:?} already"),
-                ));
-            }
-            if !forks.join(source).exists() {
+            place::new_fork_folder(&mountpoint, name)?;
+            if place::fork_folder(&mountpoint, source).is_err() {
                 // Told better here than by an errno.
                 store.resolve(source)?;
             }
-            std::fs::create_dir(forks.join(format!("{name}@{source}"))).map_err(|e| {
+            std::fs::create_dir(mountpoint.join("forks").join(format!("{name}@{source}"))).map_err(|e| {
                 place::explain(e, format!("cannot make fork {name:?} of {source:?}"), &mountpoint)
             })?;
-            println!("{}", mountpoint.join("work").join(name).display());
+            Some(mountpoint.join("work").join(name))
         }
         Place::Disk(registry) => {
             let made = if registry.contains(source) {
@@ -56,7 +56,14 @@ pub(crate) fn run(store: &StoreArg, args: &ForkArgs) -> Result<ExitCode> {
             };
             registry.sync()?;
             audit::tell(&store, "fork", [note::fork_made(name, made.base().as_ref())]);
+            None
         }
+    };
+    let work = work.as_deref().map(Path::to_string_lossy);
+    if args.json {
+        print_json(&json!({"fork": name, "work": work}))?;
+    } else if let Some(work) = work {
+        print(&format!("{work}\n"))?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use chrono::SecondsFormat;
 use clap::Args;
 use serde::Serialize;
 
@@ -51,7 +52,8 @@ pub(crate) fn run(store: &StoreArg, args: &ForksArgs) -> Result<ExitCode> {
         };
         rows.push(Row {
             base: stats.as_ref().map_or(info.base, |stats| stats.base),
-            created_at: chrono::DateTime::from_timestamp_nanos(info.created_ns).to_rfc3339(),
+            created_at: chrono::DateTime::from_timestamp_nanos(info.created_ns)
+                .to_rfc3339_opts(SecondsFormat::AutoSi, true),
             age_seconds: (now - info.created_ns).max(0) as u64 / 1_000_000_000,
             changed: stats.as_ref().map_or(0, |stats| stats.changed),
             own_bytes: stats.as_ref().map_or(0, |stats| stats.own_bytes),

@@ -15,7 +15,7 @@ use super::progress::Bar;
 use super::text::{count, plain, print, print_json};
 use super::units::format_bytes;
 use crate::audit::note;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::import::{IGNORE_FILES, Ignore, Options, Progress, Report, import};
 use crate::jobs::default_jobs;
 
@@ -68,6 +68,9 @@ struct Shown<'a> {
 
 pub(crate) fn run(store: &StoreArg, args: &ImportArgs) -> Result<ExitCode> {
     // What can be wrong is found before anything is written.
+    if fs::metadata(&args.dir).is_ok_and(|dir| !dir.is_dir()) {
+        return Err(Error::new(ErrorKind::InvalidInput, format!("{} is not a folder", args.dir.display())));
+    }
     let (ignore, refused) = rules(args)?;
     fs::read_dir(&args.dir).map_err(|e| Error::io(e, format!("cannot import {}", args.dir.display())))?;
     let store = open_or_create(&store.path()?)?;

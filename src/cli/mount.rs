@@ -17,6 +17,7 @@ use crate::audit::{Log, note};
 use crate::cache::{Cache, CacheConfig};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fuse::{MountOptions, SessionConfig, serve};
+use crate::layers::effects::Secret;
 use crate::store::Store;
 use crate::vfs::{MountInfo, SealPolicy, Vfs, VfsConfig};
 
@@ -300,6 +301,7 @@ fn mount_and_serve(
             dir: cache_dir.clone(),
         },
     ));
+    let session_secret = args.secret.read()?;
     let info = MountInfo {
         pid: std::process::id(),
         version: env!("CARGO_PKG_VERSION").into(),
@@ -308,6 +310,7 @@ fn mount_and_serve(
         cache_dir,
         log: args.log.clone(),
         started_at: chrono::Utc::now(),
+        session_secret: session_secret.as_ref().map(Secret::fingerprint),
     };
     let config = VfsConfig {
         uid: rustix::process::getuid().as_raw(),
@@ -317,7 +320,7 @@ fn mount_and_serve(
         read_only: session.options.read_only,
         tree_bytes,
         seal: if session.options.read_only { SealPolicy::Manual } else { args.seal },
-        session_secret: args.secret.read()?,
+        session_secret,
     };
     let log = match (config.read_only, args.audit) {
         (true, _) => Log::off(),

@@ -8,7 +8,7 @@ use clap::Args;
 use super::place::{self, Place};
 use super::{StoreArg, audit};
 use crate::audit::note;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 
 /// Rename a fork.
 #[derive(Debug, Args)]
@@ -26,14 +26,8 @@ pub(crate) fn run(store: &StoreArg, args: &MvArgs) -> Result<ExitCode> {
     let MvArgs { name, new_name } = args;
     match place::find(&store)? {
         Place::Mount(mountpoint) => {
-            let forks = mountpoint.join("forks");
-            if forks.join(new_name).exists() {
-                return Err(Error::new(
-                    ErrorKind::AlreadyExists,
-                    format!("there is a fork {new_name:?} already"),
-                ));
-            }
-            std::fs::rename(forks.join(name), forks.join(new_name)).map_err(|e| {
+            let folder = place::fork_folder(&mountpoint, name)?;
+            std::fs::rename(folder, place::new_fork_folder(&mountpoint, new_name)?).map_err(|e| {
                 place::explain(e, format!("cannot rename fork {name:?} to {new_name:?}"), &mountpoint)
             })?;
         }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 
+use super::secret::SecretArg;
 use super::status::read_status;
 use crate::cache::{Cache, CacheConfig};
 use crate::error::{Error, ErrorKind, Result};
@@ -36,7 +37,8 @@ pub(crate) fn find(store: &Arc<Store>) -> Result<Place> {
     for mounted in mounts()?.into_iter().filter(ours) {
         // A mount of somebody else's, or a dead one, says nothing and is passed over.
         if let Ok(status) = read_status(&mounted.path)
-            && status.info.store == store.root()
+            && status.info.store.to_string_lossy() == store.root().to_string_lossy()
+            && status.writes_forks
             && !mounted.options.split(',').any(|option| option == "ro")
         {
             return Ok(Place::Mount(mounted.path));
@@ -72,6 +74,25 @@ pub(crate) fn reader(store: &Arc<Store>) -> Arc<dyn BaseReader> {
     vfs::fork_reader(Arc::clone(store), cache)
 }
 
+/// Fails where a secret was named for a seal that a mount will make with another one.
+pub(crate) fn check_secret(mountpoint: &Path, secret: &SecretArg) -> Result<()> {
+    let Some(secret) = secret.read()? else { return Ok(()) };
+    match read_status(mountpoint)?.info.session_secret {
+        Some(its) if its == secret.fingerprint() => Ok(()),
+        its => Err(Error::new(
+            ErrorKind::InvalidInput,
+            format!(
+                "the store is mounted at {}, which chains ledgers with {}",
+                mountpoint.display(),
+                if its.is_some() { "another secret" } else { "a fresh secret each" }
+            ),
+        )
+        .with_hint(
+            "the secret is the mount's: give it to `pfimg mount`, or unmount, or seal without naming one",
+        )),
+    }
+}
+
 /// What came of sealing or restoring a fork.
 #[derive(Debug, Deserialize)]
 pub(crate) struct Done {
@@ -95,11 +116,7 @@ pub(crate) fn ask(
     doing: &str,
     name: impl FnOnce(&str) -> String,
 ) -> Result<Done> {
-    let folder = mountpoint.join("forks").join(fork);
-    if !folder.exists() {
-        return Err(Error::new(ErrorKind::NotFound, format!("there is no fork {fork:?}"))
-            .with_hint("`pfimg forks` lists them"));
-    }
+    let folder = fork_folder(mountpoint, fork)?;
     let number = fork::GenId::random()?.to_string();
     let made = std::fs::create_dir(folder.join(".snap").join(name(&number)));
     let done = mountpoint.join(format!(".pfimg/done-{number}.json"));
@@ -128,6 +145,28 @@ pub(crate) fn ask(
             Err(Error::new(ErrorKind::Io(None), format!("{doing}: the mount does not say what came of it")))
         }
     }
+}
+
+/// A fork's folder under a mountpoint. What is no fork's name, a path for instance, names none.
+pub(crate) fn fork_folder(mountpoint: &Path, name: &str) -> Result<PathBuf> {
+    let folder = mountpoint.join("forks").join(name);
+    if fork::refuse_fork_name(name).is_some() || !folder.exists() {
+        return Err(Error::new(ErrorKind::NotFound, format!("there is no fork {name:?}"))
+            .with_hint("`pfimg forks` lists them"));
+    }
+    Ok(folder)
+}
+
+/// Where a new fork's folder will be. Fails if it cannot be called so, or one is.
+pub(crate) fn new_fork_folder(mountpoint: &Path, name: &str) -> Result<PathBuf> {
+    if let Some(why) = fork::refuse_fork_name(name) {
+        return Err(Error::new(ErrorKind::InvalidInput, format!("{name:?} cannot be a fork's name: {why}")));
+    }
+    let folder = mountpoint.join("forks").join(name);
+    if folder.exists() {
+        return Err(Error::new(ErrorKind::AlreadyExists, format!("there is a fork {name:?} already")));
+    }
+    Ok(folder)
 }
 
 /// Explains a failed call under a mount, which has nothing but its number to say.

@@ -36,6 +36,7 @@ pub(crate) fn run(store: &StoreArg, args: &RestoreArgs) -> Result<ExitCode> {
     let RestoreArgs { name, seal, .. } = args;
     let done = match place::find(&store)? {
         Place::Mount(mountpoint) => {
+            place::check_secret(&mountpoint, &args.secret)?;
             let doing = format!("cannot put fork {name:?} back to {seal:?}");
             place::ask(&mountpoint, name, &doing, |number| format!(".restore-{number}={seal}"))?
         }

@@ -14,7 +14,7 @@ use super::text::{print, print_json};
 use crate::error::{Error, ErrorKind, Result};
 use crate::recovery;
 use crate::seal::{Sealer, Tag};
-use crate::store::tags::refuse_tag_name;
+use crate::store::tags::refuse_new_tag;
 
 /// Seal a fork: make an image of it as it stands, and print its id.
 #[derive(Debug, Args)]
@@ -40,12 +40,13 @@ pub(crate) fn run(store: &StoreArg, args: &SealArgs) -> Result<ExitCode> {
     let name = &args.name;
     let tag = args.tag.as_deref().map(|name| Tag { name, force: args.force_tag });
     if let Some(tag) = &tag
-        && let Some(why) = refuse_tag_name(tag.name)
+        && let Some(why) = refuse_new_tag(tag.name)
     {
         return Err(Error::new(ErrorKind::InvalidInput, format!("{:?} cannot be a tag: {why}", tag.name)));
     }
     let done = match place::find(&store)? {
         Place::Mount(mountpoint) => {
+            place::check_secret(&mountpoint, &args.secret)?;
             let tag = tag
                 .map_or_else(String::new, |tag| format!("{}{}", if tag.force { '!' } else { '=' }, tag.name));
             place::ask(&mountpoint, name, &format!("cannot seal fork {name:?}"), |number| {

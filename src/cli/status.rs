@@ -1,5 +1,6 @@
 //! `pfimg status`: what is mounted, by whom, and what it did so far.
 
+use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -8,6 +9,7 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::text::{print, print_json};
 use super::units::format_bytes;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fuse::{Mounted, mounts};
@@ -30,6 +32,8 @@ pub(crate) struct Status {
     #[serde(flatten)]
     pub(crate) info: MountInfo,
     images: u64,
+    /// Whether the forks are written through this mount; else another one may.
+    pub(crate) writes_forks: bool,
     counters: Map<String, Value>,
 }
 
@@ -38,7 +42,10 @@ pub(crate) fn read_status(mountpoint: &Path) -> Result<Status> {
     let text = fs::read(&path).map_err(|e| match e.raw_os_error() {
         Some(libc::ENOTCONN) => Error::io(e, format!("the daemon of {} has ended", mountpoint.display()))
             .with_hint("the next `pfimg mount` there clears it, or `pfimg umount` does"),
-        _ => Error::io(e, format!("no store is mounted at {}", mountpoint.display())),
+        Some(libc::ENOENT | libc::ENOTDIR) => {
+            Error::new(ErrorKind::NotFound, format!("no store is mounted at {}", mountpoint.display()))
+        }
+        _ => Error::io(e, format!("cannot ask the mount at {}", mountpoint.display())),
     })?;
     serde_json::from_slice(&text)
         .map_err(|e| Error::new(ErrorKind::Damaged, format!("cannot read {}: {e}", path.display())))
@@ -59,44 +66,42 @@ pub(crate) fn run(args: &StatusArgs) -> Result<ExitCode> {
         }
     }
     if args.json {
-        let json = match (&args.mountpoint, found.pop()) {
-            (Some(_), Some(status)) => serde_json::to_string_pretty(&status),
-            (_, last) => {
-                found.extend(last);
-                serde_json::to_string_pretty(&found)
-            }
-        };
-        println!("{}", json.map_err(|e| Error::new(ErrorKind::Io(None), e.to_string()))?);
-    } else if found.is_empty() && args.mountpoint.is_none() {
-        println!("no store is mounted");
-    } else {
-        for status in &found {
-            print(status);
+        match (&args.mountpoint, found.as_slice()) {
+            (Some(_), [status]) => print_json(status)?,
+            (_, found) => print_json(&found)?,
         }
+    } else if found.is_empty() && args.mountpoint.is_none() {
+        print("no store is mounted\n")?;
+    } else {
+        print(&found.iter().map(lines).collect::<String>())?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn print(status: &Status) {
-    let Status { info, images, counters } = status;
+/// What is said of a mount.
+fn lines(status: &Status) -> String {
+    let Status { info, images, writes_forks, counters } = status;
     let number = |key: &str| counters.get(key).and_then(Value::as_u64).unwrap_or(0);
     let requests: u64 = counters
         .get("requests")
         .and_then(Value::as_object)
         .map_or(0, |r| r.values().filter_map(Value::as_u64).sum());
-    println!("{}", info.mountpoint.display());
-    println!("  store     {} ({images} images)", info.store.display());
-    println!(
+    let mut out = String::new();
+    let _ = writeln!(out, "{}", info.mountpoint.display());
+    let _ = writeln!(out, "  store     {} ({images} images)", info.store.display());
+    let _ = writeln!(
+        out,
         "  daemon    pid {}, version {}, since {}",
         info.pid,
         info.version,
         info.started_at.format("%F %T UTC")
     );
     if let Some(log) = &info.log {
-        println!("  log       {}", log.display());
+        let _ = writeln!(out, "  log       {}", log.display());
     }
-    println!("  requests  {requests}, {} inodes known to the kernel", number("inodes"));
-    println!(
+    let _ = writeln!(out, "  requests  {requests}, {} inodes known to the kernel", number("inodes"));
+    let _ = writeln!(
+        out,
         "  cache     {} in memory, {} in {}, {} blobs filled",
         format_bytes(number("cache_heap_bytes") + number("tree_bytes")),
         format_bytes(number("cache_mapped_bytes")),
@@ -105,8 +110,13 @@ fn print(status: &Status) {
     );
     let (missing, damaged) = (number("missing"), number("damaged"));
     if missing + damaged > 0 {
-        println!(
+        let _ = writeln!(
+            out,
             "  damage    {missing} reads of missing blobs, {damaged} of damaged ones; `pfimg verify` tells which"
         );
     }
+    if !writes_forks {
+        let _ = writeln!(out, "  forks     can only be read here");
+    }
+    out
 }

@@ -6,6 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
+use std::time::SystemTime;
 
 use parking_lot::{Mutex, RwLock};
 use rustix::fs::FlockOperation;
@@ -148,10 +149,12 @@ pub(super) enum Slot {
 /// The forks of a store. One program at a time may write them.
 pub struct Registry {
     pub(super) shared: Arc<Shared>,
-    slots: Mutex<BTreeMap<String, Arc<Mutex<Slot>>>>,
+    pub(super) slots: Mutex<BTreeMap<String, Arc<Mutex<Slot>>>>,
     /// Holds the lock as long as it is open.
     _lock: Option<File>,
     reports: Mutex<Vec<String>>,
+    /// When a head had last come or gone before they were read.
+    pub(super) heads_seen: Option<SystemTime>,
 }
 
 impl std::fmt::Debug for Registry {
@@ -165,7 +168,7 @@ fn no_fork(name: &str) -> Error {
         .with_hint("`pfimg forks` lists them")
 }
 
-fn lock(forks: &Path) -> Result<Option<File>> {
+pub(super) fn lock(forks: &Path) -> Result<Option<File>> {
     let path = forks.join(".lock");
     let failed = |e: io::Error| Error::io(e, format!("cannot open {}", path.display()));
     let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(failed)?;
@@ -190,6 +193,16 @@ impl Registry {
             }
             held = lock(&forks)?;
         }
+        Self::with_lock(forks, reader, options, held)
+    }
+
+    pub(super) fn with_lock(
+        forks: PathBuf,
+        reader: Arc<dyn BaseReader>,
+        options: Options,
+        held: Option<File>,
+    ) -> Result<Self> {
+        let heads_seen = super::follow::changed_at(&forks.join("heads"));
         let mut writable = held.is_some();
         if writable || forks.join("format.json").exists() {
             writable &= head::check_format(&forks, writable)?;
@@ -204,7 +217,8 @@ impl Registry {
             generations: Mutex::default(),
             refs: Mutex::default(),
         });
-        let this = Self { shared, slots: Mutex::default(), _lock: held, reports: Mutex::default() };
+        let (slots, reports) = <(Mutex<_>, Mutex<_>)>::default();
+        let this = Self { shared, slots, _lock: held, reports, heads_seen };
         this.read_heads()?;
         if writable {
             this.collect();

@@ -111,8 +111,11 @@ pub(super) fn prepare(path: &Path) -> Result<()> {
             (false, false) => {}
         }
     }
-    let metadata =
-        fs::metadata(path).map_err(|e| Error::io(e, format!("cannot use {shown} as a mountpoint")))?;
+    let metadata = fs::metadata(path).map_err(|e| {
+        let absent = e.kind() == std::io::ErrorKind::NotFound;
+        let failed = Error::io(e, format!("cannot use {shown} as a mountpoint"));
+        if absent { failed.with_hint(format!("`mkdir -p {shown}` makes it")) } else { failed }
+    })?;
     if metadata.is_dir() {
         Ok(())
     } else {

@@ -23,6 +23,9 @@ const TELL: u32 = 3;
 /// How often forks are tidied up.
 const TIDY: Duration = Duration::from_secs(5);
 
+/// How often is looked whether another mount changed the forks, where one writes them.
+const FOLLOW: Duration = Duration::from_millis(500);
+
 /// How often forks are looked at that may have to be sealed.
 const SEAL: Duration = Duration::from_millis(250);
 
@@ -38,6 +41,7 @@ impl Watcher {
         let mut this = Self { stop: Arc::default(), threads: Vec::new() };
         let (mut images, mut tags) = (0, 0);
         let (tidied, sealed, told) = (Arc::clone(&vfs), Arc::clone(&vfs), notifier.clone());
+        let (follower, follows, mut before) = (Arc::clone(&vfs), notifier.clone(), Vec::new());
         this.every("pfimg-watch", LOOK, move || {
             let changes = vfs.changes(&mut watched);
             // No lock is held here. An inode the kernel does not know is an error that means nothing.
@@ -67,6 +71,13 @@ impl Watcher {
         this.every("pfimg-tidy", TIDY, move || tidied.keep_house())?;
         // So is this: a seal reads and compresses all that was written.
         this.every("pfimg-seal", SEAL, move || tell(&told, &sealed.seal_due()))?;
+        this.every("pfimg-follow", FOLLOW, move || {
+            let stale = follower.follow_forks();
+            // What was under way meanwhile can reach the kernel's cache after the first time.
+            tell(&follows, &before);
+            tell(&follows, &stale);
+            before = stale;
+        })?;
         Ok(this)
     }
 

@@ -214,11 +214,7 @@ fn read_layer(store: &Store, file: LayerFile, digest: &Digest) -> Read {
                 blobs.push(criu.criu_dump);
             }
         }),
-        LayerFile::EffectsLedger => Effects::parse(&bytes).map(|effects| {
-            if let Effects::Merged(merged) = effects {
-                blobs.extend([merged.parent_a, merged.parent_b, merged.ancestor]);
-            }
-        }),
+        LayerFile::EffectsLedger => Effects::references(&bytes).map(|referred| blobs.extend(referred)),
         _ => Ok(()),
     };
     match read {

@@ -167,6 +167,16 @@ impl Effects {
         }
     }
 
+    /// The ledgers that a blob of `effects.ledger` refers to. Only a merge does: the lines of another ledger may be no entries,
+    /// as they may be after a seal.
+    pub fn references(bytes: &[u8]) -> Result<Vec<Digest>, FormatError> {
+        match Self::parse(bytes) {
+            Ok(Self::Merged(merged)) => Ok(vec![merged.parent_a, merged.parent_b, merged.ancestor]),
+            Err(error) if bytes.windows(MERGED.len()).any(|word| word == MERGED.as_bytes()) => Err(error),
+            Ok(Self::Empty | Self::Ledger(_)) | Err(_) => Ok(Vec::new()),
+        }
+    }
+
     /// Writes the blob. Entries come out byte for byte.
     pub fn to_bytes(&self) -> Vec<u8> {
         match self {
@@ -250,6 +260,12 @@ impl Secret {
     /// Whether this stands for a secret that was held back: a ledger that was read through a mount has it.
     pub fn is_redacted(&self) -> bool {
         self.0 == REDACTED
+    }
+
+    /// Tells secrets apart without telling them: the first 16 hex digits of the SHA-256 of a label and the key.
+    pub fn fingerprint(&self) -> String {
+        let key = self.key().unwrap_or_default();
+        Digest::of(&[b"pfimg session secret\0", &key[..]].concat()).hex()[..16].to_owned()
     }
 
     /// The key, if this is hex; blanks around it do not count, as with `pf`.

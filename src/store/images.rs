@@ -192,6 +192,12 @@ impl Images {
             });
         }
         let digits = text.strip_prefix("sha256:");
+        // Even if there is a tag that looks like it, as `pf` makes them.
+        if let Ok(id) = Digest::from_hex(text)
+            && self.contains(&id)
+        {
+            return Ok(id);
+        }
         if digits.is_none() {
             match tags.get(text) {
                 Ok(id) if self.contains(&id) => return Ok(id),

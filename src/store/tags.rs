@@ -43,6 +43,12 @@ pub fn refuse_tag_name(name: &str) -> Option<&'static str> {
     }
 }
 
+/// Says why no tag of this name can be made, or nothing if one can. `pf` makes tags that look like ids; this program reads
+/// them, but makes none: the id would be taken for the tag.
+pub fn refuse_new_tag(name: &str) -> Option<&'static str> {
+    refuse_tag_name(name).or_else(|| Digest::from_hex(name).is_ok().then_some("it is the id of an image"))
+}
+
 /// The tags of one store.
 pub struct Tags {
     dir: PathBuf,
@@ -108,7 +114,7 @@ impl Tags {
 
     /// Names an image. Durable and atomic; an existing tag of that name is replaced only if `force`.
     pub fn set(&self, name: &str, image: &Digest, force: bool) -> Result<()> {
-        if let Some(why) = refuse_tag_name(name) {
+        if let Some(why) = refuse_new_tag(name) {
             return Err(Error::new(ErrorKind::InvalidInput, format!("{name:?} cannot be a tag: {why}")));
         }
         let path = self.dir.join(name);
@@ -140,7 +146,7 @@ impl Tags {
     /// Gives a tag another name. One that has the new name is replaced only if `replace`.
     pub fn rename(&self, name: &str, new_name: &str, replace: bool) -> Result<()> {
         self.get(name)?;
-        if let Some(why) = refuse_tag_name(new_name) {
+        if let Some(why) = refuse_new_tag(new_name) {
             return Err(Error::new(ErrorKind::InvalidInput, format!("{new_name:?} cannot be a tag: {why}")));
         }
         let (from, to) = (self.dir.join(name), self.dir.join(new_name));

@@ -4,12 +4,12 @@
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 use serde_json::{Map, json};
 
 use super::inode::Node;
@@ -19,7 +19,7 @@ use crate::error::ErrorKind;
 /// Names in `.pfimg/`.
 pub(super) const DOCS: [&str; 4] = ["audit.json", "events.jsonl", "metrics", "status.json"];
 
-/// What a mount knows of itself.
+/// What a mount knows of itself. As JSON, bytes of a path that are no UTF-8 are shown as U+FFFD.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct MountInfo {
     /// Process id of the daemon.
@@ -27,15 +27,33 @@ pub struct MountInfo {
     /// Version of this program.
     pub version: String,
     /// The store's folder.
+    #[serde(serialize_with = "lossy")]
     pub store: PathBuf,
     /// Where it is mounted.
+    #[serde(serialize_with = "lossy")]
     pub mountpoint: PathBuf,
     /// Where decompressed blobs are kept.
+    #[serde(serialize_with = "lossy")]
     pub cache_dir: PathBuf,
     /// Where the log goes; nothing if to the terminal.
+    #[serde(serialize_with = "lossy_option")]
     pub log: Option<PathBuf>,
     /// Since when, in RFC 3339.
     pub started_at: chrono::DateTime<chrono::Utc>,
+    /// [`Secret::fingerprint`] of what chains ledgers at a seal; nothing where each has a secret of its own.
+    ///
+    /// [`Secret::fingerprint`]: crate::layers::effects::Secret::fingerprint
+    #[serde(default)]
+    pub session_secret: Option<String>,
+}
+
+fn lossy<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&path.to_string_lossy())
+}
+
+#[allow(clippy::ref_option)]
+fn lossy_option<S: Serializer>(path: &Option<PathBuf>, serializer: S) -> Result<S::Ok, S::Error> {
+    path.as_ref().map(|path| path.to_string_lossy()).serialize(serializer)
 }
 
 /// How long a version stands for its name while nobody has read it.
@@ -102,6 +120,7 @@ impl Vfs {
             .collect();
         let mut status = json!(info);
         status["images"] = json!(self.catalog.ids().map_or(0, |ids| ids.len()));
+        status["writes_forks"] = json!(self.writes_forks());
         status["counters"] = json!({
             "requests": requests,
             "inodes": self.inodes.len(),

@@ -1,14 +1,15 @@
 //! `forks/` and `work/`: which forks there are, and how they come and go.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
 
 use super::forked::{Mounted, Slot};
-use super::inode::hash_bytes;
+use super::inode::{Fixed, hash_bytes};
 use super::reader::Reader;
+use super::snap::Stale;
 use super::top::logged;
 use super::{Entry, Outcome, Vfs};
 use crate::audit::note;
@@ -26,6 +27,7 @@ pub(super) struct Forks {
     reader: Arc<Reader>,
     read_only: bool,
     slots: Mutex<Slots>,
+    lengths: Mutex<fork::Lengths>,
 }
 
 #[derive(Default)]
@@ -38,8 +40,13 @@ struct Slots {
 impl Slots {
     /// A fork's slot: the same after a remount, unless it was taken by another one.
     fn of(&mut self, fork: &Arc<Fork>, known: impl FnOnce() -> HashSet<Slot>) -> Option<Slot> {
-        if let Some(slot) = self.by_uid.get(fork.uid()) {
-            return Some(*slot);
+        if let Some(slot) = self.by_uid.get(fork.uid()).copied() {
+            if self.taken.get(&slot).is_some_and(|taken| taken.as_ref().is_some_and(|t| Arc::ptr_eq(t, fork)))
+            {
+                return Some(slot);
+            }
+            // It was read anew: what the kernel knows of it may be another.
+            self.discard(fork.uid());
         }
         if self.taken.len() >= usize::from(SLOTS) {
             // Never one of which an inode is left: its number would mean a file of another fork.
@@ -53,6 +60,11 @@ impl Slots {
         Some(free)
     }
 
+    fn discard_all(&mut self) {
+        self.by_uid.clear();
+        self.taken.values_mut().for_each(|fork| *fork = None);
+    }
+
     /// Gives a discarded fork's slot back as soon as it can be.
     fn discard(&mut self, uid: &str) {
         if let Some(fork) = self.by_uid.remove(uid).and_then(|slot| self.taken.get_mut(&slot)) {
@@ -63,7 +75,8 @@ impl Slots {
 
 impl Forks {
     pub(super) fn new(reader: Arc<Reader>, read_only: bool) -> Self {
-        Self { registry: Mutex::new(None), reader, read_only, slots: Mutex::default() }
+        let (registry, slots, lengths) = Default::default();
+        Self { registry, reader, read_only, slots, lengths }
     }
 
     /// Forks that were looked at.
@@ -101,11 +114,8 @@ impl Vfs {
         if !make && !self.store.root().join("forks").is_dir() {
             return Ok(None);
         }
-        let owner = (self.config.uid, self.config.gid);
-        let reader: Arc<dyn fork::BaseReader> = self.forks.reader.clone();
         let open = |read_only| {
-            let options = fork::Options { owner, read_only, ..fork::Options::default() };
-            Registry::open(self.store.root(), Arc::clone(&reader), options)
+            Registry::open(self.store.root(), self.forks.reader.clone(), self.fork_options(read_only))
         };
         let opened = match open(self.forks.read_only) {
             // A store that cannot be written: its forks can be read all the same.
@@ -115,23 +125,64 @@ impl Vfs {
                 tracing::warn!("forks are read-only: {error}");
                 open(true)?
             }
+            Ok(opened) if !opened.is_writable() && !self.forks.read_only => {
+                tracing::warn!("another mount of this store writes its forks: here they are read-only");
+                opened
+            }
             other => other?,
         };
-        if !opened.is_writable() && !self.forks.read_only {
-            tracing::warn!("another mount of this store writes its forks: here they are read-only");
-        }
         Ok(Some(Arc::clone(registry.insert(Arc::new(opened)))))
     }
 
-    /// Names of all forks.
-    pub(super) fn fork_names(&self) -> Vec<String> {
-        match self.registry(false) {
-            Ok(registry) => registry.map_or_else(Vec::new, |registry| registry.names()),
+    fn fork_options(&self, read_only: bool) -> fork::Options {
+        let owner = (self.config.uid, self.config.gid);
+        fork::Options { owner, read_only, ..fork::Options::default() }
+    }
+
+    /// Where another program writes the forks: has them shown as they are now, and written here once nobody does any more.
+    /// To be called now and then, by one thread. Returns what the kernel has to be told. What it knows of a fork goes on
+    /// showing that as it was.
+    pub fn follow_forks(&self) -> Vec<Stale> {
+        let Some(old) = self.forks.registry.lock().clone().filter(|registry| !registry.is_writable()) else {
+            return Vec::new();
+        };
+        let newer = old.newer(self.fork_options(self.forks.read_only), &mut self.forks.lengths.lock());
+        let new = match newer {
+            Ok(Some(new)) => new,
+            Ok(None) => return Vec::new(),
             Err(error) => {
-                logged(error);
-                Vec::new()
+                tracing::debug!("cannot read the forks anew: {error}");
+                return Vec::new();
             }
+        };
+        if new.is_writable() {
+            tracing::info!("the program that wrote this store's forks has ended: they are written here now");
         }
+        let names: BTreeSet<String> = old.names().into_iter().chain(new.names()).collect();
+        {
+            let mut registry = self.forks.registry.lock();
+            self.forks.slots.lock().discard_all();
+            *registry = Some(Arc::new(new));
+        }
+        let folders = [Fixed::Forks, Fixed::Work].map(Fixed::ino);
+        let names = folders
+            .iter()
+            .flat_map(|folder| names.iter().map(|name| Stale::Name(*folder, name.clone().into_bytes())));
+        names.chain(folders.map(Stale::Inode)).collect()
+    }
+
+    /// Whether forks are, or would be, written by this mount.
+    pub(super) fn writes_forks(&self) -> bool {
+        match self.registry(false) {
+            Ok(Some(registry)) => registry.is_writable(),
+            Ok(None) => !self.forks.read_only,
+            Err(_) => false,
+        }
+    }
+
+    /// Names of all forks.
+    pub(super) fn fork_names(&self) -> Result<Vec<String>> {
+        Ok(self.registry(false)?.map_or_else(Vec::new, |registry| registry.names()))
     }
 
     /// A fork by its name.

@@ -170,7 +170,7 @@ impl Vfs {
             }
             Fixed::Forks | Fixed::Work => {
                 let kind = if dir == Fixed::Forks { Kind::Dir } else { Kind::Symlink };
-                let names = self.fork_names();
+                let names = self.fork_names().map_err(logged)?;
                 list_changing(names.iter().map(|name| (name.as_str(), kind)), cookie, emit);
             }
             Fixed::Control => {

@@ -10,7 +10,7 @@ use crate::audit::note;
 use crate::error::{Error, ErrorKind, Posix, Result};
 use crate::fork::{NewFile, RenameMode};
 use crate::layers::world::Kind;
-use crate::store::{Digest, tags::refuse_tag_name};
+use crate::store::{Digest, tags::refuse_new_tag};
 
 /// Logs why something was refused that looked as if it could work, and gives the kind.
 fn refused(kind: ErrorKind, why: &str) -> ErrorKind {
@@ -85,7 +85,7 @@ impl Vfs {
 
     fn set_tag(&self, name: &str, target: &[u8]) -> Result<Digest> {
         use std::os::unix::ffi::OsStrExt;
-        if let Some(why) = refuse_tag_name(name) {
+        if let Some(why) = refuse_new_tag(name) {
             return Err(Error::new(ErrorKind::InvalidInput, format!("{name:?} cannot be a tag: {why}")));
         }
         let target = Path::new(std::ffi::OsStr::from_bytes(target));

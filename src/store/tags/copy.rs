@@ -3,7 +3,7 @@
 //! A blob is stored once under its digest, so that a "hard link" of it is the blob itself, found where it was. What is
 //! new of a copy is one small file that names the image.
 
-use super::{Digest, refuse_tag_name};
+use super::{Digest, refuse_new_tag};
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::Store;
 
@@ -104,7 +104,7 @@ pub fn plan_copy(registry: &[ManifestView], src: &str, dst: &str) -> Result<Copy
     if let Some(why) = refuse_source(src) {
         return Err(CopyError::InvalidTag(src.to_owned(), why));
     }
-    if let Some(why) = refuse_tag_name(dst) {
+    if let Some(why) = refuse_new_tag(dst) {
         return Err(CopyError::InvalidTag(dst.to_owned(), why));
     }
     let find = |tag: &str| registry.iter().find(|view| view.tag == tag);
