@@ -83,12 +83,39 @@ fn a_folder_made_in_snap_is_a_seal_of_that_name() {
         fs::read_link(mount.join("tags/azure")).unwrap(),
         fs::read_link(mount.join("tags/blue")).unwrap()
     );
+    assert_eq!(snaps(&mount, "f"), ["green", "azure", "blue"], "each of its names");
     assert!(
         !fs::read_dir(mount.join("forks/f")).unwrap().any(|e| e.unwrap().file_name() == ".snap"),
         "unlisted"
     );
     verify(&store);
     mount.unmount();
+}
+
+#[test]
+fn a_fork_that_was_sealed_before_anything_changed_can_be_put_back_to_that() {
+    let (store, id) = small_store();
+    let mount = manual(&store);
+    let world = fork(&mount, "f", &id);
+    let snap = mount.join("forks/f/.snap");
+    fs::create_dir(snap.join("start")).unwrap();
+    assert_eq!(snaps(&mount, "f"), ["start"]);
+    assert!(fs::read_link(snap.join("start")).unwrap().ends_with(&id));
+    fs::write(world.join("new"), "new").unwrap();
+    let sealed = seal(&store, &["f"]);
+    assert_ne!(sealed, id);
+    pfimg_on(store.root(), ["restore", "f", "start"]).exits(0);
+    assert!(!world_of(&mount, "f").join("new").exists());
+    pfimg_on(store.root(), ["restore", "f", &sealed[..12]]).exits(0);
+    assert_eq!(fs::read(world_of(&mount, "f").join("new")).unwrap(), b"new");
+    // It was there before the fork, which does not own it: thinning its seals must not take it.
+    pfimg_on(store.root(), ["untag", "start"]).exits(0);
+    pfimg_on(store.root(), ["prune", "--keep-last", "1"]).exits(0);
+    assert!(mount.image(&id).exists());
+    assert_eq!(snaps(&mount, "f").len(), 2);
+    verify(&store);
+    mount.unmount();
+    pfimg_on(store.root(), ["restore", "f", &id]).exits(0);
 }
 
 #[test]

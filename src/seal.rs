@@ -30,7 +30,7 @@ use crate::oracle::{Transfer, TransferKind, TransferOracle, TransferState};
 use crate::store::manifest::{
     Agent, CacheRefs, EffectsRefs, MEDIA_TYPE, ModelRefs, SCHEMA_VERSION, TraceRefs, WorldRefs,
 };
-use crate::store::tags::refuse_tag_name;
+use crate::store::tags::refuse_new_tag;
 use crate::store::{Batch, Digest, LayerFile, Manifest, MarkerError, Store};
 use content::Job;
 use layers::Stored;
@@ -183,7 +183,7 @@ impl Sealer {
 
     fn check_tag(&self, tag: &Tag<'_>) -> Result<()> {
         let name = tag.name;
-        if let Some(why) = refuse_tag_name(name) {
+        if let Some(why) = refuse_new_tag(name) {
             return Err(Error::new(ErrorKind::InvalidInput, format!("{name:?} cannot be a tag: {why}")));
         }
         if !tag.force && self.store.tags().names()?.iter().any(|taken| taken == name) {
@@ -203,6 +203,10 @@ impl Sealer {
     ) -> Result<(Sealed, Result<()>)> {
         let changed = if everything { fork.is_unlike_its_image() } else { fork.is_changed() };
         if let (Some(image), false) = (fork.base(), changed) {
+            if !everything {
+                // Whoever seals it wants to come back to it.
+                fork.note_found(&image)?;
+            }
             let sealed = Sealed { image, new: false, changed: Vec::new(), reports: Vec::new(), frozen: None };
             return Ok((sealed, self.tag(tag, &image)));
         }

@@ -113,9 +113,10 @@ fn read(forks: &Path, (heads, generations): Listing) -> References {
     found
 }
 
-/// Images in a fork's list of seals.
+/// Images that a fork's list of seals says were made of it.
 fn seals(path: &Path) -> Vec<Digest> {
-    super::seals::parse(&fs::read(path).unwrap_or_default()).into_iter().map(|seal| seal.image).collect()
+    let seals = super::seals::parse(&fs::read(path).unwrap_or_default());
+    seals.into_iter().filter(|seal| seal.made).map(|seal| seal.image).collect()
 }
 
 /// Adds the blobs that a journal refers to.

@@ -2,8 +2,10 @@
 //!
 //! ```text
 //! sha256:<hex64> <nanoseconds since 1970>
+//! sha256:<hex64> <nanoseconds since 1970> found
 //! ```
-//! A line is written before its image, so that none is missing after a crash; a line without an image means nothing.
+//! A line is written before its image, so that none is missing after a crash; a line without an image means nothing. `found`
+//! says that the fork rested on the image, unchanged, when it was sealed: it can be put back to it, but did not make it.
 
 use std::fs::{self, File};
 use std::io;
@@ -12,13 +14,18 @@ use super::live::{Fork, now};
 use crate::error::{Error, Result};
 use crate::store::Digest;
 
-/// An image that was made of a fork.
+/// Behind the time of an image that was there before its fork was sealed.
+const FOUND: &str = "found";
+
+/// What a fork was sealed as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Seal {
     /// The image.
     pub image: Digest,
     /// When, in nanoseconds since 1970.
     pub at_ns: i64,
+    /// Whether it was made of the fork. Else the fork was unchanged when it was sealed.
+    pub made: bool,
 }
 
 impl Fork {
@@ -28,6 +35,18 @@ impl Fork {
 
     /// Writes down that an image is about to be made of the fork.
     pub(crate) fn note_seal(&self, image: &Digest) -> Result<()> {
+        self.note(&format!("{image} {}", now()))
+    }
+
+    /// Has the image on which the fork rests unchanged be one of its seals, if it is none.
+    pub(crate) fn note_found(&self, image: &Digest) -> Result<()> {
+        if self.seals()?.iter().any(|seal| seal.image == *image) {
+            return Ok(());
+        }
+        self.note(&format!("{image} {} {FOUND}", now()))
+    }
+
+    fn note(&self, line: &str) -> Result<()> {
         let path = self.seals_path();
         let write = || {
             if let Some(dir) = path.parent() {
@@ -35,7 +54,7 @@ impl Fork {
             }
             let file = File::options().create(true).append(true).open(&path)?;
             // In front as well: a line that was cut off must not run into this one.
-            let line = format!("\n{image} {}\n", now());
+            let line = format!("\n{line}\n");
             let end = file.metadata()?.len();
             let mut done = 0;
             while done < line.len() {
@@ -49,7 +68,7 @@ impl Fork {
         write().map_err(|e| Error::io(e, format!("cannot write {}", path.display())))
     }
 
-    /// Images that were made of the fork, oldest first; each once, at its latest. They may be gone from the store.
+    /// What the fork was sealed as, oldest first. The images may be gone from the store.
     pub fn seals(&self) -> Result<Vec<Seal>> {
         let path = self.seals_path();
         let text = match fs::read(&path) {
@@ -79,8 +98,14 @@ impl Fork {
 /// The images of a list, oldest first. Lines that are none are passed over.
 pub(super) fn parse(text: &[u8]) -> Vec<Seal> {
     let seal = |line: &str| {
-        let (image, at) = line.split_once(' ')?;
-        Some(Seal { image: image.parse().ok()?, at_ns: at.parse().ok()? })
+        let mut words = line.split(' ');
+        let (image, at_ns) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
+        let made = match (words.next(), words.next()) {
+            (None, _) => true,
+            (Some(FOUND), None) => false,
+            _ => return None,
+        };
+        Some(Seal { image, at_ns, made })
     };
     String::from_utf8_lossy(text).lines().filter_map(seal).collect()
 }

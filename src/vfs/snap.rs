@@ -36,6 +36,9 @@ pub(super) const NAME: &[u8] = b".snap";
 /// Its number in its fork: one of those that no file gets.
 const SNAP: fork::Ino = fork::Ino(9);
 
+/// Tags of one seal that are listed.
+const NAMES: u64 = 1 << 16;
+
 /// Outcomes that are remembered for whoever asked.
 const REMEMBERED: usize = 256;
 
@@ -163,21 +166,22 @@ impl Vfs {
                 tags.push((image, name));
             }
         }
-        // Only added to, so that the place in the list tells where to go on. Two dots come first.
-        for (at, seal) in
-            seals.iter().enumerate().skip(usize::try_from(cookie).map_or(0, |c| c.saturating_sub(2)))
-        {
-            let tag = tags.iter().find(|(image, _)| *image == seal.image);
-            let name = tag.map_or_else(|| seal_name(seal), |(_, tag)| tag.clone());
-            let cookie = at as u64 + 3;
-            if !emit(DirEntry {
-                ino: cookie,
-                cookie,
-                kind: Kind::Symlink,
-                name: name.as_bytes(),
-                entry: None,
-            }) {
-                break;
+        // Seals are only added, so that the place in the list tells where to go on. Two dots come first.
+        let (first, named) = (cookie.saturating_sub(3) / NAMES, cookie.saturating_sub(3) % NAMES);
+        for (at, seal) in seals.iter().enumerate().skip(usize::try_from(first).unwrap_or(usize::MAX)) {
+            let tags = tags.iter().filter(|(image, _)| *image == seal.image).map(|(_, tag)| tag.clone());
+            let mut names: Vec<String> = tags.collect();
+            if names.is_empty() {
+                names.push(seal_name(seal));
+            }
+            let at = at as u64;
+            let told = if at == first && cookie > 2 { named + 1 } else { 0 };
+            for (which, name) in (0..NAMES).zip(&names).skip(told as usize) {
+                let cookie = 3 + at * NAMES + which;
+                let (kind, name) = (Kind::Symlink, name.as_bytes());
+                if !emit(DirEntry { ino: cookie, cookie, kind, name, entry: None }) {
+                    return Ok(());
+                }
             }
         }
         Ok(())
@@ -265,9 +269,9 @@ impl Vfs {
                 self.forget_unless_known(mounted, *ino);
                 stale.push(Stale::Inode(fork_number(mounted.slot, *ino)));
             }
-            stale.push(Stale::Inode(Self::snap_number(mounted)));
             stale.extend(self.listings_of_images().into_iter().map(Stale::Inode));
         }
+        stale.push(Stale::Inode(Self::snap_number(mounted)));
         if tag.is_some() {
             stale.push(Stale::Inode(Fixed::Tags.ino()));
         }
