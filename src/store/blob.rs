@@ -16,6 +16,7 @@ use sha2::Digest as _;
 use super::Digest;
 use super::decode::{Hashing, Sink, check, decode_exact, decode_stream};
 use super::io::StoreIo;
+use super::unsynced::Unsynced;
 use super::write::TempNames;
 use crate::error::{Error, ErrorKind};
 
@@ -153,6 +154,7 @@ pub struct Blobs {
     root: PathBuf,
     io: Arc<dyn StoreIo>,
     temp_names: TempNames,
+    unsynced: Unsynced,
 }
 
 impl std::fmt::Debug for Blobs {
@@ -163,7 +165,12 @@ impl std::fmt::Debug for Blobs {
 
 impl Blobs {
     pub(super) fn new(store: &Path, io: Arc<dyn StoreIo>) -> Self {
-        Self { root: store.join("blobs").join("sha256"), io, temp_names: TempNames::default() }
+        Self {
+            root: store.join("blobs").join("sha256"),
+            io,
+            temp_names: TempNames::default(),
+            unsynced: Unsynced::default(),
+        }
     }
 
     /// The folder of shards.
@@ -173,6 +180,10 @@ impl Blobs {
 
     pub(super) fn io(&self) -> &dyn StoreIo {
         &*self.io
+    }
+
+    pub(super) fn unsynced(&self) -> &Unsynced {
+        &self.unsynced
     }
 
     pub(super) fn temp_names(&self) -> &TempNames {

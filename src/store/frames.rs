@@ -69,7 +69,7 @@ pub struct Edited {
     pub digest: Digest,
     /// Its content.
     pub bytes: Vec<u8>,
-    /// As it is stored, if it is large: what is stored next may have frames of it.
+    /// As it is stored, if it was stored just now: what is stored next may have frames of it.
     pub packed: Option<Packed>,
 }
 
@@ -90,8 +90,9 @@ fn frames(packed: &[u8]) -> Vec<Frame> {
     found
 }
 
-/// Compresses `text` in frames, taking over those of `old` whose content it has.
-fn pack(text: &[u8], old: &Packed, taken: &[Taken]) -> io::Result<Packed> {
+/// Compresses `text` in frames, taking over those of `old` whose content it has. What they hold is looked at unless they are
+/// `known` to be right: a frame that was damaged on the disk would make one blob after the other wrong.
+fn pack(text: &[u8], old: &Packed, known: bool, taken: &[Taken]) -> io::Result<Packed> {
     let mut out = Packed::default();
     out.bytes.reserve(old.bytes.len() + TOO_SHORT);
     out.frames.reserve(old.frames.len());
@@ -108,6 +109,11 @@ fn pack(text: &[u8], old: &Packed, taken: &[Taken]) -> io::Result<Packed> {
         // What is left in between goes along with what comes behind it.
         let short = at > done && at - done < TOO_SHORT;
         if at < done || short {
+            continue;
+        }
+        let content = &text[at..at + (end - start)];
+        let right = |frame| zstd::bulk::decompress(frame, end - start).is_ok_and(|found| found == content);
+        if !known && !right(&old.bytes[frame.packed.clone()]) {
             continue;
         }
         fill(&mut out, &text[done..at])?;
@@ -142,11 +148,26 @@ impl Blobs {
         packed: Option<&Packed>,
         stretches: &[Range<usize>],
     ) -> Result<Vec<Vec<u8>>> {
-        let path = self.path(digest);
-        let failed = |e| Error::io(e, format!("cannot read blob {digest}"));
         if stretches.is_empty() {
             return Ok(Vec::new());
         }
+        if packed.is_some()
+            && let Ok(read) = self.read_stretches_in(digest, packed, stretches)
+        {
+            return Ok(read);
+        }
+        // It may have been stored otherwise since.
+        self.read_stretches_in(digest, None, stretches)
+    }
+
+    fn read_stretches_in(
+        &self,
+        digest: &Digest,
+        packed: Option<&Packed>,
+        stretches: &[Range<usize>],
+    ) -> Result<Vec<Vec<u8>>> {
+        let path = self.path(digest);
+        let failed = |e| Error::io(e, format!("cannot read blob {digest}"));
         let own;
         let (packed, file) = if let Some(packed) = packed {
             (packed, Some(File::open(&path).map_err(failed)?))
@@ -208,8 +229,8 @@ impl Blobs {
 }
 
 impl Batch<'_> {
-    /// Stores a document that is made of `base`'s, whose content the caller has verified; `packed` is that blob as it is
-    /// stored, if it is known.
+    /// Stores a document that is made of `base`'s, whose content the caller has verified; `packed` is that blob as this program
+    /// has stored it, if it is known.
     pub fn put_edited(&self, draft: &Draft<'_>, base: Option<(&Digest, Option<&Packed>)>) -> Result<Edited> {
         let edited = match base {
             Some((base, packed)) if draft.len() >= WORTH_A_THREAD => self.put_large(draft, base, packed)?,
@@ -217,11 +238,13 @@ impl Batch<'_> {
                 let bytes = draft.bytes();
                 let digest = Digest::of(&bytes);
                 let blobs = self.store().blobs();
+                let mut stored = None;
                 if !blobs.holds(&digest, &bytes) {
-                    let old = base.map(|(base, _)| self.packed(base)).unwrap_or_default();
-                    blobs.put_compressed(&digest, &self.pack_edited(draft, &bytes, &old)?.bytes)?;
+                    let packed = self.pack_edited(draft, &bytes, base)?;
+                    blobs.put_compressed(&digest, &packed.bytes)?;
+                    stored = Some(packed);
                 }
-                Edited { digest, bytes, packed: None }
+                Edited { digest, bytes, packed: stored }
             }
         };
         self.rely_on(edited.digest);
@@ -242,14 +265,7 @@ impl Batch<'_> {
                 });
             }
             let bytes = draft.bytes();
-            let read;
-            let old = if let Some(packed) = packed {
-                packed
-            } else {
-                read = self.packed(base);
-                &read
-            };
-            let packed = self.pack_edited(draft, &bytes, old)?;
+            let packed = self.pack_edited(draft, &bytes, Some((base, packed)))?;
             // The disk has time for it now: hashing takes longer, and the commit would wait for it.
             let temp = blobs.write_synced(base, &packed.bytes).map_err(|e| {
                 let beside = blobs.path(base);
@@ -273,9 +289,22 @@ impl Batch<'_> {
         Packed::of(std::fs::read(self.store().blobs().path(digest)).unwrap_or_default())
     }
 
-    fn pack_edited(&self, draft: &Draft<'_>, bytes: &[u8], old: &Packed) -> Result<Packed> {
+    fn pack_edited(
+        &self,
+        draft: &Draft<'_>,
+        bytes: &[u8],
+        base: Option<(&Digest, Option<&Packed>)>,
+    ) -> Result<Packed> {
         let blobs = self.store().blobs();
-        pack(bytes, old, &draft.taken())
+        let read;
+        let (old, known) = match base {
+            Some((_, Some(packed))) => (packed, true),
+            other => {
+                read = other.map(|(base, _)| self.packed(base)).unwrap_or_default();
+                (&read, false)
+            }
+        };
+        pack(bytes, old, known, &draft.taken())
             .map_err(|e| Error::io(e, format!("cannot compress a blob for {}", blobs.root().display())))
     }
 }
@@ -306,7 +335,7 @@ mod tests {
     #[test]
     fn only_frames_that_changed_are_compressed_again() {
         let old = lines(20_000);
-        let packed = pack(&old, &Packed::default(), &[]).unwrap();
+        let packed = pack(&old, &Packed::default(), false, &[]).unwrap();
         assert_eq!(zstd::decode_all(&packed.bytes[..]).unwrap(), old);
         assert!(packed.frames.len() > 8);
         let mut draft = Draft::of(&old);
@@ -314,7 +343,7 @@ mod tests {
         draft.take(0, 700_000);
         draft.put(b"a few bytes more than that");
         draft.take(700_010, old.len() - 700_010);
-        let again = pack(&draft.bytes(), &packed, &draft.taken()).unwrap();
+        let again = pack(&draft.bytes(), &packed, false, &draft.taken()).unwrap();
         assert_eq!(zstd::decode_all(&again.bytes[..]).unwrap(), draft.bytes());
         let known: Vec<&[u8]> =
             packed.frames.iter().map(|frame| &packed.bytes[frame.packed.clone()]).collect();
@@ -347,7 +376,7 @@ mod tests {
         }
         std::fs::write(store.blobs().path(&digest), zstd::encode_all(&text[..], 3).unwrap()).unwrap();
         assert_eq!(store.blobs().read_stretches(&digest, None, &stretches).unwrap(), expected);
-        store.blobs().read_stretches(&digest, Some(&packed), &stretches).unwrap_err();
+        assert_eq!(store.blobs().read_stretches(&digest, Some(&packed), &stretches).unwrap(), expected);
     }
 
     #[test]

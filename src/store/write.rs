@@ -180,6 +180,7 @@ impl Blobs {
         };
         renamed.map_err(|e| Error::io(e, format!("cannot write blob {digest}")))?;
         self.temp_names().done_with(temp);
+        self.unsynced().written(*digest);
         Ok(())
     }
 
@@ -261,7 +262,7 @@ fn compress_in_pieces(bytes: &[u8]) -> io::Result<Vec<u8>> {
 #[derive(Debug)]
 pub struct Batch<'s> {
     store: &'s Store,
-    relied_on: Mutex<HashSet<Digest>>,
+    pub(super) relied_on: Mutex<HashSet<Digest>>,
 }
 
 impl Batch<'_> {
@@ -304,7 +305,7 @@ impl Batch<'_> {
         let committed = (|| {
             io.write(&temp, &mut file, &bytes).map_err(failed)?;
             // One syncfs instead of an fsync a blob: everything the marker reaches is durable before it exists.
-            io.sync_fs(blobs).map_err(failed)?;
+            self.sync().map_err(|e| e.context(format_args!("cannot write marker {}", marker.display())))?;
             if fs::metadata(blobs).map_err(failed)?.dev() != file.metadata().map_err(failed)?.dev() {
                 io.sync_file(&temp, &file).map_err(failed)?;
             }

@@ -1,0 +1,102 @@
+//! Blobs that were written and not yet made durable, and those that the disk failed to write.
+//!
+//! When writing pages fails, Linux says so once, and keeps them as if they were written. Whoever tries again is told that all
+//! is well, and reads from memory what the disk has not.
+
+use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::io::{self, Read};
+
+use parking_lot::Mutex;
+
+use super::{Batch, Blobs, Digest, Size};
+use crate::error::{Error, Result};
+
+/// Bytes copied at once.
+const COPIED: usize = 1 << 20;
+
+/// How often blobs are made durable of which the disk says each time that it failed.
+const SYNCS: usize = 3;
+
+/// Blobs that were written and not yet made durable, and whether the disk may have failed to write them.
+#[derive(Debug, Default)]
+pub(super) struct Unsynced(Mutex<HashMap<Digest, bool>>);
+
+impl Unsynced {
+    pub(super) fn written(&self, digest: Digest) {
+        self.0.lock().insert(digest, false);
+    }
+
+    fn pending(&self) -> Vec<Digest> {
+        self.0.lock().keys().copied().collect()
+    }
+
+    /// Notes that those which were `pending` are durable, but for the doubted ones.
+    fn synced(&self, pending: &[Digest]) {
+        let mut all = self.0.lock();
+        for digest in pending {
+            if all.get(digest) == Some(&false) {
+                all.remove(digest);
+            }
+        }
+    }
+
+    /// Notes that making them durable failed: nobody knows which of them the disk has, and no later try tells.
+    fn failed(&self) {
+        self.0.lock().values_mut().for_each(|doubted| *doubted = true);
+    }
+
+    /// Those among `digests` that the disk may have failed to write.
+    fn doubted(&self, digests: &HashSet<Digest>) -> Vec<Digest> {
+        let all = self.0.lock();
+        all.iter()
+            .filter(|(digest, doubted)| **doubted && digests.contains(*digest))
+            .map(|(d, _)| *d)
+            .collect()
+    }
+}
+
+impl Blobs {
+    /// Stores a blob once more as it is, if it is what its digest says.
+    fn store_again(&self, digest: &Digest) -> Result<()> {
+        let failed = |e| Error::io(e, format!("cannot write blob {digest} again"));
+        self.stream(digest, Size::AtMost(u64::MAX), &mut io::sink())?;
+        let mut old = File::open(self.path(digest)).map_err(failed)?;
+        let (temp, mut new) = self.create_temp(&self.path(digest)).map_err(failed)?;
+        let mut buffer = vec![0; COPIED];
+        let copied = loop {
+            match old.read(&mut buffer) {
+                Ok(0) => break Ok(()),
+                Ok(n) => {
+                    if let Err(e) = self.io().write(&temp, &mut new, &buffer[..n]) {
+                        break Err(e);
+                    }
+                }
+                Err(e) => break Err(e),
+            }
+        };
+        copied.map_err(failed).and_then(|()| self.name(&temp, digest)).inspect_err(|_| self.discard(&temp))
+    }
+}
+
+impl Batch<'_> {
+    /// Makes every blob durable that is relied on. What the disk may have failed to write is
+    /// written anew before anything is made of it.
+    pub(super) fn sync(&self) -> Result<()> {
+        let blobs = self.blobs();
+        let failed = |e| Error::io(e, format!("cannot make the blobs in {} durable", blobs.root().display()));
+        for _ in 0..SYNCS {
+            for digest in blobs.unsynced().doubted(&self.relied_on.lock()) {
+                blobs.store_again(&digest)?;
+            }
+            let pending = blobs.unsynced().pending();
+            blobs.io().sync_fs(blobs.root()).inspect_err(|_| blobs.unsynced().failed()).map_err(failed)?;
+            blobs.unsynced().synced(&pending);
+            // Another one may have failed meanwhile, and been told of ours.
+            if blobs.unsynced().doubted(&self.relied_on.lock()).is_empty() {
+                return Ok(());
+            }
+        }
+        Err(failed(io::Error::other("the disk fails to write")))
+    }
+}
