@@ -2,6 +2,8 @@
 
 #![allow(unreachable_pub, clippy::unwrap_used)] // one test program, in several files
 
+#[path = "seal/adverse.rs"]
+mod adverse;
 #[path = "seal/crash.rs"]
 mod crash;
 #[path = "seal/disk.rs"]

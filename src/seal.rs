@@ -22,7 +22,7 @@ use chrono::Utc;
 use crate::audit::{Log, note};
 use crate::crashpack::Crashpack;
 use crate::error::{Error, ErrorKind, Result};
-use crate::fork::{BaseReader, BlobRef, Body, Changes, Fork, Frozen, Ino, Kept, Put, Registry};
+use crate::fork::{BaseReader, BlobRef, Body, Changes, Fork, Frozen, Ino, Put, Registry};
 use crate::layers::effects::Secret;
 use crate::layers::world::{Entry, Kind, Root};
 use crate::layers::{FormatError, xattrs};
@@ -172,11 +172,13 @@ impl Sealer {
             scope.spawn(|_| tagged = self.tag(Some(free), image));
             rebase()
         });
+        let ours = || self.store.tags().get(free.name).is_ok_and(|named| named == *image);
         if done.is_err()
             && tagged.is_ok()
+            && ours()
             && let Err(error) = self.store.tags().remove(free.name)
         {
-            tracing::error!("{error}; its image is whole, but no fork rests on it");
+            tracing::error!("{error}; no fork rests on its image");
         }
         Ok((done?, tagged))
     }
@@ -222,8 +224,7 @@ impl Sealer {
         self.judge(&transfer, &[])?;
         let mut changes = frozen.changes()?;
         let mut reports = Vec::new();
-        let kept =
-            if everything { Kept::new() } else { ignored::take_out(&frozen, &mut changes, &mut reports)? };
+        let kept = ignored::take_out(&frozen, &mut changes, &mut reports, everything)?;
         let batch = self.store.begin();
         let mut sealing = Sealing {
             store: &self.store,
@@ -262,10 +263,7 @@ impl Sealer {
             transfer.state.manifest_hash = witness::hash_of(found, &mut trace);
             transfer.state.leaked_obligations = self.leaked(left);
             if let Err(error) = self.judge(&transfer, &trace) {
-                // Nothing rests on it yet, and nothing shall.
-                if let Err(e) = self.store.remove_image(&image) {
-                    tracing::error!("{e}; no fork rests on it");
-                }
+                self.take_back(&image);
                 return Err(error);
             }
             (image, true)
@@ -278,7 +276,11 @@ impl Sealer {
             stored.insert(ledger.to_vec(), BlobRef { digest, size: self.reader.size(&digest)? });
         }
         let rebase = || fork.rebase_keeping(&frozen, image, &layers, &stored, &kept);
-        let (changed, tagged) = self.tag_meanwhile(tag, &image, rebase)?;
+        let (changed, tagged) = self.tag_meanwhile(tag, &image, rebase).inspect_err(|_| {
+            if new {
+                self.take_back(&image);
+            }
+        })?;
         if new {
             self.log.note(note::checkpoint_taken(name, &image));
             self.log.note(note::fork_sealed(name, &image));
@@ -297,6 +299,22 @@ impl Sealer {
             .map_err(|e| e.context(format_args!("cannot put fork {name:?} back to {image}")))?;
         self.log.note(note::rollbacked(name, image));
         Ok(restored)
+    }
+
+    /// Removes an image that was made just now, unless somebody has taken it up already.
+    fn take_back(&self, image: &Digest) {
+        let named = |name: &String| self.store.tags().get(name).is_ok_and(|named| named == *image);
+        let removed = (|| {
+            let forked =
+                crate::fork::references(self.store.root())?.bases.values().any(|b| *b == Some(*image));
+            if forked || self.store.tags().names()?.iter().any(named) {
+                return Ok(());
+            }
+            self.store.remove_image(image).map(drop)
+        })();
+        if let Err(error) = removed {
+            tracing::error!("{error}; no fork rests on image {image}");
+        }
     }
 
     /// Temporary files that were left behind since there were `before`.

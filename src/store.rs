@@ -20,6 +20,7 @@ pub mod manifest;
 mod remove;
 pub mod seekable;
 pub mod tags;
+mod unsynced;
 mod write;
 
 use std::fs;

@@ -427,6 +427,11 @@ impl Fork {
                 live.repoint(put, &gone, &mut seal, &mut changed);
             }
             live.keep(frozen, kept, keeping, &gone, &mut baseline);
+            {
+                let Live { state, orphans, .. } = &mut *live;
+                changed.extend(state.complete(layers, |ino| orphans.contains_key(&ino)));
+                baseline.complete(layers, |_| false);
+            }
             live.baseline = Arc::new(baseline);
             for path in ["manifest.json", "cache/manifest.json"] {
                 let Live { state, orphans, .. } = &mut *live;
@@ -449,6 +454,8 @@ impl Fork {
     /// Makes a head the fork's. If that is durable, and only then, what it does not name may be removed afterwards:
     /// the rest is left to the next opener. An error means that the head is the old one.
     pub(super) fn switch_head(&self, head: &mut MutexGuard<'_, Head>, next: Head) -> Result<bool> {
+        // Asked under the head's lock: a fork that was discarded meanwhile must not come back, over a new one of its name.
+        self.may_write()?;
         let io = &*self.shared.files.io;
         next.write(io, &self.shared.forks, true)?;
         **head = next;

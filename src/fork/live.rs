@@ -84,6 +84,12 @@ impl Live {
         Self { state, baseline, orphans, writer, generations, image, settled: None, leftover: None }
     }
 
+    /// Whether anything was changed since the last seal.
+    pub(super) fn is_changed(&self) -> bool {
+        let unsettled = |epoch: &u64| self.settled.is_none_or(|settled| *epoch > settled);
+        self.state.dirty_names.values().any(unsettled) || self.state.dirty_nodes.values().any(unsettled)
+    }
+
     pub(super) fn inode(&self, ino: Ino) -> Option<Arc<Inode>> {
         self.state.inode(ino).or_else(|| self.orphans.get(&ino).cloned())
     }
@@ -221,9 +227,7 @@ impl Fork {
 
     /// Whether anything was changed since the last seal. May say yes where changes cancelled each other out.
     pub fn is_changed(&self) -> bool {
-        let live = self.live.read();
-        let unsettled = |epoch: &u64| live.settled.is_none_or(|settled| *epoch > settled);
-        live.state.dirty_names.values().any(unsettled) || live.state.dirty_nodes.values().any(unsettled)
+        self.live.read().is_changed()
     }
 
     /// Whether it holds anything that its image does not: what was changed since, or kept out of it.

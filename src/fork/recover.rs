@@ -15,6 +15,7 @@ use super::record::{self, Context, HEADER, Record, kind};
 use super::registry::Shared;
 use super::state::{Base, State};
 use crate::error::{Error, Result};
+use crate::layers::world::Kind;
 
 /// What was found in a fork's generations.
 pub(super) struct Recovered {
@@ -55,7 +56,8 @@ pub(super) fn recover(
         generation.freeze();
         adopt(generation);
     }
-    let mut damage = replay_frozen(&mut state, frozen, &generations[frozen.len()..], &*shared.reader)?;
+    let later = &generations[frozen.len()..];
+    let mut damage = replay_frozen(&mut state, frozen, later, &*shared.reader, Some(shared))?;
     let mut cut = 0;
     let mut replay = Replay::new(last);
     if damage.is_none() {
@@ -93,7 +95,7 @@ pub(super) fn replay(
     generations: &[Arc<Generation>],
     reader: &dyn BaseReader,
 ) -> Result<Option<Damage>> {
-    replay_frozen(state, generations, &[], reader)
+    replay_frozen(state, generations, &[], reader, None)
 }
 
 fn replay_frozen(
@@ -101,27 +103,58 @@ fn replay_frozen(
     generations: &[Arc<Generation>],
     later: &[Arc<Generation>],
     reader: &dyn BaseReader,
+    mend: Option<&Shared>,
 ) -> Result<Option<Damage>> {
+    let mend = mend.filter(|shared| shared.writable);
     for (i, generation) in generations.iter().enumerate() {
+        // Nothing durable can follow what was never finished: what follows must be empty.
+        let is_empty = |later: &Arc<Generation>| {
+            fs::metadata(later.journal_path()).map_or(true, |m| m.len() <= HEADER as u64)
+        };
+        let is_last = || generations[i + 1..].iter().chain(later).all(is_empty);
+        // A power cut leaves what was not synced in any order: of two generations the names may be there, and nothing else.
+        if unwritten(generation) && is_last() {
+            if mend.is_some() {
+                generation.restart(&record::header(generation.id))?;
+                durable(generation)?;
+            }
+            state.raise_floors();
+            state.epoch += 1;
+            continue;
+        }
         let mut replay = Replay::new(generation);
         replay.run(state, reader)?;
         if replay.damage.is_some() {
             return Ok(replay.damage);
         }
-        // Nothing durable can follow what was never finished: what follows must be empty.
-        let is_empty = |later: &Arc<Generation>| {
-            fs::metadata(later.journal_path()).map_or(true, |m| m.len() <= HEADER as u64)
-        };
-        if replay.torn > 0 && !generations[i + 1..].iter().chain(later).all(is_empty) {
-            let what = format!(
-                "the journal of generation {} is cut off at byte {}, and others build on it",
-                generation.id, replay.end
-            );
-            return Ok(Some(what.into()));
+        if replay.torn > 0 {
+            if !is_last() {
+                let what = format!(
+                    "the journal of generation {} is cut off at byte {}, and others build on it",
+                    generation.id, replay.end
+                );
+                return Ok(Some(what.into()));
+            }
+            if let Some(shared) = mend {
+                // At once: what is written next builds on it.
+                shared.set_aside_tail(generation, replay.end)?;
+                durable(generation)?;
+            }
         }
         state.epoch += 1;
     }
     Ok(None)
+}
+
+/// Makes a frozen generation durable that was mended.
+fn durable(generation: &Generation) -> Result<()> {
+    let (path, io) = (generation.path(), generation.io());
+    let synced = generation
+        .journal()
+        .and_then(|file| io.sync_data(&file))
+        .and_then(|()| io.sync_dir(path))
+        .and_then(|()| path.parent().map_or(Ok(()), |all| io.sync_dir(all)));
+    synced.map_err(|e| Error::io(e, format!("cannot make {} durable", path.display())))
 }
 
 /// Whether not even the header of a generation's journal reached the disk.
@@ -264,7 +297,19 @@ impl<'a> Replay<'a> {
         else {
             return Ok(false);
         };
+        if let Record::Link { parent, name, time, .. } = &record {
+            state.give_way(*parent, name, *time);
+        }
         if let Record::Create(create) = &mut record {
+            let unmade = state.nodes.get(&create.ino).is_some_and(|inode| inode.is_dir() && inode.birth == 0);
+            if create.kind == Kind::Dir && create.ino.0 <= Ino::TRACE.0 && unmade {
+                // The base has it, by a seal, and it is the same folder.
+                if let Some(inode) = state.edit(create.ino) {
+                    inode.mode = create.mode;
+                }
+                return Ok(made.is_none_or(|number| self.numbers.insert(number, create.ino).is_none()));
+            }
+            state.give_way(create.parent, &create.name, create.time);
             // The base may have given the number to another file since, by a seal.
             let mut probe = 0;
             while state.taken(create.ino) && create.ino.0 > Ino::TRACE.0 {

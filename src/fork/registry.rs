@@ -470,8 +470,17 @@ impl Registry {
         }
         let state = State::over(self.shared.base(Some(image))?);
         let baseline = Arc::new(state.clone());
-        let active = self.shared.new_generation()?;
         let mut head = fork.head.lock();
+        // Held until it is another fork: what is acknowledged from here on would be lost.
+        let mut written = fork.live.write();
+        if written.is_changed() {
+            return Err(Error::new(
+                ErrorKind::Busy,
+                format!("fork {name:?} was written to since it was sealed"),
+            )
+            .with_hint("try again, best when nobody writes to it"));
+        }
+        let active = self.shared.new_generation()?;
         let next = Head {
             uid: GenId::random()?.to_string(),
             base: Some(image),
@@ -491,6 +500,8 @@ impl Registry {
             self.shared.drop_refs(&next.generations);
         })?;
         fork.discarded.store(true, Ordering::Release);
+        written.writer.broken = Some("it was put back to a seal".into());
+        drop(written);
         if durable {
             self.shared.drop_refs(&released);
         }
@@ -542,10 +553,15 @@ impl Registry {
         let slot_now = slot.lock();
         let path = head::path(&self.shared.forks, name);
         let failed = |e| Error::io(e, format!("cannot discard fork {name:?}"));
-        let remove = || {
+        let mut durable = true;
+        let mut remove = || {
             fs::remove_file(&path).map_err(failed)?;
-            // Before its generations go: a power cut must not bring the head back without them.
-            self.shared.files.io.sync_dir(&self.shared.forks.join("heads")).map_err(failed)
+            // Before its generations go: a power cut must not bring the head back without them. It is gone in any case.
+            if let Err(e) = self.shared.files.io.sync_dir(&self.shared.forks.join("heads")) {
+                tracing::error!("a power cut may bring fork {name:?} back: {e}");
+                durable = false;
+            }
+            Ok::<(), Error>(())
         };
         let mut freed = Vec::new();
         let mut uid = None;
@@ -568,7 +584,9 @@ impl Registry {
             }
         }
         self.slots.lock().remove(name);
-        self.shared.drop_refs(&freed);
+        if durable {
+            self.shared.drop_refs(&freed);
+        }
         if let Some(uid) = uid {
             Fork::forget_seals(&self.shared.forks, &uid);
         }

@@ -48,6 +48,9 @@ impl Fork {
 
     fn note(&self, line: &str) -> Result<()> {
         let path = self.seals_path();
+        // A fork that is discarded meanwhile leaves no list behind.
+        let _held = self.head.lock();
+        self.may_write()?;
         let write = || {
             if let Some(dir) = path.parent() {
                 self.shared.files.io.create_dir_all(dir)?;

@@ -458,6 +458,45 @@ impl State {
         })
     }
 
+    /// Shows what a base has around `world/fs` and this lacks, for a seal gives an image every layer. Not what was taken away
+    /// since. Returns the folders that list something else now.
+    pub(super) fn complete(&mut self, layers: &[LayerBase], taken: impl Fn(Ino) -> bool) -> Vec<Ino> {
+        let (dirty_nodes, dirty_names) = (self.dirty_nodes.clone(), self.dirty_names.clone());
+        let mut changed = Vec::new();
+        for (ino, parent, name) in base::FOLDERS {
+            if !self.nodes.contains_key(&ino) {
+                self.nodes.insert(ino, Arc::new(folder(vec![(parent, name.into())], None)));
+                self.set_entry(parent, &name.into(), ino, true);
+                changed.push(parent);
+            }
+        }
+        for layer in layers {
+            let (folder, name) = layer.path.rsplit_once('/').unwrap_or(("", &layer.path));
+            let Some(parent) = self.resolve(folder.as_bytes()) else { continue };
+            let taken_away = dirty_names.contains_key(&(parent, name.as_bytes().into()));
+            if !taken_away && self.child(parent, name.as_bytes()).is_none() {
+                self.add_layer(layer, &taken);
+                changed.push(parent);
+            }
+        }
+        (self.dirty_nodes, self.dirty_names) = (dirty_nodes, dirty_names);
+        changed.dedup();
+        changed
+    }
+
+    /// Makes room for what a record makes outside of `world/fs`: when it was recorded, the image that the fork was put onto
+    /// by a seal did not show there what it has. False if what is there was made by a record as well.
+    pub(super) fn give_way(&mut self, parent: Ino, name: &[u8], time: i64) -> bool {
+        let Some(ino) = self.child(parent, name) else { return true };
+        if !parent.is_frame() || self.nodes.get(&ino).is_none_or(|inode| inode.birth > 0 || inode.is_dir()) {
+            return false;
+        }
+        let name: Name = name.into();
+        self.clear_entry(parent, &name, false);
+        self.drop_link(ino, parent, &name, time);
+        true
+    }
+
     /// Calls `each` with every piece of every changed file.
     pub(super) fn each_content(&self, each: &mut dyn FnMut(Ino, &Content)) {
         for (ino, inode) in &self.nodes {

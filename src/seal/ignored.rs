@@ -1,4 +1,4 @@
-//! What a fork's `.pfignore` names, by the rules of `pf`: that is in no image, and stays in the fork.
+//! What a fork's `.pfignore` names, by the rules of `pf`, and copied links to parents: that is in no image, and stays in the fork.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -11,6 +11,9 @@ use crate::layers::world::Kind;
 
 /// Where the rules are.
 const RULES: &[u8] = b"world/fs/.pfignore";
+
+/// The links to an image's parents, which come along when its folder is copied. An image has them in its manifest.
+const PARENTS: &[u8] = b"parents";
 
 /// Rules of more bytes than this are not followed.
 const MAX_RULES: u64 = 1 << 20;
@@ -41,13 +44,15 @@ fn covering<'a>(ignore: &Ignore, path: &'a [u8]) -> Option<&'a [u8]> {
     Some(&path[..from + end])
 }
 
-/// Takes what is to be kept out of the image out of the changes. What the image before has of it is gone from the next.
+/// Takes what is to be kept out of the image out of the changes: what rules name, unless `everything` is wanted, and what
+/// no image has a place for. What the image before has of it is gone from the next.
 ///
 /// Rules that did not change are asked about what changed, new ones about everything.
 pub(super) fn take_out(
     frozen: &Frozen,
     changes: &mut Arc<Changes>,
     reports: &mut Vec<String>,
+    everything: bool,
 ) -> Result<Kept> {
     let new_rules = changes.put.contains_key(RULES);
     let mut report = |what: String| {
@@ -55,11 +60,15 @@ pub(super) fn take_out(
             reports.push(what);
         }
     };
-    let Some(ignore) = rules(frozen, &mut report)? else { return Ok(Kept::new()) };
-    let mut covered: BTreeSet<Vec<u8>> =
-        changes.put.keys().filter_map(|path| covering(&ignore, path)).map(<[u8]>::to_vec).collect();
-    if new_rules {
-        find(frozen, &ignore, &mut covered);
+    let mut covered = BTreeSet::new();
+    if frozen.resolve(PARENTS).is_some() {
+        covered.insert(PARENTS.to_vec());
+    }
+    if let (Some(ignore), false) = (rules(frozen, &mut report)?, everything) {
+        covered.extend(changes.put.keys().filter_map(|path| covering(&ignore, path)).map(<[u8]>::to_vec));
+        if new_rules {
+            find(frozen, &ignore, &mut covered);
+        }
     }
     let mut kept = Kept::new();
     if covered.is_empty() {

@@ -39,6 +39,9 @@ const SNAP: fork::Ino = fork::Ino(9);
 /// Tags of one seal that are listed.
 const NAMES: u64 = 1 << 16;
 
+/// How often a fork that is written to is sealed before it is put back.
+const SEALED_AGAIN: usize = 8;
+
 /// Outcomes that are remembered for whoever asked.
 const REMEMBERED: usize = 256;
 
@@ -289,7 +292,16 @@ impl Vfs {
         let (mut sealed, mut stale) = self.seal_mounted(mounted, None, true)?;
         let registry =
             self.registry(false)?.ok_or_else(|| Error::new(ErrorKind::NotFound, "there are no forks"))?;
-        self.sealing.sealer.restore(&registry, &name, fork, &image)?;
+        // What is written while it is sealed is sealed as well, unless that goes on and on.
+        let mut again = 0..SEALED_AGAIN;
+        while let Err(error) = self.sealing.sealer.restore(&registry, &name, fork, &image) {
+            if error.kind() != ErrorKind::Busy || again.next().is_none() {
+                return Err(error);
+            }
+            let (more, seen) = self.seal_mounted(mounted, None, true)?;
+            stale.extend(seen);
+            sealed = Sealed { new: sealed.new || more.new, ..more };
+        }
         self.forks.discarded(fork.uid());
         for folder in [Fixed::Forks, Fixed::Work] {
             stale.push(Stale::Name(folder.ino(), name.clone().into_bytes()));

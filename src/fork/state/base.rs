@@ -27,7 +27,7 @@ pub(in crate::fork) struct Base {
 }
 
 /// The folders every fork of an image has: number, parent, name.
-const FOLDERS: [(Ino, Ino, &[u8]); 7] = [
+pub(super) const FOLDERS: [(Ino, Ino, &[u8]); 7] = [
     (Ino::MODEL, Ino::TOP, b"model"),
     (Ino::CACHE, Ino::TOP, b"cache"),
     (Ino::PAGES, Ino::CACHE, b"pages"),
