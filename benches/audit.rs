@@ -209,7 +209,8 @@ fn refused(mounted: &Mounted, _: &Path) -> Result<()> {
 fn seal(mounted: &Mounted, folder: &Path) -> Result<()> {
     let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
     for n in 0..20 {
-        fs::write(folder.join("changed"), n.to_string())?;
+        // New in each folder, so that each seal stores it.
+        fs::write(folder.join("changed"), format!("{name} {n}"))?;
         fs::create_dir(mounted.path("forks/bench/.snap").join(format!("{name}-{n}")))?;
     }
     Ok(())

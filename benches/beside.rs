@@ -53,6 +53,8 @@ pub(crate) fn rows(
     let what = format!("{CHANGED} of {} files changed", args.files);
     let ours = sealing::ten_changed(&mut mounted, args.runs)?;
     let ours = figures.row(&format!("seal of this tree, {what}"), ours);
+    let first = sealing::first_seals(&mounted, args.runs)?;
+    figures.row(&format!("first seal of a fork of this tree, {what}"), first);
     mounted.end()?;
     if let Some(pf) = args.pf.clone().or_else(|| which("pf")) {
         // It has every blob from the import.

@@ -71,8 +71,8 @@ fn some_files(tree: &Path) -> Result<Vec<PathBuf>> {
 }
 
 fn change(tree: &Path, files: &[PathBuf], what: usize) -> Result<()> {
-    for file in files {
-        fs::write(tree.join(file), format!("changed {what}\n").repeat(100))?;
+    for (n, file) in files.iter().enumerate() {
+        fs::write(tree.join(file), format!("changed {what} {n}\n").repeat(100))?;
     }
     Ok(())
 }
@@ -212,7 +212,7 @@ fn forks(rows: &mut Rows, files: &[PathBuf], mount: &Pfimg, round: usize) -> Res
     rows.push("branch", mount.name(), run, mount);
     let changed = |name: &str| -> Result<()> {
         let (want, is) =
-            (format!("changed {round}\n").repeat(100), fs::read_to_string(tree(name).join(&files[3]))?);
+            (format!("changed {round} 3\n").repeat(100), fs::read_to_string(tree(name).join(&files[3]))?);
         if want == is { Ok(()) } else { Err(format!("{name} does not hold what was written").into()) }
     };
     changed(&two)?;

@@ -236,10 +236,12 @@ fn big(args: &Args, scratch: &Scratch, figures: &mut Figures) -> Result<()> {
     let folder = scratch.fresh("big")?;
     let file = fs::File::create_new(folder.join("big"))?;
     let mut random = source::Random::new(7);
+    let tree = SourceTree::new(1, 7);
     for mib in 0..args.big_mib {
         scratch.go_on()?;
-        // Half of it compresses.
-        let mut bytes = vec![b'x'; 1 << 20];
+        // Half of it is text.
+        let mut bytes = Vec::new();
+        tree.content(random.next() | 1, 1 << 20, &mut bytes);
         for chunk in bytes[..1 << 19].chunks_exact_mut(8) {
             chunk.copy_from_slice(&random.next().to_le_bytes());
         }
@@ -258,7 +260,8 @@ fn big(args: &Args, scratch: &Scratch, figures: &mut Figures) -> Result<()> {
     let file = fs::File::options().write(true).open(mounted.world().join("big"))?;
     let mut sealed = Vec::new();
     for n in 0..args.runs.min(3) as u64 {
-        file.write_all_at(&[n as u8; 4096], (args.big_mib << 19) + 8192 * n)?;
+        // Other bytes at other places than those that were imported.
+        file.write_all_at(&[0x80 + n as u8; 4096], (args.big_mib << 18) + 8192 * n)?;
         sealed.push(mounted.seal()?);
     }
     drop(file);

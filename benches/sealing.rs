@@ -19,6 +19,8 @@ const SEALS: usize = 3;
 /// A store that is mounted, with a fork of its latest image.
 pub(crate) struct Mounted {
     mnt: PathBuf,
+    /// The image that was the latest then.
+    image: Option<PathBuf>,
     seals: usize,
 }
 
@@ -32,7 +34,8 @@ impl Mounted {
         if !out.status.success() {
             return Err(String::from_utf8_lossy(&out.stderr).into_owned().into());
         }
-        let this = Self { mnt, seals: 0 };
+        let image = fs::canonicalize(mnt.join("latest")).ok();
+        let this = Self { mnt, image, seals: 0 };
         if this.mnt.join("latest").exists() {
             fs::create_dir(this.mnt.join("forks/f@latest"))?;
         }
@@ -101,6 +104,26 @@ pub(crate) fn ten_changed(mounted: &mut Mounted, runs: usize) -> Result<Vec<Dura
     Ok(times)
 }
 
+/// The first seal of forks of one image, each after ten files changed.
+pub(crate) fn first_seals(mounted: &Mounted, runs: usize) -> Result<Vec<Duration>> {
+    let image = mounted.image.as_ref().and_then(|image| image.file_name()).ok_or("no image to fork")?;
+    let mut times = Vec::new();
+    for run in 0..=runs * SEALS {
+        let fork = format!("first-{run}");
+        fs::create_dir(mounted.mnt.join(format!("forks/{fork}@{}", image.display())))?;
+        let files = files_below(&mounted.mnt.join(format!("forks/{fork}/world/fs")))?;
+        for n in 0..CHANGED {
+            let file = &files[(run * 977 + n * (files.len() / CHANGED + 1)) % files.len()];
+            fs::write(file, format!("first {run} {n}\n").repeat(20))?;
+        }
+        let time = seal(&mounted.mnt, &fork, 1)?;
+        if run > 0 {
+            times.push(time);
+        }
+    }
+    Ok(times)
+}
+
 fn fixture(store: &Path, args: &[&str]) -> Result<()> {
     let out = pfimg("fixture").args(args).env("PF_STORE", store).output()?;
     if out.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&out.stderr).into_owned().into()) }
@@ -135,7 +158,8 @@ fn seed(runs: usize, scratch: &Scratch, figures: &mut Figures) -> Result<()> {
     for shard in 0..=u8::MAX {
         fs::create_dir(shards.join(format!("{shard:02x}")))?;
     }
-    let (mut ours, mut plain, mut floor, mut theirs, mut bytes) = (vec![], vec![], vec![], vec![], 0);
+    let (mut ours, mut both, mut plain, mut floor, mut theirs) = (vec![], vec![], vec![], vec![], vec![]);
+    let mut bytes = 0;
     for run in 0..=runs * SEALS {
         scratch.go_on()?;
         let source = scratch.path().join(format!("seed-{run}"));
@@ -155,10 +179,12 @@ fn seed(runs: usize, scratch: &Scratch, figures: &mut Figures) -> Result<()> {
         rustix::fs::sync();
         let fork = target.mnt.join(format!("forks/seed{run}"));
         fs::create_dir(&fork)?;
+        let start = Instant::now();
         for (path, content) in &contents {
             fs::create_dir_all(fork.join(path).parent().unwrap_or(&fork))?;
             fs::write(fork.join(path), content)?;
         }
+        let put = start.elapsed();
         bytes = contents.iter().map(|(_, content)| content.len()).sum();
         let before = blobs_of(&store)?;
         let time = seal(&target.mnt, &format!("seed{run}"), 1)?;
@@ -168,17 +194,18 @@ fn seed(runs: usize, scratch: &Scratch, figures: &mut Figures) -> Result<()> {
             return Err(format!("of {} files only {} were new", contents.len(), made.len()).into());
         }
         rustix::fs::sync();
-        let copied = written(&native, contents.iter().enumerate().map(|(n, (_, bytes))| (n, &bytes[..])))?;
+        let copied = written(&native, contents.iter().map(|(_, bytes)| &bytes[..]))?;
         rustix::fs::sync();
         let stored = named(&shards, &made)?;
         if run == 0 {
             continue;
         }
         ours.push(time);
+        both.push(put + time);
         plain.push(copied);
         floor.push(stored);
         if theirs.len() < 3 {
-            // The same bytes by the real store, which does not sync.
+            // The same bytes by the real store.
             let pf = PfStore::open(scratch.path().join(format!("seed-pf-{run}")))?;
             let start = Instant::now();
             for (_, content) in &contents {
@@ -189,11 +216,12 @@ fn seed(runs: usize, scratch: &Scratch, figures: &mut Figures) -> Result<()> {
     }
     target.end()?;
     let ours = figures.row(&format!("seal of a fixture image, all {bytes} bytes new"), ours);
-    let plain = figures.row("the same files written into a native folder, and synced", plain);
-    figures.ratio("the seal to native files", ours / plain);
+    let both = figures.row("its files written into the fork, and the seal", both);
+    let plain = figures.row("its files written into a native folder, and synced", plain);
+    figures.ratio("written and sealed to native", both / plain);
     let floor = figures.row("its blobs written, renamed and synced, compressed before", floor);
     figures.ratio("the seal to its blobs", ours / floor);
-    figures.row("the same bytes put into the real pf's store", theirs);
+    figures.row("the same bytes put into the real pf's store, which syncs each blob", theirs);
     Ok(())
 }
 
@@ -203,10 +231,10 @@ fn blobs_of(store: &Path) -> Result<BTreeSet<PathBuf>> {
 }
 
 /// Writes each as a file of a new folder, and syncs them.
-fn written<'a>(parent: &Path, files: impl Iterator<Item = (usize, &'a [u8])>) -> Result<Duration> {
+fn written<'a>(parent: &Path, files: impl Iterator<Item = &'a [u8]>) -> Result<Duration> {
     let folder = tempfile::Builder::new().disable_cleanup(true).tempdir_in(parent)?;
     let start = Instant::now();
-    for (n, content) in files {
+    for (n, content) in files.enumerate() {
         fs::write(folder.path().join(n.to_string()), content)?;
     }
     rustix::fs::syncfs(fs::File::open(parent)?)?;

@@ -83,7 +83,13 @@ says "a snapshot of pf's of a mounted fork is what the fork is"
 
 echo "not sealed" >"$mnt/work/unsealed/src/left"; head -c 300000 /dev/urandom >"$mnt/work/unsealed/large"
 cp -r "$mnt/work/unsealed/" "$work/unsealed"
+# What an image had that is gone: garbage, which gc must take, and nothing else.
+mkdir "$work/garbage"; head -c 5000 /dev/urandom >"$work/garbage/file"
+digest=$(sha256sum <"$work/garbage/file" | cut -c -64); garbage=$PF_STORE/blobs/sha256/${digest:0:2}/$digest.zst
+gone=$("$PFIMG" import "$work/garbage" 2>/dev/null); [ -f "$garbage" ]
+rm "$PF_STORE/images/${gone#sha256:}.json"
 "$PF" gc >/dev/null
+[ ! -e "$garbage" ] || { echo "interop: pf gc took no garbage" >&2; exit 1; }
 merged_verify
 for fork in a b c merged resolved; do same "$mnt/work/$fork/" "$mnt/tags/sealed-$fork/world/fs"; done
 same "$work/unsealed" "$mnt/work/unsealed/"

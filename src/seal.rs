@@ -449,7 +449,10 @@ impl Sealing<'_> {
         let base = parent.map(|parent| &parent.manifest.world.fs);
         let old = match base {
             Some(base) => {
-                let read = || Ok(self.store.blobs().read_metadata(base)?);
+                let read = || {
+                    let text = Text::parse(self.store.blobs().read_metadata(base)?);
+                    Ok(text.map(|text| Text { packed: self.batch.packed_of(base, &text.bytes), ..text }))
+                };
                 self.texts.get(base, read)?.map_err(damaged)?
             }
             None => Arc::new(Text::nothing()),

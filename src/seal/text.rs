@@ -15,7 +15,7 @@ use crate::layers::world::FORMAT;
 use crate::store::{Digest, Packed};
 
 /// Bytes of texts that are kept at most. One that is larger is not.
-const KEPT: usize = 48 << 20;
+const KEPT: usize = 128 << 20;
 
 /// Where something stands in a text, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -192,35 +192,42 @@ impl Text {
     }
 }
 
-/// The texts that were sealed last.
+/// The texts that were used last, the latest at the end.
 #[derive(Debug, Default)]
 pub(super) struct Texts(Mutex<Vec<(Digest, Arc<Text>)>>);
 
 impl Texts {
-    /// The text of a tree, or what `read` makes of its blob.
+    /// The text of a tree, or what `read` makes of its blob. That is kept: more than one fork may rest on it.
     pub(super) fn get(
         &self,
         tree: &Digest,
-        read: impl FnOnce() -> crate::Result<Vec<u8>>,
+        read: impl FnOnce() -> crate::Result<Result<Text, FormatError>>,
     ) -> crate::Result<Result<Arc<Text>, FormatError>> {
         if let Some(text) = self.kept(tree) {
             return Ok(Ok(text));
         }
-        Ok(Text::parse(read()?).map(Arc::new))
+        Ok(read()?.map(|text| self.keep(*tree, text)))
     }
 
     /// The text of a tree, if it was kept.
     pub(super) fn kept(&self, tree: &Digest) -> Option<Arc<Text>> {
-        self.0.lock().iter().find(|(kept, _)| kept == tree).map(|(_, text)| Arc::clone(text))
+        let mut kept = self.0.lock();
+        let at = kept.iter().position(|(digest, _)| digest == tree)?;
+        let used = kept.remove(at);
+        let text = Arc::clone(&used.1);
+        kept.push(used);
+        Some(text)
     }
 
-    /// Keeps a text in the place of those that were kept longest.
-    pub(super) fn keep(&self, tree: Digest, text: Text) {
+    /// Keeps a text in the place of those that were not used for longest.
+    pub(super) fn keep(&self, tree: Digest, text: Text) -> Arc<Text> {
+        let text = Arc::new(text);
         let mut kept = self.0.lock();
         kept.retain(|(digest, _)| *digest != tree);
-        kept.push((tree, Arc::new(text)));
+        kept.push((tree, Arc::clone(&text)));
         while kept.iter().map(|(_, text)| text.bytes_kept()).sum::<usize>() > KEPT {
             kept.remove(0);
         }
+        text
     }
 }

@@ -11,6 +11,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use rayon::prelude::*;
 use rustix::fs::{Advice, fadvise};
 use zstd::zstd_safe::{find_frame_compressed_size, get_frame_content_size};
 
@@ -282,6 +283,19 @@ impl Batch<'_> {
         }
         blobs.name(&temp, &digest).inspect_err(|_| blobs.discard(&temp))?;
         Ok(Edited { digest, bytes, packed: Some(packed) })
+    }
+
+    /// A document's blob as it is stored, if its frames are this content's.
+    pub fn packed_of(&self, digest: &Digest, content: &[u8]) -> Option<Packed> {
+        let packed = self.packed(digest);
+        let right = |frame: &Frame| {
+            // Asked first: a frame may say that it holds any amount.
+            let Some(wanted) = content.get(frame.content.clone()) else { return false };
+            let found = zstd::bulk::decompress(&packed.bytes[frame.packed.clone()], wanted.len());
+            found.is_ok_and(|found| found == wanted)
+        };
+        let whole = packed.frames.last().is_some_and(|last| last.content.end == content.len());
+        (whole && packed.frames.par_iter().all(right)).then_some(packed)
     }
 
     /// A blob as it is stored. Without it a document only takes longer.
