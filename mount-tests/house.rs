@@ -4,6 +4,8 @@
 
 mod common;
 
+#[path = "house/adverse.rs"]
+mod adverse;
 #[path = "house/export.rs"]
 mod export;
 #[path = "house/gc.rs"]

@@ -188,7 +188,11 @@ fn only_one(store: &Store) -> Result<std::fs::File> {
 
 /// Whether a file among the blobs was left by a program that was killed.
 fn is_stale_temp(path: &PathBuf, grace: Duration) -> bool {
-    let is_temp = path.file_name().is_some_and(|name| name.to_string_lossy().contains(".tmp."));
+    // `<hex64>.tmp.<pid>.<number>` or `stream.tmp.…`, and in a shard, which is no link.
+    let is_temp =
+        path.file_name().and_then(|name| name.to_str()?.split_once(".tmp.")).is_some_and(|(what, _)| {
+            what == "stream" || (what.len() <= 64 && what.bytes().all(|byte| byte.is_ascii_hexdigit()))
+        });
     let age = || {
         let metadata = std::fs::symlink_metadata(path).ok().filter(std::fs::Metadata::is_file)?;
         SystemTime::now().duration_since(metadata.modified().ok()?).ok()

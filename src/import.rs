@@ -402,11 +402,27 @@ impl Importing<'_> {
                 None => drop(gone.insert(item)),
             }
         }
+        let inode = |item: &Item| (item.meta.stamp.dev, item.meta.stamp.ino);
+        let mut stands: HashMap<usize, usize> = HashMap::new();
         for (item, leader) in followers {
-            if gone.contains(&leader) {
-                gone.insert(item);
+            let stand = *stands.get(&leader).unwrap_or(&leader);
+            // Its metadata is that of when it was found.
+            if !gone.contains(&stand) && inode(&items[stand]) == inode(&items[item]) {
+                (items[item].meta, items[item].body) = (items[stand].meta, items[stand].body.clone());
+                continue;
             }
-            (items[item].meta, items[item].body) = (items[leader].meta, items[leader].body.clone());
+            // The name that was read for it is gone, or another file's by now.
+            report.files_read += 1;
+            match self.read(batch, &items[item])? {
+                Some((meta, digest)) => {
+                    report.bytes_read += meta.stamp.size;
+                    if (meta.stamp.dev, meta.stamp.ino) == inode(&items[item]) {
+                        stands.insert(leader, item);
+                    }
+                    (items[item].meta, items[item].body) = (meta, Body::Content(digest));
+                }
+                None => drop(gone.insert(item)),
+            }
         }
         if !gone.is_empty() {
             let mut number = 0;

@@ -168,7 +168,7 @@ pub fn prune(store: &Store, options: &Options, lineage: &[Digest]) -> Result<Rep
 
 /// Puts back the images that something needs by now, and says why.
 fn needed_again(store: &Store, removed: &mut HashMap<Digest, Vec<u8>>) -> Result<HashMap<Digest, Reason>> {
-    let needed = needed(store)?.0;
+    let needed = needed(store)?;
     let mut back = HashMap::new();
     for (id, reasons) in needed {
         if let (Some(marker), Some(reason)) = (removed.get(&id), reasons.first()) {
@@ -183,15 +183,17 @@ fn needed_again(store: &Store, removed: &mut HashMap<Digest, Vec<u8>>) -> Result
 /// Images, and why each is kept.
 type Needed = BTreeMap<Digest, Vec<Reason>>;
 
-/// Images that are kept whatever the policy, and what could not be read of tags.
-fn needed(store: &Store) -> Result<(Needed, Vec<String>)> {
+/// Images that are kept whatever the policy. Fails where that cannot be told.
+fn needed(store: &Store) -> Result<Needed> {
     let mut needed = Needed::new();
-    let mut notes = Vec::new();
     for name in store.tags().names()? {
         match store.tags().get(&name) {
             Ok(id) => needed.entry(id).or_default().push(Reason::Tagged),
             Err(error) if error.kind() == ErrorKind::NotFound => {}
-            Err(error) => notes.push(error.to_string()),
+            Err(error) => {
+                return Err(Error::new(ErrorKind::Damaged, format!("cannot tell what tags name: {error}"))
+                    .with_hint("remove the file if it cannot be mended"));
+            }
         }
     }
     let forks = fork::references(store.root())?;
@@ -209,12 +211,12 @@ fn needed(store: &Store) -> Result<(Needed, Vec<String>)> {
         reasons.sort_unstable();
         reasons.dedup();
     }
-    Ok((needed, notes))
+    Ok(needed)
 }
 
 /// The images in question, with what keeps them whatever the policy.
 fn candidates(store: &Store, options: &Options, lineage: &[Digest]) -> Result<(Vec<Candidate>, Vec<String>)> {
-    let (mut needed, mut notes) = needed(store)?;
+    let (mut needed, mut notes) = (needed(store)?, Vec::new());
     for id in lineage {
         let reasons = needed.entry(*id).or_default();
         if !reasons.contains(&Reason::ForkBase) {

@@ -12,7 +12,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -134,12 +134,21 @@ impl Appender {
         let path = self.path();
         let failed = |e: io::Error| Error::io(e, format!("cannot write the audit log {}", path.display()));
         fs::create_dir_all(&self.dir).map_err(failed)?;
+        // The store may be anybody's: what is written here goes nowhere else.
+        if !fs::symlink_metadata(&self.dir).map_err(failed)?.is_dir() {
+            return Err(failed(io::Error::other("its folder is a link")));
+        }
         let _lock = lock(&self.dir, true).map_err(failed)?;
         self.append_locked(&path, events).map_err(failed)
     }
 
     fn append_locked(&mut self, path: &Path, events: &[(DateTime<Utc>, SessionEvent)]) -> io::Result<Head> {
-        let open = || File::options().create(true).read(true).append(true).open(path);
+        let open = || {
+            let mut options = File::options();
+            options.create(true).read(true).append(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
+            let file = options.open(path)?;
+            if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("it is no file")) }
+        };
         let mut file = open()?;
         let meta = file.metadata()?;
         let mut about = Vec::new();

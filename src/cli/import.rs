@@ -23,7 +23,7 @@ use crate::jobs::default_jobs;
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Left out unless told otherwise, as with pf: .git/objects, target, node_modules, caches such as __pycache__ and .venv,\n\
-and what .pfignore and .gitignore at the top of the folder name. A folder that did not change since its last import is\n\
+and what .pfignore, or else .gitignore, at the top of the folder names. A folder that did not change since its last import is\n\
 no new image: the one that holds it is named.")]
 #[allow(clippy::struct_excessive_bools)]
 pub(crate) struct ImportArgs {
@@ -127,6 +127,8 @@ fn rules(args: &ImportArgs) -> Result<(Ignore, Vec<String>)> {
                     refused.extend(
                         lines.into_iter().map(|line| format!("{}: {line:?} is not followed", path.display())),
                     );
+                    // As with pf, the first that is there stands for the others.
+                    break;
                 }
                 Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
                 Err(e) => return Err(Error::io(e, format!("cannot read {}", path.display()))),

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use sha2::Digest as _;
@@ -156,8 +157,12 @@ impl<W: Write> Write for Watched<'_, W> {
 /// kernel. What arrived is checked, so that nothing depends on what else becomes of that file. False if it is no good.
 fn share(cache_dir: &Path, digest: &Digest, size: u64, file: &mut File) -> io::Result<bool> {
     let hex = digest.hex();
-    let cached = File::open(cache_dir.join(&hex[..2]).join(&hex))?;
-    if cached.metadata()?.len() != size {
+    let path = cache_dir.join(&hex[..2]).join(&hex);
+    // The folder may be anybody's: a fifo would be waited for.
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+    let cached = File::options().read(true).custom_flags(flags).open(path)?;
+    let found = cached.metadata()?;
+    if !found.is_file() || found.uid() != rustix::process::geteuid().as_raw() || found.len() != size {
         return Ok(false);
     }
     if rustix::fs::ioctl_ficlone(&*file, &cached).is_err() {
@@ -186,7 +191,6 @@ fn share(cache_dir: &Path, digest: &Digest, size: u64, file: &mut File) -> io::R
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use std::os::unix::fs::MetadataExt;
 
     proptest! {
         #![proptest_config(crate::crashpack::failing::config())]

@@ -60,6 +60,21 @@ fn ids(owner: Owner) -> (Option<Uid>, Option<Gid>) {
     (owner.uid.filter(known).map(Uid::from_raw), owner.gid.filter(known).map(Gid::from_raw))
 }
 
+/// Whether a file was given away. Root in a container may not, or has no number for the new owner.
+fn given(outcome: rustix::io::Result<()>) -> io::Result<bool> {
+    match outcome {
+        Ok(()) => Ok(true),
+        Err(Errno::PERM | Errno::INVAL) => Ok(false),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// The bits of a mode that give a program its owner's or group's rights.
+const SET_ID: u16 = 0o6000;
+
+/// How the owner is called among what was refused.
+pub(super) const OWNER: &[u8] = b"owner";
+
 impl Dest {
     pub(super) fn open(dir: &Path) -> io::Result<Self> {
         let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
@@ -122,7 +137,7 @@ impl Dest {
         // Made just now, in a folder that nobody else may enter: it is no link.
         if self.owners {
             let (uid, gid) = ids(attrs.owner);
-            chownat(parent, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)?;
+            given(chownat(parent, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW))?;
         }
         rustix::fs::chmodat(parent, name, Mode::from_raw_mode(u32::from(attrs.mode)), AtFlags::empty())?;
         Self::set_time(parent, name, attrs.mtime_ns)?;
@@ -137,7 +152,7 @@ impl Dest {
     fn finish_named(&self, parent: BorrowedFd<'_>, name: &[u8], attrs: Attrs<'_>) -> io::Result<()> {
         if self.owners {
             let (uid, gid) = ids(attrs.owner);
-            chownat(parent, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)?;
+            given(chownat(parent, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW))?;
         }
         Self::set_time(parent, name, attrs.mtime_ns)
     }
@@ -153,12 +168,18 @@ impl Dest {
     /// the attributes that could not be set, since the filesystem has no such or they are root's.
     pub(super) fn finish(&self, file: impl AsFd, attrs: Attrs<'_>) -> io::Result<Vec<Vec<u8>>> {
         let file = file.as_fd();
-        if self.owners {
-            let (uid, gid) = ids(attrs.owner);
-            fchown(file, uid, gid)?;
-        }
-        fchmod(file, Mode::from_raw_mode(u32::from(attrs.mode)))?;
         let mut refused = Vec::new();
+        let (uid, gid) = ids(attrs.owner);
+        let given = self.owners && given(fchown(file, uid, gid))?;
+        if self.owners && !given {
+            refused.push(OWNER.to_vec());
+        }
+        let mut mode = attrs.mode;
+        if uid.is_some_and(|uid| !given && uid != rustix::process::geteuid()) {
+            // It would run as whoever exports it. Where no owner is recorded it does, as pf has it.
+            mode &= !SET_ID;
+        }
+        fchmod(file, Mode::from_raw_mode(u32::from(mode)))?;
         for (name, value) in attrs.xattrs.into_iter().flatten() {
             let Ok(c_name) = CString::new(name.as_slice()) else {
                 refused.push(name.clone());
@@ -166,7 +187,17 @@ impl Dest {
             };
             match fsetxattr(file, &c_name, value, XattrFlags::empty()) {
                 Ok(()) => {}
-                Err(Errno::NOTSUP | Errno::PERM | Errno::ACCESS | Errno::INVAL) => refused.push(name.clone()),
+                // Not to be had here, or too large for this filesystem, though another one took it.
+                Err(
+                    Errno::NOTSUP
+                    | Errno::PERM
+                    | Errno::ACCESS
+                    | Errno::INVAL
+                    | Errno::NOSPC
+                    | Errno::TOOBIG
+                    | Errno::RANGE
+                    | Errno::DQUOT,
+                ) => refused.push(name.clone()),
                 Err(e) => return Err(e.into()),
             }
         }

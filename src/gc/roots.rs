@@ -187,6 +187,13 @@ enum Root {
     Pin,
 }
 
+/// Every digest that a text names, whatever the text is.
+fn named_in(text: &[u8]) -> Vec<Digest> {
+    const NAMED: usize = "sha256:".len() + 64;
+    let named = text.windows(NAMED).filter(|window| window.starts_with(b"sha256:"));
+    named.filter_map(|window| std::str::from_utf8(window).ok()?.parse().ok()).collect()
+}
+
 /// What a layer refers to.
 fn read_layer(store: &Store, file: LayerFile, digest: &Digest) -> Read {
     let bytes = match store.blobs().read_metadata(digest) {
@@ -209,12 +216,29 @@ fn read_layer(store: &Store, file: LayerFile, digest: &Digest) -> Read {
         LayerFile::CacheManifest => PageManifest::parse(&bytes).map(|manifest| {
             blobs.extend(manifest.pages.iter().flat_map(|page| [page.k, page.v]));
         }),
-        LayerFile::WorldProcs => Procs::parse(&bytes).map(|procs| {
-            if let Procs::Known(Known::Criu(criu)) = procs {
-                blobs.push(criu.criu_dump);
+        LayerFile::WorldProcs => {
+            match Procs::parse(&bytes) {
+                Ok(Procs::Known(Known::Criu(criu))) => blobs.push(criu.criu_dump),
+                Ok(_) => {}
+                // Whatever an agent wrote there; what it names is kept.
+                Err(_) => blobs.extend(named_in(&bytes)),
             }
+            Ok(())
+        }
+        LayerFile::EffectsLedger => Effects::references(&bytes).and_then(|mut referred| {
+            // What those continue is needed as well.
+            let mut seen = HashSet::from([*digest]);
+            while let Some(ledger) = referred.pop() {
+                if !seen.insert(ledger) {
+                    continue;
+                }
+                blobs.push(ledger);
+                if let Ok(bytes) = store.blobs().read_metadata(&ledger) {
+                    referred.extend(Effects::references(&bytes)?);
+                }
+            }
+            Ok(())
         }),
-        LayerFile::EffectsLedger => Effects::references(&bytes).map(|referred| blobs.extend(referred)),
         _ => Ok(()),
     };
     match read {

@@ -167,13 +167,20 @@ impl Effects {
         }
     }
 
-    /// The ledgers that a blob of `effects.ledger` refers to. Only a merge does: the lines of another ledger may be no entries,
-    /// as they may be after a seal.
+    /// The ledgers that a blob of `effects.ledger` refers to: those of a merge, or what a ledger continues. Its other lines may
+    /// be no entries, as they may be after a seal.
     pub fn references(bytes: &[u8]) -> Result<Vec<Digest>, FormatError> {
+        #[derive(Deserialize)]
+        struct Continues {
+            continues: Option<Digest>,
+        }
         match Self::parse(bytes) {
             Ok(Self::Merged(merged)) => Ok(vec![merged.parent_a, merged.parent_b, merged.ancestor]),
             Err(error) if bytes.windows(MERGED.len()).any(|word| word == MERGED.as_bytes()) => Err(error),
-            Ok(Self::Empty | Self::Ledger(_)) | Err(_) => Ok(Vec::new()),
+            Ok(Self::Empty | Self::Ledger(_)) | Err(_) => {
+                let header = lines(bytes).next().and_then(|(_, line)| serde_json::from_slice(line).ok());
+                Ok(header.and_then(|header: Continues| header.continues).into_iter().collect())
+            }
         }
     }
 

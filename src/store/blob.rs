@@ -355,7 +355,10 @@ impl Blobs {
         for shard in shards {
             let shard =
                 shard.map_err(|e| Error::io(e, format!("cannot list {}", self.root.display())))?.path();
-            let Ok(entries) = fs::read_dir(&shard) else {
+            // A link may lead anywhere; what lies there is nobody's to count, or to delete.
+            let is_shard = shard.file_name().is_some_and(|name| is_shard(name.as_encoded_bytes()))
+                && fs::symlink_metadata(&shard).is_ok_and(|shard| shard.is_dir());
+            let Some(entries) = is_shard.then(|| fs::read_dir(&shard).ok()).flatten() else {
                 odd(shard);
                 continue;
             };
@@ -375,6 +378,10 @@ impl Blobs {
         }
         Ok(())
     }
+}
+
+fn is_shard(name: &[u8]) -> bool {
+    name.len() == 2 && name.iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 #[cfg(test)]

@@ -329,16 +329,12 @@ impl<'a> Checker<'a> {
     }
 
     fn ledger(&self, at: Ref, digest: &Digest, bytes: &[u8]) {
+        for blob in Effects::references(bytes).unwrap_or_default() {
+            self.state.lock().refer(blob, Ref { place: Place::MergedLedger, ..at });
+        }
         let ledger = match Effects::parse(bytes) {
-            Ok(Effects::Empty) => return,
             Ok(Effects::Ledger(ledger)) => ledger,
-            Ok(Effects::Merged(merged)) => {
-                let mut state = self.state.lock();
-                for blob in [merged.parent_a, merged.parent_b, merged.ancestor] {
-                    state.refer(blob, Ref { place: Place::MergedLedger, ..at });
-                }
-                return;
-            }
+            Ok(Effects::Empty | Effects::Merged(_)) => return,
             Err(error) => return self.problem(Code::LedgerMalformed, *digest, at, error),
         };
         let chain = ledger.verify(self.options.secret.as_ref());
