@@ -4,6 +4,8 @@
 
 #![allow(unreachable_pub, clippy::unwrap_used)] // one test program, in several files
 
+#[path = "fork_engine/adverse.rs"]
+mod adverse;
 #[path = "fork_engine/damage.rs"]
 mod damage;
 #[path = "common/failing.rs"]

@@ -246,7 +246,9 @@ impl Importing<'_> {
             let tree = text(root, &root_xattrs, &items)?;
             image = self.same(Digest::of(&tree))?;
             if image.is_none() {
-                let manifest = self.manifest(&batch, batch.put(&tree)?)?;
+                let stored = batch.put(&tree)?;
+                self.store.blobs().check_metadata(&stored, tree.len())?;
+                let manifest = self.manifest(&batch, stored)?;
                 image = Some(batch.commit(&manifest)?);
                 report.new = true;
             }

@@ -24,7 +24,7 @@ use crate::crashpack::Crashpack;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fork::{BaseReader, BlobRef, Body, Changes, Fork, Frozen, Ino, Put, Registry};
 use crate::layers::effects::Secret;
-use crate::layers::world::{Entry, Kind, Root};
+use crate::layers::world::{Entry, Kind, MAX_DEPTH, Root};
 use crate::layers::{FormatError, xattrs};
 use crate::oracle::{Transfer, TransferKind, TransferOracle, TransferState};
 use crate::store::manifest::{
@@ -459,6 +459,8 @@ impl Sealing<'_> {
         };
         let Merged { draft, mut text, placed } = tree::merge(&old, changes).map_err(damaged)?;
         let edited = self.batch.put_edited(&draft, base.map(|base| (base, old.packed.as_ref())))?;
+        // What cannot be read back would take the fork along that is put onto it.
+        self.store.blobs().check_metadata(&edited.digest, edited.bytes.len())?;
         (text.bytes, text.packed) = (edited.bytes, edited.packed);
         self.placed = placed;
         self.texts.keep(edited.digest, text);
@@ -473,6 +475,14 @@ impl Sealing<'_> {
             if path == WORLD {
                 changes.root = Some(root(put));
             } else if let Some(inner) = inside(path) {
+                let depth = inner.split(|byte| *byte == b'/').count();
+                if depth > MAX_DEPTH {
+                    let shown = String::from_utf8_lossy(&inner[..inner.len().min(200)]).into_owned();
+                    let message = format!("{shown}… is {depth} folders deep, and an image holds {MAX_DEPTH}");
+                    return Err(
+                        Error::new(ErrorKind::InvalidInput, message).with_hint("move it up, or remove it")
+                    );
+                }
                 let entry = self.entry(put, stored.get(path))?;
                 let group = (!put.inode.is_dir() && put.inode.links.len() > 1).then_some(put.ino.0);
                 changes.put.insert(inner, NewEntry { entry, group });

@@ -63,7 +63,7 @@ pub fn programs(kind: &'static str, usual: u64, mut run: impl FnMut(u64)) {
 
 #[derive(Default)]
 pub struct Images {
-    blobs: Mutex<HashMap<Digest, Arc<Vec<u8>>>>,
+    pub blobs: Mutex<HashMap<Digest, Arc<Vec<u8>>>>,
     trees: Mutex<HashMap<Digest, Arc<Tree>>>,
     entries: Mutex<HashMap<Digest, BTreeMap<String, Entry<'static>>>>,
     layers: Mutex<HashMap<Digest, Vec<LayerBase>>>,

@@ -26,7 +26,7 @@ impl<F: Fn() + Sync> Progress for Meanwhile<F> {
 }
 
 fn import_while(house: &House, dir: &Path, meanwhile: impl Fn() + Sync) -> String {
-    let store = Store::create(&house.store()).unwrap();
+    let store = Store::create(house.store()).unwrap();
     let options = Options {
         dir: dir.to_owned(),
         parent: None,

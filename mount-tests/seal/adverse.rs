@@ -8,11 +8,11 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 use pfimg::ErrorKind;
-use pfimg::fork::{Fork, Io, NewFile, Options, RealIo, Registry};
+use pfimg::fork::{Fork, Ino, Io, NewFile, Options, RealIo, Registry, RenameMode};
 use pfimg::layers::world::Kind;
 use pfimg::store::{StoreIo, SystemIo};
 
-use super::support::{Place, append, dir, read, write};
+use super::support::{Place, append, dir, read, world, write};
 
 type Hook = Box<dyn FnOnce() + Send>;
 
@@ -430,4 +430,92 @@ fn zeros_at_the_end_of_a_frozen_generation_stop_no_seal() {
     write(&fork, "world/fs/c", b"c");
     let sealed = place.sealer(None).seal(&fork, None);
     assert!(sealed.is_ok(), "{}", sealed.unwrap_err());
+}
+
+/// Seals a fork with a chain of folders, if that can be made; whatever comes of it, the fork is there after a restart.
+fn chain(depth: usize, name: usize) {
+    let tmp = tempfile::tempdir().unwrap();
+    let place = Place::new(tmp.path());
+    let registry = place.registry();
+    let fork = registry.create("try", Some(place.fixture(1))).unwrap();
+    write(&fork, "world/fs/precious", b"precious");
+    let (mut at, mut made) = (Ino::FS, 0);
+    let name = vec![b'd'; name];
+    while made < depth {
+        match fork.create(at, &name, &NewFile::new(Kind::Dir, 0o755, 1, 1)) {
+            Ok(folder) => (at, made) = (folder.ino, made + 1),
+            Err(e) => {
+                assert_eq!(e.errno(), libc::ENAMETOOLONG, "{e}");
+                break;
+            }
+        }
+    }
+    assert!(made >= depth.min(2047), "{made}");
+    if let Err(e) = place.sealer(None).seal(&fork, None) {
+        assert_eq!(e.kind(), ErrorKind::InvalidInput, "{e}");
+    }
+    drop((fork, registry));
+    let place = Place::new(tmp.path());
+    let registry = place.registry();
+    let fork = registry.get("try").unwrap();
+    assert_eq!(read(&fork, "world/fs/precious").unwrap(), b"precious");
+    // A folder that was moved down, with all that is in it.
+    let (one, two) = (dir(&fork, "world/fs"), write(&fork, "world/fs/sub/file", b"1"));
+    assert!(fork.getattr(two).is_ok() && fork.getattr(one).is_ok());
+}
+
+#[test]
+fn a_fork_deeper_than_a_tree_may_be_is_not_lost_with_a_seal() {
+    chain(2100, 1);
+}
+
+#[test]
+fn a_fork_whose_tree_is_larger_than_is_read_back_is_not_lost_with_a_seal() {
+    chain(900, 250);
+}
+
+#[test]
+fn a_folder_that_was_moved_too_deep_is_refused_by_a_seal_and_stays() {
+    let tmp = tempfile::tempdir().unwrap();
+    let place = Place::new(tmp.path());
+    let registry = place.registry();
+    let fork = registry.create("try", None).unwrap();
+    write(&fork, "world/fs/a/b/c/file", b"1");
+    let mut at = dir(&fork, "world/fs");
+    while let Ok(folder) = fork.create(at, b"d", &NewFile::new(Kind::Dir, 0o755, 1, 1)) {
+        at = folder.ino;
+    }
+    let world = dir(&fork, "world/fs");
+    fork.rename(world, b"a", at, b"a", RenameMode::Replace).unwrap();
+    let refused = place.sealer(None).seal(&fork, None).unwrap_err();
+    assert!(refused.to_string().contains("folders deep"), "{refused}");
+    fork.rename(at, b"a", world, b"a", RenameMode::Replace).unwrap();
+    place.seal(&fork);
+    drop((fork, registry));
+    let registry = Place::new(tmp.path()).registry();
+    assert_eq!(read(&registry.get("try").unwrap(), "world/fs/a/b/c/file").unwrap(), b"1");
+}
+
+#[test]
+fn names_that_are_not_utf8_come_back_from_a_seal() {
+    let dir = tempfile::tempdir().unwrap();
+    let place = Place::new(dir.path());
+    let registry = place.registry();
+    let fork = registry.create("try", Some(place.fixture(1))).unwrap();
+    let d = fork.create(Ino::FS, &[0xff; 255], &NewFile::new(Kind::Dir, 0o755, 1, 1)).unwrap().ino;
+    fork.create(d, &[0xfe; 255], &NewFile::new(Kind::File, 0o755, 1, 1)).unwrap();
+    let mut other = [0xff; 255];
+    other[254] = 0xfe;
+    let d = fork.create(Ino::FS, &other, &NewFile::new(Kind::Dir, 0o755, 1, 1)).unwrap().ino;
+    fork.create(d, &[0xfe; 255], &NewFile::new(Kind::File, 0o755, 1, 1)).unwrap();
+    let lossy = String::from_utf8_lossy(&[0xff; 80]).into_owned();
+    fork.create(Ino::FS, lossy.as_bytes(), &NewFile::new(Kind::Dir, 0o755, 1, 1)).unwrap();
+    fork.create(Ino::FS, &[0xff; 80], &NewFile::new(Kind::File, 0o755, 1, 1)).unwrap();
+    let before = world(&fork);
+    place.seal(&fork);
+    drop((fork, registry));
+    let place = Place::new(dir.path());
+    let registry = place.registry();
+    let fork = registry.get("try").unwrap();
+    assert_eq!(world(&fork), before);
 }

@@ -175,9 +175,9 @@ impl Fork {
         let dir = self.shared.forks.join("heads");
         let path = dir.join(format!("{}.json", head.name));
         let failed = |e| Error::io(e, format!("cannot make {} durable", path.display()));
-        File::open(&path).and_then(|file| file.sync_all()).map_err(failed)?;
-        File::open(&dir).and_then(|dir| dir.sync_all()).map_err(failed)?;
-        File::open(&self.shared.forks).and_then(|dir| dir.sync_all()).map_err(failed)
+        let io = &*self.shared.files.io;
+        File::open(&path).and_then(|file| io.sync_file(&path, &file)).map_err(failed)?;
+        io.sync_dir(&dir).and_then(|()| io.sync_dir(&self.shared.forks)).map_err(failed)
     }
 
     /// Gives back the space of data that nothing speaks of any more. It makes the fork durable first, so that no power

@@ -258,6 +258,10 @@ impl Scratch<'_> {
 
     /// Gives a file the content and the extended attributes it should have.
     fn fill(&mut self, ino: Ino, wanted: &Arc<Inode>) -> Result<()> {
+        let there = self.state.inode(ino).map(|inode| inode.xattrs.clone()).unwrap_or_default();
+        for name in there.keys().filter(|name| !wanted.xattrs.contains_key(*name)) {
+            self.commit(Record::Xattr { ino, name: name.clone(), value: None, time: now() })?;
+        }
         for (name, value) in wanted.xattrs.iter() {
             let (name, value) = (name.clone(), Some(value.clone()));
             self.commit(Record::Xattr { ino, name, value, time: now() })?;

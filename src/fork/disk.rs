@@ -117,6 +117,16 @@ impl Files {
     fn forget(&self, key: FileKey) {
         let _closed = self.open.lock().pop(&key);
     }
+
+    /// Closes all files of a generation: as long as they are open, what was removed takes space.
+    fn forget_all(&self, id: GenId) {
+        let mut open = self.open.lock();
+        let of = |key: &FileKey| matches!(key, FileKey::Journal(of) | FileKey::Data(of, _) if *of == id);
+        let keys: Vec<FileKey> = open.iter().map(|(key, _)| *key).filter(of).collect();
+        let closed: Vec<_> = keys.iter().filter_map(|key| open.pop(key)).collect();
+        drop(open);
+        drop(closed);
+    }
 }
 
 /// A stretch of a fork's life: a journal and the data files it speaks of. The last of a fork is written, all others
@@ -353,7 +363,7 @@ impl Generation {
 
 impl Drop for Generation {
     fn drop(&mut self) {
-        self.files.forget(FileKey::Journal(self.id));
+        self.files.forget_all(self.id);
         if *self.doomed.get_mut()
             && let Err(e) = fs::remove_dir_all(&self.dir)
             && e.kind() != io::ErrorKind::NotFound

@@ -328,7 +328,7 @@ impl Fork {
     fn frozen(&self, live: &super::live::Live, behind: usize) -> Frozen {
         let kept = live.generations.len() - behind;
         Frozen {
-            state: live.state.clone(),
+            state: live.state.detached(),
             baseline: live.baseline.clone(),
             generations: live.generations[..kept].to_vec(),
             image: live.image,
@@ -416,13 +416,13 @@ impl Fork {
                 let Some(blob) = sealed.get(path) else { continue };
                 // What changes are told against needs no content: it would keep what is released on disk.
                 baseline.forget_content(put.ino, *blob);
-                let size = put.inode.content().map_or(0, |content| content.size);
+                let was = put.inode.content().cloned().unwrap_or_default();
                 let mut seal = |content: &mut Content, guard: &mut Guard| {
                     if is_log(path) && *guard == Guard::None {
                         // What is sealed can only be appended to from now on.
                         *guard = Guard::Append(Some(0));
                     }
-                    seal_content(content, guard, size, *blob, &gone)
+                    seal_content(content, guard, &was, *blob, &gone)
                 };
                 live.repoint(put, &gone, &mut seal, &mut changed);
             }
@@ -506,15 +506,29 @@ fn replace_gone(content: &Content, gone: &HashSet<GenId>) {
     }
 }
 
-/// Puts a sealed blob in the place of what was frozen with `size` bytes. True if the content looks different now.
+/// Whether a piece of a file is one that it had at the same place when it was frozen.
+fn was_there(was: &Content, at: u64, piece: &Piece) -> bool {
+    let Src::Blob(blob) = &piece.src else { return false };
+    let mut end = at;
+    for (from, frozen) in was.pieces.range(at, at + piece.len) {
+        let Src::Blob(other) = &frozen.src else { return false };
+        if from != end || other != blob || frozen.off + at != piece.off + from {
+            return false;
+        }
+        end = from + frozen.len;
+    }
+    end == at + piece.len
+}
+
+/// Puts a sealed blob in the place of what was frozen, which is `was`. True if the content looks different now.
 fn seal_content(
     content: &mut Content,
     guard: &mut Guard,
-    size: u64,
+    was: &Content,
     blob: BlobRef,
     gone: &HashSet<GenId>,
 ) -> bool {
-    let src = Src::Blob(Arc::new(blob));
+    let (src, size) = (Src::Blob(Arc::new(blob)), was.size);
     if let Guard::Append(floor) = guard {
         // Sealing may have rewritten the lines that were frozen; what came since stands behind them.
         let mut pieces = content.pieces.shift(size, blob.size);
@@ -529,7 +543,9 @@ fn seal_content(
     // A piece never moves within its file, so the seal has the same bytes at the same place.
     let old = std::mem::take(&mut content.pieces);
     for (at, piece) in old.all() {
-        let released = piece.src.generation().is_some_and(|generation| gone.contains(&generation.id));
+        // Blobs of images before, too: those may be thinned out, and nothing else needs them.
+        let released = piece.src.generation().is_some_and(|generation| gone.contains(&generation.id))
+            || was_there(was, at, piece);
         let piece =
             if released { Piece { len: piece.len, off: at, src: src.clone() } } else { piece.clone() };
         content.pieces.put(at, piece);

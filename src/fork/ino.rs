@@ -5,6 +5,7 @@ use std::fmt;
 use parking_lot::RwLock;
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::Arc;
 
 use crate::tree::NodeId;
 
@@ -71,6 +72,8 @@ const ROOM: usize = 1 << 10;
 #[derive(Debug, Default)]
 pub(super) struct Intern {
     maps: RwLock<Maps>,
+    /// The one that gives the numbers out.
+    from: Option<Arc<Intern>>,
 }
 
 /// Numbers are hashes already.
@@ -101,7 +104,8 @@ struct Maps {
 impl Intern {
     /// The base entry that a number was given to.
     pub(super) fn node(&self, ino: Ino) -> Option<NodeId> {
-        self.maps.read().nodes.get(&ino).copied()
+        let known = self.maps.read().nodes.get(&ino).copied();
+        known.or_else(|| self.from.as_ref()?.node(ino))
     }
 
     /// The number of a base entry that is `name` in `parent`, giving it one that neither `taken` nor another
@@ -119,6 +123,15 @@ impl Intern {
                 return *odd;
             }
         }
+        if let Some(from) = &self.from {
+            let ino = from.ino(node, parent, name, taken);
+            let mut maps = self.maps.write();
+            maps.nodes.insert(ino, node);
+            if ino != first {
+                maps.odd.insert(node, ino);
+            }
+            return ino;
+        }
         let mut maps = self.maps.write();
         for probe in 0.. {
             let ino = Ino::derive(parent, name, probe);
@@ -132,6 +145,11 @@ impl Intern {
             return ino;
         }
         first
+    }
+
+    /// Another one with the same numbers, in which none is forgotten that is forgotten here.
+    pub(super) fn detached(this: &Arc<Self>) -> Self {
+        Self { maps: RwLock::default(), from: Some(Arc::clone(this)) }
     }
 
     /// Forgets a number.

@@ -8,7 +8,7 @@ use super::policy;
 use super::record::{Create, Record};
 use super::state::fixed_ino;
 use crate::error::{Error, ErrorKind, Posix, Result};
-use crate::layers::world::{Kind, MAX_TARGET};
+use crate::layers::world::{Kind, MAX_DEPTH, MAX_TARGET};
 
 /// Most links a file can have, as on ext4.
 pub const MAX_LINKS: usize = 65_000;
@@ -83,6 +83,11 @@ impl Live {
     fn entries(&self, ino: Ino) -> u64 {
         self.state.inode(ino).map_or(0, |inode| if let Body::Dir(dir) = &inode.body { dir.len } else { 0 })
     }
+}
+
+/// How many folders deep a file in `folder`, which is a path in a fork, would be in `world/fs`.
+fn depth(folder: &[u8]) -> usize {
+    folder.split(|byte| *byte == b'/').count().saturating_sub(1)
 }
 
 impl Fork {
@@ -170,6 +175,9 @@ impl Fork {
             return Err(posix(Posix::NotPermitted, "what was sealed can only be appended to"));
         }
         let folder = live.need(parent)?;
+        if is_dir && live.state.path(parent).is_some_and(|path| depth(&path) >= MAX_DEPTH) {
+            return Err(posix(Posix::NameTooLong, "an image holds no deeper folders"));
+        }
         let fixed = if is_dir { fixed_ino(parent, name) } else { None };
         let ino = fixed.unwrap_or_else(|| live.fresh(parent, name));
         if live.inode(ino).is_some() {
@@ -348,7 +356,11 @@ impl Fork {
             return Err(posix(Posix::CrossesDevices, "layers and world/fs are like two disks"));
         }
         policy::admit(to, new_name, inode.kind())?;
-        if mode == RenameMode::Exchange && from != to {
+        // A folder of the frame has its number by its name.
+        if inode.is_dir() && fixed_ino(to, new_name).is_some_and(|fixed| fixed != ino) {
+            return Err(posix(Posix::NotPermitted, "a fork's own folders stay where they are"));
+        }
+        if mode == RenameMode::Exchange && (from != to || inode.is_dir()) {
             return Err(Error::new(ErrorKind::InvalidInput, "layers' files cannot change places"));
         }
         Ok(())

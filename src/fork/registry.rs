@@ -402,7 +402,7 @@ impl Registry {
         self.check_new(name)?;
         let base = self.shared.base(image)?;
         let state = State::over(base);
-        let baseline = Arc::new(state.clone());
+        let baseline = Arc::new(state.detached());
         self.establish(name, image, state, baseline, Vec::new())
     }
 
@@ -462,6 +462,7 @@ impl Registry {
         judge: &dyn Fn(&Fork) -> Result<()>,
     ) -> Result<Arc<Fork>> {
         self.may_write()?;
+        self.sync_sharers(name)?;
         let slot = self.slot(name)?;
         let mut slot_now = slot.lock();
         let same = matches!(&*slot_now, Slot::Loaded(now) if now.uid == fork.uid);
@@ -469,7 +470,7 @@ impl Registry {
             return Err(Error::new(ErrorKind::Busy, format!("fork {name:?} is another one by now")));
         }
         let state = State::over(self.shared.base(Some(image))?);
-        let baseline = Arc::new(state.clone());
+        let baseline = Arc::new(state.detached());
         let mut head = fork.head.lock();
         // Held until it is another fork: what is acknowledged from here on would be lost.
         let mut written = fork.live.write();
@@ -545,10 +546,32 @@ impl Registry {
         Ok(())
     }
 
+    /// Makes the forks durable that rest on what a fork rests on, and are not: a power cut would leave nothing that names what
+    /// was durable in it.
+    fn sync_sharers(&self, name: &str) -> Result<()> {
+        let generations = match &*self.slot(name)?.lock() {
+            Slot::Known(head) => head.generations.clone(),
+            Slot::Loaded(fork) => fork.head.lock().generations.clone(),
+            Slot::Bad(_) => return Ok(()),
+        };
+        let others: Vec<_> =
+            self.slots.lock().iter().filter(|(n, _)| *n != name).map(|(_, s)| s.clone()).collect();
+        for slot in others {
+            let Slot::Loaded(fork) = &*slot.lock() else { continue };
+            let fork = Arc::clone(fork);
+            let shares = || fork.head.lock().generations.iter().any(|id| generations.contains(id));
+            if fork.head_unsynced.load(Ordering::Acquire) && shares() {
+                fork.fsync()?;
+            }
+        }
+        Ok(())
+    }
+
     /// Discards a fork: its head goes first, and with it the fork; then what only it needed. Somebody who still has it
     /// open can read on. The head of a damaged fork is kept in `damaged/`, with what it names.
     pub fn discard(&self, name: &str) -> Result<()> {
         self.may_write()?;
+        self.sync_sharers(name)?;
         let slot = self.slot(name)?;
         let slot_now = slot.lock();
         let path = head::path(&self.shared.forks, name);

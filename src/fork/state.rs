@@ -70,6 +70,11 @@ impl State {
         Self { intern: Arc::default(), ..self.clone() }
     }
 
+    /// A clone that stays as it is whatever numbers are forgotten of this one.
+    pub(super) fn detached(&self) -> Self {
+        Self { intern: Arc::new(Intern::detached(&self.intern)), ..self.clone() }
+    }
+
     pub(super) fn at(&self, ino: Ino) -> Option<At<'_>> {
         if let Some(inode) = self.nodes.get(&ino) {
             return Some(At::Own(inode));
@@ -464,7 +469,7 @@ impl State {
         let (dirty_nodes, dirty_names) = (self.dirty_nodes.clone(), self.dirty_names.clone());
         let mut changed = Vec::new();
         for (ino, parent, name) in base::FOLDERS {
-            if !self.nodes.contains_key(&ino) {
+            if !self.nodes.contains_key(&ino) && self.child(parent, name).is_none() {
                 self.nodes.insert(ino, Arc::new(folder(vec![(parent, name.into())], None)));
                 self.set_entry(parent, &name.into(), ino, true);
                 changed.push(parent);

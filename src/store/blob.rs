@@ -308,9 +308,23 @@ impl Blobs {
     /// Reads a blob that is parsed as a whole and whose size nothing declares. The limit follows the compressed
     /// size, so that a few kilobytes cannot fill a gigabyte.
     pub fn read_metadata(&self, digest: &Digest) -> Result<Vec<u8>, BlobError> {
+        self.read(digest, Size::AtMost(self.metadata_limit(digest)?))
+    }
+
+    /// Most bytes that are read of a document.
+    fn metadata_limit(&self, digest: &Digest) -> Result<u64, BlobError> {
         let compressed = self.compressed_size(digest)?;
-        let limit = compressed.saturating_mul(MAX_METADATA_RATIO).clamp(MIN_METADATA_LIMIT, MAX_METADATA);
-        self.read(digest, Size::AtMost(limit))
+        Ok(compressed.saturating_mul(MAX_METADATA_RATIO).clamp(MIN_METADATA_LIMIT, MAX_METADATA))
+    }
+
+    /// Fails if a document of `len` bytes that is stored is longer than will be read of it.
+    pub fn check_metadata(&self, digest: &Digest, len: usize) -> crate::Result<()> {
+        let limit = self.metadata_limit(digest)?;
+        if len as u64 <= limit {
+            return Ok(());
+        }
+        let message = format!("a tree of {len} bytes cannot be read back: of this one {limit} are");
+        Err(Error::new(ErrorKind::InvalidInput, message).with_hint("fewer, or shorter, paths fit"))
     }
 
     /// Decompresses a payload into `sink` while hashing it; returns its length in bytes. What was written to the
