@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "seal_mount/adverse.rs"]
+mod adverse;
 mod common;
 #[path = "seal_mount/under_load.rs"]
 mod under_load;

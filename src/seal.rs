@@ -205,6 +205,7 @@ impl Sealer {
     ) -> Result<(Sealed, Result<()>)> {
         let changed = if everything { fork.is_unlike_its_image() } else { fork.is_changed() };
         if let (Some(image), false) = (fork.base(), changed) {
+            fork.may_write()?;
             if !everything {
                 // Whoever seals it wants to come back to it.
                 fork.note_found(&image)?;

@@ -442,6 +442,11 @@ impl Vfs {
         listings
     }
 
+    /// The folders of seals, which list tags of images that are there.
+    pub(crate) fn listings_of_seals(&self) -> Vec<Ino> {
+        self.forks.in_use().iter().map(Self::snap_number).collect()
+    }
+
     /// The folders of images and of tags, for the watcher.
     pub(crate) const IMAGES: Ino = Fixed::Images.ino();
     pub(crate) const TAGS: Ino = Fixed::Tags.ino();

@@ -155,6 +155,7 @@ impl Fork {
         let mut live = self.live.write();
         live.writable()?;
         let inode = live.need(ino)?;
+        let offset = live.meant(ino, &inode, offset);
         policy::may_change(&inode, offset)?;
         let content = file_of(&inode)?.settled();
         let written = live.place(self, &inode, &content, ino, offset, bytes)?;

@@ -108,7 +108,11 @@ impl Fork {
                 cut = start;
                 break;
             }
-            if shareable(&piece) {
+            let held_back = match &piece.src {
+                Src::Blob(blob) => self.shared.reader.is_held_back(&blob.digest)?,
+                _ => false,
+            };
+            if shareable(&piece) && !held_back {
                 at = start + piece.len;
                 plan.push((start, Step::Share(piece)));
                 continue;

@@ -276,6 +276,9 @@ fn is_log(path: &[u8]) -> bool {
     matches!(path, b"effects/ledger.jsonl" | b"trace/messages.jsonl")
 }
 
+/// Seals after which an end that was known before them is still told from another place.
+const MOVES: usize = 1000;
+
 /// Content of a file after a seal, by its path in the fork.
 pub type Sealed = HashMap<Vec<u8>, BlobRef>;
 
@@ -425,6 +428,13 @@ impl Fork {
                     seal_content(content, guard, &was, *blob, &gone)
                 };
                 live.repoint(put, &gone, &mut seal, &mut changed);
+                let moved = blob.size.checked_signed_diff(was.size).unwrap_or(0);
+                if is_log(path) && moved != 0 {
+                    let all = live.moved.entry(put.ino).or_default();
+                    all.push(moved);
+                    // Who has not looked for so long is refused.
+                    all.drain(..all.len().saturating_sub(MOVES));
+                }
             }
             live.keep(frozen, kept, keeping, &gone, &mut baseline);
             {

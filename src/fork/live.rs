@@ -32,6 +32,12 @@ pub trait BaseReader: Send + Sync {
     /// Reads from a blob of `size` bytes at `offset`; returns how many bytes, less than asked only at its end.
     fn read(&self, digest: &Digest, size: u64, offset: u64, buf: &mut [u8]) -> Result<usize>;
 
+    /// Whether a blob is shown otherwise than it is, without its secret: then it must not become another file's content.
+    fn is_held_back(&self, digest: &Digest) -> Result<bool> {
+        let _ = digest;
+        Ok(false)
+    }
+
     /// The tree of an image's `world/fs`.
     fn tree(&self, image: &Digest) -> Result<Arc<crate::tree::Tree>>;
 
@@ -70,6 +76,8 @@ pub(super) struct Live {
     pub(super) settled: Option<u64>,
     /// The generation that holds what was kept out, once there is one.
     pub(super) leftover: Option<Leftover>,
+    /// By how many bytes each seal moved the end of a file that only grows. Whoever has it open may not know.
+    pub(super) moved: HashMap<Ino, Vec<i64>>,
 }
 
 impl Live {
@@ -81,7 +89,17 @@ impl Live {
         image: Option<Digest>,
     ) -> Self {
         let orphans = HashMap::new();
-        Self { state, baseline, orphans, writer, generations, image, settled: None, leftover: None }
+        Self {
+            state,
+            baseline,
+            orphans,
+            writer,
+            generations,
+            image,
+            settled: None,
+            leftover: None,
+            moved: HashMap::new(),
+        }
     }
 
     /// Whether anything was changed since the last seal.
@@ -96,6 +114,21 @@ impl Live {
 
     pub(super) fn need(&self, ino: Ino) -> Result<Arc<Inode>> {
         self.inode(ino).ok_or_else(|| posix(Posix::Stale, "the file is gone from its fork"))
+    }
+
+    /// Where bytes are meant to go that are written at `offset`: of a file that only grows, one that was its end before seals
+    /// rewrote what was appended means its end now.
+    pub(super) fn meant(&self, ino: Ino, inode: &Inode, offset: u64) -> u64 {
+        let (Guard::Append(_), Some(content)) = (inode.guard, inode.content()) else { return offset };
+        let end = content.known_size();
+        let mut was = Some(end);
+        for moved in self.moved.get(&ino).into_iter().flatten().rev() {
+            if was == Some(offset) {
+                return end;
+            }
+            was = was.and_then(|was| was.checked_add_signed(-moved));
+        }
+        if was == Some(offset) { end } else { offset }
     }
 
     /// A number for a new file.
@@ -253,7 +286,7 @@ impl Fork {
         live.image.is_none() && live.state.dirty_names.is_empty() && live.state.dirty_nodes.is_empty()
     }
 
-    pub(super) fn may_write(&self) -> Result<()> {
+    pub(crate) fn may_write(&self) -> Result<()> {
         if let Some(damage) = self.damage() {
             return Err(Error::new(ErrorKind::Damaged, format!("the fork is damaged: {damage}"))
                 .with_hint("it can still be read as far as it is sound"));

@@ -24,6 +24,8 @@ pub(super) struct Adapter {
     /// One thread of its own, which no request ever waits for: the kernel holds a notification up until requests on
     /// the same file or folder are answered, and some of those are answered by workers.
     notices: Workers,
+    /// Seals take long, and must not keep everybody else waiting for a worker.
+    sealers: Workers,
     notifier: Arc<OnceLock<Notifier>>,
     pub(super) writeback: bool,
     pub(super) holes: bool,
@@ -40,8 +42,9 @@ impl Adapter {
         let workers = Workers::start("pfimg-worker", cores)?;
         let company = if config.spin { Company::start()? } else { None };
         let notices = Workers::start("pfimg-notify", 1)?;
+        let sealers = Workers::start("pfimg-sealer", cores)?;
         let SessionConfig { writeback, holes, .. } = *config;
-        Ok(Self { vfs, workers, notices, notifier, writeback, holes, company })
+        Ok(Self { vfs, workers, notices, sealers, notifier, writeback, holes, company })
     }
 
     /// Counts a request. What it returns lives until the request was answered or handed to a worker.
@@ -107,7 +110,7 @@ impl Adapter {
         let (vfs, notifier) = (Arc::clone(&self.vfs), Arc::clone(&self.notifier));
         let notices = self.notices.clone();
         let name = name.as_bytes().to_vec();
-        self.workers.run(move || {
+        self.sealers.run(move || {
             let (made, AfterSeal { stale, frozen }) = vfs.make_in_snap(parent.0, &name);
             answer_entry(reply, made);
             // Not from here: the next mkdir in that folder holds it until a worker answers.

@@ -54,6 +54,11 @@ impl Watcher {
             if changes.tags {
                 tags = TELL;
             }
+            if images > 0 || tags > 0 {
+                for listing in vfs.listings_of_seals() {
+                    let _ = notifier.inval_inode(INodeNo(listing), 0, 0);
+                }
+            }
             if images > 0 {
                 images -= 1;
                 for listing in vfs.listings_of_images() {

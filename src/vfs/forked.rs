@@ -229,11 +229,14 @@ impl Vfs {
                         Ok(entry) => Some(entry),
                         // Gone meanwhile.
                         Err(ErrorKind::NotFound) => continue,
-                        Err(kind) => return Err(kind),
+                        // What is damaged or missing takes nothing else along: it is listed, and an error to look at.
+                        Err(_) => None,
                     }
                 } else {
                     None
                 };
+                // It may have been replaced since it was listed.
+                let number = entry.as_ref().map_or(number, |entry: &Entry| entry.attr.ino);
                 let cookie = found.cookie + 2;
                 debug_assert_ne!(number, own);
                 if !emit(DirEntry { ino: number, cookie, kind: found.kind, name: &found.name, entry }) {

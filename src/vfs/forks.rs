@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -28,6 +29,8 @@ pub(super) struct Forks {
     read_only: bool,
     slots: Mutex<Slots>,
     lengths: Mutex<fork::Lengths>,
+    /// Whether the kernel was told that there are forks now.
+    appeared: AtomicBool,
 }
 
 #[derive(Default)]
@@ -75,8 +78,8 @@ impl Slots {
 
 impl Forks {
     pub(super) fn new(reader: Arc<Reader>, read_only: bool) -> Self {
-        let (registry, slots, lengths) = Default::default();
-        Self { registry, reader, read_only, slots, lengths }
+        let (registry, slots, lengths, appeared) = Default::default();
+        Self { registry, reader, read_only, slots, lengths, appeared }
     }
 
     /// Forks that were looked at.
@@ -143,9 +146,16 @@ impl Vfs {
     /// To be called now and then, by one thread. Returns what the kernel has to be told. What it knows of a fork goes on
     /// showing that as it was.
     pub fn follow_forks(&self) -> Vec<Stale> {
-        let Some(old) = self.forks.registry.lock().clone().filter(|registry| !registry.is_writable()) else {
-            return Vec::new();
+        let folders = [Fixed::Forks, Fixed::Work].map(Fixed::ino);
+        let Some(old) = self.forks.registry.lock().clone() else {
+            // Not opened from here: who makes the first fork must be the one who writes it.
+            let appeared =
+                self.store.root().join("forks").is_dir() && !self.forks.appeared.swap(true, Ordering::AcqRel);
+            return if appeared { folders.map(Stale::Inode).to_vec() } else { Vec::new() };
         };
+        if old.is_writable() {
+            return Vec::new();
+        }
         let newer = old.newer(self.fork_options(self.forks.read_only), &mut self.forks.lengths.lock());
         let new = match newer {
             Ok(Some(new)) => new,
@@ -164,7 +174,6 @@ impl Vfs {
             self.forks.slots.lock().discard_all();
             *registry = Some(Arc::new(new));
         }
-        let folders = [Fixed::Forks, Fixed::Work].map(Fixed::ino);
         let names = folders
             .iter()
             .flat_map(|folder| names.iter().map(|name| Stale::Name(*folder, name.clone().into_bytes())));
@@ -191,7 +200,12 @@ impl Vfs {
         if !registry.contains(name) {
             return Err(ErrorKind::NotFound);
         }
-        self.mounted(self.read_back(&registry, name).map_err(logged)?)
+        let fork = self.read_back(&registry, name).map_err(logged).map_err(|kind| match kind {
+            // The fork is there; it is its image that is not.
+            ErrorKind::NotFound => ErrorKind::Missing,
+            other => other,
+        })?;
+        self.mounted(fork)
     }
 
     fn mounted(&self, fork: Arc<Fork>) -> Outcome<Mounted> {

@@ -1,9 +1,11 @@
 //! What forks read of the images they rest on, through the mount's cache.
 
 use std::collections::HashMap;
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 
-use parking_lot::RwLock;
+use lru::LruCache;
+use parking_lot::{Mutex, RwLock};
 
 use super::trees::Trees;
 use crate::cache::{Cache, Payload};
@@ -13,8 +15,11 @@ use crate::layers::cache::PageManifest;
 use crate::store::{BlobError, Digest, LayerFile, Store};
 use crate::tree::Tree;
 
-/// A ledger as it is shown: nothing yet, or its bytes without the secret; none where there is no secret in it.
-type Redacted = Option<Option<Arc<[u8]>>>;
+/// How long a ledger is as it is shown: nothing known yet, or its length without the secret; none where there is no secret in it.
+type Redacted = Option<Option<u64>>;
+
+/// Ledgers of which the bytes are kept as they are shown. Any is made again when it is looked at.
+const SHOWN: NonZeroUsize = NonZeroUsize::new(4).unwrap();
 
 /// The store behind forks.
 pub(super) struct Reader {
@@ -24,19 +29,23 @@ pub(super) struct Reader {
     reveal_secrets: bool,
     /// Ledgers of images that forks rest on.
     ledgers: RwLock<HashMap<Digest, Redacted>>,
+    shown: Mutex<LruCache<Digest, Arc<[u8]>>>,
 }
 
 impl Reader {
     pub(super) fn new(store: Arc<Store>, cache: Arc<Cache>, trees: Arc<Trees>, reveal_secrets: bool) -> Self {
-        Self { store, cache, trees, reveal_secrets, ledgers: RwLock::default() }
+        let shown = Mutex::new(LruCache::new(SHOWN));
+        Self { store, cache, trees, reveal_secrets, ledgers: RwLock::default(), shown }
     }
 
     /// A payload of `size` bytes. A ledger's secret is not shown in forks either.
     pub(super) fn payload(&self, digest: &Digest, size: u64) -> Result<Payload, Arc<BlobError>> {
-        if let Some(Some(Some(redacted))) = self.ledgers.read().get(digest)
-            && redacted.len() as u64 == size
+        let known = self.ledgers.read().get(digest).copied();
+        if let Some(Some(Some(length))) = known
+            && length == size
+            && let Some(redacted) = self.redact(digest)?
         {
-            return Ok(Payload::Heap(Arc::clone(redacted)));
+            return Ok(Payload::Heap(redacted));
         }
         self.cache.get(digest, Some(size))
     }
@@ -46,14 +55,20 @@ impl Reader {
         self.cache.peek(digest).filter(|payload| payload.len() as u64 == size)
     }
 
-    fn redact(&self, digest: &Digest) -> Result<Option<Arc<[u8]>>> {
-        if let Some(Some(known)) = self.ledgers.read().get(digest) {
-            return Ok(known.clone());
+    fn redact(&self, digest: &Digest) -> Result<Option<Arc<[u8]>>, Arc<BlobError>> {
+        if let Some(Some(None)) = self.ledgers.read().get(digest) {
+            return Ok(None);
         }
-        let ledger = self.cache.get(digest, None).map_err(shared)?;
+        if let Some(shown) = self.shown.lock().get(digest) {
+            return Ok(Some(Arc::clone(shown)));
+        }
+        let ledger = self.cache.get(digest, None)?;
         let redacted = crate::layers::effects::redact(&ledger);
-        let redacted = (*redacted != *ledger).then(|| Arc::from(&*redacted));
-        self.ledgers.write().insert(*digest, Some(redacted.clone()));
+        let redacted: Option<Arc<[u8]>> = (*redacted != *ledger).then(|| Arc::from(&*redacted));
+        self.ledgers.write().insert(*digest, Some(redacted.as_ref().map(|shown| shown.len() as u64)));
+        if let Some(shown) = &redacted {
+            self.shown.lock().put(*digest, Arc::clone(shown));
+        }
         Ok(redacted)
     }
 }
@@ -72,7 +87,7 @@ fn shared(error: Arc<BlobError>) -> Error {
 impl BaseReader for Reader {
     fn size(&self, digest: &Digest) -> Result<u64> {
         if self.ledgers.read().contains_key(digest)
-            && let Some(redacted) = self.redact(digest)?
+            && let Some(redacted) = self.redact(digest).map_err(shared)?
         {
             return Ok(redacted.len() as u64);
         }
@@ -92,6 +107,11 @@ impl BaseReader for Reader {
         buf[..n].copy_from_slice(&payload[start..start + n]);
         payload.was_read(n);
         Ok(n)
+    }
+
+    fn is_held_back(&self, digest: &Digest) -> Result<bool> {
+        let is_ledger = self.ledgers.read().contains_key(digest);
+        Ok(is_ledger && self.redact(digest).map_err(shared)?.is_some())
     }
 
     fn tree(&self, image: &Digest) -> Result<Arc<Tree>> {

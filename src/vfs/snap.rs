@@ -205,9 +205,9 @@ impl Vfs {
             self.remember(number, &done);
         }
         match done {
-            Ok((sealed, mut stale)) => {
-                // The kernel has just put the folder there; the link is what it has to see.
-                stale.push(Stale::Name(parent, name.as_bytes().to_vec()));
+            Ok((sealed, stale)) => {
+                // That the name is a link now the kernel finds out by itself: the folder's entry is outdated at once. To
+                // tell it of the name would wait for the next seal, which holds `.snap`, and nobody could end that.
                 (self.stub(), AfterSeal { stale, frozen: sealed.frozen })
             }
             Err(error) => failed(logged(error)),

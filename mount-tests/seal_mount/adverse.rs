@@ -1,0 +1,140 @@
+//! What else goes on while forks are sealed, and what is gone.
+
+use std::fs;
+use std::io::Write as _;
+use std::path::Path;
+
+use crate::common::cli::{pfimg_on, tool};
+use crate::common::fast::FastStore;
+use crate::common::forks::{fork, small_store, world};
+use crate::common::{errno, names, wait_until};
+use crate::{manual, seal, snaps, verify};
+
+/// A line that a seal chains on.
+fn line(n: u32) -> String {
+    let digest = format!("sha256:{}", "ab".repeat(32));
+    format!(
+        "{{\"ts\":\"2026-05-05T14:11:00Z\",\"tool_id\":\"t\",\"args_hash\":\"{digest}\",\"idempotency_key\":\"k{n}\",\
+         \"result_hash\":\"{digest}\",\"side_effect_class\":\"pure\"}}\n"
+    )
+}
+
+fn numbers(ledger: &Path) -> Vec<u32> {
+    let text = fs::read_to_string(ledger).unwrap();
+    let found = text.lines().filter_map(|line| line.split_once("\"idempotency_key\":\"k"));
+    found.filter_map(|(_, rest)| rest.split('"').next()?.parse().ok()).collect()
+}
+
+#[test]
+fn whoever_appends_to_the_ledger_goes_on_appending_after_a_seal_has_rewritten_it() {
+    let (store, id) = small_store();
+    let mount = manual(&store);
+    fork(&mount, "f", &id);
+    let path = mount.join("forks/f/effects/ledger.jsonl");
+    let open = || fs::OpenOptions::new().append(true).open(&path).unwrap();
+    let mut kept = open();
+    for n in 0..12 {
+        // By a shell, and by who keeps it open; nobody looks how long it is meanwhile.
+        if n % 3 == 0 { open().write_all(line(n).as_bytes()) } else { kept.write_all(line(n).as_bytes()) }
+            .unwrap_or_else(|e| panic!("line {n}: {e}"));
+        if n % 2 == 0 {
+            fs::create_dir(mount.join(format!("forks/f/.snap/s{n}"))).unwrap();
+        }
+    }
+    drop(kept);
+    seal(&store, &["f", "--tag", "last"]);
+    let wanted: Vec<u32> = (0..12).collect();
+    assert_eq!(numbers(&path), wanted);
+    assert_eq!(numbers(&mount.join("tags/last/effects/ledger.jsonl")), wanted);
+    verify(&store);
+    mount.unmount();
+}
+
+#[test]
+fn a_copy_of_a_forks_ledger_is_what_was_shown_and_has_no_secret() {
+    let (store, id) = small_store();
+    let mount = manual(&store);
+    let files = fork(&mount, "f", &id);
+    let ledger = mount.join("forks/f/effects/ledger.jsonl");
+    fs::OpenOptions::new().append(true).open(&ledger).unwrap().write_all(line(1).as_bytes()).unwrap();
+    let sealed = seal(&store, &["f"]);
+    let shown = fs::read_to_string(&ledger).unwrap();
+    assert!(shown.contains("<redacted>"), "{shown}");
+    tool("cp", [ledger.as_os_str(), files.join("copy").as_os_str()]).exits(0);
+    tool("cp", ["-r".as_ref(), mount.join("forks/f").as_os_str(), mount.join("forks/g").as_os_str()])
+        .exits(0);
+    mount.unmount();
+    // Another mount looks at the copy first.
+    let mount = manual(&store);
+    let copies = ["forks/g/effects/ledger.jsonl", "work/g/copy", "work/f/copy"];
+    for copy in copies {
+        assert_eq!(fs::read_to_string(mount.join(copy)).unwrap(), shown, "{copy}");
+    }
+    seal(&store, &["g", "--tag", "of-g"]);
+    assert_eq!(fs::read_to_string(mount.join("tags/of-g/world/fs/copy")).unwrap(), shown);
+    assert_eq!(names(&mount.join("tags/of-g/parents")).unwrap(), [sealed]);
+    verify(&store);
+    mount.unmount();
+}
+
+#[test]
+fn seals_list_the_tags_that_their_images_have_now() {
+    let (store, id) = small_store();
+    let mount = manual(&store);
+    let files = fork(&mount, "f", &id);
+    fs::write(files.join("new"), "1").unwrap();
+    fs::create_dir(mount.join("forks/f/.snap/one")).unwrap();
+    assert_eq!(snaps(&mount, "f"), ["one"]);
+    pfimg_on(store.root(), ["tag", "one", "two"]).exits(0);
+    wait_until("both are listed", || snaps(&mount, "f") == ["one", "two"]);
+    pfimg_on(store.root(), ["untag", "one"]).exits(0);
+    wait_until("one is listed", || snaps(&mount, "f") == ["two"]);
+    mount.unmount();
+}
+
+#[test]
+fn the_first_fork_is_listed_by_a_mount_that_looked_before() {
+    let (store, id) = small_store();
+    let [one, two] = [(), ()].map(|()| manual(&store));
+    for folder in ["forks", "work"] {
+        assert_eq!(names(&two.join(folder)).unwrap(), [""; 0]);
+    }
+    fork(&one, "f", &id);
+    for folder in ["forks", "work"] {
+        wait_until("it is listed", || names(&two.join(folder)).unwrap() == ["f"]);
+    }
+    one.unmount();
+    two.unmount();
+}
+
+fn blob_of(store: &FastStore, id: &str, pointer: &str) -> std::path::PathBuf {
+    let marker: serde_json::Value =
+        serde_json::from_slice(&fs::read(store.marker_path(id)).unwrap()).unwrap();
+    store.blob_path(marker.pointer(pointer).unwrap().as_str().unwrap())
+}
+
+#[test]
+fn a_fork_whose_image_or_layer_is_missing_is_listed_and_takes_nothing_else_along() {
+    let (store, id) = small_store();
+    let mount = manual(&store);
+    fs::write(fork(&mount, "f", &id).join("mine"), "1").unwrap();
+    mount.unmount();
+    let env = blob_of(&store, &id, "/world/env");
+    let aside = env.with_extension("aside");
+    fs::rename(&env, &aside).unwrap();
+    let mount = manual(&store);
+    assert_eq!(names(&mount.join("forks/f/world")).unwrap(), ["env.json", "fs", "procs.json"]);
+    assert_eq!(errno(fs::read(mount.join("forks/f/world/env.json"))), libc::EIO);
+    assert_eq!(fs::read(world(&mount, "f").join("mine")).unwrap(), b"1");
+    mount.unmount();
+    fs::rename(&aside, &env).unwrap();
+    let marker = store.marker_path(&id);
+    let aside = marker.with_extension("aside");
+    fs::rename(&marker, &aside).unwrap();
+    let mount = manual(&store);
+    assert_eq!(names(&mount.join("forks")).unwrap(), ["f"]);
+    assert_eq!(errno(fs::metadata(mount.join("forks/f"))), libc::EIO);
+    fs::rename(&aside, &marker).unwrap();
+    assert_eq!(fs::read(world(&mount, "f").join("mine")).unwrap(), b"1");
+    mount.unmount();
+}
