@@ -147,7 +147,7 @@ impl Effects {
     /// Parses the blob of `effects.ledger`.
     pub fn parse(bytes: &[u8]) -> Result<Self, FormatError> {
         let Some((index, first)) = lines(bytes).next() else { return Ok(Self::Empty) };
-        let kind = serde_json::from_slice::<Map<String, Value>>(first)
+        let kind = json::small_object(first)
             .ok()
             .and_then(|header| header.get("kind").and_then(Value::as_str).map(str::to_owned));
         match kind.as_deref() {
@@ -223,7 +223,7 @@ impl Header {
         // Values are taken out one by one, for a parser's message about the secret might quote it.
         let wrong = |reason: &'static str| FormatError::new(LEDGER, at_line(index), reason);
         let mut extra: Map<String, Value> =
-            serde_json::from_slice(line).map_err(|_| wrong("the header is not a JSON object"))?;
+            json::small_object(line).map_err(|_| wrong("the header is not a JSON object"))?;
         if extra.remove("kind").as_ref().and_then(Value::as_str) != Some(LEDGER) {
             return Err(wrong("another kind of effects"));
         }

@@ -3,9 +3,10 @@
 //! The spans let a codec keep or replace one value and leave every other byte alone. Finding them takes no
 //! recursion and no memory, whatever the text.
 
+use std::fmt;
 use std::ops::Range;
 
-use serde::de::DeserializeOwned;
+use serde::de::{self, DeserializeOwned, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
 use super::FormatError;
@@ -27,8 +28,111 @@ pub(super) fn reason(error: &serde_json::Error) -> String {
     reason
 }
 
+/// Values that are kept of what no codec knows, in one object. Each takes more memory than text: without a limit a small
+/// blob could take gigabytes.
+const MAX_UNKNOWN: usize = 1 << 16;
+
+/// Commas in a document whose values are kept, which take more memory than text. A value stands before each.
+const MAX_COMMAS: usize = 1 << 22;
+
+/// Builds a value of what no codec knows, as long as it is not made of too many.
+pub(super) struct Unknown<'b>(&'b mut usize);
+
+impl<'b> Unknown<'b> {
+    /// How many values are left, at first.
+    pub(super) const ALL: usize = MAX_UNKNOWN;
+
+    pub(super) fn of(left: &'b mut usize) -> Self {
+        Self(left)
+    }
+
+    fn one<E: de::Error>(&mut self) -> Result<(), E> {
+        *self.0 = self.0.checked_sub(1).ok_or_else(|| E::custom("too much in it is unknown"))?;
+        Ok(())
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Unknown<'_> {
+    type Value = Value;
+
+    fn deserialize<D: Deserializer<'de>>(mut self, deserializer: D) -> Result<Value, D::Error> {
+        self.one()?;
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Unknown<'_> {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("any value")
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value, A::Error> {
+        let mut list = Vec::new();
+        while let Some(value) = seq.next_element_seed(Unknown(self.0))? {
+            list.push(value);
+        }
+        Ok(Value::Array(list))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
+        let mut object = Map::new();
+        while let Some(key) = map.next_key::<String>()? {
+            object.insert(key, map.next_value_seed(Unknown(self.0))?);
+        }
+        Ok(Value::Object(object))
+    }
+}
+
+/// Parses an object of which nothing is known, if it is not made of too many values.
+pub(super) fn small_object(bytes: &[u8]) -> serde_json::Result<Map<String, Value>> {
+    let mut deserializer = serde_json::Deserializer::from_slice(bytes);
+    let value = Unknown(&mut { MAX_UNKNOWN }).deserialize(&mut deserializer)?;
+    deserializer.end()?;
+    match value {
+        Value::Object(object) => Ok(object),
+        _ => Err(de::Error::custom("not an object")),
+    }
+}
+
 /// Parses a whole blob as one JSON value.
 pub(super) fn document<T: DeserializeOwned>(format: &'static str, bytes: &[u8]) -> Result<T, FormatError> {
+    if bytes.split(|byte| *byte == b',').count() > MAX_COMMAS {
+        return Err(FormatError::new(format, "", "it has more values than any such document"));
+    }
+    large_document(format, bytes)
+}
+
+/// The same of a blob that may well have any number of values, of which `T` keeps few.
+pub(super) fn large_document<T: DeserializeOwned>(
+    format: &'static str,
+    bytes: &[u8],
+) -> Result<T, FormatError> {
     serde_json::from_slice(bytes).map_err(|error| {
         let at = if error.line() > 0 { format!("line {}", error.line()) } else { String::new() };
         FormatError::new(format, at, reason(&error))
@@ -160,6 +264,18 @@ fn value_end(text: &[u8], start: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_unknown_is_kept_as_it_is_up_to_a_limit() {
+        let text = br#"{"a":[1,-2,3.5,null,true,"x",{"b":[]}],"c":18446744073709551615}"#;
+        assert_eq!(small_object(text).unwrap(), serde_json::from_slice(text).unwrap());
+        assert!(small_object(b"[]").is_err() && small_object(b"{} x").is_err());
+        let many = |count: usize| format!("{{\"x\":[0{}]}}", ",0".repeat(count - 1)).into_bytes();
+        assert!(small_object(&many(MAX_UNKNOWN - 2)).is_ok());
+        assert!(small_object(&many(MAX_UNKNOWN)).is_err());
+        let heavy = many(MAX_COMMAS + 2);
+        assert!(document::<Map<String, Value>>("any", &heavy).is_err());
+    }
 
     fn spans(text: &str) -> Vec<(usize, &str, &str)> {
         members(text.as_bytes()).map(|m| (m.depth, &text[m.key], &text[m.value])).collect()

@@ -81,7 +81,7 @@ impl ModelDiff {
         if json::is_too_deep(bytes) {
             return Err(FormatError::new(FORMAT, "", "nested too deeply"));
         }
-        let Envelope { layout, diff: Tag { kind }, note, extra } = json::document(FORMAT, bytes)?;
+        let Envelope { layout, diff: Tag { kind }, note, extra } = json::large_document(FORMAT, bytes)?;
         if layout != FORMAT {
             return Err(FormatError::new(FORMAT, "layout", "another layout"));
         }

@@ -20,6 +20,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
 
 use super::FormatError;
+use super::json::Unknown;
 use crate::store::Digest;
 
 /// The value of a tree's `kind`.
@@ -357,6 +358,7 @@ impl<'de> Visitor<'de> for Tree<'_, '_> {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Header, A::Error> {
         let mut header = Header::default();
         let (mut kind, mut entries, mut specials) = (false, false, false);
+        let mut left = Unknown::ALL;
         while let Some(key) = map.next_key::<Text<'de>>()? {
             match &*key.0 {
                 "kind" => {
@@ -376,10 +378,13 @@ impl<'de> Visitor<'de> for Tree<'_, '_> {
                     map.next_value_seed(Entries { each: self.each, refused: self.refused, specials: true })?;
                 }
                 "entries" | "specials" => return Err(de::Error::custom("it lists its entries twice")),
-                "root" => header.root = Some(map.next_value()?),
+                "root" => {
+                    let root = map.next_value_seed(Unknown::of(&mut left))?;
+                    header.root = Some(serde_json::from_value(root).map_err(de::Error::custom)?);
+                }
                 other => {
                     let other = other.to_owned();
-                    header.extra.insert(other, map.next_value()?);
+                    header.extra.insert(other, map.next_value_seed(Unknown::of(&mut left))?);
                 }
             }
         }
@@ -444,6 +449,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Entry<'a> {
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Entry<'de>, A::Error> {
                 let (mut path, mut mode, mut kind) = (None, None, None);
                 let mut entry = Entry::new("", Kind::File, 0);
+                let mut left = Unknown::ALL;
                 while let Some(key) = map.next_key::<Text<'de>>()? {
                     match &*key.0 {
                         "path" => path = Some(map.next_value::<Text<'de>>()?.0),
@@ -473,7 +479,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Entry<'a> {
                         "rdev" => entry.rdev = map.next_value()?,
                         other => {
                             let other = other.to_owned();
-                            entry.extra.insert(other, map.next_value()?);
+                            entry.extra.insert(other, map.next_value_seed(Unknown::of(&mut left))?);
                         }
                     }
                 }
@@ -490,6 +496,21 @@ impl<'de: 'a, 'a> Deserialize<'de> for Entry<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_small_tree_takes_no_gigabytes_of_what_is_unknown() {
+        let zeros = format!("[0{}]", ",0".repeat(1 << 20));
+        let entry = r#""path":"a","kind":"dir","mode":"0755""#;
+        for tree in [
+            format!(r#"{{"kind":"fs.tree.v1","x":{zeros},"entries":[]}}"#),
+            format!(r#"{{"kind":"fs.tree.v1","root":{{"x":{zeros}}},"entries":[]}}"#),
+            format!(r#"{{"kind":"fs.tree.v1","entries":[{{{entry},"x":{zeros}}}]}}"#),
+        ] {
+            let error = visit(tree.as_bytes(), &mut |_| Ok(())).unwrap_err();
+            assert!(error.to_string().contains("unknown"), "{error}");
+        }
+    }
+
     use proptest::prelude::*;
 
     fn sample() -> FsTree {
