@@ -22,6 +22,7 @@ struct Hooked {
     at_fdatasync: Mutex<Option<Hook>>,
     at_syncfs: Mutex<Option<Hook>>,
     fail_syncfs: AtomicBool,
+    fail_sync_data: AtomicBool,
     fail_sync_dir: AtomicBool,
     renames: AtomicUsize,
 }
@@ -54,6 +55,9 @@ impl Io for Hooked {
         let hook = self.at_fdatasync.lock().take();
         if let Some(hook) = hook {
             hook();
+        }
+        if self.fail_sync_data.swap(false, Ordering::SeqCst) {
+            return Err(io::Error::from_raw_os_error(libc::EIO));
         }
         RealIo.sync_data(file)
     }
@@ -518,4 +522,25 @@ fn names_that_are_not_utf8_come_back_from_a_seal() {
     let registry = place.registry();
     let fork = registry.get("try").unwrap();
     assert_eq!(world(&fork), before);
+}
+
+#[test]
+fn an_fsync_that_failed_is_not_followed_by_one_that_says_all_is_well_until_a_seal_has_everything() {
+    let tmp = tempfile::tempdir().unwrap();
+    let root = tmp.path().join("s");
+    let (io, place, registry) = hooked(&root);
+    let fork = registry.create("f", Some(place.fixture(1))).unwrap();
+    write(&fork, "world/fs/a", &[7; 5000]);
+    io.fail_sync_data.store(true, Ordering::SeqCst);
+    assert!(fork.fsync().is_err());
+    write(&fork, "world/fs/b", b"1");
+    assert!(fork.fsync().is_err(), "what the disk has of it nobody knows");
+    assert_eq!(read(&fork, "world/fs/a").unwrap(), [7; 5000]);
+    place.sealer(None).seal(&fork, None).unwrap();
+    write(&fork, "world/fs/c", b"2");
+    fork.fsync().unwrap();
+    drop((fork, registry));
+    let registry = place.registry();
+    let fork = registry.get("f").unwrap();
+    assert_eq!((fork.damage(), read(&fork, "world/fs/b").unwrap()), (None, b"1".to_vec()));
 }

@@ -146,6 +146,8 @@ pub struct Generation {
     unsynced: Mutex<std::collections::BTreeSet<u64>>,
     journal_unsynced: AtomicBool,
     entry_unsynced: AtomicBool,
+    /// Whether making it durable failed once.
+    doubted: AtomicBool,
     /// Held while it is made durable: who asks meanwhile must not be told that there is nothing to do.
     syncing: Mutex<()>,
     next_data: AtomicU64,
@@ -169,6 +171,7 @@ impl Generation {
             unsynced: Mutex::default(),
             journal_unsynced: AtomicBool::new(false),
             entry_unsynced: AtomicBool::new(false),
+            doubted: AtomicBool::new(false),
             syncing: Mutex::default(),
             next_data: AtomicU64::new(1),
         })
@@ -272,12 +275,18 @@ impl Generation {
 
     /// Makes everything it holds durable: data first, so that no durable record speaks of bytes that are not. What was
     /// written before the call is durable after it, whoever else calls it too.
+    ///
+    /// Once that has failed it fails: the kernel keeps pages that it could not write as if they were written, and says so once.
+    /// What is in them is in memory, for a seal to make an image of; the next generation begins anew.
     pub(super) fn sync(&self) -> io::Result<()> {
         let _turn = self.syncing.lock();
+        if self.doubted.load(Ordering::Acquire) {
+            return Err(rustix::io::Errno::IO.into());
+        }
         let dirty: Vec<u64> = std::mem::take(&mut *self.unsynced.lock()).into_iter().collect();
         for (at, number) in dirty.iter().enumerate() {
             let synced = match self.files.get(FileKey::Data(self.id, *number), &self.data_path(*number)) {
-                Ok(file) => self.io().sync_data(&file),
+                Ok(file) => self.sync_data(&file),
                 // Removed meanwhile: nothing speaks of it.
                 Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
                 Err(e) => Err(e),
@@ -303,13 +312,17 @@ impl Generation {
             }
         }
         if self.journal_unsynced.swap(false, Ordering::AcqRel) {
-            let synced = self.journal().and_then(|file| self.io().sync_data(&file));
+            let synced = self.journal().and_then(|file| self.sync_data(&file));
             if synced.is_err() {
                 self.journal_unsynced.store(true, Ordering::Release);
             }
             synced?;
         }
         Ok(())
+    }
+
+    fn sync_data(&self, file: &File) -> io::Result<()> {
+        self.io().sync_data(file).inspect_err(|_| self.doubted.store(true, Ordering::Release))
     }
 
     /// Bytes in data files that only wait for removal.

@@ -57,7 +57,7 @@ impl Vfs {
         if let Node::Forked { mounted, ino: dir } = &node {
             return self.list_forked(ino, mounted, *dir, cookie, plus, emit);
         }
-        let (mut failed, is_fixed) = (None, matches!(node, Node::Fixed(_)));
+        let (mut failed, of_forks) = (None, matches!(node, Node::Fixed(Fixed::Forks | Fixed::Work)));
         // With attributes, a listing is a lookup of each name.
         let mut looked_up = |mut entry: DirEntry<'_>| {
             if plus {
@@ -66,7 +66,7 @@ impl Vfs {
                     // Gone meanwhile, or damaged and logged as such.
                     Ok(Step::Blocks) | Err(ErrorKind::NotFound) => return true,
                     // A fork that cannot be read is listed all the same.
-                    Err(_) if is_fixed => {}
+                    Err(_) if of_forks => {}
                     Err(kind) => {
                         failed = Some(kind);
                         return true;
