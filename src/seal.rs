@@ -464,7 +464,7 @@ impl Sealing<'_> {
         self.store.blobs().check_metadata(&edited.digest, edited.bytes.len())?;
         (text.bytes, text.packed) = (edited.bytes, edited.packed);
         self.placed = placed;
-        self.texts.keep(edited.digest, text);
+        self.texts.keep(edited.digest, text, base);
         Ok(edited.digest)
     }
 

@@ -194,7 +194,15 @@ impl Text {
 
 /// The texts that were used last, the latest at the end.
 #[derive(Debug, Default)]
-pub(super) struct Texts(Mutex<Vec<(Digest, Arc<Text>)>>);
+pub(super) struct Texts(Mutex<Vec<Known>>);
+
+#[derive(Debug)]
+struct Known {
+    tree: Digest,
+    text: Arc<Text>,
+    /// Whether it was read from the store: then other forks may rest on it as well.
+    read: bool,
+}
 
 impl Texts {
     /// The text of a tree, or what `read` makes of its blob. That is kept: more than one fork may rest on it.
@@ -206,26 +214,32 @@ impl Texts {
         if let Some(text) = self.kept(tree) {
             return Ok(Ok(text));
         }
-        Ok(read()?.map(|text| self.keep(*tree, text)))
+        Ok(read()?.map(|text| self.put(*tree, text, true)))
     }
 
     /// The text of a tree, if it was kept.
     pub(super) fn kept(&self, tree: &Digest) -> Option<Arc<Text>> {
         let mut kept = self.0.lock();
-        let at = kept.iter().position(|(digest, _)| digest == tree)?;
+        let at = kept.iter().position(|known| known.tree == *tree)?;
         let used = kept.remove(at);
-        let text = Arc::clone(&used.1);
+        let text = Arc::clone(&used.text);
         kept.push(used);
         Some(text)
     }
 
+    /// Keeps the text of a tree that was sealed just now, in the place of the one it was made of: its fork has gone on.
+    pub(super) fn keep(&self, tree: Digest, text: Text, base: Option<&Digest>) {
+        self.0.lock().retain(|known| known.read || Some(&known.tree) != base);
+        self.put(tree, text, false);
+    }
+
     /// Keeps a text in the place of those that were not used for longest.
-    pub(super) fn keep(&self, tree: Digest, text: Text) -> Arc<Text> {
+    fn put(&self, tree: Digest, text: Text, read: bool) -> Arc<Text> {
         let text = Arc::new(text);
         let mut kept = self.0.lock();
-        kept.retain(|(digest, _)| *digest != tree);
-        kept.push((tree, Arc::clone(&text)));
-        while kept.iter().map(|(_, text)| text.bytes_kept()).sum::<usize>() > KEPT {
+        kept.retain(|known| known.tree != tree);
+        kept.push(Known { tree, text: Arc::clone(&text), read });
+        while kept.iter().map(|known| known.text.bytes_kept()).sum::<usize>() > KEPT {
             kept.remove(0);
         }
         text
