@@ -22,6 +22,7 @@ mod head;
 mod ino;
 mod journal;
 mod keep;
+mod leave;
 mod listing;
 mod live;
 mod names;
