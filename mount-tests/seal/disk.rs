@@ -39,6 +39,20 @@ struct Known {
     names: BTreeSet<PathBuf>,
     /// What each durable name stands for.
     stands_for: BTreeMap<PathBuf, u64>,
+    /// Files that are gone but for a durable name, and whose number another file has by now.
+    outlived: u64,
+}
+
+impl Known {
+    /// A new file has a number that may have been another one's. Where that one was replaced, and a power cut would bring it
+    /// back, it is still known: under a number that no file gets.
+    fn number_is_taken(&mut self, ino: u64) {
+        let Some(bytes) = self.synced.remove(&ino) else { return };
+        let other = u64::MAX - self.outlived;
+        self.outlived += 1;
+        self.synced.insert(other, bytes);
+        self.stands_for.values_mut().filter(|stands| **stands == ino).for_each(|stands| *stands = other);
+    }
 }
 
 pub struct Disk {
@@ -191,8 +205,7 @@ impl StoreIo for Disk {
     fn create(&self, path: &Path) -> io::Result<File> {
         self.call("create", path, || {
             let file = SystemIo.create(path)?;
-            // The number may have been somebody else's.
-            self.known.lock().synced.remove(&file.metadata()?.ino());
+            self.known.lock().number_is_taken(file.metadata()?.ino());
             Ok(file)
         })
     }
