@@ -191,7 +191,8 @@ fn is_stale_temp(path: &PathBuf, grace: Duration) -> bool {
     // `<hex64>.tmp.<pid>.<number>` or `stream.tmp.…`, and in a shard, which is no link.
     let is_temp =
         path.file_name().and_then(|name| name.to_str()?.split_once(".tmp.")).is_some_and(|(what, _)| {
-            what == "stream" || (what.len() <= 64 && what.bytes().all(|byte| byte.is_ascii_hexdigit()))
+            what == "stream"
+                || (matches!(what.len(), 1..=64) && what.bytes().all(|byte| byte.is_ascii_hexdigit()))
         });
     let age = || {
         let metadata = std::fs::symlink_metadata(path).ok().filter(std::fs::Metadata::is_file)?;

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use pfimg::fork::{CopySource, Ino, Io, NewFile, Options, Registry, RenameMode};
+use pfimg::fork::{CopySource, Fork, Ino, Io, NewFile, Options, Registry, RenameMode};
 use pfimg::layers::world::{Entry, Kind};
 use pfimg::store::{Digest, StoreIo};
 
@@ -90,8 +90,7 @@ fn deleted_but_open(dir: &Path) -> Vec<String> {
     found
 }
 
-#[test]
-fn data_files_of_a_removed_generation_are_closed() {
+fn with_a_large_file() -> (tempfile::TempDir, Arc<Images>, Registry, Arc<Fork>) {
     let dir = tempfile::tempdir().unwrap();
     let images = Arc::new(Images::default());
     let (image, _) = images.sample();
@@ -99,6 +98,12 @@ fn data_files_of_a_removed_generation_are_closed() {
     let fork = registry.create("f", Some(image)).unwrap();
     let f = fork.create(Ino::FS, b"large", &file()).unwrap().ino;
     fork.write(f, 0, &vec![7; 8 << 20], true).unwrap();
+    (dir, images, registry, fork)
+}
+
+#[test]
+fn data_files_of_a_removed_generation_are_closed() {
+    let (dir, _images, registry, fork) = with_a_large_file();
     drop(fork);
     registry.discard("f").unwrap();
     assert_eq!(fs::read_dir(dir.path().join("forks/gen")).unwrap().count(), 0);
@@ -108,13 +113,7 @@ fn data_files_of_a_removed_generation_are_closed() {
 
 #[test]
 fn data_files_of_a_sealed_generation_are_closed() {
-    let dir = tempfile::tempdir().unwrap();
-    let images = Arc::new(Images::default());
-    let (image, _) = images.sample();
-    let registry = open(dir.path(), &images);
-    let fork = registry.create("f", Some(image)).unwrap();
-    let f = fork.create(Ino::FS, b"large", &file()).unwrap().ino;
-    fork.write(f, 0, &vec![7; 8 << 20], true).unwrap();
+    let (dir, images, _registry, fork) = with_a_large_file();
     let frozen = fork.freeze().unwrap();
     let (image, layers, sealed) = images.seal(&frozen, &|l| l.to_vec());
     fork.rebase(&frozen, image, &layers, &sealed).unwrap();

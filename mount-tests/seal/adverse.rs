@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -380,11 +380,9 @@ fn the_folder_of_parents_stays_in_its_fork() {
     assert_eq!(read(&fork, "world/fs/b").unwrap(), b"acknowledged");
 }
 
-#[test]
-fn the_torn_end_of_a_frozen_generation_is_cut_for_good() {
-    let tmp = tempfile::tempdir().unwrap();
-    let root = tmp.path().join("s");
-    let (_io, place, registry) = hooked(&root);
+/// A fork that was frozen with something in it that was not synced, and the journal that has it.
+fn frozen_and_not_synced(root: &Path) -> (Place, PathBuf) {
+    let (_io, place, registry) = hooked(root);
     let fork = registry.create("f", Some(place.fixture(1))).unwrap();
     write(&fork, "world/fs/a", b"fsynced");
     fork.fsync().unwrap();
@@ -394,7 +392,14 @@ fn the_torn_end_of_a_frozen_generation_is_cut_for_good() {
     let head: serde_json::Value =
         serde_json::from_slice(&fs::read(root.join("forks/heads/f.json")).unwrap()).unwrap();
     let id = head["generations"][0].as_str().unwrap().to_owned();
-    let journal = File::options().write(true).open(root.join("forks/gen").join(id).join("journal")).unwrap();
+    (place, root.join("forks/gen").join(id).join("journal"))
+}
+
+#[test]
+fn the_torn_end_of_a_frozen_generation_is_cut_for_good() {
+    let tmp = tempfile::tempdir().unwrap();
+    let (place, journal) = frozen_and_not_synced(&tmp.path().join("s"));
+    let journal = File::options().write(true).open(journal).unwrap();
     // A power cut: of what was not fsynced the end is missing.
     journal.set_len(journal.metadata().unwrap().len() - 3).unwrap();
     let registry = place.registry();
@@ -412,18 +417,7 @@ fn the_torn_end_of_a_frozen_generation_is_cut_for_good() {
 #[test]
 fn zeros_at_the_end_of_a_frozen_generation_stop_no_seal() {
     let tmp = tempfile::tempdir().unwrap();
-    let root = tmp.path().join("s");
-    let (_io, place, registry) = hooked(&root);
-    let fork = registry.create("f", Some(place.fixture(1))).unwrap();
-    write(&fork, "world/fs/a", b"fsynced");
-    fork.fsync().unwrap();
-    write(&fork, "world/fs/b", b"not fsynced");
-    fork.freeze().unwrap();
-    drop((fork, registry));
-    let head: serde_json::Value =
-        serde_json::from_slice(&fs::read(root.join("forks/heads/f.json")).unwrap()).unwrap();
-    let id = head["generations"][0].as_str().unwrap().to_owned();
-    let path = root.join("forks/gen").join(id).join("journal");
+    let (place, path) = frozen_and_not_synced(&tmp.path().join("s"));
     let mut bytes = fs::read(&path).unwrap();
     let end = bytes.len();
     bytes[end - 40..].fill(0);

@@ -9,7 +9,7 @@ use std::time::SystemTime;
 use super::disk::GenId;
 use super::head::{self, Head};
 use super::live::Fork;
-use super::registry::{self, Options, Registry, Slot};
+use super::registry::{self, Options, Registry};
 use crate::error::Result;
 
 /// Lengths of journals when they were last found to be others than what was read of them, in bytes. One whose end was never
@@ -41,13 +41,8 @@ impl Registry {
         if changed_at(&forks.join("heads")) != self.heads_seen {
             return true;
         }
-        let slots: Vec<_> = self.slots.lock().values().cloned().collect();
-        let loaded = slots.iter().filter_map(|slot| match &*slot.lock() {
-            Slot::Loaded(fork) => Some(Arc::clone(fork)),
-            Slot::Known(_) | Slot::Bad(_) => None,
-        });
         // All of them are looked at, for their lengths.
-        loaded.filter(|fork| fork.is_outdated(forks, lengths)).count() > 0
+        self.loaded().iter().filter(|fork| fork.is_outdated(forks, lengths)).count() > 0
     }
 }
 

@@ -81,12 +81,11 @@ impl Registry {
             Slot::Loaded(fork) => fork.head.lock().generations.clone(),
             Slot::Bad(_) => return Ok(()),
         };
-        let others: Vec<_> =
-            self.slots.lock().iter().filter(|(n, _)| *n != name).map(|(_, s)| s.clone()).collect();
-        for slot in others {
-            let Slot::Loaded(fork) = &*slot.lock() else { continue };
-            let fork = Arc::clone(fork);
-            let shares = || fork.head.lock().generations.iter().any(|id| generations.contains(id));
+        for fork in self.loaded() {
+            let shares = || {
+                let head = fork.head.lock();
+                head.name != name && head.generations.iter().any(|id| generations.contains(id))
+            };
             if !fork.head_unsynced.load(Ordering::Acquire) || !shares() {
                 continue;
             }

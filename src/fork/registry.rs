@@ -500,16 +500,19 @@ impl Registry {
 
     /// Makes every fork durable that is in use.
     pub fn sync(&self) -> Result<()> {
-        let slots: Vec<_> = self.slots.lock().values().cloned().collect();
-        for slot in slots {
-            let fork = match &*slot.lock() {
-                Slot::Loaded(fork) => fork.clone(),
-                _ => continue,
-            };
-            if self.shared.writable {
-                fork.fsync()?;
-            }
+        if self.shared.writable {
+            self.loaded().iter().try_for_each(|fork| fork.fsync())?;
         }
         Ok(())
+    }
+
+    /// The forks that were read from disk. No lock is held then.
+    pub(super) fn loaded(&self) -> Vec<Arc<Fork>> {
+        let slots: Vec<_> = self.slots.lock().values().cloned().collect();
+        let loaded = slots.iter().filter_map(|slot| match &*slot.lock() {
+            Slot::Loaded(fork) => Some(Arc::clone(fork)),
+            Slot::Known(_) | Slot::Bad(_) => None,
+        });
+        loaded.collect()
     }
 }
