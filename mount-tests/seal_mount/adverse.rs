@@ -7,7 +7,7 @@ use std::path::Path;
 use crate::common::cli::{pfimg_on, tool};
 use crate::common::fast::FastStore;
 use crate::common::forks::{fork, small_store, world};
-use crate::common::{errno, names, wait_until};
+use crate::common::{Mount, errno, names, wait_until};
 use crate::{manual, seal, snaps, verify};
 
 /// A line that a seal chains on.
@@ -25,13 +25,24 @@ fn numbers(ledger: &Path) -> Vec<u32> {
     found.filter_map(|(_, rest)| rest.split('"').next()?.parse().ok()).collect()
 }
 
+/// With the kernel keeping writes for a while or not, in a fork of an image or one that began empty.
 #[test]
 fn whoever_appends_to_the_ledger_goes_on_appending_after_a_seal_has_rewritten_it() {
+    for (writes, empty) in [("through", false), ("back", false), ("through", true), ("back", true)] {
+        goes_on_appending(writes, empty);
+    }
+}
+
+fn goes_on_appending(writes: &str, empty: bool) {
     let (store, id) = small_store();
-    let mount = manual(&store);
-    fork(&mount, "f", &id);
+    let mount = Mount::of(store.root()).args(["--seal", "manual", "--writes", writes]).start();
+    if empty {
+        fs::create_dir_all(mount.join("forks/f/effects")).unwrap();
+    } else {
+        fork(&mount, "f", &id);
+    }
     let path = mount.join("forks/f/effects/ledger.jsonl");
-    let open = || fs::OpenOptions::new().append(true).open(&path).unwrap();
+    let open = || fs::OpenOptions::new().append(true).create(true).open(&path).unwrap();
     let mut kept = open();
     for n in 0..12 {
         // By a shell, and by who keeps it open; nobody looks how long it is meanwhile.
@@ -44,7 +55,7 @@ fn whoever_appends_to_the_ledger_goes_on_appending_after_a_seal_has_rewritten_it
     drop(kept);
     seal(&store, &["f", "--tag", "last"]);
     let wanted: Vec<u32> = (0..12).collect();
-    assert_eq!(numbers(&path), wanted);
+    assert_eq!(numbers(&path), wanted, "writes {writes}, empty {empty}");
     assert_eq!(numbers(&mount.join("tags/last/effects/ledger.jsonl")), wanted);
     verify(&store);
     mount.unmount();

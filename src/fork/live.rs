@@ -348,6 +348,11 @@ impl Fork {
         Some((Arc::clone(&live.state.base.tree), node))
     }
 
+    /// Whether it is `effects/ledger.jsonl`, whose entries a seal chains.
+    pub fn is_ledger(&self, ino: Ino) -> bool {
+        self.live.read().state.child(Ino::EFFECTS, b"ledger.jsonl") == Some(ino)
+    }
+
     /// Whether a file takes no change at all, or only appending behind the returned length.
     pub fn guard(&self, ino: Ino) -> Result<(Guard, u64)> {
         self.settle(ino)?;

@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::{Arc, OnceLock};
 
-use fuser::{INodeNo, Notifier, ReplyEntry, Request};
+use fuser::{FopenFlags, INodeNo, Notifier, ReplyEntry, Request};
 
 use super::company::{Company, Turn};
 use super::guarded;
@@ -45,6 +45,18 @@ impl Adapter {
         let sealers = Workers::start("pfimg-sealer", cores)?;
         let SessionConfig { writeback, holes, .. } = *config;
         Ok(Self { vfs, workers, notices, sealers, notifier, writeback, holes, company })
+    }
+
+    /// How the kernel is to treat a file that it opens. It is asked for no NOFLUSH: what was written through a mapping has to come
+    /// when the file is closed.
+    pub(super) fn opened(&self, ino: u64) -> FopenFlags {
+        // A kernel that writes back believes no length but its own: of a file that a seal made longer it would show too little, and
+        // append in the middle.
+        if self.writeback && self.vfs.is_resized_by_seals(ino) {
+            FopenFlags::FOPEN_DIRECT_IO
+        } else {
+            FopenFlags::FOPEN_KEEP_CACHE
+        }
     }
 
     /// Counts a request. What it returns lives until the request was answered or handed to a worker.

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use fuser::{
-    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation,
-    INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr,
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, Generation, INodeNo,
+    InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr,
     ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl,
     ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
@@ -218,7 +218,7 @@ impl Filesystem for Adapter {
         }
         let writes = flags.acc_mode() != OpenAccMode::O_RDONLY;
         guarded(Op::Open, || match self.vfs.open(ino.0, writes) {
-            Ok(()) => reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE),
+            Ok(()) => reply.opened(FileHandle(0), self.opened(ino.0)),
             Err(kind) => reply.error(errno(kind)),
         });
     }
@@ -458,8 +458,7 @@ impl Filesystem for Adapter {
         guarded(Op::Create, || match self.vfs.create(parent.0, name.as_bytes(), &new) {
             Ok(entry) => {
                 let attr = file_attr(&entry.attr);
-                // Not NOFLUSH: what was written through a mapping has to come when the file is closed.
-                let flags = FopenFlags::FOPEN_KEEP_CACHE;
+                let flags = self.opened(entry.attr.ino);
                 reply.created(&entry.entry_ttl, &attr, Generation(0), FileHandle(0), flags);
             }
             Err(kind) => reply.error(errno(kind)),

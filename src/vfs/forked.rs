@@ -335,6 +335,11 @@ impl Vfs {
         Ok((Self::fork_attr(mounted.slot, &attr), FOREVER))
     }
 
+    /// Whether seals change a file's length without anybody writing to it.
+    pub fn is_resized_by_seals(&self, ino: Ino) -> bool {
+        self.in_fork(ino).is_ok_and(|(mounted, ino)| mounted.fork.is_ledger(ino))
+    }
+
     pub(super) fn do_open(&self, ino: Ino, writes: bool) -> Outcome<()> {
         if writes { self.in_fork(ino).map(|_| ()) } else { self.node(ino).map(|_| ()) }
     }
