@@ -515,3 +515,26 @@ fn tags_that_are_nonsense_hide_no_image_and_lead_nowhere() {
     wait_until("the store can still be verified", || pfimg_on(store.root(), ["verify"]).code == 4);
     mount.unmount();
 }
+
+#[test]
+fn a_log_that_is_no_file_is_not_waited_for() {
+    let mut store = FastStore::new();
+    let sound = sound_image(&mut store);
+    let audit = store.root().join("audit");
+    std::fs::create_dir_all(&audit).unwrap();
+    for name in ["events.jsonl", "events-000000000001.jsonl", ".lock"] {
+        let fifo = audit.join(name);
+        // The round before has made a lock.
+        let _ = std::fs::remove_file(&fifo);
+        tool("mkfifo", [&fifo]).exits(0);
+        let root = store.root().to_owned();
+        let said = in_time("pfimg audit", move || pfimg_on(&root, ["audit"]));
+        assert!(said.code != 0 && said.stderr.contains("audit"), "{name}: {said:?}");
+        let mount = mount(&store);
+        assert_sound(&mount, &store, &sound);
+        let told = mount.join(".pfimg/events.jsonl");
+        in_time("a look at the log", move || drop(std::fs::read(told)));
+        mount.unmount();
+        std::fs::remove_file(&fifo).unwrap();
+    }
+}

@@ -10,7 +10,7 @@
 //! Several programs may append. Who does holds the lock, looks where the chain stands, and writes its lines with one
 //! write(2). An end without a line feed is what a crash left: it is kept, cut, and the next line says so.
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -48,13 +48,19 @@ pub fn crash_dir(store: &Path) -> PathBuf {
     dir(store).join("crash")
 }
 
+/// Opens a regular file of a log. The store may be anybody's: a link leads nowhere, and a fifo is not waited for.
+pub(super) fn open_file(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
+    let file = options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
+    if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("it is no file")) }
+}
+
 /// Takes the lock, giving up when somebody holds it for seconds: a log must not stop what it tells of.
 pub(super) fn lock(dir: &Path, exclusive: bool) -> io::Result<File> {
     let path = dir.join(".lock");
     let file = if exclusive {
-        File::options().create(true).truncate(false).write(true).open(&path)?
+        open_file(File::options().create(true).truncate(false).write(true), &path)?
     } else {
-        File::open(&path)?
+        open_file(File::options().read(true), &path)?
     };
     let operation = if exclusive {
         FlockOperation::NonBlockingLockExclusive
@@ -143,12 +149,7 @@ impl Appender {
     }
 
     fn append_locked(&mut self, path: &Path, events: &[(DateTime<Utc>, SessionEvent)]) -> io::Result<Head> {
-        let open = || {
-            let mut options = File::options();
-            options.create(true).read(true).append(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
-            let file = options.open(path)?;
-            if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("it is no file")) }
-        };
+        let open = || open_file(File::options().create(true).read(true).append(true), path);
         let mut file = open()?;
         let meta = file.metadata()?;
         let mut about = Vec::new();
@@ -190,7 +191,8 @@ impl Appender {
             return match older {
                 None => Ok((Head::START, 0)),
                 Some(path) => {
-                    let bytes = fs::read(path)?;
+                    let mut bytes = Vec::new();
+                    open_file(File::options().read(true), &path)?.read_to_end(&mut bytes)?;
                     Ok((walk(&bytes).0, 0))
                 }
             };

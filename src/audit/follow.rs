@@ -119,7 +119,7 @@ impl Follower {
     }
 
     fn read_file(&mut self, path: &Path, last: bool) -> io::Result<()> {
-        let mut file = File::open(path)?;
+        let mut file = file::open_file(File::options().read(true), path)?;
         file.seek(SeekFrom::Start(self.offset))?;
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes)?;
@@ -182,7 +182,7 @@ pub fn last_lines(store: &Path, max: u64) -> Vec<u8> {
         let mut lines = Vec::new();
         // The newest file has only begun where the one before was set aside just now.
         for path in file::files(&dir)?.iter().rev() {
-            let mut file = File::open(path)?;
+            let mut file = file::open_file(File::options().read(true), path)?;
             let start = file.metadata()?.len().saturating_sub(max.saturating_sub(lines.len() as u64));
             file.seek(SeekFrom::Start(start))?;
             let mut bytes = Vec::new();

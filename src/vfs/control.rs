@@ -19,6 +19,11 @@ use crate::error::ErrorKind;
 /// Names in `.pfimg/`.
 pub(super) const DOCS: [&str; 4] = ["audit.json", "events.jsonl", "metrics", "status.json"];
 
+/// Whether a document is made of the store's log.
+pub(super) fn reads_log(name: &[u8]) -> bool {
+    matches!(name, b"audit.json" | b"events.jsonl")
+}
+
 /// What a mount knows of itself. As JSON, bytes of a path that are no UTF-8 are shown as U+FFFD.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct MountInfo {
