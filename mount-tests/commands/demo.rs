@@ -20,6 +20,10 @@ fn the_demo_shows_what_it_promises_and_leaves_nothing_behind() {
         "tags/after/effects:\n",
         "\"tool_id\":\"write_file\"",
         "\n> def greet(name=",
+        "$ cp -r forks/try-1 forks/try-2\n",
+        "Only in tags/moin/world/fs/src: moin.py\n",
+        "\nthe same\n",
+        "no damage",
         "$ pfimg umount",
     ] {
         assert!(output.stdout.contains(part), "{part:?}: {}", output.stdout);

@@ -2,6 +2,7 @@
 
 mod story;
 
+use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -19,7 +20,7 @@ use super::text::print;
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::Store;
 
-/// Make a store with two images, mount it, and show what there is to see.
+/// Make a store with two images, mount it, look around, and let two agents try something in forks.
 #[derive(Debug, Args)]
 pub(crate) struct DemoArgs {
     /// Leave the store mounted
@@ -68,7 +69,47 @@ pub(crate) fn run(args: &DemoArgs) -> Result<ExitCode> {
             )));
         }
     }
+    try_things(&demo)?;
     if args.keep { demo.keep() } else { demo.finish() }
+}
+
+/// Two attempts in forks: one is kept, one is thrown away.
+fn try_things(demo: &Demo) -> Result<()> {
+    say(
+        "A fork is a folder to write into, made in no time whatever the image's size. Let an agent try something:",
+    )?;
+    demo.show("mkdir forks/try-1@after", &[0])?;
+    demo.show("ls work/try-1/", &[0])?;
+    demo.show("echo 'print(\"moin\")' > work/try-1/src/moin.py", &[0])?;
+    say(
+        "A copy of it is a branch: no content is copied, and from then on neither sees what the other does:",
+    )?;
+    demo.show("cp -r forks/try-1 forks/try-2", &[0])?;
+    demo.show("rm work/try-2/NOTES.md && echo '# try 2' >> work/try-2/README.md", &[0])?;
+    let diff = demo.show("diff -r work/try-1 work/try-2", &[1])?;
+    if diff.lines().last() != Some("> # try 2") || !diff.contains("Only in work/try-1: NOTES.md") {
+        return Err(failed("diff does not say what the two attempts did"));
+    }
+    say("The first is worth keeping. Sealed, it is an image like any other, and pf takes it as its own:")?;
+    demo.show("pfimg seal try-1 --tag moin", &[0])?;
+    let diff = demo.show("diff -r tags/after/world/fs tags/moin/world/fs", &[1])?;
+    if diff.trim_end() != "Only in tags/moin/world/fs/src: moin.py" {
+        return Err(failed("diff does not say what was sealed"));
+    }
+    say("Then the agent breaks everything. Back to what was sealed:")?;
+    demo.show("rm -r work/try-1/src", &[0])?;
+    demo.show("pfimg restore try-1 moin", &[0])?;
+    demo.show("diff -r tags/moin/world/fs work/try-1 && echo the same", &[0])?;
+    say("The second is not worth keeping:")?;
+    demo.show("pfimg forks", &[0])?;
+    demo.show("rm -rf forks/try-2", &[0])?;
+    say("Every blob against its digest:")?;
+    demo.show("pfimg verify 2>&1", &[0])?;
+    Ok(())
+}
+
+fn this_program() -> Result<PathBuf> {
+    std::env::current_exe().map_err(|e| Error::io(e, "cannot find this program"))
 }
 
 fn failed(what: impl Into<String>) -> Error {
@@ -99,19 +140,28 @@ impl Demo {
         self.dir.path().join(name)
     }
 
-    /// Runs this program. Cache and log of what it starts are in the temporary folder, so that nothing is left of them.
+    /// A command that says what it has to say in English. Cache and log of what it starts are in the temporary folder, so that
+    /// nothing is left of them.
+    fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = Command::new(program);
+        command
+            .env("PF_STORE", self.path("store"))
+            .env("XDG_CACHE_HOME", self.path("cache"))
+            .env("XDG_STATE_HOME", self.path("log"))
+            .env("LC_ALL", "C")
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// Runs this program.
     fn pfimg(&self, args: &[&Path]) -> Result<()> {
         let mut shown = String::from("pfimg");
         for arg in args {
             let _ = write!(shown, " {}", arg.display());
         }
-        let program = std::env::current_exe().map_err(|e| Error::io(e, "cannot find this program"))?;
-        let status = Command::new(program)
+        let status = self
+            .command(this_program()?)
             .args(args)
-            .env_remove("PF_STORE")
-            .env("XDG_CACHE_HOME", self.path("cache"))
-            .env("XDG_STATE_HOME", self.path("log"))
-            .stdin(Stdio::null())
             .stdout(Stdio::null())
             // Ctrl-C is for the demo: a mount that is half made could not be cleared away.
             .process_group(0)
@@ -136,11 +186,13 @@ impl Demo {
         if self.interrupted.load(Ordering::Relaxed) {
             return Err(failed("it was interrupted"));
         }
-        let output = Command::new("sh")
-            .args(["-c", command])
+        // Whatever it is called where it lies.
+        let script = format!("pfimg() {{ \"$PFIMG\" \"$@\"; }}\n{command}");
+        let output = self
+            .command("sh")
+            .args(["-c", &script])
             .current_dir(self.path("mnt"))
-            .env("LC_ALL", "C")
-            .stdin(Stdio::null())
+            .env("PFIMG", this_program()?)
             .output()
             .map_err(|e| Error::io(e, format!("cannot run {command:?}")))?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -166,7 +218,7 @@ impl Demo {
              # Try next:\n\
              pfimg --store {store} show after\n\
              pfimg --store {store} verify\n\
-             diff -r {mnt}/tags/before/world/fs {mnt}/tags/after/world/fs\n",
+             mkdir {mnt}/forks/mine@after && cd {mnt}/work/mine\n",
             mnt = mnt.display(),
             dir = dir.display(),
             store = store.display(),
