@@ -8,6 +8,8 @@
 mod adverse;
 #[path = "fork_engine/damage.rs"]
 mod damage;
+#[path = "fork_engine/diff.rs"]
+mod diff;
 #[path = "common/failing.rs"]
 mod failing;
 #[path = "fork_engine/model.rs"]

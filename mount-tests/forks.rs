@@ -10,6 +10,8 @@
 #[path = "forks/beside.rs"]
 mod beside;
 mod common;
+#[path = "forks/diff.rs"]
+mod diff;
 #[path = "forks/posix.rs"]
 mod posix;
 

@@ -3,6 +3,7 @@
 mod audit;
 mod cp;
 mod demo;
+mod diff;
 mod discard;
 mod export;
 mod fixture;
@@ -102,6 +103,7 @@ enum Command {
     Untag(untag::UntagArgs),
     Cp(cp::CpArgs),
     Show(show::ShowArgs),
+    Diff(diff::DiffArgs),
     Verify(verify::VerifyArgs),
     Audit(audit::AuditArgs),
     Replay(replay::ReplayArgs),
@@ -145,6 +147,7 @@ fn dispatch(cli: &Cli) -> Result<ExitCode> {
         Command::Untag(args) => untag::run(store, args),
         Command::Cp(args) => cp::run(store, args),
         Command::Show(args) => show::run(store, args),
+        Command::Diff(args) => diff::run(store, args),
         Command::Verify(args) => verify::run(store, args),
         Command::Audit(args) => audit::run(store, args),
         Command::Replay(args) => replay::run(args),

@@ -9,6 +9,7 @@ use pfimg::fork::{
 use pfimg::layers::world::Kind;
 use pfimg::store::Digest;
 
+use super::diff;
 use super::model::{Model, split};
 use super::support::*;
 
@@ -318,6 +319,13 @@ impl Family {
     pub fn compare(&self, when: &str) {
         for (name, model) in &self.models {
             same(&self.fork(name), model, &format!("{when}, {name}"));
+        }
+        let image = self.registry().view(Some(self.image)).unwrap();
+        let mut last = ("the image", image, &self.base);
+        for (name, model) in &self.models {
+            let view = self.fork(name).view();
+            diff::check((&last.1, last.2), (&view, model), &format!("{when}, {} to {name}", last.0));
+            last = (name, view, model);
         }
     }
 

@@ -81,6 +81,9 @@ fn try_things(demo: &Demo) -> Result<()> {
     demo.show("mkdir forks/try-1@after", &[0])?;
     demo.show("ls work/try-1/", &[0])?;
     demo.show("echo 'print(\"moin\")' > work/try-1/src/moin.py", &[0])?;
+    if demo.show("pfimg diff try-1", &[0])? != "A world/fs/src/moin.py\n" {
+        return Err(failed("pfimg diff does not say what was done"));
+    }
     say(
         "A copy of it is a branch: no content is copied, and from then on neither sees what the other does:",
     )?;

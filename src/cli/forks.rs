@@ -13,6 +13,7 @@ use super::place;
 use super::text::{print, print_json, table};
 use super::units::format_bytes;
 use crate::error::Result;
+use crate::fork::{Compare, Registry, compare};
 use crate::store::Digest;
 
 /// List the forks.
@@ -31,7 +32,8 @@ struct Row {
     /// RFC 3339.
     created_at: String,
     age_seconds: u64,
-    /// Files, folders and names that differ from the base.
+    /// Paths that differ from the base, as `pfimg diff -r` lists them. Files of the same length that were written to are not
+    /// read, and count.
     changed: u64,
     /// Bytes on disk that no other fork rests on.
     own_bytes: u64,
@@ -55,7 +57,7 @@ pub(crate) fn run(store: &StoreArg, args: &ForksArgs) -> Result<ExitCode> {
             created_at: chrono::DateTime::from_timestamp_nanos(info.created_ns)
                 .to_rfc3339_opts(SecondsFormat::AutoSi, true),
             age_seconds: (now - info.created_ns).max(0) as u64 / 1_000_000_000,
-            changed: stats.as_ref().map_or(0, |stats| stats.changed),
+            changed: stats.as_ref().map_or(0, |stats| changed(&registry, &name).unwrap_or(stats.changed)),
             own_bytes: stats.as_ref().map_or(0, |stats| stats.own_bytes),
             damage,
             name,
@@ -71,6 +73,17 @@ pub(crate) fn run(store: &StoreArg, args: &ForksArgs) -> Result<ExitCode> {
     }
     let damaged = rows.iter().any(|row| row.damage.is_some());
     Ok(if damaged { ExitCode::from(super::images::DAMAGED) } else { ExitCode::SUCCESS })
+}
+
+fn changed(registry: &Registry, name: &str) -> Result<u64> {
+    let fork = registry.get(name)?;
+    let mut changed = 0;
+    let options = Compare { all: true, read: false };
+    compare(&registry.view(fork.lineage()?)?, &fork.view(), options, &mut |_| {
+        changed += 1;
+        Ok(())
+    })?;
+    Ok(changed)
 }
 
 fn cells(row: &Row) -> [String; 6] {

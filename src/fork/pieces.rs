@@ -127,6 +127,14 @@ impl Pieces {
         }
     }
 
+    /// Whether the same bytes lie at the same places. Others may be the same bytes as well.
+    pub(super) fn same(&self, other: &Self) -> bool {
+        let same = |((at, a), (other_at, b)): ((u64, &Piece), (u64, &Piece))| {
+            at == other_at && a.len == b.len && a.off == b.off && a.src.same(&b.src)
+        };
+        self.count() == other.count() && self.all().zip(other.all()).all(same)
+    }
+
     /// The piece that starts at or last before `at`.
     fn at_or_before(&self, at: u64) -> Option<(u64, &Piece)> {
         match &self.0 {

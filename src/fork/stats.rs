@@ -26,7 +26,7 @@ pub struct ForkInfo {
 /// What a fork costs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ForkStats {
-    /// Files and folders that differ from the base, and names that do.
+    /// Files, folders and names that were changed since the last seal.
     pub changed: u64,
     /// Bytes on disk of generations that no other fork rests on.
     pub own_bytes: u64,

@@ -1,0 +1,212 @@
+//! `pfimg diff`: what forks and images differ in.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use serde_json::{Value, json};
+
+use crate::common::cli::{pfimg_on, tool};
+use crate::common::fast::FastStore;
+use crate::common::forks::{fork, small_store, tag, world, write_mapped};
+use crate::common::{Mount, Rng};
+
+/// The lines of `pfimg diff`.
+#[track_caller]
+fn diff(store: &FastStore, args: &[&str]) -> Vec<String> {
+    let out = pfimg_on(store.root(), ["diff"].iter().chain(args)).exits(0);
+    out.stdout.lines().map(str::to_owned).collect()
+}
+
+/// What GNU diff says of two folders, as lines of `pfimg diff` below `world/fs`.
+fn told_by_gnu(before: &Path, after: &Path) -> BTreeSet<String> {
+    let args = ["-rq", "--no-dereference"].map(Path::new);
+    let out = tool("diff", args.iter().copied().chain([before, after]));
+    assert!(matches!(out.code, 0 | 1), "{out:?}");
+    let mut lines = BTreeSet::new();
+    let after_fs = |path: &str| {
+        let below = path.strip_prefix(after.to_str().unwrap()).unwrap();
+        format!("world/fs{below}")
+    };
+    for line in out.stdout.lines() {
+        if let Some(only) = line.strip_prefix("Only in ") {
+            let (folder, name) = only.split_once(": ").unwrap();
+            let (letter, top) =
+                if folder.starts_with(after.to_str().unwrap()) { ('A', after) } else { ('D', before) };
+            let below = folder.strip_prefix(top.to_str().unwrap()).unwrap();
+            lines.insert(format!("{letter} world/fs{below}/{name}"));
+        } else if let Some(both) = line.strip_suffix(" differ") {
+            lines.insert(format!("M {}", after_fs(both.rsplit_once(" and ").unwrap().1)));
+        } else {
+            // File A is a directory while file B is a regular file
+            let (_, other) = line.split_once(" while file ").unwrap();
+            lines.insert(format!("T {}", after_fs(other.split_once(" is a").unwrap().0)));
+        }
+    }
+    lines
+}
+
+/// Of `world/fs`, without the slash and the number that folders have, and without what GNU diff does not look at.
+fn in_world(store: &FastStore, before: &str, after: &str) -> BTreeSet<String> {
+    let lines = diff(store, &[before, after]).into_iter();
+    let lines = lines.filter(|line| !line.starts_with("P ") && line[2..].starts_with("world/fs"));
+    lines.map(|line| line.split("  (").next().unwrap().trim_end_matches('/').to_owned()).collect()
+}
+
+#[test]
+fn what_a_fork_changed_is_listed_with_letters_and_as_json() {
+    let (store, id) = small_store();
+    tag(&store, "base", &id);
+    let mount = Mount::of(store.root()).args(["--seal", "manual"]).start();
+    let files = fork(&mount, "f", "base");
+    assert_eq!(diff(&store, &["f"]), [""; 0]);
+    fs::write(files.join("README"), "changed\n").unwrap();
+    // The same bytes once more, and another time.
+    fs::write(files.join("src/lib.rs"), "//! Nothing.\n").unwrap();
+    fs::remove_dir(files.join("empty")).unwrap();
+    fs::write(files.join("empty"), "a file").unwrap();
+    fs::set_permissions(files.join("bin/tool"), fs::Permissions::from_mode(0o700)).unwrap();
+    fs::create_dir_all(files.join("new/in")).unwrap();
+    fs::write(files.join("new/in/file"), "x").unwrap();
+    fs::rename(files.join("src/main.rs"), files.join("src/other.rs")).unwrap();
+    fs::remove_file(files.join("link")).unwrap();
+    symlink("elsewhere", files.join("link")).unwrap();
+    write_mapped(&files.join("big"), 7, b"mapped").unwrap();
+    fs::write(mount.join("forks/f/model/diff.json"), "{}").unwrap();
+    let expected = [
+        "M model/diff.json",
+        "M world/fs/README",
+        "M world/fs/big",
+        "P world/fs/bin/tool",
+        "T world/fs/empty",
+        "M world/fs/link",
+        "A world/fs/new/  (2 in it)",
+        "D world/fs/src/main.rs",
+        "A world/fs/src/other.rs",
+    ];
+    assert_eq!(diff(&store, &["f"]), expected);
+    assert_eq!(diff(&store, &["base", "f"]), expected);
+    let all = diff(&store, &["-r", "f"]);
+    assert_eq!(all[6..9], ["A world/fs/new/", "A world/fs/new/in/", "A world/fs/new/in/file"]);
+    let rows = pfimg_on(store.root(), ["forks", "--json"]).exits(0).json();
+    // Of what was written with the same length nobody looks whether it is the same.
+    assert_eq!(rows[0]["changed"], all.len() + 1, "{rows}");
+    let back = diff(&store, &["f", "base"]);
+    assert!(back.contains(&"D world/fs/new/  (2 in it)".to_owned()), "{back:?}");
+    let told = pfimg_on(store.root(), ["diff", "f", "--json"]).exits(0).json();
+    assert_eq!(
+        (&told["from"], &told["to"]),
+        (&json!({"image": format!("sha256:{id}")}), &json!({"fork": "f"}))
+    );
+    let change = |path: &str| -> Value {
+        let all = told["changes"].as_array().unwrap();
+        all.iter().find(|change| change["path"] == path).unwrap().clone()
+    };
+    let side = |kind: &str, mode: &str, size: Option<u64>, below: Option<u64>| json!({"kind": kind, "mode": mode, "size": size, "below": below});
+    assert_eq!(
+        change("world/fs/README"),
+        json!({"change": "content", "path": "world/fs/README",
+               "before": side("file", "0644", Some(8), None), "after": side("file", "0644", Some(8), None)})
+    );
+    assert_eq!(change("world/fs/new")["after"], side("dir", "0755", None, Some(2)));
+    assert_eq!(change("world/fs/empty")["before"]["kind"], "dir");
+
+    // Sealed it is an image that differs from its parent in the same, and the fork differs from it in nothing.
+    fs::create_dir(mount.join("forks/f/.snap/sealed")).unwrap();
+    assert_eq!(diff(&store, &["sealed"])[1..], expected[1..]);
+    assert_eq!(diff(&store, &["f"]), [""; 0]);
+    assert_eq!(diff(&store, &["sealed", "f"]), [""; 0]);
+    let said = pfimg_on(store.root(), ["diff", "nobody"]).exits(2);
+    assert!(said.stderr.contains("no fork") && said.stderr.contains("nobody"), "{said:?}");
+    mount.unmount();
+    // Without a mount as well.
+    assert_eq!(diff(&store, &["base", "f"])[1..], expected[1..]);
+}
+
+#[test]
+fn forks_and_images_differ_in_what_gnu_diff_says() {
+    let (store, id) = small_store();
+    tag(&store, "base", &id);
+    let mount = Mount::of(store.root()).args(["--seal", "manual"]).start();
+    fork(&mount, "f0", "base");
+    let mut rng = Rng::new(0xd1ff);
+    let names = [
+        "README",
+        "big",
+        "bin",
+        "empty",
+        "link",
+        "src",
+        "new",
+        "src/main.rs",
+        "src/new",
+        "bin/tool",
+        "new/x",
+    ];
+    for round in 1..25_u64 {
+        let (from, to) = (format!("f{}", rng.below(round)), format!("f{round}"));
+        if rng.below(3) == 0 {
+            let forks = mount.join("forks");
+            tool("cp", ["-r".into(), forks.join(&from), forks.join(&to)]).exits(0);
+        } else {
+            fork(&mount, &to, &from);
+        }
+        let files = world(&mount, &to);
+        for _ in 0..4 {
+            let path = files.join(rng.pick(&names));
+            let other = files.join(rng.pick(&names));
+            // What does not go is not done.
+            let _ = match rng.below(8) {
+                0 => fs::remove_file(&path),
+                1 => fs::remove_dir_all(&path),
+                2 => fs::create_dir(&path),
+                3 => fs::rename(&path, &other),
+                4 => symlink("here", &path),
+                5 => fs::copy(&path, &other).map(drop),
+                _ => {
+                    let len = rng.below(3000) as usize;
+                    fs::write(&path, rng.bytes(len))
+                }
+            };
+        }
+        if rng.below(3) == 0 {
+            fs::create_dir(mount.join("forks").join(&to).join(format!(".snap/s{round}"))).unwrap();
+        }
+        let of_image = |name: &str| mount.join("tags").join(name).join("world/fs");
+        for other in [from, format!("f{}", rng.below(round))] {
+            assert_eq!(
+                in_world(&store, &other, &to),
+                told_by_gnu(&world(&mount, &other), &files),
+                "{other} to {to}"
+            );
+        }
+        assert_eq!(in_world(&store, "base", &to), told_by_gnu(&of_image("base"), &files), "base to {to}");
+    }
+    mount.unmount();
+}
+
+#[test]
+fn beside_seals_a_diff_shows_one_moment_and_never_fails() {
+    let (store, id) = small_store();
+    let mount = Mount::of(store.root()).args(["--seal", "manual"]).start();
+    let files = fork(&mount, "f", &id);
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for n in 0..60 {
+                fs::write(files.join("README"), format!("{n} ").repeat(5000)).unwrap();
+                fs::create_dir(mount.join(format!("forks/f/.snap/s{n}"))).unwrap();
+            }
+            done.store(true, Ordering::Relaxed);
+        });
+        let mut looked = 0;
+        while !done.load(Ordering::Relaxed) || looked == 0 {
+            let found = diff(&store, &[&id, "f"]);
+            assert!(found.is_empty() || found == ["M world/fs/README"], "{found:?}");
+            looked += 1;
+        }
+    });
+    mount.unmount();
+}

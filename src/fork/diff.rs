@@ -1,0 +1,316 @@
+//! What one tree has other than another, of images and forks as they stand. What both have from the same image is not
+//! looked at: that costs what was changed.
+
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::content::read_content;
+use super::ino::Ino;
+use super::live::{BaseReader, Fork, read_blob, settle};
+use super::node::{Body, Content, Inode, Name};
+use super::pieces::BlobRef;
+use super::registry::Registry;
+use super::state::{At, State};
+use crate::error::{Error, ErrorKind, Result};
+use crate::layers::world::Kind;
+use crate::store::Digest;
+
+/// How much of two files is compared at a time, in bytes.
+const STEP: usize = 256 << 10;
+
+/// All files of an image or a fork, as they were when it was taken.
+#[derive(Clone)]
+pub struct View {
+    state: State,
+    reader: Arc<dyn BaseReader>,
+}
+
+impl std::fmt::Debug for View {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("View").finish_non_exhaustive()
+    }
+}
+
+/// In what a path differs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum How {
+    /// It was not there.
+    Added,
+    /// It is not there any more.
+    Removed,
+    /// A file's bytes, a link's target or a device's number.
+    Content,
+    /// A file became a folder, or the like.
+    Kind,
+    /// Permission bits, owner or extended attributes alone. Times are not compared.
+    Attributes,
+}
+
+/// What is at a path on one side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Side {
+    /// What it is.
+    pub kind: Kind,
+    /// Permission bits.
+    pub mode: u16,
+    /// Length in bytes, of a file.
+    pub size: Option<u64>,
+    /// How many things are in a folder that only this side has, and in the folders in it, unless they are listed.
+    pub below: u64,
+}
+
+/// One path that differs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Difference {
+    /// From the image's or fork's own folder: `world/fs/src/main.rs`.
+    pub path: Vec<u8>,
+    /// In what.
+    pub how: How,
+    /// What is there in the first tree.
+    pub before: Option<Side>,
+    /// What is there in the second.
+    pub after: Option<Side>,
+}
+
+/// What to look at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Compare {
+    /// Whether to list all that is in a folder which only one side has.
+    pub all: bool,
+    /// Whether files of the same length that were written to are read, since the same bytes may have been written. Else they
+    /// count as changed.
+    pub read: bool,
+}
+
+impl Registry {
+    /// All files of an image; without one, nothing.
+    pub fn view(&self, image: Option<Digest>) -> Result<View> {
+        let state = State::over(self.shared.base(image)?);
+        Ok(View { state, reader: Arc::clone(&self.shared.reader) })
+    }
+}
+
+impl Fork {
+    /// All its files as they stand.
+    pub fn view(&self) -> View {
+        View { state: self.live.read().state.detached(), reader: Arc::clone(&self.shared.reader) }
+    }
+}
+
+/// A path that is still to be looked at, and what is there in the two trees.
+struct Pair {
+    path: Vec<u8>,
+    before: Option<Ino>,
+    after: Option<Ino>,
+}
+
+/// Hands each path on that differs, in the order of a walk through sorted folders. An image's manifest is not compared: it is
+/// another in every image.
+pub fn compare(
+    before: &View,
+    after: &View,
+    options: Compare,
+    each: &mut dyn FnMut(Difference) -> Result<()>,
+) -> Result<()> {
+    let both = Both { before, after, options };
+    let mut todo = both.children(&[], Some(Ino::TOP), Some(Ino::TOP));
+    todo.retain(|pair| pair.path != b"manifest.json");
+    while let Some(pair) = todo.pop() {
+        let inodes = (before.inode(pair.before)?, after.inode(pair.after)?);
+        if let Some(difference) = both.difference(&pair, &inodes)? {
+            each(difference)?;
+        }
+        let in_both = inodes.0.is_some_and(|a| a.is_dir()) && inodes.1.is_some_and(|b| b.is_dir());
+        if in_both || options.all {
+            todo.append(&mut both.children(&pair.path, pair.before, pair.after));
+        }
+    }
+    Ok(())
+}
+
+struct Both<'a> {
+    before: &'a View,
+    after: &'a View,
+    options: Compare,
+}
+
+impl Both<'_> {
+    /// Whether something comes from the same place of the same image and was changed on neither side, nor was anything in it.
+    fn is_untouched(&self, pair: &Pair) -> bool {
+        let (Some(before), Some(after)) = (pair.before, pair.after) else { return false };
+        let (a, b) = (&self.before.state, &self.after.state);
+        // What is above a change is a fork's own.
+        let (Some(At::Base(was)), Some(At::Base(is))) = (a.at(before), b.at(after)) else { return false };
+        was == is && Arc::ptr_eq(&a.base.tree, &b.base.tree)
+    }
+
+    /// What is in a folder of one or both sides and may differ, the last name first.
+    fn children(&self, path: &[u8], before: Option<Ino>, after: Option<Ino>) -> Vec<Pair> {
+        let (was, is) = (self.before.list(before), self.after.list(after));
+        let (mut was, mut is) = (was.into_iter().rev().peekable(), is.into_iter().rev().peekable());
+        let mut pairs = Vec::new();
+        loop {
+            let order = match (was.peek(), is.peek()) {
+                (None, None) => return pairs,
+                (Some(_), None) => Ordering::Greater,
+                (None, Some(_)) => Ordering::Less,
+                (Some((was, _)), Some((is, _))) => was.cmp(is),
+            };
+            let left = if order.is_ge() { was.next() } else { None };
+            let right = if order.is_le() { is.next() } else { None };
+            let Some((name, _)) = left.as_ref().or(right.as_ref()) else { return pairs };
+            let path = if path.is_empty() { name.to_vec() } else { [path, name].join(&b'/') };
+            let pair = Pair { path, before: left.map(|(_, ino)| ino), after: right.map(|(_, ino)| ino) };
+            if !self.is_untouched(&pair) {
+                pairs.push(pair);
+            }
+        }
+    }
+
+    fn difference(
+        &self,
+        pair: &Pair,
+        inodes: &(Option<Arc<Inode>>, Option<Arc<Inode>>),
+    ) -> Result<Option<Difference>> {
+        let how = match inodes {
+            (None, None) => return Ok(None),
+            (None, Some(_)) => How::Added,
+            (Some(_), None) => How::Removed,
+            (Some(a), Some(b)) if a.kind() != b.kind() => How::Kind,
+            (Some(a), Some(b)) => {
+                let same = self.same_body(a, b).map_err(|e| {
+                    e.context(format_args!("cannot compare {}", String::from_utf8_lossy(&pair.path)))
+                })?;
+                match same {
+                    false => How::Content,
+                    // Of other layers an image has bytes alone.
+                    true if is_in_world(&pair.path) && !same_attributes(a, b) => How::Attributes,
+                    true => return Ok(None),
+                }
+            }
+        };
+        let alone = |mine: &Option<Arc<Inode>>, other: &Option<Arc<Inode>>| {
+            let is_dir = |inode: &Option<Arc<Inode>>| inode.as_ref().is_some_and(|inode| inode.is_dir());
+            !self.options.all && is_dir(mine) && !is_dir(other)
+        };
+        let side = |view: &View, ino: Option<Ino>, mine: &Option<Arc<Inode>>, other: &Option<Arc<Inode>>| {
+            let (Some(ino), Some(inode)) = (ino, mine) else { return Ok(None) };
+            let below = if alone(mine, other) { view.count(ino) } else { 0 };
+            let size = inode.content().map(|content| view.size(content)).transpose()?;
+            Ok::<_, Error>(Some(Side { kind: inode.kind(), mode: inode.mode, size, below }))
+        };
+        Ok(Some(Difference {
+            path: pair.path.clone(),
+            how,
+            before: side(self.before, pair.before, &inodes.0, &inodes.1)?,
+            after: side(self.after, pair.after, &inodes.1, &inodes.0)?,
+        }))
+    }
+
+    fn same_body(&self, a: &Inode, b: &Inode) -> Result<bool> {
+        Ok(match (&a.body, &b.body) {
+            (Body::File(a), Body::File(b)) => self.same_content(a, b)?,
+            (Body::Symlink(a), Body::Symlink(b)) => a == b,
+            (Body::Special(_), Body::Special(_)) => a.rdev == b.rdev,
+            // Folders are walked.
+            _ => true,
+        })
+    }
+
+    fn same_content(&self, a: &Content, b: &Content) -> Result<bool> {
+        if let (Some(a), Some(b)) = (digest(a), digest(b)) {
+            return Ok(a == b);
+        }
+        let size = self.before.size(a)?;
+        if size != self.after.size(b)? {
+            return Ok(false);
+        }
+        let (a, b) = (a.settled(), b.settled());
+        if a.pieces.same(&b.pieces) {
+            return Ok(true);
+        }
+        if !self.options.read {
+            return Ok(false);
+        }
+        let (mut left, mut right) = (vec![0; STEP], vec![0; STEP]);
+        let mut at = 0;
+        while at < size {
+            let len = usize::try_from(size - at).unwrap_or(STEP).min(STEP);
+            self.before.read(&a, at, &mut left[..len])?;
+            self.after.read(&b, at, &mut right[..len])?;
+            if left[..len] != right[..len] {
+                return Ok(false);
+            }
+            at += len as u64;
+        }
+        Ok(true)
+    }
+}
+
+impl View {
+    fn inode(&self, ino: Option<Ino>) -> Result<Option<Arc<Inode>>> {
+        let lost = || Error::new(ErrorKind::Damaged, "a listed file is not there");
+        ino.map(|ino| self.state.inode(ino).ok_or_else(lost)).transpose()
+    }
+
+    /// What is in a folder, by name; nothing if it is none.
+    fn list(&self, ino: Option<Ino>) -> BTreeMap<Name, Ino> {
+        let mut entries = BTreeMap::new();
+        if let Some(ino) = ino {
+            self.state.list(ino, 0, &mut |entry| {
+                entries.insert(entry.name, entry.ino);
+                true
+            });
+        }
+        entries
+    }
+
+    /// How many things are in a folder and the folders in it.
+    fn count(&self, ino: Ino) -> u64 {
+        let (mut count, mut todo) = (0, vec![ino]);
+        while let Some(ino) = todo.pop() {
+            self.state.list(ino, 0, &mut |entry| {
+                count += 1;
+                if entry.kind == Kind::Dir {
+                    todo.push(entry.ino);
+                }
+                true
+            });
+        }
+        count
+    }
+
+    fn size(&self, content: &Content) -> Result<u64> {
+        if let Some(lazy) = content.unsettled() {
+            settle(lazy, &*self.reader)?;
+        }
+        Ok(content.known_size())
+    }
+
+    fn read(&self, content: &Content, offset: u64, buf: &mut [u8]) -> Result<usize> {
+        let mut blob =
+            |blob: &BlobRef, offset: u64, buf: &mut [u8]| read_blob(&*self.reader, blob, offset, buf);
+        read_content(content, offset, buf, &mut blob)
+    }
+}
+
+/// Whether an image keeps more of what is at a path than its bytes.
+fn is_in_world(path: &[u8]) -> bool {
+    path.strip_prefix(b"world/fs").is_some_and(|rest| rest.is_empty() || rest[0] == b'/')
+}
+
+/// The blob that a content is, where that is known.
+fn digest(content: &Content) -> Option<Digest> {
+    match &content.lazy {
+        Some(lazy) => Some(lazy.digest),
+        None => content.whole_blob().map(|blob| blob.digest),
+    }
+}
+
+fn same_attributes(a: &Inode, b: &Inode) -> bool {
+    // What an image does not say is as it may be.
+    let same = |a: Option<u32>, b: Option<u32>| a.is_none() || b.is_none() || a == b;
+    let mode = matches!(a.body, Body::Symlink(_)) || a.mode == b.mode;
+    mode && same(a.uid, b.uid) && same(a.gid, b.gid) && a.xattrs == b.xattrs
+}
