@@ -543,3 +543,42 @@ fn one_step(step: &Step, root: &Path, writes: &str) -> io::Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn what_a_refused_late_write_left_is_shown_as_it_is_once_nobody_has_it_open() {
+    if !is_root() {
+        eprintln!("mounting a small filesystem takes root");
+        return;
+    }
+    let (seedling, id) = small_store();
+    let small = Small::of_mebibytes(24);
+    let store = small.0.join("store");
+    tool("cp", ["-r".as_ref(), seedling.root().as_os_str(), store.as_os_str()]).exits(0);
+    let args = ["--writes", "back", "--seal", "manual"];
+    let mount = Mount::of(&store).args(args).start();
+    let files = fork(&mount, "try", &id);
+    let path = files.join("large");
+    let free = rustix::fs::statvfs(&small.0).map(|free| free.f_bavail * free.f_frsize).unwrap();
+    fs::write(small.0.join("ballast"), vec![1; (free - 3 * common::MIB) as usize]).unwrap();
+    let refused = fs::File::create(&path).and_then(|mut file| {
+        file.write_all(&vec![7; 8 << 20])?;
+        file.sync_all()
+    });
+    assert!(refused.is_err(), "it cannot have had room");
+    let shown = || fs::metadata(&path).map(|meta| meta.len()).unwrap();
+    // Sooner than memory gets short, when the kernel drops what nobody uses and asks anew.
+    let looks = (0..100).take_while(|_| {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+        shown() == 8 << 20
+    });
+    assert!(looks.count() < 100, "the kernel does not take the length over");
+    let (len, content) = (shown(), fs::read(&path).unwrap());
+    assert_eq!(len, content.len() as u64);
+    mount.unmount();
+    let mount = Mount::of(&store).args(args).start();
+    assert!(
+        fs::read(world(&mount, "try").join("large")).unwrap() == content,
+        "it is another after a remount"
+    );
+    mount.unmount();
+}

@@ -7,6 +7,8 @@
     clippy::zero_sized_map_values
 )]
 
+#[path = "forks/back.rs"]
+mod back;
 #[path = "forks/beside.rs"]
 mod beside;
 mod common;

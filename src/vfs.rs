@@ -193,6 +193,7 @@ impl Data {
 
 /// How the filesystem behaves.
 #[derive(Clone, Debug)]
+#[allow(clippy::struct_excessive_bools, reason = "each is an option of its own")]
 pub struct VfsConfig {
     /// Owner of everything whose owner is not recorded.
     pub uid: u32,
@@ -204,6 +205,8 @@ pub struct VfsConfig {
     pub xattrs: bool,
     /// Whether nothing may be written, forks included.
     pub read_only: bool,
+    /// Whether the kernel keeps writes for a while, and sets their times itself.
+    pub late_writes: bool,
     /// Bytes of file trees kept parsed.
     pub tree_bytes: u64,
     /// When forks are sealed by themselves.

@@ -50,8 +50,8 @@ pub(crate) struct MountArgs {
     /// Answer extended attributes; makes `ls -l` several times slower
     #[arg(long)]
     xattrs: bool,
-    /// Tell lseek(2) where files have holes (`SEEK_HOLE`), for which `grep` asks of every file of some length; without it
-    /// all of a file is data
+    /// Tell lseek(2) where files have holes (`SEEK_HOLE`), for which `grep` asks of every file of some length; not with
+    /// `--writes back`. Without it all of a file is data
     #[arg(long)]
     holes: bool,
     /// Show the session secrets that some ledgers hold; who reads one can forge its ledger
@@ -161,6 +161,10 @@ fn start(store: &StoreArg, args: &MountArgs) -> Result<ExitCode> {
     // What can be found wrong is found here, where there is a terminal to say so.
     let (store_path, mountpoint) = args.store_and_mountpoint(store)?;
     let options = args.mount_options()?;
+    if args.holes && args.writes == Writes::Back {
+        let message = "--holes and --writes back do not go together: the kernel asks for holes before it has handed in what was written";
+        return Err(Error::new(ErrorKind::InvalidInput, message).with_hint("leave one of them out"));
+    }
     let store = Store::open(store_path)?;
     let mut session = SessionConfig {
         mountpoint,
@@ -318,6 +322,7 @@ fn mount_and_serve(
         reveal_secrets: args.reveal_secrets,
         xattrs: args.xattrs,
         read_only: session.options.read_only,
+        late_writes: session.writeback,
         tree_bytes,
         seal: if session.options.read_only { SealPolicy::Manual } else { args.seal },
         session_secret,

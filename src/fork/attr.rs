@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use super::content::MAX_SIZE;
 use super::ino::Ino;
-use super::live::{Fork, now, posix};
+use super::live::{Fork, posix};
 use super::node::{Attr, Guard, stripped};
 use super::policy;
 use super::record::{Attrs, Record};
@@ -59,7 +59,7 @@ impl Fork {
     pub fn setattr(&self, ino: Ino, set: &SetAttr) -> Result<Attr> {
         self.may_write()?;
         self.settle(ino)?;
-        let time = now();
+        let time = self.now();
         let at = |set: Option<SetTime>| {
             set.map(|set| match set {
                 SetTime::Now => time,
@@ -69,7 +69,7 @@ impl Fork {
         let mut live = self.live.write();
         let inode = live.need(ino)?;
         let mut mode = set.mode.map(|mode| mode & 0o7777);
-        let mut mtime = at(set.mtime);
+        let (mut mtime, mut keeps) = (at(set.mtime), false);
         if let Some(size) = set.size {
             match inode.content() {
                 Some(content) if content.known_size() == size => {
@@ -82,7 +82,9 @@ impl Fork {
             if size > MAX_SIZE {
                 return Err(posix(Posix::TooLarge, "the file would be too large"));
             }
-            mtime = mtime.or(Some(time));
+            // Where the kernel sets the times, it sets none if the length is the same, and goes on showing the old ones.
+            keeps = self.shared.late_writes && inode.content().is_some_and(|c| c.known_size() == size);
+            mtime = mtime.or((!keeps).then_some(time));
         }
         if inode.guard == Guard::Fixed && mode.is_some_and(|mode| mode & 0o222 != 0) {
             return Err(posix(Posix::NotPermitted, "a fork's manifest cannot be changed"));
@@ -102,7 +104,7 @@ impl Fork {
             size: set.size,
             atime: at(set.atime),
             mtime,
-            ctime: set.ctime.unwrap_or(time),
+            ctime: set.ctime.or(inode.ctime.filter(|_| keeps)).unwrap_or(time),
         }))?;
         let inode = live.need(ino)?;
         Ok(live.state.attr(ino, &inode))
@@ -128,6 +130,10 @@ impl Fork {
         if value.len() > MAX_XATTR {
             return Err(posix(Posix::Range, "the attribute's value is longer than 64 KiB"));
         }
+        if name.starts_with(b"system.posix_acl_") {
+            // Kept and not obeyed it would take the place of the permissions that it stands for: cp -p sets it or them.
+            return Err(Error::new(ErrorKind::Unsupported, "a fork has no access control lists"));
+        }
         let mut live = self.live.write();
         let inode = live.need(ino)?;
         match (mode, inode.xattrs.contains_key(name)) {
@@ -137,7 +143,7 @@ impl Fork {
             (XattrMode::Replace, false) => return Err(no_attribute()),
             _ => {}
         }
-        live.commit(Record::Xattr { ino, name: name.to_vec(), value: Some(value.to_vec()), time: now() })
+        live.commit(Record::Xattr { ino, name: name.to_vec(), value: Some(value.to_vec()), time: self.now() })
     }
 
     /// Removes an extended attribute.
@@ -147,7 +153,7 @@ impl Fork {
         if !live.need(ino)?.xattrs.contains_key(name) {
             return Err(no_attribute());
         }
-        live.commit(Record::Xattr { ino, name: name.to_vec(), value: None, time: now() })
+        live.commit(Record::Xattr { ino, name: name.to_vec(), value: None, time: self.now() })
     }
 
     /// Makes everything that was acknowledged durable: all of the fork, since a journal that is durable must not speak

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::disk::DataFile;
 use super::ino::Ino;
-use super::live::{Fork, Live, now, posix};
+use super::live::{Fork, Live, posix};
 use super::node::{Content, Guard, Inode};
 use super::pieces::{self, Src};
 use super::policy;
@@ -92,24 +92,23 @@ impl Fork {
     /// Writes at `offset`; returns how many bytes, less than asked only when the disk filled up on the way. suid
     /// and sgid go if `strip`.
     pub fn write(&self, ino: Ino, offset: u64, bytes: &[u8], strip: bool) -> Result<usize> {
-        self.write_at(ino, offset, bytes, strip, |_| now())
+        // The kernel does not look at the times of a file that is written past its cache.
+        let time = |inode: &Inode| match inode.guard {
+            Guard::Append(_) => self.now(),
+            _ => self.time_of_change(inode),
+        };
+        self.write_at(ino, offset, bytes, strip, time)
     }
 
-    /// Writes whole pages of which somebody changed something earlier: through a mapping, or (`late`) by a write, whose
-    /// times they also set where they changed.
-    ///
-    /// Times that are equal are kept of a late write: one within the same tick of the writer's clock as the change
-    /// before it sets none, and must not get another one here.
+    /// Writes whole pages of which somebody changed something earlier: through a mapping, or by a late write, whose times the
+    /// kernel also sets where they changed.
     ///
     /// A page may begin before the end of what was sealed. What is appended in it is taken, and the rest refused only
     /// if it differs: whoever appends wrote nothing there.
     ///
     /// Either all is written or it fails: the kernel does not look how much of its pages was taken.
-    pub fn write_pages(&self, ino: Ino, offset: u64, bytes: &[u8], late: bool) -> Result<usize> {
-        let time = |inode: &Inode| match (inode.mtime, inode.ctime) {
-            (Some(mtime), Some(ctime)) if late && mtime == ctime => mtime,
-            _ => now(),
-        };
+    pub fn write_pages(&self, ino: Ino, offset: u64, bytes: &[u8]) -> Result<usize> {
+        let time = |inode: &Inode| self.time_of_change(inode);
         let (guard, floor) = self.guard(ino)?;
         if !matches!(guard, Guard::Append(_)) || offset >= floor {
             return self.write_all_at(ino, offset, bytes, time);
@@ -202,6 +201,7 @@ impl Fork {
         // A hole behind the end would be cut again; an extension clears nothing.
         let cleared_len = if cleared { end.min(new_size).saturating_sub(offset) } else { 0 };
         let off = if cleared_len > 0 { offset } else { size };
+        let time = self.time_of_change(&inode);
         live.commit(Record::Splice(Splice {
             ino,
             off,
@@ -209,7 +209,7 @@ impl Fork {
             size: new_size,
             parts: Vec::new(),
             strip,
-            time: now(),
+            time,
         }))
     }
 

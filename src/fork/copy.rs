@@ -2,7 +2,7 @@
 
 use super::content::{INLINE, MAX_SIZE};
 use super::ino::Ino;
-use super::live::{Fork, now, posix};
+use super::live::{Fork, posix};
 use super::node::{Body, Content};
 use super::pieces::{BlobRef, Piece, Pieces, Src};
 use super::policy;
@@ -186,8 +186,9 @@ impl Fork {
         }
         let strip = inode.mode & 0o6000 != 0;
         let size = content.size.max(to + covered);
+        let time = self.time_of_change(&inode);
         drop((inode, content));
-        live.commit(Record::Splice(Splice { ino, off: to, len: covered, size, parts, strip, time: now() }))?;
+        live.commit(Record::Splice(Splice { ino, off: to, len: covered, size, parts, strip, time }))?;
         Ok(Copied { len: covered, short: covered == 0 })
     }
 

@@ -60,6 +60,12 @@ pub(super) fn now() -> i64 {
         .map_or(0, |d| i64::try_from(d.as_nanos()).unwrap_or(i64::MAX))
 }
 
+/// The same by the clock that the kernel takes files' times from, which may lie some milliseconds back.
+fn coarse_now() -> i64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::RealtimeCoarse);
+    time.tv_sec.saturating_mul(1_000_000_000).saturating_add(time.tv_nsec)
+}
+
 /// What the fork's lock protects.
 pub(super) struct Live {
     pub(super) state: State,
@@ -286,6 +292,27 @@ impl Fork {
         live.image.is_none() && live.state.dirty_names.is_empty() && live.state.dirty_nodes.is_empty()
     }
 
+    /// Now, as files' times tell it. What the kernel sets itself must not be older than what is set here before.
+    pub(super) fn now(&self) -> i64 {
+        if self.shared.late_writes { coarse_now() } else { now() }
+    }
+
+    /// The time of a change of content. One within the same tick of the kernel's clock as the change before it sets none
+    /// where the kernel sets the times, and must not get another one here.
+    pub(super) fn time_of_change(&self, inode: &Inode) -> i64 {
+        match (inode.mtime, inode.ctime) {
+            (Some(mtime), Some(ctime)) if self.shared.late_writes && mtime == ctime => mtime,
+            _ => self.now(),
+        }
+    }
+
+    /// Fails if a file, or all of the fork, cannot be written at all. What is sealed of a file that only grows is another thing.
+    pub fn may_be_written(&self, ino: Ino) -> Result<()> {
+        self.may_write()?;
+        let inode = self.live.read().need(ino)?;
+        if inode.guard == Guard::Fixed { super::policy::may_change(&inode, 0) } else { Ok(()) }
+    }
+
     pub(crate) fn may_write(&self) -> Result<()> {
         if let Some(damage) = self.damage() {
             return Err(Error::new(ErrorKind::Damaged, format!("the fork is damaged: {damage}"))
@@ -346,6 +373,11 @@ impl Fork {
         let live = self.live.read();
         let node = live.state.base_node(ino)?;
         Some((Arc::clone(&live.state.base.tree), node))
+    }
+
+    /// All names of a file: the folder, and the name there.
+    pub fn links(&self, ino: Ino) -> Vec<(Ino, super::node::Name)> {
+        self.live.read().inode(ino).map(|inode| inode.links.to_vec()).unwrap_or_default()
     }
 
     /// Whether it is `effects/ledger.jsonl`, whose entries a seal chains.

@@ -2,7 +2,7 @@
 
 use super::ino::Ino;
 use super::listing::DirEntry;
-use super::live::{Fork, Live, not_found, now, posix};
+use super::live::{Fork, Live, not_found, posix};
 use super::node::{Attr, Body, Guard};
 use super::policy;
 use super::record::{Create, Record};
@@ -204,7 +204,7 @@ impl Fork {
             gid,
             rdev,
             target: if new.kind == Kind::Symlink { new.target.to_vec() } else { Vec::new() },
-            time: now(),
+            time: self.now(),
         }))?;
         live.attr(ino)
     }
@@ -224,7 +224,7 @@ impl Fork {
         if inode.links.len() >= MAX_LINKS {
             return Err(posix(Posix::TooManyLinks, "the file has too many names"));
         }
-        live.commit(Record::Link { ino, parent, name: name.to_vec(), time: now() })?;
+        live.commit(Record::Link { ino, parent, name: name.to_vec(), time: self.now() })?;
         live.attr(ino)
     }
 
@@ -242,7 +242,7 @@ impl Fork {
             if self.guarded() {
                 policy::may_unlink(ino, &inode)?;
             }
-            live.commit(Record::Remove { parent, name: name.to_vec(), time: now() })?;
+            live.commit(Record::Remove { parent, name: name.to_vec(), time: self.now() })?;
             ino
         };
         Ok(ino)
@@ -263,7 +263,7 @@ impl Fork {
         if dir.len > 0 {
             return Err(posix(Posix::NotEmpty, "the folder is not empty"));
         }
-        live.commit(Record::Remove { parent, name: name.to_vec(), time: now() })?;
+        live.commit(Record::Remove { parent, name: name.to_vec(), time: self.now() })?;
         Ok(ino)
     }
 
@@ -326,7 +326,7 @@ impl Fork {
             to,
             new_name: new_name.to_vec(),
             exchange: mode == RenameMode::Exchange,
-            time: now(),
+            time: self.now(),
         })?;
         Ok(target.filter(|target| live.orphans.contains_key(target)))
     }

@@ -27,6 +27,8 @@ pub struct Options {
     pub owner: (u32, u32),
     /// Open them for reading only, whether somebody else writes them or not.
     pub read_only: bool,
+    /// Whether writes come late, from a kernel that keeps them for a while and sets their times itself.
+    pub late_writes: bool,
     /// The calls that change files.
     pub io: Arc<dyn Io>,
 }
@@ -34,7 +36,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         let owner = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-        Self { owner, read_only: false, io: Arc::new(RealIo) }
+        Self { owner, read_only: false, late_writes: false, io: Arc::new(RealIo) }
     }
 }
 
@@ -44,6 +46,7 @@ pub(super) struct Shared {
     pub(super) files: Arc<Files>,
     pub(super) reader: Arc<dyn BaseReader>,
     pub(super) writable: bool,
+    pub(super) late_writes: bool,
     owner: (u32, u32),
     bases: Mutex<HashMap<Option<Digest>, Weak<Base>>>,
     /// Generations in memory: one value each, however many forks rest on it.
@@ -212,6 +215,7 @@ impl Registry {
             forks,
             reader,
             writable,
+            late_writes: options.late_writes,
             owner: options.owner,
             bases: Mutex::default(),
             generations: Mutex::default(),

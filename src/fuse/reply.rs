@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use fuser::{Errno, Generation, ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry, ReplyXattr, TimeOrNow};
+use fuser::{
+    Errno, FileAttr, Generation, ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry, ReplyXattr, TimeOrNow,
+};
 
 use super::{errno, file_attr, nanoseconds};
 use crate::fork::SetTime;
@@ -51,6 +53,15 @@ pub(super) fn answer_xattr(reply: ReplyXattr, size: u32, outcome: Outcome<Vec<u8
         Ok(_) => reply.error(Errno::ERANGE),
         Err(kind) => reply.error(errno(kind)),
     }
+}
+
+/// A number that no inode has.
+pub(super) const NOBODY: u64 = u64::MAX;
+
+/// Attributes in a listing of which the kernel takes name, number and kind. The length is one that no file can have: the kernel
+/// lists the entry, makes no inode of it, and forgets the number again.
+pub(super) fn name_only(ino: u64, kind: Kind) -> FileAttr {
+    file_attr(&Attr { ino, kind, size: u64::MAX, ..Attr::default() })
 }
 
 /// What a mode's type bits say.

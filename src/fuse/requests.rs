@@ -16,12 +16,14 @@ use fuser::{
 
 use super::adapter::Adapter;
 use super::reply::{
-    answer_attr, answer_data, answer_empty, answer_entry, answer_xattr, kind_of, permissions, set_time,
+    NOBODY, answer_attr, answer_data, answer_empty, answer_entry, answer_xattr, kind_of, name_only,
+    permissions, set_time,
 };
+use super::watch::tell;
 use super::{errno, file_attr, file_type, guarded, nanoseconds};
 use crate::fork::{Allocate, NewFile, RenameMode, SetAttr, XattrMode};
 use crate::layers::world::Kind;
-use crate::vfs::{Attr, Op, Vfs, Writer};
+use crate::vfs::{Op, Vfs, Writer};
 
 /// Largest write or read in one request, in bytes: what the kernel's `max_pages_limit` allows.
 const MAX_REQUEST: u32 = 1 << 20;
@@ -47,6 +49,8 @@ impl Filesystem for Adapter {
             // The kernel would take writes to what cannot be written, and own the size of it from then on: every
             // open has to be asked for.
             wanted.push(InitFlags::FUSE_WRITEBACK_CACHE);
+            // What is opened past its cache can be mapped all the same.
+            wanted.push(InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP);
         } else {
             wanted.push(InitFlags::FUSE_NO_OPEN_SUPPORT);
             // Set-user-id bits fall with the write itself, without a request of their own. Of a late write nobody
@@ -258,19 +262,18 @@ impl Filesystem for Adapter {
         let _turn = self.turn(Op::Write, req);
         // Pages that the kernel writes for a mapping come from nobody in particular.
         let cached = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
-        let by = if cached {
-            Writer::Pages { late: self.writeback }
-        } else {
-            Writer::Call { strip: req.uid() != 0 }
-        };
+        let by = if cached { Writer::Pages } else { Writer::Call { strip: req.uid() != 0 } };
         guarded(Op::Write, || match self.vfs.write(ino.0, offset, data, by) {
             Ok(written) => reply.written(written as u32),
             Err(kind) => {
                 reply.error(errno(kind));
                 // The kernel may hold pages now that say otherwise than the daemon. Without OPEN nobody was asked
-                // whether the file can be written at all.
+                // whether the file can be written at all. One that writes back holds another length as well, and forgets
+                // it once nobody has the file open if no name leads to it.
+                let names = if self.writeback { self.vfs.names_of(ino.0) } else { Vec::new() };
                 self.notify(move |notifier| {
                     let _ = notifier.inval_inode(ino, 0, 0);
+                    tell(notifier, &names);
                 });
             }
         });
@@ -344,13 +347,19 @@ impl Filesystem for Adapter {
         guarded(Op::Readdirplus, || {
             let listed = self.vfs.readdir(ino.0, offset, true, &mut |entry| {
                 let name = OsStr::from_bytes(entry.name);
-                let (attr, ttl) = if let Some(found) = &entry.entry {
+                let (attr, ttl) = match &entry.entry {
+                    // A kernel that writes back believes the first length it is told for ever.
+                    Some(found) if self.writeback && entry.kind == Kind::File && found.attr_ttl.is_zero() => {
+                        (name_only(entry.ino, entry.kind), Duration::ZERO)
+                    }
                     // One lifetime for both is all that can be told here.
-                    (file_attr(&found.attr), found.entry_ttl.min(found.attr_ttl))
-                } else {
-                    // `.` and `..`: the kernel wants an inode for them and looks at nothing else.
-                    let attr = Attr { ino: entry.ino, kind: entry.kind, ..Attr::default() };
-                    (file_attr(&attr), Duration::ZERO)
+                    Some(found) => (file_attr(&found.attr), found.entry_ttl.min(found.attr_ttl)),
+                    // Of `.` and `..` the kernel takes the name alone.
+                    None if matches!(entry.name, b"." | b"..") => {
+                        (name_only(entry.ino, entry.kind), Duration::ZERO)
+                    }
+                    // Not looked up, and not to be forgotten either.
+                    None => (name_only(NOBODY, entry.kind), Duration::ZERO),
                 };
                 !reply.add(INodeNo(entry.ino), entry.cookie, name, &ttl, &attr, Generation(0))
             });
@@ -500,7 +509,8 @@ impl Filesystem for Adapter {
     ) {
         let _turn = self.turn(Op::Lseek, req);
         if !self.holes {
-            // The kernel never asks again, and takes all of a file for data.
+            // The kernel never asks again, and takes all of a file for data. One that keeps writes for a while asks without handing
+            // them in first.
             return reply.error(Errno::ENOSYS);
         }
         let (Ok(offset), libc::SEEK_DATA | libc::SEEK_HOLE) = (u64::try_from(offset), whence) else {

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use super::inode::{Fixed, Ino, Node, Shown, UNKNOWN_SIZE};
 use super::readdir::DirEntry;
-use super::{Attr, Data, Emit, Entry, FOREVER, INLINE_FILL, Outcome, Patience, Step, Vfs, top::logged};
+use super::{
+    Attr, Data, Emit, Entry, FOREVER, INLINE_FILL, Outcome, Patience, Stale, Step, Vfs, top::logged,
+};
 use crate::cache::Payload;
 use crate::error::{Error, ErrorKind, Posix};
 use crate::fork::{self, Allocate, CopySource, Fork, NewFile, RenameMode, SetAttr, XattrMode};
@@ -32,10 +34,7 @@ pub enum Writer {
         strip: bool,
     },
     /// The kernel, whole pages that a program changed earlier.
-    Pages {
-        /// Whether by a write, of which the kernel knows the time, and not through a mapping.
-        late: bool,
-    },
+    Pages,
 }
 
 /// Tells what failed where it is worth a line, and gives the kind.
@@ -335,13 +334,26 @@ impl Vfs {
         Ok((Self::fork_attr(mounted.slot, &attr), FOREVER))
     }
 
+    /// All that leads to a file in a fork.
+    pub fn names_of(&self, ino: Ino) -> Vec<Stale> {
+        let Ok((mounted, ino)) = self.in_fork(ino) else { return Vec::new() };
+        let number = |folder| super::inode::fork_number(mounted.slot, folder);
+        let links = mounted.fork.links(ino).into_iter();
+        links.map(|(folder, name)| Stale::Name(number(folder), name.to_vec())).collect()
+    }
+
     /// Whether seals change a file's length without anybody writing to it.
     pub fn is_resized_by_seals(&self, ino: Ino) -> bool {
         self.in_fork(ino).is_ok_and(|(mounted, ino)| mounted.fork.is_ledger(ino))
     }
 
     pub(super) fn do_open(&self, ino: Ino, writes: bool) -> Outcome<()> {
-        if writes { self.in_fork(ino).map(|_| ()) } else { self.node(ino).map(|_| ()) }
+        if !writes {
+            return self.node(ino).map(|_| ());
+        }
+        // A kernel that keeps writes for a while takes them as soon as the file is open.
+        let (mounted, ino) = self.in_fork(ino)?;
+        mounted.fork.may_be_written(ino).map_err(kind)
     }
 
     pub(super) fn do_write(&self, ino: Ino, offset: u64, bytes: &[u8], by: Writer) -> Outcome<usize> {
@@ -349,7 +361,7 @@ impl Vfs {
         let fork = &mounted.fork;
         let write = || match by {
             Writer::Call { strip } => fork.write(ino, offset, bytes, strip),
-            Writer::Pages { late } => fork.write_pages(ino, offset, bytes, late),
+            Writer::Pages => fork.write_pages(ino, offset, bytes),
         };
         match write() {
             // What was deleted may not have been given back yet.

@@ -139,7 +139,8 @@ impl Vfs {
 
     fn fork_options(&self, read_only: bool) -> fork::Options {
         let owner = (self.config.uid, self.config.gid);
-        fork::Options { owner, read_only, ..fork::Options::default() }
+        let late_writes = self.config.late_writes;
+        fork::Options { owner, read_only, late_writes, ..fork::Options::default() }
     }
 
     /// Where another program writes the forks: has them shown as they are now, and written here once nobody does any more.

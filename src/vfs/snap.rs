@@ -266,12 +266,13 @@ impl Vfs {
             tracing::warn!(fork, image = %sealed.image, "{report}");
         }
         let mut stale = Vec::new();
+        // A layer that had been taken away comes back, whether there is a new image or not.
+        for ino in &sealed.changed {
+            self.forget_unless_known(mounted, *ino);
+            stale.push(Stale::Inode(fork_number(mounted.slot, *ino)));
+        }
         if sealed.new {
             tracing::info!(fork, image = %sealed.image, "sealed");
-            for ino in &sealed.changed {
-                self.forget_unless_known(mounted, *ino);
-                stale.push(Stale::Inode(fork_number(mounted.slot, *ino)));
-            }
             stale.extend(self.listings_of_images().into_iter().map(Stale::Inode));
         }
         stale.push(Stale::Inode(Self::snap_number(mounted)));

@@ -24,6 +24,7 @@ fn vfs() -> (tempfile::TempDir, Vfs, Digest) {
         xattrs: false,
         seal: SealPolicy::Manual,
         session_secret: None,
+        late_writes: false,
         read_only: false,
         tree_bytes: 1 << 20,
     };
