@@ -12,6 +12,7 @@ mod forks;
 mod gc;
 mod images;
 mod import;
+mod log;
 mod mount;
 mod mv;
 mod place;
@@ -98,6 +99,7 @@ enum Command {
     Seal(seal::SealArgs),
     Restore(restore::RestoreArgs),
     Images(images::ImagesArgs),
+    Log(log::LogArgs),
     Tags(tags::TagsArgs),
     Tag(tag::TagArgs),
     Untag(untag::UntagArgs),
@@ -142,6 +144,7 @@ fn dispatch(cli: &Cli) -> Result<ExitCode> {
         Command::Seal(args) => seal::run(store, args),
         Command::Restore(args) => restore::run(store, args),
         Command::Images(args) => images::run(store, args),
+        Command::Log(args) => log::run(store, args),
         Command::Tags(args) => tags::run(store, args),
         Command::Tag(args) => tag::run(store, args),
         Command::Untag(args) => untag::run(store, args),

@@ -210,3 +210,36 @@ fn beside_seals_a_diff_shows_one_moment_and_never_fails() {
     });
     mount.unmount();
 }
+
+#[test]
+fn the_log_shows_what_was_made_from_what_and_which_forks_rest_on_it() {
+    let (store, id) = small_store();
+    tag(&store, "base", &id);
+    let mount = Mount::of(store.root()).args(["--seal", "manual"]).start();
+    let seal = |name: &str| {
+        fs::write(world(&mount, &name[..1]).join("file"), name).unwrap();
+        pfimg_on(store.root(), ["seal", &name[..1], "--tag", name]).exits(0).stdout.trim().to_owned()
+    };
+    fork(&mount, "a", "base");
+    fork(&mount, "b", "base");
+    let ids = ["a1", "b1", "a2"].map(seal);
+    let log = |args: &[&str]| {
+        let out = pfimg_on(store.root(), ["log"].iter().chain(args)).exits(0).stdout;
+        let short = |line: &str| {
+            let tags = line.rsplit_once('[').map_or("", |(_, names)| names.trim_end_matches(']'));
+            let drawn = line.split(|c: char| c.is_ascii_hexdigit()).next().unwrap();
+            format!("{drawn}{tags}")
+        };
+        out.lines().map(short).collect::<Vec<_>>()
+    };
+    assert_eq!(log(&[]), ["latest, a2, fork a", "b1, fork b", "a1", "base"]);
+    assert_eq!(log(&["b"]), ["b1, fork b", "base"]);
+    assert_eq!(log(&["a2", "-n", "2"]), ["latest, a2, fork a", "a1"]);
+    let drawn = ["*  latest, a2, fork a", "| *  b1, fork b", "* |  a1", "|/", "*  base"];
+    assert_eq!(log(&["--graph"]), drawn);
+    let told = pfimg_on(store.root(), ["log", "--json", "a1"]).exits(0).json();
+    assert_eq!((&told[0]["id"], &told[0]["parents"]), (&json!(ids[0]), &json!([format!("sha256:{id}")])));
+    assert_eq!((&told[1]["tags"], told.as_array().unwrap().len()), (&json!(["base"]), 2));
+    assert!(pfimg_on(store.root(), ["log", "nobody"]).exits(2).stderr.contains("nobody"));
+    mount.unmount();
+}

@@ -61,16 +61,16 @@ pub(crate) fn run(store: &StoreArg, args: &ImagesArgs) -> Result<ExitCode> {
 /// The exit code where some of the images cannot be listed.
 pub(crate) const DAMAGED: u8 = 4;
 
-type Manifests = Vec<(Digest, Manifest)>;
+pub(crate) type Manifests = Vec<(Digest, Manifest)>;
 
 /// The names of each tagged image.
-type Names = HashMap<Digest, Vec<String>>;
+pub(crate) type Names = HashMap<Digest, Vec<String>>;
 
 /// What is wrong with the store, a line each.
-type Problems = Vec<String>;
+pub(crate) type Problems = Vec<String>;
 
 /// Every manifest that can be read, and a line for each marker that is damaged.
-fn read(store: &Store) -> Result<(Manifests, Problems)> {
+pub(crate) fn read(store: &Store) -> Result<(Manifests, Problems)> {
     let mut manifests = Vec::new();
     let mut problems = Vec::new();
     let ids = store.images().ids(&mut |odd| {

@@ -1,0 +1,220 @@
+//! `pfimg log`: which image was made from which.
+
+mod graph;
+
+use std::collections::{BinaryHeap, HashMap, HashSet};
+use std::fmt::Write as _;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use chrono::{DateTime, Utc};
+use clap::Args;
+use serde::Serialize;
+
+use super::StoreArg;
+use super::images::{self, DAMAGED, short};
+use super::place;
+use super::text::{plain, print, print_json};
+use crate::error::Result;
+use crate::fork::Registry;
+use crate::store::{Digest, Manifest, Store};
+use graph::Graph;
+
+/// Show images with what they were made from, each before its parents, and the forks that rest on them.
+#[derive(Debug, Args)]
+pub(crate) struct LogArgs {
+    /// Images (tag, prefix, sha256:…, latest) and forks to begin with [default: all images]
+    #[arg(value_name = "NAME")]
+    names: Vec<String>,
+    /// Draw the lines between images and their parents
+    #[arg(long)]
+    graph: bool,
+    /// Show that many at most
+    #[arg(short = 'n', long, value_name = "N")]
+    max: Option<usize>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Row {
+    id: Digest,
+    created_at: DateTime<Utc>,
+    agent: RowAgent,
+    /// Whether they are in the store is another thing.
+    parents: Vec<Digest>,
+    tags: Vec<String>,
+    /// Forks that rest on it.
+    forks: Vec<String>,
+    latest: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct RowAgent {
+    kind: String,
+    version: String,
+    fingerprint: String,
+}
+
+pub(crate) fn run(store: &StoreArg, args: &LogArgs) -> Result<ExitCode> {
+    let store = Arc::new(store.open()?);
+    let registry = place::registry(&store, true)?;
+    let tips = args.names.iter().map(|name| tip(&store, &registry, name)).collect::<Result<Vec<_>>>()?;
+    let (manifests, problems) = images::read(&store)?;
+    let mut manifests: HashMap<Digest, Manifest> = manifests.into_iter().collect();
+    let latest = manifests.iter().map(|(id, manifest)| (manifest.created_at, *id)).max().map(|(_, id)| id);
+    if !tips.is_empty() {
+        let wanted = ancestors(&manifests, tips.into_iter().flatten());
+        manifests.retain(|id, _| wanted.contains(id));
+    }
+    let (mut tags, tag_problems) = images::tags(&store)?;
+    let mut forks: HashMap<Digest, Vec<String>> = HashMap::new();
+    for name in registry.names() {
+        if let Some(base) = registry.info(&name).ok().and_then(|info| info.base) {
+            forks.entry(base).or_default().push(name);
+        }
+    }
+    let order = children_first(&manifests);
+    let rows = order.into_iter().take(args.max.unwrap_or(usize::MAX)).filter_map(|id| {
+        let manifest = manifests.remove(&id)?;
+        Some(Row {
+            id,
+            created_at: manifest.created_at,
+            agent: RowAgent {
+                kind: manifest.agent.kind,
+                version: manifest.agent.version,
+                fingerprint: manifest.agent.fingerprint,
+            },
+            parents: manifest.parents,
+            tags: tags.remove(&id).unwrap_or_default(),
+            forks: forks.remove(&id).unwrap_or_default(),
+            latest: latest == Some(id),
+        })
+    });
+    let rows: Vec<Row> = rows.collect();
+    if args.json {
+        print_json(&rows)?;
+    } else {
+        print(&render(&rows, args.graph))?;
+    }
+    for problem in problems.iter().chain(&tag_problems) {
+        eprintln!("pfimg: {}", plain(problem, usize::MAX));
+    }
+    Ok(if problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(DAMAGED) })
+}
+
+/// The image that a name stands for: of a fork the one it comes from, if any.
+fn tip(store: &Store, registry: &Registry, name: &str) -> Result<Option<Digest>> {
+    if registry.contains(name) { registry.get(name)?.lineage() } else { store.resolve(name).map(Some) }
+}
+
+/// Images and all that they were made from, as far as it is there.
+fn ancestors(manifests: &HashMap<Digest, Manifest>, tips: impl Iterator<Item = Digest>) -> HashSet<Digest> {
+    let (mut found, mut todo) = (HashSet::new(), tips.collect::<Vec<_>>());
+    while let Some(id) = todo.pop() {
+        if let (Some(manifest), true) = (manifests.get(&id), found.insert(id)) {
+            todo.extend(&manifest.parents);
+        }
+    }
+    found
+}
+
+/// All of them, each before what it was made from, else the newest first: a clock may have been set back.
+fn children_first(manifests: &HashMap<Digest, Manifest>) -> Vec<Digest> {
+    let parents = |manifest: &Manifest| -> HashSet<Digest> { manifest.parents.iter().copied().collect() };
+    let mut children: HashMap<Digest, usize> = HashMap::new();
+    for parent in manifests.values().flat_map(parents) {
+        *children.entry(parent).or_default() += 1;
+    }
+    let key = |id: &Digest| manifests.get(id).map(|manifest| (manifest.created_at, *id));
+    let mut ready: BinaryHeap<_> =
+        manifests.keys().filter(|id| !children.contains_key(id)).filter_map(key).collect();
+    let mut order = Vec::with_capacity(manifests.len());
+    while let Some((_, id)) = ready.pop() {
+        order.push(id);
+        for parent in manifests.get(&id).map(parents).unwrap_or_default() {
+            if let Some(left) = children.get_mut(&parent) {
+                *left -= 1;
+                if *left == 0 {
+                    ready.extend(key(&parent));
+                }
+            }
+        }
+    }
+    order
+}
+
+fn render(rows: &[Row], draw: bool) -> String {
+    let shown: HashSet<Digest> = rows.iter().map(|row| row.id).collect();
+    let (mut out, mut graph) = (String::new(), Graph::default());
+    for row in rows {
+        let text = line(row);
+        if draw {
+            // Lines lead to what is shown.
+            let parents: Vec<Digest> = row.parents.iter().filter(|id| shown.contains(id)).copied().collect();
+            let (node, below) = graph.node(row.id, &parents);
+            let _ = writeln!(out, "{node}  {text}");
+            for drawn in below {
+                out.push_str(&drawn);
+                out.push('\n');
+            }
+        } else {
+            let _ = writeln!(out, "{text}");
+        }
+    }
+    out
+}
+
+fn line(row: &Row) -> String {
+    let RowAgent { kind, version, fingerprint } = &row.agent;
+    let mut text = format!(
+        "{}  {}  {}",
+        short(&row.id),
+        row.created_at.format("%F %T"),
+        plain(&format!("{kind} {version} ({fingerprint})"), 60)
+    );
+    let names = row.latest.then_some("latest").into_iter().chain(row.tags.iter().map(String::as_str));
+    let forks = row.forks.iter().map(|name| format!("fork {}", plain(name, 60)));
+    let names: Vec<String> = names.map(|name| plain(name, 60)).chain(forks).collect();
+    if !names.is_empty() {
+        let _ = write!(text, "  [{}]", names.join(", "));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::manifest::tests::sample;
+
+    fn family(images: &[(&str, i64, &[&str])]) -> HashMap<Digest, Manifest> {
+        let digest = |name: &str| Digest::of(name.as_bytes());
+        let image = |(name, seconds, parents): &(&str, i64, &[&str])| {
+            let mut manifest = sample();
+            manifest.created_at += chrono::Duration::seconds(*seconds);
+            manifest.parents = parents.iter().map(|name| digest(name)).collect();
+            (digest(name), manifest)
+        };
+        images.iter().map(image).collect()
+    }
+
+    #[test]
+    fn children_come_before_their_parents_whatever_the_clock_said() {
+        let all = family(&[
+            ("base", 5, &[]),
+            ("a", 1, &["base", "base"]),
+            ("b", 2, &["base", "nowhere"]),
+            ("merge", 0, &["a", "b"]),
+            ("other", 3, &[]),
+        ]);
+        let name = |id: &Digest| {
+            let names = ["base", "a", "b", "merge", "other"];
+            names.into_iter().find(|name| Digest::of(name.as_bytes()) == *id).unwrap()
+        };
+        let order = children_first(&all);
+        assert_eq!(order.iter().map(name).collect::<Vec<_>>(), ["other", "merge", "b", "a", "base"]);
+        let of_a = ancestors(&all, [Digest::of(b"a")].into_iter());
+        assert_eq!(of_a, ["a", "base"].map(|name| Digest::of(name.as_bytes())).into_iter().collect());
+    }
+}
