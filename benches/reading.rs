@@ -1,6 +1,7 @@
 //! Reading a tree: what people, compilers and agents do most.
 
 use std::cell::OnceCell;
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{Read, Seek};
 use std::os::unix::fs::FileExt;
@@ -13,6 +14,7 @@ use rustix::fs::{AtFlags, MemfdFlags, Mode, OFlags};
 use crate::Result;
 use crate::measure::{Bench, Done, Job, Row, Series, Workload, measure};
 use crate::mounted::Pfimg;
+use crate::scratch::pfimg;
 use crate::source::{NEEDLE, Random};
 use crate::systems::{BIG, State, System, TREE};
 
@@ -305,11 +307,16 @@ fn big_mapped(job: &Job<'_>) -> Result<Done> {
     printing_the_same(python)
 }
 
+/// The image's id in a path below `images/`.
+fn id_of(path: &Path) -> &OsStr {
+    path.iter().nth(1).unwrap_or_default()
+}
+
 /// Compares `diff -r` of two images, mounted anew each time, with `find` over the two.
 pub(crate) fn diff(bench: &Bench<'_>, image: &mut Pfimg, one: &Path, two: &Path) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     for state in [State::Unmounted, State::Warm] {
-        let mut series = [Series::new("find of both"), Series::new("image")];
+        let mut series = [Series::new("find of both"), Series::new("image"), Series::new("pfimg diff")];
         let mut patience = bench.patience;
         for round in 1..=bench.runs {
             bench.say(format!("diff -r, {}: {round}/{}", state.label(), bench.runs));
@@ -318,6 +325,11 @@ pub(crate) fn diff(bench: &Bench<'_>, image: &mut Pfimg, one: &Path, two: &Path)
                 bench.scratch.go_on()?;
                 image.reset(state)?;
                 let run = |system: &Pfimg| {
+                    if series.system == "pfimg diff" {
+                        let mut command = pfimg("diff");
+                        command.env("PF_STORE", system.store()).args([one, two].map(id_of));
+                        return printing(command, &[0]);
+                    }
                     let (program, args, ok): (_, &[&str], _) = match series.system {
                         "find of both" => ("find", &[], 0),
                         _ => ("diff", &["-r"], 1),

@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::StoreArg;
 use super::place;
 use super::text::{count, plain, print, print_json};
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::fork::{Compare, Difference, How, Registry, Side, View, compare};
 use crate::layers::world::Kind;
 use crate::store::{Digest, Store};
@@ -101,10 +101,17 @@ pub(crate) fn run(store: &StoreArg, args: &DiffArgs) -> Result<ExitCode> {
 
 fn differences(store: &Arc<Store>, args: &DiffArgs) -> Result<(Name, Name, Vec<Difference>)> {
     let registry = place::registry(store, true)?;
-    let (name, view) = find(store, &registry, &args.from)?;
-    let (from, to) = match &args.to {
-        Some(to) => ((name, view), find(store, &registry, to)?),
-        None => (origin(store, &registry, &name)?, (name, view)),
+    let (from, to) = if let Some(to) = &args.to {
+        // Most of it is reading and parsing two trees.
+        std::thread::scope(|scope| {
+            let other = scope.spawn(|| find(store, &registry, to));
+            let from = find(store, &registry, &args.from)?;
+            let to = other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+            Ok::<_, Error>((from, to))
+        })?
+    } else {
+        let (name, view) = find(store, &registry, &args.from)?;
+        (origin(store, &registry, &name)?, (name, view))
     };
     let mut found = Vec::new();
     let options = Compare { all: args.recursive, read: true };
