@@ -16,6 +16,7 @@ use std::collections::HashMap;
 use std::io::Read;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use chrono::Utc;
 
@@ -75,6 +76,8 @@ pub struct Sealer {
     secret: Option<Secret>,
     log: Log,
     texts: Texts,
+    /// Whether nothing is sealed any more.
+    stopped: AtomicBool,
 }
 
 impl std::fmt::Debug for Sealer {
@@ -98,6 +101,7 @@ struct Sealing<'a> {
     parent: Option<Parent>,
     secret: Option<&'a Secret>,
     texts: &'a Texts,
+    ended: content::Ended<'a>,
     reports: Vec<String>,
     /// Where the entries are that were put into the tree.
     placed: HashMap<Vec<u8>, Range<usize>>,
@@ -106,7 +110,14 @@ struct Sealing<'a> {
 impl Sealer {
     /// Makes one. The secret chains ledgers in place of a fresh one for each; `reader` is what the forks read with.
     pub fn new(store: Arc<Store>, reader: Arc<dyn BaseReader>, secret: Option<Secret>) -> Self {
-        Self { store, reader, secret, log: Log::off(), texts: Texts::default() }
+        Self {
+            store,
+            reader,
+            secret,
+            log: Log::off(),
+            texts: Texts::default(),
+            stopped: AtomicBool::new(false),
+        }
     }
 
     /// The same with a log, which is told of every seal.
@@ -114,6 +125,11 @@ impl Sealer {
     pub fn with_log(mut self, log: Log) -> Self {
         self.set_log(log);
         self
+    }
+
+    /// Ends the seals that are under way, before they have made an image, and refuses others: the forks stay as they are.
+    pub fn stop(&self) {
+        self.stopped.store(true, Ordering::Relaxed);
     }
 
     /// Has a log told of every seal.
@@ -227,6 +243,11 @@ impl Sealer {
         let mut reports = Vec::new();
         let kept = ignored::take_out(&frozen, &mut changes, &mut reports, everything)?;
         let batch = self.store.begin();
+        let ended = || {
+            let stopped = self.stopped.load(Ordering::Relaxed);
+            let error = || Error::new(ErrorKind::Busy, "the program that sealed it was told to end");
+            stopped.then(error).or_else(|| fork.may_write().err())
+        };
         let mut sealing = Sealing {
             store: &self.store,
             batch: &batch,
@@ -235,6 +256,7 @@ impl Sealer {
             parent: self.parent(&frozen)?,
             secret: self.secret.as_ref(),
             texts: &self.texts,
+            ended: &ended,
             reports,
             placed: HashMap::new(),
         };
@@ -414,7 +436,7 @@ impl Sealing<'_> {
                 jobs.push(Job { path, content });
             }
         }
-        let blobs = content::store(self.batch, self.frozen, &jobs)?;
+        let blobs = content::store(self.batch, self.frozen, &jobs, self.ended)?;
         for (job, blob) in jobs.iter().zip(blobs) {
             stored.insert(job.path.to_vec(), blob);
         }

@@ -29,7 +29,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-pub use autoseal::SealPolicy;
+pub use autoseal::{SealPolicy, Tell};
 pub(crate) use catalog::{Changes, Watched};
 pub use control::MountInfo;
 use control::Unread;
@@ -233,7 +233,7 @@ pub struct Vfs {
     forks: Forks,
     ahead: Ahead,
     sealing: Seals,
-    auto_seal: AutoSeal,
+    auto_seal: Arc<AutoSeal>,
     metrics: Metrics,
     info: Mutex<MountInfo>,
     unread: Unread,
@@ -261,7 +261,7 @@ impl Vfs {
         Self {
             ahead: Ahead::new(Arc::clone(&cache)),
             sealing: Seals::new(sealer),
-            auto_seal: AutoSeal::default(),
+            auto_seal: Arc::default(),
             inodes: Inodes::new(),
             catalog: Catalog::new(Arc::clone(&store)),
             images: Images::new(),

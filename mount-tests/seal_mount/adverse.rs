@@ -149,3 +149,38 @@ fn a_fork_whose_image_or_layer_is_missing_is_listed_and_takes_nothing_else_along
     assert_eq!(fs::read(world(&mount, "f").join("mine")).unwrap(), b"1");
     mount.unmount();
 }
+
+#[test]
+fn a_fork_that_takes_hours_to_seal_keeps_no_other_waiting_and_no_daemon_from_its_end() {
+    let (store, id) = small_store();
+    let mut mount = Mount::of(store.root()).args(["--seal", "idle:200ms"]).start();
+    let long = fork(&mount, "long", &id);
+    let short = fork(&mount, "short", &id);
+    let sealed = |mount: &Mount, name: &str| snaps(mount, name).len();
+    fs::File::create(long.join("sparse")).unwrap().set_len(15 << 40).unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(600));
+    for round in 0..3 {
+        fs::write(short.join("file"), format!("{round}")).unwrap();
+        wait_until("the other fork is sealed", || sealed(&mount, "short") > round);
+    }
+    // One that no image can hold is told of at once.
+    let huge = fork(&mount, "huge", &id);
+    fs::File::create(huge.join("sparse")).unwrap().set_len(1 << 50).unwrap();
+    let said = pfimg_on(store.root(), ["seal", "huge"]).exits(2).stderr;
+    assert!(said.contains("sparse") && said.contains("16 TiB"), "{said}");
+    // A discarded fork is not sealed on.
+    pfimg_on(store.root(), ["discard", "huge"]).exits(0);
+    // The first signal unmounts, the second ends what is left to do.
+    mount.signal(rustix::process::Signal::TERM);
+    wait_until("it is unmounted", || !mount.join("forks").exists());
+    mount.signal(rustix::process::Signal::TERM);
+    mount.wait();
+    drop(mount);
+    let mount = manual(&store);
+    assert_eq!(fs::metadata(world(&mount, "long").join("sparse")).unwrap().len(), 15 << 40);
+    assert_eq!(fs::read(world(&mount, "short").join("file")).unwrap(), b"2");
+    assert_eq!(sealed(&mount, "long"), 0);
+    fs::write(world(&mount, "long").join("later"), b"later").unwrap();
+    mount.unmount();
+    verify(&store);
+}

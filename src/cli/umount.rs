@@ -25,16 +25,23 @@ pub(crate) struct UmountArgs {
 
 pub(crate) fn run(args: &UmountArgs) -> Result<ExitCode> {
     // Asked while it still answers; a dead mount has no daemon to wait for.
-    let daemon = read_status(&args.mountpoint)
-        .ok()
-        .and_then(|status| Pid::from_raw(i32::try_from(status.info.pid).ok()?))
+    let pid = read_status(&args.mountpoint).ok().map(|status| status.info.pid);
+    let daemon = pid
+        .and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?))
         .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
     let shown = args.mountpoint.display();
     match unmount(&args.mountpoint)? {
         Unmounted::Clean => {
             if let Some(daemon) = daemon {
                 let patience = Timespec { tv_sec: PATIENCE.as_secs() as i64, tv_nsec: 0 };
-                let _ = poll(&mut [PollFd::new(&daemon, PollFlags::IN)], Some(&patience));
+                if poll(&mut [PollFd::new(&daemon, PollFlags::IN)], Some(&patience)) == Ok(0)
+                    && let Some(pid) = pid
+                {
+                    eprintln!(
+                        "pfimg: {shown} is unmounted; its daemon still seals forks. `kill {pid}` ends it: what is not \
+                         sealed stays in the forks"
+                    );
+                }
             }
         }
         Unmounted::Busy => {

@@ -6,6 +6,7 @@
 use std::fs::File;
 use std::io;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::sync::{Arc, OnceLock};
 use std::thread;
@@ -73,12 +74,18 @@ pub fn serve(vfs: Arc<Vfs>, config: &SessionConfig, ready: impl FnOnce() -> Resu
     let (events, ended) = mpsc::channel();
     // Before the mount, so that no signal can end this process and leave a dead one.
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(failed("cannot handle signals"))?;
-    let signal_events = events.clone();
+    let (signal_events, over) = (events.clone(), Arc::new(AtomicBool::new(false)));
+    let (sealing, ended_already) = (Arc::clone(&vfs), Arc::clone(&over));
     thread::Builder::new()
         .name("pfimg-signals".into())
         .spawn(move || {
             for signal in &mut signals {
-                let _ = signal_events.send(End::Signal(signal));
+                if ended_already.load(Ordering::Acquire) {
+                    // All that keeps the process is forks that are sealed.
+                    sealing.stop_sealing();
+                } else {
+                    let _ = signal_events.send(End::Signal(signal));
+                }
             }
         })
         .map_err(failed("cannot start a thread"))?;
@@ -106,7 +113,7 @@ pub fn serve(vfs: Arc<Vfs>, config: &SessionConfig, ready: impl FnOnce() -> Resu
             let _ = events.send(End::Session(session.run()));
         })
         .map_err(failed("cannot start a thread"))?;
-    let log = vfs.log().clone();
+    let (log, left) = (vfs.log().clone(), Arc::clone(&vfs));
     let watcher = Watcher::start(vfs, watched, notifier).map_err(failed("cannot start a thread"))?;
     let outcome = match ready() {
         Ok(()) => {
@@ -119,6 +126,10 @@ pub fn serve(vfs: Arc<Vfs>, config: &SessionConfig, ready: impl FnOnce() -> Resu
             None => Err(error),
         },
     };
+    over.store(true, Ordering::Release);
+    if ended.try_iter().any(|event| matches!(event, End::Signal(_))) {
+        left.stop_sealing();
+    }
     drop(watcher);
     if matches!(outcome, Ok(Ended::Gone)) {
         // The kernel says that nothing of this mount is left: whatever is at its path now is somebody else's.

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use fuser::{INodeNo, Notifier};
 
-use crate::vfs::{Stale, Vfs, Watched};
+use crate::vfs::{Stale, Tell, Vfs, Watched};
 
 /// How often the store is looked at: one stat of a folder each time. Promised is a second.
 const LOOK: Duration = Duration::from_millis(200);
@@ -75,7 +75,8 @@ impl Watcher {
         // A thread of its own: a checkpoint takes as long as the disk does.
         this.every("pfimg-tidy", TIDY, move || tidied.keep_house())?;
         // So is this: a seal reads and compresses all that was written.
-        this.every("pfimg-seal", SEAL, move || tell(&told, &sealed.seal_due()))?;
+        let tell_of_seal: Tell = Arc::new(move |stale| tell(&told, stale));
+        this.every("pfimg-seal", SEAL, move || sealed.seal_due(&tell_of_seal))?;
         this.every("pfimg-follow", FOLLOW, move || {
             let stale = follower.follow_forks();
             // What was under way meanwhile can reach the kernel's cache after the first time.

@@ -18,6 +18,15 @@ const WHOLE: u64 = SEEKABLE_FROM;
 /// Less than this many bytes of content, and fewer files than that, are not worth another thread.
 const WORTH_A_THREAD: (u64, usize) = (512 << 10, 4);
 
+/// Longer files are in no image, in bytes: no filesystem that pf restores to holds them, and reading one takes hours.
+const MAX_FILE: u64 = 16 << 40;
+
+/// Most bytes that are taken into memory at once, of a layer that is looked at as a whole.
+const MAX_LAYER: u64 = 1 << 30;
+
+/// Says why a seal that is under way is not to go on.
+pub(super) type Ended<'a> = &'a (dyn Fn() -> Option<Error> + Sync);
+
 /// Content to be stored, and the path that names it in messages.
 pub(super) struct Job<'a> {
     pub(super) path: &'a [u8],
@@ -29,13 +38,18 @@ struct Reader<'a> {
     frozen: &'a Frozen,
     content: &'a Content,
     at: u64,
+    ended: Ended<'a>,
     /// What went wrong in the fork's own words, which an [`io::Error`] has no room for.
     failed: Option<Error>,
 }
 
 impl Read for Reader<'_> {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        match self.frozen.read(self.content, self.at, buf) {
+        let read = match (self.ended)() {
+            Some(error) => Err(error),
+            None => self.frozen.read(self.content, self.at, buf),
+        };
+        match read {
             Ok(n) => {
                 self.at += n as u64;
                 Ok(n)
@@ -50,6 +64,10 @@ impl Read for Reader<'_> {
 
 /// All of a file's content, which must fit in memory.
 pub(super) fn read_all(frozen: &Frozen, content: &Content, buffer: &mut Vec<u8>) -> Result<()> {
+    if content.size > MAX_LAYER {
+        let message = format!("{} bytes are more than are looked at as a whole (1 GiB)", content.size);
+        return Err(Error::new(ErrorKind::InvalidInput, message));
+    }
     buffer.clear();
     buffer.resize(usize::try_from(content.size).unwrap_or(usize::MAX), 0);
     let read = frozen.read(content, 0, buffer)?;
@@ -70,13 +88,24 @@ fn previous(content: &Content) -> Option<Digest> {
     bytes.into_iter().max_by_key(|(_, bytes)| *bytes).map(|(digest, _)| digest)
 }
 
-fn store_one(batch: &Batch<'_>, frozen: &Frozen, job: &Job<'_>, buffer: &mut Vec<u8>) -> Result<BlobRef> {
+fn store_one(
+    batch: &Batch<'_>,
+    frozen: &Frozen,
+    job: &Job<'_>,
+    ended: Ended<'_>,
+    buffer: &mut Vec<u8>,
+) -> Result<BlobRef> {
     let size = job.content.size;
+    if size > MAX_FILE {
+        let message = format!("its {size} bytes are more than a file of an image can have (16 TiB)");
+        return Err(Error::new(ErrorKind::InvalidInput, message)
+            .with_hint("shorten it, remove it, or keep it out of images with a .pfignore"));
+    }
     if size <= WHOLE {
         read_all(frozen, job.content, buffer)?;
         return Ok(BlobRef { digest: batch.put(buffer)?, size });
     }
-    let mut reader = Reader { frozen, content: job.content, at: 0, failed: None };
+    let mut reader = Reader { frozen, content: job.content, at: 0, ended, failed: None };
     let stored = batch.write_seekable(previous(job.content), &mut reader);
     match (stored, reader.failed) {
         (Ok((digest, length)), _) if length == size => Ok(BlobRef { digest, size }),
@@ -88,7 +117,12 @@ fn store_one(batch: &Batch<'_>, frozen: &Frozen, job: &Job<'_>, buffer: &mut Vec
 }
 
 /// Stores contents; the result is in the order of the jobs. The first failure ends it.
-pub(super) fn store(batch: &Batch<'_>, frozen: &Frozen, jobs: &[Job<'_>]) -> Result<Vec<BlobRef>> {
+pub(super) fn store(
+    batch: &Batch<'_>,
+    frozen: &Frozen,
+    jobs: &[Job<'_>],
+    ended: Ended<'_>,
+) -> Result<Vec<BlobRef>> {
     let bytes: u64 = jobs.iter().map(|job| job.content.size).sum();
     let cores = thread::available_parallelism().map_or(1, NonZeroUsize::get);
     let worth = usize::try_from(bytes / WORTH_A_THREAD.0).unwrap_or(cores).max(jobs.len() / WORTH_A_THREAD.1);
@@ -104,7 +138,11 @@ pub(super) fn store(batch: &Batch<'_>, frozen: &Frozen, jobs: &[Job<'_>]) -> Res
         while !stop.load(Ordering::Relaxed) {
             let Some(at) = order.get(next.fetch_add(1, Ordering::Relaxed)).copied() else { break };
             let job = &jobs[at];
-            match store_one(batch, frozen, job, &mut buffer) {
+            let stored_now = match ended() {
+                Some(error) => Err(error),
+                None => store_one(batch, frozen, job, ended, &mut buffer),
+            };
+            match stored_now {
                 Ok(blob) => drop(stored.lock().insert(at, blob)),
                 Err(error) => {
                     stop.store(true, Ordering::Relaxed);

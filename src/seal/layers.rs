@@ -66,7 +66,13 @@ impl Sealing<'_> {
         let digest = self.plain(LayerFile::TraceMessages, stored, Vec::new)?;
         let path = LayerFile::TraceMessages.path();
         if stored.contains_key(path.as_bytes()) {
-            let bytes = self.read_path(path.as_bytes())?;
+            let bytes = match self.read_path(path.as_bytes()) {
+                Err(error) if error.kind() == ErrorKind::InvalidInput => {
+                    self.reports.push(format!("{path}: {error}; it is sealed as it stands"));
+                    return Ok(digest);
+                }
+                read => read?,
+            };
             // Lines that were sealed before were reported then.
             let sealed = self.inherited(LayerFile::TraceMessages).and_then(|digest| {
                 self.store.blobs().read_metadata(&digest).ok().filter(|sealed| bytes.starts_with(sealed))
@@ -99,7 +105,7 @@ impl Sealing<'_> {
                 _ => self.batch.put(&ledger::empty()),
             };
         }
-        let shown = self.read_path(path)?;
+        let shown = self.read_path(path).map_err(|e| e.context(LayerFile::EffectsLedger))?;
         // A fork that was copied together shows its source's ledger, without the secret.
         let base = match self.parent.as_ref().map(|parent| parent.manifest.effects.ledger) {
             Some(digest) => Some((digest, self.store.blobs().read_metadata(&digest)?)),

@@ -1,6 +1,9 @@
 //! Seals that nobody asked for: of forks that rest, or every now and then, and when the mount ends.
 
 use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -30,6 +33,13 @@ const LAST_RETRY: Duration = Duration::from_mins(5);
 const PUT_TOGETHER: Duration = Duration::from_secs(5);
 const PUT_TOGETHER_AT_LAST: Duration = Duration::from_mins(10);
 
+/// One fork after the other is sealed, each with all cores. Where that takes longer, the others do not wait: another thread
+/// goes on with them.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// That many threads at most.
+const THREADS: usize = 8;
+
 /// What is known of a fork that has unsealed changes.
 struct Waiting {
     version: (GenId, u64),
@@ -43,14 +53,44 @@ struct Waiting {
     said: String,
 }
 
-/// The forks that wait to be sealed, by identity.
+/// Tells the kernel what looks different now.
+pub type Tell = Arc<dyn Fn(&[Stale]) + Send + Sync>;
+
+/// Forks by identity.
 #[derive(Default)]
-pub(super) struct AutoSeal(Mutex<HashMap<String, Waiting>>);
+pub(super) struct AutoSeal {
+    /// Those that wait to be sealed.
+    waiting: Mutex<HashMap<String, Waiting>>,
+    /// Those that are sealed now, and since when.
+    under_way: Mutex<HashMap<String, Instant>>,
+    /// Threads that do so.
+    threads: AtomicUsize,
+    /// Whether the mount has ended.
+    ended: AtomicBool,
+}
+
+/// A fork that is being sealed, by its identity.
+struct UnderWay(Arc<AutoSeal>, String);
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.under_way.lock().remove(&self.1);
+    }
+}
+
+/// A thread that seals.
+struct Counted(Arc<AutoSeal>);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.threads.fetch_sub(1, Ordering::Relaxed);
+    }
+}
 
 impl AutoSeal {
     /// Whether a fork's time has come. To be asked now and then.
     fn is_due(&self, fork: &Fork, policy: SealPolicy, now: Instant) -> bool {
-        let mut waiting = self.0.lock();
+        let mut waiting = self.waiting.lock();
         if !fork.is_changed() {
             waiting.remove(fork.uid());
             return false;
@@ -87,12 +127,12 @@ impl AutoSeal {
     }
 
     fn succeeded(&self, fork: &Fork) {
-        self.0.lock().remove(fork.uid());
+        self.waiting.lock().remove(fork.uid());
     }
 
     /// Notes a failure. Whether it is worth telling: another than the last.
     fn failed(&self, fork: &Fork, error: &str, now: Instant) -> bool {
-        let mut waiting = self.0.lock();
+        let mut waiting = self.waiting.lock();
         let Some(entry) = waiting.get_mut(fork.uid()) else { return true };
         let pause = FIRST_RETRY.saturating_mul(1 << entry.failures.min(16)).min(LAST_RETRY);
         entry.failures += 1;
@@ -105,28 +145,99 @@ impl AutoSeal {
     }
 }
 
-impl Vfs {
-    /// Seals the forks whose time has come. To be called now and then, by one thread.
-    pub fn seal_due(&self) -> Vec<Stale> {
-        let policy = self.config.seal;
-        if policy == SealPolicy::Manual {
-            return Vec::new();
+impl AutoSeal {
+    /// Whether nobody seals the fork yet; then the caller does.
+    fn begin(self: &Arc<Self>, fork: &Fork) -> Option<UnderWay> {
+        let mut under_way = self.under_way.lock();
+        if under_way.contains_key(fork.uid()) {
+            return None;
         }
-        let due = |mounted: &Mounted| self.auto_seal.is_due(&mounted.fork, policy, Instant::now());
-        let forks: Vec<Mounted> = self.forks.in_use().into_iter().filter(due).collect();
-        forks.iter().flat_map(|mounted| self.seal_by_itself(mounted)).collect()
+        under_way.insert(fork.uid().to_owned(), Instant::now());
+        Some(UnderWay(Arc::clone(self), fork.uid().to_owned()))
     }
 
-    /// Seals every fork that has unsealed changes, as far as it was looked at, before the mount ends.
-    pub fn seal_all(&self) {
+    /// Whether whoever seals is at it for so long that others should not wait for it.
+    fn needs_thread(&self) -> bool {
+        let long = self.under_way.lock().values().filter(|since| since.elapsed() > PATIENCE).count();
+        let threads = self.threads.load(Ordering::Relaxed);
+        !self.ended.load(Ordering::Relaxed) && threads <= long && threads < THREADS
+    }
+}
+
+impl Vfs {
+    /// Seals the forks whose time has come, on threads of its own; `tell` is given what the kernel has to be told. To be
+    /// called now and then, by one thread.
+    pub fn seal_due(self: &Arc<Self>, tell: &Tell) {
         if self.config.seal == SealPolicy::Manual {
             return;
         }
-        for mounted in self.forks.in_use() {
-            if mounted.fork.is_changed() {
-                self.seal_by_itself(&mounted);
+        let (first, needs_thread) = (self.due(), self.auto_seal.needs_thread());
+        let Some(first) = first.filter(|_| needs_thread) else { return };
+        let (vfs, tell) = (Arc::clone(self), Arc::clone(tell));
+        self.auto_seal.threads.fetch_add(1, Ordering::Relaxed);
+        // Counted until it is dropped, whatever becomes of the thread.
+        let counted = Counted(Arc::clone(&self.auto_seal));
+        let seal = move || {
+            let _counted = counted;
+            let mut next = Some(first);
+            while let Some((mounted, _under_way)) = next {
+                tell(&vfs.seal_by_itself(&mounted));
+                next = vfs.due();
             }
+        };
+        if let Err(error) = thread::Builder::new().name("pfimg-auto-seal".into()).spawn(seal) {
+            tracing::warn!("cannot start a thread to seal forks: {error}");
         }
+    }
+
+    /// A fork whose time has come and that nobody seals yet.
+    fn due(&self) -> Option<(Mounted, UnderWay)> {
+        if self.auto_seal.ended.load(Ordering::Relaxed) {
+            return None;
+        }
+        let now = Instant::now();
+        // All are looked at: each look notes how long a fork has rested.
+        let due = |mounted: &Mounted| self.auto_seal.is_due(&mounted.fork, self.config.seal, now);
+        let due: Vec<Mounted> = self.forks.in_use().into_iter().filter(due).collect();
+        due.into_iter().find_map(|mounted| {
+            let under_way = self.auto_seal.begin(&mounted.fork)?;
+            Some((mounted, under_way))
+        })
+    }
+
+    /// Seals every fork that has unsealed changes, as far as it was looked at, after the mount has ended.
+    pub fn seal_all(&self) {
+        self.auto_seal.ended.store(true, Ordering::Relaxed);
+        if self.config.seal == SealPolicy::Manual {
+            return;
+        }
+        let forks = self.forks.in_use();
+        let next = AtomicUsize::new(0);
+        let seal = || {
+            while let Some(mounted) = forks.get(next.fetch_add(1, Ordering::Relaxed)) {
+                // One that is being sealed is waited for.
+                if mounted.fork.is_changed() {
+                    self.seal_by_itself(mounted);
+                }
+            }
+        };
+        // One that takes long does not keep the others from it, whatever happens to this process meanwhile.
+        thread::scope(|scope| {
+            for _ in 1..THREADS.min(forks.len()) {
+                scope.spawn(seal);
+            }
+            seal();
+        });
+        while !self.auto_seal.under_way.lock().is_empty() {
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Ends what is being sealed, and seals nothing more: it stays in the forks as it is.
+    pub fn stop_sealing(&self) {
+        tracing::warn!("sealing is ended: what is not sealed yet stays in the forks");
+        self.auto_seal.ended.store(true, Ordering::Relaxed);
+        self.sealing.sealer.stop();
     }
 
     fn seal_by_itself(&self, mounted: &Mounted) -> Vec<Stale> {
