@@ -66,7 +66,7 @@ fn a_live_fork_needs_no_blob_that_its_image_does_not_have() {
     let old: Vec<Digest> = (1..3).map(|n| Digest::of(&all[..n * 1000])).collect();
     assert!(!old.contains(&last));
     images.blobs.lock().retain(|digest, _| !old.contains(digest));
-    fork.copy_range(&CopySource::Fork(&fork, log), 0, other, 0, 3000).unwrap();
+    fork.copy_range(&CopySource::Fork(&fork, log), 0, other, 0, 3000, true).unwrap();
     let live = fork.read_vec(log, 0, 10_000);
     drop((fork, registry));
     let registry = open(dir.path(), &images);

@@ -153,7 +153,7 @@ impl Family {
                     Allocate::ZeroRange { keep_size: true },
                     Allocate::ZeroRange { keep_size: false },
                 ]);
-                fork.fallocate(ino(&fork, &path), at as u64, len as u64, how).unwrap();
+                fork.fallocate(ino(&fork, &path), at as u64, len as u64, how, true).unwrap();
                 let content = &mut self.models.get_mut(name).unwrap().node(id).content;
                 if matches!(how, Allocate::Extend | Allocate::ZeroRange { keep_size: false }) {
                     content.resize(size.max(at + len), 0);
@@ -221,7 +221,7 @@ impl Family {
             85..88 if !self.seals => {
                 let Some(path) = self.path(name, any) else { return };
                 let id = self.models[name].resolve(&path).unwrap();
-                let key = vec![b'u', b'0' + self.rng.below(3) as u8];
+                let key = format!("user.{}", self.rng.below(3)).into_bytes();
                 let node = self.models.get_mut(name).unwrap().node(id);
                 if node.xattrs.remove(&key).is_some() {
                     fork.removexattr(ino(&fork, &path), &key).unwrap();
@@ -272,6 +272,7 @@ impl Family {
             file,
             at as u64,
             len as u64,
+            true,
         );
         if name == other && file == source && at < from_at + len && from_at < at + len {
             assert_eq!(errno(result), Err(libc::EINVAL));

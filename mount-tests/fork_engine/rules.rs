@@ -35,7 +35,7 @@ fn what_was_sealed_of_the_ledger_cannot_be_changed_and_what_was_appended_survive
         refused(fork.write(ledger, 0, b"x", true).map(|_| ()), "write at the start");
         refused(fork.setattr(ledger, &cut(floor - 1)).map(|_| ()), "cut");
         refused(fork.setattr(ledger, &cut(0)).map(|_| ()), "cut to nothing");
-        refused(fork.fallocate(ledger, 0, 5, pfimg::fork::Allocate::PunchHole), "punch");
+        refused(fork.fallocate(ledger, 0, 5, pfimg::fork::Allocate::PunchHole, true), "punch");
         refused(fork.unlink(Ino::EFFECTS, b"ledger.jsonl").map(|_| ()), "unlink");
         refused(fork.link(ledger, Ino::FS, b"way-round").map(|_| ()), "link");
     };
@@ -135,7 +135,7 @@ fn a_discarded_fork_gives_back_what_no_other_needs() {
     let other = registry.create("other", Some(image)).unwrap();
     let copied = other.create(Ino::FS, b"copied", &file()).unwrap().ino;
     let before = registry.stats("other").unwrap().all_bytes;
-    let len = other.copy_range(&CopySource::Fork(&child, big), 0, copied, 0, u64::MAX >> 1).unwrap();
+    let len = other.copy_range(&CopySource::Fork(&child, big), 0, copied, 0, u64::MAX >> 1, true).unwrap();
     assert_eq!(len, BIG as u64);
     assert_eq!(images.reads.load(std::sync::atomic::Ordering::Relaxed), 0, "content was read to be shared");
     let journal = registry.stats("other").unwrap().journal_bytes;

@@ -10,6 +10,7 @@ use super::node::{Attr, Guard, stripped};
 use super::policy;
 use super::record::{Attrs, Record};
 use crate::error::{Error, ErrorKind, Posix, Result};
+use crate::layers::xattrs;
 
 /// A time to be set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +32,8 @@ pub struct SetAttr {
     pub gid: Option<u32>,
     /// Length in bytes.
     pub size: Option<u64>,
+    /// Whether suid and sgid go with another length, as for anyone but root. With another owner they always do.
+    pub strip: bool,
     /// Access time.
     pub atime: Option<SetTime>,
     /// Modification time.
@@ -89,12 +92,23 @@ impl Fork {
         if inode.guard == Guard::Fixed && mode.is_some_and(|mode| mode & 0o222 != 0) {
             return Err(posix(Posix::NotPermitted, "a fork's manifest cannot be changed"));
         }
-        let takes_suid = set.uid.is_some() || set.gid.is_some() || set.size.is_some();
+        let owner = set.uid.is_some() || set.gid.is_some();
+        let takes_suid = owner || (set.size.is_some() && set.strip);
         if takes_suid && !inode.is_dir() {
             let before = mode.unwrap_or(inode.mode);
             let after = stripped(before);
             // An unchanged mode is not recorded.
             mode = if after != inode.mode || mode.is_some() { Some(after) } else { None };
+        }
+        if owner || set.size.is_some() {
+            live.drop_capability(ino, &inode, time)?;
+        }
+        if let (Some(mode), Some(acl)) = (mode, inode.xattrs.get(xattrs::ACL))
+            && let Some(acl) = xattrs::acl_with_mode(acl, mode)
+        {
+            // An image may hold one; it would bring back the permissions that are taken away here.
+            let (name, value) = (xattrs::ACL.to_vec(), Some(acl));
+            live.commit(Record::Xattr { ino, name, value, time })?;
         }
         live.commit(Record::Attr(Attrs {
             ino,
@@ -133,6 +147,9 @@ impl Fork {
         if name.starts_with(b"system.posix_acl_") {
             // Kept and not obeyed it would take the place of the permissions that it stands for: cp -p sets it or them.
             return Err(Error::new(ErrorKind::Unsupported, "a fork has no access control lists"));
+        }
+        if !["user.", "trusted.", "security."].iter().any(|space| name.starts_with(space.as_bytes())) {
+            return Err(Error::new(ErrorKind::Unsupported, "there are no attributes of that kind"));
         }
         let mut live = self.live.write();
         let inode = live.need(ino)?;

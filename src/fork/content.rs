@@ -140,7 +140,7 @@ impl Fork {
         offset: u64,
         bytes: &[u8],
         strip: bool,
-        time: impl FnOnce(&Inode) -> i64,
+        time: impl Fn(&Inode) -> i64,
     ) -> Result<usize> {
         self.may_write()?;
         if bytes.is_empty() {
@@ -160,6 +160,7 @@ impl Fork {
         let written = live.place(self, &inode, &content, ino, offset, bytes)?;
         let size = content.size.max(offset + written.len);
         let strip = strip && inode.mode & 0o6000 != 0;
+        live.drop_capability(ino, &inode, time(&inode))?;
         let splice = Splice {
             ino,
             off: written.at,
@@ -175,8 +176,8 @@ impl Fork {
         Ok(written.len as usize)
     }
 
-    /// Allocates, punches or zeroes a range.
-    pub fn fallocate(&self, ino: Ino, offset: u64, len: u64, what: Allocate) -> Result<()> {
+    /// Allocates, punches or zeroes a range. suid and sgid go if `strip`.
+    pub fn fallocate(&self, ino: Ino, offset: u64, len: u64, what: Allocate, strip: bool) -> Result<()> {
         self.may_write()?;
         let end = offset.checked_add(len).filter(|end| *end <= MAX_SIZE);
         let end = end.ok_or_else(|| posix(Posix::TooLarge, "the file would be too large"))?;
@@ -197,11 +198,12 @@ impl Fork {
             return Ok(());
         }
         policy::may_change(&inode, if cleared { offset } else { size })?;
-        let strip = inode.mode & 0o6000 != 0;
+        let strip = strip && inode.mode & 0o6000 != 0;
         // A hole behind the end would be cut again; an extension clears nothing.
         let cleared_len = if cleared { end.min(new_size).saturating_sub(offset) } else { 0 };
         let off = if cleared_len > 0 { offset } else { size };
         let time = self.time_of_change(&inode);
+        live.drop_capability(ino, &inode, time)?;
         live.commit(Record::Splice(Splice {
             ino,
             off,

@@ -57,6 +57,7 @@ impl Fork {
         ino: Ino,
         offset: u64,
         len: u64,
+        strip: bool,
     ) -> Result<u64> {
         self.may_write()?;
         let mut source = from.content()?;
@@ -87,7 +88,8 @@ impl Fork {
         self.settle(ino)?;
         let mut done = 0;
         while done < len {
-            let copied = self.copy_some(&source, from_offset + done, ino, offset + done, len - done)?;
+            let copied =
+                self.copy_some(&source, from_offset + done, ino, offset + done, len - done, strip)?;
             done += copied.len;
             if copied.short {
                 break;
@@ -97,7 +99,15 @@ impl Fork {
     }
 
     /// Copies some of it: as many pieces as one record takes.
-    fn copy_some(&self, source: &Content, from: u64, ino: Ino, to: u64, len: u64) -> Result<Copied> {
+    fn copy_some(
+        &self,
+        source: &Content,
+        from: u64,
+        ino: Ino,
+        to: u64,
+        len: u64,
+        strip: bool,
+    ) -> Result<Copied> {
         // Bytes are read before the lock is taken: they may lie in another fork or a blob.
         let mut plan = Vec::new();
         let (mut at, mut bytes) = (from, 0);
@@ -184,9 +194,10 @@ impl Fork {
                 }
             }
         }
-        let strip = inode.mode & 0o6000 != 0;
+        let strip = strip && inode.mode & 0o6000 != 0;
         let size = content.size.max(to + covered);
         let time = self.time_of_change(&inode);
+        live.drop_capability(ino, &inode, time)?;
         drop((inode, content));
         live.commit(Record::Splice(Splice { ino, off: to, len: covered, size, parts, strip, time }))?;
         Ok(Copied { len: covered, short: covered == 0 })

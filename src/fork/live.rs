@@ -66,6 +66,9 @@ fn coarse_now() -> i64 {
     time.tv_sec.saturating_mul(1_000_000_000).saturating_add(time.tv_nsec)
 }
 
+/// The extended attribute with a file's capabilities.
+const CAPABILITY: &[u8] = b"security.capability";
+
 /// What the fork's lock protects.
 pub(super) struct Live {
     pub(super) state: State,
@@ -135,6 +138,14 @@ impl Live {
             was = was.and_then(|was| was.checked_add_signed(-moved));
         }
         if was == Some(offset) { end } else { offset }
+    }
+
+    /// Takes a file's capabilities from it, as another content or owner does: they were given to what it was.
+    pub(super) fn drop_capability(&mut self, ino: Ino, inode: &Inode, time: i64) -> Result<()> {
+        if !inode.xattrs.contains_key(CAPABILITY) {
+            return Ok(());
+        }
+        self.commit(Record::Xattr { ino, name: CAPABILITY.to_vec(), value: None, time })
     }
 
     /// A number for a new file.

@@ -120,6 +120,7 @@ impl Filesystem for Adapter {
             uid,
             gid,
             size,
+            strip: req.uid() != 0,
             atime: atime.map(set_time),
             mtime: mtime.map(set_time),
             ctime: ctime.map(nanoseconds),
@@ -495,7 +496,9 @@ impl Filesystem for Adapter {
             ZERO_KEEP => Allocate::ZeroRange { keep_size: true },
             _ => return reply.error(Errno::EOPNOTSUPP),
         };
-        guarded(Op::Fallocate, || answer_empty(reply, self.vfs.fallocate(ino.0, offset, length, what)));
+        guarded(Op::Fallocate, || {
+            answer_empty(reply, self.vfs.fallocate(ino.0, offset, length, what, req.uid() != 0));
+        });
     }
 
     fn lseek(
@@ -565,8 +568,8 @@ impl Filesystem for Adapter {
         let _turn = self.turn(Op::CopyFileRange, req);
         // The reply has room for 32 bits.
         let len = len.min(u64::from(u32::MAX) & !0xfff);
-        let vfs = Arc::clone(&self.vfs);
-        let copy = move || match vfs.copy_range(ino_in.0, offset_in, ino_out.0, offset_out, len) {
+        let (vfs, strip) = (Arc::clone(&self.vfs), req.uid() != 0);
+        let copy = move || match vfs.copy_range(ino_in.0, offset_in, ino_out.0, offset_out, len, strip) {
             Ok(copied) => reply.written(copied as u32),
             Err(kind) => reply.error(errno(kind)),
         };

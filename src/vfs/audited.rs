@@ -178,13 +178,22 @@ impl Vfs {
         self.audited(Op::Write, self.do_write(ino, offset, bytes, by))
     }
 
-    /// Allocates, punches or zeroes a range.
-    pub fn fallocate(&self, ino: Ino, offset: u64, len: u64, what: Allocate) -> Outcome<()> {
-        self.audited(Op::Fallocate, self.do_fallocate(ino, offset, len, what))
+    /// Allocates, punches or zeroes a range. Set-user-id and set-group-id bits go if `strip`.
+    pub fn fallocate(&self, ino: Ino, offset: u64, len: u64, what: Allocate, strip: bool) -> Outcome<()> {
+        self.audited(Op::Fallocate, self.do_fallocate(ino, offset, len, what, strip))
     }
 
     /// Copies a range into a file of a fork, sharing what can be shared. Returns how many bytes, maybe fewer.
-    pub fn copy_range(&self, from: Ino, from_offset: u64, to: Ino, offset: u64, len: u64) -> Outcome<u64> {
-        self.audited(Op::CopyFileRange, self.do_copy_range(from, from_offset, to, offset, len))
+    /// Set-user-id and set-group-id bits go if `strip`.
+    pub fn copy_range(
+        &self,
+        from: Ino,
+        from_offset: u64,
+        to: Ino,
+        offset: u64,
+        len: u64,
+        strip: bool,
+    ) -> Outcome<u64> {
+        self.audited(Op::CopyFileRange, self.do_copy_range(from, from_offset, to, offset, len, strip))
     }
 }

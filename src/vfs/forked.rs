@@ -372,9 +372,16 @@ impl Vfs {
         }
     }
 
-    pub(super) fn do_fallocate(&self, ino: Ino, offset: u64, len: u64, what: Allocate) -> Outcome<()> {
+    pub(super) fn do_fallocate(
+        &self,
+        ino: Ino,
+        offset: u64,
+        len: u64,
+        what: Allocate,
+        strip: bool,
+    ) -> Outcome<()> {
         let (mounted, ino) = self.in_fork(ino)?;
-        mounted.fork.fallocate(ino, offset, len, what).map_err(kind)
+        mounted.fork.fallocate(ino, offset, len, what, strip).map_err(kind)
     }
 
     /// The next data or hole from an offset on.
@@ -398,16 +405,17 @@ impl Vfs {
         to: Ino,
         offset: u64,
         len: u64,
+        strip: bool,
     ) -> Outcome<u64> {
         let (target, ino) = self.in_fork(to)?;
         match self.node(from)? {
             Node::Forked { mounted, ino: source } => {
                 let source = CopySource::Fork(&mounted.fork, source);
-                target.fork.copy_range(&source, from_offset, ino, offset, len).map_err(kind)
+                target.fork.copy_range(&source, from_offset, ino, offset, len, strip).map_err(kind)
             }
             Node::File { digest, size, shown: Shown::Raw, .. } if size != UNKNOWN_SIZE => {
                 let source = CopySource::Blob(fork::BlobRef { digest, size });
-                target.fork.copy_range(&source, from_offset, ino, offset, len).map_err(kind)
+                target.fork.copy_range(&source, from_offset, ino, offset, len, strip).map_err(kind)
             }
             // Bytes that are in no blob of their own.
             _ => {
@@ -418,7 +426,7 @@ impl Vfs {
                 if data.bytes().is_empty() {
                     return Ok(0);
                 }
-                target.fork.write(ino, offset, data.bytes(), false).map(|n| n as u64).map_err(kind)
+                target.fork.write(ino, offset, data.bytes(), strip).map(|n| n as u64).map_err(kind)
             }
         }
     }
