@@ -15,6 +15,7 @@ mod forked;
 mod forks;
 mod image;
 mod inode;
+mod ledger;
 mod memory;
 mod metrics;
 mod readdir;
@@ -234,6 +235,7 @@ pub struct Vfs {
     ahead: Ahead,
     sealing: Seals,
     auto_seal: Arc<AutoSeal>,
+    ledger_ends: ledger::Ends,
     metrics: Metrics,
     info: Mutex<MountInfo>,
     unread: Unread,
@@ -262,6 +264,7 @@ impl Vfs {
             ahead: Ahead::new(Arc::clone(&cache)),
             sealing: Seals::new(sealer),
             auto_seal: Arc::default(),
+            ledger_ends: ledger::Ends::default(),
             inodes: Inodes::new(),
             catalog: Catalog::new(Arc::clone(&store)),
             images: Images::new(),
@@ -334,8 +337,8 @@ impl Vfs {
             }
             self.inodes.set_size(ino, *size);
         }
-        if let Node::Forked { mounted, ino } = &node {
-            return Ok(Step::Done((Self::getattr_forked(mounted, *ino)?, FOREVER)));
+        if let Node::Forked { mounted, ino: in_fork } = &node {
+            return Ok(Step::Done((Attr { ino, ..Self::getattr_forked(mounted, *in_fork)? }, FOREVER)));
         }
         Ok(Step::Done((self.attr(ino, &node)?, FOREVER)))
     }
@@ -420,8 +423,11 @@ impl Vfs {
     /// Takes back lookups.
     pub fn forget(&self, ino: Ino, lookups: u64) {
         self.inodes.forget(ino, lookups, |node| {
-            if let Node::Forked { mounted, ino } = node {
-                mounted.fork.forget(*ino);
+            if let Node::Forked { mounted, ino: in_fork } = node {
+                if self.config.late_writes {
+                    self.ledger_ends.forget(ino);
+                }
+                mounted.fork.forget(*in_fork);
             }
         });
     }

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::Write as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use crate::common::cli::{pfimg_on, tool};
@@ -50,6 +51,14 @@ fn goes_on_appending(writes: &str, empty: bool) {
             .unwrap_or_else(|e| panic!("line {n}: {e}"));
         if n % 2 == 0 {
             fs::create_dir(mount.join(format!("forks/f/.snap/s{n}"))).unwrap();
+            // Whoever copies it looks how long it is.
+            let text = fs::read(&path).unwrap();
+            assert_eq!(fs::metadata(&path).unwrap().len(), text.len() as u64, "{n} {writes}");
+            let copy = mount.join(format!("forks/c{n}"));
+            tool("cp", ["-r".as_ref(), mount.join("forks/f").as_os_str(), copy.as_os_str()]).exits(0);
+            assert!(fs::read(copy.join("effects/ledger.jsonl")).unwrap() == text, "{n} {writes}");
+            let (seen, held) = (fs::metadata(&path).unwrap(), open().metadata().unwrap());
+            assert_eq!((seen.ino(), seen.len()), (held.ino(), held.len()), "{n} {writes}");
         }
     }
     drop(kept);

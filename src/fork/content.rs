@@ -97,7 +97,12 @@ impl Fork {
             Guard::Append(_) => self.now(),
             _ => self.time_of_change(inode),
         };
-        self.write_at(ino, offset, bytes, strip, time)
+        self.write_at(ino, Some(offset), bytes, strip, time)
+    }
+
+    /// Writes at the end, wherever that is by now.
+    pub fn append(&self, ino: Ino, bytes: &[u8], strip: bool) -> Result<usize> {
+        self.write_at(ino, None, bytes, strip, |_| self.now())
     }
 
     /// Writes whole pages of which somebody changed something earlier: through a mapping, or by a late write, whose times the
@@ -129,15 +134,16 @@ impl Fork {
         let _whole = self.operation();
         let mut done = 0;
         while done < bytes.len() {
-            done += self.write_at(ino, offset + done as u64, &bytes[done..], false, time)?;
+            done += self.write_at(ino, Some(offset + done as u64), &bytes[done..], false, time)?;
         }
         Ok(done)
     }
 
+    /// Without an offset at the end.
     fn write_at(
         &self,
         ino: Ino,
-        offset: u64,
+        offset: Option<u64>,
         bytes: &[u8],
         strip: bool,
         time: impl Fn(&Inode) -> i64,
@@ -146,15 +152,22 @@ impl Fork {
         if bytes.is_empty() {
             return Ok(0);
         }
-        let end = offset.checked_add(bytes.len() as u64).filter(|end| *end <= MAX_SIZE);
-        if end.is_none() {
-            return Err(posix(Posix::TooLarge, "the file would be too large"));
+        let fits = |offset: u64| offset.checked_add(bytes.len() as u64).is_some_and(|end| end <= MAX_SIZE);
+        let too_large = || posix(Posix::TooLarge, "the file would be too large");
+        if !fits(offset.unwrap_or(0)) {
+            return Err(too_large());
         }
         self.settle(ino)?;
         let mut live = self.live.write();
         live.writable()?;
         let inode = live.need(ino)?;
-        let offset = live.meant(ino, &inode, offset);
+        let offset = match offset {
+            Some(offset) => live.meant(ino, &inode, offset),
+            None => file_of(&inode)?.known_size(),
+        };
+        if !fits(offset) {
+            return Err(too_large());
+        }
         policy::may_change(&inode, offset)?;
         let content = file_of(&inode)?.settled();
         let written = live.place(self, &inode, &content, ino, offset, bytes)?;

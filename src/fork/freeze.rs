@@ -430,6 +430,7 @@ impl Fork {
                 live.repoint(put, &gone, &mut seal, &mut changed);
                 let moved = blob.size.checked_signed_diff(was.size).unwrap_or(0);
                 if is_log(path) && moved != 0 {
+                    live.resized += 1;
                     let all = live.moved.entry(put.ino).or_default();
                     all.push(moved);
                     // Who has not looked for so long is refused.

@@ -87,6 +87,8 @@ pub(super) struct Live {
     pub(super) leftover: Option<Leftover>,
     /// By how many bytes each seal moved the end of a file that only grows. Whoever has it open may not know.
     pub(super) moved: HashMap<Ino, Vec<i64>>,
+    /// See [`Fork::resized`].
+    pub(super) resized: u32,
 }
 
 impl Live {
@@ -108,6 +110,7 @@ impl Live {
             settled: None,
             leftover: None,
             moved: HashMap::new(),
+            resized: 0,
         }
     }
 
@@ -394,6 +397,19 @@ impl Fork {
     /// Whether it is `effects/ledger.jsonl`, whose entries a seal chains.
     pub fn is_ledger(&self, ino: Ino) -> bool {
         self.live.read().state.child(Ino::EFFECTS, b"ledger.jsonl") == Some(ino)
+    }
+
+    /// Notes that somebody's knowledge of the ledger's length is not true any more.
+    pub fn resize(&self) {
+        self.live.write().resized += 1;
+    }
+
+    /// How often the ledger's length became another without everybody's knowledge since it was read back: by a seal, or as
+    /// [`Fork::resize`] says. Of any other file it does not.
+    pub fn resized(&self, ino: Ino) -> u32 {
+        let live = self.live.read();
+        let is_ledger = live.resized > 0 && live.state.child(Ino::EFFECTS, b"ledger.jsonl") == Some(ino);
+        if is_ledger { live.resized } else { 0 }
     }
 
     /// Whether a file takes no change at all, or only appending behind the returned length.

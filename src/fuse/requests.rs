@@ -42,8 +42,6 @@ impl Filesystem for Adapter {
             InitFlags::FUSE_PARALLEL_DIROPS,
             InitFlags::FUSE_CACHE_SYMLINKS,
             InitFlags::FUSE_ASYNC_DIO,
-            // The daemon alone changes what it shows and says so: sizes need not be asked to drop pages.
-            InitFlags::FUSE_EXPLICIT_INVAL_DATA,
         ];
         if self.writeback {
             // The kernel would take writes to what cannot be written, and own the size of it from then on: every

@@ -45,17 +45,9 @@ fn kind(error: Error) -> ErrorKind {
     }
 }
 
-/// How long the kernel may remember what a name in a folder of a fork stands for. A seal replaces manifests: it would have to
-/// tell, which waits in the kernel for whoever looks something up in that folder, and a daemon that is killed meanwhile waits
-/// for itself.
-fn lifetime(folder: fork::Ino, name: &[u8]) -> Duration {
-    let replaced = (folder == fork::Ino::TOP || folder == fork::Ino::CACHE) && name == b"manifest.json";
-    if replaced { Duration::ZERO } else { FOREVER }
-}
-
 impl Vfs {
     /// The fork that an inode is in, and its number there. What is not in a fork cannot be changed.
-    fn in_fork(&self, ino: Ino) -> Outcome<(Mounted, fork::Ino)> {
+    pub(super) fn in_fork(&self, ino: Ino) -> Outcome<(Mounted, fork::Ino)> {
         match self.node(ino)? {
             Node::Forked { mounted, ino } => Ok((mounted, ino)),
             _ => Err(ErrorKind::ReadOnly),
@@ -89,7 +81,7 @@ impl Vfs {
         let mut found = *found;
         loop {
             let node = Node::Forked { mounted: mounted.clone(), ino: found.ino };
-            let (ino, new) = self.inodes.intern(node, |_| unreachable_image());
+            let (ino, new) = self.inodes.intern_as(self.shown_number(mounted, found.ino), node);
             if new {
                 // Between finding and counting, another thread may have forgotten the file for good, and with it the
                 // fork what its number stands for. Now that it is counted, this cannot happen again.
@@ -108,10 +100,19 @@ impl Vfs {
                     continue;
                 }
             }
-            let attr = Self::fork_attr(mounted.slot, &found);
-            debug_assert_eq!(ino, attr.ino);
+            let attr = Attr { ino, ..Self::fork_attr(mounted.slot, &found) };
+            self.note_length(mounted, found.ino, &attr, new);
             return Ok(Entry { attr, entry_ttl, attr_ttl: FOREVER });
         }
+    }
+
+    /// How long the kernel may remember what a name in a folder of a fork stands for. A seal replaces manifests, and the ledger for a
+    /// kernel that keeps writes: it would have to tell, which waits in the kernel for whoever looks something up in that folder,
+    /// and a daemon that is killed meanwhile waits for itself.
+    fn lifetime(&self, folder: fork::Ino, name: &[u8]) -> Duration {
+        let manifest = (folder == fork::Ino::TOP || folder == fork::Ino::CACHE) && name == b"manifest.json";
+        let ledger = folder == fork::Ino::EFFECTS && name == b"ledger.jsonl" && self.config.late_writes;
+        if manifest || ledger { Duration::ZERO } else { FOREVER }
     }
 
     /// A fork's own folder.
@@ -140,7 +141,7 @@ impl Vfs {
             }
             found => found.map_err(kind)?,
         };
-        self.fork_entry(mounted, &found, lifetime(parent, name), find).map(Step::Done)
+        self.fork_entry(mounted, &found, self.lifetime(parent, name), find).map(Step::Done)
     }
 
     /// Whether nobody but the kernel of this mount puts names into a folder of a fork: not where another mount writes the
@@ -220,10 +221,10 @@ impl Vfs {
             let last = batch.len() < BATCH;
             for found in batch {
                 at = found.cookie;
-                let number = super::inode::fork_number(mounted.slot, found.ino);
+                let number = self.shown_number(mounted, found.ino);
                 let entry = if plus {
                     let find = || mounted.fork.lookup(dir, &found.name);
-                    let ttl = lifetime(dir, &found.name);
+                    let ttl = self.lifetime(dir, &found.name);
                     match find().map_err(kind).and_then(|attr| self.fork_entry(mounted, &attr, ttl, find)) {
                         Ok(entry) => Some(entry),
                         // Gone meanwhile.
@@ -259,7 +260,7 @@ impl Vfs {
         }
         let (mounted, parent) = self.in_fork(parent)?;
         let made = mounted.fork.create(parent, name, new).map_err(kind)?;
-        self.fork_entry(&mounted, &made, lifetime(parent, name), || mounted.fork.lookup(parent, name))
+        self.fork_entry(&mounted, &made, self.lifetime(parent, name), || mounted.fork.lookup(parent, name))
     }
 
     pub(super) fn do_link(&self, ino: Ino, parent: Ino, name: &[u8]) -> Outcome<Entry> {
@@ -269,7 +270,7 @@ impl Vfs {
             return Err(ErrorKind::Posix(Posix::CrossesDevices));
         }
         let linked = mounted.fork.link(ino, parent, name).map_err(kind)?;
-        self.fork_entry(&mounted, &linked, lifetime(parent, name), || mounted.fork.lookup(parent, name))
+        self.fork_entry(&mounted, &linked, self.lifetime(parent, name), || mounted.fork.lookup(parent, name))
     }
 
     pub(super) fn do_unlink(&self, parent: Ino, name: &[u8]) -> Outcome<()> {
@@ -329,9 +330,9 @@ impl Vfs {
     }
 
     pub(super) fn do_setattr(&self, ino: Ino, set: &SetAttr) -> Outcome<(Attr, Duration)> {
-        let (mounted, ino) = self.in_fork(ino)?;
-        let attr = mounted.fork.setattr(ino, set).map_err(kind)?;
-        Ok((Self::fork_attr(mounted.slot, &attr), FOREVER))
+        let (mounted, in_fork) = self.in_fork(ino)?;
+        let attr = mounted.fork.setattr(in_fork, set).map_err(kind)?;
+        Ok((Attr { ino, ..Self::fork_attr(mounted.slot, &attr) }, FOREVER))
     }
 
     /// All that leads to a file in a fork.
@@ -340,11 +341,6 @@ impl Vfs {
         let number = |folder| super::inode::fork_number(mounted.slot, folder);
         let links = mounted.fork.links(ino).into_iter();
         links.map(|(folder, name)| Stale::Name(number(folder), name.to_vec())).collect()
-    }
-
-    /// Whether seals change a file's length without anybody writing to it.
-    pub fn is_resized_by_seals(&self, ino: Ino) -> bool {
-        self.in_fork(ino).is_ok_and(|(mounted, ino)| mounted.fork.is_ledger(ino))
     }
 
     pub(super) fn do_open(&self, ino: Ino, writes: bool) -> Outcome<()> {
@@ -357,11 +353,14 @@ impl Vfs {
     }
 
     pub(super) fn do_write(&self, ino: Ino, offset: u64, bytes: &[u8], by: Writer) -> Outcome<usize> {
-        let (mounted, ino) = self.in_fork(ino)?;
+        let (mounted, in_fork) = self.in_fork(ino)?;
         let fork = &mounted.fork;
         let write = || match by {
-            Writer::Call { strip } => fork.write(ino, offset, bytes, strip),
-            Writer::Pages => fork.write_pages(ino, offset, bytes),
+            Writer::Call { strip } if self.config.late_writes => {
+                self.write_late(&mounted, (ino, in_fork), offset, bytes, strip)
+            }
+            Writer::Call { strip } => fork.write(in_fork, offset, bytes, strip),
+            Writer::Pages => fork.write_pages(in_fork, offset, bytes),
         };
         match write() {
             // What was deleted may not have been given back yet.
@@ -466,9 +465,4 @@ impl Vfs {
         let (mounted, ino) = self.in_fork(ino)?;
         mounted.fork.removexattr(ino, name).map_err(kind)
     }
-}
-
-/// Numbers in forks are not made of an image's id.
-fn unreachable_image() -> crate::store::Digest {
-    crate::store::Digest::from_bytes([0; 32])
 }

@@ -290,7 +290,12 @@ impl Inodes {
     /// Counts a lookup of the node and returns its number, and whether the kernel did not know it before. Two nodes
     /// never share a number.
     pub(super) fn intern(&self, node: Node, image_id: impl Fn(ImageNo) -> Digest) -> (Ino, bool) {
-        let mut ino = node.number(image_id);
+        let number = node.number(image_id);
+        self.intern_as(number, node)
+    }
+
+    /// The same with a number that was given otherwise.
+    pub(super) fn intern_as(&self, mut ino: Ino, node: Node) -> (Ino, bool) {
         loop {
             match self.shard(ino).lock().entry(ino) {
                 MapEntry::Vacant(slot) => {

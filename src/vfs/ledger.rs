@@ -1,0 +1,68 @@
+//! The ledger under a kernel that keeps writes for a while. That believes no length of a file but the first it is told, and its own;
+//! but a seal makes the ledger longer. So it is opened past the kernel's cache, is another file to the kernel whenever it has
+//! become longer without its knowledge, and who has an older one open goes on appending at the end.
+
+use std::collections::HashMap;
+
+use parking_lot::Mutex;
+
+use super::forked::Mounted;
+use super::inode::{Ino, fork_number};
+use super::{Attr, Vfs};
+use crate::error::Result;
+use crate::fork;
+
+/// Where the kernel takes the end of each ledger to be that it knows.
+#[derive(Default)]
+pub(super) struct Ends(Mutex<HashMap<Ino, u64>>);
+
+impl Ends {
+    pub(super) fn forget(&self, ino: Ino) {
+        self.0.lock().remove(&ino);
+    }
+}
+
+impl Vfs {
+    /// Whether a file's length changes without anybody writing to it.
+    pub fn is_resized_by_seals(&self, ino: Ino) -> bool {
+        self.in_fork(ino).is_ok_and(|(mounted, ino)| mounted.fork.is_ledger(ino))
+    }
+
+    /// The number that the kernel gets for a file in a fork.
+    pub(super) fn shown_number(&self, mounted: &Mounted, ino: fork::Ino) -> Ino {
+        let resized = if self.config.late_writes { mounted.fork.resized(ino) } else { 0 };
+        let ino = if resized > 0 { fork::Ino::derive(ino, b"resized", resized) } else { ino };
+        fork_number(mounted.slot, ino)
+    }
+
+    /// Notes what the kernel is told of a ledger's length; where the file is not `new` to it, it goes on with what it knew.
+    pub(super) fn note_length(&self, mounted: &Mounted, ino: fork::Ino, attr: &Attr, new: bool) {
+        if new && self.config.late_writes && mounted.fork.is_ledger(ino) {
+            self.ledger_ends.0.lock().insert(attr.ino, attr.size);
+        }
+    }
+
+    /// Writes what a program has just written past the kernel's cache. To a ledger, what the kernel puts where it takes the end to
+    /// be goes to its end.
+    pub(super) fn write_late(
+        &self,
+        mounted: &Mounted,
+        (ino, in_fork): (Ino, fork::Ino),
+        offset: u64,
+        bytes: &[u8],
+        strip: bool,
+    ) -> Result<usize> {
+        let fork = &mounted.fork;
+        let appends = self.ledger_ends.0.lock().get(&ino) == Some(&offset);
+        if !appends {
+            return fork.write(in_fork, offset, bytes, strip);
+        }
+        let written = fork.append(in_fork, bytes, strip)?;
+        self.ledger_ends.0.lock().insert(ino, offset + written as u64);
+        if self.shown_number(mounted, in_fork) != ino {
+            // Who has the newest one does not know of it.
+            fork.resize();
+        }
+        Ok(written)
+    }
+}
