@@ -407,3 +407,26 @@ fn set_writable(root: &Path, writable: bool) {
         let _ = std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode & 0o7777));
     }
 }
+
+#[test]
+fn a_second_mount_says_that_the_forks_are_written_elsewhere() {
+    let (store, id) = common::forks::small_store();
+    let first = Mount::of(store.root()).args(["--seal", "manual"]).start();
+    common::forks::fork(&first, "f", &id);
+    let (_dir, dir) = temp_dir();
+    let point = dir.join("mnt");
+    std::fs::create_dir(&point).unwrap();
+    let (output, guard) = mount_in_background(store.root(), &point, &[]);
+    assert!(output.stderr.contains("another program writes this store's forks"), "{output:?}");
+    pfimg(["umount".as_ref(), point.as_os_str()]).exits(0);
+    drop(guard);
+    // Who asked for it need not be told.
+    let (output, guard) = mount_in_background(store.root(), &point, &["--read-only"]);
+    assert_eq!(output.stderr, "");
+    pfimg(["umount".as_ref(), point.as_os_str()]).exits(0);
+    drop(guard);
+    first.unmount();
+    let (output, _guard) = mount_in_background(store.root(), &point, &[]);
+    assert_eq!(output.stderr, "");
+    pfimg(["umount".as_ref(), point.as_os_str()]).exits(0);
+}

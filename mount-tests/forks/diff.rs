@@ -8,10 +8,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::{Value, json};
 
-use crate::common::cli::{pfimg_on, tool};
+use crate::common::cli::{Run, pfimg_on, tool};
 use crate::common::fast::FastStore;
 use crate::common::forks::{fork, small_store, tag, world, write_mapped};
-use crate::common::{Mount, Rng};
+use crate::common::{Mount, PFIMG, Rng, errno, is_root, names};
 
 /// The lines of `pfimg diff`.
 #[track_caller]
@@ -113,16 +113,100 @@ fn what_a_fork_changed_is_listed_with_letters_and_as_json() {
     assert_eq!(change("world/fs/new")["after"], side("dir", "0755", None, Some(2)));
     assert_eq!(change("world/fs/empty")["before"]["kind"], "dir");
 
-    // Sealed it is an image that differs from its parent in the same, and the fork differs from it in nothing.
+    // Sealed it is an image that differs from its parent in the same, and the fork differs from it in nothing; but it still
+    // is what it is by all that was done to it.
     fs::create_dir(mount.join("forks/f/.snap/sealed")).unwrap();
     assert_eq!(diff(&store, &["sealed"])[1..], expected[1..]);
-    assert_eq!(diff(&store, &["f"]), [""; 0]);
     assert_eq!(diff(&store, &["sealed", "f"]), [""; 0]);
+    fs::remove_file(files.join("src/other.rs")).unwrap();
+    fs::create_dir(mount.join("forks/f/.snap/again")).unwrap();
+    assert_eq!(diff(&store, &["again"]), ["D world/fs/src/other.rs"]);
+    assert_eq!(diff(&store, &["f"])[1..], expected[1..8]);
+    let rows = pfimg_on(store.root(), ["forks", "--json"]).exits(0).json();
+    assert_eq!((&rows[0]["origin"], &rows[0]["changed"]), (&json!(format!("sha256:{id}")), &json!(10)));
+    pfimg_on(store.root(), ["restore", "f", "sealed"]).exits(0);
+    assert_eq!(diff(&store, &["f"])[1..], expected[1..]);
     let said = pfimg_on(store.root(), ["diff", "nobody"]).exits(2);
     assert!(said.stderr.contains("no fork") && said.stderr.contains("nobody"), "{said:?}");
     mount.unmount();
     // Without a mount as well.
     assert_eq!(diff(&store, &["base", "f"])[1..], expected[1..]);
+}
+
+#[test]
+fn a_name_that_means_two_things_is_told_and_a_path_says_which() {
+    let (store, id) = small_store();
+    tag(&store, "base", &id);
+    let mount = Mount::of(store.root()).args(["--seal", "manual"]).start();
+    let files = fork(&mount, "try", "base");
+    fs::write(files.join("README"), "first\n").unwrap();
+    pfimg_on(store.root(), ["seal", "try", "--tag", "try"]).exits(0);
+    fs::write(files.join("later"), "x").unwrap();
+    let out = pfimg_on(store.root(), ["diff", "base", "try"]).exits(0);
+    assert_eq!(out.stdout, "M world/fs/README\nA world/fs/later\n");
+    assert!(
+        out.stderr.contains("tags/try is the image") && out.stderr.contains("to fork try: 2 paths"),
+        "{out:?}"
+    );
+    assert_eq!(diff(&store, &["tags/base", "tags/try"]), ["M world/fs/README"]);
+    let (tag, fork) = (mount.join("tags/try"), mount.join("work/try/"));
+    assert_eq!(diff(&store, &[tag.to_str().unwrap(), fork.to_str().unwrap()]), ["A world/fs/later"]);
+    assert_eq!(diff(&store, &[&format!("images/{id}"), "forks/try"]).len(), 2);
+    // What has the name of a fork and is asked for as an image is told what to do.
+    fork_alone(&mount);
+    for args in [&["show", "alone"][..], &["tag", "alone", "x"], &["export", "alone", "nowhere"]] {
+        let said = pfimg_on(store.root(), args).exits(2).stderr;
+        assert!(said.contains("pfimg seal alone"), "{args:?}: {said}");
+    }
+    // No fork can take the place of the newest image.
+    for made in ["latest", "latest@base"] {
+        assert_eq!(errno(fs::create_dir(mount.join("forks").join(made))), libc::EINVAL, "{made}");
+    }
+    assert!(pfimg_on(store.root(), ["fork", "base", "latest"]).exits(2).stderr.contains("reserved"));
+    assert_eq!(errno(fs::rename(mount.join("forks/try"), mount.join("forks/latest"))), libc::EINVAL);
+    for (args, code) in [(["base", "try"], 1), (["base", "tags/base"], 0), (["base", "nobody"], 2)] {
+        pfimg_on(store.root(), ["diff", "--exit-code"].iter().chain(&args)).exits(code);
+    }
+    // A wrong name among those to be discarded costs none of the others.
+    assert!(pfimg_on(store.root(), ["discard", "try", "nobody", "alone"]).exits(2).stderr.contains("nobody"));
+    assert_eq!(names(&mount.join("forks")).unwrap(), ["alone", "try"]);
+    mount.unmount();
+    pfimg_on(store.root(), ["discard", "try", "nobody"]).exits(2);
+    pfimg_on(store.root(), ["discard", "try", "alone"]).exits(0);
+}
+
+fn fork_alone(mount: &Mount) {
+    fork(mount, "alone", "base");
+}
+
+#[test]
+fn images_are_compared_by_whoever_may_read_them_alone() {
+    if !is_root() {
+        eprintln!("another user takes root");
+        return;
+    }
+    let (store, id) = small_store();
+    tag(&store, "base", &id);
+    let mount = Mount::of(store.root()).args(["--seal", "manual"]).start();
+    fs::write(fork(&mount, "f", "base").join("new"), "x").unwrap();
+    fs::create_dir(mount.join("forks/f/.snap/sealed")).unwrap();
+    mount.unmount();
+    for path in [store.root().to_owned(), store.root().join("forks")] {
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    fs::set_permissions(store.root().join("forks/format.json"), fs::Permissions::from_mode(0o600)).unwrap();
+    // The build's folder may be closed to others.
+    let dir = tempfile::tempdir().unwrap();
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let program = dir.path().join("pfimg");
+    fs::copy(PFIMG, &program).unwrap();
+    let as_other = |args: &[&str]| {
+        let run = Run::program(&program, ["diff"].iter().chain(args)).env("PF_STORE", store.root());
+        run.env("HOME", "/nonexistent").user(Some(65_534)).run()
+    };
+    assert_eq!(as_other(&["base", "sealed"]).exits(0).stdout, "A world/fs/new\n");
+    assert_eq!(as_other(&["sealed"]).exits(0).stdout, "A world/fs/new\n");
+    assert_ne!(as_other(&["f"]).code, 0);
 }
 
 #[test]

@@ -202,3 +202,18 @@ fn what_cannot_be_imported_leaves_no_image_and_is_named() {
     assert!(itself.stderr.contains("is in the store"), "{}", itself.stderr);
     assert_eq!(house.images(), [""; 0]);
 }
+
+#[test]
+fn a_tag_that_names_the_image_already_is_no_failure_and_one_that_names_another_is_told() {
+    let house = House::new();
+    let dir = house.dir.join("tree");
+    fs::create_dir(&dir).unwrap();
+    fs::write(dir.join("file"), "one").unwrap();
+    let import = || house.pfimg(["import", dir.to_str().unwrap(), "--tag", "t"]);
+    let first = import().exits(0).stdout;
+    assert_eq!(import().exits(0).stdout, first);
+    fs::write(dir.join("file"), "another").unwrap();
+    let said = import().exits(2).stderr;
+    assert!(said.contains("not tagged") && said.contains("--force-tag"), "{said}");
+    assert_eq!(house.pfimg(["tags", "--json"]).exits(0).json()[0]["image"], first.trim());
+}

@@ -21,6 +21,13 @@ pub(crate) struct DiscardArgs {
 pub(crate) fn run(store: &StoreArg, args: &DiscardArgs) -> Result<ExitCode> {
     let store = Arc::new(store.open()?);
     let place = place::find(&store)?;
+    // A name that is wrong must not cost the forks before it.
+    for name in &args.names {
+        match &place {
+            Place::Mount(mountpoint) => drop(place::fork_folder(mountpoint, name)?),
+            Place::Disk(registry) => drop(registry.info(name)?),
+        }
+    }
     for name in &args.names {
         match &place {
             Place::Mount(mountpoint) => {

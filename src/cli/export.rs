@@ -10,6 +10,7 @@ use serde::Serialize;
 use super::StoreArg;
 use super::audit;
 use super::images::DAMAGED;
+use super::place;
 use super::progress::Bar;
 use super::text::{count, plain, print_json};
 use super::units::format_bytes;
@@ -56,7 +57,7 @@ struct Shown<'a> {
 
 pub(crate) fn run(store: &StoreArg, args: &ExportArgs) -> Result<ExitCode> {
     let store = store.open()?;
-    let image = store.resolve(&args.image)?;
+    let image = place::image(&store, &args.image)?;
     let options = Options {
         dir: args.dir.clone(),
         all: args.all,

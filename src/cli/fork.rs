@@ -12,7 +12,7 @@ use super::text::{print, print_json};
 use super::{StoreArg, audit};
 use crate::audit::note;
 use crate::error::{Error, ErrorKind, Result};
-use crate::fork::refuse_fork_name;
+use crate::fork::refuse_new_fork_name;
 use crate::recovery;
 
 /// Make a fork: a folder an agent can write into. Prints where its files are, if the store is mounted.
@@ -32,7 +32,7 @@ pub(crate) struct ForkArgs {
 pub(crate) fn run(store: &StoreArg, args: &ForkArgs) -> Result<ExitCode> {
     let store = Arc::new(store.open()?);
     let ForkArgs { source, name, .. } = args;
-    if let Some(why) = refuse_fork_name(name) {
+    if let Some(why) = refuse_new_fork_name(name) {
         return Err(Error::new(ErrorKind::InvalidInput, format!("{name:?} cannot be a fork's name: {why}")));
     }
     let work = match place::find(&store)? {

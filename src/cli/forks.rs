@@ -1,5 +1,7 @@
 //! `pfimg forks`: lists the forks and what they cost.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -13,8 +15,8 @@ use super::place;
 use super::text::{print, print_json, table};
 use super::units::format_bytes;
 use crate::error::Result;
-use crate::fork::{Compare, Registry, compare};
-use crate::store::Digest;
+use crate::fork::{Compare, Registry, View, compare};
+use crate::store::{Digest, Store};
 
 /// List the forks.
 #[derive(Debug, Args)]
@@ -28,11 +30,14 @@ pub(crate) struct ForksArgs {
 #[derive(Debug, Serialize)]
 struct Row {
     name: String,
+    /// The image it rests on: what it was sealed as last, or was made of.
     base: Option<Digest>,
+    /// The image it was made of.
+    origin: Option<Digest>,
     /// RFC 3339.
     created_at: String,
     age_seconds: u64,
-    /// Paths that differ from the base, as `pfimg diff -r` lists them. Files of the same length that were written to are not
+    /// Paths that differ from the image it was made of, as `pfimg diff -r` lists them. Files of the same length that were written to are not
     /// read, and count.
     changed: u64,
     /// Bytes on disk that no other fork rests on.
@@ -44,7 +49,7 @@ pub(crate) fn run(store: &StoreArg, args: &ForksArgs) -> Result<ExitCode> {
     let store = Arc::new(store.open()?);
     let registry = place::registry(&store, true)?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as i64);
-    let mut rows = Vec::new();
+    let (mut rows, mut origins) = (Vec::new(), HashMap::new());
     for name in registry.names() {
         let info = registry.info(&name)?;
         // A fork that cannot be read is listed as damaged, and hides no other.
@@ -52,12 +57,19 @@ pub(crate) fn run(store: &StoreArg, args: &ForksArgs) -> Result<ExitCode> {
             Ok(stats) => (Some(stats), registry.info(&name)?.damage),
             Err(error) => (None, Some(error.to_string())),
         };
+        let (origin, changed) = match &stats {
+            Some(stats) => {
+                changed(&store, &registry, &name, &mut origins).unwrap_or((stats.base, stats.changed))
+            }
+            None => (None, 0),
+        };
         rows.push(Row {
             base: stats.as_ref().map_or(info.base, |stats| stats.base),
             created_at: chrono::DateTime::from_timestamp_nanos(info.created_ns)
                 .to_rfc3339_opts(SecondsFormat::AutoSi, true),
             age_seconds: (now - info.created_ns).max(0) as u64 / 1_000_000_000,
-            changed: stats.as_ref().map_or(0, |stats| changed(&registry, &name).unwrap_or(stats.changed)),
+            origin,
+            changed,
             own_bytes: stats.as_ref().map_or(0, |stats| stats.own_bytes),
             damage,
             name,
@@ -75,15 +87,26 @@ pub(crate) fn run(store: &StoreArg, args: &ForksArgs) -> Result<ExitCode> {
     Ok(if damaged { ExitCode::from(super::images::DAMAGED) } else { ExitCode::SUCCESS })
 }
 
-fn changed(registry: &Registry, name: &str) -> Result<u64> {
+/// What a fork was made of, and how many paths differ from that. Many forks are made of one image, which is read once.
+fn changed(
+    store: &Store,
+    registry: &Registry,
+    name: &str,
+    origins: &mut HashMap<Option<Digest>, View>,
+) -> Result<(Option<Digest>, u64)> {
     let fork = registry.get(name)?;
+    let origin = place::origin(store, &fork)?;
+    let before = match origins.entry(origin) {
+        Entry::Occupied(known) => known.into_mut(),
+        Entry::Vacant(slot) => slot.insert(registry.view(origin)?),
+    };
     let mut changed = 0;
     let options = Compare { all: true, read: false };
-    compare(&registry.view(fork.lineage()?)?, &fork.view(), options, &mut |_| {
+    compare(before, &fork.view(), options, &mut |_| {
         changed += 1;
         Ok(())
     })?;
-    Ok(changed)
+    Ok((origin, changed))
 }
 
 fn cells(row: &Row) -> [String; 6] {

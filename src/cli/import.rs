@@ -75,7 +75,8 @@ pub(crate) fn run(store: &StoreArg, args: &ImportArgs) -> Result<ExitCode> {
     fs::read_dir(&args.dir).map_err(|e| Error::io(e, format!("cannot import {}", args.dir.display())))?;
     let store = open_or_create(&store.path()?)?;
     if let Some(tag) = &args.tag {
-        check_tag(&store, tag, args.force_tag)?;
+        // Whether it is taken shows in the end: the image may be the very one that has it.
+        check_tag(&store, tag, true)?;
     }
     let parent = args.parent.as_ref().map(|parent| store.resolve(parent)).transpose()?;
     let cache_dir = args.cache_dir.clone().unwrap_or_else(super::mount::default_cache_dir);
@@ -99,6 +100,7 @@ pub(crate) fn run(store: &StoreArg, args: &ImportArgs) -> Result<ExitCode> {
     {
         store.tags().set(tag, &report.image, args.force_tag).map_err(|e| {
             e.context(format_args!("{} is imported as {}, but not tagged", args.dir.display(), report.image))
+                .with_hint("--force-tag takes it from its image")
         })?;
         options.log.note(note::tags_changed(&[tag], &[], Some(&report.image)));
     }

@@ -12,6 +12,7 @@ use clap::Args;
 
 use super::StoreArg;
 use super::secret::SecretArg;
+use super::status::read_status;
 use super::units::{parse_bytes, parse_duration};
 use crate::audit::{Log, note};
 use crate::cache::{Cache, CacheConfig};
@@ -227,6 +228,14 @@ fn background(args: &MountArgs, mountpoint: &Path) -> Result<ExitCode> {
         BufReader::new(stdout).read_line(&mut answer).map_err(failed)?;
     }
     if answer == "ok\n" {
+        if !args.mount_options()?.read_only
+            && read_status(mountpoint).is_ok_and(|status| !status.writes_forks)
+        {
+            eprintln!(
+                "pfimg: another program writes this store's forks: here they can only be read until it has ended. A mount that \
+                 was unmounted while it was in use goes on until nobody uses it any more"
+            );
+        }
         return Ok(ExitCode::SUCCESS);
     }
     let (code, message) = answer.split_once(' ').unwrap_or(("1", ""));

@@ -10,7 +10,7 @@ use super::secret::SecretArg;
 use super::status::read_status;
 use crate::cache::{Cache, CacheConfig};
 use crate::error::{Error, ErrorKind, Result};
-use crate::fork::{self, BaseReader, Registry};
+use crate::fork::{self, BaseReader, Fork, Registry};
 use crate::fuse::{Mounted, mounts};
 use crate::store::{Digest, Store};
 use crate::vfs;
@@ -55,8 +55,43 @@ pub(crate) fn find(store: &Arc<Store>) -> Result<Place> {
                 store.root().display()
             ),
         )
-        .with_hint("run this as the user who mounted it, or unmount it"))
+        .with_hint(
+            "run this as the user who mounted it, or unmount it; one that was unmounted while it was in use goes on until the \
+             last program that has its files open, or stands in its folders, has ended",
+        ))
     }
+}
+
+/// The image that a fork was made of: what it rested on before it was sealed first, or rests on. Where that is not in the
+/// store any more, the next one that is.
+pub(crate) fn origin(store: &Store, fork: &Fork) -> Result<Option<Digest>> {
+    for seal in fork.seals()? {
+        if !seal.made {
+            if store.images().contains(&seal.image) {
+                return Ok(Some(seal.image));
+            }
+            continue;
+        }
+        let Ok(image) = store.image(&seal.image) else { continue };
+        match image.manifest.parents.first() {
+            None => return Ok(None),
+            Some(parent) if store.images().contains(parent) => return Ok(Some(*parent)),
+            Some(_) => {}
+        }
+    }
+    fork.lineage()
+}
+
+/// Finds an image by a name that a user gave.
+pub(crate) fn image(store: &Store, name: &str) -> Result<Digest> {
+    store.resolve(name).map_err(|error| {
+        let is_fork = fork::refuse_fork_name(name).is_none()
+            && store.root().join("forks/heads").join(format!("{name}.json")).exists();
+        if error.kind() == ErrorKind::NotFound && is_fork {
+            return error.with_hint(format!("{name:?} is a fork: `pfimg seal {name}` makes an image of it"));
+        }
+        error
+    })
 }
 
 /// The forks as they are on disk.

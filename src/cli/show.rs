@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::StoreArg;
 use super::images::{DAMAGED, tags};
+use super::place;
 use super::secret::operator_secret;
 use super::text::{count, plain, print, print_json};
 use super::units::format_bytes;
@@ -48,7 +49,7 @@ struct Shown {
 
 pub(crate) fn run(store: &StoreArg, args: &ShowArgs) -> Result<ExitCode> {
     let store = store.open()?;
-    let id = store.resolve(&args.image)?;
+    let id = place::image(&store, &args.image)?;
     let (bytes, measured) = store.images().bytes(store.blobs(), &id)?;
     let manifest = Manifest::parse(&bytes).map_err(|source| MarkerError::Manifest { id, source })?;
     let shown = Shown {

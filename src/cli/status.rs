@@ -9,7 +9,7 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::text::{print, print_json};
+use super::text::{count, plain, print, print_json};
 use super::units::format_bytes;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fuse::{Mounted, mounts};
@@ -56,12 +56,17 @@ pub(crate) fn run(args: &StatusArgs) -> Result<ExitCode> {
         Some(mountpoint) => vec![mountpoint.clone()],
         None => mounts()?.into_iter().filter(Mounted::is_ours).map(|m| m.path).collect(),
     };
-    let mut found = Vec::new();
+    let (mut found, mut dead) = (Vec::new(), 0);
     for mountpoint in &mountpoints {
         match read_status(mountpoint) {
             Ok(status) => found.push(status),
+            // Somebody else's is none of ours.
+            Err(error) if args.mountpoint.is_none() && error.kind() == ErrorKind::PermissionDenied => {}
             // One dead mount must not hide the others.
-            Err(error) if args.mountpoint.is_none() => eprintln!("pfimg: {error}"),
+            Err(error) if args.mountpoint.is_none() => {
+                dead += 1;
+                eprintln!("pfimg: {error}");
+            }
             Err(error) => return Err(error),
         }
     }
@@ -70,7 +75,7 @@ pub(crate) fn run(args: &StatusArgs) -> Result<ExitCode> {
             (Some(_), [status]) => print_json(status)?,
             (_, found) => print_json(&found)?,
         }
-    } else if found.is_empty() && args.mountpoint.is_none() {
+    } else if found.is_empty() && dead == 0 && args.mountpoint.is_none() {
         print("no store is mounted\n")?;
     } else {
         print(&found.iter().map(lines).collect::<String>())?;
@@ -87,8 +92,9 @@ fn lines(status: &Status) -> String {
         .and_then(Value::as_object)
         .map_or(0, |r| r.values().filter_map(Value::as_u64).sum());
     let mut out = String::new();
-    let _ = writeln!(out, "{}", info.mountpoint.display());
-    let _ = writeln!(out, "  store     {} ({images} images)", info.store.display());
+    let path = |path: &Path| plain(&path.to_string_lossy(), usize::MAX);
+    let _ = writeln!(out, "{}", path(&info.mountpoint));
+    let _ = writeln!(out, "  store     {} ({})", path(&info.store), count(*images, "image"));
     let _ = writeln!(
         out,
         "  daemon    pid {}, version {}, since {}",
@@ -97,7 +103,7 @@ fn lines(status: &Status) -> String {
         info.started_at.format("%F %T UTC")
     );
     if let Some(log) = &info.log {
-        let _ = writeln!(out, "  log       {}", log.display());
+        let _ = writeln!(out, "  log       {}", path(log));
     }
     let _ = writeln!(out, "  requests  {requests}, {} inodes known to the kernel", number("inodes"));
     let _ = writeln!(
@@ -105,7 +111,7 @@ fn lines(status: &Status) -> String {
         "  cache     {} in memory, {} in {}, {} blobs filled",
         format_bytes(number("cache_heap_bytes") + number("tree_bytes")),
         format_bytes(number("cache_mapped_bytes")),
-        info.cache_dir.display(),
+        path(&info.cache_dir),
         number("blob_fills"),
     );
     let (missing, damaged) = (number("missing"), number("damaged"));

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::{StoreArg, audit};
+use super::{StoreArg, audit, place};
 use crate::audit::note;
 use crate::error::{ErrorKind, Result};
 
@@ -24,7 +24,7 @@ pub(crate) struct TagArgs {
 
 pub(crate) fn run(store: &StoreArg, args: &TagArgs) -> Result<ExitCode> {
     let store = store.open()?;
-    let image = store.resolve(&args.image)?;
+    let image = place::image(&store, &args.image)?;
     store.tags().set(&args.name, &image, args.force).map_err(|error| {
         if error.kind() == ErrorKind::AlreadyExists { error.with_hint("--force moves it") } else { error }
     })?;

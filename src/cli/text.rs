@@ -32,7 +32,10 @@ pub(crate) fn plain(text: &str, max: usize) -> String {
             out.push('…');
             break;
         }
-        if c.is_control() {
+        // Nor characters that turn round what stands beside them.
+        if c.is_control()
+            || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+        {
             out.extend(c.escape_default());
         } else {
             out.push(c);
@@ -81,6 +84,7 @@ mod tests {
     #[test]
     fn text_of_a_store_stays_on_its_line() {
         assert_eq!(plain("a\nb\u{1b}[2J", 100), r"a\nb\u{1b}[2J");
+        assert_eq!(plain("a\u{202e}b", 100), r"a\u{202e}b");
         assert_eq!(plain("äöü", 2), "äö…");
         assert_eq!(plain("äöü", 3), "äöü");
     }

@@ -8,6 +8,7 @@ use clap::Args;
 
 use super::StoreArg;
 use super::images::DAMAGED;
+use super::place;
 use super::progress::Bar;
 use super::secret::operator_secret;
 use super::text::{count, print, print_json};
@@ -37,7 +38,7 @@ pub(crate) fn run(store: &StoreArg, args: &VerifyArgs) -> Result<ExitCode> {
     let store = store.open()?;
     let mut ids = Vec::new();
     for image in &args.images {
-        let id = store.resolve(image)?;
+        let id = place::image(&store, image)?;
         if !ids.contains(&id) {
             ids.push(id);
         }

@@ -11,7 +11,7 @@ use super::live::{BaseReader, Fork, read_blob, settle};
 use super::node::{Body, Content, Inode, Name};
 use super::pieces::BlobRef;
 use super::registry::Registry;
-use super::state::{At, State};
+use super::state::{At, Base, State};
 use crate::error::{Error, ErrorKind, Result};
 use crate::layers::world::Kind;
 use crate::store::Digest;
@@ -91,6 +91,18 @@ impl Registry {
     }
 }
 
+impl View {
+    /// The same where forks cannot be read.
+    pub fn of_image(reader: Arc<dyn BaseReader>, image: Option<Digest>) -> Result<Self> {
+        let owner = super::Options::default().owner;
+        let base = match image {
+            None => Base::empty(owner),
+            Some(id) => Base::new(id, reader.tree(&id)?, &reader.layers(&id)?, owner),
+        };
+        Ok(Self { state: State::over(Arc::new(base)), reader })
+    }
+}
+
 impl Fork {
     /// All its files as they stand.
     pub fn view(&self) -> View {
@@ -142,7 +154,8 @@ impl Both<'_> {
         let (a, b) = (&self.before.state, &self.after.state);
         // What is above a change is a fork's own.
         let (Some(At::Base(was)), Some(At::Base(is))) = (a.at(before), b.at(after)) else { return false };
-        was == is && Arc::ptr_eq(&a.base.tree, &b.base.tree)
+        let same_base = a.base.image.is_some() && a.base.image == b.base.image;
+        was == is && (same_base || Arc::ptr_eq(&a.base.tree, &b.base.tree))
     }
 
     /// What is in a folder of one or both sides and may differ, the last name first.

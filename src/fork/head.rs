@@ -71,6 +71,12 @@ pub fn refuse_fork_name(name: &str) -> Option<&'static str> {
     }
 }
 
+/// The same for one that is to be made.
+pub fn refuse_new_fork_name(name: &str) -> Option<&'static str> {
+    // `latest` as a source would be the fork from then on.
+    if name == "latest" { Some("it is reserved for the newest image") } else { refuse_fork_name(name) }
+}
+
 pub(super) fn path(forks: &Path, name: &str) -> PathBuf {
     forks.join("heads").join(format!("{name}.json"))
 }

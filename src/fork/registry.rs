@@ -12,7 +12,7 @@ use parking_lot::{Mutex, RwLock};
 use rustix::fs::FlockOperation;
 
 use super::disk::{Files, GenId, Generation, Io, RealIo};
-use super::head::{self, Head, refuse_fork_name};
+use super::head::{self, Head, refuse_fork_name, refuse_new_fork_name};
 use super::journal::Writer;
 use super::live::{BaseReader, Fork, Live, now};
 use super::record;
@@ -389,7 +389,7 @@ impl Registry {
 
     fn check_new(&self, name: &str) -> Result<()> {
         self.may_write()?;
-        if let Some(why) = refuse_fork_name(name) {
+        if let Some(why) = refuse_new_fork_name(name) {
             return Err(Error::new(
                 ErrorKind::InvalidInput,
                 format!("{name:?} cannot be a fork's name: {why}"),
