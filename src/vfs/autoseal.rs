@@ -88,12 +88,12 @@ impl Drop for Counted {
 }
 
 impl AutoSeal {
-    /// Whether a fork's time has come. To be asked now and then.
-    fn is_due(&self, fork: &Fork, policy: SealPolicy, now: Instant) -> bool {
+    /// Since when a fork waits whose time has come. To be asked now and then.
+    fn due_since(&self, fork: &Fork, policy: SealPolicy, now: Instant) -> Option<Instant> {
         let mut waiting = self.waiting.lock();
         if !fork.is_changed() {
             waiting.remove(fork.uid());
-            return false;
+            return None;
         }
         let version = fork.version();
         let entry = waiting.entry(fork.uid().to_owned()).or_insert_with(|| Waiting {
@@ -112,18 +112,19 @@ impl AutoSeal {
             }
         }
         if entry.retry_at.is_some_and(|at| now < at) {
-            return false;
+            return None;
         }
         let still = now.duration_since(entry.still_since);
         let growing = fork.base().is_none() && still < PUT_TOGETHER;
         if growing && now.duration_since(entry.changed_since) < PUT_TOGETHER_AT_LAST {
-            return false;
+            return None;
         }
-        match policy {
+        let due = match policy {
             SealPolicy::Idle(pause) => still >= pause,
             SealPolicy::Interval(period) => now.duration_since(entry.changed_since) >= period,
             SealPolicy::Manual => false,
-        }
+        };
+        due.then_some(entry.changed_since)
     }
 
     fn succeeded(&self, fork: &Fork) {
@@ -196,10 +197,14 @@ impl Vfs {
             return None;
         }
         let now = Instant::now();
-        // All are looked at: each look notes how long a fork has rested.
-        let due = |mounted: &Mounted| self.auto_seal.is_due(&mounted.fork, self.config.seal, now);
-        let due: Vec<Mounted> = self.forks.in_use().into_iter().filter(due).collect();
-        due.into_iter().find_map(|mounted| {
+        // All are looked at: each look notes how long a fork has rested. The one that waits longest is first, or those behind it
+        // would never be.
+        let since = |mounted: Mounted| {
+            Some((self.auto_seal.due_since(&mounted.fork, self.config.seal, now)?, mounted))
+        };
+        let mut due: Vec<(Instant, Mounted)> = self.forks.in_use().into_iter().filter_map(since).collect();
+        due.sort_by_key(|(since, _)| *since);
+        due.into_iter().find_map(|(_, mounted)| {
             let under_way = self.auto_seal.begin(&mounted.fork)?;
             Some((mounted, under_way))
         })
