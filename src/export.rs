@@ -79,6 +79,11 @@ pub trait Progress: Sync {
     fn written(&self, bytes: u64) {
         let _ = bytes;
     }
+
+    /// Whether to go on. Asked before each file.
+    fn goes_on(&self) -> bool {
+        true
+    }
 }
 
 /// Nobody is told.
@@ -338,6 +343,10 @@ impl Exporting<'_> {
     fn file(&self, folder: std::os::fd::BorrowedFd<'_>, id: NodeId) -> Result<bool> {
         let tree = self.tree;
         let Some(digest) = tree.blob(id) else { return Ok(false) };
+        if !self.progress.goes_on() {
+            return Err(Error::new(ErrorKind::Busy, "it was interrupted")
+                .with_hint("remove the folder, and export again"));
+        }
         let mut file = Dest::make_file(folder, tree.name(id)).map_err(|e| self.failed(id, e))?;
         let size = tree.size(id);
         match content::write(self.store.blobs(), self.cache_dir, digest, size, &mut file) {

@@ -171,3 +171,35 @@ fn a_place_that_cannot_be_written_is_named_and_what_is_there_is_called_a_part() 
     );
     assert!(Path::new(&into).exists());
 }
+
+/// Ends an export after some files.
+struct Impatient(std::sync::atomic::AtomicI64);
+
+impl pfimg::export::Progress for Impatient {
+    fn goes_on(&self) -> bool {
+        self.0.fetch_sub(1, std::sync::atomic::Ordering::Relaxed) > 0
+    }
+}
+
+#[test]
+fn an_export_that_is_interrupted_says_that_the_folder_holds_a_part() {
+    let (store, image) = small_store();
+    let (_guard, dir) = temp_dir();
+    let into = dir.join("out");
+    let options = pfimg::export::Options {
+        dir: into.clone(),
+        all: false,
+        reveal_secrets: false,
+        cache_dir: None,
+        jobs: std::num::NonZeroUsize::MIN,
+        log: pfimg::audit::Log::off(),
+    };
+    let opened = pfimg::store::Store::open(store.root()).unwrap();
+    let id = opened.resolve(&image).unwrap();
+    let error = pfimg::export::export(&opened, &id, &options, &Impatient(2.into())).unwrap_err();
+    let said = error.to_string();
+    assert!(said.contains("holds only a part") && said.contains("interrupted"), "{said}");
+    let files = |path: &Path| tree::read_tree(path).unwrap();
+    let count = files(&into).values().filter(|node| matches!(node, tree::Node::File { .. })).count();
+    assert_eq!(count, 2);
+}

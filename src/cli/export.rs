@@ -3,9 +3,13 @@
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Args;
 use serde::Serialize;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::flag;
 
 use super::StoreArg;
 use super::audit;
@@ -14,7 +18,7 @@ use super::place;
 use super::progress::Bar;
 use super::text::{count, plain, print_json};
 use super::units::format_bytes;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::export::{Options, Progress, Report, export};
 use crate::jobs::default_jobs;
 use crate::store::Digest;
@@ -66,9 +70,16 @@ pub(crate) fn run(store: &StoreArg, args: &ExportArgs) -> Result<ExitCode> {
         jobs: args.jobs.unwrap_or_else(default_jobs),
         log: audit::told(&store, "export"),
     };
-    let bar = Bar::new();
-    let report = export(&store, &image, &options, &bar);
-    bar.finish();
+    let shown = Shower { bar: Bar::new(), interrupted: Arc::default() };
+    for signal in [SIGINT, SIGTERM, SIGHUP] {
+        // The first one ends it between two files, and it is told what there is; the second ends it at once.
+        let doing = |e| Error::io(e, "cannot watch for signals");
+        let interrupted = Arc::clone(&shown.interrupted);
+        flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&interrupted)).map_err(doing)?;
+        flag::register(signal, interrupted).map_err(doing)?;
+    }
+    let report = export(&store, &image, &options, &shown);
+    shown.bar.finish();
     let report = report?;
     if args.json {
         print_json(&Shown { image, dir: args.dir.to_string_lossy(), report: &report })?;
@@ -94,12 +105,22 @@ fn summary(report: &Report) -> String {
     )
 }
 
-impl Progress for Bar {
+/// Shows how far it is, and ends it when somebody asks for that.
+struct Shower {
+    bar: Bar,
+    interrupted: Arc<AtomicBool>,
+}
+
+impl Progress for Shower {
     fn to_write(&self, bytes: u64) {
-        self.start(bytes, "{bar:30} {bytes}/{total_bytes} written, {bytes_per_sec}, {eta} left");
+        self.bar.start(bytes, "{bar:30} {bytes}/{total_bytes} written, {bytes_per_sec}, {eta} left");
     }
 
     fn written(&self, bytes: u64) {
-        self.inc(bytes);
+        self.bar.inc(bytes);
+    }
+
+    fn goes_on(&self) -> bool {
+        !self.interrupted.load(Ordering::Relaxed)
     }
 }
