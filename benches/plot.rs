@@ -19,12 +19,13 @@ const LEAST: f64 = 0.25;
 const MOST: f64 = 64.0;
 
 /// One for each system; told apart by people who see no red or green, too.
-const COLOURS: [(&str, &str); 5] = [
+const COLOURS: [(&str, &str); 6] = [
     ("image", "#56b4e9"),
     ("fork, through", "#0072b2"),
     ("fork, back", "#009e73"),
     ("overlayfs", "#e69f00"),
     ("fuse-overlayfs", "#d55e00"),
+    ("pfimg diff", "#cc79a7"),
 ];
 
 fn colour(system: &str) -> &'static str {
