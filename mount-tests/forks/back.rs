@@ -10,6 +10,7 @@ use rustix::fs::FallocateFlags;
 use crate::MODES;
 use crate::common::cli::{Run, pfimg_on, tool};
 use crate::common::forks::{fallocate, fork, open_rw, small_store, world};
+use crate::common::mount::Background;
 use crate::common::{Mount, errno, names, wait_until};
 
 fn back(store: &Path) -> Mount {
@@ -138,6 +139,7 @@ fn times_are_after_a_remount_what_they_were_before() {
 fn holes_are_not_told_of_before_what_was_written_is_known() {
     let (store, _) = small_store();
     let dir = tempfile::tempdir().unwrap();
+    let _guard = Background { point: dir.path().to_owned(), pid: None };
     let args = ["mount", "--holes", "--writes", "back"].map(std::ffi::OsStr::new);
     let said = Run::new(args.into_iter().chain([store.root().as_os_str(), dir.path().as_os_str()])).run();
     assert!(said.code == 2 && said.stderr.contains("--holes"), "{said:?}");
