@@ -16,6 +16,8 @@ mod common;
 mod diff;
 #[path = "forks/posix.rs"]
 mod posix;
+#[path = "forks/rights.rs"]
+mod rights;
 
 use std::fs;
 use std::io::Write as _;

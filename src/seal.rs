@@ -248,6 +248,9 @@ impl Sealer {
             let error = || Error::new(ErrorKind::Busy, "the program that sealed it was told to end");
             stopped.then(error).or_else(|| fork.may_write().err())
         };
+        if let Some(error) = ended() {
+            return Err(error);
+        }
         let mut sealing = Sealing {
             store: &self.store,
             batch: &batch,
@@ -450,7 +453,7 @@ impl Sealing<'_> {
         {
             // Sealed as what it says, not as a layer.
             let mut bytes = Vec::new();
-            content::read_all(self.frozen, content, &mut bytes)?;
+            content::read_all(self.frozen, content, &mut bytes).map_err(|e| e.context("manifest.json"))?;
             let blob = BlobRef { digest: self.batch.put(&bytes)?, size: content.size };
             stored.insert(b"manifest.json".to_vec(), blob);
         }

@@ -131,6 +131,9 @@ fn what_a_fork_changed_is_listed_with_letters_and_as_json() {
     mount.unmount();
     // Without a mount as well.
     assert_eq!(diff(&store, &["base", "f"])[1..], expected[1..]);
+    // Where what it was made of is gone, from the next image that is there: the first seal, to which it was put back.
+    fs::remove_file(store.marker_path(&id)).unwrap();
+    assert_eq!(diff(&store, &["f"]), [""; 0]);
 }
 
 #[test]

@@ -167,7 +167,12 @@ fn a_fork_that_takes_hours_to_seal_keeps_no_other_waiting_and_no_daemon_from_its
     let short = fork(&mount, "short", &id);
     let sealed = |mount: &Mount, name: &str| snaps(mount, name).len();
     fs::File::create(long.join("sparse")).unwrap().set_len(15 << 40).unwrap();
-    std::thread::sleep(std::time::Duration::from_millis(600));
+    let seals = |task: fs::DirEntry| {
+        fs::read_to_string(task.path().join("comm")).is_ok_and(|name| name == "pfimg-auto-seal\n")
+    };
+    wait_until("its seal is under way", || {
+        fs::read_dir(format!("/proc/{}/task", mount.pid())).unwrap().flatten().any(seals)
+    });
     for round in 0..3 {
         fs::write(short.join("file"), format!("{round}")).unwrap();
         wait_until("the other fork is sealed", || sealed(&mount, "short") > round);

@@ -129,7 +129,8 @@ pub fn compare(
     let mut todo = both.children(&[], Some(Ino::TOP), Some(Ino::TOP));
     todo.retain(|pair| pair.path != b"manifest.json");
     while let Some(pair) = todo.pop() {
-        let inodes = (before.inode(pair.before)?, after.inode(pair.after)?);
+        let about = |e: Error| e.context(String::from_utf8_lossy(&pair.path));
+        let inodes = (before.inode(pair.before).map_err(about)?, after.inode(pair.after).map_err(about)?);
         if let Some(difference) = both.difference(&pair, &inodes)? {
             each(difference)?;
         }

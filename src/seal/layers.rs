@@ -144,7 +144,9 @@ impl Sealing<'_> {
         };
         let mut pages = self.page_table(&manifest, stored);
         if stored.contains_key(PAGE_MANIFEST) {
-            match PageManifest::parse(&self.read_path(PAGE_MANIFEST)?) {
+            match PageManifest::parse(
+                &self.read_path(PAGE_MANIFEST).map_err(|e| e.context(LayerFile::CacheManifest))?,
+            ) {
                 Ok(written) => manifest = written,
                 Err(wrong) => {
                     self.reports.push(format!("cache/manifest.json: {wrong}; what it said before counts"));

@@ -229,7 +229,11 @@ impl Vfs {
         // One that takes long does not keep the others from it, whatever happens to this process meanwhile.
         thread::scope(|scope| {
             for _ in 1..THREADS.min(forks.len()) {
-                scope.spawn(seal);
+                if let Err(error) = thread::Builder::new().spawn_scoped(scope, seal) {
+                    // Those that are there seal all of them.
+                    tracing::warn!("cannot start a thread to seal forks: {error}");
+                    break;
+                }
             }
             seal();
         });
