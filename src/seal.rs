@@ -128,8 +128,14 @@ impl Sealer {
     }
 
     /// Ends the seals that are under way, before they have made an image, and refuses others: the forks stay as they are.
-    pub fn stop(&self) {
-        self.stopped.store(true, Ordering::Relaxed);
+    /// Whether this is the first word of it.
+    pub fn stop(&self) -> bool {
+        !self.stopped.swap(true, Ordering::Relaxed)
+    }
+
+    /// Whether nothing is sealed any more.
+    pub fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::Relaxed)
     }
 
     /// Has a log told of every seal.
@@ -244,7 +250,7 @@ impl Sealer {
         let kept = ignored::take_out(&frozen, &mut changes, &mut reports, everything)?;
         let batch = self.store.begin();
         let ended = || {
-            let stopped = self.stopped.load(Ordering::Relaxed);
+            let stopped = self.is_stopped();
             let error = || Error::new(ErrorKind::Busy, "the program that sealed it was told to end");
             stopped.then(error).or_else(|| fork.may_write().err())
         };

@@ -5,6 +5,8 @@ use std::io::Write as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
+use rustix::process::Signal;
+
 use crate::common::cli::{pfimg_on, tool};
 use crate::common::fast::FastStore;
 use crate::common::forks::{fork, small_store, world};
@@ -170,9 +172,9 @@ fn a_fork_that_takes_hours_to_seal_keeps_no_other_waiting_and_no_daemon_from_its
     let seals = |task: fs::DirEntry| {
         fs::read_to_string(task.path().join("comm")).is_ok_and(|name| name == "pfimg-auto-seal\n")
     };
-    wait_until("its seal is under way", || {
-        fs::read_dir(format!("/proc/{}/task", mount.pid())).unwrap().flatten().any(seals)
-    });
+    let is_sealing =
+        |mount: &Mount| fs::read_dir(format!("/proc/{}/task", mount.pid())).unwrap().flatten().any(seals);
+    wait_until("its seal is under way", || is_sealing(&mount));
     for round in 0..3 {
         fs::write(short.join("file"), format!("{round}")).unwrap();
         wait_until("the other fork is sealed", || sealed(&mount, "short") > round);
@@ -184,11 +186,21 @@ fn a_fork_that_takes_hours_to_seal_keeps_no_other_waiting_and_no_daemon_from_its
     assert!(said.contains("sparse") && said.contains("16 TiB"), "{said}");
     // A discarded fork is not sealed on.
     pfimg_on(store.root(), ["discard", "huge"]).exits(0);
-    // The first signal unmounts, the second ends what is left to do.
-    mount.signal(rustix::process::Signal::TERM);
-    wait_until("it is unmounted", || !mount.join("forks").exists());
-    mount.signal(rustix::process::Signal::TERM);
+    // The first signal unmounts, the second ends what is left to do: while it is unmounted or later.
+    mount.signal(Signal::TERM);
+    wait_until("it is being unmounted", || mount.log().contains("signal 15: unmounting"));
+    mount.signal(Signal::TERM);
     mount.wait();
+    drop(mount);
+    let mut mount = Mount::of(store.root()).args(["--seal", "idle:200ms"]).start();
+    // Forks are sealed once somebody looked at them.
+    fs::metadata(world(&mount, "long")).unwrap();
+    wait_until("its seal is under way again", || is_sealing(&mount));
+    mount.signal(Signal::TERM);
+    wait_until("it is unmounted", || !mount.join("forks").exists());
+    mount.signal(Signal::TERM);
+    mount.wait();
+    assert_eq!(mount.log().matches("sealing is ended").count(), 1, "{}", mount.log());
     drop(mount);
     let mount = manual(&store);
     assert_eq!(fs::metadata(world(&mount, "long").join("sparse")).unwrap().len(), 15 << 40);

@@ -1,7 +1,8 @@
 //! A mounted store from mount to unmount.
 //!
-//! The session ends when the kernel says that the mount is gone, whoever unmounted it. SIGTERM and SIGINT unmount it
-//! first; nothing durable waits for the end.
+//! The session ends when the kernel says that the mount is gone, whoever unmounted it. A signal (SIGTERM, SIGINT, SIGHUP)
+//! unmounts it first, and one that comes while it ends cuts short what is left: it waits neither for whoever has something
+//! open nor for seals. Nothing durable waits for the end.
 
 use std::fs::File;
 use std::io;
@@ -75,17 +76,16 @@ pub fn serve(vfs: Arc<Vfs>, config: &SessionConfig, ready: impl FnOnce() -> Resu
     // Before the mount, so that no signal can end this process and leave a dead one.
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(failed("cannot handle signals"))?;
     let (signal_events, over) = (events.clone(), Arc::new(AtomicBool::new(false)));
-    let (sealing, ended_already) = (Arc::clone(&vfs), Arc::clone(&over));
+    let (sealing, ending) = (Arc::clone(&vfs), Arc::clone(&over));
     thread::Builder::new()
         .name("pfimg-signals".into())
         .spawn(move || {
             for signal in &mut signals {
-                if ended_already.load(Ordering::Acquire) {
-                    // All that keeps the process is forks that are sealed.
+                // The first that comes to a mount unmounts it, and nothing else.
+                if ending.swap(true, Ordering::AcqRel) {
                     sealing.stop_sealing();
-                } else {
-                    let _ = signal_events.send(End::Signal(signal));
                 }
+                let _ = signal_events.send(End::Signal(signal));
             }
         })
         .map_err(failed("cannot start a thread"))?;
@@ -175,10 +175,15 @@ fn wait(own: &OwnMount, ended: &mpsc::Receiver<End>, log: &Log) -> Result<Ended>
             GRACE.as_secs()
         ),
     }
-    if let Ok(End::Session(result)) = ended.recv_timeout(GRACE) {
+    let result = match ended.recv_timeout(GRACE) {
+        Ok(End::Session(result)) => Some(result),
+        // Nobody is waited for any longer, but the end may be on its way.
+        Ok(End::Signal(_)) => session_end(ended, SETTLE),
+        Err(_) => None,
+    };
+    if let Some(result) = result {
         return gone(result, own);
     }
-    // A second signal, or the grace is over.
     tracing::warn!("{shown} is still in use; whoever has it open gets ENOTCONN from now on");
     Ok(Ended::Detached)
 }

@@ -221,7 +221,7 @@ impl Vfs {
         let seal = || {
             while let Some(mounted) = forks.get(next.fetch_add(1, Ordering::Relaxed)) {
                 // One that is being sealed is waited for.
-                if mounted.fork.is_changed() {
+                if mounted.fork.is_changed() && !self.sealing.sealer.is_stopped() {
                     self.seal_by_itself(mounted);
                 }
             }
@@ -244,9 +244,10 @@ impl Vfs {
 
     /// Ends what is being sealed, and seals nothing more: it stays in the forks as it is.
     pub fn stop_sealing(&self) {
-        tracing::warn!("sealing is ended: what is not sealed yet stays in the forks");
         self.auto_seal.ended.store(true, Ordering::Relaxed);
-        self.sealing.sealer.stop();
+        if self.sealing.sealer.stop() {
+            tracing::warn!("sealing is ended: what is not sealed yet stays in the forks");
+        }
     }
 
     fn seal_by_itself(&self, mounted: &Mounted) -> Vec<Stale> {
@@ -260,6 +261,8 @@ impl Vfs {
             Err(error) if matches!(error.kind(), ErrorKind::Posix(Posix::Stale) | ErrorKind::ReadOnly) => {
                 Vec::new()
             }
+            // That was told.
+            Err(_) if self.sealing.sealer.is_stopped() => Vec::new(),
             Err(error) => {
                 if self.auto_seal.failed(fork, &error.to_string(), Instant::now()) {
                     tracing::error!(fork = fork.name(), "{error}; it stays as it is, and is tried again");
