@@ -21,6 +21,7 @@ mod progress;
 mod prune;
 mod replay;
 mod restore;
+mod run;
 mod seal;
 mod secret;
 mod show;
@@ -98,6 +99,7 @@ enum Command {
     Mv(mv::MvArgs),
     Seal(seal::SealArgs),
     Restore(restore::RestoreArgs),
+    Run(run::RunArgs),
     Images(images::ImagesArgs),
     Log(log::LogArgs),
     Tags(tags::TagsArgs),
@@ -143,6 +145,7 @@ fn dispatch(cli: &Cli) -> Result<ExitCode> {
         Command::Mv(args) => mv::run(store, args),
         Command::Seal(args) => seal::run(store, args),
         Command::Restore(args) => restore::run(store, args),
+        Command::Run(args) => Ok(run::run(store, args)),
         Command::Images(args) => images::run(store, args),
         Command::Log(args) => log::run(store, args),
         Command::Tags(args) => tags::run(store, args),

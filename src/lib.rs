@@ -4,6 +4,7 @@ pub mod audit;
 pub mod brief;
 pub mod cache;
 pub mod cli;
+pub mod confine;
 pub mod crashpack;
 pub mod error;
 pub mod export;

@@ -14,6 +14,7 @@ use crate::audit::note;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fork::refuse_new_fork_name;
 use crate::recovery;
+use crate::store::Store;
 
 /// Make a fork: a folder an agent can write into. Prints where its files are, if the store is mounted.
 #[derive(Debug, Args)]
@@ -32,19 +33,10 @@ pub(crate) struct ForkArgs {
 pub(crate) fn run(store: &StoreArg, args: &ForkArgs) -> Result<ExitCode> {
     let store = Arc::new(store.open()?);
     let ForkArgs { source, name, .. } = args;
-    if let Some(why) = refuse_new_fork_name(name) {
-        return Err(Error::new(ErrorKind::InvalidInput, format!("{name:?} cannot be a fork's name: {why}")));
-    }
+    check_name(name)?;
     let work = match place::find(&store)? {
         Place::Mount(mountpoint) => {
-            place::new_fork_folder(&mountpoint, name)?;
-            if place::fork_folder(&mountpoint, source).is_err() {
-                // Told better here than by an errno.
-                store.resolve(source)?;
-            }
-            std::fs::create_dir(mountpoint.join("forks").join(format!("{name}@{source}"))).map_err(|e| {
-                place::explain(e, format!("cannot make fork {name:?} of {source:?}"), &mountpoint)
-            })?;
+            make_under(&mountpoint, &store, source, name)?;
             Some(mountpoint.join("work").join(name))
         }
         Place::Disk(registry) => {
@@ -66,4 +58,22 @@ pub(crate) fn run(store: &StoreArg, args: &ForkArgs) -> Result<ExitCode> {
         print(&format!("{work}\n"))?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Fails if no new fork can be called so.
+pub(crate) fn check_name(name: &str) -> Result<()> {
+    refuse_new_fork_name(name).map_or(Ok(()), |why| {
+        Err(Error::new(ErrorKind::InvalidInput, format!("{name:?} cannot be a fork's name: {why}")))
+    })
+}
+
+/// Has a mount make a fork.
+pub(crate) fn make_under(mountpoint: &Path, store: &Store, source: &str, name: &str) -> Result<()> {
+    place::new_fork_folder(mountpoint, name)?;
+    if place::fork_folder(mountpoint, source).is_err() {
+        // Told better here than by an errno.
+        store.resolve(source)?;
+    }
+    std::fs::create_dir(mountpoint.join("forks").join(format!("{name}@{source}")))
+        .map_err(|e| place::explain(e, format!("cannot make fork {name:?} of {source:?}"), mountpoint))
 }

@@ -46,7 +46,8 @@ pub(crate) fn run(args: &UmountArgs) -> Result<ExitCode> {
         }
         Unmounted::Busy => {
             eprintln!(
-                "pfimg: {shown} is in use: it was detached, and its daemon ends when the last program closes its files"
+                "pfimg: {shown} is in use: it was detached, and its daemon ends when the last program closes its files, or that \
+                 `pfimg run` runs has ended"
             );
         }
         Unmounted::Absent => eprintln!("pfimg: {shown} was unmounted already"),

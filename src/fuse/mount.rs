@@ -19,7 +19,7 @@ use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType,
 };
 
-use super::mountinfo::{FS_TYPE, Mounted, mounted_at};
+use super::mountinfo::{FS_TYPE, Mounted, is_seen_elsewhere, mounted_at};
 use super::options::MountOptions;
 use crate::error::{Error, ErrorKind, Posix, Result};
 
@@ -330,6 +330,7 @@ fn unmount_identity(path: &Path, identity: &Identity) -> Result<Unmounted> {
         _ => return Ok(Unmounted::Absent),
     }
     match detach(path, false) {
+        Ok(()) if is_seen_elsewhere(&identity.device) => Ok(Unmounted::Busy),
         Ok(()) => Ok(Unmounted::Clean),
         Err(error) if error.errno() == libc::EBUSY => detach(path, true).map(|()| Unmounted::Busy),
         // Gone between the look and the call.

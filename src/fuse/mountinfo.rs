@@ -1,5 +1,6 @@
 //! What is mounted where: `/proc/self/mountinfo`, proc(5).
 
+use std::collections::HashSet;
 use std::ffi::OsString;
 use std::fs;
 use std::os::unix::ffi::OsStringExt;
@@ -42,6 +43,20 @@ pub fn mounts() -> Result<Vec<Mounted>> {
 /// What shows at a path.
 pub(super) fn mounted_at(path: &Path) -> Result<Option<Mounted>> {
     Ok(mounts()?.into_iter().rfind(|mounted| mounted.path == path))
+}
+
+/// Whether one of this program's mounts is still seen by some process that may be looked at: unmounted here, it goes on in
+/// another mount namespace, that of a container or of a command that is kept to a fork.
+pub(super) fn is_seen_elsewhere(device: &str) -> bool {
+    let Ok(processes) = fs::read_dir("/proc") else { return false };
+    let mut namespaces = HashSet::new();
+    processes.flatten().any(|process| {
+        let path = process.path();
+        fs::read_link(path.join("ns/mnt")).is_ok_and(|namespace| namespaces.insert(namespace))
+            && fs::read(path.join("mountinfo")).is_ok_and(|text| {
+                parse(&text).iter().any(|mounted| mounted.is_ours() && mounted.device == device)
+            })
+    })
 }
 
 /// `36 35 98:0 /root /mount/point rw,noatime master:1 - ext4 /dev/root rw,errors=continue`

@@ -1,0 +1,482 @@
+//! `pfimg run`: a command that can change nothing but a fork.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use common::cli::{Run, clean_command, pfimg_on};
+use common::fast::FastStore;
+use common::forks::{fork, small_store, tag, world};
+use common::mount::Mounting;
+use common::{Mount, Output, PFIMG, errno, is_root, names, temp_dir, wait_until};
+use rustix::process::{Pid, Signal, kill_process};
+
+/// A user without rights.
+const NOBODY: u32 = 65534;
+
+/// A mounted store, and who uses it.
+struct Place {
+    mount: Mount,
+    store: FastStore,
+    image: String,
+    program: PathBuf,
+    user: Option<u32>,
+    /// A folder that the user may write, outside of what is temporary to a command.
+    outside: tempfile::TempDir,
+    _programs: tempfile::TempDir,
+}
+
+impl Place {
+    fn new() -> Self {
+        Self::of(None, |mount| mount)
+    }
+
+    /// For another user, with a copy of the program that they can reach.
+    fn of(user: Option<u32>, set_up: impl FnOnce(Mounting) -> Mounting) -> Self {
+        let (store, image) = small_store();
+        tag(&store, "before", &image);
+        let (programs, dir) = temp_dir();
+        let program = match user {
+            Some(_) => dir.join("pfimg"),
+            None => PathBuf::from(PFIMG),
+        };
+        let outside = tempfile::Builder::new().prefix("outside-").tempdir_in(beside()).unwrap();
+        if let Some(user) = user {
+            fs::copy(PFIMG, &program).unwrap();
+            let every = |path: &Path| fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+            [dir.as_path(), &program].into_iter().for_each(every);
+            Command::new("chown").args(["-R", &format!("{user}:{user}")]).arg(store.root()).status().unwrap();
+            every(store.root().parent().unwrap());
+            std::os::unix::fs::chown(outside.path(), Some(user), Some(user)).unwrap();
+        }
+        let mut mounting = set_up(Mount::of(store.root()).args(["--seal", "manual"])).program(&program);
+        if let Some(user) = user {
+            mounting = mounting.user(user);
+        }
+        Self { mount: mounting.start(), store, image, program, user, outside, _programs: programs }
+    }
+
+    fn pfimg(&self, args: &[&str]) -> Run {
+        Run::program(&self.program, args).env("PF_STORE", self.store.root()).user(self.user)
+    }
+
+    /// Has a shell do something in a fork.
+    #[track_caller]
+    fn sh(&self, fork: &str, script: &str) -> Output {
+        self.run(&[fork, "sh", "-c", script])
+    }
+
+    #[track_caller]
+    fn run(&self, args: &[&str]) -> Output {
+        self.pfimg(&[&["run"], args].concat()).run()
+    }
+
+    /// Starts a command that goes on beside the test.
+    fn spawn(&self, fork: &str, script: &str) -> Running {
+        let mut command = clean_command(&self.program);
+        command.args(["run", fork, "sh", "-c", script]).env("PF_STORE", self.store.root());
+        Running(command.stdin(Stdio::null()).spawn().unwrap())
+    }
+
+    fn outside(&self, name: &str) -> String {
+        self.outside.path().join(name).to_str().unwrap().to_owned()
+    }
+}
+
+/// Killed when dropped.
+struct Running(Child);
+
+impl Running {
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.0), signal).unwrap();
+    }
+
+    fn code(&mut self) -> Option<i32> {
+        wait_until("the run ends", || self.0.try_wait().unwrap().is_some());
+        self.0.wait().unwrap().code()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A folder that commands see as it is: not in /tmp. Any user can get to what is in it.
+fn beside() -> PathBuf {
+    let usual = PathBuf::from("/var/lib");
+    let writable = tempfile::tempfile_in(&usual).is_ok();
+    if writable { usual } else { std::env::home_dir().unwrap() }
+}
+
+/// As whoever runs the tests and, if that is root, as somebody else as well.
+fn for_every_user(test: impl Fn(Place)) {
+    test(Place::new());
+    if is_root() {
+        test(Place::of(Some(NOBODY), |mount| mount));
+    }
+}
+
+#[test]
+fn a_command_writes_its_fork_and_nothing_else() {
+    for_every_user(|place| {
+        let (mine, new, removed) = (place.outside("mine"), place.outside("new"), place.outside("removed"));
+        for path in [&mine, &removed] {
+            fs::write(path, "before").unwrap();
+            fs::set_permissions(path, fs::Permissions::from_mode(0o666)).unwrap();
+        }
+        let script = format!(
+            "echo written > file && cat file && cat README && pwd && echo $PWD $PFIMG_FORK
+             for refused in 'echo x > {mine}' 'echo x > {new}' 'rm {removed}' 'chmod 600 {mine}' 'mkdir /x'
+             do (eval \"$refused\") 2>/dev/null && echo \"allowed: $refused\"; done
+             echo x > /tmp/x && echo x > /var/tmp/y && echo x > /dev/shm/z && ls /tmp /var/tmp /dev/shm"
+        );
+        let said = place.sh("a@before", &script);
+        let work = place.mount.join("work/a");
+        let shown = work.display();
+        assert!(
+            said.stdout.starts_with(&format!("written\nread me\n{shown}\n{shown} a\n/dev/shm:\nz\n")),
+            "{said:?}"
+        );
+        assert!(said.stdout.contains("\n/tmp:\n") && said.stdout.contains("\nx\n"), "{said:?}");
+        assert!(!said.stdout.contains("allowed"), "{said:?}");
+        assert_eq!(fs::read_to_string(&mine).unwrap(), "before");
+        assert!(fs::exists(&removed).unwrap() && !fs::exists(&new).unwrap());
+        assert!(!fs::exists("/tmp/x").unwrap() && !fs::exists("/var/tmp/y").unwrap());
+        // What it wrote is there for the next one, and for everybody who looks at the fork.
+        assert_eq!(place.sh("a", "cat file; ls /tmp").stdout.lines().next(), Some("written"));
+        place.pfimg(&["seal", "a", "--tag", "after"]).run().exits(0);
+        let diff = place.pfimg(&["diff", "before", "after"]).run().exits(0).stdout;
+        assert_eq!(diff, "A world/fs/file\n");
+    });
+}
+
+#[test]
+fn a_command_sees_no_image_no_other_fork_and_no_store() {
+    for_every_user(|place| {
+        place.sh("secret@before", "echo secret > secret").exits(0);
+        let mount = place.mount.path().display();
+        let store = place.store.root().display();
+        let said =
+            place.sh("a@before", &format!("ls {mount} {mount}/forks {mount}/work; ls -A {store}")).exits(0);
+        let expected = format!("{mount}:\nforks\nwork\n\n{mount}/forks:\na\n\n{mount}/work:\na\n");
+        assert_eq!(said.stdout, expected);
+        // Not by a link in a tree that came from somewhere either.
+        let lead = format!(
+            "ln -s {mount}/forks/secret/world/fs/secret out; ln -s ../../../secret/world/fs/secret rel; cat out rel; \
+             ln -s {} lead; echo x > lead; ls -A /proc/1/root{store}",
+            place.outside("linked")
+        );
+        let said = place.sh("a", &lead);
+        assert!(said.code != 0 || said.stdout.is_empty(), "{said:?}");
+        assert!(!said.said().contains("secret\n") && !said.stdout.contains("blobs"), "{said:?}");
+        assert!(!fs::exists(place.outside("linked")).unwrap());
+        // Unless it was asked for.
+        let image = place.image.clone();
+        let shown = format!("{mount}/images/{image}");
+        let said = place.run(&[
+            "--read",
+            &shown,
+            "a",
+            "sh",
+            "-c",
+            &format!("cat {shown}/world/fs/README; ls {mount}"),
+        ]);
+        assert_eq!(said.exits(0).stdout, "read me\nforks\nimages\nwork\n");
+    });
+}
+
+#[test]
+fn a_command_sees_its_own_processes_only_and_none_outlives_it() {
+    for_every_user(|place| {
+        let daemon = place.mount.pid();
+        let script = format!(
+            "cat /proc/[0-9]*/comm | grep pfimg
+             kill -9 {daemon}; kill -9 1; kill -9 -1; ls /dev | tr '\\n' ' '
+             grep -E 'NoNewPrivs|CapEff' /proc/self/status | tr '\\n' ' '"
+        );
+        let said = place.sh("a@before", &script);
+        assert!(
+            said.stdout.starts_with(
+                "pfimg-init\nfd full null ptmx pts random shm stderr stdin stdout tty urandom zero "
+            ),
+            "{said:?}"
+        );
+        assert!(said.stdout.contains("NoNewPrivs:\t1"), "{said:?}");
+        // CAP_SYS_ADMIN is bit 21, CAP_MKNOD 27, CAP_SYS_PTRACE 19, CAP_DAC_READ_SEARCH 2.
+        let mask =
+            said.stdout.split("CapEff:\t").nth(1).unwrap().split_whitespace().next().unwrap().to_owned();
+        let mask = u64::from_str_radix(&mask, 16).unwrap();
+        assert_eq!(mask & (1 << 21 | 1 << 27 | 1 << 19 | 1 << 2), 0, "{mask:x}");
+        assert!(place.user.is_none() || mask == 0, "{mask:x}");
+        assert_eq!(place.sh("a", "cat README").exits(0).stdout, "read me\n");
+    });
+    // What it leaves behind ends with it, and everything with the program that the caller knows.
+    let place = Place::new();
+    let mark = "PFIMG_TEST_LEFT_BEHIND";
+    let left = |name: &str| processes_with(&format!("{mark}={name}"));
+    place
+        .sh("a@before", &format!("{mark}=one sleep 1000 & {mark}=two setsid sleep 1000 & sleep 0.1"))
+        .exits(0);
+    wait_until("they are gone", || left("one").is_empty() && left("two").is_empty());
+    let mut run = place.spawn("a", &format!("{mark}=three sleep 1000 & {mark}=four exec sleep 1000"));
+    wait_until("both run", || !left("three").is_empty() && !left("four").is_empty());
+    run.signal(Signal::KILL);
+    run.code();
+    wait_until("both are gone", || left("three").is_empty() && left("four").is_empty());
+}
+
+/// The processes with a variable of this value.
+fn processes_with(variable: &str) -> Vec<String> {
+    let has = |pid: &String| {
+        let path = format!("/proc/{pid}/environ");
+        fs::read(path).is_ok_and(|text| text.split(|b| *b == 0).any(|one| one == variable.as_bytes()))
+    };
+    names(Path::new("/proc")).unwrap().into_iter().filter(has).collect()
+}
+
+#[test]
+fn what_keeps_a_command_in_cannot_be_undone_from_inside() {
+    for_every_user(|place| {
+        let mine = place.outside("mine");
+        fs::write(&mine, "before").unwrap();
+        fs::set_permissions(&mine, fs::Permissions::from_mode(0o666)).unwrap();
+        let (mount, store) = (place.mount.path().display(), place.store.root().display());
+        let undo = format!(
+            "umount {mount}; umount -l {mount}/forks/a; umount -l {store}; umount -l /tmp; umount -l /proc
+             mount -o remount,rw /; mount -o remount,rw,bind /; mount --bind / /tmp; mount -t proc proc /tmp
+             echo x > {mine}; ls -A {store}; echo core > /proc/sys/kernel/core_pattern"
+        );
+        let before = fs::read("/proc/sys/kernel/core_pattern").unwrap();
+        // As it is, and in namespaces of its own, in which it is root.
+        let said = place.sh(
+            "a@before",
+            &format!("({undo}) 2>/dev/null; unshare -Urm sh -c '{undo}' 2>/dev/null; cat README"),
+        );
+        assert_eq!(said.stdout, "read me\n", "{said:?}");
+        assert_eq!(fs::read_to_string(&mine).unwrap(), "before");
+        assert_eq!(fs::read("/proc/sys/kernel/core_pattern").unwrap(), before);
+        assert!(place.mount.join("images").exists() || place.user.is_some());
+    });
+}
+
+#[test]
+fn the_exit_code_is_the_commands_and_signals_reach_it() {
+    let place = Place::new();
+    for (script, code) in [("exit 0", 0), ("exit 7", 7), ("kill -KILL $$", 137), ("kill -TERM $$", 143)] {
+        place.sh("a", script).exits(125);
+        place.sh("a@before", script).exits(code);
+        pfimg_on(place.store.root(), ["discard", "a"]).exits(0);
+    }
+    fork(&place.mount, "a", &place.image);
+    assert!(place.run(&["a", "no-such-command"]).exits(127).stderr.contains("no-such-command"));
+    assert!(place.run(&["a", "./README"]).exits(126).stderr.contains("README"));
+    // Options behind the command are its own.
+    assert_eq!(place.run(&["a", "echo", "--write", "-n", "--"]).exits(0).stdout, "--write -n --\n");
+    assert_eq!(place.run(&["a", "--", "sh", "-c", "echo $1", "sh", "--help"]).exits(0).stdout, "--help\n");
+    for (signal, code) in [(Signal::TERM, 9), (Signal::HUP, 8)] {
+        let script = "trap 'exit 9' TERM; trap 'exit 8' HUP; : > ready; while :; do sleep 0.01; done";
+        let mut run = place.spawn("a", script);
+        wait_until("it runs", || world(&place.mount, "a").join("ready").exists());
+        run.signal(signal);
+        assert_eq!(run.code(), Some(code));
+        fs::remove_file(world(&place.mount, "a").join("ready")).unwrap();
+    }
+}
+
+#[test]
+fn more_can_be_written_shown_and_hidden() {
+    for_every_user(|place| {
+        let (shared, private) = (place.outside("shared"), place.outside("private"));
+        for dir in [&shared, &private] {
+            fs::create_dir(dir).unwrap();
+            fs::set_permissions(dir, fs::Permissions::from_mode(0o777)).unwrap();
+            fs::write(format!("{dir}/file"), "content").unwrap();
+        }
+        let all = place.outside.path().to_str().unwrap();
+        let file = format!("{private}/file");
+        place
+            .run(&["--write", &shared, "a@before", "sh", "-c", &format!("echo new > {shared}/new")])
+            .exits(0);
+        assert_eq!(fs::read_to_string(format!("{shared}/new")).unwrap(), "new\n");
+        // A folder, a file, and all but one folder.
+        let list = format!("ls -A {private}; cat {shared}/file; echo x > {private}/x");
+        let said = place.run(&["--hide", &private, "a", "sh", "-c", &list]);
+        assert!(said.code != 0 && said.stdout == "content", "{said:?}");
+        assert_eq!(place.run(&["--hide", &file, "a", "cat", &file]).exits(0).stdout, "");
+        let said = place.run(&[
+            "--hide",
+            all,
+            "--read",
+            &shared,
+            "a",
+            "sh",
+            "-c",
+            &format!("ls {all} {shared}; rm {shared}/new"),
+        ]);
+        assert!(
+            said.code != 0 && said.stdout == format!("{all}:\nshared\n\n{shared}:\nfile\nnew\n"),
+            "{said:?}"
+        );
+        let said = place.run(&["--hide", all, "--write", &shared, "a", "rm", &format!("{shared}/new")]);
+        said.exits(0);
+        assert!(fs::exists(&file).unwrap() && !fs::exists(format!("{shared}/new")).unwrap());
+        // What is shown does not bring back what is hidden in it.
+        let root = place.store.root().parent().unwrap().to_str().unwrap();
+        let store = place.store.root().display();
+        assert_eq!(
+            place.run(&["--write", root, "a", "sh", "-c", &format!("ls -A {store}")]).exits(0).stdout,
+            ""
+        );
+        for (option, path, word) in [
+            ("--write", "/", "root folder"),
+            ("--read", "/no/such", "/no/such"),
+            ("--hide", "/", "root folder"),
+        ] {
+            let said = place.run(&[option, path, "a", "true"]).exits(125);
+            assert!(said.stderr.contains(word), "{said:?}");
+        }
+    });
+}
+
+#[test]
+fn a_command_without_network_has_its_own_loopback_only() {
+    let place = Place::new();
+    let outside = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = outside.local_addr().unwrap().port();
+    let script = format!(
+        "import socket
+own = socket.socket(); own.bind(('127.0.0.1', 0)); own.listen(); socket.create_connection(own.getsockname())
+try: socket.create_connection(('127.0.0.1', {port})); print('reached')
+except OSError: print('alone')"
+    );
+    assert_eq!(place.run(&["--no-network", "a@before", "python3", "-c", &script]).exits(0).stdout, "alone\n");
+    assert_eq!(place.run(&["a", "python3", "-c", &script]).exits(0).stdout, "reached\n");
+}
+
+#[test]
+fn what_cannot_be_run_in_is_told() {
+    let place = Place::new();
+    for (fork, words) in [
+        ("none", ["no fork", "pfimg forks"]),
+        ("../forks", ["no fork", "pfimg forks"]),
+        ("a@nothing", ["nothing", ""]),
+        ("a/b@before", ["a/b", "cannot be"]),
+        ("latest@before", ["latest", "cannot be"]),
+    ] {
+        let said = place.run(&[fork, "true"]).exits(125);
+        assert!(words.iter().all(|word| said.stderr.contains(word)), "{said:?}");
+    }
+    assert!(names(&place.mount.join("forks")).unwrap().is_empty());
+    place.run(&["a@before", "true"]).exits(0);
+    assert!(place.run(&["a@before", "true"]).exits(125).stderr.contains("already"));
+    place.run(&["a"]).exits(2);
+    // One that began empty has no files yet.
+    fs::create_dir(place.mount.join("forks/empty")).unwrap();
+    assert_eq!(place.sh("empty", "ls -A; echo x > x; cat x").exits(0).stdout, "x\n");
+    let (store, root) = (place.store, place.mount);
+    root.unmount();
+    let said = pfimg_on(store.root(), ["run", "a", "true"]).exits(125);
+    assert!(said.stderr.contains("not mounted") && said.stderr.contains("pfimg mount"), "{said:?}");
+}
+
+#[test]
+fn a_command_starts_where_its_caller_stands_and_seals_its_own_fork() {
+    let place = Place::new();
+    let src = fork(&place.mount, "a", &place.image).join("src");
+    let here = |dir: &Path| {
+        let run = place.pfimg(&["run", "a", "sh", "-c", "pwd; pwd -P; ls"]).dir(dir).run().exits(0);
+        run.stdout.lines().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let at = |path: &str| place.mount.join(path).display().to_string();
+    let in_src = vec![at("work/a/src"), at("forks/a/world/fs/src"), "lib.rs".into(), "main.rs".into()];
+    assert_eq!(here(&src), in_src);
+    assert_eq!(here(&place.mount.join("work/a/src")), in_src);
+    assert_eq!(here(&place.mount.join("forks"))[0], at("work/a"));
+    place.sh("a", "echo 1 > file && mkdir ../../.snap/green && echo 2 > file").exits(0);
+    assert_eq!(fs::read(place.mount.join("tags/green/world/fs/file")).unwrap(), b"1\n");
+    assert_eq!(fs::read(world(&place.mount, "a").join("file")).unwrap(), b"2\n");
+    // The secret with which ledgers are chained is not handed on.
+    let run = place.pfimg(&["run", "a", "sh", "-c", "echo \"<$PF_SESSION_SECRET>\""]);
+    assert_eq!(run.env("PF_SESSION_SECRET", "00".repeat(32)).run().exits(0).stdout, "<>\n");
+}
+
+#[test]
+fn many_commands_run_at_once_each_in_its_own_fork() {
+    let place = Place::new();
+    std::thread::scope(|scope| {
+        for n in 0..8 {
+            let place = &place;
+            scope.spawn(move || {
+                let script = format!(
+                    "git init -q . && git config user.email a@b && git config user.name a && git add -A && git commit -qm {n} \
+                     && for i in $(seq 50); do echo {n} >> count; done && echo {n} > /tmp/mine && sleep 0.1 && cat /tmp/mine \
+                     && sqlite3 db 'create table t(n); insert into t values({n}); select n from t' && git fsck --no-progress"
+                );
+                let said = place.sh(&format!("f{n}@before"), &script).exits(0);
+                assert_eq!(said.stdout, format!("{n}\n{n}\n"));
+            });
+        }
+    });
+    for n in 0..8 {
+        let count = fs::read_to_string(world(&place.mount, &format!("f{n}")).join("count")).unwrap();
+        assert_eq!(count, format!("{n}\n").repeat(50));
+    }
+    pfimg_on(place.store.root(), ["verify"]).exits(0);
+}
+
+#[test]
+fn a_store_that_is_unmounted_beside_a_command_is_served_until_that_ends() {
+    let mut place = Place::new();
+    let dir = world(&place.mount, "a");
+    let mut run =
+        place.spawn("a@before", ": > ready; while [ ! -e go ]; do sleep 0.01; done; echo done > file");
+    wait_until("it runs", || dir.join("ready").exists());
+    let go = fs::File::open(&dir).unwrap();
+    let said = Run::new([std::ffi::OsStr::new("umount"), place.mount.path().as_os_str()]).run().exits(0);
+    assert!(said.stderr.contains("in use"), "{said:?}");
+    rustix::fs::openat(&go, "go", rustix::fs::OFlags::CREATE | rustix::fs::OFlags::WRONLY, 0o644.into())
+        .unwrap();
+    assert_eq!(run.code(), Some(0));
+    drop(go);
+    assert!(place.mount.wait().success());
+    let place = Place { mount: Mount::of(place.store.root()).start(), ..place };
+    assert_eq!(fs::read(world(&place.mount, "a").join("file")).unwrap(), b"done\n");
+
+    // By the mount namespace of a command alone.
+    let mut place = place;
+    let mut run = place.spawn("a", "rm file; while :; do sleep 0.01; done");
+    wait_until("it runs", || !world(&place.mount, "a").join("file").exists());
+    let said = Run::new([std::ffi::OsStr::new("umount"), place.mount.path().as_os_str()]).run().exits(0);
+    assert!(said.stderr.contains("in use") && said.stderr.contains("pfimg run"), "{said:?}");
+    run.signal(Signal::TERM);
+    assert_eq!(run.code(), Some(143));
+    assert!(place.mount.wait().success());
+
+    // A daemon that is killed is an error to the command, and keeps nothing mounted.
+    let mut place = Place { mount: Mount::of(place.store.root()).start(), ..place };
+    let mut run = place.spawn("a", ": > ready2; while cat README > /dev/null; do sleep 0.01; done; exit 3");
+    wait_until("it runs", || world(&place.mount, "a").join("ready2").exists());
+    place.mount.kill();
+    assert_eq!(run.code(), Some(3));
+    let _ = errno(fs::metadata(place.mount.join(".pfimg/status.json")));
+}
+
+#[test]
+fn a_link_to_a_folder_of_the_machine_is_read_and_not_written() {
+    let place = Place::new();
+    let outside = place.outside("folder");
+    fs::create_dir(&outside).unwrap();
+    fs::write(format!("{outside}/file"), "content").unwrap();
+    symlink(&outside, fork(&place.mount, "a", &place.image).join("lead")).unwrap();
+    let said = place.sh("a", "cat lead/file; echo x > lead/file; rm -rf lead/; ls lead");
+    assert!(said.stdout.starts_with("content"), "{said:?}");
+    assert_eq!(fs::read_to_string(format!("{outside}/file")).unwrap(), "content");
+}

@@ -1,0 +1,151 @@
+//! `pfimg run`: runs a command where it can change nothing but a fork.
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::Args;
+
+use super::StoreArg;
+use super::fork::{check_name, make_under};
+use super::place::{self, Place};
+use super::status::read_status;
+use crate::confine::{self, CANNOT_RUN, View};
+use crate::error::{Error, ErrorKind, Result};
+
+/// Run a command in a fork, where it can change nothing else.
+///
+/// The command starts in the fork's files and sees this machine read-only. It may write its fork and temporary files, which are
+/// gone when it ends, as is all that it started. The store, images, other forks, the machine's devices, processes and services
+/// (/run) are hidden. Exit code: the command's; 128 and the signal that ended it; 125 if it cannot be run, 126 if it cannot be
+/// executed, 127 if it is not found.
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    /// Let it write there too: a file, folder or device. May be given several times, as may the next two
+    #[arg(long, value_name = "PATH")]
+    write: Vec<PathBuf>,
+    /// Let it read that, although it lies in something hidden
+    #[arg(long, value_name = "PATH")]
+    read: Vec<PathBuf>,
+    /// Hide that file or folder from it
+    #[arg(long, value_name = "PATH")]
+    hide: Vec<PathBuf>,
+    /// Give it no network but its own loopback interface
+    #[arg(long)]
+    no_network: bool,
+    /// The fork. NAME@SOURCE makes it first, of an image or another fork
+    #[arg(value_name = "FORK[@SOURCE]")]
+    fork: String,
+    /// The command and its arguments
+    #[arg(value_name = "COMMAND", required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    command: Vec<OsString>,
+    /// For the processes that `run` starts: which of them this is
+    #[arg(long, hide = true)]
+    stage: Option<Stage>,
+    /// For them: the descriptor by which the first one is heard
+    #[arg(long, hide = true, default_value_t = -1)]
+    channel: i32,
+    /// For them: where the store is mounted
+    #[arg(long, hide = true)]
+    mountpoint: Option<PathBuf>,
+    /// For them: where the command starts, below the fork's files
+    #[arg(long, hide = true)]
+    start: Option<PathBuf>,
+}
+
+/// A process of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Stage {
+    Builder,
+    Init,
+}
+
+pub(crate) fn run(store: &StoreArg, args: &RunArgs) -> ExitCode {
+    let ended = match args.stage {
+        None => start(store, args),
+        Some(Stage::Builder) => {
+            let init = arguments("init", args, &args.fork, Vec::new());
+            confine::build(&args.view(), &init, args.channel)
+        }
+        Some(Stage::Init) => confine::first_process(&args.command),
+    };
+    ExitCode::from(ended.unwrap_or_else(|error| {
+        eprintln!("pfimg: {error}");
+        CANNOT_RUN
+    }))
+}
+
+impl RunArgs {
+    fn view(&self) -> View {
+        View {
+            mountpoint: self.mountpoint.clone().unwrap_or_default(),
+            fork: self.fork.clone(),
+            start: self.start.clone().unwrap_or_default(),
+            write: self.write.clone(),
+            read: self.read.clone(),
+            hide: self.hide.clone(),
+            network: !self.no_network,
+        }
+    }
+}
+
+/// The arguments for a process of a run.
+fn arguments(stage: &str, args: &RunArgs, fork: &str, options: Vec<OsString>) -> Vec<OsString> {
+    let mut all: Vec<OsString> = vec!["run".into(), "--stage".into(), stage.into()];
+    all.extend(options);
+    all.extend(["--".into(), fork.into()]);
+    all.extend(args.command.iter().cloned());
+    all
+}
+
+fn start(store: &StoreArg, args: &RunArgs) -> Result<u8> {
+    let store = Arc::new(store.open()?);
+    let Place::Mount(mountpoint) = place::find(&store)? else {
+        let what = format!("the forks of {} are not mounted", store.root().display());
+        return Err(Error::new(ErrorKind::NotFound, what)
+            .with_hint(format!("`pfimg mount {} FOLDER` does that", store.root().display())));
+    };
+    let fork = match args.fork.split_once('@') {
+        Some((name, source)) => {
+            check_name(name)?;
+            make_under(&mountpoint, &store, source, name)?;
+            name
+        }
+        None => &args.fork,
+    };
+    let work = place::fork_folder(&mountpoint, fork)?.join("world/fs");
+    // One that began empty has none yet.
+    fs::create_dir_all(&work)
+        .map_err(|e| place::explain(e, format!("cannot make the folder {}", work.display()), &mountpoint))?;
+    let hidden = [store.root().to_owned(), read_status(&mountpoint)?.info.cache_dir];
+    confine::start(|channel| {
+        let mut options: Vec<OsString> = vec!["--channel".into(), channel.to_string().into()];
+        let mut option = |name: &str, value: &Path| {
+            let mut option = OsString::from(format!("--{name}="));
+            option.push(value);
+            options.push(option);
+        };
+        option("mountpoint", &mountpoint);
+        if let Some(start) = below(&work) {
+            option("start", &start);
+        }
+        args.write.iter().for_each(|path| option("write", path));
+        args.read.iter().for_each(|path| option("read", path));
+        args.hide
+            .iter()
+            .chain(hidden.iter().filter(|path| path.exists()))
+            .for_each(|path| option("hide", path));
+        if args.no_network {
+            options.push("--no-network".into());
+        }
+        arguments("builder", args, fork, options)
+    })
+}
+
+/// Where the caller stands, if that is below the fork's files.
+fn below(work: &Path) -> Option<PathBuf> {
+    let here = std::env::current_dir().ok()?;
+    here.strip_prefix(work).ok().filter(|below| !below.as_os_str().is_empty()).map(Path::to_owned)
+}

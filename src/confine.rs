@@ -1,0 +1,162 @@
+//! Runs a command where it can change nothing but a fork.
+//!
+//! The command sees the machine it runs on, read-only. What it may write is its fork, temporary files that are gone when it
+//! ends, and what the caller names. The store, other forks, images, and the processes and devices of the machine are hidden.
+//! All of that is made of namespaces, which an ordinary user may have (Linux 5.12 and later); nothing is installed or started
+//! by root.
+//!
+//! Four processes are in a row. The *starter* is the one that the caller knows: it maps users into the new namespace, which has
+//! to be done from outside, and hands signals on. The *builder* has namespaces of its own and makes the view. *Init* is the
+//! first process in the new process namespace: when it ends, the kernel ends all that the command left behind. The last one is
+//! the command. Each ends when the one before it is killed.
+
+mod init;
+mod namespaces;
+mod supervise;
+mod sys;
+mod view;
+
+use std::ffi::{CStr, OsString};
+use std::fs::File;
+use std::io::{Read as _, Write as _};
+use std::os::fd::AsRawFd as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use rustix::process::{Pid, Signal, set_parent_process_death_signal};
+
+pub use init::first_process;
+use supervise::Supervisor;
+
+use crate::error::{Error, Result};
+
+/// What forges ledgers is none of the command's business.
+const SECRET: &str = "PF_SESSION_SECRET";
+
+/// The exit code when it is not the command that failed, but running it; that of env(1), timeout(1) and containers.
+pub const CANNOT_RUN: u8 = 125;
+/// The exit code when there is something of the command's name that cannot be executed.
+pub const NOT_EXECUTABLE: u8 = 126;
+/// The exit code when there is no such command.
+pub const NO_COMMAND: u8 = 127;
+
+/// What a command sees and may do.
+#[derive(Clone, Debug, Default)]
+pub struct View {
+    /// Where the store is mounted. All of it but the fork is hidden.
+    pub mountpoint: PathBuf,
+    /// The fork's name.
+    pub fork: String,
+    /// Where the command starts, below the fork's `world/fs`.
+    pub start: PathBuf,
+    /// More that it may write: files, folders, devices.
+    pub write: Vec<PathBuf>,
+    /// What it may read although it lies in something hidden.
+    pub read: Vec<PathBuf>,
+    /// What is hidden besides: a folder is empty then, a file too.
+    pub hide: Vec<PathBuf>,
+    /// Whether it has the machine's network.
+    pub network: bool,
+}
+
+/// The starter: has the builder run and gives the command's exit code, or 128 and the number of the signal that ended it.
+///
+/// `arguments` are those with which this program is the builder, given the number of its channel.
+pub fn start(arguments: impl FnOnce(i32) -> Vec<OsString>) -> Result<u8> {
+    let failed = |what: &'static str| move |e: rustix::io::Errno| Error::io(e.into(), what);
+    let supervisor = Supervisor::new()?;
+    let (ours, theirs) =
+        rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
+            .map_err(failed("cannot make a socket"))?;
+    // This one has to survive exec.
+    rustix::io::fcntl_setfd(&theirs, rustix::io::FdFlags::empty()).map_err(failed("cannot make a socket"))?;
+    let builder = this_program()
+        .args(arguments(theirs.as_raw_fd()))
+        .spawn()
+        .map_err(|e| Error::io(e, "cannot start a process to run the command in"))?;
+    drop(theirs);
+    let (builder, mut channel) = (pid_of(&builder), File::from(ours));
+    // Nothing comes where it failed, and it has said why.
+    if channel.read_exact(&mut [0]).is_ok() {
+        namespaces::map_users(builder)?;
+        // Likewise.
+        let _ = channel.write_all(&[0]);
+    }
+    supervisor.wait(builder)
+}
+
+/// The builder: makes the view, has init run in it, and gives the command's exit code.
+///
+/// `init` are the arguments with which this program is init, `channel` is what the starter named. To be called before this
+/// process opens anything or starts a thread.
+pub fn build(view: &View, init: &[OsString], channel: i32) -> Result<u8> {
+    let mut channel = File::from(sys::take(channel)?);
+    call_this(c"pfimg-run");
+    namespaces::leave(view.network)?;
+    end_with_parent()?;
+    // Where the starter has failed it has said why; where it is gone there is nobody to tell.
+    if channel.write_all(&[0]).and_then(|()| channel.read_exact(&mut [0])).is_err() {
+        return Ok(CANNOT_RUN);
+    }
+    let supervisor = Supervisor::new()?;
+    view::make(view)?;
+    if !view.network {
+        sys::loopback_up().map_err(|e| Error::io(e, "cannot bring up the loopback interface"))?;
+    }
+    namespaces::keep_capabilities()?;
+    let (work, shown) = (view.work(), view.shown_work());
+    // Joining nothing would leave a slash at the end.
+    let below = |folder: &Path| view.start.components().fold(folder.to_owned(), |path, name| path.join(name));
+    let init = this_program()
+        .args(init)
+        .current_dir(below(&work))
+        .env("PWD", below(&shown))
+        .env("PFIMG_FORK", &view.fork)
+        .env("TMPDIR", view::TMP)
+        .env_remove(SECRET)
+        .spawn()
+        .map_err(|e| Error::io(e, format!("cannot start a process in {}", work.display())))?;
+    supervisor.wait(pid_of(&init))
+}
+
+impl View {
+    /// The folder of the mount that is shown.
+    fn fork_folder(&self) -> PathBuf {
+        self.mountpoint.join("forks").join(&self.fork)
+    }
+
+    /// Where its files are.
+    pub fn work(&self) -> PathBuf {
+        self.fork_folder().join("world/fs")
+    }
+
+    /// The shorter name of that.
+    fn shown_work(&self) -> PathBuf {
+        self.mountpoint.join("work").join(&self.fork)
+    }
+}
+
+/// Gives this process a name for process lists, which would call it `exe`.
+fn call_this(name: &CStr) {
+    let _ = rustix::thread::set_name(name);
+}
+
+/// This program, whatever became of its file.
+fn this_program() -> Command {
+    let mut command = Command::new("/proc/self/exe");
+    if let Some(name) = std::env::args_os().next() {
+        std::os::unix::process::CommandExt::arg0(&mut command, name);
+    }
+    command
+}
+
+fn pid_of(child: &Child) -> Pid {
+    Pid::from_child(child)
+}
+
+/// Has the kernel kill this process when the one that started it ends.
+fn end_with_parent() -> Result<()> {
+    set_parent_process_death_signal(Some(Signal::KILL))
+        .map_err(|e| Error::io(e.into(), "cannot be ended with the process that started this one"))
+}

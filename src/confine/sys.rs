@@ -1,0 +1,76 @@
+//! The few calls that no library has safely.
+
+// mount_setattr(2) and the ioctls of network interfaces are in no safe wrapper; each takes memory of known length.
+#![allow(unsafe_code)]
+
+use std::ffi::CStr;
+use std::io;
+use std::mem::size_of;
+use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
+
+use rustix::thread::UnshareFlags;
+
+use crate::error::{Error, Result};
+
+/// The descriptor of this number, which a process got from the one that started it, and does not hand on again.
+pub(super) fn take(number: RawFd) -> Result<OwnedFd> {
+    let failed = |e| Error::io(e, format!("descriptor {number} is not one of the starter's"));
+    if number < 3 {
+        return Err(failed(io::Error::from_raw_os_error(libc::EBADF)));
+    }
+    // SAFETY: a plain call on a number. Nothing in this process has opened a descriptor yet, so that whatever has this number
+    // was made by the starter for this process; if nothing has, that is EBADF.
+    if unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
+        return Err(failed(io::Error::last_os_error()));
+    }
+    // SAFETY: it is open, and nobody else in this process knows of it.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// Leaves namespaces, for new ones.
+pub(super) fn unshare(flags: UnshareFlags) -> io::Result<()> {
+    assert!(!flags.contains(UnshareFlags::FILES), "descriptors stay shared");
+    // SAFETY: unsafe with FILES alone.
+    Ok(unsafe { rustix::thread::unshare_unsafe(flags) }?)
+}
+
+/// Sets attributes of the mount at `path`, below `dir` if it is relative or that itself if it is empty; and of all that is
+/// mounted below it, if told so.
+pub(super) fn set_mount_attributes(
+    dir: BorrowedFd<'_>,
+    path: &CStr,
+    attributes: u64,
+    recursively: bool,
+) -> io::Result<()> {
+    let mut flags = libc::AT_EMPTY_PATH | libc::AT_SYMLINK_NOFOLLOW;
+    if recursively {
+        flags |= libc::AT_RECURSIVE;
+    }
+    let attr = libc::mount_attr { attr_set: attributes, attr_clr: 0, propagation: 0, userns_fd: 0 };
+    // SAFETY: the path ends with NUL, and `attr` is of the length that is told; both outlive the call.
+    let answer = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            dir.as_raw_fd(),
+            path.as_ptr(),
+            flags,
+            &raw const attr,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Brings up the loopback interface, which is down in a new network namespace.
+pub(super) fn loopback_up() -> io::Result<()> {
+    let socket = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)?;
+    // SAFETY: all zeros are a valid value of this plain structure.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
+        *to = from.cast_signed();
+    }
+    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
+    // SAFETY: SIOCSIFFLAGS reads one `ifreq`, which outlives the call.
+    let answer = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw const request) };
+    if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}

@@ -1,0 +1,256 @@
+//! What a command sees: the machine's files, read-only, with some of it hidden, and a fork in it.
+
+use std::collections::BTreeMap;
+use std::ffi::CString;
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::CWD;
+use rustix::mount::{
+    MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, mount, mount_change, move_mount,
+    open_tree,
+};
+
+use super::{View, namespaces, sys};
+use crate::error::{Error, ErrorKind, Result};
+
+/// Where the command keeps temporary files, which only it sees.
+pub(super) const TMP: &str = "/tmp";
+
+/// Devices that any program may expect, and that give access to nothing.
+const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
+
+/// Links that any program may expect in /dev.
+const DEVICE_LINKS: [(&str, &str); 5] = [
+    ("fd", "/proc/self/fd"),
+    ("stdin", "/proc/self/fd/0"),
+    ("stdout", "/proc/self/fd/1"),
+    ("stderr", "/proc/self/fd/2"),
+    ("ptmx", "pts/ptmx"),
+];
+
+/// What is put over a path.
+enum Cover {
+    /// An empty folder: with this mode and for good, or to be written.
+    Empty { mode: u32, writable: bool },
+    /// Something that was there before, or elsewhere.
+    Shown(OwnedFd),
+    /// Terminals of the command's own.
+    Terminals,
+}
+
+/// A folder comes before what is below it, and at the same path what is hidden before what is shown.
+type Place = (usize, PathBuf, bool);
+
+struct Plan {
+    /// What lies over each path.
+    covers: BTreeMap<Place, Cover>,
+    /// Links in emptied folders, and where they lead.
+    links: Vec<(PathBuf, PathBuf)>,
+}
+
+/// Makes the view in the mount namespace of this process.
+pub(super) fn make(view: &View) -> Result<()> {
+    // Nothing of this reaches the machine, and nothing that is mounted there later is seen here, writable.
+    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
+        .map_err(|e| namespaces::explain(e.into(), "cannot have mounts of its own"))?;
+    // What is shown is taken before it is hidden or write-protected.
+    let plan = Plan::of(view)?;
+    protect(CWD, Path::new("/"), libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NODEV, true)
+        .map_err(|e| namespaces::explain(e, "cannot write-protect the machine's files"))?;
+    for ((_, path, _), cover) in &plan.covers {
+        match cover {
+            Cover::Empty { mode, .. } => empty_folder(path, *mode),
+            Cover::Shown(tree) => show(tree, path),
+            Cover::Terminals => terminals(path),
+        }
+        .map_err(|e| Error::io(e, format!("cannot put together what is shown at {}", path.display())))?;
+    }
+    for (path, target) in &plan.links {
+        let folder = path.parent().unwrap_or(path);
+        fs::create_dir_all(folder)
+            .and_then(|()| symlink(target, path))
+            .map_err(|e| Error::io(e, format!("cannot make the link {}", path.display())))?;
+    }
+    for ((_, path, _), cover) in &plan.covers {
+        if matches!(cover, Cover::Empty { writable: false, .. }) && !plan.is_shown(path) {
+            write_protect(path)
+                .map_err(|e| Error::io(e, format!("cannot write-protect {}", path.display())))?;
+        }
+    }
+    Ok(())
+}
+
+impl Plan {
+    fn of(view: &View) -> Result<Self> {
+        let mut plan = Self { covers: BTreeMap::new(), links: Vec::new() };
+        // The first word on a folder counts: one that the command needs stays writable.
+        for tmp in [TMP, "/var/tmp"] {
+            plan.empty(Path::new(tmp), 0o1777, true);
+        }
+        plan.devices()?;
+        plan.services()?;
+        for path in &view.hide {
+            let path = real(path)?;
+            if path.is_dir() {
+                plan.empty(&path, 0o755, false);
+            } else {
+                let nothing = tree(Path::new("/dev/null"), false)?;
+                protect_tree(&nothing, libc::MOUNT_ATTR_RDONLY)?;
+                plan.show(path, nothing);
+            }
+        }
+        for path in &view.read {
+            plan.read_only(&real(path)?, true)?;
+        }
+        for path in &view.write {
+            let path = real(path)?;
+            let shown = tree(&path, true)?;
+            plan.show(path, shown);
+        }
+        plan.empty(&view.mountpoint, 0o755, false);
+        let fork = view.fork_folder();
+        let shown = tree(&fork, false)?;
+        plan.show(fork, shown);
+        plan.links.push((view.shown_work(), Path::new("../forks").join(&view.fork).join("world/fs")));
+        Ok(plan)
+    }
+
+    /// Hides the machine's devices, but for a few.
+    fn devices(&mut self) -> Result<()> {
+        let dev = Path::new("/dev");
+        self.empty(dev, 0o755, false);
+        for name in DEVICES {
+            let path = dev.join(name);
+            if path.exists() {
+                let device = tree(&path, false)?;
+                self.show(path, device);
+            }
+        }
+        self.put(dev.join("shm"), Cover::Empty { mode: 0o1777, writable: true });
+        self.put(dev.join("pts"), Cover::Terminals);
+        self.links.extend(DEVICE_LINKS.map(|(name, target)| (dev.join(name), target.into())));
+        Ok(())
+    }
+
+    /// Hides the sockets through which programs outside can be told to do something, but not how names are looked up.
+    fn services(&mut self) -> Result<()> {
+        if let Some(own) =
+            std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|own| own.is_absolute())
+        {
+            self.empty(&own, 0o700, true);
+        }
+        let run = Path::new("/run");
+        if !run.is_dir() {
+            return Ok(());
+        }
+        self.empty(run, 0o755, false);
+        // NixOS has its programs behind one.
+        let entries = fs::read_dir(run).map_err(|e| Error::io(e, "cannot list /run"))?;
+        for entry in entries.flatten() {
+            if let Ok(target) = fs::read_link(entry.path()) {
+                self.links.push((entry.path(), target));
+            }
+        }
+        let names = fs::canonicalize("/etc/resolv.conf").ok().filter(|path| path.starts_with(run));
+        if let Some(folder) = names.as_deref().and_then(Path::parent).filter(|folder| *folder != run) {
+            self.read_only(folder, false)?;
+        }
+        Ok(())
+    }
+
+    /// Puts an empty folder over one, if it is there.
+    fn empty(&mut self, path: &Path, mode: u32, writable: bool) {
+        if let Ok(path) = fs::canonicalize(path)
+            && path.is_dir()
+        {
+            self.put(path, Cover::Empty { mode, writable });
+        }
+    }
+
+    fn read_only(&mut self, path: &Path, whole: bool) -> Result<()> {
+        let shown = tree(path, whole)?;
+        protect_tree(&shown, libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NODEV)?;
+        self.show(path.to_owned(), shown);
+        Ok(())
+    }
+
+    fn show(&mut self, path: PathBuf, tree: OwnedFd) {
+        self.put(path, Cover::Shown(tree));
+    }
+
+    fn put(&mut self, path: PathBuf, cover: Cover) {
+        let shown = matches!(cover, Cover::Shown(_));
+        self.covers.entry((depth(&path), path, shown)).or_insert(cover);
+    }
+
+    fn is_shown(&self, path: &Path) -> bool {
+        self.covers.contains_key(&(depth(path), path.to_owned(), true))
+    }
+}
+
+fn depth(path: &Path) -> usize {
+    path.components().count()
+}
+
+fn real(path: &Path) -> Result<PathBuf> {
+    let real = fs::canonicalize(path).map_err(|e| Error::io(e, format!("cannot find {}", path.display())))?;
+    if real.parent().is_none() {
+        let what = "the root folder cannot be shown or hidden as a whole";
+        return Err(Error::new(ErrorKind::InvalidInput, what).with_hint("name folders in it"));
+    }
+    Ok(real)
+}
+
+/// A copy of the mount that has `path`, with `path` for its root and, if told so, with all that is mounted below it.
+fn tree(path: &Path, whole: bool) -> Result<OwnedFd> {
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    flags.set(OpenTreeFlags::AT_RECURSIVE, whole);
+    open_tree(CWD, path, flags).map_err(|e| Error::io(e.into(), format!("cannot show {}", path.display())))
+}
+
+fn protect_tree(tree: &OwnedFd, attributes: u64) -> Result<()> {
+    protect(tree.as_fd(), Path::new(""), attributes, true)
+        .map_err(|e| Error::io(e, "cannot write-protect what is shown"))
+}
+
+fn protect(dir: BorrowedFd<'_>, path: &Path, attributes: u64, whole: bool) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    sys::set_mount_attributes(dir, &path, attributes | libc::MOUNT_ATTR_NOSUID, whole)
+}
+
+/// Lets nothing be written to the mount at `path`.
+pub(super) fn write_protect(path: &Path) -> io::Result<()> {
+    protect(CWD, path, libc::MOUNT_ATTR_RDONLY, false)
+}
+
+/// Mounts an empty folder that is kept in memory. What is not there is made, in one that is.
+fn empty_folder(path: &Path, mode: u32) -> io::Result<()> {
+    fs::create_dir_all(path)?;
+    let options = CString::new(format!("mode={mode:o}"))?;
+    Ok(mount("tmpfs", path, "tmpfs", MountFlags::NOSUID | MountFlags::NODEV, &*options)?)
+}
+
+/// Mounts terminals of which there is none yet.
+fn terminals(path: &Path) -> io::Result<()> {
+    fs::create_dir_all(path)?;
+    let flags = MountFlags::NOSUID | MountFlags::NOEXEC;
+    Ok(mount("devpts", path, "devpts", flags, c"newinstance,ptmxmode=0666,mode=620")?)
+}
+
+fn show(tree: &OwnedFd, path: &Path) -> io::Result<()> {
+    if !path.exists() {
+        let is_dir = rustix::fs::fstat(tree)?.st_mode & libc::S_IFMT == libc::S_IFDIR;
+        if is_dir {
+            fs::create_dir_all(path)?;
+        } else {
+            fs::create_dir_all(path.parent().unwrap_or(path))?;
+            fs::write(path, "")?;
+        }
+    }
+    Ok(move_mount(tree, c"", CWD, path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?)
+}
