@@ -1,5 +1,5 @@
 //! What sealing and keeping house cost: seals, import, import again, export, beside what the real `pf`, btrfs and a plain
-//! copy take for the same.
+//! copy take for the same; and what `pfimg run` adds to a command.
 //!
 //! ```text
 //! cargo bench --bench keeping -- [--files 20000] [--sample 400] [--runs 5] [--big-mib 1024] [--only seal] [--pf FILE]
@@ -12,6 +12,7 @@
 #![allow(missing_docs)]
 
 mod beside;
+mod running;
 #[allow(dead_code)]
 mod scratch;
 mod sealing;
@@ -44,6 +45,8 @@ enum Group {
     Big,
     /// What others take.
     Beside,
+    /// Commands in a fork.
+    Run,
 }
 
 /// Measures seals, import and export against the real pf, btrfs and a plain copy.
@@ -143,6 +146,9 @@ fn main() -> Result<()> {
         if let Some(first) = first {
             capture(&args, &scratch, &tree, &folder, first, &mut figures)?;
         }
+    }
+    if wants(Group::Run) {
+        running::rows(args.runs, args.files, &scratch, &mut figures)?;
     }
     if wants(Group::Big) {
         big(&args, &scratch, &mut figures)?;

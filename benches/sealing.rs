@@ -124,7 +124,7 @@ pub(crate) fn first_seals(mounted: &Mounted, runs: usize) -> Result<Vec<Duration
     Ok(times)
 }
 
-fn fixture(store: &Path, args: &[&str]) -> Result<()> {
+pub(crate) fn fixture(store: &Path, args: &[&str]) -> Result<()> {
     let out = pfimg("fixture").args(args).env("PF_STORE", store).output()?;
     if out.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&out.stderr).into_owned().into()) }
 }

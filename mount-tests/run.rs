@@ -268,6 +268,31 @@ fn what_keeps_a_command_in_cannot_be_undone_from_inside() {
 }
 
 #[test]
+fn what_the_caller_has_open_and_what_runs_the_command_lead_nowhere() {
+    for_every_user(|place| {
+        let mine = place.outside("mine");
+        fs::write(&mine, "before").unwrap();
+        let mode = || fs::metadata(&place.program).unwrap().permissions().mode();
+        let before = mode();
+        place.sh("a@before", "true").exits(0);
+        let all = place.outside.path().display();
+        let script = "for fd in 7 0; do cat /proc/self/fd/$fd/mine; (echo x > /proc/self/fd/$fd/mine); done
+            for process in 1 self; do chmod 777 /proc/$process/exe; cat /proc/$process/fd/7/mine; done
+            cat <&8";
+        let outer = format!(
+            "exec 7< {all} 8< {mine} < {all}; exec {} run a sh -c '{script}'",
+            place.program.display()
+        );
+        let mut run = Run::program(Path::new("/bin/sh"), ["-c", &outer]).env("PF_STORE", place.store.root());
+        run = run.user(place.user);
+        // A file that was opened for it is its own.
+        assert_eq!(run.run().exits(0).stdout, "before");
+        assert_eq!(fs::read_to_string(&mine).unwrap(), "before");
+        assert_eq!(mode(), before);
+    });
+}
+
+#[test]
 fn the_exit_code_is_the_commands_and_signals_reach_it() {
     let place = Place::new();
     for (script, code) in [("exit 0", 0), ("exit 7", 7), ("kill -KILL $$", 137), ("kill -TERM $$", 143)] {

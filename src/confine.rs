@@ -17,7 +17,7 @@ mod sys;
 mod view;
 
 use std::ffi::{CStr, OsString};
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
 use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
@@ -101,6 +101,7 @@ pub fn build(view: &View, init: &[OsString], channel: i32) -> Result<u8> {
     }
     let supervisor = Supervisor::new()?;
     view::make(view)?;
+    drop_folders()?;
     if !view.network {
         sys::loopback_up().map_err(|e| Error::io(e, "cannot bring up the loopback interface"))?;
     }
@@ -135,6 +136,20 @@ impl View {
     fn shown_work(&self) -> PathBuf {
         self.mountpoint.join("work").join(&self.fork)
     }
+}
+
+/// Hands on no descriptor of a folder. It would lead to all that was there before the view: from a folder any other is reached.
+fn drop_folders() -> Result<()> {
+    let failed = |e| Error::io(e, "cannot look through the descriptors of the caller");
+    for entry in fs::read_dir("/proc/self/fd").map_err(failed)?.flatten() {
+        // The one of this listing is gone by the time its turn comes.
+        if fs::metadata(entry.path()).is_ok_and(|metadata| metadata.is_dir())
+            && let Some(number) = entry.file_name().to_str().and_then(|name| name.parse().ok())
+        {
+            sys::keep_from_programs(number).map_err(failed)?;
+        }
+    }
+    Ok(())
 }
 
 /// Gives this process a name for process lists, which would call it `exe`.

@@ -8,6 +8,7 @@ use std::process::Command;
 use std::{fs, io};
 
 use rustix::mount::{MountFlags, mount, mount_bind};
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 
 use super::supervise::Supervisor;
 use super::{CANNOT_RUN, NO_COMMAND, NOT_EXECUTABLE, call_this, end_with_parent, namespaces, pid_of, view};
@@ -18,6 +19,9 @@ use crate::error::{Error, Result};
 pub fn first_process(command: &[OsString]) -> Result<u8> {
     end_with_parent()?;
     call_this(c"pfimg-init");
+    // Its program was opened outside the view: who could look at that by /proc could change its mode.
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)
+        .map_err(|e| Error::io(e.into(), "cannot be kept from being looked into"))?;
     show_processes()?;
     namespaces::drop_capabilities()?;
     let supervisor = Supervisor::new()?;

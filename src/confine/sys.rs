@@ -18,13 +18,17 @@ pub(super) fn take(number: RawFd) -> Result<OwnedFd> {
     if number < 3 {
         return Err(failed(io::Error::from_raw_os_error(libc::EBADF)));
     }
-    // SAFETY: a plain call on a number. Nothing in this process has opened a descriptor yet, so that whatever has this number
-    // was made by the starter for this process; if nothing has, that is EBADF.
-    if unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
-        return Err(failed(io::Error::last_os_error()));
-    }
-    // SAFETY: it is open, and nobody else in this process knows of it.
+    keep_from_programs(number).map_err(failed)?;
+    // SAFETY: it is open, or that had been EBADF. Nothing in this process has opened a descriptor yet: it was made by the starter
+    // for this process, and nobody else here knows of it.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// Has a descriptor of this process closed when a program is executed.
+pub(super) fn keep_from_programs(number: RawFd) -> io::Result<()> {
+    // SAFETY: a plain call on a number. It changes what the next program gets, and nothing in this process.
+    let answer = unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) };
+    if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// Leaves namespaces, for new ones.
