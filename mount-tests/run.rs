@@ -178,6 +178,21 @@ fn a_command_sees_no_image_no_other_fork_and_no_store() {
         assert!(said.code != 0 || said.stdout.is_empty(), "{said:?}");
         assert!(!said.said().contains("secret\n") && !said.stdout.contains("blobs"), "{said:?}");
         assert!(!fs::exists(place.outside("linked")).unwrap());
+        // Nor by another mount, of this store or another, or in a cache that is made meanwhile.
+        if place.user.is_none() {
+            let (second, other) =
+                (Mount::of(place.store.root()).args(["--read-only"]).start(), small_store().0);
+            let third = Mount::of(other.root()).start();
+            let (cache, script) =
+                (place.mount.path().parent().unwrap().join("cache"), "ls -A \"$@\" | grep -v :");
+            fs::remove_dir_all(&cache).ok();
+            let seen = [second.path(), third.path(), other.root(), &cache].map(|path| path.to_str().unwrap());
+            let said = place.run(&[&["--read", "/tmp", "a", "sh", "-c", script, "sh"], &seen[..]].concat());
+            assert_eq!(said.stdout.trim(), "", "{said:?}");
+            assert!(cache.is_dir());
+            second.unmount();
+            third.unmount();
+        }
         // Unless it was asked for.
         let image = place.image.clone();
         let shown = format!("{mount}/images/{image}");

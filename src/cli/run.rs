@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -14,6 +15,8 @@ use super::place::{self, Place};
 use super::status::read_status;
 use crate::confine::{self, CANNOT_RUN, View};
 use crate::error::{Error, ErrorKind, Result};
+use crate::fuse::mounts;
+use crate::store::Store;
 
 /// Run a command in a fork, where it can change nothing else.
 ///
@@ -119,7 +122,7 @@ fn start(store: &StoreArg, args: &RunArgs) -> Result<u8> {
     // One that began empty has none yet.
     fs::create_dir_all(&work)
         .map_err(|e| place::explain(e, format!("cannot make the folder {}", work.display()), &mountpoint))?;
-    let hidden = [store.root().to_owned(), read_status(&mountpoint)?.info.cache_dir];
+    let hidden = hidden(&store, &mountpoint)?;
     confine::start(|channel| {
         let mut options: Vec<OsString> = vec!["--channel".into(), channel.to_string().into()];
         let mut option = |name: &str, value: &Path| {
@@ -142,6 +145,19 @@ fn start(store: &StoreArg, args: &RunArgs) -> Result<u8> {
         }
         arguments("builder", args, fork, options)
     })
+}
+
+/// Where images and forks can be read besides under the mountpoint: the store, the cache, and whatever else is mounted.
+fn hidden(store: &Store, mountpoint: &Path) -> Result<Vec<PathBuf>> {
+    let cache = read_status(mountpoint)?.info.cache_dir;
+    // One that is not there yet would be made while the command runs. Who cannot make it will not.
+    let _ = fs::DirBuilder::new().recursive(true).mode(0o700).create(&cache);
+    let mut hidden = vec![store.root().to_owned(), cache];
+    let others = mounts()?.into_iter().filter(|mounted| mounted.is_ours() && mounted.path != mountpoint);
+    hidden.extend(others.flat_map(|mounted| [mounted.path, mounted.source]));
+    // What cannot be looked at cannot be by the command either: a mount of another user, or a dead one.
+    hidden.retain(|path| path.exists());
+    Ok(hidden)
 }
 
 /// Where the caller stands, if that is below the fork's files.
