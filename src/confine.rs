@@ -10,6 +10,7 @@
 //! first process in the new process namespace: when it ends, the kernel ends all that the command left behind. The last one is
 //! the command. Each ends when the one before it is killed.
 
+mod descriptors;
 mod init;
 mod namespaces;
 mod supervise;
@@ -17,9 +18,9 @@ mod sys;
 mod view;
 
 use std::ffi::{CStr, OsString};
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{Read as _, Write as _};
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 
@@ -27,7 +28,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::{Pid, Signal, set_parent_process_death_signal};
 
 pub use init::first_process;
-use supervise::Supervisor;
+use supervise::{Supervisor, Terminal};
 
 use crate::error::{Error, Result};
 
@@ -64,44 +65,42 @@ pub struct View {
 ///
 /// `arguments` are those with which this program is the builder, given the number of its channel.
 pub fn start(arguments: impl FnOnce(i32) -> Vec<OsString>) -> Result<u8> {
-    let failed = |what: &'static str| move |e: rustix::io::Errno| Error::io(e.into(), what);
-    let supervisor = Supervisor::new()?;
-    let (ours, theirs) =
-        rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
-            .map_err(failed("cannot make a socket"))?;
-    // This one has to survive exec.
-    rustix::io::fcntl_setfd(&theirs, rustix::io::FdFlags::empty()).map_err(failed("cannot make a socket"))?;
+    let (supervisor, terminal) = (Supervisor::new()?, Terminal::held());
+    let (ours, theirs) = channel()?;
     let builder = this_program()
         .args(arguments(theirs.as_raw_fd()))
         .spawn()
         .map_err(|e| Error::io(e, "cannot start a process to run the command in"))?;
     drop(theirs);
-    let (builder, mut channel) = (pid_of(&builder), File::from(ours));
+    let (builder, mut channel) = (pid_of(&builder), ours);
     // Nothing comes where it failed, and it has said why.
     if channel.read_exact(&mut [0]).is_ok() {
         namespaces::map_users(builder)?;
         // Likewise.
         let _ = channel.write_all(&[0]);
     }
-    supervisor.wait(builder)
+    let code = supervisor.wait(builder);
+    terminal.take_back();
+    code
 }
 
 /// The builder: makes the view, has init run in it, and gives the command's exit code.
 ///
-/// `init` are the arguments with which this program is init, `channel` is what the starter named. To be called before this
-/// process opens anything or starts a thread.
-pub fn build(view: &View, init: &[OsString], channel: i32) -> Result<u8> {
-    let mut channel = File::from(sys::take(channel)?);
+/// `init` are the arguments with which this program is init, given the number of its channel; `starter` is what the starter
+/// named. To be called before this process opens anything or starts a thread.
+pub fn build(view: &View, init: impl FnOnce(i32) -> Vec<OsString>, starter: i32) -> Result<u8> {
+    let mut starter = File::from(sys::take(starter)?);
     call_this(c"pfimg-run");
     namespaces::leave(view.network)?;
     end_with_parent()?;
     // Where the starter has failed it has said why; where it is gone there is nobody to tell.
-    if channel.write_all(&[0]).and_then(|()| channel.read_exact(&mut [0])).is_err() {
+    if starter.write_all(&[0]).and_then(|()| starter.read_exact(&mut [0])).is_err() {
         return Ok(CANNOT_RUN);
     }
     let supervisor = Supervisor::new()?;
+    namespaces::have_no_control_groups();
+    descriptors::close_ways_out()?;
     view::make(view)?;
-    drop_folders()?;
     if !view.network {
         sys::loopback_up().map_err(|e| Error::io(e, "cannot bring up the loopback interface"))?;
     }
@@ -109,8 +108,9 @@ pub fn build(view: &View, init: &[OsString], channel: i32) -> Result<u8> {
     let (work, shown) = (view.work(), view.shown_work());
     // Joining nothing would leave a slash at the end.
     let below = |folder: &Path| view.start.components().fold(folder.to_owned(), |path, name| path.join(name));
+    let (mut ours, theirs) = channel()?;
     let init = this_program()
-        .args(init)
+        .args(init(theirs.as_raw_fd()))
         .current_dir(below(&work))
         .env("PWD", below(&shown))
         .env("PFIMG_FORK", &view.fork)
@@ -118,7 +118,20 @@ pub fn build(view: &View, init: &[OsString], channel: i32) -> Result<u8> {
         .env_remove(SECRET)
         .spawn()
         .map_err(|e| Error::io(e, format!("cannot start a process in {}", work.display())))?;
+    drop(theirs);
+    // The kernel drops signals to the first process of a namespace that it does not handle yet. Those that come meanwhile wait.
+    let _ = ours.read_exact(&mut [0]);
     supervisor.wait(pid_of(&init))
+}
+
+/// Two ends by which two processes hear each other, and notice each other's end. The second survives exec.
+fn channel() -> Result<(File, OwnedFd)> {
+    let failed = |e: rustix::io::Errno| Error::io(e.into(), "cannot make a socket");
+    let (ours, theirs) =
+        rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
+            .map_err(failed)?;
+    rustix::io::fcntl_setfd(&theirs, rustix::io::FdFlags::empty()).map_err(failed)?;
+    Ok((ours.into(), theirs))
 }
 
 impl View {
@@ -136,20 +149,6 @@ impl View {
     fn shown_work(&self) -> PathBuf {
         self.mountpoint.join("work").join(&self.fork)
     }
-}
-
-/// Hands on no descriptor of a folder. It would lead to all that was there before the view: from a folder any other is reached.
-fn drop_folders() -> Result<()> {
-    let failed = |e| Error::io(e, "cannot look through the descriptors of the caller");
-    for entry in fs::read_dir("/proc/self/fd").map_err(failed)?.flatten() {
-        // The one of this listing is gone by the time its turn comes.
-        if fs::metadata(entry.path()).is_ok_and(|metadata| metadata.is_dir())
-            && let Some(number) = entry.file_name().to_str().and_then(|name| name.parse().ok())
-        {
-            sys::keep_from_programs(number).map_err(failed)?;
-        }
-    }
-    Ok(())
 }
 
 /// Gives this process a name for process lists, which would call it `exe`.

@@ -1,6 +1,6 @@
 //! `pfimg run`: runs a command where it can change nothing but a fork.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
@@ -11,11 +11,12 @@ use clap::Args;
 
 use super::StoreArg;
 use super::fork::{check_name, make_under};
+use super::mount::default_cache_dir;
 use super::place::{self, Place};
 use super::status::read_status;
 use crate::confine::{self, CANNOT_RUN, View};
 use crate::error::{Error, ErrorKind, Result};
-use crate::fuse::mounts;
+use crate::fuse::{aliases, mounts};
 use crate::store::Store;
 
 /// Run a command in a fork, where it can change nothing else.
@@ -69,10 +70,12 @@ pub(crate) fn run(store: &StoreArg, args: &RunArgs) -> ExitCode {
     let ended = match args.stage {
         None => start(store, args),
         Some(Stage::Builder) => {
-            let init = arguments("init", args, &args.fork, Vec::new());
-            confine::build(&args.view(), &init, args.channel)
+            let init = |channel: i32| {
+                arguments("init", args, &args.fork, vec![option("channel", &channel.to_string())])
+            };
+            confine::build(&args.view(), init, args.channel)
         }
-        Some(Stage::Init) => confine::first_process(&args.command),
+        Some(Stage::Init) => confine::first_process(&args.command, args.channel),
     };
     ExitCode::from(ended.unwrap_or_else(|error| {
         eprintln!("pfimg: {error}");
@@ -92,6 +95,12 @@ impl RunArgs {
             network: !self.no_network,
         }
     }
+}
+
+fn option(name: &str, value: &(impl AsRef<OsStr> + ?Sized)) -> OsString {
+    let mut option = OsString::from(format!("--{name}="));
+    option.push(value);
+    option
 }
 
 /// The arguments for a process of a run.
@@ -124,13 +133,8 @@ fn start(store: &StoreArg, args: &RunArgs) -> Result<u8> {
         .map_err(|e| place::explain(e, format!("cannot make the folder {}", work.display()), &mountpoint))?;
     let hidden = hidden(&store, &mountpoint)?;
     confine::start(|channel| {
-        let mut options: Vec<OsString> = vec!["--channel".into(), channel.to_string().into()];
-        let mut option = |name: &str, value: &Path| {
-            let mut option = OsString::from(format!("--{name}="));
-            option.push(value);
-            options.push(option);
-        };
-        option("mountpoint", &mountpoint);
+        let mut options = vec![option("channel", &channel.to_string()), option("mountpoint", &mountpoint)];
+        let mut option = |name: &str, value: &Path| options.push(option(name, value));
         if let Some(start) = below(&work) {
             option("start", &start);
         }
@@ -147,16 +151,37 @@ fn start(store: &StoreArg, args: &RunArgs) -> Result<u8> {
     })
 }
 
-/// Where images and forks can be read besides under the mountpoint: the store, the cache, and whatever else is mounted.
+/// Where images and forks can be read besides under the mountpoint: the store, wherever its folders lie or are mounted, caches, and
+/// whatever else is mounted.
 fn hidden(store: &Store, mountpoint: &Path) -> Result<Vec<PathBuf>> {
     let cache = read_status(mountpoint)?.info.cache_dir;
-    // One that is not there yet would be made while the command runs. Who cannot make it will not.
-    let _ = fs::DirBuilder::new().recursive(true).mode(0o700).create(&cache);
-    let mut hidden = vec![store.root().to_owned(), cache];
+    if cache.to_string_lossy().contains(char::REPLACEMENT_CHARACTER) {
+        let what = format!(
+            "cannot hide the cache of the mount: its folder's name, {}, is not UTF-8",
+            cache.display()
+        );
+        return Err(Error::new(ErrorKind::Unsupported, what).with_hint("mount with another --cache-dir"));
+    }
+    // Other mounts and commands use the usual one.
+    let caches = [cache, default_cache_dir()];
+    for cache in &caches {
+        // One that is not there yet would be made while the command runs. Who cannot make it will not.
+        let _ = fs::DirBuilder::new().recursive(true).mode(0o700).create(cache);
+    }
+    let mut hidden = vec![store.root().to_owned()];
+    hidden.extend(caches);
     let others = mounts()?.into_iter().filter(|mounted| mounted.is_ours() && mounted.path != mountpoint);
     hidden.extend(others.flat_map(|mounted| [mounted.path, mounted.source]));
+    let entries = fs::read_dir(store.root()).map_err(|e| Error::io(e, "cannot list the store"))?;
+    hidden.extend(entries.flatten().map(|entry| entry.path()).filter(|path| path.is_symlink()));
     // What cannot be looked at cannot be by the command either: a mount of another user, or a dead one.
-    hidden.retain(|path| path.exists());
+    let mut hidden: Vec<PathBuf> = hidden.iter().filter_map(|path| fs::canonicalize(path).ok()).collect();
+    for folder in hidden.clone() {
+        hidden.extend(aliases(&folder)?.into_iter().filter(|path| path.exists()));
+    }
+    hidden.retain(|path| path != mountpoint);
+    hidden.sort();
+    hidden.dedup();
     Ok(hidden)
 }
 

@@ -1,6 +1,8 @@
 //! The first process of a run's process namespace.
 
 use std::ffi::OsString;
+use std::fs::File;
+use std::io::Write as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
@@ -8,23 +10,36 @@ use std::process::Command;
 use std::{fs, io};
 
 use rustix::mount::{MountFlags, mount, mount_bind};
+use rustix::net::RecvFlags;
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 
 use super::supervise::Supervisor;
-use super::{CANNOT_RUN, NO_COMMAND, NOT_EXECUTABLE, call_this, end_with_parent, namespaces, pid_of, view};
+use super::{
+    CANNOT_RUN, NO_COMMAND, NOT_EXECUTABLE, call_this, end_with_parent, namespaces, pid_of, sys, view,
+};
 use crate::error::{Error, Result};
 
 /// Init: runs the command, and waits for what becomes a child of it meanwhile. When this process ends, the kernel ends all that
 /// the command left behind.
-pub fn first_process(command: &[OsString]) -> Result<u8> {
+///
+/// `builder` is what the builder named.
+pub fn first_process(command: &[OsString], builder: i32) -> Result<u8> {
+    let mut builder = File::from(sys::take(builder)?);
     end_with_parent()?;
+    // One that had ended before is noticed by its end of the channel.
+    if rustix::net::recv(&builder, &mut [0_u8; 1], RecvFlags::DONTWAIT).is_ok() {
+        return Ok(CANNOT_RUN);
+    }
     call_this(c"pfimg-init");
     // Its program was opened outside the view: who could look at that by /proc could change its mode.
     set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .map_err(|e| Error::io(e.into(), "cannot be kept from being looked into"))?;
     show_processes()?;
+    sys::leave_session_keyring();
     namespaces::drop_capabilities()?;
     let supervisor = Supervisor::new()?;
+    // Nobody to tell is nobody to hear signals from.
+    let _ = builder.write_all(&[0]);
     let Some((program, args)) = command.split_first() else { return Ok(CANNOT_RUN) };
     match Command::new(program).args(args).spawn() {
         Ok(child) => supervisor.wait(pid_of(&child)),

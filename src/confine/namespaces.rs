@@ -68,6 +68,13 @@ pub(super) fn map_users(process: Pid) -> Result<()> {
     fs::write(at("gid_map"), format!("{gid} {gid} 1\n")).map_err(failed("cannot map groups"))
 }
 
+/// Lets nobody in the new namespaces make one of control groups: whoever has one may mount the machine's groups, writable as far as
+/// they belong to the same user, and there end the processes in a group. Where /proc/sys is write-protected before (in containers
+/// that are let make namespaces) that cannot be had.
+pub(super) fn have_no_control_groups() {
+    let _ = fs::write("/proc/sys/user/max_cgroup_namespaces", "0");
+}
+
 /// What this namespace has, mapped onto itself.
 fn onto_themselves(map: &str) -> String {
     let mut out = String::new();

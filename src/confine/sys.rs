@@ -4,6 +4,7 @@
 #![allow(unsafe_code)]
 
 use std::ffi::CStr;
+use std::fs::File;
 use std::io;
 use std::mem::size_of;
 use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
@@ -31,6 +32,40 @@ pub(super) fn keep_from_programs(number: RawFd) -> io::Result<()> {
     if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// Makes `number` another descriptor of the same file, which is handed on to programs.
+pub(super) fn put_in_place(file: &File, number: RawFd) -> io::Result<()> {
+    // SAFETY: a plain call on numbers. The one that is replaced was handed to this process by its caller, for programs it executes:
+    // nothing here owns it.
+    if unsafe { libc::dup2(file.as_raw_fd(), number) } < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Takes signals that whoever started this process had blocked.
+pub(super) fn unblock(signals: &[libc::c_int]) {
+    // SAFETY: all zeros are a valid value of this plain structure, and the calls get pointers to it that outlive them.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        for signal in signals {
+            libc::sigaddset(&raw mut set, *signal);
+        }
+        libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const set, std::ptr::null_mut());
+    }
+}
+
+/// Ignores a signal from here on.
+pub(super) fn ignore(signal: libc::c_int) {
+    // SAFETY: no handler is called for what is ignored.
+    unsafe { libc::signal(signal, libc::SIG_IGN) };
+}
+
+/// Leaves the caller's keys in the kernel (keyrings(7)) for a session that has none. Where a system forbids that, it forbids
+/// using keys too.
+pub(super) fn leave_session_keyring() {
+    const KEYCTL_JOIN_SESSION_KEYRING: libc::c_long = 1;
+    // SAFETY: no name is given, so that no memory is looked at.
+    unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, std::ptr::null::<libc::c_char>()) };
+}
+
 /// Leaves namespaces, for new ones.
 pub(super) fn unshare(flags: UnshareFlags) -> io::Result<()> {
     assert!(!flags.contains(UnshareFlags::FILES), "descriptors stay shared");
@@ -38,19 +73,19 @@ pub(super) fn unshare(flags: UnshareFlags) -> io::Result<()> {
     Ok(unsafe { rustix::thread::unshare_unsafe(flags) }?)
 }
 
-/// Sets attributes of the mount at `path`, below `dir` if it is relative or that itself if it is empty; and of all that is
-/// mounted below it, if told so.
-pub(super) fn set_mount_attributes(
+/// Sets and clears attributes of the mount at `path`, below `dir` if it is relative or that itself if it is empty; and of all
+/// that is mounted below it, if told so.
+pub(super) fn change_mount(
     dir: BorrowedFd<'_>,
     path: &CStr,
-    attributes: u64,
+    (set, clear): (u64, u64),
     recursively: bool,
 ) -> io::Result<()> {
     let mut flags = libc::AT_EMPTY_PATH | libc::AT_SYMLINK_NOFOLLOW;
     if recursively {
         flags |= libc::AT_RECURSIVE;
     }
-    let attr = libc::mount_attr { attr_set: attributes, attr_clr: 0, propagation: 0, userns_fd: 0 };
+    let attr = libc::mount_attr { attr_set: set, attr_clr: clear, propagation: 0, userns_fd: 0 };
     // SAFETY: the path ends with NUL, and `attr` is of the length that is told; both outlive the call.
     let answer = unsafe {
         libc::syscall(

@@ -6,7 +6,7 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt as _, symlink};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::CWD;
@@ -88,12 +88,10 @@ pub(super) fn make(view: &View) -> Result<()> {
 impl Plan {
     fn of(view: &View) -> Result<Self> {
         let mut plan = Self { covers: BTreeMap::new(), links: Vec::new() };
-        // The first word on a folder counts: one that the command needs stays writable.
+        // The first word on a path counts: folders that the command needs stay writable, and what was asked for is done.
         for tmp in [TMP, "/var/tmp"] {
             plan.empty(Path::new(tmp), 0o1777, true);
         }
-        plan.devices()?;
-        plan.services()?;
         for path in &view.hide {
             let path = real(path)?;
             if path.is_dir() {
@@ -109,12 +107,22 @@ impl Plan {
         }
         for path in &view.write {
             let path = real(path)?;
+            if plan.is_shown(&path) {
+                let what = format!("{} is to be shown or hidden and to be written", path.display());
+                return Err(Error::new(ErrorKind::InvalidInput, what).with_hint("name it once"));
+            }
             let shown = tree(&path, true)?;
             plan.show(path, shown);
         }
+        plan.devices()?;
+        plan.services()?;
         plan.empty(&view.mountpoint, 0o755, false);
         let fork = view.fork_folder();
-        let shown = tree(&fork, false)?;
+        // With what is mounted in it, which is the machine's.
+        let shown = tree(&fork, true)?;
+        protect_tree(&shown, libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NODEV)?;
+        sys::change_mount(shown.as_fd(), c"", (0, libc::MOUNT_ATTR_RDONLY), false)
+            .map_err(|e| Error::io(e, format!("cannot show {}", fork.display())))?;
         plan.show(fork, shown);
         plan.links.push((view.shown_work(), Path::new("../forks").join(&view.fork).join("world/fs")));
         Ok(plan)
@@ -128,6 +136,8 @@ impl Plan {
             let path = dev.join(name);
             if path.exists() {
                 let device = tree(&path, false)?;
+                // Of a device this protects mode and times: it can be written to all the same.
+                protect_tree(&device, libc::MOUNT_ATTR_RDONLY)?;
                 self.show(path, device);
             }
         }
@@ -139,9 +149,13 @@ impl Plan {
 
     /// Hides the sockets through which programs outside can be told to do something, but not how names are looked up.
     fn services(&mut self) -> Result<()> {
-        if let Some(own) =
-            std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|own| own.is_absolute())
-        {
+        // As it has to be by its specification; anything else is a mistake.
+        let is_own = |own: &PathBuf| {
+            fs::metadata(own).is_ok_and(|metadata| {
+                metadata.uid() == rustix::process::geteuid().as_raw() && metadata.mode() & 0o777 == 0o700
+            })
+        };
+        if let Some(own) = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(is_own) {
             self.empty(&own, 0o700, true);
         }
         let run = Path::new("/run");
@@ -199,28 +213,33 @@ fn depth(path: &Path) -> usize {
 
 fn real(path: &Path) -> Result<PathBuf> {
     let real = fs::canonicalize(path).map_err(|e| Error::io(e, format!("cannot find {}", path.display())))?;
+    let invalid = |what: &'static str| Error::new(ErrorKind::InvalidInput, what);
     if real.parent().is_none() {
-        let what = "the root folder cannot be shown or hidden as a whole";
-        return Err(Error::new(ErrorKind::InvalidInput, what).with_hint("name folders in it"));
+        return Err(
+            invalid("the root folder cannot be shown or hidden as a whole").with_hint("name folders in it")
+        );
+    }
+    if real.starts_with("/proc") {
+        return Err(invalid("what is in /proc is the command's own, and can neither be shown nor hidden"));
     }
     Ok(real)
 }
 
 /// A copy of the mount that has `path`, with `path` for its root and, if told so, with all that is mounted below it.
-fn tree(path: &Path, whole: bool) -> Result<OwnedFd> {
+pub(super) fn tree(path: &Path, whole: bool) -> Result<OwnedFd> {
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     flags.set(OpenTreeFlags::AT_RECURSIVE, whole);
     open_tree(CWD, path, flags).map_err(|e| Error::io(e.into(), format!("cannot show {}", path.display())))
 }
 
-fn protect_tree(tree: &OwnedFd, attributes: u64) -> Result<()> {
+pub(super) fn protect_tree(tree: &OwnedFd, attributes: u64) -> Result<()> {
     protect(tree.as_fd(), Path::new(""), attributes, true)
         .map_err(|e| Error::io(e, "cannot write-protect what is shown"))
 }
 
 fn protect(dir: BorrowedFd<'_>, path: &Path, attributes: u64, whole: bool) -> io::Result<()> {
     let path = CString::new(path.as_os_str().as_bytes())?;
-    sys::set_mount_attributes(dir, &path, attributes | libc::MOUNT_ATTR_NOSUID, whole)
+    sys::change_mount(dir, &path, (attributes | libc::MOUNT_ATTR_NOSUID, 0), whole)
 }
 
 /// Lets nothing be written to the mount at `path`.

@@ -16,6 +16,8 @@ pub(super) const FS_TYPE: &str = "fuse.pfimg";
 pub struct Mounted {
     /// Where.
     pub path: PathBuf,
+    /// Which folder of its filesystem is mounted.
+    pub root: PathBuf,
     /// Device, as `major:minor`. Tells this mount from another one at the same path.
     pub device: String,
     /// Type of the filesystem.
@@ -38,6 +40,31 @@ pub fn mounts() -> Result<Vec<Mounted>> {
     let path = "/proc/self/mountinfo";
     let text = fs::read(path).map_err(|e| Error::io(e, format!("cannot read {path}")))?;
     Ok(parse(&text))
+}
+
+/// Where else the files of a folder, or some of them, are mounted. Its path has to be without links.
+pub fn aliases(folder: &Path) -> Result<Vec<PathBuf>> {
+    Ok(aliases_among(&mounts()?, folder))
+}
+
+fn aliases_among(mounts: &[Mounted], folder: &Path) -> Vec<PathBuf> {
+    let holds = |(number, mounted): &(usize, &Mounted)| {
+        folder.starts_with(&mounted.path).then(|| (mounted.path.components().count(), *number))
+    };
+    let Some((number, home)) = mounts.iter().enumerate().max_by_key(holds) else { return Vec::new() };
+    let Ok(below) = folder.strip_prefix(&home.path) else { return Vec::new() };
+    let inside = home.root.join(below);
+    let others = mounts
+        .iter()
+        .enumerate()
+        .filter(|(other, mounted)| *other != number && mounted.device == home.device);
+    others
+        .filter_map(|(_, mounted)| match inside.strip_prefix(&mounted.root) {
+            Ok(below) => Some(mounted.path.join(below)),
+            Err(_) => mounted.root.starts_with(&inside).then(|| mounted.path.clone()),
+        })
+        .filter(|path| path != folder)
+        .collect()
 }
 
 /// What shows at a path.
@@ -69,6 +96,7 @@ fn parse(text: &[u8]) -> Vec<Mounted> {
             let options = [*fields.get(5)?, *fields.get(dash + 3)?];
             Some(Mounted {
                 path: PathBuf::from(OsString::from_vec(unescape(fields.get(4)?))),
+                root: PathBuf::from(OsString::from_vec(unescape(fields.get(3)?))),
                 device: text(fields.get(2)?),
                 fs_type: text(fields.get(dash + 1)?),
                 source: PathBuf::from(OsString::from_vec(unescape(fields.get(dash + 2)?))),
@@ -113,6 +141,18 @@ mod tests {
         assert_eq!(mounts[1].device, "0:55");
         assert_eq!(mounts[1].source, Path::new("/the store"));
         assert_eq!(mounts[1].options, "rw,nosuid,nodev,rw,user_id=0");
+    }
+
+    #[test]
+    fn a_folder_is_found_wherever_it_is_mounted() {
+        let text = b"1 0 8:1 / / rw - ext4 /dev/a rw\n2 1 8:2 / /data rw - ext4 /dev/b rw\n3 1 8:2 /stores /srv rw - ext4 /dev/b rw\n\
+            4 1 8:2 /stores/mine/blobs /b rw - ext4 /dev/b rw\n5 1 8:2 /other /o rw - ext4 /dev/b rw\n6 1 8:1 /data /d rw - ext4 /dev/a rw\n";
+        let mounts = parse(text);
+        let found = |folder: &str| aliases_among(&mounts, Path::new(folder));
+        assert_eq!(found("/data/stores/mine"), [Path::new("/srv/mine"), Path::new("/b")]);
+        assert_eq!(found("/srv/mine"), [Path::new("/data/stores/mine"), Path::new("/b")]);
+        assert_eq!(found("/home/me"), [] as [&Path; 0]);
+        assert_eq!(aliases_among(&[], Path::new("/x")), [] as [&Path; 0]);
     }
 
     #[test]
