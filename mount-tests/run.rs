@@ -408,7 +408,12 @@ fn what_keeps_a_command_in_cannot_be_undone_from_inside() {
 fn what_the_caller_has_open_and_what_runs_the_command_lead_nowhere() {
     for_every_user(|place| {
         let mine = place.outside("mine");
-        fs::write(&mine, "before").unwrap();
+        // The user's own, so that it could be written.
+        let write = |path: &str, text: &str| {
+            fs::write(path, text).unwrap();
+            std::os::unix::fs::chown(path, place.user, place.user).unwrap();
+        };
+        write(&mine, "before");
         let mode = || fs::metadata(&place.program).unwrap().permissions().mode();
         let before = mode();
         place.sh("a@before", "true").exits(0);
@@ -426,7 +431,7 @@ fn what_the_caller_has_open_and_what_runs_the_command_lead_nowhere() {
             run.user(place.user).run()
         };
         let lines = place.outside("lines");
-        fs::write(&lines, "one\ntwo\n").unwrap();
+        write(&lines, "one\ntwo\n");
         let said = run(&format!("6> {log} 7< {all} 8< {mine} 9< {lines} < {all}"), script).exits(0);
         // What was opened for reading is read on from where it was, and what was opened for writing is written.
         assert_eq!(said.stdout, "beforetwo\n");
@@ -439,11 +444,11 @@ fn what_the_caller_has_open_and_what_runs_the_command_lead_nowhere() {
         assert_eq!(fs::read_to_string(&mine).unwrap(), "before");
         // A file without a name is nobody else's; one of which another name is left cannot be found.
         assert_eq!(run(&format!("9< {lines} 0<> {mine}; rm {mine}"), "cat").exits(0).stdout, "before");
-        fs::write(&mine, "before").unwrap();
+        write(&mine, "before");
         let moved = format!("9< {lines} < {mine}; mv {mine} {mine}.moved");
         assert_eq!(run(&moved, script).stdout, "before");
         assert_eq!(fs::read_to_string(format!("{mine}.moved")).unwrap(), "before");
-        fs::write(&mine, "before").unwrap();
+        write(&mine, "before");
         let said = run(&format!("9< {lines} < {mine}; ln {mine} {mine}.other; rm {mine}"), "cat").exits(125);
         assert!(said.stderr.contains("cat FILE | pfimg run"), "{said:?}");
     });
