@@ -8,27 +8,29 @@
 //! Four processes are in a row. The *starter* is the one that the caller knows: it maps users into the new namespace, which has
 //! to be done from outside, and hands signals on. The *builder* has namespaces of its own and makes the view. *Init* is the
 //! first process in the new process namespace: when it ends, the kernel ends all that the command left behind. The last one is
-//! the command. Each ends when the one before it is killed.
+//! the command. Each ends when the one before it is killed. The first three share a channel: the starter and the builder make
+//! themselves known to each other by it, then the starter and init tell each other what happens.
 
+mod channel;
 mod descriptors;
 mod init;
 mod namespaces;
-mod supervise;
+mod signals;
+mod starter;
 mod sys;
 mod view;
 
 use std::ffi::{CStr, OsString};
-use std::fs::File;
-use std::io::{Read as _, Write as _};
-use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
+use std::{fmt, io};
 
-use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::{Pid, Signal, set_parent_process_death_signal};
 
+use channel::{Channel, Message};
 pub use init::first_process;
-use supervise::{Supervisor, Terminal};
+use signals::{Became, Taken, look_at};
+pub use starter::start;
 
 use crate::error::{Error, Result};
 
@@ -61,43 +63,20 @@ pub struct View {
     pub network: bool,
 }
 
-/// The starter: has the builder run and gives the command's exit code, or 128 and the number of the signal that ended it.
-///
-/// `arguments` are those with which this program is the builder, given the number of its channel.
-pub fn start(arguments: impl FnOnce(i32) -> Vec<OsString>) -> Result<u8> {
-    let (supervisor, terminal) = (Supervisor::new()?, Terminal::held());
-    let (ours, theirs) = channel()?;
-    let builder = this_program()
-        .args(arguments(theirs.as_raw_fd()))
-        .spawn()
-        .map_err(|e| Error::io(e, "cannot start a process to run the command in"))?;
-    drop(theirs);
-    let (builder, mut channel) = (pid_of(&builder), ours);
-    // Nothing comes where it failed, and it has said why.
-    if channel.read_exact(&mut [0]).is_ok() {
-        namespaces::map_users(builder)?;
-        // Likewise.
-        let _ = channel.write_all(&[0]);
-    }
-    let code = supervisor.wait(builder);
-    terminal.take_back();
-    code
-}
-
 /// The builder: makes the view, has init run in it, and gives the command's exit code.
 ///
-/// `init` are the arguments with which this program is init, given the number of its channel; `starter` is what the starter
-/// named. To be called before this process opens anything or starts a thread.
-pub fn build(view: &View, init: impl FnOnce(i32) -> Vec<OsString>, starter: i32) -> Result<u8> {
-    let mut starter = File::from(sys::take(starter)?);
+/// `init` are the arguments with which this program is init; `channel` is the number that the starter named. To be called before
+/// this process opens anything or starts a thread.
+pub fn build(view: &View, init: &[OsString], channel: i32) -> Result<u8> {
+    let mut starter = Channel::of(sys::take(channel)?);
     call_this(c"pfimg-run");
     namespaces::leave(view.network)?;
     end_with_parent()?;
     // Where the starter has failed it has said why; where it is gone there is nobody to tell.
-    if starter.write_all(&[0]).and_then(|()| starter.read_exact(&mut [0])).is_err() {
+    if !starter.say(Message::Left) || starter.hear() != Some(Message::Mapped) {
         return Ok(CANNOT_RUN);
     }
-    let supervisor = Supervisor::new()?;
+    let mut signals = Taken::new(&[])?;
     namespaces::have_no_control_groups();
     descriptors::close_ways_out()?;
     view::make(view)?;
@@ -108,30 +87,41 @@ pub fn build(view: &View, init: impl FnOnce(i32) -> Vec<OsString>, starter: i32)
     let (work, shown) = (view.work(), view.shown_work());
     // Joining nothing would leave a slash at the end.
     let below = |folder: &Path| view.start.components().fold(folder.to_owned(), |path, name| path.join(name));
-    let (mut ours, theirs) = channel()?;
+    starter.hand_on()?;
     let init = this_program()
-        .args(init(theirs.as_raw_fd()))
+        .args(init)
         .current_dir(below(&work))
         .env("PWD", below(&shown))
         .env("PFIMG_FORK", &view.fork)
+        .env("PFIMG_SNAP", view.fork_folder().join(".snap"))
         .env("TMPDIR", view::TMP)
         .env_remove(SECRET)
         .spawn()
-        .map_err(|e| Error::io(e, format!("cannot start a process in {}", work.display())))?;
-    drop(theirs);
-    // The kernel drops signals to the first process of a namespace that it does not handle yet. Those that come meanwhile wait.
-    let _ = ours.read_exact(&mut [0]);
-    supervisor.wait(pid_of(&init))
+        .map_err(|e| cannot_start(e, view))?;
+    // Init notices by its end of the channel that the starter is gone.
+    drop(starter);
+    let init = pid_of(&init);
+    loop {
+        if let Some(Became::Ended(code)) = look_at(init)? {
+            return Ok(code);
+        }
+        signals.wait(None, None)?;
+        signals.pending();
+    }
 }
 
-/// Two ends by which two processes hear each other, and notice each other's end. The second survives exec.
-fn channel() -> Result<(File, OwnedFd)> {
-    let failed = |e: rustix::io::Errno| Error::io(e.into(), "cannot make a socket");
-    let (ours, theirs) =
-        rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
-            .map_err(failed)?;
-    rustix::io::fcntl_setfd(&theirs, rustix::io::FdFlags::empty()).map_err(failed)?;
-    Ok((ours.into(), theirs))
+/// Says something on stderr. A terminal may stop who writes to it from the background, where the builder and init are.
+pub fn tell(what: &dyn fmt::Display) {
+    sys::ignoring(libc::SIGTTOU, || eprintln!("pfimg: {what}"));
+}
+
+fn cannot_start(error: io::Error, view: &View) -> Error {
+    let missing = error.kind() == io::ErrorKind::NotFound;
+    let error = Error::io(error, format!("cannot start a process in {}", view.work().display()));
+    if missing && !view.hide.is_empty() {
+        return error.with_hint("--hide hides what every program needs, such as /usr");
+    }
+    error
 }
 
 impl View {

@@ -70,15 +70,14 @@ pub(crate) fn run(store: &StoreArg, args: &RunArgs) -> ExitCode {
     let ended = match args.stage {
         None => start(store, args),
         Some(Stage::Builder) => {
-            let init = |channel: i32| {
-                arguments("init", args, &args.fork, vec![option("channel", &channel.to_string())])
-            };
-            confine::build(&args.view(), init, args.channel)
+            let init =
+                arguments("init", args, &args.fork, vec![option("channel", &args.channel.to_string())]);
+            confine::build(&args.view(), &init, args.channel)
         }
         Some(Stage::Init) => confine::first_process(&args.command, args.channel),
     };
     ExitCode::from(ended.unwrap_or_else(|error| {
-        eprintln!("pfimg: {error}");
+        confine::tell(&error);
         CANNOT_RUN
     }))
 }

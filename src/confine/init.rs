@@ -2,34 +2,33 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::Write as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::Command;
 use std::{fs, io};
 
 use rustix::mount::{MountFlags, mount, mount_bind};
-use rustix::net::RecvFlags;
-use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+use rustix::process::{
+    DumpableBehavior, Pid, Signal, kill_process, kill_process_group, set_dumpable_behavior,
+};
+use rustix::termios::tcsetpgrp;
 
-use super::supervise::Supervisor;
+use super::channel::{Channel, Message};
+use super::signals::{Became, Taken, look_at};
 use super::{
-    CANNOT_RUN, NO_COMMAND, NOT_EXECUTABLE, call_this, end_with_parent, namespaces, pid_of, sys, view,
+    CANNOT_RUN, NO_COMMAND, NOT_EXECUTABLE, call_this, end_with_parent, namespaces, pid_of, sys, tell, view,
 };
 use crate::error::{Error, Result};
 
 /// Init: runs the command, and waits for what becomes a child of it meanwhile. When this process ends, the kernel ends all that
 /// the command left behind.
 ///
-/// `builder` is what the builder named.
-pub fn first_process(command: &[OsString], builder: i32) -> Result<u8> {
-    let mut builder = File::from(sys::take(builder)?);
+/// `channel` is the number that the starter named.
+pub fn first_process(command: &[OsString], channel: i32) -> Result<u8> {
+    let mut starter = Channel::of(sys::take(channel)?);
     end_with_parent()?;
-    // One that had ended before is noticed by its end of the channel.
-    if rustix::net::recv(&builder, &mut [0_u8; 1], RecvFlags::DONTWAIT).is_ok() {
-        return Ok(CANNOT_RUN);
-    }
     call_this(c"pfimg-init");
     // Its program was opened outside the view: who could look at that by /proc could change its mode.
     set_dumpable_behavior(DumpableBehavior::NotDumpable)
@@ -37,17 +36,61 @@ pub fn first_process(command: &[OsString], builder: i32) -> Result<u8> {
     show_processes()?;
     sys::leave_session_keyring();
     namespaces::drop_capabilities()?;
-    let supervisor = Supervisor::new()?;
-    // Nobody to tell is nobody to hear signals from.
-    let _ = builder.write_all(&[0]);
+    let mut signals = Taken::new(&[])?;
     let Some((program, args)) = command.split_first() else { return Ok(CANNOT_RUN) };
-    match Command::new(program).args(args).spawn() {
-        Ok(child) => supervisor.wait(pid_of(&child)),
+    // In a group of its own: it must be able to send signals to that.
+    let child = match Command::new(program).args(args).process_group(0).spawn() {
+        Ok(child) => pid_of(&child),
         Err(error) => {
-            eprintln!("pfimg: cannot run {}: {error}", program.display());
-            Ok(if error.kind() == io::ErrorKind::NotFound { NO_COMMAND } else { NOT_EXECUTABLE })
+            tell(&format_args!("cannot run {}: {error}", program.display()));
+            return Ok(if error.kind() == io::ErrorKind::NotFound { NO_COMMAND } else { NOT_EXECUTABLE });
+        }
+    };
+    loop {
+        match look_at(child)? {
+            Some(Became::Ended(code)) => return Ok(code),
+            Some(Became::Stopped(signal)) => {
+                starter.say(Message::Stopped(signal as u8));
+            }
+            None => {
+                // Also where the builder was killed and this process with it, but for the moment before it could be.
+                if signals.wait(Some(&starter), None)? && !obey(&mut starter, child) {
+                    return Ok(CANNOT_RUN);
+                }
+                signals.pending();
+            }
         }
     }
+}
+
+/// Does what the starter says. Whether it is there.
+fn obey(starter: &mut Channel, child: Pid) -> bool {
+    match starter.hear() {
+        Some(Message::Signal(number)) => {
+            let Some(signal) = Signal::from_named_raw(i32::from(number)) else { return true };
+            // A terminal sends these to all that is in a group.
+            let _ = if matches!(signal, Signal::INT | Signal::QUIT | Signal::HUP | Signal::TSTP) {
+                kill_process_group(child, signal)
+            } else {
+                kill_process(child, signal)
+            };
+        }
+        Some(message @ (Message::Continue | Message::Foreground)) => {
+            let given = message == Message::Continue
+                || File::open("/dev/tty").is_ok_and(|terminal| {
+                    sys::ignoring(libc::SIGTTOU, || tcsetpgrp(&terminal, child)).is_ok()
+                });
+            if given {
+                let _ = kill_process_group(child, Signal::CONT);
+            } else {
+                // It would stop again, and again.
+                starter.say(Message::Stopped(libc::SIGSTOP as u8));
+            }
+        }
+        Some(_) => {}
+        None => return false,
+    }
+    true
 }
 
 /// Has /proc show the processes of the run, and no others.

@@ -52,10 +52,25 @@ pub(super) fn unblock(signals: &[libc::c_int]) {
     }
 }
 
-/// Ignores a signal from here on.
-pub(super) fn ignore(signal: libc::c_int) {
-    // SAFETY: no handler is called for what is ignored.
-    unsafe { libc::signal(signal, libc::SIG_IGN) };
+/// Ignores a signal while something is done.
+pub(super) fn ignoring<T>(signal: libc::c_int, work: impl FnOnce() -> T) -> T {
+    // SAFETY: no handler is called for what is ignored, and the one that was there before is put back.
+    let before = unsafe { libc::signal(signal, libc::SIG_IGN) };
+    let done = work();
+    if before != libc::SIG_ERR {
+        // SAFETY: as above.
+        unsafe { libc::signal(signal, before) };
+    }
+    done
+}
+
+/// Ends this process by a signal, as if it had no handler for it.
+pub(super) fn die_of(signal: libc::c_int) {
+    // SAFETY: no handler is called from here on, but the kernel's own.
+    unsafe {
+        libc::signal(signal, libc::SIG_DFL);
+        libc::raise(signal);
+    }
 }
 
 /// Leaves the caller's keys in the kernel (keyrings(7)) for a session that has none. Where a system forbids that, it forbids

@@ -1,7 +1,7 @@
 //! What a command sees: the machine's files, read-only, with some of it hidden, and a fork in it.
 
 use std::collections::BTreeMap;
-use std::ffi::CString;
+use std::ffi::{CString, OsStr};
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -71,10 +71,8 @@ pub(super) fn make(view: &View) -> Result<()> {
         .map_err(|e| Error::io(e, format!("cannot put together what is shown at {}", path.display())))?;
     }
     for (path, target) in &plan.links {
-        let folder = path.parent().unwrap_or(path);
-        fs::create_dir_all(folder)
-            .and_then(|()| symlink(target, path))
-            .map_err(|e| Error::io(e, format!("cannot make the link {}", path.display())))?;
+        // Where something else is shown in place of the empty folder, that has what it has.
+        let _ = fs::create_dir_all(path.parent().unwrap_or(path)).and_then(|()| symlink(target, path));
     }
     for ((_, path, _), cover) in &plan.covers {
         if matches!(cover, Cover::Empty { writable: false, .. }) && !plan.is_shown(path) {
@@ -140,6 +138,12 @@ impl Plan {
                 protect_tree(&device, libc::MOUNT_ATTR_RDONLY)?;
                 self.show(path, device);
             }
+        }
+        // By this name the terminal is found that has none in the command's own /dev/pts.
+        if let Ok(terminal) = rustix::termios::ttyname(io::stdin(), Vec::new()) {
+            let terminal = tree(Path::new(OsStr::from_bytes(terminal.as_bytes())), false)?;
+            protect_tree(&terminal, libc::MOUNT_ATTR_RDONLY)?;
+            self.show(dev.join("console"), terminal);
         }
         self.put(dev.join("shm"), Cover::Empty { mode: 0o1777, writable: true });
         self.put(dev.join("pts"), Cover::Terminals);

@@ -1,0 +1,85 @@
+//! What the processes of a run tell each other, and how they notice each other's end.
+
+use std::fs::File;
+use std::io::{Read as _, Write as _};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+
+use crate::error::{Error, Result};
+
+/// A message; two bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Message {
+    /// The builder is in namespaces of its own.
+    Left,
+    /// Its users are mapped.
+    Mapped,
+    /// The command is to get this signal.
+    Signal(u8),
+    /// It is to go on.
+    Continue,
+    /// It is to have the terminal, and to go on.
+    Foreground,
+    /// This signal stopped it.
+    Stopped(u8),
+}
+
+/// One end.
+pub(super) struct Channel(File);
+
+impl Channel {
+    /// Both ends. The second survives exec.
+    pub(super) fn pair() -> Result<(Self, OwnedFd)> {
+        let failed = |e: rustix::io::Errno| Error::io(e.into(), "cannot make a socket");
+        let flags = SocketFlags::CLOEXEC;
+        let (ours, theirs) =
+            rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None).map_err(failed)?;
+        rustix::io::fcntl_setfd(&theirs, rustix::io::FdFlags::empty()).map_err(failed)?;
+        Ok((Self::of(ours), theirs))
+    }
+
+    pub(super) fn of(fd: OwnedFd) -> Self {
+        Self(fd.into())
+    }
+
+    /// Has the next program that is executed get it.
+    pub(super) fn hand_on(&self) -> Result<()> {
+        rustix::io::fcntl_setfd(&self.0, rustix::io::FdFlags::empty())
+            .map_err(|e| Error::io(e.into(), "cannot hand on a socket"))
+    }
+
+    /// Says something. Whether somebody is there to hear it.
+    pub(super) fn say(&mut self, message: Message) -> bool {
+        let bytes = match message {
+            Message::Left => [0, 0],
+            Message::Mapped => [1, 0],
+            Message::Signal(number) => [2, number],
+            Message::Continue => [3, 0],
+            Message::Foreground => [4, 0],
+            Message::Stopped(number) => [5, number],
+        };
+        self.0.write_all(&bytes).is_ok()
+    }
+
+    /// Waits for a message. `None` if nobody is there any more.
+    pub(super) fn hear(&mut self) -> Option<Message> {
+        let mut bytes = [0; 2];
+        self.0.read_exact(&mut bytes).ok()?;
+        match bytes {
+            [0, _] => Some(Message::Left),
+            [1, _] => Some(Message::Mapped),
+            [2, number] => Some(Message::Signal(number)),
+            [3, _] => Some(Message::Continue),
+            [4, _] => Some(Message::Foreground),
+            [5, number] => Some(Message::Stopped(number)),
+            _ => None,
+        }
+    }
+}
+
+impl AsFd for Channel {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}

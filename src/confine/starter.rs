@@ -1,0 +1,164 @@
+//! The process of a run that its caller knows.
+//!
+//! The command is in a process group of its own: what it sends to its group must not reach the caller's. So the terminal, which
+//! knows groups, is handed over when the command wants it, and what happens to this process (a signal, being stopped and continued) is
+//! done to the command, and the other way round, as if they were one.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::os::fd::AsRawFd as _;
+use std::os::unix::process::CommandExt as _;
+
+use rustix::event::Timespec;
+use rustix::process::{Pid, Signal, getpgrp, getpid, kill_current_process_group, kill_process};
+use rustix::termios::{tcgetpgrp, tcsetpgrp};
+use signal_hook::consts::{
+    SIGALRM, SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP, SIGTTIN, SIGTTOU, SIGUSR1, SIGUSR2,
+};
+
+use super::channel::{Channel, Message};
+use super::signals::{Became, Taken, look_at};
+use super::{namespaces, pid_of, sys, this_program};
+use crate::error::{Error, Result};
+
+/// What is handed on to the command.
+const SIGNALS: [i32; 9] = [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGALRM, SIGTSTP, SIGCONT];
+
+/// How often is looked whether the terminal is free, while the command waits for it.
+const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
+
+/// The code of a command that SIGINT ended.
+const INTERRUPTED: u8 = 128 + SIGINT as u8;
+
+/// The starter: has the builder run and gives the command's exit code, or 128 and the number of the signal that ended it.
+///
+/// `arguments` are those with which this program is the builder, given the number of its channel.
+pub fn start(arguments: impl FnOnce(i32) -> Vec<OsString>) -> Result<u8> {
+    let signals = Taken::new(&SIGNALS)?;
+    let (mut channel, theirs) = Channel::pair()?;
+    let builder = this_program()
+        .args(arguments(theirs.as_raw_fd()))
+        // What is sent to the caller's group gets to the command by this process, once.
+        .process_group(0)
+        .spawn()
+        .map_err(|e| Error::io(e, "cannot start a process to run the command in"))?;
+    drop(theirs);
+    let builder = pid_of(&builder);
+    // Nothing comes where it failed, and it has said why.
+    if channel.hear() == Some(Message::Left) {
+        namespaces::map_users(builder)?;
+        channel.say(Message::Mapped);
+    }
+    Starter {
+        builder,
+        signals,
+        channel: Some(channel),
+        terminal: File::open("/dev/tty").ok(),
+        wanted: false,
+        given: false,
+    }
+    .wait()
+}
+
+struct Starter {
+    builder: Pid,
+    signals: Taken,
+    /// To init, while that is there.
+    channel: Option<Channel>,
+    terminal: Option<File>,
+    /// Whether the command waits for the terminal, and whether it had it.
+    wanted: bool,
+    given: bool,
+}
+
+impl Starter {
+    fn wait(mut self) -> Result<u8> {
+        loop {
+            if let Some(Became::Ended(code)) = look_at(self.builder)? {
+                return Ok(self.end(code));
+            }
+            let heard = self.signals.wait(self.channel.as_ref(), self.wanted.then_some(&LOOK))?;
+            for signal in self.signals.pending() {
+                if signal == SIGCONT {
+                    self.go_on();
+                } else {
+                    self.say(Message::Signal(signal as u8));
+                }
+            }
+            if heard {
+                match self.channel.as_mut().and_then(Channel::hear) {
+                    Some(Message::Stopped(signal)) => self.stopped(i32::from(signal)),
+                    Some(_) => {}
+                    // The builder is about to end.
+                    None => self.channel = None,
+                }
+            }
+            if self.wanted && self.is_in_foreground() {
+                self.give_terminal();
+            }
+        }
+    }
+
+    fn say(&mut self, message: Message) {
+        if self.channel.as_mut().is_some_and(|channel| !channel.say(message)) {
+            self.channel = None;
+        }
+    }
+
+    fn is_in_foreground(&self) -> bool {
+        let terminal = self.terminal.as_ref();
+        terminal.is_some_and(|terminal| tcgetpgrp(terminal).is_ok_and(|foreground| foreground == getpgrp()))
+    }
+
+    fn give_terminal(&mut self) {
+        (self.wanted, self.given) = (false, true);
+        self.say(Message::Foreground);
+    }
+
+    /// The command was stopped.
+    fn stopped(&mut self, signal: i32) {
+        if matches!(signal, SIGTTIN | SIGTTOU) && self.terminal.is_some() {
+            // By using a terminal that it does not have. Who else is in the caller's group is not stopped for that.
+            self.wanted = true;
+            return;
+        }
+        if signal == SIGTSTP && self.given {
+            // The terminal told the command's group alone. This process takes it like anybody else: it stops below.
+            let _ = kill_current_process_group(Signal::TSTP);
+            for signal in self.signals.pending() {
+                if signal != SIGTSTP && signal != SIGCONT {
+                    self.say(Message::Signal(signal as u8));
+                }
+            }
+        }
+        let _ = kill_process(getpid(), Signal::STOP);
+        // Whoever stops a job takes the terminal, and continues it with or without.
+        self.go_on();
+    }
+
+    fn go_on(&mut self) {
+        if self.given && self.is_in_foreground() {
+            self.give_terminal();
+        } else {
+            self.say(Message::Continue);
+        }
+    }
+
+    /// Ends as the command did.
+    fn end(&mut self, code: u8) -> u8 {
+        if self.given
+            && let Some(terminal) = &self.terminal
+        {
+            // Who is in the background would be stopped for it.
+            let _ = sys::ignoring(libc::SIGTTOU, || tcsetpgrp(terminal, getpgrp()));
+        }
+        if code == INTERRUPTED {
+            // A shell ends its loops and scripts if what it waited for was ended by SIGINT, and not where that is an exit code.
+            if self.given {
+                let _ = kill_current_process_group(Signal::INT);
+            }
+            sys::die_of(SIGINT);
+        }
+        code
+    }
+}
