@@ -1,0 +1,239 @@
+//! Commands at a terminal, and what they and their caller send each other.
+
+use std::fs::File;
+use std::io::{Read as _, Write as _};
+use std::path::Path;
+use std::process::{Child, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+
+use super::{Place, Running, processes_with};
+use crate::common::cli::{Run, clean_command};
+use crate::common::forks::world;
+use crate::common::{PATIENCE, wait_until};
+
+/// A shell at a terminal of its own.
+struct Shell {
+    program: Child,
+    keys: File,
+    shown: Receiver<Vec<u8>>,
+    /// What was shown and not looked at yet.
+    rest: String,
+    prompts: usize,
+}
+
+impl Shell {
+    fn new(place: &Place) -> Self {
+        let keys = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
+        grantpt(&keys).unwrap();
+        unlockpt(&keys).unwrap();
+        let name = ptsname(&keys, Vec::new()).unwrap().into_string().unwrap();
+        let terminal = || File::options().read(true).write(true).open(&name).unwrap();
+        let mut command = clean_command(Path::new("setsid"));
+        command.args(["--ctty", "--wait", "bash", "--norc", "--noprofile", "-i"]);
+        command.env("PS1", "OUT> ").env("PF_STORE", place.store.root()).env("P", &place.program);
+        // Lines as they are, without what an editor of lines paints.
+        command.env("TERM", "dumb").env("INPUTRC", "/dev/null").env_remove("HISTFILE");
+        let shell = command.stdin(terminal()).stdout(terminal()).stderr(terminal()).spawn().unwrap();
+        let (send, shown) = channel();
+        let keys = File::from(keys);
+        let mut screen = keys.try_clone().unwrap();
+        std::thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            while let Ok(len @ 1..) = screen.read(&mut buffer) {
+                if send.send(buffer[..len].to_vec()).is_err() {
+                    break;
+                }
+            }
+        });
+        let mut this = Self { program: shell, keys, shown, rest: String::new(), prompts: 0 };
+        this.sees("OUT> ");
+        this
+    }
+
+    /// Waits until something is shown.
+    #[track_caller]
+    fn sees(&mut self, text: &str) {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            if let Some(at) = self.rest.find(text) {
+                self.rest.drain(..at + text.len());
+                return;
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            let Ok(bytes) = self.shown.recv_timeout(left) else {
+                panic!("{text:?} is not shown: {:?}", self.rest)
+            };
+            self.rest.push_str(&String::from_utf8_lossy(&bytes));
+        }
+    }
+
+    #[track_caller]
+    fn types(&mut self, keys: &str, then: &str) {
+        self.keys.write_all(keys.as_bytes()).unwrap();
+        self.sees(then);
+    }
+}
+
+/// What a shell says, and nothing that was shown before.
+impl Shell {
+    #[track_caller]
+    fn prompts(&mut self, prompt: &str) {
+        self.sees(prompt);
+        self.prompts += 1;
+        // In two words, so that what is typed is not what is waited for.
+        let mark = self.prompts;
+        self.types(&format!("echo mark'-'{mark}\n"), &format!("mark-{mark}\r\n"));
+        self.sees(prompt);
+    }
+
+    /// Types a command that ends, and sees what it says.
+    #[track_caller]
+    fn does(&mut self, command: &str, says: &str, prompt: &str) {
+        self.types(&format!("{command}\n"), "\n");
+        self.sees(says);
+        self.prompts(prompt);
+    }
+}
+
+impl Drop for Shell {
+    fn drop(&mut self) {
+        let _ = self.program.kill();
+        let _ = self.program.wait();
+    }
+}
+
+const CTRL_C: &str = "\x03";
+const CTRL_D: &str = "\x04";
+const CTRL_Z: &str = "\x1a";
+
+#[test]
+fn a_terminal_is_the_commands_when_it_wants_it_and_the_shells_again() {
+    let place = Place::new();
+    place.sh("a@before", "true").exits(0);
+    let mut shell = Shell::new(&place);
+    let ready = world(&place.mount, "a").join("ready");
+    let started = || {
+        wait_until("it runs", || ready.exists());
+        std::fs::remove_file(&ready).unwrap();
+    };
+    let sleep = "$P run a sh -c ': > ready; exec sleep 1000'";
+    // Ctrl-C ends what runs, loops and scripts.
+    shell.types(&format!("{sleep}\n"), "\n");
+    started();
+    shell.types(CTRL_C, "\n");
+    shell.prompts("OUT> ");
+    for script in [
+        format!("for i in 1 2; do {sleep}; done; echo went-on"),
+        format!("bash -c \"{sleep}; echo went-on\""),
+    ] {
+        shell.types(&format!("{script}\n"), "\n");
+        started();
+        shell.types(CTRL_C, "\n");
+        shell.types("echo code $?\n", "code 130\r\n");
+        shell.prompts("OUT> ");
+    }
+    // Ctrl-Z stops it, fg has it go on.
+    shell.types(
+        "$P run a sh -c 'trap \"echo goes-on\" CONT; : > ready; while :; do sleep 0.02; done'\n",
+        "\n",
+    );
+    started();
+    shell.types(CTRL_Z, "Stopped");
+    shell.prompts("OUT> ");
+    shell.types("fg\n", "\r\ngoes-on");
+    shell.types(CTRL_C, "\n");
+    shell.prompts("OUT> ");
+    // A shell in it has the terminal, with jobs of its own, and can be suspended.
+    shell.types("$P run a env PS1='IN> ' bash --norc --noprofile -i\n", "\n");
+    shell.prompts("IN> ");
+    shell.does("tty", "/dev/console", "IN> ");
+    shell.types("sh -c ': > ready; exec sleep 1000'\n", "\n");
+    started();
+    shell.types(CTRL_Z, "Stopped");
+    shell.prompts("IN> ");
+    shell.does("kill -KILL %1", "\n", "IN> ");
+    shell.types("cat\n", "\n");
+    shell.types("line\n", "line\r\nline\r\n");
+    shell.types(CTRL_D, "");
+    shell.prompts("IN> ");
+    shell.types("suspend -f\n", "Stopped");
+    shell.prompts("OUT> ");
+    shell.types("fg\n", "\n");
+    shell.prompts("IN> ");
+    shell.types("exit 7\n", "OUT> ");
+    shell.does("echo code $?", "code 7", "OUT> ");
+    // One in the background that reads waits for the foreground.
+    shell.types("$P run a cat &\n", "[1]");
+    shell.prompts("OUT> ");
+    shell.types("fg\n", "run a cat\r\n");
+    shell.types("hello\n", "hello\r\nhello\r\n");
+    shell.types(CTRL_D, "");
+    shell.prompts("OUT> ");
+    shell.types("$P run a sh -c 'read -r line; echo \"<$line>\"' | cat\n", "\n");
+    shell.types("piped\n", "<piped>");
+    shell.prompts("OUT> ");
+    // Several that do not read leave it alone, also where terminals stop who writes from the background.
+    shell.does("(for i in 1 2 3; do $P run a sh -c \"echo one-$i\" & done; wait)", "one-3", "OUT> ");
+    shell.does("stty tostop; $P run a echo told; stty -tostop", "told\r\n", "OUT> ");
+    // With the terminal, all ends.
+    shell.types("PFIMG_TEST_HANGS=up $P run a sh -c ': > ready; exec sleep 1000'\n", "\n");
+    started();
+    assert!(!processes_with("PFIMG_TEST_HANGS=up").is_empty());
+    drop(shell);
+    wait_until("it has ended", || processes_with("PFIMG_TEST_HANGS=up").is_empty());
+}
+
+#[test]
+fn signals_reach_the_command_once_and_none_of_its_own_the_caller() {
+    let place = Place::new();
+    place.sh("a@before", "true").exits(0);
+    // Its own group is its own.
+    let script = format!("{} run a sh -c 'kill -TERM 0; sleep 1000'; echo code $?", place.program.display());
+    let said = Run::program(Path::new("/bin/sh"), ["-c", &script]).env("PF_STORE", place.store.root()).run();
+    assert_eq!(said.exits(0).stdout, "code 143\n");
+    // As timeout(1) sends them: to the process, and to its group.
+    let count = "import signal, sys, time
+counts = {}
+def count(number, frame): counts[number] = counts.get(number, 0) + 1
+for name in ('SIGTERM', 'SIGHUP', 'SIGINT', 'SIGUSR1', 'SIGUSR2', 'SIGALRM'): signal.signal(getattr(signal, name), count)
+open('ready', 'w')
+end = time.monotonic() + float(sys.argv[1])
+while time.monotonic() < end and len(counts) < int(sys.argv[2]): time.sleep(0.01)
+time.sleep(0.2)
+print(sorted(counts.items()))";
+    let timeout = ["0.5", place.program.to_str().unwrap(), "run", "a", "python3", "-c", count, "30", "1"];
+    let said = Run::program(Path::new("/usr/bin/timeout"), timeout).env("PF_STORE", place.store.root()).run();
+    assert_eq!(said.stdout, "[(15, 1)]\n", "{said:?}");
+    std::fs::remove_file(world(&place.mount, "a").join("ready")).unwrap();
+    let mut command = clean_command(&place.program);
+    command.args(["run", "a", "python3", "-c", count, "30", "6"]).env("PF_STORE", place.store.root());
+    let mut run = Running(command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap());
+    wait_until("it runs", || world(&place.mount, "a").join("ready").exists());
+    for signal in [Signal::TERM, Signal::HUP, Signal::INT, Signal::USR1, Signal::USR2, Signal::ALARM] {
+        run.signal(signal);
+    }
+    let mut said = String::new();
+    run.0.stdout.take().unwrap().read_to_string(&mut said).unwrap();
+    assert_eq!(said, "[(1, 1), (2, 1), (10, 1), (12, 1), (14, 1), (15, 1)]\n");
+    assert_eq!(run.code(), Some(0));
+    // Who is ended by SIGINT is seen to be, as without `pfimg run`.
+    let mut run = place.spawn("a", ": > again; exec sleep 1000");
+    wait_until("it runs", || world(&place.mount, "a").join("again").exists());
+    run.signal(Signal::INT);
+    assert_eq!(run.code(), None);
+    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&run.0.wait().unwrap()), Some(libc::SIGINT));
+    // A command that is stopped stops its caller's view of it, and goes on with it.
+    let mut run = place.spawn("a", "kill -STOP $$; exit 4");
+    let state = |run: &Running| {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", run.0.id())).unwrap();
+        stat.rsplit(") ").next().unwrap().starts_with('T')
+    };
+    wait_until("it is stopped", || state(&run));
+    std::thread::sleep(Duration::from_millis(20));
+    run.signal(Signal::CONT);
+    assert_eq!(run.code(), Some(4));
+}
