@@ -595,6 +595,11 @@ fn a_command_starts_where_its_caller_stands_and_seals_its_own_fork() {
     place.sh("a", "echo 1 > file && mkdir ../../.snap/green && echo 2 > file").exits(0);
     assert_eq!(fs::read(place.mount.join("tags/green/world/fs/file")).unwrap(), b"1\n");
     assert_eq!(fs::read(world(&place.mount, "a").join("file")).unwrap(), b"2\n");
+    let script = "mkdir $PFIMG_SNAP/red; echo $PFIMG_SNAP; \"$0\" forks";
+    let said = place.run(&["a", "sh", "-c", script, PFIMG]).exits(2);
+    assert!(said.stderr.contains("mkdir") && said.stderr.contains("/.snap/NAME"), "{said:?}");
+    assert_eq!(said.stdout, format!("{}\n", at("forks/a/.snap")));
+    assert!(fs::exists(place.mount.join("tags/red")).unwrap());
     // The secret with which ledgers are chained is not handed on.
     let run = place.pfimg(&["run", "a", "sh", "-c", "echo \"<$PF_SESSION_SECRET>\""]);
     assert_eq!(run.env("PF_SESSION_SECRET", "00".repeat(32)).run().exits(0).stdout, "<>\n");
@@ -659,6 +664,47 @@ fn a_store_that_is_unmounted_beside_a_command_is_served_until_that_ends() {
     place.mount.kill();
     assert_eq!(run.code(), Some(3));
     let _ = errno(fs::metadata(place.mount.join(".pfimg/status.json")));
+}
+
+#[test]
+fn who_puts_a_fork_back_or_discards_it_hears_of_a_command_in_it() {
+    let place = Place::new();
+    place.sh("a@before", "true").exits(0);
+    place.pfimg(&["seal", "a", "--tag", "one"]).run().exits(0);
+    let ready = world(&place.mount, "a").join("ready");
+    let beside = |place: &Place| {
+        let run = place.spawn("a", ": > ready; sleep 1000");
+        wait_until("it runs", || ready.exists());
+        run
+    };
+    let _run = beside(&place);
+    let said = place.pfimg(&["restore", "a", "one"]).run().exits(0);
+    assert!(said.stderr.contains("pfimg run") && said.stderr.contains("\"a\""), "{said:?}");
+    assert!(!ready.exists());
+    assert_eq!(place.pfimg(&["restore", "a", "one"]).run().exits(0).stderr, "");
+    let _run = beside(&place);
+    let said = place.pfimg(&["discard", "a"]).run().exits(0);
+    assert!(said.stderr.contains("pfimg run") && said.stderr.contains("\"a\""), "{said:?}");
+}
+
+/// A run has a copy of every mount of the machine, also of those that it hides.
+#[test]
+fn another_store_is_unmounted_beside_a_command() {
+    let place = Place::new();
+    let other = small_store().0;
+    let mut second = Mount::of(other.root()).start();
+    let _run = place.spawn("a@before", "sleep 1000");
+    wait_until("it runs", || world(&place.mount, "a").exists() && !processes_with("PFIMG_FORK=a").is_empty());
+    let said = Run::new([std::ffi::OsStr::new("umount"), second.path().as_os_str()]).run().exits(0);
+    assert_eq!(said.stderr, "");
+    assert!(second.wait().success());
+    // By signal as well.
+    let mut third = Mount::of(other.root()).start();
+    let _run = place.spawn("a", "sleep 1000");
+    wait_until("it runs", || processes_with("PFIMG_FORK=a").len() >= 6);
+    third.signal(Signal::TERM);
+    assert!(third.wait().success());
+    assert!(!third.log().contains("in use"), "{}", third.log());
 }
 
 #[test]

@@ -35,7 +35,7 @@ mod untag;
 mod verify;
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::builder::OsStringValueParser;
@@ -83,7 +83,16 @@ impl StoreArg {
 
     /// Opens the store for reading.
     pub(crate) fn open(&self) -> Result<Store> {
-        Store::open(self.path()?)
+        let opened = Store::open(self.path()?);
+        match std::env::var_os("PFIMG_SNAP").filter(|snap| Path::new(snap).is_dir()) {
+            Some(snap) => opened.map_err(|error| {
+                let snap = Path::new(&snap).display();
+                error.with_hint(format!(
+                    "`pfimg run` hides the store from what it runs. `mkdir {snap}/NAME` seals this fork; anything else is done outside"
+                ))
+            }),
+            None => opened,
+        }
     }
 }
 

@@ -18,7 +18,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use fuser::{Errno, FileAttr, FileType, INodeNo};
 
 pub use mount::{Unmounted, unmount};
-pub use mountinfo::{Mounted, aliases, mounts};
+pub use mountinfo::{Mounted, aliases, mounts, runs_in};
 pub use options::MountOptions;
 pub use session::{SessionConfig, serve};
 

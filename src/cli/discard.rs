@@ -9,6 +9,7 @@ use super::place::{self, Place};
 use super::{StoreArg, audit};
 use crate::audit::note;
 use crate::error::Result;
+use crate::fuse::runs_in;
 
 /// Throw a fork away, with everything in it that was not sealed.
 #[derive(Debug, Args)]
@@ -32,9 +33,13 @@ pub(crate) fn run(store: &StoreArg, args: &DiscardArgs) -> Result<ExitCode> {
         match &place {
             Place::Mount(mountpoint) => {
                 let folder = place::fork_folder(mountpoint, name)?;
+                let runs = runs_in(mountpoint, name);
                 // Moving a fork there discards it at once, whatever it holds.
                 std::fs::rename(folder, mountpoint.join(".pfimg/discarded"))
                     .map_err(|e| place::explain(e, format!("cannot discard fork {name:?}"), mountpoint))?;
+                if runs {
+                    place::warn_of_run(name);
+                }
             }
             Place::Disk(registry) => {
                 let base = registry.info(name).ok().and_then(|info| info.base);

@@ -204,6 +204,14 @@ pub(crate) fn new_fork_folder(mountpoint: &Path, name: &str) -> Result<PathBuf> 
     Ok(folder)
 }
 
+/// Says that a command is kept to a fork which it does not see any more as it is.
+pub(crate) fn warn_of_run(fork: &str) {
+    eprintln!(
+        "pfimg: a command of `pfimg run` is in fork {fork:?}: it sees what was, and can write nothing more (\"Stale file handle\"). \
+         Start it again"
+    );
+}
+
 /// Explains a failed call under a mount, which has nothing but its number to say.
 pub(crate) fn explain(error: std::io::Error, doing: String, mountpoint: &Path) -> Error {
     let known = matches!(

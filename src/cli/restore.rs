@@ -12,6 +12,7 @@ use super::place::{self, Place};
 use super::secret::SecretArg;
 use super::text::{print, print_json};
 use crate::error::{Error, ErrorKind, Result};
+use crate::fuse::runs_in;
 use crate::recovery;
 use crate::seal::Sealer;
 
@@ -38,7 +39,12 @@ pub(crate) fn run(store: &StoreArg, args: &RestoreArgs) -> Result<ExitCode> {
         Place::Mount(mountpoint) => {
             place::check_secret(&mountpoint, &args.secret)?;
             let doing = format!("cannot put fork {name:?} back to {seal:?}");
-            place::ask(&mountpoint, name, &doing, |number| format!(".restore-{number}={seal}"))?
+            let runs = runs_in(&mountpoint, name);
+            let done = place::ask(&mountpoint, name, &doing, |number| format!(".restore-{number}={seal}"))?;
+            if runs {
+                place::warn_of_run(name);
+            }
+            done
         }
         Place::Disk(registry) => {
             let log = audit::told(&store, "restore");

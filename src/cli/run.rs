@@ -23,11 +23,12 @@ use crate::store::Store;
 ///
 /// The command starts in the fork's files and sees this machine read-only. It may write its fork and temporary files, which are
 /// gone when it ends, as is all that it started. The store, images, other forks, the machine's devices, processes and services
-/// (/run) are hidden. Exit code: the command's; 128 and the signal that ended it; 125 if it cannot be run, 126 if it cannot be
+/// (/run) are hidden. It may seal its fork: `mkdir $PFIMG_SNAP/NAME`. Exit code: the command's; 128 and the signal that ended it; 125 if it cannot be run, 126 if it cannot be
 /// executed, 127 if it is not found.
 #[derive(Debug, Args)]
 pub(crate) struct RunArgs {
-    /// Let it write there too: a file, folder or device. May be given several times, as may the next two
+    /// Let it write there too: a folder, device, or file that is not replaced by another (name its folder then). May be given several
+    /// times, as may the next two
     #[arg(long, value_name = "PATH")]
     write: Vec<PathBuf>,
     /// Let it read that, although it lies in something hidden

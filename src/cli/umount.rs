@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::Args;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::status::read_status;
 use crate::error::Result;
@@ -30,8 +30,15 @@ pub(crate) fn run(args: &UmountArgs) -> Result<ExitCode> {
         .and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?))
         .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
     let shown = args.mountpoint.display();
-    match unmount(&args.mountpoint)? {
-        Unmounted::Clean => {
+    let left = unmount(&args.mountpoint)?;
+    if left == Unmounted::Held
+        && let Some(daemon) = &daemon
+    {
+        // Gone, if it fails.
+        let _ = pidfd_send_signal(daemon, Signal::TERM);
+    }
+    match left {
+        Unmounted::Clean | Unmounted::Held => {
             if let Some(daemon) = daemon {
                 let patience = Timespec { tv_sec: PATIENCE.as_secs() as i64, tv_nsec: 0 };
                 if poll(&mut [PollFd::new(&daemon, PollFlags::IN)], Some(&patience)) == Ok(0)

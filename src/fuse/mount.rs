@@ -19,7 +19,7 @@ use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType,
 };
 
-use super::mountinfo::{FS_TYPE, Mounted, is_seen_elsewhere, mounted_at};
+use super::mountinfo::{Elsewhere, FS_TYPE, Mounted, elsewhere, mounted_at};
 use super::options::MountOptions;
 use crate::error::{Error, ErrorKind, Posix, Result};
 
@@ -28,6 +28,10 @@ const FUSERMOUNT: &str = "fusermount3";
 /// How long another mount at the same place is waited for, and how often it is looked whether it is done.
 const PATIENCE: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_millis(5);
+
+/// How long a mount that answers is given to turn out to be that of a daemon which was killed, and how often it is looked at meanwhile.
+const DYING: Duration = Duration::from_millis(200);
+const PREPARES: u32 = 10;
 
 /// A mount of ours that is there.
 #[derive(Debug)]
@@ -66,6 +70,9 @@ pub enum Unmounted {
     Clean,
     /// It is gone from the tree of files; programs that use it keep what they have open.
     Busy,
+    /// It is gone, but where nobody gets to it: below what hides it from a command that is kept to a fork of another store. Its daemon
+    /// is not told of the end, and has to be.
+    Held,
     /// It was gone already.
     Absent,
 }
@@ -87,6 +94,10 @@ pub(super) fn absolute(mountpoint: &Path) -> Result<PathBuf> {
 
 /// Makes sure that something can be mounted at `path`: clears a dead mount of ours, refuses a live one.
 pub(super) fn prepare(path: &Path) -> Result<()> {
+    prepare_within(path, PREPARES)
+}
+
+fn prepare_within(path: &Path, patience: u32) -> Result<()> {
     let shown = path.display();
     if let Some(mounted) = mounted_at(path)? {
         // Not by stat: the kernel goes on answering it from what it knows.
@@ -95,6 +106,11 @@ pub(super) fn prepare(path: &Path) -> Result<()> {
             (true, true) => {
                 detach(path, true)?;
                 tracing::info!("cleared the dead mount that an ended daemon left at {shown}");
+            }
+            // A daemon that is being killed has its connection for a moment.
+            (true, false) if patience > 0 => {
+                std::thread::sleep(DYING / PREPARES);
+                return prepare_within(path, patience - 1);
             }
             (true, false) => {
                 return Err(Error::new(ErrorKind::Busy, format!("a store is mounted at {shown} already"))
@@ -330,8 +346,7 @@ fn unmount_identity(path: &Path, identity: &Identity) -> Result<Unmounted> {
         _ => return Ok(Unmounted::Absent),
     }
     match detach(path, false) {
-        Ok(()) if is_seen_elsewhere(&identity.device) => Ok(Unmounted::Busy),
-        Ok(()) => Ok(Unmounted::Clean),
+        Ok(()) => Ok(left_of(&identity.device)),
         Err(error) if error.errno() == libc::EBUSY => detach(path, true).map(|()| Unmounted::Busy),
         // Gone between the look and the call.
         Err(error) if matches!(error.errno(), libc::EINVAL | libc::ENOENT) => Ok(Unmounted::Absent),
@@ -339,7 +354,21 @@ fn unmount_identity(path: &Path, identity: &Identity) -> Result<Unmounted> {
     }
 }
 
+/// What is left of a mount that was unmounted here.
+fn left_of(device: &str) -> Unmounted {
+    match elsewhere(device) {
+        Elsewhere::Nowhere => Unmounted::Clean,
+        Elsewhere::Covered => Unmounted::Held,
+        Elsewhere::Seen => Unmounted::Busy,
+    }
+}
+
 impl OwnMount {
+    /// What is left of it once it is unmounted, whoever did that.
+    pub(super) fn left(&self) -> Unmounted {
+        left_of(&self.identity.device)
+    }
+
     /// Unmounts this mount and no other.
     pub(super) fn unmount(&self) -> Result<Unmounted> {
         unmount_identity(&self.path, &self.identity)

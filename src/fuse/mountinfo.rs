@@ -14,6 +14,10 @@ pub(super) const FS_TYPE: &str = "fuse.pfimg";
 /// A mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mounted {
+    /// The kernel's number for it, and for the one it lies on.
+    pub id: u64,
+    /// See `id`.
+    pub parent: u64,
     /// Where.
     pub path: PathBuf,
     /// Which folder of its filesystem is mounted.
@@ -72,17 +76,66 @@ pub(super) fn mounted_at(path: &Path) -> Result<Option<Mounted>> {
     Ok(mounts()?.into_iter().rfind(|mounted| mounted.path == path))
 }
 
-/// Whether one of this program's mounts is still seen by some process that may be looked at: unmounted here, it goes on in
-/// another mount namespace, that of a container or of a command that is kept to a fork.
-pub(super) fn is_seen_elsewhere(device: &str) -> bool {
-    let Ok(processes) = fs::read_dir("/proc") else { return false };
-    let mut namespaces = HashSet::new();
-    processes.flatten().any(|process| {
+/// Where one of this program's mounts goes on that was unmounted here: in another mount namespace, that of a container or of a
+/// command that is kept to a fork.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Elsewhere {
+    Nowhere,
+    /// Only below other mounts, where nobody gets to it.
+    Covered,
+    /// Somebody may use it.
+    Seen,
+}
+
+/// Looks as far as processes may be looked at.
+pub(super) fn elsewhere(device: &str) -> Elsewhere {
+    namespaces().map(|mounts| seen_among(&mounts, device)).max().unwrap_or(Elsewhere::Nowhere)
+}
+
+fn seen_among(mounts: &[Mounted], device: &str) -> Elsewhere {
+    let ours = mounts.iter().filter(|mounted| mounted.is_ours() && mounted.device == device);
+    let seen = |mounted: &Mounted| match shown_at(mounts, &mounted.path) {
+        Some(shown) if shown.id != mounted.id => Elsewhere::Covered,
+        _ => Elsewhere::Seen,
+    };
+    ours.map(seen).max().unwrap_or(Elsewhere::Nowhere)
+}
+
+/// The mount that shows at a path: from the root on, always the next one on the way that lies on the one before. Their order in the
+/// list does not tell: it is that of their making, and one that was made may be put in place later.
+fn shown_at<'a>(mounts: &'a [Mounted], path: &Path) -> Option<&'a Mounted> {
+    let is_root =
+        |mounted: &&Mounted| mounts.iter().all(|other| other.id != mounted.parent || other.id == mounted.id);
+    let mut shown = mounts.iter().find(is_root)?;
+    // Each step goes on to another mount: there are no more steps than mounts.
+    for _ in mounts {
+        let on_the_way =
+            |next: &&Mounted| next.parent == shown.id && next.id != shown.id && path.starts_with(&next.path);
+        let Some(next) = mounts.iter().filter(on_the_way).min_by_key(|next| next.path.components().count())
+        else {
+            break;
+        };
+        shown = next;
+    }
+    Some(shown)
+}
+
+/// Whether a command is kept to this fork of the store that is mounted there.
+pub fn runs_in(mountpoint: &Path, fork: &str) -> bool {
+    let Ok(Some(here)) = mounted_at(mountpoint) else { return false };
+    let folder = Path::new("/forks").join(fork);
+    namespaces().any(|mounts| {
+        mounts.iter().any(|other| other.is_ours() && other.device == here.device && other.root == folder)
+    })
+}
+
+/// The mounts of every mount namespace that has a process which may be looked at.
+fn namespaces() -> impl Iterator<Item = Vec<Mounted>> {
+    let mut known = HashSet::new();
+    fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(move |process| {
         let path = process.path();
-        fs::read_link(path.join("ns/mnt")).is_ok_and(|namespace| namespaces.insert(namespace))
-            && fs::read(path.join("mountinfo")).is_ok_and(|text| {
-                parse(&text).iter().any(|mounted| mounted.is_ours() && mounted.device == device)
-            })
+        let namespace = fs::read_link(path.join("ns/mnt")).ok()?;
+        known.insert(namespace).then(|| fs::read(path.join("mountinfo")).ok().map(|text| parse(&text)))?
     })
 }
 
@@ -95,6 +148,8 @@ fn parse(text: &[u8]) -> Vec<Mounted> {
             let text = |field: &[u8]| String::from_utf8_lossy(field).into_owned();
             let options = [*fields.get(5)?, *fields.get(dash + 3)?];
             Some(Mounted {
+                id: text(fields.first()?).parse().ok()?,
+                parent: text(fields.get(1)?).parse().ok()?,
                 path: PathBuf::from(OsString::from_vec(unescape(fields.get(4)?))),
                 root: PathBuf::from(OsString::from_vec(unescape(fields.get(3)?))),
                 device: text(fields.get(2)?),
@@ -153,6 +208,32 @@ mod tests {
         assert_eq!(found("/srv/mine"), [Path::new("/data/stores/mine"), Path::new("/b")]);
         assert_eq!(found("/home/me"), [] as [&Path; 0]);
         assert_eq!(aliases_among(&[], Path::new("/x")), [] as [&Path; 0]);
+    }
+
+    #[test]
+    fn a_mount_below_others_is_covered() {
+        let root = "1 0 8:1 / / rw - ext4 /dev/a rw\n";
+        let ours = |id, on, path: &str| format!("{id} {on} 0:9 / {path} rw - fuse.pfimg /s rw\n");
+        let other = |id, on, path: &str| format!("{id} {on} 0:5 / {path} rw - tmpfs tmpfs rw\n");
+        let seen = |text: String| seen_among(&parse((root.to_owned() + &text).as_bytes()), "0:9");
+        assert_eq!(seen(other(2, 1, "/a")), Elsewhere::Nowhere);
+        assert_eq!(seen(ours(2, 1, "/a/b")), Elsewhere::Seen);
+        assert_eq!(
+            seen(ours(2, 1, "/a/b") + &other(3, 2, "/a/b/c") + &other(4, 1, "/a/bc")),
+            Elsewhere::Seen
+        );
+        assert_eq!(seen(ours(2, 1, "/a/b") + &other(3, 2, "/a/b")), Elsewhere::Covered);
+        assert_eq!(seen(ours(2, 1, "/a/b") + &other(3, 1, "/a")), Elsewhere::Covered);
+        assert_eq!(seen(other(2, 1, "/a") + &ours(3, 2, "/a/b")), Elsewhere::Seen);
+        // One that was made before what it is put into.
+        let fork = ours(3, 5, "/a/b/forks/f");
+        assert_eq!(
+            seen(ours(2, 1, "/a/b") + &fork + &other(4, 1, "/a") + &other(5, 4, "/a/b")),
+            Elsewhere::Seen
+        );
+        assert_eq!(shown_at(&[], Path::new("/")), None);
+        let loops = parse(b"1 2 8:1 / / rw - ext4 /dev/a rw\n2 1 8:1 / / rw - ext4 /dev/a rw\n");
+        assert_eq!(shown_at(&loops, Path::new("/")), None);
     }
 
     #[test]

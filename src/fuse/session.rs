@@ -168,8 +168,17 @@ fn wait(own: &OwnMount, ended: &mpsc::Receiver<End>, log: &Log) -> Result<Ended>
     tracing::info!("signal {signal}: unmounting {shown}");
     let name = signal_hook::low_level::signal_name(signal).unwrap_or("unknown");
     log.note_quietly(note::signal(name, "unmount"));
-    match own.unmount()? {
+    let left = match own.unmount()? {
+        Unmounted::Absent => own.left(),
+        left => left,
+    };
+    match left {
         Unmounted::Clean | Unmounted::Absent => {}
+        // Nobody is to be waited for, and nobody will say that it is over.
+        Unmounted::Held => {
+            tracing::info!("unmounted {shown}");
+            return Ok(Ended::Detached);
+        }
         Unmounted::Busy => tracing::warn!(
             "{shown} is in use: it was detached, and is served for {} s more to whoever has it open",
             GRACE.as_secs()
