@@ -14,6 +14,7 @@ use rustix::process::{Pid, Signal, getpgrp, getpid, kill_current_process_group, 
 use rustix::termios::{tcgetpgrp, tcsetpgrp};
 use signal_hook::consts::{
     SIGALRM, SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP, SIGTTIN, SIGTTOU, SIGUSR1, SIGUSR2,
+    SIGWINCH,
 };
 
 use super::channel::{Channel, Message};
@@ -22,7 +23,8 @@ use super::{namespaces, pid_of, sys, this_program};
 use crate::error::{Error, Result};
 
 /// What is handed on to the command.
-const SIGNALS: [i32; 9] = [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGALRM, SIGTSTP, SIGCONT];
+const SIGNALS: [i32; 10] =
+    [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGALRM, SIGWINCH, SIGTSTP, SIGCONT];
 
 /// How often is looked whether the terminal is free, while the command waits for it.
 const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
