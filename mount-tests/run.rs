@@ -80,7 +80,7 @@ impl Place {
 
     /// Starts a command that goes on beside the test.
     fn spawn(&self, fork: &str, script: &str) -> Running {
-        let mut command = clean_command(&self.program);
+        let mut command = clean_signals(&self.program);
         command.args(["run", fork, "sh", "-c", script]).env("PF_STORE", self.store.root());
         Running(command.stdin(Stdio::null()).spawn().unwrap())
     }
@@ -88,6 +88,13 @@ impl Place {
     fn outside(&self, name: &str) -> String {
         self.outside.path().join(name).to_str().unwrap().to_owned()
     }
+}
+
+/// A command with no signal ignored, whatever is where the tests run (under nohup, or in the background of a script).
+fn clean_signals(program: &Path) -> Command {
+    let mut command = clean_command(Path::new("env"));
+    command.arg("--default-signal").arg(program);
+    command
 }
 
 /// Killed when dropped.
@@ -268,7 +275,7 @@ fn a_run_that_is_ended_while_it_starts_leaves_nothing_and_hears_of_it() {
     let mut random = common::Rng::new(0x0e4d);
     for round in 0..60 {
         let name = format!("{mark}={round}");
-        let mut command = clean_command(&place.program);
+        let mut command = clean_signals(&place.program);
         command
             .args(["run", "a", "sleep", "1000"])
             .env("PF_STORE", place.store.root())

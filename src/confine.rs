@@ -59,18 +59,21 @@ pub struct View {
     pub read: Vec<PathBuf>,
     /// What is hidden besides: a folder is empty then, a file too.
     pub hide: Vec<PathBuf>,
-    /// Whether it has the machine's network.
-    pub network: bool,
 }
 
 /// The builder: makes the view, has init run in it, and gives the command's exit code.
 ///
-/// `init` are the arguments with which this program is init; `channel` is the number that the starter named. To be called before
-/// this process opens anything or starts a thread.
-pub fn build(view: &View, init: &[OsString], channel: i32) -> Result<u8> {
+/// `view` is asked for once no mount is added any more; `init` are the arguments with which this program is init; `channel` is the
+/// number that the starter named. To be called before this process opens anything or starts a thread.
+pub fn build(
+    network: bool,
+    view: impl FnOnce() -> Result<View>,
+    init: &[OsString],
+    channel: i32,
+) -> Result<u8> {
     let mut starter = Channel::of(sys::take(channel)?);
     call_this(c"pfimg-run");
-    namespaces::leave(view.network)?;
+    namespaces::leave(network)?;
     end_with_parent()?;
     // Where the starter has failed it has said why; where it is gone there is nobody to tell.
     if !starter.say(Message::Left) || starter.hear() != Some(Message::Mapped) {
@@ -79,8 +82,9 @@ pub fn build(view: &View, init: &[OsString], channel: i32) -> Result<u8> {
     let mut signals = Taken::new(&[])?;
     namespaces::have_no_control_groups();
     descriptors::close_ways_out()?;
-    view::make(view)?;
-    if !view.network {
+    let view = view()?;
+    view::make(&view)?;
+    if !network {
         sys::loopback_up().map_err(|e| Error::io(e, "cannot bring up the loopback interface"))?;
     }
     namespaces::keep_capabilities()?;
@@ -97,7 +101,7 @@ pub fn build(view: &View, init: &[OsString], channel: i32) -> Result<u8> {
         .env("TMPDIR", view::TMP)
         .env_remove(SECRET)
         .spawn()
-        .map_err(|e| cannot_start(e, view))?;
+        .map_err(|e| cannot_start(e, &view))?;
     // Init notices by its end of the channel that the starter is gone.
     drop(starter);
     let init = pid_of(&init);

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 
-use super::{Place, Running, processes_with};
+use super::{Place, Running, clean_signals, processes_with};
 use crate::common::cli::{Run, clean_command};
 use crate::common::forks::world;
 use crate::common::{PATIENCE, wait_until};
@@ -33,7 +33,7 @@ impl Shell {
         let name = ptsname(&keys, Vec::new()).unwrap().into_string().unwrap();
         let terminal = || File::options().read(true).write(true).open(&name).unwrap();
         let mut command = clean_command(Path::new("setsid"));
-        command.args(["--ctty", "--wait", "bash", "--norc", "--noprofile", "-i"]);
+        command.args(["--ctty", "--wait", "env", "--default-signal", "bash", "--norc", "--noprofile", "-i"]);
         command.env("PS1", "OUT> ").env("PF_STORE", place.store.root()).env("P", &place.program);
         // Lines as they are, without what an editor of lines paints.
         command.env("TERM", "dumb").env("INPUTRC", "/dev/null").env_remove("HISTFILE");
@@ -107,7 +107,6 @@ impl Drop for Shell {
 }
 
 const CTRL_C: &str = "\x03";
-const CTRL_D: &str = "\x04";
 const CTRL_Z: &str = "\x1a";
 
 #[test]
@@ -156,9 +155,10 @@ fn a_terminal_is_the_commands_when_it_wants_it_and_the_shells_again() {
     shell.types(CTRL_Z, "Stopped");
     shell.prompts("IN> ");
     shell.does("kill -KILL %1", "\n", "IN> ");
-    shell.types("cat\n", "\n");
-    shell.types("line\n", "line\r\nline\r\n");
-    shell.types(CTRL_D, "");
+    // Nothing is typed before the program that reads it is there: shells have terminals in other modes until then.
+    let reads = "sh -c 'echo up-$((1 + 1)); read -r word; echo \"<$word>\"'";
+    shell.types(&format!("{reads}\n"), "up-2");
+    shell.types("typed\n", "<typed>");
     shell.prompts("IN> ");
     shell.types("suspend -f\n", "Stopped");
     shell.prompts("OUT> ");
@@ -167,13 +167,14 @@ fn a_terminal_is_the_commands_when_it_wants_it_and_the_shells_again() {
     shell.types("exit 7\n", "OUT> ");
     shell.does("echo code $?", "code 7", "OUT> ");
     // One in the background that reads waits for the foreground.
-    shell.types("$P run a cat &\n", "[1]");
+    shell.types(&format!("$P run a {reads} &\n"), "up-2");
+    // What the job says may come before the prompt or after it: this brings another.
+    shell.types("\n", "\n");
     shell.prompts("OUT> ");
-    shell.types("fg\n", "run a cat\r\n");
-    shell.types("hello\n", "hello\r\nhello\r\n");
-    shell.types(CTRL_D, "");
+    shell.types("fg\n", "run a sh -c");
+    shell.types("typed\n", "<typed>");
     shell.prompts("OUT> ");
-    shell.types("$P run a sh -c 'read -r line; echo \"<$line>\"' | cat\n", "\n");
+    shell.types(&format!("$P run a {reads} | cat\n"), "up-2");
     shell.types("piped\n", "<piped>");
     shell.prompts("OUT> ");
     // Several that do not read leave it alone, also where terminals stop who writes from the background.
@@ -209,7 +210,7 @@ print(sorted(counts.items()))";
     let said = Run::program(Path::new("/usr/bin/timeout"), timeout).env("PF_STORE", place.store.root()).run();
     assert_eq!(said.stdout, "[(15, 1)]\n", "{said:?}");
     std::fs::remove_file(world(&place.mount, "a").join("ready")).unwrap();
-    let mut command = clean_command(&place.program);
+    let mut command = clean_signals(&place.program);
     command.args(["run", "a", "python3", "-c", count, "30", "6"]).env("PF_STORE", place.store.root());
     let mut run = Running(command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap());
     wait_until("it runs", || world(&place.mount, "a").join("ready").exists());

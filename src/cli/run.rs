@@ -73,7 +73,7 @@ pub(crate) fn run(store: &StoreArg, args: &RunArgs) -> ExitCode {
         Some(Stage::Builder) => {
             let init =
                 arguments("init", args, &args.fork, vec![option("channel", &args.channel.to_string())]);
-            confine::build(&args.view(), &init, args.channel)
+            confine::build(!args.no_network, || args.view(), &init, args.channel)
         }
         Some(Stage::Init) => confine::first_process(&args.command, args.channel),
     };
@@ -84,16 +84,21 @@ pub(crate) fn run(store: &StoreArg, args: &RunArgs) -> ExitCode {
 }
 
 impl RunArgs {
-    fn view(&self) -> View {
-        View {
-            mountpoint: self.mountpoint.clone().unwrap_or_default(),
+    fn view(&self) -> Result<View> {
+        let mountpoint = self.mountpoint.clone().unwrap_or_default();
+        let mut hide = self.hide.clone();
+        // What is mounted besides, and the stores of that.
+        let others = mounts()?.into_iter().filter(|mounted| mounted.is_ours() && mounted.path != mountpoint);
+        // What cannot be looked at cannot be by the command either: a mount of another user, or a dead one.
+        hide.extend(others.flat_map(|mounted| [mounted.path, mounted.source]).filter(|path| path.exists()));
+        Ok(View {
+            mountpoint,
             fork: self.fork.clone(),
             start: self.start.clone().unwrap_or_default(),
             write: self.write.clone(),
             read: self.read.clone(),
-            hide: self.hide.clone(),
-            network: !self.no_network,
-        }
+            hide,
+        })
     }
 }
 
@@ -151,8 +156,7 @@ fn start(store: &StoreArg, args: &RunArgs) -> Result<u8> {
     })
 }
 
-/// Where images and forks can be read besides under the mountpoint: the store, wherever its folders lie or are mounted, caches, and
-/// whatever else is mounted.
+/// Where images and forks can be read besides under mountpoints: the store, wherever its folders lie or are mounted, and caches.
 fn hidden(store: &Store, mountpoint: &Path) -> Result<Vec<PathBuf>> {
     let cache = read_status(mountpoint)?.info.cache_dir;
     if cache.to_string_lossy().contains(char::REPLACEMENT_CHARACTER) {
@@ -170,11 +174,8 @@ fn hidden(store: &Store, mountpoint: &Path) -> Result<Vec<PathBuf>> {
     }
     let mut hidden = vec![store.root().to_owned()];
     hidden.extend(caches);
-    let others = mounts()?.into_iter().filter(|mounted| mounted.is_ours() && mounted.path != mountpoint);
-    hidden.extend(others.flat_map(|mounted| [mounted.path, mounted.source]));
     let entries = fs::read_dir(store.root()).map_err(|e| Error::io(e, "cannot list the store"))?;
     hidden.extend(entries.flatten().map(|entry| entry.path()).filter(|path| path.is_symlink()));
-    // What cannot be looked at cannot be by the command either: a mount of another user, or a dead one.
     let mut hidden: Vec<PathBuf> = hidden.iter().filter_map(|path| fs::canonicalize(path).ok()).collect();
     for folder in hidden.clone() {
         hidden.extend(aliases(&folder)?.into_iter().filter(|path| path.exists()));

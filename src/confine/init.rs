@@ -69,7 +69,10 @@ fn obey(starter: &mut Channel, child: Pid) -> bool {
         Some(Message::Signal(number)) => {
             let Some(signal) = Signal::from_named_raw(i32::from(number)) else { return true };
             // A terminal sends these to all that is in a group.
-            let _ = if matches!(signal, Signal::INT | Signal::QUIT | Signal::HUP | Signal::TSTP | Signal::WINCH) {
+            let _ = if matches!(
+                signal,
+                Signal::INT | Signal::QUIT | Signal::HUP | Signal::TSTP | Signal::WINCH
+            ) {
                 kill_process_group(child, signal)
             } else {
                 kill_process(child, signal)

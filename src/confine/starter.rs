@@ -8,13 +8,14 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::process::CommandExt as _;
+use std::thread;
+use std::time::Duration;
 
 use rustix::event::Timespec;
 use rustix::process::{Pid, Signal, getpgrp, getpid, kill_current_process_group, kill_process};
 use rustix::termios::{tcgetpgrp, tcsetpgrp};
 use signal_hook::consts::{
-    SIGALRM, SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP, SIGTTIN, SIGTTOU, SIGUSR1, SIGUSR2,
-    SIGWINCH,
+    SIGALRM, SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP, SIGTTIN, SIGTTOU, SIGUSR1, SIGUSR2, SIGWINCH,
 };
 
 use super::channel::{Channel, Message};
@@ -28,6 +29,9 @@ const SIGNALS: [i32; 10] =
 
 /// How often is looked whether the terminal is free, while the command waits for it.
 const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
+
+/// What comes within this time comes together.
+const TOGETHER: Duration = Duration::from_millis(5);
 
 /// The code of a command that SIGINT ended.
 const INTERRUPTED: u8 = 128 + SIGINT as u8;
@@ -80,7 +84,7 @@ impl Starter {
                 return Ok(self.end(code));
             }
             let heard = self.signals.wait(self.channel.as_ref(), self.wanted.then_some(&LOOK))?;
-            for signal in self.signals.pending() {
+            for signal in self.come() {
                 if signal == SIGCONT {
                     self.go_on();
                 } else {
@@ -99,6 +103,19 @@ impl Starter {
                 self.give_terminal();
             }
         }
+    }
+
+    /// The signals that came. Those of a number that come together are one, as they are for a process that was not asked yet:
+    /// timeout(1) sends its own to a process and to its group.
+    fn come(&mut self) -> Vec<i32> {
+        let mut signals = self.signals.pending();
+        if !signals.is_empty() {
+            thread::sleep(TOGETHER);
+            signals.extend(self.signals.pending());
+            signals.sort_unstable();
+            signals.dedup();
+        }
+        signals
     }
 
     fn say(&mut self, message: Message) {

@@ -33,6 +33,9 @@ const LOOK: Duration = Duration::from_millis(5);
 const DYING: Duration = Duration::from_millis(200);
 const PREPARES: u32 = 10;
 
+/// How long `pfimg run` may take to hide the mounts of other stores from what it runs.
+const HIDING: Duration = Duration::from_millis(200);
+
 /// A mount of ours that is there.
 #[derive(Debug)]
 pub(super) struct OwnMount {
@@ -356,7 +359,14 @@ fn unmount_identity(path: &Path, identity: &Identity) -> Result<Unmounted> {
 
 /// What is left of a mount that was unmounted here.
 fn left_of(device: &str) -> Unmounted {
-    match elsewhere(device) {
+    let asked = Instant::now();
+    let mut left = elsewhere(device);
+    // A command that is being started has not hidden it yet.
+    while left == Elsewhere::Seen && asked.elapsed() < HIDING {
+        std::thread::sleep(LOOK);
+        left = elsewhere(device);
+    }
+    match left {
         Elsewhere::Nowhere => Unmounted::Clean,
         Elsewhere::Covered => Unmounted::Held,
         Elsewhere::Seen => Unmounted::Busy,
