@@ -22,9 +22,10 @@ use crate::store::Store;
 /// Run a command in a fork, where it can change nothing else.
 ///
 /// The command starts in the fork's files and sees this machine read-only. It may write its fork and temporary files, which are
-/// gone when it ends, as is all that it started. The store, images, other forks, the machine's devices, processes and services
-/// (/run) are hidden. It may seal its fork: `mkdir $PFIMG_SNAP/NAME`. Exit code: the command's; 128 and the signal that ended it; 125 if it cannot be run, 126 if it cannot be
-/// executed, 127 if it is not found.
+/// gone when it ends, as is all that it started. The store, images, other forks, other mounted stores, the machine's devices,
+/// processes and services (/run) are hidden. It may seal its fork: `mkdir $PFIMG_SNAP/NAME`. Exit code: the command's; 128 and the
+/// signal that ended it; 2 if the command line is wrong, 125 if it cannot be run, 126 if it cannot be executed, 127 if it is not
+/// found.
 #[derive(Debug, Args)]
 pub(crate) struct RunArgs {
     /// Let it write there too: a folder, device, or file that is not replaced by another (name its folder then). May be given several
@@ -145,10 +146,7 @@ fn start(store: &StoreArg, args: &RunArgs) -> Result<u8> {
         }
         args.write.iter().for_each(|path| option("write", path));
         args.read.iter().for_each(|path| option("read", path));
-        args.hide
-            .iter()
-            .chain(hidden.iter().filter(|path| path.exists()))
-            .for_each(|path| option("hide", path));
+        args.hide.iter().chain(&hidden).for_each(|path| option("hide", path));
         if args.no_network {
             options.push("--no-network".into());
         }
@@ -174,7 +172,8 @@ fn hidden(store: &Store, mountpoint: &Path) -> Result<Vec<PathBuf>> {
     }
     let mut hidden = vec![store.root().to_owned()];
     hidden.extend(caches);
-    let entries = fs::read_dir(store.root()).map_err(|e| Error::io(e, "cannot list the store"))?;
+    let entries = fs::read_dir(store.root())
+        .map_err(|e| Error::io(e, format!("cannot list {}", store.root().display())))?;
     hidden.extend(entries.flatten().map(|entry| entry.path()).filter(|path| path.is_symlink()));
     let mut hidden: Vec<PathBuf> = hidden.iter().filter_map(|path| fs::canonicalize(path).ok()).collect();
     for folder in hidden.clone() {

@@ -52,18 +52,12 @@ pub fn aliases(folder: &Path) -> Result<Vec<PathBuf>> {
 }
 
 fn aliases_among(mounts: &[Mounted], folder: &Path) -> Vec<PathBuf> {
-    let holds = |(number, mounted): &(usize, &Mounted)| {
-        folder.starts_with(&mounted.path).then(|| (mounted.path.components().count(), *number))
-    };
-    let Some((number, home)) = mounts.iter().enumerate().max_by_key(holds) else { return Vec::new() };
+    let Some(home) = shown_at(mounts, folder) else { return Vec::new() };
     let Ok(below) = folder.strip_prefix(&home.path) else { return Vec::new() };
     let inside = home.root.join(below);
-    let others = mounts
-        .iter()
-        .enumerate()
-        .filter(|(other, mounted)| *other != number && mounted.device == home.device);
+    let others = mounts.iter().filter(|other| other.id != home.id && other.device == home.device);
     others
-        .filter_map(|(_, mounted)| match inside.strip_prefix(&mounted.root) {
+        .filter_map(|mounted| match inside.strip_prefix(&mounted.root) {
             Ok(below) => Some(mounted.path.join(below)),
             Err(_) => mounted.root.starts_with(&inside).then(|| mounted.path.clone()),
         })
