@@ -112,15 +112,14 @@ os.execv('{program}', ['pfimg', 'run', 'a', 'true'])"
     python.env("PF_STORE", place.store.root()).run().exits(0);
     // As nohup(1) has it.
     let ready = world(&place.mount, "a").join("ready");
-    let script =
-        "trap '' HUP; exec \"$@\" run a sh -c ': > ready; while [ -e ready ]; do sleep 0.01; done; exit 5'";
+    let script = "trap '' HUP; exec \"$@\" run a sh -c 'trap \"exit 5\" USR1; : > ready; while :; do sleep 0.01; done'";
     let mut command = clean_command(Path::new("/bin/sh"));
     command.args(["-c", script, "sh"]).arg(&place.program).env("PF_STORE", place.store.root());
     let mut run = Running(command.stdin(Stdio::null()).spawn().unwrap());
     wait_until("it runs", || ready.exists());
     run.signal(Signal::HUP);
-    std::thread::sleep(std::time::Duration::from_millis(50));
-    fs::remove_file(&ready).unwrap();
+    // What would come of that has come once this has arrived.
+    run.signal(Signal::USR1);
     assert_eq!(run.code(), Some(5));
 }
 

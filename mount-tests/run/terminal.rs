@@ -5,7 +5,7 @@ use std::io::{Read as _, Write as _};
 use std::path::Path;
 use std::process::{Child, Stdio};
 use std::sync::mpsc::{Receiver, channel};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rustix::process::Signal;
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
@@ -239,7 +239,6 @@ print(sorted(counts.items()))";
         stat.rsplit(") ").next().unwrap().starts_with('T')
     };
     wait_until("it is stopped", || state(&run));
-    std::thread::sleep(Duration::from_millis(20));
     run.signal(Signal::CONT);
     assert_eq!(run.code(), Some(4));
 }
