@@ -338,9 +338,8 @@ impl Vfs {
     /// All that leads to a file in a fork.
     pub fn names_of(&self, ino: Ino) -> Vec<Stale> {
         let Ok((mounted, ino)) = self.in_fork(ino) else { return Vec::new() };
-        let number = |folder| super::inode::fork_number(mounted.slot, folder);
         let links = mounted.fork.links(ino).into_iter();
-        links.map(|(folder, name)| Stale::Name(number(folder), name.to_vec())).collect()
+        links.map(|(folder, name)| Stale::Name(self.folder_number(&mounted, folder), name.to_vec())).collect()
     }
 
     pub(super) fn do_open(&self, ino: Ino, writes: bool) -> Outcome<()> {

@@ -30,8 +30,21 @@ impl Vfs {
 
     /// The number that the kernel gets for a file in a fork.
     pub(super) fn shown_number(&self, mounted: &Mounted, ino: fork::Ino) -> Ino {
+        let again = mounted.fork.shown_again(ino);
+        if again > 0 {
+            // A folder that was removed stays so to the kernel, as long as a program stands in it.
+            return fork_number(mounted.slot, fork::Ino::derive(ino, b"again", again));
+        }
         let resized = if self.config.late_writes { mounted.fork.resized(ino) } else { 0 };
         let ino = if resized > 0 { fork::Ino::derive(ino, b"resized", resized) } else { ino };
+        fork_number(mounted.slot, ino)
+    }
+
+    /// The number of a folder in a fork, or that which any other file has if no seal made it longer.
+    pub(super) fn folder_number(&self, mounted: &Mounted, ino: fork::Ino) -> Ino {
+        if mounted.fork.shown_again(ino) > 0 {
+            return self.shown_number(mounted, ino);
+        }
         fork_number(mounted.slot, ino)
     }
 

@@ -269,7 +269,7 @@ impl Vfs {
         // A layer that had been taken away comes back, whether there is a new image or not.
         for ino in &sealed.changed {
             self.forget_unless_known(mounted, *ino);
-            stale.push(Stale::Inode(fork_number(mounted.slot, *ino)));
+            stale.push(Stale::Inode(self.folder_number(mounted, *ino)));
         }
         if sealed.new {
             tracing::info!(fork, image = %sealed.image, "sealed");
