@@ -34,6 +34,9 @@ fn notes(place: &Place) -> Vec<pfimg::verify::Finding> {
     found.into_iter().filter(|found| found.code.as_str().ends_with("-not-continued")).collect()
 }
 
+/// What becomes of a copy.
+type Copy<'a> = &'a dyn Fn(&Fork);
+
 const MESSAGE: &str = "{\"role\":\"user\",\"content\":\"hi\"}\n";
 
 #[test]
@@ -80,7 +83,6 @@ fn a_fork_that_was_copied_without_its_records_continues_those_of_its_image() {
     let manifest = read(&fork, "manifest.json").unwrap();
     let shown = read(&fork, "effects/ledger.jsonl").unwrap();
     let cut = shown.iter().position(|b| *b == b'\n').unwrap() + 1;
-    type Copy<'a> = &'a dyn Fn(&Fork);
     let cases: [(Copy<'_>, &[&str], usize); 5] = [
         (&|_| (), &["t1", "t2"], 1),
         (&|copy| append(copy, "effects/ledger.jsonl", effect(1).as_bytes()), &["t1", "t2"], 1),
