@@ -19,7 +19,6 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use chrono::Utc;
-use parking_lot::Mutex;
 use rustix::io::Errno;
 use serde::Serialize;
 
@@ -40,6 +39,7 @@ use crate::store::manifest::{
     Agent, CacheRefs, EffectsRefs, MEDIA_TYPE, ModelRefs, SCHEMA_VERSION, TraceRefs, WorldRefs,
 };
 use crate::store::{Batch, Digest, Image, Manifest, MarkerError, Store};
+use crate::sync::Mutex;
 use tree::{Body, Item};
 use walk::{Found, Meta, READABLE};
 

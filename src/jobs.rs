@@ -4,9 +4,8 @@ use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
-use parking_lot::Mutex;
-
 use crate::error::Result;
+use crate::sync::Mutex;
 
 /// More threads than this wait for the disk, and each takes memory.
 const MAX_JOBS: usize = 16;

@@ -1,5 +1,8 @@
 //! Mounts a `ProcessFork` store as a filesystem.
 
+// Locks come from `sync.rs`.
+#![warn(clippy::disallowed_types)]
+
 pub mod audit;
 pub mod brief;
 pub mod cache;
@@ -20,6 +23,7 @@ pub mod prune;
 pub mod recovery;
 pub mod seal;
 pub mod store;
+mod sync;
 pub mod tree;
 pub mod verify;
 pub mod vfs;

@@ -137,7 +137,7 @@ pub fn verify(store: &Store, options: &Options, progress: &dyn Progress) -> Resu
     let work = blobs_to_read(store, whole, &mut state)?;
     progress.blobs(work.len() as u64, work.iter().map(|(_, size)| size).sum());
     let (blobs, bytes) = (AtomicU64::new(0), AtomicU64::new(0));
-    let problems = parking_lot::Mutex::new(Vec::new());
+    let problems = crate::sync::Mutex::new(Vec::new());
     each(options.jobs, &work, &|(digest, compressed)| {
         let (length, found) = blob(store, &ids, &state, digest);
         if let Some(length) = length {

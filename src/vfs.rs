@@ -28,8 +28,6 @@ mod trees;
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::Mutex;
-
 pub use autoseal::{SealPolicy, Tell};
 pub(crate) use catalog::{Changes, Watched};
 pub use control::MountInfo;
@@ -48,6 +46,7 @@ use crate::layers::effects::Secret;
 use crate::layers::world::Kind;
 use crate::seal::Sealer;
 use crate::store::{BlobError, Digest, Store};
+use crate::sync::Mutex;
 use ahead::Ahead;
 use audited::Audit;
 use autoseal::AutoSeal;

@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError, bounded};
-use parking_lot::Mutex;
 use serde_json::json;
 
 use super::event::SessionEvent;
@@ -19,6 +18,7 @@ use super::verdict::Verdict;
 use crate::crashpack::Crashpack;
 use crate::error::{Error, ErrorKind, Result};
 use crate::oracle::{Transfer, TransferOracle};
+use crate::sync::Mutex;
 
 /// Events that wait to be written. More are counted and not kept: what floods a log must not take the memory.
 const QUEUE: usize = 4096;

@@ -3,10 +3,9 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use parking_lot::{Condvar, Mutex};
-
 use super::Payload;
 use crate::store::{BlobError, Digest};
+use crate::sync::{Condvar, Mutex};
 
 /// What is filled: the same blob asked for with another declared size is another question.
 type Key = (Digest, Option<u64>);

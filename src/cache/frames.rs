@@ -4,9 +4,9 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use lru::LruCache;
-use parking_lot::Mutex;
 
 use crate::store::{BlobError, Blobs, Digest, Seekable, Size};
+use crate::sync::Mutex;
 
 /// So many are open at a time. Each takes a descriptor, a frame of memory and 56 bytes for each of its frames.
 const OPEN: NonZeroUsize = NonZeroUsize::new(8).unwrap();

@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use lru::LruCache;
-use parking_lot::Mutex;
 
 use crate::store::Digest;
+use crate::sync::Mutex;
 
 /// Independent parts, so that readers of different blobs seldom meet.
 const SHARDS: usize = 8;

@@ -16,9 +16,9 @@ use std::time::SystemTime;
 
 use lru::LruCache;
 use memmap2::{Advice, Mmap, UncheckedAdvice};
-use parking_lot::Mutex;
 
 use crate::store::{BlobError, Digest};
+use crate::sync::Mutex;
 
 /// Bytes read through a mapping after which its pages are given back: what is hot is in the kernel's page cache.
 const RELEASE_AFTER: usize = 8 << 20;

@@ -17,10 +17,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Once};
 use std::time::SystemTime;
 
-use parking_lot::{Mutex, RwLock};
-
 use super::mapped::{Mapping, give_name};
 use crate::store::Digest;
+use crate::sync::{Mutex, RwLock};
 
 /// The last bytes of a pack.
 const MAGIC: &[u8; 8] = b"pfpack1\n";

@@ -3,8 +3,6 @@
 use std::collections::{BTreeMap, HashSet};
 use std::num::NonZeroUsize;
 
-use parking_lot::Mutex;
-
 use super::Progress;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fork::{self, References};
@@ -15,6 +13,7 @@ use crate::layers::procs::{Known, Procs};
 use crate::layers::world::{self, Kind};
 use crate::store::images::MAX_MANIFEST;
 use crate::store::{BlobError, Digest, LayerFile, Manifest, MarkerError, Size, Store};
+use crate::sync::Mutex;
 
 /// Marks what is referred to. Marking again reads what was not read before, and forgets nothing.
 pub(super) struct Marker<'a> {

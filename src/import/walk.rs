@@ -9,13 +9,12 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::thread;
 
-use parking_lot::{Condvar, Mutex};
-
 use super::Progress;
 use super::ignore::Ignore;
 use super::index::Stamp;
 use crate::error::{Error, Result};
 use crate::layers::world::Kind;
+use crate::sync::{Condvar, Mutex};
 
 /// What `stat` tells of a file, as far as a tree records it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,11 +6,10 @@ use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
-use parking_lot::Mutex;
-
 use crate::error::{Error, ErrorKind, Result};
 use crate::fork::{BlobRef, Content, Frozen, Src};
 use crate::store::{Batch, Digest, SEEKABLE_FROM};
+use crate::sync::Mutex;
 
 /// Content up to this many bytes is held in memory as a whole, by each thread. What is larger is stored frame by frame.
 const WHOLE: u64 = SEEKABLE_FROM;

@@ -4,7 +4,6 @@ use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
@@ -13,6 +12,7 @@ use super::tree::order;
 use crate::layers::FormatError;
 use crate::layers::world::FORMAT;
 use crate::store::{Digest, Packed};
+use crate::sync::Mutex;
 
 /// Bytes of texts that are kept at most. One that is larger is not.
 const KEPT: usize = 128 << 20;

@@ -13,13 +13,13 @@ use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
 use sha2::Digest as _;
 
 use super::blob::{BlobError, Blobs};
 use super::decode::decode_frame;
 use super::{Batch, Digest, Size, compress};
 use crate::error::{Error, Result};
+use crate::sync::Mutex;
 
 /// Payloads of more bytes than this are written in the seekable form.
 pub const SEEKABLE_FROM: u64 = 4 << 20;

@@ -7,10 +7,9 @@ use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, Read};
 
-use parking_lot::Mutex;
-
 use super::{Batch, Blobs, Digest, Size};
 use crate::error::{Error, Result};
+use crate::sync::Mutex;
 
 /// Bytes copied at once.
 const COPIED: usize = 1 << 20;

@@ -4,8 +4,6 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::fs;
 
-use parking_lot::Mutex;
-
 use super::finding::{Code, Finding};
 use super::{Ledgers, Options};
 use crate::layers::cache::PageManifest;
@@ -18,6 +16,7 @@ use crate::layers::{FormatError, trace};
 use crate::store::images::MAX_MANIFEST;
 use crate::store::manifest::ManifestError;
 use crate::store::{BlobError, Digest, LayerFile, Manifest, MarkerError, Size, Store};
+use crate::sync::Mutex;
 use crate::tree::Tree;
 
 /// Layers whose compressed size in bytes is above this are parsed one at a time, whatever the number of threads:

@@ -9,11 +9,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
 use crossbeam_channel::{Sender, bounded};
-use parking_lot::Mutex;
 
 use crate::cache::Cache;
 use crate::layers::world::Kind;
 use crate::store::Digest;
+use crate::sync::Mutex;
 use crate::tree::{NodeId, Tree};
 
 /// Streams that are known at a time: as many readers at once find theirs again.

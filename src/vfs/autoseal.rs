@@ -6,12 +6,11 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
-
 use super::snap::Stale;
 use super::{Vfs, forked::Mounted};
 use crate::error::{ErrorKind, Posix};
 use crate::fork::{Fork, GenId};
+use crate::sync::Mutex;
 
 /// When forks are sealed by themselves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -7,11 +7,11 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use chrono::{DateTime, Utc};
-use parking_lot::{Mutex, RwLock};
 
 use super::inode::ImageNo;
 use crate::error::Result;
 use crate::store::{Digest, MarkerError, Store};
+use crate::sync::{Mutex, RwLock};
 
 /// A folder that changed less than this before it was listed may change again without its time moving on.
 const SETTLED: Duration = Duration::from_millis(100);

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lru::LruCache;
-use parking_lot::Mutex;
 
 use super::inode::{ImageDir, ImageNo, Node, Place, Recorded, Seen, Shown, UNKNOWN_SIZE};
 use super::{Attr, Entry, FOREVER, INLINE_FILL, Outcome, Patience, Step, Vfs};
@@ -14,6 +13,7 @@ use crate::layers::FormatError;
 use crate::layers::cache::PageManifest;
 use crate::layers::world::Kind;
 use crate::store::{BlobError, Digest, Image, LayerFile, MarkerError};
+use crate::sync::Mutex;
 use crate::tree::{NodeId, Tree};
 
 /// Layer files are plain readable files; their times are not recorded.

@@ -7,11 +7,10 @@ use std::collections::btree_map::Entry as MapEntry;
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
-use parking_lot::Mutex;
-
 use super::forked::{Mounted, Slot};
 use crate::fork;
 use crate::store::{Digest, LayerFile};
+use crate::sync::Mutex;
 use crate::tree::NodeId;
 
 /// An inode's number, unique in the mount. 1 is the root, as FUSE wants it.

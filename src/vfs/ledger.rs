@@ -4,13 +4,12 @@
 
 use std::collections::HashMap;
 
-use parking_lot::Mutex;
-
 use super::forked::Mounted;
 use super::inode::{Ino, fork_number};
 use super::{Attr, Vfs};
 use crate::error::Result;
 use crate::fork;
+use crate::sync::Mutex;
 
 /// Where the kernel takes the end of each ledger to be that it knows.
 #[derive(Default)]

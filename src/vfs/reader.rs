@@ -5,7 +5,6 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use lru::LruCache;
-use parking_lot::{Mutex, RwLock};
 
 use super::trees::Trees;
 use crate::cache::{Cache, Payload};
@@ -13,6 +12,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::fork::{BaseReader, LayerBase};
 use crate::layers::cache::PageManifest;
 use crate::store::{BlobError, Digest, LayerFile, Store};
+use crate::sync::{Mutex, RwLock};
 use crate::tree::Tree;
 
 /// How long a ledger is as it is shown: nothing known yet, or its length without the secret; none where there is no secret in it.

@@ -4,9 +4,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use lru::LruCache;
-use parking_lot::Mutex;
 
 use crate::store::Digest;
+use crate::sync::Mutex;
 use crate::tree::Tree;
 
 struct Kept {
