@@ -16,7 +16,6 @@ use std::ops::Range;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
-use parking_lot::Mutex;
 use serde::Serialize;
 
 use crate::audit::Log;
@@ -26,6 +25,7 @@ use crate::layers::cache::PageManifest;
 use crate::layers::effects;
 use crate::layers::world::Kind;
 use crate::store::{Digest, Image, LayerFile, Store};
+use crate::sync::Mutex;
 use crate::tree::{NodeId, Tree};
 use content::Failed;
 use dest::{Attrs, Dest};
@@ -390,6 +390,14 @@ impl Exporting<'_> {
                     self.shown(id),
                     self.shown(first)
                 ));
+                Ok(())
+            }
+            // The filesystem has no hard links, or no more of one file. An immutable file takes none either.
+            Err(e) if Dest::cannot_link(&e) => {
+                let alone = Work { folder: self.tree.parent(id), children: id.0..id.0 + 1 };
+                self.fill(&alone, &HashMap::new())?;
+                let (shown, first) = (self.shown(id), self.shown(first));
+                self.note(format!("{shown} is a copy of {first}: it cannot be a hard link ({e})"));
                 Ok(())
             }
             Err(e) => Err(self.failed(id, e)),

@@ -32,6 +32,7 @@ pub use digest::Digest;
 pub use draft::Draft;
 pub use frames::{Edited, Packed};
 pub use images::{Image, Images, MarkerError};
+pub(crate) use io::rename_new;
 pub use io::{StoreIo, SystemIo};
 pub use lock::Pin;
 pub use manifest::{LayerFile, Manifest};

@@ -149,6 +149,12 @@ impl Dest {
         Ok(linkat(from.0, from.1, to.0, to.1, AtFlags::empty())?)
     }
 
+    /// Whether an error of [`Dest::link`] says that the file cannot have a second name there.
+    pub(super) fn cannot_link(error: &io::Error) -> bool {
+        let refusals = [Errno::PERM, Errno::NOTSUP, Errno::NOSYS, Errno::MLINK];
+        Errno::from_io_error(error).is_some_and(|errno| refusals.contains(&errno))
+    }
+
     fn finish_named(&self, parent: BorrowedFd<'_>, name: &[u8], attrs: Attrs<'_>) -> io::Result<()> {
         if self.owners {
             let (uid, gid) = ids(attrs.owner);

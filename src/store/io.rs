@@ -4,7 +4,8 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
+use rustix::fs::{AtFlags, CWD, RenameFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
+use rustix::io::Errno;
 
 /// Everything a store is changed by. A trait, so that tests can make each call fail, or be the last one.
 pub trait StoreIo: Send + Sync + 'static {
@@ -28,7 +29,13 @@ pub trait StoreIo: Send + Sync + 'static {
         fs::rename(from, to)
     }
 
-    /// Gives a file a second name that must be free.
+    /// Gives a file another name that must be free, in one step. Not every filesystem knows this; [`rename_new`] works
+    /// everywhere.
+    fn rename_noreplace(&self, from: &Path, to: &Path) -> io::Result<()> {
+        Ok(rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE)?)
+    }
+
+    /// Gives a file a second name that must be free. Not every filesystem has hard links.
     fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
         fs::hard_link(from, to)
     }
@@ -63,8 +70,80 @@ pub trait StoreIo: Send + Sync + 'static {
     }
 }
 
+/// Gives a file another name, which must be free: the error is [`io::ErrorKind::AlreadyExists`] if it is taken. Needs no
+/// hard links.
+///
+/// Where the filesystem cannot rename without replacing, an empty file takes the name first, and is replaced then. A crash
+/// between the two leaves the empty file, and the file under its old name: an empty file is no tag and no head, so that
+/// none of them is ever taken for one. Another program sees the empty file for that moment.
+pub(crate) fn rename_new(io: &dyn StoreIo, from: &Path, to: &Path) -> io::Result<()> {
+    match io.rename_noreplace(from, to) {
+        Err(e) if matches!(Errno::from_io_error(&e), Some(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP)) => {
+            drop(io.create(to)?);
+            io.rename(from, to).inspect_err(|_| {
+                let _ = io.remove(to);
+            })
+        }
+        other => other,
+    }
+}
+
 /// The operating system itself.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SystemIo;
 
 impl StoreIo for SystemIo {}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+
+    /// A filesystem that cannot rename without replacing, nor link; at which the second name may fail.
+    struct Plain {
+        fails: bool,
+    }
+
+    impl StoreIo for Plain {
+        fn rename_noreplace(&self, _: &Path, _: &Path) -> io::Result<()> {
+            Err(Errno::INVAL.into())
+        }
+        fn link(&self, _: &Path, _: &Path) -> io::Result<()> {
+            Err(Errno::PERM.into())
+        }
+        fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+            if self.fails { Err(Errno::NOSPC.into()) } else { SystemIo.rename(from, to) }
+        }
+    }
+
+    fn two_files() -> (tempfile::TempDir, PathBuf, PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let (one, two) = (dir.path().join("one"), dir.path().join("two"));
+        fs::write(&one, "1").unwrap();
+        (dir, one, two)
+    }
+
+    #[test]
+    fn a_file_gets_a_free_name_and_never_a_taken_one_on_every_kind_of_filesystem() {
+        for io in [&SystemIo as &dyn StoreIo, &Plain { fails: false }] {
+            let (_dir, one, two) = two_files();
+            rename_new(io, &one, &two).unwrap();
+            assert_eq!((one.exists(), fs::read(&two).unwrap()), (false, b"1".to_vec()));
+            fs::write(&one, "another").unwrap();
+            let error = rename_new(io, &one, &two).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
+            assert_eq!(
+                (fs::read(&one).unwrap(), fs::read(&two).unwrap()),
+                (b"another".to_vec(), b"1".to_vec())
+            );
+        }
+    }
+
+    #[test]
+    fn a_file_that_cannot_get_its_new_name_keeps_the_old_one_and_leaves_the_new_one_free() {
+        let (_dir, one, two) = two_files();
+        rename_new(&Plain { fails: true }, &one, &two).unwrap_err();
+        assert_eq!((fs::read(&one).unwrap(), two.exists()), (b"1".to_vec(), false));
+    }
+}

@@ -11,10 +11,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::RenameFlags;
-
 use super::Digest;
-use super::io::StoreIo;
+use super::io::{StoreIo, rename_new};
 use super::write::write_durably;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -150,10 +148,12 @@ impl Tags {
             return Err(Error::new(ErrorKind::InvalidInput, format!("{new_name:?} cannot be a tag: {why}")));
         }
         let (from, to) = (self.dir.join(name), self.dir.join(new_name));
-        let flags = if replace { RenameFlags::empty() } else { RenameFlags::NOREPLACE };
         let failed = |e| Error::io(e, format!("cannot rename tag {} to {new_name:?}", from.display()));
-        rustix::fs::renameat_with(rustix::fs::CWD, &from, rustix::fs::CWD, &to, flags)
-            .map_err(|e| if e == rustix::io::Errno::EXIST { taken(new_name) } else { failed(e.into()) })?;
+        let renamed = if replace { self.io.rename(&from, &to) } else { rename_new(&*self.io, &from, &to) };
+        renamed.map_err(|e| match e.kind() {
+            io::ErrorKind::AlreadyExists if !replace => taken(new_name),
+            _ => failed(e),
+        })?;
         sync_dir(&self.dir).map_err(failed)
     }
 
@@ -256,6 +256,24 @@ mod tests {
         let error = tags.get("bad").unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Damaged);
         assert!(error.hint().is_some() && error.to_string().contains("bad"), "{error}");
+    }
+
+    #[test]
+    fn a_tag_whose_making_was_cut_off_names_no_image_and_can_be_removed_or_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let tags = Tags::new(dir.path(), Arc::new(SystemIo));
+        fs::create_dir_all(tags.dir()).unwrap();
+        // Every beginning of a tag's file, as a power cut might leave it.
+        let whole = format!("{}\n", Digest::of(b"a"));
+        for length in 0..whole.len() - 1 {
+            fs::write(tags.dir().join("cut"), &whole[..length]).unwrap();
+            assert_eq!(tags.get("cut").unwrap_err().kind(), ErrorKind::Damaged, "{length} bytes");
+        }
+        tags.set("cut", &Digest::of(b"b"), true).unwrap();
+        assert_eq!(tags.get("cut").unwrap(), Digest::of(b"b"));
+        fs::write(tags.dir().join("cut"), "").unwrap();
+        assert_eq!(tags.remove("cut").unwrap(), None);
+        tags.set("cut", &Digest::of(b"a"), false).unwrap();
     }
 
     #[test]

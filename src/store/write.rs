@@ -14,16 +14,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use parking_lot::Mutex;
 use rayon::prelude::*;
 use zstd::bulk::Compressor;
 
 use super::blob::ZSTD_LEVEL;
 use super::direct::Direct;
-use super::io::StoreIo;
+use super::io::{StoreIo, rename_new};
 use super::seekable::SEEKABLE_FROM;
 use super::{Blobs, Digest, Manifest, Store};
 use crate::error::{Error, ErrorKind, Result};
+use crate::sync::Mutex;
 
 /// A blob that is there already is made young again if it is older than this. Collecting garbage spares young blobs,
 /// since nothing may refer to them yet; its grace must be well above this.
@@ -89,11 +89,10 @@ pub(crate) fn write_whole(
     let written = io
         .write(&temp, &mut file, bytes)
         .and_then(|()| if sync { io.sync_file(&temp, &file) } else { Ok(()) })
-        .and_then(|()| if new { io.link(&temp, path) } else { io.rename(&temp, path) });
-    if new || written.is_err() {
+        .and_then(|()| if new { rename_new(io, &temp, path) } else { io.rename(&temp, path) });
+    written.inspect_err(|_| {
         let _ = io.remove(&temp);
-    }
-    written
+    })
 }
 
 /// The same, and durable, its name too. A new file whose name cannot be made durable is not left there.
