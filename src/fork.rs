@@ -21,6 +21,8 @@ mod follow;
 mod freeze;
 mod head;
 mod ino;
+#[cfg(test)]
+mod interleavings;
 mod journal;
 mod keep;
 mod leave;

@@ -11,14 +11,15 @@ use crate::store::{Digest, Store};
 
 /// Reads a fork back for somebody who is about to change it. What is wrong with it is the error, with its crash pack.
 pub fn read_back(store: &Store, registry: &Registry, name: &str, log: &Log) -> Result<Arc<Fork>> {
-    if !registry.contains(name) {
-        return registry.get(name);
-    }
-    let fork =
-        registry.get(name).map_err(|error| match judge_unreadable(store, registry, name, &error, log) {
+    let fork = registry.get(name).map_err(|error| {
+        // One that is not there, or was discarded meanwhile, is no damage.
+        let verdict =
+            registry.contains(name).then(|| judge_unreadable(store, registry, name, &error, log)).flatten();
+        match verdict {
             Some(verdict) => verdict.explain(error),
             None => error,
-        })?;
+        }
+    })?;
     let verdict = judge(store, name, &fork, log);
     if let Some(damage) = fork.damage() {
         let error = Error::new(ErrorKind::Damaged, format!("fork {name:?} is damaged: {damage}"))

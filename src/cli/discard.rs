@@ -42,9 +42,8 @@ pub(crate) fn run(store: &StoreArg, args: &DiscardArgs) -> Result<ExitCode> {
                 }
             }
             Place::Disk(registry) => {
-                let base = registry.info(name).ok().and_then(|info| info.base);
-                registry.discard(name)?;
-                audit::tell(&store, "discard", [note::fork_discarded(name, base.as_ref())]);
+                let gone = registry.discard(name)?;
+                audit::tell(&store, "discard", [note::fork_discarded(name, gone.base.as_ref())]);
             }
         }
     }

@@ -32,10 +32,9 @@ pub(crate) fn run(store: &StoreArg, args: &MvArgs) -> Result<ExitCode> {
             })?;
         }
         Place::Disk(registry) => {
-            registry.rename(name, new_name)?;
+            let renamed = registry.rename(name, new_name)?;
             registry.sync()?;
-            let base = registry.info(new_name).ok().and_then(|info| info.base);
-            audit::tell(&store, "mv", note::fork_renamed(name, new_name, base.as_ref()));
+            audit::tell(&store, "mv", note::fork_renamed(name, new_name, renamed.base.as_ref()));
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -1,7 +1,6 @@
 //! Operations on attributes, and making things durable.
 
 use std::fs::File;
-use std::sync::atomic::Ordering;
 
 use super::content::MAX_SIZE;
 use super::ino::Ino;
@@ -11,6 +10,7 @@ use super::record::{Attrs, Record};
 use super::records::may_clear;
 use crate::error::{Error, ErrorKind, Posix, Result};
 use crate::layers::xattrs;
+use crate::sync::atomic::Ordering;
 
 /// A time to be set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -188,6 +188,11 @@ impl Fork {
         }
         // What nothing durable speaks of any more can go now.
         Ok(())
+    }
+
+    /// The same of a fork that another thread may discard: then nothing of it needs to be durable.
+    pub(super) fn fsync_unless_discarded(&self) -> Result<()> {
+        self.fsync().or_else(|error| if self.is_discarded() { Ok(()) } else { Err(error) })
     }
 
     fn sync_head(&self) -> Result<()> {

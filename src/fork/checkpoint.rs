@@ -297,8 +297,10 @@ impl Scratch<'_> {
             let source = match &piece.src {
                 Src::Blob(_) => From::There(piece.off, piece.src.clone()),
                 Src::Data(file) => {
-                    let linked =
-                        self.writer.link(file).map_err(|e| Error::io(e, "cannot link a data file"))?;
+                    let linked = self
+                        .writer
+                        .link_or_copy(file, piece.off, piece.len)
+                        .map_err(|e| Error::io(e, "cannot link or copy a data file"))?;
                     From::There(piece.off, Src::Data(linked))
                 }
                 Src::Journal(_) => {

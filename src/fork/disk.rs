@@ -5,18 +5,22 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use lru::LruCache;
-use parking_lot::Mutex;
 use rustix::fs::FallocateFlags;
+use rustix::io::Errno;
 
 use crate::error::{Error, Result};
 use crate::store::StoreIo;
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// Descriptors that stay open: the system's limit may be as low as 1,024, and forks have many files.
 const OPEN_FILES: usize = 256;
+
+/// Bytes that are copied together from one data file to another.
+const COPIED_AT_ONCE: u64 = 1 << 20;
 
 /// A generation's name: 128 random bits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -95,13 +99,53 @@ enum FileKey {
 pub(super) struct Files {
     open: Mutex<LruCache<FileKey, Arc<File>>>,
     writable: bool,
+    /// Whether the filesystem has hard links, once a refused link made somebody ask.
+    links: OnceLock<bool>,
     pub(super) io: Arc<dyn Io>,
 }
 
 impl Files {
     pub(super) fn new(io: Arc<dyn Io>, writable: bool) -> Self {
         let capacity = std::num::NonZeroUsize::new(OPEN_FILES).unwrap_or(std::num::NonZeroUsize::MIN);
-        Self { open: Mutex::new(LruCache::new(capacity)), writable, io }
+        Self { open: Mutex::new(LruCache::new(capacity)), writable, links: OnceLock::new(), io }
+    }
+
+    /// Gives a data file a second name, in the folder `data`. Where the filesystem has no hard links this is found out once,
+    /// and not tried again.
+    fn link(&self, from: &Path, data: &Path, to: &Path) -> io::Result<()> {
+        if self.links.get() == Some(&false) {
+            return Err(Errno::NOTSUP.into());
+        }
+        self.io.link(from, to).inspect_err(|e| {
+            let refused = matches!(
+                Errno::from_io_error(e),
+                Some(Errno::PERM | Errno::ACCESS | Errno::NOTSUP | Errno::NOSYS | Errno::INVAL)
+            );
+            if refused && self.links.get().is_none() {
+                self.probe(data);
+            }
+        })
+    }
+
+    /// Finds out whether a new file can have two names. A link is also refused for the sake of one file: of an immutable one,
+    /// or of another user's one under fs.protected_hardlinks.
+    fn probe(&self, data: &Path) {
+        let (one, two) = (data.join(".link-1"), data.join(".link-2"));
+        // A full disk says nothing about links.
+        if self.io.create(&one).is_err() {
+            return;
+        }
+        let linked = self.io.link(&one, &two);
+        for path in [&one, &two] {
+            let _ = self.io.remove(path);
+        }
+        if let Err(e) = &linked {
+            tracing::warn!(
+                "{}: this filesystem has no hard links ({e}); data is copied instead",
+                data.display()
+            );
+        }
+        let _ = self.links.set(linked.is_ok());
     }
 
     fn get(&self, key: FileKey, path: &Path) -> io::Result<Arc<File>> {
@@ -400,7 +444,8 @@ pub struct DataFile {
     pub generation: Arc<Generation>,
     /// Its name there.
     pub number: u64,
-    /// Whether it is a hard link to a frozen file of another generation, and so never written.
+    /// Whether it stands for a frozen file of another generation, and so is never written once it does: a hard link to it or,
+    /// where there can be none, a copy of what is needed of it.
     pub shared: bool,
 }
 
@@ -420,10 +465,36 @@ impl DataFile {
     /// Gives a frozen file a second name in `generation`.
     pub(super) fn link(&self, generation: &Arc<Generation>) -> io::Result<Arc<Self>> {
         let number = generation.next_number();
-        fs::hard_link(self.generation.data_path(self.number), generation.data_path(number))?;
+        let (from, to) = (self.generation.data_path(self.number), generation.data_path(number));
+        generation.files.link(&from, &generation.dir.join("data"), &to)?;
         // The bytes may still be on their way to disk under the old name.
         generation.unsynced.lock().insert(number);
         Ok(Self::known(generation, number, true))
+    }
+
+    /// Makes a file in `generation` that is to hold bytes of a frozen one, each at its own place; and like a second name of
+    /// that one it belongs to no file alone.
+    pub(super) fn twin(generation: &Arc<Generation>) -> io::Result<Arc<Self>> {
+        let number = generation.next_number();
+        generation.io().create(&generation.data_path(number))?;
+        Ok(Self::known(generation, number, true))
+    }
+
+    /// Copies a range from another data file, to the same place.
+    pub(super) fn copy_from(&self, from: &Self, start: u64, len: u64) -> io::Result<()> {
+        let end = start.checked_add(len).ok_or(io::ErrorKind::InvalidInput)?;
+        let mut buf = vec![0; len.min(COPIED_AT_ONCE) as usize];
+        let mut at = start;
+        while at < end {
+            let now = &mut buf[..(end - at).min(COPIED_AT_ONCE) as usize];
+            from.read_exact_at(now, at)?;
+            let mut done = 0;
+            while done < now.len() {
+                done += self.write_at(&now[done..], at + done as u64)?;
+            }
+            at += now.len() as u64;
+        }
+        Ok(())
     }
 
     pub(super) fn is_frozen(&self) -> bool {

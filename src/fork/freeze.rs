@@ -2,10 +2,7 @@
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
-
-use parking_lot::MutexGuard;
 
 use super::content::read_content;
 use super::disk::{GenId, Generation};
@@ -20,6 +17,8 @@ use super::state::{LayerBase, State};
 use crate::error::{Error, ErrorKind, Result};
 use crate::layers::world::Kind;
 use crate::store::Digest;
+use crate::sync::MutexGuard;
+use crate::sync::atomic::Ordering;
 
 /// A fork as it stood at one moment. Nothing changes it; the fork goes on.
 #[derive(Clone)]

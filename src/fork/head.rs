@@ -77,6 +77,10 @@ pub fn refuse_new_fork_name(name: &str) -> Option<&'static str> {
     if name == "latest" { Some("it is reserved for the newest image") } else { refuse_fork_name(name) }
 }
 
+pub(super) fn taken(name: &str) -> Error {
+    Error::new(ErrorKind::AlreadyExists, format!("there is a fork {name:?} already"))
+}
+
 pub(super) fn path(forks: &Path, name: &str) -> PathBuf {
     forks.join("heads").join(format!("{name}.json"))
 }
@@ -101,9 +105,7 @@ impl Head {
     pub(super) fn write(&self, io: &dyn Io, forks: &Path, replace: bool) -> Result<()> {
         let path = path(forks, &self.name);
         let failed = |e: io::Error| match e.kind() {
-            io::ErrorKind::AlreadyExists => {
-                Error::new(ErrorKind::AlreadyExists, format!("there is a fork {:?} already", self.name))
-            }
+            io::ErrorKind::AlreadyExists => taken(&self.name),
             _ => Error::io(e, format!("cannot write {}", path.display())),
         };
         let mut bytes = serde_json::to_vec(self).map_err(|e| failed(e.into()))?;

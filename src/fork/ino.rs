@@ -2,11 +2,11 @@
 
 use std::fmt;
 
-use parking_lot::RwLock;
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 
+use crate::sync::RwLock;
 use crate::tree::NodeId;
 
 /// A file's number in its fork. Never 0, and never more than 48 bits, so that a mount can put the fork's own number

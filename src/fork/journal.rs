@@ -107,6 +107,8 @@ pub(super) struct Writer {
     pub(super) broken: Option<String>,
     /// Frozen files of other generations that have a second name here.
     linked: HashMap<(GenId, u64), Weak<DataFile>>,
+    /// Files that hold parts of those that cannot have a second name.
+    copied: HashMap<(GenId, u64), Weak<DataFile>>,
     reserved: u64,
 }
 
@@ -123,6 +125,7 @@ impl Writer {
             next_number: 1,
             broken: None,
             linked: HashMap::new(),
+            copied: HashMap::new(),
             reserved: 0,
         }
     }
@@ -233,5 +236,26 @@ impl Writer {
         let linked = file.link(&self.generation)?;
         self.linked.insert(key, Arc::downgrade(&linked));
         Ok(linked)
+    }
+
+    /// The same for a range of it. Where the file cannot have a second name, a file of this generation holds the range, at
+    /// the same place. For a generation that is written to its end before anything names it.
+    pub(super) fn link_or_copy(
+        &mut self,
+        file: &Arc<DataFile>,
+        off: u64,
+        len: u64,
+    ) -> io::Result<Arc<DataFile>> {
+        if let Ok(linked) = self.link(file) {
+            return Ok(linked);
+        }
+        let key = (file.generation.id, file.number);
+        let twin = match self.copied.get(&key).and_then(Weak::upgrade) {
+            Some(twin) => twin,
+            None => DataFile::twin(&self.generation)?,
+        };
+        self.copied.insert(key, Arc::downgrade(&twin));
+        twin.copy_from(file, off, len)?;
+        Ok(twin)
     }
 }

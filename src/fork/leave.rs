@@ -1,21 +1,37 @@
 //! Forks that go: discarded, or put back onto an image.
 
-use std::fs;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use super::disk::GenId;
 use super::head::{self, Head};
 use super::journal::Writer;
-use super::live::{Fork, Live, now};
+use super::live::{Fork, Live, now as now_ns};
 use super::registry::{Registry, Slot};
 use super::state::State;
+use super::stats::ForkInfo;
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::Digest;
+use crate::sync::Mutex;
+use crate::sync::atomic::Ordering;
+
+/// A fork as it was when it was looked at: its identity, and when it was last frozen. A branch freezes it.
+#[derive(PartialEq, Eq)]
+struct Seen {
+    uid: String,
+    /// None if nothing but its head was read.
+    epoch: Option<u64>,
+}
+
+impl Seen {
+    fn of(head: &Head, fork: Option<&Fork>) -> Self {
+        Self { uid: head.uid.clone(), epoch: fork.map(|fork| fork.live.read().state.epoch) }
+    }
+}
 
 impl Registry {
-    /// Puts a fork onto an image, with nothing of what it was: the same name, but another fork from now on. Whoever has
-    /// something of the old one open can read on. `judge` sees it before it is put there; if it fails the fork is as it was.
+    /// Puts a fork onto an image, with nothing of what it was: the same name, but another fork from now on. Programs that
+    /// have something of the old one open can read on. `judge` sees it before it is put there; if it fails the fork is as
+    /// it was.
     pub fn put_back(
         &self,
         name: &str,
@@ -24,24 +40,45 @@ impl Registry {
         judge: &dyn Fn(&Fork) -> Result<()>,
     ) -> Result<Arc<Fork>> {
         self.may_write()?;
-        self.sync_sharers(name)?;
-        let slot = self.slot(name)?;
-        let mut slot_now = slot.lock();
-        let same = matches!(&*slot_now, Slot::Loaded(now) if now.uid == fork.uid);
-        if !same {
-            return Err(Error::new(ErrorKind::Busy, format!("fork {name:?} is another one by now")));
+        loop {
+            let seen = self.sync_sharers(name)?;
+            let restored = self.with_slot(name, |_, slot| {
+                if !matches!(&*slot, Slot::Loaded(now) if now.uid == fork.uid) {
+                    let message = format!("fork {name:?} was replaced in the meantime");
+                    return Err(Error::new(ErrorKind::Busy, message));
+                }
+                let Some(restored) = self.replace(fork, seen.as_ref(), image, judge)? else {
+                    return Ok(None);
+                };
+                *slot = Slot::Loaded(restored.clone());
+                Ok(Some(restored))
+            })?;
+            if let Some(restored) = restored {
+                return Ok(restored);
+            }
         }
+    }
+
+    /// Puts another fork in the place of one whose slot is locked. None if it was branched since it was looked at.
+    fn replace(
+        &self,
+        fork: &Fork,
+        seen: Option<&Seen>,
+        image: Digest,
+        judge: &dyn Fn(&Fork) -> Result<()>,
+    ) -> Result<Option<Arc<Fork>>> {
         let state = State::over(self.shared.base(Some(image))?);
         let baseline = Arc::new(state.detached());
         let mut head = fork.head.lock();
+        if seen != Some(&Seen::of(&head, Some(fork))) {
+            return Ok(None);
+        }
         // Held until it is another fork: what is acknowledged from here on would be lost.
         let mut written = fork.live.write();
         if written.is_changed() {
-            return Err(Error::new(
-                ErrorKind::Busy,
-                format!("fork {name:?} was written to since it was sealed"),
-            )
-            .with_hint("try again, best when nobody writes to it"));
+            let message = format!("fork {:?} was written to since it was sealed", head.name);
+            return Err(Error::new(ErrorKind::Busy, message)
+                .with_hint("try again, best when no program writes to it"));
         }
         let active = self.shared.new_generation()?;
         let next = Head {
@@ -68,82 +105,115 @@ impl Registry {
             self.shared.drop_refs(&released);
         }
         Fork::forget_seals(&self.shared.forks, &fork.uid);
-        *slot_now = Slot::Loaded(restored.clone());
-        Ok(restored)
+        Ok(Some(restored))
     }
 
     /// Makes the forks durable that rest on what a fork rests on, and are not: a power cut would leave nothing that names what
-    /// was durable in it.
-    fn sync_sharers(&self, name: &str) -> Result<()> {
-        let generations = match &*self.slot(name)?.lock() {
-            Slot::Known(head) => head.generations.clone(),
-            Slot::Loaded(fork) => fork.head.lock().generations.clone(),
-            Slot::Bad(_) => return Ok(()),
-        };
+    /// was durable in it. Returns the fork that it looked at. Branches made of that one since are not durable yet.
+    fn sync_sharers(&self, name: &str) -> Result<Option<Seen>> {
+        let looked = self.with_slot(name, |_, slot| {
+            Ok(match slot {
+                Slot::Known(head) => Some((Seen::of(head, None), head.generations.clone())),
+                Slot::Loaded(fork) => {
+                    // A branch holds the head until it is in the map.
+                    let head = fork.head.lock();
+                    Some((Seen::of(&head, Some(fork)), head.generations.clone()))
+                }
+                Slot::Bad(_) | Slot::Gone => None,
+            })
+        })?;
+        let Some((seen, generations)) = looked else { return Ok(None) };
         for fork in self.loaded() {
             let shares = || {
                 let head = fork.head.lock();
-                head.name != name && head.generations.iter().any(|id| generations.contains(id))
+                head.uid != seen.uid && head.generations.iter().any(|id| generations.contains(id))
             };
-            if !fork.head_unsynced.load(Ordering::Acquire) || !shares() {
-                continue;
-            }
-            if let Err(error) = fork.fsync()
-                // One that is discarded meanwhile needs nothing any more.
-                && !fork.discarded.load(Ordering::Acquire)
-            {
-                return Err(error);
+            if fork.head_unsynced.load(Ordering::Acquire) && shares() {
+                fork.fsync_unless_discarded()?;
             }
         }
-        Ok(())
+        Ok(Some(seen))
     }
 
-    /// Discards a fork: its head goes first, and with it the fork; then what only it needed. Somebody who still has it
-    /// open can read on. The head of a damaged fork is kept in `damaged/`, with what it names.
-    pub fn discard(&self, name: &str) -> Result<()> {
+    /// Discards a fork: its head goes first, and with it the fork; then what only it needed. Programs that still have it
+    /// open can read on. The head of a damaged fork is kept in `damaged/`, with what it names. Returns what the fork was.
+    pub fn discard(&self, name: &str) -> Result<ForkInfo> {
+        self.discard_judged(name, None)
+    }
+
+    /// The same if `judge` allows it, which is shown the very fork that goes.
+    pub fn discard_if(&self, name: &str, judge: &dyn Fn(&Fork) -> Result<()>) -> Result<ForkInfo> {
+        self.discard_judged(name, Some(judge))
+    }
+
+    fn discard_judged(&self, name: &str, judge: Option<&dyn Fn(&Fork) -> Result<()>>) -> Result<ForkInfo> {
         self.may_write()?;
-        self.sync_sharers(name)?;
-        let slot = self.slot(name)?;
-        let slot_now = slot.lock();
-        let path = head::path(&self.shared.forks, name);
-        let failed = |e| Error::io(e, format!("cannot discard fork {name:?}"));
-        let mut durable = true;
-        let mut remove = || {
-            fs::remove_file(&path).map_err(failed)?;
-            // Before its generations go: a power cut must not bring the head back without them. It is gone in any case.
-            if let Err(e) = self.shared.files.io.sync_dir(&self.shared.forks.join("heads")) {
-                tracing::error!("a power cut may bring fork {name:?} back: {e}");
-                durable = false;
-            }
-            Ok::<(), Error>(())
-        };
-        let mut freed = Vec::new();
-        let mut uid = None;
-        match &*slot_now {
-            Slot::Loaded(fork) => {
-                let head = fork.head.lock();
-                remove()?;
-                fork.discarded.store(true, Ordering::Release);
-                freed.clone_from(&head.generations);
-                uid = Some(head.uid.clone());
-            }
-            Slot::Known(head) => {
-                remove()?;
-                freed.clone_from(&head.generations);
-                uid = Some(head.uid.clone());
-            }
-            Slot::Bad(_) => {
-                let kept = self.shared.forks.join("damaged").join(format!("{name}-{}.json", now()));
-                fs::rename(&path, kept).map_err(failed)?;
+        loop {
+            let seen = self.sync_sharers(name)?;
+            let gone = self.with_slot(name, |slot, now| {
+                if let Some(judge) = judge {
+                    judge(&*self.get_in(name, now)?)?;
+                }
+                self.take_away(name, slot, now, seen.as_ref())
+            })?;
+            if let Some(info) = gone {
+                return Ok(info);
             }
         }
-        self.slots.lock().remove(name);
+    }
+
+    /// Discards the fork of a slot that is locked. None if it is another one than was looked at, or was branched since.
+    fn take_away(
+        &self,
+        name: &str,
+        slot: &Arc<Mutex<Slot>>,
+        now: &mut Slot,
+        seen: Option<&Seen>,
+    ) -> Result<Option<ForkInfo>> {
+        let io = &*self.shared.files.io;
+        let path = head::path(&self.shared.forks, name);
+        let failed = |e| Error::io(e, format!("cannot discard fork {name:?}"));
+        // Whether it is gone after a power cut too.
+        let remove = || {
+            io.remove(&path).map_err(failed)?;
+            // Before its generations go: a power cut must not bring the head back without them. It is gone in any case.
+            let durable = io.sync_dir(&self.shared.forks.join("heads"));
+            if let Err(e) = &durable {
+                tracing::error!("a power cut may bring fork {name:?} back: {e}");
+            }
+            Ok::<bool, Error>(durable.is_ok())
+        };
+        let (info, durable, freed) = match &*now {
+            Slot::Loaded(fork) => {
+                let head = fork.head.lock();
+                if seen != Some(&Seen::of(&head, Some(fork))) {
+                    return Ok(None);
+                }
+                let durable = remove()?;
+                fork.discarded.store(true, Ordering::Release);
+                (ForkInfo::of(&head, fork.damage()), durable, head.generations.clone())
+            }
+            Slot::Known(head) => {
+                if seen != Some(&Seen::of(head, None)) {
+                    return Ok(None);
+                }
+                (ForkInfo::of(head, None), remove()?, head.generations.clone())
+            }
+            Slot::Bad(damage) => {
+                let kept = self.shared.forks.join("damaged").join(format!("{name}-{}.json", now_ns()));
+                io.rename(&path, &kept).map_err(failed)?;
+                (ForkInfo::damaged(name, damage), true, Vec::new())
+            }
+            Slot::Gone => return Ok(None),
+        };
+        *now = Slot::Gone;
+        self.unlist(name, slot);
         if durable {
             self.shared.drop_refs(&freed);
         }
-        if let Some(uid) = uid {
-            Fork::forget_seals(&self.shared.forks, &uid);
+        if let Some(uid) = &info.uid {
+            Fork::forget_seals(&self.shared.forks, uid);
         }
-        Ok(())
+        Ok(Some(info))
     }
 }

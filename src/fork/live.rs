@@ -2,10 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
-
-use parking_lot::{Mutex, MutexGuard, RwLock};
 
 use super::apply::{self, Applied};
 use super::disk::Generation;
@@ -23,6 +20,8 @@ use super::state::State;
 use crate::error::{Error, ErrorKind, Posix, Result};
 use crate::layers::world::Kind;
 use crate::store::Digest;
+use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::{Mutex, MutexGuard, RwLock};
 use crate::tree::{NodeId, Tree};
 
 /// Reads what forks are based on. The caller's cache stands behind it.
@@ -331,6 +330,11 @@ impl Fork {
         if inode.guard == Guard::Fixed { super::policy::may_change(&inode, 0) } else { Ok(()) }
     }
 
+    /// Whether it was discarded, or put back to a seal and so replaced by another fork.
+    pub(crate) fn is_discarded(&self) -> bool {
+        self.discarded.load(Ordering::Acquire)
+    }
+
     pub(crate) fn may_write(&self) -> Result<()> {
         if let Some(damage) = self.damage() {
             return Err(Error::new(ErrorKind::Damaged, format!("the fork is damaged: {damage}"))
@@ -340,7 +344,7 @@ impl Fork {
             return Err(Error::new(ErrorKind::ReadOnly, "another daemon writes this store's forks")
                 .with_hint("unmount it there, or use that mount"));
         }
-        if self.discarded.load(Ordering::Acquire) {
+        if self.is_discarded() {
             return Err(posix(Posix::Stale, "the fork was discarded"));
         }
         Ok(())

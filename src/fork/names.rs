@@ -385,13 +385,13 @@ impl Fork {
     }
 
     fn guarded(&self) -> bool {
-        self.guarded.load(std::sync::atomic::Ordering::Acquire)
+        self.guarded.load(crate::sync::atomic::Ordering::Acquire)
     }
 
     /// Lets the fork be taken apart file by file (`rm -rf`), the records and the layers' folders included. What
     /// the records hold stays (`records`). Not kept over a restart.
     pub fn set_guarded(&self, guarded: bool) {
-        self.guarded.store(guarded, std::sync::atomic::Ordering::Release);
+        self.guarded.store(guarded, crate::sync::atomic::Ordering::Release);
     }
 
     /// Whether the file can be changed at all.

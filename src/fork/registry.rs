@@ -1,25 +1,38 @@
 //! The forks of a store: which there are, and how they come and go.
+//!
+//! Names are taken and given up by several threads at once. What keeps them apart:
+//!
+//! - **Look again after each wait.** A slot that was waited for may have been discarded meanwhile, or have another name.
+//!   [`Registry::with_slot`] asks, once it has the slot's lock, whether the map still leads from the name to this very
+//!   slot, and begins anew if not. No other function locks a slot in order to act on a name.
+//! - A head file is made and renamed only to a name that is free on disk. Of two threads that want a name one gets it,
+//!   whatever each of them found in the map before. That one enters its slot into the map.
+//! - A thread that gives a name up, in the file system and then in the map, holds the slot's lock. It takes out its own
+//!   slot only: the next fork of that name may be in the map already.
+//! - A slot whose fork is discarded says so ([`Slot::Gone`]) to the threads that got hold of it before.
+//! - Locks are taken in this order: slot, head, live, map. The map's lock is held for a look or a change alone.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::SystemTime;
 
-use parking_lot::{Mutex, RwLock};
 use rustix::fs::FlockOperation;
 
 use super::disk::{Files, GenId, Generation, Io, RealIo};
-use super::head::{self, Head, refuse_fork_name, refuse_new_fork_name};
+use super::head::{self, Head, refuse_fork_name, refuse_new_fork_name, taken};
 use super::journal::Writer;
 use super::live::{BaseReader, Fork, Live, now};
 use super::record;
 use super::recover::{Damage, Recovered, recover};
 use super::state::{Base, State};
+use super::stats::ForkInfo;
 use crate::error::{Error, ErrorKind, Result};
-use crate::store::Digest;
+use crate::store::{Digest, rename_new};
+use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::{Mutex, RwLock};
 
 /// How to open the forks of a store.
 pub struct Options {
@@ -147,6 +160,8 @@ pub(super) enum Slot {
     Loaded(Arc<Fork>),
     /// Its head cannot be read.
     Bad(String),
+    /// Its fork was discarded; the map has it no more.
+    Gone,
 }
 
 /// The forks of a store. One program at a time may write them.
@@ -166,7 +181,7 @@ impl std::fmt::Debug for Registry {
     }
 }
 
-fn no_fork(name: &str) -> Error {
+pub(super) fn no_fork(name: &str) -> Error {
     Error::new(ErrorKind::NotFound, format!("there is no fork {name:?}"))
         .with_hint("`pfimg forks` lists them")
 }
@@ -288,7 +303,7 @@ impl Registry {
                 let _ = fs::remove_file(entry.path());
             }
         }
-        let bad_head = self.slots.lock().values().any(|slot| matches!(&*slot.lock(), Slot::Bad(_)));
+        let bad_head = self.all_slots().iter().any(|slot| matches!(&*slot.lock(), Slot::Bad(_)));
         let set_aside =
             fs::read_dir(self.shared.forks.join("damaged")).into_iter().flatten().flatten().any(|e| {
                 e.path().extension().is_some_and(|ext| ext == "json")
@@ -320,20 +335,53 @@ impl Registry {
         self.slots.lock().contains_key(name)
     }
 
-    pub(super) fn slot(&self, name: &str) -> Result<Arc<Mutex<Slot>>> {
+    fn slot(&self, name: &str) -> Result<Arc<Mutex<Slot>>> {
         self.slots.lock().get(name).cloned().ok_or_else(|| no_fork(name))
+    }
+
+    fn all_slots(&self) -> Vec<Arc<Mutex<Slot>>> {
+        self.slots.lock().values().cloned().collect()
+    }
+
+    /// Hands the slot that has a name to `act`, locked. Whatever was discarded or renamed while this waited for the lock:
+    /// it is the slot that has the name now, and it keeps the name until `act` returns or gives it up.
+    pub(super) fn with_slot<T>(
+        &self,
+        name: &str,
+        act: impl FnOnce(&Arc<Mutex<Slot>>, &mut Slot) -> Result<T>,
+    ) -> Result<T> {
+        loop {
+            let slot = self.slot(name)?;
+            let mut held = slot.lock();
+            let is_current = self.slots.lock().get(name).is_some_and(|now| Arc::ptr_eq(now, &slot));
+            if is_current {
+                return act(&slot, &mut held);
+            }
+        }
+    }
+
+    /// Takes a name from a slot, unless another one has it already.
+    pub(super) fn unlist(&self, name: &str, slot: &Arc<Mutex<Slot>>) {
+        let mut slots = self.slots.lock();
+        if slots.get(name).is_some_and(|now| Arc::ptr_eq(now, slot)) {
+            slots.remove(name);
+        }
     }
 
     /// A fork, read from disk if it was not yet.
     pub fn get(&self, name: &str) -> Result<Arc<Fork>> {
-        let slot = self.slot(name)?;
-        // Only who wants the same fork waits here.
-        let mut slot = slot.lock();
+        // Only threads that want the same fork wait here.
+        self.with_slot(name, |_, slot| self.get_in(name, slot))
+    }
+
+    /// The fork of a slot, read from disk if it was not yet.
+    pub(super) fn get_in(&self, name: &str, slot: &mut Slot) -> Result<Arc<Fork>> {
         let head = match &*slot {
             Slot::Loaded(fork) => return Ok(fork.clone()),
             Slot::Bad(damage) => {
                 return Err(Error::new(ErrorKind::Damaged, format!("fork {name:?}: {damage}")));
             }
+            Slot::Gone => return Err(no_fork(name)),
             Slot::Known(head) => head.clone(),
         };
         let fork = self.load(head).map_err(|e| e.context(format_args!("fork {name:?}")))?;
@@ -396,7 +444,7 @@ impl Registry {
             ));
         }
         if self.contains(name) {
-            return Err(Error::new(ErrorKind::AlreadyExists, format!("there is a fork {name:?} already")));
+            return Err(taken(name));
         }
         Ok(())
     }
@@ -456,67 +504,68 @@ impl Registry {
         Ok(fork)
     }
 
-    /// Gives a fork another name.
-    pub fn rename(&self, name: &str, new_name: &str) -> Result<()> {
-        let slot = self.slot(name)?;
+    /// Gives a fork another name. Returns what is known of the fork that has it now.
+    pub fn rename(&self, name: &str, new_name: &str) -> Result<ForkInfo> {
+        self.slot(name)?;
         self.check_new(new_name)?;
-        let mut slot_now = slot.lock();
+        let io = &*self.shared.files.io;
         let (from, to) = (head::path(&self.shared.forks, name), head::path(&self.shared.forks, new_name));
         let rename = || {
-            rustix::fs::renameat_with(
-                rustix::fs::CWD,
-                &from,
-                rustix::fs::CWD,
-                &to,
-                rustix::fs::RenameFlags::NOREPLACE,
-            )
-            .map_err(|e| Error::io(e.into(), format!("cannot rename fork {name:?} to {new_name:?}")))
+            rename_new(io, &from, &to).map_err(|e| match e.kind() {
+                io::ErrorKind::AlreadyExists => taken(new_name),
+                _ => Error::io(e, format!("cannot rename fork {name:?} to {new_name:?}")),
+            })
         };
-        match &mut *slot_now {
-            Slot::Loaded(fork) => {
-                let mut head = fork.head.lock();
-                rename()?;
-                new_name.clone_into(&mut head.name);
-                fork.head_unsynced.store(true, Ordering::Release);
-            }
-            Slot::Known(head) => {
-                rename()?;
-                new_name.clone_into(&mut head.name);
-            }
-            Slot::Bad(_) => rename()?,
-        }
-        let mut slots = self.slots.lock();
-        slots.remove(name);
-        slots.insert(new_name.to_owned(), slot.clone());
-        Ok(())
+        self.with_slot(name, |slot, now| {
+            let info = match now {
+                Slot::Loaded(fork) => {
+                    let mut head = fork.head.lock();
+                    rename()?;
+                    new_name.clone_into(&mut head.name);
+                    fork.head_unsynced.store(true, Ordering::Release);
+                    ForkInfo::of(&head, fork.damage())
+                }
+                Slot::Known(head) => {
+                    rename()?;
+                    new_name.clone_into(&mut head.name);
+                    ForkInfo::of(head, None)
+                }
+                Slot::Bad(damage) => {
+                    rename()?;
+                    ForkInfo::damaged(new_name, damage)
+                }
+                Slot::Gone => return Err(no_fork(name)),
+            };
+            self.unlist(name, slot);
+            self.slots.lock().insert(new_name.to_owned(), Arc::clone(slot));
+            Ok(info)
+        })
     }
 
     /// Images that forks rest on: they must not be collected.
     pub fn bases(&self) -> Vec<Digest> {
-        let slots: Vec<_> = self.slots.lock().values().cloned().collect();
-        let base = |slot: &Mutex<Slot>| match &*slot.lock() {
+        let base = |slot: &Arc<Mutex<Slot>>| match &*slot.lock() {
             Slot::Known(head) => head.base,
             Slot::Loaded(fork) => fork.base(),
-            Slot::Bad(_) => None,
+            Slot::Bad(_) | Slot::Gone => None,
         };
-        slots.iter().filter_map(|slot| base(slot)).collect()
+        self.all_slots().iter().filter_map(base).collect()
     }
 
     /// Makes every fork durable that is in use.
     pub fn sync(&self) -> Result<()> {
         if self.shared.writable {
-            self.loaded().iter().try_for_each(|fork| fork.fsync())?;
+            self.loaded().iter().try_for_each(|fork| fork.fsync_unless_discarded())?;
         }
         Ok(())
     }
 
     /// The forks that were read from disk. No lock is held then.
     pub(super) fn loaded(&self) -> Vec<Arc<Fork>> {
-        let slots: Vec<_> = self.slots.lock().values().cloned().collect();
-        let loaded = slots.iter().filter_map(|slot| match &*slot.lock() {
+        let loaded = |slot: &Arc<Mutex<Slot>>| match &*slot.lock() {
             Slot::Loaded(fork) => Some(Arc::clone(fork)),
-            Slot::Known(_) | Slot::Bad(_) => None,
-        });
-        loaded.collect()
+            Slot::Known(_) | Slot::Bad(_) | Slot::Gone => None,
+        };
+        self.all_slots().iter().filter_map(loaded).collect()
     }
 }

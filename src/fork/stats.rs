@@ -2,7 +2,8 @@
 
 use std::fs;
 
-use super::registry::{Registry, Slot};
+use super::head::Head;
+use super::registry::{Registry, Slot, no_fork};
 use crate::error::Result;
 use crate::store::Digest;
 
@@ -21,6 +22,25 @@ pub struct ForkInfo {
     pub generations: usize,
     /// What is wrong with it, as far as is known.
     pub damage: Option<String>,
+}
+
+impl ForkInfo {
+    pub(super) fn of(head: &Head, damage: Option<&str>) -> Self {
+        Self {
+            name: head.name.clone(),
+            uid: Some(head.uid.clone()),
+            base: head.base,
+            created_ns: head.created_ns,
+            generations: head.generations.len(),
+            damage: damage.map(str::to_owned),
+        }
+    }
+
+    /// Of a fork whose head cannot be read.
+    pub(super) fn damaged(name: &str, damage: &str) -> Self {
+        let (name, damage) = (name.to_owned(), Some(damage.to_owned()));
+        Self { name, uid: None, base: None, created_ns: 0, generations: 0, damage }
+    }
 }
 
 /// What a fork costs.
@@ -43,28 +63,13 @@ pub struct ForkStats {
 impl Registry {
     /// What is known of a fork without reading it.
     pub fn info(&self, name: &str) -> Result<ForkInfo> {
-        let slot = self.slot(name)?.lock().clone();
-        let (head, damage) = match slot {
-            Slot::Bad(damage) => {
-                return Ok(ForkInfo {
-                    name: name.to_owned(),
-                    uid: None,
-                    base: None,
-                    created_ns: 0,
-                    generations: 0,
-                    damage: Some(damage),
-                });
-            }
-            Slot::Known(head) => (head, None),
-            Slot::Loaded(fork) => (fork.head.lock().clone(), fork.damage().map(str::to_owned)),
-        };
-        Ok(ForkInfo {
-            name: name.to_owned(),
-            uid: Some(head.uid),
-            base: head.base,
-            created_ns: head.created_ns,
-            generations: head.generations.len(),
-            damage,
+        self.with_slot(name, |_, slot| {
+            Ok(match slot {
+                Slot::Known(head) => ForkInfo::of(head, None),
+                Slot::Loaded(fork) => ForkInfo::of(&fork.head.lock(), fork.damage()),
+                Slot::Bad(damage) => ForkInfo::damaged(name, damage),
+                Slot::Gone => return Err(no_fork(name)),
+            })
         })
     }
 

@@ -2,10 +2,7 @@
 
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
-
-use parking_lot::{RwLock, RwLockReadGuard};
 
 use super::disk::Generation;
 use super::freeze::Frozen;
@@ -13,6 +10,8 @@ use super::journal::FRAME;
 use super::live::Fork;
 use super::record::HEADER;
 use crate::error::{Error, Result};
+use crate::sync::atomic::{AtomicU32, Ordering};
+use crate::sync::{RwLock, RwLockReadGuard};
 
 /// How long a freeze waits for operations of several steps. Whoever still goes on then is counted.
 const PATIENCE: Duration = Duration::from_secs(1);

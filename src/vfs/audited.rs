@@ -7,7 +7,6 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::Mutex;
 use serde_json::json;
 
 use super::inode::Ino;
@@ -18,6 +17,7 @@ use crate::fork::{Allocate, Fork, NewFile, Registry, RenameMode, SetAttr};
 use crate::layers::world::Kind;
 use crate::recovery;
 use crate::store::Store;
+use crate::sync::Mutex;
 
 /// How much of the log `.pfimg/events.jsonl` shows, in bytes: its newest lines.
 const SHOWN: u64 = 1 << 20;
@@ -119,7 +119,12 @@ impl Vfs {
 
     /// Reads a fork; one that was not in use yet is judged.
     pub(super) fn read_back(&self, registry: &Registry, name: &str) -> Result<Arc<Fork>> {
-        let fork = registry.get(name).inspect_err(|error| self.judge_unreadable(registry, name, error))?;
+        let fork = registry.get(name).inspect_err(|error| {
+            // One that was discarded meanwhile is no damage.
+            if registry.contains(name) {
+                self.judge_unreadable(registry, name, error);
+            }
+        })?;
         if !self.forks.knows(&fork) {
             // A damaged fork can be read as far as it is sound: whoever writes to it gets the error.
             recovery::judge(&self.store, name, &fork, self.log());

@@ -5,8 +5,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use parking_lot::Mutex;
-
 use super::forked::{Mounted, Slot};
 use super::inode::{Fixed, hash_bytes};
 use super::reader::Reader;
@@ -17,6 +15,7 @@ use crate::audit::note;
 use crate::error::{Error, ErrorKind, Posix, Result};
 use crate::fork::{self, Fork, NewFile, Registry, RenameMode};
 use crate::layers::world::Kind;
+use crate::sync::Mutex;
 
 /// Forks that can be in use at once: what fits beside the number of a file.
 const SLOTS: Slot = 1 << 14;
@@ -198,19 +197,38 @@ impl Vfs {
     /// A fork by its name.
     pub(super) fn fork_named(&self, name: &str) -> Outcome<Mounted> {
         let registry = self.registry(false).map_err(logged)?.ok_or(ErrorKind::NotFound)?;
-        if !registry.contains(name) {
-            return Err(ErrorKind::NotFound);
+        loop {
+            if !registry.contains(name) {
+                return Err(ErrorKind::NotFound);
+            }
+            let fork = match self.read_back(&registry, name) {
+                Ok(fork) => fork,
+                // It was discarded while this waited for it.
+                Err(error) if error.kind() == ErrorKind::NotFound && !registry.contains(name) => continue,
+                Err(error) => {
+                    return Err(match logged(error) {
+                        // The fork is there; it is its image that is not.
+                        ErrorKind::NotFound => ErrorKind::Missing,
+                        other => other,
+                    });
+                }
+            };
+            match self.mounted(fork) {
+                // The same: another fork may have the name now.
+                Err(ErrorKind::NotFound) => {}
+                mounted => return mounted,
+            }
         }
-        let fork = self.read_back(&registry, name).map_err(logged).map_err(|kind| match kind {
-            // The fork is there; it is its image that is not.
-            ErrorKind::NotFound => ErrorKind::Missing,
-            other => other,
-        })?;
-        self.mounted(fork)
     }
 
+    /// Gives a fork its inode numbers. Not found if it is discarded.
     fn mounted(&self, fork: Arc<Fork>) -> Outcome<Mounted> {
         let slot = self.forks.slots.lock().of(&fork, || self.inodes.fork_slots());
+        if fork.is_discarded() {
+            // Asked behind the above: a discard from now on finds the numbers and gives them back itself.
+            self.forks.discarded(fork.uid());
+            return Err(ErrorKind::NotFound);
+        }
         let slot = slot.ok_or_else(|| {
             tracing::error!("more than {SLOTS} forks are in use");
             ErrorKind::NoSpace
@@ -275,9 +293,8 @@ impl Vfs {
             return Err(ErrorKind::InvalidInput);
         }
         let registry = self.registry(false).map_err(logged)?.ok_or(ErrorKind::NotFound)?;
-        registry.rename(name, new_name).map_err(logged)?;
-        let base = registry.info(new_name).ok().and_then(|info| info.base);
-        for event in note::fork_renamed(name, new_name, base.as_ref()) {
+        let renamed = registry.rename(name, new_name).map_err(logged)?;
+        for event in note::fork_renamed(name, new_name, renamed.base.as_ref()) {
             self.log().note(event);
         }
         Ok(())
@@ -287,23 +304,26 @@ impl Vfs {
     pub(super) fn discard_fork(&self, name: &[u8], if_empty: bool) -> Outcome<()> {
         let name = std::str::from_utf8(name).map_err(|_| ErrorKind::NotFound)?;
         let registry = self.registry(false).map_err(logged)?.ok_or(ErrorKind::NotFound)?;
-        if if_empty {
-            let mounted = self.fork_named(name)?;
+        // Judged as it goes: the name may lead to another fork than it did a moment ago.
+        let is_empty = |fork: &Fork| {
             let mut empty = true;
-            let listed = mounted.fork.readdir(fork::Ino::TOP, 0, &mut |_| {
+            fork.readdir(fork::Ino::TOP, 0, &mut |_| {
                 empty = false;
                 false
-            });
-            listed.map_err(logged)?;
-            if !empty && !mounted.fork.is_blank() {
-                return Err(ErrorKind::Posix(Posix::NotEmpty));
+            })?;
+            if empty || fork.is_blank() {
+                return Ok(());
             }
-        }
-        let info = registry.info(name).ok();
-        let (uid, base) = info.map_or((None, None), |info| (info.uid, info.base));
-        registry.discard(name).map_err(logged)?;
-        self.log().note(note::fork_discarded(name, base.as_ref()));
-        if let Some(uid) = uid {
+            Err(Error::new(ErrorKind::Posix(Posix::NotEmpty), format!("fork {name:?} is not empty")))
+        };
+        let gone = if if_empty { registry.discard_if(name, &is_empty) } else { registry.discard(name) };
+        let gone = gone.map_err(|error| match error.kind() {
+            // What `rmdir` says of any folder with something in it.
+            kind @ ErrorKind::Posix(Posix::NotEmpty) => kind,
+            _ => logged(error),
+        })?;
+        self.log().note(note::fork_discarded(name, gone.base.as_ref()));
+        if let Some(uid) = gone.uid {
             self.forks.discarded(&uid);
         }
         Ok(())

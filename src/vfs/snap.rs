@@ -16,7 +16,6 @@ use std::time::Duration;
 
 use chrono::DateTime;
 use lru::LruCache;
-use parking_lot::Mutex;
 use serde_json::json;
 
 use super::forked::Mounted;
@@ -30,6 +29,7 @@ use crate::fork::{self, Fork, Frozen, Seal};
 use crate::layers::world::Kind;
 use crate::seal::{Sealed, Sealer, Tag};
 use crate::store::Digest;
+use crate::sync::Mutex;
 
 pub(super) const NAME: &[u8] = b".snap";
 
@@ -295,7 +295,8 @@ impl Vfs {
             self.registry(false)?.ok_or_else(|| Error::new(ErrorKind::NotFound, "there are no forks"))?;
         // What is written while it is sealed is sealed as well, unless that goes on and on.
         let mut again = 0..SEALED_AGAIN;
-        while let Err(error) = self.sealing.sealer.restore(&registry, &name, fork, &image) {
+        // Asked for its name each time: it may be renamed meanwhile.
+        while let Err(error) = self.sealing.sealer.restore(&registry, &fork.name(), fork, &image) {
             if error.kind() != ErrorKind::Busy || again.next().is_none() {
                 return Err(error);
             }
@@ -304,6 +305,7 @@ impl Vfs {
             sealed = Sealed { new: sealed.new || more.new, ..more };
         }
         self.forks.discarded(fork.uid());
+        let name = fork.name();
         for folder in [Fixed::Forks, Fixed::Work] {
             stale.push(Stale::Name(folder.ino(), name.clone().into_bytes()));
         }
