@@ -14,6 +14,8 @@ mod beside;
 mod common;
 #[path = "forks/diff.rs"]
 mod diff;
+#[path = "forks/no_links.rs"]
+mod no_links;
 #[path = "forks/posix.rs"]
 mod posix;
 #[path = "forks/rights.rs"]

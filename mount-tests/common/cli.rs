@@ -80,6 +80,13 @@ impl Run {
         self
     }
 
+    /// Has every hard link fail with this error.
+    #[must_use]
+    pub fn without_links(mut self, error: i32) -> Self {
+        super::system::without_links(&mut self.command, error);
+        self
+    }
+
     /// Runs as this user and group, with no other groups.
     #[must_use]
     pub fn user(mut self, id: Option<u32>) -> Self {

@@ -20,9 +20,17 @@ pub struct Mounting {
     args: Vec<OsString>,
     user: Option<u32>,
     program: PathBuf,
+    links: Option<i32>,
 }
 
 impl Mounting {
+    /// Has every hard link of the daemon fail with this error. For root.
+    #[must_use]
+    pub fn without_links(mut self, error: i32) -> Self {
+        self.links = Some(error);
+        self
+    }
+
     #[must_use]
     pub fn args<A: AsRef<OsStr>>(mut self, args: impl IntoIterator<Item = A>) -> Self {
         self.args.extend(args.into_iter().map(|a| a.as_ref().to_owned()));
@@ -85,6 +93,9 @@ impl Mounting {
             use std::os::unix::process::CommandExt as _;
             command.uid(user).gid(user);
         }
+        if let Some(error) = self.links {
+            system::without_links(&mut command, error);
+        }
         let child = command.spawn().expect("to start the daemon");
         let started = Instant::now();
         let mut mount = Mount {
@@ -125,6 +136,7 @@ impl Mount {
             args: Vec::new(),
             user: None,
             program: PathBuf::from(PFIMG),
+            links: None,
         }
     }
 

@@ -121,3 +121,44 @@ pub fn which(program: &str) -> Option<PathBuf> {
 pub fn is_plain(path: &Path) -> bool {
     path.as_os_str().as_bytes().iter().all(|b| !b.is_ascii_control())
 }
+
+/// Has every hard link fail with this error for a command, as on a filesystem that has none. A program with set-user-id
+/// gets no rights there unless root starts it: an ordinary user cannot mount.
+#[allow(
+    unsafe_code,
+    reason = "there is no other way to prepare a process that is about to be another program"
+)]
+pub fn without_links(command: &mut std::process::Command, error: i32) {
+    use std::os::unix::process::CommandExt as _;
+
+    let statement = |code: u32, k: u32, jt: u8, jf: u8| libc::sock_filter { code: code as u16, jt, jf, k };
+    let (load, is, ret) = (
+        libc::BPF_LD | libc::BPF_W | libc::BPF_ABS,
+        libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K,
+        libc::BPF_RET | libc::BPF_K,
+    );
+    #[cfg(target_arch = "x86_64")]
+    let link = libc::SYS_link as u32;
+    #[cfg(not(target_arch = "x86_64"))]
+    let link = libc::SYS_linkat as u32;
+    // The number of the call is the first word of what the filter sees.
+    let filter = [
+        statement(load, 0, 0, 0),
+        statement(is, link, 2, 0),
+        statement(is, libc::SYS_linkat as u32, 1, 0),
+        statement(ret, libc::SECCOMP_RET_ALLOW, 0, 0),
+        statement(ret, libc::SECCOMP_RET_ERRNO | error as u32, 0, 0),
+    ];
+    let is_root = super::is_root();
+    let install = move || {
+        let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_ptr().cast_mut() };
+        // SAFETY: both calls read nothing but their arguments and the filter, which lives as long as this closure.
+        let failed = unsafe {
+            (!is_root && libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0)
+                || libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program) != 0
+        };
+        if failed { Err(std::io::Error::last_os_error()) } else { Ok(()) }
+    };
+    // SAFETY: two system calls; nothing is allocated and no lock is taken between fork and exec.
+    unsafe { command.pre_exec(install) };
+}

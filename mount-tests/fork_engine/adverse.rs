@@ -5,11 +5,13 @@ use std::fs::{self, File};
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
+use pfimg::ErrorKind;
 use pfimg::fork::{CopySource, Fork, Ino, Io, NewFile, Options, Registry, RenameMode};
 use pfimg::layers::world::{Entry, Kind};
-use pfimg::store::{Digest, StoreIo};
+use pfimg::store::{Digest, StoreIo, SystemIo};
 
 use super::support::*;
 
@@ -136,9 +138,9 @@ impl StoreIo for Watch {
         self.log.lock().push(format!("sync_dir {}", dir.display()));
         File::open(dir)?.sync_all()
     }
-    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
-        self.log.lock().push(format!("link {} {}", from.display(), to.display()));
-        fs::hard_link(from, to)
+    fn rename_noreplace(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.log.lock().push(format!("name {} {}", from.display(), to.display()));
+        SystemIo.rename_noreplace(from, to)
     }
 }
 impl Io for Watch {}
@@ -161,8 +163,8 @@ fn a_discard_does_not_take_along_what_a_branch_needs() {
     registry.discard("a").unwrap();
     drop(registry);
     let log = watch.log.lock().clone();
-    let linked = log.iter().find_map(|line| line.strip_prefix("link ")).unwrap();
-    let temp = linked.split(' ').next().unwrap();
+    let named = log.iter().find_map(|line| line.strip_prefix("name ")).unwrap();
+    let temp = named.split(' ').next().unwrap();
     // The power goes. What ext4 leaves of a file that was made and never synced, in a folder that was: its name.
     let head = dir.path().join("forks/heads/b.json");
     let synced = [format!("sync_file {temp}"), format!("sync_file {}", head.display())];
@@ -247,4 +249,71 @@ fn forgetting_does_not_fail_a_seal() {
         failed
     });
     assert!(failed.is_empty(), "{} of 20: {failed:?}", failed.len());
+}
+
+/// A filesystem without hard links, and without a rename that replaces nothing.
+#[derive(Default)]
+struct Plain {
+    links: AtomicUsize,
+}
+impl StoreIo for Plain {
+    fn rename_noreplace(&self, _: &Path, _: &Path) -> io::Result<()> {
+        Err(io::Error::from_raw_os_error(libc::EINVAL))
+    }
+    fn link(&self, _: &Path, _: &Path) -> io::Result<()> {
+        self.links.fetch_add(1, Ordering::Relaxed);
+        Err(io::Error::from_raw_os_error(libc::EPERM))
+    }
+}
+impl Io for Plain {}
+
+#[test]
+fn forks_on_a_filesystem_without_hard_links_are_branched_sealed_rewritten_and_read_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let images = Arc::new(Images::default());
+    let (image, _) = images.sample();
+    let plain = Arc::new(Plain::default());
+    let options = Options { io: plain.clone(), ..Options::default() };
+    let registry = Registry::open(dir.path(), images.clone(), options).unwrap();
+    let fork = registry.create("a", Some(image)).unwrap();
+    assert_eq!(registry.create("a", Some(image)).unwrap_err().kind(), ErrorKind::AlreadyExists);
+    // Pieces of one data file, with others between them.
+    let bytes = Rng(3).bytes(BIG);
+    let f = fork.create(Ino::FS, b"large", &file()).unwrap().ino;
+    fork.write(f, 0, &bytes, true).unwrap();
+    fork.write(f, 500_000, b"small", true).unwrap();
+    let mut expected = bytes;
+    expected[500_000..500_005].copy_from_slice(b"small");
+    let branch = registry.branch(&fork, "b").unwrap();
+    registry.rename("b", "c").unwrap();
+    assert_eq!(registry.rename("c", "a").unwrap_err().kind(), ErrorKind::AlreadyExists);
+    assert!(fork.checkpoint().unwrap() && branch.checkpoint().unwrap());
+    let copy = branch.create(Ino::FS, b"copy", &file()).unwrap().ino;
+    let mut done = 0;
+    while done < BIG as u64 {
+        let left = BIG as u64 - done;
+        done += branch.copy_range(&CopySource::Fork(&branch, f), done, copy, done, left, true).unwrap();
+    }
+    assert_eq!(plain.links.load(Ordering::Relaxed), 2, "one link, one probe, and it is known");
+    drop((fork, branch, registry));
+    let registry = open(dir.path(), &images);
+    assert_eq!(registry.names(), ["a", "c"]);
+    for (name, path) in [("a", &b"large"[..]), ("c", b"large"), ("c", b"copy")] {
+        let fork = registry.get(name).unwrap();
+        assert_eq!(fork.damage(), None);
+        assert!(fork.read_vec(ino(&fork, path), 0, BIG).unwrap() == expected, "{name}");
+    }
+}
+
+#[test]
+fn the_name_of_a_fork_whose_making_was_cut_off_is_set_aside_and_free() {
+    let dir = tempfile::tempdir().unwrap();
+    let images = Arc::new(Images::default());
+    let (image, _) = images.sample();
+    drop(open(dir.path(), &images));
+    // What a crash leaves where a name is taken by an empty file first.
+    fs::write(dir.path().join("forks/heads/a.json"), b"").unwrap();
+    let registry = open(dir.path(), &images);
+    assert!(!registry.contains("a"));
+    registry.create("a", Some(image)).unwrap();
 }

@@ -218,6 +218,10 @@ impl StoreIo for Disk {
         self.call("rename", to, || SystemIo.rename(from, to))
     }
 
+    fn rename_noreplace(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.call("rename", to, || SystemIo.rename_noreplace(from, to))
+    }
+
     fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
         self.call("link", to, || SystemIo.link(from, to))
     }
