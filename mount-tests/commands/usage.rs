@@ -18,7 +18,7 @@ fn the_bare_name_shows_the_help_on_stdout_and_no_hidden_command_is_named_or_sugg
         let shown = run(&mut bare).exits(0);
         assert_eq!((commands_in(&shown.stdout), shown.stderr.as_str()), (commands_in(&help), ""));
     }
-    for mistyped in ["prob", "probe", "first-requests", "first"] {
+    for mistyped in ["prob", "probe", "first", "request"] {
         let said = run(&mut command(&[mistyped])).exits(2).stderr;
         assert!(said.contains(mistyped) && !said.contains("'__"), "{said}");
     }

@@ -1,5 +1,5 @@
-//! Stores on filesystems without hard links, as exfat is: link(2) fails there. The tests have it fail for the program alone;
-//! root also tries a real one.
+//! Stores on filesystems without hard links, as exfat is: link(2) fails there. The tests have it fail for the
+//! program alone.
 
 use std::fs;
 use std::path::Path;
