@@ -24,6 +24,7 @@ mod restore;
 mod run;
 mod seal;
 mod secret;
+mod sharing;
 mod show;
 mod status;
 mod tag;

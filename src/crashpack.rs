@@ -23,14 +23,13 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::{self, Write as _};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::oracle::{Transfer, TransferOracle, TransferOracleResult};
-use crate::store::Digest;
+use crate::store::{Digest, Sharing};
 use evidence::{EvidenceLedger, LedgerEntry};
 use quote::{line, seed_env_suffix, shell_arg};
 
@@ -257,16 +256,21 @@ impl Crashpack {
         out
     }
 
-    /// Writes the pack into a new folder, which lasts once this returns.
+    /// Writes the pack into a new folder, which lasts once this returns. It is for its user alone.
     pub fn write_to(&self, dir: &Path) -> Result<()> {
+        self.write_shared(dir, Sharing::Private)
+    }
+
+    fn write_shared(&self, dir: &Path, sharing: Sharing) -> Result<()> {
         let files = self.files()?;
         let failed = |e: io::Error| Error::io(e, format!("cannot write crash pack {}", dir.display()));
-        fs::create_dir_all(dir).map_err(failed)?;
+        sharing.create_dir_all(dir).map_err(failed)?;
         for (name, bytes) in files {
-            let mut file = File::create(dir.join(name)).map_err(failed)?;
+            let made = sharing.open_or_create(File::options().write(true).truncate(true), &dir.join(name));
+            let mut file = made.map_err(failed)?;
             file.write_all(&bytes).map_err(failed)?;
             if name == REPLAY {
-                file.set_permissions(fs::Permissions::from_mode(0o755)).map_err(failed)?;
+                sharing.make_runnable(&file).map_err(failed)?;
             }
             file.sync_all().map_err(failed)?;
         }
@@ -276,6 +280,11 @@ impl Crashpack {
     /// Keeps the pack below `parent` in a folder named after what is in it, and says where. One that is there already is
     /// left as it is.
     pub fn keep_in(&self, parent: &Path) -> Result<PathBuf> {
+        self.keep_shared(parent, Sharing::Private)
+    }
+
+    /// The same in a store that is shared.
+    pub(crate) fn keep_shared(&self, parent: &Path, sharing: Sharing) -> Result<PathBuf> {
         let failed = |e: io::Error| Error::io(e, format!("cannot keep a crash pack in {}", parent.display()));
         let files = self.files()?;
         let digest = Digest::of(files.get("manifest").map_or(&[][..], Vec::as_slice)).hex();
@@ -285,9 +294,15 @@ impl Crashpack {
         if dir.join(REPLAY).exists() {
             return Ok(dir);
         }
-        fs::create_dir_all(parent).map_err(failed)?;
-        let temp = tempfile::Builder::new().prefix(".tmp-").tempdir_in(parent).map_err(failed)?;
-        self.write_to(temp.path())?;
+        sharing.create_dir_all(parent).map_err(failed)?;
+        let closed = Sharing::Private.folder_permissions();
+        let temp = tempfile::Builder::new()
+            .prefix(".tmp-")
+            .permissions(closed)
+            .tempdir_in(parent)
+            .map_err(failed)?;
+        self.write_shared(temp.path(), sharing)?;
+        sharing.grant_dir(temp.path()).map_err(failed)?;
         match fs::rename(temp.path(), &dir) {
             Ok(()) => {
                 let _ = temp.keep();

@@ -24,9 +24,9 @@ use crate::jobs::try_each;
 use crate::layers::cache::PageManifest;
 use crate::layers::effects;
 use crate::layers::world::Kind;
-use crate::store::{Digest, Image, LayerFile, Store};
+use crate::store::{Digest, Image, LayerFile, Sharing, Store, plain_folder_mode};
 use crate::sync::Mutex;
-use crate::tree::{NodeId, Tree};
+use crate::tree::{IMPLIED_DIR_MODE, NodeId, Tree};
 use content::Failed;
 use dest::{Attrs, Dest};
 
@@ -100,7 +100,7 @@ pub fn export(store: &Store, image: &Digest, options: &Options, progress: &dyn P
         .read_metadata(&digest)
         .map_err(|e| Error::from(e).context(format_args!("image {}", image.id)))?;
     let tree = Tree::parse(&tree).map_err(|e| about(e.to_string()))?;
-    make_empty(&options.dir)?;
+    let made = make_empty(&options.dir)?;
     let files = if options.all { options.dir.join(LayerFile::WorldFs.path()) } else { options.dir.clone() };
     let exported = (|| {
         let mut report = Report::default();
@@ -114,6 +114,7 @@ pub fn export(store: &Store, image: &Digest, options: &Options, progress: &dyn P
             dir: &files,
             dest: Dest::open(&files).map_err(failed)?,
             cache_dir: options.cache_dir.as_deref(),
+            made: made && !options.all,
             progress,
             report: Mutex::new(report),
             left_out: Mutex::default(),
@@ -134,19 +135,24 @@ pub fn export(store: &Store, image: &Digest, options: &Options, progress: &dyn P
         })
 }
 
-/// Makes a folder, unless it is there and empty.
-fn make_empty(dir: &Path) -> Result<()> {
+/// Makes a folder that is closed to others, unless it is there and empty. Whether it was made.
+fn make_empty(dir: &Path) -> Result<bool> {
     let failed = |e| Error::io(e, format!("cannot export to {}", dir.display()));
     match fs::read_dir(dir) {
         Ok(mut entries) => {
             if entries.next().is_none() {
-                return Ok(());
+                return Ok(false);
             }
             let message = format!("{} is not empty", dir.display());
             Err(Error::new(ErrorKind::Posix(Posix::NotEmpty), message)
                 .with_hint("name a folder that is empty, or not there yet"))
         }
-        Err(e) if e.kind() == io::ErrorKind::NotFound => fs::create_dir_all(dir).map_err(failed),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            // Those above it are folders as any program makes them.
+            dir.parent().map_or(Ok(()), fs::create_dir_all).map_err(failed)?;
+            Sharing::Private.create_dir_all(dir).map_err(failed)?;
+            Ok(true)
+        }
         Err(e) => Err(failed(e)),
     }
 }
@@ -157,8 +163,8 @@ fn layers(store: &Store, image: &Image, options: &Options, report: &mut Report) 
         let at = options.dir.join(path);
         let made = at
             .parent()
-            .map_or(Ok(()), fs::create_dir_all)
-            .and_then(|()| fs::File::create_new(&at).and_then(|mut file| file.write_all(bytes)));
+            .map_or(Ok(()), |above| Sharing::Private.create_dir_all(above))
+            .and_then(|()| Sharing::Private.create_new(&at).and_then(|mut file| file.write_all(bytes)));
         made.map_err(|e| Error::io(e, format!("cannot write {}", at.display())))?;
         (report.files, report.bytes) = (report.files + 1, report.bytes + bytes.len() as u64);
         Ok::<(), Error>(())
@@ -199,7 +205,9 @@ fn layers(store: &Store, image: &Image, options: &Options, report: &mut Report) 
     }
     report.damaged.append(&mut damaged);
     let files = options.dir.join(LayerFile::WorldFs.path());
-    fs::create_dir_all(&files).map_err(|e| Error::io(e, format!("cannot create {}", files.display())))
+    let failed = |e| Error::io(e, format!("cannot create {}", files.display()));
+    files.parent().map_or(Ok(()), |above| Sharing::Private.create_dir_all(above)).map_err(failed)?;
+    fs::create_dir(&files).map_err(failed)
 }
 
 struct Exporting<'a> {
@@ -208,6 +216,8 @@ struct Exporting<'a> {
     dir: &'a Path,
     dest: Dest,
     cache_dir: Option<&'a Path>,
+    /// Whether the folder was made for this export, closed to others until it is whole.
+    made: bool,
     progress: &'a dyn Progress,
     report: Mutex<Report>,
     /// What the report says is not there.
@@ -240,9 +250,13 @@ impl Exporting<'_> {
         }
         // A folder after what is in it, which would change its time, or need rights that it takes away.
         for id in folders.iter().rev() {
-            let recorded = *id != NodeId::ROOT || self.tree.mtime_ns(*id).is_some();
-            if recorded {
-                let attrs = Attrs::of(self.tree, *id);
+            let mut attrs = Attrs::of(self.tree, *id);
+            let recorded = *id != NodeId::ROOT || attrs.mtime_ns.is_some() || attrs.mode != IMPLIED_DIR_MODE;
+            if !recorded {
+                // As mkdir(2) has it.
+                attrs.mode = plain_folder_mode();
+            }
+            if recorded || self.made {
                 let refused = self
                     .dest
                     .folder(&self.tree.path(*id))

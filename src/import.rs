@@ -14,7 +14,7 @@ use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::num::NonZeroUsize;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -38,7 +38,7 @@ use crate::layers::xattrs::Xattrs;
 use crate::store::manifest::{
     Agent, CacheRefs, EffectsRefs, MEDIA_TYPE, ModelRefs, SCHEMA_VERSION, TraceRefs, WorldRefs,
 };
-use crate::store::{Batch, Digest, Image, Manifest, MarkerError, Store};
+use crate::store::{Batch, Digest, Image, Manifest, MarkerError, Sharing, Store};
 use crate::sync::Mutex;
 use tree::{Body, Item};
 use walk::{Found, Meta, READABLE};
@@ -175,7 +175,7 @@ fn index_name(store: &Store, dir: &Path) -> String {
 
 fn keep_index(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let dir = path.parent().unwrap_or(path);
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    Sharing::Private.create_dir_all(dir)?;
     let mut temp = tempfile::NamedTempFile::new_in(dir)?;
     temp.write_all(bytes)?;
     temp.persist(path)?;

@@ -19,6 +19,7 @@ mod lock;
 pub mod manifest;
 mod remove;
 pub mod seekable;
+mod sharing;
 pub mod tags;
 mod unsynced;
 mod write;
@@ -38,6 +39,7 @@ pub use lock::Pin;
 pub use manifest::{LayerFile, Manifest};
 pub use remove::Removed;
 pub use seekable::{SEEKABLE_FROM, SeekTable, Seekable};
+pub use sharing::{Openness, Sharing, plain_folder_mode};
 pub use tags::Tags;
 pub(crate) use write::write_whole;
 pub use write::{Batch, REFRESH_AFTER, compress};
@@ -47,6 +49,7 @@ use crate::error::{Error, ErrorKind, Result};
 /// A store. Cheap to open; holds no descriptor and no cache.
 pub struct Store {
     root: PathBuf,
+    sharing: Sharing,
     io: Arc<dyn StoreIo>,
     blobs: Blobs,
     images: Images,
@@ -89,20 +92,44 @@ impl Store {
         Ok(Self::at(root, Arc::new(SystemIo)))
     }
 
-    /// Opens a store, making its folders first if they are not there.
+    /// Opens a store, making its folders first if they are not there: for its user alone, unless the store says otherwise.
     pub fn create(root: impl AsRef<Path>) -> Result<Self> {
+        Self::create_shared(&root, Sharing::of(root.as_ref()))
+    }
+
+    /// The same for a store that is shared as given, which the store remembers.
+    pub fn create_shared(root: impl AsRef<Path>, sharing: Sharing) -> Result<Self> {
         let root = root.as_ref();
+        let failed = |path: &Path, e| Error::io(e, format!("cannot create {}", path.display()));
+        sharing.create_dir_all(root).map_err(|e| failed(root, e))?;
+        remember(&SystemIo, root, sharing)?;
         for folder in ["images", "blobs/sha256"] {
             let folder = root.join(folder);
-            fs::create_dir_all(&folder)
-                .map_err(|e| Error::io(e, format!("cannot create {}", folder.display())))?;
+            sharing.create_dir_all(&folder).map_err(|e| failed(&folder, e))?;
         }
         Self::open(root)
     }
 
+    /// Shares an existing store otherwise. What is in it keeps its modes.
+    pub fn share(self, sharing: Sharing) -> Result<Self> {
+        remember(&*self.io, &self.root, sharing)?;
+        Ok(Self::at(self.root, self.io))
+    }
+
+    /// How it is shared.
+    pub fn sharing(&self) -> Sharing {
+        self.sharing
+    }
+
+    /// What other users may do in it without being meant to, if anything.
+    pub fn openness(&self) -> Option<Openness> {
+        sharing::openness(&self.root, self.sharing)
+    }
+
     fn at(root: PathBuf, io: Arc<dyn StoreIo>) -> Self {
-        let blobs = Blobs::new(&root, io.clone());
-        Self { blobs, images: Images::new(&root), tags: Tags::new(&root, io.clone()), io, root }
+        let sharing = Sharing::of(&root);
+        let (blobs, tags) = (Blobs::new(&root, io.clone(), sharing), Tags::new(&root, io.clone(), sharing));
+        Self { blobs, images: Images::new(&root), tags, io, sharing, root }
     }
 
     /// Its folder, absolute.
@@ -134,6 +161,18 @@ impl Store {
     pub fn resolve(&self, text: &str) -> Result<Digest> {
         self.images.resolve(&self.blobs, &self.tags, text)
     }
+}
+
+/// Has a store remember how it is shared.
+fn remember(io: &dyn StoreIo, root: &Path, sharing: Sharing) -> Result<()> {
+    if Sharing::of(root) == sharing {
+        return Ok(());
+    }
+    let write = || {
+        let (path, text) = sharing.settings(root)?;
+        write::write_durably(io, sharing, &path, &text, false)
+    };
+    write().map_err(|e| Error::io(e, format!("cannot remember in {} how it is shared", root.display())))
 }
 
 #[cfg(test)]

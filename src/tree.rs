@@ -5,6 +5,8 @@
 
 mod build;
 
+pub(crate) use build::IMPLIED_DIR_MODE;
+
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;

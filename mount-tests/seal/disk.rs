@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 use pfimg::fork::{Io, RealIo};
-use pfimg::store::{StoreIo, SystemIo};
+use pfimg::store::{Sharing, StoreIo, SystemIo};
 
 /// What happens at the call with the number that was chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -198,13 +198,13 @@ impl Disk {
 }
 
 impl StoreIo for Disk {
-    fn create_dir_all(&self, dir: &Path) -> io::Result<()> {
-        self.call("mkdir", dir, || SystemIo.create_dir_all(dir))
+    fn create_dir_all(&self, dir: &Path, sharing: Sharing) -> io::Result<()> {
+        self.call("mkdir", dir, || SystemIo.create_dir_all(dir, sharing))
     }
 
-    fn create(&self, path: &Path) -> io::Result<File> {
+    fn create(&self, path: &Path, sharing: Sharing) -> io::Result<File> {
         self.call("create", path, || {
-            let file = SystemIo.create(path)?;
+            let file = SystemIo.create(path, sharing)?;
             self.known.lock().number_is_taken(file.metadata()?.ino());
             Ok(file)
         })

@@ -24,10 +24,11 @@ use super::chain::{self, Head, Writer};
 use super::event::SessionEvent;
 use super::note;
 use crate::error::{Error, ErrorKind, Result};
-use crate::store::Digest;
+use crate::store::{Digest, Sharing};
 
 /// The newest lines.
 pub(super) const CURRENT: &str = "events.jsonl";
+const LOCK: &str = ".lock";
 
 /// A file that would grow beyond this, in bytes, is set aside.
 const MAX_FILE: u64 = 8 << 20;
@@ -48,25 +49,36 @@ pub fn crash_dir(store: &Path) -> PathBuf {
     dir(store).join("crash")
 }
 
-/// Opens a regular file of a log. The store may be anybody's: a link leads nowhere, and a fifo is not waited for.
+/// The store may be another user's: a link leads nowhere, and a fifo is not waited for.
+const FLAGS: i32 = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY;
+
+/// Opens a regular file of a log.
 pub(super) fn open_file(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
-    let file = options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
+    regular(options.custom_flags(FLAGS).open(path)?)
+}
+
+/// The same of one that is made if it is not there.
+fn open_or_create(sharing: Sharing, options: &mut OpenOptions, path: &Path) -> io::Result<File> {
+    regular(sharing.open_or_create(options.custom_flags(FLAGS), path)?)
+}
+
+fn regular(file: File) -> io::Result<File> {
     if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("it is no file")) }
 }
 
-/// Takes the lock, giving up when somebody holds it for seconds: a log must not stop what it tells of.
-pub(super) fn lock(dir: &Path, exclusive: bool) -> io::Result<File> {
-    let path = dir.join(".lock");
-    let file = if exclusive {
-        open_file(File::options().create(true).truncate(false).write(true), &path)?
-    } else {
-        open_file(File::options().read(true), &path)?
-    };
-    let operation = if exclusive {
-        FlockOperation::NonBlockingLockExclusive
-    } else {
-        FlockOperation::NonBlockingLockShared
-    };
+/// Takes the lock to read, giving up when another program holds it for seconds: a log must not stop what it tells of.
+pub(super) fn lock_to_read(dir: &Path) -> io::Result<File> {
+    let file = open_file(File::options().read(true), &dir.join(LOCK))?;
+    lock(file, FlockOperation::NonBlockingLockShared)
+}
+
+/// The same to append.
+fn lock_to_append(dir: &Path, sharing: Sharing) -> io::Result<File> {
+    let file = open_or_create(sharing, File::options().write(true), &dir.join(LOCK))?;
+    lock(file, FlockOperation::NonBlockingLockExclusive)
+}
+
+fn lock(file: File, operation: FlockOperation) -> io::Result<File> {
     let until = Instant::now() + PATIENCE;
     loop {
         match rustix::fs::flock(&file, operation) {
@@ -113,6 +125,7 @@ struct Known {
 #[derive(Debug)]
 pub struct Appender {
     dir: PathBuf,
+    sharing: Sharing,
     writer: Writer,
     max_file: u64,
     known: Option<Known>,
@@ -121,7 +134,8 @@ pub struct Appender {
 impl Appender {
     /// Appends for `command` to the log of the store in `store`. Touches nothing yet.
     pub fn new(store: &Path, command: &str) -> Self {
-        Self { dir: dir(store), writer: Writer::this(command), max_file: MAX_FILE, known: None }
+        let (writer, sharing) = (Writer::this(command), Sharing::of(store));
+        Self { dir: dir(store), sharing, writer, max_file: MAX_FILE, known: None }
     }
 
     /// Whether there is a log already.
@@ -139,17 +153,17 @@ impl Appender {
     pub fn append(&mut self, events: &[(DateTime<Utc>, SessionEvent)]) -> Result<Head> {
         let path = self.path();
         let failed = |e: io::Error| Error::io(e, format!("cannot write the audit log {}", path.display()));
-        fs::create_dir_all(&self.dir).map_err(failed)?;
-        // The store may be anybody's: what is written here goes nowhere else.
+        self.sharing.create_dir_all(&self.dir).map_err(failed)?;
+        // The store may be another user's: what is written here goes nowhere else.
         if !fs::symlink_metadata(&self.dir).map_err(failed)?.is_dir() {
             return Err(failed(io::Error::other("its folder is a link")));
         }
-        let _lock = lock(&self.dir, true).map_err(failed)?;
+        let _lock = lock_to_append(&self.dir, self.sharing).map_err(failed)?;
         self.append_locked(&path, events).map_err(failed)
     }
 
     fn append_locked(&mut self, path: &Path, events: &[(DateTime<Utc>, SessionEvent)]) -> io::Result<Head> {
-        let open = || open_file(File::options().create(true).read(true).append(true), path);
+        let open = || open_or_create(self.sharing, File::options().read(true).append(true), path);
         let mut file = open()?;
         let meta = file.metadata()?;
         let mut about = Vec::new();
@@ -221,7 +235,9 @@ impl Appender {
         } else if !torn.is_empty() {
             let digest = Digest::of(torn);
             let kept = format!("torn-{:012}-{}", head.seq.saturating_add(1), &digest.hex()[..12]);
-            let mut copy = File::create(self.dir.join(&kept))?;
+            let mut options = File::options();
+            let options = options.write(true).truncate(true);
+            let mut copy = self.sharing.open_or_create(options, &self.dir.join(&kept))?;
             copy.write_all(torn)?;
             copy.sync_all()?;
             file.set_len(whole as u64)?;

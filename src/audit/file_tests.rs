@@ -148,7 +148,7 @@ fn a_file_that_is_cut_or_taken_away_while_it_is_followed_is_read_anew() {
 fn somebody_who_holds_the_lock_for_ever_stops_the_log_and_nothing_else() {
     let store = tempfile::tempdir().unwrap();
     append(&mut Appender::new(store.path(), "test"), &["a"]);
-    let held = lock(&dir(store.path()), true).unwrap();
+    let held = lock_to_append(&dir(store.path()), Sharing::Private).unwrap();
     let events = vec![(Utc::now(), note::fork_made("b", None))];
     let error = Appender::new(store.path(), "test").append(&events).unwrap_err();
     assert!(error.to_string().contains("audit log"), "{error}");

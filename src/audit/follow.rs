@@ -79,7 +79,7 @@ impl Follower {
     /// Reads what is new and says what the log says by now. A store without a log has an empty one.
     pub fn catch_up(&mut self) -> Result<Report> {
         let failed = |e: io::Error| Error::io(e, "cannot read the audit log");
-        match file::lock(&self.dir, false) {
+        match file::lock_to_read(&self.dir) {
             Ok(_lock) => self.read().map_err(|e| failed(e).context(self.dir.display()))?,
             Err(e) if e.kind() == io::ErrorKind::NotFound && !self.dir.join(file::CURRENT).exists() => {}
             // Copied without its lock: nobody appends to it.
@@ -178,7 +178,7 @@ fn at(path: &Path, broken: &Break) -> BrokenAt {
 pub fn last_lines(store: &Path, max: u64) -> Vec<u8> {
     let read = || -> io::Result<Vec<u8>> {
         let dir = file::dir(store);
-        let _lock = file::lock(&dir, false)?;
+        let _lock = file::lock_to_read(&dir)?;
         let mut lines = Vec::new();
         // The newest file has only begun where the one before was set aside just now.
         for path in file::files(&dir)?.iter().rev() {

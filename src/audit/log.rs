@@ -18,6 +18,7 @@ use super::verdict::Verdict;
 use crate::crashpack::Crashpack;
 use crate::error::{Error, ErrorKind, Result};
 use crate::oracle::{Transfer, TransferOracle};
+use crate::store::Sharing;
 use crate::sync::Mutex;
 
 /// Events that wait to be written. More are counted and not kept: what floods a log must not take the memory.
@@ -170,7 +171,10 @@ impl Log {
             .with_judged(oracle.clone(), transfer.clone())
             .with_metadata("pfimg", env!("CARGO_PKG_VERSION"))
             .with_metadata("subject", &transfer.subject);
-        let kept = self.0.as_ref().map(|inner| pack.keep_in(&file::crash_dir(&inner.store)));
+        let kept = self
+            .0
+            .as_ref()
+            .map(|inner| pack.keep_shared(&file::crash_dir(&inner.store), Sharing::of(&inner.store)));
         let kept = match kept {
             Some(Ok(dir)) => {
                 tracing::error!("a crash pack was kept in {}; `pfimg replay` judges it again", dir.display());

@@ -18,7 +18,7 @@ use tempfile::TempDir;
 
 use super::text::print;
 use crate::error::{Error, ErrorKind, Result};
-use crate::store::Store;
+use crate::store::{Sharing, Store};
 
 /// Make a store with two images, mount it, look around, and let two agents try something in forks.
 #[derive(Debug, Args)]
@@ -132,10 +132,14 @@ struct Demo {
 impl Demo {
     fn new() -> Result<Self> {
         let doing = "cannot make a temporary folder";
-        let dir =
-            tempfile::Builder::new().prefix("pfimg-demo-").tempdir().map_err(|e| Error::io(e, doing))?;
+        let closed = Sharing::Private.folder_permissions();
+        let dir = tempfile::Builder::new()
+            .prefix("pfimg-demo-")
+            .permissions(closed)
+            .tempdir()
+            .map_err(|e| Error::io(e, doing))?;
         let demo = Self { dir, interrupted: Arc::default() };
-        fs::create_dir(demo.path("mnt")).map_err(|e| Error::io(e, doing))?;
+        Sharing::Private.create_dir_all(&demo.path("mnt")).map_err(|e| Error::io(e, doing))?;
         Ok(demo)
     }
 

@@ -1,13 +1,12 @@
 //! `pfimg fixture`: writes a synthetic image.
 
-use std::fs;
-use std::path::Path;
 use std::process::ExitCode;
 
 use chrono::Utc;
 use clap::Args;
 use serde_json::json;
 
+use super::sharing::SharingArg;
 use super::text::{print, print_json};
 use super::{StoreArg, audit};
 use crate::audit::note;
@@ -78,6 +77,8 @@ pub(crate) struct FixtureArgs {
     /// An image that this one comes from; may be given twice
     #[arg(long = "parent", value_name = "IMAGE")]
     parents: Vec<String>,
+    #[command(flatten)]
+    sharing: SharingArg,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -99,7 +100,7 @@ impl FixtureArgs {
 }
 
 pub(crate) fn run(store: &StoreArg, args: &FixtureArgs) -> Result<ExitCode> {
-    let store = open_or_create(&store.path()?)?;
+    let store = args.sharing.open_or_create(&store.path()?)?;
     // What can be wrong is found before anything is written.
     if let Some(tag) = &args.tag {
         check_tag(&store, tag, args.force_tag)?;
@@ -124,20 +125,6 @@ pub(crate) fn run(store: &StoreArg, args: &FixtureArgs) -> Result<ExitCode> {
         print(&format!("{id}\n"))?;
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// Opens a store; where there is nothing at all, makes one. A folder of other things stays as it is.
-pub(crate) fn open_or_create(path: &Path) -> Result<Store> {
-    match Store::open(path) {
-        Err(error) if error.kind() == ErrorKind::NotAStore => {
-            let nothing_there = match fs::read_dir(path) {
-                Ok(mut entries) => entries.next().is_none(),
-                Err(e) => e.kind() == std::io::ErrorKind::NotFound,
-            };
-            if nothing_there { Store::create(path) } else { Err(error) }
-        }
-        other => other,
-    }
 }
 
 /// Fails if an image cannot be given a name, before it is made.
@@ -179,20 +166,5 @@ mod tests {
         assert!(
             parse_size("2GiB").is_err() && parse_count("10000001").is_err() && parse_count("-1").is_err()
         );
-    }
-
-    #[test]
-    fn a_folder_of_other_things_is_not_made_a_store() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("new/store");
-        assert_eq!(open_or_create(&path).unwrap().root(), path.canonicalize().unwrap());
-        let other = dir.path().join("other");
-        fs::create_dir(&other).unwrap();
-        open_or_create(&other).unwrap();
-        fs::remove_dir_all(&other).unwrap();
-        fs::create_dir(&other).unwrap();
-        fs::write(other.join("letter"), "dear").unwrap();
-        assert_eq!(open_or_create(&other).unwrap_err().kind(), ErrorKind::NotAStore);
-        assert_eq!(fs::read_dir(&other).unwrap().count(), 1);
     }
 }

@@ -10,8 +10,9 @@ use serde::Serialize;
 
 use super::StoreArg;
 use super::audit;
-use super::fixture::{check_tag, open_or_create};
+use super::fixture::check_tag;
 use super::progress::Bar;
+use super::sharing::{SharingArg, tell_if_open};
 use super::text::{count, plain, print, print_json};
 use super::units::format_bytes;
 use crate::audit::note;
@@ -53,6 +54,8 @@ pub(crate) struct ImportArgs {
     /// Threads [default: one a core]
     #[arg(long, value_name = "N")]
     jobs: Option<NonZeroUsize>,
+    #[command(flatten)]
+    sharing: SharingArg,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -73,7 +76,8 @@ pub(crate) fn run(store: &StoreArg, args: &ImportArgs) -> Result<ExitCode> {
     }
     let (ignore, refused) = rules(args)?;
     fs::read_dir(&args.dir).map_err(|e| Error::io(e, format!("cannot import {}", args.dir.display())))?;
-    let store = open_or_create(&store.path()?)?;
+    let store = args.sharing.open_or_create(&store.path()?)?;
+    tell_if_open(&store);
     if let Some(tag) = &args.tag {
         // Whether it is taken shows in the end: the image may be the very one that has it.
         check_tag(&store, tag, true)?;

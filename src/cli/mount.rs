@@ -1,6 +1,6 @@
 //! `pfimg mount`: mounts a store, in the background once it answers.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{BufRead, BufReader, IsTerminal, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -12,6 +12,7 @@ use clap::Args;
 
 use super::StoreArg;
 use super::secret::SecretArg;
+use super::sharing::tell_if_open;
 use super::status::read_status;
 use super::units::{parse_bytes, parse_duration};
 use crate::audit::{Log, note};
@@ -19,7 +20,7 @@ use crate::cache::{Cache, CacheConfig};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fuse::{MountOptions, SessionConfig, serve};
 use crate::layers::effects::Secret;
-use crate::store::Store;
+use crate::store::{Sharing, Store};
 use crate::vfs::{MountInfo, SealPolicy, Vfs, VfsConfig};
 
 /// A log larger than this, in bytes, is set aside when a mount starts.
@@ -180,6 +181,9 @@ fn start(store: &StoreArg, args: &MountArgs) -> Result<ExitCode> {
     for (path, what) in [(store.root(), "the store"), (&cache_dir, "the cache's folder")] {
         refuse_below(&session.mountpoint, path, what)?;
     }
+    if !args.daemon {
+        tell_if_open(&store);
+    }
     if args.foreground {
         Ok(foreground(args, store, &session))
     } else {
@@ -212,6 +216,12 @@ fn background(args: &MountArgs, mountpoint: &Path) -> Result<ExitCode> {
     let log = args.log.clone().unwrap_or_else(|| default_log(mountpoint));
     let log = std::path::absolute(&log).map_err(|e| Error::io(e, "--log"))?;
     let log_file = open_log(&log)?;
+    if args.log.is_none() {
+        // An older pfimg made logs that others can read.
+        Sharing::Private
+            .tighten(&log_file)
+            .map_err(|e| Error::io(e, format!("cannot close the log {}", log.display())))?;
+    }
     let mut child = Command::new(std::env::current_exe().map_err(failed)?)
         .args(std::env::args_os().skip(1))
         .args(["--foreground", "--daemon", "--log"])
@@ -257,12 +267,12 @@ fn default_log(mountpoint: &Path) -> PathBuf {
 fn open_log(path: &Path) -> Result<File> {
     let failed = |e| Error::io(e, format!("cannot write the log {}", path.display()));
     if let Some(dir) = path.parent() {
-        fs::create_dir_all(dir).map_err(failed)?;
+        Sharing::Private.create_dir_all(dir).map_err(failed)?;
     }
     if fs::metadata(path).is_ok_and(|m| m.len() > MAX_LOG) {
         fs::rename(path, path.with_extension("log.old")).map_err(failed)?;
     }
-    OpenOptions::new().create(true).append(true).open(path).map_err(failed)
+    Sharing::Private.open_or_create(File::options().append(true), path).map_err(failed)
 }
 
 fn init_log() {

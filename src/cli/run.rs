@@ -2,7 +2,6 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
-use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -17,7 +16,7 @@ use super::status::read_status;
 use crate::confine::{self, CANNOT_RUN, View};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fuse::{aliases, mounts};
-use crate::store::Store;
+use crate::store::{Sharing, Store};
 
 /// Run a command in a fork, where it can change nothing else.
 ///
@@ -168,7 +167,7 @@ fn hidden(store: &Store, mountpoint: &Path) -> Result<Vec<PathBuf>> {
     let caches = [cache, default_cache_dir()];
     for cache in &caches {
         // One that is not there yet would be made while the command runs. Who cannot make it will not.
-        let _ = fs::DirBuilder::new().recursive(true).mode(0o700).create(cache);
+        let _ = Sharing::Private.create_dir_all(cache);
     }
     let mut hidden = vec![store.root().to_owned()];
     hidden.extend(caches);

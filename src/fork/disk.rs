@@ -12,7 +12,7 @@ use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
 use crate::error::{Error, Result};
-use crate::store::StoreIo;
+use crate::store::{Sharing, StoreIo};
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -101,13 +101,15 @@ pub(super) struct Files {
     writable: bool,
     /// Whether the filesystem has hard links, once a refused link made somebody ask.
     links: OnceLock<bool>,
+    /// Who may use what is made.
+    pub(super) sharing: Sharing,
     pub(super) io: Arc<dyn Io>,
 }
 
 impl Files {
-    pub(super) fn new(io: Arc<dyn Io>, writable: bool) -> Self {
+    pub(super) fn new(io: Arc<dyn Io>, sharing: Sharing, writable: bool) -> Self {
         let capacity = std::num::NonZeroUsize::new(OPEN_FILES).unwrap_or(std::num::NonZeroUsize::MIN);
-        Self { open: Mutex::new(LruCache::new(capacity)), writable, links: OnceLock::new(), io }
+        Self { open: Mutex::new(LruCache::new(capacity)), writable, links: OnceLock::new(), sharing, io }
     }
 
     /// Gives a data file a second name, in the folder `data`. Where the filesystem has no hard links this is found out once,
@@ -132,7 +134,7 @@ impl Files {
     fn probe(&self, data: &Path) {
         let (one, two) = (data.join(".link-1"), data.join(".link-2"));
         // A full disk says nothing about links.
-        if self.io.create(&one).is_err() {
+        if self.io.create(&one, self.sharing).is_err() {
             return;
         }
         let linked = self.io.link(&one, &two);
@@ -242,9 +244,9 @@ impl Generation {
     /// Makes what is missing of its folder, and an empty journal.
     pub(super) fn restart(&self, header: &[u8]) -> Result<()> {
         let make = || {
-            self.io().create_dir_all(&self.dir.join("data"))?;
+            self.io().create_dir_all(&self.dir.join("data"), self.files.sharing)?;
             let _ = fs::remove_file(self.journal_path());
-            let file = self.io().create(&self.journal_path())?;
+            let file = self.io().create(&self.journal_path(), self.files.sharing)?;
             let mut done = 0;
             while done < header.len() {
                 match self.io().write_at(&file, &header[done..], done as u64)? {
@@ -458,7 +460,7 @@ impl DataFile {
     /// Makes a new, empty one.
     pub(super) fn create(generation: &Arc<Generation>) -> io::Result<Arc<Self>> {
         let number = generation.next_number();
-        generation.io().create(&generation.data_path(number))?;
+        generation.io().create(&generation.data_path(number), generation.files.sharing)?;
         Ok(Self::known(generation, number, false))
     }
 

@@ -29,11 +29,16 @@ impl Registry {
         }
         let shared = &self.shared;
         // What cannot be locked, on a disk that cannot be written, can be read all the same.
-        let held = if options.read_only { None } else { registry::lock(&shared.forks).unwrap_or_default() };
+        let held = if options.read_only {
+            None
+        } else {
+            registry::lock(&shared.forks, shared.files.sharing).unwrap_or_default()
+        };
         if held.is_none() && !self.is_outdated(lengths) {
             return Ok(None);
         }
-        Self::with_lock(shared.forks.clone(), Arc::clone(&shared.reader), options, held).map(Some)
+        let (forks, sharing) = (shared.forks.clone(), shared.files.sharing);
+        Self::with_lock(forks, sharing, Arc::clone(&shared.reader), options, held).map(Some)
     }
 
     fn is_outdated(&self, lengths: &mut Lengths) -> bool {

@@ -310,7 +310,7 @@ impl Fork {
         next.generations.push(new.id);
         // The head names the new generation before anything is written to it, and the old one goes on being written
         // until then: whoever reads this back finds everything.
-        if let Err(e) = next.write(&*self.shared.files.io, &self.shared.forks, true) {
+        if let Err(e) = next.write(&self.shared.files, &self.shared.forks, true) {
             self.shared.drop_refs(&[new.id]);
             return Err(e);
         }
@@ -468,7 +468,7 @@ impl Fork {
         // Asked under the head's lock: a fork that was discarded meanwhile must not come back, over a new one of its name.
         self.may_write()?;
         let io = &*self.shared.files.io;
-        next.write(io, &self.shared.forks, true)?;
+        next.write(&self.shared.files, &self.shared.forks, true)?;
         **head = next;
         let heads = self.shared.forks.join("heads");
         let synced = io.sync_dir(&heads);

@@ -1,15 +1,15 @@
 //! What a fork is on disk: `heads/<name>.json`, the only file that names it.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::disk::{GenId, Io};
+use super::disk::{Files, GenId};
 use crate::error::{Error, ErrorKind, Result};
-use crate::store::{Digest, write_whole};
+use crate::store::{Digest, Sharing, SystemIo, write_whole};
 
 /// A fork's head. Its name is that of the file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -102,7 +102,7 @@ impl Head {
 
     /// Writes it, whole or not at all. A head that replaces one is durable before it does, so that no power cut
     /// leaves neither; a new one becomes durable with the fork's first fsync.
-    pub(super) fn write(&self, io: &dyn Io, forks: &Path, replace: bool) -> Result<()> {
+    pub(super) fn write(&self, files: &Files, forks: &Path, replace: bool) -> Result<()> {
         let path = path(forks, &self.name);
         let failed = |e: io::Error| match e.kind() {
             io::ErrorKind::AlreadyExists => taken(&self.name),
@@ -110,7 +110,7 @@ impl Head {
         };
         let mut bytes = serde_json::to_vec(self).map_err(|e| failed(e.into()))?;
         bytes.push(b'\n');
-        write_whole(io, &path, &bytes, !replace, replace).map_err(failed)
+        write_whole(&*files.io, files.sharing, &path, &bytes, !replace, replace).map_err(failed)
     }
 }
 
@@ -128,13 +128,16 @@ struct Format {
 const FORMAT: &str = "pfimg.forks";
 const VERSION: u32 = 1;
 
-/// Checks `format.json`, making it if `create`. Returns whether the forks may be written: features that only a writer
+/// Checks `format.json`, and makes it where `create` says for whom. Returns whether the forks may be written: features that only a writer
 /// must know leave them readable.
-pub(super) fn check_format(forks: &Path, create: bool) -> Result<bool> {
+pub(super) fn check_format(forks: &Path, create: Option<Sharing>) -> Result<bool> {
     let path = forks.join("format.json");
     let bytes = match fs::read(&path) {
         Ok(bytes) => bytes,
-        Err(e) if e.kind() == io::ErrorKind::NotFound && create => {
+        Err(e)
+            if e.kind() == io::ErrorKind::NotFound
+                && let Some(sharing) = create =>
+        {
             let ours = Format {
                 name: FORMAT.into(),
                 version: VERSION,
@@ -144,10 +147,7 @@ pub(super) fn check_format(forks: &Path, create: bool) -> Result<bool> {
             };
             let failed = |e: io::Error| Error::io(e, format!("cannot write {}", path.display()));
             let bytes = serde_json::to_vec(&ours).map_err(|e| failed(e.into()))?;
-            let mut temp = tempfile::Builder::new().prefix(".tmp-").tempfile_in(forks).map_err(failed)?;
-            temp.write_all(&bytes).map_err(failed)?;
-            temp.as_file().sync_all().map_err(failed)?;
-            temp.persist(&path).map_err(|e| failed(e.error))?;
+            write_whole(&SystemIo, sharing, &path, &bytes, false, true).map_err(failed)?;
             File::open(forks).and_then(|dir| dir.sync_all()).map_err(failed)?;
             return Ok(true);
         }

@@ -36,7 +36,7 @@ type Listing = (BTreeMap<String, std::result::Result<Head, String>>, Vec<GenId>)
 pub fn references(store: &Path) -> Result<References> {
     let forks = store.join("forks");
     if forks.join("format.json").exists() {
-        head::check_format(&forks, false)?;
+        head::check_format(&forks, None)?;
     }
     let mut last = None;
     for _ in 0..LOOKS {

@@ -14,7 +14,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::time::SystemTime;
@@ -30,7 +30,7 @@ use super::recover::{Damage, Recovered, recover};
 use super::state::{Base, State};
 use super::stats::ForkInfo;
 use crate::error::{Error, ErrorKind, Result};
-use crate::store::{Digest, rename_new};
+use crate::store::{Digest, Sharing, rename_new};
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Mutex, RwLock};
 
@@ -140,7 +140,9 @@ impl Shared {
         let journal = fs::read(&path).map_err(failed)?;
         let tail = journal.get(from as usize..).unwrap_or_default();
         let kept = self.forks.join("damaged").join(format!("{}-{from}.tail", generation.id));
-        fs::write(&kept, tail).map_err(failed)?;
+        let options = File::options().write(true).truncate(true).clone();
+        let set_aside = self.files.sharing.open_or_create(&options, &kept);
+        set_aside.and_then(|mut file| file.write_all(tail)).map_err(failed)?;
         let file = generation.journal().map_err(failed)?;
         generation.io().truncate(&file, from).map_err(failed)?;
         tracing::warn!(
@@ -186,10 +188,10 @@ pub(super) fn no_fork(name: &str) -> Error {
         .with_hint("`pfimg forks` lists them")
 }
 
-pub(super) fn lock(forks: &Path) -> Result<Option<File>> {
+pub(super) fn lock(forks: &Path, sharing: Sharing) -> Result<Option<File>> {
     let path = forks.join(".lock");
     let failed = |e: io::Error| Error::io(e, format!("cannot open {}", path.display()));
-    let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(failed)?;
+    let file = sharing.open_or_create(File::options().write(true), &path).map_err(failed)?;
     match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(Some(file)),
         Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
@@ -201,21 +203,23 @@ impl Registry {
     /// Opens the forks of the store in `store`, reading their heads only. Somebody else writing them leaves them
     /// readable here; see [`Registry::is_writable`].
     pub fn open(store: &Path, reader: Arc<dyn BaseReader>, options: Options) -> Result<Self> {
-        let forks = store.join("forks");
+        let (forks, sharing) = (store.join("forks"), Sharing::of(store));
         let mut held = None;
         if !options.read_only {
             for folder in ["heads", "gen", "damaged"] {
                 let folder = forks.join(folder);
-                fs::create_dir_all(&folder)
+                sharing
+                    .create_dir_all(&folder)
                     .map_err(|e| Error::io(e, format!("cannot create {}", folder.display())))?;
             }
-            held = lock(&forks)?;
+            held = lock(&forks, sharing)?;
         }
-        Self::with_lock(forks, reader, options, held)
+        Self::with_lock(forks, sharing, reader, options, held)
     }
 
     pub(super) fn with_lock(
         forks: PathBuf,
+        sharing: Sharing,
         reader: Arc<dyn BaseReader>,
         options: Options,
         held: Option<File>,
@@ -223,10 +227,10 @@ impl Registry {
         let heads_seen = super::follow::changed_at(&forks.join("heads"));
         let mut writable = held.is_some();
         if writable || forks.join("format.json").exists() {
-            writable &= head::check_format(&forks, writable)?;
+            writable &= head::check_format(&forks, writable.then_some(sharing))?;
         }
         let shared = Arc::new(Shared {
-            files: Arc::new(Files::new(options.io, writable)),
+            files: Arc::new(Files::new(options.io, sharing, writable)),
             forks,
             reader,
             writable,
@@ -493,7 +497,7 @@ impl Registry {
         };
         let ids = head.generations.clone();
         self.shared.add_refs(&ids);
-        if let Err(e) = head.write(&*self.shared.files.io, &self.shared.forks, false) {
+        if let Err(e) = head.write(&self.shared.files, &self.shared.forks, false) {
             self.shared.drop_refs(&ids);
             return Err(e);
         }

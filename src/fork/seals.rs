@@ -53,9 +53,10 @@ impl Fork {
         self.may_write()?;
         let write = || {
             if let Some(dir) = path.parent() {
-                self.shared.files.io.create_dir_all(dir)?;
+                self.shared.files.io.create_dir_all(dir, self.shared.files.sharing)?;
             }
-            let file = File::options().create(true).append(true).open(&path)?;
+            let sharing = self.shared.files.sharing;
+            let file = sharing.open_or_create(File::options().append(true), &path)?;
             // In front as well: a line that was cut off must not run into this one.
             let line = format!("\n{line}\n");
             let end = file.metadata()?.len();

@@ -13,11 +13,11 @@ use std::sync::Arc;
 
 use sha2::Digest as _;
 
-use super::Digest;
 use super::decode::{Hashing, Sink, check, decode_exact, decode_stream};
 use super::io::StoreIo;
 use super::unsynced::Unsynced;
 use super::write::TempNames;
+use super::{Digest, Sharing};
 use crate::error::{Error, ErrorKind};
 
 /// What is known of a payload's length before it is decompressed, in bytes.
@@ -153,6 +153,7 @@ thread_local! {
 pub struct Blobs {
     root: PathBuf,
     io: Arc<dyn StoreIo>,
+    sharing: Sharing,
     temp_names: TempNames,
     unsynced: Unsynced,
 }
@@ -164,10 +165,11 @@ impl std::fmt::Debug for Blobs {
 }
 
 impl Blobs {
-    pub(super) fn new(store: &Path, io: Arc<dyn StoreIo>) -> Self {
+    pub(super) fn new(store: &Path, io: Arc<dyn StoreIo>, sharing: Sharing) -> Self {
         Self {
             root: store.join("blobs").join("sha256"),
             io,
+            sharing,
             temp_names: TempNames::default(),
             unsynced: Unsynced::default(),
         }
@@ -180,6 +182,10 @@ impl Blobs {
 
     pub(super) fn io(&self) -> &dyn StoreIo {
         &*self.io
+    }
+
+    pub(super) fn sharing(&self) -> Sharing {
+        self.sharing
     }
 
     pub(super) fn unsynced(&self) -> &Unsynced {
@@ -405,7 +411,7 @@ mod tests {
 
     fn store() -> (tempfile::TempDir, Blobs) {
         let dir = tempfile::tempdir().unwrap();
-        let blobs = Blobs::new(dir.path(), Arc::new(SystemIo));
+        let blobs = Blobs::new(dir.path(), Arc::new(SystemIo), Sharing::Private);
         (dir, blobs)
     }
 

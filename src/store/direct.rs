@@ -98,6 +98,7 @@ impl<'a> Direct<'a> {
 mod tests {
     use std::fs;
 
+    use super::super::Sharing;
     use super::super::io::SystemIo;
     use super::*;
 
@@ -124,7 +125,7 @@ mod tests {
             for length in [0, 1, SECTOR, SECTOR + 1, CHUNK - 1, CHUNK, CHUNK + SECTOR, text.len()] {
                 for piece in [text.len(), CHUNK, 100_003] {
                     let path = dir.path().join(format!("{number}-{length}-{piece}"));
-                    let mut file = io.create(&path).unwrap();
+                    let mut file = io.create(&path, Sharing::Private).unwrap();
                     let mut direct = Direct::new(io, &path, &mut file);
                     for bytes in text[..length].chunks(piece) {
                         direct.write(bytes).unwrap();

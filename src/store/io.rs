@@ -7,16 +7,18 @@ use std::path::Path;
 use rustix::fs::{AtFlags, CWD, RenameFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
 use rustix::io::Errno;
 
+use super::Sharing;
+
 /// Everything a store is changed by. A trait, so that tests can make each call fail, or be the last one.
 pub trait StoreIo: Send + Sync + 'static {
     /// Makes a folder, and those above it that are missing.
-    fn create_dir_all(&self, dir: &Path) -> io::Result<()> {
-        fs::create_dir_all(dir)
+    fn create_dir_all(&self, dir: &Path, sharing: Sharing) -> io::Result<()> {
+        sharing.create_dir_all(dir)
     }
 
     /// Makes an empty file where there is none.
-    fn create(&self, path: &Path) -> io::Result<File> {
-        File::create_new(path)
+    fn create(&self, path: &Path, sharing: Sharing) -> io::Result<File> {
+        sharing.create_new(path)
     }
 
     /// Writes all of `bytes` at the end of what was written to `file`, which is at `path`.
@@ -47,11 +49,16 @@ pub trait StoreIo: Send + Sync + 'static {
 
     /// Sets a file's modification time to the present.
     fn refresh(&self, path: &Path) -> io::Result<()> {
-        let now = Timestamps {
-            last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
-            last_modification: Timespec { tv_sec: 0, tv_nsec: UTIME_NOW },
+        let set = |access| {
+            let time = |tv_nsec| Timespec { tv_sec: 0, tv_nsec };
+            let times = Timestamps { last_access: time(access), last_modification: time(UTIME_NOW) };
+            rustix::fs::utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW)
         };
-        Ok(rustix::fs::utimensat(CWD, path, &now, AtFlags::SYMLINK_NOFOLLOW)?)
+        match set(UTIME_OMIT) {
+            // Of another member's file in a store for a group: who may write it may set both times to the present.
+            Err(Errno::PERM) => Ok(set(UTIME_NOW)?),
+            other => Ok(other?),
+        }
     }
 
     /// Makes a file durable.
@@ -79,7 +86,7 @@ pub trait StoreIo: Send + Sync + 'static {
 pub(crate) fn rename_new(io: &dyn StoreIo, from: &Path, to: &Path) -> io::Result<()> {
     match io.rename_noreplace(from, to) {
         Err(e) if matches!(Errno::from_io_error(&e), Some(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP)) => {
-            drop(io.create(to)?);
+            drop(io.create(to, Sharing::Private)?);
             io.rename(from, to).inspect_err(|_| {
                 let _ = io.remove(to);
             })

@@ -46,11 +46,11 @@ impl Drop for Pin {
 impl Store {
     fn lock_file(&self, name: &str) -> Result<(PathBuf, File)> {
         let path = self.root().join("refs").join(format!(".{name}"));
-        let open = || File::options().create(true).truncate(false).write(true).open(&path);
+        let open = || self.sharing().open_or_create(File::options().write(true), &path);
         let file = match open() {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 // With the folder that the first tag would have to make: a copy of a tag is to cost a line.
-                fs::create_dir_all(self.tags().dir()).and_then(|()| open())
+                self.sharing().create_dir_all(self.tags().dir()).and_then(|()| open())
             }
             other => other,
         };
@@ -95,9 +95,9 @@ impl Store {
         let make = || {
             let mut attempts = 0;
             let mut file = loop {
-                fs::create_dir_all(&dir)?;
+                self.sharing().create_dir_all(&dir)?;
                 attempts += 1;
-                match File::create(&path) {
+                match self.sharing().open_or_create(File::options().write(true).truncate(true), &path) {
                     // Somebody else's last pin took the folder along.
                     Err(e) if e.kind() == io::ErrorKind::NotFound && attempts < 10 => {}
                     other => break other?,

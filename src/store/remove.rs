@@ -81,7 +81,7 @@ impl Store {
     /// Makes an image of a marker that [`Store::remove_image`] returned.
     pub fn put_back_image(&self, id: &Digest, marker: &[u8]) -> Result<()> {
         let path = self.images().marker(id);
-        write_durably(&*self.io, &path, marker, false)
+        write_durably(&*self.io, self.sharing, &path, marker, false)
             .map_err(|e| Error::io(e, format!("cannot write marker {}", path.display())))
     }
 

@@ -11,9 +11,9 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::Digest;
 use super::io::{StoreIo, rename_new};
 use super::write::write_durably;
+use super::{Digest, Sharing};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Longest tag in bytes, that of a file's name.
@@ -51,6 +51,7 @@ pub fn refuse_new_tag(name: &str) -> Option<&'static str> {
 pub struct Tags {
     dir: PathBuf,
     io: Arc<dyn StoreIo>,
+    sharing: Sharing,
 }
 
 impl std::fmt::Debug for Tags {
@@ -60,8 +61,8 @@ impl std::fmt::Debug for Tags {
 }
 
 impl Tags {
-    pub(super) fn new(store: &Path, io: Arc<dyn StoreIo>) -> Self {
-        Self { dir: store.join("refs").join("tags"), io }
+    pub(super) fn new(store: &Path, io: Arc<dyn StoreIo>, sharing: Sharing) -> Self {
+        Self { dir: store.join("refs").join("tags"), io, sharing }
     }
 
     /// The folder that holds them; it need not exist.
@@ -124,7 +125,8 @@ impl Tags {
             }
         };
         self.make_dir().map_err(failed)?;
-        write_durably(&*self.io, &path, format!("{image}\n").as_bytes(), !force).map_err(failed)
+        let line = format!("{image}\n");
+        write_durably(&*self.io, self.sharing, &path, line.as_bytes(), !force).map_err(failed)
     }
 
     /// Takes a name away; the image stays. Returns what it named, nothing if its file held no digest.
@@ -162,7 +164,7 @@ impl Tags {
         if self.dir.is_dir() {
             return Ok(());
         }
-        self.io.create_dir_all(&self.dir)?;
+        self.io.create_dir_all(&self.dir, self.sharing)?;
         self.dir.ancestors().skip(1).take(2).try_for_each(|dir| self.io.sync_dir(dir))
     }
 }
@@ -193,7 +195,7 @@ mod tests {
     #[test]
     fn a_tag_is_read_back_and_not_replaced_unless_forced() {
         let dir = tempfile::tempdir().unwrap();
-        let tags = Tags::new(dir.path(), Arc::new(SystemIo));
+        let tags = Tags::new(dir.path(), Arc::new(SystemIo), Sharing::Private);
         assert_eq!(tags.names().unwrap(), Vec::<String>::new());
         let (a, b) = (Digest::of(b"a"), Digest::of(b"b"));
         tags.set("before", &a, false).unwrap();
@@ -208,7 +210,7 @@ mod tests {
     #[test]
     fn a_tag_is_renamed_and_removed_and_what_is_not_there_or_taken_is_told() {
         let dir = tempfile::tempdir().unwrap();
-        let tags = Tags::new(dir.path(), Arc::new(SystemIo));
+        let tags = Tags::new(dir.path(), Arc::new(SystemIo), Sharing::Private);
         let (a, b) = (Digest::of(b"a"), Digest::of(b"b"));
         assert_eq!(tags.remove("a").unwrap_err().kind(), ErrorKind::NotFound);
         tags.set("a", &a, false).unwrap();
@@ -230,7 +232,7 @@ mod tests {
     #[test]
     fn names_that_would_escape_or_confuse_are_refused() {
         let dir = tempfile::tempdir().unwrap();
-        let tags = Tags::new(dir.path(), Arc::new(SystemIo));
+        let tags = Tags::new(dir.path(), Arc::new(SystemIo), Sharing::Private);
         let long = "x".repeat(256);
         for bad in
             ["", ".", "..", "../x", "a/b", "a\\b", "a\0b", "a\nb", ".hidden", "latest", "sha256:ab", &long]
@@ -250,7 +252,7 @@ mod tests {
     #[test]
     fn a_tag_file_with_garbage_is_damage_with_a_way_out() {
         let dir = tempfile::tempdir().unwrap();
-        let tags = Tags::new(dir.path(), Arc::new(SystemIo));
+        let tags = Tags::new(dir.path(), Arc::new(SystemIo), Sharing::Private);
         fs::create_dir_all(tags.dir()).unwrap();
         fs::write(tags.dir().join("bad"), "garbage").unwrap();
         let error = tags.get("bad").unwrap_err();
@@ -279,7 +281,7 @@ mod tests {
     #[test]
     fn a_tag_that_is_no_regular_file_is_damage_and_hangs_nothing() {
         let dir = tempfile::tempdir().unwrap();
-        let tags = Tags::new(dir.path(), Arc::new(SystemIo));
+        let tags = Tags::new(dir.path(), Arc::new(SystemIo), Sharing::Private);
         fs::create_dir_all(tags.dir().join("folder")).unwrap();
         std::os::unix::fs::symlink("/dev/zero", tags.dir().join("endless")).unwrap();
         std::process::Command::new("mkfifo").arg(tags.dir().join("fifo")).status().unwrap();

@@ -21,7 +21,7 @@ use super::blob::ZSTD_LEVEL;
 use super::direct::Direct;
 use super::io::{StoreIo, rename_new};
 use super::seekable::SEEKABLE_FROM;
-use super::{Blobs, Digest, Manifest, Store};
+use super::{Blobs, Digest, Manifest, Sharing, Store};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sync::Mutex;
 
@@ -53,11 +53,11 @@ pub(super) struct TempNames {
 
 impl TempNames {
     /// Makes a file next to `path`, under `pf`'s kind of temporary name. `pf` and this program skip such names.
-    fn create(&self, io: &dyn StoreIo, path: &Path) -> io::Result<(PathBuf, File)> {
+    fn create(&self, io: &dyn StoreIo, path: &Path, sharing: Sharing) -> io::Result<(PathBuf, File)> {
         loop {
             let number = self.next.fetch_add(1, Ordering::Relaxed);
             let temp = path.with_extension(format!("tmp.{}.{number}", std::process::id()));
-            match io.create(&temp) {
+            match io.create(&temp, sharing) {
                 // Left by a program that had the same number and was killed.
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
                 other => return Ok((temp, other?)),
@@ -78,6 +78,7 @@ impl TempNames {
 /// existing file is replaced, or with `new` stays, and the error is [`io::ErrorKind::AlreadyExists`].
 pub(crate) fn write_whole(
     io: &dyn StoreIo,
+    sharing: Sharing,
     path: &Path,
     bytes: &[u8],
     new: bool,
@@ -85,7 +86,7 @@ pub(crate) fn write_whole(
 ) -> io::Result<()> {
     static NAMES: TempNames = TempNames { next: AtomicU64::new(0), left: AtomicU64::new(0) };
     let hidden = path.parent().unwrap_or(path).join(".tmp-new");
-    let (temp, mut file) = NAMES.create(io, &hidden)?;
+    let (temp, mut file) = NAMES.create(io, &hidden, sharing)?;
     let written = io
         .write(&temp, &mut file, bytes)
         .and_then(|()| if sync { io.sync_file(&temp, &file) } else { Ok(()) })
@@ -96,8 +97,14 @@ pub(crate) fn write_whole(
 }
 
 /// The same, and durable, its name too. A new file whose name cannot be made durable is not left there.
-pub(super) fn write_durably(io: &dyn StoreIo, path: &Path, bytes: &[u8], new: bool) -> io::Result<()> {
-    write_whole(io, path, bytes, new, true)?;
+pub(super) fn write_durably(
+    io: &dyn StoreIo,
+    sharing: Sharing,
+    path: &Path,
+    bytes: &[u8],
+    new: bool,
+) -> io::Result<()> {
+    write_whole(io, sharing, path, bytes, new, true)?;
     io.sync_dir(path.parent().unwrap_or(path)).inspect_err(|_| {
         if new {
             let _ = io.remove(path);
@@ -173,7 +180,7 @@ impl Blobs {
         let renamed = match self.io().rename(temp, &path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 let shard = path.parent().unwrap_or(self.root());
-                self.io().create_dir_all(shard).and_then(|()| self.io().rename(temp, &path))
+                self.io().create_dir_all(shard, self.sharing()).and_then(|()| self.io().rename(temp, &path))
             }
             other => other,
         };
@@ -189,10 +196,10 @@ impl Blobs {
     }
 
     pub(super) fn create_temp(&self, path: &Path) -> io::Result<(PathBuf, File)> {
-        match self.temp_names().create(self.io(), path) {
+        match self.temp_names().create(self.io(), path, self.sharing()) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                self.io().create_dir_all(path.parent().unwrap_or(self.root()))?;
-                self.temp_names().create(self.io(), path)
+                self.io().create_dir_all(path.parent().unwrap_or(self.root()), self.sharing())?;
+                self.temp_names().create(self.io(), path, self.sharing())
             }
             other => other,
         }
@@ -300,7 +307,8 @@ impl Batch<'_> {
         let (io, images, blobs) = (&*self.store.io, self.store.images.dir(), self.store.blobs.root());
         let marker = self.store.images.marker(&id);
         let failed = |e| Error::io(e, format!("cannot write marker {}", marker.display()));
-        let (temp, mut file) = self.store.blobs.temp_names().create(io, &marker).map_err(failed)?;
+        let (temp, mut file) =
+            self.store.blobs.temp_names().create(io, &marker, self.store.sharing).map_err(failed)?;
         let committed = (|| {
             io.write(&temp, &mut file, &bytes).map_err(failed)?;
             // One syncfs instead of an fsync a blob: everything the marker reaches is durable before it exists.
@@ -501,11 +509,11 @@ mod tests {
     }
 
     impl StoreIo for Failing {
-        fn create_dir_all(&self, dir: &Path) -> io::Result<()> {
-            self.call(|| SystemIo.create_dir_all(dir))
+        fn create_dir_all(&self, dir: &Path, sharing: Sharing) -> io::Result<()> {
+            self.call(|| SystemIo.create_dir_all(dir, sharing))
         }
-        fn create(&self, path: &Path) -> io::Result<File> {
-            self.call(|| SystemIo.create(path))
+        fn create(&self, path: &Path, sharing: Sharing) -> io::Result<File> {
+            self.call(|| SystemIo.create(path, sharing))
         }
         fn write(&self, path: &Path, file: &mut File, bytes: &[u8]) -> io::Result<()> {
             self.call(|| SystemIo.write(path, file, bytes))

@@ -9,7 +9,7 @@ use crate::layers::{FormatError, xattrs};
 use crate::store::Digest;
 
 /// Permission bits of a folder that no entry describes, as `pf`'s restore makes them.
-const IMPLIED_DIR_MODE: u16 = 0o755;
+pub(crate) const IMPLIED_DIR_MODE: u16 = 0o755;
 
 /// Folders that no entry describes may be this many, and so many more for each entry: two bytes of a hostile path
 /// make a folder of a hundred bytes in memory.

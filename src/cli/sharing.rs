@@ -1,0 +1,121 @@
+//! `--store-mode`: who may use a store, and what is said of one that others can read.
+
+use std::fs;
+use std::path::Path;
+
+use clap::Args;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::store::{Sharing, Store};
+
+/// Who may use what pfimg makes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum StoreMode {
+    Private,
+    Group,
+}
+
+/// How a store is shared.
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct SharingArg {
+    /// Who may use what pfimg makes in the store: `private`, its user; `group`, all members of the folder's group. The store
+    /// remembers it [default: private]
+    #[arg(long, value_name = "WHO")]
+    store_mode: Option<StoreMode>,
+}
+
+impl SharingArg {
+    /// Opens a store; where there is nothing at all, makes one. A folder of other things stays as it is.
+    pub(crate) fn open_or_create(self, path: &Path) -> Result<Store> {
+        let wanted = self.store_mode.map(|mode| match mode {
+            StoreMode::Private => Sharing::Private,
+            StoreMode::Group => Sharing::Group,
+        });
+        match Store::open(path) {
+            Err(error) if error.kind() == ErrorKind::NotAStore => {
+                let nothing_there = match fs::read_dir(path) {
+                    Ok(mut entries) => entries.next().is_none(),
+                    Err(e) => e.kind() == std::io::ErrorKind::NotFound,
+                };
+                if nothing_there {
+                    Store::create_shared(path, wanted.unwrap_or_default())
+                } else {
+                    Err(error)
+                }
+            }
+            Ok(store) => match wanted.filter(|wanted| *wanted != store.sharing()) {
+                Some(wanted) => share(store, wanted),
+                None => Ok(store),
+            },
+            other => other,
+        }
+    }
+}
+
+/// Shares a store otherwise that is there already.
+fn share(store: Store, sharing: Sharing) -> Result<Store> {
+    let at = store.root().display().to_string();
+    let store = store.share(sharing).map_err(|e: Error| e.with_hint("the owner of the store can do that"))?;
+    eprintln!("pfimg: from now on {at} is {}; what is in it keeps its modes", shown(sharing));
+    let command = match sharing {
+        Sharing::Private => format!("chmod -R go= {at}"),
+        Sharing::Group => format!("chmod -R g+rwX {at} && find {at} -type d -exec chmod g+s {{}} +"),
+    };
+    eprintln!("pfimg: to change these too: {command}");
+    Ok(store)
+}
+
+fn shown(sharing: Sharing) -> &'static str {
+    match sharing {
+        Sharing::Private => "private",
+        Sharing::Group => "for its group",
+    }
+}
+
+/// Says in one line that other users can read a store, unless that was chosen.
+pub(crate) fn tell_if_open(store: &Store) {
+    let Some(open) = store.openness() else { return };
+    let at = store.root().display();
+    let who = if open.everybody { "other users" } else { "members of its group" };
+    let what = if open.writes { "read and change" } else { "read" };
+    eprintln!(
+        "pfimg: {who} can {what} the store {at} (mode {:04o}). To close it: chmod -R go= {at}",
+        open.mode
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn made(path: &Path) -> Result<Store> {
+        SharingArg { store_mode: None }.open_or_create(path)
+    }
+
+    #[test]
+    fn a_folder_of_other_things_is_not_made_a_store() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("new/store");
+        assert_eq!(made(&path).unwrap().root(), path.canonicalize().unwrap());
+        let other = dir.path().join("other");
+        fs::create_dir(&other).unwrap();
+        made(&other).unwrap();
+        fs::remove_dir_all(&other).unwrap();
+        fs::create_dir(&other).unwrap();
+        fs::write(other.join("letter"), "dear").unwrap();
+        assert_eq!(made(&other).unwrap_err().kind(), ErrorKind::NotAStore);
+        assert_eq!(fs::read_dir(&other).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_store_remembers_how_it_is_shared() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = |store_mode| {
+            SharingArg { store_mode }.open_or_create(&dir.path().join("store")).unwrap().sharing()
+        };
+        assert_eq!(open(Some(StoreMode::Group)), Sharing::Group);
+        assert_eq!(open(None), Sharing::Group);
+        assert_eq!(open(Some(StoreMode::Private)), Sharing::Private);
+        assert_eq!(open(None), Sharing::Private);
+    }
+}
