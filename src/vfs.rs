@@ -199,6 +199,8 @@ pub struct VfsConfig {
     pub uid: u32,
     /// Group of everything whose group is not recorded.
     pub gid: u32,
+    /// Whether what another user is recorded to own is shown as this user's.
+    pub mine: bool,
     /// Whether ledgers are shown with the session secret some hold.
     pub reveal_secrets: bool,
     /// Whether extended attributes are answered at all.
@@ -225,6 +227,7 @@ pub struct Vfs {
     store: Arc<Store>,
     cache: Arc<Cache>,
     config: VfsConfig,
+    owners: fork::Owners,
     inodes: Inodes,
     catalog: Catalog,
     images: Images,
@@ -259,6 +262,7 @@ impl Vfs {
             config.reveal_secrets,
         ));
         let sealer = Sealer::new(Arc::clone(&store), reader.clone(), config.session_secret.clone());
+        let owners = if config.mine { fork::Owners::mine } else { fork::Owners::kept };
         Self {
             ahead: Ahead::new(Arc::clone(&cache)),
             sealing: Seals::new(sealer),
@@ -277,6 +281,7 @@ impl Vfs {
             audit: Audit::new(&store),
             store,
             cache,
+            owners: owners(config.uid, config.gid),
             config,
         }
     }
@@ -500,10 +505,9 @@ impl Vfs {
             gid: self.config.gid,
             rdev: 0,
         };
-        let recorded = |kind, recorded: &Recorded, size| Attr {
-            uid: recorded.uid.unwrap_or(self.config.uid),
-            gid: recorded.gid.unwrap_or(self.config.gid),
-            ..attr(kind, recorded.mode, size, recorded.mtime_ns.unwrap_or(0))
+        let recorded = |kind, recorded: &Recorded, size| {
+            let (uid, gid) = self.owners.shown(recorded.uid, recorded.gid, fork::Given::default());
+            Attr { uid, gid, ..attr(kind, recorded.mode, size, recorded.mtime_ns.unwrap_or(0)) }
         };
         Ok(match node {
             Node::Forked { mounted, ino } => Self::getattr_forked(mounted, *ino)?,

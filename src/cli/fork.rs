@@ -14,7 +14,7 @@ use crate::audit::note;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fork::refuse_new_fork_name;
 use crate::recovery;
-use crate::store::Store;
+use crate::store::{Store, plain_folder_mode};
 
 /// Make a fork: a folder an agent can write into. Prints where its files are, if the store is mounted.
 #[derive(Debug, Args)]
@@ -42,9 +42,9 @@ pub(crate) fn run(store: &StoreArg, args: &ForkArgs) -> Result<ExitCode> {
         Place::Disk(registry) => {
             let made = if registry.contains(source) {
                 let parent = recovery::read_back(&store, &registry, source, &audit::told(&store, "fork"))?;
-                registry.branch(&parent, name)?
+                registry.branch_as(&parent, name, plain_folder_mode())?
             } else {
-                registry.create(name, Some(store.resolve(source)?))?
+                registry.create_as(name, Some(store.resolve(source)?), plain_folder_mode())?
             };
             registry.sync()?;
             audit::tell(&store, "fork", [note::fork_made(name, made.base().as_ref())]);

@@ -49,6 +49,10 @@ pub(crate) struct MountArgs {
     /// Let other users in (an ordinary user needs `user_allow_other` in /etc/fuse.conf)
     #[arg(long)]
     allow_other: bool,
+    /// Owner to show for files of other users: `keep`, the recorded one; `me`, you, so that you can read and change them.
+    /// A seal keeps the recorded owner [default: me; keep for root and with --allow-other]
+    #[arg(long, value_name = "WHOSE")]
+    owner: Option<Owner>,
     /// Answer extended attributes; makes `ls -l` several times slower
     #[arg(long)]
     xattrs: bool,
@@ -92,6 +96,13 @@ pub(crate) struct MountArgs {
     daemon: bool,
 }
 
+/// The owner that is shown for files of other users.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Owner {
+    Keep,
+    Me,
+}
+
 /// When writes reach the daemon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum Writes {
@@ -129,7 +140,19 @@ impl MountArgs {
         }
         options.allow_other |= self.allow_other;
         options.read_only |= self.read_only;
+        if self.owner == Some(Owner::Me) && options.suid {
+            // A program of another user with these bits would run with the rights of the mounting user.
+            let message = "--owner me and -o suid do not go together: set-user-id programs would run as you";
+            return Err(Error::new(ErrorKind::InvalidInput, message).with_hint("leave one of them out"));
+        }
         Ok(options)
+    }
+
+    /// Whether other users' files are shown as the mounting user's.
+    fn are_mine(&self, options: &MountOptions) -> bool {
+        // Where others come in, files that they made must stay theirs.
+        let default = !rustix::process::geteuid().is_root() && !options.allow_other;
+        self.owner.map_or(default, |owner| owner == Owner::Me)
     }
 }
 
@@ -338,6 +361,7 @@ fn mount_and_serve(
     let config = VfsConfig {
         uid: rustix::process::getuid().as_raw(),
         gid: rustix::process::getgid().as_raw(),
+        mine: args.are_mine(&session.options),
         reveal_secrets: args.reveal_secrets,
         xattrs: args.xattrs,
         read_only: session.options.read_only,

@@ -55,7 +55,7 @@ impl SharingArg {
 /// Shares a store otherwise that is there already.
 fn share(store: Store, sharing: Sharing) -> Result<Store> {
     let at = store.root().display().to_string();
-    let store = store.share(sharing).map_err(|e: Error| e.with_hint("the owner of the store can do that"))?;
+    let store = store.share(sharing).map_err(|e: Error| e.with_hint("run this as the owner of the store"))?;
     eprintln!("pfimg: from now on {at} is {}; what is in it keeps its modes", shown(sharing));
     let command = match sharing {
         Sharing::Private => format!("chmod -R go= {at}"),

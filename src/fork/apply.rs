@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::disk::GenId;
 use super::ino::Ino;
 use super::node::{Body, Content, Dir, Inode, Name};
+use super::owners::Given;
 use super::pieces::Src;
 use super::record::{Attrs, Create, Record, Splice};
 use super::state::{State, fixed_ino};
@@ -88,6 +89,8 @@ pub(super) fn change(inode: &mut Inode, record: &Record, generation: GenId) -> R
             inode.mode = attrs.mode.unwrap_or(inode.mode);
             inode.uid = attrs.uid.or(inode.uid);
             inode.gid = attrs.gid.or(inode.gid);
+            inode.given.uid |= attrs.uid.is_some();
+            inode.given.gid |= attrs.gid.is_some();
             inode.atime = attrs.atime.or(inode.atime);
             inode.mtime = attrs.mtime.or(inode.mtime);
             inode.ctime = Some(attrs.ctime);
@@ -164,6 +167,7 @@ fn make(state: &mut State, create: &Create) -> Result<(), Senseless> {
         mode: create.mode,
         uid: Some(create.uid),
         gid: Some(create.gid),
+        given: Given { uid: true, gid: true },
         atime: time,
         mtime: time,
         ctime: time,

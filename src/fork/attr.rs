@@ -89,7 +89,15 @@ impl Fork {
         if inode.guard == Guard::Fixed && mode.is_some_and(|mode| mode & 0o222 != 0) {
             return Err(posix(Posix::NotPermitted, "a fork's manifest cannot be changed"));
         }
-        let owner = set.uid.is_some() || set.gid.is_some();
+        let (mut uid, mut gid) = (set.uid, set.gid);
+        let owner = uid.is_some() || gid.is_some();
+        if mode.is_some_and(|mode| mode & 0o6000 != 0) {
+            // These bits give the rights of the owner. They must be those of the owner who is shown, who set the bits.
+            let shown = live.state.attr(ino, &inode);
+            let recorded = live.state.recorded(ino, &inode);
+            uid = uid.or((shown.uid != recorded.uid).then_some(shown.uid));
+            gid = gid.or((shown.gid != recorded.gid).then_some(shown.gid));
+        }
         let takes_suid = owner || (set.size.is_some() && set.strip);
         if takes_suid && !inode.is_dir() {
             let before = mode.unwrap_or(inode.mode);
@@ -97,7 +105,7 @@ impl Fork {
             // An unchanged mode is not recorded.
             mode = if after != inode.mode || mode.is_some() { Some(after) } else { None };
         }
-        if owner || set.size.is_some() {
+        if uid.is_some() || gid.is_some() || set.size.is_some() {
             live.drop_capability(ino, &inode, time)?;
         }
         if let (Some(mode), Some(acl)) = (mode, inode.xattrs.get(xattrs::ACL))
@@ -110,8 +118,8 @@ impl Fork {
         live.commit(Record::Attr(Attrs {
             ino,
             mode,
-            uid: set.uid,
-            gid: set.gid,
+            uid,
+            gid,
             size: set.size,
             atime: at(set.atime),
             mtime,

@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use super::apply::apply;
 use super::disk::GenId;
+use super::frame::Frame;
 use super::freeze::{Changes, Frozen, Put, take_pieces};
+use super::head::Head;
 use super::ino::Ino;
 use super::journal::Writer;
 use super::live::{Fork, now, settle};
@@ -61,6 +63,8 @@ impl Fork {
         let base = shared.base(frozen.image)?;
         // Not from memory: that still stands on the image before the last seal. What is on disk counts.
         let mut target = State::over(base.clone());
+        let before = self.head.lock().folders.clone();
+        before.apply(&mut target);
         if let Some(damage) = replay(&mut target, &frozen.generations, &*shared.reader)? {
             return Err(Error::new(
                 ErrorKind::Damaged,
@@ -69,6 +73,7 @@ impl Fork {
         }
         let new = shared.new_generation()?;
         shared.add_refs(&[new.id]);
+        let folders = Frame::of(&target);
         let mut scratch =
             Scratch { state: State::over(base.clone()), writer: Writer::new(new.clone()), shared };
         scratch.state.raise_floors();
@@ -88,7 +93,7 @@ impl Fork {
             shared.drop_refs(&[new.id]);
             return Ok(false);
         }
-        let mut next = head.clone();
+        let mut next = Head { folders, ..head.clone() };
         next.generations.splice(..released.len(), [new.id]);
         let durable = self.switch_head(&mut head, next).inspect_err(|_| shared.drop_refs(&[new.id]))?;
         {

@@ -94,10 +94,10 @@ impl Registry {
 impl View {
     /// The same where forks cannot be read.
     pub fn of_image(reader: Arc<dyn BaseReader>, image: Option<Digest>) -> Result<Self> {
-        let owner = super::Options::default().owner;
+        let owners = super::Options::default().owners;
         let base = match image {
-            None => Base::empty(owner),
-            Some(id) => Base::new(id, reader.tree(&id)?, &reader.layers(&id)?, owner),
+            None => Base::empty(owners),
+            Some(id) => Base::new(id, reader.tree(&id)?, &reader.layers(&id)?, owners),
         };
         Ok(Self { state: State::over(Arc::new(base)), reader })
     }

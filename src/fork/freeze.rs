@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 
 use super::content::read_content;
 use super::disk::{GenId, Generation};
+use super::frame::Frame;
 use super::head::Head;
 use super::ino::Ino;
 use super::journal::Writer;
@@ -68,7 +69,7 @@ impl Frozen {
 
     /// Whether anything was changed since the last seal. May say yes where changes cancelled each other out.
     pub fn is_changed(&self) -> bool {
-        !self.state.dirty_nodes.is_empty() || !self.state.dirty_names.is_empty()
+        self.state.dirt().next().is_some()
     }
 
     /// Finds a path from the fork's own folder.
@@ -82,9 +83,9 @@ impl Frozen {
         self.state.resolve(path).is_some()
     }
 
-    /// What `stat` tells of a file, with owners filled in.
+    /// What is recorded of a file, with owners filled in.
     pub fn attr(&self, put: &Put) -> Attr {
-        self.state.attr(put.ino, &put.inode)
+        self.state.recorded(put.ino, &put.inode)
     }
 
     /// Lists a folder.
@@ -395,6 +396,7 @@ impl Fork {
             if frozen.uid == self.uid && head.generations.starts_with(&before) && head.base == frozen.image {
                 let mut next = head.clone();
                 next.base = Some(image);
+                next.folders = Frame::of(&frozen.state);
                 next.generations.splice(..before.len(), leftover.map(|generation| generation.id));
                 self.switch_head(&mut head, next)
             } else {

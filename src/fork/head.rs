@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::disk::{Files, GenId};
+use super::frame::Frame;
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::{Digest, Sharing, SystemIo, write_whole};
 
@@ -25,6 +26,9 @@ pub(super) struct Head {
     /// Its generations, oldest first. The last one is written, all others are frozen.
     #[serde(with = "hex")]
     pub(super) generations: Vec<GenId>,
+    /// What its folders around `world/fs` have before the first of these.
+    #[serde(default, skip_serializing_if = "Frame::is_plain")]
+    pub(super) folders: Frame,
     /// Keys this program does not know.
     #[serde(flatten)]
     pub(super) extra: Map<String, Value>,

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::disk::GenId;
+use super::frame::Frame;
 use super::head::{self, Head};
 use super::journal::Writer;
 use super::live::{Fork, Live, now as now_ns};
@@ -67,7 +68,7 @@ impl Registry {
         image: Digest,
         judge: &dyn Fn(&Fork) -> Result<()>,
     ) -> Result<Option<Arc<Fork>>> {
-        let state = State::over(self.shared.base(Some(image))?);
+        let mut state = State::over(self.shared.base(Some(image))?);
         let baseline = Arc::new(state.detached());
         let mut head = fork.head.lock();
         if seen != Some(&Seen::of(&head, Some(fork))) {
@@ -80,8 +81,12 @@ impl Registry {
             return Err(Error::new(ErrorKind::Busy, message)
                 .with_hint("try again, best when no program writes to it"));
         }
+        // The folders around its files keep mode and owner, which no image records.
+        let folders = Frame::of(&written.state);
+        folders.apply(&mut state);
         let active = self.shared.new_generation()?;
         let next = Head {
+            folders,
             uid: GenId::random()?.to_string(),
             base: Some(image),
             generations: vec![active.id],

@@ -12,7 +12,7 @@ use super::journal::Writer;
 use super::keep::Leftover;
 use super::node::{Content, Guard, Inode, LazyBlob};
 use super::pieces::BlobRef;
-use super::record::Record;
+use super::record::{Attrs, Record};
 use super::records::Hidden;
 use super::recover::Damage;
 use super::registry::Shared;
@@ -119,8 +119,7 @@ impl Live {
 
     /// Whether anything was changed since the last seal.
     pub(super) fn is_changed(&self) -> bool {
-        let unsettled = |epoch: &u64| self.settled.is_none_or(|settled| *epoch > settled);
-        self.state.dirty_names.values().any(unsettled) || self.state.dirty_nodes.values().any(unsettled)
+        self.state.dirt().any(|epoch| self.settled.is_none_or(|settled| epoch > settled))
     }
 
     pub(super) fn inode(&self, ino: Ino) -> Option<Arc<Inode>> {
@@ -179,8 +178,9 @@ impl Live {
             return Ok(());
         }
         let floor = match &record {
-            Record::Attr(super::record::Attrs { ino, .. })
-            | Record::Splice(super::record::Splice { ino, .. }) => self.need(*ino)?.floor(),
+            Record::Attr(Attrs { ino, .. }) | Record::Splice(super::record::Splice { ino, .. }) => {
+                self.need(*ino)?.floor()
+            }
             _ => 0,
         };
         self.writer.commit(&self.state, &mut record, floor)?;
@@ -194,6 +194,14 @@ impl Live {
             self.orphans.insert(ino, inode);
         }
         Ok(())
+    }
+
+    /// Gives a folder a mode, if it has another one.
+    pub(super) fn set_mode(&mut self, ino: Ino, mode: u16) -> Result<()> {
+        if self.need(ino)?.mode == mode {
+            return Ok(());
+        }
+        self.commit(Record::Attr(Attrs { mode: Some(mode), ..Attrs::of(ino, now()) }))
     }
 
     pub(super) fn writable(&self) -> Result<()> {
@@ -288,8 +296,7 @@ impl Fork {
 
     /// Whether it holds anything that its image does not: what was changed since, or kept out of it.
     pub fn is_unlike_its_image(&self) -> bool {
-        let live = self.live.read();
-        !live.state.dirty_names.is_empty() || !live.state.dirty_nodes.is_empty()
+        self.live.read().state.dirt().next().is_some()
     }
 
     /// Something that is another with every change.
@@ -306,7 +313,7 @@ impl Fork {
     /// Whether it began empty and nothing was put into it yet.
     pub fn is_blank(&self) -> bool {
         let live = self.live.read();
-        live.image.is_none() && live.state.dirty_names.is_empty() && live.state.dirty_nodes.is_empty()
+        live.image.is_none() && live.state.dirt().next().is_none()
     }
 
     /// Now, as files' times tell it. What the kernel sets itself must not be older than what is set here before.

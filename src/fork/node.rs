@@ -7,6 +7,7 @@ use imbl::OrdMap;
 
 use super::disk::{DataFile, GenId};
 use super::ino::Ino;
+use super::owners::Given;
 use super::pieces::{BlobRef, Pieces};
 use crate::layers::world::Kind;
 use crate::store::Digest;
@@ -24,6 +25,8 @@ pub struct Inode {
     pub uid: Option<u32>,
     /// Group, likewise.
     pub gid: Option<u32>,
+    /// Which of the two were given to it since the store was mounted.
+    pub given: Given,
     /// Access time in nanoseconds since 1970. Only changed when somebody sets it.
     pub atime: Option<i64>,
     /// Modification time, likewise; unset where the base does not say.

@@ -74,6 +74,13 @@ pub(super) struct Attrs {
     pub ctime: i64,
 }
 
+impl Attrs {
+    /// Nothing but the time of the change.
+    pub(super) fn of(ino: Ino, ctime: i64) -> Self {
+        Self { ino, mode: None, uid: None, gid: None, size: None, atime: None, mtime: None, ctime }
+    }
+}
+
 /// See [`Record::Splice`].
 #[derive(Clone, Debug)]
 pub(super) struct Splice {

@@ -10,6 +10,7 @@ use super::ino::Ino;
 use super::journal::{Frame, Writer, frame_at, out_of_place, sound_behind};
 use super::live::{BaseReader, settle};
 use super::node::Content;
+use super::owners::Given;
 use super::pieces::Src;
 use super::record::{self, Context, HEADER, Record, kind};
 use super::registry::Shared;
@@ -46,9 +47,11 @@ impl From<String> for Damage {
 pub(super) fn recover(
     shared: &Shared,
     base: Arc<Base>,
+    folders: &super::frame::Frame,
     generations: &[Arc<Generation>],
 ) -> Result<Recovered> {
     let mut state = State::over(base);
+    folders.apply(&mut state);
     let Some((last, frozen)) = generations.split_last() else {
         return Err(Error::new(crate::ErrorKind::Damaged, "the fork has no generation"));
     };
@@ -305,7 +308,7 @@ impl<'a> Replay<'a> {
             if create.kind == Kind::Dir && create.ino.0 <= Ino::TRACE.0 && unmade {
                 // The base has it, by a seal, and it is the same folder.
                 if let Some(inode) = state.edit(create.ino) {
-                    inode.mode = create.mode;
+                    (inode.mode, inode.uid, inode.gid) = (create.mode, Some(create.uid), Some(create.gid));
                 }
                 return Ok(made.is_none_or(|number| self.numbers.insert(number, create.ino).is_none()));
             }
@@ -322,6 +325,18 @@ impl<'a> Replay<'a> {
                 return Ok(false);
             }
         }
-        Ok(apply(state, &record, self.generation.id).is_ok())
+        let applied = apply(state, &record, self.generation.id).is_ok();
+        if applied && state.base.owners.are_mine() {
+            // It was given by another mount: here it counts as recorded.
+            let given = match &record {
+                Record::Create(create) => Some(create.ino),
+                Record::Attr(attrs) => Some(attrs.ino),
+                _ => None,
+            };
+            if let Some(inode) = given.and_then(|ino| state.nodes.get_mut(&ino)) {
+                Arc::make_mut(inode).given = Given::default();
+            }
+        }
+        Ok(applied)
     }
 }

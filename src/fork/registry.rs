@@ -22,9 +22,12 @@ use std::time::SystemTime;
 use rustix::fs::FlockOperation;
 
 use super::disk::{Files, GenId, Generation, Io, RealIo};
+use super::frame::{FOLDER_MODE, Frame};
 use super::head::{self, Head, refuse_fork_name, refuse_new_fork_name, taken};
+use super::ino::Ino;
 use super::journal::Writer;
 use super::live::{BaseReader, Fork, Live, now};
+use super::owners::Owners;
 use super::record;
 use super::recover::{Damage, Recovered, recover};
 use super::state::{Base, State};
@@ -36,8 +39,8 @@ use crate::sync::{Mutex, RwLock};
 
 /// How to open the forks of a store.
 pub struct Options {
-    /// Owner of what has none recorded: user and group.
-    pub owner: (u32, u32),
+    /// How owners are shown.
+    pub owners: Owners,
     /// Open them for reading only, whether somebody else writes them or not.
     pub read_only: bool,
     /// Whether writes come late, from a kernel that keeps them for a while and sets their times itself.
@@ -48,8 +51,8 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        let owner = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-        Self { owner, read_only: false, late_writes: false, io: Arc::new(RealIo) }
+        let owners = Owners::kept(rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+        Self { owners, read_only: false, late_writes: false, io: Arc::new(RealIo) }
     }
 }
 
@@ -60,7 +63,7 @@ pub(super) struct Shared {
     pub(super) reader: Arc<dyn BaseReader>,
     pub(super) writable: bool,
     pub(super) late_writes: bool,
-    owner: (u32, u32),
+    owners: Owners,
     bases: Mutex<HashMap<Option<Digest>, Weak<Base>>>,
     /// Generations in memory: one value each, however many forks rest on it.
     generations: Mutex<HashMap<GenId, Weak<Generation>>>,
@@ -75,8 +78,8 @@ impl Shared {
             return Ok(base);
         }
         let base = Arc::new(match image {
-            None => Base::empty(self.owner),
-            Some(id) => Base::new(id, self.reader.tree(&id)?, &self.reader.layers(&id)?, self.owner),
+            None => Base::empty(self.owners.clone()),
+            Some(id) => Base::new(id, self.reader.tree(&id)?, &self.reader.layers(&id)?, self.owners.clone()),
         });
         let mut bases = self.bases.lock();
         bases.retain(|_, base| base.strong_count() > 0);
@@ -235,7 +238,7 @@ impl Registry {
             reader,
             writable,
             late_writes: options.late_writes,
-            owner: options.owner,
+            owners: options.owners,
             bases: Mutex::default(),
             generations: Mutex::default(),
             refs: Mutex::default(),
@@ -401,7 +404,8 @@ impl Registry {
         let base = self.shared.base(head.base)?;
         let baseline = Arc::new(State::over(base.clone()));
         let generations: Vec<_> = head.generations.iter().map(|id| self.shared.generation(*id)).collect();
-        let Recovered { state, writer, damage, cut } = recover(&self.shared, base, &generations)?;
+        let Recovered { state, writer, damage, cut } =
+            recover(&self.shared, base, &head.folders, &generations)?;
         if let Some(damage) = &damage {
             self.report(format!("fork {:?} is damaged: {}", head.name, damage.what));
         } else if cut > 0 {
@@ -455,22 +459,35 @@ impl Registry {
 
     /// Makes a fork of an image, or an empty one.
     pub fn create(&self, name: &str, image: Option<Digest>) -> Result<Arc<Fork>> {
+        self.create_as(name, image, FOLDER_MODE)
+    }
+
+    /// The same with a mode for its own folder.
+    pub fn create_as(&self, name: &str, image: Option<Digest>, mode: u16) -> Result<Arc<Fork>> {
         self.check_new(name)?;
         let base = self.shared.base(image)?;
         let state = State::over(base);
         let baseline = Arc::new(state.detached());
-        self.establish(name, image, state, baseline, Vec::new())
+        self.establish(name, image, mode, Frame::default(), state, baseline, Vec::new())
     }
 
     /// Makes a fork of a fork as it stands.
     pub fn branch(&self, source: &Fork, name: &str) -> Result<Arc<Fork>> {
+        self.branch_as(source, name, 0o7777)
+    }
+
+    /// The same with a mode for its own folder, less the bits that the folder of the source lacks.
+    pub fn branch_as(&self, source: &Fork, name: &str, mode: u16) -> Result<Arc<Fork>> {
         self.check_new(name)?;
         // Held until the new head names the generations, so that none of them is released before.
         let mut head = source.head.lock();
         let frozen = source.freeze_locked(&mut head)?;
+        let mode = mode & frozen.state.nodes.get(&Ino::TOP).map_or(FOLDER_MODE, |top| top.mode);
         self.establish(
             name,
             head.base,
+            mode,
+            head.folders.clone(),
             frozen.state.branch(),
             frozen.baseline.clone(),
             frozen.generations.clone(),
@@ -481,6 +498,8 @@ impl Registry {
         &self,
         name: &str,
         image: Option<Digest>,
+        mode: u16,
+        folders: Frame,
         state: State,
         baseline: Arc<State>,
         mut generations: Vec<Arc<Generation>>,
@@ -493,16 +512,19 @@ impl Registry {
             created_ns: now(),
             base: image,
             generations: generations.iter().map(|generation| generation.id).collect(),
+            folders,
             extra: serde_json::Map::new(),
         };
         let ids = head.generations.clone();
         self.shared.add_refs(&ids);
-        if let Err(e) = head.write(&self.shared.files, &self.shared.forks, false) {
+        let writer = Writer::new(active);
+        let mut live = Live::new(state, baseline, writer, generations, image);
+        // Before the fork has a name, so that it is never more open than it should be.
+        let closed = live.set_mode(Ino::TOP, mode);
+        if let Err(e) = closed.and_then(|()| head.write(&self.shared.files, &self.shared.forks, false)) {
             self.shared.drop_refs(&ids);
             return Err(e);
         }
-        let writer = Writer::new(active);
-        let live = Live::new(state, baseline, writer, generations, image);
         let fork = self.fork(head, live, None, true);
         self.slots.lock().insert(name.to_owned(), Arc::new(Mutex::new(Slot::Loaded(fork.clone()))));
         Ok(fork)

@@ -7,10 +7,11 @@ use std::sync::{Arc, OnceLock};
 use imbl::{HashMap as PMap, OrdMap};
 
 use base::folder;
-pub(super) use base::{Base, fixed_ino};
+pub(super) use base::{Base, FOLDERS, fixed_ino};
 
 use super::ino::{Ino, Intern};
 use super::node::{Attr, Body, Content, Dir, Guard, Inode, LazyBlob, Name, Slot};
+use super::owners::Given;
 use super::records::{RECORDS, is_record};
 use crate::layers::world::Kind;
 use crate::store::Digest;
@@ -158,6 +159,7 @@ impl State {
             mode: tree.mode(node),
             uid: owner.uid,
             gid: owner.gid,
+            given: Given::default(),
             atime: mtime,
             mtime,
             ctime: mtime,
@@ -173,18 +175,25 @@ impl State {
 
     /// What `stat` tells of a file.
     pub(super) fn attr(&self, ino: Ino, inode: &Inode) -> Attr {
+        let (uid, gid) = self.base.owners.shown(inode.uid, inode.gid, inode.given);
+        Attr { uid, gid, ..self.recorded(ino, inode) }
+    }
+
+    /// The same with the owner that is recorded, whoever's the file is shown as.
+    pub(super) fn recorded(&self, ino: Ino, inode: &Inode) -> Attr {
         let size = match &inode.body {
             Body::File(content) => content.known_size(),
             Body::Symlink(target) => target.len() as u64,
             _ => 0,
         };
+        let (uid, gid) = self.base.owners.recorded(inode.uid, inode.gid);
         Attr {
             ino,
             kind: inode.kind(),
             mode: inode.mode,
             nlink: inode.nlink(ino == Ino::TOP),
-            uid: inode.uid.unwrap_or(self.base.owner.0),
-            gid: inode.gid.unwrap_or(self.base.owner.1),
+            uid,
+            gid,
             rdev: inode.rdev,
             size,
             atime: inode.atime.unwrap_or(0),
@@ -271,6 +280,13 @@ impl State {
             At::Own(inode) => inode.kind(),
             At::Base(node) => self.base.tree.kind(node),
         })
+    }
+
+    /// Epochs of the changes since the last seal that an image would show. Of the folders around `world/fs` an image shows
+    /// nothing but what is in them.
+    pub(super) fn dirt(&self) -> impl Iterator<Item = u64> {
+        let nodes = self.dirty_nodes.iter().filter(|(ino, _)| !ino.is_frame()).map(|(_, epoch)| *epoch);
+        self.dirty_names.values().copied().chain(nodes)
     }
 
     /// A file, to be changed; it is the fork's own from now on, and counts as changed.

@@ -55,7 +55,7 @@ pub trait StoreIo: Send + Sync + 'static {
             rustix::fs::utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW)
         };
         match set(UTIME_OMIT) {
-            // Of another member's file in a store for a group: who may write it may set both times to the present.
+            // Another member of the group owns the file. A user who may write a file may set both times to the present.
             Err(Errno::PERM) => Ok(set(UTIME_NOW)?),
             other => Ok(other?),
         }

@@ -189,7 +189,7 @@ impl Sharing {
         if mode == closed { Ok(()) } else { file.set_permissions(Permissions::from_mode(closed)) }
     }
 
-    /// Makes a file a program that those may run who may read it.
+    /// Makes a file a program for the users who may read the file.
     pub(crate) fn make_runnable(self, file: &File) -> io::Result<()> {
         let mode = self.file_mode();
         file.set_permissions(Permissions::from_mode(mode | (mode >> 2 & 0o111)))
@@ -213,7 +213,7 @@ pub fn plain_folder_mode() -> u16 {
     0o777 & !umask.unwrap_or(0o022)
 }
 
-/// What others may do in a store against the will, or without the knowledge, of its owner.
+/// What other users may do in a store that is not meant for them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Openness {
     /// The mode of the store's folder.
@@ -234,7 +234,7 @@ pub(super) fn openness(store: &Path, sharing: Sharing) -> Option<Openness> {
     let inside: Vec<u32> = FOLDERS.iter().filter_map(|name| mode_of(&store.join(name)).ok()).collect();
     let open = |shift: u32| {
         let bits = |mode: u32| mode >> shift & 0o7;
-        // Who may not search the folder reaches nothing in it.
+        // A user who cannot search the folder reaches nothing in it.
         if bits(mode) & 0o1 == 0 {
             return None;
         }

@@ -1,9 +1,9 @@
 //! `forks/` and `work/`: which forks there are, and how they come and go.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::forked::{Mounted, Slot};
 use super::inode::{Fixed, hash_bytes};
@@ -28,9 +28,24 @@ pub(super) struct Forks {
     read_only: bool,
     slots: Mutex<Slots>,
     lengths: Mutex<fork::Lengths>,
+    /// What was made lately.
+    made: Mutex<VecDeque<Made>>,
     /// Whether the kernel was told that there are forks now.
     appeared: AtomicBool,
 }
+
+/// A fork that was made by the name `NAME@SOURCE`, which it does not have.
+struct Made {
+    text: String,
+    uid: String,
+    at: Instant,
+}
+
+/// How long the name that a fork was made by leads to it: `mkdir -m` sets the mode of what it has made, by that name.
+const MADE: Duration = Duration::from_secs(10);
+
+/// Most forks that such a name is remembered of.
+const MOST_MADE: usize = 256;
 
 #[derive(Default)]
 struct Slots {
@@ -77,8 +92,8 @@ impl Slots {
 
 impl Forks {
     pub(super) fn new(reader: Arc<Reader>, read_only: bool) -> Self {
-        let (registry, slots, lengths, appeared) = Default::default();
-        Self { registry, reader, read_only, slots, lengths, appeared }
+        let (registry, slots, lengths, made, appeared) = Default::default();
+        Self { registry, reader, read_only, slots, lengths, made, appeared }
     }
 
     /// Forks that were looked at.
@@ -98,6 +113,22 @@ impl Forks {
     /// Whether this mount is the one that writes them.
     pub(super) fn are_written_here(&self) -> bool {
         self.registry.lock().as_ref().is_some_and(|registry| registry.is_writable())
+    }
+
+    /// Remembers by which name a fork was made.
+    fn note_made(&self, text: &str, uid: &str) {
+        let mut made = self.made.lock();
+        made.retain(|made| made.text != text && made.at.elapsed() < MADE);
+        made.truncate(MOST_MADE - 1);
+        made.push_front(Made { text: text.to_owned(), uid: uid.to_owned(), at: Instant::now() });
+    }
+
+    /// The name and the identity of the fork that was made lately by a name.
+    fn made_as(&self, text: &str) -> Option<(String, String)> {
+        let (name, _) = text.split_once('@')?;
+        let made = self.made.lock();
+        let made = made.iter().find(|made| made.text == text && made.at.elapsed() < MADE)?;
+        Some((name.to_owned(), made.uid.clone()))
     }
 
     /// A fork is gone; whoever has something of it open keeps it.
@@ -137,9 +168,9 @@ impl Vfs {
     }
 
     fn fork_options(&self, read_only: bool) -> fork::Options {
-        let owner = (self.config.uid, self.config.gid);
+        let owners = self.owners.clone();
         let late_writes = self.config.late_writes;
-        fork::Options { owner, read_only, late_writes, ..fork::Options::default() }
+        fork::Options { owners, read_only, late_writes, ..fork::Options::default() }
     }
 
     /// Where another program writes the forks: has them shown as they are now, and written here once nobody does any more.
@@ -239,6 +270,13 @@ impl Vfs {
     }
 
     pub(super) fn lookup_fork(&self, name: &str) -> Outcome<Entry> {
+        if let Some((name, uid)) = self.forks.made_as(name) {
+            let mounted = self.fork_named(&name)?;
+            if mounted.fork.uid() != uid {
+                return Err(ErrorKind::NotFound);
+            }
+            return Ok(Entry { entry_ttl: Duration::ZERO, ..self.fork_top(&mounted)? });
+        }
         let mounted = self.fork_named(name)?;
         self.fork_top(&mounted)
     }
@@ -254,25 +292,26 @@ impl Vfs {
             Some((name, source)) => (name, Some(source)),
             None => (text, None),
         };
-        let made = self.fork_from(name, source).map_err(logged)?;
+        let made = self.fork_from(name, source, new.mode).map_err(logged)?;
         let mounted = self.mounted(made)?;
         self.log().note(note::fork_made(name, mounted.fork.base().as_ref()));
         let mut entry = self.fork_top(&mounted)?;
         if source.is_some() {
             // It is called otherwise.
+            self.forks.note_made(text, mounted.fork.uid());
             entry.entry_ttl = Duration::ZERO;
         }
         Ok(entry)
     }
 
-    fn fork_from(&self, name: &str, source: Option<&str>) -> Result<Arc<Fork>> {
+    fn fork_from(&self, name: &str, source: Option<&str>, mode: u16) -> Result<Arc<Fork>> {
         // Found before anything is made: a source that is not there must leave nothing behind.
         let image = match source {
             None => None,
             Some(source) => match self.registry(false)? {
                 Some(registry) if registry.contains(source) => {
                     let source = self.read_back(&registry, source)?;
-                    return registry.branch(&source, name);
+                    return registry.branch_as(&source, name, mode);
                 }
                 _ => Some(
                     self.store
@@ -283,7 +322,7 @@ impl Vfs {
         };
         let registry = self.registry(true)?;
         let registry = registry.ok_or_else(|| Error::new(ErrorKind::ReadOnly, "the forks are read-only"))?;
-        registry.create(name, image)
+        registry.create_as(name, image, mode)
     }
 
     pub(super) fn rename_fork(&self, name: &[u8], new_name: &[u8], mode: RenameMode) -> Outcome<()> {

@@ -18,6 +18,7 @@ fn vfs() -> (tempfile::TempDir, Vfs, Digest) {
     let limits = CacheConfig { heap_bytes: 1 << 20, disk_bytes: 1 << 20, dir: cache_dir.clone() };
     let cache = Arc::new(Cache::new(Arc::clone(&store), &limits));
     let config = VfsConfig {
+        mine: false,
         uid: 0,
         gid: 0,
         reveal_secrets: false,

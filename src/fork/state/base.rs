@@ -5,8 +5,10 @@ use std::sync::Arc;
 
 use imbl::HashMap as PMap;
 
+use super::super::frame::FOLDER_MODE;
 use super::super::ino::Ino;
 use super::super::node::{Body, Dir, Guard, Inode, Name};
+use super::super::owners::{Given, Owners};
 use super::{LayerBase, State};
 use crate::layers::world::Kind;
 use crate::store::Digest;
@@ -19,15 +21,15 @@ pub(in crate::fork) struct Base {
     pub(in crate::fork) tree: Arc<Tree>,
     /// Entries of the tree that are one file, by number.
     pub(super) groups: HashMap<u64, Vec<NodeId>>,
-    /// Owner of what has none recorded: user and group.
-    pub(super) owner: (u32, u32),
+    /// How owners are shown.
+    pub(in crate::fork) owners: Owners,
     pub(super) nodes: PMap<Ino, Arc<Inode>>,
     #[allow(clippy::struct_field_names)] // by base entry
     pub(super) by_base: PMap<NodeId, Ino>,
 }
 
 /// The folders every fork of an image has: number, parent, name.
-pub(super) const FOLDERS: [(Ino, Ino, &[u8]); 7] = [
+pub(in crate::fork) const FOLDERS: [(Ino, Ino, &[u8]); 7] = [
     (Ino::MODEL, Ino::TOP, b"model"),
     (Ino::CACHE, Ino::TOP, b"cache"),
     (Ino::PAGES, Ino::CACHE, b"pages"),
@@ -44,9 +46,10 @@ pub(in crate::fork) fn fixed_ino(parent: Ino, name: &[u8]) -> Option<Ino> {
 
 pub(super) fn folder(links: Vec<(Ino, Name)>, base: Option<NodeId>) -> Inode {
     Inode {
-        mode: 0o755,
+        mode: FOLDER_MODE,
         uid: None,
         gid: None,
+        given: Given::default(),
         atime: None,
         mtime: None,
         ctime: None,
@@ -62,26 +65,21 @@ pub(super) fn folder(links: Vec<(Ino, Name)>, base: Option<NodeId>) -> Inode {
 
 impl Base {
     /// What a fork of nothing begins as: an empty folder.
-    pub(in crate::fork) fn empty(owner: (u32, u32)) -> Self {
+    pub(in crate::fork) fn empty(owners: Owners) -> Self {
         let nodes = PMap::unit(Ino::TOP, Arc::new(folder(Vec::new(), None)));
         Self {
             image: None,
             tree: Arc::new(Tree::empty()),
             groups: HashMap::new(),
-            owner,
+            owners,
             nodes,
             by_base: PMap::new(),
         }
     }
 
     /// What a fork of an image begins as.
-    pub(in crate::fork) fn new(
-        image: Digest,
-        tree: Arc<Tree>,
-        layers: &[LayerBase],
-        owner: (u32, u32),
-    ) -> Self {
-        let mut base = Self { image: Some(image), ..Self::empty(owner) };
+    pub(in crate::fork) fn new(image: Digest, tree: Arc<Tree>, layers: &[LayerBase], owners: Owners) -> Self {
+        let mut base = Self { image: Some(image), ..Self::empty(owners) };
         let mut groups: HashMap<u64, Vec<NodeId>> = HashMap::new();
         for (node, number) in tree.hardlinks() {
             groups.entry(number).or_default().push(node);
@@ -123,7 +121,7 @@ impl Base {
             image: shared.image,
             tree: shared.tree.clone(),
             groups: shared.groups.clone(),
-            owner: shared.owner,
+            owners: shared.owners.clone(),
             nodes: PMap::new(),
             by_base: PMap::new(),
         });

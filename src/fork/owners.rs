@@ -1,0 +1,81 @@
+//! Whose files are: as recorded, or the mounting user's where another user's are recorded.
+//!
+//! Only what is shown depends on it, and with it what the kernel lets the user do. What is recorded stays, and so does
+//! what a seal writes, until somebody gives the file away.
+
+/// Which of a file's owner and group were given to it since the store was mounted: these are shown as given.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Given {
+    /// The owner.
+    pub uid: bool,
+    /// The group.
+    pub gid: bool,
+}
+
+/// How recorded owners are shown.
+#[derive(Clone, Debug)]
+pub struct Owners {
+    user: u32,
+    group: u32,
+    /// Where other users' files are shown as this user's: the groups that the user is in.
+    groups: Option<Vec<u32>>,
+}
+
+impl Owners {
+    /// Shows every owner that is recorded. What has none belongs to the user.
+    pub fn kept(user: u32, group: u32) -> Self {
+        Self { user, group, groups: None }
+    }
+
+    /// Shows what other users own as the user's own.
+    pub fn mine(user: u32, group: u32) -> Self {
+        let groups = rustix::process::getgroups().unwrap_or_default();
+        let groups = groups.into_iter().map(rustix::process::Gid::as_raw).chain([group]).collect();
+        Self { user, group, groups: Some(groups) }
+    }
+
+    /// Whether other users' files are shown as the user's.
+    pub fn are_mine(&self) -> bool {
+        self.groups.is_some()
+    }
+
+    /// What is recorded, with the user and the group for what is not.
+    pub fn recorded(&self, uid: Option<u32>, gid: Option<u32>) -> (u32, u32) {
+        (uid.unwrap_or(self.user), gid.unwrap_or(self.group))
+    }
+
+    /// What is shown.
+    pub fn shown(&self, uid: Option<u32>, gid: Option<u32>, given: Given) -> (u32, u32) {
+        let (owner, group) = self.recorded(uid, gid);
+        let Some(groups) = &self.groups else { return (owner, group) };
+        if owner == self.user {
+            return (owner, group);
+        }
+        // A group that the user is in says something to the user. Any other may be another one on this machine.
+        let keeps_group = given.gid || groups.contains(&group);
+        (if given.uid { owner } else { self.user }, if keeps_group { group } else { self.group })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_another_user_owns_is_shown_as_the_users_until_it_is_given_to_one() {
+        let mine = Owners { user: 10, group: 20, groups: Some(vec![20, 21]) };
+        let given = |uid, gid| Given { uid, gid };
+        let none = Given::default();
+        assert_eq!(mine.shown(None, None, none), (10, 20));
+        assert_eq!(mine.shown(Some(0), Some(0), none), (10, 20));
+        assert_eq!(mine.shown(Some(0), Some(21), none), (10, 21));
+        assert_eq!(mine.shown(Some(10), Some(99), none), (10, 99), "it is the user's own");
+        assert_eq!(mine.shown(Some(5), Some(6), given(true, true)), (5, 6));
+        assert_eq!(mine.shown(Some(5), Some(6), given(false, true)), (10, 6));
+        assert_eq!(mine.shown(Some(5), Some(6), given(true, false)), (5, 20));
+        assert_eq!(mine.recorded(Some(0), None), (0, 20));
+        let kept = Owners::kept(10, 20);
+        assert_eq!(kept.shown(Some(0), Some(0), none), (0, 0));
+        assert_eq!(kept.shown(None, Some(3), none), (10, 3));
+    }
+}
