@@ -295,6 +295,56 @@ fn thousands_of_scattered_small_writes_stay_right_and_bounded() {
 }
 
 #[test]
+fn the_folders_around_the_files_keep_what_they_have_through_checkpoints_seals_and_branches() {
+    let dir = tempfile::tempdir().unwrap();
+    let images = Arc::new(Images::default());
+    let (image, _) = images.sample();
+    let given = [(Ino::TOP, 0o700), (Ino::EFFECTS, 0o711), (Ino::PAGES, 0o2750)];
+    let check = |fork: &pfimg::fork::Fork, when: &str| {
+        for (ino, mode) in given {
+            let attr = fork.getattr(ino).unwrap();
+            assert_eq!((attr.mode, attr.uid, attr.gid), (mode, 5, 6), "{when}: {ino:?}");
+        }
+        assert_eq!(fork.getattr(Ino::TRACE).unwrap().mode, 0o755, "{when}");
+    };
+    let registry = open(dir.path(), &images);
+    let fork = registry.create("f", Some(image)).unwrap();
+    for (ino, mode) in given {
+        let set = SetAttr { mode: Some(mode), uid: Some(5), gid: Some(6), ..SetAttr::default() };
+        fork.setattr(ino, &set).unwrap();
+    }
+    assert!(!fork.is_changed(), "an image would show nothing of it");
+    fork.create(Ino::FS, b"one", &file()).unwrap();
+    assert!(fork.checkpoint().unwrap());
+    check(&fork, "after a checkpoint");
+    drop((fork, registry));
+    let registry = open(dir.path(), &images);
+    let fork = registry.get("f").unwrap();
+    check(&fork, "read back after a checkpoint");
+    let frozen = fork.freeze().unwrap();
+    let (id, layers, sealed) = images.seal(&frozen, &|ledger| ledger.to_vec());
+    fork.rebase(&frozen, id, &layers, &sealed).unwrap();
+    check(&fork, "after a seal");
+    let closed = registry.branch_as(&fork, "closed", 0o755).unwrap();
+    check(&closed, "of a branch");
+    drop((fork, closed, frozen, registry));
+    let registry = open(dir.path(), &images);
+    for name in ["f", "closed"] {
+        let fork = registry.get(name).unwrap();
+        check(&fork, "read back after a seal");
+        fork.create(Ino::FS, b"two", &file()).unwrap();
+        assert!(fork.checkpoint().unwrap());
+    }
+    let branch = registry.branch_as(&registry.get("f").unwrap(), "open", 0o550).unwrap();
+    assert_eq!(branch.getattr(Ino::TOP).unwrap().mode, 0o500, "a branch is no more open than its source");
+    drop((branch, registry));
+    let registry = open(dir.path(), &images);
+    check(&registry.get("f").unwrap(), "read back after both");
+    check(&registry.get("closed").unwrap(), "read back after both");
+    assert_eq!(registry.get("open").unwrap().getattr(Ino::TOP).unwrap().mode, 0o500);
+}
+
+#[test]
 fn forks_written_by_many_threads_at_once_hold_what_each_wrote() {
     let dir = tempfile::tempdir().unwrap();
     let images = Arc::new(Images::default());

@@ -194,9 +194,7 @@ fn images_are_compared_by_whoever_may_read_them_alone() {
     fs::write(fork(&mount, "f", "base").join("new"), "x").unwrap();
     fs::create_dir(mount.join("forks/f/.snap/sealed")).unwrap();
     mount.unmount();
-    for path in [store.root().to_owned(), store.root().join("forks")] {
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
-    }
+    tool("chmod", ["-R".as_ref(), "go+rX".as_ref(), store.root().as_os_str()]).exits(0);
     fs::set_permissions(store.root().join("forks/format.json"), fs::Permissions::from_mode(0o600)).unwrap();
     // The build's folder may be closed to others.
     let dir = tempfile::tempdir().unwrap();
