@@ -95,7 +95,7 @@ impl Fork {
         };
         // No second name: not every filesystem has them.
         let io = &*self.shared.files.io;
-        write_whole(io, &seals.join(to), &text, false, true).map_err(failed)?;
+        write_whole(io, self.shared.files.sharing, &seals.join(to), &text, false, true).map_err(failed)?;
         io.sync_dir(&seals).map_err(failed)
     }
 
