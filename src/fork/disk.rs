@@ -478,7 +478,7 @@ impl DataFile {
     /// that one it belongs to no file alone.
     pub(super) fn twin(generation: &Arc<Generation>) -> io::Result<Arc<Self>> {
         let number = generation.next_number();
-        generation.io().create(&generation.data_path(number))?;
+        generation.io().create(&generation.data_path(number), generation.files.sharing)?;
         Ok(Self::known(generation, number, true))
     }
 

@@ -263,7 +263,7 @@ mod tests {
     #[test]
     fn a_tag_whose_making_was_cut_off_names_no_image_and_can_be_removed_or_made() {
         let dir = tempfile::tempdir().unwrap();
-        let tags = Tags::new(dir.path(), Arc::new(SystemIo));
+        let tags = Tags::new(dir.path(), Arc::new(SystemIo), Sharing::Private);
         fs::create_dir_all(tags.dir()).unwrap();
         // Every beginning of a tag's file, as a power cut might leave it.
         let whole = format!("{}\n", Digest::of(b"a"));

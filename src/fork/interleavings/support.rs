@@ -13,7 +13,7 @@ use super::super::{
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::layers::world::{Entry, FsTree, Kind};
-use crate::store::{Digest, StoreIo, SystemIo};
+use crate::store::{Digest, Sharing, StoreIo, SystemIo};
 use crate::sync::{Mutex, step};
 use crate::tree::Tree;
 
@@ -21,13 +21,13 @@ use crate::tree::Tree;
 pub(super) struct Steps;
 
 impl StoreIo for Steps {
-    fn create_dir_all(&self, dir: &Path) -> io::Result<()> {
+    fn create_dir_all(&self, dir: &Path, sharing: Sharing) -> io::Result<()> {
         step();
-        SystemIo.create_dir_all(dir)
+        SystemIo.create_dir_all(dir, sharing)
     }
-    fn create(&self, path: &Path) -> io::Result<File> {
+    fn create(&self, path: &Path, sharing: Sharing) -> io::Result<File> {
         step();
-        SystemIo.create(path)
+        SystemIo.create(path, sharing)
     }
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         step();
