@@ -11,6 +11,7 @@ mod audited;
 mod autoseal;
 mod catalog;
 mod control;
+mod facts;
 mod forked;
 mod forks;
 mod image;
@@ -315,7 +316,7 @@ impl Vfs {
                 let tree = self.tree(image)?;
                 // A tree never changes, so that the kernel may remember what is not in it as well.
                 let Some(child) = tree.lookup(node, name) else { return Ok(Step::Done(Entry::ABSENT)) };
-                Ok(Step::Done(self.entry(Self::tree_node(&tree, image, child))?))
+                Ok(Step::Done(self.entry(self.tree_node(&tree, image, child))?))
             }
             Node::Forked { mounted, ino: fork::Ino::TOP } if name == snap::NAME => {
                 self.snap_entry(&mounted).map(Step::Done)
@@ -502,9 +503,9 @@ impl Vfs {
             rdev: 0,
         };
         let recorded = |kind, recorded: &Recorded, size| Attr {
-            uid: recorded.uid.unwrap_or(self.config.uid),
-            gid: recorded.gid.unwrap_or(self.config.gid),
-            ..attr(kind, recorded.mode, size, recorded.mtime_ns.unwrap_or(0))
+            uid: recorded.uid,
+            gid: recorded.gid,
+            ..attr(kind, recorded.mode, size, recorded.mtime_ns)
         };
         Ok(match node {
             Node::Forked { mounted, ino } => Self::getattr_forked(mounted, *ino)?,
@@ -523,7 +524,7 @@ impl Vfs {
             }
             Node::Dir { image, node } | Node::Special { image, node } => {
                 let tree = self.tree(*image)?;
-                let mut attr = recorded(tree.kind(*node), &Self::recorded(&tree, *node), 0);
+                let mut attr = recorded(tree.kind(*node), &self.recorded(*image, &tree, *node), 0);
                 if attr.kind == Kind::Dir {
                     attr.nlink += tree.subdirs(*node);
                 }

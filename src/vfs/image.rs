@@ -7,7 +7,8 @@ use std::time::Duration;
 use lru::LruCache;
 use parking_lot::Mutex;
 
-use super::inode::{ImageDir, ImageNo, Node, Place, Recorded, Seen, Shown, UNKNOWN_SIZE};
+use super::facts::LAYER_MODE;
+use super::inode::{ImageDir, ImageNo, Node, Place, Seen, Shown, UNKNOWN_SIZE};
 use super::{Attr, Entry, FOREVER, INLINE_FILL, Outcome, Patience, Step, Vfs};
 use crate::error::{Error, ErrorKind};
 use crate::layers::FormatError;
@@ -15,9 +16,6 @@ use crate::layers::cache::PageManifest;
 use crate::layers::world::Kind;
 use crate::store::{BlobError, Digest, Image, LayerFile, MarkerError};
 use crate::tree::{NodeId, Tree};
-
-/// Layer files are plain readable files; their times are not recorded.
-const LAYER_FILE: Recorded = Recorded { mode: 0o644, mtime_ns: None, uid: None, gid: None };
 
 /// Manifests kept parsed (about 2 KiB each), page manifests, redacted ledgers, known sizes (about 100 bytes each)
 /// and damage that was reported.
@@ -222,7 +220,7 @@ impl Vfs {
             error => self.report_image(image, &id, error),
         })?;
         let key = super::inode::hash_bytes(id.as_bytes());
-        self.entry(Node::Doc { bytes: bytes.into(), mtime: 0, key: key | 1 << 63 })
+        self.entry(Node::Doc { bytes: bytes.into(), mtime: self.time_of_manifest(&id), key: key | 1 << 63 })
     }
 
     fn layer_entry(&self, image: ImageNo, file: LayerFile, patience: Patience) -> Outcome<Step<Entry>> {
@@ -254,7 +252,8 @@ impl Vfs {
         seen: Seen,
         patience: Patience,
     ) -> Outcome<Step<Entry>> {
-        let file = |size| Node::File { digest, size, recorded: LAYER_FILE, shown, seen };
+        let recorded = self.recorded_layer(seen.image, seen.place, &digest);
+        let file = |size| Node::File { digest, size, recorded, shown, seen };
         let known = match shown {
             Shown::Raw => declared.or_else(|| self.images.sizes.lock().get(&digest).copied()),
             Shown::Redacted => self.images.redacted(&digest).map(|bytes| bytes.len() as u64),
@@ -299,30 +298,25 @@ impl Vfs {
 
     /// An entry whose attributes were not found out: whoever wants them asks for them.
     fn entry_to_be_asked(&self, node: Node, kind: Kind) -> Entry {
-        let mode = if kind == Kind::Dir { 0o755 } else { LAYER_FILE.mode };
+        let mode = if kind == Kind::Dir { 0o755 } else { LAYER_MODE };
         let (uid, gid) = (self.config.uid, self.config.gid);
         let (ino, _) = self.inodes.intern(node, |image| self.catalog.id(image));
         let attr = Attr { ino, kind, mode, nlink: 1, uid, gid, ..Attr::default() };
         Entry { attr, entry_ttl: FOREVER, attr_ttl: Duration::ZERO }
     }
 
-    pub(super) fn recorded(tree: &Tree, id: NodeId) -> Recorded {
-        let owner = tree.owner(id);
-        Recorded { mode: tree.mode(id), mtime_ns: tree.mtime_ns(id), uid: owner.uid, gid: owner.gid }
-    }
-
     /// What a tree's node is in the mount.
-    pub(super) fn tree_node(tree: &Tree, image: ImageNo, id: NodeId) -> Node {
+    pub(super) fn tree_node(&self, tree: &Tree, image: ImageNo, id: NodeId) -> Node {
         match (tree.kind(id), tree.blob(id), tree.target(id)) {
             (Kind::File, Some(digest), _) => Node::File {
                 digest: *digest,
                 size: tree.size(id),
-                recorded: Self::recorded(tree, id),
+                recorded: self.recorded(image, tree, id),
                 shown: Shown::Raw,
                 seen: Seen { image, place: Place::World(id) },
             },
             (Kind::Symlink, _, Some(target)) => {
-                Node::Symlink { target: target.into(), recorded: Self::recorded(tree, id) }
+                Node::Symlink { target: target.into(), recorded: self.recorded(image, tree, id) }
             }
             (Kind::Dir, ..) => Node::Dir { image, node: id },
             _ => Node::Special { image, node: id },

@@ -55,13 +55,13 @@ pub(super) enum ImageDir {
     Parents,
 }
 
-/// Attributes of a read-only file that its tree records. They are part of what it is.
+/// Attributes of a file of an image. They are part of what it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Recorded {
     pub(super) mode: u16,
-    pub(super) mtime_ns: Option<i64>,
-    pub(super) uid: Option<u32>,
-    pub(super) gid: Option<u32>,
+    pub(super) mtime_ns: i64,
+    pub(super) uid: u32,
+    pub(super) gid: u32,
 }
 
 /// Size of a file that was only listed: finding it out means decompressing it.
@@ -187,9 +187,8 @@ fn digest_hash(digest: &Digest) -> u64 {
 
 impl Recorded {
     fn hash(&self) -> u64 {
-        let time = self.mtime_ns.map_or(0, |t| mix(1, t as u64));
-        let owner = |id: Option<u32>| id.map_or(0, |id| 1 + u64::from(id));
-        mix(mix(mix(u64::from(self.mode), time), owner(self.uid)), owner(self.gid))
+        let Self { mode, mtime_ns, uid, gid } = *self;
+        [mtime_ns as u64, uid.into(), gid.into()].into_iter().fold(mode.into(), mix)
     }
 }
 
@@ -369,7 +368,7 @@ mod tests {
         Node::File {
             digest: Digest::of(content),
             size: content.len() as u64,
-            recorded: Recorded { mode, mtime_ns: None, uid: None, gid: None },
+            recorded: Recorded { mode, mtime_ns: 0, uid: 0, gid: 0 },
             shown: Shown::Raw,
             seen: Seen { image: 0, place: Place::World(NodeId::ROOT) },
         }

@@ -114,7 +114,7 @@ impl Vfs {
         let skip = u32::try_from(cookie.saturating_sub(FIRST_COOKIE - 1)).unwrap_or(u32::MAX);
         for child in children.start.saturating_add(skip)..children.end {
             let id = NodeId(child);
-            let node = Self::tree_node(tree, image, id);
+            let node = self.tree_node(tree, image, id);
             let cookie = u64::from(child - children.start) + FIRST_COOKIE;
             let (ino, entry) = if plus {
                 let entry = self.entry(node)?;

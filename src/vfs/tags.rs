@@ -61,7 +61,10 @@ impl Vfs {
         let target = format!("../images/{}", id.hex()).into();
         // Other programs change tags too: asked for anew each time.
         let tag = hash_bytes(name.as_bytes());
-        self.entry_with(Node::Link { target, mtime: self.marker_time(&id), tag }, Duration::ZERO)
+        self.entry_with(
+            Node::Link { target, mtime: self.time_of_image(&id).unwrap_or(0), tag },
+            Duration::ZERO,
+        )
     }
 
     fn may_write_tags(&self) -> Outcome<()> {

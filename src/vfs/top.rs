@@ -1,6 +1,5 @@
 //! The mount's own folders: `/`, `images/`, `tags/`, `agents/`.
 
-use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
 use super::inode::{Fixed, ImageDir, Node};
@@ -67,20 +66,15 @@ impl Vfs {
 
     /// An image's folder. Asks the disk whether its marker is there, and nothing more.
     pub(super) fn image_entry(&self, id: &Digest) -> Outcome<Entry> {
-        let marker = std::fs::metadata(self.store.images().marker(id)).map_err(|_| ErrorKind::NotFound)?;
+        let mtime = self.time_of_image(id).ok_or(ErrorKind::NotFound)?;
         let image = self.catalog.number(id);
-        self.entry_with(Node::ImageDir { image, dir: ImageDir::Top, mtime: marker.mtime() }, IMAGE_TTL)
+        self.entry_with(Node::ImageDir { image, dir: ImageDir::Top, mtime }, IMAGE_TTL)
     }
 
     /// A link of ours to an image; its time is the image's. Asked for anew each time.
     pub(super) fn link_to(&self, target: String, id: &Digest) -> Outcome<Entry> {
-        let mtime = self.marker_time(id);
+        let mtime = self.time_of_image(id).unwrap_or(0);
         self.entry_with(Node::Link { target: target.into(), mtime, tag: 0 }, Duration::ZERO)
-    }
-
-    /// When an image's marker was written, in seconds since 1970; 0 if it is not there.
-    pub(super) fn marker_time(&self, id: &Digest) -> i64 {
-        std::fs::metadata(self.store.images().marker(id)).map_or(0, |m| m.mtime())
     }
 
     pub(super) fn lookup_agent(&self, agent: &str, name: &[u8]) -> Outcome<Entry> {
