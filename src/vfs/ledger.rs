@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use parking_lot::Mutex;
 
 use super::forked::Mounted;
-use super::inode::{Ino, fork_number};
+use super::inode::{Ino, Key};
 use super::{Attr, Vfs};
 use crate::error::Result;
 use crate::fork;
@@ -28,11 +28,11 @@ impl Vfs {
         self.in_fork(ino).is_ok_and(|(mounted, ino)| mounted.fork.is_ledger(ino))
     }
 
-    /// The number that the kernel gets for a file in a fork.
-    pub(super) fn shown_number(&self, mounted: &Mounted, ino: fork::Ino) -> Ino {
+    /// The key of a file in a fork, as the kernel is to see it.
+    pub(super) fn key_in_fork(&self, mounted: &Mounted, ino: fork::Ino) -> Key {
         let resized = if self.config.late_writes { mounted.fork.resized(ino) } else { 0 };
         let ino = if resized > 0 { fork::Ino::derive(ino, b"resized", resized) } else { ino };
-        fork_number(mounted.slot, ino)
+        Key::of_fork(mounted.slot, ino)
     }
 
     /// Notes what the kernel is told of a ledger's length; where the file is not `new` to it, it goes on with what it knew.
@@ -59,7 +59,7 @@ impl Vfs {
         }
         let written = fork.append(in_fork, bytes, strip)?;
         self.ledger_ends.0.lock().insert(ino, offset + written as u64);
-        if self.shown_number(mounted, in_fork) != ino {
+        if self.inodes.known(self.key_in_fork(mounted, in_fork)) != Some(ino) {
             // Who has the newest one does not know of it.
             fork.resize();
         }

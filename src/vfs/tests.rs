@@ -22,6 +22,7 @@ fn vfs() -> (tempfile::TempDir, Vfs, Digest) {
         gid: 0,
         reveal_secrets: false,
         xattrs: false,
+        inodes: Numbering::Shared,
         seal: SealPolicy::Manual,
         session_secret: None,
         late_writes: false,
@@ -37,6 +38,7 @@ fn vfs() -> (tempfile::TempDir, Vfs, Digest) {
         log: None,
         started_at: chrono::Utc::now(),
         session_secret: None,
+        inodes: Numbering::Shared,
     };
     (dir, Vfs::new(store, cache, config, info), id)
 }
