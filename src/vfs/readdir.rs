@@ -196,10 +196,7 @@ impl Vfs {
                 let ids = self.catalog.ids().map_err(logged)?;
                 // Sorted by id, so that the cookie, made of the id's first bits, tells where to go on. With few bits two of
                 // them may be one: then none can be passed over.
-                let start = match narrow {
-                    true => 0,
-                    false => ids.partition_point(|id| id_cookie(id) <= cookie),
-                };
+                let start = if narrow { 0 } else { ids.partition_point(|id| id_cookie(id) <= cookie) };
                 let hashes = ids[start..].iter().map(id_cookie);
                 for (id, at) in
                     ids[start..].iter().zip(cookies(hashes, narrow)).filter(|(_, at)| *at > cookie)
