@@ -32,12 +32,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use serde::{Deserialize, Serialize};
 
 pub use autoseal::{SealPolicy, Tell};
 pub(crate) use catalog::{Changes, Watched};
 pub use control::MountInfo;
 use control::Unread;
+pub use counted::Numbering;
 pub use forked::Writer;
 pub use inode::Ino;
 use memory::Most;
@@ -197,21 +197,6 @@ impl Data {
     }
 }
 
-/// What inodes of images are numbered by.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Numbering {
-    /// The same file at the same path is one inode in every image.
-    #[default]
-    #[serde(rename = "shared")]
-    Shared,
-    /// Every image has inodes of its own.
-    #[serde(rename = "distinct")]
-    Distinct,
-    /// As with `Shared`, but numbers are counted and stay below 2^32.
-    #[serde(rename = "32")]
-    Counted,
-}
-
 /// How the filesystem behaves.
 #[derive(Clone, Debug)]
 #[allow(clippy::struct_excessive_bools, reason = "each is an option of its own")]
@@ -362,6 +347,9 @@ impl Vfs {
         if let Node::Link { target, key, .. } = &node
             && target.is_empty()
         {
+            if patience == Patience::Brief {
+                return Ok(Step::Blocks);
+            }
             node = self.follow_latest(*key)?;
         }
         if let Node::Forked { mounted, ino: in_fork } = &node {

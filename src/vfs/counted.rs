@@ -6,10 +6,26 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 
 use super::Outcome;
 use super::inode::{FIRST_COMPUTED, Ino, Key};
 use crate::error::ErrorKind;
+
+/// What inodes of images are numbered by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Numbering {
+    /// The same file at the same path is one inode in every image.
+    #[default]
+    #[serde(rename = "shared")]
+    Shared,
+    /// Every image has inodes of its own.
+    #[serde(rename = "distinct")]
+    Distinct,
+    /// As with `Shared`, but numbers are counted and stay below 2^32.
+    #[serde(rename = "32")]
+    Counted,
+}
 
 const SHARDS: usize = 64;
 
