@@ -89,7 +89,7 @@ fn two_paths_of_one_image_are_two_inodes_however_equal_they_are() {
     ];
     let (fs, trace, cache) =
         (Some(store.tree(&entries)), Some(store.blob(b"")), Some(store.blob_json(&pages)));
-    let id = store.image(&Spec { fs, trace, cache, ..Spec::default() });
+    let id = store.image(&Spec { fs, cache, trace, ..Spec::default() });
     let mount = Mount::of(store.root()).start();
     let found = files(&mount.image(&id));
     assert!(found.values().all(|paths| paths.len() == 1), "{found:#?}");
