@@ -9,6 +9,8 @@ mod damage;
 mod demo;
 #[path = "commands/support.rs"]
 mod support;
+#[path = "commands/usage.rs"]
+mod usage;
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -16,6 +16,8 @@ mod failing;
 mod model;
 #[path = "fork_engine/programs.rs"]
 mod programs;
+#[path = "fork_engine/records.rs"]
+mod records;
 #[path = "fork_engine/rules.rs"]
 mod rules;
 #[path = "fork_engine/support.rs"]

@@ -239,9 +239,10 @@ fn the_ledger_and_the_trace_can_only_be_appended_to_whatever_the_write_pattern()
             fs::OpenOptions::new().append(true).open(&file).unwrap().write_all(b"{\"more\":1}\n").unwrap();
             let after = [&before[..], b"{\"more\":1}\n"].concat();
             assert_eq!(fs::read(&file).unwrap(), after);
-            // What was appended since is not sealed yet and may still be cut.
-            open_rw(&file).unwrap().set_len(len).unwrap();
-            assert_eq!(fs::read(&file).unwrap(), before);
+            // What was appended since is not sealed yet, and stays as well.
+            let cut = open_rw(&file).unwrap().set_len(len).unwrap_err();
+            assert_eq!(cut.raw_os_error(), Some(libc::EPERM), "{writes}: {path}: {cut}");
+            assert_eq!(fs::read(&file).unwrap(), after, "{writes}: {path}");
         }
         mount.unmount();
     }

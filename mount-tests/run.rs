@@ -269,6 +269,37 @@ fn processes_with(variable: &str) -> Vec<String> {
 }
 
 #[test]
+fn a_command_takes_nothing_away_that_was_recorded_not_even_by_putting_its_fork_back() {
+    for_every_user(|place| {
+        let message = "{\"role\":\"user\",\"content\":\"harm\"}";
+        let at = place.mount.join("forks/a");
+        let record = format!("cd {} && echo '{message}' >> trace/messages.jsonl", at.display());
+        place.sh("a@before", &record).exits(0);
+        let harm = format!(
+            "cd {} && rm -rf effects trace && mkdir trace && ! echo forged > trace/messages.jsonl",
+            at.display()
+        );
+        place.sh("a", &harm).exits(0);
+        place.pfimg(&["seal", "a", "--tag", "first"]).run().exits(0);
+        let images = place.mount.join("images").display().to_string();
+        let snap = at.join(".snap").display().to_string();
+        let look =
+            |args: &[&str]| place.run(&[&["--read", &images, "a"], args].concat()).exits(0).stdout.clone();
+        let trace = |seal: &str| look(&["cat", &format!("{snap}/{seal}/trace/messages.jsonl")]);
+        assert!(trace("first").ends_with(&format!("{message}\n")));
+        // A seal of its own, then more that is to be forgotten.
+        let undo = format!("{record} && rm trace/messages.jsonl && mkdir .snap/.restore-7=first");
+        place.sh("a", &undo);
+        let listed = look(&["ls", &snap]);
+        let undone: Vec<&str> = listed.lines().filter(|name| *name != "first").collect();
+        let [undone] = undone[..] else { panic!("{listed}") };
+        assert_eq!(trace(undone), trace("first") + message + "\n");
+        let found = place.pfimg(&["verify", "--json"]).run().exits(0).json();
+        assert!(!found.to_string().contains("-not-continued"), "{found:#}");
+    });
+}
+
+#[test]
 fn the_exit_code_is_the_commands_and_signals_reach_it() {
     let place = Place::new();
     for (script, code) in [("exit 0", 0), ("exit 7", 7), ("kill -KILL $$", 137), ("kill -TERM $$", 143)] {

@@ -22,6 +22,8 @@ mod layers;
 mod merged;
 #[path = "seal/oracle.rs"]
 mod oracle;
+#[path = "seal/records.rs"]
+mod records;
 #[path = "seal/support.rs"]
 mod support;
 

@@ -139,6 +139,50 @@ fn tags_are_made_listed_moved_and_removed_by_the_command_and_mistakes_are_told()
 }
 
 #[test]
+fn of_several_tags_all_are_removed_or_none_and_one_that_is_named_twice_counts_once() {
+    let (store, first, second) = two_images();
+    let run = |args: &[&str]| pfimg_on(store.root(), args);
+    let left = || {
+        let rows = run(&["tags", "--json"]).exits(0).json();
+        rows.as_array()
+            .unwrap()
+            .iter()
+            .map(|row| row["name"].as_str().unwrap().to_owned())
+            .collect::<Vec<_>>()
+    };
+    run(&["tag", &first, "a"]).exits(0);
+    run(&["tag", &second, "b"]).exits(0);
+    for names in [["a", "nope", "b"], ["nope", "a", "b"], ["a", "b", "../a"]] {
+        let said = run(&[&["untag"], &names[..]].concat()).exits(2).stderr;
+        assert!(said.contains("nope") || said.contains("../a"), "{said}");
+        assert_eq!(left(), ["a", "b"], "{names:?}");
+    }
+    run(&["untag", "a", "a"]).exits(0);
+    assert_eq!(left(), ["b"]);
+}
+
+#[test]
+fn a_table_stands_straight_whatever_letters_its_cells_hold() {
+    let (store, first, _) = two_images();
+    for tag in ["日本語", "plain", "émoji👍"] {
+        pfimg_on(store.root(), ["tag", &first, tag]).exits(0);
+    }
+    let table = pfimg_on(store.root(), ["tags"]).exits(0).stdout;
+    let columns = table.lines().skip(1).map(|line| {
+        let name = line.split(' ').next().unwrap();
+        // In cells: three wide letters, six, and five letters with a wide one.
+        let cells = match name {
+            "日本語" => 6,
+            "plain" => 5,
+            _ => 7,
+        };
+        cells + line[name.len()..].len() - line[name.len()..].trim_start().len()
+    });
+    let columns: Vec<usize> = columns.collect();
+    assert_eq!((columns.len(), columns.iter().all(|at| *at == columns[0])), (3, true), "{table}");
+}
+
+#[test]
 fn the_tools_for_symlinks_copy_move_make_and_remove_tags() {
     let (store, first, second) = two_images();
     let mount = Mount::of(store.root()).start();

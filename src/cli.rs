@@ -39,20 +39,15 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::builder::OsStringValueParser;
-use clap::{Args, Parser, Subcommand};
+use clap::error::{ContextKind, ContextValue};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::Store;
 
 /// Mounts a `ProcessFork` store: every image a folder of its layers.
 #[derive(Debug, Parser)]
-#[command(
-    name = "pfimg",
-    version,
-    max_term_width = 100,
-    subcommand_required = true,
-    arg_required_else_help = true
-)]
+#[command(name = "pfimg", version, max_term_width = 100, subcommand_required = true)]
 struct Cli {
     #[command(flatten)]
     store: StoreArg,
@@ -126,13 +121,19 @@ enum Command {
     Prune(prune::PruneArgs),
     Fixture(fixture::FixtureArgs),
     Demo(demo::DemoArgs),
-    #[command(hide = true)]
+    #[command(hide = true, name = probe::COMMAND)]
     Probe(probe::ProbeArgs),
 }
 
 /// Runs the command line and returns the exit code: 0 ok, 1 general, 2 bad input, 4 integrity.
 pub fn run() -> ExitCode {
-    let cli = Cli::parse();
+    let args: Vec<OsString> = std::env::args_os().collect();
+    if args.len() < 2 {
+        // Not an error: the bare name asks for the list of commands.
+        let _ = Cli::command().print_help();
+        return ExitCode::SUCCESS;
+    }
+    let cli = Cli::try_parse_from(&args).unwrap_or_else(|error| with_usage_of_command(error, &args).exit());
     match dispatch(&cli) {
         Ok(code) => code,
         Err(error) => {
@@ -140,6 +141,25 @@ pub fn run() -> ExitCode {
             ExitCode::from(error.exit_code())
         }
     }
+}
+
+/// Replaces the usage line of a parse error by that of the command's help.
+///
+/// The library lists each option that was given as if it were required, such as `--store <DIR>`.
+fn with_usage_of_command(mut error: clap::Error, args: &[OsString]) -> clap::Error {
+    if error.get(ContextKind::Usage).is_some() {
+        let mut cli = Cli::command();
+        cli.build();
+        let named = args.iter().skip(1).find_map(|arg| {
+            let name = arg.to_str()?;
+            cli.find_subcommand(name).map(|_| name.to_owned())
+        });
+        if let Some(command) = named.and_then(|name| cli.find_subcommand_mut(name)) {
+            let usage = command.render_usage();
+            error.insert(ContextKind::Usage, ContextValue::StyledStr(usage));
+        }
+    }
+    error
 }
 
 fn dispatch(cli: &Cli) -> Result<ExitCode> {

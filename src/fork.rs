@@ -31,6 +31,7 @@ mod node;
 mod pieces;
 mod policy;
 mod record;
+mod records;
 mod recover;
 mod refs;
 mod registry;

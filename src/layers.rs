@@ -4,6 +4,7 @@
 //! keys it does not know, so that writing back what was read loses nothing.
 
 pub mod cache;
+pub mod continuing;
 pub mod effects;
 pub mod env;
 pub mod model;

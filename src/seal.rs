@@ -232,7 +232,8 @@ impl Sealer {
                 // Whoever seals it wants to come back to it.
                 fork.note_found(&image)?;
             }
-            let sealed = Sealed { image, new: false, changed: Vec::new(), reports: Vec::new(), frozen: None };
+            let (changed, reports) = (fork.show_records(), Vec::new());
+            let sealed = Sealed { image, new: false, changed, reports, frozen: None };
             return Ok((sealed, self.tag(tag, &image)));
         }
         let left = self.store.blobs().files_left();
@@ -306,6 +307,12 @@ impl Sealer {
             // As it is shown: a mount may hold its secret back.
             let digest = manifest.effects.ledger;
             stored.insert(ledger.to_vec(), BlobRef { digest, size: self.reader.size(&digest)? });
+        }
+        let digest = manifest.trace.messages;
+        if let Some(trace) = stored.get_mut(LayerFile::TraceMessages.path().as_bytes())
+            && trace.digest != digest
+        {
+            *trace = BlobRef { digest, size: self.reader.size(&digest)? };
         }
         let rebase = || fork.rebase_keeping(&frozen, image, &layers, &stored, &kept);
         let (changed, tagged) = self.tag_meanwhile(tag, &image, rebase).inspect_err(|_| {

@@ -4,6 +4,7 @@
 //! to, in about 100 bytes a blob; the second streams every blob through the hash and keeps none of it. Nothing is
 //! written, and other programs may write to the store meanwhile: an image that vanishes is no finding.
 
+mod descent;
 mod finding;
 mod layers;
 mod places;
@@ -128,6 +129,8 @@ pub fn verify(store: &Store, options: &Options, progress: &dyn Progress) -> Resu
         checker.layer(*image, *file, digest);
         progress.layer_done();
     });
+    let descents = std::mem::take(&mut checker.state.lock().descents);
+    each(options.jobs, &descents, &|(image, parent)| checker.descent(*image, parent));
     let mut state = checker.state.into_inner();
     state.findings.extend(odd.iter().map(|path| odd_marker(store, path)));
 

@@ -152,6 +152,21 @@ const CASES: &[(Code, Harm)] = &[
     (Code::ParentMissing, |store, id| {
         changed(store, id, "manifest.json", |m| m.parents = vec![digest(&"ab".repeat(32))])
     }),
+    (Code::LedgerNotContinued, |store, id| {
+        let new = store.snapshot(101, &[id]);
+        let old = store.manifest(id);
+        let lost = store.put(b"{\"entries\":0,\"kind\":\"effects.ledger.v1\"}\n");
+        changed(store, &new, "effects/ledger.jsonl", |m| {
+            (m.effects.ledger, m.trace.messages) = (lost, old.trace.messages);
+        })
+    }),
+    (Code::TraceNotContinued, |store, id| {
+        let new = store.snapshot(101, &[id]);
+        let old = store.manifest(id);
+        changed(store, &new, "trace/messages.jsonl", |m| {
+            (m.effects.ledger, m.trace.messages) = (old.effects.ledger, store.put(b""));
+        })
+    }),
     (Code::CriuDumpMissing, |store, id| {
         let procs = json!({"kind": "procs.criu.v1", "criu_dump": digest(&"ab".repeat(32)), "pids": [1]});
         changed(store, id, "world/procs.json", |m| {

@@ -44,7 +44,8 @@ fn what_was_sealed_of_the_ledger_cannot_be_changed_and_what_was_appended_survive
     let over = fork.rename(Ino::FS, b"mine", Ino::EFFECTS, b"ledger.jsonl", RenameMode::Replace);
     assert!(over.is_err());
     fork.write(ledger, head, b"one\n", true).unwrap();
-    fork.write(ledger, head, b"ONE\n", true).unwrap();
+    refused(fork.write(ledger, head, b"ONE\n", true).map(|_| ()), "write over what was appended");
+    refused(fork.setattr(ledger, &cut(head)).map(|_| ()), "cut what was appended");
     let frozen = fork.freeze().unwrap();
     refuse_all(head + 4);
     fork.write(ledger, head + 4, b"two\n", true).unwrap();
@@ -54,7 +55,7 @@ fn what_was_sealed_of_the_ledger_cannot_be_changed_and_what_was_appended_survive
     });
     let changed = fork.rebase(&frozen, image, &layers, &sealed).unwrap();
     assert!(changed.contains(&ledger));
-    let expected = "{\"head\":1} hmac\nONE hmac\ntwo\n";
+    let expected = "{\"head\":1} hmac\none hmac\ntwo\n";
     assert_eq!(text(&fork), expected);
     let floor = (expected.len() - 4) as u64;
     assert_eq!(fork.guard(ledger).unwrap(), (Guard::Append(Some(floor)), floor));

@@ -123,7 +123,7 @@ fn what_a_fork_changed_is_listed_with_letters_and_as_json() {
     assert_eq!(diff(&store, &["again"]), ["D world/fs/src/other.rs"]);
     assert_eq!(diff(&store, &["f"])[1..], expected[1..8]);
     let rows = pfimg_on(store.root(), ["forks", "--json"]).exits(0).json();
-    assert_eq!((&rows[0]["origin"], &rows[0]["changed"]), (&json!(format!("sha256:{id}")), &json!(10)));
+    assert_eq!((&rows[0]["base"], &rows[0]["changed"]), (&json!(format!("sha256:{id}")), &json!(10)));
     pfimg_on(store.root(), ["restore", "f", "sealed"]).exits(0);
     assert_eq!(diff(&store, &["f"])[1..], expected[1..]);
     let said = pfimg_on(store.root(), ["diff", "nobody"]).exits(2);

@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::StoreArg;
 use super::images::short;
 use super::place;
-use super::text::{count, plain, print, print_json};
+use super::text::{count, plain, plain_bytes, print, print_json};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fork::{self, Compare, Difference, How, Registry, View, compare};
 use crate::layers::world::Kind;
@@ -53,7 +53,7 @@ enum Name {
     Nothing,
 }
 
-/// A path that differs, as JSON. Bytes that are no UTF-8 are shown as U+FFFD.
+/// A path that differs, as JSON. Bytes that are not UTF-8 are U+FFFD in `path`; `path_b64` has the exact name.
 #[derive(Debug, Serialize)]
 struct Row {
     change: &'static str,
@@ -217,7 +217,7 @@ fn letter(how: How) -> char {
 }
 
 fn line(difference: &Difference) -> String {
-    let path = plain(&String::from_utf8_lossy(&difference.path), WIDEST);
+    let path = plain_bytes(&difference.path, WIDEST);
     let side = difference.after.or(difference.before);
     let slash = if side.is_some_and(|side| side.kind == Kind::Dir) { "/" } else { "" };
     let below = |side: Option<fork::Side>| side.map_or(0, |side| side.below);

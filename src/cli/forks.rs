@@ -30,10 +30,10 @@ pub(crate) struct ForksArgs {
 #[derive(Debug, Serialize)]
 struct Row {
     name: String,
-    /// The image it rests on: what it was sealed as last, or was made of.
+    /// The image it was made of, with which `pfimg diff FORK` compares.
     base: Option<Digest>,
-    /// The image it was made of.
-    origin: Option<Digest>,
+    /// The image it was sealed as last, if that is another one.
+    last_seal: Option<Digest>,
     /// RFC 3339.
     created_at: String,
     age_seconds: u64,
@@ -63,12 +63,14 @@ pub(crate) fn run(store: &StoreArg, args: &ForksArgs) -> Result<ExitCode> {
             }
             None => (None, 0),
         };
+        let rests_on = stats.as_ref().map_or(info.base, |stats| stats.base);
+        let base = if stats.is_some() { origin } else { info.base };
         rows.push(Row {
-            base: stats.as_ref().map_or(info.base, |stats| stats.base),
+            base,
+            last_seal: rests_on.filter(|_| rests_on != base),
             created_at: chrono::DateTime::from_timestamp_nanos(info.created_ns)
                 .to_rfc3339_opts(SecondsFormat::AutoSi, true),
             age_seconds: (now - info.created_ns).max(0) as u64 / 1_000_000_000,
-            origin,
             changed,
             own_bytes: stats.as_ref().map_or(0, |stats| stats.own_bytes),
             damage,
@@ -81,7 +83,7 @@ pub(crate) fn run(store: &StoreArg, args: &ForksArgs) -> Result<ExitCode> {
         eprintln!("pfimg: there is no fork in {}", store.root().display());
     } else {
         let cells: Vec<_> = rows.iter().map(cells).collect();
-        print(&table(["FORK", "BASE", "AGE", "CHANGED", "OWN", ""], &cells))?;
+        print(&table(["FORK", "BASE", "LAST SEAL", "AGE", "CHANGED", "OWN", ""], &cells))?;
     }
     let damaged = rows.iter().any(|row| row.damage.is_some());
     Ok(if damaged { ExitCode::from(super::images::DAMAGED) } else { ExitCode::SUCCESS })
@@ -109,10 +111,12 @@ fn changed(
     Ok((origin, changed))
 }
 
-fn cells(row: &Row) -> [String; 6] {
+fn cells(row: &Row) -> [String; 7] {
+    let short = |id: &Digest| id.hex()[..super::images::SHORT].to_owned();
     [
         row.name.clone(),
-        row.base.map_or_else(|| "(empty)".into(), |id| id.hex()[..super::images::SHORT].to_owned()),
+        row.base.as_ref().map_or_else(|| "(empty)".into(), short),
+        row.last_seal.as_ref().map_or_else(|| "-".into(), short),
         age(row.age_seconds),
         row.changed.to_string(),
         format_bytes(row.own_bytes),

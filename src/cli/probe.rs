@@ -1,4 +1,4 @@
-//! `pfimg probe`: looks at a new mount. For `pfimg mount`, which must not look at its own.
+//! Sends the first requests to a new mount. A process of its own, since the daemon must not wait for itself.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -8,6 +8,9 @@ use std::process::{Command, ExitCode, Stdio};
 use clap::Args;
 
 use crate::error::{Error, ErrorKind, Result};
+
+/// The command's name. Far from every word that a user may mistype, so that it is never suggested.
+pub(crate) const COMMAND: &str = "__first-requests";
 
 /// Look at a new mount.
 #[derive(Debug, Args)]
@@ -34,7 +37,7 @@ pub(crate) fn run(args: &ProbeArgs) -> Result<ExitCode> {
 pub(super) fn spawn(mountpoint: &Path) -> Result<()> {
     let failed = |e| Error::io(e, "cannot run pfimg to look at the mount");
     let output = Command::new(std::env::current_exe().map_err(failed)?)
-        .arg("probe")
+        .arg(COMMAND)
         .arg(mountpoint)
         .stdin(Stdio::null())
         .stdout(Stdio::null())

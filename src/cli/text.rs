@@ -1,8 +1,10 @@
 //! What commands print: plain text, tables, JSON.
 
+use std::fmt::Write as _;
 use std::io::{self, Write};
 
 use serde::Serialize;
+use unicode_width::UnicodeWidthStr;
 
 use crate::error::{Error, ErrorKind, Result};
 
@@ -44,17 +46,30 @@ pub(crate) fn plain(text: &str, max: usize) -> String {
     out
 }
 
+/// Does the same for a name of any bytes. A byte that is not UTF-8 is shown as `\xe9`, so that two names stay two.
+pub(crate) fn plain_bytes(name: &[u8], max: usize) -> String {
+    let mut out = String::new();
+    for chunk in name.utf8_chunks() {
+        out.push_str(&plain(chunk.valid(), max));
+        for byte in chunk.invalid() {
+            let _ = write!(out, "\\x{byte:02x}");
+        }
+    }
+    if out.chars().count() > max { plain(&out, max) } else { out }
+}
+
 /// `1 image`, `2 images`.
 pub(crate) fn count(number: u64, noun: &str) -> String {
     format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
 }
 
-/// Lays out rows in columns two blanks apart, under a header.
+/// Lays out rows in columns two blanks apart, under a header. Widths are cells of a terminal: East Asian letters
+/// and most emoji take two, combining characters none.
 pub(crate) fn table<const N: usize>(header: [&str; N], rows: &[[String; N]]) -> String {
-    let mut widths = header.map(|cell| cell.chars().count());
+    let mut widths = header.map(UnicodeWidthStr::width);
     for row in rows {
         for (width, cell) in widths.iter_mut().zip(row) {
-            *width = cell.chars().count().max(*width);
+            *width = cell.width().max(*width);
         }
     }
     let mut out = String::new();
@@ -62,7 +77,7 @@ pub(crate) fn table<const N: usize>(header: [&str; N], rows: &[[String; N]]) -> 
         let mut line = String::new();
         for (width, cell) in widths.iter().zip(row) {
             line.push_str(cell);
-            line.extend(std::iter::repeat_n(' ', width - cell.chars().count() + 2));
+            line.extend(std::iter::repeat_n(' ', width - cell.width() + 2));
         }
         out.push_str(line.trim_end());
         out.push('\n');
@@ -79,6 +94,8 @@ mod tests {
         let rows = [["ä".into(), "1".into()], ["long".into(), String::new()]];
         assert_eq!(table(["A", "NUMBER"], &rows), "A     NUMBER\nä     1\nlong\n");
         assert_eq!(table(["A", "B"], &[]), "A  B\n");
+        let wide = [["日本".into(), "1".into()], ["e\u{301}x".into(), "2".into()], ["👍".into(), "3".into()]];
+        assert_eq!(table(["TAG", "N"], &wide), "TAG   N\n日本  1\ne\u{301}x    2\n👍    3\n");
     }
 
     #[test]
@@ -87,6 +104,13 @@ mod tests {
         assert_eq!(plain("a\u{202e}b", 100), r"a\u{202e}b");
         assert_eq!(plain("äöü", 2), "äö…");
         assert_eq!(plain("äöü", 3), "äöü");
+    }
+
+    #[test]
+    fn two_names_that_are_not_utf8_stay_two_names() {
+        assert_eq!(plain_bytes(b"caf\xe9", 100), r"caf\xe9");
+        assert_eq!(plain_bytes(b"caf\xe8/\xff\n", 100), r"caf\xe8/\xff\n");
+        assert_eq!(plain_bytes("äöü".as_bytes(), 2), "äö…");
     }
 
     #[test]

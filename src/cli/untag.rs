@@ -1,5 +1,6 @@
-//! `pfimg untag`: takes a name away.
+//! `pfimg untag`: removes tags.
 
+use std::collections::BTreeSet;
 use std::process::ExitCode;
 
 use clap::Args;
@@ -8,24 +9,30 @@ use super::{StoreArg, audit};
 use crate::audit::note;
 use crate::error::{ErrorKind, Result};
 
-/// Take tags away; their images stay.
+/// Remove tags; their images stay.
 #[derive(Debug, Args)]
 pub(crate) struct UntagArgs {
-    /// The tags
+    /// Tags to remove; if one of them does not exist, none is removed
     #[arg(value_name = "NAME", required = true)]
     names: Vec<String>,
 }
 
 pub(crate) fn run(store: &StoreArg, args: &UntagArgs) -> Result<ExitCode> {
     let store = store.open()?;
-    for name in &args.names {
-        let image = store.tags().remove(name).map_err(|error| {
-            if error.kind() == ErrorKind::NotFound {
-                error.with_hint("`pfimg tags` lists them")
-            } else {
-                error
+    let names: BTreeSet<&str> = args.names.iter().map(String::as_str).collect();
+    // A mistyped name must not cost the tags before it.
+    for name in &names {
+        match store.tags().get(name) {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                return Err(error.with_hint("list the tags with `pfimg tags`; no tag was removed"));
             }
-        })?;
+            // A tag that cannot be read can still be removed.
+            Err(error) if error.kind() != ErrorKind::Damaged => return Err(error),
+            _ => {}
+        }
+    }
+    for name in names {
+        let image = store.tags().remove(name)?;
         audit::tell(&store, "untag", [note::tags_changed(&[], &[name], image.as_ref())]);
     }
     Ok(ExitCode::SUCCESS)

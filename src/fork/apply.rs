@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::disk::GenId;
 use super::ino::Ino;
-use super::node::{Body, Content, Dir, Guard, Inode, Name};
+use super::node::{Body, Content, Dir, Inode, Name};
 use super::pieces::Src;
 use super::record::{Attrs, Create, Record, Splice};
 use super::state::{State, fixed_ino};
@@ -171,7 +171,7 @@ fn make(state: &mut State, create: &Create) -> Result<(), Senseless> {
         links: Arc::new(vec![(create.parent, name.clone())]),
         base: None,
         xattrs: Arc::default(),
-        guard: Guard::None,
+        guard: State::guard_of_new(create.parent, &name),
         birth: state.births,
         body: match create.kind {
             Kind::File => Body::File(Content::default()),

@@ -7,8 +7,8 @@ use super::content::MAX_SIZE;
 use super::ino::Ino;
 use super::live::{Fork, posix};
 use super::node::{Attr, Guard, stripped};
-use super::policy;
 use super::record::{Attrs, Record};
+use super::records::may_clear;
 use crate::error::{Error, ErrorKind, Posix, Result};
 use crate::layers::xattrs;
 
@@ -75,10 +75,7 @@ impl Fork {
         let (mut mtime, mut keeps) = (at(set.mtime), false);
         if let Some(size) = set.size {
             match inode.content() {
-                Some(content) if content.known_size() == size => {
-                    policy::may_change(&inode, content.known_size())?;
-                }
-                Some(content) => policy::may_change(&inode, size.min(content.known_size()))?,
+                Some(content) => may_clear(&inode, size.min(content.known_size()), u64::MAX)?,
                 None if inode.is_dir() => return Err(posix(Posix::IsADirectory, "it is a folder")),
                 None => return Err(Error::new(ErrorKind::InvalidInput, "not a regular file")),
             }
@@ -121,7 +118,7 @@ impl Fork {
             ctime: set.ctime.or(inode.ctime.filter(|_| keeps)).unwrap_or(time),
         }))?;
         let inode = live.need(ino)?;
-        Ok(live.state.attr(ino, &inode))
+        Ok(live.attr_of(ino, &inode))
     }
 
     /// An extended attribute's value.

@@ -10,6 +10,7 @@ use super::node::{Content, Guard, Inode};
 use super::pieces::{self, Src};
 use super::policy;
 use super::record::{From, Part, Record, Splice};
+use super::records::may_clear;
 use crate::error::{Error, ErrorKind, Posix, Result};
 
 /// A file's own bytes go into the journal up to this many in a generation, and into a sparse file of its own beyond.
@@ -108,20 +109,20 @@ impl Fork {
     /// Writes whole pages of which somebody changed something earlier: through a mapping, or by a late write, whose times the
     /// kernel also sets where they changed.
     ///
-    /// A page may begin before the end of what was sealed. What is appended in it is taken, and the rest refused only
-    /// if it differs: whoever appends wrote nothing there.
+    /// A page may begin before the end of what was recorded. What is appended in it is taken, and the rest refused only
+    /// if it differs: a program that appends wrote nothing there.
     ///
     /// Either all is written or it fails: the kernel does not look how much of its pages was taken.
     pub fn write_pages(&self, ino: Ino, offset: u64, bytes: &[u8]) -> Result<usize> {
         let time = |inode: &Inode| self.time_of_change(inode);
-        let (guard, floor) = self.guard(ino)?;
-        if !matches!(guard, Guard::Append(_)) || offset >= floor {
-            return self.write_all_at(ino, offset, bytes, time);
-        }
-        let head = (floor - offset).min(bytes.len() as u64) as usize;
-        let sealed = self.read_vec(ino, offset, head)?;
-        self.write_all_at(ino, floor, &bytes[head..], time)?;
-        if sealed == bytes[..head] { Ok(bytes.len()) } else { Err(policy::sealed()) }
+        let end = self.getattr(ino)?.size;
+        let refused = match self.write_all_at(ino, offset, bytes, time) {
+            Err(error) if error.kind() == ErrorKind::Posix(Posix::NotPermitted) && offset < end => error,
+            written => return written,
+        };
+        let head = (end - offset).min(bytes.len() as u64) as usize;
+        self.write_all_at(ino, end, &bytes[head..], time)?;
+        Err(refused)
     }
 
     fn write_all_at(
@@ -168,8 +169,20 @@ impl Fork {
         if !fits(offset) {
             return Err(too_large());
         }
-        policy::may_change(&inode, offset)?;
         let content = file_of(&inode)?.settled();
+        let already = match inode.guard {
+            Guard::Append(_) if offset < content.size => {
+                self.written_already(&inode, &content, offset, bytes)?
+            }
+            _ => {
+                policy::may_change(&inode, offset)?;
+                0
+            }
+        };
+        let (offset, bytes) = (offset + already as u64, &bytes[already..]);
+        if bytes.is_empty() {
+            return Ok(already);
+        }
         let written = live.place(self, &inode, &content, ino, offset, bytes)?;
         let size = content.size.max(offset + written.len);
         let strip = strip && inode.mode & 0o6000 != 0;
@@ -186,7 +199,7 @@ impl Fork {
         // Drops what the file no longer needs only after the lock.
         drop((inode, content));
         live.commit(Record::Splice(splice))?;
-        Ok(written.len as usize)
+        Ok(already + written.len as usize)
     }
 
     /// Allocates, punches or zeroes a range. suid and sgid go if `strip`.
@@ -210,7 +223,7 @@ impl Fork {
         if !cleared && new_size == size {
             return Ok(());
         }
-        policy::may_change(&inode, if cleared { offset } else { size })?;
+        may_clear(&inode, if cleared { offset } else { size }, end)?;
         let strip = strip && inode.mode & 0o6000 != 0;
         // A hole behind the end would be cut again; an extension clears nothing.
         let cleared_len = if cleared { end.min(new_size).saturating_sub(offset) } else { 0 };

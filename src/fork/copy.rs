@@ -5,8 +5,8 @@ use super::ino::Ino;
 use super::live::{Fork, posix};
 use super::node::{Body, Content};
 use super::pieces::{BlobRef, Piece, Pieces, Src};
-use super::policy;
 use super::record::{From, Part, Record, Splice};
+use super::records::may_clear;
 use crate::error::{Error, ErrorKind, Posix, Result};
 use crate::store::Digest;
 
@@ -146,7 +146,7 @@ impl Fork {
         let mut live = self.live.write();
         live.writable()?;
         let inode = live.need(ino)?;
-        policy::may_change(&inode, to)?;
+        may_clear(&inode, to, to.saturating_add(len))?;
         let Body::File(content) = &inode.body else {
             return Err(Error::new(ErrorKind::InvalidInput, "not a regular file"));
         };

@@ -439,6 +439,7 @@ impl Fork {
             }
             live.keep(frozen, kept, keeping, &gone, &mut baseline);
             {
+                changed.extend(live.show_all(frozen.state.epoch));
                 let Live { state, orphans, .. } = &mut *live;
                 changed.extend(state.complete(layers, |ino| orphans.contains_key(&ino)));
                 baseline.complete(layers, |_| false);

@@ -54,10 +54,9 @@ impl Registry {
         let released = head.generations.clone();
         let live = Live::new(state, baseline, Writer::new(active.clone()), vec![active], Some(image));
         let restored = self.fork(next.clone(), live, None, true);
-        let switched = judge(&restored).and_then(|()| {
-            Fork::inherit_seals(&self.shared.forks, &fork.uid, &next.uid);
-            fork.switch_head(&mut head, next.clone())
-        });
+        let switched = judge(&restored)
+            .and_then(|()| fork.inherit_seals(&next.uid))
+            .and_then(|()| fork.switch_head(&mut head, next.clone()));
         let durable = switched.inspect_err(|_| {
             Fork::forget_seals(&self.shared.forks, &next.uid);
             self.shared.drop_refs(&next.generations);

@@ -16,6 +16,7 @@ use super::keep::Leftover;
 use super::node::{Content, Guard, Inode, LazyBlob};
 use super::pieces::BlobRef;
 use super::record::Record;
+use super::records::Hidden;
 use super::recover::Damage;
 use super::registry::Shared;
 use super::state::State;
@@ -89,6 +90,8 @@ pub(super) struct Live {
     pub(super) moved: HashMap<Ino, Vec<i64>>,
     /// See [`Fork::resized`].
     pub(super) resized: u32,
+    /// Names of the records that were taken away. A restart shows them again, so they are not recorded.
+    pub(super) hidden: Hidden,
 }
 
 impl Live {
@@ -111,6 +114,7 @@ impl Live {
             leftover: None,
             moved: HashMap::new(),
             resized: 0,
+            hidden: Hidden::default(),
         }
     }
 

@@ -6,6 +6,7 @@ use super::live::{Fork, Live, not_found, posix};
 use super::node::{Attr, Body, Guard};
 use super::policy;
 use super::record::{Create, Record};
+use super::records::is_record;
 use super::state::fixed_ino;
 use crate::error::{Error, ErrorKind, Posix, Result};
 use crate::layers::world::{Kind, MAX_DEPTH, MAX_TARGET};
@@ -53,15 +54,16 @@ impl Live {
     /// The folder's child, which must be there.
     fn child(&self, parent: Ino, name: &[u8]) -> Result<Ino> {
         self.folder(parent)?;
-        self.state.child(parent, name).ok_or_else(not_found)
+        self.shown_child(parent, name).ok_or_else(not_found)
     }
 
     /// Makes sure that `parent` is a folder that still has a place.
     fn folder(&self, parent: Ino) -> Result<()> {
         match self.state.kind(parent) {
+            // A folder that was removed while a program stands in it.
+            Some(Kind::Dir) if self.hidden.has_ino(parent) => Err(not_found()),
             Some(Kind::Dir) => Ok(()),
             Some(_) => Err(posix(Posix::NotADirectory, "not a folder")),
-            // A folder that was removed while somebody stands in it.
             None => Err(not_found()),
         }
     }
@@ -70,18 +72,14 @@ impl Live {
     fn free(&self, parent: Ino, name: &[u8]) -> Result<()> {
         self.folder(parent)?;
         policy::check_name(name)?;
-        if self.state.child(parent, name).is_some() {
+        if self.shown_child(parent, name).is_some() {
             return Err(Error::new(ErrorKind::AlreadyExists, "the name is taken"));
         }
         Ok(())
     }
 
     fn attr(&self, ino: Ino) -> Result<Attr> {
-        Ok(self.state.attr(ino, &*self.need(ino)?))
-    }
-
-    fn entries(&self, ino: Ino) -> u64 {
-        self.state.inode(ino).map_or(0, |inode| if let Body::Dir(dir) = &inode.body { dir.len } else { 0 })
+        Ok(self.attr_of(ino, &*self.need(ino)?))
     }
 }
 
@@ -101,7 +99,7 @@ impl Fork {
             let ino = live.child(parent, name)?;
             let inode = live.need(ino)?;
             if inode.content().is_none_or(|content| content.unsettled().is_none()) {
-                return Ok(live.state.attr(ino, &inode));
+                return Ok(live.attr_of(ino, &inode));
             }
             ino
         };
@@ -131,7 +129,11 @@ impl Fork {
             return if inode.is_dir() { Ok(()) } else { Err(posix(Posix::NotADirectory, "not a folder")) };
         }
         live.need(ino)?;
-        live.state.list(ino, cookie, each).ok_or_else(|| posix(Posix::NotADirectory, "not a folder"))
+        if live.hidden.has_ino(ino) {
+            return Ok(());
+        }
+        let mut each = |entry: DirEntry| !live.is_listed(ino, &entry.name) || each(entry);
+        live.state.list(ino, cookie, &mut each).ok_or_else(|| posix(Posix::NotADirectory, "not a folder"))
     }
 
     /// The folder that a folder is in; the fork's own folder is its own.
@@ -146,7 +148,9 @@ impl Fork {
 
     /// Finds a path from the fork's own folder.
     pub fn resolve(&self, path: &[u8]) -> Option<Ino> {
-        self.live.read().state.resolve(path)
+        let live = self.live.read();
+        let mut names = path.split(|b| *b == b'/').filter(|name| !name.is_empty());
+        names.try_fold(Ino::TOP, |folder, name| live.shown_child(folder, name))
     }
 
     /// Makes a file, folder, symlink or special.
@@ -164,7 +168,12 @@ impl Fork {
         let mut live = self.live.write();
         live.free(parent, name)?;
         policy::admit(parent, name, new.kind)?;
-        // `rm -rf` may take it away, but nothing else comes in its place: what was sealed cannot be rewritten.
+        if let Some(ino) = live.show(parent, name, self.now())? {
+            // It was there all the time, and is made once more with what it holds.
+            drop(live);
+            return self.getattr(ino);
+        }
+        // Nothing else comes in its place.
         let sealed = policy::is_frame(parent)
             && live
                 .baseline
@@ -172,7 +181,7 @@ impl Fork {
                 .and_then(|ino| live.baseline.inode(ino))
                 .is_some_and(|inode| inode.guard != Guard::None);
         if sealed {
-            return Err(posix(Posix::NotPermitted, "what was sealed can only be appended to"));
+            return Err(policy::recorded());
         }
         let folder = live.need(parent)?;
         if is_dir && live.state.path(parent).is_some_and(|path| depth(&path) >= MAX_DEPTH) {
@@ -242,7 +251,11 @@ impl Fork {
             if self.guarded() {
                 policy::may_unlink(ino, &inode)?;
             }
-            live.commit(Record::Remove { parent, name: name.to_vec(), time: self.now() })?;
+            if is_record(parent, name) {
+                live.hide(parent, name, ino, self.now())?;
+            } else {
+                live.commit(Record::Remove { parent, name: name.to_vec(), time: self.now() })?;
+            }
             ino
         };
         Ok(ino)
@@ -260,8 +273,13 @@ impl Fork {
         if self.guarded() {
             policy::may_unlink(ino, &inode)?;
         }
-        if dir.len > 0 {
+        if live.entries(ino) > 0 {
             return Err(posix(Posix::NotEmpty, "the folder is not empty"));
+        }
+        if dir.len > 0 {
+            // It still holds a record.
+            live.hide(parent, name, ino, self.now())?;
+            return Ok(ino);
         }
         live.commit(Record::Remove { parent, name: name.to_vec(), time: self.now() })?;
         Ok(ino)
@@ -282,7 +300,7 @@ impl Fork {
         let ino = live.child(from, name)?;
         live.folder(to)?;
         policy::check_name(new_name)?;
-        let target = live.state.child(to, new_name);
+        let target = live.shown_child(to, new_name);
         let inode = live.need(ino)?;
         let other = target.map(|target| live.need(target)).transpose()?;
         match (mode, target) {
@@ -292,7 +310,8 @@ impl Fork {
             (RenameMode::Exchange, None) => return Err(not_found()),
             _ => {}
         }
-        self.rename_in_frame(from, to, new_name, (ino, &inode), target.zip(other.as_deref()), mode)?;
+        let places = [(from, name), (to, new_name)];
+        self.rename_in_frame(places, (ino, &inode), target.zip(other.as_deref()), mode)?;
         if target == Some(ino) {
             // Two names of one file: POSIX has nothing happen.
             return Ok(None);
@@ -335,9 +354,7 @@ impl Fork {
     /// tools then copy.
     fn rename_in_frame(
         &self,
-        from: Ino,
-        to: Ino,
-        new_name: &[u8],
+        [(from, name), (to, new_name)]: [(Ino, &[u8]); 2],
         (ino, inode): (Ino, &super::node::Inode),
         other: Option<(Ino, &super::node::Inode)>,
         mode: RenameMode,
@@ -355,6 +372,7 @@ impl Fork {
         if frames != (true, true) {
             return Err(posix(Posix::CrossesDevices, "layers and world/fs are like two disks"));
         }
+        policy::may_move((from, name), (to, new_name), [Some(ino), other.map(|(ino, _)| ino)])?;
         policy::admit(to, new_name, inode.kind())?;
         // A folder of the frame has its number by its name.
         if inode.is_dir() && fixed_ino(to, new_name).is_some_and(|fixed| fixed != ino) {
@@ -370,8 +388,8 @@ impl Fork {
         self.guarded.load(std::sync::atomic::Ordering::Acquire)
     }
 
-    /// Lets the fork be taken apart file by file (`rm -rf`), what was sealed and the layers' folders included. What
-    /// the files hold stays protected. Not kept over a restart.
+    /// Lets the fork be taken apart file by file (`rm -rf`), the records and the layers' folders included. What
+    /// the records hold stays (`records`). Not kept over a restart.
     pub fn set_guarded(&self, guarded: bool) {
         self.guarded.store(guarded, std::sync::atomic::Ordering::Release);
     }

@@ -3,6 +3,7 @@
 use super::ino::Ino;
 use super::live::posix;
 use super::node::{Guard, Inode};
+use super::records::is_record;
 use super::state::fixed_ino;
 use crate::error::{Error, ErrorKind, Posix, Result};
 use crate::layers::world::{Kind, MAX_NAME};
@@ -57,22 +58,33 @@ pub(super) fn may_unlink(ino: Ino, inode: &Inode) -> Result<()> {
     match inode.guard {
         Guard::None => Ok(()),
         Guard::Fixed => Err(posix(Posix::NotPermitted, "a fork's manifest cannot be changed")),
-        Guard::Append(_) => Err(sealed()),
+        Guard::Append(_) => Err(recorded()),
     }
 }
 
-/// What whoever changes what was sealed is told.
-pub(super) fn sealed() -> Error {
-    posix(Posix::NotPermitted, "what was sealed can only be appended to")
+/// Refuses to move the ledger, the trace or a fork's own folder, or another file into their place.
+pub(super) fn may_move(from: (Ino, &[u8]), to: (Ino, &[u8]), moved: [Option<Ino>; 2]) -> Result<()> {
+    if is_record(from.0, from.1) || is_record(to.0, to.1) {
+        return Err(recorded());
+    }
+    if moved.into_iter().flatten().any(|ino| ino.0 <= Ino::TRACE.0) {
+        return Err(posix(Posix::NotPermitted, "a fork's own folders stay where they are"));
+    }
+    Ok(())
 }
 
-/// Refuses to change a file's bytes from `offset` on where that would change what was sealed.
+/// The error of a program that changes what the ledger or the trace holds.
+pub(super) fn recorded() -> Error {
+    posix(Posix::NotPermitted, "what was recorded can only be appended to")
+}
+
+/// Refuses to change a file's bytes from `offset` on where an image may have them.
 pub(super) fn may_change(inode: &Inode, offset: u64) -> Result<()> {
     match inode.guard {
         Guard::None => Ok(()),
         Guard::Fixed => Err(posix(Posix::NotPermitted, "a fork's manifest cannot be changed")),
         Guard::Append(_) if offset >= inode.floor() => Ok(()),
-        Guard::Append(_) => Err(sealed()),
+        Guard::Append(_) => Err(recorded()),
     }
 }
 

@@ -12,7 +12,7 @@ use std::io;
 
 use super::live::{Fork, now};
 use crate::error::{Error, Result};
-use crate::store::Digest;
+use crate::store::{Digest, write_whole};
 
 /// Behind the time of an image that was there before its fork was sealed.
 const FOUND: &str = "found";
@@ -82,14 +82,20 @@ impl Fork {
         Ok(parse(&text))
     }
 
-    /// Gives another fork the same list.
-    pub(super) fn inherit_seals(forks: &std::path::Path, from: &str, to: &str) {
-        let seals = forks.join("seals");
-        if let Err(e) = fs::hard_link(seals.join(from), seals.join(to))
-            && e.kind() != io::ErrorKind::NotFound
-        {
-            tracing::warn!("cannot keep the list of seals: {e}");
-        }
+    /// Gives another fork the same list, durably: what was recorded before a fork is put back is found by it.
+    pub(super) fn inherit_seals(&self, to: &str) -> Result<()> {
+        let path = self.seals_path();
+        let seals = self.shared.forks.join("seals");
+        let failed = |e| Error::io(e, "cannot keep the list of seals");
+        let text = match fs::read(&path) {
+            Ok(text) => text,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(e) => return Err(failed(e)),
+        };
+        // No second name: not every filesystem has them.
+        let io = &*self.shared.files.io;
+        write_whole(io, &seals.join(to), &text, false, true).map_err(failed)?;
+        io.sync_dir(&seals).map_err(failed)
     }
 
     /// Forgets which images were made of it: it is gone.

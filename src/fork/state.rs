@@ -11,6 +11,7 @@ pub(super) use base::{Base, fixed_ino};
 
 use super::ino::{Ino, Intern};
 use super::node::{Attr, Body, Content, Dir, Guard, Inode, LazyBlob, Name, Slot};
+use super::records::{RECORDS, is_record};
 use crate::layers::world::Kind;
 use crate::store::Digest;
 use crate::tree::NodeId;
@@ -366,7 +367,7 @@ impl State {
         let name: Name = name.as_bytes().into();
         let guard = match layer.path.as_str() {
             "manifest.json" => Guard::Fixed,
-            "effects/ledger.jsonl" | "trace/messages.jsonl" => Guard::Append(None),
+            _ if is_record(parent, &name) => Guard::Append(None),
             _ => Guard::None,
         };
         let content = match layer.size {
@@ -394,7 +395,7 @@ impl State {
 
     /// What an append-only file holds now cannot be changed from now on.
     pub(super) fn raise_floors(&mut self) {
-        for (folder, name) in [(Ino::EFFECTS, &b"ledger.jsonl"[..]), (Ino::TRACE, b"messages.jsonl")] {
+        for (folder, name) in RECORDS {
             let Some(ino) = self.child(folder, name) else { continue };
             let Some(inode) = self.nodes.get_mut(&ino) else { continue };
             // Untouched content of unknown length is guarded as a whole already.

@@ -1,5 +1,6 @@
 //! The layers of a new image but for its tree.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 
 use super::Sealing;
@@ -7,6 +8,7 @@ use super::ledger;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fork::{BlobRef, Changes, Frozen};
 use crate::layers::cache::{LAYOUT, Page, PageManifest};
+use crate::layers::continuing::{continued_ledger, continued_trace};
 use crate::layers::env::{Env, EnvV1};
 use crate::layers::model::{Base, ModelDiff};
 use crate::layers::procs::Procs;
@@ -16,6 +18,9 @@ use crate::store::{Digest, LayerFile, Manifest};
 
 /// What layers say that nobody filled.
 const NOTE: &str = "nobody filled this layer";
+
+/// What is told of a record that was copied in part.
+const LACKS: &str = "it lacked lines of the image that it continues; the seal has them";
 
 const PAGES: &[u8] = b"cache/pages/";
 const PAGE_MANIFEST: &[u8] = b"cache/manifest.json";
@@ -63,56 +68,66 @@ impl Sealing<'_> {
     }
 
     fn trace(&mut self, stored: &Stored) -> Result<Digest> {
-        let digest = self.plain(LayerFile::TraceMessages, stored, Vec::new)?;
         let path = LayerFile::TraceMessages.path();
-        if stored.contains_key(path.as_bytes()) {
-            let bytes = match self.read_path(path.as_bytes()) {
-                Err(error) if error.kind() == ErrorKind::InvalidInput => {
-                    self.reports.push(format!("{path}: {error}; it is sealed as it stands"));
-                    return Ok(digest);
-                }
-                read => read?,
-            };
-            // Lines that were sealed before were reported then.
-            let sealed = self.inherited(LayerFile::TraceMessages).and_then(|digest| {
-                self.store.blobs().read_metadata(&digest).ok().filter(|sealed| bytes.starts_with(sealed))
-            });
-            let old = sealed.map_or(0, |sealed| sealed.split(|b| *b == b'\n').count().saturating_sub(1));
-            if let Ok(trace) = Trace::parse(&bytes) {
-                for line in trace.lines().iter().filter(|line| line.number > old) {
-                    use crate::layers::trace::Record;
-                    match &line.record {
-                        Err(wrong) => self.reports.push(format!("{path}: {wrong}; the line is kept")),
-                        Ok(Record::Other(_)) => self.reports.push(format!(
-                            "{path}: line {}: neither a message nor an event; the line is kept",
-                            line.number
-                        )),
-                        Ok(_) => {}
-                    }
+        // A fork that was copied together continues the trace of the image whose manifest it has.
+        let before = self.parent.as_ref().map(|parent| parent.manifest.trace.messages);
+        let Some(digest) = stored.get(path.as_bytes()).map(|blob| blob.digest) else {
+            // Whatever became of its name: what is not written to is as it was.
+            return before.map_or_else(|| self.batch.put(b""), Ok);
+        };
+        let bytes = match self.read_path(path.as_bytes()) {
+            Err(error) if error.kind() == ErrorKind::InvalidInput => {
+                self.reports.push(format!("{path}: {error}; it is sealed as it stands"));
+                return Ok(digest);
+            }
+            read => read?,
+        };
+        let before = before.map_or(Ok(Vec::new()), |before| self.store.blobs().read_metadata(&before))?;
+        let bytes = continued_trace(&before, &bytes);
+        // Lines that were sealed before were reported then.
+        let old = before.split(|b| *b == b'\n').count().saturating_sub(1);
+        if let Ok(trace) = Trace::parse(&bytes) {
+            for line in trace.lines().iter().filter(|line| line.number > old) {
+                use crate::layers::trace::Record;
+                match &line.record {
+                    Err(wrong) => self.reports.push(format!("{path}: {wrong}; the line is kept")),
+                    Ok(Record::Other(_)) => self.reports.push(format!(
+                        "{path}: line {}: neither a message nor an event; the line is kept",
+                        line.number
+                    )),
+                    Ok(_) => {}
                 }
             }
         }
-        Ok(digest)
+        match bytes {
+            Cow::Borrowed(_) => Ok(digest),
+            Cow::Owned(bytes) => {
+                self.reports.push(format!("{path}: {LACKS}"));
+                self.batch.put(&bytes)
+            }
+        }
     }
 
     fn ledger(&mut self) -> Result<Digest> {
         let path = LayerFile::EffectsLedger.path().as_bytes();
-        let inherited = self.inherited(LayerFile::EffectsLedger);
-        let there = self.frozen.contains(path);
+        // A fork that was copied together continues the ledger of the image whose manifest it has.
+        let before = self.parent.as_ref().map(|parent| parent.manifest.effects.ledger);
         if !self.changes.put.contains_key(path) {
-            return match inherited {
-                Some(digest) if there => Ok(digest),
-                _ => self.batch.put(&ledger::empty()),
-            };
+            // Whatever became of its name: what is not written to is as it was.
+            return before.map_or_else(|| self.batch.put(&ledger::empty()), Ok);
         }
         let shown = self.read_path(path).map_err(|e| e.context(LayerFile::EffectsLedger))?;
-        // A fork that was copied together shows its source's ledger, without the secret.
-        let base = match self.parent.as_ref().map(|parent| parent.manifest.effects.ledger) {
+        // It shows its source's ledger without the secret.
+        let base = match before {
             Some(digest) => Some((digest, self.store.blobs().read_metadata(&digest)?)),
             None => None,
         };
         let base = base.as_ref().map(|(digest, bytes)| (digest, bytes.as_slice()));
         let text = ledger::reveal(base.map(|(_, bytes)| bytes), &shown);
+        let text = continued_ledger(base.map_or(&[][..], |(_, bytes)| bytes), &text);
+        if matches!(&text, Cow::Owned(whole) if !whole.ends_with(&shown)) {
+            self.reports.push(format!("{}: {LACKS}", LayerFile::EffectsLedger.path()));
+        }
         if let Some((digest, bytes)) = base
             && *bytes == *text
         {

@@ -104,6 +104,10 @@ codes! {
     LedgerUnverifiable = "ledger-unverifiable", Note;
     /// A parent is not in this store, as after `pf gc --retain-recent`.
     ParentMissing = "parent-missing", Note;
+    /// The ledger does not continue that of the image's first parent.
+    LedgerNotContinued = "ledger-not-continued", Note;
+    /// The trace does not continue that of the image's first parent.
+    TraceNotContinued = "trace-not-continued", Note;
     /// The dump of processes is missing: `pf gc` does not keep it.
     CriuDumpMissing = "criu-dump-missing", Note;
     /// A ledger that a merge points to is missing: `pf gc` does not keep it.

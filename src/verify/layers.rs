@@ -22,7 +22,7 @@ use crate::tree::Tree;
 
 /// Layers whose compressed size in bytes is above this are parsed one at a time, whatever the number of threads:
 /// each may take a gigabyte.
-const GIANT: u64 = 1 << 20;
+pub(super) const GIANT: u64 = 1 << 20;
 
 /// Which half of a cache page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -100,6 +100,8 @@ pub(super) struct State {
     pub(super) unread: HashMap<Digest, BlobError>,
     /// Each image's layers, where its manifest could be read.
     pub(super) layers: BTreeMap<u32, [(LayerFile, Digest); 8]>,
+    /// Images with one parent, and that parent.
+    pub(super) descents: Vec<(u32, Digest)>,
     pub(super) findings: Vec<Finding>,
     pub(super) problems: Vec<Problem>,
     pub(super) ledgers: Ledgers,
@@ -136,7 +138,7 @@ pub(super) struct Checker<'a> {
     pub(super) ids: &'a [Digest],
     pub(super) options: &'a Options,
     pub(super) state: Mutex<State>,
-    giants: Mutex<()>,
+    pub(super) giants: Mutex<()>,
 }
 
 impl<'a> Checker<'a> {
@@ -144,7 +146,7 @@ impl<'a> Checker<'a> {
         Self { store, ids, options, state: Mutex::default(), giants: Mutex::default() }
     }
 
-    fn problem(&self, code: Code, blob: Digest, at: Ref, detail: impl fmt::Display) {
+    pub(super) fn problem(&self, code: Code, blob: Digest, at: Ref, detail: impl fmt::Display) {
         let problem = Problem { code, blob, at: Some(at), detail: detail.to_string() };
         self.state.lock().problems.push(problem);
     }
@@ -179,6 +181,9 @@ impl<'a> Checker<'a> {
         let layers = manifest.blobs();
         let mut state = self.state.lock();
         state.layers.insert(image, layers);
+        if let [parent] = manifest.parents[..] {
+            state.descents.push((image, parent));
+        }
         for (file, digest) in layers {
             state.refer(digest, Ref { image, place: Place::Layer(file), size: None });
         }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::finding::Finding;
+use super::finding::{Code, Finding};
 use super::layers::{Half, Place, Problem, State};
 use crate::layers::world;
 use crate::store::{Digest, LayerFile, Store};
@@ -34,9 +34,13 @@ pub(super) fn locate(store: &Store, ids: &[Digest], state: &mut State) -> Vec<Fi
             let mut finding = Finding::new(problem.code, problem.blob, &problem.detail);
             match problem.at {
                 Some(at) => {
+                    // The same file may well continue the parent of another image.
+                    let is_descent =
+                        matches!(problem.code, Code::LedgerNotContinued | Code::TraceNotContinued);
                     let others = at
                         .place
                         .layer()
+                        .filter(|_| !is_descent)
                         .and_then(|file| uses.get(&(file, layer(at.image, file)?)))
                         .map_or(0, |uses| uses - 1);
                     let path = Some(path(at.place, &paths));

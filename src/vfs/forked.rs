@@ -72,7 +72,7 @@ impl Vfs {
     }
 
     /// A file in a fork as an inode.
-    fn keyed_in_fork(&self, mounted: &Mounted, ino: fork::Ino) -> Keyed {
+    pub(super) fn keyed_in_fork(&self, mounted: &Mounted, ino: fork::Ino) -> Keyed {
         let node = Node::Forked { mounted: mounted.clone(), ino };
         Keyed { key: self.key_in_fork(mounted, ino), node }
     }
@@ -351,7 +351,7 @@ impl Vfs {
         let Ok((mounted, ino)) = self.in_fork(ino) else { return Vec::new() };
         let links = mounted.fork.links(ino).into_iter();
         let known = |(folder, name): (fork::Ino, fork::Name)| {
-            Some(Stale::Name(self.known_in_fork(&mounted, folder)?, name.to_vec()))
+            Some(Stale::Name(self.known_folder(&mounted, folder)?, name.to_vec()))
         };
         links.filter_map(known).collect()
     }

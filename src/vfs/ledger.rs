@@ -30,9 +30,23 @@ impl Vfs {
 
     /// The key of a file in a fork, as the kernel is to see it.
     pub(super) fn key_in_fork(&self, mounted: &Mounted, ino: fork::Ino) -> Key {
+        let again = mounted.fork.shown_again(ino);
+        if again > 0 {
+            // A folder that was removed stays so to the kernel, as long as a program stands in it.
+            return Key::of_fork(mounted.slot, fork::Ino::derive(ino, b"again", again));
+        }
         let resized = if self.config.late_writes { mounted.fork.resized(ino) } else { 0 };
         let ino = if resized > 0 { fork::Ino::derive(ino, b"resized", resized) } else { ino };
         Key::of_fork(mounted.slot, ino)
+    }
+
+    /// The number of a folder in a fork, or that which any other file has if no seal made it longer; none if the kernel
+    /// cannot know it.
+    pub(super) fn known_folder(&self, mounted: &Mounted, ino: fork::Ino) -> Option<Ino> {
+        if mounted.fork.shown_again(ino) > 0 {
+            return self.inodes.known(self.key_in_fork(mounted, ino));
+        }
+        self.known_in_fork(mounted, ino)
     }
 
     /// Notes what the kernel is told of a ledger's length; where the file is not `new` to it, it goes on with what it knew.

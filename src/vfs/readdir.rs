@@ -129,7 +129,7 @@ impl Vfs {
             Node::Snap { mounted } => Node::Forked { mounted: mounted.clone(), ino: fork::Ino::TOP },
             Node::Forked { ino: fork::Ino::TOP, .. } => Node::Fixed(Fixed::Forks),
             Node::Forked { mounted, ino } => {
-                Node::Forked { mounted: mounted.clone(), ino: mounted.fork.parent(*ino) }
+                return self.inodes.number(&self.keyed_in_fork(mounted, mounted.fork.parent(*ino)));
             }
             _ => return Ok(ino),
         };

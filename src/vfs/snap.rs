@@ -270,7 +270,7 @@ impl Vfs {
         // A layer that had been taken away comes back, whether there is a new image or not.
         for ino in &sealed.changed {
             self.forget_unless_known(mounted, *ino);
-            stale.extend(self.known_in_fork(mounted, *ino).map(Stale::Inode));
+            stale.extend(self.known_folder(mounted, *ino).map(Stale::Inode));
         }
         if sealed.new {
             tracing::info!(fork, image = %sealed.image, "sealed");
