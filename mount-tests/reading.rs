@@ -3,9 +3,11 @@
 #![allow(clippy::unwrap_used)]
 
 mod common;
+#[path = "reading/identity.rs"]
+mod identity;
 
 use std::collections::BTreeMap;
-use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _, symlink};
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _, symlink};
 use std::path::Path;
 use std::process::Command;
 use std::sync::LazyLock;
@@ -15,7 +17,7 @@ use common::failing::Program;
 use common::fast::{FastStore, Spec, dir_entry, expected_files, link_entry};
 use common::real::{AGENTS, RealStore};
 use common::{MIB, Mount, Rng, errno, hex_digest, hex_digest_of_file, names, real, system, temp_dir, tree};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 /// How many images the tests of this file generate with the real crates.
 const IMAGES: u64 = 200;
@@ -156,39 +158,6 @@ fn link_id(link: &Path) -> String {
     let id = target.file_name().unwrap().to_str().unwrap().to_owned();
     assert_eq!(hex_digest_of_file(&link.join("manifest.json")).unwrap(), id, "{}", link.display());
     id
-}
-
-#[test]
-fn the_same_content_is_the_same_inode_in_every_image_and_has_one_name() {
-    let mut store = FastStore::new();
-    let shared = store.file("dir/shared.txt", b"shared content");
-    let elsewhere = store.file("another name", b"shared content");
-    let other = store.file("other.txt", b"other content!");
-    let mut executable = store.file("run.sh", b"shared content");
-    executable["mode"] = json!("0755");
-    let first = store.tree(&[dir_entry("dir"), shared.clone(), elsewhere, other, executable]);
-    let own = store.file("own", b"only in the second");
-    let second = store.tree(&[shared, own]);
-    let first = store.image(&Spec { fs: Some(first), fingerprint: "1".into(), ..Spec::default() });
-    let second = store.image(&Spec { fs: Some(second), fingerprint: "2".into(), ..Spec::default() });
-    let mount = Mount::of(store.root()).start();
-    let stat = |id: &str, path: &str| mount.image(id).join(path).symlink_metadata().unwrap();
-    let one = stat(&first, "world/fs/dir/shared.txt");
-    for (id, path) in [(&first, "world/fs/another name"), (&second, "world/fs/dir/shared.txt")] {
-        let two = stat(id, path);
-        assert_eq!((one.ino(), one.dev(), one.nlink()), (two.ino(), two.dev(), two.nlink()), "{path}");
-    }
-    assert_eq!((one.nlink(), one.mtime(), one.mtime_nsec()), (1, 0, 0), "links and time");
-    assert_eq!(one.blocks(), 1, "blocks");
-    for path in ["world/fs/other.txt", "world/fs/run.sh", "model/base"] {
-        assert_ne!(stat(&first, path).ino(), one.ino(), "{path}");
-    }
-    // The same layer in two images is the same file as well.
-    assert_eq!(stat(&first, "trace/messages.jsonl").ino(), stat(&second, "trace/messages.jsonl").ino());
-    assert_ne!(stat(&first, "manifest.json").ino(), stat(&second, "manifest.json").ino());
-    // Folders have an inode each.
-    assert_ne!(stat(&first, "world/fs/dir").ino(), stat(&second, "world/fs/dir").ino());
-    mount.unmount();
 }
 
 #[test]

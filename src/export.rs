@@ -283,20 +283,8 @@ impl Exporting<'_> {
 
     /// Second names of files, each with the first. What says to be one file and is not becomes two.
     fn links(&self) -> HashMap<NodeId, NodeId> {
-        let tree = self.tree;
-        let mut first: HashMap<u64, NodeId> = HashMap::new();
-        let mut links = HashMap::new();
-        for (id, group) in tree.hardlinks() {
-            let leader = *first.entry(group).or_insert(id);
-            let same = tree.kind(id) == tree.kind(leader)
-                && tree.blob(id) == tree.blob(leader)
-                && tree.target(id) == tree.target(leader)
-                && (tree.size(id), tree.rdev(id)) == (tree.size(leader), tree.rdev(leader));
-            if id != leader && same && tree.kind(id) != Kind::Dir {
-                links.insert(id, leader);
-            }
-        }
-        links
+        let names = self.tree.hardlinks().map(|(id, _)| (id, self.tree.file(id).0));
+        names.filter(|(id, first)| id != first).collect()
     }
 
     fn work(&self, folder: NodeId) -> Vec<Work> {

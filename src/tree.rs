@@ -4,6 +4,7 @@
 //! the same numbers, so that a number stays good after the tree was dropped and built again.
 
 mod build;
+mod path;
 
 pub(crate) use build::IMPLIED_DIR_MODE;
 
@@ -14,6 +15,7 @@ use std::sync::Arc;
 use crate::layers::world::Kind;
 use crate::layers::xattrs::Xattrs;
 use crate::store::Digest;
+pub(crate) use path::{PathHash, hash_bytes, mix};
 
 /// A node's number in its tree. The root is [`NodeId::ROOT`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -46,7 +48,7 @@ struct Node {
     /// Files: length in bytes. Folders: first child << 32 | number of children. Devices: device number.
     extent: u64,
     mtime_ns: i64,
-    /// Files: index in `Tree::digests`. Symlinks: offset of the target in `Tree::names`.
+    /// Files: index in `Tree::digests`. Symlinks: offset of the target in `Tree::names`. Folders: index in `Tree::folders`.
     content: u32,
     /// Index in `Tree::owners`.
     owner: u32,
@@ -58,6 +60,16 @@ struct Node {
     kind: Kind,
 }
 
+/// An entry that is one file with others.
+#[derive(Clone, Copy, Debug)]
+struct Linked {
+    node: u32,
+    /// The one whose path comes first in the order of its bytes.
+    first: u32,
+    /// How many they are.
+    links: u32,
+}
+
 /// Set in `Node::mode` where the tree records a modification time.
 const HAS_MTIME: u16 = 1 << 15;
 
@@ -67,8 +79,12 @@ pub struct Tree {
     names: Box<[u8]>,
     digests: Box<[Digest]>,
     owners: Box<[Owner]>,
+    /// Of each folder, the hash of its path.
+    folders: Box<[PathHash]>,
     /// (node, hardlink number), sorted.
     hardlinks: Box<[(u32, u64)]>,
+    /// Those of the above that are one file with others, sorted by node.
+    linked: Box<[Linked]>,
     /// (node, attributes), sorted.
     xattrs: Box<[(u32, Arc<Xattrs>)]>,
 }
@@ -95,7 +111,9 @@ impl Tree {
             + self.names.len()
             + size_of_val(&*self.digests)
             + size_of_val(&*self.owners)
+            + size_of_val(&*self.folders)
             + size_of_val(&*self.hardlinks)
+            + size_of_val(&*self.linked)
             + self
                 .xattrs
                 .iter()
@@ -227,13 +245,32 @@ impl Tree {
             .try_fold(NodeId::ROOT, |dir, name| self.lookup(dir, name))
     }
 
-    /// The number shared by all entries that are the same file as this one, where recorded.
+    /// The hash of the node's path.
+    pub(crate) fn path_hash(&self, id: NodeId) -> PathHash {
+        let node = self.node(id);
+        if node.kind == Kind::Dir {
+            return self.folders[node.content as usize];
+        }
+        self.folders[self.node(self.parent(id)).content as usize].child(self.name(id))
+    }
+
+    /// The entry that stands for the file that this one is a name of, and how many names the file has. Entries of one
+    /// hardlink number are one file if they agree in all that a file has once; a number says no more than that.
+    pub fn file(&self, id: NodeId) -> (NodeId, u32) {
+        match self.linked.binary_search_by_key(&id.0, |linked| linked.node) {
+            Ok(at) => (NodeId(self.linked[at].first), self.linked[at].links),
+            Err(_) => (id, 1),
+        }
+    }
+
+    /// The number shared by all entries that are the same file as this one, where recorded. Not to be believed; see
+    /// [`Tree::file`].
     pub fn hardlink(&self, id: NodeId) -> Option<u64> {
         let at = self.hardlinks.binary_search_by_key(&id.0, |(node, _)| *node).ok()?;
         Some(self.hardlinks[at].1)
     }
 
-    /// All entries that share their file with others: node and number of the file, sorted by node.
+    /// All entries with a hardlink number: node and number, sorted by node.
     pub fn hardlinks(&self) -> impl Iterator<Item = (NodeId, u64)> + '_ {
         self.hardlinks.iter().map(|(node, number)| (NodeId(*node), *number))
     }

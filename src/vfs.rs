@@ -11,10 +11,13 @@ mod audited;
 mod autoseal;
 mod catalog;
 mod control;
+mod counted;
+mod facts;
 mod forked;
 mod forks;
 mod image;
 mod inode;
+mod inodes;
 mod ledger;
 mod memory;
 mod metrics;
@@ -32,6 +35,7 @@ pub use autoseal::{SealPolicy, Tell};
 pub(crate) use catalog::{Changes, Watched};
 pub use control::MountInfo;
 use control::Unread;
+pub use counted::Numbering;
 pub use forked::Writer;
 pub use inode::Ino;
 use memory::Most;
@@ -53,7 +57,8 @@ use autoseal::AutoSeal;
 use catalog::Catalog;
 use forks::Forks;
 use image::Images;
-use inode::{Fixed, Inodes, Node, Place, Recorded, Seen, Shown, UNKNOWN_SIZE};
+use inode::{Fixed, Keyed, Node, Place, Recorded, Seen, Shown, UNKNOWN_SIZE};
+use inodes::Inodes;
 use reader::Reader;
 use snap::Seals;
 use trees::Trees;
@@ -205,6 +210,8 @@ pub struct VfsConfig {
     pub reveal_secrets: bool,
     /// Whether extended attributes are answered at all.
     pub xattrs: bool,
+    /// What inodes are numbered by.
+    pub inodes: Numbering,
     /// Whether nothing may be written, forks included.
     pub read_only: bool,
     /// Whether the kernel keeps writes for a while, and sets their times itself.
@@ -268,7 +275,7 @@ impl Vfs {
             sealing: Seals::new(sealer),
             auto_seal: Arc::default(),
             ledger_ends: ledger::Ends::default(),
-            inodes: Inodes::new(),
+            inodes: Inodes::new(config.inodes),
             catalog: Catalog::new(Arc::clone(&store)),
             images: Images::new(),
             forks: Forks::new(Arc::clone(&reader), config.read_only),
@@ -319,7 +326,7 @@ impl Vfs {
                 let tree = self.tree(image)?;
                 // A tree never changes, so that the kernel may remember what is not in it as well.
                 let Some(child) = tree.lookup(node, name) else { return Ok(Step::Done(Entry::ABSENT)) };
-                Ok(Step::Done(self.entry(Self::tree_node(&tree, image, child))?))
+                Ok(Step::Done(self.entry_of(self.tree_node(&tree, image, child), FOREVER)?))
             }
             Node::Forked { mounted, ino: fork::Ino::TOP } if name == snap::NAME => {
                 self.snap_entry(&mounted).map(Step::Done)
@@ -341,6 +348,14 @@ impl Vfs {
             }
             self.inodes.set_size(ino, *size);
         }
+        if let Node::Link { target, key, .. } = &node
+            && target.is_empty()
+        {
+            if patience == Patience::Brief {
+                return Ok(Step::Blocks);
+            }
+            node = self.follow_latest(*key)?;
+        }
         if let Node::Forked { mounted, ino: in_fork } = &node {
             return Ok(Step::Done((Attr { ino, ..Self::getattr_forked(mounted, *in_fork)? }, FOREVER)));
         }
@@ -352,11 +367,10 @@ impl Vfs {
         match self.node(ino)? {
             Node::Symlink { target, .. } => Ok(target.to_vec()),
             Node::Forked { mounted, ino } => mounted.fork.readlink(ino).map_err(|error| error.kind()),
-            Node::Link { target, .. } if target.is_empty() => {
-                // Listed, but never looked up.
-                let id = self.catalog.latest().map_err(top::logged)?.ok_or(ErrorKind::NotFound)?;
-                Ok(format!("images/{}", id.hex()).into_bytes())
-            }
+            Node::Link { target, key, .. } if target.is_empty() => match self.follow_latest(key)? {
+                Node::Link { target, .. } => Ok(target.as_bytes().to_vec()),
+                _ => Err(ErrorKind::NotFound),
+            },
             Node::Link { target, .. } => Ok(target.as_bytes().to_vec()),
             _ => Err(ErrorKind::InvalidInput),
         }
@@ -455,13 +469,14 @@ impl Vfs {
     pub(crate) fn listings_of_images(&self) -> Vec<Ino> {
         let mut listings = vec![Fixed::Images.ino(), Fixed::Agents.ino()];
         let agents = self.catalog.agents_looked_at();
-        listings.extend(agents.into_iter().map(|name| self.number(&Node::Agent(name))));
+        let known = |name| self.inodes.known(self.keyed(Node::Agent(name)).key);
+        listings.extend(agents.into_iter().filter_map(known));
         listings
     }
 
     /// The folders of seals, which list tags of images that are there.
     pub(crate) fn listings_of_seals(&self) -> Vec<Ino> {
-        self.forks.in_use().iter().map(Self::snap_number).collect()
+        self.forks.in_use().iter().filter_map(|fork| self.inodes.known(Self::snap_key(fork))).collect()
     }
 
     /// The folders of images and of tags, for the watcher.
@@ -475,8 +490,13 @@ impl Vfs {
     /// The folder where a fork goes to be discarded.
     pub(crate) const CONTROL: Ino = Fixed::Control.ino();
 
-    fn number(&self, node: &Node) -> Ino {
-        Inodes::number(node, |image| self.catalog.id(image))
+    /// A number that no inode has.
+    pub fn nobody(&self) -> Ino {
+        self.inodes.nobody()
+    }
+
+    fn keyed(&self, node: Node) -> Keyed {
+        Keyed::of(node, |image| self.catalog.id(image))
     }
 
     /// Interns a node whose name and attributes never change.
@@ -485,9 +505,13 @@ impl Vfs {
     }
 
     fn entry_with(&self, node: Node, entry_ttl: Duration) -> Outcome<Entry> {
+        self.entry_of(self.keyed(node), entry_ttl)
+    }
+
+    fn entry_of(&self, keyed: Keyed, entry_ttl: Duration) -> Outcome<Entry> {
         // Attributes first: after interning nothing may fail, or the lookup would never be taken back.
-        let mut attr = self.attr(0, &node)?;
-        (attr.ino, _) = self.inodes.intern(node, |image| self.catalog.id(image));
+        let mut attr = self.attr(0, &keyed.node)?;
+        (attr.ino, _) = self.inodes.intern(keyed)?;
         Ok(Entry { attr, entry_ttl, attr_ttl: FOREVER })
     }
 
@@ -496,7 +520,7 @@ impl Vfs {
             ino,
             kind,
             mode,
-            nlink: if kind == Kind::Dir { 2 } else { 1 },
+            nlink: 1,
             size,
             atime_ns: mtime_ns,
             mtime_ns,
@@ -505,19 +529,21 @@ impl Vfs {
             gid: self.config.gid,
             rdev: 0,
         };
-        let recorded = |kind, recorded: &Recorded, size| {
-            let (uid, gid) = self.owners.shown(recorded.uid, recorded.gid, fork::Given::default());
-            Attr { uid, gid, ..attr(kind, recorded.mode, size, recorded.mtime_ns.unwrap_or(0)) }
+        let recorded = |kind, recorded: &Recorded, size| Attr {
+            uid: recorded.uid,
+            gid: recorded.gid,
+            nlink: recorded.links,
+            ..attr(kind, recorded.mode, size, recorded.mtime_ns)
         };
+        let folder = |nlink, mtime_ns| Attr { nlink, ..attr(Kind::Dir, 0o755, 0, mtime_ns) };
         Ok(match node {
             Node::Forked { mounted, ino } => Self::getattr_forked(mounted, *ino)?,
-            Node::Fixed(_) | Node::Snap { .. } | Node::Stub { .. } => {
-                attr(Kind::Dir, 0o755, 0, self.info.lock().started_ns())
-            }
-            Node::Agent(_) => attr(Kind::Dir, 0o755, 0, 0),
-            Node::ImageDir { mtime, .. } => attr(Kind::Dir, 0o755, 0, mtime.saturating_mul(1_000_000_000)),
+            Node::Fixed(fixed) => folder(fixed.links(), self.info.lock().started_ns()),
+            Node::Snap { .. } | Node::Stub { .. } => folder(2, self.info.lock().started_ns()),
+            Node::Agent(_) => folder(2, 0),
+            Node::ImageDir { dir, mtime, .. } => folder(dir.links(), mtime.saturating_mul(1_000_000_000)),
             Node::File { size, recorded: r, .. } => recorded(Kind::File, r, *size),
-            Node::Symlink { target, recorded: r } => recorded(Kind::Symlink, r, target.len() as u64),
+            Node::Symlink { target, recorded: r, .. } => recorded(Kind::Symlink, r, target.len() as u64),
             Node::Link { target, mtime, .. } => {
                 attr(Kind::Symlink, 0o777, target.len() as u64, mtime.saturating_mul(1_000_000_000))
             }
@@ -526,9 +552,9 @@ impl Vfs {
             }
             Node::Dir { image, node } | Node::Special { image, node } => {
                 let tree = self.tree(*image)?;
-                let mut attr = recorded(tree.kind(*node), &Self::recorded(&tree, *node), 0);
+                let mut attr = recorded(tree.kind(*node), &self.recorded(*image, &tree, *node), 0);
                 if attr.kind == Kind::Dir {
-                    attr.nlink += tree.subdirs(*node);
+                    attr.nlink = tree.subdirs(*node).saturating_add(2);
                 }
                 attr.rdev = tree.rdev(*node) as u32;
                 attr

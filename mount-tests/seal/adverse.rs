@@ -331,7 +331,7 @@ fn a_fork_that_is_discarded_while_it_is_sealed_leaves_nothing() {
     let fork = registry.create("f", Some(place.fixture(1))).unwrap();
     write(&fork, "world/fs/a", b"1");
     let r = registry.clone();
-    *io.at_syncfs.lock() = Some(Box::new(move || r.discard("f").unwrap()));
+    *io.at_syncfs.lock() = Some(Box::new(move || drop(r.discard("f").unwrap())));
     let before = place.store.images().ids(&mut |_| ()).unwrap().len();
     place.sealer(None).seal(&fork, None).unwrap_err();
     let left: Vec<_> = fs::read_dir(root.join("forks/seals")).unwrap().map(|e| e.unwrap().path()).collect();

@@ -21,7 +21,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::fuse::{MountOptions, SessionConfig, serve};
 use crate::layers::effects::Secret;
 use crate::store::{Sharing, Store};
-use crate::vfs::{MountInfo, SealPolicy, Vfs, VfsConfig};
+use crate::vfs::{MountInfo, Numbering, SealPolicy, Vfs, VfsConfig};
 
 /// A log larger than this, in bytes, is set aside when a mount starts.
 const MAX_LOG: u64 = 8 << 20;
@@ -56,6 +56,11 @@ pub(crate) struct MountArgs {
     /// Answer extended attributes; makes `ls -l` several times slower
     #[arg(long)]
     xattrs: bool,
+    /// What files of images are numbered by. `shared`: a file that is the same in several images, at the same path, is one
+    /// inode in all of them. `distinct`: each image has inodes of its own, for archives of several images, and for locks.
+    /// `32`: as `shared`, with numbers below 2^32, for 32-bit programs that know no others
+    #[arg(long, value_name = "HOW", default_value = "shared")]
+    inodes: Inodes,
     /// Tell lseek(2) where files have holes (`SEEK_HOLE`), for which `grep` asks of every file of some length; not with
     /// `--writes back`. Without it all of a file is data
     #[arg(long)]
@@ -108,6 +113,25 @@ enum Owner {
 enum Writes {
     Through,
     Back,
+}
+
+/// What files of images are numbered by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Inodes {
+    Shared,
+    Distinct,
+    #[value(name = "32")]
+    Counted,
+}
+
+impl From<Inodes> for Numbering {
+    fn from(inodes: Inodes) -> Self {
+        match inodes {
+            Inodes::Shared => Self::Shared,
+            Inodes::Distinct => Self::Distinct,
+            Inodes::Counted => Self::Counted,
+        }
+    }
 }
 
 /// Whether a second core is kept busy.
@@ -357,6 +381,7 @@ fn mount_and_serve(
         log: args.log.clone(),
         started_at: chrono::Utc::now(),
         session_secret: session_secret.as_ref().map(Secret::fingerprint),
+        inodes: args.inodes.into(),
     };
     let config = VfsConfig {
         uid: rustix::process::getuid().as_raw(),
@@ -364,6 +389,7 @@ fn mount_and_serve(
         mine: args.are_mine(&session.options),
         reveal_secrets: args.reveal_secrets,
         xattrs: args.xattrs,
+        inodes: args.inodes.into(),
         read_only: session.options.read_only,
         late_writes: session.writeback,
         tree_bytes,

@@ -19,8 +19,9 @@ pub struct DirEntry {
     pub kind: Kind,
 }
 
-/// Cookies of a folder's own entries start here, behind those of any base.
-const OWN_COOKIES: u64 = 1 << 33;
+/// Cookies of a folder's own entries start here, behind those of any base: a tree of at most 1 GiB of text has far fewer
+/// entries. 32-bit programs take no cookie of 2^31 and more.
+const OWN_COOKIES: u64 = 1 << 30;
 
 impl State {
     /// Lists a folder from behind `cookie` on (0: from the start) until `each` answers false. An entry that is there

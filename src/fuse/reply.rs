@@ -55,9 +55,6 @@ pub(super) fn answer_xattr(reply: ReplyXattr, size: u32, outcome: Outcome<Vec<u8
     }
 }
 
-/// A number that no inode has.
-pub(super) const NOBODY: u64 = u64::MAX;
-
 /// Attributes in a listing of which the kernel takes name, number and kind. The length is one that no file can have: the kernel
 /// lists the entry, makes no inode of it, and forgets the number again.
 pub(super) fn name_only(ino: u64, kind: Kind) -> FileAttr {

@@ -16,8 +16,8 @@ use fuser::{
 
 use super::adapter::Adapter;
 use super::reply::{
-    NOBODY, answer_attr, answer_data, answer_empty, answer_entry, answer_xattr, kind_of, name_only,
-    permissions, set_time,
+    answer_attr, answer_data, answer_empty, answer_entry, answer_xattr, kind_of, name_only, permissions,
+    set_time,
 };
 use super::watch::tell;
 use super::{errno, file_attr, file_type, guarded, nanoseconds};
@@ -358,7 +358,7 @@ impl Filesystem for Adapter {
                         (name_only(entry.ino, entry.kind), Duration::ZERO)
                     }
                     // Not looked up, and not to be forgotten either.
-                    None => (name_only(NOBODY, entry.kind), Duration::ZERO),
+                    None => (name_only(self.vfs.nobody(), entry.kind), Duration::ZERO),
                 };
                 !reply.add(INodeNo(entry.ino), entry.cookie, name, &ttl, &attr, Generation(0))
             });

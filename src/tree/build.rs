@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::{HAS_MTIME, Node, NodeId, Owner, Tree};
+use super::{HAS_MTIME, Linked, Node, NodeId, Owner, PathHash, Tree};
 use crate::layers::world::{self, Entry, FORMAT, Kind, MAX_TARGET};
 use crate::layers::{FormatError, xattrs};
 use crate::store::Digest;
@@ -275,6 +275,7 @@ impl Builder {
         order.push(0);
         let mut renumbered = vec![0u32; nodes.len()];
         let mut out: Vec<Node> = Vec::with_capacity(nodes.len());
+        let mut folders: Vec<PathHash> = Vec::new();
         let mut at = 0;
         while at < order.len() {
             let old = order[at] as usize;
@@ -283,6 +284,13 @@ impl Builder {
             if node.kind == Kind::Dir {
                 let children = first[old] as usize..first[old + 1] as usize;
                 node.extent = (order.len() as u64) << 32 | children.len() as u64;
+                // A folder comes after the one it is in.
+                let path = match at {
+                    0 => PathHash::TOP,
+                    _ => folders[out[node.parent as usize].content as usize].child(name(order[at])),
+                };
+                node.content = folders.len() as u32;
+                folders.push(path);
                 for child in &by_parent[children] {
                     renumbered[*child as usize] = order.len() as u32;
                     order.push(*child);
@@ -297,15 +305,41 @@ impl Builder {
         let mut xattrs: Vec<_> =
             xattrs.into_iter().map(|(node, xattrs)| (renumbered[node as usize], xattrs)).collect();
         xattrs.sort_unstable_by_key(|(node, _)| *node);
-        Tree {
+        let mut tree = Tree {
             nodes: out.into(),
             names: names.into(),
             digests: digests.into(),
             owners: owners.into(),
+            folders: folders.into(),
             hardlinks: hardlinks.into(),
+            linked: Box::default(),
             xattrs: xattrs.into(),
-        }
+        };
+        tree.linked = linked(&tree);
+        tree
     }
+}
+
+/// Finds out which entries are one file: those of one number that agree in all that a file has once.
+fn linked(tree: &Tree) -> Box<[Linked]> {
+    let once = |id: NodeId| {
+        let content = (tree.size(id), tree.blob(id), tree.target(id), tree.rdev(id));
+        let owner = tree.owner(id);
+        (tree.kind(id) as u8, tree.mode(id), tree.mtime_ns(id), owner, content, tree.xattrs(id))
+    };
+    let mut entries: Vec<(u64, NodeId)> = tree.hardlinks().map(|(id, number)| (number, id)).collect();
+    entries.sort_unstable_by(|(a, x), (b, y)| a.cmp(b).then_with(|| once(*x).cmp(&once(*y))));
+    let mut linked = Vec::new();
+    for file in entries.chunk_by(|(a, x), (b, y)| a == b && once(*x) == once(*y)) {
+        let Some((_, first)) = file.iter().min_by_key(|(_, id)| tree.path(*id)).filter(|_| file.len() > 1)
+        else {
+            continue;
+        };
+        let links = file.len() as u32;
+        linked.extend(file.iter().map(|(_, id)| Linked { node: id.0, first: first.0, links }));
+    }
+    linked.sort_unstable_by_key(|linked| linked.node);
+    linked.into()
 }
 
 /// A path for a message: a hostile one may be megabytes long.
@@ -426,6 +460,40 @@ mod tests {
         assert_eq!(tree.hardlink(at(b"h")), Some(3));
         assert_eq!(tree.owner(at(b"h")), Owner { uid: Some(7), gid: None });
         assert_eq!((tree.mode(NodeId::ROOT), tree.mtime_ns(NodeId::ROOT)), (0o750, Some(1)));
+    }
+
+    #[test]
+    fn entries_of_one_number_are_one_file_as_far_as_they_agree_and_go_by_the_first_path() {
+        let with = |path: &str, content: &[u8], number| {
+            let mut entry = file(path, content);
+            entry.hardlink = Some(number);
+            entry
+        };
+        let mut another_mode = with("mode", b"x", 1);
+        another_mode.mode = 0o600;
+        let tree = build(vec![
+            with("b/x", b"x", 1),
+            with("b-x", b"x", 1),
+            with("z", b"x", 1),
+            another_mode,
+            with("p", b"other", 1),
+            with("q", b"other", 1),
+            with("alone", b"x", 2),
+        ])
+        .unwrap();
+        let at = |path: &str| tree.resolve(path.as_bytes()).unwrap();
+        for path in ["b/x", "b-x", "z"] {
+            assert_eq!(tree.file(at(path)), (at("b-x"), 3), "{path}");
+        }
+        assert_eq!((tree.file(at("p")), tree.file(at("q"))), ((at("p"), 2), (at("p"), 2)));
+        for path in ["mode", "alone", "b"] {
+            assert_eq!(tree.file(at(path)), (at(path), 1), "{path}");
+        }
+        assert_eq!(tree.path_hash(at("b/x")), PathHash::TOP.child(b"b").child(b"x"));
+        assert_eq!(
+            (tree.path_hash(NodeId::ROOT), tree.path_hash(at("b"))),
+            (PathHash::TOP, PathHash::TOP.child(b"b"))
+        );
     }
 
     proptest! {

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use chrono::{DateTime, Utc};
 
-use super::inode::ImageNo;
+use super::inode::{ImageNo, hash_bytes, mix};
 use crate::error::Result;
 use crate::store::{Digest, MarkerError, Store};
 use crate::sync::{Mutex, RwLock};
@@ -26,6 +26,8 @@ struct Listing {
     stamp: Stamp,
     settled: bool,
     ids: Arc<[Digest]>,
+    /// Hash of `ids`.
+    hash: u64,
     /// Counts how often `ids` changed: what came and went again leaves the same list behind.
     changes: u64,
 }
@@ -38,6 +40,7 @@ type Made = Option<(DateTime<Utc>, Arc<str>)>;
 struct Index {
     /// The list it was made from.
     ids: Arc<[Digest]>,
+    hash: u64,
     known: HashMap<Digest, Made>,
     latest: Option<Digest>,
     agents: BTreeMap<Arc<str>, BTreeMap<String, Digest>>,
@@ -70,12 +73,18 @@ pub(crate) struct Watched {
 
 impl Catalog {
     pub(super) fn new(store: Arc<Store>) -> Self {
-        let listing = Mutex::new(Listing { stamp: None, settled: false, ids: Arc::new([]), changes: 0 });
+        let listing =
+            Mutex::new(Listing { stamp: None, settled: false, ids: Arc::new([]), changes: 0, hash: 0 });
         Self { store, listing, index: Mutex::default(), numbers: RwLock::default() }
     }
 
     /// Ids of all images, sorted. Lists the folder only if it changed.
     pub(super) fn ids(&self) -> Result<Arc<[Digest]>> {
+        self.ids_hashed().map(|(ids, _)| ids)
+    }
+
+    /// The same with a number that is another for other images, and the same after a remount.
+    pub(super) fn ids_hashed(&self) -> Result<(Arc<[Digest]>, u64)> {
         let mut listing = self.listing.lock();
         let stamp = self.store.images().changed_at();
         if !listing.settled || listing.stamp != stamp {
@@ -83,13 +92,14 @@ impl Catalog {
                 tracing::debug!("{} is no image marker", odd.display());
             })?;
             if *listing.ids != *ids {
+                listing.hash = ids.iter().fold(1, |hash, id| mix(hash, hash_bytes(id.as_bytes())));
                 listing.ids = ids.into();
                 listing.changes += 1;
             }
             listing.stamp = stamp;
             listing.settled = is_settled(stamp);
         }
-        Ok(Arc::clone(&listing.ids))
+        Ok((Arc::clone(&listing.ids), listing.hash))
     }
 
     /// The number that stands for an image in this mount.
@@ -110,9 +120,10 @@ impl Catalog {
         self.numbers.read().1[number as usize]
     }
 
-    /// The newest image. Reads the manifests that were not read before.
-    pub(super) fn latest(&self) -> Result<Option<Digest>> {
-        self.with_index(|index| index.latest)
+    /// The newest image, and the number of the images that it is the newest of. Reads the manifests that were not read
+    /// before.
+    pub(super) fn latest(&self) -> Result<Option<(Digest, u64)>> {
+        self.with_index(|index| index.latest.map(|id| (id, index.hash)))
     }
 
     /// Names of the agents' folders.
@@ -141,10 +152,11 @@ impl Catalog {
     }
 
     fn with_index<T>(&self, f: impl FnOnce(&Index) -> T) -> Result<T> {
-        let ids = self.ids()?;
+        let (ids, hash) = self.ids_hashed()?;
         let mut index = self.index.lock();
         if !Arc::ptr_eq(&index.ids, &ids) {
             self.reindex(&mut index, ids);
+            index.hash = hash;
         }
         Ok(f(&index))
     }
@@ -264,10 +276,11 @@ mod tests {
         let b = image(&store, 2, "x");
         let changes = catalog.changes(&mut watched);
         assert!(changes.images && changes.removed.is_empty());
-        assert_eq!(catalog.latest().unwrap(), Some(b));
+        let latest = |catalog: &Catalog| catalog.latest().unwrap().map(|(id, _)| id);
+        assert_eq!(latest(&catalog), Some(b));
         std::fs::remove_file(store.images().marker(&b)).unwrap();
         assert_eq!(catalog.changes(&mut watched).removed, [b]);
-        assert_eq!(catalog.latest().unwrap(), Some(a));
+        assert_eq!(latest(&catalog), Some(a));
         assert!(!catalog.changes(&mut watched).images);
         // What somebody lists between two looks may be listed wrongly afterwards, whatever is there now.
         let c = image(&store, 3, "x");

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize, Serializer};
 use serde_json::{Map, json};
 
 use super::inode::Node;
-use super::{Entry, Op, Outcome, Vfs};
+use super::{Entry, Numbering, Op, Outcome, Vfs};
 use crate::error::ErrorKind;
 use crate::sync::Mutex;
 
@@ -50,6 +50,9 @@ pub struct MountInfo {
     /// [`Secret::fingerprint`]: crate::layers::effects::Secret::fingerprint
     #[serde(default)]
     pub session_secret: Option<String>,
+    /// What inodes are numbered by.
+    #[serde(default)]
+    pub inodes: Numbering,
 }
 
 fn lossy<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {

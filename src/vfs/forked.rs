@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::inode::{Fixed, Ino, Node, Shown, UNKNOWN_SIZE};
+use super::inode::{Fixed, Ino, Key, Keyed, Node, Shown, UNKNOWN_SIZE};
 use super::readdir::DirEntry;
 use super::{
     Attr, Data, Emit, Entry, FOREVER, INLINE_FILL, Outcome, Patience, Stale, Step, Vfs, top::logged,
@@ -54,9 +54,10 @@ impl Vfs {
         }
     }
 
-    fn fork_attr(slot: Slot, attr: &fork::Attr) -> Attr {
+    /// Attributes of a file in a fork, but for its number.
+    fn fork_attr(attr: &fork::Attr) -> Attr {
         Attr {
-            ino: super::inode::fork_number(slot, attr.ino),
+            ino: 0,
             kind: attr.kind,
             mode: attr.mode,
             nlink: attr.nlink,
@@ -70,6 +71,17 @@ impl Vfs {
         }
     }
 
+    /// A file in a fork as an inode.
+    pub(super) fn keyed_in_fork(&self, mounted: &Mounted, ino: fork::Ino) -> Keyed {
+        let node = Node::Forked { mounted: mounted.clone(), ino };
+        Keyed { key: self.key_in_fork(mounted, ino), node }
+    }
+
+    /// The number of a file in a fork, unless the kernel cannot know it.
+    pub(super) fn known_in_fork(&self, mounted: &Mounted, ino: fork::Ino) -> Option<Ino> {
+        self.inodes.known(Key::of_fork(mounted.slot, ino))
+    }
+
     /// Counts a lookup of a file that `find` has just found.
     fn fork_entry(
         &self,
@@ -80,8 +92,7 @@ impl Vfs {
     ) -> Outcome<Entry> {
         let mut found = *found;
         loop {
-            let node = Node::Forked { mounted: mounted.clone(), ino: found.ino };
-            let (ino, new) = self.inodes.intern_as(self.shown_number(mounted, found.ino), node);
+            let (ino, new) = self.inodes.intern(self.keyed_in_fork(mounted, found.ino))?;
             if new {
                 // Between finding and counting, another thread may have forgotten the file for good, and with it the
                 // fork what its number stands for. Now that it is counted, this cannot happen again.
@@ -100,7 +111,7 @@ impl Vfs {
                     continue;
                 }
             }
-            let attr = Attr { ino, ..Self::fork_attr(mounted.slot, &found) };
+            let attr = Attr { ino, ..Self::fork_attr(&found) };
             self.note_length(mounted, found.ino, &attr, new);
             return Ok(Entry { attr, entry_ttl, attr_ttl: FOREVER });
         }
@@ -152,7 +163,7 @@ impl Vfs {
 
     pub(super) fn getattr_forked(mounted: &Mounted, ino: fork::Ino) -> Outcome<Attr> {
         let attr = mounted.fork.getattr(ino).map_err(kind)?;
-        Ok(Self::fork_attr(mounted.slot, &attr))
+        Ok(Self::fork_attr(&attr))
     }
 
     pub(super) fn read_forked(
@@ -221,7 +232,7 @@ impl Vfs {
             let last = batch.len() < BATCH;
             for found in batch {
                 at = found.cookie;
-                let number = self.shown_number(mounted, found.ino);
+                let number = self.inodes.number(&self.keyed_in_fork(mounted, found.ino))?;
                 let entry = if plus {
                     let find = || mounted.fork.lookup(dir, &found.name);
                     let ttl = self.lifetime(dir, &found.name);
@@ -295,7 +306,7 @@ impl Vfs {
 
     /// What the kernel does not know any more either is gone for good.
     pub(super) fn forget_unless_known(&self, mounted: &Mounted, gone: fork::Ino) {
-        if self.inodes.get(super::inode::fork_number(mounted.slot, gone)).is_none() {
+        if self.known_in_fork(mounted, gone).and_then(|ino| self.inodes.get(ino)).is_none() {
             mounted.fork.forget(gone);
         }
     }
@@ -332,14 +343,17 @@ impl Vfs {
     pub(super) fn do_setattr(&self, ino: Ino, set: &SetAttr) -> Outcome<(Attr, Duration)> {
         let (mounted, in_fork) = self.in_fork(ino)?;
         let attr = mounted.fork.setattr(in_fork, set).map_err(kind)?;
-        Ok((Attr { ino, ..Self::fork_attr(mounted.slot, &attr) }, FOREVER))
+        Ok((Attr { ino, ..Self::fork_attr(&attr) }, FOREVER))
     }
 
     /// All that leads to a file in a fork.
     pub fn names_of(&self, ino: Ino) -> Vec<Stale> {
         let Ok((mounted, ino)) = self.in_fork(ino) else { return Vec::new() };
         let links = mounted.fork.links(ino).into_iter();
-        links.map(|(folder, name)| Stale::Name(self.folder_number(&mounted, folder), name.to_vec())).collect()
+        let known = |(folder, name): (fork::Ino, fork::Name)| {
+            Some(Stale::Name(self.known_folder(&mounted, folder)?, name.to_vec()))
+        };
+        links.filter_map(known).collect()
     }
 
     pub(super) fn do_open(&self, ino: Ino, writes: bool) -> Outcome<()> {
@@ -437,11 +451,15 @@ impl Vfs {
         }
     }
 
-    /// An extended attribute. Only forks have any.
+    /// An extended attribute of what is in a fork or an image.
     pub fn getxattr(&self, ino: Ino, name: &[u8]) -> Outcome<Vec<u8>> {
         match self.node(ino)? {
             Node::Forked { mounted, ino } => mounted.fork.getxattr(ino, name).map_err(kind),
-            _ => Err(ErrorKind::Posix(Posix::NoAttribute)),
+            node => {
+                let xattrs = self.xattrs_of(&node)?;
+                let value = xattrs.as_ref().and_then(|xattrs| xattrs.get(name));
+                value.cloned().ok_or(ErrorKind::Posix(Posix::NoAttribute))
+            }
         }
     }
 
@@ -449,7 +467,9 @@ impl Vfs {
     pub fn listxattr(&self, ino: Ino) -> Outcome<Vec<Vec<u8>>> {
         match self.node(ino)? {
             Node::Forked { mounted, ino } => mounted.fork.listxattr(ino).map_err(kind),
-            _ => Ok(Vec::new()),
+            node => {
+                Ok(self.xattrs_of(&node)?.map_or_else(Vec::new, |xattrs| xattrs.keys().cloned().collect()))
+            }
         }
     }
 

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use lru::LruCache;
 
-use super::inode::{ImageDir, ImageNo, Node, Place, Recorded, Seen, Shown, UNKNOWN_SIZE};
+use super::facts::LAYER_MODE;
+use super::inode::{ImageDir, ImageNo, Keyed, MANIFEST, Node, Place, Seen, Shown, UNKNOWN_SIZE, hash_bytes};
 use super::{Attr, Entry, FOREVER, INLINE_FILL, Outcome, Patience, Step, Vfs};
 use crate::error::{Error, ErrorKind};
 use crate::layers::FormatError;
@@ -15,9 +16,6 @@ use crate::layers::world::Kind;
 use crate::store::{BlobError, Digest, Image, LayerFile, MarkerError};
 use crate::sync::Mutex;
 use crate::tree::{NodeId, Tree};
-
-/// Layer files are plain readable files; their times are not recorded.
-const LAYER_FILE: Recorded = Recorded { mode: 0o644, mtime_ns: None, uid: None, gid: None };
 
 /// Manifests kept parsed (about 2 KiB each), page manifests, redacted ledgers, known sizes (about 100 bytes each)
 /// and damage that was reported.
@@ -189,7 +187,7 @@ impl Vfs {
             (ImageDir::World, "fs") => {
                 let node = Node::Dir { image, node: NodeId::ROOT };
                 if patience == Patience::Listing {
-                    return Ok(Step::Done(self.entry_to_be_asked(node, Kind::Dir)));
+                    return self.entry_to_be_asked(self.keyed(node), Kind::Dir).map(Step::Done);
                 }
                 self.entry(node).map(Step::Done)
             }
@@ -208,7 +206,8 @@ impl Vfs {
                 let parent = parents.iter().find(|id| id.hex() == name).ok_or(ErrorKind::NotFound)?;
                 let target = format!("../../{}", parent.hex()).into();
                 // The parent may be gone or come back: the link stands all the same.
-                self.entry_with(Node::Link { target, mtime, tag: 0 }, Duration::ZERO).map(Step::Done)
+                let place = [b"parents", &self.catalog.id(image).as_bytes()[..]].concat();
+                self.entry_with(Node::link(&place, target, mtime), Duration::ZERO).map(Step::Done)
             }
             _ => Err(ErrorKind::NotFound),
         }
@@ -221,8 +220,8 @@ impl Vfs {
             MarkerError::Absent(_) => ErrorKind::NotFound,
             error => self.report_image(image, &id, error),
         })?;
-        let key = super::inode::hash_bytes(id.as_bytes());
-        self.entry(Node::Doc { bytes: bytes.into(), mtime: 0, key: key | 1 << 63 })
+        let key = hash_bytes(id.as_bytes()) | MANIFEST;
+        self.entry(Node::Doc { bytes: bytes.into(), mtime: self.time_of_manifest(&id), key })
     }
 
     fn layer_entry(&self, image: ImageNo, file: LayerFile, patience: Patience) -> Outcome<Step<Entry>> {
@@ -254,7 +253,7 @@ impl Vfs {
         seen: Seen,
         patience: Patience,
     ) -> Outcome<Step<Entry>> {
-        let file = |size| Node::File { digest, size, recorded: LAYER_FILE, shown, seen };
+        let file = |size| self.layer_node(digest, size, shown, seen);
         let known = match shown {
             Shown::Raw => declared.or_else(|| self.images.sizes.lock().get(&digest).copied()),
             Shown::Redacted => self.images.redacted(&digest).map(|bytes| bytes.len() as u64),
@@ -262,14 +261,14 @@ impl Vfs {
         let size = match known {
             Some(size) => size,
             None if patience == Patience::Listing => {
-                return Ok(Step::Done(self.entry_to_be_asked(file(UNKNOWN_SIZE), Kind::File)));
+                return self.entry_to_be_asked(file(UNKNOWN_SIZE), Kind::File).map(Step::Done);
             }
             None => match self.find_size(&digest, shown, seen, patience)? {
                 Step::Done(size) => size,
                 Step::Blocks => return Ok(Step::Blocks),
             },
         };
-        self.entry(file(size)).map(Step::Done)
+        self.entry_of(file(size), FOREVER).map(Step::Done)
     }
 
     /// Finds out how long a blob is that nothing declares the size of.
@@ -298,35 +297,12 @@ impl Vfs {
     }
 
     /// An entry whose attributes were not found out: whoever wants them asks for them.
-    fn entry_to_be_asked(&self, node: Node, kind: Kind) -> Entry {
-        let mode = if kind == Kind::Dir { 0o755 } else { LAYER_FILE.mode };
+    fn entry_to_be_asked(&self, keyed: Keyed, kind: Kind) -> Outcome<Entry> {
+        let mode = if kind == Kind::Dir { 0o755 } else { LAYER_MODE };
         let (uid, gid) = (self.config.uid, self.config.gid);
-        let (ino, _) = self.inodes.intern(node, |image| self.catalog.id(image));
+        let (ino, _) = self.inodes.intern(keyed)?;
         let attr = Attr { ino, kind, mode, nlink: 1, uid, gid, ..Attr::default() };
-        Entry { attr, entry_ttl: FOREVER, attr_ttl: Duration::ZERO }
-    }
-
-    pub(super) fn recorded(tree: &Tree, id: NodeId) -> Recorded {
-        let owner = tree.owner(id);
-        Recorded { mode: tree.mode(id), mtime_ns: tree.mtime_ns(id), uid: owner.uid, gid: owner.gid }
-    }
-
-    /// What a tree's node is in the mount.
-    pub(super) fn tree_node(tree: &Tree, image: ImageNo, id: NodeId) -> Node {
-        match (tree.kind(id), tree.blob(id), tree.target(id)) {
-            (Kind::File, Some(digest), _) => Node::File {
-                digest: *digest,
-                size: tree.size(id),
-                recorded: Self::recorded(tree, id),
-                shown: Shown::Raw,
-                seen: Seen { image, place: Place::World(id) },
-            },
-            (Kind::Symlink, _, Some(target)) => {
-                Node::Symlink { target: target.into(), recorded: Self::recorded(tree, id) }
-            }
-            (Kind::Dir, ..) => Node::Dir { image, node: id },
-            _ => Node::Special { image, node: id },
-        }
+        Ok(Entry { attr, entry_ttl: FOREVER, attr_ttl: Duration::ZERO })
     }
 
     /// Where a file is, for messages.

@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 
 use super::forked::Mounted;
-use super::inode::{Ino, fork_number};
+use super::inode::{Ino, Key};
 use super::{Attr, Vfs};
 use crate::error::Result;
 use crate::fork;
@@ -27,24 +27,25 @@ impl Vfs {
         self.in_fork(ino).is_ok_and(|(mounted, ino)| mounted.fork.is_ledger(ino))
     }
 
-    /// The number that the kernel gets for a file in a fork.
-    pub(super) fn shown_number(&self, mounted: &Mounted, ino: fork::Ino) -> Ino {
+    /// The key of a file in a fork, as the kernel is to see it.
+    pub(super) fn key_in_fork(&self, mounted: &Mounted, ino: fork::Ino) -> Key {
         let again = mounted.fork.shown_again(ino);
         if again > 0 {
             // A folder that was removed stays so to the kernel, as long as a program stands in it.
-            return fork_number(mounted.slot, fork::Ino::derive(ino, b"again", again));
+            return Key::of_fork(mounted.slot, fork::Ino::derive(ino, b"again", again));
         }
         let resized = if self.config.late_writes { mounted.fork.resized(ino) } else { 0 };
         let ino = if resized > 0 { fork::Ino::derive(ino, b"resized", resized) } else { ino };
-        fork_number(mounted.slot, ino)
+        Key::of_fork(mounted.slot, ino)
     }
 
-    /// The number of a folder in a fork, or that which any other file has if no seal made it longer.
-    pub(super) fn folder_number(&self, mounted: &Mounted, ino: fork::Ino) -> Ino {
+    /// The number of a folder in a fork, or that which any other file has if no seal made it longer; none if the kernel
+    /// cannot know it.
+    pub(super) fn known_folder(&self, mounted: &Mounted, ino: fork::Ino) -> Option<Ino> {
         if mounted.fork.shown_again(ino) > 0 {
-            return self.shown_number(mounted, ino);
+            return self.inodes.known(self.key_in_fork(mounted, ino));
         }
-        fork_number(mounted.slot, ino)
+        self.known_in_fork(mounted, ino)
     }
 
     /// Notes what the kernel is told of a ledger's length; where the file is not `new` to it, it goes on with what it knew.
@@ -71,7 +72,7 @@ impl Vfs {
         }
         let written = fork.append(in_fork, bytes, strip)?;
         self.ledger_ends.0.lock().insert(ino, offset + written as u64);
-        if self.shown_number(mounted, in_fork) != ino {
+        if self.inodes.known(self.key_in_fork(mounted, in_fork)) != Some(ino) {
             // Who has the newest one does not know of it.
             fork.resize();
         }

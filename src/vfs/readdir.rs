@@ -3,8 +3,9 @@
 
 use super::inode::{Fixed, ImageDir, Ino, Node, hash_bytes};
 use super::top::logged;
-use super::{Entry, Outcome, Patience, Step, Vfs, control};
+use super::{Entry, FOREVER, Numbering, Outcome, Patience, Step, Vfs, control};
 use crate::error::{ErrorKind, Posix};
+use crate::fork;
 use crate::layers::world::Kind;
 use crate::store::Digest;
 use crate::tree::{NodeId, Tree};
@@ -15,7 +16,7 @@ const FIRST_COOKIE: u64 = 3;
 /// One name in a folder.
 #[derive(Debug)]
 pub struct DirEntry<'a> {
-    /// Inode; never 0, but only a hint where `entry` is absent (without `plus`, and for `.` and `..`).
+    /// Inode; never 0. The same that a lookup returns, but for what cannot be looked up.
     pub ino: Ino,
     /// Where to go on after this entry.
     pub cookie: u64,
@@ -47,7 +48,11 @@ impl Vfs {
         }
         // The kernel takes these two for names only, and counts no lookup.
         for (dots, name) in [(1, &b"."[..]), (2, b"..")] {
-            if cookie < dots && !emit(DirEntry { ino, cookie: dots, kind: Kind::Dir, name, entry: None }) {
+            if cookie >= dots {
+                continue;
+            }
+            let ino = if dots == 1 { ino } else { self.parent(ino, &node)? };
+            if !emit(DirEntry { ino, cookie: dots, kind: Kind::Dir, name, entry: None }) {
                 return Ok(());
             }
         }
@@ -58,19 +63,24 @@ impl Vfs {
             return self.list_forked(ino, mounted, *dir, cookie, plus, emit);
         }
         let (mut failed, of_forks) = (None, matches!(node, Node::Fixed(Fixed::Forks | Fixed::Work)));
-        // With attributes, a listing is a lookup of each name.
+        // A listing is a lookup of each name, which gives it its number; the kernel counts it only with attributes.
         let mut looked_up = |mut entry: DirEntry<'_>| {
-            if plus {
-                match self.lookup(ino, entry.name, Patience::Listing) {
-                    Ok(Step::Done(found)) => (entry.ino, entry.entry) = (found.attr.ino, Some(found)),
-                    // Gone meanwhile, or damaged and logged as such.
-                    Ok(Step::Blocks) | Err(ErrorKind::NotFound) => return true,
-                    // A fork that cannot be read is listed all the same.
-                    Err(_) if of_forks => {}
-                    Err(kind) => {
-                        failed = Some(kind);
-                        return true;
+            match self.lookup(ino, entry.name, Patience::Listing) {
+                Ok(Step::Done(found)) => {
+                    entry.ino = found.attr.ino;
+                    if plus {
+                        entry.entry = Some(found);
+                    } else {
+                        self.forget(found.attr.ino, 1);
                     }
+                }
+                // Gone meanwhile, or damaged and logged as such.
+                Ok(Step::Blocks) | Err(ErrorKind::NotFound) => return true,
+                // A fork that cannot be read is listed all the same.
+                Err(_) if of_forks => {}
+                Err(kind) => {
+                    failed = Some(kind);
+                    return true;
                 }
             }
             let (ino, counted) = (entry.ino, entry.entry.is_some());
@@ -88,6 +98,7 @@ impl Vfs {
                 list_changing(
                     images.keys().map(|name| (name.as_str(), Kind::Symlink)),
                     cookie,
+                    self.is_narrow(),
                     &mut looked_up,
                 );
                 Ok(())
@@ -99,6 +110,30 @@ impl Vfs {
             }
             _ => Ok(()),
         }
+    }
+
+    /// The number of the folder that a folder is in; of the mount's own top that of itself.
+    fn parent(&self, ino: Ino, node: &Node) -> Outcome<Ino> {
+        let parent = match node {
+            Node::Fixed(_) => Node::Fixed(Fixed::Root),
+            Node::Agent(_) => Node::Fixed(Fixed::Agents),
+            Node::ImageDir { dir: ImageDir::Top, .. } => Node::Fixed(Fixed::Images),
+            Node::ImageDir { image, dir, mtime } => {
+                let dir = if *dir == ImageDir::Pages { ImageDir::Cache } else { ImageDir::Top };
+                Node::ImageDir { image: *image, dir, mtime: *mtime }
+            }
+            Node::Dir { image, node: NodeId::ROOT } => {
+                Node::ImageDir { image: *image, dir: ImageDir::World, mtime: 0 }
+            }
+            Node::Dir { image, node } => Node::Dir { image: *image, node: self.tree(*image)?.parent(*node) },
+            Node::Snap { mounted } => Node::Forked { mounted: mounted.clone(), ino: fork::Ino::TOP },
+            Node::Forked { ino: fork::Ino::TOP, .. } => Node::Fixed(Fixed::Forks),
+            Node::Forked { mounted, ino } => {
+                return self.inodes.number(&self.keyed_in_fork(mounted, mounted.fork.parent(*ino)));
+            }
+            _ => return Ok(ino),
+        };
+        self.inodes.number(&self.keyed(parent))
     }
 
     fn list_tree(
@@ -114,13 +149,13 @@ impl Vfs {
         let skip = u32::try_from(cookie.saturating_sub(FIRST_COOKIE - 1)).unwrap_or(u32::MAX);
         for child in children.start.saturating_add(skip)..children.end {
             let id = NodeId(child);
-            let node = Self::tree_node(tree, image, id);
+            let node = self.tree_node(tree, image, id);
             let cookie = u64::from(child - children.start) + FIRST_COOKIE;
             let (ino, entry) = if plus {
-                let entry = self.entry(node)?;
+                let entry = self.entry_of(node, FOREVER)?;
                 (entry.attr.ino, Some(entry))
             } else {
-                (self.number(&node), None)
+                (self.inodes.number(&node)?, None)
             };
             if !emit(DirEntry { ino, cookie, kind: tree.kind(id), name: tree.name(id), entry }) {
                 if entry.is_some() {
@@ -132,7 +167,13 @@ impl Vfs {
         Ok(())
     }
 
+    /// Whether cookies must be short: a program that knows no long inode numbers knows no long places in a folder either.
+    fn is_narrow(&self) -> bool {
+        self.config.inodes == Numbering::Counted
+    }
+
     fn list_fixed(&self, dir: Fixed, cookie: u64, emit: Emit<'_>) -> Outcome<()> {
+        let narrow = self.is_narrow();
         match dir {
             Fixed::Root => {
                 let names = [
@@ -147,36 +188,40 @@ impl Vfs {
                 list_changing(
                     names.into_iter().filter(|(name, _)| !(empty && *name == "latest")),
                     cookie,
+                    narrow,
                     emit,
                 );
             }
             Fixed::Images => {
                 let ids = self.catalog.ids().map_err(logged)?;
-                // Sorted by id, so that the cookie, made of the id's first bits, tells where to go on.
-                let start = ids.partition_point(|id| id_cookie(id) <= cookie);
-                for id in &ids[start..] {
-                    let cookie = id_cookie(id);
+                // Sorted by id, so that the cookie, made of the id's first bits, tells where to go on. With few bits two of
+                // them may be one: then none can be passed over.
+                let start = if narrow { 0 } else { ids.partition_point(|id| id_cookie(id) <= cookie) };
+                let hashes = ids[start..].iter().map(id_cookie);
+                for (id, at) in
+                    ids[start..].iter().zip(cookies(hashes, narrow)).filter(|(_, at)| *at > cookie)
+                {
                     let (hex, kind) = (id.hex(), Kind::Dir);
-                    if !emit(DirEntry { ino: cookie, cookie, kind, name: hex.as_bytes(), entry: None }) {
+                    if !emit(DirEntry { ino: at, cookie: at, kind, name: hex.as_bytes(), entry: None }) {
                         break;
                     }
                 }
             }
             Fixed::Tags => {
                 let names = self.store.tags().names().map_err(logged)?;
-                list_changing(names.iter().map(|name| (name.as_str(), Kind::Symlink)), cookie, emit);
+                list_changing(names.iter().map(|name| (name.as_str(), Kind::Symlink)), cookie, narrow, emit);
             }
             Fixed::Agents => {
                 let names = self.catalog.agents().map_err(logged)?;
-                list_changing(names.iter().map(|name| (&**name, Kind::Dir)), cookie, emit);
+                list_changing(names.iter().map(|name| (&**name, Kind::Dir)), cookie, narrow, emit);
             }
             Fixed::Forks | Fixed::Work => {
                 let kind = if dir == Fixed::Forks { Kind::Dir } else { Kind::Symlink };
                 let names = self.fork_names().map_err(logged)?;
-                list_changing(names.iter().map(|name| (name.as_str(), kind)), cookie, emit);
+                list_changing(names.iter().map(|name| (name.as_str(), kind)), cookie, narrow, emit);
             }
             Fixed::Control => {
-                list_changing(control::DOCS.into_iter().map(|name| (name, Kind::File)), cookie, emit);
+                list_changing(control::DOCS.into_iter().map(|name| (name, Kind::File)), cookie, narrow, emit);
             }
         }
         Ok(())
@@ -228,14 +273,29 @@ fn list_fixed_order<'a>(names: impl Iterator<Item = (&'a str, Kind)>, cookie: u6
 }
 
 /// Lists what can change between two calls: the cookie is a hash of the name, and they come in its order.
-fn list_changing<'a>(names: impl Iterator<Item = (&'a str, Kind)>, cookie: u64, emit: Emit<'_>) {
+fn list_changing<'a>(
+    names: impl Iterator<Item = (&'a str, Kind)>,
+    cookie: u64,
+    narrow: bool,
+    emit: Emit<'_>,
+) {
     let mut ordered: Vec<_> = names.map(|(name, kind)| (name_cookie(name), name, kind)).collect();
     ordered.sort_unstable_by_key(|(cookie, name, _)| (*cookie, *name));
-    for (at, name, kind) in ordered.into_iter().filter(|(at, ..)| *at > cookie) {
+    let cookies = cookies(ordered.iter().map(|(hash, ..)| *hash), narrow);
+    for (at, (_, name, kind)) in cookies.zip(&ordered).filter(|(at, _)| *at > cookie) {
+        let kind = *kind;
         if !emit(DirEntry { ino: at, cookie: at, kind, name: name.as_bytes(), entry: None }) {
             break;
         }
     }
+}
+
+/// Cookies in the order of hashes of 62 bits, no two of them the same. Narrow ones have 31 bits.
+fn cookies(hashes: impl Iterator<Item = u64>, narrow: bool) -> impl Iterator<Item = u64> {
+    hashes.scan(FIRST_COOKIE - 1, move |last, hash| {
+        *last = (if narrow { hash >> 31 } else { hash }).max(*last + 1);
+        Some(*last)
+    })
 }
 
 fn name_cookie(name: &str) -> u64 {

@@ -19,7 +19,7 @@ use lru::LruCache;
 use serde_json::json;
 
 use super::forked::Mounted;
-use super::inode::{Fixed, Ino, Node, fork_number};
+use super::inode::{Fixed, Ino, Key, Node};
 use super::readdir::{DirEntry, Emit};
 use super::top::logged;
 use super::{Entry, Outcome, Vfs};
@@ -127,8 +127,8 @@ impl Vfs {
         self.entry_with(Node::Snap { mounted: mounted.clone() }, Duration::ZERO)
     }
 
-    pub(super) fn snap_number(mounted: &Mounted) -> Ino {
-        fork_number(mounted.slot, SNAP)
+    pub(super) fn snap_key(mounted: &Mounted) -> Key {
+        Key::of_fork(mounted.slot, SNAP)
     }
 
     /// The seals of a fork whose images are there, oldest first.
@@ -158,7 +158,8 @@ impl Vfs {
             return Err(ErrorKind::NotFound);
         }
         let found = self.find_seal(&mounted.fork, name).map_err(logged)?.ok_or(ErrorKind::NotFound)?;
-        self.link_to(format!("../../../images/{}", found.hex()), &found)
+        let place = ["snap", mounted.fork.uid(), name].join("/");
+        self.link_to(place.as_bytes(), format!("../../../images/{}", found.hex()), &found)
     }
 
     pub(super) fn list_snap(&self, mounted: &Mounted, cookie: u64, emit: Emit<'_>) -> Outcome<()> {
@@ -269,13 +270,13 @@ impl Vfs {
         // A layer that had been taken away comes back, whether there is a new image or not.
         for ino in &sealed.changed {
             self.forget_unless_known(mounted, *ino);
-            stale.push(Stale::Inode(self.folder_number(mounted, *ino)));
+            stale.extend(self.known_folder(mounted, *ino).map(Stale::Inode));
         }
         if sealed.new {
             tracing::info!(fork, image = %sealed.image, "sealed");
             stale.extend(self.listings_of_images().into_iter().map(Stale::Inode));
         }
-        stale.push(Stale::Inode(Self::snap_number(mounted)));
+        stale.extend(self.inodes.known(Self::snap_key(mounted)).map(Stale::Inode));
         if tag.is_some() {
             stale.push(Stale::Inode(Fixed::Tags.ino()));
         }

@@ -3,7 +3,7 @@
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
-use super::inode::{Node, hash_bytes};
+use super::inode::Node;
 use super::top::logged;
 use super::{Entry, Outcome, Vfs};
 use crate::audit::note;
@@ -60,8 +60,9 @@ impl Vfs {
         })?;
         let target = format!("../images/{}", id.hex()).into();
         // Other programs change tags too: asked for anew each time.
-        let tag = hash_bytes(name.as_bytes());
-        self.entry_with(Node::Link { target, mtime: self.marker_time(&id), tag }, Duration::ZERO)
+        let place = ["tags", name].concat();
+        let mtime = self.time_of_image(&id).unwrap_or(0);
+        self.entry_with(Node::link(place.as_bytes(), target, mtime), Duration::ZERO)
     }
 
     fn may_write_tags(&self) -> Outcome<()> {

@@ -23,6 +23,7 @@ fn vfs() -> (tempfile::TempDir, Vfs, Digest) {
         gid: 0,
         reveal_secrets: false,
         xattrs: false,
+        inodes: Numbering::Shared,
         seal: SealPolicy::Manual,
         session_secret: None,
         late_writes: false,
@@ -38,6 +39,7 @@ fn vfs() -> (tempfile::TempDir, Vfs, Digest) {
         log: None,
         started_at: chrono::Utc::now(),
         session_secret: None,
+        inodes: Numbering::Shared,
     };
     (dir, Vfs::new(store, cache, config, info), id)
 }

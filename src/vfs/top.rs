@@ -1,11 +1,10 @@
 //! The mount's own folders: `/`, `images/`, `tags/`, `agents/`.
 
-use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
-use super::inode::{Fixed, ImageDir, Node};
+use super::inode::{Fixed, ImageDir, Node, hash_bytes, mix};
 use super::{Entry, Outcome, Patience, Vfs};
-use crate::error::{Error, ErrorKind};
+use crate::error::{Error, ErrorKind, Posix};
 use crate::store::Digest;
 
 /// How long an image's name may be believed. The watcher tells of images that go, but one that comes and goes
@@ -24,14 +23,8 @@ impl Vfs {
                 "forks" => self.entry(Node::Fixed(Fixed::Forks)),
                 "work" => self.entry(Node::Fixed(Fixed::Work)),
                 ".pfimg" => self.entry(Node::Fixed(Fixed::Control)),
-                "latest" if patience == Patience::Listing => {
-                    // Which one it is takes reading every manifest; whoever follows the link asks again.
-                    self.entry_with(Node::Link { target: "".into(), mtime: 0, tag: 0 }, Duration::ZERO)
-                }
-                "latest" => {
-                    let id = self.catalog.latest().map_err(logged)?.ok_or(ErrorKind::NotFound)?;
-                    self.link_to(format!("images/{}", id.hex()), &id)
-                }
+                "latest" if patience == Patience::Listing => self.listed_latest(),
+                "latest" => self.entry_with(self.latest()?, Duration::ZERO),
                 _ => Err(ErrorKind::NotFound),
             },
             Fixed::Images => self.lookup_image(name),
@@ -44,10 +37,8 @@ impl Vfs {
             Fixed::Forks => self.lookup_fork(name),
             Fixed::Work => {
                 self.fork_named(name)?;
-                self.entry_with(
-                    Node::Link { target: format!("../forks/{name}/world/fs").into(), mtime: 0, tag: 0 },
-                    Duration::ZERO,
-                )
+                let target = format!("../forks/{name}/world/fs").into();
+                self.entry_with(Node::link(b"work", target, 0), Duration::ZERO)
             }
         }
     }
@@ -60,34 +51,61 @@ impl Vfs {
         let digits = name.strip_prefix("sha256:").unwrap_or(name);
         let found = self.store.images().with_prefix(digits).map_err(logged)?;
         match found.as_slice() {
-            [id] => self.link_to(id.hex(), id),
+            [id] => {
+                let place = ["images", name].concat();
+                self.link_to(place.as_bytes(), id.hex(), id)
+            }
             _ => Err(ErrorKind::NotFound),
         }
     }
 
     /// An image's folder. Asks the disk whether its marker is there, and nothing more.
     pub(super) fn image_entry(&self, id: &Digest) -> Outcome<Entry> {
-        let marker = std::fs::metadata(self.store.images().marker(id)).map_err(|_| ErrorKind::NotFound)?;
+        let mtime = self.time_of_image(id).ok_or(ErrorKind::NotFound)?;
         let image = self.catalog.number(id);
-        self.entry_with(Node::ImageDir { image, dir: ImageDir::Top, mtime: marker.mtime() }, IMAGE_TTL)
+        self.entry_with(Node::ImageDir { image, dir: ImageDir::Top, mtime }, IMAGE_TTL)
     }
 
     /// A link of ours to an image; its time is the image's. Asked for anew each time.
-    pub(super) fn link_to(&self, target: String, id: &Digest) -> Outcome<Entry> {
-        let mtime = self.marker_time(id);
-        self.entry_with(Node::Link { target: target.into(), mtime, tag: 0 }, Duration::ZERO)
+    pub(super) fn link_to(&self, place: &[u8], target: String, id: &Digest) -> Outcome<Entry> {
+        let mtime = self.time_of_image(id).unwrap_or(0);
+        self.entry_with(Node::link(place, target.into(), mtime), Duration::ZERO)
     }
 
-    /// When an image's marker was written, in seconds since 1970; 0 if it is not there.
-    pub(super) fn marker_time(&self, id: &Digest) -> i64 {
-        std::fs::metadata(self.store.images().marker(id)).map_or(0, |m| m.mtime())
+    /// `latest`. Its number follows from which images there are, and not from which of them it leads to: a listing tells
+    /// the number, and finding out the latter takes reading every manifest.
+    fn latest(&self) -> Outcome<Node> {
+        let (id, images) = self.catalog.latest().map_err(logged)?.ok_or(ErrorKind::NotFound)?;
+        let mtime = self.time_of_image(&id).unwrap_or(0);
+        Ok(Node::Link { target: format!("images/{}", id.hex()).into(), mtime, key: latest_key(images) })
+    }
+
+    fn listed_latest(&self) -> Outcome<Entry> {
+        let (_, images) = self.catalog.ids_hashed().map_err(logged)?;
+        let node = Node::Link { target: "".into(), mtime: 0, key: latest_key(images) };
+        // Whoever wants more than the name asks again.
+        self.entry_with(node, Duration::ZERO).map(|entry| Entry { attr_ttl: Duration::ZERO, ..entry })
+    }
+
+    /// What a `latest` leads to that was only listed.
+    pub(super) fn follow_latest(&self, listed: u64) -> Outcome<Node> {
+        match self.latest()? {
+            node @ Node::Link { key, .. } if key == listed => Ok(node),
+            // Images came or went since: the kernel must not keep the new one under the old number, and looks it up again.
+            _ => Err(ErrorKind::Posix(Posix::Stale)),
+        }
     }
 
     pub(super) fn lookup_agent(&self, agent: &str, name: &[u8]) -> Outcome<Entry> {
         let name = std::str::from_utf8(name).map_err(|_| ErrorKind::NotFound)?;
         let id = self.catalog.agent_image(agent, name).map_err(logged)?.ok_or(ErrorKind::NotFound)?;
-        self.link_to(format!("../../images/{}", id.hex()), &id)
+        let place = ["agents", agent, name].join("/");
+        self.link_to(place.as_bytes(), format!("../../images/{}", id.hex()), &id)
     }
+}
+
+fn latest_key(images: u64) -> u64 {
+    mix(hash_bytes(b"latest"), images)
 }
 
 /// Logs an error that names its path itself.

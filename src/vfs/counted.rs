@@ -1,0 +1,124 @@
+//! Numbers below 2^32, for programs that know no others. A hash of 32 bits would give two of 70,000 files one number, so
+//! they are counted: given out at the first look, and never to another file while the mount lasts, since `tar` and
+//! `rsync` remember what the kernel has long forgotten. This takes about 23 bytes for each file that was looked at.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use crate::sync::Mutex;
+use serde::{Deserialize, Serialize};
+
+use super::Outcome;
+use super::inode::{FIRST_COMPUTED, Ino, Key};
+use crate::error::ErrorKind;
+
+/// What inodes of images are numbered by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Numbering {
+    /// The same file at the same path is one inode in every image.
+    #[default]
+    #[serde(rename = "shared")]
+    Shared,
+    /// Every image has inodes of its own.
+    #[serde(rename = "distinct")]
+    Distinct,
+    /// As with `Shared`, but numbers are counted and stay below 2^32.
+    #[serde(rename = "32")]
+    Counted,
+}
+
+const SHARDS: usize = 64;
+
+/// The numbers that were given out.
+pub(super) struct Counted {
+    given: Vec<Mutex<BTreeMap<Key, u32>>>,
+    next: AtomicU32,
+    /// The first number that is not given out.
+    end: u32,
+    /// Whether it was told that none is left.
+    told: AtomicBool,
+}
+
+impl Counted {
+    /// A number that no inode has.
+    pub(super) const NOBODY: Ino = u32::MAX as Ino;
+
+    pub(super) fn new() -> Self {
+        Self::up_to(u32::MAX)
+    }
+
+    fn up_to(end: u32) -> Self {
+        let given = (0..SHARDS).map(|_| Mutex::default()).collect();
+        Self { given, next: AtomicU32::new(FIRST_COMPUTED as u32), end, told: AtomicBool::new(false) }
+    }
+
+    fn shard(&self, key: Key) -> &Mutex<BTreeMap<Key, u32>> {
+        &self.given[(key.0 >> 20) as usize % SHARDS]
+    }
+
+    /// The number of a key, given out now if it has none.
+    pub(super) fn number(&self, key: Key) -> Outcome<Ino> {
+        let mut given = self.shard(key).lock();
+        if let Some(number) = given.get(&key) {
+            return Ok((*number).into());
+        }
+        let fresh = self
+            .next
+            .try_update(Ordering::Relaxed, Ordering::Relaxed, |next| (next < self.end).then(|| next + 1));
+        let Ok(number) = fresh else {
+            if !self.told.swap(true, Ordering::Relaxed) {
+                tracing::error!(
+                    "no inode number below {} is left: files that were not looked at yet are errors; mount again, or mount \
+                     without --inodes 32",
+                    self.end
+                );
+            }
+            return Err(ErrorKind::Io(None));
+        };
+        given.insert(key, number);
+        Ok(number.into())
+    }
+
+    /// The number of a key that has one.
+    pub(super) fn known(&self, key: Key) -> Option<Ino> {
+        self.shard(key).lock().get(&key).map(|number| (*number).into())
+    }
+
+    /// Forgets a key that is never made again. Its number is not given out again either.
+    pub(super) fn forget(&self, key: Key) {
+        self.shard(key).lock().remove(&key);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_key_has_a_number_of_its_own_which_stays() {
+        let counted = Counted::new();
+        let keys: Vec<Key> = (0..1000).map(|n| Key(FIRST_COMPUTED + (n << 40))).collect();
+        assert_eq!(counted.known(keys[0]), None);
+        let numbers: Vec<Ino> = keys.iter().map(|key| counted.number(*key).unwrap()).collect();
+        let different: std::collections::HashSet<_> = numbers.iter().collect();
+        assert_eq!(different.len(), keys.len());
+        for (key, number) in keys.iter().zip(&numbers) {
+            assert_eq!((counted.number(*key).unwrap(), counted.known(*key)), (*number, Some(*number)));
+        }
+        counted.forget(keys[0]);
+        assert!(!numbers.contains(&counted.number(keys[0]).unwrap()), "no number comes twice");
+    }
+
+    #[test]
+    fn at_the_end_what_has_a_number_keeps_it_and_all_else_is_an_error() {
+        let first = FIRST_COMPUTED as u32;
+        let counted = Counted::up_to(first + 2);
+        let key = |n| Key(FIRST_COMPUTED + n);
+        let (a, b) = (counted.number(key(1)).unwrap(), counted.number(key(2)).unwrap());
+        assert_eq!((a, b), (first.into(), (first + 1).into()));
+        for _ in 0..3 {
+            assert!(matches!(counted.number(key(3)), Err(ErrorKind::Io(_))));
+        }
+        assert_eq!((counted.number(key(1)), counted.number(key(2))), (Ok(a), Ok(b)));
+    }
+}

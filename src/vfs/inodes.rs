@@ -1,0 +1,252 @@
+//! Inodes: what the kernel holds on to, by number. The table keeps only what the kernel has looked up.
+
+use std::collections::btree_map::Entry as MapEntry;
+use std::collections::{BTreeMap, HashSet};
+
+use crate::sync::Mutex;
+
+use super::counted::Counted;
+use super::forked::Slot;
+use super::inode::{FIRST_COMPUTED, Fixed, Ino, Key, Keyed, Node};
+use super::{Numbering, Outcome};
+use crate::store::Digest;
+
+struct Held {
+    node: Node,
+    lookups: u64,
+}
+
+/// A hash table would be twice as large just after it grew, which all shards do at the same time.
+type Shard = BTreeMap<Ino, Held>;
+
+const SHARDS: usize = 256;
+
+/// The inodes the kernel knows, with how often it has looked each up.
+pub(super) struct Inodes {
+    shards: Vec<Mutex<Shard>>,
+    /// Gives the numbers out where they are not the keys.
+    counted: Option<Counted>,
+}
+
+impl Inodes {
+    pub(super) fn new(numbering: Numbering) -> Self {
+        Self {
+            shards: (0..SHARDS).map(|_| Mutex::new(Shard::default())).collect(),
+            counted: (numbering == Numbering::Counted).then(Counted::new),
+        }
+    }
+
+    fn shard(&self, ino: Ino) -> &Mutex<Shard> {
+        // Hashes are even in every part, counted numbers in their last bits.
+        &self.shards[(ino ^ (ino >> 20)) as usize % SHARDS]
+    }
+
+    /// The number of a key. A counted one is given out with the first look.
+    fn shown(&self, key: Key) -> Outcome<Ino> {
+        match &self.counted {
+            Some(counted) if key.0 >= FIRST_COMPUTED => counted.number(key),
+            _ => Ok(key.0),
+        }
+    }
+
+    /// The number of a key, unless the kernel cannot know it.
+    pub(super) fn known(&self, key: Key) -> Option<Ino> {
+        match &self.counted {
+            Some(counted) if key.0 >= FIRST_COMPUTED => counted.known(key),
+            _ => Some(key.0),
+        }
+    }
+
+    /// A number that no inode has.
+    pub(super) fn nobody(&self) -> Ino {
+        if self.counted.is_some() { Counted::NOBODY } else { Ino::MAX }
+    }
+
+    /// The number that a lookup of the node would return now, without counting one. Good for listings.
+    pub(super) fn number(&self, keyed: &Keyed) -> Outcome<Ino> {
+        let mut key = keyed.key;
+        loop {
+            let ino = self.shown(key)?;
+            if self.shard(ino).lock().get(&ino).is_none_or(|held| held.node.same(&keyed.node)) {
+                return Ok(ino);
+            }
+            key = key.next();
+        }
+    }
+
+    /// Counts a lookup of the node and returns its number, and whether the kernel did not know it before. Two nodes
+    /// never share a number.
+    pub(super) fn intern(&self, Keyed { mut key, node }: Keyed) -> Outcome<(Ino, bool)> {
+        loop {
+            let ino = self.shown(key)?;
+            match self.shard(ino).lock().entry(ino) {
+                MapEntry::Vacant(slot) => {
+                    slot.insert(Held { node, lookups: 1 });
+                    return Ok((ino, true));
+                }
+                MapEntry::Occupied(mut slot) if slot.get().node.same(&node) => {
+                    let held = slot.get_mut();
+                    held.lookups += 1;
+                    if held.node.is_older_than(&node) {
+                        held.node = node;
+                    }
+                    return Ok((ino, false));
+                }
+                MapEntry::Occupied(_) => key = key.next(),
+            }
+        }
+    }
+
+    /// What a number stands for.
+    pub(super) fn get(&self, ino: Ino) -> Option<Node> {
+        match ino {
+            1 => Some(Node::Fixed(Fixed::Root)),
+            _ => self.shard(ino).lock().get(&ino).map(|held| held.node.clone()),
+        }
+    }
+
+    /// Notes the size of a file that was only listed before.
+    pub(super) fn set_size(&self, ino: Ino, found: u64) {
+        if let Some(Held { node: Node::File { size, .. }, .. }) = self.shard(ino).lock().get_mut(&ino) {
+            *size = found;
+        }
+    }
+
+    /// Takes back `lookups` lookups. `gone` is called for what is not known any more, before anyone can look it up
+    /// again.
+    pub(super) fn forget(&self, ino: Ino, lookups: u64, gone: impl FnOnce(&Node)) {
+        if let MapEntry::Occupied(mut slot) = self.shard(ino).lock().entry(ino) {
+            let held = slot.get_mut();
+            held.lookups = held.lookups.saturating_sub(lookups);
+            if held.lookups == 0 {
+                gone(&held.node);
+                let Held { node, .. } = slot.remove();
+                if let Some(counted) = self.counted.as_ref().filter(|_| node.comes_once()) {
+                    counted.forget(Keyed::of(node, |_| Digest::of(b"")).key);
+                }
+            }
+        }
+    }
+
+    /// Slots of forks of which the kernel knows an inode.
+    pub(super) fn fork_slots(&self) -> HashSet<Slot> {
+        let slot = |held: &Held| match &held.node {
+            Node::Forked { mounted, .. } | Node::Snap { mounted } => Some(mounted.slot),
+            _ => None,
+        };
+        self.shards
+            .iter()
+            .flat_map(|shard| shard.lock().values().filter_map(slot).collect::<Vec<_>>())
+            .collect()
+    }
+
+    /// How many inodes the kernel knows.
+    pub(super) fn len(&self) -> usize {
+        self.shards.iter().map(|shard| shard.lock().len()).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::inode::{FORKED, ImageNo, Place, Recorded, Seen, Shown};
+    use super::*;
+    use crate::tree::{NodeId, PathHash};
+
+    fn file(path: &str, content: &[u8], mode: u16) -> Keyed {
+        let recorded = Recorded { mode, mtime_ns: 0, uid: 0, gid: 0, links: 1, xattrs: None };
+        let seen = Seen { image: 0, place: Place::World(NodeId::ROOT) };
+        let at = PathHash::TOP.child(path.as_bytes());
+        Keyed::file(at, (Digest::of(content), content.len() as u64), recorded, Shown::Raw, seen)
+    }
+
+    fn folder(image: ImageNo, node: u32) -> Keyed {
+        Keyed::of(Node::Dir { image, node: NodeId(node) }, |image| Digest::of(&image.to_le_bytes()))
+    }
+
+    fn both() -> [Inodes; 2] {
+        [Inodes::new(Numbering::Shared), Inodes::new(Numbering::Counted)]
+    }
+
+    #[test]
+    fn the_same_content_at_the_same_path_is_the_same_inode_wherever_it_was_seen() {
+        for inodes in both() {
+            let (a, _) = inodes.intern(file("p", b"x", 0o644)).unwrap();
+            let mut elsewhere = file("p", b"x", 0o644);
+            if let Node::File { seen, .. } = &mut elsewhere.node {
+                seen.image = 7;
+            }
+            assert_eq!(inodes.number(&elsewhere).unwrap(), a);
+            assert_eq!(inodes.intern(elsewhere).unwrap(), (a, false));
+            for other in [file("p", b"x", 0o755), file("p", b"y", 0o644), file("q", b"x", 0o644)] {
+                let listed = inodes.number(&other).unwrap();
+                assert_ne!(listed, a);
+                assert_eq!(inodes.intern(other).unwrap(), (listed, true));
+            }
+            assert_eq!(inodes.len(), 4);
+        }
+    }
+
+    #[test]
+    fn an_inode_lives_as_long_as_the_kernel_knows_it_and_gets_its_number_back() {
+        for inodes in both() {
+            let x = || file("p", b"x", 0o644);
+            let (ino, _) = inodes.intern(x()).unwrap();
+            inodes.intern(x()).unwrap();
+            inodes.forget(ino, 1, |_| ());
+            assert!(inodes.get(ino).is_some());
+            inodes.forget(ino, 1, |_| ());
+            assert!(inodes.get(ino).is_none());
+            inodes.forget(ino, 1, |_| ());
+            assert_eq!(inodes.len(), 0);
+            assert_ne!(inodes.intern(file("q", b"x", 0o644)).unwrap().0, ino);
+            assert_eq!(inodes.intern(x()).unwrap(), (ino, true));
+        }
+    }
+
+    #[test]
+    fn folders_of_different_images_differ_and_nothing_takes_a_fixed_number() {
+        for inodes in both() {
+            let most = if inodes.counted.is_some() { 1 << 32 } else { FORKED };
+            let mut seen = std::collections::HashSet::new();
+            for image in 0..100 {
+                for node in 0..100 {
+                    let (ino, _) = inodes.intern(folder(image, node)).unwrap();
+                    assert!((FIRST_COMPUTED..most).contains(&ino));
+                    assert!(seen.insert(ino));
+                }
+            }
+            assert!(!seen.contains(&inodes.nobody()));
+        }
+    }
+
+    #[test]
+    fn two_nodes_whose_keys_collide_get_different_numbers_which_listings_tell_too() {
+        for inodes in both() {
+            let (a, b) = (file("p", b"a", 0o644), file("p", b"b", 0o644));
+            // Another node has the key that `a` should have.
+            let (taken, _) = inodes.intern(Keyed { key: a.key, node: b.node }).unwrap();
+            let listed = inodes.number(&a).unwrap();
+            assert_ne!(listed, taken);
+            assert_eq!(inodes.intern(a.clone()).unwrap(), (listed, true));
+            assert_eq!(inodes.intern(a).unwrap(), (listed, false));
+        }
+    }
+
+    #[test]
+    fn what_comes_once_leaves_nothing_behind_and_no_number_comes_back() {
+        let inodes = Inodes::new(Numbering::Counted);
+        let mut seen = std::collections::HashSet::new();
+        for key in 0..100 {
+            let stub = Keyed::of(Node::Stub { key }, |_| unreachable!());
+            let (ino, _) = inodes.intern(stub.clone()).unwrap();
+            assert!(seen.insert(ino));
+            inodes.forget(ino, 1, |_| ());
+            assert_eq!(inodes.known(stub.key), None);
+        }
+    }
+
+    #[test]
+    fn an_inode_takes_at_most_112_bytes() {
+        assert!(size_of::<(Ino, Held)>() <= 112, "{}", size_of::<(Ino, Held)>());
+    }
+}
