@@ -20,6 +20,7 @@ pub mod prune;
 pub mod recovery;
 pub mod seal;
 pub mod store;
+pub mod times;
 pub mod tree;
 pub mod verify;
 pub mod vfs;
