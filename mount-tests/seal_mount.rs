@@ -5,6 +5,8 @@
 #[path = "seal_mount/adverse.rs"]
 mod adverse;
 mod common;
+#[path = "seal_mount/times.rs"]
+mod times;
 #[path = "seal_mount/under_load.rs"]
 mod under_load;
 

@@ -58,7 +58,7 @@ impl Fork {
             return Ok(false);
         }
         let shared = &self.shared;
-        let base = shared.base(frozen.image)?;
+        let base = shared.base(frozen.image, self.created_ns())?;
         // Not from memory: that still stands on the image before the last seal. What is on disk counts.
         let mut target = State::over(base.clone());
         if let Some(damage) = replay(&mut target, &frozen.generations, &*shared.reader)? {

@@ -31,7 +31,7 @@ impl Registry {
         if !same {
             return Err(Error::new(ErrorKind::Busy, format!("fork {name:?} is another one by now")));
         }
-        let state = State::over(self.shared.base(Some(image))?);
+        let state = State::over(self.shared.base(Some(image), 0)?);
         let baseline = Arc::new(state.detached());
         let mut head = fork.head.lock();
         // Held until it is another fork: what is acknowledged from here on would be lost.
