@@ -12,6 +12,8 @@ mod back;
 #[path = "forks/beside.rs"]
 mod beside;
 mod common;
+#[path = "forks/copied.rs"]
+mod copied;
 #[path = "forks/diff.rs"]
 mod diff;
 #[path = "forks/no_links.rs"]

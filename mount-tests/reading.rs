@@ -5,6 +5,8 @@
 mod common;
 #[path = "reading/identity.rs"]
 mod identity;
+#[path = "reading/times.rs"]
+mod times;
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _, symlink};

@@ -104,9 +104,11 @@ fn comparing_two_images_of_one_line_of_twenty_thousand_files_reads_what_differs_
     let before = store.tree(&entries);
     let after = store.tree(&changed);
     let before = store.image(&Spec { fs: Some(before), fingerprint: "before".into(), ..Spec::default() });
-    let parents = vec![format!("sha256:{before}")];
-    let after =
-        store.image(&Spec { fs: Some(after), fingerprint: "after".into(), parents, ..Spec::default() });
+    // The child of the other: along a line, what did not change is one file. Its id ends no line.
+    let (parents, created_at) = (vec![format!("sha256:{before}")], Some("2026-11-21T00:00:00Z".into()));
+    let fingerprint = "after".into();
+    let after = store.image(&Spec { fs: Some(after), fingerprint, parents, created_at, ..Spec::default() });
+    assert!(u8::from_str_radix(&after[..2], 16).unwrap() >= 4, "choose another fingerprint");
     let mount = Mount::of(store.root()).start();
     let worlds = [&before, &after].map(|id| mount.image(id).join("world/fs"));
     let start = Instant::now();

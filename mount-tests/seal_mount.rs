@@ -7,6 +7,8 @@ mod adverse;
 mod common;
 #[path = "seal_mount/records.rs"]
 mod records;
+#[path = "seal_mount/times.rs"]
+mod times;
 #[path = "seal_mount/under_load.rs"]
 mod under_load;
 

@@ -15,6 +15,7 @@ use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::Serialize;
 
@@ -26,7 +27,8 @@ use crate::layers::effects;
 use crate::layers::world::Kind;
 use crate::store::{Digest, Image, LayerFile, Sharing, Store, plain_folder_mode};
 use crate::sync::Mutex;
-use crate::tree::{IMPLIED_DIR_MODE, NodeId, Tree};
+use crate::times::Times;
+use crate::tree::{IMPLIED_DIR_MODE, NodeId, NodeTimes, Tree};
 use content::Failed;
 use dest::{Attrs, Dest};
 
@@ -99,7 +101,8 @@ pub fn export(store: &Store, image: &Digest, options: &Options, progress: &dyn P
         .blobs()
         .read_metadata(&digest)
         .map_err(|e| Error::from(e).context(format_args!("image {}", image.id)))?;
-    let tree = Tree::parse(&tree).map_err(|e| about(e.to_string()))?;
+    let tree = Arc::new(Tree::parse(&tree).map_err(|e| about(e.to_string()))?);
+    let times = shown_times(store, &image, &tree, options)?;
     let made = make_empty(&options.dir)?;
     let files = if options.all { options.dir.join(LayerFile::WorldFs.path()) } else { options.dir.clone() };
     let exported = (|| {
@@ -111,6 +114,7 @@ pub fn export(store: &Store, image: &Digest, options: &Options, progress: &dyn P
         let exporting = Exporting {
             store,
             tree: &tree,
+            times: &times,
             dir: &files,
             dest: Dest::open(&files).map_err(failed)?,
             cache_dir: options.cache_dir.as_deref(),
@@ -133,6 +137,19 @@ pub fn export(store: &Store, image: &Digest, options: &Options, progress: &dyn P
         .map_err(|e: Error| {
             e.context(format_args!("{} holds only a part of image {}", options.dir.display(), image.id))
         })
+}
+
+/// The times that a mount shows of what has none recorded.
+fn shown_times(store: &Store, image: &Image, tree: &Arc<Tree>, options: &Options) -> Result<Arc<NodeTimes>> {
+    if !tree.lacks_times() {
+        return Ok(Arc::new(NodeTimes::all(0)));
+    }
+    let read = |digest: &Digest| {
+        let bytes = store.blobs().read_metadata(digest).ok()?;
+        Tree::parse(&bytes).ok().map(Arc::new)
+    };
+    let times = Times::new(Arc::new(Store::open(store.root())?), options.cache_dir.clone());
+    Ok(times.nodes(&image.id, tree, &read)?)
 }
 
 /// Makes a folder that is closed to others, unless it is there and empty. Whether it was made.
@@ -213,6 +230,7 @@ fn layers(store: &Store, image: &Image, options: &Options, report: &mut Report) 
 struct Exporting<'a> {
     store: &'a Store,
     tree: &'a Tree,
+    times: &'a NodeTimes,
     dir: &'a Path,
     dest: Dest,
     cache_dir: Option<&'a Path>,
@@ -250,8 +268,9 @@ impl Exporting<'_> {
         }
         // A folder after what is in it, which would change its time, or need rights that it takes away.
         for id in folders.iter().rev() {
-            let mut attrs = Attrs::of(self.tree, *id);
-            let recorded = *id != NodeId::ROOT || attrs.mtime_ns.is_some() || attrs.mode != IMPLIED_DIR_MODE;
+            let mut attrs = Attrs::of(self.tree, *id, self.times);
+            let recorded =
+                *id != NodeId::ROOT || self.tree.mtime_ns(*id).is_some() || attrs.mode != IMPLIED_DIR_MODE;
             if !recorded {
                 // As mkdir(2) has it.
                 attrs.mode = plain_folder_mode();
@@ -308,7 +327,7 @@ impl Exporting<'_> {
         let folder = folder.as_fd();
         let (mut files, mut others, mut bytes) = (0, 0, 0);
         for id in work.children.clone().map(NodeId).filter(|id| !links.contains_key(id)) {
-            let (name, attrs) = (tree.name(id), Attrs::of(tree, id));
+            let (name, attrs) = (tree.name(id), Attrs::of(tree, id, self.times));
             match tree.kind(id) {
                 Kind::Dir => {}
                 Kind::File => {
@@ -362,7 +381,8 @@ impl Exporting<'_> {
                 return Ok(false);
             }
         }
-        let refused = self.dest.finish(&file, Attrs::of(tree, id)).map_err(|e| self.failed(id, e))?;
+        let refused =
+            self.dest.finish(&file, Attrs::of(tree, id, self.times)).map_err(|e| self.failed(id, e))?;
         self.note_refused(id, &refused);
         self.progress.written(size);
         Ok(true)

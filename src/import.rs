@@ -6,6 +6,7 @@
 
 mod ignore;
 mod index;
+mod parent;
 mod tree;
 mod walk;
 mod witness;
@@ -24,6 +25,7 @@ use serde::Serialize;
 
 pub use ignore::{IGNORE_FILES, Ignore};
 pub use index::{Index, Record, Stamp};
+pub use parent::Parent;
 
 use crate::audit::{Log, note};
 use crate::error::{Error, ErrorKind, Result};
@@ -64,8 +66,8 @@ const MAX_XATTR: usize = 64 << 10;
 pub struct Options {
     /// The folder.
     pub dir: PathBuf,
-    /// The image that the new one comes from; its layers are taken over but for the files.
-    pub parent: Option<Digest>,
+    /// What the new image comes from; the layers of that are taken over but for the files.
+    pub parent: Parent,
     /// What to leave out.
     pub ignore: Ignore,
     /// Where the indices of earlier imports are kept; without one every file is read.
@@ -140,15 +142,9 @@ pub fn import(store: &Store, options: &Options, progress: &dyn Progress) -> Resu
     if options.reread {
         index.files.clear();
     }
-    let mut importing = Importing {
-        store,
-        dir: &dir,
-        options,
-        progress,
-        index,
-        parent: options.parent.map(|id| store.image(&id)).transpose()?,
-        reports: Mutex::default(),
-    };
+    let mut importing =
+        Importing { store, dir: &dir, options, progress, index, parent: None, reports: Mutex::default() };
+    importing.parent = options.parent.image(store, importing.index.image)?;
     let (report, records) =
         importing.run(&Meta::of(&root)).inspect_err(|e| options.log.note_failed("import", e))?;
     if report.new {

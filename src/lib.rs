@@ -24,6 +24,7 @@ pub mod recovery;
 pub mod seal;
 pub mod store;
 mod sync;
+pub mod times;
 pub mod tree;
 pub mod verify;
 pub mod vfs;

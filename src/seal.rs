@@ -9,10 +9,11 @@ mod ignored;
 mod layers;
 mod ledger;
 mod text;
+mod times;
 mod tree;
 mod witness;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io::Read;
 use std::ops::Range;
 use std::sync::Arc;
@@ -102,6 +103,8 @@ struct Sealing<'a> {
     secret: Option<&'a Secret>,
     texts: &'a Texts,
     ended: content::Ended<'a>,
+    /// Times to be recorded that the fork shows and nobody set, by path.
+    times: BTreeMap<Vec<u8>, i64>,
     reports: Vec<String>,
     /// Where the entries are that were put into the tree.
     placed: HashMap<Vec<u8>, Range<usize>>,
@@ -267,10 +270,11 @@ impl Sealer {
             secret: self.secret.as_ref(),
             texts: &self.texts,
             ended: &ended,
+            times: frozen.times_to_record(&changes),
             reports,
             placed: HashMap::new(),
         };
-        let (manifest, mut stored) = sealing.run(name)?;
+        let (mut manifest, mut stored) = sealing.run(name)?;
         let mut trace = sealing.differing_paths(&manifest.world.fs, &stored)?;
         transfer.state.path_outcomes_consistent = trace.is_empty();
         // Before there is an image: what is wrong already must not become one.
@@ -286,7 +290,7 @@ impl Sealer {
             if let Some(parent) = &parent {
                 self.need(&parent.id)?;
             }
-            let expected = Digest::of(&manifest.to_bytes()?);
+            let expected = self.name(&mut manifest)?;
             fork.note_seal(&expected)?;
             let (image, wrong) = layers::judged_meanwhile(&frozen, &changes, || batch.commit(&manifest));
             let image = image?;
@@ -512,7 +516,7 @@ impl Sealing<'_> {
         changes.removed = self.changes.removed.iter().filter_map(|path| inside(path)).collect();
         for (path, put) in &self.changes.put {
             if path == WORLD {
-                changes.root = Some(root(put));
+                changes.root = Some(root(put, self.mtime(path, put)));
             } else if let Some(inner) = inside(path) {
                 let depth = inner.split(|byte| *byte == b'/').count();
                 if depth > MAX_DEPTH {
@@ -522,18 +526,22 @@ impl Sealing<'_> {
                         Error::new(ErrorKind::InvalidInput, message).with_hint("move it up, or remove it")
                     );
                 }
-                let entry = self.entry(put, stored.get(path))?;
+                let entry = self.entry(path, put, stored.get(path))?;
                 let group = (!put.inode.is_dir() && put.inode.links.len() > 1).then_some(put.ino.0);
                 changes.put.insert(inner, NewEntry { entry, group });
             }
         }
+        if changes.is_empty() {
+            return Ok(changes);
+        }
+        self.put_folders(&mut changes)?;
         Ok(changes)
     }
 
-    fn entry(&self, put: &Put, stored: Option<&BlobRef>) -> Result<Entry<'static>> {
+    fn entry(&self, path: &[u8], put: &Put, stored: Option<&BlobRef>) -> Result<Entry<'static>> {
         let inode = &put.inode;
         let mut entry = Entry::new("", inode.kind(), inode.mode);
-        (entry.uid, entry.gid, entry.mtime_ns) = (inode.uid, inode.gid, inode.mtime);
+        (entry.uid, entry.gid, entry.mtime_ns) = (inode.uid, inode.gid, self.mtime(path, put));
         match &inode.body {
             Body::File(content) => {
                 entry.size = content.size;
@@ -558,11 +566,11 @@ impl Sealing<'_> {
     }
 }
 
-fn root(put: &Put) -> Root {
+fn root(put: &Put, mtime_ns: Option<i64>) -> Root {
     let inode = &put.inode;
     let mut root = Root {
         mode: Some(format!("{:04o}", inode.mode)),
-        mtime_ns: inode.mtime,
+        mtime_ns,
         uid: inode.uid,
         gid: inode.gid,
         ..Root::default()

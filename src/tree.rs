@@ -5,6 +5,7 @@
 
 mod build;
 mod path;
+mod times;
 
 pub(crate) use build::IMPLIED_DIR_MODE;
 
@@ -16,6 +17,9 @@ use crate::layers::world::Kind;
 use crate::layers::xattrs::Xattrs;
 use crate::store::Digest;
 pub(crate) use path::{PathHash, hash_bytes, mix};
+#[cfg(test)]
+pub(crate) use times::tests as times_tests;
+pub use times::{MAX_MOMENTS, NodeTimes};
 
 /// A node's number in its tree. The root is [`NodeId::ROOT`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -87,6 +91,8 @@ pub struct Tree {
     linked: Box<[Linked]>,
     /// (node, attributes), sorted.
     xattrs: Box<[(u32, Arc<Xattrs>)]>,
+    /// Whether any node has no time recorded.
+    lacks_times: bool,
 }
 
 impl Tree {
@@ -145,6 +151,16 @@ impl Tree {
     pub fn mtime_ns(&self, id: NodeId) -> Option<i64> {
         let node = self.node(id);
         (node.mode & HAS_MTIME != 0).then_some(node.mtime_ns)
+    }
+
+    /// Whether the tree leaves the time of any node open, which is derived then.
+    pub fn lacks_times(&self) -> bool {
+        self.lacks_times
+    }
+
+    /// The time that a node shows: the recorded one, else the derived one.
+    pub fn shown_mtime_ns(&self, id: NodeId, times: &NodeTimes) -> i64 {
+        self.mtime_ns(id).unwrap_or_else(|| times.at(id))
     }
 
     /// Owner, as far as recorded.

@@ -55,6 +55,7 @@ use ahead::Ahead;
 use audited::Audit;
 use autoseal::AutoSeal;
 use catalog::Catalog;
+use facts::Facts;
 use forks::Forks;
 use image::Images;
 use inode::{Fixed, Keyed, Node, Place, Recorded, Seen, Shown, UNKNOWN_SIZE};
@@ -319,10 +320,13 @@ impl Vfs {
             Node::Fixed(Fixed::Control) if patience == Patience::Brief && control::reads_log(name) => {
                 Ok(Step::Blocks)
             }
-            Node::Fixed(fixed) => self.lookup_fixed(fixed, name, patience).map(Step::Done),
-            Node::Agent(agent) => self.lookup_agent(&agent, name).map(Step::Done),
-            Node::ImageDir { image, dir, mtime } => self.lookup_in_image(image, dir, mtime, name, patience),
+            Node::Fixed(fixed) => self.lookup_fixed(fixed, name, patience),
+            Node::Agent(agent) => self.lookup_agent(&agent, name, patience),
+            Node::ImageDir { image, dir } => self.lookup_in_image(image, dir, name, patience),
             Node::Dir { image, node } => {
+                if patience == Patience::Brief && self.has_to_read(image, Facts::World) {
+                    return Ok(Step::Blocks);
+                }
                 let tree = self.tree(image)?;
                 // A tree never changes, so that the kernel may remember what is not in it as well.
                 let Some(child) = tree.lookup(node, name) else { return Ok(Step::Done(Entry::ABSENT)) };
@@ -332,7 +336,7 @@ impl Vfs {
                 self.snap_entry(&mounted).map(Step::Done)
             }
             Node::Forked { mounted, ino } => self.lookup_forked(&mounted, ino, name, patience),
-            Node::Snap { mounted } => self.lookup_snap(&mounted, name).map(Step::Done),
+            Node::Snap { mounted } => self.lookup_snap(&mounted, name, patience),
             Node::Stub { .. } => Err(ErrorKind::NotFound),
             _ => Err(ErrorKind::Posix(Posix::NotADirectory)),
         }
@@ -341,6 +345,9 @@ impl Vfs {
     /// Attributes of an inode, and how long they may be believed.
     pub fn getattr(&self, ino: Ino, patience: Patience) -> Outcome<Step<(Attr, Duration)>> {
         let mut node = self.node(ino)?;
+        if self.is_left_to_a_worker(&node, patience) {
+            return Ok(Step::Blocks);
+        }
         if let Node::File { digest, size: size @ UNKNOWN_SIZE, shown, seen, .. } = &mut node {
             match self.find_size(digest, *shown, *seen, patience)? {
                 Step::Done(found) => *size = found,
@@ -540,16 +547,16 @@ impl Vfs {
             Node::Forked { mounted, ino } => Self::getattr_forked(mounted, *ino)?,
             Node::Fixed(fixed) => folder(fixed.links(), self.info.lock().started_ns()),
             Node::Snap { .. } | Node::Stub { .. } => folder(2, self.info.lock().started_ns()),
-            Node::Agent(_) => folder(2, 0),
-            Node::ImageDir { dir, mtime, .. } => folder(dir.links(), mtime.saturating_mul(1_000_000_000)),
+            Node::Agent(name) => {
+                folder(2, self.catalog.newest_of(name).unwrap_or_else(|| self.info.lock().started_ns()))
+            }
+            Node::ImageDir { image, dir } => {
+                folder(dir.links(), self.time_of_image(&self.catalog.id(*image)))
+            }
             Node::File { size, recorded: r, .. } => recorded(Kind::File, r, *size),
             Node::Symlink { target, recorded: r, .. } => recorded(Kind::Symlink, r, target.len() as u64),
-            Node::Link { target, mtime, .. } => {
-                attr(Kind::Symlink, 0o777, target.len() as u64, mtime.saturating_mul(1_000_000_000))
-            }
-            Node::Doc { bytes, mtime, .. } => {
-                attr(Kind::File, 0o444, bytes.len() as u64, mtime.saturating_mul(1_000_000_000))
-            }
+            Node::Link { target, mtime_ns, .. } => attr(Kind::Symlink, 0o777, target.len() as u64, *mtime_ns),
+            Node::Doc { bytes, mtime_ns, .. } => attr(Kind::File, 0o444, bytes.len() as u64, *mtime_ns),
             Node::Dir { image, node } | Node::Special { image, node } => {
                 let tree = self.tree(*image)?;
                 let mut attr = recorded(tree.kind(*node), &self.recorded(*image, &tree, *node), 0);

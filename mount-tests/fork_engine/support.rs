@@ -128,7 +128,7 @@ impl Images {
 
     pub fn layer(&self, path: &str, bytes: &[u8], sized: bool) -> LayerBase {
         let blob = self.put(bytes);
-        LayerBase { path: path.into(), digest: blob.digest, size: sized.then_some(blob.size) }
+        LayerBase { path: path.into(), digest: blob.digest, size: sized.then_some(blob.size), mtime_ns: None }
     }
 
     pub fn layers_of(&self, image: &Digest) -> Vec<LayerBase> {
@@ -221,7 +221,12 @@ impl Images {
             let Some(inside) = shown.strip_prefix("world/fs/") else {
                 if let Some(blob) = blob.filter(|_| shown != "manifest.json") {
                     layers.retain(|layer| layer.path != shown);
-                    layers.push(LayerBase { path: shown, digest: blob.digest, size: Some(blob.size) });
+                    layers.push(LayerBase {
+                        path: shown,
+                        digest: blob.digest,
+                        size: Some(blob.size),
+                        mtime_ns: None,
+                    });
                 }
                 continue;
             };

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use pfimg::audit::Log;
-use pfimg::import::{Ignore, Options, Progress, import};
+use pfimg::import::{Ignore, Options, Parent, Progress, import};
 use pfimg::store::Store;
 use serde_json::json;
 
@@ -29,7 +29,7 @@ fn import_while(house: &House, dir: &Path, meanwhile: impl Fn() + Sync) -> Strin
     let store = Store::create(house.store()).unwrap();
     let options = Options {
         dir: dir.to_owned(),
-        parent: None,
+        parent: Parent::Last,
         ignore: Ignore::default(),
         index_dir: None,
         reread: false,

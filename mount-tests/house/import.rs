@@ -4,8 +4,9 @@ use std::fs;
 use std::path::Path;
 
 use pf_world::WalkFsCapture;
+use serde_json::Value;
 
-use crate::common::{Rng, is_root, tree};
+use crate::common::{Rng, bare, is_root, tree};
 use crate::support::{House, cid, everything, exact, id};
 
 /// Makes a file look as if it had been there for long: what is young is always read again.
@@ -64,6 +65,40 @@ fn times_owners_links_names_and_specials_are_recorded_and_pf_still_reads_the_tre
         tree["entries"].as_array().unwrap().iter().filter(|e| e["name_b64"].is_string()).collect();
     assert_eq!(names.len(), 1, "of the two cafés one is not UTF-8");
     assert_eq!(house.pf_tree(&image).entries.len(), source.len() - 1 - if is_root() { 2 } else { 1 });
+}
+
+#[test]
+fn imports_of_a_folder_form_a_line_unless_told_otherwise() {
+    let house = House::new();
+    let dir = house.dir.join("line");
+    std::fs::create_dir(&dir).unwrap();
+    let import = |text: &str, more: &[&str]| {
+        std::fs::write(dir.join("file"), text).unwrap();
+        id(&house.import(&dir, more))
+    };
+    let parents = |image: &str| {
+        let marker =
+            std::fs::read(house.store().join("images").join(format!("{}.json", bare(image)))).unwrap();
+        let manifest: Value = serde_json::from_slice(&marker).unwrap();
+        let parents = manifest["parents"].as_array().unwrap().clone();
+        parents.iter().map(|id| bare(id.as_str().unwrap()).to_owned()).collect::<Vec<_>>()
+    };
+    let first = import("1", &[]);
+    let second = import("22", &[]);
+    assert_eq!((parents(&first), parents(&second)), (vec![], vec![bare(&first).to_owned()]));
+    // Unchanged, it is the last one.
+    assert_eq!(id(&house.import(&dir, &[])), second);
+    let third = import("333", &["--parent", &first]);
+    assert_eq!(parents(&third), [bare(&first)]);
+    let fourth = import("4444", &[]);
+    assert_eq!(parents(&fourth), [bare(&third)]);
+    let alone = import("55555", &["--no-parent"]);
+    assert_eq!(parents(&alone), [""; 0]);
+    // One whose last import is gone begins a line.
+    std::fs::remove_file(house.store().join("images").join(format!("{}.json", bare(&alone)))).unwrap();
+    let next = import("666666", &[]);
+    assert_eq!(parents(&next), [""; 0]);
+    house.pfimg(["verify"]).exits(0);
 }
 
 #[test]
@@ -162,7 +197,7 @@ fn the_other_layers_are_the_parents_or_what_pf_has_where_nobody_filled_them() {
     );
     // The same files as the parent has: the parent.
     assert_eq!(id(&house.import(&dir, &["--parent", "child"])), id(&child));
-    let alone = house.import(&dir, &[]);
+    let alone = house.import(&dir, &["--no-parent"]);
     let manifest = pf.get_manifest(&cid(&id(&alone))).unwrap();
     assert_eq!(pf.blobs().get(&manifest.model.base).unwrap(), b"base:pfimg");
     assert!(manifest.parents.is_empty());

@@ -20,13 +20,12 @@ fn set(paths: &[&str]) -> BTreeSet<String> {
     paths.iter().map(|path| (*path).to_owned()).collect()
 }
 
-/// The world as `stat` shows it: what has no owner or time of its own gets them where it is kept out.
+/// The world as `stat` shows it: what has no owner of its own gets one where it is kept out.
 fn shown(fork: &Fork) -> BTreeMap<Vec<u8>, Shown> {
     let me = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
     let mut world = world(fork);
     for shown in world.values_mut() {
         shown.owner = (shown.owner.0.or(Some(me.0)), shown.owner.1.or(Some(me.1)));
-        shown.mtime = shown.mtime.or(Some(0));
     }
     world
 }

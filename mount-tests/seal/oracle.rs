@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use pfimg::audit::Log;
 use pfimg::error::ErrorKind;
 use pfimg::export::{self, export};
-use pfimg::fork::{BaseReader, Fork, LayerBase, Registry, SetAttr};
+use pfimg::fork::{BaseReader, BaseTimes, Fork, LayerBase, Registry, SetAttr};
 use pfimg::import::{self, Ignore, import};
 use pfimg::seal::Sealer;
 use pfimg::store::{Digest, StoreIo, SystemIo};
@@ -326,7 +326,7 @@ fn five_hundred_seals_without_a_fault_pass() {
 fn import_of(folder: &Path, log: &Log) -> import::Options {
     import::Options {
         dir: folder.to_owned(),
-        parent: None,
+        parent: import::Parent::Last,
         ignore: Ignore::default(),
         index_dir: None,
         reread: false,
@@ -401,6 +401,10 @@ impl BaseReader for Lying {
 
     fn tree(&self, image: &Digest) -> pfimg::Result<Arc<pfimg::tree::Tree>> {
         self.0.tree(image)
+    }
+
+    fn times(&self, image: &Digest) -> pfimg::Result<BaseTimes> {
+        self.0.times(image)
     }
 
     fn layers(&self, image: &Digest) -> pfimg::Result<Vec<LayerBase>> {

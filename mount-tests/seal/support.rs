@@ -10,7 +10,7 @@ use pf_core::digest::Digest256;
 use pf_core::store::PfStore;
 use pfimg::cache::{Cache, CacheConfig};
 use pfimg::fixture::{FixtureSpec, build};
-use pfimg::fork::{BaseReader, Body, Fork, Ino, NewFile, Options, Registry};
+use pfimg::fork::{BaseReader, Body, Fork, Ino, NewFile, Options, Put, Registry};
 use pfimg::layers::effects::Secret;
 use pfimg::layers::world::Kind;
 use pfimg::seal::{Sealed, Sealer};
@@ -170,7 +170,8 @@ pub struct Shown {
     pub kind: Kind,
     pub mode: u16,
     pub owner: (Option<u32>, Option<u32>),
-    pub mtime: Option<i64>,
+    /// As it is shown, whether an image records it or not.
+    pub mtime: i64,
     pub rdev: u64,
     pub content: Vec<u8>,
     pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
@@ -215,7 +216,7 @@ pub fn world(fork: &Fork) -> BTreeMap<Vec<u8>, Shown> {
             kind: inode.kind(),
             mode: inode.mode,
             owner: (inode.uid, inode.gid),
-            mtime: inode.mtime,
+            mtime: frozen.attr(&Put { ino, inode: inode.clone() }).mtime,
             rdev: inode.rdev,
             content,
             xattrs: (*inode.xattrs).clone(),

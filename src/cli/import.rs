@@ -17,7 +17,7 @@ use super::text::{count, plain, print, print_json};
 use super::units::format_bytes;
 use crate::audit::note;
 use crate::error::{Error, ErrorKind, Result};
-use crate::import::{IGNORE_FILES, Ignore, Options, Progress, Report, import};
+use crate::import::{IGNORE_FILES, Ignore, Options, Parent, Progress, Report, import};
 use crate::jobs::default_jobs;
 
 /// Make an image of a folder, and print its id.
@@ -36,9 +36,13 @@ pub(crate) struct ImportArgs {
     /// Take the name from the image that has it
     #[arg(long, requires = "tag")]
     force_tag: bool,
-    /// The image that this one comes from; its layers are taken over but for the files
+    /// The image that this one comes from; its layers are taken over but for the files [default: the last import of the folder into this
+    /// store]
     #[arg(long, value_name = "IMAGE")]
     parent: Option<String>,
+    /// Make an image that comes from no other one
+    #[arg(long, conflicts_with = "parent")]
+    no_parent: bool,
     /// Leave out what matches, too: a name, names with slashes between, or a pattern with * ? [ ]
     #[arg(long, value_name = "PATTERN")]
     ignore: Vec<String>,
@@ -82,7 +86,11 @@ pub(crate) fn run(store: &StoreArg, args: &ImportArgs) -> Result<ExitCode> {
         // Whether it is taken shows in the end: the image may be the very one that has it.
         check_tag(&store, tag, true)?;
     }
-    let parent = args.parent.as_ref().map(|parent| store.resolve(parent)).transpose()?;
+    let parent = match &args.parent {
+        Some(parent) => Parent::Image(store.resolve(parent)?),
+        None if args.no_parent => Parent::None,
+        None => Parent::Last,
+    };
     let cache_dir = args.cache_dir.clone().unwrap_or_else(super::mount::default_cache_dir);
     let options = Options {
         dir: args.dir.clone(),

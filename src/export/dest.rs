@@ -15,7 +15,7 @@ use rustix::io::Errno;
 
 use crate::layers::world::Kind;
 use crate::layers::xattrs::Xattrs;
-use crate::tree::{NodeId, Owner, Tree};
+use crate::tree::{NodeId, NodeTimes, Owner, Tree};
 
 /// The folder, and whose files may be given away.
 #[derive(Debug)]
@@ -30,16 +30,16 @@ pub(super) struct Dest {
 pub(super) struct Attrs<'a> {
     pub(super) mode: u16,
     pub(super) owner: Owner,
-    pub(super) mtime_ns: Option<i64>,
+    pub(super) mtime_ns: i64,
     pub(super) xattrs: Option<&'a Xattrs>,
 }
 
 impl<'a> Attrs<'a> {
-    pub(super) fn of(tree: &'a Tree, id: NodeId) -> Self {
+    pub(super) fn of(tree: &'a Tree, id: NodeId, times: &NodeTimes) -> Self {
         Self {
             mode: tree.mode(id),
             owner: tree.owner(id),
-            mtime_ns: tree.mtime_ns(id),
+            mtime_ns: tree.shown_mtime_ns(id, times),
             xattrs: tree.xattrs(id).map(|xattrs| &**xattrs),
         }
     }
@@ -163,11 +163,8 @@ impl Dest {
         Self::set_time(parent, name, attrs.mtime_ns)
     }
 
-    fn set_time(parent: BorrowedFd<'_>, name: &[u8], mtime_ns: Option<i64>) -> io::Result<()> {
-        match mtime_ns {
-            Some(mtime_ns) => Ok(utimensat(parent, name, &times(mtime_ns), AtFlags::SYMLINK_NOFOLLOW)?),
-            None => Ok(()),
-        }
+    fn set_time(parent: BorrowedFd<'_>, name: &[u8], mtime_ns: i64) -> io::Result<()> {
+        Ok(utimensat(parent, name, &times(mtime_ns), AtFlags::SYMLINK_NOFOLLOW)?)
     }
 
     /// Gives an open file or folder its attributes: the owner first, which would take rights away, the time last. Returns
@@ -207,9 +204,7 @@ impl Dest {
                 Err(e) => return Err(e.into()),
             }
         }
-        if let Some(mtime_ns) = attrs.mtime_ns {
-            futimens(file, &times(mtime_ns))?;
-        }
+        futimens(file, &times(attrs.mtime_ns))?;
         Ok(refused)
     }
 }

@@ -60,7 +60,7 @@ impl Fork {
             return Ok(false);
         }
         let shared = &self.shared;
-        let base = shared.base(frozen.image)?;
+        let base = shared.base(frozen.image, self.created_ns())?;
         // Not from memory: that still stands on the image before the last seal. What is on disk counts.
         let mut target = State::over(base.clone());
         let before = self.head.lock().folders.clone();

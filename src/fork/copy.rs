@@ -17,6 +17,17 @@ pub enum CopySource<'a> {
     Fork(&'a Fork, Ino),
     /// A file of an image.
     Blob(BlobRef),
+    /// A file of an image that is known, at a path from the image's folder, with its time.
+    Image {
+        /// Its content.
+        blob: BlobRef,
+        /// The image.
+        image: Digest,
+        /// For instance `world/fs/src/main.rs`.
+        path: &'a [u8],
+        /// Its time in nanoseconds since 1970.
+        mtime: i64,
+    },
 }
 
 /// As many bytes are copied as bytes in one go.
@@ -29,16 +40,19 @@ const WORTH_A_LINK: u64 = 64 << 10;
 const PARTS: usize = 64;
 
 impl CopySource<'_> {
-    fn content(&self) -> Result<Content> {
+    /// What it holds, and the time that it shows with that.
+    fn content(&self) -> Result<(Content, i64)> {
         match self {
-            Self::Blob(blob) => {
-                Ok(Content { size: blob.size, pieces: Pieces::blob(*blob), ..Content::default() })
+            Self::Blob(blob) | Self::Image { blob, .. } => {
+                let mtime = if let Self::Image { mtime, .. } = self { *mtime } else { 0 };
+                Ok((Content { size: blob.size, pieces: Pieces::blob(*blob), ..Content::default() }, mtime))
             }
             Self::Fork(fork, ino) => {
                 fork.settle(*ino)?;
-                let inode = fork.live.read().need(*ino)?;
+                let live = fork.live.read();
+                let inode = live.need(*ino)?;
                 match &inode.body {
-                    Body::File(content) => Ok(content.settled()),
+                    Body::File(content) => Ok((content.settled(), live.state.attr(*ino, &inode).mtime)),
                     Body::Dir(_) => Err(posix(Posix::IsADirectory, "it is a folder")),
                     _ => Err(Error::new(ErrorKind::InvalidInput, "not a regular file")),
                 }
@@ -60,7 +74,8 @@ impl Fork {
         strip: bool,
     ) -> Result<u64> {
         self.may_write()?;
-        let mut source = from.content()?;
+        let origin = self.origin(from, ino, from_offset, offset)?;
+        let (mut source, mut mtime) = from.content()?;
         if let CopySource::Fork(fork, _) = from
             && !std::ptr::eq(*fork, self)
             && fork.may_write().is_ok()
@@ -72,8 +87,9 @@ impl Fork {
         {
             // What it wrote since its last seal is shared as well: frozen, nobody changes it any more.
             fork.freeze()?;
-            source = from.content()?;
+            (source, mtime) = from.content()?;
         }
+        let whole = len >= source.size;
         let len = len.min(source.size.saturating_sub(from_offset));
         let end = offset.checked_add(len).filter(|end| *end <= MAX_SIZE);
         let end = end.ok_or_else(|| posix(Posix::TooLarge, "the file would be too large"))?;
@@ -94,6 +110,9 @@ impl Fork {
             if copied.short {
                 break;
             }
+        }
+        if let Some(origin) = origin.filter(|_| whole && done == source.size) {
+            self.take_time(ino, &origin, mtime, done)?;
         }
         Ok(done)
     }

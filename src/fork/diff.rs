@@ -86,7 +86,7 @@ pub struct Compare {
 impl Registry {
     /// All files of an image; without one, nothing.
     pub fn view(&self, image: Option<Digest>) -> Result<View> {
-        let state = State::over(self.shared.base(image)?);
+        let state = State::over(self.shared.base(image, 0)?);
         Ok(View { state, reader: Arc::clone(&self.shared.reader) })
     }
 }
@@ -96,8 +96,8 @@ impl View {
     pub fn of_image(reader: Arc<dyn BaseReader>, image: Option<Digest>) -> Result<Self> {
         let owners = super::Options::default().owners;
         let base = match image {
-            None => Base::empty(owners),
-            Some(id) => Base::new(id, reader.tree(&id)?, &reader.layers(&id)?, owners),
+            None => Base::empty(owners, 0),
+            Some(id) => Base::new(id, reader.tree(&id)?, &reader.layers(&id)?, reader.times(&id)?, owners),
         };
         Ok(Self { state: State::over(Arc::new(base)), reader })
     }

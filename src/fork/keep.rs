@@ -26,8 +26,8 @@ pub(super) struct Leftover {
     folders: Folders,
 }
 
-/// Folders of an image that hold something which is kept out of it, with their times: modified and changed.
-type Folders = BTreeMap<Vec<u8>, (Option<i64>, Option<i64>)>;
+/// Folders of an image that hold something which is kept out of it, with the times that they show: modified and changed.
+type Folders = BTreeMap<Vec<u8>, (i64, i64)>;
 
 /// What becomes of what is kept out at a seal.
 pub(super) struct Keeping {
@@ -54,16 +54,17 @@ impl Fork {
             let folder = folder_of(path).0;
             if !kept.contains_key(folder)
                 && !folders.contains_key(folder)
-                && let Some((_, inode)) = frozen.resolve(folder)
+                && let Some((ino, inode)) = frozen.resolve(folder)
             {
-                folders.insert(folder.to_vec(), (inode.mtime, inode.ctime));
+                let attr = frozen.attr(&Put { ino, inode });
+                folders.insert(folder.to_vec(), (attr.mtime, attr.ctime));
             }
         }
         if let Some(leftover) = self.still_right(frozen, kept, &paths, &folders) {
             return Ok(Some(Keeping { leftover, state: None }));
         }
         let shared = &self.shared;
-        let base = shared.base(Some(image))?;
+        let base = shared.base(Some(image), 0)?;
         let generation = shared.new_generation()?;
         shared.add_refs(&[generation.id]);
         let writer = Writer::new(generation.clone());
@@ -71,7 +72,7 @@ impl Fork {
         scratch.state.raise_floors();
         let changes = Changes { removed: Vec::new(), put: kept.clone() };
         let written = scratch.lead(frozen, &changes).and_then(|()| {
-            // Making something in a folder touched its times. One without shows 0.
+            // Making something in a folder touched its times.
             for (folder, (mtime, ctime)) in &folders {
                 let ino = scratch.state.resolve(folder).ok_or_else(unfit)?;
                 scratch.commit(Record::Attr(Attrs {
@@ -81,8 +82,8 @@ impl Fork {
                     gid: None,
                     size: None,
                     atime: None,
-                    mtime: mtime.or(Some(0)),
-                    ctime: ctime.unwrap_or(0),
+                    mtime: Some(*mtime),
+                    ctime: *ctime,
                 }))?;
             }
             let path = generation.path();

@@ -68,7 +68,7 @@ impl Registry {
         image: Digest,
         judge: &dyn Fn(&Fork) -> Result<()>,
     ) -> Result<Option<Arc<Fork>>> {
-        let mut state = State::over(self.shared.base(Some(image))?);
+        let mut state = State::over(self.shared.base(Some(image), 0)?);
         let baseline = Arc::new(state.detached());
         let mut head = fork.head.lock();
         if seen != Some(&Seen::of(&head, Some(fork))) {

@@ -1,7 +1,7 @@
 //! A fork that is being written: its state, its journal, and the files that are open but have no name any more.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::apply::{self, Applied};
@@ -10,6 +10,7 @@ use super::head::Head;
 use super::ino::Ino;
 use super::journal::Writer;
 use super::keep::Leftover;
+use super::making::Making;
 use super::node::{Content, Guard, Inode, LazyBlob};
 use super::pieces::BlobRef;
 use super::record::{Attrs, Record};
@@ -22,7 +23,23 @@ use crate::layers::world::Kind;
 use crate::store::Digest;
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Mutex, MutexGuard, RwLock};
-use crate::tree::{NodeId, Tree};
+use crate::tree::{NodeId, NodeTimes, Tree};
+
+/// The times that an image shows, in nanoseconds since 1970.
+#[derive(Clone, Debug)]
+pub struct BaseTimes {
+    /// When it was made.
+    pub created_ns: i64,
+    /// Of each entry of its tree that has none recorded.
+    pub nodes: Arc<NodeTimes>,
+}
+
+impl Default for BaseTimes {
+    /// Everything is of 1970.
+    fn default() -> Self {
+        Self { created_ns: 0, nodes: Arc::new(NodeTimes::all(0)) }
+    }
+}
 
 /// Reads what forks are based on. The caller's cache stands behind it.
 pub trait BaseReader: Send + Sync {
@@ -40,6 +57,18 @@ pub trait BaseReader: Send + Sync {
 
     /// The tree of an image's `world/fs`.
     fn tree(&self, image: &Digest) -> Result<Arc<crate::tree::Tree>>;
+
+    /// The times that an image shows.
+    fn times(&self, image: &Digest) -> Result<BaseTimes> {
+        let _ = image;
+        Ok(BaseTimes::default())
+    }
+
+    /// How many images are behind one in the line along which times are derived.
+    fn line_behind(&self, image: &Digest) -> u32 {
+        let _ = image;
+        0
+    }
 
     /// The other files of an image: its manifest, and those of its layers.
     fn layers(&self, image: &Digest) -> Result<Vec<super::LayerBase>>;
@@ -231,6 +260,10 @@ pub struct Fork {
     pub(super) guarded: AtomicBool,
     /// Held while it is sealed, or its journals are written anew.
     pub(super) sealing: Mutex<()>,
+    /// Itself.
+    pub(super) this: Weak<Fork>,
+    /// What it is being copied together from, as long as it is.
+    pub(super) making: Mutex<Making>,
     /// Those of several steps, which a freeze waits for.
     pub(super) operations: super::witness::Operations,
 }

@@ -72,19 +72,28 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    /// The base of forks of an image.
-    pub(super) fn base(&self, image: Option<Digest>) -> Result<Arc<Base>> {
+    /// The base of forks of an image; of one that began empty at a moment it is its own.
+    pub(super) fn base(&self, image: Option<Digest>, created_ns: i64) -> Result<Arc<Base>> {
+        let Some(id) = image else { return Ok(Arc::new(Base::empty(self.owners.clone(), created_ns))) };
         if let Some(base) = self.bases.lock().get(&image).and_then(Weak::upgrade) {
             return Ok(base);
         }
-        let base = Arc::new(match image {
-            None => Base::empty(self.owners.clone()),
-            Some(id) => Base::new(id, self.reader.tree(&id)?, &self.reader.layers(&id)?, self.owners.clone()),
-        });
+        let base = Arc::new(self.base_of(id)?);
         let mut bases = self.bases.lock();
         bases.retain(|_, base| base.strong_count() > 0);
         bases.insert(image, Arc::downgrade(&base));
         Ok(base)
+    }
+
+    fn base_of(&self, image: Digest) -> Result<Base> {
+        let reader = &self.reader;
+        Ok(Base::new(
+            image,
+            reader.tree(&image)?,
+            &reader.layers(&image)?,
+            reader.times(&image)?,
+            self.owners.clone(),
+        ))
     }
 
     fn generation(&self, id: GenId) -> Arc<Generation> {
@@ -342,6 +351,12 @@ impl Registry {
         self.slots.lock().contains_key(name)
     }
 
+    /// Whether a fork is in memory, so that it can be had without reading anything.
+    pub fn is_loaded(&self, name: &str) -> bool {
+        let slot = self.slots.lock().get(name).cloned();
+        slot.is_some_and(|slot| slot.try_lock().is_some_and(|slot| matches!(*slot, Slot::Loaded(_))))
+    }
+
     fn slot(&self, name: &str) -> Result<Arc<Mutex<Slot>>> {
         self.slots.lock().get(name).cloned().ok_or_else(|| no_fork(name))
     }
@@ -401,7 +416,7 @@ impl Registry {
             // Its writer may have gone on since it was read here.
             head = Head::read(&head::path(&self.shared.forks, &head.name), &head.name)?;
         }
-        let base = self.shared.base(head.base)?;
+        let base = self.shared.base(head.base, head.created_ns)?;
         let baseline = Arc::new(State::over(base.clone()));
         let generations: Vec<_> = head.generations.iter().map(|id| self.shared.generation(*id)).collect();
         let Recovered { state, writer, damage, cut } =
@@ -420,7 +435,7 @@ impl Registry {
     }
 
     pub(super) fn fork(&self, head: Head, live: Live, damage: Option<Damage>, unsynced: bool) -> Arc<Fork> {
-        Arc::new(Fork {
+        Arc::new_cyclic(|this| Fork {
             shared: self.shared.clone(),
             uid: head.uid.clone(),
             head: Mutex::new(head),
@@ -431,6 +446,8 @@ impl Registry {
             syncing: Mutex::default(),
             guarded: AtomicBool::new(true),
             sealing: Mutex::default(),
+            this: this.clone(),
+            making: Mutex::default(),
             operations: super::witness::Operations::default(),
         })
     }
@@ -465,10 +482,11 @@ impl Registry {
     /// The same with a mode for its own folder.
     pub fn create_as(&self, name: &str, image: Option<Digest>, mode: u16) -> Result<Arc<Fork>> {
         self.check_new(name)?;
-        let base = self.shared.base(image)?;
+        let created_ns = now();
+        let base = self.shared.base(image, created_ns)?;
         let state = State::over(base);
         let baseline = Arc::new(state.detached());
-        self.establish(name, image, mode, Frame::default(), state, baseline, Vec::new())
+        self.establish(name, image, mode, Frame::default(), state, baseline, Vec::new(), created_ns)
     }
 
     /// Makes a fork of a fork as it stands.
@@ -491,6 +509,7 @@ impl Registry {
             frozen.state.branch(),
             frozen.baseline.clone(),
             frozen.generations.clone(),
+            now(),
         )
     }
 
@@ -503,13 +522,14 @@ impl Registry {
         state: State,
         baseline: Arc<State>,
         mut generations: Vec<Arc<Generation>>,
+        created_ns: i64,
     ) -> Result<Arc<Fork>> {
         let active = self.shared.new_generation()?;
         generations.push(active.clone());
         let head = Head {
             name: name.to_owned(),
             uid: GenId::random()?.to_string(),
-            created_ns: now(),
+            created_ns,
             base: image,
             generations: generations.iter().map(|generation| generation.id).collect(),
             folders,
@@ -526,6 +546,9 @@ impl Registry {
             return Err(e);
         }
         let fork = self.fork(head, live, None, true);
+        if image.is_none() {
+            fork.begin_making();
+        }
         self.slots.lock().insert(name.to_owned(), Arc::new(Mutex::new(Slot::Loaded(fork.clone()))));
         Ok(fork)
     }

@@ -26,6 +26,8 @@ pub struct LayerBase {
     pub digest: Digest,
     /// Its length in bytes, where known without reading the blob.
     pub size: Option<u64>,
+    /// Its time in nanoseconds since 1970; without one it is the image's.
+    pub mtime_ns: Option<i64>,
 }
 
 /// A fork's tree. Unlinked files are not in it.
@@ -187,6 +189,7 @@ impl State {
             _ => 0,
         };
         let (uid, gid) = self.base.owners.recorded(inode.uid, inode.gid);
+        let mtime = inode.mtime.unwrap_or_else(|| self.base.time(inode.base));
         Attr {
             ino,
             kind: inode.kind(),
@@ -196,9 +199,10 @@ impl State {
             gid,
             rdev: inode.rdev,
             size,
-            atime: inode.atime.unwrap_or(0),
-            mtime: inode.mtime.unwrap_or(0),
-            ctime: inode.ctime.unwrap_or(0),
+            // What was never set goes by no later change.
+            atime: inode.atime.unwrap_or_else(|| self.base.time(inode.base)),
+            mtime,
+            ctime: inode.ctime.unwrap_or(mtime),
         }
     }
 
@@ -216,6 +220,30 @@ impl State {
             }
         };
         self.base.tree.lookup(below, name).map(|node| self.ino_in(parent, node))
+    }
+
+    /// Whether a name in a folder is an entry of the base that was never moved, in folders that never were.
+    pub(super) fn is_in_place(&self, folder: Ino, name: &[u8]) -> bool {
+        let (mut folder, mut name): (Ino, Name) = (folder, name.into());
+        while folder != Ino::WORLD {
+            match self.at(folder) {
+                // As it was itself, but what is above it may have been moved.
+                Some(At::Base(node)) => {
+                    let tree = &self.base.tree;
+                    (folder, name) = (self.ino_of(tree.parent(node)), tree.name(node).into());
+                }
+                Some(At::Own(inode)) => {
+                    let Body::Dir(dir) = &inode.body else { return false };
+                    if dir.base.is_none() || dir.names.contains_key(&name) {
+                        return false;
+                    }
+                    let Some(link) = inode.links.first() else { return false };
+                    (folder, name) = link.clone();
+                }
+                None => return false,
+            }
+        }
+        true
     }
 
     /// Finds a path, `/` between its components; the empty one is the fork's own folder.
@@ -401,6 +429,8 @@ impl State {
             ino = Ino::derive(parent, &name, probe);
         }
         let mut inode = folder_file(parent, &name, content);
+        // No change time: it would take the next change for one of the same moment.
+        (inode.mtime, inode.atime) = (layer.mtime_ns, layer.mtime_ns);
         inode.guard = guard;
         if guard == Guard::Fixed {
             inode.mode = 0o444;

@@ -109,8 +109,42 @@ impl Adapter {
         reply: ReplyEntry,
     ) {
         let _turn = self.turn(op, req);
+        if parent.0 == Vfs::FORKS {
+            return self.make_fork(op, name, new, reply);
+        }
         guarded(op, || answer_entry(reply, self.vfs.create(parent.0, name.as_bytes(), new)));
-        self.forks_changed(parent);
+    }
+
+    /// Makes a fork, on a worker: its image has to be read, and those behind it for the times that it does not record.
+    fn make_fork(&self, op: Op, name: &OsStr, new: &NewFile<'_>, reply: ReplyEntry) {
+        let (vfs, notifier, notices) =
+            (Arc::clone(&self.vfs), Arc::clone(&self.notifier), self.notices.clone());
+        let (name, new) = (name.as_bytes().to_vec(), NewFile { target: &[], ..new.clone() });
+        self.workers.run(move || {
+            guarded(op, || answer_entry(reply, vfs.create(Vfs::FORKS, &name, &new)));
+            notices.run(move || {
+                notifier
+                    .get()
+                    .inspect(|notifier| tell(notifier, &[Stale::Inode(Vfs::FORKS), Stale::Inode(Vfs::WORK)]));
+            });
+        });
+    }
+
+    /// Answers a listing, on a worker where it has to wait.
+    pub(super) fn list(
+        &self,
+        op: Op,
+        req: &Request,
+        ino: INodeNo,
+        answer: impl FnOnce(&Vfs) + Send + 'static,
+    ) {
+        let _turn = self.turn(op, req);
+        if self.vfs.is_listed_by_a_worker(ino.0) {
+            let vfs = Arc::clone(&self.vfs);
+            self.workers.run(move || answer(&vfs));
+        } else {
+            guarded(op, || answer(&self.vfs));
+        }
     }
 
     /// Seals a fork, on a worker: it takes as long as the disk does, and all cores.

@@ -321,9 +321,8 @@ impl Filesystem for Adapter {
     }
 
     fn readdir(&self, req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        let _turn = self.turn(Op::Readdir, req);
-        guarded(Op::Readdir, || {
-            let listed = self.vfs.readdir(ino.0, offset, false, &mut |entry| {
+        self.list(Op::Readdir, req, ino, move |vfs| {
+            let listed = vfs.readdir(ino.0, offset, false, &mut |entry| {
                 let name = OsStr::from_bytes(entry.name);
                 !reply.add(INodeNo(entry.ino), entry.cookie, file_type(entry.kind), name)
             });
@@ -342,13 +341,13 @@ impl Filesystem for Adapter {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        let _turn = self.turn(Op::Readdirplus, req);
-        guarded(Op::Readdirplus, || {
-            let listed = self.vfs.readdir(ino.0, offset, true, &mut |entry| {
+        let writeback = self.writeback;
+        self.list(Op::Readdirplus, req, ino, move |vfs| {
+            let listed = vfs.readdir(ino.0, offset, true, &mut |entry| {
                 let name = OsStr::from_bytes(entry.name);
                 let (attr, ttl) = match &entry.entry {
                     // A kernel that writes back believes the first length it is told for ever.
-                    Some(found) if self.writeback && entry.kind == Kind::File && found.attr_ttl.is_zero() => {
+                    Some(found) if writeback && entry.kind == Kind::File && found.attr_ttl.is_zero() => {
                         (name_only(entry.ino, entry.kind), Duration::ZERO)
                     }
                     // One lifetime for both is all that can be told here.
@@ -358,7 +357,7 @@ impl Filesystem for Adapter {
                         (name_only(entry.ino, entry.kind), Duration::ZERO)
                     }
                     // Not looked up, and not to be forgotten either.
-                    None => (name_only(self.vfs.nobody(), entry.kind), Duration::ZERO),
+                    None => (name_only(vfs.nobody(), entry.kind), Duration::ZERO),
                 };
                 !reply.add(INodeNo(entry.ino), entry.cookie, name, &ttl, &attr, Generation(0))
             });

@@ -306,6 +306,7 @@ impl Builder {
             xattrs.into_iter().map(|(node, xattrs)| (renumbered[node as usize], xattrs)).collect();
         xattrs.sort_unstable_by_key(|(node, _)| *node);
         let mut tree = Tree {
+            lacks_times: out.iter().any(|node| node.mode & HAS_MTIME == 0),
             nodes: out.into(),
             names: names.into(),
             digests: digests.into(),

@@ -12,6 +12,7 @@ use super::inode::{ImageNo, hash_bytes, mix};
 use crate::error::Result;
 use crate::store::{Digest, MarkerError, Store};
 use crate::sync::{Mutex, RwLock};
+use crate::times::nanoseconds;
 
 /// A folder that changed less than this before it was listed may change again without its time moving on.
 const SETTLED: Duration = Duration::from_millis(100);
@@ -44,6 +45,8 @@ struct Index {
     known: HashMap<Digest, Made>,
     latest: Option<Digest>,
     agents: BTreeMap<Arc<str>, BTreeMap<String, Digest>>,
+    /// When the newest image of each agent was made.
+    newest: HashMap<Arc<str>, DateTime<Utc>>,
 }
 
 /// The images of the mounted store.
@@ -141,6 +144,11 @@ impl Catalog {
         self.with_index(|index| index.agents.get(name).cloned())
     }
 
+    /// When an agent's newest image was made, in nanoseconds since 1970, as far as someone has looked already; reads nothing.
+    pub(super) fn newest_of(&self, agent: &str) -> Option<i64> {
+        self.index.lock().newest.get(agent).map(nanoseconds)
+    }
+
     /// One of an agent's images.
     pub(super) fn agent_image(&self, agent: &str, name: &str) -> Result<Option<Digest>> {
         self.with_index(|index| index.agents.get(agent)?.get(name).copied())
@@ -166,6 +174,7 @@ impl Catalog {
         let mut known = HashMap::with_capacity(ids.len());
         let mut names: HashMap<String, Arc<str>> = HashMap::new();
         index.agents.clear();
+        index.newest.clear();
         index.latest = None;
         let mut newest = None;
         for id in &*ids {
@@ -186,6 +195,8 @@ impl Catalog {
             };
             if let Some((created, agent)) = &entry {
                 newest = newest.max(Some((*created, *id)));
+                let of_agent = index.newest.entry(Arc::clone(agent)).or_insert(*created);
+                *of_agent = (*of_agent).max(*created);
                 let name = format!("{}-{}", created.format("%Y%m%dT%H%M%SZ"), &id.hex()[..12]);
                 index.agents.entry(Arc::clone(agent)).or_default().insert(name, *id);
             }

@@ -111,9 +111,9 @@ impl Vfs {
                 number.and_then(|number| self.outcome(number)).ok_or(ErrorKind::NotFound)?.to_vec()
             }
         };
-        let mtime = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64);
+        let mtime_ns = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as i64);
         let key = VERSION.fetch_add(1, Ordering::Relaxed);
-        let node = Node::Doc { bytes: bytes.into(), mtime, key };
+        let node = Node::Doc { bytes: bytes.into(), mtime_ns, key };
         self.unread.add(name, &node);
         self.entry_with(node, Duration::ZERO)
     }
@@ -198,6 +198,12 @@ impl Vfs {
             &plain(stats.mapped_bytes),
         );
         family("pfimg_tree_bytes", "gauge", "Bytes of parsed file trees.", &plain(self.trees.bytes()));
+        family(
+            "pfimg_times_trees_total",
+            "counter",
+            "Trees that were read to derive times.",
+            &plain(self.reader.times().trees_read()),
+        );
         let events = [("missing", &self.metrics.missing), ("damaged", &self.metrics.damaged)]
             .map(|(kind, counter)| (format!("{{kind=\"{kind}\"}}"), counter.load(Ordering::Relaxed)));
         family("pfimg_events_total", "counter", "Reads that failed, by reason.", &events);

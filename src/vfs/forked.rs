@@ -270,7 +270,10 @@ impl Vfs {
             _ => {}
         }
         let (mounted, parent) = self.in_fork(parent)?;
-        let made = mounted.fork.create(parent, name, new).map_err(kind)?;
+        let mut made = mounted.fork.create(parent, name, new).map_err(kind)?;
+        if let Some(taken) = mounted.fork.take_time_of_empty(&made).map_err(kind)? {
+            made = taken;
+        }
         self.fork_entry(&mounted, &made, self.lifetime(parent, name), || mounted.fork.lookup(parent, name))
     }
 
@@ -289,6 +292,7 @@ impl Vfs {
             return self.remove_tag(name);
         }
         let (mounted, parent) = self.in_fork(parent)?;
+        mounted.fork.end_making();
         let gone = mounted.fork.unlink(parent, name).map_err(kind)?;
         self.forget_unless_known(&mounted, gone);
         Ok(())
@@ -327,6 +331,7 @@ impl Vfs {
                 if mounted.slot != other.slot {
                     return Err(ErrorKind::Posix(Posix::CrossesDevices));
                 }
+                mounted.fork.end_making();
                 let gone = mounted.fork.rename(from, name, to, new_name, mode).map_err(kind)?;
                 if let Some(gone) = gone {
                     self.forget_unless_known(&mounted, gone);
@@ -342,6 +347,9 @@ impl Vfs {
 
     pub(super) fn do_setattr(&self, ino: Ino, set: &SetAttr) -> Outcome<(Attr, Duration)> {
         let (mounted, in_fork) = self.in_fork(ino)?;
+        if set.mtime.is_some() || set.size.is_some_and(|size| size > 0) {
+            mounted.fork.end_making();
+        }
         let attr = mounted.fork.setattr(in_fork, set).map_err(kind)?;
         Ok((Attr { ino, ..Self::fork_attr(&attr) }, FOREVER))
     }
@@ -368,6 +376,7 @@ impl Vfs {
     pub(super) fn do_write(&self, ino: Ino, offset: u64, bytes: &[u8], by: Writer) -> Outcome<usize> {
         let (mounted, in_fork) = self.in_fork(ino)?;
         let fork = &mounted.fork;
+        fork.end_making();
         let write = || match by {
             Writer::Call { strip } if self.config.late_writes => {
                 self.write_late(&mounted, (ino, in_fork), offset, bytes, strip)
@@ -393,6 +402,7 @@ impl Vfs {
         strip: bool,
     ) -> Outcome<()> {
         let (mounted, ino) = self.in_fork(ino)?;
+        mounted.fork.end_making();
         mounted.fork.fallocate(ino, offset, len, what, strip).map_err(kind)
     }
 
@@ -425,8 +435,10 @@ impl Vfs {
                 let source = CopySource::Fork(&mounted.fork, source);
                 target.fork.copy_range(&source, from_offset, ino, offset, len, strip).map_err(kind)
             }
-            Node::File { digest, size, shown: Shown::Raw, .. } if size != UNKNOWN_SIZE => {
-                let source = CopySource::Blob(fork::BlobRef { digest, size });
+            Node::File { digest, size, shown: Shown::Raw, recorded, seen, .. } if size != UNKNOWN_SIZE => {
+                let (blob, image) = (fork::BlobRef { digest, size }, self.catalog.id(seen.image));
+                let path = if target.fork.is_being_made() { self.path_of_bytes(seen) } else { Vec::new() };
+                let source = CopySource::Image { blob, image, path: &path, mtime: recorded.mtime_ns };
                 target.fork.copy_range(&source, from_offset, ino, offset, len, strip).map_err(kind)
             }
             // Bytes that are in no blob of their own.

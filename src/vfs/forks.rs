@@ -225,6 +225,23 @@ impl Vfs {
         Ok(self.registry(false)?.map_or_else(Vec::new, |registry| registry.names()))
     }
 
+    /// Whether a fork has to be read back first, which an event loop does not wait for.
+    pub(super) fn has_to_read_fork(&self, name: &str) -> bool {
+        match self.forks.registry.try_lock().as_deref() {
+            Some(Some(registry)) => registry.contains(name) && !registry.is_loaded(name),
+            Some(None) => self.store.root().join("forks").is_dir(),
+            None => true,
+        }
+    }
+
+    /// Whether any fork has to be read back first.
+    pub(super) fn has_to_read_forks(&self) -> bool {
+        match self.forks.registry.try_lock().as_deref() {
+            Some(Some(registry)) => registry.names().iter().any(|name| !registry.is_loaded(name)),
+            _ => true,
+        }
+    }
+
     /// A fork by its name.
     pub(super) fn fork_named(&self, name: &str) -> Outcome<Mounted> {
         let registry = self.registry(false).map_err(logged)?.ok_or(ErrorKind::NotFound)?;

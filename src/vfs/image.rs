@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use lru::LruCache;
 
-use super::facts::LAYER_MODE;
+use super::facts::{Facts, LAYER_MODE};
 use super::inode::{ImageDir, ImageNo, Keyed, MANIFEST, Node, Place, Seen, Shown, UNKNOWN_SIZE, hash_bytes};
 use super::{Attr, Entry, FOREVER, INLINE_FILL, Outcome, Patience, Step, Vfs};
 use crate::error::{Error, ErrorKind};
@@ -165,12 +165,19 @@ impl Vfs {
         &self,
         image: ImageNo,
         dir: ImageDir,
-        mtime: i64,
         name: &[u8],
         patience: Patience,
     ) -> Outcome<Step<Entry>> {
         let name = std::str::from_utf8(name).map_err(|_| ErrorKind::NotFound)?;
-        let folder = |dir| self.entry(Node::ImageDir { image, dir, mtime }).map(Step::Done);
+        let facts = match (dir, name) {
+            (ImageDir::World, "fs") => Facts::World,
+            (ImageDir::Pages, _) => Facts::Pages,
+            _ => Facts::Layers,
+        };
+        if patience == Patience::Brief && self.has_to_read(image, facts) {
+            return Ok(Step::Blocks);
+        }
+        let folder = |dir| self.entry(Node::ImageDir { image, dir }).map(Step::Done);
         let layer = |file| self.layer_entry(image, file, patience);
         match (dir, name) {
             (ImageDir::Top, "manifest.json") => self.manifest_entry(image).map(Step::Done),
@@ -187,7 +194,7 @@ impl Vfs {
             (ImageDir::World, "fs") => {
                 let node = Node::Dir { image, node: NodeId::ROOT };
                 if patience == Patience::Listing {
-                    return self.entry_to_be_asked(self.keyed(node), Kind::Dir).map(Step::Done);
+                    return self.entry_to_be_asked(self.keyed(node), Kind::Dir, FOREVER).map(Step::Done);
                 }
                 self.entry(node).map(Step::Done)
             }
@@ -205,9 +212,10 @@ impl Vfs {
                 let parents = &self.image(image)?.manifest.parents;
                 let parent = parents.iter().find(|id| id.hex() == name).ok_or(ErrorKind::NotFound)?;
                 let target = format!("../../{}", parent.hex()).into();
-                // The parent may be gone or come back: the link stands all the same.
+                // The parent may be gone or come back: the link stands all the same, with the time of the image that it is in.
+                let mtime_ns = self.time_of_image(&self.catalog.id(image));
                 let place = [b"parents", &self.catalog.id(image).as_bytes()[..]].concat();
-                self.entry_with(Node::link(&place, target, mtime), Duration::ZERO).map(Step::Done)
+                self.entry_with(Node::link(&place, target, mtime_ns), Duration::ZERO).map(Step::Done)
             }
             _ => Err(ErrorKind::NotFound),
         }
@@ -221,7 +229,7 @@ impl Vfs {
             error => self.report_image(image, &id, error),
         })?;
         let key = hash_bytes(id.as_bytes()) | MANIFEST;
-        self.entry(Node::Doc { bytes: bytes.into(), mtime: self.time_of_manifest(&id), key })
+        self.entry(Node::Doc { bytes: bytes.into(), mtime_ns: self.time_of_image(&id), key })
     }
 
     fn layer_entry(&self, image: ImageNo, file: LayerFile, patience: Patience) -> Outcome<Step<Entry>> {
@@ -261,7 +269,7 @@ impl Vfs {
         let size = match known {
             Some(size) => size,
             None if patience == Patience::Listing => {
-                return self.entry_to_be_asked(file(UNKNOWN_SIZE), Kind::File).map(Step::Done);
+                return self.entry_to_be_asked(file(UNKNOWN_SIZE), Kind::File, FOREVER).map(Step::Done);
             }
             None => match self.find_size(&digest, shown, seen, patience)? {
                 Step::Done(size) => size,
@@ -297,23 +305,28 @@ impl Vfs {
     }
 
     /// An entry whose attributes were not found out: whoever wants them asks for them.
-    fn entry_to_be_asked(&self, keyed: Keyed, kind: Kind) -> Outcome<Entry> {
+    pub(super) fn entry_to_be_asked(&self, keyed: Keyed, kind: Kind, entry_ttl: Duration) -> Outcome<Entry> {
         let mode = if kind == Kind::Dir { 0o755 } else { LAYER_MODE };
         let (uid, gid) = (self.config.uid, self.config.gid);
         let (ino, _) = self.inodes.intern(keyed)?;
         let attr = Attr { ino, kind, mode, nlink: 1, uid, gid, ..Attr::default() };
-        Ok(Entry { attr, entry_ttl: FOREVER, attr_ttl: Duration::ZERO })
+        Ok(Entry { attr, entry_ttl, attr_ttl: Duration::ZERO })
+    }
+
+    /// Where a file is, from the image's folder on.
+    pub(super) fn path_of_bytes(&self, seen: Seen) -> Vec<u8> {
+        match seen.place {
+            Place::Layer(file) => file.path().into(),
+            Place::Page { ix, key } => format!("cache/pages/{ix:08}.{}", if key { 'k' } else { 'v' }).into(),
+            Place::World(node) => {
+                let path = self.tree(seen.image).map(|tree| tree.path(node)).unwrap_or_default();
+                [b"world/fs/", &path[..]].concat()
+            }
+        }
     }
 
     /// Where a file is, for messages.
     pub(super) fn path_of(&self, seen: Seen) -> String {
-        match seen.place {
-            Place::Layer(file) => file.path().to_owned(),
-            Place::Page { ix, key } => format!("cache/pages/{ix:08}.{}", if key { 'k' } else { 'v' }),
-            Place::World(node) => {
-                let path = self.tree(seen.image).map(|tree| tree.path(node)).unwrap_or_default();
-                format!("world/fs/{}", String::from_utf8_lossy(&path).escape_debug())
-            }
-        }
+        String::from_utf8_lossy(&self.path_of_bytes(seen)).escape_debug().to_string()
     }
 }

@@ -122,8 +122,6 @@ pub(super) enum Node {
     ImageDir {
         image: ImageNo,
         dir: ImageDir,
-        /// Seconds since 1970: the marker's time.
-        mtime: i64,
     },
     /// A folder in `world/fs`.
     Dir {
@@ -156,7 +154,7 @@ pub(super) enum Node {
     Link {
         /// Empty for a `latest` that was only listed.
         target: Arc<str>,
-        mtime: i64,
+        mtime_ns: i64,
         /// Hash of its place and of what it leads to.
         key: u64,
     },
@@ -176,7 +174,7 @@ pub(super) enum Node {
     /// Bytes made by the daemon. Each version is an inode of its own.
     Doc {
         bytes: Arc<[u8]>,
-        mtime: i64,
+        mtime_ns: i64,
         /// What told it apart when its number was given.
         key: u64,
     },
@@ -257,7 +255,7 @@ impl Keyed {
             Node::Forked { mounted, ino } => return Self { key: Key::of_fork(mounted.slot, *ino), node },
             Node::Snap { mounted } => return Self { key: super::Vfs::snap_key(mounted), node },
             Node::Agent(name) => mix(1, hash_bytes(name.as_bytes())),
-            Node::ImageDir { image, dir, .. } => mix(mix(2, digest_hash(&image_id(*image))), *dir as u64),
+            Node::ImageDir { image, dir } => mix(mix(2, digest_hash(&image_id(*image))), *dir as u64),
             Node::Dir { image, node } | Node::Special { image, node } => {
                 mix(mix(3, digest_hash(&image_id(*image))), node.0.into())
             }
@@ -275,9 +273,9 @@ impl Keyed {
 
 impl Node {
     /// A symlink of our own, at a place that no other has. What it leads to is part of what it is: the kernel keeps it.
-    pub(super) fn link(place: &[u8], target: Arc<str>, mtime: i64) -> Self {
+    pub(super) fn link(place: &[u8], target: Arc<str>, mtime_ns: i64) -> Self {
         let key = mix(hash_bytes(place), hash_bytes(target.as_bytes()));
-        Self::Link { target, mtime, key }
+        Self::Link { target, mtime_ns, key }
     }
 
     /// Whether both are the same inode. Where they were seen does not count, nor what was not found out yet.
@@ -285,7 +283,7 @@ impl Node {
         match (self, other) {
             (Self::Fixed(one), Self::Fixed(two)) => one == two,
             (Self::Agent(one), Self::Agent(two)) => one == two,
-            (Self::ImageDir { image, dir, .. }, Self::ImageDir { image: image2, dir: dir2, .. }) => {
+            (Self::ImageDir { image, dir }, Self::ImageDir { image: image2, dir: dir2 }) => {
                 image == image2 && dir == dir2
             }
             (Self::Dir { image, node }, Self::Dir { image: image2, node: node2 })

@@ -118,13 +118,11 @@ impl Vfs {
             Node::Fixed(_) => Node::Fixed(Fixed::Root),
             Node::Agent(_) => Node::Fixed(Fixed::Agents),
             Node::ImageDir { dir: ImageDir::Top, .. } => Node::Fixed(Fixed::Images),
-            Node::ImageDir { image, dir, mtime } => {
+            Node::ImageDir { image, dir } => {
                 let dir = if *dir == ImageDir::Pages { ImageDir::Cache } else { ImageDir::Top };
-                Node::ImageDir { image: *image, dir, mtime: *mtime }
+                Node::ImageDir { image: *image, dir }
             }
-            Node::Dir { image, node: NodeId::ROOT } => {
-                Node::ImageDir { image: *image, dir: ImageDir::World, mtime: 0 }
-            }
+            Node::Dir { image, node: NodeId::ROOT } => Node::ImageDir { image: *image, dir: ImageDir::World },
             Node::Dir { image, node } => Node::Dir { image: *image, node: self.tree(*image)?.parent(*node) },
             Node::Snap { mounted } => Node::Forked { mounted: mounted.clone(), ino: fork::Ino::TOP },
             Node::Forked { ino: fork::Ino::TOP, .. } => Node::Fixed(Fixed::Forks),

@@ -9,11 +9,12 @@ use lru::LruCache;
 use super::trees::Trees;
 use crate::cache::{Cache, Payload};
 use crate::error::{Error, ErrorKind, Result};
-use crate::fork::{BaseReader, LayerBase};
+use crate::fork::{BaseReader, BaseTimes, LayerBase};
 use crate::layers::cache::PageManifest;
 use crate::store::{BlobError, Digest, LayerFile, Store};
 use crate::sync::{Mutex, RwLock};
-use crate::tree::Tree;
+use crate::times::{PageList, PageTimes, Times, page_time};
+use crate::tree::{NodeTimes, Tree};
 
 /// How long a ledger is as it is shown: nothing known yet, or its length without the secret; none where there is no secret in it.
 type Redacted = Option<Option<u64>>;
@@ -26,6 +27,7 @@ pub(super) struct Reader {
     store: Arc<Store>,
     cache: Arc<Cache>,
     trees: Arc<Trees>,
+    times: Times,
     reveal_secrets: bool,
     /// Ledgers of images that forks rest on.
     ledgers: RwLock<HashMap<Digest, Redacted>>,
@@ -35,7 +37,43 @@ pub(super) struct Reader {
 impl Reader {
     pub(super) fn new(store: Arc<Store>, cache: Arc<Cache>, trees: Arc<Trees>, reveal_secrets: bool) -> Self {
         let shown = Mutex::new(LruCache::new(SHOWN));
-        Self { store, cache, trees, reveal_secrets, ledgers: RwLock::default(), shown }
+        let times = Times::new(Arc::clone(&store), Some(cache.dir().to_owned()));
+        Self { store, cache, trees, times, reveal_secrets, ledgers: RwLock::default(), shown }
+    }
+
+    /// What is known of images' times.
+    pub(super) fn times(&self) -> &Times {
+        &self.times
+    }
+
+    /// The derived times of an image's nodes. May read the trees of its line.
+    pub(super) fn node_times(&self, image: &Digest) -> Result<Arc<NodeTimes>> {
+        if let Some(known) = self.times.nodes_known(image) {
+            return Ok(known);
+        }
+        let tree = self.tree(image)?;
+        // Trees of other images take no place from those that are looked at.
+        let read = |digest: &Digest| {
+            self.trees.peek(digest).or_else(|| {
+                let bytes = self.store.blobs().read_metadata(digest).ok()?;
+                Tree::parse(&bytes).ok().map(Arc::new)
+            })
+        };
+        Ok(self.times.nodes(image, &tree, &read)?)
+    }
+
+    /// The times of an image's pages. May read the page manifests of its line.
+    pub(super) fn page_times(&self, image: &Digest) -> Result<Arc<PageTimes>> {
+        Ok(self.times.pages(image, &|digest| self.page_list(digest).ok())?)
+    }
+
+    fn page_list(&self, digest: &Digest) -> Result<PageList> {
+        let bytes = self.store.blobs().read_metadata(digest)?;
+        let manifest =
+            PageManifest::parse(&bytes).map_err(|e| Error::new(ErrorKind::Damaged, e.to_string()))?;
+        let mut pages: PageList = manifest.pages.iter().map(|page| (page.ix, page.k, page.v)).collect();
+        pages.sort_unstable_by_key(|(ix, ..)| *ix);
+        Ok(pages)
     }
 
     /// A payload of `size` bytes. A ledger's secret is not shown in forks either.
@@ -122,16 +160,32 @@ impl BaseReader for Reader {
         })
     }
 
+    fn times(&self, image: &Digest) -> Result<BaseTimes> {
+        let created_ns = self.times.created(image)?;
+        let nodes = if self.tree(image)?.lacks_times() {
+            self.node_times(image)?
+        } else {
+            Arc::new(NodeTimes::all(created_ns))
+        };
+        Ok(BaseTimes { created_ns, nodes })
+    }
+
+    fn line_behind(&self, image: &Digest) -> u32 {
+        self.times.behind(image)
+    }
+
     fn layers(&self, image: &Digest) -> Result<Vec<LayerBase>> {
         let found = self.store.image(image)?;
         let mut layers = vec![LayerBase {
             path: "manifest.json".into(),
             digest: *image,
             size: Some(found.bytes.len() as u64),
+            mtime_ns: Some(self.times.created(image)?),
         }];
         for (file, digest) in found.manifest.blobs() {
             if file != LayerFile::WorldFs {
-                layers.push(LayerBase { path: file.path().into(), digest, size: None });
+                let mtime_ns = Some(self.times.layer(image, file)?);
+                layers.push(LayerBase { path: file.path().into(), digest, size: None, mtime_ns });
             }
             if file == LayerFile::EffectsLedger && !self.reveal_secrets {
                 self.ledgers.write().entry(digest).or_insert(None);
@@ -141,9 +195,12 @@ impl BaseReader for Reader {
         let pages = PageManifest::parse(&bytes)
             .map_err(|e| Error::new(ErrorKind::Damaged, format!("image {image}: {e}")))?;
         let size = pages.page_bytes();
+        let times = if pages.pages.is_empty() { Arc::default() } else { self.page_times(image)? };
         for page in &pages.pages {
             for (suffix, digest) in [("k", page.k), ("v", page.v)] {
-                layers.push(LayerBase { path: format!("cache/pages/{:08}.{suffix}", page.ix), digest, size });
+                let path = format!("cache/pages/{:08}.{suffix}", page.ix);
+                let mtime_ns = page_time(&times, page.ix, suffix == "k");
+                layers.push(LayerBase { path, digest, size, mtime_ns });
             }
         }
         Ok(layers)

@@ -22,7 +22,7 @@ use super::forked::Mounted;
 use super::inode::{Fixed, Ino, Key, Node};
 use super::readdir::{DirEntry, Emit};
 use super::top::logged;
-use super::{Entry, Outcome, Vfs};
+use super::{Entry, Outcome, Patience, Step, Vfs};
 use crate::audit::Log;
 use crate::error::{Error, ErrorKind, Posix, Result};
 use crate::fork::{self, Fork, Frozen, Seal};
@@ -152,14 +152,19 @@ impl Vfs {
         Ok(seals.iter().any(|seal| seal.image == image).then_some(image))
     }
 
-    pub(super) fn lookup_snap(&self, mounted: &Mounted, name: &[u8]) -> Outcome<Entry> {
+    pub(super) fn lookup_snap(
+        &self,
+        mounted: &Mounted,
+        name: &[u8],
+        patience: Patience,
+    ) -> Outcome<Step<Entry>> {
         let name = std::str::from_utf8(name).map_err(|_| ErrorKind::NotFound)?;
         if name == "latest" || name.starts_with('.') {
             return Err(ErrorKind::NotFound);
         }
         let found = self.find_seal(&mounted.fork, name).map_err(logged)?.ok_or(ErrorKind::NotFound)?;
         let place = ["snap", mounted.fork.uid(), name].join("/");
-        self.link_to(place.as_bytes(), format!("../../../images/{}", found.hex()), &found)
+        self.link_to(place.as_bytes(), format!("../../../images/{}", found.hex()), &found, patience)
     }
 
     pub(super) fn list_snap(&self, mounted: &Mounted, cookie: u64, emit: Emit<'_>) -> Outcome<()> {

@@ -1,11 +1,9 @@
 //! `tags/`: names given to images, as symlinks that any tool can make, rename and remove.
 
 use std::path::{Component, Path, PathBuf};
-use std::time::Duration;
 
-use super::inode::Node;
 use super::top::logged;
-use super::{Entry, Outcome, Vfs};
+use super::{Entry, Outcome, Patience, Step, Vfs};
 use crate::audit::note;
 use crate::error::{Error, ErrorKind, Posix, Result};
 use crate::fork::{NewFile, RenameMode};
@@ -53,16 +51,15 @@ fn named_by(target: &Path, mountpoint: &Path) -> Option<String> {
 }
 
 impl Vfs {
-    pub(super) fn lookup_tag(&self, name: &str) -> Outcome<Entry> {
+    pub(super) fn lookup_tag(&self, name: &str, patience: Patience) -> Outcome<Step<Entry>> {
         let id = self.store.tags().get(name).map_err(|error| match error.kind() {
             ErrorKind::NotFound | ErrorKind::InvalidInput => ErrorKind::NotFound,
             _ => logged(error),
         })?;
-        let target = format!("../images/{}", id.hex()).into();
+        let target = format!("../images/{}", id.hex());
         // Other programs change tags too: asked for anew each time.
         let place = ["tags", name].concat();
-        let mtime = self.time_of_image(&id).unwrap_or(0);
-        self.entry_with(Node::link(place.as_bytes(), target, mtime), Duration::ZERO)
+        self.link_to(place.as_bytes(), target, &id, patience)
     }
 
     fn may_write_tags(&self) -> Outcome<()> {
@@ -81,7 +78,10 @@ impl Vfs {
         let image =
             self.set_tag(name, new.target).map_err(|error| refused(error.kind(), &error.to_string()))?;
         self.log().note(note::tags_changed(&[name], &[], Some(&image)));
-        self.lookup_tag(name)
+        match self.lookup_tag(name, Patience::Blocking)? {
+            Step::Done(entry) => Ok(entry),
+            Step::Blocks => Err(ErrorKind::Io(None)),
+        }
     }
 
     fn set_tag(&self, name: &str, target: &[u8]) -> Result<Digest> {

@@ -28,6 +28,11 @@ impl Trees {
         Self { kept, building: Mutex::default(), budget }
     }
 
+    /// A tree that is in memory.
+    pub(super) fn peek(&self, digest: &Digest) -> Option<Arc<Tree>> {
+        self.kept.lock().trees.get(digest).cloned()
+    }
+
     pub(super) fn get<E>(
         &self,
         digest: &Digest,

@@ -7,12 +7,13 @@ use imbl::HashMap as PMap;
 
 use super::super::frame::FOLDER_MODE;
 use super::super::ino::Ino;
+use super::super::live::BaseTimes;
 use super::super::node::{Body, Dir, Guard, Inode, Name};
 use super::super::owners::{Given, Owners};
 use super::{LayerBase, State};
 use crate::layers::world::Kind;
 use crate::store::Digest;
-use crate::tree::{NodeId, Tree};
+use crate::tree::{NodeId, NodeTimes, Tree};
 
 /// What a fork begins as. One for each image, shared by its forks.
 pub(in crate::fork) struct Base {
@@ -23,6 +24,8 @@ pub(in crate::fork) struct Base {
     pub(super) groups: HashMap<u64, Vec<NodeId>>,
     /// How owners are shown.
     pub(in crate::fork) owners: Owners,
+    /// Times of what has none recorded.
+    times: BaseTimes,
     pub(super) nodes: PMap<Ino, Arc<Inode>>,
     #[allow(clippy::struct_field_names)] // by base entry
     pub(super) by_base: PMap<NodeId, Ino>,
@@ -64,22 +67,29 @@ pub(super) fn folder(links: Vec<(Ino, Name)>, base: Option<NodeId>) -> Inode {
 }
 
 impl Base {
-    /// What a fork of nothing begins as: an empty folder.
-    pub(in crate::fork) fn empty(owners: Owners) -> Self {
+    /// What a fork of nothing begins as: an empty folder, made at a moment.
+    pub(in crate::fork) fn empty(owners: Owners, created_ns: i64) -> Self {
         let nodes = PMap::unit(Ino::TOP, Arc::new(folder(Vec::new(), None)));
         Self {
             image: None,
             tree: Arc::new(Tree::empty()),
             groups: HashMap::new(),
             owners,
+            times: BaseTimes { created_ns, nodes: Arc::new(NodeTimes::all(created_ns)) },
             nodes,
             by_base: PMap::new(),
         }
     }
 
     /// What a fork of an image begins as.
-    pub(in crate::fork) fn new(image: Digest, tree: Arc<Tree>, layers: &[LayerBase], owners: Owners) -> Self {
-        let mut base = Self { image: Some(image), ..Self::empty(owners) };
+    pub(in crate::fork) fn new(
+        image: Digest,
+        tree: Arc<Tree>,
+        layers: &[LayerBase],
+        times: BaseTimes,
+        owners: Owners,
+    ) -> Self {
+        let mut base = Self { image: Some(image), times, ..Self::empty(owners, 0) };
         let mut groups: HashMap<u64, Vec<NodeId>> = HashMap::new();
         for (node, number) in tree.hardlinks() {
             groups.entry(number).or_default().push(node);
@@ -122,11 +132,19 @@ impl Base {
             tree: shared.tree.clone(),
             groups: shared.groups.clone(),
             owners: shared.owners.clone(),
+            times: shared.times.clone(),
             nodes: PMap::new(),
             by_base: PMap::new(),
         });
         (base.nodes, base.by_base) = (nodes, by_base);
         base
+    }
+
+    /// The time that is shown of what has none: of an entry of the tree its own, else that of the image.
+    pub(in crate::fork) fn time(&self, node: Option<NodeId>) -> i64 {
+        // Of a file with several names it is that of the first, as in the image.
+        let shown = |node| self.tree.shown_mtime_ns(self.tree.file(node).0, &self.times.nodes);
+        node.map_or(self.times.created_ns, shown)
     }
 
     /// The entry that stands for a file of the tree: of several links the first.

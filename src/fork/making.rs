@@ -1,0 +1,156 @@
+//! A fork that is being copied together: `cp -r` sets no times, but takes the files of another fork or of an image one by one. As
+//! long as nothing else is done in the new fork, a file whose whole content comes from the same path keeps the time that it has
+//! there. Else each file would be as young as its copy, in the order of the copying, and make would take what was edited and not yet
+//! built for built. Copies stay files of their own: nothing becomes a hard link.
+
+use std::sync::Weak;
+
+use super::attr::{SetAttr, SetTime};
+use super::copy::CopySource;
+use super::ino::Ino;
+use super::live::Fork;
+use super::node::Attr;
+use crate::error::Result;
+use crate::layers::world::Kind;
+use crate::store::Digest;
+use crate::tree::NodeId;
+
+/// What a fork is being copied together from.
+#[derive(Debug, Default)]
+pub(super) enum Making {
+    /// It is not, or not any more.
+    #[default]
+    No,
+    /// Nothing was copied yet.
+    Begun,
+    /// The fork or image that the first file came from.
+    From(Source),
+}
+
+/// A fork or an image.
+#[derive(Clone, Debug)]
+pub(super) enum Source {
+    Fork(Weak<Fork>),
+    Image(Digest),
+}
+
+impl Source {
+    fn is(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Fork(one), Self::Fork(two)) => one.ptr_eq(two),
+            // A file is known by the image that it was seen in first, which may be another one of the line.
+            (Self::Image(_), Self::Image(_)) => true,
+            _ => false,
+        }
+    }
+}
+
+/// Where a file comes from that is copied to the path that it has there.
+pub(super) struct Origin(Source);
+
+impl Fork {
+    /// Notes that it was made with nothing in it.
+    pub(super) fn begin_making(&self) {
+        *self.making.lock() = Making::Begun;
+    }
+
+    /// Notes that more is done in it than copying a fork or an image: times are those of what is done from now on.
+    pub fn end_making(&self) {
+        *self.making.lock() = Making::No;
+    }
+
+    /// Whether it is being copied together.
+    pub fn is_being_made(&self) -> bool {
+        !matches!(*self.making.lock(), Making::No)
+    }
+
+    /// Where the content comes from that is copied into a file; nothing if its time is not to be taken along.
+    pub(super) fn origin(
+        &self,
+        from: &CopySource<'_>,
+        ino: Ino,
+        from_offset: u64,
+        offset: u64,
+    ) -> Result<Option<Origin>> {
+        if from_offset != 0 || offset != 0 || !self.is_being_made() {
+            return Ok(None);
+        }
+        let own = {
+            let live = self.live.read();
+            if live.image.is_some()
+                || live.inode(ino).is_none_or(|inode| inode.content().is_none_or(|c| c.known_size() > 0))
+            {
+                return Ok(None);
+            }
+            live.state.path(ino)
+        };
+        let (source, path) = match from {
+            CopySource::Fork(fork, _) if std::ptr::eq(*fork, self) => return Ok(None),
+            CopySource::Fork(fork, other) => {
+                let live = fork.live.read();
+                let inode = live.need(*other)?;
+                // Of several names any will do.
+                let names = inode.links.iter().filter_map(|(folder, name)| {
+                    let folder = live.state.path(*folder)?;
+                    Some(if folder.is_empty() { name.to_vec() } else { [&folder[..], name].join(&b'/') })
+                });
+                let path = names.into_iter().find(|path| own.as_ref() == Some(path));
+                (Source::Fork(fork.this.clone()), path)
+            }
+            CopySource::Image { image, path, .. } => (Source::Image(*image), Some(path.to_vec())),
+            CopySource::Blob(_) => return Ok(None),
+        };
+        if own.is_none() || own != path {
+            return Ok(None);
+        }
+        let mut making = self.making.lock();
+        match &*making {
+            Making::Begun => *making = Making::From(source.clone()),
+            Making::From(first) if first.is(&source) => {}
+            Making::From(_) | Making::No => return Ok(None),
+        }
+        Ok(Some(Origin(source)))
+    }
+
+    /// Gives a file of `size` bytes, all of which were copied, the time that it has where it comes from.
+    pub(super) fn take_time(&self, ino: Ino, origin: &Origin, mtime: i64, size: u64) -> Result<()> {
+        let same = matches!(&*self.making.lock(), Making::From(source) if source.is(&origin.0));
+        let as_copied = self.getattr(ino).is_ok_and(|attr| attr.size == size);
+        if same && as_copied {
+            self.set_mtime(ino, mtime)?;
+        }
+        Ok(())
+    }
+
+    /// Gives an empty file that was made just now the time that an empty one of the same path has where the others come from: no byte
+    /// of it is copied. Returns what `stat` tells of it then.
+    pub fn take_time_of_empty(&self, made: &Attr) -> Result<Option<Attr>> {
+        if made.kind != Kind::File {
+            return Ok(None);
+        }
+        let source = match &*self.making.lock() {
+            Making::From(source) => source.clone(),
+            Making::No | Making::Begun => return Ok(None),
+        };
+        let Some(path) = self.live.read().state.path(made.ino) else { return Ok(None) };
+        let found = match source {
+            Source::Fork(fork) => fork.upgrade().and_then(|fork| {
+                let ino = fork.live.read().state.resolve(&path)?;
+                let attr = fork.getattr(ino).ok()?;
+                (attr.kind == Kind::File && attr.size == 0).then_some(attr.mtime)
+            }),
+            Source::Image(image) => path.strip_prefix(b"world/fs/").and_then(|path| {
+                let reader = &self.shared.reader;
+                let tree = reader.tree(&image).ok()?;
+                let node: NodeId = tree.resolve(path)?;
+                let empty = tree.kind(node) == Kind::File && tree.size(node) == 0;
+                empty.then(|| Some(tree.shown_mtime_ns(node, &reader.times(&image).ok()?.nodes)))?
+            }),
+        };
+        found.map(|mtime| self.set_mtime(made.ino, mtime)).transpose()
+    }
+
+    fn set_mtime(&self, ino: Ino, mtime: i64) -> Result<Attr> {
+        self.setattr(ino, &SetAttr { mtime: Some(SetTime::At(mtime)), ..SetAttr::default() })
+    }
+}

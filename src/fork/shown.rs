@@ -1,0 +1,47 @@
+//! Times that a fork shows and that are recorded nowhere: which of them a seal has to record.
+
+use std::collections::{BTreeMap, HashSet};
+
+use super::freeze::{Changes, Frozen, Put};
+
+/// Where the files of an image lie.
+const WORLD: &[u8] = b"world/fs";
+
+fn is_in_world(path: &[u8]) -> bool {
+    path.strip_prefix(WORLD).is_some_and(|rest| rest.starts_with(b"/"))
+}
+
+impl Frozen {
+    /// The times that are shown, are nowhere recorded, and would be others in an image that does not record them: of what was moved or
+    /// linked, and of folders in which something changed. By path in `world/fs`.
+    pub fn times_to_record(&self, changes: &Changes) -> BTreeMap<Vec<u8>, i64> {
+        let mut times = BTreeMap::new();
+        let mut folders: HashSet<&[u8]> = HashSet::new();
+        let mut above = |path| {
+            let mut path: &[u8] = path;
+            while let Some(at) = path.iter().rposition(|b| *b == b'/').filter(|at| *at >= WORLD.len()) {
+                path = &path[..at];
+                if !folders.insert(path) {
+                    break;
+                }
+            }
+        };
+        changes.removed.iter().filter(|path| is_in_world(path)).for_each(|path| above(path));
+        for (path, put) in changes.put.iter().filter(|(path, _)| is_in_world(path)) {
+            // Another mode or owner changes no folder's content.
+            let moved = !put.inode.links.iter().all(|(folder, name)| self.state.is_in_place(*folder, name));
+            if moved || put.inode.mtime.is_some() {
+                above(path);
+            }
+            if moved && put.inode.mtime.is_none() {
+                times.insert(path.clone(), self.attr(put).mtime);
+            }
+        }
+        for path in folders {
+            if let Some((ino, inode)) = self.resolve(path).filter(|(_, inode)| inode.mtime.is_none()) {
+                times.insert(path.to_vec(), self.attr(&Put { ino, inode }).mtime);
+            }
+        }
+        times
+    }
+}
