@@ -11,6 +11,7 @@ mod audited;
 mod autoseal;
 mod catalog;
 mod control;
+mod fault;
 mod forked;
 mod forks;
 mod image;
@@ -18,6 +19,7 @@ mod inode;
 mod ledger;
 mod memory;
 mod metrics;
+mod push;
 mod readdir;
 mod reader;
 mod snap;
@@ -38,6 +40,8 @@ pub use forked::Writer;
 pub use inode::Ino;
 use memory::Most;
 pub use metrics::{Metrics, Op};
+pub(crate) use push::MARKER;
+pub use push::Pusher;
 pub use readdir::{DirEntry, Emit};
 pub use snap::{AfterSeal, Stale};
 
@@ -55,6 +59,7 @@ use catalog::Catalog;
 use forks::Forks;
 use image::Images;
 use inode::{Fixed, Inodes, Node, Place, Recorded, Seen, Shown, UNKNOWN_SIZE};
+use push::{Late, MARKER_SIZE};
 use reader::Reader;
 use snap::Seals;
 use trees::Trees;
@@ -236,6 +241,7 @@ pub struct Vfs {
     sealing: Seals,
     auto_seal: Arc<AutoSeal>,
     ledger_ends: ledger::Ends,
+    late: Arc<Late>,
     metrics: Metrics,
     info: Mutex<MountInfo>,
     unread: Unread,
@@ -259,12 +265,18 @@ impl Vfs {
             Arc::clone(&trees),
             config.reveal_secrets,
         ));
-        let sealer = Sealer::new(Arc::clone(&store), reader.clone(), config.session_secret.clone());
+        let late = Arc::new(Late::default());
+        let mut sealer = Sealer::new(Arc::clone(&store), reader.clone(), config.session_secret.clone());
+        sealer.push_before({
+            let late = Arc::clone(&late);
+            move |fork| late.push(fork)
+        });
         Self {
             ahead: Ahead::new(Arc::clone(&cache)),
             sealing: Seals::new(sealer),
             auto_seal: Arc::default(),
             ledger_ends: ledger::Ends::default(),
+            late,
             inodes: Inodes::new(),
             catalog: Catalog::new(Arc::clone(&store)),
             images: Images::new(),
@@ -397,6 +409,10 @@ impl Vfs {
                 Ok(Step::Done(Data::Doc(bytes, start, end)))
             }
             Node::Forked { mounted, ino } => self.read_forked(&mounted, ino, offset, size, patience),
+            Node::Marker => {
+                self.late.passes(offset);
+                Ok(Step::Done(Data::Doc(Arc::from([0u8].as_slice()), 0, 1)))
+            }
             Node::Fixed(_)
             | Node::Agent(_)
             | Node::ImageDir { .. }
@@ -512,6 +528,7 @@ impl Vfs {
                 attr(Kind::Dir, 0o755, 0, self.info.lock().started_ns())
             }
             Node::Agent(_) => attr(Kind::Dir, 0o755, 0, 0),
+            Node::Marker => attr(Kind::File, 0o400, MARKER_SIZE, 0),
             Node::ImageDir { mtime, .. } => attr(Kind::Dir, 0o755, 0, mtime.saturating_mul(1_000_000_000)),
             Node::File { size, recorded: r, .. } => recorded(Kind::File, r, *size),
             Node::Symlink { target, recorded: r } => recorded(Kind::Symlink, r, target.len() as u64),

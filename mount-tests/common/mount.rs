@@ -20,6 +20,7 @@ pub struct Mounting {
     args: Vec<OsString>,
     user: Option<u32>,
     program: PathBuf,
+    env: Vec<(String, String)>,
 }
 
 impl Mounting {
@@ -40,6 +41,13 @@ impl Mounting {
     #[must_use]
     pub fn user(mut self, id: u32) -> Self {
         self.user = Some(id);
+        self
+    }
+
+    /// Gives the daemon a variable.
+    #[must_use]
+    pub fn env(mut self, key: &str, value: &str) -> Self {
+        self.env.push((key.to_owned(), value.to_owned()));
         self
     }
 
@@ -75,6 +83,7 @@ impl Mounting {
             .arg(&self.store)
             .arg(&point)
             .env("HOME", &home)
+            .envs(self.env.iter().map(|(key, value)| (key, value)))
             .stdin(Stdio::null())
             .stdout(log_file.try_clone().expect("a second handle"))
             .stderr(log_file);
@@ -125,6 +134,7 @@ impl Mount {
             args: Vec::new(),
             user: None,
             program: PathBuf::from(PFIMG),
+            env: Vec::new(),
         }
     }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use super::forked::{Mounted, Slot};
-use super::inode::{Fixed, hash_bytes};
+use super::inode::{Fixed, Ino, hash_bytes};
 use super::reader::Reader;
 use super::snap::Stale;
 use super::top::logged;
@@ -220,6 +220,11 @@ impl Vfs {
         Ok(Mounted { slot, fork })
     }
 
+    /// Whether making something of this name in this folder makes a fork of another one, or of an image.
+    pub fn branches(folder: Ino, name: &[u8]) -> bool {
+        folder == Self::FORKS && name.contains(&b'@')
+    }
+
     pub(super) fn lookup_fork(&self, name: &str) -> Outcome<Entry> {
         let mounted = self.fork_named(name)?;
         self.fork_top(&mounted)
@@ -254,6 +259,7 @@ impl Vfs {
             Some(source) => match self.registry(false)? {
                 Some(registry) if registry.contains(source) => {
                     let source = self.read_back(&registry, source)?;
+                    self.push(&source)?;
                     return registry.branch(&source, name);
                 }
                 _ => Some(

@@ -20,6 +20,9 @@ pub type Ino = u64;
 /// Numbers below this belong to the fixed folders.
 const FIRST_COMPUTED: Ino = 1 << 10;
 
+/// The number of the file that a barrier reads.
+const MARKER: Ino = 8;
+
 /// An image's number in this mount; see [`super::catalog::Catalog`].
 pub(super) type ImageNo = u32;
 
@@ -142,6 +145,8 @@ pub(super) enum Node {
     Snap {
         mounted: Mounted,
     },
+    /// The file that a barrier reads; see [`super::push`].
+    Marker,
     /// A folder that is forgotten as soon as it was made.
     Stub {
         key: u64,
@@ -198,6 +203,7 @@ impl Node {
     fn number(&self, image_id: impl Fn(ImageNo) -> Digest) -> Ino {
         let hash = match self {
             Self::Fixed(fixed) => return fixed.ino(),
+            Self::Marker => return MARKER,
             Self::Agent(name) => mix(1, hash_bytes(name.as_bytes())),
             Self::ImageDir { image, dir, .. } => mix(mix(2, digest_hash(&image_id(*image))), *dir as u64),
             Self::Dir { image, node } | Self::Special { image, node } => {
@@ -223,6 +229,7 @@ impl Node {
     fn same(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Fixed(one), Self::Fixed(two)) => one == two,
+            (Self::Marker, Self::Marker) => true,
             (Self::Agent(one), Self::Agent(two)) => one == two,
             (Self::ImageDir { image, dir, .. }, Self::ImageDir { image: image2, dir: dir2, .. }) => {
                 image == image2 && dir == dir2

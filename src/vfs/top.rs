@@ -24,6 +24,7 @@ impl Vfs {
                 "forks" => self.entry(Node::Fixed(Fixed::Forks)),
                 "work" => self.entry(Node::Fixed(Fixed::Work)),
                 ".pfimg" => self.entry(Node::Fixed(Fixed::Control)),
+                super::MARKER => self.entry(Node::Marker),
                 "latest" if patience == Patience::Listing => {
                     // Which one it is takes reading every manifest; whoever follows the link asks again.
                     self.entry_with(Node::Link { target: "".into(), mtime: 0, tag: 0 }, Duration::ZERO)
