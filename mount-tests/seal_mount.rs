@@ -5,6 +5,8 @@
 #[path = "seal_mount/adverse.rs"]
 mod adverse;
 mod common;
+#[path = "seal_mount/kept.rs"]
+mod kept;
 #[path = "seal_mount/records.rs"]
 mod records;
 #[path = "seal_mount/times.rs"]

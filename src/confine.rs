@@ -31,6 +31,7 @@ use channel::{Channel, Message};
 pub use init::first_process;
 use signals::{Became, Taken, look_at};
 pub use starter::start;
+pub(crate) use sys::own_descriptors;
 
 use crate::error::{Error, Result};
 

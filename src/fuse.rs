@@ -2,6 +2,7 @@
 //! the FUSE library leaves this module.
 
 mod adapter;
+mod barrier;
 mod company;
 mod mount;
 mod mountinfo;

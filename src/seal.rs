@@ -77,9 +77,14 @@ pub struct Sealer {
     secret: Option<Secret>,
     log: Log,
     texts: Texts,
+    /// Called before a fork is frozen.
+    push: Push,
     /// Whether nothing is sealed any more.
     stopped: AtomicBool,
 }
+
+/// Takes in what programs have written to a fork and the fork has not got yet.
+type Push = Box<dyn Fn(&Fork) -> Result<()> + Send + Sync>;
 
 impl std::fmt::Debug for Sealer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -119,6 +124,7 @@ impl Sealer {
             secret,
             log: Log::off(),
             texts: Texts::default(),
+            push: Box::new(|_| Ok(())),
             stopped: AtomicBool::new(false),
         }
     }
@@ -139,6 +145,11 @@ impl Sealer {
     /// Whether nothing is sealed any more.
     pub fn is_stopped(&self) -> bool {
         self.stopped.load(Ordering::Relaxed)
+    }
+
+    /// Has `push` called before each seal freezes its fork: a seal fails where that fails.
+    pub fn push_before(&mut self, push: impl Fn(&Fork) -> Result<()> + Send + Sync + 'static) {
+        self.push = Box::new(push);
     }
 
     /// Has a log told of every seal.
@@ -164,8 +175,8 @@ impl Sealer {
             self.check_tag(tag)?;
         }
         let _only_one = fork.sealing();
-        let (sealed, tagged) = self
-            .seal_frozen(fork, name, everything, tag)
+        let (sealed, tagged) = (self.push)(fork)
+            .and_then(|()| self.seal_frozen(fork, name, everything, tag))
             .inspect_err(|e| self.log.note_failed("seal", e))
             .map_err(|e| e.context(format_args!("cannot seal fork {name:?}")))?;
         tagged.map_err(|e| {

@@ -13,6 +13,7 @@ mod catalog;
 mod control;
 mod counted;
 mod facts;
+mod fault;
 mod forked;
 mod forks;
 mod image;
@@ -21,6 +22,7 @@ mod inodes;
 mod ledger;
 mod memory;
 mod metrics;
+mod push;
 mod readdir;
 mod reader;
 mod snap;
@@ -40,6 +42,8 @@ pub use forked::Writer;
 pub use inode::Ino;
 use memory::Most;
 pub use metrics::{Metrics, Op};
+pub(crate) use push::MARKER;
+pub use push::Pusher;
 pub use readdir::{DirEntry, Emit};
 pub use snap::{AfterSeal, Stale};
 
@@ -60,6 +64,7 @@ use forks::Forks;
 use image::Images;
 use inode::{Fixed, Keyed, Node, Place, Recorded, Seen, Shown, UNKNOWN_SIZE};
 use inodes::Inodes;
+use push::{Late, MARKER_SIZE};
 use reader::Reader;
 use snap::Seals;
 use trees::Trees;
@@ -246,6 +251,7 @@ pub struct Vfs {
     sealing: Seals,
     auto_seal: Arc<AutoSeal>,
     ledger_ends: ledger::Ends,
+    late: Arc<Late>,
     metrics: Metrics,
     info: Mutex<MountInfo>,
     unread: Unread,
@@ -269,13 +275,19 @@ impl Vfs {
             Arc::clone(&trees),
             config.reveal_secrets,
         ));
-        let sealer = Sealer::new(Arc::clone(&store), reader.clone(), config.session_secret.clone());
         let owners = if config.mine { fork::Owners::mine } else { fork::Owners::kept };
+        let late = Arc::new(Late::default());
+        let mut sealer = Sealer::new(Arc::clone(&store), reader.clone(), config.session_secret.clone());
+        sealer.push_before({
+            let late = Arc::clone(&late);
+            move |fork| late.push(fork)
+        });
         Self {
             ahead: Ahead::new(Arc::clone(&cache)),
             sealing: Seals::new(sealer),
             auto_seal: Arc::default(),
             ledger_ends: ledger::Ends::default(),
+            late,
             inodes: Inodes::new(config.inodes),
             catalog: Catalog::new(Arc::clone(&store)),
             images: Images::new(),
@@ -422,6 +434,10 @@ impl Vfs {
                 Ok(Step::Done(Data::Doc(bytes, start, end)))
             }
             Node::Forked { mounted, ino } => self.read_forked(&mounted, ino, offset, size, patience),
+            Node::Marker => {
+                self.late.passes(offset);
+                Ok(Step::Done(Data::Doc(Arc::from([0u8].as_slice()), 0, 1)))
+            }
             Node::Fixed(_)
             | Node::Agent(_)
             | Node::ImageDir { .. }
@@ -553,6 +569,7 @@ impl Vfs {
             Node::ImageDir { image, dir } => {
                 folder(dir.links(), self.time_of_image(&self.catalog.id(*image)))
             }
+            Node::Marker => attr(Kind::File, 0o400, MARKER_SIZE, self.info.lock().started_ns()),
             Node::File { size, recorded: r, .. } => recorded(Kind::File, r, *size),
             Node::Symlink { target, recorded: r, .. } => recorded(Kind::Symlink, r, target.len() as u64),
             Node::Link { target, mtime_ns, .. } => attr(Kind::Symlink, 0o777, target.len() as u64, *mtime_ns),

@@ -21,6 +21,7 @@ pub struct Mounting {
     user: Option<u32>,
     program: PathBuf,
     links: Option<i32>,
+    env: Vec<(String, String)>,
 }
 
 impl Mounting {
@@ -48,6 +49,13 @@ impl Mounting {
     #[must_use]
     pub fn user(mut self, id: u32) -> Self {
         self.user = Some(id);
+        self
+    }
+
+    /// Gives the daemon a variable.
+    #[must_use]
+    pub fn env(mut self, key: &str, value: &str) -> Self {
+        self.env.push((key.to_owned(), value.to_owned()));
         self
     }
 
@@ -83,6 +91,7 @@ impl Mounting {
             .arg(&self.store)
             .arg(&point)
             .env("HOME", &home)
+            .envs(self.env.iter().map(|(key, value)| (key, value)))
             .stdin(Stdio::null())
             .stdout(log_file.try_clone().expect("a second handle"))
             .stderr(log_file);
@@ -137,6 +146,7 @@ impl Mount {
             user: None,
             program: PathBuf::from(PFIMG),
             links: None,
+            env: Vec::new(),
         }
     }
 

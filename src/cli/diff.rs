@@ -155,6 +155,7 @@ impl Side<'_> {
                     "pfimg: {name:?} is a fork and an image; this is the fork. tags/{name} is the image"
                 );
             }
+            place::take_in(self.store, name)?;
             return Ok((Name::Fork(name.to_owned()), forks.get(name)?.view()));
         }
         let image = self.store.resolve(name).map_err(|e| match e.kind() {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
 use super::secret::SecretArg;
 use super::status::read_status;
@@ -30,8 +31,8 @@ pub(crate) enum Place {
     Disk(Registry),
 }
 
-/// Finds the mount that writes a store's forks, or takes its place.
-pub(crate) fn find(store: &Arc<Store>) -> Result<Place> {
+/// Finds the mount that writes a store's forks.
+fn writing_mount(store: &Store) -> Result<Option<PathBuf>> {
     // Mounts of other stores are not asked: one that hangs would hold this up.
     let ours = |mounted: &Mounted| mounted.is_ours() && mounted.source == store.root();
     for mounted in mounts()?.into_iter().filter(ours) {
@@ -41,8 +42,40 @@ pub(crate) fn find(store: &Arc<Store>) -> Result<Place> {
             && status.writes_forks
             && !mounted.options.split(',').any(|option| option == "ro")
         {
-            return Ok(Place::Mount(mounted.path));
+            return Ok(Some(mounted.path));
         }
+    }
+    Ok(None)
+}
+
+/// What came of having the kernel hand in what programs wrote.
+#[derive(Deserialize)]
+struct Pushed {
+    #[serde(rename = "pushed")]
+    _pushed: bool,
+}
+
+/// Has the mount that writes a fork take in what programs wrote to it and the kernel still keeps, so that the fork on disk is what
+/// they see. Without such a mount the kernel keeps nothing.
+pub(crate) fn take_in(store: &Store, fork: &str) -> Result<()> {
+    let Some(mountpoint) = writing_mount(store)? else { return Ok(()) };
+    let doing = format!("cannot take in what programs wrote to fork {fork:?}");
+    match ask(&mountpoint, fork, &doing, |number| format!(".push-{number}")) {
+        Ok(Pushed { .. }) => Ok(()),
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+            eprintln!(
+                "pfimg: only the user who mounted the store can ask for bytes that programs write to fork {fork:?} just now"
+            );
+            Ok(())
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Finds the mount that writes a store's forks, or takes its place.
+pub(crate) fn find(store: &Arc<Store>) -> Result<Place> {
+    if let Some(mountpoint) = writing_mount(store)? {
+        return Ok(Place::Mount(mountpoint));
     }
     let registry = registry(store, false)?;
     if registry.is_writable() {
@@ -138,19 +171,19 @@ pub(crate) struct Done {
 
 #[derive(Deserialize)]
 #[serde(untagged)]
-enum Answer {
-    Done(Done),
+enum Answer<T> {
+    Done(T),
     Failed { error: String, exit_code: u8 },
 }
 
 /// Has a mount do something to a fork: a folder of a name that is made of a number in its `.snap/`, and the answer
 /// under that number.
-pub(crate) fn ask(
+pub(crate) fn ask<T: DeserializeOwned>(
     mountpoint: &Path,
     fork: &str,
     doing: &str,
     name: impl FnOnce(&str) -> String,
-) -> Result<Done> {
+) -> Result<T> {
     let folder = fork_folder(mountpoint, fork)?;
     let number = fork::GenId::random()?.to_string();
     let made = std::fs::create_dir(folder.join(".snap").join(name(&number)));

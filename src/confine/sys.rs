@@ -81,6 +81,15 @@ pub(super) fn leave_session_keyring() {
     unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, std::ptr::null::<libc::c_char>()) };
 }
 
+/// Gives the calling thread a table of descriptors of its own, in which the three standard ones alone are open.
+pub(crate) fn own_descriptors() -> io::Result<()> {
+    // SAFETY: no memory is looked at. The other threads keep their table; this one must not own a descriptor beyond the standard
+    // ones yet, and gets none from them later: its callers start it for that.
+    let answer =
+        unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_UNSHARE) };
+    if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// Leaves namespaces, for new ones.
 pub(super) fn unshare(flags: UnshareFlags) -> io::Result<()> {
     assert!(!flags.contains(UnshareFlags::FILES), "descriptors stay shared");

@@ -3,7 +3,9 @@
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::thread::ThreadId;
 
 use fuser::{FopenFlags, INodeNo, Notifier, ReplyEntry, Request};
 
@@ -17,6 +19,25 @@ use crate::error::ErrorKind;
 use crate::fork::NewFile;
 use crate::vfs::{AfterSeal, Op, Outcome, Patience, Stale, Step, Vfs};
 
+/// What looks different once a fork has come or gone.
+const LISTINGS_OF_FORKS: [Stale; 2] = [Stale::Inode(Vfs::FORKS), Stale::Inode(Vfs::WORK)];
+
+/// A request that a worker has not answered yet.
+struct Unanswered(Arc<AtomicU64>);
+
+impl Unanswered {
+    fn one(all: &Arc<AtomicU64>) -> Self {
+        all.fetch_add(1, Ordering::AcqRel);
+        Self(Arc::clone(all))
+    }
+}
+
+impl Drop for Unanswered {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
 /// Serves one connection.
 pub(super) struct Adapter {
     pub(super) vfs: Arc<Vfs>,
@@ -26,10 +47,16 @@ pub(super) struct Adapter {
     notices: Workers,
     /// Seals take long, and must not keep everybody else waiting for a worker.
     sealers: Workers,
+    /// Branches wait for what programs wrote to reach the daemon.
+    branchers: Workers,
     notifier: Arc<OnceLock<Notifier>>,
     pub(super) writeback: bool,
     pub(super) holes: bool,
     company: Option<Company>,
+    /// Requests that workers have not answered yet, of those that may be in the kernel's background queue.
+    pub(super) unanswered: Arc<AtomicU64>,
+    /// The thread whose requests are the daemon's own.
+    own_thread: Arc<AtomicU32>,
 }
 
 impl Adapter {
@@ -37,14 +64,34 @@ impl Adapter {
         vfs: Arc<Vfs>,
         notifier: Arc<OnceLock<Notifier>>,
         config: &SessionConfig,
+        own_thread: Arc<AtomicU32>,
     ) -> io::Result<Self> {
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
         let workers = Workers::start("pfimg-worker", cores)?;
         let company = if config.spin { Company::start()? } else { None };
         let notices = Workers::start("pfimg-notify", 1)?;
         let sealers = Workers::start("pfimg-sealer", cores)?;
+        let branchers = Workers::start("pfimg-branch", cores)?;
         let SessionConfig { writeback, holes, .. } = *config;
-        Ok(Self { vfs, workers, notices, sealers, notifier, writeback, holes, company })
+        Ok(Self {
+            vfs,
+            workers,
+            notices,
+            sealers,
+            branchers,
+            notifier,
+            writeback,
+            holes,
+            company,
+            unanswered: Arc::default(),
+            own_thread,
+        })
+    }
+
+    /// Tells which event loops rest at the moment and hold no request.
+    pub(super) fn resting(&self) -> impl Fn() -> Vec<ThreadId> + Send + use<> {
+        let resting = self.company.as_ref().map(Company::resting);
+        move || resting.as_ref().map_or_else(Vec::new, |resting| resting())
     }
 
     /// How the kernel is to treat a file that it opens. It is asked for no NOFLUSH: what was written through a mapping has to come
@@ -62,7 +109,8 @@ impl Adapter {
     /// Counts a request. What it returns lives until the request was answered or handed to a worker.
     pub(super) fn turn(&self, op: Op, req: &Request) -> Option<Turn<'_>> {
         self.vfs.metrics().count(op);
-        self.company.as_ref().map(|company| company.request(req.pid()))
+        let own = req.pid() != 0 && req.pid() == self.own_thread.load(Ordering::Relaxed);
+        self.company.as_ref().filter(|_| !own).map(|company| company.request(req.pid()))
     }
 
     /// Does now what can be done now, and leaves to a worker what has to wait.
@@ -80,10 +128,14 @@ impl Adapter {
             Err(kind) => answer(reply, Err(kind)),
             Ok(Step::Blocks) => {
                 let vfs = Arc::clone(&self.vfs);
-                self.workers.run(move || match call(&vfs, Patience::Blocking) {
-                    Ok(Step::Done(done)) => answer(reply, Ok(done)),
-                    Ok(Step::Blocks) => answer(reply, Err(ErrorKind::Io(None))),
-                    Err(kind) => answer(reply, Err(kind)),
+                let unanswered = Unanswered::one(&self.unanswered);
+                self.workers.run(move || {
+                    let _until_answered = unanswered;
+                    match call(&vfs, Patience::Blocking) {
+                        Ok(Step::Done(done)) => answer(reply, Ok(done)),
+                        Ok(Step::Blocks) => answer(reply, Err(ErrorKind::Io(None))),
+                        Err(kind) => answer(reply, Err(kind)),
+                    }
                 });
             }
         });
@@ -168,10 +220,26 @@ impl Adapter {
         });
     }
 
+    /// Branches a fork, on a worker: what programs wrote to the fork has to reach the daemon first.
+    pub(super) fn branch(&self, req: &Request, name: &OsStr, new: &NewFile<'_>, reply: ReplyEntry) {
+        let _turn = self.turn(Op::Mkdir, req);
+        let (vfs, notifier, notices) =
+            (Arc::clone(&self.vfs), Arc::clone(&self.notifier), self.notices.clone());
+        let name = name.as_bytes().to_vec();
+        let (kind, mode, uid, gid) = (new.kind, new.mode, new.uid, new.gid);
+        self.branchers.run(move || {
+            let new = NewFile::new(kind, mode, uid, gid);
+            answer_entry(reply, vfs.create(Vfs::FORKS, &name, &new));
+            notices.run(move || {
+                notifier.get().inspect(|notifier| tell(notifier, &LISTINGS_OF_FORKS));
+            });
+        });
+    }
+
     /// `work/` lists what `forks/` lists, which the kernel cannot know.
     pub(super) fn forks_changed(&self, parent: INodeNo) {
         if parent.0 == Vfs::FORKS {
-            self.notify(|notifier| tell(notifier, &[Stale::Inode(Vfs::FORKS), Stale::Inode(Vfs::WORK)]));
+            self.notify(|notifier| tell(notifier, &LISTINGS_OF_FORKS));
         }
     }
 }

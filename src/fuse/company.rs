@@ -18,7 +18,7 @@ use std::hint::spin_loop;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::thread::{self, Thread};
+use std::thread::{self, Thread, ThreadId};
 use std::time::{Duration, Instant};
 
 use rustix::process::Pid;
@@ -76,6 +76,8 @@ struct Shared {
     serving: AtomicUsize,
     /// Whether it is asked to go.
     dismissed: AtomicBool,
+    /// The event loops that rest as long as there is company.
+    resting: Mutex<Vec<ThreadId>>,
     /// Held while `serving` is set to 0.
     ending: Mutex<()>,
     ended: Condvar,
@@ -124,6 +126,7 @@ impl Company {
             busy: AtomicBool::new(false),
             serving: AtomicUsize::new(0),
             dismissed: AtomicBool::new(false),
+            resting: Mutex::default(),
             ending: Mutex::new(()),
             ended: Condvar::new(),
         });
@@ -156,6 +159,12 @@ impl Company {
     /// Ends it: there is work for both cores. Who is woken while one is kept busy may wait for milliseconds for the other.
     pub(super) fn dismiss(&self) {
         self.shared.dismissed.store(true, Ordering::Relaxed);
+    }
+
+    /// Tells which event loops rest at the moment: each has answered the request that it took last.
+    pub(super) fn resting(&self) -> impl Fn() -> Vec<ThreadId> + Send + use<> {
+        let shared = Arc::clone(&self.shared);
+        move || shared.resting.lock().clone()
     }
 
     /// Calls for company if the last requests came in a row, and from one caller.
@@ -212,10 +221,13 @@ impl Shared {
 
     /// Lets an event loop rest as long as there is company for another one.
     fn rest(&self) {
+        let own = thread::current().id();
         let mut ending = self.ending.lock();
+        self.resting.lock().push(own);
         while self.serving.load(Ordering::Relaxed) != 0 {
             self.ended.wait(&mut ending);
         }
+        self.resting.lock().retain(|resting| *resting != own);
     }
 
     /// Has the event loops on one core, and keeps the other one busy.

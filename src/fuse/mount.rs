@@ -379,6 +379,11 @@ impl OwnMount {
         left_of(&self.identity.device)
     }
 
+    /// Its device, as `major:minor`.
+    pub(super) fn device(&self) -> &str {
+        &self.identity.device
+    }
+
     /// Unmounts this mount and no other.
     pub(super) fn unmount(&self) -> Result<Unmounted> {
         unmount_identity(&self.path, &self.identity)

@@ -157,6 +157,9 @@ impl Filesystem for Adapter {
         if self.vfs.seals(parent.0) {
             return self.seal(req, parent, name, reply);
         }
+        if Vfs::branches(parent.0, name.as_bytes()) {
+            return self.branch(req, name, &new, reply);
+        }
         self.make(Op::Mkdir, req, parent, name, &new, reply);
     }
 

@@ -18,12 +18,13 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use super::adapter::Adapter;
+use super::barrier::Barrier;
 use super::mount::{OwnMount, Unmounted, absolute, mount, prepare};
 use super::options::MountOptions;
 use super::watch::Watcher;
 use crate::audit::{Log, note};
 use crate::error::{Error, Result};
-use crate::vfs::Vfs;
+use crate::vfs::{Pusher, Vfs};
 
 /// Event loops. Two with a queue of their own each measured best on two cores.
 const THREADS: usize = 2;
@@ -56,6 +57,8 @@ enum End {
     Session(io::Result<()>),
     /// A signal came in.
     Signal(i32),
+    /// What programs had written has been handed in.
+    Pushed,
 }
 
 impl SessionConfig {
@@ -91,12 +94,21 @@ pub fn serve(vfs: Arc<Vfs>, config: &SessionConfig, ready: impl FnOnce() -> Resu
         .map_err(failed("cannot start a thread"))?;
 
     let notifiers = Arc::new(OnceLock::new());
-    let adapter = Adapter::new(Arc::clone(&vfs), Arc::clone(&notifiers), config)
+    // Before the connection is opened, which its thread must not hold.
+    let barrier = Barrier::prepare().map_err(failed("cannot start a thread"))?;
+    let adapter = Adapter::new(Arc::clone(&vfs), Arc::clone(&notifiers), config, barrier.thread())
         .map_err(failed("cannot start a thread"))?;
     // What changes from here on is told.
     let watched = vfs.watch();
     let (fd, own) = mount(&config.mountpoint, &config.source, &config.options)?;
     let guard = UnmountOnDrop(&own);
+    let (path, device) = (own.path.clone(), own.device().to_owned());
+    let unanswered = Arc::clone(&adapter.unanswered);
+    let barrier = barrier.start(Arc::clone(&vfs), path, device, THREADS, unanswered, adapter.resting());
+    let barrier = Arc::new(barrier);
+    if !config.options.read_only {
+        vfs.push_by(Some(barrier.clone()));
+    }
     let mut fuser_config = Config::default();
     fuser_config.n_threads = Some(THREADS);
     // A second connection has to open the device again, which an ordinary user may not be allowed to.
@@ -105,6 +117,7 @@ pub fn serve(vfs: Arc<Vfs>, config: &SessionConfig, ready: impl FnOnce() -> Resu
     fuser_config.acl = acl;
     let session = Session::from_fd(adapter, fd, acl, fuser_config)
         .map_err(failed("the kernel refuses the connection"))?;
+    let pushed = events.clone();
     let notifier = session.notifier();
     let _ = notifiers.set(notifier.clone());
     thread::Builder::new()
@@ -118,7 +131,8 @@ pub fn serve(vfs: Arc<Vfs>, config: &SessionConfig, ready: impl FnOnce() -> Resu
     let outcome = match ready() {
         Ok(()) => {
             tracing::info!("mounted at {}", own.path.display());
-            wait(&own, &ended, &log)
+            let push = || push(&barrier, pushed);
+            wait(&own, &ended, &log, push)
         }
         // Somebody may have unmounted it before anybody looked.
         Err(error) => match session_end(&ended, SETTLE) {
@@ -131,6 +145,8 @@ pub fn serve(vfs: Arc<Vfs>, config: &SessionConfig, ready: impl FnOnce() -> Resu
         left.stop_sealing();
     }
     drop(watcher);
+    // What the kernel still keeps now, it keeps for itself.
+    left.push_by(None);
     if matches!(outcome, Ok(Ended::Gone)) {
         // The kernel says that nothing of this mount is left: whatever is at its path now is somebody else's.
         std::mem::forget(guard);
@@ -144,7 +160,20 @@ fn session_end(ended: &mpsc::Receiver<End>, at_most: Duration) -> Option<io::Res
     loop {
         match ended.recv_timeout(until.saturating_duration_since(Instant::now())) {
             Ok(End::Session(result)) => return Some(result),
-            Ok(End::Signal(_)) => {}
+            Ok(End::Signal(_) | End::Pushed) => {}
+            Err(_) => return None,
+        }
+    }
+}
+
+/// Waits for the session to end, for as long as programs may go on; a signal cuts that short.
+fn end_or_signal(ended: &mpsc::Receiver<End>) -> Option<io::Result<()>> {
+    let until = Instant::now() + GRACE;
+    loop {
+        match ended.recv_timeout(until.saturating_duration_since(Instant::now())) {
+            Ok(End::Session(result)) => return Some(result),
+            Ok(End::Signal(_)) => return session_end(ended, SETTLE),
+            Ok(End::Pushed) => {}
             Err(_) => return None,
         }
     }
@@ -158,16 +187,38 @@ enum Ended {
     Detached,
 }
 
-fn wait(own: &OwnMount, ended: &mpsc::Receiver<End>, log: &Log) -> Result<Ended> {
+/// Has the kernel hand in what programs wrote, and says when that is done.
+fn push(barrier: &Arc<Barrier>, events: mpsc::Sender<End>) {
+    let barrier = Arc::clone(barrier);
+    let pushing = thread::Builder::new().name("pfimg-push".into()).spawn(move || {
+        if let Err(error) = barrier.push(&|| false) {
+            tracing::warn!("{error}");
+        }
+        let _ = events.send(End::Pushed);
+    });
+    if let Err(error) = pushing {
+        tracing::warn!("cannot start a thread to take in what programs wrote: {error}");
+    }
+}
+
+fn wait(own: &OwnMount, ended: &mpsc::Receiver<End>, log: &Log, push: impl FnOnce()) -> Result<Ended> {
     let shown = own.path.display();
     let signal = match ended.recv() {
         Ok(End::Signal(signal)) => signal,
         Ok(End::Session(result)) => return gone(result, own),
-        Err(_) => return Ok(Ended::Detached),
+        Ok(End::Pushed) | Err(_) => return Ok(Ended::Detached),
     };
     tracing::info!("signal {signal}: unmounting {shown}");
     let name = signal_hook::low_level::signal_name(signal).unwrap_or("unknown");
     log.note_quietly(note::signal(name, "unmount"));
+    // Once the mount is detached, nothing reaches what programs wrote through mappings that they keep.
+    push();
+    let mut hurried = false;
+    match ended.recv_timeout(GRACE) {
+        Ok(End::Session(result)) => return gone(result, own),
+        Ok(End::Signal(_)) => hurried = true,
+        Ok(End::Pushed) | Err(_) => {}
+    }
     let left = match own.unmount()? {
         Unmounted::Absent => own.left(),
         left => left,
@@ -184,12 +235,8 @@ fn wait(own: &OwnMount, ended: &mpsc::Receiver<End>, log: &Log) -> Result<Ended>
             GRACE.as_secs()
         ),
     }
-    let result = match ended.recv_timeout(GRACE) {
-        Ok(End::Session(result)) => Some(result),
-        // Nobody is waited for any longer, but the end may be on its way.
-        Ok(End::Signal(_)) => session_end(ended, SETTLE),
-        Err(_) => None,
-    };
+    // After a second signal no program is waited for any longer, but the end may be on its way.
+    let result = if hurried { session_end(ended, SETTLE) } else { end_or_signal(ended) };
     if let Some(result) = result {
         return gone(result, own);
     }

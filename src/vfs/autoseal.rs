@@ -244,6 +244,7 @@ impl Vfs {
     /// Ends what is being sealed, and seals nothing more: it stays in the forks as it is.
     pub fn stop_sealing(&self) {
         self.auto_seal.ended.store(true, Ordering::Relaxed);
+        self.late.end();
         if self.sealing.sealer.stop() {
             tracing::warn!("sealing is ended: what is not sealed yet stays in the forks");
         }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::inode::{Fixed, Ino, Key, Keyed, Node, Shown, UNKNOWN_SIZE};
 use super::readdir::DirEntry;
 use super::{
-    Attr, Data, Emit, Entry, FOREVER, INLINE_FILL, Outcome, Patience, Stale, Step, Vfs, top::logged,
+    Attr, Data, Emit, Entry, FOREVER, INLINE_FILL, Outcome, Patience, Stale, Step, Vfs, fault, top::logged,
 };
 use crate::cache::Payload;
 use crate::error::{Error, ErrorKind, Posix};
@@ -350,6 +350,9 @@ impl Vfs {
         if set.mtime.is_some() || set.size.is_some_and(|size| size > 0) {
             mounted.fork.end_making();
         }
+        if set.size.is_some() {
+            self.late.held_back();
+        }
         let attr = mounted.fork.setattr(in_fork, set).map_err(kind)?;
         Ok((Attr { ino, ..Self::fork_attr(&attr) }, FOREVER))
     }
@@ -384,13 +387,17 @@ impl Vfs {
             Writer::Call { strip } => fork.write(in_fork, offset, bytes, strip),
             Writer::Pages => fork.write_pages(in_fork, offset, bytes),
         };
-        match write() {
+        let written = match fault::write(fork, by).and_then(|()| write()) {
             // What was deleted may not have been given back yet.
             Err(error) if error.kind() == ErrorKind::NoSpace && fork.reap().is_ok_and(|freed| freed) => {
                 write().map_err(kind)
             }
             written => written.map_err(kind),
+        };
+        if by == Writer::Pages {
+            self.late.was_handed_in(fork, in_fork, written.as_ref().err().copied());
         }
+        written
     }
 
     pub(super) fn do_fallocate(
@@ -458,7 +465,10 @@ impl Vfs {
     /// Makes everything in the inode's fork durable. What is not in a fork is durable already.
     pub fn fsync(&self, ino: Ino) -> Outcome<()> {
         match self.node(ino)? {
-            Node::Forked { mounted, .. } => mounted.fork.fsync().map_err(kind),
+            Node::Forked { mounted, .. } => {
+                self.late.held_back();
+                mounted.fork.fsync().map_err(kind)
+            }
             _ => Ok(()),
         }
     }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::forked::{Mounted, Slot};
-use super::inode::{Fixed, hash_bytes};
+use super::inode::{Fixed, Ino, hash_bytes};
 use super::reader::Reader;
 use super::snap::Stale;
 use super::top::logged;
@@ -286,6 +286,11 @@ impl Vfs {
         Ok(Mounted { slot, fork })
     }
 
+    /// Whether making something of this name in this folder makes a fork of another one, or of an image.
+    pub fn branches(folder: Ino, name: &[u8]) -> bool {
+        folder == Self::FORKS && name.contains(&b'@')
+    }
+
     pub(super) fn lookup_fork(&self, name: &str) -> Outcome<Entry> {
         if let Some((name, uid)) = self.forks.made_as(name) {
             let mounted = self.fork_named(&name)?;
@@ -328,6 +333,7 @@ impl Vfs {
             Some(source) => match self.registry(false)? {
                 Some(registry) if registry.contains(source) => {
                     let source = self.read_back(&registry, source)?;
+                    self.push(&source)?;
                     return registry.branch_as(&source, name, mode);
                 }
                 _ => Some(

@@ -18,6 +18,9 @@ pub type Ino = u64;
 /// Numbers below this belong to the fixed folders.
 pub(super) const FIRST_COMPUTED: Ino = 1 << 10;
 
+/// The number of the file that a barrier reads.
+const MARKER: Ino = 8;
+
 /// An image's number in this mount; see [`super::catalog::Catalog`].
 pub(super) type ImageNo = u32;
 
@@ -167,6 +170,8 @@ pub(super) enum Node {
     Snap {
         mounted: Mounted,
     },
+    /// The file that a barrier reads; see [`super::push`].
+    Marker,
     /// A folder that is forgotten as soon as it was made.
     Stub {
         key: u64,
@@ -252,6 +257,7 @@ impl Keyed {
     pub(super) fn of(node: Node, image_id: impl Fn(ImageNo) -> Digest) -> Self {
         let hash = match &node {
             Node::Fixed(fixed) => return Self { key: Key(fixed.ino()), node },
+            Node::Marker => return Self { key: Key(MARKER), node },
             Node::Forked { mounted, ino } => return Self { key: Key::of_fork(mounted.slot, *ino), node },
             Node::Snap { mounted } => return Self { key: super::Vfs::snap_key(mounted), node },
             Node::Agent(name) => mix(1, hash_bytes(name.as_bytes())),
@@ -282,6 +288,7 @@ impl Node {
     pub(super) fn same(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Fixed(one), Self::Fixed(two)) => one == two,
+            (Self::Marker, Self::Marker) => true,
             (Self::Agent(one), Self::Agent(two)) => one == two,
             (Self::ImageDir { image, dir }, Self::ImageDir { image: image2, dir: dir2 }) => {
                 image == image2 && dir == dir2

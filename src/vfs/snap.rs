@@ -5,6 +5,7 @@
 //! mkdir forks/F/.snap/NAME            seals F and calls the image NAME
 //! mkdir forks/F/.snap/.seal-N         seals F; with `=TAG` or `!TAG` behind it gives (or forces) a tag
 //! mkdir forks/F/.snap/.restore-N=SEAL seals F, then puts it back to one of its seals
+//! mkdir forks/F/.snap/.push-N         has the kernel hand in what programs wrote to F, for a command that reads F on disk
 //! .pfimg/done-N.json                  what came of either
 //! ```
 //! The dotted names are the command line's, which wants to know more than an errno says. N is its own choice.
@@ -16,7 +17,7 @@ use std::time::Duration;
 
 use chrono::DateTime;
 use lru::LruCache;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::forked::Mounted;
 use super::inode::{Fixed, Ino, Key, Node};
@@ -93,6 +94,7 @@ impl Seals {
 enum Ask<'a> {
     Seal { number: Option<&'a str>, tag: Option<Tag<'a>> },
     Restore { number: &'a str, seal: &'a str },
+    Push { number: &'a str },
 }
 
 impl<'a> Ask<'a> {
@@ -106,6 +108,9 @@ impl<'a> Ask<'a> {
         }
         if let Some((number, seal)) = name.strip_prefix(".restore-").and_then(|rest| rest.split_once('=')) {
             return Self::Restore { number, seal };
+        }
+        if let Some(number) = name.strip_prefix(".push-") {
+            return Self::Push { number };
         }
         Self::Seal { number: None, tag: Some(Tag { name, force: false }) }
     }
@@ -206,9 +211,15 @@ impl Vfs {
         let (number, done) = match Ask::parse(name) {
             Ask::Seal { number, tag } => (number, self.seal_mounted(&mounted, tag, false)),
             Ask::Restore { number, seal } => (Some(number), self.restore_mounted(&mounted, seal)),
+            Ask::Push { number } => {
+                let pushed = self.push(&mounted.fork);
+                self.remember(number, pushed.as_ref().map(|()| json!({"pushed": true})));
+                return (pushed.map_err(logged).and_then(|()| self.stub()), AfterSeal::default());
+            }
         };
         if let Some(number) = number {
-            self.remember(number, &done);
+            let seen = |(Sealed { image, new, reports, .. }, _): &(Sealed, Vec<Stale>)| json!({"image": image, "new": new, "reports": reports});
+            self.remember(number, done.as_ref().map(seen));
         }
         match done {
             Ok((sealed, stale)) => {
@@ -225,14 +236,11 @@ impl Vfs {
         self.entry_with(Node::Stub { key: NEXT.fetch_add(1, Ordering::Relaxed) }, Duration::ZERO)
     }
 
-    fn remember(&self, number: &str, outcome: &Result<(Sealed, Vec<Stale>)>) {
-        let text = match outcome {
-            Ok((Sealed { image, new, reports, .. }, _)) => {
-                json!({"image": image, "new": new, "reports": reports})
-            }
-            Err(error) => json!({"error": error.to_string(), "exit_code": error.exit_code()}),
-        };
-        let answer = Answer { text: text.to_string().into_bytes().into(), shows: outcome.is_err() };
+    fn remember(&self, number: &str, outcome: Result<Value, &Error>) {
+        let shows = outcome.is_err();
+        let text = outcome
+            .unwrap_or_else(|error| json!({"error": error.to_string(), "exit_code": error.exit_code()}));
+        let answer = Answer { text: text.to_string().into_bytes().into(), shows };
         self.sealing.outcomes.lock().put(number.to_owned(), answer);
     }
 
@@ -244,7 +252,7 @@ impl Vfs {
 
     /// To be called once the kernel was told what a folder of this name in a `.snap/` changed.
     pub fn shows(&self, name: &[u8]) {
-        let (Ask::Seal { number: Some(number), .. } | Ask::Restore { number, .. }) =
+        let (Ask::Seal { number: Some(number), .. } | Ask::Restore { number, .. } | Ask::Push { number }) =
             Ask::parse(std::str::from_utf8(name).unwrap_or_default())
         else {
             return;

@@ -25,6 +25,7 @@ impl Vfs {
                 "forks" => done(self.entry(Node::Fixed(Fixed::Forks))),
                 "work" => done(self.entry(Node::Fixed(Fixed::Work))),
                 ".pfimg" => done(self.entry(Node::Fixed(Fixed::Control))),
+                super::MARKER => done(self.entry(Node::Marker)),
                 "latest" => match patience {
                     Patience::Listing => done(self.listed_latest()),
                     // Which one it is may take reading every manifest.

@@ -1,0 +1,46 @@
+//! Faults that a test asks for. Only debug builds have them.
+//!
+//! `PFIMG_TEST_WRITES` lists them, separated by commas: `delay=MS` delays each write by so many milliseconds, `fail=FORK` fails
+//! each write into that fork that the kernel had kept.
+
+use super::Writer;
+use crate::error::Result;
+use crate::fork::Fork;
+
+#[cfg(debug_assertions)]
+pub(super) fn write(fork: &Fork, by: Writer) -> Result<()> {
+    use std::sync::LazyLock;
+    use std::time::Duration;
+
+    use crate::error::{Error, ErrorKind};
+
+    #[derive(Default)]
+    struct Faults {
+        delay: Option<Duration>,
+        fail: Option<String>,
+    }
+    static FAULTS: LazyLock<Faults> = LazyLock::new(|| {
+        let mut faults = Faults::default();
+        for word in std::env::var("PFIMG_TEST_WRITES").unwrap_or_default().split(',') {
+            match word.split_once('=') {
+                Some(("delay", ms)) => faults.delay = ms.parse().ok().map(Duration::from_millis),
+                Some(("fail", fork)) => faults.fail = Some(fork.to_owned()),
+                _ => {}
+            }
+        }
+        faults
+    });
+    if let Some(delay) = FAULTS.delay {
+        std::thread::sleep(delay);
+    }
+    if by == Writer::Pages && FAULTS.fail.as_ref().is_some_and(|name| *name == fork.name()) {
+        return Err(Error::new(ErrorKind::Io(Some(libc::EIO)), "a test asked for this failure"));
+    }
+    Ok(())
+}
+
+#[cfg(not(debug_assertions))]
+#[allow(clippy::unnecessary_wraps)]
+pub(super) fn write(_: &Fork, _: Writer) -> Result<()> {
+    Ok(())
+}
