@@ -8,7 +8,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::ops::Deref;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -17,6 +17,7 @@ use std::time::SystemTime;
 use lru::LruCache;
 use memmap2::{Advice, Mmap, UncheckedAdvice};
 
+use super::folder;
 use crate::store::{BlobError, Digest};
 use crate::sync::Mutex;
 
@@ -220,7 +221,7 @@ impl Mapped {
         let shard = path.parent().unwrap_or(&self.dir);
         // What is decompressed may be secret, whatever the folder's parents allow. A folder that was there before is
         // not touched: it may be used for other things as well.
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(shard)?;
+        folder::make_inside(&self.dir, shard)?;
         tempfile::tempfile_in(shard)
     }
 

@@ -11,12 +11,13 @@
 use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Once};
 use std::time::SystemTime;
 
+use super::folder;
 use super::mapped::{Mapping, give_name};
 use crate::store::Digest;
 use crate::sync::{Mutex, RwLock};
@@ -146,7 +147,7 @@ struct Writing {
 impl Writing {
     fn new(dir: &Path) -> io::Result<Self> {
         // As for larger blobs: closed to others, and a folder that was there before is not touched.
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+        folder::make_inside(dir.parent().unwrap_or(dir), dir)?;
         Ok(Self {
             file: Arc::new(tempfile::tempfile_in(dir)?),
             buffer: Vec::with_capacity(BUFFER),

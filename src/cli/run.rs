@@ -2,7 +2,6 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
-use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -14,6 +13,7 @@ use super::fork::{check_name, make_under};
 use super::mount::default_cache_dir;
 use super::place::{self, Place};
 use super::status::read_status;
+use crate::cache;
 use crate::confine::{self, CANNOT_RUN, View};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fuse::{aliases, mounts};
@@ -168,7 +168,7 @@ fn hidden(store: &Store, mountpoint: &Path) -> Result<Vec<PathBuf>> {
     let caches = [cache, default_cache_dir()];
     for cache in &caches {
         // One that is not there yet would be made while the command runs. Who cannot make it will not.
-        let _ = fs::DirBuilder::new().recursive(true).mode(0o700).create(cache);
+        let _ = cache::folder::make(cache);
     }
     let mut hidden = vec![store.root().to_owned()];
     hidden.extend(caches);
