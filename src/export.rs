@@ -24,6 +24,7 @@ use crate::jobs::try_each;
 use crate::layers::cache::PageManifest;
 use crate::layers::effects;
 use crate::layers::world::Kind;
+use crate::reach::Top;
 use crate::store::{Digest, Image, LayerFile, Store};
 use crate::sync::Mutex;
 use crate::tree::{NodeId, Tree};
@@ -113,6 +114,7 @@ pub fn export(store: &Store, image: &Digest, options: &Options, progress: &dyn P
             tree: &tree,
             dir: &files,
             dest: Dest::open(&files).map_err(failed)?,
+            top: Top::open(&files).map_err(failed)?,
             cache_dir: options.cache_dir.as_deref(),
             progress,
             report: Mutex::new(report),
@@ -207,6 +209,8 @@ struct Exporting<'a> {
     tree: &'a Tree,
     dir: &'a Path,
     dest: Dest,
+    /// The same folder, to be looked at when all is done.
+    top: Top,
     cache_dir: Option<&'a Path>,
     progress: &'a dyn Progress,
     report: Mutex<Report>,
