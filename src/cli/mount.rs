@@ -193,7 +193,9 @@ fn start(store: &StoreArg, args: &MountArgs) -> Result<ExitCode> {
     for (path, what) in [(store.root(), "the store"), (&cache_dir, "the cache's folder")] {
         refuse_below(&session.mountpoint, path, what)?;
     }
-    if !options.nonempty {
+    if !options.nonempty && meant::refuse_full(&session.mountpoint).is_err() {
+        // What shows there may be a mount that began since the look.
+        session.prepare()?;
         meant::refuse_full(&session.mountpoint)?;
     }
     if args.foreground {
