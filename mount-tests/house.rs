@@ -16,3 +16,7 @@ mod import;
 mod large;
 #[path = "house/support.rs"]
 mod support;
+#[path = "house/taken.rs"]
+mod taken;
+#[path = "house/ties.rs"]
+mod ties;

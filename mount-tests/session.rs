@@ -5,6 +5,8 @@
 #[path = "session/asking.rs"]
 mod asking;
 mod common;
+#[path = "session/meant.rs"]
+mod meant;
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;

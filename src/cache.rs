@@ -5,6 +5,7 @@
 //! blob, it is filled once. Nothing gets in here that has not matched its digest.
 
 mod fill;
+pub(crate) mod folder;
 mod frames;
 mod heap;
 mod mapped;
@@ -126,6 +127,7 @@ impl Cache {
     /// Takes stock of the files an earlier run left in the cache's folder, so that they count and are evicted in
     /// their turn. Each is verified again before it is first used. May take a while: for a thread of its own.
     pub fn adopt(&self) {
+        folder::mark(self.dir());
         self.mapped.adopt();
     }
 

@@ -10,9 +10,11 @@ mod fixture;
 mod fork;
 mod forks;
 mod gc;
+mod holder;
 mod images;
 mod import;
 mod log;
+mod meant;
 mod mount;
 mod mv;
 mod place;
@@ -66,10 +68,10 @@ pub(crate) struct StoreArg {
 }
 
 impl StoreArg {
-    /// The folder named by `--store`, `$PF_STORE`, or the default.
+    /// The folder named by `--store`, `$PF_STORE`, or the default. A mountpoint names the store that is mounted there.
     pub(crate) fn path(&self) -> Result<PathBuf> {
         if let Some(path) = self.path.as_ref().filter(|path| !path.is_empty()) {
-            return Ok(path.into());
+            return meant::store_meant(path.into());
         }
         std::env::home_dir().map(|home| home.join(".processfork")).ok_or_else(|| {
             Error::new(ErrorKind::InvalidInput, "there is no home folder to look for a store in")

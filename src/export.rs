@@ -25,6 +25,7 @@ use crate::jobs::try_each;
 use crate::layers::cache::PageManifest;
 use crate::layers::effects;
 use crate::layers::world::Kind;
+use crate::reach::Top;
 use crate::store::{Digest, Image, LayerFile, Sharing, Store, plain_folder_mode};
 use crate::sync::Mutex;
 use crate::times::Times;
@@ -117,6 +118,7 @@ pub fn export(store: &Store, image: &Digest, options: &Options, progress: &dyn P
             times: &times,
             dir: &files,
             dest: Dest::open(&files).map_err(failed)?,
+            top: Top::open(&files).map_err(failed)?,
             cache_dir: options.cache_dir.as_deref(),
             made: made && !options.all,
             progress,
@@ -233,6 +235,8 @@ struct Exporting<'a> {
     times: &'a NodeTimes,
     dir: &'a Path,
     dest: Dest,
+    /// The same folder, to be looked at when all is done.
+    top: Top,
     cache_dir: Option<&'a Path>,
     /// Whether the folder was made for this export, closed to others until it is whole.
     made: bool,

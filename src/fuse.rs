@@ -5,7 +5,6 @@ mod adapter;
 mod barrier;
 mod company;
 mod mount;
-mod mountinfo;
 mod options;
 mod reply;
 mod requests;
@@ -19,12 +18,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use fuser::{Errno, FileAttr, FileType, INodeNo};
 
 pub use mount::{Unmounted, unmount};
-pub use mountinfo::{Mounted, aliases, mounts, runs_in};
 pub use options::MountOptions;
 pub use session::{SessionConfig, serve};
 
 use crate::error::ErrorKind;
 use crate::layers::world::Kind;
+pub use crate::mountinfo::{Mounted, aliases, mounts, runs_in};
+pub(crate) use crate::mountinfo::{holding_among, mounts_elsewhere, mounts_of};
 use crate::vfs::{Attr, Op};
 
 fn errno(kind: ErrorKind) -> Errno {

@@ -6,28 +6,31 @@
 
 mod ignore;
 mod index;
+mod limits;
+mod look;
 mod parent;
+mod ties;
 mod tree;
 mod walk;
 mod witness;
 
 use std::collections::{HashMap, HashSet};
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, Read, Write};
 use std::num::NonZeroUsize;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use chrono::Utc;
-use rustix::io::Errno;
 use serde::Serialize;
 
-pub use ignore::{IGNORE_FILES, Ignore};
+pub use ignore::{IGNORE_FILES, Ignore, Rule};
 pub use index::{Index, Record, Stamp};
 pub use parent::Parent;
+pub use ties::{Tie, TieKind};
 
 use crate::audit::{Log, note};
+use crate::cache;
 use crate::error::{Error, ErrorKind, Result};
 use crate::jobs::try_each;
 use crate::layers::cache::{LAYOUT, PageManifest};
@@ -37,13 +40,14 @@ use crate::layers::model::{Base, ModelDiff};
 use crate::layers::procs::Procs;
 use crate::layers::world::Kind;
 use crate::layers::xattrs::Xattrs;
+use crate::reach::Top;
 use crate::store::manifest::{
     Agent, CacheRefs, EffectsRefs, MEDIA_TYPE, ModelRefs, SCHEMA_VERSION, TraceRefs, WorldRefs,
 };
-use crate::store::{Batch, Digest, Image, Manifest, MarkerError, Sharing, Store};
+use crate::store::{Batch, Digest, Image, Manifest, MarkerError, Store};
 use crate::sync::Mutex;
 use tree::{Body, Item};
-use walk::{Found, Meta, READABLE};
+use walk::{Limits, Meta, READABLE};
 
 /// What layers say that nobody filled.
 const NOTE: &str = "imported from a folder";
@@ -57,10 +61,6 @@ const WHOLE: u64 = 8 << 20;
 /// A file that changes while it is read is read this often.
 const ATTEMPTS: usize = 4;
 
-/// Bytes of a list of names that most lists fit in, and those of the longest list and value there can be.
-const SHORT_LIST: usize = 256;
-const MAX_XATTR: usize = 64 << 10;
-
 /// What to import, and how.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -70,6 +70,10 @@ pub struct Options {
     pub parent: Parent,
     /// What to leave out.
     pub ignore: Ignore,
+    /// Whether other filesystems are not entered: their mountpoints become empty folders.
+    pub one_file_system: bool,
+    /// Folders of this program's own (caches, logs), which are no part of an image.
+    pub own: Vec<PathBuf>,
     /// Where the indices of earlier imports are kept; without one every file is read.
     pub index_dir: Option<PathBuf>,
     /// Whether every file is read though the index knows it.
@@ -97,6 +101,16 @@ pub struct Report {
     pub bytes_read: u64,
     /// Paths that a rule left out.
     pub left_out: u64,
+    /// Those of them that only default rules, or a file of rules in the folder, leave out.
+    pub left_out_by_default: u64,
+    /// The first of the paths left out, in order.
+    pub left_out_paths: Vec<String>,
+    /// Folders that were not entered: mounts of this program, its own folders, and other filesystems if they were not wanted.
+    pub not_entered: Vec<String>,
+    /// What names the place that it was imported from: the first of each kind, in order.
+    pub ties: Vec<Tie>,
+    /// How much of that there is in all.
+    pub ties_total: u64,
     /// What somebody should know of, in words.
     pub reports: Vec<String>,
 }
@@ -127,11 +141,13 @@ pub fn import(store: &Store, options: &Options, progress: &dyn Progress) -> Resu
     let started_ns = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as i64);
     let failed = |e| Error::io(e, format!("cannot import {}", options.dir.display()));
     let dir = fs::canonicalize(&options.dir).map_err(failed)?;
-    let root = fs::metadata(&dir).map_err(failed)?;
-    if !root.is_dir() {
+    if !fs::metadata(&dir).map_err(failed)?.is_dir() {
         let message = format!("{} is not a folder", dir.display());
         return Err(Error::new(ErrorKind::InvalidInput, message));
     }
+    limits::refuse_mount(&dir)?;
+    let top = Top::open(&dir).map_err(failed)?;
+    let root = top.stat(b"").map_err(failed)?;
     if fs::canonicalize(store.root()).is_ok_and(|store| dir.starts_with(store)) {
         let message = format!("{} is in the store that it would be imported into", dir.display());
         return Err(Error::new(ErrorKind::InvalidInput, message));
@@ -142,9 +158,17 @@ pub fn import(store: &Store, options: &Options, progress: &dyn Progress) -> Resu
     if options.reread {
         index.files.clear();
     }
-    let mut importing =
-        Importing { store, dir: &dir, options, progress, index, parent: None, reports: Mutex::default() };
-    importing.parent = options.parent.image(store, importing.index.image)?;
+    let parent = options.parent.image(store, index.image)?;
+    let mut importing = Importing {
+        store,
+        dir: &dir,
+        top: &top,
+        options,
+        progress,
+        index,
+        parent,
+        reports: Mutex::default(),
+    };
     let (report, records) =
         importing.run(&Meta::of(&root)).inspect_err(|e| options.log.note_failed("import", e))?;
     if report.new {
@@ -171,7 +195,7 @@ fn index_name(store: &Store, dir: &Path) -> String {
 
 fn keep_index(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let dir = path.parent().unwrap_or(path);
-    Sharing::Private.create_dir_all(dir)?;
+    cache::folder::make_inside(dir.parent().unwrap_or(dir), dir)?;
     let mut temp = tempfile::NamedTempFile::new_in(dir)?;
     temp.write_all(bytes)?;
     temp.persist(path)?;
@@ -203,6 +227,7 @@ type Done = (usize, Option<(Meta, Digest)>);
 struct Importing<'a> {
     store: &'a Store,
     dir: &'a Path,
+    top: &'a Top,
     options: &'a Options,
     progress: &'a dyn Progress,
     index: Index<'a>,
@@ -212,13 +237,18 @@ struct Importing<'a> {
 
 impl Importing<'_> {
     fn run(&mut self, root: &Meta) -> Result<(Report, Records)> {
-        let listing =
-            walk::walk(self.dir, &self.options.ignore, &self.left_alone(), self.options.jobs, self.progress)?;
-        for path in &listing.skipped {
-            self.report(format!("{} is left out: it is the store, or its cache", path.display()));
-        }
-        let root_xattrs = read_xattrs(self.dir)?;
+        let limits = Limits {
+            ignore: &self.options.ignore,
+            own: self.own_folders(),
+            mounts: walk::mounts_below(self.dir),
+            one_file_system: self.options.one_file_system,
+        };
+        let listing = walk::walk(self.top, root, &limits, self.options.jobs, self.progress)?;
+        self.report_closed(&listing.closed);
+        let root_xattrs = look::read_xattrs(self.top, b"")?;
         let (mut items, pending) = self.look(&listing.found)?;
+        let ties = ties::find(self.top, &self.options.dir, &items);
+        ties.words().into_iter().for_each(|line| self.report(line));
         let left = self.store.blobs().files_left();
         let batch = self.store.begin();
         let mut report = Report {
@@ -228,7 +258,12 @@ impl Importing<'_> {
             bytes: 0,
             files_read: 0,
             bytes_read: 0,
-            left_out: listing.left_out,
+            left_out: listing.left_out.count,
+            left_out_by_default: listing.left_out.by_default,
+            left_out_paths: listing.left_out.first.iter().map(|path| shown(path)).collect(),
+            not_entered: listing.closed.iter().map(|(path, _)| shown(path)).collect(),
+            ties_total: ties.total(),
+            ties: ties.first,
             reports: Vec::new(),
         };
         // What an image holds that is there still needs no look at every blob.
@@ -268,76 +303,6 @@ impl Importing<'_> {
 
     fn report(&self, what: String) {
         self.reports.lock().push(what);
-    }
-
-    /// Folders that no image may hold: the store would grow while it is read.
-    fn left_alone(&self) -> HashSet<(u64, u64)> {
-        let own = [Some(self.store.root()), self.options.index_dir.as_deref()];
-        own.into_iter()
-            .flatten()
-            .filter_map(|dir| fs::metadata(dir).ok())
-            .map(|m| (m.dev(), m.ino()))
-            .collect()
-    }
-
-    /// Looks at everything that was found but for the content of files, of which it returns what the index knows.
-    fn look(&self, found: &[Found]) -> Result<(Vec<Item>, Vec<Pending>)> {
-        let looked: Mutex<Vec<(Item, Known)>> = Mutex::new(Vec::with_capacity(found.len()));
-        let pieces: Vec<&[Found]> = found.chunks(256).collect();
-        try_each(self.options.jobs, &pieces, &|piece| {
-            let mut done = Vec::with_capacity(piece.len());
-            for found in *piece {
-                if let Some(item) = self.look_at(found)? {
-                    done.push(item);
-                }
-            }
-            looked.lock().append(&mut done);
-            Ok(())
-        })?;
-        let mut items = Vec::with_capacity(found.len());
-        let mut pending = Vec::new();
-        for (item, known) in looked.into_inner() {
-            match known {
-                Known::All => {}
-                Known::Content(digest) => pending.push(Pending { item: items.len(), known: Some(digest) }),
-                Known::Nothing => pending.push(Pending { item: items.len(), known: None }),
-            }
-            items.push(item);
-        }
-        Ok((items, pending))
-    }
-
-    /// Looks at one of them; nothing if it is gone.
-    fn look_at(&self, found: &Found) -> Result<Option<(Item, Known)>> {
-        let Found { path, meta } = found;
-        let full = || walk::at(self.dir, path);
-        let mut item = Item { path: path.clone(), meta: *meta, body: Body::Nothing, xattrs: Xattrs::new() };
-        match meta.kind {
-            Kind::File => {
-                let known = self.index.unchanged(path, &meta.stamp);
-                if known.is_none_or(|known| known.xattrs) {
-                    item.xattrs = read_xattrs(&full())?;
-                }
-                let digest = known.map(|known| known.digest);
-                if let Some(digest) = digest {
-                    item.body = Body::Content(digest);
-                }
-                return Ok(Some((item, digest.map_or(Known::Nothing, Known::Content))));
-            }
-            Kind::Dir => item.xattrs = read_xattrs(&full())?,
-            Kind::Symlink => {
-                use std::os::unix::ffi::OsStringExt;
-                let target = match fs::read_link(full()) {
-                    Ok(target) => target.into_os_string().into_vec(),
-                    Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-                    Err(e) => return Err(Error::io(e, format!("cannot read link {}", full().display()))),
-                };
-                let digest = Digest::of(&target);
-                item.body = Body::Target(target, digest);
-            }
-            _ => {}
-        }
-        Ok(Some((item, Known::All)))
     }
 
     /// Has every content in the store. What vanished meanwhile is taken off the items.
@@ -435,18 +400,18 @@ impl Importing<'_> {
     /// Reads a file and stores it; nothing if it is gone. What it returns fits together: the content is that of the
     /// file when it had these times, unless somebody writes into it all the while.
     fn read(&self, batch: &Batch<'_>, item: &Item) -> Result<Option<(Meta, Digest)>> {
-        let full = walk::at(self.dir, &item.path);
+        let full = self.top.shown(&item.path);
         let failed = |e| Error::io(e, format!("cannot read {}", full.display())).with_hint(READABLE);
         let mut attempt = 0;
         loop {
             attempt += 1;
-            let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY;
-            let mut file = match File::options().read(true).custom_flags(flags).open(&full) {
+            let mut file = match self.top.file(&item.path) {
                 Ok(file) => file,
                 Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
                 Err(e) => return Err(failed(e)),
             };
-            let before = Meta::of(&file.metadata().map_err(failed)?);
+            let look = |file: &fs::File| rustix::fs::fstat(file).map_err(|e| failed(e.into()));
+            let before = Meta::of(&look(&file)?);
             if before.kind != Kind::File {
                 let message = format!("{} became something else while it was imported", full.display());
                 return Err(
@@ -463,7 +428,7 @@ impl Importing<'_> {
                 let previous = self.index.files.get(item.path.as_slice()).map(|record| record.digest);
                 Some(batch.write_seekable(previous, &mut file).map_err(|e| e.context(full.display()))?)
             };
-            let mut after = Meta::of(&file.metadata().map_err(failed)?);
+            let mut after = Meta::of(&look(&file)?);
             let length = streamed.map_or(bytes.len() as u64, |(_, length)| length);
             let changed = after.stamp != before.stamp || length != size;
             if changed && attempt < ATTEMPTS {
@@ -546,6 +511,11 @@ impl Importing<'_> {
     }
 }
 
+/// A path of the folder as text.
+fn shown(path: &[u8]) -> String {
+    String::from_utf8_lossy(path).into_owned()
+}
+
 /// A ledger in which nothing was done.
 fn empty_ledger() -> Vec<u8> {
     Ledger { header: Header::default(), entries: Vec::new() }.to_bytes()
@@ -556,37 +526,4 @@ fn text(root: &Meta, root_xattrs: &Xattrs, items: &[Item]) -> Result<Vec<u8>> {
     tree::build(root, root_xattrs, items.to_vec())
         .to_bytes()
         .map_err(|e| Error::new(ErrorKind::Io(None), "cannot write the tree").with_source(e))
-}
-
-/// Extended attributes that belong to a file wherever it lies. What the system sets by its own rules does not.
-fn is_kept(name: &[u8]) -> bool {
-    name.starts_with(b"user.") || name == b"security.capability" || name.starts_with(b"system.posix_acl_")
-}
-
-/// A file's or folder's extended attributes; none where there cannot be any.
-fn read_xattrs(path: &Path) -> Result<Xattrs> {
-    let failed =
-        |e: Errno| Error::io(e.into(), format!("cannot read the extended attributes of {}", path.display()));
-    let mut found = Xattrs::new();
-    // Most files have none, which one call tells.
-    let mut list = vec![0; SHORT_LIST];
-    let length = loop {
-        match rustix::fs::llistxattr(path, &mut list[..]) {
-            Ok(0) | Err(Errno::NOTSUP | Errno::NOSYS | Errno::NOENT) => return Ok(found),
-            Ok(length) => break length,
-            Err(Errno::RANGE) if list.len() < MAX_XATTR => list.resize(MAX_XATTR, 0),
-            Err(e) => return Err(failed(e)),
-        }
-    };
-    list.truncate(length);
-    let mut value = vec![0; MAX_XATTR];
-    for name in list.split(|b| *b == 0).filter(|name| is_kept(name)) {
-        match rustix::fs::lgetxattr(path, name, &mut value[..]) {
-            Ok(length) => drop(found.insert(name.to_vec(), value[..length].to_vec())),
-            // Removed since the list was made.
-            Err(Errno::NODATA | Errno::NOENT) => {}
-            Err(e) => return Err(failed(e)),
-        }
-    }
-    Ok(found)
 }

@@ -69,7 +69,7 @@ impl Store {
         let shown = root.display();
         let not_a_store = |what: String| {
             Error::new(ErrorKind::NotAStore, what)
-                .with_hint("`pf snapshot` or `pfimg fixture` makes a store; name it with --store or PF_STORE")
+                .with_hint("run `pfimg import DIR` to make a store, or name one with --store or PF_STORE")
         };
         let metadata = fs::metadata(root).map_err(|e| match e.kind() {
             std::io::ErrorKind::NotFound => not_a_store(format!("there is no store at {shown}")),

@@ -31,6 +31,8 @@ fn import_while(house: &House, dir: &Path, meanwhile: impl Fn() + Sync) -> Strin
         dir: dir.to_owned(),
         parent: Parent::Last,
         ignore: Ignore::default(),
+        one_file_system: false,
+        own: Vec::new(),
         index_dir: None,
         reread: false,
         jobs: NonZeroUsize::MIN,

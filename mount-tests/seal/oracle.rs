@@ -328,6 +328,8 @@ fn import_of(folder: &Path, log: &Log) -> import::Options {
         dir: folder.to_owned(),
         parent: import::Parent::Last,
         ignore: Ignore::default(),
+        one_file_system: false,
+        own: Vec::new(),
         index_dir: None,
         reread: false,
         jobs: NonZeroUsize::MIN,

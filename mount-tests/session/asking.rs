@@ -75,7 +75,7 @@ fn a_folder_that_holds_something_shows_it_again_after_the_mount() {
     let (store, id) = small_store();
     let (_dir, point) = point();
     std::fs::write(point.join("mine"), b"was there").unwrap();
-    let mount = Mount::of(store.root()).at(&point).start();
+    let mount = Mount::of(store.root()).at(&point).args(["--nonempty"]).start();
     assert_eq!(read(&mount, &id), b"content");
     assert_eq!(errno(std::fs::metadata(point.join("mine"))), libc::ENOENT);
     mount.unmount();

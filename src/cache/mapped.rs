@@ -17,7 +17,8 @@ use std::time::SystemTime;
 use lru::LruCache;
 use memmap2::{Advice, Mmap, UncheckedAdvice};
 
-use crate::store::{BlobError, Digest, Sharing};
+use super::folder;
+use crate::store::{BlobError, Digest};
 use crate::sync::Mutex;
 
 /// Bytes read through a mapping after which its pages are given back: what is hot is in the kernel's page cache.
@@ -220,7 +221,7 @@ impl Mapped {
         let shard = path.parent().unwrap_or(&self.dir);
         // What is decompressed may be secret, whatever the folder's parents allow. A folder that was there before is
         // not touched: it may be used for other things as well.
-        Sharing::Private.create_dir_all(shard)?;
+        folder::make_inside(&self.dir, shard)?;
         tempfile::tempfile_in(shard)
     }
 

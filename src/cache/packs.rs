@@ -17,8 +17,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Once};
 use std::time::SystemTime;
 
+use super::folder;
 use super::mapped::{Mapping, give_name};
-use crate::store::{Digest, Sharing};
+use crate::store::Digest;
 use crate::sync::{Mutex, RwLock};
 
 /// The last bytes of a pack.
@@ -146,7 +147,7 @@ struct Writing {
 impl Writing {
     fn new(dir: &Path) -> io::Result<Self> {
         // As for larger blobs: closed to others, and a folder that was there before is not touched.
-        Sharing::Private.create_dir_all(dir)?;
+        folder::make_inside(dir.parent().unwrap_or(dir), dir)?;
         Ok(Self {
             file: Arc::new(tempfile::tempfile_in(dir)?),
             buffer: Vec::with_capacity(BUFFER),

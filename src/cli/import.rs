@@ -20,6 +20,10 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::import::{IGNORE_FILES, Ignore, Options, Parent, Progress, Report, import};
 use crate::jobs::default_jobs;
 
+/// So many paths that were left out are listed; of more, the first few are.
+const LISTED: usize = 8;
+const SAMPLE: usize = 3;
+
 /// Make an image of a folder, and print its id.
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -49,6 +53,9 @@ pub(crate) struct ImportArgs {
     /// Leave out nothing but what --ignore names
     #[arg(long)]
     no_default_ignores: bool,
+    /// Enter no other filesystems: import their mountpoints as empty folders
+    #[arg(long)]
+    one_file_system: bool,
     /// Read every file, also those that look as they did at the last import
     #[arg(long)]
     reread: bool,
@@ -96,6 +103,8 @@ pub(crate) fn run(store: &StoreArg, args: &ImportArgs) -> Result<ExitCode> {
         dir: args.dir.clone(),
         parent,
         ignore,
+        one_file_system: args.one_file_system,
+        own: [cache_dir.clone(), super::mount::default_cache_dir(), super::mount::default_state_dir()].into(),
         index_dir: Some(cache_dir.join("imports")),
         reread: args.reread,
         jobs: args.jobs.unwrap_or_else(default_jobs),
@@ -111,8 +120,10 @@ pub(crate) fn run(store: &StoreArg, args: &ImportArgs) -> Result<ExitCode> {
         && store.tags().get(tag).ok() != Some(report.image)
     {
         store.tags().set(tag, &report.image, args.force_tag).map_err(|e| {
-            e.context(format_args!("{} is imported as {}, but not tagged", args.dir.display(), report.image))
-                .with_hint("--force-tag takes it from its image")
+            let what = format_args!("{} is imported as {}, but not tagged", args.dir.display(), report.image);
+            let is_taken = e.kind() == ErrorKind::AlreadyExists;
+            let error = e.context(what);
+            if is_taken { error.with_hint("--force-tag takes it from its image") } else { error }
         })?;
         options.log.note(note::tags_changed(&[tag], &[], Some(&report.image)));
     }
@@ -121,6 +132,9 @@ pub(crate) fn run(store: &StoreArg, args: &ImportArgs) -> Result<ExitCode> {
     } else {
         print(&format!("{}\n", report.image))?;
         eprintln!("pfimg: {}", summary(&report));
+        if let Some(line) = left_out(&report) {
+            eprintln!("pfimg: {}", plain(&line, usize::MAX));
+        }
         for line in &report.reports {
             eprintln!("pfimg: {}", plain(line, usize::MAX));
         }
@@ -155,10 +169,26 @@ fn rules(args: &ImportArgs) -> Result<(Ignore, Vec<String>)> {
     Ok((ignore, refused))
 }
 
+/// The first paths that a rule left out, and the option that takes in those that the caller did not name.
+fn left_out(report: &Report) -> Option<String> {
+    let most = if report.left_out > LISTED as u64 { SAMPLE } else { LISTED };
+    let named: Vec<&str> = report.left_out_paths.iter().take(most).map(String::as_str).collect();
+    let more = match report.left_out - named.len() as u64 {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    let hint = if report.left_out_by_default > 0 {
+        " (--no-default-ignores takes in what --ignore does not name)"
+    } else {
+        ""
+    };
+    (!named.is_empty()).then(|| format!("left out: {}{more}{hint}", named.join(", ")))
+}
+
 fn summary(report: &Report) -> String {
     let left_out = match report.left_out {
         0 => String::new(),
-        paths => format!("; {} left out by rule (--no-default-ignores takes them in)", count(paths, "path")),
+        paths => format!("; {} left out by rule", count(paths, "path")),
     };
     let new = if report.new { "imported" } else { "unchanged:" };
     format!(

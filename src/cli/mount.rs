@@ -11,6 +11,8 @@ use std::time::Duration;
 use clap::Args;
 
 use super::StoreArg;
+use super::holder::Holder;
+use super::meant;
 use super::secret::SecretArg;
 use super::sharing::tell_if_open;
 use super::status::read_status;
@@ -71,6 +73,9 @@ pub(crate) struct MountArgs {
     /// Let nothing be written
     #[arg(long)]
     read_only: bool,
+    /// Mount over a folder that is not empty, and hide its files until the mount ends
+    #[arg(long)]
+    nonempty: bool,
     /// When writes in forks reach the daemon: `through`, before write(2) returns; or `back`, when the kernel sees fit,
     /// at the latest at close(2) or fsync(2), which makes small writes fast and what was not closed mortal
     #[arg(long, value_name = "WHEN", default_value = "through")]
@@ -152,7 +157,7 @@ impl MountArgs {
     fn store_and_mountpoint(&self, store: &StoreArg) -> Result<(PathBuf, PathBuf)> {
         match self.paths.as_slice() {
             [mountpoint] => Ok((store.path()?, mountpoint.clone())),
-            [store, mountpoint] => Ok((store.clone(), mountpoint.clone())),
+            [store, mountpoint] => Ok((meant::store_meant(store.clone())?, mountpoint.clone())),
             _ => Err(Error::new(ErrorKind::InvalidInput, "name a mountpoint")),
         }
     }
@@ -169,6 +174,7 @@ impl MountArgs {
             let message = "--owner me and -o suid do not go together: set-user-id programs would run as you";
             return Err(Error::new(ErrorKind::InvalidInput, message).with_hint("leave one of them out"));
         }
+        options.nonempty |= self.nonempty;
         Ok(options)
     }
 
@@ -197,6 +203,11 @@ pub(crate) fn default_cache_dir() -> PathBuf {
     user_dir("XDG_CACHE_HOME", ".cache")
 }
 
+/// Where daemons log unless told otherwise.
+pub(crate) fn default_state_dir() -> PathBuf {
+    user_dir("XDG_STATE_HOME", ".local/state")
+}
+
 pub(crate) fn run(store: &StoreArg, args: &MountArgs) -> Result<ExitCode> {
     let outcome = start(store, args);
     if let (true, Err(error)) = (args.daemon, &outcome) {
@@ -214,7 +225,8 @@ fn start(store: &StoreArg, args: &MountArgs) -> Result<ExitCode> {
         let message = "--holes and --writes back do not go together: the kernel asks for holes before it has handed in what was written";
         return Err(Error::new(ErrorKind::InvalidInput, message).with_hint("leave one of them out"));
     }
-    let store = Store::open(store_path)?;
+    let store = Store::open(&store_path)
+        .map_err(|e| meant::explain_no_store(e, &store_path, &mountpoint, args.paths.len() > 1))?;
     let mut session = SessionConfig {
         mountpoint,
         source: store.root().to_owned(),
@@ -223,10 +235,16 @@ fn start(store: &StoreArg, args: &MountArgs) -> Result<ExitCode> {
         spin: args.spin == Spin::Auto,
         holes: args.holes,
     };
-    session.prepare()?;
+    let named = session.mountpoint.clone();
+    session.prepare().map_err(|e| meant::explain_missing(e, &named))?;
     let cache_dir = absolute_dir(&args.cache_dir.clone().unwrap_or_else(default_cache_dir))?;
     for (path, what) in [(store.root(), "the store"), (&cache_dir, "the cache's folder")] {
         refuse_below(&session.mountpoint, path, what)?;
+    }
+    if !options.nonempty && meant::refuse_full(&session.mountpoint).is_err() {
+        // What shows there may be a mount that began since the look.
+        session.prepare()?;
+        meant::refuse_full(&session.mountpoint)?;
     }
     if !args.daemon {
         tell_if_open(&store);
@@ -234,7 +252,7 @@ fn start(store: &StoreArg, args: &MountArgs) -> Result<ExitCode> {
     if args.foreground {
         Ok(foreground(args, store, &session))
     } else {
-        background(args, &session.mountpoint)
+        background(args, &store, &session.mountpoint)
     }
 }
 
@@ -254,11 +272,11 @@ fn refuse_below(mountpoint: &Path, path: &Path, what: &str) -> Result<()> {
         ErrorKind::InvalidInput,
         format!("cannot mount at {mountpoint}: {what}, {path}, lies below it"),
     )
-    .with_hint("mount somewhere else"))
+    .with_hint("name an empty folder, such as ~/pf"))
 }
 
 /// Starts the daemon as a process of its own and waits until its mount answers.
-fn background(args: &MountArgs, mountpoint: &Path) -> Result<ExitCode> {
+fn background(args: &MountArgs, store: &Store, mountpoint: &Path) -> Result<ExitCode> {
     let failed = |e| Error::io(e, "cannot start the daemon");
     let log = args.log.clone().unwrap_or_else(|| default_log(mountpoint));
     let log = std::path::absolute(&log).map_err(|e| Error::io(e, "--log"))?;
@@ -288,9 +306,12 @@ fn background(args: &MountArgs, mountpoint: &Path) -> Result<ExitCode> {
         if !args.mount_options()?.read_only
             && read_status(mountpoint).is_ok_and(|status| !status.writes_forks)
         {
+            let (holder, hint) = match Holder::of(store) {
+                Some(holder) => (format!(" ({holder})"), format!(". {}", holder.hint())),
+                None => (String::new(), String::new()),
+            };
             eprintln!(
-                "pfimg: another program writes this store's forks: here they can only be read until it has ended. A mount that \
-                 was unmounted while it was in use goes on until nobody uses it any more"
+                "pfimg: another program writes this store's forks{holder}: here they can only be read until it has ended{hint}"
             );
         }
         return Ok(ExitCode::SUCCESS);
@@ -308,7 +329,7 @@ fn default_log(mountpoint: &Path) -> PathBuf {
     let name = mountpoint.to_string_lossy().trim_matches('/').replace('/', "-");
     // Long paths are told apart by their ends.
     let start = name.char_indices().rev().nth(150).map_or(0, |(at, _)| at);
-    user_dir("XDG_STATE_HOME", ".local/state").join(format!("{}.log", &name[start..]))
+    default_state_dir().join(format!("{}.log", &name[start..]))
 }
 
 fn open_log(path: &Path) -> Result<File> {

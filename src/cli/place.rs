@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
+use super::holder;
 use super::secret::SecretArg;
 use super::status::read_status;
 use crate::cache::{Cache, CacheConfig};
@@ -78,21 +79,7 @@ pub(crate) fn find(store: &Arc<Store>) -> Result<Place> {
         return Ok(Place::Mount(mountpoint));
     }
     let registry = registry(store, false)?;
-    if registry.is_writable() {
-        Ok(Place::Disk(registry))
-    } else {
-        Err(Error::new(
-            ErrorKind::Busy,
-            format!(
-                "the forks of {} are written by a mount that cannot be found from here",
-                store.root().display()
-            ),
-        )
-        .with_hint(
-            "run this as the user who mounted it, or unmount it; one that was unmounted while it was in use goes on until the \
-             last program that has its files open, or stands in its folders, has ended",
-        ))
-    }
+    if registry.is_writable() { Ok(Place::Disk(registry)) } else { Err(holder::busy(store)) }
 }
 
 /// The image that a fork was made of: what it rested on before it was sealed first, or rests on. Where that is not in the

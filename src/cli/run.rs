@@ -13,10 +13,11 @@ use super::fork::{check_name, make_under};
 use super::mount::default_cache_dir;
 use super::place::{self, Place};
 use super::status::read_status;
+use crate::cache;
 use crate::confine::{self, CANNOT_RUN, View};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fuse::{aliases, mounts};
-use crate::store::{Sharing, Store};
+use crate::store::Store;
 
 /// Run a command in a fork, where it can change nothing else.
 ///
@@ -167,7 +168,7 @@ fn hidden(store: &Store, mountpoint: &Path) -> Result<Vec<PathBuf>> {
     let caches = [cache, default_cache_dir()];
     for cache in &caches {
         // One that is not there yet would be made while the command runs. Who cannot make it will not.
-        let _ = Sharing::Private.create_dir_all(cache);
+        let _ = cache::folder::make(cache);
     }
     let mut hidden = vec![store.root().to_owned()];
     hidden.extend(caches);

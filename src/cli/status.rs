@@ -9,6 +9,7 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::holder::{elsewhere, explain_nothing_mounted};
 use super::text::{count, plain, print, print_json};
 use super::units::format_bytes;
 use crate::error::{Error, ErrorKind, Result};
@@ -35,6 +36,9 @@ pub(crate) struct Status {
     /// Whether the forks are written through this mount; else another one may.
     pub(crate) writes_forks: bool,
     counters: Map<String, Value>,
+    /// Whether it shows in another mount namespace, and not here.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    elsewhere: bool,
 }
 
 pub(crate) fn read_status(mountpoint: &Path) -> Result<Status> {
@@ -67,7 +71,26 @@ pub(crate) fn run(args: &StatusArgs) -> Result<ExitCode> {
                 dead += 1;
                 eprintln!("pfimg: {error}");
             }
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                return Err(explain_nothing_mounted(error, mountpoint));
+            }
             Err(error) => return Err(error),
+        }
+    }
+    let mut unknown = 0;
+    if args.mountpoint.is_none() {
+        for there in elsewhere()? {
+            match (there.status, there.pid) {
+                (Some(status), _) => found.push(Status { elsewhere: true, ..status }),
+                (None, Some(pid)) => {
+                    unknown += 1;
+                    let (mountpoint, store) = (there.mountpoint.display(), there.store.display());
+                    eprintln!(
+                        "pfimg: process {pid} serves {store} at {mountpoint} in another mount namespace (run `kill {pid}` to end it)"
+                    );
+                }
+                (None, None) => {}
+            }
         }
     }
     if args.json {
@@ -75,7 +98,7 @@ pub(crate) fn run(args: &StatusArgs) -> Result<ExitCode> {
             (Some(_), [status]) => print_json(status)?,
             (_, found) => print_json(&found)?,
         }
-    } else if found.is_empty() && dead == 0 && args.mountpoint.is_none() {
+    } else if found.is_empty() && dead + unknown == 0 && args.mountpoint.is_none() {
         print("no store is mounted\n")?;
     } else {
         print(&found.iter().map(lines).collect::<String>())?;
@@ -85,7 +108,7 @@ pub(crate) fn run(args: &StatusArgs) -> Result<ExitCode> {
 
 /// What is said of a mount.
 fn lines(status: &Status) -> String {
-    let Status { info, images, writes_forks, counters } = status;
+    let Status { info, images, writes_forks, counters, elsewhere } = status;
     let number = |key: &str| counters.get(key).and_then(Value::as_u64).unwrap_or(0);
     let requests: u64 = counters
         .get("requests")
@@ -102,6 +125,9 @@ fn lines(status: &Status) -> String {
         info.version,
         info.started_at.format("%F %T UTC")
     );
+    if *elsewhere {
+        let _ = writeln!(out, "  where     in another mount namespace; run `kill {}` to end it", info.pid);
+    }
     if let Some(log) = &info.log {
         let _ = writeln!(out, "  log       {}", path(log));
     }

@@ -8,6 +8,7 @@ use clap::Args;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
+use super::holder::explain_nothing_mounted;
 use super::status::read_status;
 use crate::error::Result;
 use crate::fuse::{Unmounted, unmount};
@@ -30,7 +31,7 @@ pub(crate) fn run(args: &UmountArgs) -> Result<ExitCode> {
         .and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?))
         .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
     let shown = args.mountpoint.display();
-    let left = unmount(&args.mountpoint)?;
+    let left = unmount(&args.mountpoint).map_err(|e| explain_nothing_mounted(e, &args.mountpoint))?;
     if left == Unmounted::Held
         && let Some(daemon) = &daemon
     {

@@ -1,10 +1,8 @@
 //! What there is to see of an export, for the oracle to judge.
 
-use std::ffi::OsStr;
-use std::fs;
 use std::io::ErrorKind;
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::FileTypeExt;
+
+use rustix::fs::FileType;
 
 use super::Exporting;
 use crate::audit::Log;
@@ -42,21 +40,21 @@ impl Exporting<'_> {
         let tree = self.tree;
         let left_out = self.left_out.lock();
         let differs = |path: &[u8], id| {
-            let found = match fs::symlink_metadata(self.dir.join(OsStr::from_bytes(path))) {
+            let found = match self.top.stat(path) {
                 Ok(found) => found,
-                // A path that is too long to be looked at is not gone.
+                // What cannot be looked at is not gone.
                 Err(e) => return matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory),
             };
-            let kind = found.file_type();
-            match tree.kind(id) {
-                Kind::File => !kind.is_file() || found.len() != tree.size(id),
-                Kind::Dir => !kind.is_dir(),
-                Kind::Symlink => !kind.is_symlink(),
-                Kind::Fifo => !kind.is_fifo(),
-                Kind::Socket => !kind.is_socket(),
-                Kind::Chardev => !kind.is_char_device(),
-                Kind::Blockdev => !kind.is_block_device(),
-            }
+            let kind = FileType::from_raw_mode(found.st_mode);
+            kind != match tree.kind(id) {
+                Kind::File => FileType::RegularFile,
+                Kind::Dir => FileType::Directory,
+                Kind::Symlink => FileType::Symlink,
+                Kind::Fifo => FileType::Fifo,
+                Kind::Socket => FileType::Socket,
+                Kind::Chardev => FileType::CharacterDevice,
+                Kind::Blockdev => FileType::BlockDevice,
+            } || (tree.kind(id) == Kind::File && found.st_size as u64 != tree.size(id))
         };
         tree.nodes()
             .filter(|id| !left_out.contains(id))

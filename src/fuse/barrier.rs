@@ -38,9 +38,9 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags, openat, statx};
 use rustix::io::Errno;
 
-use super::mountinfo::mounts;
 use crate::confine::own_descriptors;
 use crate::error::{Error, ErrorKind, Result};
+use crate::mountinfo::mounts;
 use crate::vfs::{MARKER, Pusher, Vfs};
 
 /// So many calm passes are enough where programs write all the time.

@@ -19,9 +19,9 @@ use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType,
 };
 
-use super::mountinfo::{Elsewhere, FS_TYPE, Mounted, elsewhere, mounted_at};
 use super::options::MountOptions;
 use crate::error::{Error, ErrorKind, Posix, Result};
+use crate::mountinfo::{Elsewhere, FS_TYPE, Mounted, elsewhere, mounted_at};
 
 const FUSERMOUNT: &str = "fusermount3";
 
@@ -338,7 +338,7 @@ fn unmount_identity(path: &Path, identity: &Identity) -> Result<Unmounted> {
             }
         }
         Some(cover)
-            if super::mountinfo::mounts()?.iter().any(|m| m.path == path && m.device == identity.device) =>
+            if crate::mountinfo::mounts()?.iter().any(|m| m.path == path && m.device == identity.device) =>
         {
             return Err(Error::new(
                 ErrorKind::Busy,

@@ -25,6 +25,8 @@ pub struct MountOptions {
     pub allow_other: bool,
     /// Have the kernel check modes and owners even where that changes nothing.
     pub default_permissions: bool,
+    /// Whether a folder that is not empty may be mounted on. For callers to heed: the kernel does not mind.
+    pub nonempty: bool,
     noatime: bool,
     nodiratime: bool,
     sync: bool,
@@ -40,6 +42,7 @@ impl Default for MountOptions {
             exec: true,
             allow_other: false,
             default_permissions: false,
+            nonempty: false,
             noatime: false,
             nodiratime: false,
             sync: false,
@@ -71,12 +74,17 @@ impl MountOptions {
                 "dirsync" => self.dirsync = true,
                 "allow_other" => self.allow_other = true,
                 "default_permissions" => self.default_permissions = true,
+                "nonempty" => self.nonempty = true,
                 _ => {
-                    return Err(Error::new(ErrorKind::InvalidInput, format!("unknown mount option {word:?}"))
-                        .with_hint(
-                            "known are ro, rw, suid, nosuid, dev, nodev, exec, noexec, atime, noatime, relatime, \
-                             diratime, nodiratime, sync, async, dirsync, allow_other, default_permissions, defaults",
-                        ));
+                    return Err(Error::new(
+                        ErrorKind::InvalidInput,
+                        format!("unknown mount option {word:?}"),
+                    )
+                    .with_hint(
+                        "known are ro, rw, suid, nosuid, dev, nodev, exec, noexec, atime, noatime, relatime, \
+                             diratime, nodiratime, sync, async, dirsync, allow_other, default_permissions, \
+                             nonempty, defaults",
+                    ));
                 }
             }
         }

@@ -33,12 +33,21 @@ const DEFAULTS: &[&str] = &[
 /// Files at the top of a folder that hold rules, a line each.
 pub const IGNORE_FILES: [&str; 2] = [".pfignore", ".gitignore"];
 
+/// Where a rule comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rule {
+    /// What `pf` leaves out unless told otherwise, or a file of rules in the folder.
+    Default,
+    /// The caller.
+    Asked,
+}
+
 /// Rules that leave paths out.
 #[derive(Clone, Debug, Default)]
 pub struct Ignore {
     /// Names in a row.
-    plain: Vec<Vec<Box<[u8]>>>,
-    globs: Vec<GlobMatcher>,
+    plain: Vec<(Vec<Box<[u8]>>, Rule)>,
+    globs: Vec<(GlobMatcher, Rule)>,
 }
 
 impl Ignore {
@@ -47,18 +56,22 @@ impl Ignore {
         let mut this = Self::default();
         for rule in DEFAULTS {
             // Each is known to be sound, and a test says so.
-            let _ = this.add(rule);
+            let _ = this.add_of(rule, Rule::Default);
         }
         this
     }
 
-    /// Adds a rule.
+    /// Adds a rule of the caller's.
     pub fn add(&mut self, rule: &str) -> Result<()> {
+        self.add_of(rule, Rule::Asked)
+    }
+
+    fn add_of(&mut self, rule: &str, of: Rule) -> Result<()> {
         if rule.contains(['*', '?', '[']) {
             let glob = GlobBuilder::new(rule).build().map_err(|e| {
                 Error::new(ErrorKind::InvalidInput, format!("{rule:?} is no pattern")).with_source(e)
             })?;
-            self.globs.push(glob.compile_matcher());
+            self.globs.push((glob.compile_matcher(), of));
             return Ok(());
         }
         let names: Vec<Box<[u8]>> =
@@ -66,7 +79,7 @@ impl Ignore {
         if names.is_empty() {
             return Err(Error::new(ErrorKind::InvalidInput, format!("{rule:?} names nothing to leave out")));
         }
-        self.plain.push(names);
+        self.plain.push((names, of));
         Ok(())
     }
 
@@ -79,7 +92,7 @@ impl Ignore {
                 continue;
             }
             let rule = line.trim_start_matches('/').trim_end_matches('/');
-            if line.starts_with('!') || (!rule.is_empty() && self.add(rule).is_err()) {
+            if line.starts_with('!') || (!rule.is_empty() && self.add_of(rule, Rule::Default).is_err()) {
                 refused.push(line.to_owned());
             }
         }
@@ -88,6 +101,11 @@ impl Ignore {
 
     /// Whether a path, relative to the folder, is left out. That everything below it is too is up to the caller.
     pub fn covers(&self, path: &[u8]) -> bool {
+        self.covered_by(path).is_some()
+    }
+
+    /// Where the rule comes from that leaves a path out. Of several rules the caller's counts.
+    pub fn covered_by(&self, path: &[u8]) -> Option<Rule> {
         let name = path.rsplit(|b| *b == b'/').next().unwrap_or(path);
         let ends_with = |names: &Vec<Box<[u8]>>| {
             // The folders above were looked at before, so that only a match that ends here is new.
@@ -98,7 +116,16 @@ impl Ignore {
             glob.is_match(Path::new(OsStr::from_bytes(path)))
                 || glob.is_match(Path::new(OsStr::from_bytes(name)))
         };
-        self.plain.iter().any(ends_with) || self.globs.iter().any(glob)
+        let plain = self.plain.iter().filter(|(names, _)| ends_with(names)).map(|(_, rule)| *rule);
+        let globs = self.globs.iter().filter(|(pattern, _)| glob(pattern)).map(|(_, rule)| *rule);
+        let mut found = None;
+        for rule in plain.chain(globs) {
+            if rule == Rule::Asked {
+                return Some(rule);
+            }
+            found = Some(rule);
+        }
+        found
     }
 }
 
@@ -143,6 +170,24 @@ mod tests {
         assert_eq!(refused, ["!keep.log", "["]);
         assert!(ignore.covers(b"dist") && ignore.covers(b"x/dist") && ignore.covers(b"x.log"));
         assert!(!ignore.covers(b"distance"));
+    }
+
+    #[test]
+    fn of_several_rules_the_callers_counts() {
+        let mut ignore = Ignore::pf_defaults();
+        ignore.add("*.pyc").unwrap();
+        ignore.add("mine").unwrap();
+        ignore.add_lines("mine\n*.log\n");
+        for (path, rule) in [
+            ("target", Some(Rule::Default)),
+            ("x.log", Some(Rule::Default)),
+            ("x.pyo", Some(Rule::Default)),
+            ("x.pyc", Some(Rule::Asked)),
+            ("mine", Some(Rule::Asked)),
+            ("x", None),
+        ] {
+            assert_eq!(ignore.covered_by(path.as_bytes()), rule, "{path}");
+        }
     }
 
     #[test]

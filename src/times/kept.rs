@@ -10,10 +10,11 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::cache;
 use crate::store::Digest;
 use crate::tree::{MAX_MOMENTS, NodeTimes};
 
@@ -78,7 +79,7 @@ impl Kept {
         let write = || -> io::Result<()> {
             let bytes = encode(image, end, times)?;
             // Closed to others, as everything in the cache's folder.
-            fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.dir)?;
+            cache::folder::make_inside(self.dir.parent().unwrap_or(&self.dir), &self.dir)?;
             if self.written.fetch_add(1, Ordering::Relaxed).is_multiple_of(LOOK_OVER) {
                 self.shrink();
             }

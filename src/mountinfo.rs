@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use crate::error::{Error, Result};
 
 /// The type under which this program's mounts are listed.
-pub(super) const FS_TYPE: &str = "fuse.pfimg";
+pub(crate) const FS_TYPE: &str = "fuse.pfimg";
 
 /// A mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,14 +66,14 @@ fn aliases_among(mounts: &[Mounted], folder: &Path) -> Vec<PathBuf> {
 }
 
 /// What shows at a path.
-pub(super) fn mounted_at(path: &Path) -> Result<Option<Mounted>> {
+pub(crate) fn mounted_at(path: &Path) -> Result<Option<Mounted>> {
     Ok(mounts()?.into_iter().rfind(|mounted| mounted.path == path))
 }
 
 /// Where one of this program's mounts goes on that was unmounted here: in another mount namespace, that of a container or of a
 /// command that is kept to a fork.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Elsewhere {
+pub(crate) enum Elsewhere {
     Nowhere,
     /// Only below other mounts, where nobody gets to it.
     Covered,
@@ -82,8 +82,8 @@ pub(super) enum Elsewhere {
 }
 
 /// Looks as far as processes may be looked at.
-pub(super) fn elsewhere(device: &str) -> Elsewhere {
-    namespaces().map(|mounts| seen_among(&mounts, device)).max().unwrap_or(Elsewhere::Nowhere)
+pub(crate) fn elsewhere(device: &str) -> Elsewhere {
+    namespaces().map(|(_, mounts)| seen_among(&mounts, device)).max().unwrap_or(Elsewhere::Nowhere)
 }
 
 fn seen_among(mounts: &[Mounted], device: &str) -> Elsewhere {
@@ -118,19 +118,66 @@ fn shown_at<'a>(mounts: &'a [Mounted], path: &Path) -> Option<&'a Mounted> {
 pub fn runs_in(mountpoint: &Path, fork: &str) -> bool {
     let Ok(Some(here)) = mounted_at(mountpoint) else { return false };
     let folder = Path::new("/forks").join(fork);
-    namespaces().any(|mounts| {
+    namespaces().any(|(_, mounts)| {
         mounts.iter().any(|other| other.is_ours() && other.device == here.device && other.root == folder)
     })
 }
 
-/// The mounts of every mount namespace that has a process which may be looked at.
-fn namespaces() -> impl Iterator<Item = Vec<Mounted>> {
+/// The mounts of every mount namespace that has a process which may be looked at, and that process's folder in /proc.
+fn namespaces() -> impl Iterator<Item = (PathBuf, Vec<Mounted>)> {
     let mut known = HashSet::new();
     fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(move |process| {
         let path = process.path();
         let namespace = fs::read_link(path.join("ns/mnt")).ok()?;
-        known.insert(namespace).then(|| fs::read(path.join("mountinfo")).ok().map(|text| parse(&text)))?
+        if !known.insert(namespace) {
+            return None;
+        }
+        let text = fs::read(path.join("mountinfo")).ok()?;
+        Some((path, parse(&text)))
     })
+}
+
+/// This program's mounts that show in other mount namespaces and not in this one, as far as processes may be looked at. Each
+/// with the folder in /proc of a process that sees it: what is mounted there can be read below that folder's `root`.
+pub(crate) fn mounts_elsewhere() -> Result<Vec<(PathBuf, Mounted)>> {
+    let mut known: HashSet<String> = mounts()?.into_iter().map(|mounted| mounted.device).collect();
+    let mut found = Vec::new();
+    for (process, mounts) in namespaces() {
+        for mounted in mounts.iter().filter(|mounted| mounted.is_ours() && mounted.root == Path::new("/")) {
+            let shows = shown_at(&mounts, &mounted.path).is_some_and(|shown| shown.id == mounted.id);
+            if shows && known.insert(mounted.device.clone()) {
+                found.push((process.clone(), mounted.clone()));
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// All mounts that a process sees, by its folder in /proc; none if it may not be looked at.
+pub(crate) fn mounts_of(process: &Path) -> Vec<Mounted> {
+    fs::read(process.join("mountinfo")).map(|text| parse(&text)).unwrap_or_default()
+}
+
+/// The mount that shows at a path without links, and where in its filesystem the path is.
+pub(crate) fn holding(path: &Path) -> Result<Option<(Mounted, PathBuf)>> {
+    Ok(holding_among(&mounts()?, path).map(|(mounted, inside)| (mounted.clone(), inside)))
+}
+
+pub(crate) fn holding_among<'a>(mounts: &'a [Mounted], path: &Path) -> Option<(&'a Mounted, PathBuf)> {
+    let mounted = shown_at(mounts, path)?;
+    let below = path.strip_prefix(&mounted.path).ok()?;
+    Some((mounted, mounted.root.join(below)))
+}
+
+/// The mounts that show below a folder whose path has no links.
+pub(crate) fn below(folder: &Path) -> Result<Vec<Mounted>> {
+    let mounts = mounts()?;
+    let shows = |mounted: &&Mounted| {
+        mounted.path != folder
+            && mounted.path.starts_with(folder)
+            && shown_at(&mounts, &mounted.path).is_some_and(|shown| shown.id == mounted.id)
+    };
+    Ok(mounts.iter().filter(shows).cloned().collect())
 }
 
 /// `36 35 98:0 /root /mount/point rw,noatime master:1 - ext4 /dev/root rw,errors=continue`

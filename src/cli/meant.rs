@@ -1,0 +1,171 @@
+//! Finds out which folder a command line means where stores, mountpoints and projects are taken for each other.
+
+use std::fs;
+use std::io;
+use std::path::{Component, Path, PathBuf};
+
+use crate::error::{Error, ErrorKind, Posix, Result};
+use crate::fuse::{Mounted, holding_among, mounts};
+use crate::store::Store;
+
+/// The store that a path names: the one that is mounted there, if it is a mountpoint, and the path itself if not.
+///
+/// Everything below a mountpoint but the files of images and forks is refused: a store that was made there would be a fork.
+pub(crate) fn store_meant(path: PathBuf) -> Result<PathBuf> {
+    let mounts = match mounts() {
+        Ok(mounts) if mounts.iter().any(Mounted::is_ours) => mounts,
+        Ok(_) => return Ok(path),
+        // Without /proc, what shows there has to tell.
+        Err(_) => return Ok(super::status::read_status(&path).map_or(path, |status| status.info.store)),
+    };
+    // First as it is written: a daemon that has ended or stopped does not answer for its mountpoint.
+    if let Ok(absolute) = std::path::absolute(&path)
+        && !absolute.components().any(|component| component == Component::ParentDir)
+        && let Some((mounted, inside)) = holding_among(&mounts, &absolute)
+        && mounted.is_ours()
+        && inside == Path::new("/")
+    {
+        return source_of(mounted);
+    }
+    let Some(real) = real(&path) else { return Ok(path) };
+    let Some((mounted, inside)) = holding_among(&mounts, &real).filter(|(mounted, _)| mounted.is_ours())
+    else {
+        return Ok(path);
+    };
+    if inside == Path::new("/") {
+        return source_of(mounted);
+    }
+    if is_content(&inside) {
+        return Ok(path);
+    }
+    let (shown, store) = (path.display(), mounted.source.display());
+    let what = format!("{shown} is no store: it lies in the mount of the store {store}");
+    Err(Error::new(ErrorKind::InvalidInput, what)
+        .with_hint(format!("name the store itself: --store {store}")))
+}
+
+fn source_of(mounted: &Mounted) -> Result<PathBuf> {
+    if mounted.source.is_dir() {
+        return Ok(mounted.source.clone());
+    }
+    let (mountpoint, store) = (mounted.path.display(), mounted.source.display());
+    let what = format!("{mountpoint} shows the store {store}, which is not there any more");
+    Err(Error::new(ErrorKind::NotFound, what).with_hint("name the store with --store"))
+}
+
+/// Whether a path in a mount is one of an image's or a fork's files, where a store may lie as in any folder.
+fn is_content(inside: &Path) -> bool {
+    let names: Vec<_> = inside.iter().skip(1).collect();
+    names.len() >= 4
+        && (names[0] == "images" || names[0] == "forks")
+        && names[2] == "world"
+        && names[3] == "fs"
+}
+
+/// A path without links, as far as it is there.
+fn real(path: &Path) -> Option<PathBuf> {
+    let absolute = std::path::absolute(path).ok()?;
+    absolute.ancestors().find_map(|ancestor| {
+        let real = fs::canonicalize(ancestor).ok()?;
+        let rest = absolute.strip_prefix(ancestor).ok()?;
+        Some(if rest.as_os_str().is_empty() { real } else { real.join(rest) })
+    })
+}
+
+/// Whether a folder is a store.
+fn is_store(path: &Path) -> bool {
+    Store::open(path).is_ok()
+}
+
+/// Whether a folder holds something. One that cannot be listed is taken for empty: its user does not see what is in it anyway.
+fn holds_something(path: &Path) -> bool {
+    fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some())
+}
+
+/// Refuses a mountpoint that holds something, which the mount would hide, and says what was probably meant.
+pub(crate) fn refuse_full(mountpoint: &Path) -> Result<()> {
+    if !holds_something(mountpoint) {
+        return Ok(());
+    }
+    let shown = mountpoint.display();
+    let what =
+        format!("cannot mount at {shown}: the folder is not empty, and the mount would hide its files");
+    Err(Error::new(ErrorKind::Posix(Posix::NotEmpty), what)
+        .with_hint(format!("{}, or add --nonempty", probably(mountpoint))))
+}
+
+/// What a user who names a full folder as mountpoint has probably meant.
+fn probably(mountpoint: &Path) -> String {
+    let shown = mountpoint.display();
+    let home = std::env::home_dir().and_then(|home| fs::canonicalize(home).ok());
+    if is_store(mountpoint) {
+        format!("run `pfimg mount {shown} MNT` with an empty folder MNT to mount this store")
+    } else if mountpoint == Path::new("/") || home.is_some_and(|home| home.starts_with(mountpoint)) {
+        "name an empty folder, such as ~/pf".into()
+    } else {
+        format!("run `pfimg import {shown}` to make an image of it, name an empty folder")
+    }
+}
+
+/// Adds to the error of a store that is none what was probably meant by what was named as the mountpoint.
+pub(crate) fn explain_no_store(error: Error, store: &Path, mountpoint: &Path, named: bool) -> Error {
+    if error.kind() != ErrorKind::NotAStore {
+        return error;
+    }
+    let shown = mountpoint.display();
+    if is_store(mountpoint) {
+        let mnt = if named { store.display().to_string() } else { "MNT".to_owned() };
+        return error.with_hint(format!("run `pfimg mount {shown} {mnt}` to mount the store {shown}"));
+    }
+    if !named && holds_something(mountpoint) {
+        return error
+            .with_hint(format!("run `pfimg import {shown}` to make a store with an image of {shown}"));
+    }
+    error
+}
+
+/// Adds to the error of a mountpoint that is missing how to make it.
+pub(crate) fn explain_missing(error: Error, mountpoint: &Path) -> Error {
+    if !fs::metadata(mountpoint).is_err_and(|e| e.kind() == io::ErrorKind::NotFound) {
+        return error;
+    }
+    // mkdir makes no folder where a link leads to nothing.
+    let made = match fs::read_link(mountpoint) {
+        Ok(target) => mountpoint.parent().unwrap_or(mountpoint).join(target),
+        Err(e) if e.kind() == io::ErrorKind::NotFound || e.raw_os_error() == Some(libc::EINVAL) => {
+            mountpoint.to_owned()
+        }
+        Err(_) => return error,
+    };
+    error.with_hint(format!("run `mkdir -p {}` to make it", made.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_files_of_images_and_forks_may_hold_a_store() {
+        for (inside, content) in [
+            ("/", false),
+            ("/images", false),
+            ("/forks/new", false),
+            ("/forks/f/world", false),
+            ("/forks/f/world/fs", true),
+            ("/forks/f/world/fs/store", true),
+            ("/images/abc/world/fs/store", true),
+            ("/agents/a/world/fs", false),
+        ] {
+            assert_eq!(is_content(Path::new(inside)), content, "{inside}");
+        }
+    }
+
+    #[test]
+    fn a_path_that_is_not_there_is_known_by_what_is_there_of_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let base = fs::canonicalize(dir.path()).unwrap();
+        std::os::unix::fs::symlink(".", base.join("link")).unwrap();
+        assert_eq!(real(&base.join("link/not/there")).unwrap(), base.join("not/there"));
+        assert_eq!(real(&base).unwrap(), base);
+    }
+}
