@@ -263,15 +263,12 @@ fn background(args: &MountArgs, mountpoint: &Path) -> Result<ExitCode> {
     let log = log(args, mountpoint)?;
     let mut command = Command::new(std::env::current_exe().map_err(failed)?);
     command.args(std::env::args_os().skip(1)).args(["--foreground", "--daemon"]);
-    let log = match log {
-        Some((path, file)) => {
-            command.arg("--log").arg(&path).stderr(file);
-            Some(path)
-        }
-        None => {
-            command.stderr(Stdio::null());
-            None
-        }
+    let log = if let Some((path, file)) = log {
+        command.arg("--log").arg(&path).stderr(file);
+        Some(path)
+    } else {
+        command.stderr(Stdio::null());
+        None
     };
     let mut child = command
         .stdin(Stdio::null())

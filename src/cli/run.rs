@@ -37,24 +37,24 @@ use crate::store::{Sharing, Store};
 /// cannot be executed, 127 if it is not found.
 #[derive(Debug, Args)]
 pub(crate) struct RunArgs {
-    /// Let it write there too: a folder, device, or file that is not replaced by another (name its folder then). May be given several
+    /// Allow writing PATH: a folder, a device, or a file. Name the folder where programs replace the file. May be given several
     /// times, as may the next two
     #[arg(long, value_name = "PATH")]
     write: Vec<PathBuf>,
-    /// Let it read that, although it lies in something hidden
+    /// Allow reading PATH, which is hidden or lies in a hidden folder
     #[arg(long, value_name = "PATH")]
     read: Vec<PathBuf>,
-    /// Hide that file or folder from it
+    /// Hide PATH, a file or folder
     #[arg(long, value_name = "PATH")]
     hide: Vec<PathBuf>,
-    /// Hand over this variable, which holds a credential, and the socket that it names. `*` stands for any text; NAME=VALUE sets it.
-    /// May be given several times
+    /// Hand over the variable NAME, which holds a credential, and the socket that it names. `*` stands for any text; NAME=VALUE sets
+    /// the variable. May be given several times
     #[arg(long, value_name = "NAME[=VALUE]", value_parser = OsStringValueParser::new().try_map(|text| conf::variable(&text)))]
     env: Vec<OsString>,
     /// Print no line about the variables that stay outside
     #[arg(long, short)]
     quiet: bool,
-    /// Give it no network but its own loopback interface
+    /// Give the command a loopback interface of its own, and no other network
     #[arg(long)]
     no_network: bool,
     /// The fork. NAME@SOURCE makes it first, of an image or another fork
@@ -181,8 +181,12 @@ fn start(store: &StoreArg, args: &RunArgs) -> Result<u8> {
         args.write.iter().chain(&write).for_each(|path| option("write", path));
         args.read.iter().chain(&read).for_each(|path| option("read", path));
         args.hide.iter().chain(&hide).chain(&hidden).for_each(|path| option("hide", path));
-        keys.iter().for_each(|path| option("key", path));
-        given.names.iter().for_each(|name| option("env", Path::new(name)));
+        for key in &keys {
+            option("key", key);
+        }
+        for name in &given.names {
+            option("env", Path::new(name));
+        }
         if args.no_network {
             options.push("--no-network".into());
         }
@@ -267,7 +271,9 @@ fn keys(given: &Given) -> Vec<PathBuf> {
         real.and_then(|real| aliases(&real).ok()).unwrap_or_default()
     };
     let uid = rustix::process::geteuid().as_raw();
-    secrets::keys(uid, &String::from_utf8_lossy(&passwd), |name| std::env::var_os(name), is_handed, elsewhere)
+    let own = std::env::var_os("HOME").map(PathBuf::from);
+    let homes = secrets::homes(uid, &String::from_utf8_lossy(&passwd), own);
+    secrets::keys(&homes, |name| std::env::var_os(name), is_handed, elsewhere)
 }
 
 /// The control groups of this process.

@@ -124,7 +124,7 @@ mod tests {
         for (architecture, number, arguments, expected) in [
             (7, 92, [0, keep, 1001, 0, 0, 0], refuse),
             (7, 94, [0, keep, 65534, 0, 0, 0], refuse),
-            (7, 93, [0, keep, 1 << 32 | 1001, 0, 0, 0], refuse),
+            (7, 93, [0, keep, (1 << 32) + 1001, 0, 0, 0], refuse),
             (7, 260, [0, 0, keep, 1001, 0, 0], refuse),
             (7, 260, [0, 0, 1001, keep, 0, 0], allow),
             (7, 92, [0, 1001, keep, 1001, 0, 0], allow),

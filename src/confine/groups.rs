@@ -82,10 +82,9 @@ impl Groups {
         let mut this = Self { own: None, free: true };
         for group in groups {
             match &group.folder {
-                None => this.free = false,
                 Some(folder) if !can_change(folder, &mut MAX_GROUPS.clone()) => {}
                 Some(folder) if group.unified => this.own = Some(folder.clone()),
-                Some(_) => this.free = false,
+                _ => this.free = false,
             }
         }
         let own = this.own.take().filter(|_| this.free);

@@ -23,7 +23,7 @@ use super::{
 use crate::error::{Error, Result};
 
 /// What a command left behind may end by itself within this time: `tee` in `> >(tee log)` of a shell still writes then.
-const GRACE: Duration = Duration::from_millis(100);
+const GRACE: Duration = Duration::from_millis(200);
 
 /// Init: runs the command, and waits for what becomes a child of it meanwhile. When this process ends, the kernel ends all that
 /// the command left behind.

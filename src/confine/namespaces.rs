@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use rustix::fs::{Mode, OFlags, openat};
-use rustix::process::Pid;
+use rustix::process::{Gid, Pid};
 use rustix::thread::{CapabilitySet, CapabilitySets, UnshareFlags};
 
 use super::{sys, view};
@@ -82,7 +82,7 @@ pub(super) fn other_groups() -> Vec<u32> {
     }
     let own = rustix::process::getegid().as_raw();
     let mut groups: Vec<u32> =
-        rustix::process::getgroups().unwrap_or_default().into_iter().map(|group| group.as_raw()).collect();
+        rustix::process::getgroups().unwrap_or_default().into_iter().map(Gid::as_raw).collect();
     groups.retain(|group| *group != own);
     if !groups.is_empty() {
         let substitute = fs::read_to_string("/proc/sys/kernel/overflowgid");

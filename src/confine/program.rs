@@ -102,7 +102,7 @@ fn lost_interpreter(file: &Path) -> Option<String> {
             Ok(_) if rustix::fs::access(path, Access::EXEC_OK).is_err() => {
                 return Some(format!("{named}, which is not executable; try `chmod +x`"));
             }
-            Ok(_) => file = path.to_owned(),
+            Ok(_) => path.clone_into(&mut file),
         }
     }
     None

@@ -4,6 +4,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 /// The variable with which ledgers are forged. No command gets it, and no option changes that.
@@ -206,11 +207,13 @@ pub fn matches(pattern: &str, name: &OsStr) -> bool {
 }
 
 /// The home folders whose credentials a user could read: their own and, for root, those of everybody in `passwd`.
-fn homes(uid: u32, passwd: &str, home: Option<PathBuf>) -> Vec<PathBuf> {
+pub fn homes(uid: u32, passwd: &str, home: Option<PathBuf>) -> Vec<PathBuf> {
     let listed = passwd.lines().filter_map(|line| {
         let mut fields = line.split(':').skip(2);
         let of: u32 = fields.next()?.parse().ok()?;
-        (uid == 0 || of == uid).then(|| fields.nth(2).map(PathBuf::from))?
+        let home = (uid == 0 || of == uid).then(|| fields.nth(2).map(PathBuf::from))??;
+        // Users of services have folders of the system's for a home, in which they keep nothing.
+        (of == uid || std::fs::metadata(&home).is_ok_and(|metadata| metadata.uid() == of)).then_some(home)
     });
     let mut homes: Vec<PathBuf> = home.into_iter().chain(listed).collect();
     homes.retain(|home| home.is_absolute() && home.parent().is_some());
@@ -219,16 +222,14 @@ fn homes(uid: u32, passwd: &str, home: Option<PathBuf>) -> Vec<PathBuf> {
     homes
 }
 
-/// The files and folders with credentials that this user could read. `variable` gives a variable's value; `handed` says whether the
-/// command gets a variable, and with it the files that it names.
+/// The files and folders with credentials in home folders. `variable` gives a variable's value; `handed` says whether the command gets a
+/// variable, and with it the files that it names; `aliases` gives the other paths of a folder.
 pub fn keys(
-    uid: u32,
-    passwd: &str,
+    homes: &[PathBuf],
     variable: impl Fn(&str) -> Option<OsString>,
     handed: impl Fn(&str) -> bool,
     aliases: impl Fn(&Path) -> Vec<PathBuf>,
 ) -> Vec<PathBuf> {
-    let homes = homes(uid, passwd, variable("HOME").map(PathBuf::from));
     let mut roots: Vec<PathBuf> = homes.iter().flat_map(|home| aliases(home)).collect();
     roots.extend(homes.iter().cloned());
     let path_of = |name: &str| variable(name).map(PathBuf::from).filter(|path| path.is_absolute());
@@ -366,11 +367,6 @@ mod tests {
         ] {
             fs::write(at(file), text).unwrap();
         }
-        let passwd = format!(
-            "root:x:0:0::/:/bin/sh\nme:x:7:7::{}:/bin/sh\nother:x:8:8::{}:/bin/sh\nbroken\n",
-            at("me").display(),
-            at("other").display()
-        );
         let named = format!("{}:{}", at("keys/one").display(), at("keys/two").display());
         let variable = |name: &str| match name {
             "XDG_CONFIG_HOME" => Some(at("elsewhere").into_os_string()),
@@ -378,19 +374,37 @@ mod tests {
             "NETRC" => Some(dir.path().as_os_str().to_owned()),
             _ => None,
         };
-        let found = |uid, handed: &[&str]| {
-            keys(uid, &passwd, variable, |name| handed.contains(&name), |_| Vec::new())
+        let found = |homes: &[&str], handed: &[&str]| {
+            let homes: Vec<PathBuf> = homes.iter().map(|home| at(home)).collect();
+            keys(&homes, variable, |name| handed.contains(&name), |_| Vec::new())
                 .into_iter()
                 .map(|key| key.strip_prefix(dir.path()).unwrap().to_str().unwrap().to_owned())
                 .collect::<Vec<_>>()
         };
         let mine = ["elsewhere/git/credentials", "keys/one", "keys/two", "me/.config/gcloud", "me/.ssh"];
-        assert_eq!(found(7, &[]), mine);
-        assert_eq!(found(7, &["KUBECONFIG"]), [mine[0], mine[3], mine[4]]);
-        let all = found(0, &["KUBECONFIG"]);
+        assert_eq!(found(&["me"], &[]), mine);
+        assert_eq!(found(&["me"], &["KUBECONFIG"]), [mine[0], mine[3], mine[4]]);
+        let all = found(&["me", "other"], &["KUBECONFIG"]);
         assert_eq!(all, [mine[0], mine[3], mine[4], "other/.aws", "other/.npmrc"]);
-        assert_eq!(found(9, &["KUBECONFIG"]), [mine[0]]);
-        let bound = keys(7, &passwd, |_| None, |_| false, |_| vec![at("other")]);
+        assert_eq!(found(&[], &["KUBECONFIG"]), [mine[0]]);
+        let bound = keys(&[at("me")], |_| None, |_| false, |_| vec![at("other")]);
         assert_eq!(bound, [at("me/.config/gcloud"), at("me/.ssh"), at("other/.aws"), at("other/.npmrc")]);
+    }
+
+    #[test]
+    fn roots_homes_are_those_of_every_user_who_has_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let own = dir.path();
+        let uid = std::fs::metadata(own).unwrap().uid();
+        let passwd = format!(
+            "one:x:{uid}:0::{}:/bin/sh\ntwo:x:4711:0::/usr:/bin/sh\nthree:x:4712:0::/:/bin/sh\nbroken\nfour:x:y:0::/a:\n",
+            own.display()
+        );
+        let given = PathBuf::from("/given");
+        assert!(homes(0, &passwd, None).contains(&own.to_owned()));
+        assert!(!homes(0, &passwd, None).contains(&PathBuf::from("/usr")));
+        assert_eq!(homes(4711, &passwd, Some(given.clone())), [PathBuf::from("/given"), "/usr".into()]);
+        assert_eq!(homes(4712, &passwd, Some("relative".into())), [] as [PathBuf; 0]);
+        assert_eq!(homes(9, &passwd, Some(given.clone())), [given]);
     }
 }

@@ -91,7 +91,9 @@ impl Variables {
         let mut changes: Vec<(OsString, Option<OsString>)> = Vec::new();
         let mut change =
             |name: &str, value: Option<&str>| changes.push((name.into(), value.map(OsString::from)));
-        CALLERS_OWN.iter().for_each(|name| change(name, None));
+        for name in CALLERS_OWN {
+            change(name, None);
+        }
         change("TMPDIR", Some(TMP));
         for name in TEMPORARY {
             if std::env::var_os(name).is_some_and(|folder| !can_write(Path::new(&folder))) {

@@ -4,9 +4,10 @@
 //! nothing.
 
 use std::ffi::{OsStr, OsString};
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Read as _};
 use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, ErrorKind, Result};
@@ -32,11 +33,17 @@ impl Conf {
     /// Reads the user's file, if there is one.
     pub(super) fn load() -> Result<Self> {
         let Some(path) = path() else { return Ok(Self::default()) };
-        match fs::read(&path) {
-            Ok(text) => Self::parse(&text, &path, std::env::home_dir().as_deref()),
-            Err(error) if is_absent(&error) => Ok(Self::default()),
-            Err(error) => Err(Error::io(error, format!("cannot read {}", path.display()))),
-        }
+        let failed = |error| Error::io(error, format!("cannot read {}", path.display()));
+        let mut file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if is_absent(&error) => return Ok(Self::default()),
+            Err(error) => return Err(failed(error)),
+        };
+        let metadata = file.metadata().map_err(failed)?;
+        check_owner(&path, metadata.uid(), metadata.mode(), rustix::process::geteuid().as_raw())?;
+        let mut text = Vec::new();
+        file.read_to_end(&mut text).map_err(failed)?;
+        Self::parse(&text, &path, std::env::home_dir().as_deref())
     }
 
     fn parse(text: &[u8], path: &Path, home: Option<&Path>) -> Result<Self> {
@@ -78,6 +85,23 @@ impl Conf {
         list.push(absolute(value, home)?);
         Ok(())
     }
+}
+
+/// Refuses settings that another user could have written: sudo(8) may keep the home folder of its caller.
+fn check_owner(path: &Path, owner: u32, mode: u32, user: u32) -> Result<()> {
+    let refused = |what: &str, hint: String| {
+        Err(Error::new(ErrorKind::PermissionDenied, format!("{} {what}", path.display())).with_hint(hint))
+    };
+    if owner != user && owner != 0 {
+        return refused(
+            &format!("belongs to user {owner}, and this is user {user}"),
+            "name a folder of your own in XDG_CONFIG_HOME".to_owned(),
+        );
+    }
+    if mode & 0o002 != 0 {
+        return refused("can be written by every user", format!("type `chmod o-w {}`", path.display()));
+    }
+    Ok(())
 }
 
 fn is_absent(error: &io::Error) -> bool {
@@ -135,6 +159,17 @@ mod tests {
         };
         assert_eq!(conf.unwrap(), expected);
         assert_eq!(parse("").unwrap(), Conf::default());
+    }
+
+    #[test]
+    fn settings_of_another_user_are_refused() {
+        let check =
+            |owner, mode, user| check_owner(Path::new("/c"), owner, mode, user).map_err(|e| e.to_string());
+        for (owner, mode, user) in [(1000, 0o664, 1000), (0, 0o644, 1000), (0, 0o600, 0)] {
+            assert_eq!(check(owner, mode, user), Ok(()));
+        }
+        assert!(check(1000, 0o600, 0).unwrap_err().contains("belongs to user 1000"));
+        assert!(check(1000, 0o646, 1000).unwrap_err().contains("chmod o-w /c"));
     }
 
     #[test]
