@@ -42,8 +42,15 @@ fn ssh_and_git_over_ssh_accept_the_systems_settings() {
     std::os::unix::fs::chown(&config, place.user, place.user).unwrap();
     let said = place.run(&["a", "ssh", "-F", &config, "-G", "host.invalid"]);
     assert!(said.stdout.contains("hostname host.invalid"), "{said:?}");
-    let said =
-        place.run(&["a", "env", &format!("GIT_SSH={ssh}"), "git", "ls-remote", "ssh://host.invalid/x"]);
+    let said = place.run(&[
+        "a",
+        "env",
+        "SHELL=/bin/sh",
+        &format!("GIT_SSH={ssh}"),
+        "git",
+        "ls-remote",
+        "ssh://host.invalid/x",
+    ]);
     assert!(!said.stderr.contains("Bad owner"), "{said:?}");
     assert_eq!(place.sh("a", "ls reached").exits(0).stdout, "reached\n", "{said:?}");
     // They are copies, and no more writable than before.
