@@ -213,7 +213,7 @@ print(sorted(counts.items()))";
         run.run().stdout
     };
     // It sends them one after the other, and may be held up between the two; the program may be held up before it counts.
-    assert!(["0.5", "1", "2", "4", "8"].iter().any(|seconds| counted(seconds) == "[(15, 1)]\n"));
+    assert!(["0.5", "1", "2", "4", "8"].into_iter().any(|seconds| counted(seconds) == "[(15, 1)]\n"));
     std::fs::remove_file(world(&place.mount, "a").join("ready")).unwrap();
     let mut command = clean_signals(&place.program);
     command.args(["run", "a", "python3", "-c", count, "30", "6"]).env("PF_STORE", place.store.root());
