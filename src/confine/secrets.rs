@@ -386,7 +386,6 @@ mod tests {
         assert_eq!(found(&["me"], &["KUBECONFIG"]), [mine[0], mine[3], mine[4]]);
         let all = found(&["me", "other"], &["KUBECONFIG"]);
         assert_eq!(all, [mine[0], mine[3], mine[4], "other/.aws", "other/.npmrc"]);
-        assert_eq!(found(&[], &["KUBECONFIG"]), [mine[0]]);
         let bound = keys(&[at("me")], |_| None, |_| false, |_| vec![at("other")]);
         assert_eq!(bound, [at("me/.config/gcloud"), at("me/.ssh"), at("other/.aws"), at("other/.npmrc")]);
     }
