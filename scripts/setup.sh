@@ -5,7 +5,7 @@
 # tool:package, for building and mounting
 build_tools=(cc:gcc fusermount3:fuse3)
 # and for the tests
-test_tools=(setpriv:util-linux git:git rsync:rsync sqlite3:sqlite3 make:make python3:python3 node:nodejs npm:npm)
+test_tools=(setpriv:util-linux git:git rsync:rsync sqlite3:sqlite3 make:make python3:python3 node:nodejs npm:npm ssh:openssh-client bwrap:bubblewrap)
 
 setup() {
   local missing=() tool line fuse

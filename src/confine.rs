@@ -13,30 +13,35 @@
 
 mod channel;
 mod descriptors;
+mod filter;
+mod groups;
 mod init;
 mod namespaces;
+mod program;
+pub mod secrets;
 mod signals;
+mod ssh;
 mod starter;
 mod sys;
+mod variables;
 mod view;
 
 use std::ffi::{CStr, OsString};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command};
 use std::{fmt, io};
 
 use rustix::process::{Pid, Signal, set_parent_process_death_signal};
 
 use channel::{Channel, Message};
+pub use groups::{ControlGroup, Hierarchy, control_groups};
 pub use init::first_process;
 use signals::{Became, Taken, look_at};
-pub use starter::start;
+pub use starter::{Environment, start};
 pub(crate) use sys::own_descriptors;
+use variables::Variables;
 
 use crate::error::{Error, Result};
-
-/// What forges ledgers is none of the command's business.
-const SECRET: &str = "PF_SESSION_SECRET";
 
 /// The exit code when it is not the command that failed, but running it; that of env(1), timeout(1) and containers.
 pub const CANNOT_RUN: u8 = 125;
@@ -60,6 +65,10 @@ pub struct View {
     pub read: Vec<PathBuf>,
     /// What is hidden besides: a folder is empty then, a file too.
     pub hide: Vec<PathBuf>,
+    /// Files and folders with credentials, which are hidden unless they are named above.
+    pub keys: Vec<PathBuf>,
+    /// The variables with credentials that the command gets. A socket that one names can be reached.
+    pub variables: Vec<OsString>,
 }
 
 /// The builder: makes the view, has init run in it, and gives the command's exit code.
@@ -74,6 +83,10 @@ pub fn build(
 ) -> Result<u8> {
     let mut starter = Channel::of(sys::take(channel)?);
     call_this(c"pfimg-run");
+    // Owners and groups are told apart out here alone.
+    let is_root = rustix::process::geteuid().is_root();
+    let settings = if is_root { Vec::new() } else { ssh::settings_of_root(std::env::home_dir().as_deref()) };
+    let groups = namespaces::other_groups();
     namespaces::leave(network)?;
     end_with_parent()?;
     // Where the starter has failed it has said why; where it is gone there is nobody to tell.
@@ -81,26 +94,39 @@ pub fn build(
         return Ok(CANNOT_RUN);
     }
     let mut signals = Taken::new(&[])?;
-    namespaces::have_no_control_groups();
+    let limit = namespaces::control_group_limit();
     descriptors::close_ways_out()?;
     let view = view()?;
-    view::make(&view)?;
+    let variables = Variables::look(&view.variables);
+    let runtime = variables::runtime_dir(view.read.iter().chain(&view.write));
+    let sockets = variables.handed_sockets();
+    view::make(&view, &view::Found { runtime: runtime.clone(), sockets, settings })?;
+    filter::refuse_groups(&groups);
+    match starter.hear() {
+        Some(Message::Grouped(true)) => {}
+        Some(_) => limit.set(),
+        None => return Ok(CANNOT_RUN),
+    }
     if !network {
         sys::loopback_up().map_err(|e| Error::io(e, "cannot bring up the loopback interface"))?;
     }
     namespaces::keep_capabilities()?;
-    let (work, shown) = (view.work(), view.shown_work());
     // Joining nothing would leave a slash at the end.
-    let below = |folder: &Path| view.start.components().fold(folder.to_owned(), |path, name| path.join(name));
+    let start = view.start.components().fold(view.work(), |path, name| path.join(name));
     starter.hand_on()?;
-    let init = this_program()
+    let mut command = this_program();
+    for (name, value) in variables.changes(&runtime) {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    let init = command
         .args(init)
-        .current_dir(below(&work))
-        .env("PWD", below(&shown))
+        .current_dir(&start)
+        .env("PWD", &start)
         .env("PFIMG_FORK", &view.fork)
         .env("PFIMG_SNAP", view.fork_folder().join(".snap"))
-        .env("TMPDIR", view::TMP)
-        .env_remove(SECRET)
         .spawn()
         .map_err(|e| cannot_start(e, &view))?;
     // Init notices by its end of the channel that the starter is gone.

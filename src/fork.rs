@@ -15,6 +15,7 @@ mod attr;
 mod checkpoint;
 mod content;
 mod copy;
+mod create;
 mod diff;
 mod disk;
 mod follow;

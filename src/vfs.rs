@@ -53,7 +53,7 @@ use crate::fork::{self, BaseReader};
 use crate::layers::effects::Secret;
 use crate::layers::world::Kind;
 use crate::seal::Sealer;
-use crate::store::{BlobError, Digest, Store};
+use crate::store::{Digest, Store};
 use crate::sync::Mutex;
 use ahead::Ahead;
 use audited::Audit;
@@ -584,26 +584,6 @@ impl Vfs {
                 attr
             }
         })
-    }
-
-    /// Logs damage, once for each blob and image, and returns what the reader gets.
-    fn report(&self, seen: Seen, error: &BlobError) -> ErrorKind {
-        use std::sync::atomic::Ordering;
-        let (kind, digest, counter) = match error {
-            BlobError::Missing(digest) => (ErrorKind::Missing, digest, &self.metrics.missing),
-            BlobError::Mismatch { digest, .. }
-            | BlobError::Undecodable { digest, .. }
-            | BlobError::WrongSize { digest, .. }
-            | BlobError::TooLarge { digest, .. } => (ErrorKind::Damaged, digest, &self.metrics.damaged),
-            BlobError::Io { digest, .. } => (ErrorKind::Io(None), digest, &self.metrics.damaged),
-        };
-        counter.fetch_add(1, Ordering::Relaxed);
-        let image = self.catalog.id(seen.image);
-        if self.images.first_report((*digest, seen.image)) {
-            let path = self.path_of(seen);
-            tracing::error!(%image, path, %digest, code = error.code(), "cannot be read: {error}");
-        }
-        kind
     }
 }
 

@@ -140,8 +140,12 @@ fn drain(pipe: &mut impl std::io::Read) -> String {
 pub fn clean_command(program: &Path) -> Command {
     let mut command = Command::new(program);
     for name in
-        ["PF_STORE", "PF_SESSION_SECRET", "XDG_CACHE_HOME", "XDG_STATE_HOME", "XDG_RUNTIME_DIR", "RUST_LOG"]
+        ["PF_STORE", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_STATE_HOME", "XDG_RUNTIME_DIR", "RUST_LOG"]
     {
+        command.env_remove(name);
+    }
+    // `pfimg run` has a word for each of these.
+    for (name, _) in std::env::vars_os().filter(|(name, _)| pfimg::confine::secrets::is_credential(name)) {
         command.env_remove(name);
     }
     command.env("HOME", no_home()).env("NO_COLOR", "1");

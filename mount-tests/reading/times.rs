@@ -281,7 +281,7 @@ fn neighbours_agree_however_long_the_line_is_and_with_and_without_what_was_remem
         let mount = Mount::of(store.root()).args(args(&cache)).start();
         assert_eq!(seen(&mount, LINE - 1), last, "{what}");
         if let Some(trees) = trees {
-            assert_eq!(mount.metric("pfimg_times_trees_total"), trees, "{what}");
+            assert_eq!(mount.metric("pfimg_times_trees_total") as u64, trees as u64, "{what}");
         }
         mount.unmount();
     }

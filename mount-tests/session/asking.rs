@@ -1,6 +1,7 @@
 //! How a mount is asked for: stores, places, options, paths, users. What cannot be had is refused in clear words.
 
 use super::*;
+use crate::common::cli::tool;
 
 #[test]
 fn mounting_twice_at_one_place_is_refused_and_harms_nothing() {
@@ -213,6 +214,65 @@ fn without_fusermount3_an_ordinary_user_is_told_the_package() {
     let output =
         Run::new(args).env("PATH", point.parent().unwrap()).env("HOME", point.parent().unwrap()).run();
     assert!(output.code != 0 && output.stderr.contains("fuse3"), "{output:?}");
+}
+
+#[test]
+fn a_mount_does_without_a_log_where_the_home_cannot_be_written() {
+    let (store, id) = small_store();
+    for options in [&[][..], &["--log", "/proc/none/log"]] {
+        let (_dir, point) = point();
+        let mut background = Background { point: point.clone(), pid: None };
+        let mut args = vec![OsStr::new("mount"), store.root().as_os_str(), point.as_os_str()];
+        args.extend(options.iter().map(OsStr::new));
+        let said = Run::new(args).env("HOME", "/proc/none").run();
+        if options.is_empty() {
+            let said = said.exits(0);
+            assert!(said.stderr.contains("/proc/none") && said.stderr.contains("--log"), "{said:?}");
+            let status = std::fs::read(point.join(".pfimg/status.json")).unwrap();
+            let status: serde_json::Value = serde_json::from_slice(&status).unwrap();
+            background.pid = status["pid"].as_u64().map(|pid| pid as u32);
+            assert!(point.join("images").join(&id).is_dir());
+            pfimg([OsStr::new("umount"), point.as_os_str()]).exits(0);
+        } else {
+            // One that was asked for is not left out.
+            assert!(said.code != 0 && said.stderr.contains("/proc/none/log"), "{said:?}");
+        }
+    }
+}
+
+#[test]
+fn a_user_without_a_name_is_told_what_helps_and_it_does() {
+    const NAMELESS: u32 = 54321;
+    let listed = std::fs::read_to_string("/etc/passwd").unwrap();
+    if !is_root() || listed.contains(&format!(":{NAMELESS}:")) {
+        // Nobody else can become such a user.
+        return;
+    }
+    let (store, _) = small_store();
+    let (dir, home) = temp_dir();
+    let program = home.join("pfimg");
+    std::fs::copy(crate::common::PFIMG, &program).unwrap();
+    std::fs::create_dir(home.join("mnt")).unwrap();
+    for path in [dir.path(), store.root(), store.root().parent().unwrap()] {
+        tool("chown", [OsStr::new("-R"), OsStr::new("54321:54321"), path.as_os_str()]).exits(0);
+        tool("chmod", [OsStr::new("go+rx"), path.as_os_str()]).exits(0);
+    }
+    let script = "\"$0\" mount \"$1\" \"$2\" && ls \"$2\" && \"$0\" umount \"$2\"";
+    let words = [OsStr::new("sh"), OsStr::new("-c"), OsStr::new(script), program.as_os_str()];
+    let mount = |before: &[&str]| {
+        let before = before.iter().map(OsStr::new);
+        let after = words.into_iter().chain([store.root().as_os_str()]);
+        let point = home.join("mnt");
+        let args: Vec<_> = before.chain(after).chain([point.as_os_str()]).map(OsStr::to_owned).collect();
+        Run::program(Path::new("env"), args).env("HOME", &home).user(Some(NAMELESS)).run()
+    };
+    let said = mount(&[]);
+    assert!(said.code != 0, "{said:?}");
+    for word in ["username", "/etc/passwd", "unshare --user --map-root-user --mount"] {
+        assert!(said.stderr.contains(word), "{word}: {said:?}");
+    }
+    let said = mount(&["unshare", "--user", "--map-root-user", "--mount"]).exits(0);
+    assert!(said.stdout.contains("images"), "{said:?}");
 }
 
 #[test]

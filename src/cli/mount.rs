@@ -278,22 +278,19 @@ fn refuse_below(mountpoint: &Path, path: &Path, what: &str) -> Result<()> {
 /// Starts the daemon as a process of its own and waits until its mount answers.
 fn background(args: &MountArgs, store: &Store, mountpoint: &Path) -> Result<ExitCode> {
     let failed = |e| Error::io(e, "cannot start the daemon");
-    let log = args.log.clone().unwrap_or_else(|| default_log(mountpoint));
-    let log = std::path::absolute(&log).map_err(|e| Error::io(e, "--log"))?;
-    let log_file = open_log(&log)?;
-    if args.log.is_none() {
-        // An older pfimg made logs that others can read.
-        Sharing::Private
-            .tighten(&log_file)
-            .map_err(|e| Error::io(e, format!("cannot close the log {}", log.display())))?;
-    }
-    let mut child = Command::new(std::env::current_exe().map_err(failed)?)
-        .args(std::env::args_os().skip(1))
-        .args(["--foreground", "--daemon", "--log"])
-        .arg(&log)
+    let log = log(args, mountpoint)?;
+    let mut command = Command::new(std::env::current_exe().map_err(failed)?);
+    command.args(std::env::args_os().skip(1)).args(["--foreground", "--daemon"]);
+    let log = if let Some((path, file)) = log {
+        command.arg("--log").arg(&path).stderr(file);
+        Some(path)
+    } else {
+        command.stderr(Stdio::null());
+        None
+    };
+    let mut child = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
-        .stderr(log_file)
         // A group of its own: Ctrl-C at the terminal is not meant for it.
         .process_group(0)
         .spawn()
@@ -318,11 +315,37 @@ fn background(args: &MountArgs, store: &Store, mountpoint: &Path) -> Result<Exit
     }
     let (code, message) = answer.split_once(' ').unwrap_or(("1", ""));
     if message.is_empty() {
-        return Err(Error::new(ErrorKind::Io(None), format!("the daemon (pid {}) ended early", child.id()))
-            .with_hint(format!("its log is {}", log.display())));
+        let error = Error::new(ErrorKind::Io(None), format!("the daemon (pid {}) ended early", child.id()));
+        return Err(match log {
+            Some(log) => error.with_hint(format!("read its log, {}", log.display())),
+            None => error.with_hint("name a file for its log with --log"),
+        });
     }
     eprintln!("pfimg: {}", message.trim_end());
     Ok(ExitCode::from(code.parse().unwrap_or(1)))
+}
+
+/// The log's path, absolute, and the file opened. `None` where the usual place cannot be written: a mount does without a log.
+fn log(args: &MountArgs, mountpoint: &Path) -> Result<Option<(PathBuf, File)>> {
+    if let Some(log) = &args.log {
+        let log = std::path::absolute(log).map_err(|e| Error::io(e, "--log"))?;
+        return open_log(&log).map(|file| Some((log, file)));
+    }
+    let log = default_log(mountpoint);
+    let opened = open_log(&log).and_then(|file| {
+        // An older pfimg made logs that others can read.
+        Sharing::Private
+            .tighten(&file)
+            .map_err(|e| Error::io(e, format!("cannot close the log {}", log.display())))?;
+        Ok(file)
+    });
+    match opened {
+        Ok(file) => Ok(Some((log, file))),
+        Err(error) => {
+            eprintln!("pfimg: {error}: the daemon logs nothing. Name another file with --log");
+            Ok(None)
+        }
+    }
 }
 
 fn default_log(mountpoint: &Path) -> PathBuf {

@@ -29,7 +29,7 @@ pub(crate) enum Place {
     /// Under this mountpoint.
     Mount(PathBuf),
     /// On disk, with nobody else there.
-    Disk(Registry),
+    Disk(Box<Registry>),
 }
 
 /// Finds the mount that writes a store's forks.
@@ -79,7 +79,7 @@ pub(crate) fn find(store: &Arc<Store>) -> Result<Place> {
         return Ok(Place::Mount(mountpoint));
     }
     let registry = registry(store, false)?;
-    if registry.is_writable() { Ok(Place::Disk(registry)) } else { Err(holder::busy(store)) }
+    if registry.is_writable() { Ok(Place::Disk(Box::new(registry))) } else { Err(holder::busy(store)) }
 }
 
 /// The image that a fork was made of: what it rested on before it was sealed first, or rests on. Where that is not in the

@@ -15,6 +15,8 @@ pub(super) enum Message {
     Left,
     /// Its users are mapped.
     Mapped,
+    /// Whether the command may make namespaces of control groups. The builder is in the group that it is to be in.
+    Grouped(bool),
     /// The command is to get this signal.
     Signal(u8),
     /// It is to go on.
@@ -58,6 +60,7 @@ impl Channel {
             Message::Continue => [3, 0],
             Message::Foreground => [4, 0],
             Message::Stopped(number) => [5, number],
+            Message::Grouped(free) => [6, u8::from(free)],
         };
         self.0.write_all(&bytes).is_ok()
     }
@@ -73,6 +76,7 @@ impl Channel {
             [3, _] => Some(Message::Continue),
             [4, _] => Some(Message::Foreground),
             [5, number] => Some(Message::Stopped(number)),
+            [6, free] => Some(Message::Grouped(free != 0)),
             _ => None,
         }
     }

@@ -4,9 +4,8 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
-use std::os::unix::process::CommandExt as _;
 use std::path::Path;
-use std::process::Command;
+use std::time::Duration;
 use std::{fs, io};
 
 use rustix::mount::{MountFlags, mount, mount_bind};
@@ -16,11 +15,15 @@ use rustix::process::{
 use rustix::termios::tcsetpgrp;
 
 use super::channel::{Channel, Message};
-use super::signals::{Became, Taken, look_at};
+use super::signals::{Became, Taken, look_at, see_off};
 use super::{
-    CANNOT_RUN, NO_COMMAND, NOT_EXECUTABLE, call_this, end_with_parent, namespaces, pid_of, sys, tell, view,
+    CANNOT_RUN, NO_COMMAND, NOT_EXECUTABLE, call_this, end_with_parent, namespaces, pid_of, program, sys,
+    tell, view,
 };
 use crate::error::{Error, Result};
+
+/// What a command left behind may end by itself within this time: `tee` in `> >(tee log)` of a shell still writes then.
+const GRACE: Duration = Duration::from_millis(200);
 
 /// Init: runs the command, and waits for what becomes a child of it meanwhile. When this process ends, the kernel ends all that
 /// the command left behind.
@@ -37,18 +40,20 @@ pub fn first_process(command: &[OsString], channel: i32) -> Result<u8> {
     sys::leave_session_keyring();
     namespaces::drop_capabilities()?;
     let mut signals = Taken::new(&[])?;
-    let Some((program, args)) = command.split_first() else { return Ok(CANNOT_RUN) };
-    // In a group of its own: it must be able to send signals to that.
-    let child = match Command::new(program).args(args).process_group(0).spawn() {
+    let Some((name, args)) = command.split_first() else { return Ok(CANNOT_RUN) };
+    let child = match program::spawn(name, args) {
         Ok(child) => pid_of(&child),
         Err(error) => {
-            tell(&format_args!("cannot run {}: {error}", program.display()));
+            tell(&program::explain(name, &error));
             return Ok(if error.kind() == io::ErrorKind::NotFound { NO_COMMAND } else { NOT_EXECUTABLE });
         }
     };
     loop {
         match look_at(child)? {
-            Some(Became::Ended(code)) => return Ok(code),
+            Some(Became::Ended(code)) => {
+                see_off(&mut signals, GRACE)?;
+                return Ok(code);
+            }
             Some(Became::Stopped(signal)) => {
                 starter.say(Message::Stopped(signal as u8));
             }

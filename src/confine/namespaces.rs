@@ -3,14 +3,19 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
 
-use rustix::process::Pid;
+use rustix::fs::{Mode, OFlags, openat};
+use rustix::process::{Gid, Pid};
 use rustix::thread::{CapabilitySet, CapabilitySets, UnshareFlags};
 
-use super::sys;
+use super::{sys, view};
 use crate::error::{Error, ErrorKind, Result};
 
 /// What root may do in a run: as much of it as has to do with files and users, and nothing that makes or changes mounts.
+///
+/// Without `SETFCAP` the kernel lets no root make a namespace of users in which it is root.
 const ROOTS: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::DAC_OVERRIDE)
     .union(CapabilitySet::FOWNER)
@@ -18,6 +23,7 @@ const ROOTS: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::KILL)
     .union(CapabilitySet::SETGID)
     .union(CapabilitySet::SETUID)
+    .union(CapabilitySet::SETFCAP)
     .union(CapabilitySet::NET_BIND_SERVICE)
     .union(CapabilitySet::SYS_CHROOT);
 
@@ -68,11 +74,51 @@ pub(super) fn map_users(process: Pid) -> Result<()> {
     fs::write(at("gid_map"), format!("{gid} {gid} 1\n")).map_err(failed("cannot map groups"))
 }
 
-/// Lets nobody in the new namespaces make one of control groups: whoever has one may mount the machine's groups, writable as far as
-/// they belong to the same user, and there end the processes in a group. Where /proc/sys is write-protected before (in containers
-/// that are let make namespaces) that cannot be had.
-pub(super) fn have_no_control_groups() {
-    let _ = fs::write("/proc/sys/user/max_cgroup_namespaces", "0");
+/// The groups of this process that [`map_users`] maps for root alone: all but its own one, and the kernel's substitute for what is not
+/// mapped, as which they are shown. To be called before it leaves its namespaces.
+pub(super) fn other_groups() -> Vec<u32> {
+    if rustix::process::geteuid().is_root() {
+        return Vec::new();
+    }
+    let own = rustix::process::getegid().as_raw();
+    let mut groups: Vec<u32> =
+        rustix::process::getgroups().unwrap_or_default().into_iter().map(Gid::as_raw).collect();
+    groups.retain(|group| *group != own);
+    if !groups.is_empty() {
+        let substitute = fs::read_to_string("/proc/sys/kernel/overflowgid");
+        groups.extend(
+            substitute.ok().and_then(|text| text.trim().parse::<u32>().ok()).filter(|group| *group != own),
+        );
+    }
+    groups.sort_unstable();
+    groups.dedup();
+    groups
+}
+
+/// Where the kernel limits the namespaces that can be made in the namespace of users of this process.
+const LIMITS: &str = "/proc/sys/user";
+
+/// The number of control group namespaces that can be made there.
+pub(super) struct Limit(Option<OwnedFd>);
+
+/// Takes hold of that limit, which a finished view write-protects.
+///
+/// A mount cannot be write-protected while a file in it is open for writing: this is another mount.
+pub(super) fn control_group_limit() -> Limit {
+    Limit(view::tree(Path::new(LIMITS), true).ok())
+}
+
+impl Limit {
+    /// Sets it to zero. A process with such a namespace may mount the machine's groups, writable as far as they belong to the same user, and
+    /// there end the processes in a group. Where /proc/sys was write-protected before (in containers that are let make namespaces) the
+    /// limit cannot be set.
+    pub(super) fn set(&self) {
+        let Some(limits) = &self.0 else { return };
+        let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+        if let Ok(file) = openat(limits, "max_cgroup_namespaces", flags, Mode::empty()) {
+            let _ = rustix::io::write(&file, b"0");
+        }
+    }
 }
 
 /// What this namespace has, mapped onto itself.

@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, WaitOptions, WaitStatus, wait};
@@ -81,6 +82,27 @@ pub(super) fn look_at(child: Pid) -> Result<Option<Became>> {
         }
     }
     Ok(None)
+}
+
+/// Waits for whatever else is a child of this process, but no longer than this.
+pub(super) fn see_off(signals: &mut Taken, at_most: Duration) -> Result<()> {
+    let until = Instant::now() + at_most;
+    loop {
+        match wait(WaitOptions::NOHANG) {
+            Ok(Some(_)) => {}
+            Ok(None) => {
+                let left = until.saturating_duration_since(Instant::now());
+                if left.is_zero() {
+                    return Ok(());
+                }
+                let left = Timespec { tv_sec: 0, tv_nsec: i64::from(left.subsec_nanos()) };
+                signals.wait(None, Some(&left))?;
+                signals.pending();
+            }
+            // There is none left.
+            Err(_) => return Ok(()),
+        }
+    }
 }
 
 fn became(status: WaitStatus) -> Option<Became> {

@@ -19,6 +19,8 @@ use signal_hook::consts::{
 };
 
 use super::channel::{Channel, Message};
+use super::groups::{ControlGroup, Groups};
+use super::secrets::LEDGER_SECRET;
 use super::signals::{Became, Taken, look_at};
 use super::{namespaces, pid_of, sys, this_program};
 use crate::error::{Error, Result};
@@ -36,13 +38,37 @@ const TOGETHER: Duration = Duration::from_millis(5);
 /// The code of a command that SIGINT ended.
 const INTERRUPTED: u8 = 128 + SIGINT as u8;
 
-/// The starter: has the builder run and gives the command's exit code, or 128 and the number of the signal that ended it.
+/// How the command's variables differ from the caller's.
+#[derive(Clone, Debug, Default)]
+pub struct Environment {
+    /// Variables that stay outside.
+    pub held: Vec<OsString>,
+    /// Variables with new values.
+    pub set: Vec<(OsString, OsString)>,
+}
+
+/// Starts the builder and waits. Gives the command's exit code, or 128 and the number of the signal that ended it.
 ///
-/// `arguments` are those with which this program is the builder, given the number of its channel.
-pub fn start(arguments: impl FnOnce(i32) -> Vec<OsString>) -> Result<u8> {
+/// `groups` are the control groups of this process. `arguments` are those with which this program is the builder, given the number of
+/// its channel.
+///
+/// # Errors
+/// If no process can be started, or no namespace made.
+pub fn start(
+    environment: Environment,
+    groups: &[ControlGroup],
+    arguments: impl FnOnce(i32) -> Vec<OsString>,
+) -> Result<u8> {
+    let groups = Groups::prepare(groups);
     let signals = Taken::new(&SIGNALS)?;
     let (mut channel, theirs) = Channel::pair()?;
-    let builder = this_program()
+    let mut builder = this_program();
+    environment.held.iter().for_each(|name| {
+        builder.env_remove(name);
+    });
+    let builder = builder
+        .envs(environment.set)
+        .env_remove(LEDGER_SECRET)
         .args(arguments(theirs.as_raw_fd()))
         // What is sent to the caller's group gets to the command by this process, once.
         .process_group(0)
@@ -54,6 +80,8 @@ pub fn start(arguments: impl FnOnce(i32) -> Vec<OsString>) -> Result<u8> {
     if channel.hear() == Some(Message::Left) {
         namespaces::map_users(builder)?;
         channel.say(Message::Mapped);
+        // The kernel takes its time to move a process, in which the builder makes the view.
+        channel.say(Message::Grouped(groups.take_in(builder)));
     }
     Starter {
         builder,

@@ -6,15 +6,16 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::{MetadataExt as _, symlink};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::CWD;
 use rustix::mount::{
-    MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, mount, mount_change, move_mount,
-    open_tree,
+    MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount, mount_change,
+    move_mount, open_tree, unmount,
 };
 
+use super::ssh::Settings;
 use super::{View, namespaces, sys};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -53,13 +54,23 @@ struct Plan {
     links: Vec<(PathBuf, PathBuf)>,
 }
 
+/// What was found on the machine for a view.
+pub(super) struct Found {
+    /// A private folder for sockets, to be made.
+    pub(super) runtime: PathBuf,
+    /// Sockets, and files beside them, that the command is to reach.
+    pub(super) sockets: Vec<PathBuf>,
+    /// Settings of `ssh` that have to be the user's own.
+    pub(super) settings: Vec<Settings>,
+}
+
 /// Makes the view in the mount namespace of this process.
-pub(super) fn make(view: &View) -> Result<()> {
+pub(super) fn make(view: &View, found: &Found) -> Result<()> {
     // Nothing of this reaches the machine, and nothing that is mounted there later is seen here, writable.
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
         .map_err(|e| namespaces::explain(e.into(), "cannot have mounts of its own"))?;
     // What is shown is taken before it is hidden or write-protected.
-    let plan = Plan::of(view)?;
+    let plan = Plan::of(view, found)?;
     protect(CWD, Path::new("/"), libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NODEV, true)
         .map_err(|e| namespaces::explain(e, "cannot write-protect the machine's files"))?;
     for ((_, path, _), cover) in &plan.covers {
@@ -84,21 +95,14 @@ pub(super) fn make(view: &View) -> Result<()> {
 }
 
 impl Plan {
-    fn of(view: &View) -> Result<Self> {
+    fn of(view: &View, found: &Found) -> Result<Self> {
         let mut plan = Self { covers: BTreeMap::new(), links: Vec::new() };
         // The first word on a path counts: folders that the command needs stay writable, and what was asked for is done.
         for tmp in [TMP, "/var/tmp"] {
             plan.empty(Path::new(tmp), 0o1777, true);
         }
         for path in &view.hide {
-            let path = real(path)?;
-            if path.is_dir() {
-                plan.empty(&path, 0o755, false);
-            } else {
-                let nothing = tree(Path::new("/dev/null"), false)?;
-                protect_tree(&nothing, libc::MOUNT_ATTR_RDONLY)?;
-                plan.show(path, nothing);
-            }
+            plan.hide(real(path)?)?;
         }
         for path in &view.read {
             plan.read_only(&real(path)?, true)?;
@@ -113,7 +117,12 @@ impl Plan {
             plan.show(path, shown);
         }
         plan.devices()?;
-        plan.services()?;
+        plan.services(&found.runtime)?;
+        for path in &found.sockets {
+            plan.socket(path)?;
+        }
+        plan.keys(view)?;
+        plan.settings(&found.settings)?;
         plan.empty(&view.mountpoint, 0o755, false);
         let fork = view.fork_folder();
         // With what is mounted in it, which is the machine's.
@@ -152,16 +161,8 @@ impl Plan {
     }
 
     /// Hides the sockets through which programs outside can be told to do something, but not how names are looked up.
-    fn services(&mut self) -> Result<()> {
-        // As it has to be by its specification; anything else is a mistake.
-        let is_own = |own: &PathBuf| {
-            fs::metadata(own).is_ok_and(|metadata| {
-                metadata.uid() == rustix::process::geteuid().as_raw() && metadata.mode() & 0o777 == 0o700
-            })
-        };
-        if let Some(own) = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(is_own) {
-            self.empty(&own, 0o700, true);
-        }
+    fn services(&mut self, runtime: &Path) -> Result<()> {
+        self.put(runtime.to_owned(), Cover::Empty { mode: 0o700, writable: true });
         let run = Path::new("/run");
         if !run.is_dir() {
             return Ok(());
@@ -179,6 +180,86 @@ impl Plan {
             self.read_only(folder, false)?;
         }
         Ok(())
+    }
+
+    /// Shows a socket, or a file beside one, under the path by which the command knows it.
+    fn socket(&mut self, path: &Path) -> Result<()> {
+        let real = real(path)?;
+        self.read_only(&real, false)?;
+        // Its path may lead through a link that is hidden.
+        if real != path && matches!(self.nearest(path), Some(Cover::Empty { .. })) {
+            self.links.push((path.to_owned(), real));
+        }
+        Ok(())
+    }
+
+    /// Hides files with credentials, but for those that the caller named, and those in folders that are hidden as a whole.
+    fn keys(&mut self, view: &View) -> Result<()> {
+        for key in &view.keys {
+            // It may have gone since it was found.
+            let Ok(key) = real(key) else { continue };
+            // The fork is the command's, also where it is a home folder.
+            if !key.starts_with(&view.mountpoint)
+                && !self.is_shown(&key)
+                && !matches!(self.nearest(&key), Some(Cover::Empty { .. }))
+            {
+                self.hide(key)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Shows copies of files in their place, which belong to the user.
+    fn settings(&mut self, settings: &[Settings]) -> Result<()> {
+        let mut settings: Vec<_> = settings.iter().collect();
+        settings.retain(|settings| {
+            !self.is_shown(&settings.path)
+                && !matches!(self.nearest(&settings.path), Some(Cover::Empty { .. }))
+        });
+        if settings.is_empty() {
+            return Ok(());
+        }
+        // The mount goes at once, and its files stay as long as they are shown.
+        let scratch = Path::new("/dev");
+        let failed = |e: io::Error| Error::io(e, "cannot copy the settings of ssh");
+        empty_folder(scratch, 0o700).map_err(failed)?;
+        let copied = settings.iter().enumerate().map(|(number, settings)| {
+            let copy = scratch.join(number.to_string());
+            fs::write(&copy, &settings.content).map_err(failed)?;
+            fs::set_permissions(&copy, fs::Permissions::from_mode(settings.mode)).map_err(failed)?;
+            let copy = tree(&copy, false)?;
+            protect_tree(&copy, libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NODEV)?;
+            Ok((settings.path.clone(), copy))
+        });
+        let copied: Result<Vec<_>> = copied.collect();
+        unmount(scratch, UnmountFlags::DETACH).map_err(|e| failed(e.into()))?;
+        for (path, copy) in copied? {
+            self.show(path, copy);
+        }
+        Ok(())
+    }
+
+    /// Lays an empty folder over a folder, or an empty file over a file.
+    fn hide(&mut self, path: PathBuf) -> Result<()> {
+        if let Ok(metadata) = fs::metadata(&path)
+            && metadata.is_dir()
+        {
+            // Programs look at the modes of folders that hold their keys.
+            self.put(path, Cover::Empty { mode: metadata.mode() & 0o777 | 0o500, writable: false });
+            return Ok(());
+        }
+        let nothing = tree(Path::new("/dev/null"), false)?;
+        protect_tree(&nothing, libc::MOUNT_ATTR_RDONLY)?;
+        self.show(path, nothing);
+        Ok(())
+    }
+
+    /// What lies over a path, or over the nearest folder above it.
+    fn nearest(&self, path: &Path) -> Option<&Cover> {
+        path.ancestors().find_map(|path| {
+            let cover = |shown| self.covers.get(&(depth(path), path.to_owned(), shown));
+            cover(true).or_else(|| cover(false))
+        })
     }
 
     /// Puts an empty folder over one, if it is there.

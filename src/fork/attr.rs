@@ -4,7 +4,7 @@ use std::fs::File;
 
 use super::content::MAX_SIZE;
 use super::ino::Ino;
-use super::live::{Fork, posix};
+use super::live::{CAPABILITY, Fork, posix};
 use super::node::{Attr, Guard, stripped};
 use super::record::{Attrs, Record};
 use super::records::may_clear;
@@ -156,6 +156,12 @@ impl Fork {
         if !["user.", "trusted.", "security."].iter().any(|space| name.starts_with(space.as_bytes())) {
             return Err(Error::new(ErrorKind::Unsupported, "there are no attributes of that kind"));
         }
+        if name == CAPABILITY && is_of_confined_root(value) {
+            return Err(posix(
+                Posix::NotPermitted,
+                "root gives files capabilities outside of user namespaces alone",
+            ));
+        }
         let mut live = self.live.write();
         let inode = live.need(ino)?;
         match (mode, inode.xattrs.contains_key(name)) {
@@ -237,4 +243,12 @@ impl Fork {
 
 fn no_attribute() -> Error {
     posix(Posix::NoAttribute, "no such extended attribute")
+}
+
+/// Whether capabilities were given in a user namespace, by the root that the machine has as well: a command of root's in `pfimg run`.
+///
+/// The kernel writes the namespace's root with them (`VFS_CAP_REVISION_3` in linux/capability.h), and outside they would count as if
+/// they had been given there: an export restores them.
+fn is_of_confined_root(value: &[u8]) -> bool {
+    value.get(3) == Some(&3) && value.get(20..24) == Some(&[0; 4])
 }

@@ -130,7 +130,7 @@ impl Files {
     }
 
     /// Finds out whether a new file can have two names. A link is also refused for the sake of one file: of an immutable one,
-    /// or of another user's one under fs.protected_hardlinks.
+    /// or of another user's one under `fs.protected_hardlinks`.
     fn probe(&self, data: &Path) {
         let (one, two) = (data.join(".link-1"), data.join(".link-2"));
         // A full disk says nothing about links.

@@ -97,7 +97,7 @@ mod tests {
     fn what_the_folders_have_is_written_by_path_and_read_back() {
         let all: Vec<String> = paths().map(|(path, _)| path).collect();
         assert_eq!(all, ["", "model", "cache", "cache/pages", "world", "effects", "trace"]);
-        let mut state = State::over(Arc::new(Base::empty(Owners::kept(1, 2))));
+        let mut state = State::over(Arc::new(Base::empty(Owners::kept(1, 2), 0)));
         assert!(Frame::of(&state).is_plain());
         let text = r#"{"":{"mode":"2750","gid":7},"trace":{"mode":"0711","uid":5,"gid":6}}"#;
         let frame: Frame = serde_json::from_str(text).unwrap();

@@ -15,6 +15,9 @@ use crate::store::Digest;
 use crate::sync::Mutex;
 use crate::sync::atomic::Ordering;
 
+/// Says whether a fork may go.
+type Judge<'a> = &'a dyn Fn(&Fork) -> Result<()>;
+
 /// A fork as it was when it was looked at: its identity, and when it was last frozen. A branch freezes it.
 #[derive(PartialEq, Eq)]
 struct Seen {
@@ -147,11 +150,11 @@ impl Registry {
     }
 
     /// The same if `judge` allows it, which is shown the very fork that goes.
-    pub fn discard_if(&self, name: &str, judge: &dyn Fn(&Fork) -> Result<()>) -> Result<ForkInfo> {
+    pub fn discard_if(&self, name: &str, judge: Judge<'_>) -> Result<ForkInfo> {
         self.discard_judged(name, Some(judge))
     }
 
-    fn discard_judged(&self, name: &str, judge: Option<&dyn Fn(&Fork) -> Result<()>>) -> Result<ForkInfo> {
+    fn discard_judged(&self, name: &str, judge: Option<Judge<'_>>) -> Result<ForkInfo> {
         self.may_write()?;
         loop {
             let seen = self.sync_sharers(name)?;

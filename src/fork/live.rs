@@ -96,7 +96,7 @@ fn coarse_now() -> i64 {
 }
 
 /// The extended attribute with a file's capabilities.
-const CAPABILITY: &[u8] = b"security.capability";
+pub(super) const CAPABILITY: &[u8] = b"security.capability";
 
 /// What the fork's lock protects.
 pub(super) struct Live {

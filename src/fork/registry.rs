@@ -22,11 +22,8 @@ use std::time::SystemTime;
 use rustix::fs::FlockOperation;
 
 use super::disk::{Files, GenId, Generation, Io, RealIo};
-use super::frame::{FOLDER_MODE, Frame};
 use super::head::{self, Head, refuse_fork_name, refuse_new_fork_name, taken};
-use super::ino::Ino;
-use super::journal::Writer;
-use super::live::{BaseReader, Fork, Live, now};
+use super::live::{BaseReader, Fork, Live};
 use super::owners::Owners;
 use super::record;
 use super::recover::{Damage, Recovered, recover};
@@ -460,7 +457,7 @@ impl Registry {
             .with_hint("unmount it there, or use that mount"))
     }
 
-    fn check_new(&self, name: &str) -> Result<()> {
+    pub(super) fn check_new(&self, name: &str) -> Result<()> {
         self.may_write()?;
         if let Some(why) = refuse_new_fork_name(name) {
             return Err(Error::new(
@@ -472,85 +469,6 @@ impl Registry {
             return Err(taken(name));
         }
         Ok(())
-    }
-
-    /// Makes a fork of an image, or an empty one.
-    pub fn create(&self, name: &str, image: Option<Digest>) -> Result<Arc<Fork>> {
-        self.create_as(name, image, FOLDER_MODE)
-    }
-
-    /// The same with a mode for its own folder.
-    pub fn create_as(&self, name: &str, image: Option<Digest>, mode: u16) -> Result<Arc<Fork>> {
-        self.check_new(name)?;
-        let created_ns = now();
-        let base = self.shared.base(image, created_ns)?;
-        let state = State::over(base);
-        let baseline = Arc::new(state.detached());
-        self.establish(name, image, mode, Frame::default(), state, baseline, Vec::new(), created_ns)
-    }
-
-    /// Makes a fork of a fork as it stands.
-    pub fn branch(&self, source: &Fork, name: &str) -> Result<Arc<Fork>> {
-        self.branch_as(source, name, 0o7777)
-    }
-
-    /// The same with a mode for its own folder, less the bits that the folder of the source lacks.
-    pub fn branch_as(&self, source: &Fork, name: &str, mode: u16) -> Result<Arc<Fork>> {
-        self.check_new(name)?;
-        // Held until the new head names the generations, so that none of them is released before.
-        let mut head = source.head.lock();
-        let frozen = source.freeze_locked(&mut head)?;
-        let mode = mode & frozen.state.nodes.get(&Ino::TOP).map_or(FOLDER_MODE, |top| top.mode);
-        self.establish(
-            name,
-            head.base,
-            mode,
-            head.folders.clone(),
-            frozen.state.branch(),
-            frozen.baseline.clone(),
-            frozen.generations.clone(),
-            now(),
-        )
-    }
-
-    fn establish(
-        &self,
-        name: &str,
-        image: Option<Digest>,
-        mode: u16,
-        folders: Frame,
-        state: State,
-        baseline: Arc<State>,
-        mut generations: Vec<Arc<Generation>>,
-        created_ns: i64,
-    ) -> Result<Arc<Fork>> {
-        let active = self.shared.new_generation()?;
-        generations.push(active.clone());
-        let head = Head {
-            name: name.to_owned(),
-            uid: GenId::random()?.to_string(),
-            created_ns,
-            base: image,
-            generations: generations.iter().map(|generation| generation.id).collect(),
-            folders,
-            extra: serde_json::Map::new(),
-        };
-        let ids = head.generations.clone();
-        self.shared.add_refs(&ids);
-        let writer = Writer::new(active);
-        let mut live = Live::new(state, baseline, writer, generations, image);
-        // Before the fork has a name, so that it is never more open than it should be.
-        let closed = live.set_mode(Ino::TOP, mode);
-        if let Err(e) = closed.and_then(|()| head.write(&self.shared.files, &self.shared.forks, false)) {
-            self.shared.drop_refs(&ids);
-            return Err(e);
-        }
-        let fork = self.fork(head, live, None, true);
-        if image.is_none() {
-            fork.begin_making();
-        }
-        self.slots.lock().insert(name.to_owned(), Arc::new(Mutex::new(Slot::Loaded(fork.clone()))));
-        Ok(fork)
     }
 
     /// Gives a fork another name. Returns what is known of the fork that has it now.

@@ -274,6 +274,11 @@ fn mount_by_helper(path: &Path, source: &Path, options: &MountOptions) -> Result
                 error.with_hint("root has to put user_allow_other into /etc/fuse.conf")
             } else if said.contains("/dev/fuse") {
                 error.with_hint("/dev/fuse needs mode 0666, which Debian's package fuse3 sets at boot")
+            } else if said.contains("determine username") {
+                error.with_hint(
+                    "this user has no name: add a line for the user to /etc/passwd, or mount in a user namespace: \
+                     `unshare --user --map-root-user --mount`, then `pfimg mount` in its shell",
+                )
             } else {
                 error
             })

@@ -305,7 +305,9 @@ mod tests {
         let open = |top: u32, inside: u32, sharing| {
             let set = |path: &Path, mode| fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
             set(dir.path(), top);
-            ["blobs", "blobs/sha256"].iter().for_each(|name| set(&dir.path().join(name), inside));
+            for name in ["blobs", "blobs/sha256"] {
+                set(&dir.path().join(name), inside);
+            }
             openness(dir.path(), sharing).map(|open| (open.everybody, open.writes))
         };
         let private = Sharing::Private;

@@ -122,6 +122,26 @@ impl Vfs {
         error.kind()
     }
 
+    /// Logs damage, once for each blob and image, and returns what the reader gets.
+    pub(super) fn report(&self, seen: Seen, error: &BlobError) -> ErrorKind {
+        use std::sync::atomic::Ordering;
+        let (kind, digest, counter) = match error {
+            BlobError::Missing(digest) => (ErrorKind::Missing, digest, &self.metrics.missing),
+            BlobError::Mismatch { digest, .. }
+            | BlobError::Undecodable { digest, .. }
+            | BlobError::WrongSize { digest, .. }
+            | BlobError::TooLarge { digest, .. } => (ErrorKind::Damaged, digest, &self.metrics.damaged),
+            BlobError::Io { digest, .. } => (ErrorKind::Io(None), digest, &self.metrics.damaged),
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+        let image = self.catalog.id(seen.image);
+        if self.images.first_report((*digest, seen.image)) {
+            let path = self.path_of(seen);
+            tracing::error!(%image, path, %digest, code = error.code(), "cannot be read: {error}");
+        }
+        kind
+    }
+
     /// Logs a layer whose bytes are whole but make no sense, once.
     fn report_format(&self, seen: Seen, digest: &Digest, error: &FormatError) -> ErrorKind {
         self.metrics.damaged.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
