@@ -226,7 +226,9 @@ fn a_store_that_others_can_read_is_told_of_in_one_line() {
         said.lines().filter(|line| line.contains("chmod -R go=")).map(str::to_owned).collect::<Vec<_>>()
     };
     let all: Vec<_> = ["blobs", "blobs/sha256", "images"].map(|name| store.root().join(name)).into();
-    all.iter().for_each(|dir| set_mode(dir, 0o755));
+    for dir in &all {
+        set_mode(dir, 0o755);
+    }
     let told = lines(0o755);
     assert!(told.len() == 1 && told[0].contains("other users can read the store"), "{told:?}");
     assert_eq!(mode(store.root()), 0o755, "it is left alone");

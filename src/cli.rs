@@ -146,10 +146,21 @@ pub fn run() -> ExitCode {
     }
 }
 
-/// Replaces the usage line of a parse error by that of the command's help.
+/// Replaces the usage line of a parse error by that of the command's help, and suggests no hidden command.
 ///
 /// The library lists each option that was given as if it were required, such as `--store <DIR>`.
 fn with_usage_of_command(mut error: clap::Error, args: &[OsString]) -> clap::Error {
+    let is_hidden = |name: &String| name == probe::COMMAND;
+    if let Some(ContextValue::Strings(names)) = error.get(ContextKind::SuggestedSubcommand)
+        && names.iter().any(is_hidden)
+    {
+        let shown: Vec<String> = names.iter().filter(|name| !is_hidden(name)).cloned().collect();
+        if shown.is_empty() {
+            error.remove(ContextKind::SuggestedSubcommand);
+        } else {
+            error.insert(ContextKind::SuggestedSubcommand, ContextValue::Strings(shown));
+        }
+    }
     if error.get(ContextKind::Usage).is_some() {
         let mut cli = Cli::command();
         cli.build();

@@ -39,6 +39,9 @@ const TRACE: [(&str, &str); 4] = [
     ("assistant", "Fixed: it greets the world unless told whom."),
 ];
 
+/// The time between the two images.
+const BETWEEN: Duration = Duration::minutes(5);
+
 /// The ids of the two images.
 pub(super) struct Images {
     pub(super) before: Digest,
@@ -50,7 +53,7 @@ pub(super) fn fill(store: &Store) -> Result<Images> {
     let now = Utc::now();
     // A demonstration's secret: nobody relies on this ledger.
     let secret = Secret::new(Digest::of(format!("{now:?} {}", std::process::id()).as_bytes()).hex());
-    let before = image(store, &secret, now - Duration::minutes(5), Step::Before, Vec::new())?;
+    let before = image(store, &secret, now - BETWEEN, Step::Before, Vec::new())?;
     let after = image(store, &secret, now, Step::After, vec![before])?;
     store.tags().set("before", &before, true)?;
     store.tags().set("after", &after, true)?;
@@ -70,6 +73,8 @@ fn image(
     step: Step,
     parents: Vec<Digest>,
 ) -> Result<Digest> {
+    // The first effect came just before the first image.
+    let begin = if step == Step::Before { at } else { at - BETWEEN } - Duration::seconds(1);
     let put = |bytes: &[u8]| store.blobs().put(bytes);
     // Another seed, another cache: between the images the agent went on thinking.
     let seed = u64::from(step == Step::After);
@@ -88,7 +93,7 @@ fn image(
     let env = EnvV1 { cwd: "/work/greeter".into(), vars: vars.into(), ..EnvV1::default() };
     layers.world_env = put(&Env::V1(env).to_bytes())?;
     let done = if step == Step::Before { 1 } else { EFFECTS.len() };
-    layers.effects_ledger = put(&ledger(secret, at, done)?.to_bytes())?;
+    layers.effects_ledger = put(&ledger(secret, begin, done)?.to_bytes())?;
     let mut trace = Trace::default();
     for (role, content) in TRACE.iter().take(if step == Step::Before { 2 } else { TRACE.len() }) {
         let message =
@@ -136,7 +141,8 @@ fn world(store: &Store, step: Step) -> Result<Digest> {
     store.blobs().put(&FsTree { entries, ..FsTree::default() }.to_bytes().map_err(unwritable)?)
 }
 
-fn ledger(secret: &Secret, at: DateTime<Utc>, effects: usize) -> Result<Ledger> {
+/// The second image's ledger continues the first one's, so what both hold is of one time.
+fn ledger(secret: &Secret, begin: DateTime<Utc>, effects: usize) -> Result<Ledger> {
     let header = Header {
         session_secret_hex: Some(secret.clone()),
         verification_mode: Some("tamper-detection".into()),
@@ -144,7 +150,7 @@ fn ledger(secret: &Secret, at: DateTime<Utc>, effects: usize) -> Result<Ledger> 
     };
     let entries = EFFECTS.iter().take(effects).enumerate().map(|(number, (tool, args, result, class))| {
         Effect::new(Record {
-            timestamp: at - Duration::seconds((effects - number) as i64),
+            timestamp: begin + Duration::minutes(number as i64),
             tool_id: (*tool).into(),
             args_hash: Digest::of(args.as_bytes()).to_string(),
             idempotency_key: format!("demo-{number}"),
