@@ -249,7 +249,7 @@ impl Times {
         self.nodes.lock().lru.get(image).cloned()
     }
 
-    /// The times of an image's nodes, of which `tree` is the tree. May read up to [`LONGEST`] trees, 64 on average in a long line: for a
+    /// The times of an image's nodes, of which `tree` is the tree. May read up to 1,024 trees, 64 on average in a long line: for a
     /// thread that may wait.
     pub fn nodes(
         &self,

@@ -31,7 +31,7 @@ pub trait StoreIo: Send + Sync + 'static {
         fs::rename(from, to)
     }
 
-    /// Gives a file another name that must be free, in one step. Not every filesystem knows this; [`rename_new`] works
+    /// Gives a file another name that must be free, in one step. Not every filesystem knows this; `rename_new` works
     /// everywhere.
     fn rename_noreplace(&self, from: &Path, to: &Path) -> io::Result<()> {
         Ok(rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE)?)
