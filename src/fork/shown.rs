@@ -13,7 +13,7 @@ fn is_in_world(path: &[u8]) -> bool {
 
 impl Frozen {
     /// The times that are shown, are nowhere recorded, and would be others in an image that does not record them: of what was moved or
-    /// linked, and of folders in which something changed. By path in `world/fs`.
+    /// linked or was kept out of the last image, and of folders in which something changed. By path in `world/fs`.
     pub fn times_to_record(&self, changes: &Changes) -> BTreeMap<Vec<u8>, i64> {
         let mut times = BTreeMap::new();
         let mut folders: HashSet<&[u8]> = HashSet::new();
@@ -29,7 +29,11 @@ impl Frozen {
         changes.removed.iter().filter(|path| is_in_world(path)).for_each(|path| above(path));
         for (path, put) in changes.put.iter().filter(|(path, _)| is_in_world(path)) {
             // Another mode or owner changes no folder's content.
-            let moved = !put.inode.links.iter().all(|(folder, name)| self.state.is_in_place(*folder, name));
+            // A name that counts as changed is one that the last image lacks: it was moved there, or a rule kept it out.
+            let moved = !put.inode.links.iter().all(|(folder, name)| {
+                self.state.is_in_place(*folder, name)
+                    && !self.state.dirty_names.contains_key(&(*folder, name.clone()))
+            });
             if moved || put.inode.mtime.is_some() {
                 above(path);
             }
