@@ -241,7 +241,11 @@ fn whatever_is_done_a_fork_with_rules_loses_nothing_and_its_images_hold_what_no_
                 let after = shown(&fork);
                 for (path, was) in &before {
                     let name = String::from_utf8_lossy(path);
-                    assert_eq!(after.get(path), Some(was), "seed {seed}, round {round}: {name} over a restart");
+                    assert_eq!(
+                        after.get(path),
+                        Some(was),
+                        "seed {seed}, round {round}: {name} over a restart"
+                    );
                 }
                 assert_eq!(after.len(), before.len(), "seed {seed}, round {round}: over a restart");
             }
