@@ -136,6 +136,15 @@ fn is_a_moment(fork: &Fork) {
     assert!(!twos || small == b"2", "the large file was written over before the small one");
 }
 
+/// Judges fork N, all of which was written, and its branch B, which is a moment of that.
+fn is_kept_and_branched(world: World, given: Vec<Option<Arc<Fork>>>, fork: Arc<Fork>) {
+    let made: Vec<_> = given.into_iter().flatten().chain([fork]).collect();
+    is_a_moment(&made[0]);
+    let world = world.judge(made);
+    is_all_written(&world, "N");
+    is_a_moment(&world.registry.get("B").unwrap());
+}
+
 fn sealed(world: &World, fork: Arc<Fork>) -> impl FnOnce(&Registry) -> Option<Arc<Fork>> + Send + 'static {
     let images = Arc::clone(&world.images);
     move |_| {
@@ -171,11 +180,7 @@ fn a_seal_beside_writes_another_seal_and_a_branch_loses_and_mixes_nothing() {
             world.run(sealed(&world, Arc::clone(&fork))),
             world.run(move |registry| Some(registry.branch(&source, "B").unwrap())),
         ];
-        let made: Vec<_> = ended(threads).into_iter().flatten().chain([fork]).collect();
-        is_a_moment(&made[0]);
-        let world = world.judge(made);
-        is_all_written(&world, "N");
-        is_a_moment(&world.registry.get("B").unwrap());
+        is_kept_and_branched(world, ended(threads), fork);
     });
 }
 
@@ -199,10 +204,6 @@ fn a_checkpoint_beside_writes_a_seal_and_a_branch_loses_and_mixes_nothing() {
             }),
             world.run(move |registry| Some(registry.branch(&source, "B").unwrap())),
         ];
-        let made: Vec<_> = ended(threads).into_iter().flatten().chain([fork]).collect();
-        is_a_moment(&made[0]);
-        let world = world.judge(made);
-        is_all_written(&world, "N");
-        is_a_moment(&world.registry.get("B").unwrap());
+        is_kept_and_branched(world, ended(threads), fork);
     });
 }
