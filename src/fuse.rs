@@ -2,10 +2,12 @@
 //! the FUSE library leaves this module.
 
 mod adapter;
+mod announce;
 mod barrier;
 mod company;
 mod mount;
 mod options;
+mod own;
 mod reply;
 mod requests;
 mod session;

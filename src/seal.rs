@@ -8,6 +8,7 @@ mod content;
 mod ignored;
 mod layers;
 mod ledger;
+mod restore;
 mod text;
 mod times;
 mod tree;
@@ -24,7 +25,7 @@ use chrono::Utc;
 use crate::audit::{Log, note};
 use crate::crashpack::Crashpack;
 use crate::error::{Error, ErrorKind, Result};
-use crate::fork::{BaseReader, BlobRef, Body, Changes, Fork, Frozen, Ino, Put, Registry};
+use crate::fork::{BaseReader, BlobRef, Body, Changes, Fork, Frozen, Ino, Put};
 use crate::layers::effects::Secret;
 use crate::layers::world::{Entry, Kind, MAX_DEPTH, Root};
 use crate::layers::{FormatError, xattrs};
@@ -340,19 +341,6 @@ impl Sealer {
             self.log.note(note::fork_sealed(name, &image));
         }
         Ok((Sealed { image, new, changed, reports, frozen: Some(frozen) }, tagged))
-    }
-
-    /// Puts a fork back to `image`. What it would be is judged before; if that fails the fork is as it was.
-    pub fn restore(&self, registry: &Registry, name: &str, fork: &Fork, image: &Digest) -> Result<Arc<Fork>> {
-        let restored = registry
-            .put_back(name, fork, *image, &|restored| {
-                let (state, trace) = self.seen_restored(restored, image)?;
-                self.judge(&Transfer { kind: TransferKind::Restore, subject: name.to_owned(), state }, &trace)
-            })
-            .inspect_err(|e| self.log.note_failed("restore", e))
-            .map_err(|e| e.context(format_args!("cannot put fork {name:?} back to {image}")))?;
-        self.log.note(note::rollbacked(name, image));
-        Ok(restored)
     }
 
     /// Removes an image that was made just now, unless somebody has taken it up already.

@@ -7,6 +7,7 @@
 //! with a lifetime of zero or invalidated by the watcher. Nothing is parsed before someone looks.
 
 mod ahead;
+mod announce;
 mod audited;
 mod autoseal;
 mod catalog;
@@ -25,6 +26,7 @@ mod metrics;
 mod push;
 mod readdir;
 mod reader;
+mod replaced;
 mod snap;
 mod tags;
 mod top;
@@ -33,6 +35,7 @@ mod trees;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use announce::{Announcement, What};
 pub use autoseal::{SealPolicy, Tell};
 pub(crate) use catalog::{Changes, Watched};
 pub use control::MountInfo;
@@ -45,6 +48,7 @@ pub use metrics::{Metrics, Op};
 pub(crate) use push::MARKER;
 pub use push::Pusher;
 pub use readdir::{DirEntry, Emit};
+pub use replaced::Replaced;
 pub use snap::{AfterSeal, Stale};
 
 use crate::cache::{Cache, Payload};
@@ -56,6 +60,7 @@ use crate::seal::Sealer;
 use crate::store::{Digest, Store};
 use crate::sync::Mutex;
 use ahead::Ahead;
+use announce::Announcing;
 use audited::Audit;
 use autoseal::AutoSeal;
 use catalog::Catalog;
@@ -257,6 +262,7 @@ pub struct Vfs {
     unread: Unread,
     most: Most,
     audit: Audit,
+    announcing: Announcing,
 }
 
 impl std::fmt::Debug for Vfs {
@@ -299,6 +305,7 @@ impl Vfs {
             most: Most::default(),
             info: Mutex::new(info),
             audit: Audit::new(&store),
+            announcing: Announcing::default(),
             store,
             cache,
             owners: owners(config.uid, config.gid),
@@ -480,12 +487,19 @@ impl Vfs {
 
     /// Where the watcher starts.
     pub(crate) fn watch(&self) -> Watched {
-        self.catalog.watch()
+        let watched = self.catalog.watch();
+        let _ = self.announce_tags();
+        watched
     }
 
-    /// What changed in the store since the watcher looked last.
-    pub(crate) fn changes(&self, watched: &mut Watched) -> Changes {
-        self.catalog.changes(watched)
+    /// What changed in the store since the watcher looked last, and what of it can be announced.
+    pub(crate) fn changes(&self, watched: &mut Watched) -> (Changes, Vec<Announcement>) {
+        let changes = self.catalog.changes(watched);
+        let mut all = self.announce_images(&changes.removed, &changes.added, watched.images());
+        if changes.tags {
+            all.append(&mut self.announce_tags());
+        }
+        (changes, all)
     }
 
     /// Folders whose cached listings are outdated when images come or go.

@@ -79,8 +79,8 @@ fn try_things(demo: &Demo) -> Result<()> {
         "A fork is a folder to write into, made in no time whatever the image's size. Let an agent try something:",
     )?;
     demo.show("mkdir forks/try-1@after", &[0])?;
-    demo.show("ls work/try-1/", &[0])?;
-    demo.show("echo 'print(\"moin\")' > work/try-1/src/moin.py", &[0])?;
+    demo.show("ls forks/try-1/world/fs", &[0])?;
+    demo.show("echo 'print(\"moin\")' > forks/try-1/world/fs/src/moin.py", &[0])?;
     if demo.show("pfimg diff try-1", &[0])? != "A world/fs/src/moin.py\n" {
         return Err(failed("pfimg diff does not say what was done"));
     }
@@ -88,9 +88,9 @@ fn try_things(demo: &Demo) -> Result<()> {
         "A copy of it is a branch: no content is copied, and from then on neither sees what the other does:",
     )?;
     demo.show("cp -r forks/try-1 forks/try-2", &[0])?;
-    demo.show("rm work/try-2/NOTES.md && echo '# try 2' >> work/try-2/README.md", &[0])?;
-    let diff = demo.show("diff -r work/try-1 work/try-2", &[1])?;
-    if diff.lines().last() != Some("> # try 2") || !diff.contains("Only in work/try-1: NOTES.md") {
+    demo.show("rm forks/try-2/world/fs/NOTES.md && echo '# try 2' >> forks/try-2/world/fs/README.md", &[0])?;
+    let diff = demo.show("diff -r forks/try-1/world/fs forks/try-2/world/fs", &[1])?;
+    if diff.lines().last() != Some("> # try 2") || !diff.contains("Only in forks/try-1/world/fs: NOTES.md") {
         return Err(failed("diff does not say what the two attempts did"));
     }
     say("The first is worth keeping. Sealed, it is an image like any other, and pf takes it as its own:")?;
@@ -100,9 +100,9 @@ fn try_things(demo: &Demo) -> Result<()> {
         return Err(failed("diff does not say what was sealed"));
     }
     say("Then the agent breaks everything. Back to what was sealed:")?;
-    demo.show("rm -r work/try-1/src", &[0])?;
+    demo.show("rm -r forks/try-1/world/fs/src", &[0])?;
     demo.show("pfimg restore try-1 moin", &[0])?;
-    demo.show("diff -r tags/moin/world/fs work/try-1 && echo the same", &[0])?;
+    demo.show("diff -r tags/moin/world/fs forks/try-1/world/fs && echo the same", &[0])?;
     say("The second is not worth keeping:")?;
     demo.show("pfimg forks", &[0])?;
     demo.show("rm -rf forks/try-2", &[0])?;
@@ -225,7 +225,7 @@ impl Demo {
              # Try next:\n\
              pfimg --store {store} show after\n\
              pfimg --store {store} verify\n\
-             mkdir {mnt}/forks/mine@after && cd {mnt}/work/mine\n",
+             mkdir {mnt}/forks/mine@after && cd {mnt}/forks/mine/world/fs\n",
             mnt = mnt.display(),
             dir = dir.display(),
             store = store.display(),

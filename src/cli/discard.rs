@@ -32,11 +32,8 @@ pub(crate) fn run(store: &StoreArg, args: &DiscardArgs) -> Result<ExitCode> {
     for name in &args.names {
         match &place {
             Place::Mount(mountpoint) => {
-                let folder = place::fork_folder(mountpoint, name)?;
                 let runs = runs_in(mountpoint, name);
-                // Moving a fork there discards it at once, whatever it holds.
-                std::fs::rename(folder, mountpoint.join(".pfimg/discarded"))
-                    .map_err(|e| place::explain(e, format!("cannot discard fork {name:?}"), mountpoint))?;
+                place::discard_under(mountpoint, name)?;
                 if runs {
                     place::warn_of_run(name);
                 }

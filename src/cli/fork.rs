@@ -37,7 +37,7 @@ pub(crate) fn run(store: &StoreArg, args: &ForkArgs) -> Result<ExitCode> {
     let work = match place::find(&store)? {
         Place::Mount(mountpoint) => {
             make_under(&mountpoint, &store, source, name)?;
-            Some(mountpoint.join("work").join(name))
+            Some(place::files_of(&mountpoint, name))
         }
         Place::Disk(registry) => {
             let made = if registry.contains(source) {

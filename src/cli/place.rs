@@ -174,17 +174,7 @@ pub(crate) fn ask<T: DeserializeOwned>(
     let folder = fork_folder(mountpoint, fork)?;
     let number = fork::GenId::random()?.to_string();
     let made = std::fs::create_dir(folder.join(".snap").join(name(&number)));
-    let done = mountpoint.join(format!(".pfimg/done-{number}.json"));
-    let mut answer = std::fs::read(&done);
-    // Said only once the kernel shows it, which is a moment later.
-    let asked = Instant::now();
-    while made.is_ok()
-        && answer.as_ref().is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound)
-        && asked.elapsed() < PATIENCE
-    {
-        std::thread::sleep(LOOK);
-        answer = std::fs::read(&done);
-    }
+    let answer = answer_to(mountpoint, &number, made.is_ok());
     match (made, answer.ok().and_then(|text| serde_json::from_slice(&text).ok())) {
         (Ok(()), Some(Answer::Done(done))) => Ok(done),
         (_, Some(Answer::Failed { error, exit_code })) => {
@@ -202,6 +192,36 @@ pub(crate) fn ask<T: DeserializeOwned>(
     }
 }
 
+/// What a mount says came of something that it was asked for by a number. Where it `will` say so, this waits: it says so only once
+/// the kernel shows it, which is a moment later.
+fn answer_to(mountpoint: &Path, number: &str, will: bool) -> std::io::Result<Vec<u8>> {
+    let done = mountpoint.join(format!(".pfimg/done-{number}.json"));
+    let mut answer = std::fs::read(&done);
+    let asked = Instant::now();
+    while will
+        && answer.as_ref().is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound)
+        && asked.elapsed() < PATIENCE
+    {
+        std::thread::sleep(LOOK);
+        answer = std::fs::read(&done);
+    }
+    answer
+}
+
+/// Discards a fork of a mount. Returns once the kernel shows nothing of it any more.
+pub(crate) fn discard_under(mountpoint: &Path, name: &str) -> Result<()> {
+    let folder = fork_folder(mountpoint, name)?;
+    let number = fork::GenId::random()?.to_string();
+    let doing = format!("cannot discard fork {name:?}");
+    // Moving a fork there discards it at once, whatever it holds.
+    std::fs::rename(folder, mountpoint.join(format!(".pfimg/discarded-{number}")))
+        .map_err(|e| explain(e, doing.clone(), mountpoint))?;
+    answer_to(mountpoint, &number, true).map(drop).map_err(|error| {
+        let what = format!("fork {name:?} is discarded, but the mount does not say that programs were told");
+        Error::new(ErrorKind::Io(None), what).with_source(error)
+    })
+}
+
 /// A fork's folder under a mountpoint. What is no fork's name, a path for instance, names none.
 pub(crate) fn fork_folder(mountpoint: &Path, name: &str) -> Result<PathBuf> {
     let folder = mountpoint.join("forks").join(name);
@@ -210,6 +230,12 @@ pub(crate) fn fork_folder(mountpoint: &Path, name: &str) -> Result<PathBuf> {
             .with_hint("`pfimg forks` lists them"));
     }
     Ok(folder)
+}
+
+/// Where a fork's files are under a mountpoint: the folder itself, and not the link in `work/`. Programs that watch a folder or walk
+/// through it do not follow a link that they are given.
+pub(crate) fn files_of(mountpoint: &Path, name: &str) -> PathBuf {
+    mountpoint.join("forks").join(name).join("world/fs")
 }
 
 /// Where a new fork's folder will be. Fails if it cannot be called so, or one is.
@@ -224,11 +250,19 @@ pub(crate) fn new_fork_folder(mountpoint: &Path, name: &str) -> Result<PathBuf> 
     Ok(folder)
 }
 
-/// Says that a command is kept to a fork which it does not see any more as it is.
+/// Says that a command is kept to a fork which is gone.
 pub(crate) fn warn_of_run(fork: &str) {
     eprintln!(
-        "pfimg: a command of `pfimg run` is in fork {fork:?}: it sees what was, and can write nothing more (\"Stale file handle\"). \
-         Start it again"
+        "pfimg: a command of `pfimg run` is in fork {fork:?}: it finds no file there any more, and can write nothing. \
+         End the command"
+    );
+}
+
+/// Says that a command is kept to a fork that was put back.
+pub(crate) fn warn_of_restore(fork: &str) {
+    eprintln!(
+        "pfimg: a command of `pfimg run` is in fork {fork:?}: it sees the restored files. A file that it has open and that changed \
+         stays as it was, and cannot be written (\"Stale file handle\")"
     );
 }
 

@@ -42,7 +42,7 @@ pub(crate) fn run(store: &StoreArg, args: &RestoreArgs) -> Result<ExitCode> {
             let runs = runs_in(&mountpoint, name);
             let done = place::ask(&mountpoint, name, &doing, |number| format!(".restore-{number}={seal}"))?;
             if runs {
-                place::warn_of_run(name);
+                place::warn_of_restore(name);
             }
             done
         }

@@ -79,6 +79,7 @@ impl Registry {
             base: image,
             generations: generations.iter().map(|generation| generation.id).collect(),
             folders,
+            numbered_by: None,
             extra: serde_json::Map::new(),
         };
         let ids = head.generations.clone();

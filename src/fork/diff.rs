@@ -315,7 +315,7 @@ fn is_in_world(path: &[u8]) -> bool {
 }
 
 /// The blob that a content is, where that is known.
-fn digest(content: &Content) -> Option<Digest> {
+pub(super) fn digest(content: &Content) -> Option<Digest> {
     match &content.lazy {
         Some(lazy) => Some(lazy.digest),
         None => content.whole_blob().map(|blob| blob.digest),

@@ -29,6 +29,9 @@ pub(super) struct Head {
     /// What its folders around `world/fs` have before the first of these.
     #[serde(default, skip_serializing_if = "Frame::is_plain")]
     pub(super) folders: Frame,
+    /// What a mount's numbers for its files follow from, where that is not `uid`: the first fork of those that were put back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) numbered_by: Option<String>,
     /// Keys this program does not know.
     #[serde(flatten)]
     pub(super) extra: Map<String, Value>,

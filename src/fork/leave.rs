@@ -36,12 +36,18 @@ impl Registry {
     /// Puts a fork onto an image, with nothing of what it was: the same name, but another fork from now on. Programs that
     /// have something of the old one open can read on. `judge` sees it before it is put there; if it fails the fork is as
     /// it was.
-    pub fn put_back(
+    pub fn put_back(&self, name: &str, fork: &Fork, image: Digest, judge: Judge<'_>) -> Result<Arc<Fork>> {
+        self.put_back_and(name, fork, image, judge, &|_| ())
+    }
+
+    /// Does the same, and hands the new fork to `adopt` before any other thread can find it by its name.
+    pub fn put_back_and(
         &self,
         name: &str,
         fork: &Fork,
         image: Digest,
-        judge: &dyn Fn(&Fork) -> Result<()>,
+        judge: Judge<'_>,
+        adopt: &dyn Fn(&Arc<Fork>),
     ) -> Result<Arc<Fork>> {
         self.may_write()?;
         loop {
@@ -55,6 +61,7 @@ impl Registry {
                     return Ok(None);
                 };
                 *slot = Slot::Loaded(restored.clone());
+                adopt(&restored);
                 Ok(Some(restored))
             })?;
             if let Some(restored) = restored {
@@ -93,6 +100,7 @@ impl Registry {
             uid: GenId::random()?.to_string(),
             base: Some(image),
             generations: vec![active.id],
+            numbered_by: head.numbered_by.clone().or_else(|| Some(head.uid.clone())),
             ..head.clone()
         };
         self.shared.add_refs(&next.generations);

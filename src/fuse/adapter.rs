@@ -7,11 +7,12 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::ThreadId;
 
-use fuser::{FopenFlags, INodeNo, Notifier, ReplyEntry, Request};
+use fuser::{FopenFlags, INodeNo, Notifier, ReplyEmpty, ReplyEntry, Request};
 
+use super::announce::Announcer;
 use super::company::{Company, Turn};
 use super::guarded;
-use super::reply::answer_entry;
+use super::reply::{answer_empty, answer_entry};
 use super::session::SessionConfig;
 use super::watch::tell;
 use super::workers::Workers;
@@ -57,6 +58,7 @@ pub(super) struct Adapter {
     pub(super) unanswered: Arc<AtomicU64>,
     /// The thread whose requests are the daemon's own.
     own_thread: Arc<AtomicU32>,
+    announcer: Announcer,
 }
 
 impl Adapter {
@@ -65,6 +67,7 @@ impl Adapter {
         notifier: Arc<OnceLock<Notifier>>,
         config: &SessionConfig,
         own_thread: Arc<AtomicU32>,
+        announcer: Announcer,
     ) -> io::Result<Self> {
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
         let workers = Workers::start("pfimg-worker", cores)?;
@@ -85,6 +88,7 @@ impl Adapter {
             company,
             unanswered: Arc::default(),
             own_thread,
+            announcer,
         })
     }
 
@@ -110,7 +114,33 @@ impl Adapter {
     pub(super) fn turn(&self, op: Op, req: &Request) -> Option<Turn<'_>> {
         self.vfs.metrics().count(op);
         let own = req.pid() != 0 && req.pid() == self.own_thread.load(Ordering::Relaxed);
+        let own = own || self.announces(req);
         self.company.as_ref().filter(|_| !own).map(|company| company.request(req.pid()))
+    }
+
+    /// Whether a request comes from the thread that announces what came and went without the kernel.
+    pub(super) fn announces(&self, req: &Request) -> bool {
+        self.announcer.is_its_own(req.pid())
+    }
+
+    /// Answers that thread, on a worker.
+    pub(super) fn announced<R: Send + 'static, T: 'static>(
+        &self,
+        (op, req): (Op, &Request),
+        reply: R,
+        call: impl FnOnce(&Vfs) -> Outcome<T> + Send + 'static,
+        answer: impl FnOnce(R, Outcome<T>) + Send + 'static,
+    ) {
+        let _turn = self.turn(op, req);
+        let vfs = Arc::clone(&self.vfs);
+        self.workers.run(move || guarded(op, || answer(reply, call(&vfs))));
+    }
+
+    /// Answers that thread, which removes a name that is gone.
+    pub(super) fn removed(&self, op: Op, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let name = name.as_bytes().to_vec();
+        let call = move |vfs: &Vfs| vfs.remove_announced(parent.0, &name);
+        self.announced((op, req), reply, call, answer_empty);
     }
 
     /// Does now what can be done now, and leaves to a worker what has to wait.
@@ -160,6 +190,11 @@ impl Adapter {
         new: &NewFile<'_>,
         reply: ReplyEntry,
     ) {
+        if self.announces(req) {
+            let name = name.as_bytes().to_vec();
+            let call = move |vfs: &Vfs| vfs.make_announced(parent.0, &name);
+            return self.announced((op, req), reply, call, answer_entry);
+        }
         let _turn = self.turn(op, req);
         if parent.0 == Vfs::FORKS {
             return self.make_fork(op, name, new, reply);
@@ -171,13 +206,12 @@ impl Adapter {
     fn make_fork(&self, op: Op, name: &OsStr, new: &NewFile<'_>, reply: ReplyEntry) {
         let (vfs, notifier, notices) =
             (Arc::clone(&self.vfs), Arc::clone(&self.notifier), self.notices.clone());
+        let (told, announcer) = (Arc::clone(&self.vfs), self.announcer.clone());
         let (name, new) = (name.as_bytes().to_vec(), NewFile { target: &[], ..new.clone() });
         self.workers.run(move || {
             guarded(op, || answer_entry(reply, vfs.create(Vfs::FORKS, &name, &new)));
             notices.run(move || {
-                notifier
-                    .get()
-                    .inspect(|notifier| tell(notifier, &[Stale::Inode(Vfs::FORKS), Stale::Inode(Vfs::WORK)]));
+                notifier.get().inspect(|notifier| forks_changed(&told, notifier, &announcer));
             });
         });
     }
@@ -206,14 +240,19 @@ impl Adapter {
             company.dismiss();
         }
         let (vfs, notifier) = (Arc::clone(&self.vfs), Arc::clone(&self.notifier));
-        let notices = self.notices.clone();
+        let (notices, announcer) = (self.notices.clone(), self.announcer.clone());
         let name = name.as_bytes().to_vec();
         self.sealers.run(move || {
-            let (made, AfterSeal { stale, frozen }) = vfs.make_in_snap(parent.0, &name);
+            let (made, AfterSeal { stale, replaced, frozen }) = vfs.make_in_snap(parent.0, &name);
             answer_entry(reply, made);
             // Not from here: the next mkdir in that folder holds it until a worker answers.
             notices.run(move || {
-                notifier.get().inspect(|notifier| tell(notifier, &stale));
+                if let Some(notifier) = notifier.get() {
+                    tell(notifier, &stale);
+                    if let Some(replaced) = &replaced {
+                        announcer.depart(&vfs, notifier, replaced);
+                    }
+                }
                 vfs.shows(&name);
             });
             drop(frozen);
@@ -226,12 +265,13 @@ impl Adapter {
         let (vfs, notifier, notices) =
             (Arc::clone(&self.vfs), Arc::clone(&self.notifier), self.notices.clone());
         let name = name.as_bytes().to_vec();
+        let (told, announcer) = (Arc::clone(&self.vfs), self.announcer.clone());
         let (kind, mode, uid, gid) = (new.kind, new.mode, new.uid, new.gid);
         self.branchers.run(move || {
             let new = NewFile::new(kind, mode, uid, gid);
             answer_entry(reply, vfs.create(Vfs::FORKS, &name, &new));
             notices.run(move || {
-                notifier.get().inspect(|notifier| tell(notifier, &LISTINGS_OF_FORKS));
+                notifier.get().inspect(|notifier| forks_changed(&told, notifier, &announcer));
             });
         });
     }
@@ -239,7 +279,27 @@ impl Adapter {
     /// `work/` lists what `forks/` lists, which the kernel cannot know.
     pub(super) fn forks_changed(&self, parent: INodeNo) {
         if parent.0 == Vfs::FORKS {
-            self.notify(|notifier| tell(notifier, &LISTINGS_OF_FORKS));
+            let (vfs, announcer) = (Arc::clone(&self.vfs), self.announcer.clone());
+            self.notify(move |notifier| forks_changed(&vfs, notifier, &announcer));
         }
     }
+
+    /// Tells of a fork that was moved into `.pfimg/` and so discarded, and of the name that the kernel has just given it.
+    pub(super) fn fork_discarded(&self, name: &OsStr) {
+        let (vfs, announcer, name) = (Arc::clone(&self.vfs), self.announcer.clone(), name.to_owned());
+        self.notify(move |notifier| {
+            forks_changed(&vfs, notifier, &announcer);
+            let _ = notifier.inval_entry(INodeNo(Vfs::CONTROL), &name);
+            vfs.shows_discarded(name.as_bytes());
+        });
+    }
+}
+
+/// Tells the kernel what looks different once forks have come or gone, and programs that watch.
+fn forks_changed(vfs: &Vfs, notifier: &Notifier, announcer: &Announcer) {
+    tell(notifier, &LISTINGS_OF_FORKS);
+    for departed in vfs.take_departed() {
+        announcer.depart(vfs, notifier, &departed);
+    }
+    announcer.announce(notifier, vfs.take_announcements());
 }

@@ -22,25 +22,22 @@
 //!
 //! With nothing dirty that is one pass: a system call of some microseconds and a handful of requests, however many files the kernel knows.
 //!
-//! The thread has a table of descriptors of its own, without the connection to the kernel in it. A process that is killed while one of its
-//! threads waits for its own mount would else hold the connection open for ever, and wait for ever.
+//! The thread has a table of descriptors of its own; see [`super::own`].
 
 use std::fmt::Display;
 use std::fs::File;
 use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::thread::{self, ThreadId};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags, openat, statx};
+use rustix::fs::{Mode, OFlags, openat};
 use rustix::io::Errno;
 
-use crate::confine::own_descriptors;
+use super::own::{Place, prepare_thread};
 use crate::error::{Error, ErrorKind, Result};
-use crate::mountinfo::mounts;
 use crate::vfs::{MARKER, Pusher, Vfs};
 
 /// So many calm passes are enough where programs write all the time.
@@ -81,9 +78,7 @@ pub(super) struct Barrier {
 /// What its thread needs to know.
 struct Pushing {
     vfs: Arc<Vfs>,
-    path: PathBuf,
-    /// Of the mount, as `major:minor`.
-    device: String,
+    place: Place,
     loops: usize,
     /// Requests that workers have not answered yet.
     unanswered: Arc<AtomicU64>,
@@ -105,9 +100,7 @@ impl Barrier {
         let thread = Arc::new(AtomicU32::new(0));
         let own = Arc::clone(&thread);
         thread::Builder::new().name("pfimg-barrier".into()).spawn(move || {
-            if let Err(error) = own_descriptors() {
-                tracing::info!("this kernel has no close_range(2) ({error}): kill the daemon while it seals, and it may hang");
-            }
+            prepare_thread();
             own.store(rustix::thread::gettid().as_raw_nonzero().get().unsigned_abs(), Ordering::Relaxed);
             if let Ok(pushing) = started.recv() {
                 pushing.serve(&queue);
@@ -132,13 +125,12 @@ impl Prepared {
     pub(super) fn start(
         self,
         vfs: Arc<Vfs>,
-        path: PathBuf,
-        device: String,
+        place: Place,
         loops: usize,
         unanswered: Arc<AtomicU64>,
         resting: impl Fn() -> Vec<ThreadId> + Send + 'static,
     ) -> Barrier {
-        let _ = self.start.send(Pushing { vfs, path, device, loops, unanswered, resting: Box::new(resting) });
+        let _ = self.start.send(Pushing { vfs, place, loops, unanswered, resting: Box::new(resting) });
         self.barrier
     }
 }
@@ -188,7 +180,7 @@ impl Pushing {
     }
 
     fn push(&self) -> Result<(), Failed> {
-        let root = self.root()?;
+        let root = self.place.root().map_err(Failed::Unreachable)?;
         let mut calm = 0;
         for _ in 0..PASSES {
             let unanswered = self.unanswered.load(Ordering::Acquire);
@@ -227,35 +219,6 @@ impl Pushing {
             }
         }
         Ok(taken.unwrap_or_default())
-    }
-
-    /// The mount's own folder, wherever it is mounted: the one that other mounts may lie on is told apart by its device.
-    fn root(&self) -> Result<File, Failed> {
-        if let Some(root) = self.open(&self.path) {
-            return Ok(root);
-        }
-        let all = mounts().map_err(|error| Failed::Unreachable(error.to_string()))?;
-        let mut ours =
-            all.iter().filter(|mounted| mounted.device == self.device && mounted.root.as_os_str() == "/");
-        ours.find_map(|mounted| self.open(&mounted.path)).ok_or_else(|| {
-            let path = self.path.display();
-            Failed::Unreachable(format!(
-                "the mount at {path} is covered by another one, or detached while in use"
-            ))
-        })
-    }
-
-    fn open(&self, path: &std::path::Path) -> Option<File> {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let place = openat(CWD, path, flags, Mode::empty()).ok()?;
-        // The kernel only is asked what it is: what lies on the mount may never answer.
-        let asked = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
-        let found = statx(&place, "", asked, StatxFlags::empty()).ok()?;
-        if format!("{}:{}", found.stx_dev_major, found.stx_dev_minor) != self.device {
-            return None;
-        }
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        openat(&place, ".", flags, Mode::empty()).ok().map(File::from)
     }
 }
 

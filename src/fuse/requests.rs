@@ -69,6 +69,10 @@ impl Filesystem for Adapter {
     fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         // Owned for the sake of a worker; names are short.
         let name = name.as_bytes().to_vec();
+        if self.announces(req) {
+            let call = move |vfs: &Vfs| vfs.lookup_announced(parent.0, &name);
+            return self.announced((Op::Lookup, req), reply, call, answer_entry);
+        }
         self.patiently(
             Op::Lookup,
             req,
@@ -154,6 +158,9 @@ impl Filesystem for Adapter {
 
     fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
         let new = NewFile::new(Kind::Dir, permissions(mode), req.uid(), req.gid());
+        if self.announces(req) {
+            return self.make(Op::Mkdir, req, parent, name, &new, reply);
+        }
         if self.vfs.seals(parent.0) {
             return self.seal(req, parent, name, reply);
         }
@@ -164,11 +171,17 @@ impl Filesystem for Adapter {
     }
 
     fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        if self.announces(req) {
+            return self.removed(Op::Unlink, req, parent, name, reply);
+        }
         let _turn = self.turn(Op::Unlink, req);
         guarded(Op::Unlink, || answer_empty(reply, self.vfs.unlink(parent.0, name.as_bytes())));
     }
 
     fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        if self.announces(req) {
+            return self.removed(Op::Rmdir, req, parent, name, reply);
+        }
         let _turn = self.turn(Op::Rmdir, req);
         guarded(Op::Rmdir, || answer_empty(reply, self.vfs.rmdir(parent.0, name.as_bytes())));
         self.forks_changed(parent);
@@ -201,11 +214,7 @@ impl Filesystem for Adapter {
             let renamed = self.vfs.rename(parent.0, name.as_bytes(), newparent.0, newname.as_bytes(), mode);
             answer_empty(reply, renamed);
             if renamed.is_ok() && newparent.0 == Vfs::CONTROL {
-                // A fork that was moved there is gone, and so is the name the kernel has just given it.
-                let name = newname.to_owned();
-                self.notify(move |notifier| {
-                    let _ = notifier.inval_entry(newparent, &name);
-                });
+                self.fork_discarded(newname);
             }
         });
         self.forks_changed(parent);

@@ -18,9 +18,11 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use super::adapter::Adapter;
+use super::announce::Announcer;
 use super::barrier::Barrier;
 use super::mount::{OwnMount, Unmounted, absolute, mount, prepare};
 use super::options::MountOptions;
+use super::own::Place;
 use super::watch::Watcher;
 use crate::audit::{Log, note};
 use crate::error::{Error, Result};
@@ -96,15 +98,19 @@ pub fn serve(vfs: Arc<Vfs>, config: &SessionConfig, ready: impl FnOnce() -> Resu
     let notifiers = Arc::new(OnceLock::new());
     // Before the connection is opened, which its thread must not hold.
     let barrier = Barrier::prepare().map_err(failed("cannot start a thread"))?;
-    let adapter = Adapter::new(Arc::clone(&vfs), Arc::clone(&notifiers), config, barrier.thread())
-        .map_err(failed("cannot start a thread"))?;
+    let announcer = Announcer::prepare().map_err(failed("cannot start a thread"))?;
+    let announces = announcer.announcer();
+    let adapter =
+        Adapter::new(Arc::clone(&vfs), Arc::clone(&notifiers), config, barrier.thread(), announces.clone())
+            .map_err(failed("cannot start a thread"))?;
     // What changes from here on is told.
     let watched = vfs.watch();
     let (fd, own) = mount(&config.mountpoint, &config.source, &config.options)?;
     let guard = UnmountOnDrop(&own);
-    let (path, device) = (own.path.clone(), own.device().to_owned());
+    let place = Place { path: own.path.clone(), device: own.device().to_owned() };
+    announcer.start(Arc::clone(&vfs), place.clone());
     let unanswered = Arc::clone(&adapter.unanswered);
-    let barrier = barrier.start(Arc::clone(&vfs), path, device, THREADS, unanswered, adapter.resting());
+    let barrier = barrier.start(Arc::clone(&vfs), place, THREADS, unanswered, adapter.resting());
     let barrier = Arc::new(barrier);
     if !config.options.read_only {
         vfs.push_by(Some(barrier.clone()));
@@ -127,11 +133,15 @@ pub fn serve(vfs: Arc<Vfs>, config: &SessionConfig, ready: impl FnOnce() -> Resu
         })
         .map_err(failed("cannot start a thread"))?;
     let (log, left) = (vfs.log().clone(), Arc::clone(&vfs));
-    let watcher = Watcher::start(vfs, watched, notifier).map_err(failed("cannot start a thread"))?;
+    let watcher =
+        Watcher::start(vfs, watched, notifier, announces.clone()).map_err(failed("cannot start a thread"))?;
     let outcome = match ready() {
         Ok(()) => {
             tracing::info!("mounted at {}", own.path.display());
-            let push = || push(&barrier, pushed);
+            let push = || {
+                announces.stop();
+                push(&barrier, pushed);
+            };
             wait(&own, &ended, &log, push)
         }
         // Somebody may have unmounted it before anybody looked.

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use fuser::{INodeNo, Notifier};
 
+use super::announce::Announcer;
 use crate::vfs::{Stale, Tell, Vfs, Watched};
 
 /// How often the store is looked at: one stat of a folder each time. Promised is a second.
@@ -37,17 +38,23 @@ pub(super) struct Watcher {
 
 impl Watcher {
     /// Starts them. `watched` is the store as it was before anybody could look at the mount.
-    pub(super) fn start(vfs: Arc<Vfs>, mut watched: Watched, notifier: Notifier) -> io::Result<Self> {
+    pub(super) fn start(
+        vfs: Arc<Vfs>,
+        mut watched: Watched,
+        notifier: Notifier,
+        announcer: Announcer,
+    ) -> io::Result<Self> {
         let mut this = Self { stop: Arc::default(), threads: Vec::new() };
         let (mut images, mut tags) = (0, 0);
         let (tidied, sealed, told) = (Arc::clone(&vfs), Arc::clone(&vfs), notifier.clone());
         let (follower, follows, mut before) = (Arc::clone(&vfs), notifier.clone(), Vec::new());
         this.every("pfimg-watch", LOOK, move || {
-            let changes = vfs.changes(&mut watched);
+            let (changes, announcements) = vfs.changes(&mut watched);
             // No lock is held here. An inode the kernel does not know is an error that means nothing.
             for id in &changes.removed {
                 let _ = notifier.inval_entry(INodeNo(Vfs::IMAGES), OsStr::new(&id.hex()));
             }
+            announcer.announce(&notifier, announcements);
             if changes.images {
                 images = TELL;
             }

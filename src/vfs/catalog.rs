@@ -63,6 +63,7 @@ pub(crate) struct Changes {
     /// Whether the list of images was another one at any time.
     pub(crate) images: bool,
     pub(crate) removed: Vec<Digest>,
+    pub(crate) added: Vec<Digest>,
     pub(crate) tags: bool,
 }
 
@@ -72,6 +73,13 @@ pub(crate) struct Watched {
     ids: Arc<[Digest]>,
     changes: u64,
     tags: Stamp,
+}
+
+impl Watched {
+    /// How many images there were.
+    pub(super) fn images(&self) -> usize {
+        self.ids.len()
+    }
 }
 
 impl Catalog {
@@ -225,6 +233,8 @@ impl Catalog {
                 changes.images = true;
                 changes.removed =
                     watched.ids.iter().filter(|id| ids.binary_search(id).is_err()).copied().collect();
+                changes.added =
+                    ids.iter().filter(|id| watched.ids.binary_search(id).is_err()).copied().collect();
                 (watched.ids, watched.changes) = (ids, count);
             }
         }

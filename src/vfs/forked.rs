@@ -1,5 +1,6 @@
 //! Operations in forks: the fork engine means them, this finds the fork and counts the lookups.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,8 +22,25 @@ pub(super) type Slot = u16;
 /// A fork of this mount.
 #[derive(Clone, Debug)]
 pub(super) struct Mounted {
+    /// Where the numbers of its files are.
     pub(super) slot: Slot,
+    /// Files whose numbers are in another slot: in the first one the kernel knows others by these, of the fork that this one
+    /// replaced.
+    pub(super) aside: Option<Arc<HashMap<fork::Ino, Slot>>>,
     pub(super) fork: Arc<Fork>,
+}
+
+impl Mounted {
+    /// The key of a number in the fork.
+    pub(super) fn key(&self, ino: fork::Ino) -> Key {
+        let aside = self.aside.as_ref().and_then(|aside| aside.get(&ino));
+        Key::of_fork(aside.copied().unwrap_or(self.slot), ino)
+    }
+
+    /// Whether both are the same fork.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.fork, &other.fork)
+    }
 }
 
 /// Who writes.
@@ -55,7 +73,7 @@ impl Vfs {
     }
 
     /// Attributes of a file in a fork, but for its number.
-    fn fork_attr(attr: &fork::Attr) -> Attr {
+    pub(super) fn fork_attr(attr: &fork::Attr) -> Attr {
         Attr {
             ino: 0,
             kind: attr.kind,
@@ -79,11 +97,11 @@ impl Vfs {
 
     /// The number of a file in a fork, unless the kernel cannot know it.
     pub(super) fn known_in_fork(&self, mounted: &Mounted, ino: fork::Ino) -> Option<Ino> {
-        self.inodes.known(Key::of_fork(mounted.slot, ino))
+        self.inodes.known(mounted.key(ino))
     }
 
     /// Counts a lookup of a file that `find` has just found.
-    fn fork_entry(
+    pub(super) fn fork_entry(
         &self,
         mounted: &Mounted,
         found: &fork::Attr,
@@ -110,6 +128,11 @@ impl Vfs {
                     self.forget(ino, 1);
                     continue;
                 }
+            }
+            if let Err(gone) = Self::is_past(mounted) {
+                // Asked behind the counting: the inodes of a fork that is put back from now on are given to the new one.
+                self.forget(ino, 1);
+                return Err(gone);
             }
             let attr = Attr { ino, ..Self::fork_attr(&found) };
             self.note_length(mounted, found.ino, &attr, new);
@@ -140,6 +163,7 @@ impl Vfs {
         name: &[u8],
         patience: Patience,
     ) -> Outcome<Step<Entry>> {
+        Self::is_past(mounted)?;
         // Outside of world/fs lengths may have to be found out by decompressing.
         if patience == Patience::Brief && parent.is_frame() {
             return Ok(Step::Blocks);
@@ -163,7 +187,9 @@ impl Vfs {
 
     pub(super) fn getattr_forked(mounted: &Mounted, ino: fork::Ino) -> Outcome<Attr> {
         let attr = mounted.fork.getattr(ino).map_err(kind)?;
-        Ok(Self::fork_attr(&attr))
+        // Of a fork that is gone a program may still have something open, as of a removed file.
+        let nlink = if mounted.fork.is_discarded() { 0 } else { attr.nlink };
+        Ok(Attr { nlink, ..Self::fork_attr(&attr) })
     }
 
     pub(super) fn read_forked(
@@ -218,6 +244,7 @@ impl Vfs {
         plus: bool,
         emit: Emit<'_>,
     ) -> Outcome<()> {
+        Self::is_past(mounted)?;
         // The two dots have cookies 1 and 2.
         let mut at = cookie.saturating_sub(2);
         loop {
@@ -280,7 +307,7 @@ impl Vfs {
     pub(super) fn do_link(&self, ino: Ino, parent: Ino, name: &[u8]) -> Outcome<Entry> {
         let (mounted, parent) = self.in_fork(parent)?;
         let (source, ino) = self.in_fork(ino).map_err(|_| ErrorKind::Posix(Posix::CrossesDevices))?;
-        if source.slot != mounted.slot {
+        if !source.is_same(&mounted) {
             return Err(ErrorKind::Posix(Posix::CrossesDevices));
         }
         let linked = mounted.fork.link(ino, parent, name).map_err(kind)?;
@@ -300,7 +327,7 @@ impl Vfs {
 
     pub(super) fn do_rmdir(&self, parent: Ino, name: &[u8]) -> Outcome<()> {
         if let Node::Fixed(Fixed::Forks) = self.node(parent)? {
-            return self.discard_fork(name, true);
+            return self.discard_fork(name, true, None);
         }
         let (mounted, parent) = self.in_fork(parent)?;
         let gone = mounted.fork.rmdir(parent, name).map_err(kind)?;
@@ -325,10 +352,12 @@ impl Vfs {
     ) -> Outcome<()> {
         match (self.node(from)?, self.node(to)?) {
             (Node::Fixed(Fixed::Forks), Node::Fixed(Fixed::Forks)) => self.rename_fork(name, new_name, mode),
-            (Node::Fixed(Fixed::Forks), Node::Fixed(Fixed::Control)) => self.discard_fork(name, false),
+            (Node::Fixed(Fixed::Forks), Node::Fixed(Fixed::Control)) => {
+                self.discard_fork(name, false, Some((Fixed::Control, new_name.to_vec())))
+            }
             (Node::Fixed(Fixed::Tags), Node::Fixed(Fixed::Tags)) => self.rename_tag(name, new_name, mode),
             (Node::Forked { mounted, ino: from }, Node::Forked { mounted: other, ino: to }) => {
-                if mounted.slot != other.slot {
+                if !mounted.is_same(&other) {
                     return Err(ErrorKind::Posix(Posix::CrossesDevices));
                 }
                 mounted.fork.end_making();

@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 use super::forked::{Mounted, Slot};
 use super::inode::{Fixed, Ino, hash_bytes};
 use super::reader::Reader;
+use super::replaced::Replaced;
 use super::snap::Stale;
 use super::top::logged;
-use super::{Entry, Outcome, Vfs};
+use super::{Announcement, Entry, Outcome, Vfs, What};
 use crate::audit::note;
 use crate::error::{Error, ErrorKind, Posix, Result};
 use crate::fork::{self, Fork, NewFile, Registry, RenameMode};
@@ -47,34 +48,82 @@ const MADE: Duration = Duration::from_secs(10);
 /// Most forks that such a name is remembered of.
 const MOST_MADE: usize = 256;
 
+/// Where the numbers of a fork's files are; see [`Mounted`].
+#[derive(Clone)]
+struct Numbers {
+    slot: Slot,
+    aside: Option<Arc<HashMap<fork::Ino, Slot>>>,
+}
+
+impl Numbers {
+    fn of(self, fork: &Arc<Fork>) -> Mounted {
+        Mounted { slot: self.slot, aside: self.aside, fork: Arc::clone(fork) }
+    }
+}
+
 #[derive(Default)]
 struct Slots {
-    by_uid: HashMap<String, Slot>,
+    by_uid: HashMap<String, Numbers>,
     /// Each slot's fork; nothing once it was discarded, as long as the kernel may know inodes of it.
     taken: HashMap<Slot, Option<Arc<Fork>>>,
 }
 
 impl Slots {
-    /// A fork's slot: the same after a remount, unless it was taken by another one.
-    fn of(&mut self, fork: &Arc<Fork>, known: impl FnOnce() -> HashSet<Slot>) -> Option<Slot> {
-        if let Some(slot) = self.by_uid.get(fork.uid()).copied() {
-            if self.taken.get(&slot).is_some_and(|taken| taken.as_ref().is_some_and(|t| Arc::ptr_eq(t, fork)))
-            {
-                return Some(slot);
+    /// A fork's numbers: the same after a remount, unless another one took them.
+    fn of(&mut self, fork: &Arc<Fork>, known: impl FnOnce() -> HashSet<Slot>) -> Option<Mounted> {
+        if let Some(numbers) = self.by_uid.get(fork.uid()) {
+            let taken = self.taken.get(&numbers.slot).and_then(Option::as_ref);
+            if taken.is_some_and(|taken| Arc::ptr_eq(taken, fork)) {
+                return Some(numbers.clone().of(fork));
             }
             // It was read anew: what the kernel knows of it may be another.
             self.discard(fork.uid());
         }
+        let slot = self.take(fork, &fork.numbered_by(), known)?;
+        let numbers = Numbers { slot, aside: None };
+        self.by_uid.insert(fork.uid().to_owned(), numbers.clone());
+        Some(numbers.of(fork))
+    }
+
+    /// Takes a free slot for a fork, if possible the one that follows from `seed`.
+    fn take(&mut self, fork: &Arc<Fork>, seed: &str, known: impl FnOnce() -> HashSet<Slot>) -> Option<Slot> {
         if self.taken.len() >= usize::from(SLOTS) {
             // Never one of which an inode is left: its number would mean a file of another fork.
             let known = known();
             self.taken.retain(|slot, fork| fork.is_some() || known.contains(slot));
         }
-        let wanted = (hash_bytes(fork.uid().as_bytes()) % u64::from(SLOTS)) as Slot;
+        let wanted = (hash_bytes(seed.as_bytes()) % u64::from(SLOTS)) as Slot;
         let free = (0..SLOTS).map(|i| (wanted + i) % SLOTS).find(|slot| !self.taken.contains_key(slot))?;
-        self.by_uid.insert(fork.uid().to_owned(), free);
         self.taken.insert(free, Some(Arc::clone(fork)));
         Some(free)
+    }
+
+    /// Gives a fork the numbers of the one that it replaces, but for those that are `given` to it elsewhere, or that it cannot
+    /// have because the kernel knows other files by them.
+    fn hand_over(
+        &mut self,
+        old: &Mounted,
+        new: &Arc<Fork>,
+        given: HashMap<fork::Ino, Slot>,
+        barred: &HashSet<fork::Ino>,
+        known: impl FnOnce() -> HashSet<Slot>,
+    ) -> Option<Mounted> {
+        let mut aside = given;
+        if !barred.is_empty() {
+            let slot = self.take(new, new.uid(), known)?;
+            aside.extend(barred.iter().map(|ino| (*ino, slot)));
+        }
+        let used: HashSet<Slot> = aside.values().copied().chain([old.slot]).collect();
+        for (slot, fork) in &mut self.taken {
+            if fork.as_ref().is_some_and(|fork| Arc::ptr_eq(fork, &old.fork)) {
+                *fork = used.contains(slot).then(|| Arc::clone(new));
+            }
+        }
+        self.by_uid.remove(old.fork.uid());
+        let aside = (!aside.is_empty()).then(|| Arc::new(aside));
+        let numbers = Numbers { slot: old.slot, aside };
+        self.by_uid.insert(new.uid().to_owned(), numbers.clone());
+        Some(numbers.of(new))
     }
 
     fn discard_all(&mut self) {
@@ -82,11 +131,13 @@ impl Slots {
         self.taken.values_mut().for_each(|fork| *fork = None);
     }
 
-    /// Gives a discarded fork's slot back as soon as it can be.
-    fn discard(&mut self, uid: &str) {
-        if let Some(fork) = self.by_uid.remove(uid).and_then(|slot| self.taken.get_mut(&slot)) {
-            *fork = None;
-        }
+    /// Gives a discarded fork's slots back as soon as it can be.
+    fn discard(&mut self, uid: &str) -> Option<Mounted> {
+        let numbers = self.by_uid.remove(uid)?;
+        let fork = self.taken.get(&numbers.slot)?.clone()?;
+        let of_it = |taken: &&mut Option<Arc<Fork>>| taken.as_ref().is_some_and(|taken| taken.uid() == uid);
+        self.taken.values_mut().filter(of_it).for_each(|taken| *taken = None);
+        Some(numbers.of(&fork))
     }
 }
 
@@ -99,10 +150,11 @@ impl Forks {
     /// Forks that were looked at.
     pub(super) fn in_use(&self) -> Vec<Mounted> {
         let slots = self.slots.lock();
-        let mounted = |(slot, fork): (&Slot, &Option<Arc<Fork>>)| {
-            Some(Mounted { slot: *slot, fork: Arc::clone(fork.as_ref()?) })
+        let mounted = |numbers: &Numbers| {
+            let fork = slots.taken.get(&numbers.slot)?.as_ref()?;
+            Some(numbers.clone().of(fork))
         };
-        slots.taken.iter().filter_map(mounted).collect()
+        slots.by_uid.values().filter_map(mounted).collect()
     }
 
     /// Whether a fork was looked at.
@@ -131,9 +183,21 @@ impl Forks {
         Some((name.to_owned(), made.uid.clone()))
     }
 
+    /// Gives a fork the numbers of the one that it replaces; see [`Slots::hand_over`].
+    pub(super) fn hand_over(
+        &self,
+        old: &Mounted,
+        new: &Arc<Fork>,
+        given: HashMap<fork::Ino, Slot>,
+        barred: &HashSet<fork::Ino>,
+        known: impl FnOnce() -> HashSet<Slot>,
+    ) -> Option<Mounted> {
+        self.slots.lock().hand_over(old, new, given, barred, known)
+    }
+
     /// A fork is gone; whoever has something of it open keeps it.
-    pub(super) fn discarded(&self, uid: &str) {
-        self.slots.lock().discard(uid);
+    pub(super) fn discarded(&self, uid: &str) -> Option<Mounted> {
+        self.slots.lock().discard(uid)
     }
 }
 
@@ -271,19 +335,19 @@ impl Vfs {
 
     /// Gives a fork its inode numbers. Not found if it is discarded.
     fn mounted(&self, fork: Arc<Fork>) -> Outcome<Mounted> {
-        let slot = self.forks.slots.lock().of(&fork, || self.inodes.fork_slots());
+        let mounted = self.forks.slots.lock().of(&fork, || self.inodes.fork_slots());
         if fork.is_discarded() {
             // Asked behind the above: a discard from now on finds the numbers and gives them back itself.
             self.forks.discarded(fork.uid());
             return Err(ErrorKind::NotFound);
         }
-        let slot = slot.ok_or_else(|| {
+        let mounted = mounted.ok_or_else(|| {
             tracing::error!("more than {SLOTS} forks are in use");
             ErrorKind::NoSpace
         })?;
         // `rm -rf` has to get through; what was sealed is protected otherwise.
         fork.set_guarded(false);
-        Ok(Mounted { slot, fork })
+        Ok(mounted)
     }
 
     /// Whether making something of this name in this folder makes a fork of another one, or of an image.
@@ -317,6 +381,10 @@ impl Vfs {
         let made = self.fork_from(name, source, new.mode).map_err(logged)?;
         let mounted = self.mounted(made)?;
         self.log().note(note::fork_made(name, mounted.fork.base().as_ref()));
+        if source.is_some() {
+            self.announcing.add(Announcement::of(Fixed::Forks, name, What::Made(Kind::Dir)));
+        }
+        self.announcing.add(Announcement::of(Fixed::Work, name, What::Made(Kind::Symlink)));
         let mut entry = self.fork_top(&mounted)?;
         if source.is_some() {
             // It is called otherwise.
@@ -356,14 +424,21 @@ impl Vfs {
         }
         let registry = self.registry(false).map_err(logged)?.ok_or(ErrorKind::NotFound)?;
         let renamed = registry.rename(name, new_name).map_err(logged)?;
+        self.announcing.add(Announcement::of(Fixed::Work, name, What::Gone(Kind::Symlink)));
+        self.announcing.add(Announcement::of(Fixed::Work, new_name, What::Made(Kind::Symlink)));
         for event in note::fork_renamed(name, new_name, renamed.base.as_ref()) {
             self.log().note(event);
         }
         Ok(())
     }
 
-    /// Discards a fork; where `if_empty`, only one that holds nothing.
-    pub(super) fn discard_fork(&self, name: &[u8], if_empty: bool) -> Outcome<()> {
+    /// Discards a fork; where `if_empty`, only one that holds nothing. The kernel has its folder at `place` then.
+    pub(super) fn discard_fork(
+        &self,
+        name: &[u8],
+        if_empty: bool,
+        place: Option<(Fixed, Vec<u8>)>,
+    ) -> Outcome<()> {
         let name = std::str::from_utf8(name).map_err(|_| ErrorKind::NotFound)?;
         let registry = self.registry(false).map_err(logged)?.ok_or(ErrorKind::NotFound)?;
         // Judged as it goes: the name may lead to another fork than it did a moment ago.
@@ -385,9 +460,12 @@ impl Vfs {
             _ => logged(error),
         })?;
         self.log().note(note::fork_discarded(name, gone.base.as_ref()));
-        if let Some(uid) = gone.uid {
-            self.forks.discarded(&uid);
+        if let Some(uid) = gone.uid
+            && let Some(old) = self.forks.discarded(&uid)
+        {
+            self.announcing.depart(Replaced::discarded(old, place));
         }
+        self.announcing.add(Announcement::of(Fixed::Work, name, What::Gone(Kind::Symlink)));
         Ok(())
     }
 

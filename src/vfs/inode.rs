@@ -42,6 +42,19 @@ impl Fixed {
         self as Ino
     }
 
+    /// Its path from the mount's own folder.
+    pub(super) const fn path(self) -> &'static [u8] {
+        match self {
+            Self::Root => b"",
+            Self::Images => b"images",
+            Self::Tags => b"tags",
+            Self::Agents => b"agents",
+            Self::Control => b".pfimg",
+            Self::Forks => b"forks",
+            Self::Work => b"work",
+        }
+    }
+
     /// Link count: 2 and one for each folder that is listed in it, or 1 where folders come and go and are not counted.
     pub(super) const fn links(self) -> u32 {
         match self {
@@ -198,6 +211,11 @@ impl Key {
         Self(FORKED | u64::from(slot) << 48 | ino.0)
     }
 
+    /// The slot of a key of a file in a fork.
+    pub(super) fn slot(self) -> Slot {
+        ((self.0 & !FORKED) >> 48) as Slot
+    }
+
     /// Positive as a signed number, for programs that print inodes so, and apart from those of forks.
     fn hashed(hash: u64) -> Self {
         Self((hash >> 2).max(FIRST_COMPUTED))
@@ -258,7 +276,7 @@ impl Keyed {
         let hash = match &node {
             Node::Fixed(fixed) => return Self { key: Key(fixed.ino()), node },
             Node::Marker => return Self { key: Key(MARKER), node },
-            Node::Forked { mounted, ino } => return Self { key: Key::of_fork(mounted.slot, *ino), node },
+            Node::Forked { mounted, ino } => return Self { key: mounted.key(*ino), node },
             Node::Snap { mounted } => return Self { key: super::Vfs::snap_key(mounted), node },
             Node::Agent(name) => mix(1, hash_bytes(name.as_bytes())),
             Node::ImageDir { image, dir } => mix(mix(2, digest_hash(&image_id(*image))), *dir as u64),
@@ -326,7 +344,7 @@ impl Node {
             | (Self::Stub { key }, Self::Stub { key: key2 }) => key == key2,
             (Self::Snap { mounted }, Self::Snap { mounted: mounted2 }) => mounted.slot == mounted2.slot,
             (Self::Forked { mounted, ino }, Self::Forked { mounted: mounted2, ino: ino2 }) => {
-                mounted.slot == mounted2.slot && ino == ino2
+                mounted.key(*ino) == mounted2.key(*ino2)
             }
             _ => false,
         }
@@ -337,6 +355,11 @@ impl Node {
         match (self, newer) {
             (Self::File { size, .. }, _) => *size == UNKNOWN_SIZE,
             (Self::Link { .. }, Self::Link { target, .. }) => !target.is_empty(),
+            // It is the fork's that replaced the one of the first look.
+            (Self::Forked { mounted, .. }, Self::Forked { mounted: new, .. })
+            | (Self::Snap { mounted }, Self::Snap { mounted: new }) => {
+                mounted.fork.is_discarded() && !mounted.is_same(new)
+            }
             _ => false,
         }
     }

@@ -2,13 +2,15 @@
 
 use std::collections::btree_map::Entry as MapEntry;
 use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
 
 use crate::sync::Mutex;
 
 use super::counted::Counted;
-use super::forked::Slot;
+use super::forked::{Mounted, Slot};
 use super::inode::{FIRST_COMPUTED, Fixed, Ino, Key, Keyed, Node};
 use super::{Numbering, Outcome};
+use crate::fork::{self, Fork};
 use crate::store::Digest;
 
 struct Held {
@@ -130,14 +132,53 @@ impl Inodes {
 
     /// Slots of forks of which the kernel knows an inode.
     pub(super) fn fork_slots(&self) -> HashSet<Slot> {
-        let slot = |held: &Held| match &held.node {
-            Node::Forked { mounted, .. } | Node::Snap { mounted } => Some(mounted.slot),
-            _ => None,
-        };
-        self.shards
-            .iter()
-            .flat_map(|shard| shard.lock().values().filter_map(slot).collect::<Vec<_>>())
-            .collect()
+        let mut slots = HashSet::new();
+        self.each(|_, node| match node {
+            Node::Forked { mounted, ino } => drop(slots.insert(mounted.key(*ino).slot())),
+            Node::Snap { mounted } => drop(slots.insert(mounted.slot)),
+            _ => {}
+        });
+        slots
+    }
+
+    /// Shows each inode that the kernel knows.
+    fn each(&self, mut show: impl FnMut(Ino, &Node)) {
+        for shard in &self.shards {
+            shard.lock().iter().for_each(|(ino, held)| show(*ino, &held.node));
+        }
+    }
+
+    /// What the kernel knows of a fork.
+    pub(super) fn known_of(&self, fork: &Arc<Fork>) -> Vec<(Ino, fork::Ino)> {
+        let mut known = Vec::new();
+        self.each(|number, node| {
+            if let Node::Forked { mounted, ino } = node
+                && Arc::ptr_eq(&mounted.fork, fork)
+            {
+                known.push((number, *ino));
+            }
+        });
+        known
+    }
+
+    /// Makes inodes of a fork those of the one that replaces it: what `kept` allows, and its list of seals.
+    pub(super) fn hand_over(&self, old: &Arc<Fork>, new: &Mounted, kept: impl Fn(fork::Ino) -> bool) {
+        for shard in &self.shards {
+            for (_, held) in shard.lock().iter_mut() {
+                match &mut held.node {
+                    Node::Forked { mounted, ino } if Arc::ptr_eq(&mounted.fork, old) && kept(*ino) => {
+                        *mounted = new.clone();
+                    }
+                    Node::Snap { mounted } if Arc::ptr_eq(&mounted.fork, old) => *mounted = new.clone(),
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    /// Counts one more lookup of a number, if the kernel knows it.
+    pub(super) fn again(&self, ino: Ino) -> bool {
+        self.shard(ino).lock().get_mut(&ino).map(|held| held.lookups += 1).is_some()
     }
 
     /// How many inodes the kernel knows.

@@ -32,11 +32,11 @@ impl Vfs {
         let again = mounted.fork.shown_again(ino);
         if again > 0 {
             // A folder that was removed stays so to the kernel, as long as a program stands in it.
-            return Key::of_fork(mounted.slot, fork::Ino::derive(ino, b"again", again));
+            return mounted.key(fork::Ino::derive(ino, b"again", again));
         }
         let resized = if self.config.late_writes { mounted.fork.resized(ino) } else { 0 };
         let ino = if resized > 0 { fork::Ino::derive(ino, b"resized", resized) } else { ino };
-        Key::of_fork(mounted.slot, ino)
+        mounted.key(ino)
     }
 
     /// The number of a folder in a fork, or that which any other file has if no seal made it longer; none if the kernel

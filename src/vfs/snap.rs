@@ -22,6 +22,7 @@ use serde_json::{Value, json};
 use super::forked::Mounted;
 use super::inode::{Fixed, Ino, Key, Node};
 use super::readdir::{DirEntry, Emit};
+use super::replaced::Replaced;
 use super::top::logged;
 use super::{Entry, Outcome, Patience, Step, Vfs};
 use crate::audit::Log;
@@ -60,6 +61,8 @@ pub enum Stale {
 pub struct AfterSeal {
     /// What the kernel has to be told.
     pub stale: Vec<Stale>,
+    /// The fork that was put back.
+    pub replaced: Option<Arc<Replaced>>,
     /// To be dropped, which removes files.
     pub frozen: Option<Frozen>,
 }
@@ -208,9 +211,12 @@ impl Vfs {
             return failed(ErrorKind::Posix(Posix::Stale));
         };
         let Ok(name) = std::str::from_utf8(name) else { return failed(ErrorKind::InvalidInput) };
+        let mut replaced = None;
         let (number, done) = match Ask::parse(name) {
             Ask::Seal { number, tag } => (number, self.seal_mounted(&mounted, tag, false)),
-            Ask::Restore { number, seal } => (Some(number), self.restore_mounted(&mounted, seal)),
+            Ask::Restore { number, seal } => {
+                (Some(number), self.restore_mounted(&mounted, seal, &mut replaced))
+            }
             Ask::Push { number } => {
                 let pushed = self.push(&mounted.fork);
                 self.remember(number, pushed.as_ref().map(|()| json!({"pushed": true})));
@@ -225,13 +231,13 @@ impl Vfs {
             Ok((sealed, stale)) => {
                 // That the name is a link now the kernel finds out by itself: the folder's entry is outdated at once. To
                 // tell it of the name would wait for the next seal, which holds `.snap`, and nobody could end that.
-                (self.stub(), AfterSeal { stale, frozen: sealed.frozen })
+                (self.stub(), AfterSeal { stale, replaced: replaced.map(Arc::new), frozen: sealed.frozen })
             }
             Err(error) => failed(logged(error)),
         }
     }
 
-    fn stub(&self) -> Outcome<Entry> {
+    pub(super) fn stub(&self) -> Outcome<Entry> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         self.entry_with(Node::Stub { key: NEXT.fetch_add(1, Ordering::Relaxed) }, Duration::ZERO)
     }
@@ -259,6 +265,15 @@ impl Vfs {
         };
         if let Some(answer) = self.sealing.outcomes.lock().get_mut(number) {
             answer.shows = true;
+        }
+    }
+
+    /// To be called once the kernel was told of a fork that was moved to this name in `.pfimg/`.
+    pub fn shows_discarded(&self, name: &[u8]) {
+        let number = std::str::from_utf8(name).ok().and_then(|name| name.strip_prefix("discarded-"));
+        if let Some(number) = number {
+            let text = json!({"discarded": true}).to_string().into_bytes().into();
+            self.sealing.outcomes.lock().put(number.to_owned(), Answer { text, shows: true });
         }
     }
 
@@ -296,7 +311,12 @@ impl Vfs {
         Ok((sealed, stale))
     }
 
-    fn restore_mounted(&self, mounted: &Mounted, seal: &str) -> Result<(Sealed, Vec<Stale>)> {
+    fn restore_mounted(
+        &self,
+        mounted: &Mounted,
+        seal: &str,
+        replaced: &mut Option<Replaced>,
+    ) -> Result<(Sealed, Vec<Stale>)> {
         let fork = &mounted.fork;
         let name = fork.name();
         let image = self.find_seal(fork, seal)?.ok_or_else(|| {
@@ -310,7 +330,10 @@ impl Vfs {
         // What is written while it is sealed is sealed as well, unless that goes on and on.
         let mut again = 0..SEALED_AGAIN;
         // Asked for its name each time: it may be renamed meanwhile.
-        while let Err(error) = self.sealing.sealer.restore(&registry, &fork.name(), fork, &image) {
+        let adopted = Mutex::new(None);
+        let adopt = |new: &Arc<Fork>| *adopted.lock() = self.hand_over(mounted, new);
+        while let Err(error) = self.sealing.sealer.restore_and(&registry, &fork.name(), fork, &image, &adopt)
+        {
             if error.kind() != ErrorKind::Busy || again.next().is_none() {
                 return Err(error);
             }
@@ -318,10 +341,12 @@ impl Vfs {
             stale.extend(seen);
             sealed = Sealed { new: sealed.new || more.new, ..more };
         }
-        self.forks.discarded(fork.uid());
         let name = fork.name();
-        for folder in [Fixed::Forks, Fixed::Work] {
-            stale.push(Stale::Name(folder.ino(), name.clone().into_bytes()));
+        *replaced = adopted.into_inner();
+        if replaced.is_none() {
+            // It has other numbers, and the kernel finds it by its name.
+            self.forks.discarded(fork.uid());
+            stale.push(Stale::Name(Fixed::Forks.ino(), name.clone().into_bytes()));
         }
         tracing::info!(fork = name, %image, unsealed = %sealed.image, "restored");
         sealed.image = image;

@@ -77,6 +77,7 @@ impl Vfs {
         }
         let image =
             self.set_tag(name, new.target).map_err(|error| refused(error.kind(), &error.to_string()))?;
+        self.announcing.knows_tag(name, Some(image));
         self.log().note(note::tags_changed(&[name], &[], Some(&image)));
         match self.lookup_tag(name, Patience::Blocking)? {
             Step::Done(entry) => Ok(entry),
@@ -108,6 +109,7 @@ impl Vfs {
         self.may_write_tags()?;
         let name = std::str::from_utf8(name).map_err(|_| ErrorKind::NotFound)?;
         let image = self.store.tags().remove(name).map_err(logged)?;
+        self.announcing.knows_tag(name, None);
         self.log().note(note::tags_changed(&[], &[name], image.as_ref()));
         Ok(())
     }
@@ -125,6 +127,8 @@ impl Vfs {
             .rename(name, new_name, replace)
             .map_err(|error| refused(error.kind(), &error.to_string()))?;
         let image = self.store.tags().get(new_name).ok();
+        self.announcing.knows_tag(name, None);
+        self.announcing.knows_tag(new_name, image);
         self.log().note(note::tags_changed(&[new_name], &[name], image.as_ref()));
         Ok(())
     }

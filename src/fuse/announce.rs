@@ -1,0 +1,213 @@
+//! Raises events for programs that watch folders, by calls on the mount itself; see `vfs/announce.rs`.
+//!
+//! One thread makes these calls, and the daemon answers them without changing anything. The thread keeps nothing open between two
+//! jobs, since that would keep the mount from being unmounted. No request waits for it, and it holds no lock.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::thread;
+
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use fuser::Notifier;
+use rustix::fs::{
+    AtFlags, FileType, Mode, OFlags, StatxFlags, makedev, mkdirat, mknodat, openat, statx, symlinkat,
+    unlinkat,
+};
+use rustix::io::Errno;
+
+use super::own::{Place, prepare_thread};
+use super::watch::tell;
+use crate::layers::world::Kind;
+use crate::vfs::{Announcement, Replaced, Stale, Vfs, What};
+
+/// So many requests make sure that an event loop has read what the kernel has forgotten: after 16 times eight requests it hands
+/// that out first (`fuse_dev_do_read`).
+const REQUESTS: u32 = 24;
+
+/// How often a name is tried that other programs look up meanwhile.
+const TRIES: u32 = 4;
+
+enum Job {
+    /// Waits until what the kernel has forgotten was read.
+    Settle,
+    Announce(Vec<Announcement>, Option<Arc<Replaced>>),
+}
+
+/// What the kernel has to be told instead of what could not be announced.
+type Answer = Sender<Vec<Stale>>;
+
+/// Raises events.
+#[derive(Clone)]
+pub(super) struct Announcer {
+    jobs: Sender<(Job, Answer)>,
+    thread: Arc<AtomicU32>,
+    over: Arc<AtomicBool>,
+}
+
+/// The thread, before there is a mount.
+pub(super) struct Prepared {
+    start: Sender<(Arc<Vfs>, Place)>,
+    announcer: Announcer,
+}
+
+impl Prepared {
+    pub(super) fn announcer(&self) -> Announcer {
+        self.announcer.clone()
+    }
+
+    /// Gives the thread the mount to work on.
+    pub(super) fn start(self, vfs: Arc<Vfs>, place: Place) {
+        let _ = self.start.send((vfs, place));
+    }
+}
+
+impl Announcer {
+    /// Starts the thread. To be called before the connection to the kernel is opened.
+    pub(super) fn prepare() -> io::Result<Prepared> {
+        let (jobs, queue) = unbounded();
+        let (start, started) = bounded::<(Arc<Vfs>, Place)>(1);
+        let announcer = Self { jobs, thread: Arc::default(), over: Arc::default() };
+        let (own, over) = (Arc::clone(&announcer.thread), Arc::clone(&announcer.over));
+        thread::Builder::new().name("pfimg-announce".into()).spawn(move || {
+            prepare_thread();
+            own.store(rustix::thread::gettid().as_raw_nonzero().get().unsigned_abs(), Ordering::Relaxed);
+            if let Ok((vfs, place)) = started.recv() {
+                serve(&vfs, &place, &queue, &over);
+            }
+        })?;
+        Ok(Prepared { start, announcer })
+    }
+
+    /// Whether a request comes from the thread.
+    pub(super) fn is_its_own(&self, pid: u32) -> bool {
+        pid != 0 && pid == self.thread.load(Ordering::Relaxed)
+    }
+
+    /// Announces nothing from now on: the mount is to be unmounted.
+    pub(super) fn stop(&self) {
+        self.over.store(true, Ordering::Release);
+        // What is being announced comes to its end.
+        self.run(Job::Settle);
+    }
+
+    fn run(&self, job: Job) -> Vec<Stale> {
+        let (answer, answered) = bounded(1);
+        let sent = self.jobs.send((job, answer));
+        sent.ok().and_then(|()| answered.recv().ok()).unwrap_or_default()
+    }
+
+    /// Announces names. Not to be called where a request waits for it.
+    pub(super) fn announce(&self, notifier: &Notifier, all: Vec<Announcement>) {
+        if !all.is_empty() {
+            tell(notifier, &self.run(Job::Announce(all, None)));
+        }
+    }
+
+    /// Tells the kernel of a fork that is gone, and programs that watch it. Not to be called where a request waits for it.
+    pub(super) fn depart(&self, vfs: &Vfs, notifier: &Notifier, replaced: &Arc<Replaced>) {
+        tell(notifier, &vfs.outdated(replaced));
+        self.run(Job::Settle);
+        let (all, stale) = vfs.departures(replaced);
+        tell(notifier, &self.run(Job::Announce(all, Some(Arc::clone(replaced)))));
+        tell(notifier, &stale);
+    }
+}
+
+fn serve(vfs: &Vfs, place: &Place, queue: &Receiver<(Job, Answer)>, over: &AtomicBool) {
+    for (job, answer) in queue {
+        let instead = match job {
+            Job::Settle if over.load(Ordering::Acquire) => Vec::new(),
+            Job::Settle => {
+                settle(place);
+                Vec::new()
+            }
+            Job::Announce(all, _) if over.load(Ordering::Acquire) => {
+                all.into_iter().filter_map(|one| one.instead).collect()
+            }
+            Job::Announce(all, replaced) => announce(vfs, place, all, replaced.as_ref()),
+        };
+        let _ = answer.send(instead);
+    }
+}
+
+/// Asks for attributes a few times: meanwhile the event loops read what the kernel has forgotten.
+fn settle(place: &Place) {
+    let Ok(root) = place.root() else { return };
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_FORCE_SYNC;
+    for _ in 0..REQUESTS {
+        if statx(&root, "", flags, StatxFlags::BASIC_STATS).is_err() {
+            return;
+        }
+    }
+}
+
+/// Returns what the kernel has to be told instead.
+fn announce(
+    vfs: &Vfs,
+    place: &Place,
+    all: Vec<Announcement>,
+    replaced: Option<&Arc<Replaced>>,
+) -> Vec<Stale> {
+    let root = place.root();
+    let mut instead = Vec::new();
+    let mut folder: Option<(Vec<u8>, OwnedFd)> = None;
+    for one in all {
+        let done = root.as_ref().map_err(|_| Errno::NOENT).and_then(|root| {
+            vfs.announce(Some(&one), replaced);
+            if folder.as_ref().is_none_or(|(path, _)| *path != one.folder) {
+                folder = Some((one.folder.clone(), open(root, &one.folder)?));
+            }
+            let Some((_, at)) = &folder else { return Err(Errno::NOENT) };
+            call(at, &one)
+        });
+        if let Err(error) = done {
+            tracing::debug!("cannot announce {:?}: {error}", String::from_utf8_lossy(&one.name));
+            instead.extend(one.instead);
+        }
+    }
+    vfs.announce(None, None);
+    instead
+}
+
+/// Opens a folder of the mount, following no links.
+fn open(root: &impl std::os::fd::AsFd, path: &[u8]) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mut at = openat(root, ".", flags, Mode::empty())?;
+    for name in path.split(|b| *b == b'/').filter(|name| !name.is_empty()) {
+        at = openat(&at, OsStr::from_bytes(name), flags, Mode::empty())?;
+    }
+    Ok(at)
+}
+
+fn call(at: &OwnedFd, one: &Announcement) -> Result<(), Errno> {
+    let name = OsStr::from_bytes(&one.name);
+    let mut tries = 1..TRIES;
+    loop {
+        let called = match one.what {
+            What::Gone(Kind::Dir) => unlinkat(at, name, AtFlags::REMOVEDIR),
+            What::Gone(_) => unlinkat(at, name, AtFlags::empty()),
+            What::Made(Kind::Dir) => mkdirat(at, name, Mode::from_raw_mode(0o755)),
+            What::Made(Kind::Symlink) => symlinkat(".", at, name),
+            What::Made(kind) => mknodat(at, name, file_type(kind), Mode::from_raw_mode(0o644), makedev(0, 0)),
+        };
+        match called {
+            // Another program looked it up in this moment.
+            Err(Errno::EXIST) if matches!(one.what, What::Made(_)) && tries.next().is_some() => {}
+            called => return called,
+        }
+    }
+}
+
+fn file_type(kind: Kind) -> FileType {
+    match kind {
+        Kind::Fifo => FileType::Fifo,
+        Kind::Socket => FileType::Socket,
+        Kind::Chardev => FileType::CharacterDevice,
+        Kind::Blockdev => FileType::BlockDevice,
+        Kind::File | Kind::Dir | Kind::Symlink => FileType::RegularFile,
+    }
+}

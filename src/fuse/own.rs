@@ -1,0 +1,59 @@
+//! The mount as a thread of the daemon reaches it: for calls on the mount itself.
+//!
+//! Such a thread needs a table of descriptors of its own, without the connection to the kernel in it. A process that is killed while
+//! one of its threads waits for its own mount would else hold the connection open for ever, and wait for ever.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags, openat, statx};
+
+use crate::confine::own_descriptors;
+use crate::mountinfo::mounts;
+
+/// Gives the calling thread its own table of descriptors. To be called before the connection to the kernel is opened.
+pub(super) fn prepare_thread() {
+    if let Err(error) = own_descriptors() {
+        tracing::info!(
+            "this kernel has no close_range(2) ({error}): kill the daemon while it seals, and it may hang"
+        );
+    }
+}
+
+/// Where the mount is.
+#[derive(Clone, Debug)]
+pub(super) struct Place {
+    /// The mountpoint.
+    pub(super) path: PathBuf,
+    /// The device of the mount, as `major:minor`.
+    pub(super) device: String,
+}
+
+impl Place {
+    /// Opens the mount's own folder, wherever it is mounted: the one that other mounts may lie on is told apart by its device.
+    pub(super) fn root(&self) -> Result<File, String> {
+        if let Some(root) = self.open(&self.path) {
+            return Ok(root);
+        }
+        let all = mounts().map_err(|error| error.to_string())?;
+        let mut ours =
+            all.iter().filter(|mounted| mounted.device == self.device && mounted.root.as_os_str() == "/");
+        ours.find_map(|mounted| self.open(&mounted.path)).ok_or_else(|| {
+            let path = self.path.display();
+            format!("the mount at {path} is covered by another one, or detached while in use")
+        })
+    }
+
+    fn open(&self, path: &Path) -> Option<File> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let place = openat(CWD, path, flags, Mode::empty()).ok()?;
+        // The kernel only is asked what it is: what lies on the mount may never answer.
+        let asked = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+        let found = statx(&place, "", asked, StatxFlags::empty()).ok()?;
+        if format!("{}:{}", found.stx_dev_major, found.stx_dev_minor) != self.device {
+            return None;
+        }
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        openat(&place, ".", flags, Mode::empty()).ok().map(File::from)
+    }
+}

@@ -1,0 +1,242 @@
+//! Events for programs that watch folders (inotify(7)).
+//!
+//! The kernel raises events for what programs do through the mount, and has no call by which a daemon could raise them. So a thread
+//! of the daemon makes or removes by name, through the mount, what came or went without the kernel ([`crate::fuse`]). The daemon
+//! knows the requests of that thread, changes nothing for them, and answers with what is there: to the kernel the name was made or
+//! removed just then.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use super::inode::{Fixed, Ino, Node};
+use super::replaced::Replaced;
+use super::{Attr, Entry, FOREVER, Outcome, Patience, Stale, Step, Vfs};
+use crate::error::{ErrorKind, Posix};
+use crate::fork;
+use crate::layers::world::Kind;
+use crate::store::Digest;
+use crate::sync::Mutex;
+
+/// What happened to a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum What {
+    /// It is gone; this is what it was.
+    Gone(Kind),
+    /// It is there; this is what it is.
+    Made(Kind),
+}
+
+/// A name that came or went without the kernel.
+#[derive(Clone, Debug)]
+pub struct Announcement {
+    /// The path of the folder, from the mount's own folder.
+    pub folder: Vec<u8>,
+    /// The name in it.
+    pub name: Vec<u8>,
+    /// What happened to it.
+    pub what: What,
+    /// The folder's number, in a fork.
+    pub(super) of_fork: Option<fork::Ino>,
+    /// What the kernel is told instead where the name cannot be announced.
+    pub instead: Option<Stale>,
+}
+
+impl Announcement {
+    pub(super) fn of(folder: Fixed, name: impl Into<Vec<u8>>, what: What) -> Self {
+        let (path, name): (&[u8], Vec<u8>) = (folder.path(), name.into());
+        let instead = Some(Stale::Name(folder.ino(), name.clone()));
+        Self { folder: path.to_vec(), name, what, of_fork: None, instead }
+    }
+}
+
+/// What is being announced.
+struct Current {
+    what: Announcement,
+    replaced: Option<Arc<Replaced>>,
+}
+
+/// What is to be announced, and what is being announced.
+#[derive(Default)]
+pub(super) struct Announcing {
+    current: Mutex<Option<Current>>,
+    pending: Mutex<Vec<Announcement>>,
+    departed: Mutex<Vec<Arc<Replaced>>>,
+    /// The tags that watchers know of.
+    tags: Mutex<BTreeMap<String, Digest>>,
+}
+
+impl Announcing {
+    /// Notes what a request changed and the kernel does not know.
+    pub(super) fn add(&self, what: Announcement) {
+        self.pending.lock().push(what);
+    }
+
+    /// Notes a fork that is gone.
+    pub(super) fn depart(&self, replaced: Arc<Replaced>) {
+        self.departed.lock().push(replaced);
+    }
+
+    /// Notes a change of tags that came by way of the kernel.
+    pub(super) fn knows_tag(&self, name: &str, image: Option<Digest>) {
+        let mut tags = self.tags.lock();
+        match image {
+            Some(image) => drop(tags.insert(name.to_owned(), image)),
+            None => drop(tags.remove(name)),
+        }
+    }
+}
+
+impl Vfs {
+    /// What requests changed since the last call and the kernel does not know.
+    pub fn take_announcements(&self) -> Vec<Announcement> {
+        std::mem::take(&mut self.announcing.pending.lock())
+    }
+
+    /// The forks that were discarded since the last call.
+    pub fn take_departed(&self) -> Vec<Arc<Replaced>> {
+        std::mem::take(&mut self.announcing.departed.lock())
+    }
+
+    /// Begins to announce something; without anything it ends.
+    pub fn announce(&self, what: Option<&Announcement>, replaced: Option<&Arc<Replaced>>) {
+        let current = |what: &Announcement| Current { what: what.clone(), replaced: replaced.cloned() };
+        *self.announcing.current.lock() = what.map(current);
+    }
+
+    /// What came and went of images, by the ids of those that did.
+    pub(super) fn announce_images(
+        &self,
+        removed: &[Digest],
+        added: &[Digest],
+        all: usize,
+    ) -> Vec<Announcement> {
+        let image = |what| move |id: &Digest| Announcement::of(Fixed::Images, id.hex(), what);
+        let mut all_of_them: Vec<_> = removed.iter().map(image(What::Gone(Kind::Dir))).collect();
+        all_of_them.extend(added.iter().map(image(What::Made(Kind::Dir))));
+        if !all_of_them.is_empty() {
+            // `latest` is another inode for other images; see `Vfs::latest`.
+            if all + removed.len() > added.len() {
+                all_of_them.push(Announcement::of(Fixed::Root, "latest", What::Gone(Kind::Symlink)));
+            }
+            if all > 0 {
+                all_of_them.push(Announcement::of(Fixed::Root, "latest", What::Made(Kind::Symlink)));
+            }
+        }
+        all_of_them
+    }
+
+    /// What came and went of tags since the last call, and which lead elsewhere now.
+    pub(super) fn announce_tags(&self) -> Vec<Announcement> {
+        let Ok(names) = self.store.tags().names() else { return Vec::new() };
+        let now: BTreeMap<_, _> = names
+            .into_iter()
+            .filter_map(|name| self.store.tags().get(&name).ok().map(|image| (name, image)))
+            .collect();
+        let before = std::mem::replace(&mut *self.announcing.tags.lock(), now.clone());
+        let tag = |name: &String, what| Announcement::of(Fixed::Tags, name.as_str(), what);
+        let mut all: Vec<_> = before
+            .iter()
+            .filter(|(name, image)| now.get(*name) != Some(image))
+            .map(|(name, _)| tag(name, What::Gone(Kind::Symlink)))
+            .collect();
+        let made = now.iter().filter(|(name, image)| before.get(*name) != Some(image));
+        all.extend(made.map(|(name, _)| tag(name, What::Made(Kind::Symlink))));
+        all
+    }
+
+    /// Answers a lookup of the thread that announces.
+    pub fn lookup_announced(&self, parent: Ino, name: &[u8]) -> Outcome<Entry> {
+        let (what, replaced, is_name) = {
+            let current = self.announcing.current.lock();
+            let current = current.as_ref().ok_or(ErrorKind::NotFound)?;
+            let what = &current.what;
+            (what.what, current.replaced.clone(), what.name == name && self.is_folder_of(current, parent))
+        };
+        match what {
+            // It is made in a moment.
+            What::Made(_) if is_name => Err(ErrorKind::NotFound),
+            _ => match &replaced {
+                Some(replaced) => self.lookup_past(replaced, parent, name),
+                None => match what {
+                    What::Gone(kind) if is_name => self.stub_of(kind),
+                    _ => self.lookup_now(parent, name),
+                },
+            },
+        }
+    }
+
+    pub(super) fn lookup_now(&self, parent: Ino, name: &[u8]) -> Outcome<Entry> {
+        match self.lookup(parent, name, Patience::Blocking)? {
+            Step::Done(entry) if entry.attr.ino != 0 => Ok(entry),
+            _ => Err(ErrorKind::NotFound),
+        }
+    }
+
+    /// Something that is not there, for the kernel to remove.
+    pub(super) fn stub_of(&self, kind: Kind) -> Outcome<Entry> {
+        let stub = self.stub()?;
+        let attr = Attr { kind, ..stub.attr };
+        Ok(Entry { attr, ..stub })
+    }
+
+    /// Answers the making of a name by the thread that announces: with what is there.
+    pub fn make_announced(&self, parent: Ino, name: &[u8]) -> Outcome<Entry> {
+        let kind = match self.announced(parent, name)? {
+            What::Made(kind) => kind,
+            What::Gone(_) => return Err(ErrorKind::Posix(Posix::NotPermitted)),
+        };
+        let listed = matches!(self.node(parent)?, Node::Fixed(Fixed::Root));
+        let entry = if listed {
+            // Which image it leads to may take reading every manifest.
+            match self.lookup(parent, name, Patience::Listing)? {
+                Step::Done(entry) => entry,
+                Step::Blocks => return Err(ErrorKind::NotFound),
+            }
+        } else {
+            self.lookup_now(parent, name)?
+        };
+        if entry.attr.kind != kind {
+            self.forget(entry.attr.ino, 1);
+            return Err(ErrorKind::Posix(Posix::Stale));
+        }
+        Ok(entry)
+    }
+
+    /// Answers the removal of a name by the thread that announces. Nothing is removed.
+    pub fn remove_announced(&self, parent: Ino, name: &[u8]) -> Outcome<()> {
+        match self.announced(parent, name)? {
+            What::Gone(_) => Ok(()),
+            What::Made(_) => Err(ErrorKind::Posix(Posix::NotPermitted)),
+        }
+    }
+
+    fn announced(&self, parent: Ino, name: &[u8]) -> Outcome<What> {
+        let current = self.announcing.current.lock();
+        match &*current {
+            Some(current) if current.what.name == name && self.is_folder_of(current, parent) => {
+                Ok(current.what.what)
+            }
+            _ => Err(ErrorKind::Posix(Posix::Stale)),
+        }
+    }
+
+    /// Whether a folder is the one in which something is being announced: others may have been renamed to its path.
+    fn is_folder_of(&self, current: &Current, parent: Ino) -> bool {
+        match (current.what.of_fork, &current.replaced) {
+            (Some(folder), Some(replaced)) => self.past_folder(replaced, parent) == Some(folder),
+            _ => {
+                matches!(self.inodes.get(parent), Some(Node::Fixed(fixed)) if fixed.path() == current.what.folder)
+            }
+        }
+    }
+
+    /// Counts a lookup of an inode of a fork that is gone.
+    pub(super) fn entry_again(&self, number: Ino, attr: &fork::Attr) -> Option<Entry> {
+        let attr = Attr { ino: number, ..Self::fork_attr(attr) };
+        let entry = Entry { attr, entry_ttl: std::time::Duration::ZERO, attr_ttl: FOREVER };
+        self.inodes.again(number).then_some(entry)
+    }
+}
+
+/// What the kernel knows of a fork that is gone, by the numbers in the fork.
+pub(super) type Known = HashMap<fork::Ino, Ino>;
