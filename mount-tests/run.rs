@@ -526,11 +526,16 @@ fn who_puts_a_fork_back_or_discards_it_hears_of_a_command_in_it() {
         wait_until("it runs", || ready.exists());
         run
     };
-    let _run = beside(&place);
+    let run =
+        place.spawn("a", ": > ready; while [ -e ready ]; do sleep 0.01; done; echo on > went; sleep 1000");
+    wait_until("it runs", || ready.exists());
     let said = place.pfimg(&["restore", "a", "one"]).run().exits(0);
     assert!(said.stderr.contains("pfimg run") && said.stderr.contains("\"a\""), "{said:?}");
     assert!(!ready.exists());
-    assert_eq!(place.pfimg(&["restore", "a", "one"]).run().exits(0).stderr, "");
+    // It goes on in the restored fork.
+    let went = world(&place.mount, "a").join("went");
+    wait_until("it sees that", || fs::read(&went).is_ok_and(|text| text == b"on\n"));
+    drop(run);
     let _run = beside(&place);
     let said = place.pfimg(&["discard", "a"]).run().exits(0);
     assert!(said.stderr.contains("pfimg run") && said.stderr.contains("\"a\""), "{said:?}");

@@ -11,6 +11,8 @@ mod kept;
 mod records;
 #[path = "seal_mount/times.rs"]
 mod times;
+#[path = "seal_mount/told.rs"]
+mod told;
 #[path = "seal_mount/under_load.rs"]
 mod under_load;
 

@@ -76,7 +76,7 @@ fn commands_go_to_the_mount_that_writes_the_forks() {
     }
     pfimg_on(store.root(), ["seal", "try", "--tag", "one"]).exits(0);
     let made = pfimg_on(store.root(), ["fork", "one", "more", "--json"]).exits(0).json();
-    assert_eq!(Path::new(made["work"].as_str().unwrap()), writes.join("work/more"));
+    assert_eq!(Path::new(made["work"].as_str().unwrap()), writes.join("forks/more/world/fs"));
     pfimg_on(store.root(), ["mv", "more", "less"]).exits(0);
     pfimg_on(store.root(), ["discard", "less"]).exits(0);
     assert_eq!(names(&writes.join("forks")).unwrap(), ["try"]);

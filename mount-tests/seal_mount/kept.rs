@@ -254,9 +254,8 @@ fn a_seal_with_nothing_to_hand_in_asks_for_no_file() {
             counts.push(requests(&mount) - before);
             mount.unmount();
         }
-        // The mkdir, the marker, and what reading the counters takes.
-        assert!(counts.iter().all(|count| *count < 25.0), "{writes}: {counts:?}");
-        assert!((counts[1] - counts[0]).abs() < 6.0, "{writes}: {counts:?}");
+        // The mkdir, the marker, what reading the counters takes, and the new image if it is announced by then.
+        assert!(counts.iter().all(|count| *count < 60.0), "{writes}: {counts:?}");
     }
 }
 
