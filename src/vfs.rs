@@ -495,7 +495,7 @@ impl Vfs {
     /// What changed in the store since the watcher looked last, and what of it can be announced.
     pub(crate) fn changes(&self, watched: &mut Watched) -> (Changes, Vec<Announcement>) {
         let changes = self.catalog.changes(watched);
-        let mut all = self.announce_images(&changes.removed, &changes.added, watched.images());
+        let mut all = announce::of_images(&changes.removed, &changes.added, watched.images());
         if changes.tags {
             all.append(&mut self.announce_tags());
         }

@@ -86,6 +86,23 @@ impl Announcing {
     }
 }
 
+/// What came and went of images, by the ids of those that did.
+pub(super) fn of_images(removed: &[Digest], added: &[Digest], all: usize) -> Vec<Announcement> {
+    let image = |what| move |id: &Digest| Announcement::of(Fixed::Images, id.hex(), what);
+    let mut all_of_them: Vec<_> = removed.iter().map(image(What::Gone(Kind::Dir))).collect();
+    all_of_them.extend(added.iter().map(image(What::Made(Kind::Dir))));
+    if !all_of_them.is_empty() {
+        // `latest` is another inode for other images; see `Vfs::latest`.
+        if all + removed.len() > added.len() {
+            all_of_them.push(Announcement::of(Fixed::Root, "latest", What::Gone(Kind::Symlink)));
+        }
+        if all > 0 {
+            all_of_them.push(Announcement::of(Fixed::Root, "latest", What::Made(Kind::Symlink)));
+        }
+    }
+    all_of_them
+}
+
 impl Vfs {
     /// What requests changed since the last call and the kernel does not know.
     pub fn take_announcements(&self) -> Vec<Announcement> {
@@ -101,28 +118,6 @@ impl Vfs {
     pub fn announce(&self, what: Option<&Announcement>, replaced: Option<&Arc<Replaced>>) {
         let current = |what: &Announcement| Current { what: what.clone(), replaced: replaced.cloned() };
         *self.announcing.current.lock() = what.map(current);
-    }
-
-    /// What came and went of images, by the ids of those that did.
-    pub(super) fn announce_images(
-        &self,
-        removed: &[Digest],
-        added: &[Digest],
-        all: usize,
-    ) -> Vec<Announcement> {
-        let image = |what| move |id: &Digest| Announcement::of(Fixed::Images, id.hex(), what);
-        let mut all_of_them: Vec<_> = removed.iter().map(image(What::Gone(Kind::Dir))).collect();
-        all_of_them.extend(added.iter().map(image(What::Made(Kind::Dir))));
-        if !all_of_them.is_empty() {
-            // `latest` is another inode for other images; see `Vfs::latest`.
-            if all + removed.len() > added.len() {
-                all_of_them.push(Announcement::of(Fixed::Root, "latest", What::Gone(Kind::Symlink)));
-            }
-            if all > 0 {
-                all_of_them.push(Announcement::of(Fixed::Root, "latest", What::Made(Kind::Symlink)));
-            }
-        }
-        all_of_them
     }
 
     /// What came and went of tags since the last call, and which lead elsewhere now.

@@ -325,7 +325,7 @@ impl Vfs {
                     });
                 }
             };
-            match self.mounted(fork) {
+            match self.mounted(&fork) {
                 // The same: another fork may have the name now.
                 Err(ErrorKind::NotFound) => {}
                 mounted => return mounted,
@@ -334,8 +334,8 @@ impl Vfs {
     }
 
     /// Gives a fork its inode numbers. Not found if it is discarded.
-    fn mounted(&self, fork: Arc<Fork>) -> Outcome<Mounted> {
-        let mounted = self.forks.slots.lock().of(&fork, || self.inodes.fork_slots());
+    fn mounted(&self, fork: &Arc<Fork>) -> Outcome<Mounted> {
+        let mounted = self.forks.slots.lock().of(fork, || self.inodes.fork_slots());
         if fork.is_discarded() {
             // Asked behind the above: a discard from now on finds the numbers and gives them back itself.
             self.forks.discarded(fork.uid());
@@ -379,7 +379,7 @@ impl Vfs {
             None => (text, None),
         };
         let made = self.fork_from(name, source, new.mode).map_err(logged)?;
-        let mounted = self.mounted(made)?;
+        let mounted = self.mounted(&made)?;
         self.log().note(note::fork_made(name, mounted.fork.base().as_ref()));
         if source.is_some() {
             self.announcing.add(Announcement::of(Fixed::Forks, name, What::Made(Kind::Dir)));

@@ -168,7 +168,7 @@ impl Vfs {
             gone.push(Announcement::of(*folder, name.clone(), What::Gone(Kind::Dir)));
         }
         let _ = replaced.known.set(left);
-        let depth = |told: &Announcement| told.folder.iter().filter(|b| **b == b'/').count();
+        let depth = |told: &Announcement| told.folder.split(|b| *b == b'/').count();
         // What is in a folder goes before the folder.
         gone.sort_by_key(|told| std::cmp::Reverse(depth(told)));
         made.sort_by_key(depth);
