@@ -181,7 +181,7 @@ fn dispatch(cli: &Cli) -> Result<ExitCode> {
     match &cli.command {
         Command::Mount(args) => mount::run(store, args),
         Command::Umount(args) => umount::run(args),
-        Command::Status(args) => status::run(args),
+        Command::Status(args) => status::run(store, args),
         Command::Fork(args) => fork::run(store, args),
         Command::Forks(args) => forks::run(store, args),
         Command::Discard(args) => discard::run(store, args),

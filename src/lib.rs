@@ -24,6 +24,7 @@ pub mod prune;
 mod reach;
 pub mod recovery;
 pub mod seal;
+mod silent;
 pub mod store;
 mod sync;
 pub mod times;
