@@ -46,6 +46,7 @@ use clap::error::{ContextKind, ContextValue};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::limits;
 use crate::store::Store;
 
 /// Mounts a `ProcessFork` store: every image a folder of its layers.
@@ -136,7 +137,15 @@ pub fn run() -> ExitCode {
         let _ = Cli::command().print_help();
         return ExitCode::SUCCESS;
     }
+    if let Err(error) = limits::raise() {
+        eprintln!("pfimg: {error}");
+        return ExitCode::from(error.exit_code());
+    }
     let cli = Cli::try_parse_from(&args).unwrap_or_else(|error| with_usage_of_command(error, &args).exit());
+    // What runs in a fork gets the signals that its caller has it get.
+    if !matches!(cli.command, Command::Run(_)) {
+        limits::outlive_large_files();
+    }
     match dispatch(&cli) {
         Ok(code) => code,
         Err(error) => {

@@ -24,6 +24,7 @@ use super::secrets::LEDGER_SECRET;
 use super::signals::{Became, Taken, look_at};
 use super::{namespaces, pid_of, sys, this_program};
 use crate::error::{Error, Result};
+use crate::limits;
 
 /// What is handed on to the command.
 const SIGNALS: [i32; 10] =
@@ -75,8 +76,8 @@ pub fn start(
         .args(arguments(theirs.as_raw_fd()))
         // What is sent to the caller's group gets to the command by this process, once.
         .process_group(0);
-    let builder =
-        builder.spawn().map_err(|e| Error::io(e, "cannot start a process to run the command in"))?;
+    let builder = limits::with_original(|| builder.spawn())
+        .map_err(|e| Error::io(e, "cannot start a process to run the command in"))?;
     drop(theirs);
     let builder = pid_of(&builder);
     Starter {
