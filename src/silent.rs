@@ -19,13 +19,16 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{AtFlags, StatxFlags};
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
+use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, kill_process, pidfd_open, waitpid};
 
 use crate::error::{Error, ErrorKind};
 use crate::mountinfo::Mounted;
 
 /// How long a daemon is waited for.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(2);
+
+/// How long a process that was killed is given to end.
+const ENDING: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 
 /// What a filesystem is asked.
 #[derive(Clone, Debug)]
@@ -85,6 +88,15 @@ impl Asking {
         Ok(Self { child, heard, bytes: buffer })
     }
 
+    /// Ends the process, which keeps the mount busy until then. One whose request the daemon has taken ends with the daemon.
+    fn give_up(&self) {
+        let _ = kill_process(self.child, Signal::KILL);
+        if let Ok(process) = pidfd_open(self.child, PidfdFlags::empty()) {
+            let _ = poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&ENDING));
+        }
+        let _ = waitpid(Some(self.child), WaitOptions::NOHANG);
+    }
+
     fn finish(mut self, until: Instant) -> Answer {
         let mut found = Vec::new();
         loop {
@@ -92,9 +104,7 @@ impl Asking {
             let left = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
             match poll(&mut [PollFd::new(&self.heard, PollFlags::IN)], Some(&left)) {
                 Ok(0) => {
-                    let _ = kill_process(self.child, Signal::KILL);
-                    // One that the daemon keeps cannot end yet, and is nobody's then.
-                    let _ = waitpid(Some(self.child), WaitOptions::NOHANG);
+                    self.give_up();
                     return Answer::None;
                 }
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
@@ -167,6 +177,11 @@ unsafe fn answer(path: &CString, is_read: bool, buffer: &mut [u8], to: RawFd) ->
             }
         }
     }
+}
+
+/// Whether an error says that there is no daemon: it has ended, or it did before the kernel had heard of it first.
+pub(crate) fn has_ended(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOTCONN | libc::ECONNREFUSED))
 }
 
 /// What the kernel knows of what lies at a path, if anything, without asking a daemon: type and mode bits. Nothing where this user may

@@ -99,7 +99,7 @@ fn status(folder: &Path, answer: Answer) -> Result<Status> {
         Answer::None => return Err(unanswered(folder)),
         Answer::Failed(e) => {
             return Err(match e.raw_os_error() {
-                Some(libc::ENOTCONN) => Error::io(e, format!("the daemon of {shown} has ended"))
+                _ if silent::has_ended(&e) => Error::io(e, format!("the daemon of {shown} has ended"))
                     .with_hint("the next `pfimg mount` there clears it, or `pfimg umount` does"),
                 Some(libc::ENOENT | libc::ENOTDIR) => {
                     Error::new(ErrorKind::NotFound, format!("no store is mounted at {shown}"))

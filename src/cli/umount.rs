@@ -48,13 +48,14 @@ pub(crate) fn run(args: &UmountArgs) -> Result<ExitCode> {
         // Gone, if it fails.
         let _ = pidfd_send_signal(daemon, Signal::TERM);
     }
-    match left {
-        Unmounted::Clean | Unmounted::Held => {
-            if let Some(pid) = pid.filter(|pid| Daemon::of(*pid).is_some_and(|daemon| daemon.is_stopped)) {
-                eprintln!(
-                    "pfimg: {shown} is unmounted; its daemon is stopped. Run `kill -CONT {pid}` to let it seal forks and end"
-                );
-            } else if let Some(daemon) = daemon {
+    let stopped = pid.filter(|pid| Daemon::of(*pid).is_some_and(|daemon| daemon.is_stopped));
+    match (left, stopped) {
+        (Unmounted::Absent, _) => eprintln!("pfimg: {shown} was unmounted already"),
+        (_, Some(pid)) => eprintln!(
+            "pfimg: {shown} is unmounted; its daemon is stopped. Run `kill -CONT {pid}` to let it seal forks and end"
+        ),
+        (Unmounted::Clean | Unmounted::Held, None) => {
+            if let Some(daemon) = daemon {
                 let patience = Timespec { tv_sec: PATIENCE.as_secs() as i64, tv_nsec: 0 };
                 if poll(&mut [PollFd::new(&daemon, PollFlags::IN)], Some(&patience)) == Ok(0)
                     && let Some(pid) = pid
@@ -66,13 +67,12 @@ pub(crate) fn run(args: &UmountArgs) -> Result<ExitCode> {
                 }
             }
         }
-        Unmounted::Busy => {
+        (Unmounted::Busy, None) => {
             eprintln!(
                 "pfimg: {shown} is in use: it was detached, and its daemon ends when the last program closes its files, or that \
                  `pfimg run` runs has ended"
             );
         }
-        Unmounted::Absent => eprintln!("pfimg: {shown} was unmounted already"),
     }
     Ok(ExitCode::SUCCESS)
 }

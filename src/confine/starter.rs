@@ -82,7 +82,7 @@ pub fn start(
     let builder = pid_of(&builder);
     Starter {
         builder,
-        groups,
+        groups: Some(groups),
         signals,
         channel: Some(channel),
         started: false,
@@ -96,7 +96,8 @@ pub fn start(
 
 struct Starter {
     builder: Pid,
-    groups: Groups,
+    /// Until the end, after which a group of the run is removed.
+    groups: Option<Groups>,
     signals: Taken,
     /// To the builder, and then to init, while that is there.
     channel: Option<Channel>,
@@ -154,7 +155,7 @@ impl Starter {
                 namespaces::map_users(self.builder)?;
                 self.say(Message::Mapped);
                 // The kernel takes its time to move a process, in which the builder makes the view.
-                let free = self.groups.take_in(self.builder);
+                let free = self.groups.as_ref().is_some_and(|groups| groups.take_in(self.builder));
                 self.say(Message::Grouped(free));
             }
             Some(Message::Started) => {
@@ -174,8 +175,9 @@ impl Starter {
 
     /// Ends before the command runs, by the signal that asks for it. The builder may wait for a disk, or a daemon, that does not answer:
     /// it is not waited for.
-    fn give_up(&self, signal: i32) -> u8 {
+    fn give_up(&mut self, signal: i32) -> u8 {
         let _ = kill_process(self.builder, Signal::KILL);
+        self.groups = None;
         sys::die_of(signal);
         128 + signal as u8
     }
@@ -251,6 +253,7 @@ impl Starter {
             if self.given {
                 let _ = kill_current_process_group(Signal::INT);
             }
+            self.groups = None;
             sys::die_of(SIGINT);
         }
         code

@@ -159,7 +159,7 @@ fn prepare_within(path: &Path, patience: u32) -> Result<()> {
 /// Not by stat: the kernel goes on answering it from what it knows.
 fn is_dead(path: &Path) -> Option<bool> {
     match silent::ask_one(Question::Space(path.to_owned())) {
-        Answer::Failed(e) => Some(e.raw_os_error() == Some(libc::ENOTCONN)),
+        Answer::Failed(e) => Some(silent::has_ended(&e)),
         Answer::Is(_) => Some(false),
         Answer::None => None,
     }
