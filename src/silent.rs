@@ -255,7 +255,7 @@ fn connections(pid: u32) -> Option<Vec<u64>> {
     Some(texts.filter_map(|text| connection(&text)).collect())
 }
 
-/// `fuse_connection: 41` of proc_pid_fdinfo(5): the minor number of the mount's device.
+/// `fuse_connection: 41` of `proc_pid_fdinfo(5)`: the minor number of the mount's device.
 fn connection(text: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix("fuse_connection:"))?.trim().parse().ok()
 }
@@ -281,10 +281,8 @@ pub(crate) fn no_answer(mounted: &Mounted) -> Error {
             .with_hint("run `pgrep -a pfimg` to find the process, and `kill -CONT PID` to continue it");
     };
     let Daemon { pid, user, is_stopped } = daemon;
-    let whose = match user == rustix::process::geteuid().as_raw() {
-        true => String::new(),
-        false => format!(" of user {user}"),
-    };
+    let is_own = user == rustix::process::geteuid().as_raw();
+    let whose = if is_own { String::new() } else { format!(" of user {user}") };
     let end = format!("`kill -KILL {pid}` and `pfimg umount {mountpoint}` to end it");
     let (what, hint) = if is_stopped {
         let what = format!(

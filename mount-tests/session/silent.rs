@@ -169,8 +169,21 @@ fn commands_that_need_a_stopped_daemon_end_and_say_what_to_do_and_others_do_with
         let output = in_bounds(store.root(), command).exits(0);
         assert!(!output.stderr.contains("does not answer"), "{command:?}: {output:?}");
     }
-    // It harmed nothing.
     drop(stopped);
+}
+
+#[test]
+fn a_stopped_mount_that_only_reads_is_not_asked() {
+    let (store, id) = common::forks::small_store();
+    let mount = Mount::of(store.root()).args(["--seal", "manual"]).start();
+    fork(&mount, "f", &id);
+    let stopped = Stopped::stop(Mount::of(store.root()).args(["--read-only"]).start());
+    for command in [&["forks"][..], &["fork", "latest", "g"], &["diff", "f"], &["seal", "f"]] {
+        let output = in_bounds(store.root(), command).exits(0);
+        assert!(!output.stderr.contains("does not answer"), "{command:?}: {output:?}");
+    }
+    drop(stopped);
+    mount.unmount();
 }
 
 #[test]
@@ -325,4 +338,29 @@ fn mounts_of_another_user_come_last_and_are_no_error() {
     assert!(status.stderr.contains(their_mount.path().to_str().unwrap()), "{status:?}");
     mount.unmount();
     drop(dir);
+}
+
+#[test]
+fn ended_daemons_of_another_user_are_one_line_in_all() {
+    const NOBODY: u32 = 65534;
+    if !is_root() {
+        return;
+    }
+    let (_programs, dir) = temp_dir();
+    let program = dir.join("pfimg");
+    std::fs::copy(PFIMG, &program).unwrap();
+    std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let (store, _) = small_store();
+    let start = || Mount::of(store.root()).args(["--allow-other"]).start();
+    let mut mounts = [start(), start()];
+    for mount in &mut mounts {
+        let above = mount.path().parent().unwrap();
+        std::fs::set_permissions(above, std::fs::Permissions::from_mode(0o755)).unwrap();
+        mount.kill();
+    }
+    let status = Run::program(&program, ["status"]).user(Some(NOBODY)).run().exits(0);
+    assert_eq!(status.stderr.matches("of other users").count(), 1, "{status:?}");
+    for mount in &mounts {
+        assert!(!status.stderr.contains(mount.path().to_str().unwrap()), "{status:?}");
+    }
 }
