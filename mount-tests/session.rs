@@ -5,8 +5,12 @@
 #[path = "session/asking.rs"]
 mod asking;
 mod common;
+#[path = "session/limits.rs"]
+mod limits;
 #[path = "session/meant.rs"]
 mod meant;
+#[path = "session/silent.rs"]
+mod silent;
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;

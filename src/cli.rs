@@ -46,6 +46,7 @@ use clap::error::{ContextKind, ContextValue};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::limits;
 use crate::store::Store;
 
 /// Mounts a `ProcessFork` store: every image a folder of its layers.
@@ -136,7 +137,15 @@ pub fn run() -> ExitCode {
         let _ = Cli::command().print_help();
         return ExitCode::SUCCESS;
     }
+    if let Err(error) = limits::raise() {
+        eprintln!("pfimg: {error}");
+        return ExitCode::from(error.exit_code());
+    }
     let cli = Cli::try_parse_from(&args).unwrap_or_else(|error| with_usage_of_command(error, &args).exit());
+    // What runs in a fork gets the signals that its caller has it get.
+    if !matches!(cli.command, Command::Run(_)) {
+        limits::outlive_large_files();
+    }
     match dispatch(&cli) {
         Ok(code) => code,
         Err(error) => {
@@ -181,7 +190,7 @@ fn dispatch(cli: &Cli) -> Result<ExitCode> {
     match &cli.command {
         Command::Mount(args) => mount::run(store, args),
         Command::Umount(args) => umount::run(args),
-        Command::Status(args) => status::run(args),
+        Command::Status(args) => status::run(store, args),
         Command::Fork(args) => fork::run(store, args),
         Command::Forks(args) => forks::run(store, args),
         Command::Discard(args) => discard::run(store, args),

@@ -42,6 +42,7 @@ pub(crate) use sys::own_descriptors;
 use variables::Variables;
 
 use crate::error::{Error, Result};
+use crate::limits;
 
 /// The exit code when it is not the command that failed, but running it; that of env(1), timeout(1) and containers.
 pub const CANNOT_RUN: u8 = 125;
@@ -121,14 +122,13 @@ pub fn build(
             None => command.env_remove(name),
         };
     }
-    let init = command
+    command
         .args(init)
         .current_dir(&start)
         .env("PWD", &start)
         .env("PFIMG_FORK", &view.fork)
-        .env("PFIMG_SNAP", view.fork_folder().join(".snap"))
-        .spawn()
-        .map_err(|e| cannot_start(e, &view))?;
+        .env("PFIMG_SNAP", view.fork_folder().join(".snap"));
+    let init = limits::with_original(|| command.spawn()).map_err(|e| cannot_start(e, &view))?;
     // Init notices by its end of the channel that the starter is gone.
     drop(starter);
     let init = pid_of(&init);

@@ -31,6 +31,8 @@ pub enum ErrorKind {
     PermissionDenied,
     /// Somebody else holds it.
     Busy,
+    /// A daemon does not answer in time.
+    NoAnswer,
     /// No space, or a budget is used up.
     NoSpace,
     /// This kernel, store or build cannot do it.
@@ -84,6 +86,7 @@ impl ErrorKind {
             Self::Missing | Self::Damaged | Self::NotAStore | Self::UnsupportedSchema => libc::EIO,
             Self::PermissionDenied => libc::EACCES,
             Self::Busy => libc::EBUSY,
+            Self::NoAnswer => libc::ETIMEDOUT,
             Self::NoSpace => libc::ENOSPC,
             Self::Unsupported => libc::EOPNOTSUPP,
             Self::Posix(rule) => match rule {

@@ -19,7 +19,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::{Errno, FileAttr, FileType, INodeNo};
 
-pub use mount::{Unmounted, unmount};
+pub use mount::{Unmounted, clear_dead, unmount};
 pub use options::MountOptions;
 pub use session::{SessionConfig, serve};
 

@@ -37,6 +37,11 @@ impl Mounted {
     pub fn is_ours(&self) -> bool {
         self.fs_type == FS_TYPE
     }
+
+    /// The user who mounted it, where it is one of this program's.
+    pub(crate) fn user(&self) -> Option<u32> {
+        self.options.split(',').find_map(|option| option.strip_prefix("user_id="))?.parse().ok()
+    }
 }
 
 /// All mounts this process sees, in the order in which they were made: of several at one path the last one shows.

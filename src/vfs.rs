@@ -57,7 +57,7 @@ use crate::fork::{self, BaseReader};
 use crate::layers::effects::Secret;
 use crate::layers::world::Kind;
 use crate::seal::Sealer;
-use crate::store::{Digest, Store};
+use crate::store::{BlobError, Digest, Store};
 use crate::sync::Mutex;
 use ahead::Ahead;
 use announce::Announcing;
@@ -422,12 +422,14 @@ impl Vfs {
                 let payload = match cached {
                     Some(payload) if declared == UNKNOWN_SIZE || payload.len() as u64 == declared => payload,
                     _ if patience != Patience::Blocking && declared > INLINE_FILL => return Ok(Step::Blocks),
-                    _ if matches!(shown, Shown::Raw)
-                        && declared != UNKNOWN_SIZE
-                        && self.cache.is_read_by_frames(declared) =>
-                    {
-                        let range = self.cache.range(&digest, declared, offset, size as usize);
-                        let (payload, range) = range.map_err(|error| self.report(seen, &error))?;
+                    _ if matches!(shown, Shown::Raw) && self.cache.is_read_in_parts(declared) => {
+                        let failed = |error: Arc<BlobError>| self.report(seen, &error);
+                        let length = match declared {
+                            UNKNOWN_SIZE => self.cache.length(&digest).map_err(failed)?,
+                            declared => declared,
+                        };
+                        let range = self.cache.range(&digest, length, offset, size as usize);
+                        let (payload, range) = range.map_err(failed)?;
                         return Ok(Step::Done(Data::Blob(payload, range.start, range.end)));
                     }
                     _ => self.payload(&digest, declared, shown, seen)?,

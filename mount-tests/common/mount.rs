@@ -20,11 +20,19 @@ pub struct Mounting {
     args: Vec<OsString>,
     user: Option<u32>,
     program: PathBuf,
+    under: Vec<String>,
     links: Option<i32>,
     env: Vec<(String, String)>,
 }
 
 impl Mounting {
+    /// Starts the daemon by another program that becomes it, such as `prlimit --nofile=20`.
+    #[must_use]
+    pub fn under(mut self, program: &[&str]) -> Self {
+        self.under = program.iter().map(|&word| word.to_owned()).collect();
+        self
+    }
+
     /// Has every hard link of the daemon fail with this error. For root.
     #[must_use]
     pub fn without_links(mut self, error: i32) -> Self {
@@ -83,7 +91,14 @@ impl Mounting {
         }
         let log = home.join("log");
         let log_file = File::create(&log).expect("a log file");
-        let mut command = clean_command(&self.program);
+        let mut command = match self.under.split_first() {
+            Some((program, args)) => {
+                let mut command = clean_command(Path::new(program));
+                command.args(args).arg(&self.program);
+                command
+            }
+            None => clean_command(&self.program),
+        };
         command
             .arg("mount")
             .arg("--foreground")
@@ -145,6 +160,7 @@ impl Mount {
             args: Vec::new(),
             user: None,
             program: PathBuf::from(PFIMG),
+            under: Vec::new(),
             links: None,
             env: Vec::new(),
         }

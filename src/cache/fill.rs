@@ -10,7 +10,22 @@ use crate::sync::{Condvar, Mutex};
 /// What is filled: the same blob asked for with another declared size is another question.
 type Key = (Digest, Option<u64>);
 
-type Outcome = Result<Payload, Arc<BlobError>>;
+/// Why a blob is not in the cache.
+#[derive(Clone, Debug)]
+pub(super) enum Unfilled {
+    /// It cannot be had.
+    Blob(Arc<BlobError>),
+    /// There is no room for it, which is no fault of its own.
+    Unkept,
+}
+
+impl<E: Into<Arc<BlobError>>> From<E> for Unfilled {
+    fn from(error: E) -> Self {
+        Self::Blob(error.into())
+    }
+}
+
+type Outcome = Result<Payload, Unfilled>;
 
 #[derive(Debug, Default)]
 struct Turn {
@@ -37,7 +52,7 @@ impl Drop for Finish<'_> {
         self.fills.running.lock().remove(&self.key);
         let outcome = self.outcome.take().unwrap_or_else(|| {
             let reason = "the thread that was reading it failed".into();
-            Err(Arc::new(BlobError::Undecodable { digest: self.key.0, reason }))
+            Err(BlobError::Undecodable { digest: self.key.0, reason }.into())
         });
         *self.turn.outcome.lock() = Some(outcome);
         self.turn.done.notify_all();
@@ -46,11 +61,7 @@ impl Drop for Finish<'_> {
 
 impl Fills {
     /// Runs `fill`, or waits for another thread that does so for the same key and takes its outcome.
-    pub(super) fn once<E: Into<Arc<BlobError>>>(
-        &self,
-        key: Key,
-        fill: impl FnOnce() -> Result<Payload, E>,
-    ) -> Outcome {
+    pub(super) fn once(&self, key: Key, fill: impl FnOnce() -> Outcome) -> Outcome {
         let turn = {
             let mut running = self.running.lock();
             if let Some(turn) = running.get(&key) {
@@ -69,7 +80,7 @@ impl Fills {
             turn
         };
         let mut finish = Finish { fills: self, key, turn, outcome: None };
-        let outcome = fill().map_err(Into::into);
+        let outcome = fill();
         finish.outcome = Some(outcome.clone());
         outcome
     }

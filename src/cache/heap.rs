@@ -46,6 +46,11 @@ impl Heap {
         self.budget * SHARDS as u64
     }
 
+    /// Bytes of the largest blob that it keeps.
+    pub(super) fn largest(&self) -> u64 {
+        self.budget.saturating_sub(OVERHEAD)
+    }
+
     pub(super) fn contains(&self, digest: &Digest) -> bool {
         self.shard(digest).lock().blobs.contains(digest)
     }

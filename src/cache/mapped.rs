@@ -17,7 +17,9 @@ use std::time::SystemTime;
 use lru::LruCache;
 use memmap2::{Advice, Mmap, UncheckedAdvice};
 
+use super::fill::Unfilled;
 use super::folder;
+use super::unkept::{Keeping, Trouble};
 use crate::store::{BlobError, Digest};
 use crate::sync::Mutex;
 
@@ -101,12 +103,16 @@ pub(super) struct Mapped {
     budget: u64,
     inner: Mutex<Inner>,
     evictions: AtomicU64,
+    /// With the folder, and with files elsewhere, which stand in for it.
+    trouble: Arc<Trouble>,
+    elsewhere: Trouble,
 }
 
 impl Mapped {
-    pub(super) fn new(dir: &Path, budget: u64) -> Self {
+    pub(super) fn new(dir: &Path, budget: u64, trouble: Arc<Trouble>) -> Self {
         let inner = Mutex::new(Inner { files: LruCache::unbounded(), bytes: 0 });
-        Self { dir: dir.to_owned(), budget, inner, evictions: AtomicU64::new(0) }
+        let elsewhere = Trouble::quiet(&std::env::temp_dir());
+        Self { dir: dir.to_owned(), budget, inner, evictions: AtomicU64::new(0), trouble, elsewhere }
     }
 
     pub(super) fn dir(&self) -> &Path {
@@ -174,7 +180,7 @@ impl Mapped {
         let metadata = file.metadata().ok()?;
         if !metadata.is_file() || metadata.uid() != rustix::process::geteuid().as_raw() {
             // Who owns it could shorten it while it is mapped.
-            tracing::warn!("cached file {} is not ours and is not used", path.display());
+            self.trouble.met(&format_args!("{} is another user's file", path.display()));
             let _ = fs::remove_file(&path);
             return None;
         }
@@ -196,25 +202,22 @@ impl Mapped {
         &self,
         digest: &Digest,
         write: &mut dyn FnMut(&mut dyn Write) -> Result<u64, BlobError>,
-    ) -> Result<Arc<Mapping>, BlobError> {
-        let failed = |source| BlobError::Io { digest: *digest, source };
+    ) -> Result<Arc<Mapping>, Unfilled> {
         let path = self.path(digest);
         // Without a name until it is whole: a daemon that is killed meanwhile leaves nothing behind.
-        let mut file = match self.unnamed_file(&path) {
-            Ok(file) => file,
-            Err(error) => {
-                // The cache is a convenience: without its folder the payload lives elsewhere as long as it is used.
-                tracing::warn!("cannot cache in {}: {error}; nothing is kept there", self.dir.display());
-                tempfile::tempfile().map_err(failed)?
+        if let Some((file, mapping)) = attempt(&self.trouble, || self.unnamed_file(&path), write)? {
+            match give_name(&file, &path) {
+                Ok(()) => self.trouble.over(),
+                // Another mount was faster, or somebody deleted the folder. The mapping is good all the same.
+                Err(error) => tracing::debug!("cannot keep {}: {error}", path.display()),
             }
-        };
-        write(&mut file)?;
-        let mapping = Mapping::new(&file).map_err(failed)?;
-        if let Err(error) = give_name(&file, &path) {
-            // Another mount was faster, or somebody deleted the folder. The mapping is good all the same.
-            tracing::debug!("cannot keep {}: {error}", path.display());
+            return Ok(self.insert(*digest, mapping));
         }
-        Ok(self.insert(*digest, mapping))
+        // The cache is a convenience: without its folder the payload lives elsewhere as long as it is used.
+        match attempt(&self.elsewhere, tempfile::tempfile, write)? {
+            Some((_, mapping)) => Ok(self.insert(*digest, mapping)),
+            None => Err(Unfilled::Unkept),
+        }
     }
 
     fn unnamed_file(&self, path: &Path) -> io::Result<File> {
@@ -258,6 +261,39 @@ impl Mapped {
                 let _ = fs::remove_file(self.path(&digest));
                 self.evictions.fetch_add(1, Ordering::Relaxed);
             }
+        }
+    }
+}
+
+/// Makes a file and has a payload written to it. Nothing where there is no room for it, now or a moment ago.
+fn attempt(
+    trouble: &Trouble,
+    make: impl FnOnce() -> io::Result<File>,
+    write: &mut dyn FnMut(&mut dyn Write) -> Result<u64, BlobError>,
+) -> Result<Option<(File, Mapping)>, Unfilled> {
+    if trouble.is_recent() {
+        return Ok(None);
+    }
+    let mut file = match make() {
+        Ok(file) => file,
+        Err(error) => {
+            trouble.met(&error);
+            return Ok(None);
+        }
+    };
+    let mut keeping = Keeping { to: &mut file, failed: None };
+    let written = write(&mut keeping);
+    if let Some(error) = keeping.failed {
+        trouble.met(&error);
+        return Ok(None);
+    }
+    written?;
+    match Mapping::new(&file) {
+        Ok(mapping) => Ok(Some((file, mapping))),
+        // There is no room in memory for the addresses of it.
+        Err(error) => {
+            trouble.met(&error);
+            Ok(None)
         }
     }
 }

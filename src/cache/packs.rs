@@ -19,6 +19,7 @@ use std::time::SystemTime;
 
 use super::folder;
 use super::mapped::{Mapping, give_name};
+use super::unkept::Trouble;
 use crate::store::Digest;
 use crate::sync::{Mutex, RwLock};
 
@@ -222,10 +223,11 @@ pub(super) struct Packs {
     taken: AtomicU64,
     /// Done by the first who reads.
     adopted: Once,
+    trouble: Arc<Trouble>,
 }
 
 impl Packs {
-    pub(super) fn new(cache: &Path, budget: u64) -> Self {
+    pub(super) fn new(cache: &Path, budget: u64, trouble: Arc<Trouble>) -> Self {
         Self {
             dir: cache.join("packs"),
             budget,
@@ -235,6 +237,7 @@ impl Packs {
             finishing: Mutex::new(()),
             taken: AtomicU64::new(0),
             adopted: Once::new(),
+            trouble,
         }
     }
 
@@ -298,7 +301,7 @@ impl Packs {
             match Writing::new(&self.dir) {
                 Ok(new) => *writing = Some(new),
                 Err(error) => {
-                    tracing::warn!("cannot cache in {}: {error}; no packs are made", self.dir.display());
+                    self.trouble.met(&error);
                     self.off.store(true, Ordering::Relaxed);
                     return;
                 }
@@ -316,7 +319,7 @@ impl Packs {
         if let Some(pack) = &mut *self.writing.lock() {
             pack.under_way -= 1;
             if let Err(error) = written {
-                tracing::debug!("cannot write a pack in {}: {error}", self.dir.display());
+                self.trouble.met(&error);
                 pack.failed = true;
             }
         }
@@ -352,7 +355,7 @@ impl Packs {
                 packs.push(Arc::new(pack));
             }
             Ok(None) => {}
-            Err(error) => tracing::debug!("cannot write a pack in {}: {error}", self.dir.display()),
+            Err(error) => self.trouble.met(&error),
         }
         self.shrink();
     }
@@ -415,7 +418,7 @@ mod tests {
     }
 
     fn reopened(dir: &Path, budget: u64) -> Packs {
-        let packs = Packs::new(dir, budget);
+        let packs = Packs::new(dir, budget, Arc::new(Trouble::new(dir)));
         packs.adopted.call_once(|| packs.adopt());
         packs
     }

@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 
 use clap::CommandFactory;
 
-use super::status::{Status, read_status};
+use super::status::{Status, read_statuses};
 use crate::error::{Error, ErrorKind, Result};
-use crate::fuse::{mounts_elsewhere, mounts_of};
+use crate::fuse::{Mounted, mounts_elsewhere, mounts_of};
+use crate::silent::{self, Daemon};
 use crate::store::Store;
 
 /// The program that writes a store's forks.
@@ -130,10 +131,13 @@ fn place(pid: u32, store: &Path) -> Place {
     let Ok(its) = namespace(&process) else {
         return Place::OtherUser(fs::metadata(&process).map_or(0, |metadata| metadata.uid()));
     };
-    let mountpoint = mounts_of(&process)
-        .into_iter()
-        .rfind(|mounted| mounted.is_ours() && mounted.source == store && mounted.root == Path::new("/"))
-        .map(|mounted| mounted.path);
+    let shows_store =
+        |mounted: &Mounted| mounted.is_ours() && mounted.source == store && mounted.root == Path::new("/");
+    let mounts: Vec<_> = mounts_of(&process).into_iter().filter(shows_store).collect();
+    // Several daemons may show one store.
+    let its_own = mounts.iter().rfind(|mounted| silent::serves(pid, mounted) == Some(true));
+    let may_be = || mounts.iter().rfind(|mounted| silent::serves(pid, mounted).is_none());
+    let mountpoint = its_own.or_else(may_be).map(|mounted| mounted.path.clone());
     if namespace(Path::new("/proc/self")).is_ok_and(|own| own != its) {
         return Place::OtherNamespace(mountpoint);
     }
@@ -152,16 +156,20 @@ pub(crate) struct Elsewhere {
 
 /// The mounts in other mount namespaces, as far as processes may be looked at.
 pub(crate) fn elsewhere() -> Result<Vec<Elsewhere>> {
-    let look = |(process, mounted): (PathBuf, crate::fuse::Mounted)| {
-        let below = mounted.path.strip_prefix("/").unwrap_or(&mounted.path);
-        let status = read_status(&process.join("root").join(below)).ok();
-        let pid = status.as_ref().map(|status| status.info.pid).or_else(|| {
-            let store = Store::open(&mounted.source).ok()?;
-            Holder::of(&store).map(|holder| holder.pid)
-        });
+    let found = mounts_elsewhere()?;
+    let folder = |(process, mounted): &(PathBuf, Mounted)| {
+        process.join("root").join(mounted.path.strip_prefix("/").unwrap_or(&mounted.path))
+    };
+    let statuses = read_statuses(&found.iter().map(folder).collect::<Vec<_>>());
+    let look = |((_, mounted), status): ((PathBuf, Mounted), Result<Status>)| {
+        let status = status.ok();
+        let known = status.as_ref().map(|status| status.info.pid);
+        let serving = || Daemon::serving(&mounted).map(|daemon| daemon.pid);
+        let holding = || Holder::of(&Store::open(&mounted.source).ok()?).map(|holder| holder.pid);
+        let pid = known.or_else(serving).or_else(holding);
         Elsewhere { mountpoint: mounted.path, store: mounted.source, status, pid }
     };
-    Ok(mounts_elsewhere()?.into_iter().map(look).collect())
+    Ok(found.into_iter().zip(statuses).map(look).collect())
 }
 
 /// Says of a path where nothing is mounted that something is in another mount namespace.

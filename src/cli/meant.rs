@@ -23,9 +23,16 @@ pub(crate) fn store_meant(path: PathBuf) -> Result<PathBuf> {
         && !absolute.components().any(|component| component == Component::ParentDir)
         && let Some((mounted, inside)) = holding_among(&mounts, &absolute)
         && mounted.is_ours()
-        && inside == Path::new("/")
     {
-        return source_of(mounted);
+        if inside == Path::new("/") {
+            return source_of(mounted);
+        }
+        // What lies in it can be looked at as long as the daemon answers.
+        if let Err(error) = super::status::read_status(&mounted.path)
+            && error.kind() == ErrorKind::NoAnswer
+        {
+            return Err(error);
+        }
     }
     let Some(real) = real(&path) else { return Ok(path) };
     let Some((mounted, inside)) = holding_among(&mounts, &real).filter(|(mounted, _)| mounted.is_ours())
@@ -126,7 +133,10 @@ pub(crate) fn explain_no_store(error: Error, store: &Path, mountpoint: &Path, na
 
 /// Adds to the error of a mountpoint that is missing how to make it.
 pub(crate) fn explain_missing(error: Error, mountpoint: &Path) -> Error {
-    if !fs::metadata(mountpoint).is_err_and(|e| e.kind() == io::ErrorKind::NotFound) {
+    // What is there may be a mount that does not answer.
+    if error.kind() != ErrorKind::NotFound
+        || !fs::metadata(mountpoint).is_err_and(|e| e.kind() == io::ErrorKind::NotFound)
+    {
         return error;
     }
     // mkdir makes no folder where a link leads to nothing.

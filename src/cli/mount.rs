@@ -20,8 +20,9 @@ use super::units::{parse_bytes, parse_duration};
 use crate::audit::{Log, note};
 use crate::cache::{Cache, CacheConfig};
 use crate::error::{Error, ErrorKind, Result};
-use crate::fuse::{MountOptions, SessionConfig, serve};
+use crate::fuse::{MountOptions, SessionConfig, clear_dead, serve};
 use crate::layers::effects::Secret;
+use crate::limits;
 use crate::store::{Sharing, Store};
 use crate::vfs::{MountInfo, Numbering, SealPolicy, Vfs, VfsConfig};
 
@@ -209,7 +210,7 @@ pub(crate) fn default_state_dir() -> PathBuf {
 }
 
 pub(crate) fn run(store: &StoreArg, args: &MountArgs) -> Result<ExitCode> {
-    let outcome = start(store, args);
+    let outcome = start(store, args).map_err(limits::explain);
     if let (true, Err(error)) = (args.daemon, &outcome) {
         // Somebody else was faster since the starter looked: it waits for a word.
         println!("{} {}", error.exit_code(), error.to_string().replace('\n', " "));
@@ -218,6 +219,10 @@ pub(crate) fn run(store: &StoreArg, args: &MountArgs) -> Result<ExitCode> {
 }
 
 fn start(store: &StoreArg, args: &MountArgs) -> Result<ExitCode> {
+    if args.foreground {
+        limits::raise_for_daemon();
+    }
+    limits::check()?;
     // What can be found wrong is found here, where there is a terminal to say so.
     let (store_path, mountpoint) = args.store_and_mountpoint(store)?;
     let options = args.mount_options()?;
@@ -248,6 +253,9 @@ fn start(store: &StoreArg, args: &MountArgs) -> Result<ExitCode> {
     }
     if !args.daemon {
         tell_if_open(&store);
+        if let Some((what, hint)) = limits::hindering() {
+            eprintln!("pfimg: limits of this shell hold for the daemon: {what} ({hint})");
+        }
     }
     if args.foreground {
         Ok(foreground(args, store, &session))
@@ -313,9 +321,17 @@ fn background(args: &MountArgs, store: &Store, mountpoint: &Path) -> Result<Exit
         }
         return Ok(ExitCode::SUCCESS);
     }
+    // One that was ended in the middle of its start leaves a mount that nobody serves.
+    let ended = child.wait();
+    let cleared = clear_dead(mountpoint);
     let (code, message) = answer.split_once(' ').unwrap_or(("1", ""));
     if message.is_empty() {
-        let error = Error::new(ErrorKind::Io(None), format!("the daemon (pid {}) ended early", child.id()));
+        cleared?;
+        let how = ended.map_or_else(|_| "ended early".to_owned(), |status| format!("ended early ({status})"));
+        let error = Error::new(ErrorKind::Io(None), format!("the daemon (pid {}) {how}", child.id()));
+        if let Some((what, hint)) = limits::hindering() {
+            return Err(error.with_hint(format!("limits of this shell: {what}; {hint}")));
+        }
         return Err(match log {
             Some(log) => error.with_hint(format!("read its log, {}", log.display())),
             None => error.with_hint("name a file for its log with --log"),
@@ -374,6 +390,8 @@ fn init_log() {
         .with_target(false)
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
+        // A log that takes no more (a full disk, `ulimit -f`) ends no mount: the library would write that to the same log, and panic.
+        .log_internal_errors(false)
         .try_init();
 }
 
@@ -389,7 +407,7 @@ fn foreground(args: &MountArgs, store: Store, session: &SessionConfig) -> ExitCo
             let _ = writeln!(stdout, "{}", text.replace('\n', " ")).and_then(|()| stdout.flush());
         }
     };
-    let served = mount_and_serve(args, store, session, || answer("ok"));
+    let served = mount_and_serve(args, store, session, || answer("ok")).map_err(limits::explain);
     if let Err(error) = &served {
         tracing::error!("{error}");
         answer(&format!("{} {error}", error.exit_code()));
@@ -405,15 +423,16 @@ fn mount_and_serve(
     ready: impl FnOnce(),
 ) -> Result<()> {
     let store = Arc::new(store);
-    let tree_bytes = args.cache_size / 4;
+    // Those of the whole process: made where a failure can be told.
+    rayon::ThreadPoolBuilder::new()
+        .build_global()
+        .map_err(|e| Error::new(ErrorKind::Io(Some(libc::EAGAIN)), format!("cannot start threads: {e}")))?;
+    let (cache_size, cache_disk) = limits::cache_sizes(args.cache_size, args.cache_disk);
+    let tree_bytes = cache_size / 4;
     let cache_dir = absolute_dir(&args.cache_dir.clone().unwrap_or_else(default_cache_dir))?;
     let cache = Arc::new(Cache::new(
         Arc::clone(&store),
-        &CacheConfig {
-            heap_bytes: args.cache_size - tree_bytes,
-            disk_bytes: args.cache_disk,
-            dir: cache_dir.clone(),
-        },
+        &CacheConfig { heap_bytes: cache_size - tree_bytes, disk_bytes: cache_disk, dir: cache_dir.clone() },
     ));
     let session_secret = args.secret.read()?;
     let info = MountInfo {

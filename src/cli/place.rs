@@ -7,13 +7,14 @@ use std::time::{Duration, Instant};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use super::holder;
+use super::holder::{self, Holder};
 use super::secret::SecretArg;
-use super::status::read_status;
+use super::status::{read_status, read_statuses};
 use crate::cache::{Cache, CacheConfig};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fork::{self, BaseReader, Fork, Registry};
 use crate::fuse::{Mounted, mounts};
+use crate::silent;
 use crate::store::{Digest, Store};
 use crate::vfs;
 
@@ -32,21 +33,39 @@ pub(crate) enum Place {
     Disk(Box<Registry>),
 }
 
+/// What is found when the mount that writes a store's forks is looked for.
+enum Writing {
+    Mount(PathBuf),
+    /// None of those that answer. One that does not may be it.
+    Unknown(Mounted),
+    None,
+}
+
 /// Finds the mount that writes a store's forks.
-fn writing_mount(store: &Store) -> Result<Option<PathBuf>> {
-    // Mounts of other stores are not asked: one that hangs would hold this up.
-    let ours = |mounted: &Mounted| mounted.is_ours() && mounted.source == store.root();
-    for mounted in mounts()?.into_iter().filter(ours) {
-        // A mount of somebody else's, or a dead one, says nothing and is passed over.
-        if let Ok(status) = read_status(&mounted.path)
-            && status.info.store.to_string_lossy() == store.root().to_string_lossy()
-            && status.writes_forks
+fn writing_mount(store: &Store) -> Result<Writing> {
+    // Mounts of other stores are not asked, nor those that cannot write: one that hangs would hold this up.
+    let may_write = |mounted: &Mounted| {
+        mounted.is_ours()
+            && mounted.source == store.root()
             && !mounted.options.split(',').any(|option| option == "ro")
-        {
-            return Ok(Some(mounted.path));
+    };
+    let mounts: Vec<_> = mounts()?.into_iter().filter(may_write).collect();
+    let folders: Vec<_> = mounts.iter().map(|mounted| mounted.path.clone()).collect();
+    let mut found = Writing::None;
+    for (mounted, status) in mounts.into_iter().zip(read_statuses(&folders)) {
+        match status {
+            Ok(status)
+                if status.writes_forks
+                    && status.info.store.to_string_lossy() == store.root().to_string_lossy() =>
+            {
+                return Ok(Writing::Mount(mounted.path));
+            }
+            Err(error) if error.kind() == ErrorKind::NoAnswer => found = Writing::Unknown(mounted),
+            // A mount of another user's, or a dead one, says nothing and is passed over.
+            Ok(_) | Err(_) => {}
         }
     }
-    Ok(None)
+    Ok(found)
 }
 
 /// What came of having the kernel hand in what programs wrote.
@@ -59,8 +78,14 @@ struct Pushed {
 /// Has the mount that writes a fork take in what programs wrote to it and the kernel still keeps, so that the fork on disk is what
 /// they see. Without such a mount the kernel keeps nothing.
 pub(crate) fn take_in(store: &Store, fork: &str) -> Result<()> {
-    let Some(mountpoint) = writing_mount(store)? else { return Ok(()) };
     let doing = format!("cannot take in what programs wrote to fork {fork:?}");
+    let mountpoint = match writing_mount(store)? {
+        Writing::Mount(mountpoint) => mountpoint,
+        Writing::Unknown(mounted) if Holder::of(store).is_some() => {
+            return Err(silent::no_answer(&mounted).context(doing));
+        }
+        Writing::Unknown(_) | Writing::None => return Ok(()),
+    };
     match ask(&mountpoint, fork, &doing, |number| format!(".push-{number}")) {
         Ok(Pushed { .. }) => Ok(()),
         Err(error) if error.kind() == ErrorKind::PermissionDenied => {
@@ -75,11 +100,16 @@ pub(crate) fn take_in(store: &Store, fork: &str) -> Result<()> {
 
 /// Finds the mount that writes a store's forks, or takes its place.
 pub(crate) fn find(store: &Arc<Store>) -> Result<Place> {
-    if let Some(mountpoint) = writing_mount(store)? {
-        return Ok(Place::Mount(mountpoint));
-    }
+    let silent = match writing_mount(store)? {
+        Writing::Mount(mountpoint) => return Ok(Place::Mount(mountpoint)),
+        Writing::Unknown(mounted) => Some(mounted),
+        Writing::None => None,
+    };
     let registry = registry(store, false)?;
-    if registry.is_writable() { Ok(Place::Disk(Box::new(registry))) } else { Err(holder::busy(store)) }
+    if registry.is_writable() {
+        return Ok(Place::Disk(Box::new(registry)));
+    }
+    Err(silent.map_or_else(|| holder::busy(store), |mounted| silent::no_answer(&mounted)))
 }
 
 /// The image that a fork was made of: what it rested on before it was sealed first, or rests on. Where that is not in the

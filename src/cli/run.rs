@@ -21,7 +21,8 @@ use super::status::read_status;
 use crate::cache;
 use crate::confine::{self, CANNOT_RUN, ControlGroup, Environment, Hierarchy, View, secrets};
 use crate::error::{Error, ErrorKind, Result};
-use crate::fuse::{aliases, mounts};
+use crate::fuse::{aliases, holding_among, mounts};
+use crate::silent::mode_known;
 use crate::store::Store;
 
 /// Run a command in a fork, where it can change nothing else.
@@ -108,10 +109,19 @@ impl RunArgs {
     fn view(&self) -> Result<View> {
         let mountpoint = self.mountpoint.clone().unwrap_or_default();
         let mut hide = self.hide.clone();
-        // What is mounted besides, and the stores of that.
-        let others = mounts()?.into_iter().filter(|mounted| mounted.is_ours() && mounted.path != mountpoint);
-        // What cannot be looked at cannot be by the command either: a mount of another user, or a dead one.
-        hide.extend(others.flat_map(|mounted| [mounted.path, mounted.source]).filter(|path| path.exists()));
+        // What is mounted besides, and the stores of that. No daemon is asked: one that does not answer must not hold this up.
+        let mounts = mounts()?;
+        let others = mounts.iter().filter(|mounted| mounted.is_ours() && mounted.path != mountpoint);
+        // A store in what is hidden is hidden with that.
+        let lies_in_another = |path: &Path| {
+            holding_among(&mounts, path).is_some_and(|(mounted, _)| {
+                mounted.is_ours() && mounted.path != mountpoint && mounted.path != path
+            })
+        };
+        let paths = others.flat_map(|mounted| [&mounted.path, &mounted.source]);
+        // What cannot be looked at cannot be by the command either: a mount of another user.
+        let seen = paths.filter(|path| !lies_in_another(path) && mode_known(path).is_some());
+        hide.extend(seen.cloned());
         Ok(View {
             mountpoint,
             fork: self.fork.clone(),

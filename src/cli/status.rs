@@ -9,14 +9,20 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::StoreArg;
 use super::holder::{elsewhere, explain_nothing_mounted};
 use super::text::{count, plain, print, print_json};
 use super::units::format_bytes;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fuse::{Mounted, mounts};
+use crate::mountinfo::holding;
+use crate::silent::{self, Answer, Daemon, Question};
 use crate::vfs::MountInfo;
 
 /// Show mounted stores.
+///
+/// Lists the mounts of this store first, then those of this user, then others. A daemon that does not answer within two seconds is
+/// named.
 #[derive(Debug, Args)]
 pub(crate) struct StatusArgs {
     /// Where a store is mounted [default: every mount]
@@ -36,69 +42,142 @@ pub(crate) struct Status {
     /// Whether the forks are written through this mount; else another one may.
     pub(crate) writes_forks: bool,
     counters: Map<String, Value>,
+    /// Why the cache's folder takes nothing.
+    #[serde(default)]
+    cache_problem: Option<String>,
     /// Whether it shows in another mount namespace, and not here.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     elsewhere: bool,
 }
 
-pub(crate) fn read_status(mountpoint: &Path) -> Result<Status> {
-    let path = mountpoint.join(".pfimg/status.json");
-    let text = fs::read(&path).map_err(|e| match e.raw_os_error() {
-        Some(libc::ENOTCONN) => Error::io(e, format!("the daemon of {} has ended", mountpoint.display()))
-            .with_hint("the next `pfimg mount` there clears it, or `pfimg umount` does"),
-        Some(libc::ENOENT | libc::ENOTDIR) => {
-            Error::new(ErrorKind::NotFound, format!("no store is mounted at {}", mountpoint.display()))
-        }
-        _ => Error::io(e, format!("cannot ask the mount at {}", mountpoint.display())),
-    })?;
-    serde_json::from_slice(&text)
-        .map_err(|e| Error::new(ErrorKind::Damaged, format!("cannot read {}: {e}", path.display())))
+/// A mount that gives no status: its daemon has ended, or does not answer.
+#[derive(Debug, Serialize)]
+struct Silent {
+    #[serde(serialize_with = "lossy")]
+    mountpoint: PathBuf,
+    #[serde(serialize_with = "lossy")]
+    store: PathBuf,
+    /// The daemon, if one process alone can be it.
+    pid: Option<u32>,
+    /// Why there is no status.
+    error: String,
 }
 
-pub(crate) fn run(args: &StatusArgs) -> Result<ExitCode> {
-    let mountpoints: Vec<PathBuf> = match &args.mountpoint {
-        Some(mountpoint) => vec![mountpoint.clone()],
-        None => mounts()?.into_iter().filter(Mounted::is_ours).map(|m| m.path).collect(),
+fn lossy<S: serde::Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&path.to_string_lossy())
+}
+
+/// What `--json` lists.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Listed<'a> {
+    Status(&'a Status),
+    Silent(&'a Silent),
+}
+
+/// The status of the mount at a path.
+pub(crate) fn read_status(mountpoint: &Path) -> Result<Status> {
+    let folder = mountpoint.to_owned();
+    read_statuses(std::slice::from_ref(&folder)).pop().unwrap_or_else(|| Err(unanswered(&folder)))
+}
+
+/// The status of each mount, or why there is none. Waits for all daemons together no longer than for one.
+pub(crate) fn read_statuses(folders: &[PathBuf]) -> Vec<Result<Status>> {
+    let questions: Vec<_> = folders.iter().map(|folder| Question::Read(document(folder))).collect();
+    let answers = silent::ask(&questions);
+    folders.iter().zip(answers).map(|(folder, answer)| status(folder, answer)).collect()
+}
+
+fn document(folder: &Path) -> PathBuf {
+    folder.join(".pfimg/status.json")
+}
+
+fn status(folder: &Path, answer: Answer) -> Result<Status> {
+    let shown = folder.display();
+    let text = match answer {
+        Answer::Is(text) => text,
+        Answer::None => return Err(unanswered(folder)),
+        Answer::Failed(e) => {
+            return Err(match e.raw_os_error() {
+                _ if silent::has_ended(&e) => Error::io(e, format!("the daemon of {shown} has ended"))
+                    .with_hint("the next `pfimg mount` there clears it, or `pfimg umount` does"),
+                Some(libc::ENOENT | libc::ENOTDIR) => {
+                    Error::new(ErrorKind::NotFound, format!("no store is mounted at {shown}"))
+                }
+                _ => Error::io(e, format!("cannot ask the mount at {shown}")),
+            });
+        }
     };
-    let (mut found, mut dead) = (Vec::new(), 0);
-    for mountpoint in &mountpoints {
-        match read_status(mountpoint) {
+    serde_json::from_slice(&text).map_err(|e| {
+        Error::new(ErrorKind::Damaged, format!("cannot read {}: {e}", document(folder).display()))
+    })
+}
+
+/// The error for a mount that does not answer.
+fn unanswered(folder: &Path) -> Error {
+    let path = std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned());
+    match holding(&path) {
+        Ok(Some((mounted, _))) => silent::no_answer(&mounted),
+        _ => Error::new(ErrorKind::NoAnswer, format!("the mount at {} does not answer", folder.display())),
+    }
+}
+
+pub(crate) fn run(store: &StoreArg, args: &StatusArgs) -> Result<ExitCode> {
+    if let Some(mountpoint) = &args.mountpoint {
+        let status = read_status(mountpoint).map_err(|error| match error.kind() {
+            ErrorKind::NotFound => explain_nothing_mounted(error, mountpoint),
+            _ => error,
+        })?;
+        if args.json {
+            print_json(&status)?;
+        } else {
+            print(&lines(&status))?;
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut mounted: Vec<Mounted> = mounts()?.into_iter().filter(Mounted::is_ours).collect();
+    let (own_store, own_user) = (own_store(store), rustix::process::geteuid().as_raw());
+    let is_own = |mounted: &Mounted| mounted.user().is_none_or(|user| user == own_user);
+    // Those of the store that other commands mean here, then the user's others; each in the order of mounting.
+    mounted.sort_by_key(|mounted| (own_store.as_ref() != Some(&mounted.source), !is_own(mounted)));
+    let folders: Vec<_> = mounted.iter().map(|mounted| mounted.path.clone()).collect();
+    let (mut found, mut silent, mut foreign) = (Vec::new(), Vec::new(), 0);
+    for (mounted, status) in mounted.iter().zip(read_statuses(&folders)) {
+        match status {
             Ok(status) => found.push(status),
-            // Somebody else's is none of ours.
-            Err(error) if args.mountpoint.is_none() && error.kind() == ErrorKind::PermissionDenied => {}
+            // What another user mounted for that user alone.
+            Err(error) if error.kind() == ErrorKind::PermissionDenied => {}
             // One dead mount must not hide the others.
-            Err(error) if args.mountpoint.is_none() => {
-                dead += 1;
+            Err(error) if is_own(mounted) || error.kind() == ErrorKind::NoAnswer => {
                 eprintln!("pfimg: {error}");
+                let pid = Daemon::serving(mounted).map(|daemon| daemon.pid);
+                let (mountpoint, store) = (mounted.path.clone(), mounted.source.clone());
+                silent.push(Silent { mountpoint, store, pid, error: error.to_string() });
             }
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                return Err(explain_nothing_mounted(error, mountpoint));
-            }
-            Err(error) => return Err(error),
+            Err(_) => foreign += 1,
         }
     }
+    if foreign > 0 {
+        eprintln!("pfimg: {} of other users: the daemons have ended", count(foreign, "mount"));
+    }
     let mut unknown = 0;
-    if args.mountpoint.is_none() {
-        for there in elsewhere()? {
-            match (there.status, there.pid) {
-                (Some(status), _) => found.push(Status { elsewhere: true, ..status }),
-                (None, Some(pid)) => {
-                    unknown += 1;
-                    let (mountpoint, store) = (there.mountpoint.display(), there.store.display());
-                    eprintln!(
-                        "pfimg: process {pid} serves {store} at {mountpoint} in another mount namespace (run `kill {pid}` to end it)"
-                    );
-                }
-                (None, None) => {}
+    for there in elsewhere()? {
+        match (there.status, there.pid) {
+            (Some(status), _) => found.push(Status { elsewhere: true, ..status }),
+            (None, Some(pid)) => {
+                unknown += 1;
+                let (mountpoint, store) = (there.mountpoint.display(), there.store.display());
+                eprintln!(
+                    "pfimg: process {pid} serves {store} at {mountpoint} in another mount namespace (run `kill {pid}` to end it)"
+                );
             }
+            (None, None) => {}
         }
     }
     if args.json {
-        match (&args.mountpoint, found.as_slice()) {
-            (Some(_), [status]) => print_json(status)?,
-            (_, found) => print_json(&found)?,
-        }
-    } else if found.is_empty() && dead + unknown == 0 && args.mountpoint.is_none() {
+        let listed = found.iter().map(Listed::Status).chain(silent.iter().map(Listed::Silent));
+        print_json(&listed.collect::<Vec<_>>())?;
+    } else if found.is_empty() && silent.is_empty() && foreign + unknown == 0 {
         print("no store is mounted\n")?;
     } else {
         print(&found.iter().map(lines).collect::<String>())?;
@@ -106,9 +185,14 @@ pub(crate) fn run(args: &StatusArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// The store that other commands work on where they are started like this one, if there is one.
+fn own_store(store: &StoreArg) -> Option<PathBuf> {
+    fs::canonicalize(store.path().ok()?).ok()
+}
+
 /// What is said of a mount.
 fn lines(status: &Status) -> String {
-    let Status { info, images, writes_forks, counters, elsewhere } = status;
+    let Status { info, images, writes_forks, counters, cache_problem, elsewhere } = status;
     let number = |key: &str| counters.get(key).and_then(Value::as_u64).unwrap_or(0);
     let requests: u64 = counters
         .get("requests")
@@ -140,6 +224,9 @@ fn lines(status: &Status) -> String {
         path(&info.cache_dir),
         number("blob_fills"),
     );
+    if let Some(problem) = cache_problem {
+        let _ = writeln!(out, "  cache     keeps nothing there: {}", plain(problem, usize::MAX));
+    }
     let (missing, damaged) = (number("missing"), number("damaged"));
     if missing + damaged > 0 {
         let _ = writeln!(

@@ -1,5 +1,6 @@
 //! `pfimg umount`: ends a mount and waits for its daemon.
 
+use std::fs;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -10,8 +11,10 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::holder::explain_nothing_mounted;
 use super::status::read_status;
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 use crate::fuse::{Unmounted, unmount};
+use crate::mountinfo::mounted_at;
+use crate::silent::Daemon;
 
 /// How long the daemon is waited for.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -26,7 +29,14 @@ pub(crate) struct UmountArgs {
 
 pub(crate) fn run(args: &UmountArgs) -> Result<ExitCode> {
     // Asked while it still answers; a dead mount has no daemon to wait for.
-    let pid = read_status(&args.mountpoint).ok().map(|status| status.info.pid);
+    let pid = match read_status(&args.mountpoint) {
+        Ok(status) => Some(status.info.pid),
+        Err(error) if error.kind() == ErrorKind::NoAnswer => {
+            let mounted = fs::canonicalize(&args.mountpoint).ok().and_then(|path| mounted_at(&path).ok()?);
+            mounted.and_then(|mounted| Daemon::serving(&mounted)).map(|daemon| daemon.pid)
+        }
+        Err(_) => None,
+    };
     let daemon = pid
         .and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?))
         .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
@@ -38,8 +48,13 @@ pub(crate) fn run(args: &UmountArgs) -> Result<ExitCode> {
         // Gone, if it fails.
         let _ = pidfd_send_signal(daemon, Signal::TERM);
     }
-    match left {
-        Unmounted::Clean | Unmounted::Held => {
+    let stopped = pid.filter(|pid| Daemon::of(*pid).is_some_and(|daemon| daemon.is_stopped));
+    match (left, stopped) {
+        (Unmounted::Absent, _) => eprintln!("pfimg: {shown} was unmounted already"),
+        (_, Some(pid)) => eprintln!(
+            "pfimg: {shown} is unmounted; its daemon is stopped. Run `kill -CONT {pid}` to let it seal forks and end"
+        ),
+        (Unmounted::Clean | Unmounted::Held, None) => {
             if let Some(daemon) = daemon {
                 let patience = Timespec { tv_sec: PATIENCE.as_secs() as i64, tv_nsec: 0 };
                 if poll(&mut [PollFd::new(&daemon, PollFlags::IN)], Some(&patience)) == Ok(0)
@@ -52,13 +67,12 @@ pub(crate) fn run(args: &UmountArgs) -> Result<ExitCode> {
                 }
             }
         }
-        Unmounted::Busy => {
+        (Unmounted::Busy, None) => {
             eprintln!(
                 "pfimg: {shown} is in use: it was detached, and its daemon ends when the last program closes its files, or that \
                  `pfimg run` runs has ended"
             );
         }
-        Unmounted::Absent => eprintln!("pfimg: {shown} was unmounted already"),
     }
     Ok(ExitCode::SUCCESS)
 }

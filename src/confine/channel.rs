@@ -17,6 +17,8 @@ pub(super) enum Message {
     Mapped,
     /// Whether the command may make namespaces of control groups. The builder is in the group that it is to be in.
     Grouped(bool),
+    /// The command runs.
+    Started,
     /// The command is to get this signal.
     Signal(u8),
     /// It is to go on.
@@ -61,6 +63,7 @@ impl Channel {
             Message::Foreground => [4, 0],
             Message::Stopped(number) => [5, number],
             Message::Grouped(free) => [6, u8::from(free)],
+            Message::Started => [7, 0],
         };
         self.0.write_all(&bytes).is_ok()
     }
@@ -77,6 +80,7 @@ impl Channel {
             [4, _] => Some(Message::Foreground),
             [5, number] => Some(Message::Stopped(number)),
             [6, free] => Some(Message::Grouped(free != 0)),
+            [7, _] => Some(Message::Started),
             _ => None,
         }
     }

@@ -48,6 +48,9 @@ pub fn first_process(command: &[OsString], channel: i32) -> Result<u8> {
             return Ok(if error.kind() == io::ErrorKind::NotFound { NO_COMMAND } else { NOT_EXECUTABLE });
         }
     };
+    if !starter.say(Message::Started) {
+        return Ok(CANNOT_RUN);
+    }
     loop {
         match look_at(child)? {
             Some(Became::Ended(code)) => {

@@ -10,6 +10,8 @@ use std::process::{Child, Command};
 
 use rustix::fs::Access;
 
+use crate::limits;
+
 /// The program that scripts without an interpreter's name are given to.
 const SHELL: &str = "/bin/sh";
 
@@ -24,11 +26,12 @@ const MAX_INTERPRETERS: usize = 5;
 /// # Errors
 /// Those of execve(2), but for a script that names no interpreter: that is given to the shell.
 pub(super) fn spawn(program: &OsStr, args: &[OsString]) -> io::Result<Child> {
-    match Command::new(program).args(args).process_group(0).spawn() {
+    let start = |command: &mut Command| limits::with_original(|| command.process_group(0).spawn());
+    match start(Command::new(program).args(args)) {
         Err(error) if error.raw_os_error() == Some(libc::ENOEXEC) => {
             let file = find(program).filter(|file| is_script(file));
             let Some(file) = file else { return Err(error) };
-            Command::new(SHELL).arg(file).args(args).process_group(0).spawn()
+            start(Command::new(SHELL).arg(file).args(args))
         }
         other => other,
     }

@@ -24,10 +24,14 @@ use super::secrets::LEDGER_SECRET;
 use super::signals::{Became, Taken, look_at};
 use super::{namespaces, pid_of, sys, this_program};
 use crate::error::{Error, Result};
+use crate::limits;
 
 /// What is handed on to the command.
 const SIGNALS: [i32; 10] =
     [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGALRM, SIGWINCH, SIGTSTP, SIGCONT];
+
+/// Those of them that end a process which does nothing about them.
+const ENDING: [i32; 7] = [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGALRM];
 
 /// How often is looked whether the terminal is free, while the command waits for it.
 const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
@@ -61,32 +65,28 @@ pub fn start(
 ) -> Result<u8> {
     let groups = Groups::prepare(groups);
     let signals = Taken::new(&SIGNALS)?;
-    let (mut channel, theirs) = Channel::pair()?;
+    let (channel, theirs) = Channel::pair()?;
     let mut builder = this_program();
     environment.held.iter().for_each(|name| {
         builder.env_remove(name);
     });
-    let builder = builder
+    builder
         .envs(environment.set)
         .env_remove(LEDGER_SECRET)
         .args(arguments(theirs.as_raw_fd()))
         // What is sent to the caller's group gets to the command by this process, once.
-        .process_group(0)
-        .spawn()
+        .process_group(0);
+    let builder = limits::with_original(|| builder.spawn())
         .map_err(|e| Error::io(e, "cannot start a process to run the command in"))?;
     drop(theirs);
     let builder = pid_of(&builder);
-    // Nothing comes where it failed, and it has said why.
-    if channel.hear() == Some(Message::Left) {
-        namespaces::map_users(builder)?;
-        channel.say(Message::Mapped);
-        // The kernel takes its time to move a process, in which the builder makes the view.
-        channel.say(Message::Grouped(groups.take_in(builder)));
-    }
     Starter {
         builder,
+        groups: Some(groups),
         signals,
         channel: Some(channel),
+        started: false,
+        held: Vec::new(),
         terminal: File::open("/dev/tty").ok(),
         wanted: false,
         given: false,
@@ -96,9 +96,15 @@ pub fn start(
 
 struct Starter {
     builder: Pid,
+    /// Until the end, after which a group of the run is removed.
+    groups: Option<Groups>,
     signals: Taken,
-    /// To init, while that is there.
+    /// To the builder, and then to init, while that is there.
     channel: Option<Channel>,
+    /// Whether the command runs.
+    started: bool,
+    /// Signals for the command that came before it ran.
+    held: Vec<i32>,
     terminal: Option<File>,
     /// Whether the command waits for the terminal, and whether it had it.
     wanted: bool,
@@ -111,9 +117,18 @@ impl Starter {
             if let Some(Became::Ended(code)) = look_at(self.builder)? {
                 return Ok(self.end(code));
             }
-            let heard = self.signals.wait(self.channel.as_ref(), self.wanted.then_some(&LOOK))?;
+            let mut heard = self.signals.wait(self.channel.as_ref(), self.wanted.then_some(&LOOK))?;
+            if heard && !self.started {
+                self.prepare()?;
+                heard = false;
+            }
             for signal in self.come() {
-                if signal == SIGCONT {
+                if !self.started {
+                    if ENDING.contains(&signal) {
+                        return Ok(self.give_up(signal));
+                    }
+                    self.held.push(signal);
+                } else if signal == SIGCONT {
                     self.go_on();
                 } else {
                     self.say(Message::Signal(signal as u8));
@@ -131,6 +146,40 @@ impl Starter {
                 self.give_terminal();
             }
         }
+    }
+
+    /// Does what the builder needs from outside, until init says that the command runs.
+    fn prepare(&mut self) -> Result<()> {
+        match self.channel.as_mut().and_then(Channel::hear) {
+            Some(Message::Left) => {
+                namespaces::map_users(self.builder)?;
+                self.say(Message::Mapped);
+                // The kernel takes its time to move a process, in which the builder makes the view.
+                let free = self.groups.as_ref().is_some_and(|groups| groups.take_in(self.builder));
+                self.say(Message::Grouped(free));
+            }
+            Some(Message::Started) => {
+                self.started = true;
+                for signal in std::mem::take(&mut self.held) {
+                    if signal != SIGCONT {
+                        self.say(Message::Signal(signal as u8));
+                    }
+                }
+            }
+            Some(_) => {}
+            // The builder has failed and said why, or is about to.
+            None => self.channel = None,
+        }
+        Ok(())
+    }
+
+    /// Ends before the command runs, by the signal that asks for it. The builder may wait for a disk, or a daemon, that does not answer:
+    /// it is not waited for.
+    fn give_up(&mut self, signal: i32) -> u8 {
+        let _ = kill_process(self.builder, Signal::KILL);
+        self.groups = None;
+        sys::die_of(signal);
+        128 + signal as u8
     }
 
     /// The signals that came. Those of a number that come together are one, as they are for a process that was not asked yet:
@@ -204,6 +253,7 @@ impl Starter {
             if self.given {
                 let _ = kill_current_process_group(Signal::INT);
             }
+            self.groups = None;
             sys::die_of(SIGINT);
         }
         code

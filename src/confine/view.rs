@@ -6,7 +6,7 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::CWD;
@@ -18,6 +18,7 @@ use rustix::mount::{
 use super::ssh::Settings;
 use super::{View, namespaces, sys};
 use crate::error::{Error, ErrorKind, Result};
+use crate::silent::mode_known;
 
 /// Where the command keeps temporary files, which only it sees.
 pub(super) const TMP: &str = "/tmp";
@@ -241,11 +242,12 @@ impl Plan {
 
     /// Lays an empty folder over a folder, or an empty file over a file.
     fn hide(&mut self, path: PathBuf) -> Result<()> {
-        if let Ok(metadata) = fs::metadata(&path)
-            && metadata.is_dir()
+        // A mount whose daemon does not answer is hidden as any other.
+        if let Some(mode) = mode_known(&path)
+            && mode & libc::S_IFMT == libc::S_IFDIR
         {
             // Programs look at the modes of folders that hold their keys.
-            self.put(path, Cover::Empty { mode: metadata.mode() & 0o777 | 0o500, writable: false });
+            self.put(path, Cover::Empty { mode: mode & 0o777 | 0o500, writable: false });
             return Ok(());
         }
         let nothing = tree(Path::new("/dev/null"), false)?;
@@ -334,7 +336,9 @@ pub(super) fn write_protect(path: &Path) -> io::Result<()> {
 
 /// Mounts an empty folder that is kept in memory. What is not there is made, in one that is.
 fn empty_folder(path: &Path, mode: u32) -> io::Result<()> {
-    fs::create_dir_all(path)?;
+    if mode_known(path).is_none() {
+        fs::create_dir_all(path)?;
+    }
     let options = CString::new(format!("mode={mode:o}"))?;
     Ok(mount("tmpfs", path, "tmpfs", MountFlags::NOSUID | MountFlags::NODEV, &*options)?)
 }
@@ -347,7 +351,7 @@ fn terminals(path: &Path) -> io::Result<()> {
 }
 
 fn show(tree: &OwnedFd, path: &Path) -> io::Result<()> {
-    if !path.exists() {
+    if mode_known(path).is_none() {
         let is_dir = rustix::fs::fstat(tree)?.st_mode & libc::S_IFMT == libc::S_IFDIR;
         if is_dir {
             fs::create_dir_all(path)?;

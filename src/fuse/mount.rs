@@ -22,6 +22,7 @@ use rustix::net::{
 use super::options::MountOptions;
 use crate::error::{Error, ErrorKind, Posix, Result};
 use crate::mountinfo::{Elsewhere, FS_TYPE, Mounted, elsewhere, mounted_at};
+use crate::silent::{self, Answer, Question};
 
 const FUSERMOUNT: &str = "fusermount3";
 
@@ -103,8 +104,16 @@ pub(super) fn prepare(path: &Path) -> Result<()> {
 fn prepare_within(path: &Path, patience: u32) -> Result<()> {
     let shown = path.display();
     if let Some(mounted) = mounted_at(path)? {
-        // Not by stat: the kernel goes on answering it from what it knows.
-        let dead = matches!(rustix::fs::statvfs(path), Err(rustix::io::Errno::NOTCONN));
+        let Some(dead) = is_dead(path) else {
+            if mounted.is_ours() {
+                return Err(silent::no_answer(&mounted).context("a store is mounted there already"));
+            }
+            let what = format!(
+                "{shown} is a mount of another filesystem ({}) that does not answer",
+                mounted.fs_type
+            );
+            return Err(Error::new(ErrorKind::NoAnswer, what).with_hint("name another folder"));
+        };
         match (mounted.is_ours(), dead) {
             (true, true) => {
                 detach(path, true)?;
@@ -142,6 +151,25 @@ fn prepare_within(path: &Path, patience: u32) -> Result<()> {
             ErrorKind::Posix(Posix::NotADirectory),
             format!("{shown} is not a folder, so nothing can be mounted there"),
         ))
+    }
+}
+
+/// Whether the daemon of what is mounted at a path has ended; nothing if it does not answer.
+///
+/// Not by stat: the kernel goes on answering it from what it knows.
+fn is_dead(path: &Path) -> Option<bool> {
+    match silent::ask_one(Question::Space(path.to_owned())) {
+        Answer::Failed(e) => Some(silent::has_ended(&e)),
+        Answer::Is(_) => Some(false),
+        Answer::None => None,
+    }
+}
+
+/// Takes away a mount of ours whose daemon has ended, if one shows at a path.
+pub fn clear_dead(mountpoint: &Path) -> Result<()> {
+    match mounted_at(mountpoint)? {
+        Some(mounted) if mounted.is_ours() && is_dead(mountpoint) == Some(true) => detach(mountpoint, true),
+        _ => Ok(()),
     }
 }
 

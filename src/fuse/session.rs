@@ -1,6 +1,6 @@
 //! A mounted store from mount to unmount.
 //!
-//! The session ends when the kernel says that the mount is gone, whoever unmounted it. A signal (SIGTERM, SIGINT, SIGHUP)
+//! The session ends when the kernel says that the mount is gone, whoever unmounted it. A signal (SIGTERM, SIGINT, SIGHUP, SIGXCPU)
 //! unmounts it first, and one that comes while it ends cuts short what is left: it waits neither for whoever has something
 //! open nor for seals. Nothing durable waits for the end.
 
@@ -14,7 +14,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use fuser::{Config, Session, SessionACL};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXCPU};
 use signal_hook::iterator::Signals;
 
 use super::adapter::Adapter;
@@ -79,7 +79,8 @@ pub fn serve(vfs: Arc<Vfs>, config: &SessionConfig, ready: impl FnOnce() -> Resu
     let failed = |what: &'static str| move |e| Error::io(e, what);
     let (events, ended) = mpsc::channel();
     // Before the mount, so that no signal can end this process and leave a dead one.
-    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(failed("cannot handle signals"))?;
+    let mut signals =
+        Signals::new([SIGTERM, SIGINT, SIGHUP, SIGXCPU]).map_err(failed("cannot handle signals"))?;
     let (signal_events, over) = (events.clone(), Arc::new(AtomicBool::new(false)));
     let (sealing, ending) = (Arc::clone(&vfs), Arc::clone(&over));
     thread::Builder::new()
@@ -218,7 +219,11 @@ fn wait(own: &OwnMount, ended: &mpsc::Receiver<End>, log: &Log, push: impl FnOnc
         Ok(End::Session(result)) => return gone(result, own),
         Ok(End::Pushed) | Err(_) => return Ok(Ended::Detached),
     };
-    tracing::info!("signal {signal}: unmounting {shown}");
+    if signal == SIGXCPU {
+        tracing::warn!("the time that the shell allows a program (ulimit -t) is used up: unmounting {shown}");
+    } else {
+        tracing::info!("signal {signal}: unmounting {shown}");
+    }
     let name = signal_hook::low_level::signal_name(signal).unwrap_or("unknown");
     log.note_quietly(note::signal(name, "unmount"));
     // Once the mount is detached, nothing reaches what programs wrote through mappings that they keep.

@@ -129,6 +129,7 @@ impl Vfs {
         let mut status = json!(info);
         status["images"] = json!(self.catalog.ids().map_or(0, |ids| ids.len()));
         status["writes_forks"] = json!(self.writes_forks());
+        status["cache_problem"] = json!(self.cache.trouble());
         status["counters"] = json!({
             "requests": requests,
             "inodes": self.inodes.len(),

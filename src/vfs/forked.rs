@@ -9,7 +9,6 @@ use super::readdir::DirEntry;
 use super::{
     Attr, Data, Emit, Entry, FOREVER, INLINE_FILL, Outcome, Patience, Stale, Step, Vfs, fault, top::logged,
 };
-use crate::cache::Payload;
 use crate::error::{Error, ErrorKind, Posix};
 use crate::fork::{self, Allocate, CopySource, Fork, NewFile, RenameMode, SetAttr, XattrMode};
 
@@ -201,38 +200,28 @@ impl Vfs {
         patience: Patience,
     ) -> Outcome<Step<Data>> {
         // What nobody wrote to is served from the cache as it lies there.
-        let whole = mounted.fork.whole_blob(ino).map_err(kind)?;
-        // One too large to be kept is read as if it had been written to: a stretch at a time.
-        let kept =
-            |blob: &fork::BlobRef| patience == Patience::Brief || !self.cache.is_read_by_frames(blob.size);
-        if let Some(blob) = whole.filter(kept) {
+        if let Some(blob) = mounted.fork.whole_blob(ino).map_err(kind)? {
             let cached = self.reader.peek(&blob.digest, blob.size);
             if let (0, Patience::Brief) = (offset, patience)
                 && let Some((tree, node)) = mounted.fork.base_place(ino)
             {
                 self.ahead.was_read(&tree, node, cached.is_some());
             }
-            let payload = match cached {
-                Some(payload) => payload,
-                None if patience == Patience::Brief && blob.size > INLINE_FILL => return Ok(Step::Blocks),
-                None => self.fork_payload(mounted, ino, &blob)?,
-            };
-            let start = usize::try_from(offset).unwrap_or(usize::MAX).min(payload.len());
-            let end = start.saturating_add(size as usize).min(payload.len());
-            return Ok(Step::Done(Data::Blob(payload, start, end)));
+            if cached.is_none() && patience == Patience::Brief && blob.size > INLINE_FILL {
+                return Ok(Step::Blocks);
+            }
+            let part = self.reader.part(&blob.digest, blob.size, offset, size as usize);
+            let (payload, part) = part.map_err(|error| {
+                let path = mounted.fork.path(ino).unwrap_or_default();
+                let path = String::from_utf8_lossy(&path).into_owned();
+                tracing::error!(fork = mounted.fork.uid(), path, digest = %blob.digest, "cannot be read: {error}");
+                ErrorKind::Damaged
+            })?;
+            return Ok(Step::Done(Data::Blob(payload, part.start, part.end)));
         }
         let bytes = mounted.fork.read_vec(ino, offset, size as usize).map_err(kind)?;
         let len = bytes.len();
         Ok(Step::Done(Data::Doc(bytes.into(), 0, len)))
-    }
-
-    fn fork_payload(&self, mounted: &Mounted, ino: fork::Ino, blob: &fork::BlobRef) -> Outcome<Payload> {
-        self.reader.payload(&blob.digest, blob.size).map_err(|error| {
-            let path = mounted.fork.path(ino).unwrap_or_default();
-            let path = String::from_utf8_lossy(&path).into_owned();
-            tracing::error!(fork = mounted.fork.uid(), path, digest = %blob.digest, "cannot be read: {error}");
-            ErrorKind::Damaged
-        })
     }
 
     pub(super) fn list_forked(

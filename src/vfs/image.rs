@@ -313,14 +313,17 @@ impl Vfs {
         {
             return Ok(Step::Blocks);
         }
-        let payload =
-            self.cache.get(digest, None).map_err(|error: Arc<BlobError>| self.report(seen, &error))?;
+        let failed = |error: Arc<BlobError>| self.report(seen, &error);
         Ok(Step::Done(match shown {
             Shown::Raw => {
-                self.images.sizes.lock().put(*digest, payload.len() as u64);
-                payload.len() as u64
+                let length = self.cache.length(digest).map_err(failed)?;
+                self.images.sizes.lock().put(*digest, length);
+                length
             }
-            Shown::Redacted => self.images.redact(digest, &payload).len() as u64,
+            Shown::Redacted => {
+                let payload = self.cache.get(digest, None).map_err(failed)?;
+                self.images.redact(digest, &payload).len() as u64
+            }
         }))
     }
 

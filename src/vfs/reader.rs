@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
+use std::ops::Range;
 use std::sync::Arc;
 
 use lru::LruCache;
@@ -76,16 +77,24 @@ impl Reader {
         Ok(pages)
     }
 
-    /// A payload of `size` bytes. A ledger's secret is not shown in forks either.
-    pub(super) fn payload(&self, digest: &Digest, size: u64) -> Result<Payload, Arc<BlobError>> {
+    /// A part of a payload of `size` bytes: bytes that hold it, and where in them it is. A ledger's secret is not shown in forks either.
+    pub(super) fn part(
+        &self,
+        digest: &Digest,
+        size: u64,
+        offset: u64,
+        length: usize,
+    ) -> Result<(Payload, Range<usize>), Arc<BlobError>> {
         let known = self.ledgers.read().get(digest).copied();
-        if let Some(Some(Some(length))) = known
-            && length == size
+        if let Some(Some(Some(length_shown))) = known
+            && length_shown == size
             && let Some(redacted) = self.redact(digest)?
         {
-            return Ok(Payload::Heap(redacted));
+            let start = usize::try_from(offset).unwrap_or(usize::MAX).min(redacted.len());
+            let end = start.saturating_add(length).min(redacted.len());
+            return Ok((Payload::Heap(redacted), start..end));
         }
-        self.cache.get(digest, Some(size))
+        self.cache.range(digest, size, offset, length)
     }
 
     /// A payload that needs no waiting for.
@@ -129,20 +138,13 @@ impl BaseReader for Reader {
         {
             return Ok(redacted.len() as u64);
         }
-        Ok(self.cache.get(digest, None).map_err(shared)?.len() as u64)
+        self.cache.length(digest).map_err(shared)
     }
 
     fn read(&self, digest: &Digest, size: u64, offset: u64, buf: &mut [u8]) -> Result<usize> {
-        if self.cache.is_read_by_frames(size) && !self.ledgers.read().contains_key(digest) {
-            let (payload, range) = self.cache.range(digest, size, offset, buf.len()).map_err(shared)?;
-            let n = range.len();
-            buf[..n].copy_from_slice(&payload[range]);
-            return Ok(n);
-        }
-        let payload = self.payload(digest, size).map_err(shared)?;
-        let start = usize::try_from(offset).unwrap_or(usize::MAX).min(payload.len());
-        let n = buf.len().min(payload.len() - start);
-        buf[..n].copy_from_slice(&payload[start..start + n]);
+        let (payload, part) = self.part(digest, size, offset, buf.len()).map_err(shared)?;
+        let n = part.len();
+        buf[..n].copy_from_slice(&payload[part]);
         payload.was_read(n);
         Ok(n)
     }
