@@ -18,6 +18,7 @@ pub mod gc;
 pub mod import;
 pub mod jobs;
 pub mod layers;
+mod meter;
 mod mountinfo;
 pub mod oracle;
 pub mod prune;
