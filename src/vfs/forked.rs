@@ -480,7 +480,11 @@ impl Vfs {
             node => {
                 let xattrs = self.xattrs_of(&node)?;
                 let value = xattrs.as_ref().and_then(|xattrs| xattrs.get(name));
-                value.cloned().ok_or(ErrorKind::Posix(Posix::NoAttribute))
+                value.cloned().ok_or(if fork::is_bare_prefix(name) {
+                    ErrorKind::InvalidInput
+                } else {
+                    ErrorKind::Posix(Posix::NoAttribute)
+                })
             }
         }
     }
