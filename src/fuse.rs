@@ -4,6 +4,7 @@
 mod adapter;
 mod barrier;
 mod company;
+pub(crate) mod hints;
 mod mount;
 mod options;
 mod reply;
@@ -17,7 +18,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::{Errno, FileAttr, FileType, INodeNo};
 
-pub use mount::{Unmounted, unmount};
+pub use mount::{Unmounted, remount, unmount};
 pub use options::MountOptions;
 pub use session::{SessionConfig, serve};
 

@@ -10,8 +10,8 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::holder::explain_nothing_mounted;
 use super::status::read_status;
-use crate::error::Result;
-use crate::fuse::{Unmounted, unmount};
+use crate::error::{ErrorKind, Result};
+use crate::fuse::{Unmounted, hints, unmount};
 
 /// How long the daemon is waited for.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -31,7 +31,13 @@ pub(crate) fn run(args: &UmountArgs) -> Result<ExitCode> {
         .and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?))
         .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
     let shown = args.mountpoint.display();
-    let left = unmount(&args.mountpoint).map_err(|e| explain_nothing_mounted(e, &args.mountpoint))?;
+    let left = unmount(&args.mountpoint).map_err(|error| match pid {
+        // The daemon may have rights that this process cannot get.
+        Some(pid) if hints::has_no_new_privs() && error.kind() != ErrorKind::InvalidInput => error.with_hint(
+            format!("run `kill {pid}`, which unmounts too, or run this without no_new_privs: fusermount3 has to become root"),
+        ),
+        _ => explain_nothing_mounted(error, &args.mountpoint),
+    })?;
     if left == Unmounted::Held
         && let Some(daemon) = &daemon
     {
@@ -56,6 +62,13 @@ pub(crate) fn run(args: &UmountArgs) -> Result<ExitCode> {
             eprintln!(
                 "pfimg: {shown} is in use: it was detached, and its daemon ends when the last program closes its files, or that \
                  `pfimg run` runs has ended"
+            );
+        }
+        Unmounted::Shows(other) => {
+            let other = other.display();
+            eprintln!(
+                "pfimg: {shown} is unmounted; the same mount shows at {other}, and its daemon serves it there (run `pfimg umount \
+                 {other}` to end both)"
             );
         }
         Unmounted::Absent => eprintln!("pfimg: {shown} was unmounted already"),
