@@ -7,6 +7,8 @@ mod asking;
 mod common;
 #[path = "session/meant.rs"]
 mod meant;
+#[path = "session/outside.rs"]
+mod outside;
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;

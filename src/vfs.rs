@@ -6,6 +6,7 @@
 //! Everything an image holds is immutable, so that it may be cached for ever; names that can change are answered
 //! with a lifetime of zero or invalidated by the watcher. Nothing is parsed before someone looks.
 
+mod advice;
 mod ahead;
 mod audited;
 mod autoseal;
@@ -16,6 +17,7 @@ mod facts;
 mod fault;
 mod forked;
 mod forks;
+mod home;
 mod image;
 mod inode;
 mod inodes;
@@ -33,6 +35,8 @@ mod trees;
 use std::sync::Arc;
 use std::time::Duration;
 
+use advice::Advice;
+pub use advice::Refusal;
 pub use autoseal::{SealPolicy, Tell};
 pub(crate) use catalog::{Changes, Watched};
 pub use control::MountInfo;
@@ -257,6 +261,7 @@ pub struct Vfs {
     unread: Unread,
     most: Most,
     audit: Audit,
+    advice: Advice,
 }
 
 impl std::fmt::Debug for Vfs {
@@ -299,6 +304,7 @@ impl Vfs {
             most: Most::default(),
             info: Mutex::new(info),
             audit: Audit::new(&store),
+            advice: Advice::default(),
             store,
             cache,
             owners: owners(config.uid, config.gid),

@@ -129,6 +129,8 @@ impl Vfs {
         let mut status = json!(info);
         status["images"] = json!(self.catalog.ids().map_or(0, |ids| ids.len()));
         status["writes_forks"] = json!(self.writes_forks());
+        status["moved_to"] = json!(self.catalog.home.moved_to());
+        status["refused"] = json!(self.advice.last());
         status["counters"] = json!({
             "requests": requests,
             "inodes": self.inodes.len(),

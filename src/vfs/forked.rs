@@ -49,8 +49,8 @@ impl Vfs {
     /// The fork that an inode is in, and its number there. What is not in a fork cannot be changed.
     pub(super) fn in_fork(&self, ino: Ino) -> Outcome<(Mounted, fork::Ino)> {
         match self.node(ino)? {
-            Node::Forked { mounted, ino } => Ok((mounted, ino)),
-            _ => Err(ErrorKind::ReadOnly),
+            Node::Forked { mounted, ino } => self.catalog.home.check().map(|()| (mounted, ino)),
+            node => Err(self.outside_forks(&node)),
         }
     }
 
@@ -323,6 +323,7 @@ impl Vfs {
         new_name: &[u8],
         mode: RenameMode,
     ) -> Outcome<()> {
+        self.catalog.home.check()?;
         match (self.node(from)?, self.node(to)?) {
             (Node::Fixed(Fixed::Forks), Node::Fixed(Fixed::Forks)) => self.rename_fork(name, new_name, mode),
             (Node::Fixed(Fixed::Forks), Node::Fixed(Fixed::Control)) => self.discard_fork(name, false),
@@ -340,6 +341,9 @@ impl Vfs {
             }
             (Node::Forked { .. }, _) | (_, Node::Forked { .. }) => {
                 Err(ErrorKind::Posix(Posix::CrossesDevices))
+            }
+            (_, work @ Node::Fixed(Fixed::Work)) | (work @ Node::Fixed(Fixed::Work), _) => {
+                Err(self.outside_forks(&work))
             }
             _ => Err(ErrorKind::ReadOnly),
         }
