@@ -115,15 +115,21 @@ fn a_mount_can_be_made_read_only_by_pfimg_and_by_mount_8() {
     remount("remount,rw").exits(0);
     std::fs::write(&file, "3").unwrap();
     // mount(8) has pfimg do it, by way of mount.fuse, which finds pfimg in the system's path. Here only a namespace has it there.
-    let script =
-        "mount -t tmpfs none /usr/local/bin && cp \"$0\" /usr/local/bin/pfimg && exec mount -o \"$1\" \"$2\"";
-    let by_mount_8 = |options: &str| {
+    let script = "mount -t tmpfs none /usr/local/bin && cp \"$0\" /usr/local/bin/pfimg && mount -o \"$1\" \"$2\" \
+         && grep \" $2 \" /proc/self/mountinfo";
+    let by_mount_8 = |options: &str, is: &str| {
         let before = ["-m", "--propagation", "private", "sh", "-c", script, common::PFIMG, options];
-        tool("unshare", before.map(OsStr::new).into_iter().chain([top.as_os_str()])).exits(0)
+        let listed =
+            tool("unshare", before.map(OsStr::new).into_iter().chain([top.as_os_str()])).exits(0).stdout;
+        let kept = [is, "noexec", "nosuid", "nodev"];
+        assert!(
+            kept.iter().all(|option| listed.split([' ', ',', '\n']).any(|has| has == *option)),
+            "{listed}"
+        );
     };
-    by_mount_8("remount,ro");
+    by_mount_8("remount,ro", "ro");
     assert_eq!(errno(std::fs::write(&file, "4")), libc::EROFS);
-    by_mount_8("remount,rw");
+    by_mount_8("remount,rw", "rw");
     std::fs::write(&file, "5").unwrap();
     assert_eq!(std::fs::read(&file).unwrap(), b"5");
     mount.unmount();
