@@ -124,11 +124,18 @@ impl Drop for Running {
     }
 }
 
-/// A folder that commands see as it is: not in /tmp. Any user can get to what is in it.
+/// A folder that commands see as it is. Any user can get to what is in it. The home folder, and the checkout, may lie in a folder of
+/// which commands have their own.
 fn beside() -> PathBuf {
-    let usual = PathBuf::from("/var/lib");
-    let writable = tempfile::tempfile_in(&usual).is_ok();
-    if writable { usual } else { std::env::home_dir().unwrap() }
+    let target = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
+    let usual = [Some("/var/lib".into()), std::env::home_dir(), Some(target), Some("/run/lock".into())];
+    let own = ["/tmp", "/var/tmp", "/dev/shm"];
+    let is_shown = |folder: &PathBuf| {
+        let real = fs::canonicalize(folder).unwrap_or_else(|_| folder.clone());
+        !own.iter().any(|own| real.starts_with(own)) && tempfile::tempfile_in(folder).is_ok()
+    };
+    let found = usual.into_iter().flatten().find(is_shown);
+    found.unwrap_or_else(|| panic!("these tests need a folder to write in that is not below {own:?}"))
 }
 
 /// As whoever runs the tests and, if that is root, as somebody else as well.
@@ -312,7 +319,9 @@ fn the_exit_code_is_the_commands_and_signals_reach_it() {
         pfimg_on(place.store.root(), ["discard", "a"]).exits(0);
     }
     fork(&place.mount, "a", &place.image);
-    assert!(place.run(&["a", "no-such-command"]).exits(127).stderr.contains("no-such-command"));
+    // A folder of the search path that is closed would make it another error.
+    let run = place.pfimg(&["run", "a", "no-such-command"]).env("PATH", "/usr/bin:/bin").run();
+    assert!(run.exits(127).stderr.contains("no-such-command"));
     assert!(place.run(&["a", "./README"]).exits(126).stderr.contains("README"));
     // Options behind the command are its own.
     assert_eq!(place.run(&["a", "echo", "--write", "-n", "--"]).exits(0).stdout, "--write -n --\n");

@@ -9,6 +9,8 @@ mod common;
 mod limits;
 #[path = "session/meant.rs"]
 mod meant;
+#[path = "session/outside.rs"]
+mod outside;
 #[path = "session/silent.rs"]
 mod silent;
 

@@ -131,7 +131,7 @@ enum Command {
 
 /// Runs the command line and returns the exit code: 0 ok, 1 general, 2 bad input, 4 integrity.
 pub fn run() -> ExitCode {
-    let args: Vec<OsString> = std::env::args_os().collect();
+    let args = as_called_by_mount(std::env::args_os().collect());
     if args.len() < 2 {
         // Not an error: the bare name asks for the list of commands.
         let _ = Cli::command().print_help();
@@ -153,6 +153,18 @@ pub fn run() -> ExitCode {
             ExitCode::from(error.exit_code())
         }
     }
+}
+
+/// Adds the name of the command where mount(8) calls, which names the store first: `pfimg STORE MNT -o OPTIONS`.
+///
+/// mount(8) does so for the type `fuse.pfimg`, by way of mount.fuse, in order to mount and to remount. No command has a slash in its
+/// name.
+fn as_called_by_mount(mut args: Vec<OsString>) -> Vec<OsString> {
+    let is_path = |arg: Option<&OsString>| arg.is_some_and(|arg| arg.as_encoded_bytes().starts_with(b"/"));
+    if is_path(args.get(1)) && is_path(args.get(2)) {
+        args.insert(1, "mount".into());
+    }
+    args
 }
 
 /// Replaces the usage line of a parse error by that of the command's help, and suggests no hidden command.

@@ -280,10 +280,12 @@ impl Crashpack {
     /// Keeps the pack below `parent` in a folder named after what is in it, and says where. One that is there already is
     /// left as it is.
     pub fn keep_in(&self, parent: &Path) -> Result<PathBuf> {
+        let failed = |e: io::Error| Error::io(e, format!("cannot create {}", parent.display()));
+        Sharing::Private.create_dir_all(parent).map_err(failed)?;
         self.keep_shared(parent, Sharing::Private)
     }
 
-    /// The same in a store that is shared.
+    /// The same in a folder that is there, of a store that is shared.
     pub(crate) fn keep_shared(&self, parent: &Path, sharing: Sharing) -> Result<PathBuf> {
         let failed = |e: io::Error| Error::io(e, format!("cannot keep a crash pack in {}", parent.display()));
         let files = self.files()?;
@@ -294,7 +296,6 @@ impl Crashpack {
         if dir.join(REPLAY).exists() {
             return Ok(dir);
         }
-        sharing.create_dir_all(parent).map_err(failed)?;
         let closed = Sharing::Private.folder_permissions();
         let temp = tempfile::Builder::new()
             .prefix(".tmp-")

@@ -25,6 +25,7 @@ use crate::jobs::try_each;
 use crate::layers::cache::PageManifest;
 use crate::layers::effects;
 use crate::layers::world::Kind;
+use crate::meter::Meter;
 use crate::reach::Top;
 use crate::store::{Digest, Image, LayerFile, Sharing, Store, plain_folder_mode};
 use crate::sync::Mutex;
@@ -374,7 +375,9 @@ impl Exporting<'_> {
         }
         let mut file = Dest::make_file(folder, tree.name(id)).map_err(|e| self.failed(id, e))?;
         let size = tree.size(id);
-        match content::write(self.store.blobs(), self.cache_dir, digest, size, &mut file) {
+        let report = |bytes| self.progress.written(bytes);
+        let mut meter = Meter::new(size, &report);
+        match content::write(self.store.blobs(), self.cache_dir, digest, size, &mut file, &mut meter) {
             Ok(()) => {}
             Err(Failed::File(e)) => return Err(self.failed(id, e)),
             Err(Failed::Blob(error)) => {
@@ -388,7 +391,7 @@ impl Exporting<'_> {
         let refused =
             self.dest.finish(&file, Attrs::of(tree, id, self.times)).map_err(|e| self.failed(id, e))?;
         self.note_refused(id, &refused);
-        self.progress.written(size);
+        meter.finish();
         Ok(true)
     }
 

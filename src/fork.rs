@@ -48,7 +48,7 @@ mod state;
 mod stats;
 mod witness;
 
-pub use attr::{SetAttr, SetTime, XattrMode};
+pub use attr::{SetAttr, SetTime, XattrMode, is_bare_prefix};
 pub use content::{Allocate, INLINE, MAX_SIZE};
 pub use copy::CopySource;
 pub use diff::{Compare, Difference, How, Side, View, compare};

@@ -5,6 +5,7 @@ mod adapter;
 mod announce;
 mod barrier;
 mod company;
+pub(crate) mod hints;
 mod mount;
 mod options;
 mod own;
@@ -19,7 +20,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::{Errno, FileAttr, FileType, INodeNo};
 
-pub use mount::{Unmounted, clear_dead, unmount};
+pub use mount::{Unmounted, clear_dead, remount, unmount};
 pub use options::MountOptions;
 pub use session::{SessionConfig, serve};
 

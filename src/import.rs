@@ -40,6 +40,7 @@ use crate::layers::model::{Base, ModelDiff};
 use crate::layers::procs::Procs;
 use crate::layers::world::Kind;
 use crate::layers::xattrs::Xattrs;
+use crate::meter::Meter;
 use crate::reach::Top;
 use crate::store::manifest::{
     Agent, CacheRefs, EffectsRefs, MEDIA_TYPE, ModelRefs, SCHEMA_VERSION, TraceRefs, WorldRefs,
@@ -402,6 +403,8 @@ impl Importing<'_> {
     fn read(&self, batch: &Batch<'_>, item: &Item) -> Result<Option<(Meta, Digest)>> {
         let full = self.top.shown(&item.path);
         let failed = |e| Error::io(e, format!("cannot read {}", full.display())).with_hint(READABLE);
+        let report = |bytes| self.progress.read(bytes);
+        let mut meter = Meter::new(item.meta.stamp.size, &report);
         let mut attempt = 0;
         loop {
             attempt += 1;
@@ -422,11 +425,12 @@ impl Importing<'_> {
             let mut bytes = Vec::new();
             let streamed = if size <= WHOLE {
                 bytes.reserve_exact(size as usize + 1);
-                (&mut file).take(WHOLE + 1).read_to_end(&mut bytes).map_err(failed)?;
+                meter.metered(&mut file).take(WHOLE + 1).read_to_end(&mut bytes).map_err(failed)?;
                 None
             } else {
                 let previous = self.index.files.get(item.path.as_slice()).map(|record| record.digest);
-                Some(batch.write_seekable(previous, &mut file).map_err(|e| e.context(full.display()))?)
+                let stored = batch.write_seekable(previous, &mut meter.metered(&mut file));
+                Some(stored.map_err(|e| e.context(full.display()))?)
             };
             let mut after = Meta::of(&look(&file)?);
             let length = streamed.map_or(bytes.len() as u64, |(_, length)| length);
@@ -442,7 +446,7 @@ impl Importing<'_> {
                 Some((digest, _)) => digest,
                 None => batch.put(&bytes).map_err(|e| e.context(full.display()))?,
             };
-            self.progress.read(length);
+            meter.finish();
             return Ok(Some((after, digest)));
         }
     }

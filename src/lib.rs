@@ -19,6 +19,7 @@ pub mod import;
 pub mod jobs;
 pub mod layers;
 mod limits;
+mod meter;
 mod mountinfo;
 pub mod oracle;
 pub mod prune;

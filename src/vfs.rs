@@ -6,6 +6,7 @@
 //! Everything an image holds is immutable, so that it may be cached for ever; names that can change are answered
 //! with a lifetime of zero or invalidated by the watcher. Nothing is parsed before someone looks.
 
+mod advice;
 mod ahead;
 mod announce;
 mod audited;
@@ -17,6 +18,7 @@ mod facts;
 mod fault;
 mod forked;
 mod forks;
+mod home;
 mod image;
 mod inode;
 mod inodes;
@@ -35,6 +37,8 @@ mod trees;
 use std::sync::Arc;
 use std::time::Duration;
 
+use advice::Advice;
+pub use advice::Refusal;
 pub use announce::{Announcement, What};
 pub use autoseal::{SealPolicy, Tell};
 pub(crate) use catalog::{Changes, Watched};
@@ -263,6 +267,7 @@ pub struct Vfs {
     most: Most,
     audit: Audit,
     announcing: Announcing,
+    advice: Advice,
 }
 
 impl std::fmt::Debug for Vfs {
@@ -306,6 +311,7 @@ impl Vfs {
             info: Mutex::new(info),
             audit: Audit::new(&store),
             announcing: Announcing::default(),
+            advice: Advice::default(),
             store,
             cache,
             owners: owners(config.uid, config.gid),

@@ -247,6 +247,23 @@ fn extended_attributes_last_where_they_are_asked_for() {
 }
 
 #[test]
+fn an_attribute_that_has_a_kind_and_no_name_is_refused_as_on_a_disk() {
+    use rustix::io::Errno;
+    let (store, id) = small_store();
+    let mount = Mount::of(store.root()).args(["--xattrs"]).start();
+    let in_fork = fork(&mount, "try", &id).join("README");
+    let of = |path: &Path, name: &str| rustix::fs::getxattr(path, name, &mut [0u8; 64][..]);
+    let set = |name: &str| rustix::fs::setxattr(&in_fork, name, b"1", XattrFlags::empty());
+    assert_eq!(of(&in_fork, "user."), Err(Errno::INVAL));
+    assert_eq!(of(&mount.image(&id).join("world/fs/README"), "user."), Err(Errno::INVAL));
+    assert_eq!([set("user."), rustix::fs::removexattr(&in_fork, "user.")], [Err(Errno::INVAL); 2]);
+    assert_eq!(rustix::fs::listxattr(&in_fork, &mut [0u8; 64][..]), Ok(0));
+    set("user. ").unwrap();
+    assert_eq!(of(&in_fork, "user. "), Ok(1));
+    mount.unmount();
+}
+
+#[test]
 fn unnamed_temporary_files_are_refused_so_that_programs_use_named_ones() {
     let (store, id) = small_store();
     let mount = Mount::of(store.root()).start();

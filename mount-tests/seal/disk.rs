@@ -198,8 +198,8 @@ impl Disk {
 }
 
 impl StoreIo for Disk {
-    fn create_dir_all(&self, dir: &Path, sharing: Sharing) -> io::Result<()> {
-        self.call("mkdir", dir, || SystemIo.create_dir_all(dir, sharing))
+    fn create_dir_below(&self, root: &Path, dir: &Path, sharing: Sharing) -> io::Result<()> {
+        self.call("mkdir", dir, || SystemIo.create_dir_below(root, dir, sharing))
     }
 
     fn create(&self, path: &Path, sharing: Sharing) -> io::Result<File> {

@@ -153,7 +153,8 @@ impl Appender {
     pub fn append(&mut self, events: &[(DateTime<Utc>, SessionEvent)]) -> Result<Head> {
         let path = self.path();
         let failed = |e: io::Error| Error::io(e, format!("cannot write the audit log {}", path.display()));
-        self.sharing.create_dir_all(&self.dir).map_err(failed)?;
+        let store = self.dir.parent().unwrap_or(&self.dir);
+        self.sharing.create_dir_below(store, &self.dir).map_err(failed)?;
         // The store may be another user's: what is written here goes nowhere else.
         if !fs::symlink_metadata(&self.dir).map_err(failed)?.is_dir() {
             return Err(failed(io::Error::other("its folder is a link")));

@@ -69,6 +69,15 @@ impl std::fmt::Debug for Log {
     }
 }
 
+/// Keeps a crash pack in a store.
+fn keep(pack: &Crashpack, store: &Path) -> Result<PathBuf> {
+    let (dir, sharing) = (file::crash_dir(store), Sharing::of(store));
+    sharing
+        .create_dir_below(store, &dir)
+        .map_err(|e| Error::io(e, format!("cannot create {}", dir.display())))?;
+    pack.keep_shared(&dir, sharing)
+}
+
 impl Log {
     /// A log that nothing is written to.
     pub const fn off() -> Self {
@@ -171,10 +180,7 @@ impl Log {
             .with_judged(oracle.clone(), transfer.clone())
             .with_metadata("pfimg", env!("CARGO_PKG_VERSION"))
             .with_metadata("subject", &transfer.subject);
-        let kept = self
-            .0
-            .as_ref()
-            .map(|inner| pack.keep_shared(&file::crash_dir(&inner.store), Sharing::of(&inner.store)));
+        let kept = self.0.as_ref().map(|inner| keep(&pack, &inner.store));
         let kept = match kept {
             Some(Ok(dir)) => {
                 tracing::error!("a crash pack was kept in {}; `pfimg replay` judges it again", dir.display());

@@ -113,7 +113,7 @@ struct Shower {
 
 impl Progress for Shower {
     fn to_write(&self, bytes: u64) {
-        self.bar.start(bytes, "{bar:30} {bytes}/{total_bytes} written, {bytes_per_sec}, {eta} left");
+        self.bar.start(bytes, "{bar:30} {bytes}/{total_bytes} written{speed}{left}");
     }
 
     fn written(&self, bytes: u64) {

@@ -87,7 +87,7 @@ impl Progress for Bar {
     }
 
     fn deleting(&self, total: u64) {
-        self.start(total, "{bar:30} {pos}/{len} blobs deleted, {eta} left");
+        self.start(total, "{bar:30} {pos}/{len} blobs deleted{left}");
     }
 
     fn deleted(&self) {

@@ -205,7 +205,7 @@ impl Progress for Bar {
     }
 
     fn to_read(&self, bytes: u64) {
-        self.start(bytes, "{bar:30} {bytes}/{total_bytes} read, {bytes_per_sec}, {eta} left");
+        self.start(bytes, "{bar:30} {bytes}/{total_bytes} read{speed}{left}");
     }
 
     fn read(&self, bytes: u64) {

@@ -12,6 +12,7 @@ use crate::store::Store;
 ///
 /// Everything below a mountpoint but the files of images and forks is refused: a store that was made there would be a fork.
 pub(crate) fn store_meant(path: PathBuf) -> Result<PathBuf> {
+    let path = expand_home(path, std::env::home_dir().as_deref())?;
     let mounts = match mounts() {
         Ok(mounts) if mounts.iter().any(Mounted::is_ours) => mounts,
         Ok(_) => return Ok(path),
@@ -49,6 +50,28 @@ pub(crate) fn store_meant(path: PathBuf) -> Result<PathBuf> {
     let what = format!("{shown} is no store: it lies in the mount of the store {store}");
     Err(Error::new(ErrorKind::InvalidInput, what)
         .with_hint(format!("name the store itself: --store {store}")))
+}
+
+/// Replaces a leading `~` by the home folder. Shells leave it in `--store=~/s` and in quotes, and service files have no shell.
+fn expand_home(path: PathBuf, home: Option<&Path>) -> Result<PathBuf> {
+    let Some(Component::Normal(first)) = path.components().next() else { return Ok(path) };
+    if !first.as_encoded_bytes().starts_with(b"~") {
+        return Ok(path);
+    }
+    let shown = path.display();
+    let odd =
+        |what: String| Error::new(ErrorKind::InvalidInput, what).with_hint("name the store by its full path");
+    if path.exists() {
+        return Err(odd(format!(
+            "{shown} may be a path in the home folder, or in the folder named {}",
+            first.display()
+        )));
+    }
+    if first != "~" {
+        return Err(odd(format!("{shown}: pfimg knows no home folder of another user")));
+    }
+    let home = home.ok_or_else(|| odd(format!("{shown}: there is no home folder")))?;
+    Ok(home.join(path.components().skip(1).collect::<PathBuf>()))
 }
 
 fn source_of(mounted: &Mounted) -> Result<PathBuf> {
@@ -167,6 +190,26 @@ mod tests {
             ("/agents/a/world/fs", false),
         ] {
             assert_eq!(is_content(Path::new(inside)), content, "{inside}");
+        }
+    }
+
+    #[test]
+    fn a_leading_tilde_is_the_home_folder_and_no_folder_of_that_name_is_made() {
+        let home = Path::new("/home/me");
+        let expanded = |path: &str| expand_home(path.into(), Some(home));
+        for (path, meant) in [
+            ("~/s", "/home/me/s"),
+            ("~", "/home/me"),
+            ("~/a//b", "/home/me/a/b"),
+            ("/a/~/s", "/a/~/s"),
+            ("a~", "a~"),
+            ("./~/s", "./~/s"),
+            ("", ""),
+        ] {
+            assert_eq!(expanded(path).unwrap(), Path::new(meant), "{path}");
+        }
+        for (path, home) in [("~someone/s", Some(home)), ("~/s", None)] {
+            assert_eq!(expand_home(path.into(), home).unwrap_err().kind(), ErrorKind::InvalidInput, "{path}");
         }
     }
 

@@ -20,7 +20,7 @@ use super::units::{parse_bytes, parse_duration};
 use crate::audit::{Log, note};
 use crate::cache::{Cache, CacheConfig};
 use crate::error::{Error, ErrorKind, Result};
-use crate::fuse::{MountOptions, SessionConfig, clear_dead, serve};
+use crate::fuse::{MountOptions, SessionConfig, clear_dead, hints, remount, serve};
 use crate::layers::effects::Secret;
 use crate::limits;
 use crate::store::{Sharing, Store};
@@ -159,7 +159,7 @@ impl MountArgs {
         match self.paths.as_slice() {
             [mountpoint] => Ok((store.path()?, mountpoint.clone())),
             [store, mountpoint] => Ok((meant::store_meant(store.clone())?, mountpoint.clone())),
-            _ => Err(Error::new(ErrorKind::InvalidInput, "name a mountpoint")),
+            _ => Err(no_mountpoint()),
         }
     }
 
@@ -185,6 +185,10 @@ impl MountArgs {
         let default = !rustix::process::geteuid().is_root() && !options.allow_other;
         self.owner.map_or(default, |owner| owner == Owner::Me)
     }
+}
+
+fn no_mountpoint() -> Error {
+    Error::new(ErrorKind::InvalidInput, "name a mountpoint")
 }
 
 /// A folder of the user's own for caches or logs: `$variable/pfimg`, `~/fallback/pfimg`, or one in /tmp.
@@ -224,8 +228,13 @@ fn start(store: &StoreArg, args: &MountArgs) -> Result<ExitCode> {
     }
     limits::check()?;
     // What can be found wrong is found here, where there is a terminal to say so.
-    let (store_path, mountpoint) = args.store_and_mountpoint(store)?;
     let options = args.mount_options()?;
+    if options.remount {
+        // mount(8) names the store as well, which stays.
+        let mountpoint = args.paths.last().ok_or_else(no_mountpoint)?;
+        return remount(mountpoint, &args.options).map(|()| ExitCode::SUCCESS);
+    }
+    let (store_path, mountpoint) = args.store_and_mountpoint(store)?;
     if args.holes && args.writes == Writes::Back {
         let message = "--holes and --writes back do not go together: the kernel asks for holes before it has handed in what was written";
         return Err(Error::new(ErrorKind::InvalidInput, message).with_hint("leave one of them out"));
@@ -302,7 +311,7 @@ fn background(args: &MountArgs, store: &Store, mountpoint: &Path) -> Result<Exit
         // A group of its own: Ctrl-C at the terminal is not meant for it.
         .process_group(0)
         .spawn()
-        .map_err(failed)?;
+        .map_err(|e| hints::not_started(e, "cannot start the daemon".into()))?;
     let mut answer = String::new();
     if let Some(stdout) = child.stdout.take() {
         BufReader::new(stdout).read_line(&mut answer).map_err(failed)?;

@@ -1,8 +1,9 @@
 //! How long work shows that it goes on.
 
+use std::fmt::Write;
 use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{HumanBytes, HumanDuration, ProgressBar, ProgressState, ProgressStyle};
 
 /// A progress bar on stderr, if that is a terminal.
 pub(crate) struct Bar(ProgressBar);
@@ -23,10 +24,11 @@ impl Bar {
         self.style(template);
     }
 
-    /// Shows something else.
+    /// Shows something else. `{speed}` stands for the bytes a second, `{left}` for the time left, each with a comma before it.
+    /// Both stay empty until they can be told.
     pub(crate) fn style(&self, template: &str) {
         if let Ok(style) = ProgressStyle::with_template(template) {
-            self.0.set_style(style);
+            self.0.set_style(style.with_key("speed", write_speed).with_key("left", write_left));
         }
     }
 
@@ -37,5 +39,38 @@ impl Bar {
 
     pub(crate) fn finish(&self) {
         self.0.finish_and_clear();
+    }
+}
+
+/// Less done in a second than this tells no speed, and no time left.
+const SLOWEST: f64 = 0.01;
+
+/// What is done in a second, once the work so far tells it.
+fn speed(done: u64, per_second: f64) -> Option<f64> {
+    (done > 0 && per_second >= SLOWEST).then_some(per_second)
+}
+
+fn write_speed(state: &ProgressState, out: &mut dyn Write) {
+    if let Some(speed) = speed(state.pos(), state.per_sec()) {
+        let _ = write!(out, ", {}/s", HumanBytes(speed as u64));
+    }
+}
+
+fn write_left(state: &ProgressState, out: &mut dyn Write) {
+    if speed(state.pos(), state.per_sec()).is_some() {
+        let _ = write!(out, ", {:#} left", HumanDuration(state.eta()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_speed_is_told_before_anything_is_done() {
+        assert_eq!(speed(0, 0.0), None);
+        assert_eq!(speed(0, 5.0), None, "the speed of what was done before");
+        assert_eq!(speed(7, 0.0), None);
+        assert_eq!(speed(7, 5.0), Some(5.0));
     }
 }

@@ -17,7 +17,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::fuse::{Mounted, mounts};
 use crate::mountinfo::holding;
 use crate::silent::{self, Answer, Daemon, Question};
-use crate::vfs::MountInfo;
+use crate::vfs::{MountInfo, Refusal};
 
 /// Show mounted stores.
 ///
@@ -45,6 +45,12 @@ pub(crate) struct Status {
     /// Why the cache's folder takes nothing.
     #[serde(default)]
     cache_problem: Option<String>,
+    /// Where the store lies now, if another program moved it away from where the mount looks for it.
+    #[serde(default)]
+    moved_to: Option<String>,
+    /// The change that was refused last, where another place would have taken it.
+    #[serde(default)]
+    refused: Option<Refusal>,
     /// Whether it shows in another mount namespace, and not here.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     elsewhere: bool,
@@ -192,7 +198,7 @@ fn own_store(store: &StoreArg) -> Option<PathBuf> {
 
 /// What is said of a mount.
 fn lines(status: &Status) -> String {
-    let Status { info, images, writes_forks, counters, cache_problem, elsewhere } = status;
+    let Status { info, images, writes_forks, counters, cache_problem, moved_to, refused, elsewhere } = status;
     let number = |key: &str| counters.get(key).and_then(Value::as_u64).unwrap_or(0);
     let requests: u64 = counters
         .get("requests")
@@ -202,6 +208,13 @@ fn lines(status: &Status) -> String {
     let path = |path: &Path| plain(&path.to_string_lossy(), usize::MAX);
     let _ = writeln!(out, "{}", path(&info.mountpoint));
     let _ = writeln!(out, "  store     {} ({})", path(&info.store), count(*images, "image"));
+    if let Some(moved_to) = moved_to {
+        let moved_to = plain(moved_to, usize::MAX);
+        let _ = writeln!(
+            out,
+            "  moved     the store lies at {moved_to} now: move it back, or unmount it and mount it there"
+        );
+    }
     let _ = writeln!(
         out,
         "  daemon    pid {}, version {}, since {}",
@@ -233,6 +246,9 @@ fn lines(status: &Status) -> String {
             out,
             "  damage    {missing} reads of missing blobs, {damaged} of damaged ones; `pfimg verify` tells which"
         );
+    }
+    if let Some(Refusal { what, at }) = refused {
+        let _ = writeln!(out, "  refused   {} ({})", plain(what, usize::MAX), at.format("%F %T UTC"));
     }
     if !writes_forks {
         let _ = writeln!(out, "  forks     can only be read here");

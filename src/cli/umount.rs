@@ -12,7 +12,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use super::holder::explain_nothing_mounted;
 use super::status::read_status;
 use crate::error::{ErrorKind, Result};
-use crate::fuse::{Unmounted, unmount};
+use crate::fuse::{Unmounted, hints, unmount};
 use crate::mountinfo::mounted_at;
 use crate::silent::Daemon;
 
@@ -41,7 +41,13 @@ pub(crate) fn run(args: &UmountArgs) -> Result<ExitCode> {
         .and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?))
         .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
     let shown = args.mountpoint.display();
-    let left = unmount(&args.mountpoint).map_err(|e| explain_nothing_mounted(e, &args.mountpoint))?;
+    let left = unmount(&args.mountpoint).map_err(|error| match pid {
+        // The daemon may have rights that this process cannot get.
+        Some(pid) if hints::has_no_new_privs() && error.kind() != ErrorKind::InvalidInput => error.with_hint(
+            format!("run `kill {pid}`, which unmounts too, or run this without no_new_privs: fusermount3 has to become root"),
+        ),
+        _ => explain_nothing_mounted(error, &args.mountpoint),
+    })?;
     if left == Unmounted::Held
         && let Some(daemon) = &daemon
     {
@@ -51,6 +57,13 @@ pub(crate) fn run(args: &UmountArgs) -> Result<ExitCode> {
     let stopped = pid.filter(|pid| Daemon::of(*pid).is_some_and(|daemon| daemon.is_stopped));
     match (left, stopped) {
         (Unmounted::Absent, _) => eprintln!("pfimg: {shown} was unmounted already"),
+        (Unmounted::Shows(other), _) => {
+            let other = other.display();
+            eprintln!(
+                "pfimg: {shown} is unmounted; the same mount shows at {other}, and its daemon serves it there (run `pfimg umount \
+                 {other}` to end both)"
+            );
+        }
         (_, Some(pid)) => eprintln!(
             "pfimg: {shown} is unmounted; its daemon is stopped. Run `kill -CONT {pid}` to let it seal forks and end"
         ),

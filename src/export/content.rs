@@ -7,6 +7,7 @@ use std::path::Path;
 
 use sha2::Digest as _;
 
+use crate::meter::Meter;
 use crate::store::{BlobError, Blobs, Digest, MAX_METADATA, Size};
 
 /// Files of fewer bytes are read into memory; the cache keeps only larger ones as files.
@@ -94,6 +95,7 @@ pub(super) fn write(
     digest: &Digest,
     size: u64,
     file: &mut File,
+    meter: &mut Meter<'_>,
 ) -> Result<(), Failed> {
     if size < LARGE {
         let bytes = blobs.read(digest, Size::Exact(size)).map_err(Failed::Blob)?;
@@ -102,12 +104,12 @@ pub(super) fn write(
     }
     let clear = |file: &mut File| file.set_len(0).and_then(|()| file.rewind()).map_err(Failed::File);
     if let Some(dir) = cache_dir {
-        if share(dir, digest, size, file).unwrap_or(false) {
+        if share(dir, digest, size, file, meter).unwrap_or(false) {
             return Ok(());
         }
         clear(file)?;
     }
-    stream(blobs, digest, Size::Exact(size), file).map(drop).or_else(|error| {
+    stream(blobs, digest, Size::Exact(size), file, meter).map(drop).or_else(|error| {
         clear(file)?;
         Err(error)
     })
@@ -117,14 +119,22 @@ pub(super) fn write(
 pub(super) fn write_layer(blobs: &Blobs, digest: &Digest, file: &mut File) -> Result<u64, Failed> {
     let compressed = blobs.compressed_size(digest).map_err(Failed::Blob)?;
     let limit = compressed.saturating_mul(MAX_UNDECLARED_RATIO).max(MAX_METADATA);
-    stream(blobs, digest, Size::AtMost(limit), file)
+    // A layer's length is in no total.
+    stream(blobs, digest, Size::AtMost(limit), file, &mut Meter::new(0, &|_| ()))
 }
 
-fn stream(blobs: &Blobs, digest: &Digest, size: Size, file: &mut File) -> Result<u64, Failed> {
+fn stream(
+    blobs: &Blobs,
+    digest: &Digest,
+    size: Size,
+    file: &mut File,
+    meter: &mut Meter<'_>,
+) -> Result<u64, Failed> {
     let mut sparse = Sparse::new(file);
     // What the disk refuses must not pass for a damaged blob.
     let mut refused = None;
-    let streamed = blobs.stream(digest, size, &mut Watched { to: &mut sparse, failed: &mut refused });
+    let streamed =
+        blobs.stream(digest, size, &mut Watched { to: meter.metered(&mut sparse), failed: &mut refused });
     match (streamed, refused) {
         (Ok(length), _) => sparse.finish().map(|()| length).map_err(Failed::File),
         (Err(_), Some(error)) => Err(Failed::File(error)),
@@ -134,7 +144,7 @@ fn stream(blobs: &Blobs, digest: &Digest, size: Size, file: &mut File) -> Result
 
 /// Keeps the error of who is written to.
 struct Watched<'a, W> {
-    to: &'a mut W,
+    to: W,
     failed: &'a mut Option<io::Error>,
 }
 
@@ -155,7 +165,13 @@ impl<W: Write> Write for Watched<'_, W> {
 
 /// Takes a content over from the cache's file of it: by sharing its blocks where the filesystem can, else copied by the
 /// kernel. What arrived is checked, so that nothing depends on what else becomes of that file. False if it is no good.
-fn share(cache_dir: &Path, digest: &Digest, size: u64, file: &mut File) -> io::Result<bool> {
+fn share(
+    cache_dir: &Path,
+    digest: &Digest,
+    size: u64,
+    file: &mut File,
+    meter: &mut Meter<'_>,
+) -> io::Result<bool> {
     let hex = digest.hex();
     let path = cache_dir.join(&hex[..2]).join(&hex);
     // The folder may be anybody's: a fifo would be waited for.
@@ -178,8 +194,9 @@ fn share(cache_dir: &Path, digest: &Digest, size: u64, file: &mut File) -> io::R
     file.rewind()?;
     let mut hasher = sha2::Sha256::new();
     let mut buffer = vec![0; 256 << 10];
+    let mut checked = meter.metered(file);
     loop {
-        match file.read(&mut buffer)? {
+        match checked.read(&mut buffer)? {
             0 => break,
             n => hasher.update(&buffer[..n]),
         }
@@ -239,7 +256,15 @@ mod tests {
         for in_cache in [&bytes, &damaged, &bytes[..100].to_vec()] {
             std::fs::write(&cached, in_cache).unwrap();
             let mut file = tempfile::tempfile().unwrap();
-            write(store.blobs(), Some(&cache), &digest, bytes.len() as u64, &mut file).unwrap();
+            write(
+                store.blobs(),
+                Some(&cache),
+                &digest,
+                bytes.len() as u64,
+                &mut file,
+                &mut Meter::new(0, &|_| ()),
+            )
+            .unwrap();
             file.rewind().unwrap();
             let mut back = Vec::new();
             file.read_to_end(&mut back).unwrap();
@@ -249,8 +274,17 @@ mod tests {
         std::fs::write(&cached, &bytes).unwrap();
         std::fs::remove_file(store.blobs().path(&digest)).unwrap();
         let mut file = tempfile::tempfile().unwrap();
-        write(store.blobs(), Some(&cache), &digest, bytes.len() as u64, &mut file).unwrap();
-        let gone = write(store.blobs(), None, &digest, bytes.len() as u64, &mut file);
+        write(
+            store.blobs(),
+            Some(&cache),
+            &digest,
+            bytes.len() as u64,
+            &mut file,
+            &mut Meter::new(0, &|_| ()),
+        )
+        .unwrap();
+        let gone =
+            write(store.blobs(), None, &digest, bytes.len() as u64, &mut file, &mut Meter::new(0, &|_| ()));
         assert!(matches!(gone, Err(Failed::Blob(BlobError::Missing(_)))), "{gone:?}");
     }
 }

@@ -132,7 +132,7 @@ impl Fork {
     /// An extended attribute's value.
     pub fn getxattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>> {
         let inode = self.live.read().need(ino)?;
-        inode.xattrs.get(name).cloned().ok_or_else(no_attribute)
+        inode.xattrs.get(name).cloned().ok_or_else(|| no_attribute(name))
     }
 
     /// Names of a file's extended attributes, sorted.
@@ -153,7 +153,10 @@ impl Fork {
             // Kept and not obeyed it would take the place of the permissions that it stands for: cp -p sets it or them.
             return Err(Error::new(ErrorKind::Unsupported, "a fork has no access control lists"));
         }
-        if !["user.", "trusted.", "security."].iter().any(|space| name.starts_with(space.as_bytes())) {
+        if is_bare_prefix(name) {
+            return Err(no_attribute(name));
+        }
+        if !PREFIXES.iter().any(|prefix| name.starts_with(prefix)) {
             return Err(Error::new(ErrorKind::Unsupported, "there are no attributes of that kind"));
         }
         if name == CAPABILITY && is_of_confined_root(value) {
@@ -168,7 +171,7 @@ impl Fork {
             (XattrMode::Create, true) => {
                 return Err(Error::new(ErrorKind::AlreadyExists, "the attribute is there already"));
             }
-            (XattrMode::Replace, false) => return Err(no_attribute()),
+            (XattrMode::Replace, false) => return Err(no_attribute(name)),
             _ => {}
         }
         live.commit(Record::Xattr { ino, name: name.to_vec(), value: Some(value.to_vec()), time: self.now() })
@@ -179,7 +182,7 @@ impl Fork {
         self.may_write()?;
         let mut live = self.live.write();
         if !live.need(ino)?.xattrs.contains_key(name) {
-            return Err(no_attribute());
+            return Err(no_attribute(name));
         }
         live.commit(Record::Xattr { ino, name: name.to_vec(), value: None, time: self.now() })
     }
@@ -241,7 +244,19 @@ impl Fork {
     }
 }
 
-fn no_attribute() -> Error {
+/// The kinds of attributes that a fork has.
+const PREFIXES: [&[u8]; 3] = [b"user.", b"trusted.", b"security."];
+
+/// Whether a name ends with its kind, such as `user.`.
+pub fn is_bare_prefix(name: &[u8]) -> bool {
+    PREFIXES.contains(&name)
+}
+
+/// The error of an attribute that is not there. The kernel's filesystems take a kind without a name for no attribute's name.
+fn no_attribute(name: &[u8]) -> Error {
+    if is_bare_prefix(name) {
+        return Error::new(ErrorKind::InvalidInput, "the attribute has no name behind its kind");
+    }
     posix(Posix::NoAttribute, "no such extended attribute")
 }
 

@@ -244,7 +244,9 @@ impl Generation {
     /// Makes what is missing of its folder, and an empty journal.
     pub(super) fn restart(&self, header: &[u8]) -> Result<()> {
         let make = || {
-            self.io().create_dir_all(&self.dir.join("data"), self.files.sharing)?;
+            // It lies in forks/gen of the store.
+            let store = self.dir.ancestors().nth(3).unwrap_or(&self.dir);
+            self.io().create_dir_below(store, &self.dir.join("data"), self.files.sharing)?;
             let _ = fs::remove_file(self.journal_path());
             let file = self.io().create(&self.journal_path(), self.files.sharing)?;
             let mut done = 0;

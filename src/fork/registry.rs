@@ -218,7 +218,7 @@ impl Registry {
             for folder in ["heads", "gen", "damaged"] {
                 let folder = forks.join(folder);
                 sharing
-                    .create_dir_all(&folder)
+                    .create_dir_below(store, &folder)
                     .map_err(|e| Error::io(e, format!("cannot create {}", folder.display())))?;
             }
             held = lock(&forks, sharing)?;

@@ -53,7 +53,8 @@ impl Fork {
         self.may_write()?;
         let write = || {
             if let Some(dir) = path.parent() {
-                self.shared.files.io.create_dir_all(dir, self.shared.files.sharing)?;
+                let store = self.shared.forks.parent().unwrap_or(&self.shared.forks);
+                self.shared.files.io.create_dir_below(store, dir, self.shared.files.sharing)?;
             }
             let sharing = self.shared.files.sharing;
             let file = sharing.open_or_create(File::options().append(true), &path)?;

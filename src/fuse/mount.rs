@@ -19,9 +19,10 @@ use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType,
 };
 
+use super::hints;
 use super::options::MountOptions;
 use crate::error::{Error, ErrorKind, Posix, Result};
-use crate::mountinfo::{Elsewhere, FS_TYPE, Mounted, elsewhere, mounted_at};
+use crate::mountinfo::{Elsewhere, FS_TYPE, Mounted, elsewhere, mounted_at, mounts};
 use crate::silent::{self, Answer, Question};
 
 const FUSERMOUNT: &str = "fusermount3";
@@ -68,12 +69,14 @@ impl Identity {
 }
 
 /// How an unmounting went.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Unmounted {
     /// It is gone.
     Clean,
     /// It is gone from the tree of files; programs that use it keep what they have open.
     Busy,
+    /// It is gone from that path, and shows at another one: one of the two is a bind mount of the other.
+    Shows(PathBuf),
     /// It is gone, but where nobody gets to it: below what hides it from a command that is kept to a fork of another store. Its daemon
     /// is not told of the end, and has to be.
     Held,
@@ -184,7 +187,8 @@ pub(super) fn mount(path: &Path, source: &Path, options: &MountOptions) -> Resul
         match mount_directly(path, source, options) {
             // Root in a container need not have the capability, but fusermount3 may help all the same.
             Err(error) if error.kind() == ErrorKind::PermissionDenied => {
-                mount_by_helper(path, source, options).map_err(|helper| error.with_source(helper))?
+                mount_by_helper(path, source, options)
+                    .map_err(|helper| hints::root_refused(error.with_source(helper)))?
             }
             other => other?,
         }
@@ -256,18 +260,6 @@ fn mount_directly(path: &Path, source: &Path, options: &MountOptions) -> Result<
     Ok(device.into())
 }
 
-fn helper_missing(e: io::Error) -> Error {
-    if e.kind() == io::ErrorKind::NotFound {
-        Error::new(
-            ErrorKind::NotFound,
-            format!("{FUSERMOUNT} is not installed, and only root mounts without it"),
-        )
-        .with_hint("install it: apt install fuse3 (the package is called fuse3 on most systems)")
-    } else {
-        Error::io(e, format!("cannot run {FUSERMOUNT}"))
-    }
-}
-
 fn mount_by_helper(path: &Path, source: &Path, options: &MountOptions) -> Result<OwnedFd> {
     let failed = |e: rustix::io::Errno| Error::io(e.into(), "cannot make a socket for fusermount3");
     // The helper's end has to survive exec, ours must not.
@@ -285,7 +277,7 @@ fn mount_by_helper(path: &Path, source: &Path, options: &MountOptions) -> Result
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()
-        .map_err(helper_missing)?;
+        .map_err(|e| hints::helper_not_started(e, FUSERMOUNT))?;
     drop(theirs);
     let received = receive_fd(&ours);
     let output = child.wait_with_output().map_err(|e| Error::io(e, format!("cannot run {FUSERMOUNT}")))?;
@@ -308,7 +300,7 @@ fn mount_by_helper(path: &Path, source: &Path, options: &MountOptions) -> Result
                      `unshare --user --map-root-user --mount`, then `pfimg mount` in its shell",
                 )
             } else {
-                error
+                hints::helper_refused(error, FUSERMOUNT)
             })
         }
     }
@@ -353,13 +345,14 @@ fn detach(path: &Path, lazily: bool) -> Result<()> {
         .args([OsStr::new("--"), path.as_os_str()])
         .stdin(Stdio::null())
         .output()
-        .map_err(helper_missing)?;
+        .map_err(|e| hints::helper_not_started(e, FUSERMOUNT))?;
     if output.status.success() {
         return Ok(());
     }
     let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
     let kind = if said.contains("busy") { ErrorKind::Busy } else { ErrorKind::Io(None) };
-    Err(Error::new(kind, format!("cannot unmount {}: {said}", path.display())))
+    let error = Error::new(kind, format!("cannot unmount {}: {said}", path.display()));
+    Err(if kind == ErrorKind::Busy { error } else { hints::helper_refused(error, FUSERMOUNT) })
 }
 
 /// Takes a mount off its path if it is the one that shows there; lazily if it is busy.
@@ -370,9 +363,7 @@ fn unmount_identity(path: &Path, identity: &Identity) -> Result<Unmounted> {
                 return Ok(Unmounted::Absent);
             }
         }
-        Some(cover)
-            if crate::mountinfo::mounts()?.iter().any(|m| m.path == path && m.device == identity.device) =>
-        {
+        Some(cover) if mounts()?.iter().any(|m| m.path == path && m.device == identity.device) => {
             return Err(Error::new(
                 ErrorKind::Busy,
                 format!("{} is covered by another mount ({})", path.display(), cover.fs_type),
@@ -392,6 +383,10 @@ fn unmount_identity(path: &Path, identity: &Identity) -> Result<Unmounted> {
 
 /// What is left of a mount that was unmounted here.
 fn left_of(device: &str) -> Unmounted {
+    let here = mounts().unwrap_or_default();
+    if let Some(other) = here.into_iter().find(|mounted| mounted.is_ours() && mounted.device == device) {
+        return Unmounted::Shows(other.path);
+    }
     let asked = Instant::now();
     let mut left = elsewhere(device);
     // A command that is being started has not hidden it yet.
@@ -430,6 +425,33 @@ impl OwnMount {
             Err(_) => true,
         }
     }
+}
+
+/// Changes the options of the mount at `mountpoint` that mount(2) can change, by lists in the words of mount(8): root only.
+pub fn remount(mountpoint: &Path, lists: &[String]) -> Result<()> {
+    let path = absolute(mountpoint)?;
+    let shown = path.display();
+    let Some(mounted) = mounted_at(&path)?.filter(Mounted::is_ours) else {
+        return Err(Error::new(ErrorKind::InvalidInput, format!("no store is mounted at {shown}"))
+            .with_hint("run `pfimg status` to list what is mounted"));
+    };
+    // What no list names stays.
+    let mut options = MountOptions::default();
+    for word in mounted.options.split(',') {
+        // Another program may have added words that pfimg does not know.
+        let _ = options.apply(word);
+    }
+    for list in lists {
+        options.apply(list)?;
+    }
+    rustix::mount::mount_remount(&path, options.flags(), c"").map_err(|e| {
+        if e == rustix::io::Errno::PERM {
+            let what = format!("cannot remount {shown}: only root may");
+            return Error::new(ErrorKind::PermissionDenied, what)
+                .with_hint("run `pfimg umount`, then `pfimg mount --read-only`");
+        }
+        Error::io(e.into(), format!("cannot remount {shown}"))
+    })
 }
 
 /// Unmounts the store that is mounted at `mountpoint`, dead or alive. Anything else there is left alone.

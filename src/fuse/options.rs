@@ -9,6 +9,10 @@ use rustix::thread::CapabilitySet;
 
 use crate::error::{Error, ErrorKind, Result};
 
+/// Words of the kernel for a FUSE mount, which `/proc/mounts` lists.
+const KERNEL_WORDS: [&str; 7] =
+    ["fd=", "rootmode=", "user_id=", "group_id=", "max_read=", "blksize=", "subtype="];
+
 /// How to mount. The defaults are what an ordinary user may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(clippy::struct_excessive_bools)]
@@ -27,6 +31,8 @@ pub struct MountOptions {
     pub default_permissions: bool,
     /// Whether a folder that is not empty may be mounted on. For callers to heed: the kernel does not mind.
     pub nonempty: bool,
+    /// Change the options of a mount that is there.
+    pub remount: bool,
     noatime: bool,
     nodiratime: bool,
     sync: bool,
@@ -43,6 +49,7 @@ impl Default for MountOptions {
             allow_other: false,
             default_permissions: false,
             nonempty: false,
+            remount: false,
             noatime: false,
             nodiratime: false,
             sync: false,
@@ -53,7 +60,11 @@ impl Default for MountOptions {
 
 impl MountOptions {
     /// Applies a comma-separated list. Later words override earlier ones; a word that is not known is an error.
+    ///
+    /// mount(8) puts the options that a mount has before `remount`: there the kernel's own words for FUSE are passed over, which it
+    /// does not let anybody change.
     pub fn apply(&mut self, list: &str) -> Result<()> {
+        let remounts = list.split(',').any(|word| word == "remount");
         for word in list.split(',').filter(|word| !word.is_empty()) {
             match word {
                 "defaults" => *self = Self { allow_other: self.allow_other, ..Self::default() },
@@ -75,6 +86,8 @@ impl MountOptions {
                 "allow_other" => self.allow_other = true,
                 "default_permissions" => self.default_permissions = true,
                 "nonempty" => self.nonempty = true,
+                "remount" => self.remount = true,
+                _ if remounts && KERNEL_WORDS.iter().any(|key| word.starts_with(key)) => {}
                 _ => {
                     return Err(Error::new(
                         ErrorKind::InvalidInput,
@@ -83,7 +96,7 @@ impl MountOptions {
                     .with_hint(
                         "known are ro, rw, suid, nosuid, dev, nodev, exec, noexec, atime, noatime, relatime, \
                              diratime, nodiratime, sync, async, dirsync, allow_other, default_permissions, \
-                             nonempty, defaults",
+                             nonempty, remount, defaults",
                     ));
                 }
             }
@@ -179,6 +192,8 @@ mod tests {
             options.for_fusermount(Path::new(r"/a,b\c")),
             r"fsname=/a\,b\\c,subtype=pfimg,default_permissions,ro,noexec,noatime,sync,dirsync,allow_other"
         );
+        let listed = "rw,nosuid,nodev,relatime,user_id=0,group_id=0,default_permissions,remount,ro";
+        assert!(parsed(listed).is_ok_and(|options| options.remount && options.read_only));
         for bad in ["rox", "fsname=x", "user_id=0", "ro,fd=3", "max_read=1"] {
             let error = parsed(bad).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::InvalidInput, "{bad}");

@@ -245,6 +245,11 @@ fn wait(own: &OwnMount, ended: &mpsc::Receiver<End>, log: &Log, push: impl FnOnc
             tracing::info!("unmounted {shown}");
             return Ok(Ended::Detached);
         }
+        Unmounted::Shows(other) => tracing::warn!(
+            "{shown} also shows at {}: that is served for {} s more",
+            other.display(),
+            GRACE.as_secs()
+        ),
         Unmounted::Busy => tracing::warn!(
             "{shown} is in use: it was detached, and is served for {} s more to whoever has it open",
             GRACE.as_secs()

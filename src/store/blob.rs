@@ -180,6 +180,11 @@ impl Blobs {
         &self.root
     }
 
+    /// The store that they are in.
+    pub(super) fn store_root(&self) -> &Path {
+        self.root.ancestors().nth(2).unwrap_or(&self.root)
+    }
+
     pub(super) fn io(&self) -> &dyn StoreIo {
         &*self.io
     }

@@ -11,9 +11,9 @@ use super::Sharing;
 
 /// Everything a store is changed by. A trait, so that tests can make each call fail, or be the last one.
 pub trait StoreIo: Send + Sync + 'static {
-    /// Makes a folder, and those above it that are missing.
-    fn create_dir_all(&self, dir: &Path, sharing: Sharing) -> io::Result<()> {
-        sharing.create_dir_all(dir)
+    /// Makes a folder of the store in `root`, and those between that are missing; see [`Sharing::create_dir_below`].
+    fn create_dir_below(&self, root: &Path, dir: &Path, sharing: Sharing) -> io::Result<()> {
+        sharing.create_dir_below(root, dir)
     }
 
     /// Makes an empty file where there is none.

@@ -50,7 +50,7 @@ impl Store {
         let file = match open() {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 // With the folder that the first tag would have to make: a copy of a tag is to cost a line.
-                self.sharing().create_dir_all(self.tags().dir()).and_then(|()| open())
+                self.sharing().create_dir_below(self.root(), self.tags().dir()).and_then(|()| open())
             }
             other => other,
         };
@@ -95,7 +95,7 @@ impl Store {
         let make = || {
             let mut attempts = 0;
             let mut file = loop {
-                self.sharing().create_dir_all(&dir)?;
+                self.sharing().create_dir_below(self.root(), &dir)?;
                 attempts += 1;
                 match self.sharing().open_or_create(File::options().write(true).truncate(true), &path) {
                     // Somebody else's last pin took the folder along.

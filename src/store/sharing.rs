@@ -148,6 +148,36 @@ impl Sharing {
         }
     }
 
+    /// Makes a folder of the store in `root`, and those between that are missing, but never `root` itself: a store that was
+    /// moved away while it is in use must not begin again at its old place.
+    pub fn create_dir_below(self, root: &Path, dir: &Path) -> io::Result<()> {
+        if !dir.starts_with(root) || dir == root {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("it is not below {}", root.display()),
+            ));
+        }
+        let make = || match self {
+            Self::Private => DirBuilder::new().mode(self.folder_mode()).create(dir),
+            Self::Group => self.create_dir(dir),
+        };
+        if dir.is_dir() {
+            return Ok(());
+        }
+        let made = match (make(), dir.parent()) {
+            (Err(e), Some(above)) if e.kind() == io::ErrorKind::NotFound && above != root => {
+                self.create_dir_below(root, above)?;
+                make()
+            }
+            (made, _) => made,
+        };
+        match made {
+            // Another program was faster.
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists && dir.is_dir() => Ok(()),
+            made => made,
+        }
+    }
+
     /// Makes a folder for a group. It gets its name with its mode: another member who is faster than a chmod(2) would
     /// find it closed.
     fn create_dir(self, dir: &Path) -> io::Result<()> {
@@ -277,6 +307,26 @@ mod tests {
             append();
             assert_eq!(mode(&top.join("a/log")), 0o644);
             assert_eq!(fs::read_dir(top.join("a")).unwrap().count(), 3, "nothing else is left there");
+        }
+    }
+
+    #[test]
+    fn a_folder_of_a_store_is_made_and_never_the_store() {
+        let dir = tempfile::tempdir().unwrap();
+        for sharing in [Sharing::Private, Sharing::Group] {
+            let root = dir.path().join(format!("{sharing:?}"));
+            let below = root.join("a/b/c");
+            let refused = sharing.create_dir_below(&root, &below).unwrap_err();
+            assert_eq!(refused.kind(), io::ErrorKind::NotFound);
+            assert!(!root.exists());
+            fs::create_dir(&root).unwrap();
+            sharing.create_dir_below(&root, &below).unwrap();
+            sharing.create_dir_below(&root, &below).unwrap();
+            assert_eq!([mode(&root.join("a")), mode(&below)], [sharing.folder_mode(); 2]);
+            for other in [&root, dir.path()] {
+                let refused = sharing.create_dir_below(&root, other).unwrap_err();
+                assert_eq!(refused.kind(), io::ErrorKind::InvalidInput);
+            }
         }
     }
 

@@ -164,7 +164,9 @@ impl Tags {
         if self.dir.is_dir() {
             return Ok(());
         }
-        self.io.create_dir_all(&self.dir, self.sharing)?;
+        // It is refs/tags of the store.
+        let store = self.dir.ancestors().nth(2).unwrap_or(&self.dir);
+        self.io.create_dir_below(store, &self.dir, self.sharing)?;
         self.dir.ancestors().skip(1).take(2).try_for_each(|dir| self.io.sync_dir(dir))
     }
 }

@@ -180,7 +180,7 @@ impl Blobs {
         let renamed = match self.io().rename(temp, &path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 let shard = path.parent().unwrap_or(self.root());
-                self.io().create_dir_all(shard, self.sharing()).and_then(|()| self.io().rename(temp, &path))
+                self.create_shard(shard).and_then(|()| self.io().rename(temp, &path))
             }
             other => other,
         };
@@ -188,6 +188,10 @@ impl Blobs {
         self.temp_names().done_with(temp);
         self.unsynced().written(*digest);
         Ok(())
+    }
+
+    fn create_shard(&self, shard: &Path) -> io::Result<()> {
+        self.io().create_dir_below(self.store_root(), shard, self.sharing())
     }
 
     /// Temporary files that were left behind by this store since it was opened.
@@ -198,7 +202,7 @@ impl Blobs {
     pub(super) fn create_temp(&self, path: &Path) -> io::Result<(PathBuf, File)> {
         match self.temp_names().create(self.io(), path, self.sharing()) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                self.io().create_dir_all(path.parent().unwrap_or(self.root()), self.sharing())?;
+                self.create_shard(path.parent().unwrap_or(self.root()))?;
                 self.temp_names().create(self.io(), path, self.sharing())
             }
             other => other,
@@ -509,8 +513,8 @@ mod tests {
     }
 
     impl StoreIo for Failing {
-        fn create_dir_all(&self, dir: &Path, sharing: Sharing) -> io::Result<()> {
-            self.call(|| SystemIo.create_dir_all(dir, sharing))
+        fn create_dir_below(&self, root: &Path, dir: &Path, sharing: Sharing) -> io::Result<()> {
+            self.call(|| SystemIo.create_dir_below(root, dir, sharing))
         }
         fn create(&self, path: &Path, sharing: Sharing) -> io::Result<File> {
             self.call(|| SystemIo.create(path, sharing))

@@ -144,17 +144,17 @@ impl Vfs {
 
     /// Makes a file, folder, symlink or special. Under `forks/`, a folder is a fork; under `tags/`, a symlink is a tag.
     pub fn create(&self, parent: Ino, name: &[u8], new: &NewFile<'_>) -> Outcome<Entry> {
-        self.audited(Op::Create, self.make(parent, name, new))
+        self.audited(Op::Create, self.advised(parent, name, self.make(parent, name, new)))
     }
 
     /// Gives a file another name.
     pub fn link(&self, ino: Ino, parent: Ino, name: &[u8]) -> Outcome<Entry> {
-        self.audited(Op::Link, self.do_link(ino, parent, name))
+        self.audited(Op::Link, self.advised(parent, name, self.do_link(ino, parent, name)))
     }
 
     /// Takes a name away.
     pub fn unlink(&self, parent: Ino, name: &[u8]) -> Outcome<()> {
-        self.audited(Op::Unlink, self.do_unlink(parent, name))
+        self.audited(Op::Unlink, self.advised(parent, name, self.do_unlink(parent, name)))
     }
 
     /// Removes an empty folder. Under `forks/`, an empty fork is discarded.
@@ -165,7 +165,8 @@ impl Vfs {
     /// Renames. Forks are renamed under `forks/`, tags under `tags/`; a fork that is moved into `.pfimg/` is discarded,
     /// whatever it holds.
     pub fn rename(&self, from: Ino, name: &[u8], to: Ino, new_name: &[u8], mode: RenameMode) -> Outcome<()> {
-        self.audited(Op::Rename, self.do_rename(from, name, to, new_name, mode))
+        let renamed = self.do_rename(from, name, to, new_name, mode);
+        self.audited(Op::Rename, self.advised(to, new_name, renamed))
     }
 
     /// Sets attributes.

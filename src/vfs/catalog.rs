@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use chrono::{DateTime, Utc};
 
+use super::home::Home;
 use super::inode::{ImageNo, hash_bytes, mix};
 use crate::error::Result;
 use crate::store::{Digest, MarkerError, Store};
@@ -55,6 +56,7 @@ pub(super) struct Catalog {
     listing: Mutex<Listing>,
     index: Mutex<Index>,
     numbers: RwLock<(HashMap<Digest, ImageNo>, Vec<Digest>)>,
+    pub(super) home: Home,
 }
 
 /// What changed in the store since the watcher looked last.
@@ -86,7 +88,8 @@ impl Catalog {
     pub(super) fn new(store: Arc<Store>) -> Self {
         let listing =
             Mutex::new(Listing { stamp: None, settled: false, ids: Arc::new([]), changes: 0, hash: 0 });
-        Self { store, listing, index: Mutex::default(), numbers: RwLock::default() }
+        let home = Home::new(store.root());
+        Self { store, listing, index: Mutex::default(), numbers: RwLock::default(), home }
     }
 
     /// Ids of all images, sorted. Lists the folder only if it changed.
@@ -98,6 +101,9 @@ impl Catalog {
     pub(super) fn ids_hashed(&self) -> Result<(Arc<[Digest]>, u64)> {
         let mut listing = self.listing.lock();
         let stamp = self.store.images().changed_at();
+        if stamp.is_none() {
+            self.home.require()?;
+        }
         if !listing.settled || listing.stamp != stamp {
             let ids = self.store.images().ids(&mut |odd| {
                 tracing::debug!("{} is no image marker", odd.display());
@@ -224,6 +230,11 @@ impl Catalog {
     /// What changed since `watched`, which is brought up to date.
     pub(super) fn changes(&self, watched: &mut Watched) -> Changes {
         let mut changes = Changes::default();
+        self.home.watch();
+        if self.home.check().is_err() {
+            // Nothing came or went: the store did.
+            return changes;
+        }
         if self.ids().is_ok() {
             let (ids, count) = {
                 let listing = self.listing.lock();

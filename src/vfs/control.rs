@@ -130,6 +130,8 @@ impl Vfs {
         status["images"] = json!(self.catalog.ids().map_or(0, |ids| ids.len()));
         status["writes_forks"] = json!(self.writes_forks());
         status["cache_problem"] = json!(self.cache.trouble());
+        status["moved_to"] = json!(self.catalog.home.moved_to());
+        status["refused"] = json!(self.advice.last());
         status["counters"] = json!({
             "requests": requests,
             "inodes": self.inodes.len(),

@@ -66,8 +66,8 @@ impl Vfs {
     /// The fork that an inode is in, and its number there. What is not in a fork cannot be changed.
     pub(super) fn in_fork(&self, ino: Ino) -> Outcome<(Mounted, fork::Ino)> {
         match self.node(ino)? {
-            Node::Forked { mounted, ino } => Ok((mounted, ino)),
-            _ => Err(ErrorKind::ReadOnly),
+            Node::Forked { mounted, ino } => self.catalog.home.check().map(|()| (mounted, ino)),
+            node => Err(self.outside_forks(&node)),
         }
     }
 
@@ -339,6 +339,7 @@ impl Vfs {
         new_name: &[u8],
         mode: RenameMode,
     ) -> Outcome<()> {
+        self.catalog.home.check()?;
         match (self.node(from)?, self.node(to)?) {
             (Node::Fixed(Fixed::Forks), Node::Fixed(Fixed::Forks)) => self.rename_fork(name, new_name, mode),
             (Node::Fixed(Fixed::Forks), Node::Fixed(Fixed::Control)) => {
@@ -358,6 +359,9 @@ impl Vfs {
             }
             (Node::Forked { .. }, _) | (_, Node::Forked { .. }) => {
                 Err(ErrorKind::Posix(Posix::CrossesDevices))
+            }
+            (_, work @ Node::Fixed(Fixed::Work)) | (work @ Node::Fixed(Fixed::Work), _) => {
+                Err(self.outside_forks(&work))
             }
             _ => Err(ErrorKind::ReadOnly),
         }
@@ -498,7 +502,11 @@ impl Vfs {
             node => {
                 let xattrs = self.xattrs_of(&node)?;
                 let value = xattrs.as_ref().and_then(|xattrs| xattrs.get(name));
-                value.cloned().ok_or(ErrorKind::Posix(Posix::NoAttribute))
+                value.cloned().ok_or(if fork::is_bare_prefix(name) {
+                    ErrorKind::InvalidInput
+                } else {
+                    ErrorKind::Posix(Posix::NoAttribute)
+                })
             }
         }
     }

@@ -209,6 +209,7 @@ impl Vfs {
             return Ok(Some(Arc::clone(open)));
         }
         if !make && !self.store.root().join("forks").is_dir() {
+            self.catalog.home.require()?;
             return Ok(None);
         }
         let open = |read_only| {
@@ -395,6 +396,7 @@ impl Vfs {
     }
 
     fn fork_from(&self, name: &str, source: Option<&str>, mode: u16) -> Result<Arc<Fork>> {
+        self.catalog.home.require()?;
         // Found before anything is made: a source that is not there must leave nothing behind.
         let image = match source {
             None => None,
@@ -422,6 +424,7 @@ impl Vfs {
         if mode == RenameMode::Exchange {
             return Err(ErrorKind::InvalidInput);
         }
+        self.catalog.home.require().map_err(|error| error.kind())?;
         let registry = self.registry(false).map_err(logged)?.ok_or(ErrorKind::NotFound)?;
         let renamed = registry.rename(name, new_name).map_err(logged)?;
         self.announcing.add(Announcement::of(Fixed::Work, name, What::Gone(Kind::Symlink)));
@@ -440,6 +443,7 @@ impl Vfs {
         place: Option<(Fixed, Vec<u8>)>,
     ) -> Outcome<()> {
         let name = std::str::from_utf8(name).map_err(|_| ErrorKind::NotFound)?;
+        self.catalog.home.require().map_err(|error| error.kind())?;
         let registry = self.registry(false).map_err(logged)?.ok_or(ErrorKind::NotFound)?;
         // Judged as it goes: the name may lead to another fork than it did a moment ago.
         let is_empty = |fork: &Fork| {
@@ -474,6 +478,9 @@ impl Vfs {
         self.tell_of_cache();
         self.cache.settle(false);
         self.most.now(self.inodes.len());
+        if self.catalog.home.check().is_err() {
+            return;
+        }
         for Mounted { fork, .. } in self.forks.in_use() {
             let kept =
                 fork.reap().and_then(|_| if fork.wants_checkpoint() { fork.checkpoint() } else { Ok(false) });

@@ -125,6 +125,11 @@ impl Vfs {
     /// Logs damage, once for each blob and image, and returns what the reader gets.
     pub(super) fn report(&self, seen: Seen, error: &BlobError) -> ErrorKind {
         use std::sync::atomic::Ordering;
+        if let BlobError::Missing(_) = error
+            && let Err(moved) = self.catalog.home.require()
+        {
+            return moved.kind();
+        }
         let (kind, digest, counter) = match error {
             BlobError::Missing(digest) => (ErrorKind::Missing, digest, &self.metrics.missing),
             BlobError::Mismatch { digest, .. }

@@ -182,7 +182,11 @@ impl Vfs {
                     ("tags", Kind::Dir),
                     ("work", Kind::Dir),
                 ];
-                let empty = self.catalog.ids().map_err(logged)?.is_empty();
+                // Without its store the rest of the mount can still be listed.
+                let empty =
+                    self.catalog.ids().map_or_else(|error| Err(logged(error)), |ids| Ok(ids.is_empty()));
+                let empty =
+                    empty.or_else(|kind| self.catalog.home.check().map_or(Ok(true), |()| Err(kind)))?;
                 list_changing(
                     names.into_iter().filter(|(name, _)| !(empty && *name == "latest")),
                     cookie,

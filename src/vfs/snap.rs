@@ -284,6 +284,7 @@ impl Vfs {
         tag: Option<Tag<'_>>,
         everything: bool,
     ) -> Result<(Sealed, Vec<Stale>)> {
+        self.catalog.home.require()?;
         let sealer = &self.sealing.sealer;
         let sealed = if everything {
             sealer.seal_everything(&mounted.fork)?

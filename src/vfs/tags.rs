@@ -63,6 +63,7 @@ impl Vfs {
     }
 
     fn may_write_tags(&self) -> Outcome<()> {
+        self.catalog.home.require().map_err(|error| error.kind())?;
         if self.config.read_only { Err(ErrorKind::ReadOnly) } else { Ok(()) }
     }
 

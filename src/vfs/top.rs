@@ -75,6 +75,7 @@ impl Vfs {
     /// An image's folder. A listing asks the disk whether its marker is there, and nothing more: its time is asked for.
     fn image_entry(&self, id: &Digest, patience: Patience) -> Outcome<Step<Entry>> {
         if !self.store.images().contains(id) {
+            self.catalog.home.require().map_err(|error| error.kind())?;
             return Err(ErrorKind::NotFound);
         }
         let node = Node::ImageDir { image: self.catalog.number(id), dir: ImageDir::Top };

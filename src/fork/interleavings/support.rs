@@ -21,9 +21,9 @@ use crate::tree::Tree;
 pub(super) struct Steps;
 
 impl StoreIo for Steps {
-    fn create_dir_all(&self, dir: &Path, sharing: Sharing) -> io::Result<()> {
+    fn create_dir_below(&self, root: &Path, dir: &Path, sharing: Sharing) -> io::Result<()> {
         step();
-        SystemIo.create_dir_all(dir, sharing)
+        SystemIo.create_dir_below(root, dir, sharing)
     }
     fn create(&self, path: &Path, sharing: Sharing) -> io::Result<File> {
         step();

@@ -1,0 +1,90 @@
+//! Why a change was refused that looks possible: a caller sees an errno and nothing else.
+
+use std::time::{Duration, Instant};
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+
+use super::inode::{Fixed, Ino, Node};
+use super::{Outcome, Vfs};
+use crate::error::{ErrorKind, Posix};
+use crate::sync::Mutex;
+
+/// How long the log does not repeat an advice.
+const AGAIN: Duration = Duration::from_mins(1);
+
+/// The change that was refused last.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// What was refused, why, and what to do.
+    pub what: String,
+    /// When.
+    pub at: DateTime<Utc>,
+}
+
+/// What callers were refused, for the log and `.pfimg/status.json`.
+#[derive(Default)]
+pub(super) struct Advice {
+    last: Mutex<Option<Refusal>>,
+    /// What the log has, and since when.
+    logged: Mutex<Option<(String, Instant)>>,
+}
+
+impl Advice {
+    pub(super) fn last(&self) -> Option<Refusal> {
+        self.last.lock().clone()
+    }
+
+    fn give(&self, what: String) {
+        let mut logged = self.logged.lock();
+        if logged.as_ref().is_none_or(|(said, at)| *said != what || at.elapsed() > AGAIN) {
+            tracing::info!("refused: {what}");
+            *logged = Some((what.clone(), Instant::now()));
+        }
+        *self.last.lock() = Some(Refusal { what, at: Utc::now() });
+    }
+}
+
+impl Vfs {
+    /// The kind of error for a change outside of forks. The kernel answers for a mount that is read-only, so that `work/` of a mount
+    /// that writes forks is no read-only filesystem: its links follow from `forks/`.
+    pub(super) fn outside_forks(&self, node: &Node) -> ErrorKind {
+        if matches!(node, Node::Fixed(Fixed::Work)) && self.forks.are_written_here() {
+            return ErrorKind::Posix(Posix::NotPermitted);
+        }
+        ErrorKind::ReadOnly
+    }
+
+    /// Passes an outcome on, and says why a name in a folder was refused where another place would take it.
+    pub(super) fn advised<T>(&self, folder: Ino, name: &[u8], outcome: Outcome<T>) -> Outcome<T> {
+        if let Err(kind @ (ErrorKind::ReadOnly | ErrorKind::Posix(Posix::NotPermitted))) = &outcome
+            && let Ok(folder) = self.node(folder)
+            && let Some(what) = advice(&folder, &String::from_utf8_lossy(name), *kind)
+        {
+            self.advice.give(what);
+        }
+        outcome
+    }
+}
+
+fn advice(folder: &Node, name: &str, kind: ErrorKind) -> Option<String> {
+    let by_rule = kind != ErrorKind::ReadOnly;
+    match folder {
+        Node::Fixed(Fixed::Work) if by_rule => Some(format!(
+            "work/{name}: work/ holds one link for each fork (`mkdir forks/NAME` makes a fork, `pfimg discard NAME` removes one)"
+        )),
+        Node::Fixed(Fixed::Root) => Some(format!(
+            "{name} beside images/ and forks/: the mount has these folders alone (`mkdir forks/NAME` makes a fork to write in)"
+        )),
+        Node::Forked { mounted, ino } if by_rule && ino.is_frame() => {
+            let fork = mounted.fork.name();
+            Some(format!(
+                "{name} in forks/{fork}: layers keep their names and records (write files into forks/{fork}/world/fs)"
+            ))
+        }
+        Node::ImageDir { .. } | Node::Dir { .. } => Some(format!(
+            "{name} in an image: images never change (`mkdir forks/NAME@IMAGE` makes a fork of it to write in)"
+        )),
+        _ => None,
+    }
+}

@@ -1,0 +1,116 @@
+//! Whether the store still lies where its mount looks for it.
+//!
+//! A mount reaches its store by a path. Another program may move the store, or put another one at that path. Then files that are open
+//! still belong to the store, and whatever is opened by its path does not. So the folder is held open, and compared.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::Outcome;
+use crate::error::{Error, ErrorKind, Posix, Result};
+
+/// The folder of a mounted store.
+pub(super) struct Home {
+    path: PathBuf,
+    /// The folder itself, wherever it lies. Nothing if it could not be opened: then its path is believed.
+    folder: Option<File>,
+    /// Whether it was elsewhere at the last look.
+    moved: AtomicBool,
+}
+
+impl Home {
+    pub(super) fn new(path: &Path) -> Self {
+        // Without a right to read, and without keeping a filesystem from being unmounted lazily.
+        let open = File::options().read(true).custom_flags(libc::O_PATH | libc::O_DIRECTORY).open(path);
+        Self { path: path.to_owned(), folder: open.ok(), moved: AtomicBool::new(false) }
+    }
+
+    /// Whether the store lies at its path, by a look at the disk. The log tells of each change.
+    fn look(&self) -> bool {
+        let Some(Ok(own)) = self.folder.as_ref().map(File::metadata) else { return true };
+        let is_there = match std::fs::metadata(&self.path) {
+            Ok(found) => (found.dev(), found.ino()) == (own.dev(), own.ino()),
+            Err(e) => !matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory),
+        };
+        let changed = self.moved.swap(!is_there, Ordering::AcqRel) == is_there;
+        if changed && is_there {
+            tracing::info!("the store lies at {} again: forks can be written again", self.path.display());
+        } else if changed {
+            tracing::error!("{}", self.error());
+        }
+        is_there
+    }
+
+    /// Where the store lies now, as far as the kernel tells; nothing where it lies at its path.
+    pub(super) fn moved_to(&self) -> Option<String> {
+        if self.look() {
+            return None;
+        }
+        let folder = self.folder.as_ref()?;
+        if folder.metadata().is_ok_and(|folder| folder.nlink() == 0) {
+            return Some("nowhere: it was removed".into());
+        }
+        let path = std::fs::read_link(format!("/proc/self/fd/{}", folder.as_raw_fd())).ok()?;
+        Some(path.to_string_lossy().into_owned())
+    }
+
+    fn error(&self) -> Error {
+        let path = self.path.display();
+        let to = self
+            .folder
+            .as_ref()
+            .and_then(|folder| std::fs::read_link(format!("/proc/self/fd/{}", folder.as_raw_fd())).ok());
+        let to = to.map_or_else(String::new, |to| format!(" to {}", to.display()));
+        let what = format!("the store {path} was moved{to} while it is mounted");
+        Error::new(ErrorKind::Posix(Posix::Stale), what)
+            .with_hint("move it back, or unmount it and mount it from its new place")
+    }
+
+    /// Fails if the store lies elsewhere, by a look at the disk.
+    pub(super) fn require(&self) -> Result<()> {
+        if self.look() { Ok(()) } else { Err(self.error()) }
+    }
+
+    /// Fails if the store lay elsewhere at the last look: costs nothing.
+    pub(super) fn check(&self) -> Outcome<()> {
+        if self.moved.load(Ordering::Relaxed) { Err(ErrorKind::Posix(Posix::Stale)) } else { Ok(()) }
+    }
+
+    /// Looks. To be called now and then.
+    pub(super) fn watch(&self) {
+        self.look();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn a_store_that_is_moved_replaced_and_moved_back_is_known_by_its_folder() {
+        let dir = tempfile::tempdir().unwrap();
+        let [old, new] = ["old", "new"].map(|name| dir.path().join(name));
+        fs::create_dir(&old).unwrap();
+        let home = Home::new(&old);
+        assert!(home.require().is_ok() && home.check().is_ok() && home.moved_to().is_none());
+        fs::rename(&old, &new).unwrap();
+        let said = home.require().unwrap_err();
+        assert_eq!(said.errno(), libc::ESTALE);
+        assert!(said.to_string().contains(&format!("moved to {}", new.display())), "{said}");
+        assert_eq!(home.moved_to().as_deref(), new.to_str());
+        // Another folder at the path is another store.
+        fs::create_dir(&old).unwrap();
+        assert!(home.require().is_err() && home.check().is_err());
+        fs::remove_dir(&old).unwrap();
+        fs::rename(&new, &old).unwrap();
+        assert!(home.require().is_ok() && home.check().is_ok());
+        fs::remove_dir(&old).unwrap();
+        assert_eq!(home.moved_to().as_deref(), Some("nowhere: it was removed"));
+    }
+}
