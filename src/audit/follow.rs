@@ -8,7 +8,8 @@ use serde::Serialize;
 
 use super::chain::{self, Break, Checker, Fault, Head};
 use super::file;
-use super::snapshot::{Fold, OsSnapshot};
+use super::read::Faults;
+use super::snapshot::{Fold, OsSnapshot, Tally};
 use crate::error::{Error, Result};
 
 /// Where a log breaks first.
@@ -31,8 +32,11 @@ pub struct Report {
     pub head: String,
     /// Lines that are no records are not counted.
     pub events: u64,
-    /// Whether every decision says its category.
-    pub categories: bool,
+    /// Categories of its events, and where they come from.
+    #[serde(flatten)]
+    pub tally: Tally,
+    /// Events that lack what their kind needs, which no pfimg writes. A line counts in its file.
+    pub faults: Faults,
     /// Where the chain breaks first.
     pub broken: Option<BrokenAt>,
     /// What it adds up to. Damaged lines are left out.
@@ -51,7 +55,8 @@ pub struct Follower {
     line: u64,
     head: Head,
     events: u64,
-    categories: bool,
+    tally: Tally,
+    faults: Faults,
     broken: Option<BrokenAt>,
     /// The line without an end that is there now: whoever appends next decides what becomes of it.
     torn: Option<BrokenAt>,
@@ -69,7 +74,8 @@ impl Follower {
             line: 0,
             head: Head::START,
             events: 0,
-            categories: true,
+            tally: Tally::default(),
+            faults: Faults::default(),
             broken: None,
             torn: None,
             fold: Fold::default(),
@@ -90,7 +96,8 @@ impl Follower {
             seq: self.head.seq,
             head: self.head.hash.hex(),
             events: self.events,
-            categories: self.categories,
+            tally: self.tally.clone(),
+            faults: self.faults.clone(),
             broken: self.broken.clone().or_else(|| self.torn.clone()),
             snapshot: self.fold.snapshot().clone(),
         })
@@ -159,7 +166,10 @@ impl Follower {
             }
         };
         self.events += 1;
-        self.categories &= event.has_required_category();
+        self.tally.apply(&event);
+        if let Some(fault) = event.fault() {
+            self.faults.add(self.line, event.kind(), fault);
+        }
         self.fold.apply(&event);
     }
 
