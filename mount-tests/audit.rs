@@ -64,6 +64,8 @@ fn the_life_of_a_mount_is_in_the_log_and_the_mount_shows_what_the_log_adds_up_to
     let expected = [("a", "aborted"), ("b", "renamed"), ("c", "running")].map(|(a, b)| (a.into(), b.into()));
     assert_eq!(agents(&shown["snapshot"]), expected);
     assert_eq!(shown["snapshot"]["tool_gated_count"], 1);
+    let gated = &events(&store, "tool_gated")[0];
+    assert_eq!((&gated["tool"], &gated["path"]), (&json!("create"), &json!("images/new")));
     assert!(shown["snapshot"]["page_in_count"].as_u64() > Some(0));
     assert_eq!(fs::read(mount.join(".pfimg/events.jsonl")).unwrap(), fs::read(log_path(&store)).unwrap());
     let changed = events(&store, "capability_changed");
@@ -388,7 +390,7 @@ fn a_command_that_reads_a_damaged_fork_back_to_change_it_says_where_its_crash_pa
     // A base that is gone.
     pfimg_on(store.root(), ["fork", &id, "g"]).exits(0);
     fs::remove_file(store.marker_path(&id)).unwrap();
-    let said = run(&["seal", "g"]).exits(2).stderr;
+    let said = run(&["seal", "g"]).exits(4).stderr;
     let blocked = events(&store, "milestone_blocked");
     assert_eq!((blocked.len(), &blocked[found]["agent_id"]), (found + 1, &json!("g")));
     assert!(said.contains(blocked[found]["crashpack"].as_str().unwrap()), "{said}");

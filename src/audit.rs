@@ -17,6 +17,7 @@ pub mod read;
 pub mod schema;
 pub mod snapshot;
 pub mod verdict;
+pub mod violations;
 
 pub use chain::{Break, Head, Record};
 pub use event::{KernelEventCategory, Primitive, SessionEvent};
@@ -26,3 +27,4 @@ pub use snapshot::{
     Categories, Fold, OsSnapshot, Tally, rebuild_os_snapshot_from_events, session_log_has_required_categories,
 };
 pub use verdict::Verdict;
+pub use violations::{Packs, Violation, Violations};

@@ -8,7 +8,13 @@ use serde_json::json;
 
 use crate::layers::cache::LAYOUT;
 use crate::store::Digest;
+use crate::store::manifest::Agent;
 use crate::{Error, ErrorKind, Result};
+
+/// The kind of agent that a synthetic image says made it.
+const AGENT: &str = "pfimg-fixture";
+/// What its fingerprint begins with, before the seed.
+const FINGERPRINT: &str = "seed-";
 
 /// How much of everything there is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,6 +75,23 @@ pub struct FixtureLayers {
 
 /// Puts a blob somewhere and says its digest.
 type Put<'a> = &'a mut dyn FnMut(&[u8]) -> Result<Digest>;
+
+/// The agent of a synthetic image: its fingerprint names the seed.
+pub fn agent(seed: u64) -> Agent {
+    Agent {
+        kind: AGENT.into(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        fingerprint: format!("{FINGERPRINT}{seed}"),
+    }
+}
+
+/// The seed of an image that this agent made; nothing for an image of another agent.
+pub fn seed_of(agent: &Agent) -> Option<u64> {
+    if agent.kind != AGENT {
+        return None;
+    }
+    agent.fingerprint.strip_prefix(FINGERPRINT)?.parse().ok()
+}
 
 /// What each layer's seed is mixed with, so that no two layers have the same bytes.
 mod salt {

@@ -10,6 +10,7 @@ use super::chain::{self, Break, Checker, Fault, Head};
 use super::file;
 use super::read::Faults;
 use super::snapshot::{Fold, OsSnapshot, Tally};
+use super::violations::{Packs, Violations};
 use crate::error::{Error, Result};
 
 /// Where a log breaks first.
@@ -39,6 +40,10 @@ pub struct Report {
     pub faults: Faults,
     /// Where the chain breaks first.
     pub broken: Option<BrokenAt>,
+    /// What the oracles found, as far as the log says.
+    pub violations: Violations,
+    /// The crash packs of the store, also those that no log tells of.
+    pub packs: Packs,
     /// What it adds up to. Damaged lines are left out.
     pub snapshot: OsSnapshot,
 }
@@ -57,6 +62,7 @@ pub struct Follower {
     events: u64,
     tally: Tally,
     faults: Faults,
+    violations: Violations,
     broken: Option<BrokenAt>,
     /// The line without an end that is there now: whoever appends next decides what becomes of it.
     torn: Option<BrokenAt>,
@@ -76,6 +82,7 @@ impl Follower {
             events: 0,
             tally: Tally::default(),
             faults: Faults::default(),
+            violations: Violations::default(),
             broken: None,
             torn: None,
             fold: Fold::default(),
@@ -98,6 +105,8 @@ impl Follower {
             events: self.events,
             tally: self.tally.clone(),
             faults: self.faults.clone(),
+            violations: self.violations.clone(),
+            packs: Packs::of(self.dir.parent().unwrap_or(&self.dir))?,
             broken: self.broken.clone().or_else(|| self.torn.clone()),
             snapshot: self.fold.snapshot().clone(),
         })
@@ -167,6 +176,7 @@ impl Follower {
         };
         self.events += 1;
         self.tally.apply(&event);
+        self.violations.apply(&event);
         if let Some(fault) = event.fault() {
             self.faults.add(self.line, event.kind(), fault);
         }

@@ -60,9 +60,9 @@ pub fn page_out(blobs: u64) -> SessionEvent {
     SessionEvent::PageOut(noted(KernelEventCategory::Mm, json!({"action": "evict", "message_count": blobs})))
 }
 
-/// An operation was refused.
-pub fn gated(operation: &str, reason: &str) -> SessionEvent {
-    let extra = json!({"call_id": "", "tool": operation, "reason": reason});
+/// A call was refused: `call` names it, `path` says where it went.
+pub fn gated(operation: &str, reason: &str, path: Option<&str>, call: &str) -> SessionEvent {
+    let extra = json!({"call_id": call, "tool": operation, "reason": reason, "path": path});
     SessionEvent::ToolGated(noted(KernelEventCategory::Syscall, extra))
 }
 
@@ -153,7 +153,7 @@ pub(super) mod tests {
             fork_discarded("b", None),
             page_in(1, 2),
             page_out(3),
-            gated("write", "read-only"),
+            gated("write", "read-only", Some("images/x/world/fs/a"), "7-1"),
             budget_exceeded("disk", "write"),
             checkpoint_taken("a", &image),
             rollbacked("a", &image),

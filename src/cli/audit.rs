@@ -10,12 +10,14 @@ use serde::Serialize;
 
 use super::StoreArg;
 use super::images::DAMAGED;
+use super::packs;
 use super::place;
 use super::text::{count, plain, print, print_json, table};
 use crate::audit::follow::BrokenAt;
 use crate::audit::read::{Faults, Mode, Unreadable};
 use crate::audit::{
-    Categories, Follower, OsSnapshot, SessionEvent, Tally, file, log, read, rebuild_os_snapshot_from_events,
+    Categories, Follower, OsSnapshot, Packs, SessionEvent, Tally, Violations, file, log, read,
+    rebuild_os_snapshot_from_events,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::fork;
@@ -40,6 +42,9 @@ pub(crate) struct AuditArgs {
     /// Accept events without the fields of their kind, and files without an event
     #[arg(long)]
     lenient: bool,
+    /// List the crash packs of the store, the newest first; exits with 4 if one was changed
+    #[arg(long, conflicts_with_all = ["subject", "events", "verify", "lenient"])]
+    packs: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -66,7 +71,17 @@ struct Shown {
     /// Number and hash of the last line, of a chained log.
     head: Option<ShownHead>,
     broken: Option<BrokenAt>,
+    /// What the oracles of a store found.
+    #[serde(flatten)]
+    found: Option<Found>,
     snapshot: OsSnapshot,
+}
+
+/// Violations by the log of a store, and the crash packs that are there.
+#[derive(Debug, Serialize)]
+struct Found {
+    violations: Violations,
+    packs: Packs,
 }
 
 #[derive(Debug, Serialize)]
@@ -92,6 +107,10 @@ pub(crate) fn told(store: &Store, command: &str) -> log::Log {
 }
 
 pub(crate) fn run(store: &StoreArg, args: &AuditArgs) -> Result<ExitCode> {
+    if args.packs {
+        let whole = packs::list(&store.open()?, args.json)?;
+        return Ok(if whole { ExitCode::SUCCESS } else { ExitCode::from(DAMAGED) });
+    }
     let shown = match (&args.events, &args.subject) {
         (Some(file), _) => of_file(file, args)?,
         (None, Some(subject)) => of_trace(&Arc::new(store.open()?), subject, args.mode())?,
@@ -126,6 +145,7 @@ fn of_store(store: &Store, mode: Mode) -> Result<Shown> {
         tally: report.tally,
         head: Some(ShownHead { seq: report.seq, hash: report.head }),
         broken: report.broken,
+        found: Some(Found { violations: report.violations, packs: report.packs }),
         snapshot: report.snapshot,
     })
 }
@@ -169,6 +189,7 @@ fn of_bytes(source: String, bytes: &[u8], mode: Mode) -> Result<Shown> {
         tally,
         head: None,
         broken: None,
+        found: None,
         snapshot: rebuild_os_snapshot_from_events(&parsed.events),
     })
 }
@@ -217,6 +238,9 @@ fn render(shown: &Shown, verified: bool) -> String {
         (None, false) => "\n",
     });
     render_tally(&mut out, &shown.tally);
+    if let Some(found) = &shown.found {
+        render_found(&mut out, found);
+    }
     render_snapshot(&mut out, &shown.snapshot);
     out
 }
@@ -237,6 +261,20 @@ fn render_tally(out: &mut String, tally: &Tally) {
             let names: Vec<String> = names.iter().map(|name| plain(name, 80)).collect();
             let _ = writeln!(out, "  unknown {what}  {}", names.join(", "));
         }
+    }
+}
+
+fn render_found(out: &mut String, found: &Found) {
+    let _ = writeln!(out, "  violations  {}", found.violations.count);
+    for violation in &found.violations.newest {
+        let (transfer, subject) = (plain(&violation.transfer, 80), plain(&violation.subject, 200));
+        let pack = violation.crashpack.as_deref().map(|pack| format!(" [{}]", plain(pack, 80)));
+        let (reason, pack) = (plain(&violation.reason, 500), pack.unwrap_or_default());
+        let _ = writeln!(out, "    turn {}: {transfer} of {subject}: {reason}{pack}", violation.turn);
+    }
+    let _ = writeln!(out, "  crash_packs  {}", found.packs.count);
+    for name in &found.packs.newest {
+        let _ = writeln!(out, "    {}", plain(name, 80));
     }
 }
 

@@ -11,13 +11,16 @@ use super::text::{print, print_json};
 use super::{StoreArg, audit};
 use crate::audit::note;
 use crate::error::{Error, ErrorKind, Result};
-use crate::fixture::{FixtureLayers, FixtureSpec, build};
+use crate::fixture::{FixtureLayers, FixtureSpec, agent, build};
 use crate::layers::cache::LAYOUT;
 use crate::store::manifest::{
     Agent, CacheRefs, EffectsRefs, MEDIA_TYPE, ModelRefs, SCHEMA_VERSION, TraceRefs, WorldRefs,
 };
 use crate::store::tags::refuse_new_tag;
 use crate::store::{Digest, Manifest, Store};
+
+/// The variable that `replay_command.sh` of a crash pack exports for the image concerned.
+const SEED: &str = "PFIMG_SEED_FIXTURE";
 
 /// The most of anything that is counted.
 const MAX_COUNT: u64 = 10_000_000;
@@ -71,8 +74,8 @@ pub(crate) struct FixtureArgs {
     /// Messages of the trace
     #[arg(long, value_name = "N", default_value = "16", value_parser = parse_count)]
     trace_messages: usize,
-    /// Makes the payloads of two images differ
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    /// Seed of the content: another seed gives other content
+    #[arg(long, value_name = "N", env = SEED, default_value_t = 0)]
     seed: u64,
     /// An image that this one comes from; may be given twice
     #[arg(long = "parent", value_name = "IMAGE")]
@@ -107,11 +110,7 @@ pub(crate) fn run(store: &StoreArg, args: &FixtureArgs) -> Result<ExitCode> {
     }
     let parents = args.parents.iter().map(|parent| store.resolve(parent)).collect::<Result<Vec<_>>>()?;
     let layers = build(&args.spec(), &mut |bytes| store.blobs().put(bytes))?;
-    let agent = Agent {
-        kind: "pfimg-fixture".into(),
-        version: env!("CARGO_PKG_VERSION").into(),
-        fingerprint: format!("seed-{}", args.seed),
-    };
+    let agent = agent(args.seed);
     let name = agent.fingerprint.clone();
     let id = store.put_manifest(&manifest(agent, &layers, parents))?;
     audit::tell(&store, "fixture", [note::checkpoint_taken(&name, &id)]);

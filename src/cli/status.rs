@@ -16,6 +16,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::fuse::{Mounted, mounts};
 use crate::vfs::MountInfo;
 
+/// So many crash packs are named.
+const PACKS: usize = 3;
+
 /// Show mounted stores.
 #[derive(Debug, Args)]
 pub(crate) struct StatusArgs {
@@ -35,10 +38,20 @@ pub(crate) struct Status {
     images: u64,
     /// Whether the forks are written through this mount; else another one may.
     pub(crate) writes_forks: bool,
+    /// The crash packs of the store; nothing from a daemon of an older version.
+    #[serde(default)]
+    crash_packs: CrashPacks,
     counters: Map<String, Value>,
     /// Whether it shows in another mount namespace, and not here.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     elsewhere: bool,
+}
+
+/// Crash packs of a store: how many, and the names of the newest.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct CrashPacks {
+    count: u64,
+    newest: Vec<String>,
 }
 
 pub(crate) fn read_status(mountpoint: &Path) -> Result<Status> {
@@ -108,7 +121,7 @@ pub(crate) fn run(args: &StatusArgs) -> Result<ExitCode> {
 
 /// What is said of a mount.
 fn lines(status: &Status) -> String {
-    let Status { info, images, writes_forks, counters, elsewhere } = status;
+    let Status { info, images, writes_forks, crash_packs, counters, elsewhere } = status;
     let number = |key: &str| counters.get(key).and_then(Value::as_u64).unwrap_or(0);
     let requests: u64 = counters
         .get("requests")
@@ -145,6 +158,17 @@ fn lines(status: &Status) -> String {
         let _ = writeln!(
             out,
             "  damage    {missing} reads of missing blobs, {damaged} of damaged ones; `pfimg verify` tells which"
+        );
+    }
+    if crash_packs.count > 0 {
+        let newest: Vec<String> = crash_packs.newest.iter().take(PACKS).map(|name| plain(name, 80)).collect();
+        let more = crash_packs.count - newest.len() as u64;
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        let packs = count(crash_packs.count, "crash pack");
+        let _ = writeln!(
+            out,
+            "  oracles   {packs}: {}{more}; `pfimg audit --packs` lists them",
+            newest.join(", ")
         );
     }
     if !writes_forks {

@@ -112,6 +112,10 @@ codes! {
     CriuDumpMissing = "criu-dump-missing", Note;
     /// A ledger that a merge points to is missing: `pf gc` does not keep it.
     MergedLedgerMissing = "merged-ledger-missing", Note;
+    /// An oracle found a violation, and kept its crash pack.
+    CrashPack = "crash-pack", Note;
+    /// A crash pack was changed, or is not whole.
+    CrashPackChanged = "crash-pack-changed", Note;
     /// A file that is no part of the store, for instance one that a killed writer left.
     OddFile = "odd-file", Note;
 }
