@@ -32,7 +32,7 @@ use crate::oracle::TransferKind;
 use crate::store::manifest::{
     Agent, CacheRefs, EffectsRefs, MEDIA_TYPE, ModelRefs, SCHEMA_VERSION, TraceRefs, WorldRefs,
 };
-use crate::store::tags::refuse_new_tag;
+use crate::store::tags::check_new_tag;
 use crate::store::{Batch, Digest, LayerFile, Manifest, MarkerError, Store};
 use content::Job;
 use layers::Stored;
@@ -224,9 +224,7 @@ impl Sealer {
 
     fn check_tag(&self, tag: &Tag<'_>) -> Result<()> {
         let name = tag.name;
-        if let Some(why) = refuse_new_tag(name) {
-            return Err(Error::new(ErrorKind::InvalidInput, format!("{name:?} cannot be a tag: {why}")));
-        }
+        check_new_tag(name)?;
         if !tag.force && self.store.tags().names()?.iter().any(|taken| taken == name) {
             return Err(Error::new(ErrorKind::AlreadyExists, format!("there is a tag {name:?} already"))
                 .with_hint("--force-tag takes it from its image"));

@@ -104,6 +104,8 @@ codes! {
     LedgerUnverifiable = "ledger-unverifiable", Note;
     /// A parent is not in this store, as after `pf gc --retain-recent`.
     ParentMissing = "parent-missing", Note;
+    /// An image has more than two parents.
+    ParentsTooMany = "parents-too-many", Note;
     /// The ledger does not continue that of the image's first parent.
     LedgerNotContinued = "ledger-not-continued", Note;
     /// The trace does not continue that of the image's first parent.
