@@ -92,12 +92,9 @@ impl Follower {
     /// Reads what is new and says what the log says by now. A store without a log has an empty one.
     pub fn catch_up(&mut self) -> Result<Report> {
         let failed = |e: io::Error| Error::io(e, "cannot read the audit log");
-        match file::lock_to_read(&self.dir) {
-            Ok(_lock) => self.read().map_err(|e| failed(e).context(self.dir.display()))?,
-            Err(e) if e.kind() == io::ErrorKind::NotFound && !self.dir.join(file::CURRENT).exists() => {}
-            // Copied without its lock: nobody appends to it.
-            Err(e) if e.kind() == io::ErrorKind::NotFound => self.read().map_err(failed)?,
-            Err(e) => return Err(failed(e)),
+        if let Some(lock) = lock(&self.dir).map_err(failed)? {
+            self.read().map_err(|e| failed(e).context(self.dir.display()))?;
+            drop(lock);
         }
         Ok(Report {
             seq: self.head.seq,
@@ -192,6 +189,31 @@ impl Follower {
 
 fn at(path: &Path, broken: &Break) -> BrokenAt {
     BrokenAt { file: path.to_owned(), line: broken.line, fault: broken.fault.to_string() }
+}
+
+/// Holds a log still for a reader.
+enum Held {
+    /// By its lock, until this is dropped.
+    Locked(#[allow(dead_code)] File),
+    /// It was copied without its lock: no program appends to it.
+    Alone,
+}
+
+/// Holds a log still, if there is one.
+fn lock(dir: &Path) -> io::Result<Option<Held>> {
+    let exists = || dir.join(file::CURRENT).exists();
+    match file::lock_to_read(dir) {
+        Ok(lock) => return Ok(Some(Held::Locked(lock))),
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        Err(_) if !exists() => return Ok(None),
+        Err(_) => {}
+    }
+    // A program that begins a log makes the lock first. A log that is there now may have been begun just before this look.
+    match file::lock_to_read(dir) {
+        Ok(lock) => Ok(Some(Held::Locked(lock))),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Some(Held::Alone)),
+        Err(e) => Err(e),
+    }
 }
 
 /// The last lines of a store's log, at most `max` bytes of them, whole lines only.
