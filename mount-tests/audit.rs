@@ -60,10 +60,12 @@ fn the_life_of_a_mount_is_in_the_log_and_the_mount_shows_what_the_log_adds_up_to
     let said = audit(&store, &["--verify", "--json"]).exits(0).json();
     assert_eq!(shown["snapshot"], said["snapshot"], "live and rebuilt");
     assert_eq!((&shown["seq"], &shown["head"]), (&said["head"]["seq"], &said["head"]["hash"]));
-    assert_eq!((&shown["broken"], &shown["categories"]), (&Value::Null, &json!(true)));
+    assert_eq!((&shown["broken"], &shown["categories"]), (&Value::Null, &json!("said")));
     let expected = [("a", "aborted"), ("b", "renamed"), ("c", "running")].map(|(a, b)| (a.into(), b.into()));
     assert_eq!(agents(&shown["snapshot"]), expected);
     assert_eq!(shown["snapshot"]["tool_gated_count"], 1);
+    let gated = &events(&store, "tool_gated")[0];
+    assert_eq!((&gated["tool"], &gated["path"]), (&json!("create"), &json!("images/new")));
     assert!(shown["snapshot"]["page_in_count"].as_u64() > Some(0));
     assert_eq!(fs::read(mount.join(".pfimg/events.jsonl")).unwrap(), fs::read(log_path(&store)).unwrap());
     let changed = events(&store, "capability_changed");
@@ -257,14 +259,17 @@ fn the_session_events_in_the_trace_of_an_image_or_a_fork_are_folded() {
     let mut store = FastStore::new();
     let trace = concat!(
         "{\"content\":\"hi\",\"role\":\"user\"}\n",
-        "{\"kind\":\"tool_gated\",\"turn\":1,\"category\":\"syscall\",\"tool\":\"rm\"}\n",
+        "{\"kind\":\"tool_gated\",\"turn\":1,\"category\":\"syscall\",\"call_id\":\"c\",\"tool\":\"rm\",\"reason\":\"asks\"}\n",
         "{\"kind\":\"suspended\",\"turn\":1,\"category\":\"sched\",\"reason\":\"ask_user\",\"pending_calls\":[\"c\"]}\n",
         "{\"kind\":\"invented_tomorrow\",\"turn\":2}\n",
     );
     let trace = store.blob(trace.as_bytes());
     let id = store.image(&Spec { trace: Some(trace), ..Spec::default() });
     let said = audit(&store, &[&id, "--json"]).exits(0).json();
-    assert_eq!((&said["events"], &said["others"], &said["categories"]), (&json!(3), &json!(1), &json!(true)));
+    assert_eq!(
+        (&said["events"], &said["others"], &said["categories"]),
+        (&json!(3), &json!(1), &json!("said"))
+    );
     let suspended = json!({"turn": 1, "reason": "ask_user", "pending_calls": ["c"]});
     assert_eq!(said["snapshot"]["last_suspend"], suspended);
 
@@ -275,8 +280,15 @@ fn the_session_events_in_the_trace_of_an_image_or_a_fork_are_folded() {
     file.write_all(b"{\"kind\":\"resumed\",\"turn\":2}\n").unwrap();
     drop(file);
     let said = audit(&store, &["f", "--json"]).exits(0).json();
-    assert_eq!((&said["events"], &said["categories"]), (&json!(4), &json!(false)));
+    assert_eq!((&said["events"], &said["categories"]), (&json!(4), &json!("inferred")));
     assert_eq!(said["snapshot"]["last_resumed_turn"], 2);
+    let path = mount.join("forks/f/trace/messages.jsonl");
+    let mut file = fs::File::options().append(true).open(path).unwrap();
+    file.write_all(b"{\"kind\":\"suspended\",\"turn\":3}\n").unwrap();
+    drop(file);
+    let said = audit(&store, &["f"]).exits(4).stderr;
+    assert!(said.contains("the trace of fork f: line 6: suspended: \"reason\" is missing"), "{said}");
+    audit(&store, &["f", "--lenient"]).exits(0);
     mount.unmount();
     assert!(audit(&store, &["nothing"]).exits(2).stderr.contains("nothing"));
 }
@@ -378,7 +390,7 @@ fn a_command_that_reads_a_damaged_fork_back_to_change_it_says_where_its_crash_pa
     // A base that is gone.
     pfimg_on(store.root(), ["fork", &id, "g"]).exits(0);
     fs::remove_file(store.marker_path(&id)).unwrap();
-    let said = run(&["seal", "g"]).exits(2).stderr;
+    let said = run(&["seal", "g"]).exits(4).stderr;
     let blocked = events(&store, "milestone_blocked");
     assert_eq!((blocked.len(), &blocked[found]["agent_id"]), (found + 1, &json!("g")));
     assert!(said.contains(blocked[found]["crashpack"].as_str().unwrap()), "{said}");

@@ -290,7 +290,7 @@ fn kill_under_load(writes: &str, rounds: u64, seed: u64) {
 
 fn rounds_and_seed() -> (u64, u64) {
     let number = |name: &str, default| std::env::var(name).map_or(default, |n| n.parse().unwrap());
-    (number("PFIMG_ROUNDS", 10), number("PFIMG_SEED", 1))
+    (number("PFIMG_ROUNDS", 10), number("PFIMG_SEED", number("PFIMG_SEED_RANDOM", 1)))
 }
 
 #[test]

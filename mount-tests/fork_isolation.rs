@@ -356,7 +356,7 @@ fn run(seed: u64) {
 #[test]
 fn every_fork_of_a_family_is_equal_to_its_own_model() {
     let number = |name: &str, default| std::env::var(name).map_or(default, |n| n.parse().unwrap());
-    let (first, runs) = (number("PFIMG_SEED", 1), number("PFIMG_RUNS", 500));
+    let (first, runs) = (number("PFIMG_SEED", number("PFIMG_SEED_RANDOM", 1)), number("PFIMG_RUNS", 500));
     let next = AtomicU64::new(first);
     let threads = 2 * std::thread::available_parallelism().map_or(2, usize::from);
     std::thread::scope(|scope| {

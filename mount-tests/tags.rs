@@ -275,3 +275,44 @@ fn tags_that_the_command_changes_show_in_a_mount_and_those_of_one_mount_in_anoth
     one.unmount();
     two.unmount();
 }
+
+#[test]
+fn names_are_judged_before_a_store_is_opened_or_made() {
+    let dir = tempfile::tempdir().unwrap();
+    let nowhere = dir.path().join("nowhere");
+    let folder = dir.path().join("folder");
+    fs::create_dir(&folder).unwrap();
+    let folder = folder.to_str().unwrap();
+    for (args, named) in [
+        (&["cp", "a", "../y"][..], "../y"),
+        (&["cp", "../x", "../y"], "../x"),
+        (&["cp", "", "x"], ""),
+        (&["tag", "latest", "../y"], "../y"),
+        (&["fixture", "--tag", "../y"], "../y"),
+        (&["import", folder, "--tag", "../y"], "../y"),
+        (&["seal", "f", "--tag", "../y"], "../y"),
+    ] {
+        let said = pfimg_on(&nowhere, args).exits(2).stderr;
+        assert!(said.contains(&format!("{named:?} cannot be a tag")), "{args:?}: {said}");
+        assert!(!nowhere.exists(), "{args:?} made a store");
+    }
+}
+
+#[test]
+fn an_image_has_at_most_two_parents_and_verify_notes_a_third() {
+    let (store, first) = small_store();
+    let image = |args: &[&str]| {
+        let args = ["fixture", "--world-files", "1", "--cache-pages", "0", "--seed"].iter().chain(args);
+        pfimg_on(store.root(), args)
+    };
+    let second = image(&["1"]).exits(0).stdout.trim().to_owned();
+    image(&["2", "--parent", &first, "--parent", &second]).exits(0);
+    pfimg_on(store.root(), ["verify"]).exits(0);
+    let said = image(&["3", "--parent", &first, "--parent", &second, "--parent", "latest"]).exits(2).stderr;
+    assert!(said.contains("at most two parents"), "{said}");
+    let mut store = store;
+    let parents = [&first; 3].map(|parent| format!("sha256:{parent}")).to_vec();
+    let third = store.image(&Spec { parents, ..Spec::default() });
+    let said = pfimg_on(store.root(), ["verify"]).exits(0).stdout;
+    assert!(said.contains("verify: parents-too-many: ") && said.contains(&third), "{said}");
+}

@@ -9,15 +9,22 @@ pub mod chain;
 pub mod event;
 pub mod file;
 pub mod follow;
+#[cfg(test)]
+mod judge_tests;
 pub mod log;
 pub mod note;
 pub mod read;
+pub mod schema;
 pub mod snapshot;
 pub mod verdict;
+pub mod violations;
 
 pub use chain::{Break, Head, Record};
-pub use event::{KernelEventCategory, SessionEvent};
+pub use event::{KernelEventCategory, Primitive, SessionEvent};
 pub use follow::{Follower, Report};
 pub use log::Log;
-pub use snapshot::{Fold, OsSnapshot, rebuild_os_snapshot_from_events, session_log_has_required_categories};
+pub use snapshot::{
+    Categories, Fold, OsSnapshot, Tally, rebuild_os_snapshot_from_events, session_log_has_required_categories,
+};
 pub use verdict::Verdict;
+pub use violations::{Packs, Violation, Violations};

@@ -17,6 +17,7 @@ mod log;
 mod meant;
 mod mount;
 mod mv;
+mod packs;
 mod place;
 mod probe;
 mod progress;
@@ -220,7 +221,7 @@ fn dispatch(cli: &Cli) -> Result<ExitCode> {
         Command::Diff(args) => diff::run(store, args),
         Command::Verify(args) => verify::run(store, args),
         Command::Audit(args) => audit::run(store, args),
-        Command::Replay(args) => replay::run(args),
+        Command::Replay(args) => replay::run(store, args),
         Command::Import(args) => import::run(store, args),
         Command::Export(args) => export::run(store, args),
         Command::Gc(args) => gc::run(store, args),

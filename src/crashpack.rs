@@ -16,22 +16,26 @@
 pub mod evidence;
 #[cfg(test)]
 pub(crate) mod failing;
+mod keep;
+mod minimize;
 mod quote;
 pub mod replay;
+mod steps;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::fs::{self, File};
-use std::io::{self, Write as _};
-use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::oracle::{Transfer, TransferOracle, TransferOracleResult};
-use crate::store::{Digest, Sharing};
-use evidence::{EvidenceLedger, LedgerEntry};
-use quote::{line, seed_env_suffix, shell_arg};
+use crate::store::Digest;
+use evidence::{EvidenceLedger, LedgerEntry, Spelling};
+use quote::{line, shell_arg};
+
+pub use keep::{Kept, kept};
+pub use quote::seed_variable;
+pub use steps::{Seen, Steps};
 
 /// The version of the form.
 pub const SCHEMA_VERSION: u32 = 1;
@@ -63,6 +67,9 @@ const PATH_KINDS: [&str; 12] = [
     "checkpoint",
 ];
 
+/// The kind of events whose words are searched.
+const MESSAGE: &str = "message";
+
 /// What an oracle was shown.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Judged {
@@ -81,6 +88,9 @@ pub struct TraceEvent {
     pub kind: String,
     /// What, in words.
     pub message: String,
+    /// What the step shows an oracle.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seen: Option<Seen>,
     /// What an oracle was shown, where that is what happened.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub judged: Option<Judged>,
@@ -100,6 +110,7 @@ pub struct Crashpack {
     seeds: BTreeMap<String, u64>,
     artifact_paths: Vec<String>,
     metadata: BTreeMap<String, String>,
+    spelling: Spelling,
 }
 
 impl Crashpack {
@@ -112,24 +123,33 @@ impl Crashpack {
     #[must_use]
     pub fn with_judged(self, oracle: TransferOracle, transfer: Transfer) -> Self {
         let message = format!("{} of {}", transfer.kind, transfer.subject);
-        self.push("judged", message, Some(Judged { oracle, transfer }))
+        self.push("judged", message, None, Some(Judged { oracle, transfer }))
     }
 
     /// Adds something that happened on the way.
     #[must_use]
     pub fn with_trace(self, kind: &str, message: impl Into<String>) -> Self {
-        self.push(kind, message.into(), None)
+        self.push(kind, message.into(), None, None)
     }
 
-    /// What happened first on the way, in words.
-    pub fn first_message(&self) -> Option<&str> {
-        self.trace.first().map(|event| event.message.as_str())
-    }
-
-    fn push(mut self, kind: &str, message: String, judged: Option<Judged>) -> Self {
+    fn push(mut self, kind: &str, message: String, seen: Option<Seen>, judged: Option<Judged>) -> Self {
         let seq = self.trace.len() as u64 + 1;
-        self.trace.push(TraceEvent { seq, kind: kind.to_owned(), message, judged });
+        self.trace.push(TraceEvent { seq, kind: kind.to_owned(), message, seen, judged });
         self
+    }
+
+    /// The number of a judged event whose state is not what the steps before it come to; nothing where all are, and in
+    /// a pack whose steps show nothing.
+    fn contradiction(&self) -> Option<u64> {
+        if self.trace.iter().all(|event| event.seen.is_none()) {
+            return None;
+        }
+        let contradicts = |(index, event): (usize, &TraceEvent)| {
+            let judged = event.judged.as_ref()?;
+            let state = steps::state_of(&self.trace[..index]);
+            (state != judged.transfer.state).then_some(event.seq)
+        };
+        self.trace.iter().enumerate().find_map(contradicts)
     }
 
     /// Adds the seed of random numbers.
@@ -156,6 +176,16 @@ impl Crashpack {
         self
     }
 
+    /// What happened, in order.
+    pub fn trace(&self) -> &[TraceEvent] {
+        &self.trace
+    }
+
+    /// How many steps led to what was judged.
+    pub fn steps(&self) -> usize {
+        self.trace.iter().filter(|event| event.judged.is_none()).count()
+    }
+
     /// The verdicts, in order.
     pub fn results(&self) -> Vec<TransferOracleResult> {
         let judged = self.trace.iter().filter_map(|event| event.judged.as_ref());
@@ -180,18 +210,22 @@ impl Crashpack {
                 .join("\n")
                 .into_bytes()
         };
+        // The first spelling searched the words of every event, so that a name could fill a log.
+        let searched = |e: &TraceEvent| e.kind == MESSAGE || self.spelling == Spelling::First;
+        let says = |e: &TraceEvent, words: &[&str]| searched(e) && e.says_any(words);
+        let ledger = json(self.ledger(&results).to_bytes(self.spelling))?;
         Ok(BTreeMap::from([
             (TRACE, trace),
             ("manifest", manifest.into_bytes()),
             ("journal.digest", format!("digest: {journal_digest}\nbytes: {}\n", journal.len()).into_bytes()),
             ("journal", journal.into_bytes()),
-            (LEDGER, json(serde_json::to_vec_pretty(&self.ledger(&results)))?),
+            (LEDGER, ledger),
             (
                 "pathlog",
-                log(&|e| PATH_KINDS.contains(&e.kind.as_str()) || e.says_any(&["path", "route", "racing"])),
+                log(&|e| PATH_KINDS.contains(&e.kind.as_str()) || says(e, &["path", "route", "racing"])),
             ),
-            ("quiclog", log(&|e| e.says_any(&["quic", "udp", "packet", "connection id"]))),
-            ("repairlog", log(&|e| e.says_any(&["repair", "raptorq", "fec", "symbol"]))),
+            ("quiclog", log(&|e| says(e, &["quic", "udp", "packet", "connection id"]))),
+            ("repairlog", log(&|e| says(e, &["repair", "raptorq", "fec", "symbol"]))),
             (REPLAY, self.replay_command(&results).into_bytes()),
         ]))
     }
@@ -227,13 +261,15 @@ impl Crashpack {
             schema_version: SCHEMA_VERSION,
             seeds: self.seeds.clone(),
             metadata: self.metadata.clone(),
-            artifacts: own.chain(self.artifact_paths.iter().cloned()).collect(),
+            artifact_paths: own.chain(self.artifact_paths.iter().cloned()).collect(),
             entries: results
                 .iter()
-                .map(|result| LedgerEntry {
-                    oracle: result.oracle_name.clone(),
-                    artifact: TRACE.to_owned(),
+                .zip(0..)
+                .map(|(result, timestamp)| LedgerEntry {
+                    oracle_name: result.oracle_name.clone(),
                     evidence: evidence::of(result),
+                    timestamp,
+                    artifact_path: TRACE.to_owned(),
                 })
                 .collect(),
         }
@@ -245,7 +281,7 @@ impl Crashpack {
              # Exit code: 0 nothing wrong, 3 the violation is reproduced, 4 the pack was changed.\n\n",
         );
         for (name, seed) in &self.seeds {
-            let _ = writeln!(out, "export PFIMG_SEED_{}={seed}", seed_env_suffix(name));
+            let _ = writeln!(out, "export {}={seed}", seed_variable(name));
         }
         out.push_str("cd \"$(dirname \"$0\")\" || exit 1\nexec \"${PFIMG:-pfimg}\" replay");
         for result in results {
@@ -254,66 +290,6 @@ impl Crashpack {
         }
         out.push_str(" .\n");
         out
-    }
-
-    /// Writes the pack into a new folder, which lasts once this returns. It is for its user alone.
-    pub fn write_to(&self, dir: &Path) -> Result<()> {
-        self.write_shared(dir, Sharing::Private)
-    }
-
-    fn write_shared(&self, dir: &Path, sharing: Sharing) -> Result<()> {
-        let files = self.files()?;
-        let failed = |e: io::Error| Error::io(e, format!("cannot write crash pack {}", dir.display()));
-        sharing.create_dir_all(dir).map_err(failed)?;
-        for (name, bytes) in files {
-            let made = sharing.open_or_create(File::options().write(true).truncate(true), &dir.join(name));
-            let mut file = made.map_err(failed)?;
-            file.write_all(&bytes).map_err(failed)?;
-            if name == REPLAY {
-                sharing.make_runnable(&file).map_err(failed)?;
-            }
-            file.sync_all().map_err(failed)?;
-        }
-        File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed)
-    }
-
-    /// Keeps the pack below `parent` in a folder named after what is in it, and says where. One that is there already is
-    /// left as it is.
-    pub fn keep_in(&self, parent: &Path) -> Result<PathBuf> {
-        let failed = |e: io::Error| Error::io(e, format!("cannot create {}", parent.display()));
-        Sharing::Private.create_dir_all(parent).map_err(failed)?;
-        self.keep_shared(parent, Sharing::Private)
-    }
-
-    /// The same in a folder that is there, of a store that is shared.
-    pub(crate) fn keep_shared(&self, parent: &Path, sharing: Sharing) -> Result<PathBuf> {
-        let failed = |e: io::Error| Error::io(e, format!("cannot keep a crash pack in {}", parent.display()));
-        let files = self.files()?;
-        let digest = Digest::of(files.get("manifest").map_or(&[][..], Vec::as_slice)).hex();
-        let kinds =
-            self.results().first().map_or_else(|| "pack".to_owned(), |r| seed_env_suffix(&r.oracle_name));
-        let dir = parent.join(format!("{}-{}", kinds.to_ascii_lowercase(), &digest[..16]));
-        if dir.join(REPLAY).exists() {
-            return Ok(dir);
-        }
-        let closed = Sharing::Private.folder_permissions();
-        let temp = tempfile::Builder::new()
-            .prefix(".tmp-")
-            .permissions(closed)
-            .tempdir_in(parent)
-            .map_err(failed)?;
-        self.write_shared(temp.path(), sharing)?;
-        sharing.grant_dir(temp.path()).map_err(failed)?;
-        match fs::rename(temp.path(), &dir) {
-            Ok(()) => {
-                let _ = temp.keep();
-            }
-            // Somebody kept the same pack just now.
-            Err(_) if dir.join(REPLAY).exists() => return Ok(dir),
-            Err(e) => return Err(failed(e)),
-        }
-        File::open(parent).and_then(|dir| dir.sync_all()).map_err(failed)?;
-        Ok(dir)
     }
 }
 

@@ -128,7 +128,7 @@ pub fn export(store: &Store, image: &Digest, options: &Options, progress: &dyn P
         };
         exporting.run(options.jobs)?;
         let differing = exporting.differing_paths();
-        witness::judge(store, &image, pin, &differing, &options.log)?;
+        witness::judge(store, &image, pin, &files, differing, &options.log)?;
         Ok(exporting.report.into_inner())
     })();
     exported

@@ -8,7 +8,13 @@ use serde_json::json;
 
 use crate::layers::cache::LAYOUT;
 use crate::store::Digest;
+use crate::store::manifest::Agent;
 use crate::{Error, ErrorKind, Result};
+
+/// The kind of agent that a synthetic image says made it.
+const AGENT: &str = "pfimg-fixture";
+/// What its fingerprint begins with, before the seed.
+const FINGERPRINT: &str = "seed-";
 
 /// How much of everything there is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,6 +75,23 @@ pub struct FixtureLayers {
 
 /// Puts a blob somewhere and says its digest.
 type Put<'a> = &'a mut dyn FnMut(&[u8]) -> Result<Digest>;
+
+/// The agent of a synthetic image: its fingerprint names the seed.
+pub fn agent(seed: u64) -> Agent {
+    Agent {
+        kind: AGENT.into(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        fingerprint: format!("{FINGERPRINT}{seed}"),
+    }
+}
+
+/// The seed of an image that this agent made; nothing for an image of another agent.
+pub fn seed_of(agent: &Agent) -> Option<u64> {
+    if agent.kind != AGENT {
+        return None;
+    }
+    agent.fingerprint.strip_prefix(FINGERPRINT)?.parse().ok()
+}
 
 /// What each layer's seed is mixed with, so that no two layers have the same bytes.
 mod salt {
@@ -224,6 +247,82 @@ mod tests {
         fill(&mut out, 0);
         assert_eq!(out[..8], 0x6E78_9E6A_A1B9_65F4_u64.to_le_bytes());
         assert_eq!(out[8..], 0x06C4_5D18_8009_454F_u64.to_le_bytes()[..3]);
+    }
+
+    /// Digests that pf-core 1.0.3 itself made of these numbers: pages, their bytes, files, their bytes, the model's bytes,
+    /// entries, messages, seed.
+    #[test]
+    fn four_images_have_the_blobs_of_pf_core() {
+        for (numbers, seed, digests) in [
+            (
+                [32, 16384, 64, 4096, 65536, 16, 16],
+                0,
+                "c126396b5db6 27c5ba42ad08 2a1ce57e3d5f 3128d24b69c9 ea67b63d0352 b9dfbf967083 0a1c6135b57e 8253425d51a9",
+            ),
+            (
+                [3, 17, 5, 13, 70, 6, 3],
+                u64::MAX,
+                "c126396b5db6 025e5674c514 e54742cb3ac1 8810568e7dbf 4ebf210a4c23 b9dfbf967083 ebc76c4d87d1 2c932b997d05",
+            ),
+            (
+                [0; 7],
+                7,
+                "c126396b5db6 9e2a8f939e58 5653189eeab3 f9ea9c3e8a38 a5c3214e8ecb b9dfbf967083 5302ac4359a0 e3b0c44298fc",
+            ),
+            (
+                [2, 16385, 301, 9, 4095, 21, 5],
+                42,
+                "c126396b5db6 1607f16dc9e3 d9da266d8f27 275d91c05275 d004022edc9f b9dfbf967083 d36ceb9a3b1a 1ca5b3bf0e61",
+            ),
+        ] {
+            let [
+                cache_pages,
+                page_bytes,
+                world_files,
+                world_file_bytes,
+                model_diff_bytes,
+                effects_entries,
+                trace_messages,
+            ] = numbers;
+            let spec = FixtureSpec {
+                cache_pages,
+                page_bytes,
+                world_files,
+                world_file_bytes,
+                model_diff_bytes,
+                effects_entries,
+                trace_messages,
+                seed,
+            };
+            if seed == 0 {
+                assert_eq!(spec, FixtureSpec::default());
+            }
+            let made = self::digests(&spec).0;
+            let made = [
+                made.model_base,
+                made.model_diff,
+                made.cache_manifest,
+                made.world_fs,
+                made.world_env,
+                made.world_procs,
+                made.effects_ledger,
+                made.trace_messages,
+            ]
+            .map(|digest| digest.hex()[..12].to_owned());
+            assert_eq!(made.join(" "), digests, "{numbers:?}");
+        }
+    }
+
+    #[test]
+    fn an_agent_says_the_seed_of_what_it_made() {
+        let agent = agent(u64::MAX);
+        assert_eq!(
+            (agent.kind.as_str(), agent.fingerprint.as_str()),
+            ("pfimg-fixture", "seed-18446744073709551615")
+        );
+        assert_eq!(seed_of(&agent), Some(u64::MAX));
+        assert_eq!(seed_of(&Agent { kind: "claude-code".into(), ..agent.clone() }), None);
+        assert_eq!(seed_of(&Agent { fingerprint: "7".into(), ..agent }), None);
     }
 
     #[test]

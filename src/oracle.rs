@@ -424,6 +424,47 @@ mod tests {
     }
 
     #[test]
+    fn each_violation_is_described_in_these_words() {
+        let descriptions: Vec<String> = faulty()
+            .into_iter()
+            .map(|(_, state, ..)| {
+                TransferOracle::new("seal").validate_transfer(&state).violations[0].description.clone()
+            })
+            .collect();
+        assert_eq!(
+            descriptions,
+            [
+                "Manifest hash mismatch: expected meant, got got",
+                "Journal has 2 gaps or ordering violations",
+                "Transfer attempted with 3 pending operations",
+                "Found 4 leaked obligations",
+                "Path outcomes are inconsistent across replicas",
+            ]
+        );
+    }
+
+    #[test]
+    fn only_high_is_high() {
+        use ViolationSeverity::{Critical, High, Low, Medium};
+        let violation = |severity: ViolationSeverity| TransferViolation {
+            violation_type: severity.label().into(),
+            description: String::new(),
+            severity,
+            evidence: BTreeMap::new(),
+        };
+        let result = TransferOracleResult {
+            oracle_name: "x".into(),
+            violations: [Low, Medium, High, Critical].map(violation).into(),
+            stats: OracleStats::default(),
+            passed: false,
+        };
+        let high: Vec<&str> =
+            result.high_severity_violations().iter().map(|found| found.violation_type.as_str()).collect();
+        assert_eq!(high, ["high"]);
+        assert!(Low < Medium && Medium < High && High < Critical);
+    }
+
+    #[test]
     fn words_in_json_are_those_of_the_log() {
         for check in Check::ALL {
             assert_eq!(serde_json::to_value(check).unwrap(), check.name());

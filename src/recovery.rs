@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use crate::audit::{Log, Verdict};
-use crate::crashpack::Crashpack;
+use crate::crashpack::Steps;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fork::{Fork, Registry};
-use crate::oracle::{Transfer, TransferKind, TransferOracle, TransferState};
+use crate::oracle::TransferKind;
+use crate::seal::{readable, see_manifest};
 use crate::store::{Digest, Store};
 
 /// Reads a fork back for somebody who is about to change it. What is wrong with it is the error, with its crash pack.
@@ -16,7 +17,7 @@ pub fn read_back(store: &Store, registry: &Registry, name: &str, log: &Log) -> R
         let verdict =
             registry.contains(name).then(|| judge_unreadable(store, registry, name, &error, log)).flatten();
         match verdict {
-            Some(verdict) => verdict.explain(error),
+            Some(verdict) => verdict.explain(missing(name, error)),
             None => error,
         }
     })?;
@@ -29,19 +30,28 @@ pub fn read_back(store: &Store, registry: &Registry, name: &str, log: &Log) -> R
     verdict.error().map_or(Ok(fork), |error| Err(error.context(format_args!("fork {name:?}"))))
 }
 
-/// Judges a fork that was read back. One that is damaged can be read as far as it is sound: it is for the caller to
-/// refuse to write to it.
-pub fn judge(store: &Store, name: &str, fork: &Fork, log: &Log) -> Verdict {
-    let mut state = state(store, fork.base().as_ref());
-    state.journal_gaps = fork.journal_gaps();
-    let mut pack = Crashpack::new();
-    if let Some(damage) = fork.damage() {
-        pack = pack.with_trace("journal", damage);
+/// The same error for a fork that is there and cannot be read: a base that is not found is missing, which is damage.
+fn missing(name: &str, error: Error) -> Error {
+    if error.kind() != ErrorKind::NotFound {
+        return error;
     }
-    judged(name, state, pack, log)
+    Error::new(ErrorKind::Missing, format!("fork {name:?} cannot be read"))
+        .with_source(error)
+        .with_hint("restore its image from a copy of the store, or discard the fork")
 }
 
-/// Judges a fork that cannot be read back at all; nothing where that is not for what is on disk.
+/// Judges a fork that was read back. A damaged fork can be read as far as it is sound: the caller refuses to write to
+/// it.
+pub fn judge(store: &Store, name: &str, fork: &Fork, log: &Log) -> Verdict {
+    let mut steps = begin(store, name, fork.base().as_ref());
+    if let Some(damage) = fork.damage() {
+        steps.wrong("journal", damage, None);
+    }
+    steps.saw_journal(fork.journal_gaps());
+    log.judge_steps(TransferKind::Recovery, name, &steps)
+}
+
+/// Judges a fork that cannot be read back at all; nothing where the fault is not on disk.
 pub fn judge_unreadable(
     store: &Store,
     registry: &Registry,
@@ -52,22 +62,22 @@ pub fn judge_unreadable(
     if !matches!(error.kind(), ErrorKind::Damaged | ErrorKind::Missing | ErrorKind::NotFound) {
         return None;
     }
-    let mut state = state(store, registry.info(name).ok().and_then(|info| info.base).as_ref());
-    state.path_outcomes_consistent = false;
-    Some(judged(name, state, Crashpack::new().with_trace("path", error.to_string()), log))
+    let mut steps = begin(store, name, registry.info(name).ok().and_then(|info| info.base).as_ref());
+    steps.saw_paths("forks", [(name, error.to_string())]);
+    Some(log.judge_steps(TransferKind::Recovery, name, &steps))
 }
 
-fn judged(name: &str, state: TransferState, pack: Crashpack, log: &Log) -> Verdict {
-    let transfer = Transfer { kind: TransferKind::Recovery, subject: name.to_owned(), state };
-    log.judge_with(&TransferOracle::new(transfer.kind.name()), &transfer, pack)
-}
-
-/// What there is to see of the image a fork rests on.
-fn state(store: &Store, base: Option<&Digest>) -> TransferState {
-    let Some(base) = base else { return TransferState::default() };
-    let manifest_hash = match store.images().bytes(store.blobs(), base) {
-        Ok((bytes, _)) => Digest::of(&bytes).to_string(),
-        Err(error) => error.to_string(),
-    };
-    TransferState { manifest_hash, expected_manifest_hash: base.to_string(), ..TransferState::default() }
+/// The steps of every recovery: its head, and the image that the fork rests on.
+fn begin(store: &Store, name: &str, base: Option<&Digest>) -> Steps {
+    let mut steps = Steps::new();
+    let base_name = base.map_or_else(|| "no image".to_owned(), Digest::to_string);
+    steps.did("checkpoint", format!("read the head of fork {name}, which rests on {base_name}"));
+    steps.concerns(format!("forks/heads/{name}.json"));
+    if let Some(base) = base {
+        see_manifest(&mut steps, base, readable(store.images().bytes(store.blobs(), base)));
+        if let Ok(image) = store.image(base) {
+            steps.made_by(&image.manifest.agent);
+        }
+    }
+    steps
 }

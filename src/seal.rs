@@ -23,29 +23,32 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use chrono::Utc;
 
 use crate::audit::{Log, note};
-use crate::crashpack::Crashpack;
+use crate::crashpack::Steps;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fork::{BaseReader, BlobRef, Body, Changes, Fork, Frozen, Ino, Put};
 use crate::layers::effects::Secret;
 use crate::layers::world::{Entry, Kind, MAX_DEPTH, Root};
 use crate::layers::{FormatError, xattrs};
-use crate::oracle::{Transfer, TransferKind, TransferOracle, TransferState};
+use crate::oracle::TransferKind;
 use crate::store::manifest::{
     Agent, CacheRefs, EffectsRefs, MEDIA_TYPE, ModelRefs, SCHEMA_VERSION, TraceRefs, WorldRefs,
 };
-use crate::store::tags::refuse_new_tag;
+use crate::store::tags::check_new_tag;
 use crate::store::{Batch, Digest, LayerFile, Manifest, MarkerError, Store};
 use content::Job;
 use layers::Stored;
 use text::{Text, Texts};
 use tree::{Merged, NewEntry, TreeChanges};
-pub(crate) use witness::{hash_of, readable};
+pub(crate) use witness::{readable, see_manifest};
 
 /// Where a fork's files lie.
 const WORLD: &[u8] = b"world/fs";
 
 /// What an agent is called that began with nothing.
 const AGENT: &str = "pfimg";
+
+/// What is left behind, in words for a crash pack.
+pub(crate) const LEFT: &str = "temporary files left behind";
 
 /// What a seal came to.
 #[derive(Clone, Debug)]
@@ -222,9 +225,7 @@ impl Sealer {
 
     fn check_tag(&self, tag: &Tag<'_>) -> Result<()> {
         let name = tag.name;
-        if let Some(why) = refuse_new_tag(name) {
-            return Err(Error::new(ErrorKind::InvalidInput, format!("{name:?} cannot be a tag: {why}")));
-        }
+        check_new_tag(name)?;
         if !tag.force && self.store.tags().names()?.iter().any(|taken| taken == name) {
             return Err(Error::new(ErrorKind::AlreadyExists, format!("there is a tag {name:?} already"))
                 .with_hint("--force-tag takes it from its image"));
@@ -253,14 +254,13 @@ impl Sealer {
         }
         let left = self.store.blobs().files_left();
         let frozen = fork.freeze()?;
-        let state = TransferState {
-            // Before anything is read of the journals.
-            journal_gaps: frozen.journal_gaps()?,
-            pending_operations: frozen.pending_operations(),
-            ..TransferState::default()
-        };
-        let mut transfer = Transfer { kind: TransferKind::Seal, subject: name.to_owned(), state };
-        self.judge(&transfer, &[])?;
+        let mut steps = Steps::new();
+        steps.did("checkpoint", format!("froze fork {name}"));
+        steps.concerns(format!("forks/heads/{name}.json"));
+        // Before anything is read of the journals.
+        steps.saw_journal(frozen.journal_gaps()?);
+        steps.saw_pending(frozen.pending_operations());
+        self.judge(TransferKind::Seal, name, &steps)?;
         let mut changes = frozen.changes()?;
         let mut reports = Vec::new();
         let kept = ignored::take_out(&frozen, &mut changes, &mut reports, everything)?;
@@ -287,16 +287,18 @@ impl Sealer {
             placed: HashMap::new(),
         };
         let (mut manifest, mut stored) = sealing.run(name)?;
-        let mut trace = sealing.differing_paths(&manifest.world.fs, &stored)?;
-        transfer.state.path_outcomes_consistent = trace.is_empty();
+        steps
+            .did("path", format!("stored {} changed paths in tree {}", changes.put.len(), manifest.world.fs));
+        steps.made_by(&manifest.agent);
+        steps.saw_paths(&format!("forks/{name}"), sealing.differing_paths(&manifest.world.fs, &stored)?);
         // Before there is an image: what is wrong already must not become one.
-        self.judge(&transfer, &trace)?;
+        self.judge(TransferKind::Seal, name, &steps)?;
         let Sealing { parent, mut reports, .. } = sealing;
         let same = parent.as_ref().filter(|parent| parent.manifest.blobs() == manifest.blobs());
         let (image, new) = if let Some(parent) = same {
             // What changed was changed back.
-            transfer.state.leaked_obligations = self.leaked(left);
-            self.judge(&transfer, &trace)?;
+            steps.saw_leaked(LEFT, self.leaked(left));
+            self.judge(TransferKind::Seal, name, &steps)?;
             (parent.id, false)
         } else {
             if let Some(parent) = &parent {
@@ -308,10 +310,9 @@ impl Sealer {
             let image = image?;
             reports.extend(wrong);
             let found = self.store.images().bytes(self.store.blobs(), &image);
-            transfer.state.expected_manifest_hash = expected.to_string();
-            transfer.state.manifest_hash = witness::hash_of(found, &mut trace);
-            transfer.state.leaked_obligations = self.leaked(left);
-            if let Err(error) = self.judge(&transfer, &trace) {
+            witness::see_manifest(&mut steps, &expected, found);
+            steps.saw_leaked(LEFT, self.leaked(left));
+            if let Err(error) = self.judge(TransferKind::Seal, name, &steps) {
                 self.take_back(&image);
                 return Err(error);
             }
@@ -364,11 +365,9 @@ impl Sealer {
         u32::try_from(self.store.blobs().files_left() - before).unwrap_or(u32::MAX)
     }
 
-    /// Has the oracle judge what was seen; what it finds is the caller's error.
-    fn judge(&self, transfer: &Transfer, trace: &[String]) -> Result<()> {
-        let pack = trace.iter().fold(Crashpack::new(), |pack, line| pack.with_trace("path", line));
-        let oracle = TransferOracle::new(transfer.kind.name());
-        self.log.judge_with(&oracle, transfer, pack).error().map_or(Ok(()), Err)
+    /// Judges the steps of a transfer; a violation is the caller's error.
+    fn judge(&self, kind: TransferKind, name: &str, steps: &Steps) -> Result<()> {
+        self.log.judge_steps(kind, name, steps).error().map_or(Ok(()), Err)
     }
 
     /// Whether an image is there still.

@@ -19,6 +19,8 @@ use serde::Serialize;
 
 pub use finding::{Code, Finding, Severity};
 
+use crate::audit;
+use crate::crashpack;
 use crate::error::{Error, ErrorKind, Result};
 use crate::jobs::each;
 use crate::layers::effects::Secret;
@@ -153,6 +155,7 @@ pub fn verify(store: &Store, options: &Options, progress: &dyn Progress) -> Resu
 
     if whole {
         tags(store, &mut state)?;
+        state.findings.extend(crash_packs(store)?);
     }
     let mut findings = places::locate(store, &ids, &mut state);
     findings.append(&mut state.findings);
@@ -164,6 +167,19 @@ pub fn verify(store: &Store, options: &Options, progress: &dyn Progress) -> Resu
         ledgers: state.ledgers,
         findings,
     })
+}
+
+/// What the oracles found earlier. The packs stay until they are removed, also where the store is whole again.
+fn crash_packs(store: &Store) -> Result<Vec<Finding>> {
+    let packs = crashpack::kept(&audit::file::crash_dir(store.root()))?;
+    let finding = |pack: &crashpack::Kept| {
+        let subject = format!("audit/crash/{}", pack.name);
+        match crashpack::replay::replay(&pack.path, &[]) {
+            Ok(replayed) => Finding::new(Code::CrashPack, subject, replayed.found()),
+            Err(error) => Finding::new(Code::CrashPackChanged, subject, error),
+        }
+    };
+    Ok(packs.iter().map(finding).collect())
 }
 
 /// Every blob to read with its compressed size in bytes, the largest first, so that none is left over at the end.

@@ -11,6 +11,7 @@ mod ahead;
 mod announce;
 mod audited;
 mod autoseal;
+mod called;
 mod catalog;
 mod control;
 mod counted;
@@ -341,8 +342,8 @@ impl Vfs {
     /// Finds a name in a folder and counts the lookup. A name that never can be there is [`Entry::ABSENT`].
     pub fn lookup(&self, parent: Ino, name: &[u8], patience: Patience) -> Outcome<Step<Entry>> {
         match self.node(parent)? {
-            // The log may be long, and somebody may be appending to it.
-            Node::Fixed(Fixed::Control) if patience == Patience::Brief && control::reads_log(name) => {
+            // The log may be long, and another program may be appending to it.
+            Node::Fixed(Fixed::Control) if patience == Patience::Brief && control::reads_disk(name) => {
                 Ok(Step::Blocks)
             }
             Node::Fixed(fixed) => self.lookup_fixed(fixed, name, patience),

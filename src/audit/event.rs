@@ -7,8 +7,10 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::schema;
+
 /// Which part of a kernel decided.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum KernelEventCategory {
     /// What was asked for and allowed, or not.
@@ -26,6 +28,63 @@ pub enum KernelEventCategory {
     Unknown(String),
 }
 
+impl KernelEventCategory {
+    /// The category of a kind of event, for logs of later versions, which leave it out.
+    pub fn of_kind(kind: &str) -> Self {
+        match kind {
+            "tool_gated" | "capability_changed" => Self::Syscall,
+            "compressed"
+            | "page_out"
+            | "page_in"
+            | "context_renewed"
+            | "large_result_spooled"
+            | "memory_written"
+            | "memory_queried"
+            | "memory_validation_failed" => Self::Mm,
+            "agent_process_changed" => Self::Proc,
+            "signal_disposed" | "signal_delivery_disposed" => Self::Ipc,
+            _ => Self::Sched,
+        }
+    }
+
+    /// Its name in JSON.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Syscall => "syscall",
+            Self::Sched => "sched",
+            Self::Mm => "mm",
+            Self::Proc => "proc",
+            Self::Ipc => "ipc",
+            Self::Unknown(name) => name,
+        }
+    }
+
+    /// The part of the kernel that it is a facet of; nothing for an unknown one.
+    pub fn primitive(&self) -> Option<Primitive> {
+        match self {
+            Self::Syscall => Some(Primitive::Syscall),
+            Self::Mm => Some(Primitive::Mm),
+            Self::Sched | Self::Proc | Self::Ipc => Some(Primitive::Sched),
+            Self::Unknown(_) => None,
+        }
+    }
+}
+
+/// One of the three parts of a kernel that its five categories are facets of.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Primitive {
+    /// Calls: asked for, and allowed or refused.
+    Syscall,
+    /// The table of tasks and their scheduling.
+    Sched,
+    /// Memory and its pages.
+    Mm,
+    /// A part this program does not know.
+    #[serde(untagged)]
+    Unknown(String),
+}
+
 /// What every event says.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Noted {
@@ -37,7 +96,7 @@ pub struct Noted {
     pub category: Option<KernelEventCategory>,
     /// The category rolled up further, as some kernels do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub primitive: Option<String>,
+    pub primitive: Option<Primitive>,
     /// Every other key.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
@@ -98,8 +157,9 @@ pub struct AgentProcessChanged {
     /// What it got from its parent.
     #[serde(default)]
     pub context_inheritance: String,
-    /// What it does now: `running`, `joined`, `aborted`.
-    pub state: String,
+    /// What it does now: `running`, `joined`, `aborted`. Later versions may leave it out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state: Option<String>,
     /// What it may do.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub permitted_capability_ids: Vec<String>,
@@ -134,6 +194,8 @@ pub enum SessionEvent {
     ToolGated(Noted),
     /// A signal was taken note of.
     SignalDisposed(SignalDisposed),
+    /// The same under the name that later versions give to it.
+    SignalDeliveryDisposed(Noted),
     /// A limit was reached.
     BudgetExceeded(BudgetExceeded),
     /// A state to come back to was kept.
@@ -179,6 +241,7 @@ impl SessionEvent {
             Self::Resumed(_) => "resumed",
             Self::ToolGated(_) => "tool_gated",
             Self::SignalDisposed(_) => "signal_disposed",
+            Self::SignalDeliveryDisposed(_) => "signal_delivery_disposed",
             Self::BudgetExceeded(_) => "budget_exceeded",
             Self::CheckpointTaken(_) => "checkpoint_taken",
             Self::Rollbacked(_) => "rollbacked",
@@ -204,6 +267,7 @@ impl SessionEvent {
             | Self::ContextRenewed(noted)
             | Self::Resumed(noted)
             | Self::ToolGated(noted)
+            | Self::SignalDeliveryDisposed(noted)
             | Self::CheckpointTaken(noted)
             | Self::Rollbacked(noted)
             | Self::MilestoneAdvanced(noted)
@@ -231,6 +295,7 @@ impl SessionEvent {
             | Self::ContextRenewed(noted)
             | Self::Resumed(noted)
             | Self::ToolGated(noted)
+            | Self::SignalDeliveryDisposed(noted)
             | Self::CheckpointTaken(noted)
             | Self::Rollbacked(noted)
             | Self::MilestoneAdvanced(noted)
@@ -262,6 +327,7 @@ impl SessionEvent {
                 | "resumed"
                 | "tool_gated"
                 | "signal_disposed"
+                | "signal_delivery_disposed"
                 | "budget_exceeded"
                 | "checkpoint_taken"
                 | "rollbacked"
@@ -279,6 +345,24 @@ impl SessionEvent {
             known => known.noted().is_some_and(|noted| noted.category.is_some()),
         };
         category || !self.needs_category()
+    }
+
+    /// The category of an event of a known kind: the one it says, else the one of its kind.
+    pub fn category(&self) -> Option<KernelEventCategory> {
+        let said = self.noted()?.category.clone();
+        Some(said.unwrap_or_else(|| KernelEventCategory::of_kind(self.kind())))
+    }
+
+    /// What is wrong with an event of a known kind that was read already. A `turn` that was missing is not found out.
+    pub fn fault(&self) -> Option<String> {
+        match self {
+            Self::Other(object) => schema::fault(object),
+            Self::Suspended(_)
+            | Self::SignalDisposed(_)
+            | Self::BudgetExceeded(_)
+            | Self::AgentProcessChanged(_) => None,
+            noted_only => schema::fault_of_rest(noted_only.kind(), &noted_only.noted()?.extra),
+        }
     }
 }
 
@@ -300,6 +384,11 @@ mod tests {
             // A category of tomorrow, and an event that lacks what its kind needs.
             json!({"kind": "tool_gated", "turn": 1, "category": "net"}),
             json!({"kind": "suspended", "turn": 1}),
+            // A later version: other names, no category, no state.
+            json!({"kind": "signal_delivery_disposed", "turn": 1, "delivery_id": "d", "disposition": "queue"}),
+            json!({"kind": "agent_process_changed", "turn": 1, "agent_id": "a", "parent_session_id": "p",
+                "role": "r", "isolation": "i", "context_inheritance": "n"}),
+            json!({"kind": "page_in", "turn": 1, "primitive": "net"}),
         ] {
             let read: SessionEvent = serde_json::from_value(event.clone()).unwrap();
             assert_eq!(serde_json::to_value(&read).unwrap(), event);
@@ -314,16 +403,79 @@ mod tests {
         }
     }
 
+    /// The kinds of `deepstrike-core` 0.2.32, each with the category of its kind and whether it needs to say one.
+    const KINDS: [(&str, &str, bool); 31] = [
+        ("run_started", "sched", false),
+        ("llm_completed", "sched", false),
+        ("tool_requested", "sched", false),
+        ("tool_completed", "sched", false),
+        ("compressed", "mm", true),
+        ("page_out", "mm", true),
+        ("page_in", "mm", true),
+        ("large_result_spooled", "mm", false),
+        ("run_terminal", "sched", false),
+        ("tool_argument_repaired", "sched", false),
+        ("permission_requested", "sched", false),
+        ("permission_resolved", "sched", false),
+        ("tool_denied", "sched", false),
+        ("capability_changed", "syscall", true),
+        ("context_renewed", "mm", true),
+        ("suspended", "sched", true),
+        ("resumed", "sched", true),
+        ("tool_gated", "syscall", true),
+        ("signal_disposed", "ipc", true),
+        ("budget_exceeded", "sched", true),
+        ("checkpoint_taken", "sched", true),
+        ("rollbacked", "sched", true),
+        ("cleanup_completed", "sched", false),
+        ("agent_process_changed", "proc", true),
+        ("milestone_advanced", "sched", true),
+        ("milestone_blocked", "sched", true),
+        ("milestone_evidence", "sched", true),
+        ("memory_written", "mm", false),
+        ("memory_queried", "mm", false),
+        ("memory_validation_failed", "mm", false),
+        ("memory_retrieval_result", "sched", false),
+    ];
+
     #[test]
-    fn a_decision_needs_a_category_and_talk_does_not() {
-        let says =
-            |event: Value| serde_json::from_value::<SessionEvent>(event).unwrap().has_required_category();
-        assert!(says(json!({"kind": "page_out", "category": "mm"})));
-        assert!(!says(json!({"kind": "page_out"})));
-        assert!(!says(json!({"kind": "suspended"})), "one that lacks its reason is a decision all the same");
-        assert!(says(json!({"kind": "suspended", "category": "sched"})));
-        for kind in ["memory_written", "memory_retrieval_result", "llm_completed", "invented_tomorrow"] {
-            assert!(says(json!({"kind": kind})), "{kind}");
+    fn sixteen_kinds_need_a_category_and_each_kind_has_its_own() {
+        let event = |value: Value| serde_json::from_value::<SessionEvent>(value).unwrap();
+        for (kind, category, needs) in KINDS {
+            assert_eq!(event(json!({"kind": kind})).has_required_category(), !needs, "{kind}");
+            assert!(event(json!({"kind": kind, "category": "net"})).has_required_category(), "{kind}");
+            assert_eq!(KernelEventCategory::of_kind(kind).name(), category, "{kind}");
+            let judge = deepstrike_core::runtime::event_log::category_for_kind(kind);
+            assert_eq!(serde_json::to_value(judge).unwrap(), category, "{kind}");
+            let ours = KernelEventCategory::of_kind(kind).primitive();
+            assert_eq!(serde_json::to_value(ours).unwrap(), judge.primitive().label(), "{kind}");
         }
+        assert_eq!(KINDS.iter().filter(|(_, _, needs)| *needs).count(), 16);
+        assert!(!event(json!({"kind": "signal_delivery_disposed"})).has_required_category());
+        assert!(event(json!({"kind": "invented_tomorrow"})).has_required_category());
+    }
+
+    #[test]
+    fn a_category_that_is_not_said_is_that_of_the_kind() {
+        let category = |event: Value| {
+            serde_json::from_value::<SessionEvent>(event).unwrap().category().map(|c| c.name().to_owned())
+        };
+        assert_eq!(category(json!({"kind": "page_out"})).as_deref(), Some("mm"));
+        assert_eq!(category(json!({"kind": "page_out", "category": "net"})).as_deref(), Some("net"));
+        assert_eq!(category(json!({"kind": "invented_tomorrow"})), None);
+        assert_eq!(KernelEventCategory::Unknown("net".into()).primitive(), None);
+    }
+
+    #[test]
+    fn an_event_that_was_read_still_shows_what_it_lacks() {
+        let fault = |event: Value| serde_json::from_value::<SessionEvent>(event).unwrap().fault();
+        assert_eq!(fault(json!({"kind": "suspended", "turn": 1})).as_deref(), Some("\"reason\" is missing"));
+        assert_eq!(
+            fault(json!({"kind": "page_in", "turn": 1})).as_deref(),
+            Some("\"entry_count\" is missing")
+        );
+        assert_eq!(fault(json!({"kind": "page_in", "entry_count": 1})), None);
+        assert_eq!(fault(json!({"kind": "suspended", "reason": "r"})), None);
+        assert_eq!(fault(json!({"kind": "invented_tomorrow"})), None);
     }
 }

@@ -20,8 +20,9 @@ use chrono::{DateTime, Utc};
 use rustix::fs::FlockOperation;
 use serde_json::json;
 
-use super::chain::{self, Head, Writer};
+use super::chain::{self, Break, Head, Writer};
 use super::event::SessionEvent;
+use super::follow::BrokenAt;
 use super::note;
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::{Digest, Sharing};
@@ -202,15 +203,7 @@ impl Appender {
     fn find_end(&self, file: &mut File, len: u64, about: &mut Vec<SessionEvent>) -> io::Result<(Head, u64)> {
         if len == 0 {
             // The file before ends where this one goes on.
-            let older = files(&self.dir)?.into_iter().rfind(|path| !path.ends_with(CURRENT));
-            return match older {
-                None => Ok((Head::START, 0)),
-                Some(path) => {
-                    let mut bytes = Vec::new();
-                    open_file(File::options().read(true), &path)?.read_to_end(&mut bytes)?;
-                    Ok((walk(&bytes).0, 0))
-                }
-            };
+            return Ok((before(&self.dir)?.unwrap_or(Head::START), 0));
         }
         let mut tail = Vec::new();
         file.seek(SeekFrom::Start(len.saturating_sub(TAIL)))?;
@@ -268,6 +261,43 @@ fn walk(bytes: &[u8]) -> (Head, usize, usize) {
         }
     }
     (head, whole, damaged)
+}
+
+/// Checks one file of a log by itself. A file that was set aside begins at the number in its name, the newest file where
+/// the one before it ends, and `.pfimg/events.jsonl` of a mount anywhere. Every other file begins at 1.
+pub fn verify(path: &Path, bytes: &[u8]) -> Result<std::result::Result<Head, BrokenAt>> {
+    let first = bytes.split(|byte| *byte == b'\n').next().unwrap_or_default();
+    // What the first line itself says that it hangs on.
+    let said = chain::decode(first).ok().and_then(|(record, _)| {
+        let hash = Digest::from_hex(&record.prev).ok()?;
+        Some(Head { seq: record.seq.checked_sub(1)?, hash })
+    });
+    let folder = path.parent().unwrap_or(Path::new(""));
+    let start = if let Some(number) = number(path) {
+        said.filter(|said| said.seq.checked_add(1) == Some(number))
+    } else if path.ends_with(".pfimg/events.jsonl") {
+        said
+    } else if path.ends_with(CURRENT) {
+        before(folder).map_err(|e| Error::io(e, format!("cannot read {}", folder.display())))?
+    } else {
+        None
+    };
+    let at = |broken: Break| BrokenAt {
+        file: path.to_owned(),
+        line: broken.line,
+        fault: broken.fault.to_string(),
+    };
+    Ok(chain::verify(start.unwrap_or(Head::START), bytes).map_err(at))
+}
+
+/// Where the chain stands at the end of the newest file that was set aside in a folder; nothing without one.
+fn before(folder: &Path) -> io::Result<Option<Head>> {
+    let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+    let older = files(folder)?.into_iter().rfind(|path| !path.ends_with(CURRENT));
+    let Some(path) = older else { return Ok(None) };
+    let mut bytes = Vec::new();
+    open_file(File::options().read(true), &path)?.read_to_end(&mut bytes)?;
+    Ok(Some(walk(&bytes).0))
 }
 
 /// The number of a file's first line; what follows it if that cannot be read.

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::audit::follow::{Follower, Report, last_lines};
-use crate::audit::{OsSnapshot, rebuild_os_snapshot_from_events};
+use crate::audit::{Categories, OsSnapshot, rebuild_os_snapshot_from_events};
 
 fn append(appender: &mut Appender, names: &[&str]) -> Head {
     let events: Vec<_> = names.iter().map(|name| (Utc::now(), note::fork_made(name, None))).collect();
@@ -40,6 +40,18 @@ fn a_store_without_a_log_has_an_empty_one_and_reading_makes_none() {
     assert_eq!(fs::read_dir(store.path()).unwrap().count(), 0);
 }
 
+/// Tries again while another thread holds the lock for longer than the log waits, as a mount's own log does.
+fn patiently<T>(mut attempt: impl FnMut() -> Result<T>) -> T {
+    let until = Instant::now() + Duration::from_secs(120);
+    loop {
+        match attempt() {
+            Ok(done) => return done,
+            Err(error) if error.kind() == ErrorKind::Io(Some(libc::EAGAIN)) && Instant::now() < until => {}
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
 #[test]
 fn many_who_append_at_once_make_one_chain_and_a_follower_sees_what_is_rebuilt() {
     let store = tempfile::tempdir().unwrap();
@@ -50,12 +62,14 @@ fn many_who_append_at_once_make_one_chain_and_a_follower_sees_what_is_rebuilt() 
             scope.spawn(move || {
                 let mut appender = Appender { max_file: 4 << 10, ..Appender::new(store, "test") };
                 for n in 0..50 {
-                    append(&mut appender, &[&format!("{who}-{n}"), "shared"]);
+                    let names = [&format!("{who}-{n}"), "shared"];
+                    let events = names.map(|name| (Utc::now(), note::fork_made(name, None)));
+                    patiently(|| appender.append(&events));
                 }
             });
         }
         for _ in 0..50 {
-            assert_eq!(follower.catch_up().unwrap().broken, None);
+            assert_eq!(patiently(|| follower.catch_up()).broken, None);
         }
     });
     let live = follower.catch_up().unwrap();
@@ -64,6 +78,106 @@ fn many_who_append_at_once_make_one_chain_and_a_follower_sees_what_is_rebuilt() 
     assert_eq!(live.snapshot, rebuilt(store.path()));
     assert_eq!(report(store.path()), live);
     assert!(files(&dir(store.path())).unwrap().len() > 10, "it was never set aside");
+}
+
+#[test]
+fn a_log_that_was_copied_without_its_lock_is_read_and_none_is_made() {
+    let store = tempfile::tempdir().unwrap();
+    append(&mut Appender::new(store.path(), "test"), &["a"]);
+    fs::remove_file(dir(store.path()).join(LOCK)).unwrap();
+    assert_eq!(report(store.path()).events, 1);
+    assert!(!dir(store.path()).join(LOCK).exists());
+}
+
+#[test]
+fn what_is_written_about_the_log_is_counted_and_kept_for_a_follower() {
+    let store = tempfile::tempdir().unwrap();
+    append(&mut Appender::new(store.path(), "test"), &["a", "b"]);
+    let path = current(store.path());
+    let whole = fs::read(&path).unwrap();
+    // A torn end: the event says how many bytes were lost and their hash.
+    fs::write(&path, &whole[..whole.len() - 40]).unwrap();
+    append(&mut Appender::new(store.path(), "test"), &["c"]);
+    let text = fs::read_to_string(&path).unwrap();
+    let healed: serde_json::Value = serde_json::from_str(text.lines().nth(1).unwrap()).unwrap();
+    let first = whole.iter().position(|byte| *byte == b'\n').unwrap() + 1;
+    let torn = &whole[first..whole.len() - 40];
+    assert_eq!(healed["event"]["lost_bytes"], torn.len());
+    assert_eq!(healed["event"]["sha256"], Digest::of(torn).hex());
+    assert_eq!(healed["event"]["category"], "sched");
+    // Two damaged lines at the end.
+    let mut damaged = fs::read(&path).unwrap();
+    damaged.extend_from_slice(b"one\ntwo\n");
+    fs::write(&path, damaged).unwrap();
+    append(&mut Appender::new(store.path(), "test"), &["d"]);
+    let text = fs::read_to_string(&path).unwrap();
+    let last: Vec<serde_json::Value> =
+        text.lines().rev().take(2).map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(
+        (&last[1]["event"]["kind"], &last[1]["event"]["damaged_lines"]),
+        (&json!("log_damaged"), &json!(2))
+    );
+    assert_eq!(last[0]["event"]["agent_id"], "d");
+}
+
+#[test]
+fn a_follower_says_where_categories_come_from_and_which_events_are_faulty() {
+    let store = tempfile::tempdir().unwrap();
+    let mut appender = Appender::new(store.path(), "test");
+    append(&mut appender, &["a"]);
+    let mut follower = Follower::new(store.path());
+    let read = follower.catch_up().unwrap();
+    assert_eq!((read.tally.categories, read.faults.count), (Categories::Said, 0));
+    let event = |event: serde_json::Value| (Utc::now(), serde_json::from_value(event).unwrap());
+    let events = [
+        event(json!({"kind": "page_in", "turn": 1})),
+        event(json!({"kind": "suspended", "turn": 1, "category": "sched"})),
+    ];
+    appender.append(&events).unwrap();
+    let read = follower.catch_up().unwrap();
+    assert_eq!(read.tally.categories, Categories::Inferred);
+    let told: Vec<String> = read.faults.first.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        told,
+        ["line 2: page_in: \"entry_count\" is missing", "line 3: suspended: \"reason\" is missing"]
+    );
+    assert_eq!(read.snapshot.page_in_count, 1, "what can be read counts");
+    assert_eq!(read, report(store.path()));
+}
+
+#[test]
+fn a_violation_and_its_pack_are_named_by_a_follower() {
+    let store = tempfile::tempdir().unwrap();
+    let violation = (Utc::now(), note::violation("seal", "f", "gone", Some("seal-1")));
+    Appender::new(store.path(), "test").append(&[violation]).unwrap();
+    fs::create_dir_all(crash_dir(store.path()).join("seal-1")).unwrap();
+    let read = report(store.path());
+    assert_eq!((read.violations.count, read.violations.newest[0].turn), (1, 1));
+    assert_eq!((read.packs.count, read.packs.newest), (1, vec!["seal-1".to_owned()]));
+}
+
+#[test]
+fn one_file_of_a_log_begins_where_its_name_says() {
+    let store = tempfile::tempdir().unwrap();
+    let mut appender = Appender { max_file: 2 << 10, ..Appender::new(store.path(), "test") };
+    for _ in 0..12 {
+        append(&mut appender, &["a"]);
+    }
+    let files = files(&dir(store.path())).unwrap();
+    assert!(files.len() > 2);
+    for path in &files {
+        let bytes = fs::read(path).unwrap();
+        assert!(verify(path, &bytes).unwrap().is_ok(), "{}", path.display());
+        let cut = bytes.iter().position(|byte| *byte == b'\n').unwrap() + 1;
+        let broken = verify(path, &bytes[cut..]).unwrap().unwrap_err();
+        assert_eq!((&broken.file, broken.line), (path, 1));
+        // By itself, under another name, only the first file is whole.
+        let elsewhere = tempfile::tempdir().unwrap();
+        let whole = verify(&elsewhere.path().join("copy"), &bytes).unwrap().is_ok();
+        assert_eq!(whole, path == &files[0]);
+        let shown = elsewhere.path().join(".pfimg/events.jsonl");
+        assert!(verify(&shown, &bytes).unwrap().is_ok(), "a mount shows the newest lines");
+    }
 }
 
 #[test]

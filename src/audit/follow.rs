@@ -8,7 +8,9 @@ use serde::Serialize;
 
 use super::chain::{self, Break, Checker, Fault, Head};
 use super::file;
-use super::snapshot::{Fold, OsSnapshot};
+use super::read::Faults;
+use super::snapshot::{Fold, OsSnapshot, Tally};
+use super::violations::{Packs, Violations};
 use crate::error::{Error, Result};
 
 /// Where a log breaks first.
@@ -31,10 +33,17 @@ pub struct Report {
     pub head: String,
     /// Lines that are no records are not counted.
     pub events: u64,
-    /// Whether every decision says its category.
-    pub categories: bool,
+    /// Categories of its events, and where they come from.
+    #[serde(flatten)]
+    pub tally: Tally,
+    /// Events that lack what their kind needs, which no pfimg writes. A line counts in its file.
+    pub faults: Faults,
     /// Where the chain breaks first.
     pub broken: Option<BrokenAt>,
+    /// What the oracles found, as far as the log says.
+    pub violations: Violations,
+    /// The crash packs of the store, also those that no log tells of.
+    pub packs: Packs,
     /// What it adds up to. Damaged lines are left out.
     pub snapshot: OsSnapshot,
 }
@@ -51,7 +60,9 @@ pub struct Follower {
     line: u64,
     head: Head,
     events: u64,
-    categories: bool,
+    tally: Tally,
+    faults: Faults,
+    violations: Violations,
     broken: Option<BrokenAt>,
     /// The line without an end that is there now: whoever appends next decides what becomes of it.
     torn: Option<BrokenAt>,
@@ -69,7 +80,9 @@ impl Follower {
             line: 0,
             head: Head::START,
             events: 0,
-            categories: true,
+            tally: Tally::default(),
+            faults: Faults::default(),
+            violations: Violations::default(),
             broken: None,
             torn: None,
             fold: Fold::default(),
@@ -79,18 +92,18 @@ impl Follower {
     /// Reads what is new and says what the log says by now. A store without a log has an empty one.
     pub fn catch_up(&mut self) -> Result<Report> {
         let failed = |e: io::Error| Error::io(e, "cannot read the audit log");
-        match file::lock_to_read(&self.dir) {
-            Ok(_lock) => self.read().map_err(|e| failed(e).context(self.dir.display()))?,
-            Err(e) if e.kind() == io::ErrorKind::NotFound && !self.dir.join(file::CURRENT).exists() => {}
-            // Copied without its lock: nobody appends to it.
-            Err(e) if e.kind() == io::ErrorKind::NotFound => self.read().map_err(failed)?,
-            Err(e) => return Err(failed(e)),
+        if let Some(lock) = lock(&self.dir).map_err(failed)? {
+            self.read().map_err(|e| failed(e).context(self.dir.display()))?;
+            drop(lock);
         }
         Ok(Report {
             seq: self.head.seq,
             head: self.head.hash.hex(),
             events: self.events,
-            categories: self.categories,
+            tally: self.tally.clone(),
+            faults: self.faults.clone(),
+            violations: self.violations.clone(),
+            packs: Packs::of(self.dir.parent().unwrap_or(&self.dir))?,
             broken: self.broken.clone().or_else(|| self.torn.clone()),
             snapshot: self.fold.snapshot().clone(),
         })
@@ -159,7 +172,11 @@ impl Follower {
             }
         };
         self.events += 1;
-        self.categories &= event.has_required_category();
+        self.tally.apply(&event);
+        self.violations.apply(&event);
+        if let Some(fault) = event.fault() {
+            self.faults.add(self.line, event.kind(), fault);
+        }
         self.fold.apply(&event);
     }
 
@@ -172,6 +189,31 @@ impl Follower {
 
 fn at(path: &Path, broken: &Break) -> BrokenAt {
     BrokenAt { file: path.to_owned(), line: broken.line, fault: broken.fault.to_string() }
+}
+
+/// Holds a log still for a reader.
+enum Held {
+    /// By its lock, until this is dropped.
+    Locked(#[allow(dead_code)] File),
+    /// It was copied without its lock: no program appends to it.
+    Alone,
+}
+
+/// Holds a log still, if there is one.
+fn lock(dir: &Path) -> io::Result<Option<Held>> {
+    let exists = || dir.join(file::CURRENT).exists();
+    match file::lock_to_read(dir) {
+        Ok(lock) => return Ok(Some(Held::Locked(lock))),
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        Err(_) if !exists() => return Ok(None),
+        Err(_) => {}
+    }
+    // A program that begins a log makes the lock first. A log that is there now may have been begun just before this look.
+    match file::lock_to_read(dir) {
+        Ok(lock) => Ok(Some(Held::Locked(lock))),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Some(Held::Alone)),
+        Err(e) => Err(e),
+    }
 }
 
 /// The last lines of a store's log, at most `max` bytes of them, whole lines only.

@@ -15,9 +15,9 @@ use super::event::SessionEvent;
 use super::file::{self, Appender};
 use super::note;
 use super::verdict::Verdict;
-use crate::crashpack::Crashpack;
+use crate::crashpack::{Crashpack, Steps};
 use crate::error::{Error, ErrorKind, Result};
-use crate::oracle::{Transfer, TransferOracle};
+use crate::oracle::{Transfer, TransferKind, TransferOracle};
 use crate::store::Sharing;
 use crate::sync::Mutex;
 
@@ -29,6 +29,13 @@ const GATHER: Duration = Duration::from_millis(200);
 
 /// How long after an attempt to write that failed the next one is made, if nothing is told before.
 const AGAIN: Duration = Duration::from_secs(1);
+
+/// The key of how often an event happened.
+const COUNT: &str = "count";
+
+/// So many paths of one operation are named of those that are written together: a program that tries every file of a tree
+/// must not fill the log.
+const PATHS: usize = 16;
 
 /// Events of a mount that only looks, which wait for the first that does more.
 const PENDING: usize = 256;
@@ -47,6 +54,8 @@ struct Inner {
     store: PathBuf,
     /// Nothing where only crash packs are kept.
     queue: Option<Queue>,
+    /// Violations that oracles found so far.
+    violations: AtomicU64,
 }
 
 struct Queue {
@@ -86,7 +95,7 @@ impl Log {
 
     /// A log that nothing is written to, while what the oracles find is kept as crash packs of the store in `store`.
     pub fn packs_only(store: &Path) -> Self {
-        Self(Some(Arc::new(Inner { store: store.to_owned(), queue: None })))
+        Self(Some(Arc::new(Inner { store: store.to_owned(), queue: None, violations: AtomicU64::new(0) })))
     }
 
     /// Starts writing the log of the store in `store`, for `command`.
@@ -109,7 +118,18 @@ impl Log {
         let thread =
             thread::Builder::new().name("pfimg-audit".into()).spawn(move || recorder.run(&messages))?;
         let queue = Queue { sender, lost, thread: Mutex::new(Some(thread)) };
-        Ok(Self(Some(Arc::new(Inner { store: store.to_owned(), queue: Some(queue) }))))
+        let violations = AtomicU64::new(0);
+        Ok(Self(Some(Arc::new(Inner { store: store.to_owned(), queue: Some(queue), violations }))))
+    }
+
+    /// Whether events that are told are written anywhere.
+    pub fn is_written(&self) -> bool {
+        self.queue().is_some()
+    }
+
+    /// How many violations the oracles found that told this log.
+    pub fn violations(&self) -> u64 {
+        self.0.as_ref().map_or(0, |inner| inner.violations.load(Ordering::Relaxed))
     }
 
     fn queue(&self) -> Option<&Queue> {
@@ -150,7 +170,7 @@ impl Log {
         }
     }
 
-    /// Judges a transfer by all five checks; see [`Log::judge_with`].
+    /// Judges a transfer by all five checks; see [`Log::judge_steps`].
     ///
     /// ```
     /// # use pfimg::audit::Log;
@@ -166,20 +186,36 @@ impl Log {
     /// # assert!(seal(&Log::off()).is_err());
     /// ```
     pub fn judge(&self, transfer: &Transfer) -> Verdict {
-        self.judge_with(&TransferOracle::new(transfer.kind.name()), transfer, Crashpack::new())
+        let oracle = TransferOracle::new(transfer.kind.name());
+        self.judged(&oracle, transfer, None, || {
+            Crashpack::new().with_judged(oracle.clone(), transfer.clone())
+        })
     }
 
-    /// Judges a transfer. A violation is logged and kept as a crash pack, to which `pack` gives what led to it; the
-    /// caller turns it into an error with [`Verdict::error`].
-    pub fn judge_with(&self, oracle: &TransferOracle, transfer: &Transfer, pack: Crashpack) -> Verdict {
+    /// Judges a transfer by what its steps come to, by all five checks. A violation is logged and kept as a crash pack
+    /// with the steps; the caller turns it into an error with [`Verdict::error`].
+    pub fn judge_steps(&self, kind: TransferKind, subject: &str, steps: &Steps) -> Verdict {
+        let (oracle, transfer) = (TransferOracle::new(kind.name()), steps.transfer(kind, subject));
+        let wrong = steps.first_wrong().map(str::to_owned);
+        self.judged(&oracle, &transfer, wrong, || steps.clone().into_pack(oracle.clone(), transfer.clone()))
+    }
+
+    fn judged(
+        &self,
+        oracle: &TransferOracle,
+        transfer: &Transfer,
+        seen: Option<String>,
+        pack: impl FnOnce() -> Crashpack,
+    ) -> Verdict {
         let result = oracle.validate_transfer(&transfer.state);
-        let seen = pack.first_message().map(str::to_owned);
         let Some(error) = result.error() else { return Verdict { result, pack: None, seen } };
         tracing::error!(subject = transfer.subject, "{error}");
-        let pack = pack
-            .with_judged(oracle.clone(), transfer.clone())
+        let pack = pack()
             .with_metadata("pfimg", env!("CARGO_PKG_VERSION"))
             .with_metadata("subject", &transfer.subject);
+        if let Some(inner) = &self.0 {
+            inner.violations.fetch_add(1, Ordering::Relaxed);
+        }
         let kept = self.0.as_ref().map(|inner| keep(&pack, &inner.store));
         let kept = match kept {
             Some(Ok(dir)) => {
@@ -304,26 +340,58 @@ impl Recorder {
     }
 }
 
-/// Makes one of what was refused over and over for the same reason, with how often.
+/// Makes one event of calls that were refused for the same reason at the same path, with how often. Of the paths of one
+/// operation only the first have an event of their own; the rest share one that names none.
 fn merge(events: Vec<Timed>) -> Vec<Timed> {
     let mut merged: Vec<Timed> = Vec::with_capacity(events.len());
     let mut seen: HashMap<String, (usize, u64)> = HashMap::new();
-    for (time, event) in events {
-        let repeats = matches!(event, SessionEvent::ToolGated(_) | SessionEvent::BudgetExceeded(_));
-        let key = if repeats { serde_json::to_string(&event).ok() } else { None };
-        if let Some((index, count)) = key.as_ref().and_then(|key| seen.get_mut(key)) {
-            *count += 1;
-            if let Some(noted) = merged.get_mut(*index).and_then(|(_, event)| event.noted_mut()) {
-                noted.extra.insert("count".to_owned(), (*count).into());
+    let mut paths: HashMap<String, usize> = HashMap::new();
+    for (time, mut event) in events {
+        let mut key = key(&event);
+        if let (Some(known), SessionEvent::ToolGated(noted)) = (&key, &mut event)
+            && !seen.contains_key(known)
+        {
+            let operation = format!("{:?} {:?}", noted.extra.get("tool"), noted.extra.get("reason"));
+            let number = paths.entry(operation).or_default();
+            *number += 1;
+            if *number > PATHS {
+                noted.extra.remove("path");
+                key = self::key(&event);
             }
+        }
+        let Some(key) = key else {
+            merged.push((time, event));
             continue;
+        };
+        if let Some((index, count)) = seen.get_mut(&key) {
+            *count += times(&event);
+            if let Some(noted) = merged.get_mut(*index).and_then(|(_, event)| event.noted_mut()) {
+                noted.extra.insert(COUNT.to_owned(), (*count).into());
+            }
+        } else {
+            seen.insert(key, (merged.len(), times(&event)));
+            merged.push((time, event));
         }
-        if let Some(key) = key {
-            seen.insert(key, (merged.len(), 1));
-        }
-        merged.push((time, event));
     }
     merged
+}
+
+/// How often it happened, which an event says that others were merged into.
+fn times(event: &SessionEvent) -> u64 {
+    let said = event.noted().and_then(|noted| noted.extra.get(COUNT));
+    said.and_then(serde_json::Value::as_u64).unwrap_or(1)
+}
+
+/// What two events have in common that become one: all but the number of the call. Nothing for events that stay alone.
+fn key(event: &SessionEvent) -> Option<String> {
+    if !matches!(event, SessionEvent::ToolGated(_) | SessionEvent::BudgetExceeded(_)) {
+        return None;
+    }
+    let mut event = event.clone();
+    let noted = event.noted_mut()?;
+    noted.extra.remove("call_id");
+    noted.extra.remove(COUNT);
+    serde_json::to_string(&event).ok()
 }
 
 /// Tells a store's log something from a command that is about to end.
@@ -335,7 +403,7 @@ pub fn tell(store: &Path, command: &str, events: impl IntoIterator<Item = Sessio
 mod tests {
     use super::*;
     use crate::audit::follow::Follower;
-    use crate::oracle::{TransferKind, TransferState};
+    use crate::oracle::TransferState;
 
     #[test]
     fn what_is_told_is_in_the_log_after_a_flush_and_after_the_last_handle_is_gone() {
@@ -370,10 +438,10 @@ mod tests {
     fn what_is_refused_over_and_over_is_told_once_with_how_often() {
         let dir = tempfile::tempdir().unwrap();
         let log = Log::start(dir.path(), "test").unwrap();
-        for _ in 0..1000 {
-            log.note(note::gated("write", "read-only"));
+        for n in 0..1000 {
+            log.note(note::gated("write", "read-only", Some("a"), &format!("7-{n}")));
         }
-        log.note(note::gated("unlink", "read-only"));
+        log.note(note::gated("unlink", "read-only", Some("a"), "7-1000"));
         drop(log);
         let bytes = std::fs::read_to_string(file::dir(dir.path()).join(file::CURRENT)).unwrap();
         assert!(bytes.lines().count() < 20, "{bytes}");
@@ -384,6 +452,27 @@ mod tests {
             .map(|event| event.get("count").map_or(1, |count| count.as_u64().unwrap()))
             .sum();
         assert_eq!(count, 1000);
+    }
+
+    #[test]
+    fn calls_of_different_paths_are_told_apart_up_to_a_number_of_paths() {
+        let gated = |path: String, call: usize| {
+            (Utc::now(), note::gated("unlink", "read-only", Some(&path), &format!("7-{call}")))
+        };
+        let events = (0..100).map(|n| gated(format!("p{}", n % 50), n)).collect();
+        let merged: Vec<serde_json::Value> =
+            merge(events).iter().map(|(_, event)| serde_json::to_value(event).unwrap()).collect();
+        assert_eq!(merged.len(), PATHS + 1);
+        assert_eq!(
+            (&merged[0]["path"], &merged[0]["call_id"], &merged[0]["count"]),
+            (&json!("p0"), &json!("7-0"), &json!(2))
+        );
+        let rest = &merged[PATHS];
+        assert_eq!((rest.get("path"), &rest["count"]), (None, &json!(2 * (50 - PATHS))));
+        // Events that could not be written are merged again with what comes.
+        let again = merge(merge((0..40).map(|n| gated(format!("p{}", n % 20), n)).collect()));
+        let count: u64 = again.iter().map(|(_, event)| times(event)).sum();
+        assert_eq!((again.len(), count), (PATHS + 1, 40));
     }
 
     #[test]

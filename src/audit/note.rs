@@ -22,7 +22,7 @@ pub fn fork_changed(name: &str, base: Option<&Digest>, state: &str, ended: Optio
         role: "fork".to_owned(),
         isolation: "copy_on_write".to_owned(),
         context_inheritance: if base.is_some() { "full" } else { "none" }.to_owned(),
-        state: state.to_owned(),
+        state: Some(state.to_owned()),
         permitted_capability_ids: Vec::new(),
         result_termination: ended.map(str::to_owned),
         noted: noted(KernelEventCategory::Proc, Value::Null),
@@ -60,9 +60,9 @@ pub fn page_out(blobs: u64) -> SessionEvent {
     SessionEvent::PageOut(noted(KernelEventCategory::Mm, json!({"action": "evict", "message_count": blobs})))
 }
 
-/// An operation was refused.
-pub fn gated(operation: &str, reason: &str) -> SessionEvent {
-    let extra = json!({"call_id": "", "tool": operation, "reason": reason});
+/// A call was refused: `call` names it, `path` says where it went.
+pub fn gated(operation: &str, reason: &str, path: Option<&str>, call: &str) -> SessionEvent {
+    let extra = json!({"call_id": call, "tool": operation, "reason": reason, "path": path});
     SessionEvent::ToolGated(noted(KernelEventCategory::Syscall, extra))
 }
 
@@ -139,12 +139,12 @@ pub fn about_the_log(kind: &str, mut what: Value) -> SessionEvent {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::audit::{rebuild_os_snapshot_from_events, session_log_has_required_categories};
 
-    #[test]
-    fn everything_that_is_noted_has_a_category_and_is_read_back_as_what_it_is() {
+    /// One of each thing that is noted.
+    pub(in crate::audit) fn all_notes() -> Vec<SessionEvent> {
         let image = Digest::of(b"x");
         let mut all = vec![
             fork_made("a", Some(&image)),
@@ -153,28 +153,44 @@ mod tests {
             fork_discarded("b", None),
             page_in(1, 2),
             page_out(3),
-            gated("write", "read-only"),
+            gated("write", "read-only", Some("images/x/world/fs/a"), "7-1"),
             budget_exceeded("disk", "write"),
             checkpoint_taken("a", &image),
             rollbacked("a", &image),
             suspended("unmounted", "/mnt"),
             resumed("/mnt"),
             signal("SIGTERM", "unmount"),
-            tags_changed(&["t"], &[], Some(&image)),
+            tags_changed(&["t"], &["u"], Some(&image)),
             images_removed(&[image]),
-            violation("seal", "a", "gone", None),
-            about_the_log("log_healed", json!({"lost_bytes": 1})),
+            violation("seal", "a", "gone", Some("seal-0123")),
+            about_the_log("log_healed", json!({"lost_bytes": 1, "sha256": "00", "kept": "torn-1"})),
         ];
         all.extend(fork_renamed("a", "c", None));
+        all
+    }
+
+    #[test]
+    fn everything_that_is_noted_has_a_category_and_is_read_back_as_what_it_is() {
+        let all = all_notes();
         assert!(session_log_has_required_categories(&all));
         for event in &all {
             let value = serde_json::to_value(event).unwrap();
             assert_eq!(value["category"].as_str().map(str::is_empty), Some(false), "{value}");
             assert_eq!(serde_json::from_value::<SessionEvent>(value).unwrap(), *event);
+            assert_eq!(event.fault(), None);
         }
         let snapshot = rebuild_os_snapshot_from_events(&all);
         let states: Vec<(&str, &str)> =
             snapshot.process_by_agent.iter().map(|p| (p.agent_id.as_str(), p.state.as_str())).collect();
         assert_eq!(states, [("a", "renamed"), ("b", "aborted"), ("c", "running")]);
+    }
+
+    /// The words of each note as they stand in a log. A changed word is a change of the format.
+    #[test]
+    fn every_note_is_written_as_the_golden_log_has_it() {
+        let golden = include_str!("../../mount-tests/golden/session/notes.jsonl");
+        let written: String =
+            all_notes().iter().map(|event| serde_json::to_string(event).unwrap() + "\n").collect();
+        assert_eq!(written, golden);
     }
 }

@@ -1,11 +1,15 @@
 //! What a sequence of session events adds up to. Fields and their names are those of `deepstrike-core`'s
 //! `runtime::replay`.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
-use super::event::SessionEvent;
+use super::event::{KernelEventCategory, Primitive, SessionEvent};
+
+/// So many unknown words are kept.
+const NAMED: usize = 100;
 
 /// A signal, and what was done with it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -135,12 +139,22 @@ impl Fold {
                     queue_depth: event.queue_depth,
                 });
             }
+            SessionEvent::SignalDeliveryDisposed(noted) => {
+                let text = |key: &str| noted.extra.get(key).and_then(Value::as_str).map(str::to_owned);
+                let depth = noted.extra.get("queue_depth").and_then(Value::as_u64).unwrap_or(0);
+                return snapshot.signals.push(SignalDisposedRecord {
+                    turn: noted.turn,
+                    signal_id: text("signal_id").or_else(|| text("delivery_id")).unwrap_or_default(),
+                    disposition: text("disposition").unwrap_or_default(),
+                    queue_depth: u32::try_from(depth).unwrap_or(u32::MAX),
+                });
+            }
             SessionEvent::AgentProcessChanged(event) => {
                 let record = ProcessRecord {
                     turn: event.noted.turn,
                     agent_id: event.agent_id.clone(),
                     parent_session_id: event.parent_session_id.clone(),
-                    state: event.state.clone(),
+                    state: event.state.clone().unwrap_or_default(),
                 };
                 let agents = &mut snapshot.process_by_agent;
                 if let Some(index) = self.agents.get(&event.agent_id) {
@@ -154,6 +168,55 @@ impl Fold {
             _ => return,
         };
         *counter = counter.saturating_add(1);
+    }
+}
+
+/// Where the categories of a log's decisions come from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Categories {
+    /// Every decision says its own.
+    #[default]
+    Said,
+    /// Some say none, and have that of their kind.
+    Inferred,
+}
+
+/// The categories of a log's events.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tally {
+    /// Where they come from.
+    pub categories: Categories,
+    /// How many events of known kinds each has.
+    pub by_category: BTreeMap<String, u64>,
+    /// Categories this program does not know, at most 100.
+    pub unknown_categories: BTreeSet<String>,
+    /// The same of primitives.
+    pub unknown_primitives: BTreeSet<String>,
+}
+
+impl Tally {
+    /// Adds one event.
+    pub fn apply(&mut self, event: &SessionEvent) {
+        if !event.has_required_category() {
+            self.categories = Categories::Inferred;
+        }
+        let Some(category) = event.category() else { return };
+        let counted =
+            if let KernelEventCategory::Unknown(_) = category { "unknown" } else { category.name() };
+        *self.by_category.entry(counted.to_owned()).or_default() += 1;
+        // A log of nonsense must not take the memory.
+        let keep = |names: &mut BTreeSet<String>, name: &str| {
+            if names.len() < NAMED {
+                names.insert(name.to_owned());
+            }
+        };
+        if let KernelEventCategory::Unknown(name) = &category {
+            keep(&mut self.unknown_categories, name);
+        }
+        if let Some(Primitive::Unknown(name)) = event.noted().and_then(|noted| noted.primitive.as_ref()) {
+            keep(&mut self.unknown_primitives, name);
+        }
     }
 }
 

@@ -103,6 +103,92 @@ fn a_session_that_asks_its_user_is_suspended_and_goes_on() {
     assert_eq!(serde_json::from_value::<OsSnapshot>(golden).unwrap(), snapshot);
 }
 
+/// Two sessions and what they add up to, byte for byte, as files that `pfimg audit --events FILE` reads.
+#[test]
+fn the_golden_sessions_add_up_to_their_golden_snapshots() {
+    for (log, golden) in [
+        (
+            include_str!("../../mount-tests/golden/session/events_lifecycle.json"),
+            include_str!("../../mount-tests/golden/session/snapshot_lifecycle.json"),
+        ),
+        (
+            include_str!("../../mount-tests/golden/session/events_ask_user.json"),
+            include_str!("../../mount-tests/golden/session/snapshot_ask_user.json"),
+        ),
+    ] {
+        let parsed = crate::audit::read::parse(log.as_bytes(), crate::audit::read::Mode::Strict).unwrap();
+        assert_eq!((parsed.others, parsed.faults.count), (0, 0));
+        assert!(session_log_has_required_categories(&parsed.events));
+        let snapshot = rebuild_os_snapshot_from_events(&parsed.events);
+        assert_eq!(serde_json::to_string_pretty(&snapshot).unwrap() + "\n", golden);
+        // The log is written as it was read.
+        assert_eq!(
+            serde_json::to_value(&parsed.events).unwrap(),
+            serde_json::from_str::<Value>(log).unwrap()
+        );
+        let theirs: Vec<deepstrike_core::SessionEvent> = serde_json::from_str(log).unwrap();
+        let theirs = deepstrike_core::runtime::replay::rebuild_os_snapshot_from_events(&theirs);
+        assert_eq!(serde_json::to_string_pretty(&theirs).unwrap() + "\n", golden);
+    }
+}
+
+#[test]
+fn the_newest_resume_counts_also_where_turns_go_back() {
+    let log = events(json!([
+        {"kind": "resumed", "turn": 9, "category": "sched"},
+        {"kind": "suspended", "turn": 8, "category": "sched", "reason": "first"},
+        {"kind": "resumed", "turn": 2, "category": "sched"},
+        {"kind": "suspended", "turn": 1, "category": "sched", "reason": "second"},
+    ]));
+    let snapshot = rebuild_os_snapshot_from_events(&log);
+    assert_eq!(snapshot.last_resumed_turn, Some(2));
+    assert_eq!(snapshot.last_suspend.unwrap().reason, "second");
+}
+
+#[test]
+fn a_signal_counts_under_both_of_its_names() {
+    let log = events(json!([
+        {"kind": "signal_disposed", "turn": 1, "category": "ipc", "signal_id": "a", "disposition": "queue", "queue_depth": 4},
+        {"kind": "signal_delivery_disposed", "turn": 2, "signal_id": "b", "disposition": "drop", "queue_depth": 5,
+            "operation_id": "o", "delivery_id": "d", "attempt": 1},
+        {"kind": "signal_delivery_disposed", "turn": 3, "delivery_id": "d", "disposition": "drop"},
+    ]));
+    let signals = serde_json::to_value(rebuild_os_snapshot_from_events(&log).signals).unwrap();
+    assert_eq!(
+        signals,
+        json!([
+            {"turn": 1, "signal_id": "a", "disposition": "queue", "queue_depth": 4},
+            {"turn": 2, "signal_id": "b", "disposition": "drop", "queue_depth": 5},
+            {"turn": 3, "signal_id": "d", "disposition": "drop", "queue_depth": 0},
+        ])
+    );
+}
+
+#[test]
+fn a_tally_says_where_categories_come_from_and_which_are_unknown() {
+    let tally = |log: Value| {
+        let mut tally = Tally::default();
+        events(log).iter().for_each(|event| tally.apply(event));
+        serde_json::to_value(tally).unwrap()
+    };
+    let said = json!([{"kind": "page_in", "turn": 1, "category": "mm"}, {"kind": "invented_tomorrow"}]);
+    assert_eq!(
+        tally(said),
+        json!({"categories": "said", "by_category": {"mm": 1}, "unknown_categories": [], "unknown_primitives": []})
+    );
+    let later = json!([
+        {"kind": "tool_gated", "turn": 1},
+        {"kind": "signal_delivery_disposed", "turn": 1, "primitive": "bus"},
+        {"kind": "page_in", "turn": 1, "category": "net"},
+        {"kind": "memory_written", "turn": 1},
+    ]);
+    assert_eq!(
+        tally(later),
+        json!({"categories": "inferred", "by_category": {"ipc": 1, "mm": 1, "syscall": 1, "unknown": 1},
+            "unknown_categories": ["net"], "unknown_primitives": ["bus"]})
+    );
+}
+
 #[test]
 fn one_decision_without_a_category_spoils_a_log_and_an_unknown_kind_does_not() {
     let mut log = events(json!([

@@ -35,3 +35,32 @@ impl Verdict {
         error.with_hint(hint)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::ErrorKind;
+    use crate::oracle::{Transfer, TransferKind, TransferState, judge};
+
+    #[test]
+    fn an_error_says_what_was_seen_first_and_which_command_judges_it_again() {
+        let state = TransferState { journal_gaps: 1, ..TransferState::default() };
+        let result = judge(&Transfer { kind: TransferKind::Seal, subject: "f".into(), state });
+        let mut verdict =
+            Verdict { result, pack: Some("/s/audit/crash/seal-1".into()), seen: Some("a gap".into()) };
+        let error = verdict.error().unwrap();
+        assert_eq!(error.hint(), Some("a gap; `pfimg replay /s/audit/crash/seal-1` judges it again"));
+        assert_eq!(error.kind(), ErrorKind::Damaged);
+        verdict.seen = None;
+        let error = verdict.error().unwrap();
+        assert_eq!(error.hint(), Some("`pfimg replay /s/audit/crash/seal-1` judges it again"));
+        verdict.pack = None;
+        assert_eq!(verdict.error().unwrap().hint(), None);
+        verdict.result = judge(&Transfer {
+            kind: TransferKind::Seal,
+            subject: "f".into(),
+            state: TransferState::default(),
+        });
+        assert!(verdict.error().is_none());
+    }
+}

@@ -10,13 +10,14 @@ use serde::Serialize;
 
 use super::StoreArg;
 use super::images::DAMAGED;
+use super::packs;
 use super::place;
 use super::text::{count, plain, print, print_json, table};
-use crate::audit::chain::{self, Head};
 use crate::audit::follow::BrokenAt;
+use crate::audit::read::{Faults, Mode, Unreadable};
 use crate::audit::{
-    Follower, OsSnapshot, SessionEvent, log, read, rebuild_os_snapshot_from_events,
-    session_log_has_required_categories,
+    Categories, Follower, OsSnapshot, Packs, SessionEvent, Tally, Violations, file, log, read,
+    rebuild_os_snapshot_from_events,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::fork;
@@ -25,24 +26,37 @@ use crate::store::{Size, Store};
 /// Largest trace that is read, in bytes.
 const MAX_TRACE: u64 = 1 << 30;
 
-/// Show what the store's log, an image's or fork's trace, or a file of session events adds up to.
+/// Summarize the store's audit log, or the session events of an image, fork or file. Exits with 4 if an event lacks what
+/// its kind needs.
 #[derive(Debug, Args)]
 pub(crate) struct AuditArgs {
-    /// An image or fork whose trace holds session events [default: the store's own log]
+    /// Image or fork whose trace holds session events [default: the store's own log]
     #[arg(value_name = "IMAGE|FORK", conflicts_with = "events")]
     subject: Option<String>,
-    /// A file of session events: an array of them, or one a line
+    /// File of session events: an array of them, or one after the other
     #[arg(long, value_name = "FILE")]
     events: Option<PathBuf>,
-    /// Check the chain; exits with 4 and names the first line that breaks it
+    /// Check the chain of hashes; exits with 4 and names the first line that breaks it
     #[arg(long, conflicts_with = "subject")]
     verify: bool,
+    /// Accept events without the fields of their kind, and files without an event
+    #[arg(long)]
+    lenient: bool,
+    /// List the crash packs of the store, the newest first; exits with 4 if one was changed
+    #[arg(long, conflicts_with_all = ["subject", "events", "verify", "lenient"])]
+    packs: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
 }
 
-/// What there is to say of a log.
+impl AuditArgs {
+    fn mode(&self) -> Mode {
+        if self.lenient { Mode::Lenient } else { Mode::Strict }
+    }
+}
+
+/// A log in numbers.
 #[derive(Debug, Serialize)]
 struct Shown {
     /// Where the events come from.
@@ -50,12 +64,24 @@ struct Shown {
     events: u64,
     /// Lines that are no session events.
     others: u64,
-    /// Whether every decision says its category.
-    categories: bool,
+    /// Events that lack what their kind needs.
+    faults: Faults,
+    #[serde(flatten)]
+    tally: Tally,
     /// Number and hash of the last line, of a chained log.
     head: Option<ShownHead>,
     broken: Option<BrokenAt>,
+    /// What the oracles of a store found.
+    #[serde(flatten)]
+    found: Option<Found>,
     snapshot: OsSnapshot,
+}
+
+/// Violations by the log of a store, and the crash packs that are there.
+#[derive(Debug, Serialize)]
+struct Found {
+    violations: Violations,
+    packs: Packs,
 }
 
 #[derive(Debug, Serialize)]
@@ -81,70 +107,94 @@ pub(crate) fn told(store: &Store, command: &str) -> log::Log {
 }
 
 pub(crate) fn run(store: &StoreArg, args: &AuditArgs) -> Result<ExitCode> {
+    if args.packs {
+        let whole = packs::list(&store.open()?, args.json)?;
+        return Ok(if whole { ExitCode::SUCCESS } else { ExitCode::from(DAMAGED) });
+    }
     let shown = match (&args.events, &args.subject) {
-        (Some(file), _) => of_file(file, args.verify)?,
-        (None, Some(subject)) => of_trace(&Arc::new(store.open()?), subject)?,
-        (None, None) => of_store(&store.open()?)?,
+        (Some(file), _) => of_file(file, args)?,
+        (None, Some(subject)) => of_trace(&Arc::new(store.open()?), subject, args.mode())?,
+        (None, None) => of_store(&store.open()?, args.mode())?,
     };
     if args.json {
         print_json(&shown)?;
     } else {
         print(&render(&shown, args.verify))?;
     }
+    for fault in &shown.faults.first {
+        eprintln!("pfimg: {}: {}", shown.source, plain(&fault.to_string(), 300));
+    }
+    let more = shown.faults.count - shown.faults.first.len() as u64;
+    if more > 0 {
+        eprintln!("pfimg: {}: and {}", shown.source, count(more, "more faulty event"));
+    }
     if let Some(broken) = &shown.broken {
         eprintln!("pfimg: {}: line {}: {}", broken.file.display(), broken.line, plain(&broken.fault, 300));
     }
-    Ok(if args.verify && shown.broken.is_some() { ExitCode::from(DAMAGED) } else { ExitCode::SUCCESS })
+    let damaged = shown.faults.count > 0 || (args.verify && shown.broken.is_some());
+    Ok(if damaged { ExitCode::from(DAMAGED) } else { ExitCode::SUCCESS })
 }
 
-fn of_store(store: &Store) -> Result<Shown> {
+fn of_store(store: &Store, mode: Mode) -> Result<Shown> {
     let report = Follower::new(store.root()).catch_up()?;
     Ok(Shown {
-        source: crate::audit::file::dir(store.root()).display().to_string(),
+        source: file::dir(store.root()).display().to_string(),
         events: report.events,
         others: 0,
-        categories: report.categories,
+        faults: if mode == Mode::Strict { report.faults } else { Faults::default() },
+        tally: report.tally,
         head: Some(ShownHead { seq: report.seq, hash: report.head }),
         broken: report.broken,
+        found: Some(Found { violations: report.violations, packs: report.packs }),
         snapshot: report.snapshot,
     })
 }
 
-fn of_file(path: &Path, verify: bool) -> Result<Shown> {
+fn of_file(path: &Path, args: &AuditArgs) -> Result<Shown> {
     let bytes = std::fs::read(path).map_err(|e| Error::io(e, format!("cannot read {}", path.display())))?;
-    let mut shown = of_bytes(path.display().to_string(), &bytes);
-    if verify {
-        // A file that is part of a longer chain says itself what it hangs on.
-        let first = bytes.split(|byte| *byte == b'\n').next().unwrap_or_default();
-        let start = chain::decode(first).ok().and_then(|(record, _)| {
-            let hash = crate::store::Digest::from_hex(&record.prev).ok()?;
-            Some(Head { seq: record.seq.checked_sub(1)?, hash })
-        });
-        match chain::verify(start.unwrap_or(Head::START), &bytes) {
+    let mut shown = of_bytes(path.display().to_string(), &bytes, args.mode())?;
+    if args.mode() == Mode::Strict && shown.events == 0 && shown.faults.count == 0 {
+        let what = if bytes.trim_ascii().is_empty() { "is empty" } else { "holds no session event" };
+        return Err(Error::new(ErrorKind::InvalidInput, format!("{} {what}", path.display()))
+            .with_hint("name a file with session events, or accept files without one with --lenient"));
+    }
+    if args.verify {
+        match file::verify(path, &bytes)? {
             Ok(head) => shown.head = Some(ShownHead { seq: head.seq, hash: head.hash.hex() }),
-            Err(broken) => {
-                let fault = broken.fault.to_string();
-                shown.broken = Some(BrokenAt { file: path.to_owned(), line: broken.line, fault });
-            }
+            Err(broken) => shown.broken = Some(broken),
         }
     }
     Ok(shown)
 }
 
-fn of_bytes(source: String, bytes: &[u8]) -> Shown {
-    let parsed = read::parse(bytes);
-    Shown {
+fn of_bytes(source: String, bytes: &[u8], mode: Mode) -> Result<Shown> {
+    let parsed = read::parse(bytes, mode).map_err(|unreadable| {
+        let error = Error::new(ErrorKind::InvalidInput, format!("cannot read {source}: {unreadable}"));
+        match unreadable {
+            Unreadable::Encoding(from) => {
+                error.with_hint(format!("convert the file with `iconv -f {from} -t UTF-8`"))
+            }
+            Unreadable::Array(_) => error,
+        }
+    })?;
+    let mut tally = Tally::default();
+    for event in &parsed.events {
+        tally.apply(event);
+    }
+    Ok(Shown {
         source,
         events: parsed.events.len() as u64,
         others: parsed.others,
-        categories: session_log_has_required_categories(&parsed.events),
+        faults: parsed.faults,
+        tally,
         head: None,
         broken: None,
+        found: None,
         snapshot: rebuild_os_snapshot_from_events(&parsed.events),
-    }
+    })
 }
 
-fn of_trace(store: &Arc<Store>, subject: &str) -> Result<Shown> {
+fn of_trace(store: &Arc<Store>, subject: &str, mode: Mode) -> Result<Shown> {
     let registry = place::registry(store, true)?;
     if registry.contains(subject) {
         let fork = registry.get(subject)?;
@@ -159,7 +209,7 @@ fn of_trace(store: &Arc<Store>, subject: &str) -> Result<Shown> {
             Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
             Err(error) => return Err(error.context(format_args!("the trace of fork {subject:?}"))),
         };
-        return Ok(of_bytes(format!("the trace of fork {subject}"), &bytes));
+        return of_bytes(format!("the trace of fork {subject}"), &bytes, mode);
     }
     let id = store.resolve(subject)?;
     let trace = store.image(&id)?.manifest.trace.messages;
@@ -167,32 +217,81 @@ fn of_trace(store: &Arc<Store>, subject: &str) -> Result<Shown> {
         .blobs()
         .read(&trace, Size::AtMost(MAX_TRACE))
         .map_err(|e| Error::from(e).context(format_args!("the trace of image {id}")))?;
-    Ok(of_bytes(format!("the trace of image {id}"), &bytes))
+    of_bytes(format!("the trace of image {id}"), &bytes, mode)
 }
 
 fn render(shown: &Shown, verified: bool) -> String {
-    let snapshot = &shown.snapshot;
     let mut out = format!("{}: {}", plain(&shown.source, 300), count(shown.events, "event"));
+    if shown.faults.count > 0 {
+        let _ = write!(out, ", {}", count(shown.faults.count, "faulty event"));
+    }
     if shown.others > 0 {
-        let _ = write!(out, ", {} besides", count(shown.others, "line"));
+        let _ = write!(out, ", {}", count(shown.others, "other line"));
     }
     if let Some(head) = &shown.head {
         let _ = write!(out, ", head {} {}", head.seq, &head.hash[..head.hash.len().min(16)]);
     }
     out.push_str(match (&shown.broken, verified) {
         (Some(_), _) => ", BROKEN\n",
+        (None, true) if shown.events == 0 => ", empty\n",
         (None, true) => ", whole\n",
         (None, false) => "\n",
     });
-    if !shown.categories {
-        out.push_str("  some decisions say no category\n");
+    render_tally(&mut out, &shown.tally);
+    if let Some(found) = &shown.found {
+        render_found(&mut out, found);
     }
-    if let Some(turn) = snapshot.last_resumed_turn {
-        let _ = writeln!(out, "  resumed    turn {turn}");
+    render_snapshot(&mut out, &shown.snapshot);
+    out
+}
+
+fn render_tally(out: &mut String, tally: &Tally) {
+    let from = match tally.categories {
+        Categories::Said => "said",
+        Categories::Inferred => "inferred from the kind where an event says none",
+    };
+    let counts: Vec<String> =
+        tally.by_category.iter().map(|(name, number)| format!("{name} {number}")).collect();
+    let counts = if counts.is_empty() { String::new() } else { format!(": {}", counts.join(", ")) };
+    let _ = writeln!(out, "  categories  {from}{counts}");
+    for (what, names) in
+        [("categories", &tally.unknown_categories), ("primitives", &tally.unknown_primitives)]
+    {
+        if !names.is_empty() {
+            let names: Vec<String> = names.iter().map(|name| plain(name, 80)).collect();
+            let _ = writeln!(out, "  unknown {what}  {}", names.join(", "));
+        }
     }
-    if let Some(last) = &snapshot.last_suspend {
-        let _ = writeln!(out, "  suspended  turn {}: {}", last.turn, plain(&last.reason, 200));
+}
+
+fn render_found(out: &mut String, found: &Found) {
+    let _ = writeln!(out, "  violations  {}", found.violations.count);
+    for violation in &found.violations.newest {
+        let (transfer, subject) = (plain(&violation.transfer, 80), plain(&violation.subject, 200));
+        let pack = violation.crashpack.as_deref().map(|pack| format!(" [{}]", plain(pack, 80)));
+        let (reason, pack) = (plain(&violation.reason, 500), pack.unwrap_or_default());
+        let _ = writeln!(out, "    turn {}: {transfer} of {subject}: {reason}{pack}", violation.turn);
     }
+    let _ = writeln!(out, "  crash_packs  {}", found.packs.count);
+    for name in &found.packs.newest {
+        let _ = writeln!(out, "    {}", plain(name, 80));
+    }
+}
+
+fn render_snapshot(out: &mut String, snapshot: &OsSnapshot) {
+    let resumed =
+        snapshot.last_resumed_turn.map_or_else(|| "never".to_owned(), |turn| format!("turn {turn}"));
+    let _ = writeln!(out, "  last_resumed  {resumed}");
+    let suspended = snapshot.last_suspend.as_ref().map_or_else(
+        || "never".to_owned(),
+        |last| {
+            let calls: Vec<String> = last.pending_calls.iter().map(|call| plain(call, 80)).collect();
+            let waiting =
+                if calls.is_empty() { String::new() } else { format!(", waiting for {}", calls.join(", ")) };
+            format!("turn {}: {}{waiting}", last.turn, plain(&last.reason, 200))
+        },
+    );
+    let _ = writeln!(out, "  last_suspend  {suspended}");
     for (name, number) in [
         ("page_in", snapshot.page_in_count),
         ("page_out", snapshot.page_out_count),
@@ -202,16 +301,18 @@ fn render(shown: &Shown, verified: bool) -> String {
         ("memory_validation_failed", snapshot.memory_validation_failed_count),
         ("memory_retrieval_result", snapshot.memory_retrieval_result_count),
     ] {
-        if number > 0 {
-            let _ = writeln!(out, "  {name}  {number}");
-        }
+        let _ = writeln!(out, "  {name}  {number}");
     }
     for exceeded in &snapshot.budget_exceeded {
         let _ = writeln!(out, "  budget_exceeded  turn {}: {}", exceeded.turn, plain(&exceeded.budget, 200));
     }
     for signal in &snapshot.signals {
         let (id, disposition) = (plain(&signal.signal_id, 80), plain(&signal.disposition, 80));
-        let _ = writeln!(out, "  signal  turn {}: {id}, {disposition}", signal.turn);
+        let _ = writeln!(
+            out,
+            "  signal  turn {}: {id}, {disposition}, queue_depth {}",
+            signal.turn, signal.queue_depth
+        );
     }
     let rows: Vec<[String; 4]> = snapshot
         .process_by_agent
@@ -228,5 +329,4 @@ fn render(shown: &Shown, verified: bool) -> String {
     if !rows.is_empty() {
         out.push_str(&table(["AGENT", "STATE", "TURN", "PARENT"], &rows));
     }
-    out
 }

@@ -10,6 +10,7 @@ use super::{StoreArg, audit};
 use crate::audit::note;
 use crate::error::Result;
 use crate::store::Digest;
+use crate::store::tags::copy::check_names;
 
 /// Copy a tag: another name for the same image, without copying a byte of content.
 #[derive(Debug, Args)]
@@ -35,6 +36,7 @@ struct Copy {
 }
 
 pub(crate) fn run(store: &StoreArg, args: &CpArgs) -> Result<ExitCode> {
+    check_names(&args.source, &args.destination)?;
     let store = store.open()?;
     let (image, plan) = store.copy_tag(&args.source, &args.destination)?;
     audit::tell(&store, "cp", [note::tags_changed(&[&args.destination], &[], Some(&image))]);

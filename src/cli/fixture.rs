@@ -11,13 +11,16 @@ use super::text::{print, print_json};
 use super::{StoreArg, audit};
 use crate::audit::note;
 use crate::error::{Error, ErrorKind, Result};
-use crate::fixture::{FixtureLayers, FixtureSpec, build};
+use crate::fixture::{FixtureLayers, FixtureSpec, agent, build};
 use crate::layers::cache::LAYOUT;
 use crate::store::manifest::{
-    Agent, CacheRefs, EffectsRefs, MEDIA_TYPE, ModelRefs, SCHEMA_VERSION, TraceRefs, WorldRefs,
+    Agent, CacheRefs, EffectsRefs, MAX_PARENTS, MEDIA_TYPE, ModelRefs, SCHEMA_VERSION, TraceRefs, WorldRefs,
 };
-use crate::store::tags::refuse_new_tag;
-use crate::store::{Digest, Manifest, Store};
+use crate::store::tags::check_new_tag;
+use crate::store::{Digest, Manifest};
+
+/// The variable that `replay_command.sh` of a crash pack exports for the image concerned.
+const SEED: &str = "PFIMG_SEED_FIXTURE";
 
 /// The most of anything that is counted.
 const MAX_COUNT: u64 = 10_000_000;
@@ -71,10 +74,10 @@ pub(crate) struct FixtureArgs {
     /// Messages of the trace
     #[arg(long, value_name = "N", default_value = "16", value_parser = parse_count)]
     trace_messages: usize,
-    /// Makes the payloads of two images differ
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    /// Seed of the content: another seed gives other content
+    #[arg(long, value_name = "N", env = SEED, default_value_t = 0)]
     seed: u64,
-    /// An image that this one comes from; may be given twice
+    /// An image that this one comes from; at most two, which make a merge
     #[arg(long = "parent", value_name = "IMAGE")]
     parents: Vec<String>,
     #[command(flatten)]
@@ -100,18 +103,25 @@ impl FixtureArgs {
 }
 
 pub(crate) fn run(store: &StoreArg, args: &FixtureArgs) -> Result<ExitCode> {
-    let store = args.sharing.open_or_create(&store.path()?)?;
-    // What can be wrong is found before anything is written.
+    // What can be wrong is found before anything is written, and names before there is a store.
     if let Some(tag) = &args.tag {
-        check_tag(&store, tag, args.force_tag)?;
+        check_new_tag(tag)?;
+    }
+    if args.parents.len() > MAX_PARENTS {
+        let message = format!("an image has at most two parents, and --parent names {}", args.parents.len());
+        return Err(Error::new(ErrorKind::InvalidInput, message)
+            .with_hint("merge two of the parents first, and name the merge"));
+    }
+    let store = args.sharing.open_or_create(&store.path()?)?;
+    if let Some(tag) = args.tag.as_ref().filter(|_| !args.force_tag)
+        && store.tags().names()?.iter().any(|name| name == tag)
+    {
+        return Err(Error::new(ErrorKind::AlreadyExists, format!("there is a tag {tag:?} already"))
+            .with_hint("--force-tag takes it from its image"));
     }
     let parents = args.parents.iter().map(|parent| store.resolve(parent)).collect::<Result<Vec<_>>>()?;
     let layers = build(&args.spec(), &mut |bytes| store.blobs().put(bytes))?;
-    let agent = Agent {
-        kind: "pfimg-fixture".into(),
-        version: env!("CARGO_PKG_VERSION").into(),
-        fingerprint: format!("seed-{}", args.seed),
-    };
+    let agent = agent(args.seed);
     let name = agent.fingerprint.clone();
     let id = store.put_manifest(&manifest(agent, &layers, parents))?;
     audit::tell(&store, "fixture", [note::checkpoint_taken(&name, &id)]);
@@ -125,18 +135,6 @@ pub(crate) fn run(store: &StoreArg, args: &FixtureArgs) -> Result<ExitCode> {
         print(&format!("{id}\n"))?;
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// Fails if an image cannot be given a name, before it is made.
-pub(crate) fn check_tag(store: &Store, tag: &str, force: bool) -> Result<()> {
-    if let Some(why) = refuse_new_tag(tag) {
-        return Err(Error::new(ErrorKind::InvalidInput, format!("{tag:?} cannot be a tag: {why}")));
-    }
-    if !force && store.tags().names()?.iter().any(|name| name == tag) {
-        return Err(Error::new(ErrorKind::AlreadyExists, format!("there is a tag {tag:?} already"))
-            .with_hint("--force-tag takes it from its image"));
-    }
-    Ok(())
 }
 
 /// The manifest of an image made now from these layers.

@@ -10,7 +10,6 @@ use serde::Serialize;
 
 use super::StoreArg;
 use super::audit;
-use super::fixture::check_tag;
 use super::progress::Bar;
 use super::sharing::{SharingArg, tell_if_open};
 use super::text::{count, plain, print, print_json};
@@ -19,6 +18,7 @@ use crate::audit::note;
 use crate::error::{Error, ErrorKind, Result};
 use crate::import::{IGNORE_FILES, Ignore, Options, Parent, Progress, Report, import};
 use crate::jobs::default_jobs;
+use crate::store::tags::check_new_tag;
 
 /// So many paths that were left out are listed; of more, the first few are.
 const LISTED: usize = 8;
@@ -85,14 +85,14 @@ pub(crate) fn run(store: &StoreArg, args: &ImportArgs) -> Result<ExitCode> {
     if fs::metadata(&args.dir).is_ok_and(|dir| !dir.is_dir()) {
         return Err(Error::new(ErrorKind::InvalidInput, format!("{} is not a folder", args.dir.display())));
     }
+    if let Some(tag) = &args.tag {
+        // Whether it is taken shows in the end: the image may be the very one that has it.
+        check_new_tag(tag)?;
+    }
     let (ignore, refused) = rules(args)?;
     fs::read_dir(&args.dir).map_err(|e| Error::io(e, format!("cannot import {}", args.dir.display())))?;
     let store = args.sharing.open_or_create(&store.path()?)?;
     tell_if_open(&store);
-    if let Some(tag) = &args.tag {
-        // Whether it is taken shows in the end: the image may be the very one that has it.
-        check_tag(&store, tag, true)?;
-    }
     let parent = match &args.parent {
         Some(parent) => Parent::Image(store.resolve(parent)?),
         None if args.no_parent => Parent::None,

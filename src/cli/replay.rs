@@ -1,16 +1,20 @@
 //! `pfimg replay`: judges a crash pack again.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::path::{Component, Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Args;
 use serde::Serialize;
 
+use super::StoreArg;
 use super::text::{count, plain, print, print_json};
+use crate::audit::file::crash_dir;
 use crate::crashpack::evidence::EvidenceLedger;
 use crate::crashpack::replay::replay;
-use crate::error::Result;
+use crate::crashpack::{FILES, TraceEvent, seed_variable};
+use crate::error::{Error, ErrorKind, Result};
 use crate::oracle::TransferOracleResult;
 
 /// The exit code where a violation is found again.
@@ -19,30 +23,83 @@ const REPRODUCED: u8 = 3;
 /// Judge a crash pack again, from its own files alone. Exits with 3 if a violation is found again, and with 4 if the pack
 /// was changed.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+A seed of the pack that is also in the environment, as PFIMG_SEED_<NAME>, has to be the same.")]
 pub(crate) struct ReplayArgs {
-    /// The pack's folder
+    /// The pack's folder, or its name as `pfimg audit --packs` lists it
     #[arg(value_name = "PACK")]
     pack: PathBuf,
     /// An oracle that must be among those that judged
     #[arg(long = "oracle", value_name = "NAME")]
     oracles: Vec<String>,
+    /// Write a pack of the same violations with as few steps as they need to a new folder
+    #[arg(long, value_name = "DIR")]
+    minimize: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]
     json: bool,
 }
 
 #[derive(Debug, Serialize)]
-struct Report {
+struct Report<'a> {
     reproduced: bool,
-    results: Vec<TransferOracleResult>,
-    ledger: EvidenceLedger,
+    results: &'a [TransferOracleResult],
+    ledger: &'a EvidenceLedger,
+    /// The steps and what was judged, in order.
+    trace: &'a [TraceEvent],
 }
 
-pub(crate) fn run(args: &ReplayArgs) -> Result<ExitCode> {
-    let found = replay(&args.pack, &args.oracles)?;
+/// The folder of a pack. A word without a separator that is no folder here names a pack of the store.
+fn folder(store: &StoreArg, pack: &Path) -> Result<PathBuf> {
+    let is_name =
+        pack.components().count() == 1 && matches!(pack.components().next(), Some(Component::Normal(_)));
+    if !is_name || pack.symlink_metadata().is_ok() {
+        return Ok(pack.to_owned());
+    }
+    let kept = crash_dir(store.open()?.root()).join(pack);
+    if kept.symlink_metadata().is_ok() {
+        return Ok(kept);
+    }
+    Err(Error::new(ErrorKind::NotFound, format!("there is no crash pack {:?}", pack.display().to_string()))
+        .with_hint("list the packs of the store with `pfimg audit --packs`, or name a folder"))
+}
+
+/// Fails if the environment says another seed than a pack.
+fn check_seeds(seeds: &BTreeMap<String, u64>) -> Result<()> {
+    for (name, seed) in seeds {
+        let variable = seed_variable(name);
+        let Some(said) = std::env::var_os(&variable) else { continue };
+        if said.to_string_lossy() != seed.to_string() {
+            let message =
+                format!("${variable} is {:?}, and the pack has seed {seed}", said.to_string_lossy());
+            return Err(Error::new(ErrorKind::InvalidInput, message)
+                .with_hint(format!("unset {variable}, or set it to {seed}")));
+        }
+    }
+    Ok(())
+}
+
+pub(crate) fn run(store: &StoreArg, args: &ReplayArgs) -> Result<ExitCode> {
+    let found = replay(&folder(store, &args.pack)?, &args.oracles)?;
+    check_seeds(&found.ledger.seeds)?;
     let reproduced = found.reproduces();
+    if let Some(dir) = &args.minimize {
+        if dir.symlink_metadata().is_ok() {
+            return Err(Error::new(ErrorKind::AlreadyExists, format!("{} is there already", dir.display()))
+                .with_hint("name a folder that is not there yet"));
+        }
+        let least = found.pack.minimized();
+        least.write_to(dir)?;
+        let (before, after) = (found.pack.steps(), least.steps());
+        eprintln!("pfimg: {} has {after} of {}", dir.display(), count(before as u64, "step"));
+    }
     if args.json {
-        print_json(&Report { reproduced, results: found.results, ledger: found.ledger })?;
+        print_json(&Report {
+            reproduced,
+            results: &found.results,
+            ledger: &found.ledger,
+            trace: found.pack.trace(),
+        })?;
     } else {
         let mut out = String::new();
         if found.results.is_empty() {
@@ -53,6 +110,13 @@ pub(crate) fn run(args: &ReplayArgs) -> Result<ExitCode> {
         }
         for (key, value) in &found.ledger.metadata {
             let _ = writeln!(out, "{}: {}", plain(key, 80), plain(value, 500));
+        }
+        for event in found.pack.trace().iter().filter(|event| event.judged.is_none()) {
+            let (kind, message) = (plain(&event.kind, 80), plain(&event.message, 500));
+            let _ = writeln!(out, "step {}: {kind}: {message}", event.seq);
+        }
+        for path in found.ledger.artifact_paths.iter().skip(FILES.len()) {
+            let _ = writeln!(out, "concerns {}", plain(path, 500));
         }
         for result in &found.results {
             let name = plain(&result.oracle_name, 80);

@@ -11,10 +11,10 @@ use super::audit;
 use super::place::{self, Place};
 use super::secret::SecretArg;
 use super::text::{print, print_json};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 use crate::recovery;
 use crate::seal::{Sealer, Tag};
-use crate::store::tags::refuse_new_tag;
+use crate::store::tags::check_new_tag;
 
 /// Seal a fork: make an image of it as it stands, and print its id.
 #[derive(Debug, Args)]
@@ -36,14 +36,12 @@ pub(crate) struct SealArgs {
 }
 
 pub(crate) fn run(store: &StoreArg, args: &SealArgs) -> Result<ExitCode> {
+    let tag = args.tag.as_deref().map(|name| Tag { name, force: args.force_tag });
+    if let Some(tag) = &tag {
+        check_new_tag(tag.name)?;
+    }
     let store = Arc::new(store.open()?);
     let name = &args.name;
-    let tag = args.tag.as_deref().map(|name| Tag { name, force: args.force_tag });
-    if let Some(tag) = &tag
-        && let Some(why) = refuse_new_tag(tag.name)
-    {
-        return Err(Error::new(ErrorKind::InvalidInput, format!("{:?} cannot be a tag: {why}", tag.name)));
-    }
     let done = match place::find(&store)? {
         Place::Mount(mountpoint) => {
             place::check_secret(&mountpoint, &args.secret)?;

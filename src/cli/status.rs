@@ -19,6 +19,9 @@ use crate::mountinfo::holding;
 use crate::silent::{self, Answer, Daemon, Question};
 use crate::vfs::{MountInfo, Refusal};
 
+/// So many crash packs are named.
+const PACKS: usize = 3;
+
 /// Show mounted stores.
 ///
 /// Lists the mounts of this store first, then those of this user, then others. A daemon that does not answer within two seconds is
@@ -41,6 +44,9 @@ pub(crate) struct Status {
     images: u64,
     /// Whether the forks are written through this mount; else another one may.
     pub(crate) writes_forks: bool,
+    /// The crash packs of the store; nothing from a daemon of an older version.
+    #[serde(default)]
+    crash_packs: CrashPacks,
     counters: Map<String, Value>,
     /// Why the cache's folder takes nothing.
     #[serde(default)]
@@ -54,6 +60,13 @@ pub(crate) struct Status {
     /// Whether it shows in another mount namespace, and not here.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     elsewhere: bool,
+}
+
+/// Crash packs of a store: how many, and the names of the newest.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct CrashPacks {
+    count: u64,
+    newest: Vec<String>,
 }
 
 /// A mount that gives no status: its daemon has ended, or does not answer.
@@ -198,7 +211,17 @@ fn own_store(store: &StoreArg) -> Option<PathBuf> {
 
 /// What is said of a mount.
 fn lines(status: &Status) -> String {
-    let Status { info, images, writes_forks, counters, cache_problem, moved_to, refused, elsewhere } = status;
+    let Status {
+        info,
+        images,
+        writes_forks,
+        crash_packs,
+        counters,
+        cache_problem,
+        moved_to,
+        refused,
+        elsewhere,
+    } = status;
     let number = |key: &str| counters.get(key).and_then(Value::as_u64).unwrap_or(0);
     let requests: u64 = counters
         .get("requests")
@@ -249,6 +272,17 @@ fn lines(status: &Status) -> String {
     }
     if let Some(Refusal { what, at }) = refused {
         let _ = writeln!(out, "  refused   {} ({})", plain(what, usize::MAX), at.format("%F %T UTC"));
+    }
+    if crash_packs.count > 0 {
+        let newest: Vec<String> = crash_packs.newest.iter().take(PACKS).map(|name| plain(name, 80)).collect();
+        let more = crash_packs.count - newest.len() as u64;
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        let packs = count(crash_packs.count, "crash pack");
+        let _ = writeln!(
+            out,
+            "  oracles   {packs}: {}{more}; `pfimg audit --packs` lists them",
+            newest.join(", ")
+        );
     }
     if !writes_forks {
         let _ = writeln!(out, "  forks     can only be read here");

@@ -7,6 +7,7 @@ use clap::Args;
 use super::{StoreArg, audit, place};
 use crate::audit::note;
 use crate::error::{ErrorKind, Result};
+use crate::store::tags::check_new_tag;
 
 /// Give an image a name.
 #[derive(Debug, Args)]
@@ -23,6 +24,7 @@ pub(crate) struct TagArgs {
 }
 
 pub(crate) fn run(store: &StoreArg, args: &TagArgs) -> Result<ExitCode> {
+    check_new_tag(&args.name)?;
     let store = store.open()?;
     let image = place::image(&store, &args.image)?;
     store.tags().set(&args.name, &image, args.force).map_err(|error| {

@@ -89,11 +89,16 @@ pub struct EvidenceEntry {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LedgerEntry {
     /// Which oracle.
-    pub oracle: String,
-    /// The file with what it judged.
-    pub artifact: String,
+    #[serde(alias = "oracle")]
+    pub oracle_name: String,
     /// Its evidence.
     pub evidence: EvidenceEntry,
+    /// Its index in the ledger, so that the same pack has the same bytes.
+    #[serde(default)]
+    pub timestamp: u64,
+    /// The file with what it judged.
+    #[serde(alias = "artifact")]
+    pub artifact_path: String,
 }
 
 /// `evidence-ledger.json`: what a crash pack was made from, and what that weighs.
@@ -101,14 +106,80 @@ pub struct LedgerEntry {
 pub struct EvidenceLedger {
     /// [`super::SCHEMA_VERSION`].
     pub schema_version: u32,
-    /// Seeds of random numbers by name.
-    pub seeds: BTreeMap<String, u64>,
-    /// Whatever else is worth knowing.
-    pub metadata: BTreeMap<String, String>,
-    /// The pack's own files, then others.
-    pub artifacts: Vec<String>,
     /// An entry a verdict, in order.
     pub entries: Vec<LedgerEntry>,
+    /// Seeds of random numbers by name.
+    pub seeds: BTreeMap<String, u64>,
+    /// The pack's own files, then others.
+    #[serde(alias = "artifacts")]
+    pub artifact_paths: Vec<String>,
+    /// Whatever else is worth knowing.
+    pub metadata: BTreeMap<String, String>,
+}
+
+/// How the keys of a ledger are spelled. A pack is made again in the spelling that it was made in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Spelling {
+    /// The names of the first packs of this program.
+    First,
+    /// Those of asupersync's ledger.
+    #[default]
+    Original,
+}
+
+impl Spelling {
+    /// The spelling of a ledger.
+    pub(super) fn of(ledger: &[u8]) -> Self {
+        #[derive(Deserialize)]
+        struct Keys {
+            artifacts: Option<serde::de::IgnoredAny>,
+        }
+        match serde_json::from_slice::<Keys>(ledger) {
+            Ok(Keys { artifacts: Some(_) }) => Self::First,
+            _ => Self::Original,
+        }
+    }
+}
+
+/// The ledger in the first spelling.
+#[derive(Serialize)]
+struct FirstLedger<'a> {
+    schema_version: u32,
+    seeds: &'a BTreeMap<String, u64>,
+    metadata: &'a BTreeMap<String, String>,
+    artifacts: &'a [String],
+    entries: Vec<FirstEntry<'a>>,
+}
+
+#[derive(Serialize)]
+struct FirstEntry<'a> {
+    oracle: &'a str,
+    artifact: &'a str,
+    evidence: &'a EvidenceEntry,
+}
+
+impl EvidenceLedger {
+    /// The ledger's bytes.
+    pub(super) fn to_bytes(&self, spelling: Spelling) -> serde_json::Result<Vec<u8>> {
+        match spelling {
+            Spelling::Original => serde_json::to_vec_pretty(self),
+            Spelling::First => serde_json::to_vec_pretty(&FirstLedger {
+                schema_version: self.schema_version,
+                seeds: &self.seeds,
+                metadata: &self.metadata,
+                artifacts: &self.artifact_paths,
+                entries: self
+                    .entries
+                    .iter()
+                    .map(|entry| FirstEntry {
+                        oracle: &entry.oracle_name,
+                        artifact: &entry.artifact_path,
+                        evidence: &entry.evidence,
+                    })
+                    .collect(),
+            }),
+        }
+    }
 }
 
 fn log10_bf(severity: ViolationSeverity) -> f64 {

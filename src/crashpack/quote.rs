@@ -19,6 +19,11 @@ pub(super) fn seed_env_suffix(name: &str) -> String {
     }
 }
 
+/// The environment variable that says the seed of that name.
+pub fn seed_variable(name: &str) -> String {
+    format!("PFIMG_SEED_{}", seed_env_suffix(name))
+}
+
 /// Text that stays on its line and cannot pass for another one.
 pub(super) fn line(text: &str) -> String {
     let mut out = String::with_capacity(text.len());

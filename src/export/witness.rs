@@ -1,37 +1,37 @@
 //! What there is to see of an export, for the oracle to judge.
 
 use std::io::ErrorKind;
+use std::path::Path;
 
 use rustix::fs::FileType;
 
 use super::Exporting;
 use crate::audit::Log;
-use crate::crashpack::Crashpack;
+use crate::crashpack::Steps;
 use crate::error::Result;
 use crate::layers::world::Kind;
-use crate::oracle::{Transfer, TransferKind, TransferOracle, TransferState};
-use crate::seal::{hash_of, readable};
+use crate::oracle::TransferKind;
+use crate::seal::{readable, see_manifest};
 use crate::store::{Image, Pin, Store};
 
-/// So many paths that differ are named.
-const NAMED: usize = 20;
-
-/// Has the oracle judge an export of which these paths are otherwise than in the image. Gives the pin back.
-pub(super) fn judge(store: &Store, image: &Image, pin: Pin, differing: &[String], log: &Log) -> Result<()> {
-    let mut trace = Vec::new();
-    let manifest_hash = hash_of(readable(store.images().bytes(store.blobs(), &image.id)), &mut trace);
-    let state = TransferState {
-        manifest_hash,
-        expected_manifest_hash: image.id.to_string(),
-        leaked_obligations: u32::from(pin.is_left()),
-        path_outcomes_consistent: differing.is_empty(),
-        ..TransferState::default()
-    };
-    let trace = trace.iter().chain(differing);
-    let pack = trace.fold(Crashpack::new(), |pack, line| pack.with_trace("path", line));
-    let transfer = Transfer { kind: TransferKind::Export, subject: image.id.to_string(), state };
-    let oracle = TransferOracle::new(transfer.kind.name());
-    log.judge_with(&oracle, &transfer, pack).error().map_or(Ok(()), Err)
+/// Judges an export of which these paths are otherwise than in the image. Gives the pin back.
+pub(super) fn judge(
+    store: &Store,
+    image: &Image,
+    pin: Pin,
+    folder: &Path,
+    differing: Vec<String>,
+    log: &Log,
+) -> Result<()> {
+    let mut steps = Steps::new();
+    steps.did("checkpoint", format!("wrote image {} to {}", image.id, folder.display()));
+    steps.made_by(&image.manifest.agent);
+    see_manifest(&mut steps, &image.id, readable(store.images().bytes(store.blobs(), &image.id)));
+    steps.saw_leaked("pins left behind", u32::from(pin.is_left()));
+    let how = "otherwise in the folder";
+    let differing = differing.into_iter().map(|path| (path, how.to_owned()));
+    steps.saw_paths(&folder.display().to_string(), differing);
+    log.judge_steps(TransferKind::Export, &image.id.to_string(), &steps).error().map_or(Ok(()), Err)
 }
 
 impl Exporting<'_> {
@@ -60,8 +60,7 @@ impl Exporting<'_> {
             .filter(|id| !left_out.contains(id))
             .map(|id| (id, tree.path(id)))
             .filter(|(id, path)| differs(path, *id))
-            .take(NAMED)
-            .map(|(_, path)| format!("{}: otherwise in the folder", path.escape_ascii()))
+            .map(|(_, path)| path.escape_ascii().to_string())
             .collect()
     }
 }

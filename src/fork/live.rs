@@ -288,6 +288,11 @@ impl Fork {
         self.head.lock().name.clone()
     }
 
+    /// Its name, unless the head is being written just now.
+    pub(crate) fn name_if_free(&self) -> Option<String> {
+        self.head.try_lock().map(|head| head.name.clone())
+    }
+
     /// What is wrong with it, if anything. A damaged fork can be read as far as it is sound, and not be written.
     pub fn damage(&self) -> Option<&str> {
         self.damage.as_ref().map(|damage| damage.what.as_str())

@@ -2,37 +2,30 @@
 
 use super::tree::{Body, Item};
 use super::{Importing, Report};
-use crate::crashpack::Crashpack;
+use crate::crashpack::Steps;
 use crate::error::Result;
 use crate::layers::world::Kind;
-use crate::oracle::{Transfer, TransferKind, TransferOracle, TransferState};
-use crate::seal::{hash_of, readable};
+use crate::oracle::TransferKind;
+use crate::seal::{LEFT, readable, see_manifest};
 use crate::tree::Tree;
 
-/// So many paths that differ are named.
-const NAMED: usize = 20;
-
 impl Importing<'_> {
-    /// Has the oracle judge an import. `left` is how many files had been left behind before it. The tree of a new image
+    /// Judges an import. `left` is how many files had been left behind before it. The tree of a new image
     /// is read back and held against what was found; of one that was there already only the manifest is looked at.
     pub(super) fn judge(&self, report: &Report, left: u64, items: &[Item]) -> Result<()> {
-        let mut trace = Vec::new();
+        let mut steps = Steps::new();
+        let folder = self.dir.display().to_string();
+        let made = if report.new { "made" } else { "found" };
+        steps
+            .did("checkpoint", format!("{made} image {} of {} items in {folder}", report.image, items.len()));
         let found = self.store.images().bytes(self.store.blobs(), &report.image);
-        let manifest_hash = hash_of(if report.new { found } else { readable(found) }, &mut trace);
+        see_manifest(&mut steps, &report.image, if report.new { found } else { readable(found) });
+        let left = self.store.blobs().files_left() - left;
+        steps.saw_leaked(LEFT, u32::try_from(left).unwrap_or(u32::MAX));
         let differing = if report.new { self.differing_paths(report, items) } else { Vec::new() };
-        let state = TransferState {
-            manifest_hash,
-            expected_manifest_hash: report.image.to_string(),
-            leaked_obligations: u32::try_from(self.store.blobs().files_left() - left).unwrap_or(u32::MAX),
-            path_outcomes_consistent: differing.is_empty(),
-            ..TransferState::default()
-        };
-        trace.extend(differing);
-        let pack = trace.into_iter().fold(Crashpack::new(), |pack, line| pack.with_trace("path", line));
-        let subject = self.dir.display().to_string();
-        let transfer = Transfer { kind: TransferKind::Import, subject, state };
-        let oracle = TransferOracle::new(transfer.kind.name());
-        self.options.log.judge_with(&oracle, &transfer, pack).error().map_or(Ok(()), |error| {
+        steps.saw_paths(&folder, differing);
+        let verdict = self.options.log.judge_steps(TransferKind::Import, &folder, &steps);
+        verdict.error().map_or(Ok(()), |error| {
             if report.new
                 && let Err(e) = self.store.remove_image(&report.image)
             {
@@ -42,7 +35,8 @@ impl Importing<'_> {
         })
     }
 
-    fn differing_paths(&self, report: &Report, items: &[Item]) -> Vec<String> {
+    /// Paths that the image shows otherwise than the folder, each with how.
+    fn differing_paths(&self, report: &Report, items: &[Item]) -> Vec<(String, String)> {
         let tree = self.store.image(&report.image).map_err(|e| e.to_string()).and_then(|image| {
             let text =
                 self.store.blobs().read_metadata(&image.manifest.world.fs).map_err(|e| e.to_string())?;
@@ -50,7 +44,7 @@ impl Importing<'_> {
         });
         let tree = match tree {
             Ok(tree) => tree,
-            Err(error) => return vec![format!("path world/fs: {error}")],
+            Err(error) => return vec![("world/fs".to_owned(), error)],
         };
         let differs = |item: &&Item| {
             let Some(id) = tree.resolve(&item.path) else { return true };
@@ -63,7 +57,7 @@ impl Importing<'_> {
             };
             !same || tree.kind(id) != item.meta.kind
         };
-        let differing = items.iter().filter(differs).take(NAMED);
-        differing.map(|item| format!("{}: otherwise in the tree", item.path.escape_ascii())).collect()
+        let how = |item: &Item| (item.path.escape_ascii().to_string(), "otherwise in the tree".to_owned());
+        items.iter().filter(differs).map(how).collect()
     }
 }

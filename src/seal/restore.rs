@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Sealer, Transfer, TransferKind, note};
+use super::{Sealer, TransferKind, note};
 use crate::error::Result;
 use crate::fork::{Fork, Registry};
 use crate::store::Digest;
@@ -23,8 +23,7 @@ impl Sealer {
         adopt: &dyn Fn(&Arc<Fork>),
     ) -> Result<Arc<Fork>> {
         let judge = |restored: &Fork| {
-            let (state, trace) = self.seen_restored(restored, image)?;
-            self.judge(&Transfer { kind: TransferKind::Restore, subject: name.to_owned(), state }, &trace)
+            self.judge(TransferKind::Restore, name, &self.seen_restored(name, restored, image)?)
         };
         let restored = registry
             .put_back_and(name, fork, *image, &judge, adopt)

@@ -2,14 +2,11 @@
 
 use super::layers::Stored;
 use super::{Sealer, Sealing, WORLD};
+use crate::crashpack::Steps;
 use crate::error::{ErrorKind, Result};
 use crate::fork::{Body, Fork, Put};
 use crate::layers::world::Entry;
-use crate::oracle::TransferState;
 use crate::store::{Digest, MarkerError};
-
-/// So many paths that differ are named, and the rest counted.
-const NAMED: usize = 20;
 
 /// What was found of an image's manifest.
 type Found = std::result::Result<(Vec<u8>, Option<Digest>), MarkerError>;
@@ -19,52 +16,46 @@ pub(crate) fn readable(found: Found) -> Found {
     found.map(|(bytes, _)| (bytes, None))
 }
 
-/// What the manifest that was found hashes to, of its marker where that is not the manifest's own bytes.
-pub(crate) fn hash_of(found: Found, trace: &mut Vec<String>) -> String {
-    match found {
-        Ok((bytes, None)) => Digest::of(&bytes).to_string(),
+/// Shows the steps of a transfer which manifest was meant, and what the one that was found hashes to: its marker, where
+/// that is not the manifest's own bytes.
+pub(crate) fn see_manifest(steps: &mut Steps, expected: &Digest, found: Found) {
+    let (hash, why) = match found {
+        Ok((bytes, None)) => (Digest::of(&bytes).to_string(), None),
         Ok((_, Some(measured))) => {
-            trace.push("the marker is not the manifest that was hashed".to_owned());
-            measured.to_string()
+            (measured.to_string(), Some("the marker is not the manifest that was hashed".to_owned()))
         }
-        Err(error) => {
-            trace.push(error.to_string());
-            String::new()
-        }
-    }
+        Err(error) => (String::new(), Some(error.to_string())),
+    };
+    steps.saw_manifest(expected, hash, why);
 }
 
 impl Sealer {
     /// What can be seen of a fork that was put back to `image`: that it rests on it, and shows it.
-    pub(super) fn seen_restored(
-        &self,
-        restored: &Fork,
-        image: &Digest,
-    ) -> Result<(TransferState, Vec<String>)> {
-        let mut trace = Vec::new();
+    pub(super) fn seen_restored(&self, name: &str, restored: &Fork, image: &Digest) -> Result<Steps> {
+        let mut steps = Steps::new();
+        steps.did("checkpoint", format!("made fork {name} anew of {image}"));
+        steps.concerns(format!("forks/heads/{name}.json"));
         let found = self.store.images().bytes(self.store.blobs(), image);
-        let manifest_hash = hash_of(readable(found), &mut trace);
-        let layers = self.reader.layers(image)?;
-        let missing = layers.iter().filter(|layer| restored.resolve(layer.path.as_bytes()).is_none());
-        let mut paths: Vec<String> =
-            missing.map(|layer| format!("{}: not in the fork", layer.path)).collect();
-        if restored.base() != Some(*image) || restored.is_changed() {
-            paths.push("path world/fs: the fork is not what the image is".to_owned());
+        see_manifest(&mut steps, image, readable(found));
+        if let Ok(image) = self.store.image(image) {
+            steps.made_by(&image.manifest.agent);
         }
-        let state = TransferState {
-            manifest_hash,
-            expected_manifest_hash: image.to_string(),
-            path_outcomes_consistent: paths.is_empty(),
-            ..TransferState::default()
-        };
-        trace.append(&mut paths);
-        Ok((state, trace))
+        let layers = self.reader.layers(image)?;
+        let missing = layers
+            .iter()
+            .filter(|layer| restored.resolve(layer.path.as_bytes()).is_none())
+            .map(|layer| (layer.path.to_string(), "not in the fork".to_owned()));
+        let other = (restored.base() != Some(*image) || restored.is_changed())
+            .then(|| ("world/fs".to_owned(), "the fork is not what the image is".to_owned()));
+        steps.saw_paths(&format!("forks/{name}"), missing.chain(other));
+        Ok(steps)
     }
 }
 
 impl Sealing<'_> {
-    /// Paths that the fork shows otherwise than the tree that was stored, which is read back where it was changed.
-    pub(super) fn differing_paths(&self, tree: &Digest, stored: &Stored) -> Result<Vec<String>> {
+    /// Paths that the fork shows otherwise than the tree that was stored, each with how. The tree is read back where it
+    /// was changed.
+    pub(super) fn differing_paths(&self, tree: &Digest, stored: &Stored) -> Result<Vec<(String, String)>> {
         let mut differing = Vec::new();
         let mut placed = Vec::new();
         for (path, put) in &self.changes.put {
@@ -73,7 +64,7 @@ impl Sealing<'_> {
             };
             match self.placed.get(inner) {
                 Some(place) => placed.push((place.clone(), path, put)),
-                None => differing.push(format!("{}: not in the tree", path.escape_ascii())),
+                None => differing.push((path.escape_ascii().to_string(), "not in the tree".to_owned())),
             }
         }
         placed.sort_unstable_by_key(|(place, ..)| place.start);
@@ -83,7 +74,7 @@ impl Sealing<'_> {
         let texts = match self.store.blobs().read_stretches(tree, packed, &stretches) {
             Ok(texts) => texts,
             Err(error) if matches!(error.kind(), ErrorKind::Damaged | ErrorKind::Missing) => {
-                return Ok(vec![format!("path world/fs: {error}")]);
+                return Ok(vec![("world/fs".to_owned(), error.to_string())]);
             }
             Err(error) => return Err(error),
         };
@@ -92,13 +83,8 @@ impl Sealing<'_> {
             let same = serde_json::from_slice::<Entry<'_>>(text)
                 .is_ok_and(|entry| entry.mtime_ns == self.mtime(path, put) && shows(&entry, path, put, blob));
             if !same {
-                differing.push(format!("{}: otherwise in the tree", path.escape_ascii()));
+                differing.push((path.escape_ascii().to_string(), "otherwise in the tree".to_owned()));
             }
-        }
-        let more = differing.len().saturating_sub(NAMED);
-        if more > 0 {
-            differing.truncate(NAMED);
-            differing.push(format!("and {more} more paths"));
         }
         Ok(differing)
     }

@@ -17,6 +17,9 @@ pub const SCHEMA_VERSION: u32 = 1;
 /// Media type of version 1.
 pub const MEDIA_TYPE: &str = "application/vnd.processfork.image.v1+json";
 
+/// The most parents of an image: two make a merge.
+pub const MAX_PARENTS: usize = 2;
+
 /// Which agent made an image.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Agent {
@@ -234,6 +237,53 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn a_manifest_is_written_in_these_bytes_and_names_its_blobs_in_this_order() {
+        let d = |text: &str| Digest::of(text.as_bytes());
+        let manifest = Manifest {
+            model: ModelRefs { base: d("base"), diff: d("diff") },
+            cache: CacheRefs { layout: "l".into(), manifest: d("pages") },
+            world: WorldRefs { fs: d("fs"), env: d("env"), procs: d("procs") },
+            effects: EffectsRefs { ledger: d("ledger") },
+            trace: TraceRefs { messages: d("messages") },
+            parents: vec![d("p")],
+            ..sample()
+        };
+        let expected = format!(
+            concat!(
+                r#"{{"schema_version":1,"media_type":"application/vnd.processfork.image.v1+json","#,
+                r#""agent":{{"kind":"claude-code","version":"0.1.0","fingerprint":"test"}},"#,
+                r#""model":{{"base":"{}","diff":"{}"}},"cache":{{"layout":"l","manifest":"{}"}},"#,
+                r#""world":{{"fs":"{}","env":"{}","procs":"{}"}},"effects":{{"ledger":"{}"}},"trace":{{"messages":"{}"}},"#,
+                r#""created_at":"2026-11-20T09:20:56.312327059Z","parents":["{}"]}}"#
+            ),
+            d("base"),
+            d("diff"),
+            d("pages"),
+            d("fs"),
+            d("env"),
+            d("procs"),
+            d("ledger"),
+            d("messages"),
+            d("p")
+        );
+        assert_eq!(String::from_utf8(manifest.to_bytes().unwrap()).unwrap(), expected);
+        let named: Vec<(&str, Digest)> =
+            manifest.blobs().iter().map(|(file, digest)| (file.path(), *digest)).collect();
+        let expected = [
+            ("model/base", d("base")),
+            ("model/diff.json", d("diff")),
+            ("cache/manifest.json", d("pages")),
+            ("world/fs", d("fs")),
+            ("world/env.json", d("env")),
+            ("world/procs.json", d("procs")),
+            ("effects/ledger.jsonl", d("ledger")),
+            ("trace/messages.jsonl", d("messages")),
+        ];
+        assert_eq!(named, expected);
+        assert_eq!((SCHEMA_VERSION, MEDIA_TYPE), (1, "application/vnd.processfork.image.v1+json"));
+    }
+
+    #[test]
     fn parents_may_be_absent_and_unknown_keys_present() {
         let mut value = serde_json::to_value(sample()).unwrap();
         let object = value.as_object_mut().unwrap();
@@ -244,6 +294,16 @@ pub(crate) mod tests {
 
     #[test]
     fn a_newer_schema_is_told_apart_from_garbage() {
+        for other in [0, 2, u64::MAX] {
+            let bytes = serde_json::to_vec(&sample()).unwrap();
+            let bytes =
+                String::from_utf8(bytes).unwrap().replace("_version\":1", &format!("_version\":{other}"));
+            let refused = Manifest::parse(bytes.as_bytes());
+            assert!(
+                matches!(refused, Err(ManifestError::NewerSchema(version)) if version == other),
+                "{other}"
+            );
+        }
         assert!(matches!(Manifest::parse(b"{\"schema_version\":2}"), Err(ManifestError::NewerSchema(2))));
         for bad in
             [&b""[..], b"{}", b"[]", b"{\"schema_version\":1}", b"\xff\x00", b"{\"schema_version\":-1}"]

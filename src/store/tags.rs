@@ -47,6 +47,14 @@ pub fn refuse_new_tag(name: &str) -> Option<&'static str> {
     refuse_tag_name(name).or_else(|| Digest::from_hex(name).is_ok().then_some("it is the id of an image"))
 }
 
+/// Fails if no tag of this name can be made. Looks at no store.
+pub fn check_new_tag(name: &str) -> Result<()> {
+    match refuse_new_tag(name) {
+        Some(why) => Err(Error::new(ErrorKind::InvalidInput, format!("{name:?} cannot be a tag: {why}"))),
+        None => Ok(()),
+    }
+}
+
 /// The tags of one store.
 pub struct Tags {
     dir: PathBuf,
@@ -113,9 +121,7 @@ impl Tags {
 
     /// Names an image. Durable and atomic; an existing tag of that name is replaced only if `force`.
     pub fn set(&self, name: &str, image: &Digest, force: bool) -> Result<()> {
-        if let Some(why) = refuse_new_tag(name) {
-            return Err(Error::new(ErrorKind::InvalidInput, format!("{name:?} cannot be a tag: {why}")));
-        }
+        check_new_tag(name)?;
         let path = self.dir.join(name);
         let failed = |e: io::Error| {
             if !force && e.kind() == io::ErrorKind::AlreadyExists {
@@ -146,9 +152,7 @@ impl Tags {
     /// Gives a tag another name. One that has the new name is replaced only if `replace`.
     pub fn rename(&self, name: &str, new_name: &str, replace: bool) -> Result<()> {
         self.get(name)?;
-        if let Some(why) = refuse_new_tag(new_name) {
-            return Err(Error::new(ErrorKind::InvalidInput, format!("{new_name:?} cannot be a tag: {why}")));
-        }
+        check_new_tag(new_name)?;
         let (from, to) = (self.dir.join(name), self.dir.join(new_name));
         let failed = |e| Error::io(e, format!("cannot rename tag {} to {new_name:?}", from.display()));
         let renamed = if replace { self.io.rename(&from, &to) } else { rename_new(&*self.io, &from, &to) };

@@ -104,6 +104,8 @@ codes! {
     LedgerUnverifiable = "ledger-unverifiable", Note;
     /// A parent is not in this store, as after `pf gc --retain-recent`.
     ParentMissing = "parent-missing", Note;
+    /// An image has more than two parents.
+    ParentsTooMany = "parents-too-many", Note;
     /// The ledger does not continue that of the image's first parent.
     LedgerNotContinued = "ledger-not-continued", Note;
     /// The trace does not continue that of the image's first parent.
@@ -112,6 +114,10 @@ codes! {
     CriuDumpMissing = "criu-dump-missing", Note;
     /// A ledger that a merge points to is missing: `pf gc` does not keep it.
     MergedLedgerMissing = "merged-ledger-missing", Note;
+    /// An oracle found a violation, and kept its crash pack.
+    CrashPack = "crash-pack", Note;
+    /// A crash pack was changed, or is not whole.
+    CrashPackChanged = "crash-pack-changed", Note;
     /// A file that is no part of the store, for instance one that a killed writer left.
     OddFile = "odd-file", Note;
 }

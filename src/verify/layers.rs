@@ -14,6 +14,7 @@ use crate::layers::procs::{Known, Procs};
 use crate::layers::world::{self, Kind};
 use crate::layers::{FormatError, trace};
 use crate::store::images::MAX_MANIFEST;
+use crate::store::manifest::MAX_PARENTS;
 use crate::store::manifest::ManifestError;
 use crate::store::{BlobError, Digest, LayerFile, Manifest, MarkerError, Size, Store};
 use crate::sync::Mutex;
@@ -171,6 +172,10 @@ impl<'a> Checker<'a> {
                 return;
             }
         };
+        if manifest.parents.len() > MAX_PARENTS {
+            let detail = format!("it names {} parents, and a merge has two", manifest.parents.len());
+            self.problem(Code::ParentsTooMany, id, at_manifest, detail);
+        }
         for parent in &manifest.parents {
             if !self.store.images().contains(parent) {
                 let detail = format!("its parent {parent} is not in this store");

@@ -5,10 +5,12 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use serde_json::json;
 
+use super::called::At;
 use super::inode::Ino;
 use super::{Attr, Entry, Op, Outcome, Patience, Step, Vfs, Writer, top::logged};
 use crate::audit::{Follower, Log, follow, note};
@@ -30,6 +32,8 @@ pub(super) struct Audit {
     told: Mutex<[u64; 3]>,
     /// Forks that could not be read back, which is told once.
     unreadable: Mutex<HashSet<String>>,
+    /// How many calls were refused.
+    refused: AtomicU64,
 }
 
 impl Audit {
@@ -39,6 +43,7 @@ impl Audit {
             follower: Mutex::new(Follower::new(store.root())),
             told: Mutex::default(),
             unreadable: Mutex::default(),
+            refused: AtomicU64::new(0),
         }
     }
 }
@@ -57,18 +62,22 @@ impl Vfs {
         &self.audit.log
     }
 
-    /// Tells the log what was refused, and for want of what.
-    fn audited<T>(&self, op: Op, outcome: Outcome<T>) -> Outcome<T> {
-        if let Err(kind) = &outcome {
-            match kind {
-                ErrorKind::ReadOnly => self.log().note(note::gated(op.name(), "read-only")),
-                ErrorKind::PermissionDenied => self.log().note(note::gated(op.name(), "no right to it")),
-                ErrorKind::Posix(Posix::NotPermitted) => {
-                    self.log().note(note::gated(op.name(), "not permitted to anyone"));
-                }
-                ErrorKind::NoSpace => self.log().note(note::budget_exceeded("disk", op.name())),
-                _ => {}
+    /// Tells the log which call was refused, and for want of what.
+    fn audited<T>(&self, op: Op, at: At<'_>, outcome: Outcome<T>) -> Outcome<T> {
+        let reason = match &outcome {
+            Err(ErrorKind::ReadOnly) => "read-only",
+            Err(ErrorKind::PermissionDenied) => "no right to it",
+            Err(ErrorKind::Posix(Posix::NotPermitted)) => "not permitted to anyone",
+            Err(ErrorKind::NoSpace) => {
+                self.log().note(note::budget_exceeded("disk", op.name()));
+                return outcome;
             }
+            _ => return outcome,
+        };
+        if self.log().is_written() {
+            let number = self.audit.refused.fetch_add(1, Ordering::Relaxed) + 1;
+            let call = format!("{}-{number}", std::process::id());
+            self.log().note(note::gated(op.name(), reason, self.called(at).as_deref(), &call));
         }
         outcome
     }
@@ -144,49 +153,61 @@ impl Vfs {
 
     /// Makes a file, folder, symlink or special. Under `forks/`, a folder is a fork; under `tags/`, a symlink is a tag.
     pub fn create(&self, parent: Ino, name: &[u8], new: &NewFile<'_>) -> Outcome<Entry> {
-        self.audited(Op::Create, self.advised(parent, name, self.make(parent, name, new)))
+        self.audited(
+            Op::Create,
+            At::Name(parent, name),
+            self.advised(parent, name, self.make(parent, name, new)),
+        )
     }
 
     /// Gives a file another name.
     pub fn link(&self, ino: Ino, parent: Ino, name: &[u8]) -> Outcome<Entry> {
-        self.audited(Op::Link, self.advised(parent, name, self.do_link(ino, parent, name)))
+        self.audited(
+            Op::Link,
+            At::Name(parent, name),
+            self.advised(parent, name, self.do_link(ino, parent, name)),
+        )
     }
 
     /// Takes a name away.
     pub fn unlink(&self, parent: Ino, name: &[u8]) -> Outcome<()> {
-        self.audited(Op::Unlink, self.advised(parent, name, self.do_unlink(parent, name)))
+        self.audited(
+            Op::Unlink,
+            At::Name(parent, name),
+            self.advised(parent, name, self.do_unlink(parent, name)),
+        )
     }
 
     /// Removes an empty folder. Under `forks/`, an empty fork is discarded.
     pub fn rmdir(&self, parent: Ino, name: &[u8]) -> Outcome<()> {
-        self.audited(Op::Rmdir, self.do_rmdir(parent, name))
+        self.audited(Op::Rmdir, At::Name(parent, name), self.do_rmdir(parent, name))
     }
 
     /// Renames. Forks are renamed under `forks/`, tags under `tags/`; a fork that is moved into `.pfimg/` is discarded,
     /// whatever it holds.
     pub fn rename(&self, from: Ino, name: &[u8], to: Ino, new_name: &[u8], mode: RenameMode) -> Outcome<()> {
         let renamed = self.do_rename(from, name, to, new_name, mode);
-        self.audited(Op::Rename, self.advised(to, new_name, renamed))
+        self.audited(Op::Rename, At::Name(from, name), self.advised(to, new_name, renamed))
     }
 
     /// Sets attributes.
     pub fn setattr(&self, ino: Ino, set: &SetAttr) -> Outcome<(Attr, Duration)> {
-        self.audited(Op::Setattr, self.do_setattr(ino, set))
+        self.audited(Op::Setattr, At::File(ino), self.do_setattr(ino, set))
     }
 
     /// Whether a file can be opened: for writing only in a fork.
     pub fn open(&self, ino: Ino, writes: bool) -> Outcome<()> {
-        self.audited(Op::Open, self.do_open(ino, writes))
+        self.audited(Op::Open, At::File(ino), self.do_open(ino, writes))
     }
 
     /// Writes.
     pub fn write(&self, ino: Ino, offset: u64, bytes: &[u8], by: Writer) -> Outcome<usize> {
-        self.audited(Op::Write, self.do_write(ino, offset, bytes, by))
+        self.audited(Op::Write, At::File(ino), self.do_write(ino, offset, bytes, by))
     }
 
     /// Allocates, punches or zeroes a range. Set-user-id and set-group-id bits go if `strip`.
     pub fn fallocate(&self, ino: Ino, offset: u64, len: u64, what: Allocate, strip: bool) -> Outcome<()> {
-        self.audited(Op::Fallocate, self.do_fallocate(ino, offset, len, what, strip))
+        self.audited(Op::Fallocate, At::File(ino), self.do_fallocate(ino, offset, len, what, strip))
     }
 
     /// Copies a range into a file of a fork, sharing what can be shared. Returns how many bytes, maybe fewer.
@@ -200,6 +221,10 @@ impl Vfs {
         len: u64,
         strip: bool,
     ) -> Outcome<u64> {
-        self.audited(Op::CopyFileRange, self.do_copy_range(from, from_offset, to, offset, len, strip))
+        self.audited(
+            Op::CopyFileRange,
+            At::File(to),
+            self.do_copy_range(from, from_offset, to, offset, len, strip),
+        )
     }
 }

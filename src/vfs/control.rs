@@ -13,15 +13,16 @@ use serde_json::{Map, json};
 
 use super::inode::Node;
 use super::{Entry, Numbering, Op, Outcome, Vfs};
+use crate::audit::Packs;
 use crate::error::ErrorKind;
 use crate::sync::Mutex;
 
 /// Names in `.pfimg/`.
 pub(super) const DOCS: [&str; 4] = ["audit.json", "events.jsonl", "metrics", "status.json"];
 
-/// Whether a document is made of the store's log.
-pub(super) fn reads_log(name: &[u8]) -> bool {
-    matches!(name, b"audit.json" | b"events.jsonl")
+/// Whether a document is made of what is on disk: the store's log, or its crash packs.
+pub(super) fn reads_disk(name: &[u8]) -> bool {
+    DOCS.iter().any(|doc| name == doc.as_bytes())
 }
 
 /// What a mount knows of itself. As JSON, bytes of a path that are no UTF-8 are shown as U+FFFD.
@@ -132,6 +133,8 @@ impl Vfs {
         status["cache_problem"] = json!(self.cache.trouble());
         status["moved_to"] = json!(self.catalog.home.moved_to());
         status["refused"] = json!(self.advice.last());
+        // A folder that cannot be listed must not hide everything else.
+        status["crash_packs"] = json!(Packs::of(self.store.root()).unwrap_or_default());
         status["counters"] = json!({
             "requests": requests,
             "inodes": self.inodes.len(),
@@ -146,6 +149,7 @@ impl Vfs {
             "tree_bytes": self.trees.bytes(),
             "missing": self.metrics.missing.load(Ordering::Relaxed),
             "damaged": self.metrics.damaged.load(Ordering::Relaxed),
+            "violations": self.log().violations(),
         });
         format!("{status:#}\n")
     }
@@ -210,6 +214,14 @@ impl Vfs {
         let events = [("missing", &self.metrics.missing), ("damaged", &self.metrics.damaged)]
             .map(|(kind, counter)| (format!("{{kind=\"{kind}\"}}"), counter.load(Ordering::Relaxed)));
         family("pfimg_events_total", "counter", "Reads that failed, by reason.", &events);
+        family(
+            "pfimg_violations_total",
+            "counter",
+            "Violations that oracles found in this mount.",
+            &plain(self.log().violations()),
+        );
+        let packs = Packs::of(self.store.root()).unwrap_or_default().count;
+        family("pfimg_crash_packs", "gauge", "Crash packs of the store.", &plain(packs));
         out
     }
 }

@@ -99,14 +99,19 @@ fn refuse_source(name: &str) -> Option<&'static str> {
     }
 }
 
+/// Judges the two names of a copy, the source's first. Looks at no store.
+pub fn check_names(src: &str, dst: &str) -> Result<(), CopyError> {
+    let refuse = |name: &str, why: Option<&'static str>| match why {
+        Some(why) => Err(CopyError::InvalidTag(name.to_owned(), why)),
+        None => Ok(()),
+    };
+    refuse(src, refuse_source(src))?;
+    refuse(dst, refuse_new_tag(dst))
+}
+
 /// Plans to copy `src` to `dst`, given everything there is. Looks at nothing else and changes nothing.
 pub fn plan_copy(registry: &[ManifestView], src: &str, dst: &str) -> Result<CopyPlan, CopyError> {
-    if let Some(why) = refuse_source(src) {
-        return Err(CopyError::InvalidTag(src.to_owned(), why));
-    }
-    if let Some(why) = refuse_new_tag(dst) {
-        return Err(CopyError::InvalidTag(dst.to_owned(), why));
-    }
+    check_names(src, dst)?;
     let find = |tag: &str| registry.iter().find(|view| view.tag == tag);
     let source = find(src).ok_or_else(|| CopyError::SourceNotFound(src.to_owned()))?;
     if find(dst).is_some() {
@@ -127,12 +132,13 @@ impl Store {
     /// Gives the image that `src` names (a tag, a prefix, `sha256:…` or `latest`) another tag, without a byte of
     /// content. Refuses an image that lacks a blob its manifest names. Returns the image and what was done.
     pub fn copy_tag(&self, src: &str, dst: &str) -> Result<(Digest, CopyPlan)> {
+        // Before anything is read of the store: a damaged source must not hide a name that is no name.
+        check_names(src, dst)?;
         let tags = self.tags().names()?;
         let mut registry: Vec<ManifestView> =
             tags.into_iter().map(|tag| ManifestView { tag, blob_shas: Vec::new() }).collect();
-        let found = if refuse_source(src).is_some() { None } else { Some(self.resolve(src)) };
-        let id = match found {
-            Some(Ok(id)) => {
+        let id = match self.resolve(src) {
+            Ok(id) => {
                 let blobs = self.image(&id)?.manifest.blobs();
                 let view = ManifestView {
                     tag: src.to_owned(),
@@ -143,14 +149,9 @@ impl Store {
                 Some(id)
             }
             // What leads nowhere is told as that; any other failure as what it is.
-            Some(Err(error)) if error.kind() != ErrorKind::NotFound => return Err(error),
-            Some(Err(error)) => {
-                if registry.iter().any(|known| known.tag == src) {
-                    return Err(error);
-                }
-                None
-            }
-            None => None,
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+            Err(error) if registry.iter().any(|known| known.tag == src) => return Err(error),
+            Err(_) => None,
         };
         let plan = plan_copy(&registry, src, dst)?;
         let id = id.ok_or_else(|| CopyError::SourceNotFound(src.to_owned()))?;
@@ -225,6 +226,41 @@ mod tests {
             refusal("agent:green", "other:latest"),
             CopyError::DestinationExists("other:latest".into())
         );
+    }
+
+    /// Of two faults at once the first in the planner's order is told: the names, the source, the destination, the blobs.
+    #[test]
+    fn two_faults_at_once_are_told_in_the_planners_order() {
+        for (src, dst, named) in [
+            ("../x", "../y", "../x"),
+            ("nothing", "../y", "../y"),
+            ("hollow:x", "../y", "../y"),
+            ("../x", "other:latest", "../x"),
+        ] {
+            let CopyError::InvalidTag(name, _) = refusal(src, dst) else { panic!("{src} {dst}") };
+            assert_eq!(name, named);
+        }
+        assert_eq!(refusal("nothing", "other:latest"), CopyError::SourceNotFound("nothing".into()));
+        assert_eq!(refusal("hollow:x", "other:latest"), CopyError::DestinationExists("other:latest".into()));
+        assert_eq!(refusal("hollow:x", "hollow:x"), CopyError::DestinationExists("hollow:x".into()));
+    }
+
+    #[test]
+    fn each_refusal_has_its_kind_and_its_words() {
+        for (error, kind, words) in [
+            (refusal("nothing", "x"), ErrorKind::NotFound, "there is no image \"nothing\" to copy"),
+            (
+                refusal("agent:green", "other:latest"),
+                ErrorKind::AlreadyExists,
+                "there is a tag \"other:latest\" already",
+            ),
+            (refusal("agent:green", ""), ErrorKind::InvalidInput, "\"\" cannot be a tag: it is empty"),
+            (refusal("hollow:x", "x"), ErrorKind::Damaged, "the manifest of \"hollow:x\" names no blob"),
+        ] {
+            let error = Error::from(error);
+            assert_eq!(error.kind(), kind);
+            assert!(error.to_string().starts_with(words), "{error}");
+        }
     }
 
     #[test]
@@ -318,6 +354,11 @@ mod tests {
         assert_eq!(refused("nothing", "f"), ErrorKind::NotFound);
         assert_eq!(refused("a", "latest"), ErrorKind::InvalidInput);
         assert_eq!(refused("../a", "f"), ErrorKind::InvalidInput);
+        // A source that cannot be read hides no name that is none.
+        std::fs::write(store.tags().dir().join("hurt"), "garbage").unwrap();
+        assert_eq!(refused("hurt", "../y"), ErrorKind::InvalidInput);
+        assert_eq!(refused("hurt", "f"), ErrorKind::Damaged);
+        std::fs::remove_file(store.tags().dir().join("hurt")).unwrap();
         store.tags().set("astray", &Digest::of(b"gone"), false).unwrap();
         let error = store.copy_tag("astray", "f").unwrap_err();
         assert!(error.to_string().contains("not in the store any more"), "{error}");

@@ -1,0 +1,236 @@
+//! The steps of a transfer: each thing that a program did or saw on the way, in order.
+//!
+//! A [`TransferState`] is nothing but the sum of what was seen. So an oracle judges exactly what a crash pack holds, and
+//! a pack whose steps come to another state is refused.
+
+use std::fmt::Display;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Crashpack, TraceEvent};
+use crate::oracle::{Transfer, TransferKind, TransferOracle, TransferState};
+use crate::store::Digest;
+use crate::store::manifest::Agent;
+
+/// So many paths that differ are named, and the rest counted.
+pub(crate) const NAMED: usize = 20;
+
+/// What a step shows an oracle.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Seen {
+    /// What the manifest hashed to where it came from.
+    ManifestExpected(String),
+    /// What it hashes to where it arrived; empty where it cannot be read.
+    ManifestFound(String),
+    /// Numbers missing in the journals.
+    JournalGaps(u32),
+    /// Operations that had begun and not ended.
+    PendingOperations(u32),
+    /// Things that were left behind.
+    LeakedObligations(u32),
+    /// A path that shows something else where it arrived.
+    PathDiffers(String),
+}
+
+impl Seen {
+    fn add_to(&self, state: &mut TransferState) {
+        match self {
+            Self::ManifestExpected(hash) => state.expected_manifest_hash.clone_from(hash),
+            Self::ManifestFound(hash) => state.manifest_hash.clone_from(hash),
+            Self::JournalGaps(gaps) => state.journal_gaps = state.journal_gaps.saturating_add(*gaps),
+            Self::PendingOperations(pending) => {
+                state.pending_operations = state.pending_operations.saturating_add(*pending);
+            }
+            Self::LeakedObligations(leaked) => {
+                state.leaked_obligations = state.leaked_obligations.saturating_add(*leaked);
+            }
+            Self::PathDiffers(_) => state.path_outcomes_consistent = false,
+        }
+    }
+}
+
+/// What the steps among these events come to.
+pub(super) fn state_of<'a>(events: impl IntoIterator<Item = &'a TraceEvent>) -> TransferState {
+    let mut state = TransferState::default();
+    for seen in events.into_iter().filter_map(|event| event.seen.as_ref()) {
+        seen.add_to(&mut state);
+    }
+    state
+}
+
+/// The steps of one transfer so far.
+#[derive(Clone, Debug, Default)]
+pub struct Steps {
+    pack: Crashpack,
+    /// The first step that shows something wrong, in words.
+    wrong: Option<String>,
+}
+
+impl Steps {
+    /// No step.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds something that was done.
+    pub fn did(&mut self, kind: &str, what: impl Into<String>) {
+        self.push(kind, what.into(), None);
+    }
+
+    /// Adds something that was seen.
+    pub fn saw(&mut self, kind: &str, what: impl Into<String>, seen: Seen) {
+        self.push(kind, what.into(), Some(seen));
+    }
+
+    /// Adds something that was seen and is wrong. The first such step is told to the caller of the transfer.
+    pub fn wrong(&mut self, kind: &str, what: impl Into<String>, seen: Option<Seen>) {
+        let what = what.into();
+        self.wrong.get_or_insert_with(|| what.clone());
+        self.push(kind, what, seen);
+    }
+
+    fn push(&mut self, kind: &str, what: String, seen: Option<Seen>) {
+        self.pack = std::mem::take(&mut self.pack).push(kind, what, seen, None);
+    }
+
+    /// Adds the file that a step was about, for somebody who looks into the fault.
+    pub fn concerns(&mut self, path: impl Into<String>) {
+        self.pack = std::mem::take(&mut self.pack).with_artifact_path(path);
+    }
+
+    /// Adds the marker and the blob of an image's manifest to the files concerned.
+    pub fn concerns_image(&mut self, image: &Digest) {
+        let hex = image.hex();
+        self.concerns(format!("images/{hex}.json"));
+        self.concerns(format!("blobs/sha256/{}/{hex}.zst", &hex[..2]));
+    }
+
+    /// Adds the seed of an image's synthetic content, if it has any.
+    pub fn made_by(&mut self, agent: &Agent) {
+        if let Some(seed) = crate::fixture::seed_of(agent) {
+            self.pack = std::mem::take(&mut self.pack).with_seed("fixture", seed);
+        }
+    }
+
+    /// Adds which manifest was meant, and which one is there. `why` says why it cannot be read, or is another one.
+    pub fn saw_manifest(&mut self, expected: &Digest, found: String, why: Option<String>) {
+        self.concerns_image(expected);
+        self.saw("manifest", format!("expected {expected}"), Seen::ManifestExpected(expected.to_string()));
+        let what = match (&why, found.is_empty()) {
+            (Some(why), _) => why.clone(),
+            (None, true) => "found none".to_owned(),
+            (None, false) => format!("found {found}"),
+        };
+        if found == expected.to_string() && why.is_none() {
+            self.saw("manifest", what, Seen::ManifestFound(found));
+        } else {
+            self.wrong("manifest", what, Some(Seen::ManifestFound(found)));
+        }
+    }
+
+    /// Adds how many numbers are missing in the journals of a fork.
+    pub fn saw_journal(&mut self, gaps: u32) {
+        self.counted("journal", "numbers missing in the journals", gaps, Seen::JournalGaps(gaps));
+    }
+
+    /// Adds how many operations were under way.
+    pub fn saw_pending(&mut self, pending: u32) {
+        self.counted("operations", "operations under way", pending, Seen::PendingOperations(pending));
+    }
+
+    /// Adds how many things were left behind.
+    pub fn saw_leaked(&mut self, what: &str, leaked: u32) {
+        self.counted("obligations", what, leaked, Seen::LeakedObligations(leaked));
+    }
+
+    fn counted(&mut self, kind: &str, what: &str, number: u32, seen: Seen) {
+        let what = format!("{what}: {number}");
+        if number == 0 { self.saw(kind, what, seen) } else { self.wrong(kind, what, Some(seen)) }
+    }
+
+    /// Adds paths that differ, each with how it differs: the first by name, the rest by number. `at` is the folder that
+    /// they are in. Returns whether there is any.
+    pub fn saw_paths<P: Display>(
+        &mut self,
+        at: &str,
+        differing: impl IntoIterator<Item = (P, String)>,
+    ) -> bool {
+        let (mut named, mut more) = (0_usize, 0_usize);
+        for (path, how) in differing {
+            if named == NAMED {
+                more += 1;
+                continue;
+            }
+            named += 1;
+            let path = path.to_string();
+            self.concerns(format!("{at}/{path}"));
+            self.wrong("path", format!("{path}: {how}"), Some(Seen::PathDiffers(path.clone())));
+        }
+        if named == 0 {
+            self.did("path", "no path differs");
+        }
+        if more > 0 {
+            self.wrong("path", format!("and {more} more paths"), None);
+        }
+        named > 0
+    }
+
+    /// What there is to see of the transfer so far.
+    pub fn state(&self) -> TransferState {
+        state_of(&self.pack.trace)
+    }
+
+    /// The transfer as it is to be judged now.
+    pub fn transfer(&self, kind: TransferKind, subject: &str) -> Transfer {
+        Transfer { kind, subject: subject.to_owned(), state: self.state() }
+    }
+
+    /// The first step that shows something wrong, in words.
+    pub(crate) fn first_wrong(&self) -> Option<&str> {
+        self.wrong.as_deref()
+    }
+
+    /// A crash pack of these steps and of what an oracle was shown.
+    pub(crate) fn into_pack(self, oracle: TransferOracle, transfer: Transfer) -> Crashpack {
+        self.pack.with_judged(oracle, transfer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn steps_come_to_a_state_and_name_what_is_wrong_first() {
+        let mut steps = Steps::new();
+        let image = Digest::of(b"x");
+        steps.did("checkpoint", "froze fork f");
+        steps.saw_journal(0);
+        steps.saw_manifest(&image, image.to_string(), None);
+        assert!(!steps.saw_paths("forks/f", Vec::<(String, String)>::new()));
+        assert_eq!((steps.first_wrong(), steps.state().journal_gaps), (None, 0));
+        assert_eq!(steps.state().manifest_hash, image.to_string());
+        steps.saw_journal(2);
+        steps.saw_journal(1);
+        steps.saw_pending(3);
+        steps.saw_leaked("temporary files left", 4);
+        steps.saw_manifest(&image, String::new(), Some("it is gone".into()));
+        assert!(steps.saw_paths("forks/f", (0..23).map(|n| (format!("p{n}"), "gone".to_owned()))));
+        let state = TransferState {
+            manifest_hash: String::new(),
+            expected_manifest_hash: image.to_string(),
+            journal_gaps: 3,
+            pending_operations: 3,
+            leaked_obligations: 4,
+            path_outcomes_consistent: false,
+        };
+        assert_eq!(steps.state(), state);
+        assert_eq!(steps.first_wrong(), Some("numbers missing in the journals: 2"));
+        let last: Vec<&str> =
+            steps.pack.trace.iter().rev().take(2).map(|event| event.message.as_str()).collect();
+        assert_eq!(last, ["and 3 more paths", "p19: gone"]);
+        let concerned = &steps.pack.artifact_paths;
+        assert_eq!((concerned.len(), concerned.last().map(String::as_str)), (22, Some("forks/f/p19")));
+    }
+}
