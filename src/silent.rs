@@ -179,9 +179,9 @@ unsafe fn answer(path: &CString, is_read: bool, buffer: &mut [u8], to: RawFd) ->
     }
 }
 
-/// Whether an error says that there is no daemon: it has ended, or it did before the kernel had heard of it first.
+/// Whether an error says that there is no daemon: it has ended before, or while it was asked, or before the kernel knew it.
 pub(crate) fn has_ended(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::ENOTCONN | libc::ECONNREFUSED))
+    matches!(error.raw_os_error(), Some(libc::ENOTCONN | libc::ECONNABORTED | libc::ECONNREFUSED))
 }
 
 /// What the kernel knows of what lies at a path, if anything, without asking a daemon: type and mode bits. Nothing where this user may

@@ -134,7 +134,7 @@ fn a_daemon_that_ends_in_the_middle_of_its_start_leaves_no_mount() {
         let _guard = Background { point: point.clone(), pid: None };
         let mut starter = common::cli::clean_command(Path::new(PFIMG));
         starter.arg("mount").arg(store.root()).arg(&point).env("HOME", home);
-        let mut starter = starter.stderr(std::process::Stdio::null()).spawn().unwrap();
+        let mut starter = starter.stderr(std::process::Stdio::piped()).spawn().unwrap();
         let children = format!("/proc/{0}/task/{0}/children", starter.id());
         wait_until("it is mounted, or that has failed", || {
             !system::types_at(&point).is_empty() || starter.try_wait().unwrap().is_some()
@@ -144,10 +144,11 @@ fn a_daemon_that_ends_in_the_middle_of_its_start_leaves_no_mount() {
         if let Some(daemon) = daemon {
             system::signal_pfimg(daemon, Signal::KILL);
         }
-        let status = starter.wait().unwrap();
-        if !status.success() {
+        let output = starter.wait_with_output().unwrap();
+        if !output.status.success() {
             failed += 1;
-            assert!(system::types_at(&point).is_empty(), "round {round}: a mount is left");
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert!(system::types_at(&point).is_empty(), "round {round}: a mount is left: {said}");
         }
     }
     assert!(failed > 0, "no daemon was killed early enough");

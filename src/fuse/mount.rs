@@ -168,12 +168,19 @@ fn is_dead(path: &Path) -> Option<bool> {
     }
 }
 
-/// Takes away a mount of ours whose daemon has ended, if one shows at a path.
+/// Takes away a mount of ours whose daemon has just ended, if one shows at a path.
 pub fn clear_dead(mountpoint: &Path) -> Result<()> {
-    match mounted_at(mountpoint)? {
-        Some(mounted) if mounted.is_ours() && is_dead(mountpoint) == Some(true) => detach(mountpoint, true),
-        _ => Ok(()),
+    for _ in 0..PREPARES {
+        if !mounted_at(mountpoint)?.is_some_and(|mounted| mounted.is_ours()) {
+            return Ok(());
+        }
+        if is_dead(mountpoint) == Some(true) {
+            return detach(mountpoint, true);
+        }
+        // A daemon that was killed has its connection for a moment.
+        std::thread::sleep(DYING / PREPARES);
     }
+    Ok(())
 }
 
 /// Mounts and returns the connection to the kernel.
