@@ -19,7 +19,6 @@ mod facts;
 mod fault;
 mod forked;
 mod forks;
-mod home;
 mod image;
 mod inode;
 mod inodes;

@@ -2,7 +2,7 @@
 
 use super::*;
 use common::cli::tool;
-use common::forks::{fork, world};
+use common::forks::{fork, map_shared, open_rw, world};
 
 /// Runs `pfimg` behind another command, as this user.
 fn behind(before: &[&str], program: &Path, args: &[&OsStr], home: &Path, user: Option<u32>) -> Output {
@@ -135,6 +135,27 @@ fn a_mount_can_be_made_read_only_by_pfimg_and_by_mount_8() {
     mount.unmount();
 }
 
+#[test]
+fn mount_8_mounts_a_store_by_its_type_and_umount_ends_it() {
+    if !is_root() {
+        // mount(8) asks for root.
+        return;
+    }
+    let (store, id) = small_store();
+    let (_dir, point) = point();
+    let script = "mount -t tmpfs none /usr/local/bin && cp \"$0\" /usr/local/bin/pfimg \
+         && mount -t fuse.pfimg -o ro,nosuid,nodev \"$1\" \"$2\" && grep \" $2 \" /proc/self/mountinfo \
+         && cat \"$2/images/$3/world/fs/file\"; umount \"$2\"";
+    let before = ["-m", "--propagation", "private", "sh", "-c", script, common::PFIMG];
+    let words = before.map(OsStr::new).into_iter();
+    let words = words.chain([store.root().as_os_str(), point.as_os_str(), OsStr::new(&id)]);
+    let home = point.parent().unwrap();
+    let said = Run::program(Path::new("unshare"), words).env("HOME", home).run().exits(0);
+    for word in ["fuse.pfimg", " ro,nosuid,nodev,", "content"] {
+        assert!(said.stdout.contains(word), "{word}: {said:?}");
+    }
+}
+
 /// What is below a folder.
 fn below(folder: &Path) -> Vec<PathBuf> {
     let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
@@ -155,6 +176,9 @@ fn a_store_that_is_moved_while_it_is_mounted_is_noticed_and_begins_nowhere_anew(
         let mount = Mount::of(&old).args(["--writes", writes, "--seal", "idle:1ms"]).start();
         let files = fork(&mount, "f", &id);
         std::fs::write(files.join("before"), "before").unwrap();
+        std::fs::write(files.join("mapped"), "before").unwrap();
+        let mut map = map_shared(&open_rw(&files.join("mapped")).unwrap()).unwrap();
+        map[..6].copy_from_slice(b"mapped");
         std::fs::rename(&old, &new).unwrap();
         // At once: before the daemon has looked. Whatever is acknowledged is kept.
         let kept: Vec<String> = (0..50)
@@ -169,6 +193,11 @@ fn a_store_that_is_moved_while_it_is_mounted_is_noticed_and_begins_nowhere_anew(
             })
             .collect();
         wait_until("the daemon notices", || !mount.log_lines(&["was moved to"]).is_empty());
+        // What a program wrote before is kept, or the program is told that it may not be.
+        let synced = map.flush();
+        let is_kept = synced.is_ok();
+        assert!(is_kept || errno(synced) == libc::ESTALE, "{writes}");
+        drop(map);
         assert_eq!(errno(std::fs::write(files.join("after"), "x")), libc::ESTALE, "{writes}");
         assert_eq!(errno(std::fs::create_dir(mount.join(format!("forks/g@{id}")))), libc::ESTALE);
         assert_eq!(errno(std::fs::create_dir(mount.join("forks/f/.snap/s"))), libc::ESTALE);
@@ -191,6 +220,8 @@ fn a_store_that_is_moved_while_it_is_mounted_is_noticed_and_begins_nowhere_anew(
         for name in ["before", "after"] {
             assert_eq!(std::fs::read_to_string(files.join(name)).unwrap(), name, "{writes}");
         }
+        let mapped = std::fs::read_to_string(files.join("mapped")).unwrap();
+        assert!(mapped == "mapped" || (!is_kept && mapped == "before"), "{writes}: {mapped}");
         for name in &kept {
             assert!(std::fs::read(files.join(name)).unwrap() == vec![7; 100_000], "{writes}: {name}");
         }

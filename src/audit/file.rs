@@ -25,7 +25,7 @@ use super::event::SessionEvent;
 use super::follow::BrokenAt;
 use super::note;
 use crate::error::{Error, ErrorKind, Result};
-use crate::store::{Digest, Sharing};
+use crate::store::{Digest, Home, Sharing};
 
 /// The newest lines.
 pub(super) const CURRENT: &str = "events.jsonl";
@@ -126,6 +126,7 @@ struct Known {
 #[derive(Debug)]
 pub struct Appender {
     dir: PathBuf,
+    home: Home,
     sharing: Sharing,
     writer: Writer,
     max_file: u64,
@@ -136,7 +137,7 @@ impl Appender {
     /// Appends for `command` to the log of the store in `store`. Touches nothing yet.
     pub fn new(store: &Path, command: &str) -> Self {
         let (writer, sharing) = (Writer::this(command), Sharing::of(store));
-        Self { dir: dir(store), sharing, writer, max_file: MAX_FILE, known: None }
+        Self { dir: dir(store), home: Home::new(store), sharing, writer, max_file: MAX_FILE, known: None }
     }
 
     /// Whether there is a log already.
@@ -154,6 +155,8 @@ impl Appender {
     pub fn append(&mut self, events: &[(DateTime<Utc>, SessionEvent)]) -> Result<Head> {
         let path = self.path();
         let failed = |e: io::Error| Error::io(e, format!("cannot write the audit log {}", path.display()));
+        // Another store may lie at its path by now.
+        self.home.require()?;
         let store = self.dir.parent().unwrap_or(&self.dir);
         self.sharing.create_dir_below(store, &self.dir).map_err(failed)?;
         // The store may be another user's: what is written here goes nowhere else.

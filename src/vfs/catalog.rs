@@ -8,10 +8,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use chrono::{DateTime, Utc};
 
-use super::home::Home;
 use super::inode::{ImageNo, hash_bytes, mix};
 use crate::error::Result;
-use crate::store::{Digest, MarkerError, Store};
+use crate::store::{Digest, Home, MarkerError, Store};
 use crate::sync::{Mutex, RwLock};
 use crate::times::nanoseconds;
 

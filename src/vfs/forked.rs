@@ -63,12 +63,24 @@ fn kind(error: Error) -> ErrorKind {
 }
 
 impl Vfs {
-    /// The fork that an inode is in, and its number there. What is not in a fork cannot be changed.
+    /// The fork that an inode is in, and its number there, for a change. What is not in a fork cannot be changed.
     pub(super) fn in_fork(&self, ino: Ino) -> Outcome<(Mounted, fork::Ino)> {
+        self.catalog.home.check()?;
+        self.place_in_fork(ino)
+    }
+
+    /// The same wherever the store lies.
+    pub(super) fn place_in_fork(&self, ino: Ino) -> Outcome<(Mounted, fork::Ino)> {
         match self.node(ino)? {
-            Node::Forked { mounted, ino } => self.catalog.home.check().map(|()| (mounted, ino)),
+            Node::Forked { mounted, ino } => Ok((mounted, ino)),
             node => Err(self.outside_forks(&node)),
         }
+    }
+
+    /// The kind of an error in a fork, whose files are not at their paths if the store was moved.
+    fn or_moved(&self, kind: ErrorKind) -> ErrorKind {
+        let moved = if kind == ErrorKind::NotFound { self.catalog.home.require().err() } else { None };
+        moved.map_or(kind, |moved| moved.kind())
     }
 
     /// Attributes of a file in a fork, but for its number.
@@ -381,7 +393,7 @@ impl Vfs {
 
     /// All that leads to a file in a fork.
     pub fn names_of(&self, ino: Ino) -> Vec<Stale> {
-        let Ok((mounted, ino)) = self.in_fork(ino) else { return Vec::new() };
+        let Ok((mounted, ino)) = self.place_in_fork(ino) else { return Vec::new() };
         let links = mounted.fork.links(ino).into_iter();
         let known = |(folder, name): (fork::Ino, fork::Name)| {
             Some(Stale::Name(self.known_folder(&mounted, folder)?, name.to_vec()))
@@ -399,7 +411,11 @@ impl Vfs {
     }
 
     pub(super) fn do_write(&self, ino: Ino, offset: u64, bytes: &[u8], by: Writer) -> Outcome<usize> {
-        let (mounted, in_fork) = self.in_fork(ino)?;
+        let (mounted, in_fork) = match by {
+            Writer::Call { .. } => self.in_fork(ino)?,
+            // A program was told before the store was moved that these are written: files that are open still take them.
+            Writer::Pages => self.place_in_fork(ino)?,
+        };
         let fork = &mounted.fork;
         fork.end_making();
         let write = || match by {
@@ -416,6 +432,7 @@ impl Vfs {
             }
             written => written.map_err(kind),
         };
+        let written = written.map_err(|kind| self.or_moved(kind));
         if by == Writer::Pages {
             self.late.was_handed_in(fork, in_fork, written.as_ref().err().copied());
         }
@@ -489,7 +506,7 @@ impl Vfs {
         match self.node(ino)? {
             Node::Forked { mounted, .. } => {
                 self.late.held_back();
-                mounted.fork.fsync().map_err(kind)
+                mounted.fork.fsync().map_err(kind).map_err(|kind| self.or_moved(kind))
             }
             _ => Ok(()),
         }

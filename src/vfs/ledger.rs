@@ -24,7 +24,7 @@ impl Ends {
 impl Vfs {
     /// Whether a file's length changes without anybody writing to it.
     pub fn is_resized_by_seals(&self, ino: Ino) -> bool {
-        self.in_fork(ino).is_ok_and(|(mounted, ino)| mounted.fork.is_ledger(ino))
+        self.place_in_fork(ino).is_ok_and(|(mounted, ino)| mounted.fork.is_ledger(ino))
     }
 
     /// The key of a file in a fork, as the kernel is to see it.

@@ -1,6 +1,6 @@
-//! Whether the store still lies where its mount looks for it.
+//! Whether a store still lies where a program that uses it for long looks for it.
 //!
-//! A mount reaches its store by a path. Another program may move the store, or put another one at that path. Then files that are open
+//! A mount, and the thread that writes its log, reach the store by a path. Another program may move the store, or put another one at that path. Then files that are open
 //! still belong to the store, and whatever is opened by its path does not. So the folder is held open, and compared.
 
 use std::fs::File;
@@ -10,43 +10,45 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::Outcome;
 use crate::error::{Error, ErrorKind, Posix, Result};
 
-/// The folder of a mounted store.
-pub(super) struct Home {
+/// The folder of a store in use.
+#[derive(Debug)]
+pub(crate) struct Home {
     path: PathBuf,
     /// The folder itself, wherever it lies. Nothing if it could not be opened: then its path is believed.
     folder: Option<File>,
     /// Whether it was elsewhere at the last look.
     moved: AtomicBool,
+    /// Whether the log tells so.
+    told: AtomicBool,
 }
 
 impl Home {
-    pub(super) fn new(path: &Path) -> Self {
+    pub(crate) fn new(path: &Path) -> Self {
         // Without a right to read, and without keeping a filesystem from being unmounted lazily.
         let open = File::options().read(true).custom_flags(libc::O_PATH | libc::O_DIRECTORY).open(path);
-        Self { path: path.to_owned(), folder: open.ok(), moved: AtomicBool::new(false) }
+        Self {
+            path: path.to_owned(),
+            folder: open.ok(),
+            moved: AtomicBool::new(false),
+            told: AtomicBool::new(false),
+        }
     }
 
-    /// Whether the store lies at its path, by a look at the disk. The log tells of each change.
+    /// Whether the store lies at its path, by a look at the disk.
     fn look(&self) -> bool {
         let Some(Ok(own)) = self.folder.as_ref().map(File::metadata) else { return true };
         let is_there = match std::fs::metadata(&self.path) {
             Ok(found) => (found.dev(), found.ino()) == (own.dev(), own.ino()),
             Err(e) => !matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory),
         };
-        let changed = self.moved.swap(!is_there, Ordering::AcqRel) == is_there;
-        if changed && is_there {
-            tracing::info!("the store lies at {} again: forks can be written again", self.path.display());
-        } else if changed {
-            tracing::error!("{}", self.error());
-        }
+        self.moved.store(!is_there, Ordering::Release);
         is_there
     }
 
     /// Where the store lies now, as far as the kernel tells; nothing where it lies at its path.
-    pub(super) fn moved_to(&self) -> Option<String> {
+    pub(crate) fn moved_to(&self) -> Option<String> {
         if self.look() {
             return None;
         }
@@ -65,24 +67,32 @@ impl Home {
             .as_ref()
             .and_then(|folder| std::fs::read_link(format!("/proc/self/fd/{}", folder.as_raw_fd())).ok());
         let to = to.map_or_else(String::new, |to| format!(" to {}", to.display()));
-        let what = format!("the store {path} was moved{to} while it is mounted");
+        let what = format!("the store {path} was moved{to} while it is in use");
         Error::new(ErrorKind::Posix(Posix::Stale), what)
             .with_hint("move it back, or unmount it and mount it from its new place")
     }
 
     /// Fails if the store lies elsewhere, by a look at the disk.
-    pub(super) fn require(&self) -> Result<()> {
+    pub(crate) fn require(&self) -> Result<()> {
         if self.look() { Ok(()) } else { Err(self.error()) }
     }
 
     /// Fails if the store lay elsewhere at the last look: costs nothing.
-    pub(super) fn check(&self) -> Outcome<()> {
+    pub(crate) fn check(&self) -> Result<(), ErrorKind> {
         if self.moved.load(Ordering::Relaxed) { Err(ErrorKind::Posix(Posix::Stale)) } else { Ok(()) }
     }
 
-    /// Looks. To be called now and then.
-    pub(super) fn watch(&self) {
-        self.look();
+    /// Looks, and has the log tell of each change. To be called now and then, by one thread.
+    pub(crate) fn watch(&self) {
+        let is_there = self.look();
+        if self.told.swap(!is_there, Ordering::AcqRel) == !is_there {
+            return;
+        }
+        if is_there {
+            tracing::info!("the store lies at {} again: forks can be written again", self.path.display());
+        } else {
+            tracing::error!("{}", self.error());
+        }
     }
 }
 
