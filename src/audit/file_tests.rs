@@ -42,7 +42,7 @@ fn a_store_without_a_log_has_an_empty_one_and_reading_makes_none() {
 
 /// Tries again while another thread holds the lock for longer than the log waits, as a mount's own log does.
 fn patiently<T>(mut attempt: impl FnMut() -> Result<T>) -> T {
-    let until = Instant::now() + Duration::from_secs(120);
+    let until = Instant::now() + Duration::from_mins(2);
     loop {
         match attempt() {
             Ok(done) => return done,

@@ -90,9 +90,11 @@ fn decoded(bytes: &[u8]) -> Result<&[u8], Unreadable> {
     }
     let encoding = match bytes {
         [0xff, 0xfe, 0, 0, ..] | [0, 0, 0xfe, 0xff, ..] => "UTF-32",
-        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => "UTF-16",
-        // Without a mark: the first letter of JSON and a zero.
-        [b'{' | b'[' | b' ' | b'\r' | b'\n', 0, ..] | [0, b'{' | b'[' | b' ' | b'\r' | b'\n', ..] => "UTF-16",
+        // With a mark, or the first letter of JSON and a zero.
+        [0xff, 0xfe, ..]
+        | [0xfe, 0xff, ..]
+        | [b'{' | b'[' | b' ' | b'\r' | b'\n', 0, ..]
+        | [0, b'{' | b'[' | b' ' | b'\r' | b'\n', ..] => "UTF-16",
         _ => return Ok(bytes),
     };
     Err(Unreadable::Encoding(encoding))
@@ -187,7 +189,7 @@ impl Reader {
 }
 
 fn newlines(bytes: &[u8]) -> u64 {
-    bytes.iter().filter(|byte| **byte == b'\n').count() as u64
+    bytes.split(|byte| *byte == b'\n').count() as u64 - 1
 }
 
 fn begins_as_json(text: &[u8]) -> bool {

@@ -168,7 +168,9 @@ fn a_signal_counts_under_both_of_its_names() {
 fn a_tally_says_where_categories_come_from_and_which_are_unknown() {
     let tally = |log: Value| {
         let mut tally = Tally::default();
-        events(log).iter().for_each(|event| tally.apply(event));
+        for event in &events(log) {
+            tally.apply(event);
+        }
         serde_json::to_value(tally).unwrap()
     };
     let said = json!([{"kind": "page_in", "turn": 1, "category": "mm"}, {"kind": "invented_tomorrow"}]);

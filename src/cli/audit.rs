@@ -29,6 +29,7 @@ const MAX_TRACE: u64 = 1 << 30;
 /// Summarize the store's audit log, or the session events of an image, fork or file. Exits with 4 if an event lacks what
 /// its kind needs.
 #[derive(Debug, Args)]
+#[allow(clippy::struct_excessive_bools)]
 pub(crate) struct AuditArgs {
     /// Image or fork whose trace holds session events [default: the store's own log]
     #[arg(value_name = "IMAGE|FORK", conflicts_with = "events")]

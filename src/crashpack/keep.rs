@@ -83,19 +83,21 @@ fn put_in_place(temp: tempfile::TempDir, dir: &Path) -> io::Result<()> {
                 let _ = temp.keep();
                 return Ok(());
             }
-            Err(rustix::io::Errno::EXIST) => {}
             // A filesystem without the flag.
             Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) if !exists(dir) => {
                 fs::rename(from, dir)?;
                 let _ = temp.keep();
                 return Ok(());
             }
-            Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {}
+            Err(rustix::io::Errno::EXIST | rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {}
             Err(e) => return Err(e.into()),
         }
         match rustix::fs::renameat_with(CWD, from, CWD, dir, RenameFlags::EXCHANGE) {
             // The pack is in place, and lists leave out temporary folders.
-            Ok(()) => return Ok(drop(remove(&temp.keep()))),
+            Ok(()) => {
+                let _ = remove(&temp.keep());
+                return Ok(());
+            }
             // Removed by another program meanwhile.
             Err(rustix::io::Errno::NOENT) => {}
             Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => remove(dir)?,

@@ -103,7 +103,7 @@ mod tests {
     fn two_hashes_that_differ_need_one_step() {
         let mut steps = Steps::new();
         let image = crate::store::Digest::of(b"x");
-        steps.saw_manifest(&image, String::new(), Some("gone".into()));
+        steps.saw_manifest(&image, String::new(), Some("gone"));
         let least = pack(steps).minimized();
         assert_eq!(least.results()[0].violations[0].violation_type, "manifest_integrity");
         assert_eq!(least.trace.len(), 2);

@@ -51,7 +51,7 @@ fn golden_pack() -> Crashpack {
     steps.did("checkpoint", "froze fork packet-symbol");
     steps.saw_journal(2);
     steps.saw_pending(3);
-    steps.saw_manifest(&image, Digest::of(b"other").to_string(), Some("the marker is another one".into()));
+    steps.saw_manifest(&image, Digest::of(b"other").to_string(), Some("the marker is another one"));
     steps.saw_leaked("temporary files left behind", 4);
     steps.saw_paths("forks/f", [("world/fs/a\nb", "otherwise in the tree".to_owned())]);
     for kind in crate::crashpack::PATH_KINDS {

@@ -114,11 +114,11 @@ impl Steps {
     }
 
     /// Adds which manifest was meant, and which one is there. `why` says why it cannot be read, or is another one.
-    pub fn saw_manifest(&mut self, expected: &Digest, found: String, why: Option<String>) {
+    pub fn saw_manifest(&mut self, expected: &Digest, found: String, why: Option<&str>) {
         self.concerns_image(expected);
         self.saw("manifest", format!("expected {expected}"), Seen::ManifestExpected(expected.to_string()));
-        let what = match (&why, found.is_empty()) {
-            (Some(why), _) => why.clone(),
+        let what = match (why, found.is_empty()) {
+            (Some(why), _) => why.to_owned(),
             (None, true) => "found none".to_owned(),
             (None, false) => format!("found {found}"),
         };
@@ -215,7 +215,7 @@ mod tests {
         steps.saw_journal(1);
         steps.saw_pending(3);
         steps.saw_leaked("temporary files left", 4);
-        steps.saw_manifest(&image, String::new(), Some("it is gone".into()));
+        steps.saw_manifest(&image, String::new(), Some("it is gone"));
         assert!(steps.saw_paths("forks/f", (0..23).map(|n| (format!("p{n}"), "gone".to_owned()))));
         let state = TransferState {
             manifest_hash: String::new(),

@@ -26,7 +26,7 @@ pub(crate) fn see_manifest(steps: &mut Steps, expected: &Digest, found: Found) {
         }
         Err(error) => (String::new(), Some(error.to_string())),
     };
-    steps.saw_manifest(expected, hash, why);
+    steps.saw_manifest(expected, hash, why.as_deref());
 }
 
 impl Sealer {
@@ -44,7 +44,7 @@ impl Sealer {
         let missing = layers
             .iter()
             .filter(|layer| restored.resolve(layer.path.as_bytes()).is_none())
-            .map(|layer| (layer.path.to_string(), "not in the fork".to_owned()));
+            .map(|layer| (layer.path.clone(), "not in the fork".to_owned()));
         let other = (restored.base() != Some(*image) || restored.is_changed())
             .then(|| ("world/fs".to_owned(), "the fork is not what the image is".to_owned()));
         steps.saw_paths(&format!("forks/{name}"), missing.chain(other));
