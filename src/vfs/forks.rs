@@ -314,7 +314,8 @@ impl Vfs {
             Some((name, source)) => (name, Some(source)),
             None => (text, None),
         };
-        let made = self.fork_from(name, source, new.mode).map_err(logged)?;
+        let mode = new.mode & !new.umask.unwrap_or_default();
+        let made = self.fork_from(name, source, mode).map_err(logged)?;
         let mounted = self.mounted(made)?;
         self.log().note(note::fork_made(name, mounted.fork.base().as_ref()));
         let mut entry = self.fork_top(&mounted)?;
@@ -351,7 +352,7 @@ impl Vfs {
     pub(super) fn rename_fork(&self, name: &[u8], new_name: &[u8], mode: RenameMode) -> Outcome<()> {
         let utf8 = |name| std::str::from_utf8(name).map_err(|_| ErrorKind::InvalidInput);
         let (name, new_name) = (utf8(name)?, utf8(new_name)?);
-        if mode == RenameMode::Exchange {
+        if !matches!(mode, RenameMode::Replace | RenameMode::NoReplace) {
             return Err(ErrorKind::InvalidInput);
         }
         let registry = self.registry(false).map_err(logged)?.ok_or(ErrorKind::NotFound)?;
