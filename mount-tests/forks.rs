@@ -14,8 +14,12 @@ mod beside;
 mod common;
 #[path = "forks/copied.rs"]
 mod copied;
+#[path = "forks/corners.rs"]
+mod corners;
 #[path = "forks/diff.rs"]
 mod diff;
+#[path = "forks/lists.rs"]
+mod lists;
 #[path = "forks/no_links.rs"]
 mod no_links;
 #[path = "forks/posix.rs"]
@@ -112,7 +116,7 @@ fn names_of_forks_are_checked_and_the_log_says_what_is_wrong() {
         (".hidden", libc::EINVAL, "starts with a dot"),
         (&*format!(".hidden@{id}"), libc::EINVAL, "starts with a dot"),
         ("@latest", libc::EINVAL, "empty"),
-        (&*long, libc::EINVAL, "longer than 200"),
+        (&*long, libc::ENAMETOOLONG, "longer than 200"),
         ("tab\there", libc::EINVAL, "control character"),
         ("taken", libc::EEXIST, ""),
         ("taken@latest", libc::EEXIST, "there is a fork \"taken\" already"),

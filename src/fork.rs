@@ -11,7 +11,9 @@
 //! Nothing here knows a mount, a lookup count or a user: rights are the kernel's business.
 
 mod apply;
+mod aside;
 mod attr;
+mod caller;
 mod checkpoint;
 mod content;
 mod copy;
@@ -49,6 +51,7 @@ mod stats;
 mod witness;
 
 pub use attr::{SetAttr, SetTime, XattrMode, is_bare_prefix};
+pub use caller::Caller;
 pub use content::{Allocate, INLINE, MAX_SIZE};
 pub use copy::CopySource;
 pub use diff::{Compare, Difference, How, Side, View, compare};

@@ -3,6 +3,7 @@
 //! Nothing here touches a file, and arbitrary bytes give a [`FormatError`], never a panic. Every codec keeps the
 //! keys it does not know, so that writing back what was read loses nothing.
 
+pub mod acl;
 pub mod cache;
 pub mod continuing;
 pub mod effects;

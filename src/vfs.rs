@@ -12,6 +12,7 @@ mod announce;
 mod audited;
 mod autoseal;
 mod called;
+mod caller;
 mod catalog;
 mod control;
 mod counted;
@@ -41,6 +42,7 @@ use advice::Advice;
 pub use advice::Refusal;
 pub use announce::{Announcement, What};
 pub use autoseal::{SealPolicy, Tell};
+pub use caller::Process;
 pub(crate) use catalog::{Changes, Watched};
 pub use control::MountInfo;
 use control::Unread;
@@ -59,7 +61,7 @@ use crate::cache::{Cache, Payload};
 use crate::error::{ErrorKind, Posix};
 use crate::fork::{self, BaseReader};
 use crate::layers::effects::Secret;
-use crate::layers::world::Kind;
+use crate::layers::world::{Kind, MAX_NAME};
 use crate::seal::Sealer;
 use crate::store::{BlobError, Digest, Store};
 use crate::sync::Mutex;
@@ -86,6 +88,9 @@ pub const FOREVER: Duration = Duration::from_hours(10 * 365 * 24);
 
 /// Largest payload, in bytes, that a request fills by itself instead of leaving it to a worker.
 const INLINE_FILL: u64 = 256 << 10;
+
+/// Length of every folder, in bytes: that of a small one on ext4. Scripts take one without a length for empty (`test -s`).
+const FOLDER_SIZE: u64 = 4096;
 
 /// An operation that may take long is not done where it would hold up other requests.
 #[derive(Debug)]
@@ -340,6 +345,11 @@ impl Vfs {
 
     /// Finds a name in a folder and counts the lookup. A name that never can be there is [`Entry::ABSENT`].
     pub fn lookup(&self, parent: Ino, name: &[u8], patience: Patience) -> Outcome<Step<Entry>> {
+        // `NAME@SOURCE` is no name of a file, and may be longer.
+        let makes_fork = parent == Self::FORKS && name.contains(&b'@');
+        if name.len() > MAX_NAME && !makes_fork {
+            return Err(ErrorKind::Posix(Posix::NameTooLong));
+        }
         match self.node(parent)? {
             // The log may be long, and another program may be appending to it.
             Node::Fixed(Fixed::Control) if patience == Patience::Brief && control::reads_disk(name) => {
@@ -580,7 +590,7 @@ impl Vfs {
             nlink: recorded.links,
             ..attr(kind, recorded.mode, size, recorded.mtime_ns)
         };
-        let folder = |nlink, mtime_ns| Attr { nlink, ..attr(Kind::Dir, 0o755, 0, mtime_ns) };
+        let folder = |nlink, mtime_ns| Attr { nlink, ..attr(Kind::Dir, 0o755, FOLDER_SIZE, mtime_ns) };
         Ok(match node {
             Node::Forked { mounted, ino } => Self::getattr_forked(mounted, *ino)?,
             Node::Fixed(fixed) => folder(fixed.links(), self.info.lock().started_ns()),
@@ -600,6 +610,7 @@ impl Vfs {
                 let tree = self.tree(*image)?;
                 let mut attr = recorded(tree.kind(*node), &self.recorded(*image, &tree, *node), 0);
                 if attr.kind == Kind::Dir {
+                    attr.size = FOLDER_SIZE;
                     attr.nlink = tree.subdirs(*node).saturating_add(2);
                 }
                 attr.rdev = tree.rdev(*node) as u32;

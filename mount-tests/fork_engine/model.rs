@@ -163,7 +163,9 @@ impl Model {
         let to = self.dir(to)?;
         let target = self.nodes[&to].children.get(new_name).copied();
         match (mode, target) {
-            (RenameMode::NoReplace, Some(_)) => return Err(libc::EEXIST),
+            (RenameMode::NoReplace | RenameMode::Whiteout { replace: false, .. }, Some(_)) => {
+                return Err(libc::EEXIST);
+            }
             (RenameMode::Exchange, None) => return Err(libc::ENOENT),
             _ => {}
         }
@@ -198,6 +200,10 @@ impl Model {
             }
             Some(target) => self.drop_unlinked(target),
             None => {}
+        }
+        if matches!(mode, RenameMode::Whiteout { .. }) {
+            let device = self.add(Kind::Chardev, 0, from);
+            self.node(from).children.insert(name.to_vec(), device);
         }
         Ok(())
     }

@@ -180,12 +180,20 @@ impl Family {
                 let Some(old) = self.path(name, any) else { return };
                 let new =
                     if self.rng.chance(2) { self.path(name, any).unwrap() } else { self.new_path(name) };
-                let mode = *self.rng.pick(&[
+                let modes = [
                     RenameMode::Replace,
                     RenameMode::Replace,
                     RenameMode::NoReplace,
                     RenameMode::Exchange,
-                ]);
+                    RenameMode::Whiteout { replace: true, uid: 5, gid: 6 },
+                    RenameMode::Whiteout { replace: false, uid: 5, gid: 6 },
+                ];
+                let mut mode = *self.rng.pick(if self.seals { &modes[..4] } else { &modes });
+                let model = &self.models[name];
+                if model.nodes[&model.resolve(split(&old).0).unwrap()].mode & 0o2000 != 0 {
+                    // A whiteout has the folder's group there, and the model knows of no groups.
+                    mode = RenameMode::Replace;
+                }
                 let expected = self.models.get_mut(name).unwrap().rename(&old, &new, mode);
                 let (from, to) =
                     (parent(&old), fork.resolve(&world(split(&new).0)).unwrap_or(from_missing()));

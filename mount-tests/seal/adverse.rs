@@ -242,7 +242,7 @@ fn what_is_written_while_a_fork_is_sealed_to_be_put_back_is_not_lost() {
     assert_eq!(read(&again, "world/fs/late").unwrap(), b"acknowledged");
     // Whoever still has the old one open is told, and nothing is taken from him that would be lost.
     let ino = fork.resolve(b"world/fs").unwrap();
-    let new = NewFile { kind: Kind::Dir, mode: 0o755, uid: 0, gid: 0, rdev: 0, target: b"" };
+    let new = NewFile { kind: Kind::Dir, mode: 0o755, uid: 0, gid: 0, rdev: 0, target: b"", umask: None };
     assert!(fork.create(ino, b"later", &new).is_err());
 }
 
@@ -317,7 +317,7 @@ fn a_discard_whose_sync_fails_is_a_discard() {
     registry.discard("f").unwrap();
     assert!(!registry.contains("f"));
     let folder = fork.resolve(b"world/fs").unwrap();
-    let new = NewFile { kind: Kind::File, mode: 0o644, uid: 0, gid: 0, rdev: 0, target: b"" };
+    let new = NewFile { kind: Kind::File, mode: 0o644, uid: 0, gid: 0, rdev: 0, target: b"", umask: None };
     assert!(fork.create(folder, b"b", &new).is_err(), "it would be gone with the fork");
     drop((fork, registry));
     assert!(!place.registry().contains("f"));

@@ -56,7 +56,8 @@ pub(crate) struct MountArgs {
     /// A seal keeps the recorded owner [default: me; keep for root and with --allow-other]
     #[arg(long, value_name = "WHOSE")]
     owner: Option<Owner>,
-    /// Answer extended attributes; makes `ls -l` several times slower
+    /// Answer extended attributes and access control lists, and have the kernel go by the lists; makes `ls -l` several times
+    /// slower
     #[arg(long)]
     xattrs: bool,
     /// What files of images are numbered by. `shared`: a file that is the same in several images, at the same path, is one

@@ -4,7 +4,7 @@
 use std::ffi::CString;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{
@@ -13,6 +13,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
+use crate::layers::acl::{self, Acl};
 use crate::layers::world::Kind;
 use crate::layers::xattrs::Xattrs;
 use crate::tree::{NodeId, NodeTimes, Owner, Tree};
@@ -140,6 +141,12 @@ impl Dest {
             given(chownat(parent, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW))?;
         }
         rustix::fs::chmodat(parent, name, Mode::from_raw_mode(u32::from(attrs.mode)), AtFlags::empty())?;
+        if let Some((value, list)) = attrs.xattrs.and_then(access_list)
+            && !set_list(parent, name, value)?
+        {
+            let mode = attrs.mode & (list.mode_alone() | !0o777);
+            rustix::fs::chmodat(parent, name, Mode::from_raw_mode(u32::from(mode)), AtFlags::empty())?;
+        }
         Self::set_time(parent, name, attrs.mtime_ns)?;
         Ok(true)
     }
@@ -204,7 +211,31 @@ impl Dest {
                 Err(e) => return Err(e.into()),
             }
         }
+        let list = attrs.xattrs.and_then(access_list);
+        if let Some((_, list)) = list.filter(|_| refused.iter().any(|name| name == acl::ACCESS)) {
+            // The group bits are the list's mask. Without the list the group would have rights that it was not given.
+            let mode = mode & (list.mode_alone() | !0o777);
+            fchmod(file, Mode::from_raw_mode(u32::from(mode)))?;
+        }
         futimens(file, &times(attrs.mtime_ns))?;
         Ok(refused)
+    }
+}
+
+/// The attribute with an access control list, and the list.
+fn access_list(xattrs: &Xattrs) -> Option<(&[u8], Acl)> {
+    let value = xattrs.get(acl::ACCESS)?;
+    Some((value, Acl::parse(value)?))
+}
+
+/// Gives a fifo, socket or device a list. It must not be opened, so that it is named through the folder. Returns false where the
+/// filesystem takes none.
+fn set_list(parent: BorrowedFd<'_>, name: &[u8], value: &[u8]) -> io::Result<bool> {
+    let mut path = format!("/proc/self/fd/{}/", parent.as_raw_fd()).into_bytes();
+    path.extend_from_slice(name);
+    match rustix::fs::lsetxattr(path, acl::ACCESS, value, XattrFlags::empty()) {
+        Ok(()) => Ok(true),
+        Err(Errno::NOTSUP | Errno::PERM | Errno::ACCESS | Errno::INVAL | Errno::NOENT) => Ok(false),
+        Err(e) => Err(e.into()),
     }
 }

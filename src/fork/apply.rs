@@ -7,7 +7,7 @@ use super::ino::Ino;
 use super::node::{Body, Content, Dir, Inode, Name};
 use super::owners::Given;
 use super::pieces::Src;
-use super::record::{Attrs, Create, Record, Splice};
+use super::record::{Attrs, Create, Record, Splice, Whiteout};
 use super::state::{State, fixed_ino};
 use crate::layers::world::Kind;
 
@@ -48,32 +48,43 @@ pub(super) fn apply(state: &mut State, record: &Record, generation: GenId) -> Re
         }
         Record::Rename { from, name, to, new_name, exchange, time } => {
             let (name, new_name): (Name, Name) = (name.as_slice().into(), new_name.as_slice().into());
-            let ino = state.child(*from, &name).ok_or(Senseless)?;
-            let target = state.child(*to, &new_name);
+            let (ino, target) = may_move(state, (*from, &name), (*to, &new_name), *exchange)?;
             let is_dir = state.kind(ino) == Some(Kind::Dir);
-            // All of it is judged before anything is changed.
-            let senseless = state.kind(*to) != Some(Kind::Dir)
-                || target == Some(ino)
-                || (*exchange && target.is_none())
-                || (is_dir && state.is_below(*to, ino));
-            if senseless {
-                return Err(Senseless);
-            }
-            state.set_entry(*to, &new_name, ino, is_dir);
-            if let Some(other) = target.filter(|_| *exchange) {
-                let other_dir = state.kind(other) == Some(Kind::Dir);
-                state.set_entry(*from, &name, other, other_dir);
-                relink(state, other, (*to, &new_name), (*from, &name), *time);
+            if let (false, None) = (*exchange, target)
+                && from == to
+            {
+                state.rename_entry(*from, &name, &new_name, ino);
             } else {
-                if let Some(target) = target {
-                    let unlinked = state.drop_link(target, *to, &new_name, *time);
-                    applied.unlinked = unlinked.map(|inode| (target, inode));
+                state.set_entry(*to, &new_name, ino, is_dir);
+                if let Some(other) = target.filter(|_| *exchange) {
+                    let other_dir = state.kind(other) == Some(Kind::Dir);
+                    state.set_entry(*from, &name, other, other_dir);
+                    relink(state, other, (*to, &new_name), (*from, &name), *time);
+                } else {
+                    applied.unlinked = replace(state, target, (*to, &new_name), *time);
+                    state.clear_entry(*from, &name, is_dir);
                 }
-                state.clear_entry(*from, &name, is_dir);
             }
             relink(state, ino, (*from, &name), (*to, &new_name), *time);
             touch(state, *from, *time);
             touch(state, *to, *time);
+        }
+        Record::Whiteout(Whiteout { to, new_name, device }) => {
+            let (name, new_name): (Name, Name) = (device.name.as_slice().into(), new_name.as_slice().into());
+            let (from, time) = (device.parent, device.time);
+            let (ino, target) = may_move(state, (from, &name), (*to, &new_name), false)?;
+            if state.taken(device.ino) || device.kind == Kind::Dir {
+                return Err(Senseless);
+            }
+            let is_dir = state.kind(ino) == Some(Kind::Dir);
+            state.set_entry(*to, &new_name, ino, is_dir);
+            applied.unlinked = replace(state, target, (*to, &new_name), time);
+            // The old name is there throughout, and keeps its place in the listing.
+            begin(state, device, &name);
+            state.set_entry(from, &name, device.ino, false);
+            relink(state, ino, (from, &name), (*to, &new_name), time);
+            touch(state, from, time);
+            touch(state, *to, time);
         }
         Record::Attr(Attrs { ino, .. }) | Record::Splice(Splice { ino, .. }) | Record::Xattr { ino, .. } => {
             change(state.edit(*ino).ok_or(Senseless)?, record, generation)?;
@@ -161,6 +172,14 @@ fn make(state: &mut State, create: &Create) -> Result<(), Senseless> {
     {
         return Err(Senseless);
     }
+    begin(state, create, &name);
+    state.set_entry(create.parent, &name, create.ino, is_dir);
+    touch(state, create.parent, create.time);
+    Ok(())
+}
+
+/// Puts a new file among the files, which no folder shows yet.
+fn begin(state: &mut State, create: &Create, name: &Name) {
     let time = Some(create.time);
     state.births += 1;
     let inode = Inode {
@@ -175,7 +194,7 @@ fn make(state: &mut State, create: &Create) -> Result<(), Senseless> {
         links: Arc::new(vec![(create.parent, name.clone())]),
         base: None,
         xattrs: Arc::default(),
-        guard: State::guard_of_new(create.parent, &name),
+        guard: State::guard_of_new(create.parent, name),
         birth: state.births,
         body: match create.kind {
             Kind::File => Body::File(Content::default()),
@@ -186,9 +205,33 @@ fn make(state: &mut State, create: &Create) -> Result<(), Senseless> {
     };
     state.nodes.insert(create.ino, Arc::new(inode));
     state.dirty_nodes.insert(create.ino, state.epoch);
-    state.set_entry(create.parent, &name, create.ino, is_dir);
-    touch(state, create.parent, create.time);
-    Ok(())
+}
+
+/// The file that is to be moved, and the one that has its new name. Judges all of a move before anything is changed.
+fn may_move(
+    state: &State,
+    (from, name): (Ino, &Name),
+    (to, new_name): (Ino, &Name),
+    exchange: bool,
+) -> Result<(Ino, Option<Ino>), Senseless> {
+    let ino = state.child(from, name).ok_or(Senseless)?;
+    let target = state.child(to, new_name);
+    let senseless = state.kind(to) != Some(Kind::Dir)
+        || target == Some(ino)
+        || (exchange && target.is_none())
+        || (state.kind(ino) == Some(Kind::Dir) && state.is_below(to, ino));
+    if senseless { Err(Senseless) } else { Ok((ino, target)) }
+}
+
+/// Takes a name from the file that had it; returns the file if that was its last one.
+fn replace(
+    state: &mut State,
+    target: Option<Ino>,
+    (to, new_name): (Ino, &Name),
+    time: i64,
+) -> Option<(Ino, Arc<Inode>)> {
+    let target = target?;
+    state.drop_link(target, to, new_name, time).map(|inode| (target, inode))
 }
 
 fn touch(state: &mut State, ino: Ino, time: i64) {

@@ -2,14 +2,16 @@
 
 use std::fs::File;
 
+use super::caller::{Caller, mode_after_chown, mode_after_write};
 use super::content::MAX_SIZE;
 use super::ino::Ino;
 use super::live::{CAPABILITY, Fork, posix};
-use super::node::{Attr, Guard, stripped};
+use super::node::{Attr, Guard};
 use super::record::{Attrs, Record};
 use super::records::may_clear;
 use crate::error::{Error, ErrorKind, Posix, Result};
-use crate::layers::xattrs;
+use crate::layers::acl::{self, Acl};
+use crate::layers::world::Kind;
 use crate::sync::atomic::Ordering;
 
 /// A time to be set.
@@ -32,8 +34,6 @@ pub struct SetAttr {
     pub gid: Option<u32>,
     /// Length in bytes.
     pub size: Option<u64>,
-    /// Whether suid and sgid go with another length, as for anyone but root. With another owner they always do.
-    pub strip: bool,
     /// Access time.
     pub atime: Option<SetTime>,
     /// Modification time.
@@ -58,8 +58,13 @@ pub enum XattrMode {
 const MAX_XATTR: usize = 65_536;
 
 impl Fork {
-    /// Sets attributes. A new owner or length takes suid and sgid away.
+    /// Sets attributes, as root does. A new owner takes suid and sgid away.
     pub fn setattr(&self, ino: Ino, set: &SetAttr) -> Result<Attr> {
+        self.setattr_by(ino, set, false)
+    }
+
+    /// Sets attributes. A new owner or length takes suid and sgid away.
+    pub fn setattr_by(&self, ino: Ino, set: &SetAttr, by: impl Caller) -> Result<Attr> {
         self.may_write()?;
         self.settle(ino)?;
         let time = self.now();
@@ -98,21 +103,21 @@ impl Fork {
             uid = uid.or((shown.uid != recorded.uid).then_some(shown.uid));
             gid = gid.or((shown.gid != recorded.gid).then_some(shown.gid));
         }
-        let takes_suid = owner || (set.size.is_some() && set.strip);
-        if takes_suid && !inode.is_dir() {
-            let before = mode.unwrap_or(inode.mode);
-            let after = stripped(before);
+        if (owner || set.size.is_some()) && !inode.is_dir() {
+            let (before, group) = (mode.unwrap_or(inode.mode), live.state.attr(ino, &inode).gid);
+            let after =
+                if owner { mode_after_chown(before, group, by) } else { mode_after_write(before, group, by) };
             // An unchanged mode is not recorded.
             mode = if after != inode.mode || mode.is_some() { Some(after) } else { None };
         }
         if uid.is_some() || gid.is_some() || set.size.is_some() {
             live.drop_capability(ino, &inode, time)?;
         }
-        if let (Some(mode), Some(acl)) = (mode, inode.xattrs.get(xattrs::ACL))
-            && let Some(acl) = xattrs::acl_with_mode(acl, mode)
+        if let (Some(mode), Some(acl)) = (mode, inode.xattrs.get(acl::ACCESS))
+            && let Some(acl) = Acl::parse(acl)
         {
-            // An image may hold one; it would bring back the permissions that are taken away here.
-            let (name, value) = (xattrs::ACL.to_vec(), Some(acl));
+            // It would bring back the permissions that are taken away here.
+            let (name, value) = (acl::ACCESS.to_vec(), Some(acl.with_mode(mode).value()));
             live.commit(Record::Xattr { ino, name, value, time })?;
         }
         live.commit(Record::Attr(Attrs {
@@ -140,8 +145,20 @@ impl Fork {
         Ok(self.live.read().need(ino)?.xattrs.keys().cloned().collect())
     }
 
-    /// Sets an extended attribute.
+    /// Sets an extended attribute, as root does.
     pub fn setxattr(&self, ino: Ino, name: &[u8], value: &[u8], mode: XattrMode) -> Result<()> {
+        self.setxattr_by(ino, name, value, mode, false)
+    }
+
+    /// Sets an extended attribute. An access control list sets the permission bits as well.
+    pub fn setxattr_by(
+        &self,
+        ino: Ino,
+        name: &[u8],
+        value: &[u8],
+        mode: XattrMode,
+        by: impl Caller,
+    ) -> Result<()> {
         self.may_write()?;
         if name.is_empty() || name.len() > 255 || name.contains(&0) {
             return Err(posix(Posix::Range, "that cannot be an attribute's name"));
@@ -149,9 +166,8 @@ impl Fork {
         if value.len() > MAX_XATTR {
             return Err(posix(Posix::Range, "the attribute's value is longer than 64 KiB"));
         }
-        if name.starts_with(b"system.posix_acl_") {
-            // Kept and not obeyed it would take the place of the permissions that it stands for: cp -p sets it or them.
-            return Err(Error::new(ErrorKind::Unsupported, "a fork has no access control lists"));
+        if name == acl::ACCESS || name == acl::DEFAULT {
+            return self.set_acl(ino, name, value, by);
         }
         if is_bare_prefix(name) {
             return Err(no_attribute(name));
@@ -175,6 +191,38 @@ impl Fork {
             _ => {}
         }
         live.commit(Record::Xattr { ino, name: name.to_vec(), value: Some(value.to_vec()), time: self.now() })
+    }
+
+    /// Sets an access control list, and the mode that goes with it. One that says no more than a mode is not kept.
+    fn set_acl(&self, ino: Ino, name: &[u8], value: &[u8], by: impl Caller) -> Result<()> {
+        let acl = Acl::parse(value)
+            .ok_or_else(|| Error::new(ErrorKind::InvalidInput, "that is no access control list"))?;
+        let mut live = self.live.write();
+        let inode = live.need(ino)?;
+        let (name, time) = (name.to_vec(), self.now());
+        if name == acl::DEFAULT {
+            if !inode.is_dir() {
+                return Err(Error::new(ErrorKind::PermissionDenied, "folders alone hand a list on"));
+            }
+            return live.commit(Record::Xattr { ino, name, value: Some(acl.value()), time });
+        }
+        match inode.kind() {
+            Kind::Symlink => return Err(Error::new(ErrorKind::Unsupported, "a symlink has no list")),
+            _ if inode.guard == Guard::Fixed => {
+                return Err(posix(Posix::NotPermitted, "a fork's manifest cannot be changed"));
+            }
+            _ => {}
+        }
+        let mut mode = inode.mode & !0o777 | acl.mode();
+        let group = live.state.attr(ino, &inode).gid;
+        if mode & 0o2000 != 0 && !by.is_in(group) && !by.keeps_bits() {
+            mode &= !0o2000;
+        }
+        let value = Some(acl.value()).filter(|_| !acl.is_mode());
+        if value.is_some() || inode.xattrs.contains_key(&name) {
+            live.commit(Record::Xattr { ino, name, value, time })?;
+        }
+        live.commit(Record::Attr(Attrs { mode: Some(mode), ..Attrs::of(ino, time) }))
     }
 
     /// Removes an extended attribute.

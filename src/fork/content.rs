@@ -1,15 +1,15 @@
 //! Operations on what a file holds: read, write, cut, holes.
 
 use std::io;
-use std::sync::Arc;
 
+use super::caller::{Caller, mode_after_write, stripped};
 use super::disk::DataFile;
 use super::ino::Ino;
 use super::live::{Fork, Live, posix};
 use super::node::{Content, Guard, Inode};
 use super::pieces::{self, Src};
 use super::policy;
-use super::record::{From, Part, Record, Splice};
+use super::record::{Attrs, From, Part, Record, Splice};
 use super::records::may_clear;
 use crate::error::{Error, ErrorKind, Posix, Result};
 
@@ -34,9 +34,9 @@ pub const MAX_SIZE: u64 = i64::MAX as u64;
 /// What to do to a range of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Allocate {
-    /// Make sure that it exists: the file grows to its end.
+    /// Set space aside for it; the file grows to its end.
     Extend,
-    /// Nothing that can be seen; space is not set aside.
+    /// Set space aside for it, behind the end of the file as well; the length stays.
     KeepSize,
     /// Make a hole of it; the length stays.
     PunchHole,
@@ -57,7 +57,7 @@ fn file_of(inode: &Inode) -> Result<&Content> {
     })
 }
 
-fn failed(e: io::Error) -> Error {
+pub(super) fn failed(e: io::Error) -> Error {
     Error::io(e, "cannot write the fork's data")
 }
 
@@ -90,20 +90,19 @@ impl Fork {
         Ok(file_of(&*self.live.read().need(ino)?)?.whole_blob())
     }
 
-    /// Writes at `offset`; returns how many bytes, less than asked only when the disk filled up on the way. suid
-    /// and sgid go if `strip`.
-    pub fn write(&self, ino: Ino, offset: u64, bytes: &[u8], strip: bool) -> Result<usize> {
+    /// Writes at `offset`; returns how many bytes, less than asked only when the disk filled up on the way.
+    pub fn write(&self, ino: Ino, offset: u64, bytes: &[u8], by: impl Caller) -> Result<usize> {
         // The kernel does not look at the times of a file that is written past its cache.
         let time = |inode: &Inode| match inode.guard {
             Guard::Append(_) => self.now(),
             _ => self.time_of_change(inode),
         };
-        self.write_at(ino, Some(offset), bytes, strip, time)
+        self.write_at(ino, Some(offset), bytes, by, time)
     }
 
     /// Writes at the end, wherever that is by now.
-    pub fn append(&self, ino: Ino, bytes: &[u8], strip: bool) -> Result<usize> {
-        self.write_at(ino, None, bytes, strip, |_| self.now())
+    pub fn append(&self, ino: Ino, bytes: &[u8], by: impl Caller) -> Result<usize> {
+        self.write_at(ino, None, bytes, by, |_| self.now())
     }
 
     /// Writes whole pages of which somebody changed something earlier: through a mapping, or by a late write, whose times the
@@ -146,7 +145,7 @@ impl Fork {
         ino: Ino,
         offset: Option<u64>,
         bytes: &[u8],
-        strip: bool,
+        by: impl Caller,
         time: impl Fn(&Inode) -> i64,
     ) -> Result<usize> {
         self.may_write()?;
@@ -185,7 +184,7 @@ impl Fork {
         }
         let written = live.place(self, &inode, &content, ino, offset, bytes)?;
         let size = content.size.max(offset + written.len);
-        let strip = strip && inode.mode & 0o6000 != 0;
+        let strip = live.strip(ino, &inode, by, time(&inode))?;
         live.drop_capability(ino, &inode, time(&inode))?;
         let splice = Splice {
             ino,
@@ -202,8 +201,8 @@ impl Fork {
         Ok(already + written.len as usize)
     }
 
-    /// Allocates, punches or zeroes a range. suid and sgid go if `strip`.
-    pub fn fallocate(&self, ino: Ino, offset: u64, len: u64, what: Allocate, strip: bool) -> Result<()> {
+    /// Allocates, punches or zeroes a range.
+    pub fn fallocate(&self, ino: Ino, offset: u64, len: u64, what: Allocate, by: impl Caller) -> Result<()> {
         self.may_write()?;
         let end = offset.checked_add(len).filter(|end| *end <= MAX_SIZE);
         let end = end.ok_or_else(|| posix(Posix::TooLarge, "the file would be too large"))?;
@@ -212,24 +211,32 @@ impl Fork {
         }
         self.settle(ino)?;
         let mut live = self.live.write();
+        live.writable()?;
         let inode = live.need(ino)?;
-        let size = file_of(&inode)?.settled().size;
+        let content = file_of(&inode)?.settled();
+        let size = content.size;
         let grow = matches!(what, Allocate::Extend | Allocate::ZeroRange { keep_size: false });
         let new_size = if grow { size.max(end) } else { size };
         let cleared = matches!(what, Allocate::PunchHole | Allocate::ZeroRange { .. });
         if inode.guard == Guard::Fixed {
             policy::may_change(&inode, offset)?;
         }
-        if !cleared && new_size == size {
+        if !cleared && new_size == size && inode.guard != Guard::None {
+            // A record shows no change that nothing was appended by.
             return Ok(());
         }
         may_clear(&inode, if cleared { offset } else { size }, end)?;
-        let strip = strip && inode.mode & 0o6000 != 0;
+        if !cleared {
+            live.set_aside(&inode, &content, ino, offset, len)?;
+        }
         // A hole behind the end would be cut again; an extension clears nothing.
         let cleared_len = if cleared { end.min(new_size).saturating_sub(offset) } else { 0 };
         let off = if cleared_len > 0 { offset } else { size };
         let time = self.time_of_change(&inode);
+        let strip = live.strip(ino, &inode, by, time)?;
         live.drop_capability(ino, &inode, time)?;
+        drop((inode, content));
+        // Also where no byte changes: it counts as a change of the file, which has a time.
         live.commit(Record::Splice(Splice {
             ino,
             off,
@@ -284,6 +291,20 @@ pub(super) struct Placed {
 }
 
 impl Live {
+    /// Takes suid and sgid from a file whose content `by` is about to change. Returns whether the record of that change has to do it.
+    pub(super) fn strip(&mut self, ino: Ino, inode: &Inode, by: impl Caller, time: i64) -> Result<bool> {
+        if inode.mode & 0o6000 == 0 {
+            return Ok(false);
+        }
+        let mode = mode_after_write(inode.mode, self.state.attr(ino, inode).gid, by);
+        if mode == inode.mode || mode == stripped(inode.mode) {
+            return Ok(mode != inode.mode);
+        }
+        // A splice cannot say so. Better a bit is lost without a write than kept beside one.
+        self.commit(Record::Attr(Attrs { mode: Some(mode), ..Attrs::of(ino, time) }))?;
+        Ok(false)
+    }
+
     /// Finds a place for bytes: in the record to come, or in the file's own data file, where they are written at once.
     pub(super) fn place(
         &mut self,
@@ -296,7 +317,7 @@ impl Live {
     ) -> Result<Placed> {
         let generation = self.writer.generation.clone();
         let len = bytes.len() as u64;
-        let own = content.own.clone().filter(|own| Arc::ptr_eq(&own.generation, &generation) && !own.shared);
+        let own = content.own_of(&generation);
         let inline = if content.inline_gen == Some(generation.id) { content.inline } else { 0 };
         let small = inline + len <= INLINE && content.pieces.count() < INLINE_PIECES;
         if own.is_none() && small && !self.orphans.contains_key(&ino) {

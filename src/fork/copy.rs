@@ -1,5 +1,6 @@
 //! Copying a range of one file into another without touching the bytes, where that is possible.
 
+use super::caller::Caller;
 use super::content::{INLINE, MAX_SIZE};
 use super::ino::Ino;
 use super::live::{Fork, posix};
@@ -71,7 +72,7 @@ impl Fork {
         ino: Ino,
         offset: u64,
         len: u64,
-        strip: bool,
+        by: impl Caller,
     ) -> Result<u64> {
         self.may_write()?;
         let origin = self.origin(from, ino, from_offset, offset)?;
@@ -104,8 +105,7 @@ impl Fork {
         self.settle(ino)?;
         let mut done = 0;
         while done < len {
-            let copied =
-                self.copy_some(&source, from_offset + done, ino, offset + done, len - done, strip)?;
+            let copied = self.copy_some(&source, from_offset + done, ino, offset + done, len - done, by)?;
             done += copied.len;
             if copied.short {
                 break;
@@ -125,7 +125,7 @@ impl Fork {
         ino: Ino,
         to: u64,
         len: u64,
-        strip: bool,
+        by: impl Caller,
     ) -> Result<Copied> {
         // Bytes are read before the lock is taken: they may lie in another fork or a blob.
         let mut plan = Vec::new();
@@ -213,9 +213,9 @@ impl Fork {
                 }
             }
         }
-        let strip = strip && inode.mode & 0o6000 != 0;
         let size = content.size.max(to + covered);
         let time = self.time_of_change(&inode);
+        let strip = live.strip(ino, &inode, by, time)?;
         live.drop_capability(ino, &inode, time)?;
         drop((inode, content));
         live.commit(Record::Splice(Splice { ino, off: to, len: covered, size, parts, strip, time }))?;

@@ -76,6 +76,11 @@ pub trait Io: StoreIo {
         }
     }
 
+    /// Sets space aside for writes of `len` bytes at `offset`; the file's length stays. Fails where the filesystem cannot promise it.
+    fn set_aside(&self, file: &File, offset: u64, len: u64) -> io::Result<()> {
+        Ok(rustix::fs::fallocate(file, FallocateFlags::KEEP_SIZE, offset, len)?)
+    }
+
     /// Makes a file's content durable.
     fn sync_data(&self, file: &File) -> io::Result<()> {
         file.sync_data()
@@ -413,6 +418,14 @@ impl Generation {
         self.unsynced.lock().iter().copied().collect()
     }
 
+    /// Bytes that its filesystem has left for the user of this program.
+    pub(super) fn free_bytes(&self) -> io::Result<u64> {
+        let disk = rustix::fs::statvfs(&self.dir)?;
+        // Some of it may be kept for root.
+        let blocks = if rustix::process::geteuid().is_root() { disk.f_bfree } else { disk.f_bavail };
+        Ok(blocks.saturating_mul(disk.f_frsize))
+    }
+
     /// Bytes it occupies on disk.
     pub(super) fn disk_bytes(&self) -> u64 {
         use std::os::unix::fs::MetadataExt;
@@ -532,6 +545,17 @@ impl DataFile {
         }
         self.generation.unsynced.lock().insert(self.number);
         Ok(done)
+    }
+
+    /// Sets space aside for writes of `len` bytes at `offset`.
+    pub(super) fn set_aside(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.generation.io().set_aside(&*self.file()?, offset, len)
+    }
+
+    /// Bytes it occupies on disk.
+    pub(super) fn allocated(&self) -> io::Result<u64> {
+        use std::os::unix::fs::MetadataExt;
+        Ok(self.file()?.metadata()?.blocks() * 512)
     }
 
     /// Its length in bytes.

@@ -78,6 +78,11 @@ pub fn refuse_fork_name(name: &str) -> Option<&'static str> {
     }
 }
 
+/// Whether a name is too long for a fork, which a file operation tells apart.
+pub(super) fn is_too_long(name: &str) -> bool {
+    name.len() > MAX_NAME
+}
+
 /// The same for one that is to be made.
 pub fn refuse_new_fork_name(name: &str) -> Option<&'static str> {
     // `latest` as a source would be the fork from then on.

@@ -110,6 +110,8 @@ pub(super) struct Writer {
     /// Files that hold parts of those that cannot have a second name.
     copied: HashMap<(GenId, u64), Weak<DataFile>>,
     reserved: u64,
+    /// Bytes of journal that are kept in hand for writes into space that was set aside.
+    promised: u64,
 }
 
 /// Journal space is set aside in steps of this many bytes.
@@ -127,6 +129,7 @@ impl Writer {
             linked: HashMap::new(),
             copied: HashMap::new(),
             reserved: 0,
+            promised: 0,
         }
     }
 
@@ -147,13 +150,24 @@ impl Writer {
     /// Sets space for a record of up to `len` bytes aside, so that writing it cannot fail for want of it.
     pub(super) fn reserve(&mut self, len: u64) -> io::Result<()> {
         let needed = self.end + len;
-        if needed > self.reserved {
-            let file = self.generation.journal()?;
-            let step = len.max(RESERVE);
-            self.generation.io().reserve(&file, self.end, step)?;
-            self.reserved = self.end + step;
+        if needed + self.promised <= self.reserved {
+            return Ok(());
+        }
+        let file = self.generation.journal()?;
+        let step = len.max(RESERVE) + self.promised;
+        match self.generation.io().reserve(&file, self.end, step) {
+            Ok(()) => self.reserved = self.end + step,
+            // The disk is full, for which space was kept in hand.
+            Err(_) if needed <= self.reserved => {}
+            Err(e) => return Err(e),
         }
         Ok(())
+    }
+
+    /// Keeps `len` bytes of journal in hand, beyond those that were promised before.
+    pub(super) fn promise(&mut self, len: u64) -> io::Result<()> {
+        self.promised += len;
+        self.reserve(RESERVE).inspect_err(|_| self.promised -= len)
     }
 
     /// Records an operation: one write. On failure nothing has happened; should even the traces of the attempt
@@ -178,7 +192,7 @@ impl Writer {
             new.push((ino, next));
             (seq, next) = (seq + 1, next + 1);
         }
-        if let Record::Create(create) = &*record {
+        if let Some(create) = record.made() {
             // It may carry a number from a former life.
             new.push((create.ino, next));
             next += 1;

@@ -24,9 +24,26 @@ pub struct DirEntry {
 const OWN_COOKIES: u64 = 1 << 30;
 
 impl State {
+    /// Where a listing of a folder that begins now ends: the place of the entry that came last.
+    pub(super) fn end_of_list(&self, ino: Ino) -> u64 {
+        self.nodes.get(&ino).and_then(|inode| inode.dir()).map_or(0, |dir| dir.next)
+    }
+
     /// Lists a folder from behind `cookie` on (0: from the start) until `each` answers false. An entry that is there
     /// throughout is listed exactly once, whatever comes and goes between two calls. [`None`] if it is no folder.
     pub(super) fn list(&self, ino: Ino, cookie: u64, each: &mut dyn FnMut(DirEntry) -> bool) -> Option<()> {
+        self.list_to(ino, cookie, None, each)
+    }
+
+    /// The same without files that came after `end` ([`State::end_of_list`]). Files of the base are listed there as well: they can only
+    /// come by a rename, and may not have been listed under another name.
+    pub(super) fn list_to(
+        &self,
+        ino: Ino,
+        cookie: u64,
+        end: Option<u64>,
+        each: &mut dyn FnMut(DirEntry) -> bool,
+    ) -> Option<()> {
         let own = match self.at(ino)? {
             At::Own(inode) => match &inode.body {
                 Body::Dir(dir) => Some(dir),
@@ -60,6 +77,10 @@ impl State {
         let first = cookie.saturating_sub(OWN_COOKIES) + 1;
         for (seq, name) in dir.order.range(first..) {
             let Some(Slot::Here { ino, .. }) = dir.names.get(name) else { continue };
+            let is_new = || self.nodes.get(ino).is_some_and(|inode| inode.birth > 0);
+            if end.is_some_and(|end| *seq > end) && is_new() {
+                continue;
+            }
             let entry =
                 DirEntry { cookie: OWN_COOKIES + seq, name: name.clone(), ino: *ino, kind: self.kind(*ino)? };
             if !each(entry) {

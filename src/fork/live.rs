@@ -199,7 +199,8 @@ impl Live {
         let generation = self.writer.generation.id;
         // A file without a name has nobody to tell after a restart.
         if let [Some(ino), None] = record.inos()
-            && !matches!(record, Record::Create(_) | Record::Remove { .. })
+            && record.made().is_none()
+            && !matches!(record, Record::Remove { .. })
             && let Some(inode) = self.orphans.get_mut(&ino)
         {
             let inode = Arc::make_mut(inode);

@@ -5,16 +5,17 @@ use super::listing::DirEntry;
 use super::live::{Fork, Live, not_found, posix};
 use super::node::{Attr, Body, Guard};
 use super::policy;
-use super::record::{Create, Record};
+use super::record::{Attrs, Create, Record, Whiteout};
 use super::records::is_record;
 use super::state::fixed_ino;
 use crate::error::{Error, ErrorKind, Posix, Result};
+use crate::layers::acl::{self, Acl};
 use crate::layers::world::{Kind, MAX_DEPTH, MAX_TARGET};
 
 /// Most links a file can have, as on ext4.
 pub const MAX_LINKS: usize = 65_000;
 
-/// A file to be made. The kernel has applied the umask.
+/// A file to be made.
 #[derive(Clone, Debug)]
 pub struct NewFile<'a> {
     /// What it is.
@@ -29,12 +30,14 @@ pub struct NewFile<'a> {
     pub rdev: u64,
     /// Target, of symlinks.
     pub target: &'a [u8],
+    /// The umask, where it does not count in a folder that hands an access control list on. Else the kernel has applied it.
+    pub umask: Option<u16>,
 }
 
 impl NewFile<'_> {
     /// A file, folder or special.
     pub fn new(kind: Kind, mode: u16, uid: u32, gid: u32) -> Self {
-        Self { kind, mode, uid, gid, rdev: 0, target: &[] }
+        Self { kind, mode, uid, gid, rdev: 0, target: &[], umask: None }
     }
 }
 
@@ -48,6 +51,15 @@ pub enum RenameMode {
     NoReplace,
     /// The two names change places.
     Exchange,
+    /// The old name becomes a whiteout, a character device 0/0, by which an overlay hides what is below it.
+    Whiteout {
+        /// Whether what has the new name is replaced.
+        replace: bool,
+        /// The whiteout's owner.
+        uid: u32,
+        /// The whiteout's group, unless the folder's sgid bit says otherwise.
+        gid: u32,
+    },
 }
 
 impl Live {
@@ -120,9 +132,25 @@ impl Fork {
         }
     }
 
+    /// Where a listing of a folder that begins now ends, for [`Fork::readdir_to`].
+    pub fn end_of_listing(&self, ino: Ino) -> u64 {
+        self.live.read().state.end_of_list(ino)
+    }
+
     /// Lists a folder from behind `cookie` on (0: from the start), without `.` and `..`, until `each` answers false.
     /// The fork is locked meanwhile: `each` must not call it.
     pub fn readdir(&self, ino: Ino, cookie: u64, each: &mut dyn FnMut(DirEntry) -> bool) -> Result<()> {
+        self.readdir_to(ino, cookie, None, each)
+    }
+
+    /// The same without what was made or moved there since the listing began, which may never end otherwise.
+    pub fn readdir_to(
+        &self,
+        ino: Ino,
+        cookie: u64,
+        end: Option<u64>,
+        each: &mut dyn FnMut(DirEntry) -> bool,
+    ) -> Result<()> {
         let live = self.live.read();
         if let Some(inode) = live.orphans.get(&ino) {
             // A removed folder is empty.
@@ -133,7 +161,9 @@ impl Fork {
             return Ok(());
         }
         let mut each = |entry: DirEntry| !live.is_listed(ino, &entry.name) || each(entry);
-        live.state.list(ino, cookie, &mut each).ok_or_else(|| posix(Posix::NotADirectory, "not a folder"))
+        live.state
+            .list_to(ino, cookie, end, &mut each)
+            .ok_or_else(|| posix(Posix::NotADirectory, "not a folder"))
     }
 
     /// The folder that a folder is in; the fork's own folder is its own.
@@ -199,22 +229,41 @@ impl Fork {
                 mode |= 0o2000;
             }
         }
+        let mut lists = Vec::new();
         if new.kind == Kind::Symlink {
             mode = 0o777;
+        } else if let Some(umask) = new.umask {
+            match folder.xattrs.get(acl::DEFAULT).and_then(|list| Acl::parse(list)) {
+                Some(default) => {
+                    let (access, bits) = default.handed_on(mode);
+                    mode = mode & !0o777 | bits;
+                    lists.extend((!access.is_mode()).then(|| (acl::ACCESS, access.value())));
+                    lists.extend(is_dir.then(|| (acl::DEFAULT, default.value())));
+                }
+                None => mode &= !umask,
+            }
         }
+        let time = self.now();
         let rdev = if matches!(new.kind, Kind::Chardev | Kind::Blockdev) { new.rdev } else { 0 };
         live.commit(Record::Create(Create {
             parent,
             name: name.to_vec(),
             ino,
             kind: new.kind,
-            mode,
+            // A file without its list yet is the owner's alone.
+            mode: if lists.is_empty() { mode } else { mode & !0o077 },
             uid: new.uid,
             gid,
             rdev,
             target: if new.kind == Kind::Symlink { new.target.to_vec() } else { Vec::new() },
-            time: self.now(),
+            time,
         }))?;
+        if !lists.is_empty() {
+            for (name, value) in lists {
+                live.commit(Record::Xattr { ino, name: name.to_vec(), value: Some(value), time })?;
+            }
+            live.commit(Record::Attr(Attrs { mode: Some(mode), ..Attrs::of(ino, time) }))?;
+        }
         live.attr(ino)
     }
 
@@ -304,7 +353,7 @@ impl Fork {
         let inode = live.need(ino)?;
         let other = target.map(|target| live.need(target)).transpose()?;
         match (mode, target) {
-            (RenameMode::NoReplace, Some(_)) => {
+            (RenameMode::NoReplace | RenameMode::Whiteout { replace: false, .. }, Some(_)) => {
                 return Err(Error::new(ErrorKind::AlreadyExists, "the name is taken"));
             }
             (RenameMode::Exchange, None) => return Err(not_found()),
@@ -339,14 +388,21 @@ impl Fork {
                 }
             }
         }
-        live.commit(Record::Rename {
-            from,
-            name: name.to_vec(),
-            to,
-            new_name: new_name.to_vec(),
-            exchange: mode == RenameMode::Exchange,
-            time: self.now(),
-        })?;
+        let (name, new_name, time) = (name.to_vec(), new_name.to_vec(), self.now());
+        let exchange = mode == RenameMode::Exchange;
+        let record = match mode {
+            RenameMode::Whiteout { uid, gid, .. } => {
+                let folder = live.need(from)?;
+                let inherited = folder.mode & 0o2000 != 0;
+                let gid = if inherited { live.state.attr(from, &folder).gid } else { gid };
+                let (ino, kind) = (live.fresh(from, &name), Kind::Chardev);
+                let (mode, rdev, target) = (0, 0, Vec::new());
+                let device = Create { parent: from, name, ino, kind, mode, uid, gid, rdev, target, time };
+                Record::Whiteout(Whiteout { to, new_name, device })
+            }
+            _ => Record::Rename { from, name, to, new_name, exchange, time },
+        };
+        live.commit(record)?;
         Ok(target.filter(|target| live.orphans.contains_key(target)))
     }
 
@@ -377,6 +433,9 @@ impl Fork {
         // A folder of the frame has its number by its name.
         if inode.is_dir() && fixed_ino(to, new_name).is_some_and(|fixed| fixed != ino) {
             return Err(posix(Posix::NotPermitted, "a fork's own folders stay where they are"));
+        }
+        if matches!(mode, RenameMode::Whiteout { .. }) {
+            return Err(Error::new(ErrorKind::InvalidInput, "there are no whiteouts among layers"));
         }
         if mode == RenameMode::Exchange && (from != to || inode.is_dir()) {
             return Err(Error::new(ErrorKind::InvalidInput, "layers' files cannot change places"));

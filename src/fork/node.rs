@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use imbl::OrdMap;
 
-use super::disk::{DataFile, GenId};
+use super::disk::{DataFile, GenId, Generation};
 use super::ino::Ino;
 use super::owners::Given;
 use super::pieces::{BlobRef, Pieces};
@@ -104,6 +104,11 @@ impl Content {
     /// The whole of a blob.
     pub fn blob(digest: Digest, size: u64) -> Self {
         Self { size, pieces: Pieces::blob(BlobRef { digest, size }), ..Self::default() }
+    }
+
+    /// The file's own data file, if `generation` is that of it, so that it can be written.
+    pub(super) fn own_of(&self, generation: &Arc<Generation>) -> Option<Arc<DataFile>> {
+        self.own.clone().filter(|own| Arc::ptr_eq(&own.generation, generation) && !own.shared)
     }
 
     /// Length in bytes; 0 while it is unknown.
@@ -221,6 +226,11 @@ impl Inode {
         if let Body::File(content) = &self.body { Some(content) } else { None }
     }
 
+    /// What it holds, if it is a folder.
+    pub fn dir(&self) -> Option<&Dir> {
+        if let Body::Dir(dir) = &self.body { Some(dir) } else { None }
+    }
+
     /// The length below which an append-only file cannot be changed; 0 for others. Settle the content first.
     pub(super) fn floor(&self) -> u64 {
         match (self.guard, self.content()) {
@@ -248,15 +258,9 @@ impl Inode {
     /// What writing to a file does to its mode: suid goes, and sgid where it means the group.
     pub(super) fn strip_suid(&mut self) {
         if !self.is_dir() {
-            self.mode = stripped(self.mode);
+            self.mode = super::caller::stripped(self.mode);
         }
     }
-}
-
-/// `mode` after a write by somebody who is not trusted with suid and sgid.
-pub(super) fn stripped(mode: u16) -> u16 {
-    // sgid without group execution marks mandatory locking, and stays.
-    if mode & 0o2010 == 0o2010 { mode & !0o6000 } else { mode & !0o4000 }
 }
 
 /// What `stat` tells of a file.

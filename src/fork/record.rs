@@ -20,6 +20,8 @@ pub(super) enum Record {
     Remove { parent: Ino, name: Vec<u8>, time: i64 },
     /// Another name; whatever had that is replaced, or given the old name.
     Rename { from: Ino, name: Vec<u8>, to: Ino, new_name: Vec<u8>, exchange: bool, time: i64 },
+    /// Another name, which replaces what had it, and a whiteout under the old one.
+    Whiteout(Whiteout),
     /// Other attributes.
     Attr(Attrs),
     /// Other content in a range.
@@ -51,6 +53,17 @@ pub(super) struct Create {
     pub target: Vec<u8>,
     /// When.
     pub time: i64,
+}
+
+/// See [`Record::Whiteout`].
+#[derive(Clone, Debug)]
+pub(super) struct Whiteout {
+    /// The folder of the new name.
+    pub to: Ino,
+    /// The new name.
+    pub new_name: Vec<u8>,
+    /// What is made under the old name.
+    pub device: Create,
 }
 
 /// See [`Record::Attr`]. What is unset stays.
@@ -140,9 +153,26 @@ pub(super) mod kind {
     pub(crate) const ATTR: u8 = 6;
     pub(crate) const SPLICE: u8 = 7;
     pub(crate) const XATTR: u8 = 8;
+    pub(crate) const WHITEOUT: u8 = 9;
 }
 
 impl Record {
+    /// What it makes, if it makes a file.
+    pub(super) fn made(&self) -> Option<&Create> {
+        match self {
+            Self::Create(create) | Self::Whiteout(Whiteout { device: create, .. }) => Some(create),
+            _ => None,
+        }
+    }
+
+    /// The same, to be changed.
+    pub(super) fn made_mut(&mut self) -> Option<&mut Create> {
+        match self {
+            Self::Create(create) | Self::Whiteout(Whiteout { device: create, .. }) => Some(create),
+            _ => None,
+        }
+    }
+
     /// The record's kind on disk.
     pub(super) fn kind(&self) -> u8 {
         match self {
@@ -150,6 +180,7 @@ impl Record {
             Self::Link { .. } => kind::LINK,
             Self::Remove { .. } => kind::REMOVE,
             Self::Rename { .. } => kind::RENAME,
+            Self::Whiteout(_) => kind::WHITEOUT,
             Self::Attr(_) => kind::ATTR,
             Self::Splice(_) => kind::SPLICE,
             Self::Xattr { .. } => kind::XATTR,
@@ -163,6 +194,7 @@ impl Record {
             Self::Link { ino, parent, .. } => [Some(*ino), Some(*parent)],
             Self::Remove { parent, .. } => [Some(*parent), None],
             Self::Rename { from, to, .. } => [Some(*from), Some(*to)],
+            Self::Whiteout(Whiteout { to, device, .. }) => [Some(device.parent), Some(*to)],
             Self::Attr(attrs) => [Some(attrs.ino), None],
             Self::Splice(splice) => [Some(splice.ino), None],
             Self::Xattr { ino, .. } => [Some(*ino), None],
@@ -181,10 +213,10 @@ pub(super) fn encode(
 ) -> Vec<u8> {
     let mut out = Out(Vec::new());
     match record {
-        Record::Create(create) => {
-            out.num(numbers(create.ino)).num(create.ino.0).num(numbers(create.parent)).bytes(&create.name);
-            out.num(kind_number(create.kind)).num(u64::from(create.mode)).num(u64::from(create.uid));
-            out.num(u64::from(create.gid)).num(create.rdev).bytes(&create.target).time(create.time);
+        Record::Create(create) => out.create(create, numbers),
+        Record::Whiteout(Whiteout { to, new_name, device }) => {
+            out.create(device, numbers);
+            out.num(numbers(*to)).bytes(new_name);
         }
         Record::Link { ino, parent, name, time } => {
             out.num(numbers(*ino)).num(numbers(*parent)).bytes(name).time(*time);
@@ -320,18 +352,13 @@ pub(super) fn decode(
     let record = match kind {
         kind::CREATE => {
             made = Some(input.num()?);
-            Record::Create(Create {
-                ino: Ino(input.num()?),
-                parent: known(input.num()?)?,
-                name: input.bytes()?.to_vec(),
-                kind: number_kind(input.num()?)?,
-                mode: u16::try_from(input.num()?).ok()?,
-                uid: u32::try_from(input.num()?).ok()?,
-                gid: u32::try_from(input.num()?).ok()?,
-                rdev: input.num()?,
-                target: input.bytes()?.to_vec(),
-                time: input.time()?,
-            })
+            Record::Create(input.create(&known)?)
+        }
+        kind::WHITEOUT => {
+            made = Some(input.num()?);
+            let device = input.create(&known)?;
+            let (to, new_name) = (known(input.num()?)?, input.bytes()?.to_vec());
+            Record::Whiteout(Whiteout { to, new_name, device })
         }
         kind::LINK => Record::Link {
             ino: known(input.num()?)?,
@@ -460,6 +487,12 @@ impl Out {
         self
     }
 
+    fn create(&mut self, create: &Create, numbers: &dyn Fn(Ino) -> u64) {
+        self.num(numbers(create.ino)).num(create.ino.0).num(numbers(create.parent)).bytes(&create.name);
+        self.num(kind_number(create.kind)).num(u64::from(create.mode)).num(u64::from(create.uid));
+        self.num(u64::from(create.gid)).num(create.rdev).bytes(&create.target).time(create.time);
+    }
+
     fn option(&mut self, number: Option<u64>) -> &mut Self {
         match number {
             None => self.num(0),
@@ -506,6 +539,22 @@ impl<'a> In<'a> {
 
     fn time(&mut self) -> Option<i64> {
         Some(i64::from_le_bytes(self.take(8)?.try_into().ok()?))
+    }
+
+    /// All of it but its number in the generation.
+    fn create(&mut self, known: &dyn Fn(u64) -> Option<Ino>) -> Option<Create> {
+        Some(Create {
+            ino: Ino(self.num()?),
+            parent: known(self.num()?)?,
+            name: self.bytes()?.to_vec(),
+            kind: number_kind(self.num()?)?,
+            mode: u16::try_from(self.num()?).ok()?,
+            uid: u32::try_from(self.num()?).ok()?,
+            gid: u32::try_from(self.num()?).ok()?,
+            rdev: self.num()?,
+            target: self.bytes()?.to_vec(),
+            time: self.time()?,
+        })
     }
 
     #[allow(clippy::option_option)] // the outer one is a payload that is cut off

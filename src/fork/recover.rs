@@ -303,7 +303,8 @@ impl<'a> Replay<'a> {
         if let Record::Link { parent, name, time, .. } = &record {
             state.give_way(*parent, name, *time);
         }
-        if let Record::Create(create) = &mut record {
+        let renamed_from = matches!(record, Record::Whiteout(_));
+        if let Some(create) = record.made_mut() {
             let unmade = state.nodes.get(&create.ino).is_some_and(|inode| inode.is_dir() && inode.birth == 0);
             if create.kind == Kind::Dir && create.ino.0 <= Ino::TRACE.0 && unmade {
                 // The base has it, by a seal, and it is the same folder.
@@ -312,7 +313,9 @@ impl<'a> Replay<'a> {
                 }
                 return Ok(made.is_none_or(|number| self.numbers.insert(number, create.ino).is_none()));
             }
-            state.give_way(create.parent, &create.name, create.time);
+            if !renamed_from {
+                state.give_way(create.parent, &create.name, create.time);
+            }
             // The base may have given the number to another file since, by a seal.
             let mut probe = 0;
             while state.taken(create.ino) && create.ino.0 > Ino::TRACE.0 {
@@ -329,9 +332,8 @@ impl<'a> Replay<'a> {
         if applied && state.base.owners.are_mine() {
             // It was given by another mount: here it counts as recorded.
             let given = match &record {
-                Record::Create(create) => Some(create.ino),
                 Record::Attr(attrs) => Some(attrs.ino),
-                _ => None,
+                record => record.made().map(|create| create.ino),
             };
             if let Some(inode) = given.and_then(|ino| state.nodes.get_mut(&ino)) {
                 Arc::make_mut(inode).given = Given::default();

@@ -29,7 +29,7 @@ use super::record;
 use super::recover::{Damage, Recovered, recover};
 use super::state::{Base, State};
 use super::stats::ForkInfo;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Posix, Result};
 use crate::store::{Digest, Sharing, rename_new};
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Mutex, RwLock};
@@ -460,10 +460,12 @@ impl Registry {
     pub(super) fn check_new(&self, name: &str) -> Result<()> {
         self.may_write()?;
         if let Some(why) = refuse_new_fork_name(name) {
-            return Err(Error::new(
-                ErrorKind::InvalidInput,
-                format!("{name:?} cannot be a fork's name: {why}"),
-            ));
+            let kind = if head::is_too_long(name) {
+                ErrorKind::Posix(Posix::NameTooLong)
+            } else {
+                ErrorKind::InvalidInput
+            };
+            return Err(Error::new(kind, format!("{name:?} cannot be a fork's name: {why}")));
         }
         if self.contains(name) {
             return Err(taken(name));

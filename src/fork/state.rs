@@ -370,6 +370,28 @@ impl State {
         dir.subdirs = dir.subdirs.saturating_sub(u32::from(had_dir)) + u32::from(is_dir);
     }
 
+    /// Gives a file another name in its folder, which nothing has. It keeps its place in the listing where that is one of the folder's
+    /// own: a program that renames what it lists comes to an end.
+    pub(super) fn rename_entry(&mut self, parent: Ino, name: &Name, new_name: &Name, ino: Ino) {
+        let is_dir = self.kind(ino) == Some(Kind::Dir);
+        let dir = self.nodes.get(&parent).and_then(|inode| inode.dir());
+        let place = match dir.and_then(|dir| dir.names.get(name)) {
+            Some(Slot::Here { seq, .. }) if *seq > 0 => *seq,
+            _ => {
+                self.set_entry(parent, new_name, ino, is_dir);
+                return self.clear_entry(parent, name, is_dir);
+            }
+        };
+        self.clear_entry(parent, name, is_dir);
+        self.dirty_names.insert((parent, new_name.clone()), self.epoch);
+        let Some(inode) = self.edit(parent) else { return };
+        let Body::Dir(dir) = &mut inode.body else { return };
+        dir.order.insert(place, new_name.clone());
+        dir.names.insert(new_name.clone(), Slot::Here { ino, seq: place });
+        dir.len += 1;
+        dir.subdirs += u32::from(is_dir);
+    }
+
     /// Takes a name out of a folder.
     pub(super) fn clear_entry(&mut self, parent: Ino, name: &Name, is_dir: bool) {
         self.dirty_names.insert((parent, name.clone()), self.epoch);

@@ -12,12 +12,13 @@ use fuser::{FopenFlags, INodeNo, Notifier, ReplyEmpty, ReplyEntry, Request};
 use super::announce::Announcer;
 use super::company::{Company, Turn};
 use super::guarded;
-use super::reply::{answer_empty, answer_entry};
+use super::reply::{answer_empty, answer_entry, permissions};
 use super::session::SessionConfig;
 use super::watch::tell;
 use super::workers::Workers;
 use crate::error::ErrorKind;
 use crate::fork::NewFile;
+use crate::layers::world::Kind;
 use crate::vfs::{AfterSeal, Op, Outcome, Patience, Stale, Step, Vfs};
 
 /// What looks different once a fork has come or gone.
@@ -100,10 +101,12 @@ impl Adapter {
 
     /// How the kernel is to treat a file that it opens. It is asked for no NOFLUSH: what was written through a mapping has to come
     /// when the file is closed.
-    pub(super) fn opened(&self, ino: u64) -> FopenFlags {
+    pub(super) fn opened(&self, ino: u64, writes: bool) -> FopenFlags {
         // A kernel that writes back believes no length but its own: of a file that a seal made longer it would show too little, and
-        // append in the middle.
-        if self.writeback && self.vfs.is_resized_by_seals(ino) {
+        // append in the middle. It also drops no set-group-id bit without group execution, and of a late write nobody knows any more
+        // who wrote it.
+        let by_name = |ino| writes && self.vfs.goes_by_the_writers_group(ino);
+        if self.writeback && (self.vfs.is_resized_by_seals(ino) || by_name(ino)) {
             FopenFlags::FOPEN_DIRECT_IO
         } else {
             FopenFlags::FOPEN_KEEP_CACHE
@@ -169,6 +172,12 @@ impl Adapter {
                 });
             }
         });
+    }
+
+    /// A file that a request makes.
+    pub(super) fn new_file(&self, req: &Request, kind: Kind, mode: u32, umask: u32) -> NewFile<'static> {
+        let umask = self.vfs.xattrs().then(|| permissions(umask));
+        NewFile { umask, ..NewFile::new(kind, permissions(mode), req.uid(), req.gid()) }
     }
 
     /// Tells the kernel something from another thread, where no request waits for it.
@@ -266,9 +275,8 @@ impl Adapter {
             (Arc::clone(&self.vfs), Arc::clone(&self.notifier), self.notices.clone());
         let name = name.as_bytes().to_vec();
         let (told, announcer) = (Arc::clone(&self.vfs), self.announcer.clone());
-        let (kind, mode, uid, gid) = (new.kind, new.mode, new.uid, new.gid);
+        let new = NewFile { target: &[], ..new.clone() };
         self.branchers.run(move || {
-            let new = NewFile::new(kind, mode, uid, gid);
             answer_entry(reply, vfs.create(Vfs::FORKS, &name, &new));
             notices.run(move || {
                 notifier.get().inspect(|notifier| forks_changed(&told, notifier, &announcer));

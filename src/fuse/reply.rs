@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use fuser::{
-    Errno, FileAttr, Generation, ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry, ReplyXattr, TimeOrNow,
+    Errno, FileAttr, Generation, ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry, ReplyXattr, Request, TimeOrNow,
 };
 
 use super::{errno, file_attr, nanoseconds};
 use crate::fork::SetTime;
 use crate::layers::world::Kind;
-use crate::vfs::{Attr, Data, Entry, Outcome};
+use crate::vfs::{Attr, Data, Entry, Outcome, Process};
 
 pub(super) fn answer_entry(reply: ReplyEntry, outcome: Outcome<Entry>) {
     match outcome {
@@ -82,4 +82,9 @@ pub(super) fn set_time(time: TimeOrNow) -> SetTime {
 
 pub(super) fn permissions(mode: u32) -> u16 {
     (mode & 0o7777) as u16
+}
+
+/// The process that waits for an answer.
+pub(super) fn process(req: &Request) -> Process {
+    Process { pid: req.pid(), gid: req.gid() }
 }

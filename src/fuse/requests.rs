@@ -17,7 +17,7 @@ use fuser::{
 use super::adapter::Adapter;
 use super::reply::{
     answer_attr, answer_data, answer_empty, answer_entry, answer_xattr, kind_of, name_only, permissions,
-    set_time,
+    process, set_time,
 };
 use super::watch::tell;
 use super::{errno, file_attr, file_type, guarded, nanoseconds};
@@ -42,7 +42,15 @@ impl Filesystem for Adapter {
             InitFlags::FUSE_PARALLEL_DIROPS,
             InitFlags::FUSE_CACHE_SYMLINKS,
             InitFlags::FUSE_ASYNC_DIO,
+            // A file handle names an inode that the kernel may forget, and most numbers of inodes are hashes, which lead to no file. So
+            // the kernel hands out no handles, rather than some that are stale when its memory is short.
+            InitFlags::FUSE_NO_EXPORT_SUPPORT,
         ];
+        if self.vfs.xattrs() {
+            // The kernel then goes by access control lists, and leaves the umask to the daemon: a list that a folder hands on counts
+            // in its place.
+            wanted.extend([InitFlags::FUSE_POSIX_ACL, InitFlags::FUSE_DONT_MASK]);
+        }
         if self.writeback {
             // The kernel would take writes to what cannot be written, and own the size of it from then on: every
             // open has to be asked for.
@@ -51,10 +59,10 @@ impl Filesystem for Adapter {
             wanted.push(InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP);
         } else {
             wanted.push(InitFlags::FUSE_NO_OPEN_SUPPORT);
-            // Set-user-id bits fall with the write itself, without a request of their own. Of a late write nobody
-            // knows any more who wrote it: there the kernel takes them away.
-            wanted.push(InitFlags::FUSE_HANDLE_KILLPRIV);
         }
+        // Not FUSE_HANDLE_KILLPRIV. With it the kernel leaves set-user-id bits to the daemon, and goes on with the mode it knows: a
+        // program that another user has just written to would still run with the rights of its owner. Without it the kernel takes
+        // the bits away itself, by a request before the write.
         // One by one: a kernel that lacks one of them works without.
         for flag in wanted {
             if config.add_capabilities(flag).is_err() {
@@ -122,12 +130,11 @@ impl Filesystem for Adapter {
             uid,
             gid,
             size,
-            strip: req.uid() != 0,
             atime: atime.map(set_time),
             mtime: mtime.map(set_time),
             ctime: ctime.map(nanoseconds),
         };
-        guarded(Op::Setattr, || answer_attr(reply, self.vfs.setattr(ino.0, &set)));
+        guarded(Op::Setattr, || answer_attr(reply, self.vfs.setattr(ino.0, &set, process(req))));
     }
 
     fn readlink(&self, req: &Request, ino: INodeNo, reply: ReplyData) {
@@ -144,20 +151,19 @@ impl Filesystem for Adapter {
         parent: INodeNo,
         name: &OsStr,
         mode: u32,
-        _umask: u32,
+        umask: u32,
         rdev: u32,
         reply: ReplyEntry,
     ) {
         let Some(kind) = kind_of(mode) else {
             return reply.error(Errno::EINVAL);
         };
-        let new =
-            NewFile { rdev: u64::from(rdev), ..NewFile::new(kind, permissions(mode), req.uid(), req.gid()) };
+        let new = NewFile { rdev: u64::from(rdev), ..self.new_file(req, kind, mode, umask) };
         self.make(Op::Mknod, req, parent, name, &new, reply);
     }
 
-    fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
-        let new = NewFile::new(Kind::Dir, permissions(mode), req.uid(), req.gid());
+    fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
+        let new = self.new_file(req, Kind::Dir, mode, umask);
         if self.announces(req) {
             return self.make(Op::Mkdir, req, parent, name, &new, reply);
         }
@@ -203,11 +209,17 @@ impl Filesystem for Adapter {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
+        const WHITEOUT_NOREPLACE: u32 = libc::RENAME_WHITEOUT | libc::RENAME_NOREPLACE;
         let _turn = self.turn(Op::Rename, req);
         let mode = match flags.bits() {
             0 => RenameMode::Replace,
             libc::RENAME_NOREPLACE => RenameMode::NoReplace,
             libc::RENAME_EXCHANGE => RenameMode::Exchange,
+            libc::RENAME_WHITEOUT | WHITEOUT_NOREPLACE => RenameMode::Whiteout {
+                replace: flags.bits() == libc::RENAME_WHITEOUT,
+                uid: req.uid(),
+                gid: req.gid(),
+            },
             _ => return reply.error(Errno::EINVAL),
         };
         guarded(Op::Rename, || {
@@ -233,7 +245,7 @@ impl Filesystem for Adapter {
         }
         let writes = flags.acc_mode() != OpenAccMode::O_RDONLY;
         guarded(Op::Open, || match self.vfs.open(ino.0, writes) {
-            Ok(()) => reply.opened(FileHandle(0), self.opened(ino.0)),
+            Ok(()) => reply.opened(FileHandle(0), self.opened(ino.0, writes)),
             Err(kind) => reply.error(errno(kind)),
         });
     }
@@ -273,7 +285,7 @@ impl Filesystem for Adapter {
         let _turn = self.turn(Op::Write, req);
         // Pages that the kernel writes for a mapping come from nobody in particular.
         let cached = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
-        let by = if cached { Writer::Pages } else { Writer::Call { strip: req.uid() != 0 } };
+        let by = if cached { Writer::Pages } else { Writer::Call(process(req)) };
         guarded(Op::Write, || match self.vfs.write(ino.0, offset, data, by) {
             Ok(written) => reply.written(written as u32),
             Err(kind) => {
@@ -428,7 +440,10 @@ impl Filesystem for Adapter {
             libc::XATTR_REPLACE => XattrMode::Replace,
             _ => XattrMode::Any,
         };
-        guarded(Op::Setxattr, || answer_empty(reply, self.vfs.setxattr(ino.0, name.as_bytes(), value, mode)));
+        let by = process(req);
+        guarded(Op::Setxattr, || {
+            answer_empty(reply, self.vfs.setxattr(ino.0, name.as_bytes(), value, mode, by));
+        });
     }
 
     fn getxattr(&self, req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
@@ -468,16 +483,16 @@ impl Filesystem for Adapter {
         parent: INodeNo,
         name: &OsStr,
         mode: u32,
-        _umask: u32,
+        umask: u32,
         _flags: i32,
         reply: ReplyCreate,
     ) {
         let _turn = self.turn(Op::Create, req);
-        let new = NewFile::new(Kind::File, permissions(mode), req.uid(), req.gid());
+        let new = self.new_file(req, Kind::File, mode, umask);
         guarded(Op::Create, || match self.vfs.create(parent.0, name.as_bytes(), &new) {
             Ok(entry) => {
                 let attr = file_attr(&entry.attr);
-                let flags = self.opened(entry.attr.ino);
+                let flags = self.opened(entry.attr.ino, true);
                 reply.created(&entry.entry_ttl, &attr, Generation(0), FileHandle(0), flags);
             }
             Err(kind) => reply.error(errno(kind)),
@@ -505,9 +520,14 @@ impl Filesystem for Adapter {
             ZERO_KEEP => Allocate::ZeroRange { keep_size: true },
             _ => return reply.error(Errno::EOPNOTSUPP),
         };
-        guarded(Op::Fallocate, || {
-            answer_empty(reply, self.vfs.fallocate(ino.0, offset, length, what, req.uid() != 0));
-        });
+        let (vfs, by) = (Arc::clone(&self.vfs), process(req));
+        let allocate = move || answer_empty(reply, vfs.fallocate(ino.0, offset, length, what, by));
+        if length > INLINE_COPY {
+            // The disk may have to look for the space.
+            self.workers.run(allocate);
+        } else {
+            guarded(Op::Fallocate, allocate);
+        }
     }
 
     fn lseek(
@@ -535,12 +555,12 @@ impl Filesystem for Adapter {
     }
 
     fn access(&self, req: &Request, ino: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
-        let runs = mask.contains(AccessFlags::X_OK);
+        let (runs, writes) = (mask.contains(AccessFlags::X_OK), mask.contains(AccessFlags::W_OK));
         self.patiently(
             Op::Access,
             req,
             reply,
-            move |vfs, patience| vfs.access_by_root(ino.0, runs, patience),
+            move |vfs, patience| vfs.access_by_root(ino.0, runs, writes, patience),
             answer_empty,
         );
     }
@@ -577,8 +597,8 @@ impl Filesystem for Adapter {
         let _turn = self.turn(Op::CopyFileRange, req);
         // The reply has room for 32 bits.
         let len = len.min(u64::from(u32::MAX) & !0xfff);
-        let (vfs, strip) = (Arc::clone(&self.vfs), req.uid() != 0);
-        let copy = move || match vfs.copy_range(ino_in.0, offset_in, ino_out.0, offset_out, len, strip) {
+        let (vfs, by) = (Arc::clone(&self.vfs), process(req));
+        let copy = move || match vfs.copy_range(ino_in.0, offset_in, ino_out.0, offset_out, len, by) {
             Ok(copied) => reply.written(copied as u32),
             Err(kind) => reply.error(errno(kind)),
         };

@@ -64,7 +64,7 @@ impl Importing<'_> {
                 }
                 return Ok(Some((item, digest.map_or(Known::Nothing, Known::Content))));
             }
-            Kind::Dir if !closed => item.xattrs = read_xattrs(self.top, path)?,
+            Kind::Dir if *closed => {}
             Kind::Symlink => {
                 let target = match self.top.link(path) {
                     Ok(target) => target,
@@ -77,7 +77,8 @@ impl Importing<'_> {
                 let digest = Digest::of(&target);
                 item.body = Body::Target(target, digest);
             }
-            _ => {}
+            // Fifos, sockets and devices have access control lists as well.
+            _ => item.xattrs = read_xattrs(self.top, path)?,
         }
         Ok(Some((item, Known::All)))
     }

@@ -11,8 +11,8 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::called::At;
-use super::inode::Ino;
-use super::{Attr, Entry, Op, Outcome, Patience, Step, Vfs, Writer, top::logged};
+use super::inode::{Fixed, Ino, Node};
+use super::{Attr, Entry, Op, Outcome, Patience, Process, Step, Vfs, Writer, top::logged};
 use crate::audit::{Follower, Log, follow, note};
 use crate::error::{Error, ErrorKind, Posix, Result};
 use crate::fork::{Allocate, Fork, NewFile, Registry, RenameMode, SetAttr};
@@ -82,8 +82,17 @@ impl Vfs {
         outcome
     }
 
-    /// Whether root may use a file: always, but nobody runs one that nobody may run.
-    pub fn access_by_root(&self, ino: Ino, runs: bool, patience: Patience) -> Outcome<Step<()>> {
+    /// Whether root may use a file: always, but root neither writes what cannot be written nor runs what nobody may run.
+    pub fn access_by_root(
+        &self,
+        ino: Ino,
+        runs: bool,
+        writes: bool,
+        patience: Patience,
+    ) -> Outcome<Step<()>> {
+        if writes {
+            self.may_be_written(ino)?;
+        }
         if !runs {
             return self.node(ino).map(|_| Step::Done(()));
         }
@@ -93,6 +102,16 @@ impl Vfs {
                 Err(ErrorKind::PermissionDenied)
             }
             Step::Done(_) => Ok(Step::Done(())),
+        }
+    }
+
+    /// Fails if a file or folder cannot be written, whoever asks.
+    fn may_be_written(&self, ino: Ino) -> Outcome<()> {
+        match self.node(ino)? {
+            Node::Forked { mounted, ino } => mounted.fork.may_be_written(ino).map_err(|error| error.kind()),
+            // Forks, seals and tags are made there, and forks moved there to be discarded.
+            Node::Fixed(Fixed::Forks | Fixed::Tags | Fixed::Control) | Node::Snap { .. } => Ok(()),
+            _ => Err(ErrorKind::ReadOnly),
         }
     }
 
@@ -191,8 +210,8 @@ impl Vfs {
     }
 
     /// Sets attributes.
-    pub fn setattr(&self, ino: Ino, set: &SetAttr) -> Outcome<(Attr, Duration)> {
-        self.audited(Op::Setattr, At::File(ino), self.do_setattr(ino, set))
+    pub fn setattr(&self, ino: Ino, set: &SetAttr, by: Process) -> Outcome<(Attr, Duration)> {
+        self.audited(Op::Setattr, At::File(ino), self.do_setattr(ino, set, by))
     }
 
     /// Whether a file can be opened: for writing only in a fork.
@@ -205,13 +224,12 @@ impl Vfs {
         self.audited(Op::Write, At::File(ino), self.do_write(ino, offset, bytes, by))
     }
 
-    /// Allocates, punches or zeroes a range. Set-user-id and set-group-id bits go if `strip`.
-    pub fn fallocate(&self, ino: Ino, offset: u64, len: u64, what: Allocate, strip: bool) -> Outcome<()> {
-        self.audited(Op::Fallocate, At::File(ino), self.do_fallocate(ino, offset, len, what, strip))
+    /// Allocates, punches or zeroes a range.
+    pub fn fallocate(&self, ino: Ino, offset: u64, len: u64, what: Allocate, by: Process) -> Outcome<()> {
+        self.audited(Op::Fallocate, At::File(ino), self.do_fallocate(ino, offset, len, what, by))
     }
 
     /// Copies a range into a file of a fork, sharing what can be shared. Returns how many bytes, maybe fewer.
-    /// Set-user-id and set-group-id bits go if `strip`.
     pub fn copy_range(
         &self,
         from: Ino,
@@ -219,12 +237,12 @@ impl Vfs {
         to: Ino,
         offset: u64,
         len: u64,
-        strip: bool,
+        by: Process,
     ) -> Outcome<u64> {
         self.audited(
             Op::CopyFileRange,
             At::File(to),
-            self.do_copy_range(from, from_offset, to, offset, len, strip),
+            self.do_copy_range(from, from_offset, to, offset, len, by),
         )
     }
 }

@@ -7,10 +7,12 @@ use std::time::Duration;
 use super::inode::{Fixed, Ino, Key, Keyed, Node, Shown, UNKNOWN_SIZE};
 use super::readdir::DirEntry;
 use super::{
-    Attr, Data, Emit, Entry, FOREVER, INLINE_FILL, Outcome, Patience, Stale, Step, Vfs, fault, top::logged,
+    Attr, Data, Emit, Entry, FOLDER_SIZE, FOREVER, INLINE_FILL, Outcome, Patience, Process, Stale, Step, Vfs,
+    fault, top::logged,
 };
 use crate::error::{Error, ErrorKind, Posix};
 use crate::fork::{self, Allocate, CopySource, Fork, NewFile, RenameMode, SetAttr, XattrMode};
+use crate::layers::world::Kind;
 
 /// Entries of a folder that are taken at a time, without holding its fork's lock while they are handed on.
 const BATCH: usize = 256;
@@ -46,12 +48,37 @@ impl Mounted {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Writer {
     /// A program, just now.
-    Call {
-        /// Whether set-user-id and set-group-id bits go, as with a write by anyone but root.
-        strip: bool,
-    },
+    Call(Process),
     /// The kernel, whole pages that a program changed earlier.
     Pages,
+}
+
+/// How far a listing of a folder has come, and where it ends. The kernel hands it back as a number: without OPENDIR there is nothing else
+/// to tell two listings apart by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Place {
+    /// The fork's cookie of the entry that was listed last.
+    at: u64,
+    /// See [`Fork::end_of_listing`].
+    end: u64,
+}
+
+impl Place {
+    /// Set in numbers of places, which are positive all the same.
+    const MARK: u64 = 1 << 62;
+    const BITS: u32 = 31;
+
+    /// The number, unless one of the two is too large.
+    fn cookie(self) -> Option<u64> {
+        let fits = self.at >> Self::BITS == 0 && self.end >> Self::BITS == 0;
+        fits.then_some(Self::MARK | self.end << Self::BITS | self.at)
+    }
+
+    /// What a number says.
+    fn of(cookie: u64) -> Option<Self> {
+        let low = (1 << Self::BITS) - 1;
+        (cookie & Self::MARK != 0).then_some(Self { at: cookie & low, end: cookie >> Self::BITS & low })
+    }
 }
 
 /// Tells what failed where it is worth a line, and gives the kind.
@@ -60,6 +87,11 @@ fn kind(error: Error) -> ErrorKind {
         ErrorKind::Missing | ErrorKind::Damaged | ErrorKind::NoSpace | ErrorKind::Io(_) => logged(error),
         kind => kind,
     }
+}
+
+/// The kind alone: a request for more space than there is says nothing about the disk that a log should have.
+fn refused(error: Error) -> ErrorKind {
+    if error.kind() == ErrorKind::NoSpace { ErrorKind::NoSpace } else { kind(error) }
 }
 
 impl Vfs {
@@ -90,7 +122,7 @@ impl Vfs {
             kind: attr.kind,
             mode: attr.mode,
             nlink: attr.nlink,
-            size: attr.size,
+            size: if attr.kind == Kind::Dir { FOLDER_SIZE } else { attr.size },
             atime_ns: attr.atime,
             mtime_ns: attr.mtime,
             ctime_ns: attr.ctime,
@@ -246,13 +278,19 @@ impl Vfs {
         emit: Emit<'_>,
     ) -> Outcome<()> {
         Self::is_past(mounted)?;
-        // The two dots have cookies 1 and 2.
-        let mut at = cookie.saturating_sub(2);
+        let (mut at, end) = if let Some(place) = Place::of(cookie) {
+            (place.at, Some(place.end))
+        } else {
+            // A listing begins, or its places are short, or so many files were made in the folder that they are not. The two dots have
+            // cookies 1 and 2.
+            let begins = cookie <= 2 && !self.is_narrow();
+            (cookie.saturating_sub(2), begins.then(|| mounted.fork.end_of_listing(dir)))
+        };
         loop {
             let mut batch = Vec::with_capacity(BATCH);
             mounted
                 .fork
-                .readdir(dir, at, &mut |entry| {
+                .readdir_to(dir, at, end, &mut |entry| {
                     batch.push(entry);
                     batch.len() < BATCH
                 })
@@ -276,7 +314,8 @@ impl Vfs {
                 };
                 // It may have been replaced since it was listed.
                 let number = entry.as_ref().map_or(number, |entry: &Entry| entry.attr.ino);
-                let cookie = found.cookie + 2;
+                let place = end.and_then(|end| Place { at: found.cookie, end }.cookie());
+                let cookie = place.unwrap_or(found.cookie + 2);
                 debug_assert_ne!(number, own);
                 if !emit(DirEntry { ino: number, cookie, kind: found.kind, name: &found.name, entry }) {
                     if entry.is_some() {
@@ -379,7 +418,7 @@ impl Vfs {
         }
     }
 
-    pub(super) fn do_setattr(&self, ino: Ino, set: &SetAttr) -> Outcome<(Attr, Duration)> {
+    pub(super) fn do_setattr(&self, ino: Ino, set: &SetAttr, by: Process) -> Outcome<(Attr, Duration)> {
         let (mounted, in_fork) = self.in_fork(ino)?;
         if set.mtime.is_some() || set.size.is_some_and(|size| size > 0) {
             mounted.fork.end_making();
@@ -387,7 +426,7 @@ impl Vfs {
         if set.size.is_some() {
             self.late.held_back();
         }
-        let attr = mounted.fork.setattr(in_fork, set).map_err(kind)?;
+        let attr = mounted.fork.setattr_by(in_fork, set, by).map_err(kind)?;
         Ok((Attr { ino, ..Self::fork_attr(&attr) }, FOREVER))
     }
 
@@ -410,6 +449,16 @@ impl Vfs {
         mounted.fork.may_be_written(ino).map_err(kind)
     }
 
+    /// Whether it depends on the writer's groups what a write does to the mode of a file.
+    pub fn goes_by_the_writers_group(&self, ino: Ino) -> bool {
+        self.in_fork(ino).is_ok_and(|(mounted, ino)| {
+            mounted
+                .fork
+                .getattr(ino)
+                .is_ok_and(|attr| attr.kind == Kind::File && attr.mode & 0o2010 == 0o2000)
+        })
+    }
+
     pub(super) fn do_write(&self, ino: Ino, offset: u64, bytes: &[u8], by: Writer) -> Outcome<usize> {
         let (mounted, in_fork) = match by {
             Writer::Call { .. } => self.in_fork(ino)?,
@@ -419,10 +468,10 @@ impl Vfs {
         let fork = &mounted.fork;
         fork.end_making();
         let write = || match by {
-            Writer::Call { strip } if self.config.late_writes => {
-                self.write_late(&mounted, (ino, in_fork), offset, bytes, strip)
+            Writer::Call(by) if self.config.late_writes => {
+                self.write_late(&mounted, (ino, in_fork), offset, bytes, by)
             }
-            Writer::Call { strip } => fork.write(in_fork, offset, bytes, strip),
+            Writer::Call(by) => fork.write(in_fork, offset, bytes, by),
             Writer::Pages => fork.write_pages(in_fork, offset, bytes),
         };
         let written = match fault::write(fork, by).and_then(|()| write()) {
@@ -445,11 +494,18 @@ impl Vfs {
         offset: u64,
         len: u64,
         what: Allocate,
-        strip: bool,
+        by: Process,
     ) -> Outcome<()> {
         let (mounted, ino) = self.in_fork(ino)?;
-        mounted.fork.end_making();
-        mounted.fork.fallocate(ino, offset, len, what, strip).map_err(kind)
+        let fork = &mounted.fork;
+        fork.end_making();
+        match fork.fallocate(ino, offset, len, what, by) {
+            // What was deleted may not have been given back yet.
+            Err(error) if error.kind() == ErrorKind::NoSpace && fork.reap().is_ok_and(|freed| freed) => {
+                fork.fallocate(ino, offset, len, what, by).map_err(refused)
+            }
+            done => done.map_err(refused),
+        }
     }
 
     /// The next data or hole from an offset on.
@@ -473,19 +529,19 @@ impl Vfs {
         to: Ino,
         offset: u64,
         len: u64,
-        strip: bool,
+        by: Process,
     ) -> Outcome<u64> {
         let (target, ino) = self.in_fork(to)?;
         match self.node(from)? {
             Node::Forked { mounted, ino: source } => {
                 let source = CopySource::Fork(&mounted.fork, source);
-                target.fork.copy_range(&source, from_offset, ino, offset, len, strip).map_err(kind)
+                target.fork.copy_range(&source, from_offset, ino, offset, len, by).map_err(kind)
             }
             Node::File { digest, size, shown: Shown::Raw, recorded, seen, .. } if size != UNKNOWN_SIZE => {
                 let (blob, image) = (fork::BlobRef { digest, size }, self.catalog.id(seen.image));
                 let path = if target.fork.is_being_made() { self.path_of_bytes(seen) } else { Vec::new() };
                 let source = CopySource::Image { blob, image, path: &path, mtime: recorded.mtime_ns };
-                target.fork.copy_range(&source, from_offset, ino, offset, len, strip).map_err(kind)
+                target.fork.copy_range(&source, from_offset, ino, offset, len, by).map_err(kind)
             }
             // Bytes that are in no blob of their own.
             _ => {
@@ -496,7 +552,7 @@ impl Vfs {
                 if data.bytes().is_empty() {
                     return Ok(0);
                 }
-                target.fork.write(ino, offset, data.bytes(), strip).map(|n| n as u64).map_err(kind)
+                target.fork.write(ino, offset, data.bytes(), by).map(|n| n as u64).map_err(kind)
             }
         }
     }
@@ -539,14 +595,35 @@ impl Vfs {
     }
 
     /// Sets an extended attribute.
-    pub fn setxattr(&self, ino: Ino, name: &[u8], value: &[u8], mode: XattrMode) -> Outcome<()> {
+    pub fn setxattr(&self, ino: Ino, name: &[u8], value: &[u8], mode: XattrMode, by: Process) -> Outcome<()> {
         let (mounted, ino) = self.in_fork(ino)?;
-        mounted.fork.setxattr(ino, name, value, mode).map_err(kind)
+        mounted.fork.setxattr_by(ino, name, value, mode, by).map_err(kind)
     }
 
     /// Removes an extended attribute.
     pub fn removexattr(&self, ino: Ino, name: &[u8]) -> Outcome<()> {
         let (mounted, ino) = self.in_fork(ino)?;
         mounted.fork.removexattr(ino, name).map_err(kind)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_in_a_listing_is_a_positive_number_and_comes_back() {
+        const MOST: u64 = (1 << 31) - 1;
+        for (at, end) in [(0, 0), (1, 7), ((1 << 30) + 5, 5), (MOST, MOST)] {
+            let place = Place { at, end };
+            let cookie = place.cookie().unwrap();
+            assert!(i64::try_from(cookie).is_ok() && Place::of(cookie) == Some(place));
+        }
+        for (at, end) in [(MOST + 1, 0), (0, MOST + 1)] {
+            assert_eq!(Place { at, end }.cookie(), None);
+        }
+        for cookie in [0, 1, 2, 1 << 30, MOST + 3] {
+            assert_eq!(Place::of(cookie), None);
+        }
     }
 }

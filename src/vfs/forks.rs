@@ -379,7 +379,8 @@ impl Vfs {
             Some((name, source)) => (name, Some(source)),
             None => (text, None),
         };
-        let made = self.fork_from(name, source, new.mode).map_err(logged)?;
+        let mode = new.mode & !new.umask.unwrap_or_default();
+        let made = self.fork_from(name, source, mode).map_err(logged)?;
         let mounted = self.mounted(&made)?;
         self.log().note(note::fork_made(name, mounted.fork.base().as_ref()));
         if source.is_some() {
@@ -421,7 +422,7 @@ impl Vfs {
     pub(super) fn rename_fork(&self, name: &[u8], new_name: &[u8], mode: RenameMode) -> Outcome<()> {
         let utf8 = |name| std::str::from_utf8(name).map_err(|_| ErrorKind::InvalidInput);
         let (name, new_name) = (utf8(name)?, utf8(new_name)?);
-        if mode == RenameMode::Exchange {
+        if !matches!(mode, RenameMode::Replace | RenameMode::NoReplace) {
             return Err(ErrorKind::InvalidInput);
         }
         self.catalog.home.require().map_err(|error| error.kind())?;

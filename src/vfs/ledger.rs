@@ -6,7 +6,7 @@ use std::collections::HashMap;
 
 use super::forked::Mounted;
 use super::inode::{Ino, Key};
-use super::{Attr, Vfs};
+use super::{Attr, Process, Vfs};
 use crate::error::Result;
 use crate::fork;
 use crate::sync::Mutex;
@@ -63,14 +63,14 @@ impl Vfs {
         (ino, in_fork): (Ino, fork::Ino),
         offset: u64,
         bytes: &[u8],
-        strip: bool,
+        by: Process,
     ) -> Result<usize> {
         let fork = &mounted.fork;
         let appends = self.ledger_ends.0.lock().get(&ino) == Some(&offset);
         if !appends {
-            return fork.write(in_fork, offset, bytes, strip);
+            return fork.write(in_fork, offset, bytes, by);
         }
-        let written = fork.append(in_fork, bytes, strip)?;
+        let written = fork.append(in_fork, bytes, by)?;
         self.ledger_ends.0.lock().insert(ino, offset + written as u64);
         if self.inodes.known(self.key_in_fork(mounted, in_fork)) != Some(ino) {
             // Who has the newest one does not know of it.

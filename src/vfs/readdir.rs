@@ -166,7 +166,7 @@ impl Vfs {
     }
 
     /// Whether cookies must be short: a program that knows no long inode numbers knows no long places in a folder either.
-    fn is_narrow(&self) -> bool {
+    pub(super) fn is_narrow(&self) -> bool {
         self.config.inodes == Numbering::Counted
     }
 

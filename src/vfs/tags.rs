@@ -121,7 +121,7 @@ impl Vfs {
         let replace = match mode {
             RenameMode::Replace => true,
             RenameMode::NoReplace => false,
-            RenameMode::Exchange => return Err(ErrorKind::InvalidInput),
+            RenameMode::Exchange | RenameMode::Whiteout { .. } => return Err(ErrorKind::InvalidInput),
         };
         self.store
             .tags()
