@@ -40,7 +40,7 @@ use rustix::io::Errno;
 
 use crate::confine::own_descriptors;
 use crate::error::{Error, ErrorKind, Result};
-use crate::mountinfo::mounts;
+use crate::mountinfo::{Mounted, mounts};
 use crate::vfs::{MARKER, Pusher, Vfs};
 
 /// So many calm passes are enough where programs write all the time.
@@ -218,6 +218,10 @@ impl Pushing {
         let mut taken = None;
         for read in 0.. {
             rustix::io::pread(&marker, &mut [0u8; 1][..], ticket).map_err(ended)?;
+            // The kernel gives numbers of devices out again: another daemon may have answered, at the end of this one's mount.
+            if self.vfs.loops_passed(&[]) == 0 {
+                return Err(Failed::Ended);
+            }
             taken.get_or_insert_with(|| self.vfs.background_requests());
             if self.vfs.loops_passed(&(self.resting)()) >= self.loops {
                 break;
@@ -235,8 +239,13 @@ impl Pushing {
             return Ok(root);
         }
         let all = mounts().map_err(|error| Failed::Unreachable(error.to_string()))?;
-        let mut ours =
-            all.iter().filter(|mounted| mounted.device == self.device && mounted.root.as_os_str() == "/");
+        let is_this = |mounted: &&Mounted| {
+            mounted.is_ours()
+                && mounted.device == self.device
+                && mounted.source == self.vfs.store().root()
+                && mounted.root.as_os_str() == "/"
+        };
+        let mut ours = all.iter().filter(is_this);
         ours.find_map(|mounted| self.open(&mounted.path)).ok_or_else(|| {
             let path = self.path.display();
             Failed::Unreachable(format!(
