@@ -2,7 +2,10 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::path::PathBuf;
 
+use pfimg::audit::Log;
+use pfimg::oracle::{Transfer, TransferKind, TransferState};
 use pfimg::verify::{Code, Severity};
 use serde_json::{Value, json};
 
@@ -27,6 +30,13 @@ fn tree(store: &RealStore, entries: &Value) -> pf_core::digest::Digest256 {
 
 fn file(store: &RealStore, path: &str, size: u64) -> Value {
     json!({"path": path, "mode": "0644", "size": size, "kind": "file", "blob": store.put(b"four")})
+}
+
+/// Keeps a crash pack in the store.
+fn crash_pack(store: &RealStore) -> PathBuf {
+    let state = TransferState { journal_gaps: 1, ..TransferState::default() };
+    let transfer = Transfer { kind: TransferKind::Seal, subject: "f".into(), state };
+    Log::packs_only(store.root()).judge(&transfer).pack.unwrap()
 }
 
 const CASES: &[(Code, Harm)] = &[
@@ -152,6 +162,10 @@ const CASES: &[(Code, Harm)] = &[
     (Code::ParentMissing, |store, id| {
         changed(store, id, "manifest.json", |m| m.parents = vec![digest(&"ab".repeat(32))])
     }),
+    (Code::ParentsTooMany, |store, id| {
+        let parent = store.snapshot(300, &[]);
+        changed(store, id, "manifest.json", |m| m.parents = vec![digest(&parent); 3])
+    }),
     (Code::LedgerNotContinued, |store, id| {
         let new = store.snapshot(101, &[id]);
         let old = store.manifest(id);
@@ -182,6 +196,14 @@ const CASES: &[(Code, Harm)] = &[
         changed(store, id, "effects/ledger.jsonl", |m| {
             m.effects.ledger = store.put(&serde_json::to_vec(&merged).unwrap());
         })
+    }),
+    (Code::CrashPack, |store, _| {
+        crash_pack(store);
+        (None, None)
+    }),
+    (Code::CrashPackChanged, |store, _| {
+        fs::write(crash_pack(store).join("journal"), "changed").unwrap();
+        (None, None)
     }),
     (Code::OddFile, |store, id| {
         let blob = store.blob(&digest(id));
