@@ -269,9 +269,13 @@ fn what_is_refused_in_work_and_beside_a_forks_files_is_explained_in_the_log_and_
         assert_eq!(errno(result), libc::EPERM, "{what}");
         assert!(!mount.log_lines(&["refused: ", hint]).is_empty(), "{what}");
     }
-    let shown = pfimg([OsStr::new("status"), mount.path().as_os_str()]).exits(0).stdout;
-    let line = shown.lines().find(|line| line.trim_start().starts_with("refused")).unwrap_or_default();
-    assert!(line.contains("src in forks/f: "), "the last one: {shown}");
+    // A version of the document that nobody has read yet is shown for a moment.
+    wait_until("status shows what was refused last", || {
+        let shown = pfimg([OsStr::new("status"), mount.path().as_os_str()]).exits(0).stdout;
+        shown
+            .lines()
+            .any(|line| line.trim_start().starts_with("refused") && line.contains("src in forks/f: "))
+    });
     assert_eq!(errno(std::fs::create_dir(mount.join("images/new"))), libc::EROFS);
     mount.unmount();
 }

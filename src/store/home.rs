@@ -85,7 +85,7 @@ impl Home {
     /// Looks, and has the log tell of each change. To be called now and then, by one thread.
     pub(crate) fn watch(&self) {
         let is_there = self.look();
-        if self.told.swap(!is_there, Ordering::AcqRel) == !is_there {
+        if self.told.swap(!is_there, Ordering::AcqRel) != is_there {
             return;
         }
         if is_there {
