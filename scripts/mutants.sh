@@ -2,6 +2,7 @@
 # Changes the code line by line and runs the unit tests against each change: what no test notices is named.
 # Over the audit, the crash packs, the oracles, tags, manifests, fixtures and the registry of forks.
 # Usage: scripts/mutants.sh [FILE…]   (a path as git lists it; JOBS, 2: how many changes are tried at once; SHARD, 1/8)
+# IN_PLACE=1 changes this working tree instead of copies, one change at a time: it needs no first build.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 command -v cargo-mutants >/dev/null || cargo install cargo-mutants --locked
@@ -18,5 +19,6 @@ tests=(audit crashpack oracle recovery store::tags store::manifest fixture fork 
 skip=('impl Debug for' 'impl fmt::Debug' 'failing')
 for pattern in "${skip[@]}"; do args+=(--exclude-re "$pattern"); done
 [ -z "${SHARD:-}" ] || args+=(--shard "$SHARD")
-exec cargo mutants --jobs "${JOBS:-2}" --output target --minimum-test-timeout 60 --baseline=skip --timeout 300 \
+if [ -n "${IN_PLACE:-}" ]; then args+=(--in-place); else args+=(--jobs "${JOBS:-2}"); fi
+exec cargo mutants --output target --minimum-test-timeout 60 --baseline=skip --timeout 300 \
     --cap-lints=true "${args[@]}" -- --lib -- "${tests[@]}"
