@@ -260,7 +260,7 @@ fn connection(text: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix("fuse_connection:"))?.trim().parse().ok()
 }
 
-/// Whether a process was started with a mountpoint, which may be written in relation to a folder that is not known any more.
+/// Whether a process was started with a mountpoint, which may be written in relation to a folder that is not known here.
 fn names(pid: u32, mountpoint: &Path) -> bool {
     arguments(pid).iter().any(|argument| {
         let argument = Path::new(std::ffi::OsStr::from_bytes(argument));
@@ -327,7 +327,7 @@ mod tests {
             0,
         )
         .unwrap();
-        // Somebody has it open for writing and writes nothing.
+        // A writer has it open and writes nothing.
         let _writer = fs::File::options().read(true).write(true).open(&fifo).unwrap();
         let asked = Instant::now();
         let answers = ask(&vec![Question::Read(fifo); 3]);

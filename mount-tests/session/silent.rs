@@ -45,7 +45,9 @@ impl Stopped {
 
 impl Drop for Stopped {
     fn drop(&mut self) {
-        self.0.signal(Signal::CONT);
+        if self.0.exit_status().is_none() {
+            self.0.signal(Signal::CONT);
+        }
     }
 }
 
@@ -200,6 +202,31 @@ fn the_mount_of_a_stopped_daemon_is_unmounted_and_that_is_said() {
     stopped.0.signal(Signal::CONT);
     let pid = stopped.0.pid();
     wait_until("the daemon ends", || !system::is_running(pid));
+}
+
+/// The kernel gives the number of a device out again as soon as its mount is gone.
+#[test]
+fn the_daemon_of_an_unmounted_store_asks_no_other_mount_that_has_its_number() {
+    let (store, id) = common::forks::small_store();
+    let (other, other_id) = small_store();
+    for round in 0..5 {
+        // By the time it goes on a seal is due.
+        let mount = Mount::of(store.root()).args(["--seal", "idle:300ms"]).start();
+        let forked = fork(&mount, &format!("f{round}"), &id);
+        std::fs::write(forked.join("new"), b"new").unwrap();
+        let mut stopped = Stopped::stop(mount);
+        let written = Instant::now();
+        system::detach_all(stopped.0.path());
+        // One of them has the number, unless another program was faster.
+        let others: Vec<_> = (0..2).map(|_| Mount::of(other.root()).args(["--read-only"]).start()).collect();
+        wait_until("a seal is due", || written.elapsed() > Duration::from_millis(300));
+        stopped.0.signal(Signal::CONT);
+        assert!(stopped.0.wait().success(), "round {round}: {}", stopped.0.log());
+        for mount in others {
+            assert_eq!(read(&mount, &other_id), b"content");
+            mount.unmount();
+        }
+    }
 }
 
 /// The builder looks for what is to be shown, in a mount that does not answer.

@@ -208,7 +208,7 @@ impl Mapped {
         if let Some((file, mapping)) = attempt(&self.trouble, || self.unnamed_file(&path), write)? {
             match give_name(&file, &path) {
                 Ok(()) => self.trouble.over(),
-                // Another mount was faster, or somebody deleted the folder. The mapping is good all the same.
+                // Another mount was faster, or the folder was deleted. The mapping is good without a name.
                 Err(error) => tracing::debug!("cannot keep {}: {error}", path.display()),
             }
             return Ok(self.insert(*digest, mapping));

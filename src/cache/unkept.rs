@@ -1,4 +1,4 @@
-//! Blobs for which the cache's folder has no room: served all the same, and told of once.
+//! Blobs for which the cache's folder has no room: they are served without being kept, and a log line says so once.
 //!
 //! A blob that fits into the memory of the cache goes there. Of a larger one a stretch is kept, which is filled by decompressing
 //! the whole, since nothing of a blob is served before all of it has matched its digest.

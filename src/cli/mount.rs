@@ -331,7 +331,7 @@ fn background(args: &MountArgs, store: &Store, mountpoint: &Path) -> Result<Exit
         }
         return Ok(ExitCode::SUCCESS);
     }
-    // One that was ended in the middle of its start leaves a mount that nobody serves.
+    // A daemon that was ended in the middle of its start leaves a mount without one.
     let ended = child.wait();
     let cleared = clear_dead(mountpoint);
     let (code, message) = answer.split_once(' ').unwrap_or(("1", ""));

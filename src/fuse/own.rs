@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags, openat, statx};
 
 use crate::confine::own_descriptors;
-use crate::mountinfo::mounts;
+use crate::mountinfo::{Mounted, mounts};
 
 /// Gives the calling thread its own table of descriptors. To be called before the connection to the kernel is opened.
 pub(super) fn prepare_thread() {
@@ -27,6 +27,8 @@ pub(super) struct Place {
     pub(super) path: PathBuf,
     /// The device of the mount, as `major:minor`.
     pub(super) device: String,
+    /// The store, as the list of mounts calls it.
+    pub(super) source: PathBuf,
 }
 
 impl Place {
@@ -36,8 +38,14 @@ impl Place {
             return Ok(root);
         }
         let all = mounts().map_err(|error| error.to_string())?;
-        let mut ours =
-            all.iter().filter(|mounted| mounted.device == self.device && mounted.root.as_os_str() == "/");
+        // The kernel gives the number of a device out again once its mount is gone.
+        let is_this = |mounted: &&Mounted| {
+            mounted.is_ours()
+                && mounted.device == self.device
+                && mounted.source == self.source
+                && mounted.root.as_os_str() == "/"
+        };
+        let mut ours = all.iter().filter(is_this);
         ours.find_map(|mounted| self.open(&mounted.path)).ok_or_else(|| {
             let path = self.path.display();
             format!("the mount at {path} is covered by another one, or detached while in use")
