@@ -24,6 +24,7 @@ mod follow;
 mod frame;
 mod freeze;
 mod head;
+mod header;
 mod ino;
 #[cfg(test)]
 mod interleavings;

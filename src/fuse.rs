@@ -12,6 +12,7 @@ mod own;
 mod reply;
 mod requests;
 mod session;
+mod wanted;
 mod watch;
 mod workers;
 

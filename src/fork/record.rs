@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 
-use super::disk::{DataFile, GenId, Generation};
+use super::disk::{DataFile, Generation};
+pub(super) use super::header::{HEADER, header, refuse_header};
 use super::ino::Ino;
 use super::pieces::{BlobRef, Piece, Src};
 use crate::layers::world::Kind;
@@ -565,38 +566,4 @@ impl<'a> In<'a> {
             _ => None,
         }
     }
-}
-
-/// What stands at the start of a journal: magic, version, the generation's name, CRC-32C of those.
-pub(super) const HEADER: usize = 32;
-
-const MAGIC: &[u8; 8] = b"pfimgjnl";
-
-/// Version of the journal's format.
-const VERSION: u32 = 1;
-
-/// Writes a journal's header.
-pub(super) fn header(id: GenId) -> Vec<u8> {
-    let mut out = MAGIC.to_vec();
-    out.extend_from_slice(&VERSION.to_le_bytes());
-    out.extend_from_slice(&id.0.to_be_bytes());
-    out.extend_from_slice(&crc32c::crc32c(&out).to_le_bytes());
-    out
-}
-
-/// Says why `bytes` are no header of a journal of generation `id`, or nothing if they are.
-pub(super) fn refuse_header(bytes: &[u8], id: GenId) -> Option<String> {
-    let Some(head) = bytes.get(..HEADER) else { return Some("the journal's header is cut off".into()) };
-    if head[..8] != MAGIC[..] {
-        return Some("it is no journal".into());
-    }
-    if head == header(id) {
-        return None;
-    }
-    let version = u32::from_le_bytes([head[8], head[9], head[10], head[11]]);
-    Some(if version != VERSION && head[12..28] == id.0.to_be_bytes() {
-        format!("the journal has version {version}, this program reads version {VERSION}")
-    } else {
-        "the journal's header is damaged or another generation's".into()
-    })
 }

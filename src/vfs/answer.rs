@@ -1,0 +1,112 @@
+//! What operations answer with.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{FOREVER, Ino};
+use crate::cache::Payload;
+use crate::layers::world::Kind;
+
+/// Attributes of an inode, as stat(2) shows them.
+#[derive(Clone, Copy, Debug)]
+pub struct Attr {
+    /// Number.
+    pub ino: Ino,
+    /// What it is.
+    pub kind: Kind,
+    /// Permission bits.
+    pub mode: u16,
+    /// Links.
+    pub nlink: u32,
+    /// Length in bytes.
+    pub size: u64,
+    /// Access time in nanoseconds since 1970.
+    pub atime_ns: i64,
+    /// Modification time.
+    pub mtime_ns: i64,
+    /// Change time.
+    pub ctime_ns: i64,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Device number, of devices.
+    pub rdev: u32,
+}
+
+impl Default for Attr {
+    /// A folder of nothing.
+    fn default() -> Self {
+        Self {
+            ino: 0,
+            kind: Kind::Dir,
+            mode: 0,
+            nlink: 1,
+            size: 0,
+            atime_ns: 0,
+            mtime_ns: 0,
+            ctime_ns: 0,
+            uid: 0,
+            gid: 0,
+            rdev: 0,
+        }
+    }
+}
+
+/// A name that was found.
+#[derive(Clone, Copy, Debug)]
+pub struct Entry {
+    /// Its inode, looked up once more.
+    pub attr: Attr,
+    /// How long the name may be believed.
+    pub entry_ttl: Duration,
+    /// How long the attributes may be believed.
+    pub attr_ttl: Duration,
+}
+
+impl Entry {
+    /// Says that a name is not there and never will be. Inode 0, as FUSE has it; counts as no lookup.
+    pub const ABSENT: Self = Self {
+        attr: Attr {
+            ino: 0,
+            kind: Kind::File,
+            mode: 0,
+            nlink: 0,
+            size: 0,
+            atime_ns: 0,
+            mtime_ns: 0,
+            ctime_ns: 0,
+            uid: 0,
+            gid: 0,
+            rdev: 0,
+        },
+        entry_ttl: FOREVER,
+        attr_ttl: Duration::ZERO,
+    };
+}
+
+/// Bytes to answer a read with.
+#[derive(Debug)]
+pub enum Data {
+    /// Part of a blob.
+    Blob(Payload, usize, usize),
+    /// Part of a document.
+    Doc(Arc<[u8]>, usize, usize),
+}
+
+impl Data {
+    /// The bytes.
+    pub fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Blob(payload, start, end) => &payload[*start..*end],
+            Self::Doc(bytes, start, end) => &bytes[*start..*end],
+        }
+    }
+
+    /// To be told once the bytes were sent.
+    pub fn sent(&self) {
+        if let Self::Blob(payload, start, end) = self {
+            payload.was_read(end - start);
+        }
+    }
+}
