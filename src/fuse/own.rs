@@ -27,8 +27,8 @@ pub(super) struct Place {
     pub(super) path: PathBuf,
     /// The device of the mount, as `major:minor`.
     pub(super) device: String,
-    /// The store: the kernel gives a device's number to another mount as soon as this one is gone.
-    pub(super) store: PathBuf,
+    /// The store, as the list of mounts calls it.
+    pub(super) source: PathBuf,
 }
 
 impl Place {
@@ -38,10 +38,11 @@ impl Place {
             return Ok(root);
         }
         let all = mounts().map_err(|error| error.to_string())?;
+        // The kernel gives the number of a device out again once its mount is gone.
         let is_this = |mounted: &&Mounted| {
             mounted.is_ours()
                 && mounted.device == self.device
-                && mounted.source == self.store
+                && mounted.source == self.source
                 && mounted.root.as_os_str() == "/"
         };
         let mut ours = all.iter().filter(is_this);

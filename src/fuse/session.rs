@@ -108,8 +108,8 @@ pub fn serve(vfs: Arc<Vfs>, config: &SessionConfig, ready: impl FnOnce() -> Resu
     let watched = vfs.watch();
     let (fd, own) = mount(&config.mountpoint, &config.source, &config.options)?;
     let guard = UnmountOnDrop(&own);
-    let store = vfs.store().root().to_owned();
-    let place = Place { path: own.path.clone(), device: own.device().to_owned(), store };
+    let place =
+        Place { path: own.path.clone(), device: own.device().to_owned(), source: config.source.clone() };
     announcer.start(Arc::clone(&vfs), place.clone());
     let unanswered = Arc::clone(&adapter.unanswered);
     let barrier = barrier.start(Arc::clone(&vfs), place, THREADS, unanswered, adapter.resting());
