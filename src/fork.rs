@@ -70,7 +70,7 @@ pub use owners::{Given, Owners};
 pub use pieces::{BlobRef, Piece, Pieces, Src};
 pub use refs::{References, references};
 pub use registry::{Options, Registry};
-pub use replaced::ChangedName;
+pub use replaced::{ChangedName, Comparison};
 pub use seals::Seal;
 pub use state::LayerBase;
 pub use stats::{ForkInfo, ForkStats};

@@ -1,11 +1,12 @@
 //! What a fork that was put back has in common with the fork that it replaced. A mount keeps those inodes for the kernel.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::diff::digest;
 use super::ino::Ino;
 use super::live::Fork;
 use super::node::{Body, Inode, Name};
+use super::state::State;
 use crate::error::Result;
 use crate::layers::world::Kind;
 
@@ -20,31 +21,83 @@ pub struct ChangedName {
     pub after: Option<Kind>,
 }
 
-impl Fork {
-    /// Whether a number stands for the same thing in this fork as in the fork that it replaced: a folder at the same path, or a
-    /// file that did not change. With `all_times` the change time counts too.
-    pub fn continues(&self, old: &Self, ino: Ino, all_times: bool) -> bool {
+/// Compares a fork with the one that it replaced, as both stood when it was made. Looking costs no lock.
+pub struct Comparison {
+    old: State,
+    new: State,
+    /// The folders around `world/fs`, and that itself, as far as they stay.
+    frame: HashSet<Ino>,
+    /// Whether a folder that was asked for stays.
+    folders: HashMap<Ino, bool>,
+    all_times: bool,
+}
+
+impl std::fmt::Debug for Comparison {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Comparison").finish_non_exhaustive()
+    }
+}
+
+impl Comparison {
+    /// Whether a number stands for the same thing as before: a folder at the same path, or a file that did not change.
+    pub fn stays(&mut self, ino: Ino) -> bool {
         if ino.is_frame() || ino == Ino::FS {
-            // The kernel may take a folder for removed that was shown again.
-            return old.shown_again(ino) == 0 && old.resolve_folder(ino) && self.resolve_folder(ino);
+            return self.frame.contains(&ino);
         }
-        let Some(path) = old.path(ino).filter(|path| path.starts_with(b"world/fs/")) else { return false };
-        if self.resolve(&path) != Some(ino) {
-            return false;
+        let kinds = (self.old.kind(ino), self.new.kind(ino));
+        if kinds.0 == Some(Kind::Dir) {
+            return self.folder_stays(ino);
         }
-        let seen = |fork: &Self| {
-            let live = fork.live.read();
-            live.state.inode(ino).map(|inode| (live.state.attr(ino, &inode), inode))
+        kinds.0.is_some() && self.is_in_place(ino) && kinds.0 == self.new.kind(ino) && self.is_unchanged(ino)
+    }
+
+    /// Whether a folder stays.
+    pub fn folder_stays(&mut self, ino: Ino) -> bool {
+        if ino.is_frame() || ino == Ino::FS {
+            return self.frame.contains(&ino);
+        }
+        if let Some(stays) = self.folders.get(&ino) {
+            return *stays;
+        }
+        let stays = self.old.kind(ino) == Some(Kind::Dir)
+            && self.is_in_place(ino)
+            && self.new.kind(ino) == Some(Kind::Dir);
+        self.folders.insert(ino, stays);
+        stays
+    }
+
+    /// Whether the path that leads to a file leads to the same number. Layers' files have none that stay.
+    fn is_in_place(&mut self, ino: Ino) -> bool {
+        let Some((folder, name)) = self.old.place(ino) else { return false };
+        !folder.is_frame() && self.folder_stays(folder) && self.new.child(folder, &name) == Some(ino)
+    }
+
+    fn is_unchanged(&self, ino: Ino) -> bool {
+        let (Some(a), Some(b)) = (self.old.inode(ino), self.new.inode(ino)) else { return false };
+        let attributes = |state: &State, inode: &Inode| {
+            let attr = state.attr(ino, inode);
+            let ctime = if self.all_times { attr.ctime } else { 0 };
+            (attr.mode, attr.nlink, attr.uid, attr.gid, attr.rdev, attr.size, attr.mtime, ctime)
         };
-        let (Some((was, a)), Some((is, b))) = (seen(old), seen(self)) else { return false };
-        if a.is_dir() || b.is_dir() {
-            return a.is_dir() && b.is_dir();
+        same_body(&a, &b) && a.xattrs == b.xattrs && attributes(&self.old, &a) == attributes(&self.new, &b)
+    }
+}
+
+impl Fork {
+    /// Compares this fork with the one that it replaced. With `all_times` a file with another change time changed.
+    pub fn compare_with(&self, old: &Self, all_times: bool) -> Comparison {
+        // The kernel may take a folder for removed that was shown again.
+        let stays =
+            |ino: &Ino| old.shown_again(*ino) == 0 && old.resolve_folder(*ino) && self.resolve_folder(*ino);
+        let all =
+            [Ino::TOP, Ino::MODEL, Ino::CACHE, Ino::PAGES, Ino::WORLD, Ino::FS, Ino::EFFECTS, Ino::TRACE];
+        Comparison {
+            frame: all.into_iter().filter(stays).collect(),
+            old: old.live.read().state.clone(),
+            new: self.live.read().state.clone(),
+            folders: HashMap::new(),
+            all_times,
         }
-        let attributes = |attr: &super::Attr| {
-            let ctime = if all_times { attr.ctime } else { 0 };
-            (attr.kind, attr.mode, attr.nlink, attr.uid, attr.gid, attr.rdev, attr.size, attr.mtime, ctime)
-        };
-        attributes(&was) == attributes(&is) && a.xattrs == b.xattrs && same_body(&a, &b)
     }
 
     /// Whether one of the folders that every fork can have is there.
@@ -53,12 +106,17 @@ impl Fork {
     }
 
     /// Names in a folder of both forks that mean something else in this fork than in the one that it replaced.
-    pub fn changed_names(&self, old: &Self, folder: Ino, all_times: bool) -> Result<Vec<ChangedName>> {
+    pub fn changed_names(
+        &self,
+        old: &Self,
+        folder: Ino,
+        compared: &mut Comparison,
+    ) -> Result<Vec<ChangedName>> {
         let (was, mut is) = (old.listed(folder)?, self.listed(folder)?);
         let mut changed = Vec::new();
         for (name, (ino, kind)) in was {
             let after = is.remove(&name);
-            if after.is_some_and(|(now, _)| now == ino) && self.continues(old, ino, all_times) {
+            if after.is_some_and(|(now, _)| now == ino) && compared.stays(ino) {
                 continue;
             }
             let after = after.map(|(_, kind)| kind);

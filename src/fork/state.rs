@@ -257,13 +257,7 @@ impl State {
     pub(super) fn path(&self, mut ino: Ino) -> Option<Vec<u8>> {
         let mut names: Vec<Name> = Vec::new();
         while ino != Ino::TOP {
-            let (parent, name) = match self.at(ino)? {
-                At::Own(inode) => inode.links.first()?.clone(),
-                At::Base(node) => {
-                    let tree = &self.base.tree;
-                    (self.ino_of(tree.parent(node)), tree.name(node).into())
-                }
-            };
+            let (parent, name) = self.place(ino)?;
             names.push(name);
             // Deeper than any tree can be: a ring, which no operation makes.
             if names.len() > 1 << 20 {
@@ -273,6 +267,17 @@ impl State {
         }
         names.reverse();
         Some(names.join(&b'/'))
+    }
+
+    /// The folder that a file is in, and its name there; of several names one.
+    pub(super) fn place(&self, ino: Ino) -> Option<(Ino, Name)> {
+        Some(match self.at(ino)? {
+            At::Own(inode) => inode.links.first()?.clone(),
+            At::Base(node) => {
+                let tree = &self.base.tree;
+                (self.ino_of(tree.parent(node)), tree.name(node).into())
+            }
+        })
     }
 
     /// Whether `ino` is `folder` or lies anywhere below it.

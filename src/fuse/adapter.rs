@@ -252,6 +252,10 @@ impl Adapter {
         let (notices, announcer) = (self.notices.clone(), self.announcer.clone());
         let name = name.as_bytes().to_vec();
         self.sealers.run(move || {
+            let dropped = vfs.before_restore(parent.0, &name);
+            if let Some(notifier) = notifier.get().filter(|_| !dropped.is_empty()) {
+                announcer.forget(notifier, &dropped);
+            }
             let (made, AfterSeal { stale, replaced, frozen }) = vfs.make_in_snap(parent.0, &name);
             answer_entry(reply, made);
             // Not from here: the next mkdir in that folder holds it until a worker answers.

@@ -107,10 +107,16 @@ impl Announcer {
         }
     }
 
+    /// Has the kernel drop something, and waits until the daemon knows what it has forgotten of it. Not to be called where a request
+    /// on it waits.
+    pub(super) fn forget(&self, notifier: &Notifier, stale: &[Stale]) {
+        tell(notifier, stale);
+        self.run(Job::Settle);
+    }
+
     /// Tells the kernel of a fork that is gone, and programs that watch it. Not to be called where a request waits for it.
     pub(super) fn depart(&self, vfs: &Vfs, notifier: &Notifier, replaced: &Arc<Replaced>) {
-        tell(notifier, &vfs.outdated(replaced));
-        self.run(Job::Settle);
+        self.forget(notifier, &vfs.outdated(replaced));
         let (all, stale) = vfs.departures(replaced);
         tell(notifier, &self.run(Job::Announce(all, Some(Arc::clone(replaced)))));
         tell(notifier, &stale);

@@ -55,16 +55,17 @@ impl Vfs {
     pub(super) fn hand_over(&self, old: &Mounted, new: &Arc<Fork>) -> Option<Replaced> {
         let all_times = self.config.late_writes;
         let known = self.inodes.known_of(&old.fork);
+        let mut compared = new.compare_with(&old.fork, all_times);
         let (mut given, mut barred): (HashMap<fork::Ino, Slot>, HashSet<fork::Ino>) = Default::default();
         let (mut kept, mut folders) = (HashSet::new(), HashSet::new());
         for (number, ino) in known {
             let is_its_number = self.inodes.known(old.key(ino)) == Some(number);
-            if is_its_number && new.continues(&old.fork, ino, all_times) {
+            if is_its_number && compared.stays(ino) {
                 kept.insert(ino);
                 if old.key(ino).slot() != old.slot {
                     given.insert(ino, old.key(ino).slot());
                 }
-                if new.getattr(ino).is_ok_and(|attr| attr.kind == Kind::Dir) {
+                if compared.folder_stays(ino) {
                     folders.insert(ino);
                 }
             } else {
@@ -85,6 +86,22 @@ impl Vfs {
         Some(Replaced { old: old.clone(), new: Some(mounted), kept: folders, place, known, stubs })
     }
 
+    /// What the kernel is to drop before a request puts a fork back: then few of its inodes are left to be looked at, those that
+    /// programs use.
+    pub fn before_restore(&self, parent: Ino, name: &[u8]) -> Vec<Stale> {
+        let Ok(Node::Snap { mounted }) = self.node(parent) else { return Vec::new() };
+        let folder = self.inodes.known(mounted.key(fork::Ino::FS));
+        let (true, Some(number)) = (Self::restores(name), folder) else { return Vec::new() };
+        let names = mounted.fork.listed(fork::Ino::FS).unwrap_or_default();
+        let known = names.into_iter().filter(|(_, (ino, _))| self.is_known(&mounted, *ino));
+        known.map(|(name, _)| Stale::Name(number, name.to_vec())).collect()
+    }
+
+    /// Whether the kernel knows a file of a fork.
+    fn is_known(&self, mounted: &Mounted, ino: fork::Ino) -> bool {
+        self.inodes.known(mounted.key(ino)).is_some_and(|number| self.inodes.get(number).is_some())
+    }
+
     /// What the kernel has to drop first.
     pub fn outdated(&self, replaced: &Replaced) -> Vec<Stale> {
         let old = &replaced.old;
@@ -98,13 +115,9 @@ impl Vfs {
             let Some(number) = self.inodes.known(new.key(*folder)) else { continue };
             stale.push(Stale::Inode(number));
             let (Ok(was), Ok(is)) = (old.fork.listed(*folder), new.fork.listed(*folder)) else { continue };
-            let is_known = |ino: fork::Ino| {
-                let number = self.inodes.known(old.key(ino));
-                number.is_some_and(|number| self.inodes.get(number).is_some())
-            };
             let is_kept =
                 |ino: fork::Ino| (ino.is_frame() || ino == fork::Ino::FS) && replaced.kept.contains(&ino);
-            let gone = was.iter().filter(|(_, (ino, _))| is_known(*ino) && !is_kept(*ino));
+            let gone = was.iter().filter(|(_, (ino, _))| self.is_known(old, *ino) && !is_kept(*ino));
             // The kernel may remember that they are not there.
             let come = is.iter().filter(|(name, _)| !was.contains_key(*name));
             stale.extend(gone.chain(come).map(|(name, _)| Stale::Name(number, name.to_vec())));
@@ -119,6 +132,7 @@ impl Vfs {
         let (mut gone, mut made, mut stale) = (Vec::new(), Vec::new(), Vec::new());
         let mut told = HashSet::new();
         if let Some(new) = &replaced.new {
+            let mut compared = new.fork.compare_with(old, self.config.late_writes);
             for (number, folder) in self.inodes.known_of(&new.fork) {
                 if !replaced.kept.contains(&folder) {
                     continue;
@@ -126,7 +140,7 @@ impl Vfs {
                 stale.push(Stale::Inode(number));
                 let (Some(path), Ok(changed)) = (
                     new.fork.path(folder).and_then(|path| replaced.path_of(&path)),
-                    new.fork.changed_names(old, folder, self.config.late_writes),
+                    new.fork.changed_names(old, folder, &mut compared),
                 ) else {
                     continue;
                 };
@@ -209,7 +223,7 @@ impl Vfs {
         let attr = found.map_err(|error| error.kind())?;
         if let Some(new) = &replaced.new
             && attr.kind == Kind::Dir
-            && new.fork.continues(old, attr.ino, self.config.late_writes)
+            && new.fork.compare_with(old, false).folder_stays(attr.ino)
             && !replaced.known.get().is_some_and(|known| known.contains_key(&attr.ino))
         {
             let find = || new.fork.getattr(attr.ino);

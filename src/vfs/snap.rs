@@ -126,6 +126,11 @@ fn seal_name(seal: &Seal) -> String {
 }
 
 impl Vfs {
+    /// Whether a folder of this name in `.snap/` asks for a fork to be put back.
+    pub(super) fn restores(name: &[u8]) -> bool {
+        std::str::from_utf8(name).is_ok_and(|name| matches!(Ask::parse(name), Ask::Restore { .. }))
+    }
+
     /// Whether making something in this folder seals a fork, which takes its time.
     pub fn seals(&self, ino: Ino) -> bool {
         matches!(self.node(ino), Ok(Node::Snap { .. }))
