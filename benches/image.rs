@@ -4,9 +4,9 @@ use std::fs;
 use std::path::Path;
 
 use chrono::{DateTime, Duration, Utc};
-use pfimg::fixture::{self, FixtureLayers, FixtureSpec};
 use pfimg::layers::cache::LAYOUT;
 use pfimg::layers::world::{Entry, FsTree, Kind};
+use pfimg::ops::fixture::{self, FixtureLayers, FixtureSpec};
 use pfimg::store::Store;
 use pfimg::store::manifest::{
     Agent, CacheRefs, EffectsRefs, MEDIA_TYPE, Manifest, ModelRefs, SCHEMA_VERSION, TraceRefs, WorldRefs,

@@ -1,18 +1,14 @@
 //! The audit log of a store: what a mount and the commands tell it, that nobody changes it unseen, and the crash packs
 //! of what the oracles find.
 
-#![allow(clippy::unwrap_used)]
-
-mod common;
-
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
-use common::cli::{Output, Run, pfimg_on, tool};
-use common::fast::{FastStore, Spec};
-use common::forks::{fork, small_store};
-use common::{Mount, PFIMG, errno, names, wait_until};
+use crate::common::cli::{Output, Run, pfimg_on, tool};
+use crate::common::fast::{FastStore, Spec};
+use crate::common::forks::{fork, small_store};
+use crate::common::{Mount, PFIMG, errno, names, wait_until};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
@@ -346,7 +342,7 @@ fn a_journal_that_lost_records_is_found_at_recovery_and_its_crash_pack_reproduce
     let replay = || Run::program(&copy.join("replay_command.sh"), [] as [&str; 0]).env("PFIMG", PFIMG).run();
     let said = replay().exits(3).stdout;
     assert!(said.contains("journal_consistency (high)"), "{said}");
-    let json = common::pfimg([Path::new("replay"), &copy, Path::new("--json")]).exits(3).json();
+    let json = crate::common::pfimg([Path::new("replay"), &copy, Path::new("--json")]).exits(3).json();
     assert_eq!(json["results"][0]["violations"][0]["evidence"]["gap_count"], "3");
     let trace = copy.join("transfer.atp-trace");
     let changed = fs::read_to_string(&trace).unwrap().replace("\"journal_gaps\": 3", "\"journal_gaps\": 0");
@@ -385,7 +381,7 @@ fn a_command_that_reads_a_damaged_fork_back_to_change_it_says_where_its_crash_pa
         assert_eq!((blocked.len(), &blocked[found - 1]["phase_id"]), (found, &json!("recovery")));
         let pack = crash.join(blocked[found - 1]["crashpack"].as_str().unwrap());
         assert!(said.contains(pack.to_str().unwrap()), "{said}");
-        common::pfimg([Path::new("replay"), &pack]).exits(3);
+        crate::common::pfimg([Path::new("replay"), &pack]).exits(3);
     }
     // A base that is gone.
     pfimg_on(store.root(), ["fork", &id, "g"]).exits(0);
@@ -417,7 +413,7 @@ fn a_base_that_is_gone_is_found_at_recovery() {
     assert_eq!((&blocked[0]["phase_id"], &blocked[0]["agent_id"]), (&json!("recovery"), &json!("f")));
     assert!(blocked[0]["reason"].as_str().unwrap().contains(&id), "{}", blocked[0]);
     let pack = store.root().join("audit/crash").join(blocked[0]["crashpack"].as_str().unwrap());
-    let said = common::pfimg([Path::new("replay"), &pack]).exits(3).stdout;
+    let said = crate::common::pfimg([Path::new("replay"), &pack]).exits(3).stdout;
     assert!(said.contains("manifest_integrity (high)"), "{said}");
     audit(&store, &["--verify"]).exits(0);
 }

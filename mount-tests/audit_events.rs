@@ -1,15 +1,11 @@
 //! `pfimg audit --events`: session events in files, whatever form they have, and logs of a store as files.
 
-#![allow(clippy::unwrap_used)]
-
-mod common;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use common::cli::{Output, pfimg_on};
-use common::forks::small_store;
-use common::pfimg;
+use crate::common::cli::{Output, pfimg_on};
+use crate::common::forks::small_store;
+use crate::common::pfimg;
 use serde_json::{Value, json};
 
 const SUSPENDED: &str =
@@ -136,8 +132,8 @@ fn the_text_has_every_field_of_the_snapshot() {
 #[test]
 fn json_of_a_golden_session_is_printed_as_the_golden_file_has_it() {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("mount-tests/golden/session");
-    let said = common::cli::Run::program(
-        Path::new(common::PFIMG),
+    let said = crate::common::cli::Run::program(
+        Path::new(crate::common::PFIMG),
         ["audit", "--events", "events_ask_user.json", "--json"],
     )
     .dir(&golden)

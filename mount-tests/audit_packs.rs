@@ -1,17 +1,13 @@
 //! Crash packs where people look for them, what is in them, and calls that were refused.
 
-#![allow(clippy::unwrap_used)]
-
-mod common;
-
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-use common::cli::{Output, Run, pfimg_on};
-use common::fast::{FastStore, Spec};
-use common::forks::{fork, small_store};
-use common::{Mount, PFIMG, names, wait_until};
+use crate::common::cli::{Output, Run, pfimg_on};
+use crate::common::fast::{FastStore, Spec};
+use crate::common::forks::{fork, small_store};
+use crate::common::{Mount, PFIMG, names, wait_until};
 use serde_json::{Value, json};
 
 fn crash(store: &FastStore) -> PathBuf {
@@ -69,7 +65,7 @@ fn a_pack_is_named_by_the_audit_the_status_the_metrics_and_verify() {
         (&status()["crash_packs"]["newest"], &status()["counters"]["violations"]),
         (&json!([pack]), &json!(0))
     );
-    let said = common::pfimg([Path::new("status"), mount.path()]).exits(0).stdout;
+    let said = crate::common::pfimg([Path::new("status"), mount.path()]).exits(0).stdout;
     assert!(said.contains(&format!("1 crash pack: {pack}; `pfimg audit --packs` lists them")), "{said}");
     let metrics = || fs::read_to_string(mount.join(".pfimg/metrics")).unwrap();
     assert!(
@@ -145,7 +141,7 @@ fn replay_takes_a_name_or_a_folder_and_minimizes_a_pack() {
     let said = pfimg_on(store.root(), ["replay", &name]).exits(3).stdout;
     assert!(said.contains("step 1: checkpoint: read the head of fork f"), "{said}");
     assert!(said.contains("concerns forks/heads/f.json\n"), "{said}");
-    common::pfimg([Path::new("replay"), &folder]).exits(3);
+    crate::common::pfimg([Path::new("replay"), &folder]).exits(3);
     let said = pfimg_on(store.root(), ["replay", "recovery-0000000000000000"]).exits(2).stderr;
     assert!(said.contains("pfimg audit --packs"), "{said}");
     // A folder here comes before a pack of the store.
@@ -278,7 +274,7 @@ fn a_call_that_was_refused_is_told_with_its_path_and_its_number() {
 fn the_first_spelling_of_a_pack_is_still_replayed() {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("mount-tests/golden/crashpack");
     for pack in ["first", "five"] {
-        let said = common::pfimg([Path::new("replay"), &golden.join(pack)]).exits(3).stdout;
+        let said = crate::common::pfimg([Path::new("replay"), &golden.join(pack)]).exits(3).stdout;
         assert!(said.contains("path_consistency (high)"), "{said}");
     }
 }

@@ -1,22 +1,17 @@
 //! The commands that look at a store: what they print is right and parses, and they exit as they should.
 
 // Helpers of tests are tests, too.
-#![allow(clippy::unwrap_used)]
 
-#[path = "commands/damage.rs"]
 mod damage;
-#[path = "commands/demo.rs"]
 mod demo;
-#[path = "commands/support.rs"]
 mod support;
-#[path = "commands/usage.rs"]
 mod usage;
 
 use std::collections::BTreeSet;
 use std::fs;
 
+use self::support::{RealStore, command, digest, run, small};
 use serde_json::{Value, json};
-use support::{RealStore, command, digest, run, small};
 
 /// Does harm to an image, and says which image to look at then.
 type Harm<'a> = Box<dyn Fn(&RealStore, &str) -> String + 'a>;

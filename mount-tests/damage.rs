@@ -1,17 +1,13 @@
 //! Damage: whatever happens to the files of a store, no wrong byte is ever served, what is sound stays readable, and
 //! the log and `verify` name what is not.
 
-#![allow(clippy::unwrap_used)]
-
-mod common;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
-use common::cli::pfimg_on;
-use common::fast::{FastStore, Spec, dir_entry, expected_files, file_entry};
-use common::{Mount, Rng, bare, names};
+use crate::common::cli::pfimg_on;
+use crate::common::fast::{FastStore, Spec, dir_entry, expected_files, file_entry};
+use crate::common::{Mount, Rng, bare, names};
 use serde_json::Value;
 
 /// What can happen to a file.
@@ -272,7 +268,7 @@ fn an_image_without_a_marker_is_not_there_and_a_tag_to_it_is_named_by_verify() {
     assert!(verify(pair.store.root(), 0).is_empty(), "a sound store");
     std::fs::remove_file(pair.store.marker_path(&id)).unwrap();
     let mount = Mount::of(pair.store.root()).args(["--reveal-secrets"]).start();
-    assert_eq!(common::errno(mount.image(&id).symlink_metadata()), libc::ENOENT);
+    assert_eq!(crate::common::errno(mount.image(&id).symlink_metadata()), libc::ENOENT);
     let mut others = vec![pair.victim.clone(), pair.bystander.clone()];
     others.sort();
     assert_eq!(names(&mount.join("images")).unwrap(), others);
@@ -294,7 +290,7 @@ fn a_sound_store_has_no_findings() {
 #[test]
 fn a_ledger_whose_chain_is_broken_is_shown_as_it_is_and_named_by_verify() {
     let mut store = FastStore::new();
-    let sound = common::real::ledger(1, &common::fast::secret(1), 4).unwrap();
+    let sound = crate::common::real::ledger(1, &crate::common::fast::secret(1), 4).unwrap();
     let text = String::from_utf8(sound).unwrap();
     // The bytes hash to their digest, so they are served; what they say was tampered with before they were stored.
     let forged = store.blob(text.replace("tool_2", "tool_9").as_bytes());
@@ -371,7 +367,10 @@ fn damage_that_comes_while_mounted_never_shows_wrong_bytes() {
     let bystander = expected_marker_only(&pair);
     let failed = read_all(&mount, &pair.bystander, &bystander);
     assert!(failed.is_empty(), "a marker is no blob: {failed:?}");
-    assert_eq!(common::errno(std::fs::read(mount.image(&pair.bystander).join("model/base"))), libc::EIO);
+    assert_eq!(
+        crate::common::errno(std::fs::read(mount.image(&pair.bystander).join("model/base"))),
+        libc::EIO
+    );
     mount.unmount();
 }
 
@@ -410,7 +409,7 @@ fn store_with_a_large_file() -> (FastStore, String, Vec<u8>) {
 #[test]
 fn a_cache_folder_that_was_tampered_with_never_gives_a_wrong_byte() {
     let (store, id, content) = store_with_a_large_file();
-    let (_dir, dir) = common::temp_dir();
+    let (_dir, dir) = crate::common::temp_dir();
     let cache = dir.join("cache");
     let mount = || Mount::of(store.root()).args([Path::new("--cache-dir"), &cache]).start();
     let first = mount();
@@ -436,7 +435,7 @@ fn a_cache_folder_that_was_tampered_with_never_gives_a_wrong_byte() {
 #[test]
 fn a_cache_folder_may_be_deleted_while_mounted() {
     let (store, id, content) = store_with_a_large_file();
-    let (_dir, dir) = common::temp_dir();
+    let (_dir, dir) = crate::common::temp_dir();
     let cache = dir.join("cache");
     let args = [Path::new("--cache-dir"), &cache, Path::new("--cache-size"), Path::new("16MiB")];
     let mount = Mount::of(store.root()).args(args).start();
@@ -460,7 +459,7 @@ fn two_mounts_that_evict_each_others_cached_files_stay_right() {
         contents.iter().enumerate().map(|(n, content)| store.file(&n.to_string(), content)).collect();
     let fs = store.tree(&entries);
     let id = store.image(&Spec { fs: Some(fs), ..Spec::default() });
-    let (_dir, dir) = common::temp_dir();
+    let (_dir, dir) = crate::common::temp_dir();
     let cache = dir.join("cache");
     // Room for two of the four.
     let mount = || {
@@ -499,7 +498,7 @@ fn a_daemon_that_is_killed_while_it_fills_its_cache_leaves_no_litter() {
     let digest = store.large_blob(768, |n| vec![n as u8; 1 << 20]);
     let fs = store.tree(&[file_entry("huge", &digest, 768 << 20)]);
     let id = store.image(&Spec { fs: Some(fs), ..Spec::default() });
-    let (_dir, dir) = common::temp_dir();
+    let (_dir, dir) = crate::common::temp_dir();
     let cache = dir.join("cache");
     let start = || Mount::of(store.root()).args([Path::new("--cache-dir"), &cache]).start();
     let mut mount = start();
@@ -513,7 +512,7 @@ fn a_daemon_that_is_killed_while_it_fills_its_cache_leaves_no_litter() {
             std::fs::read_link(fd.path()).is_ok_and(|file| file.starts_with(&cache)) && is_large()
         })
     };
-    common::wait_until("the daemon fills its cache", is_filling);
+    crate::common::wait_until("the daemon fills its cache", is_filling);
     mount.kill();
     drop(mount);
     assert!(reader.join().unwrap().is_err(), "the fill was done before the daemon was killed");
@@ -529,6 +528,6 @@ fn a_daemon_that_is_killed_while_it_fills_its_cache_leaves_no_litter() {
             .filter(|path| !is_blob(path) && path.metadata().is_ok_and(|m| m.len() > 1 << 20))
             .collect()
     };
-    common::wait_until("what the killed daemon left is cleared", || litter().is_empty());
+    crate::common::wait_until("what the killed daemon left is cleared", || litter().is_empty());
     mount.unmount();
 }

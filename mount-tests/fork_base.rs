@@ -3,23 +3,14 @@
 //! What fsx does to a file that it made itself, done to one that the fork did not: what nobody wrote must go on coming
 //! from the image, whichever way it is asked for. `PFIMG_OPERATIONS` sets how many for each of `PFIMG_SEEDS` files.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::items_after_statements,
-    clippy::unnecessary_debug_formatting,
-    clippy::zero_sized_map_values
-)]
-
-mod common;
-
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
-use common::failing::Program;
-use common::fast::{FastStore, Spec};
-use common::forks::{close, fallocate, fork, open_rw, punch, world, write_mapped};
-use common::{Mount, Rng};
+use crate::common::failing::Program;
+use crate::common::fast::{FastStore, Spec};
+use crate::common::forks::{close, fallocate, fork, open_rw, punch, world, write_mapped};
+use crate::common::{Mount, Rng};
 use rustix::fs::{Advice, FallocateFlags};
 
 /// No file grows beyond this.
@@ -176,7 +167,7 @@ fn a_file_of_an_image_is_at_every_moment_what_was_done_to_it() {
                 let path = root.join(format!("f{n}"));
                 scope.spawn(move || {
                     let again = format!(
-                        "PFIMG_OPERATIONS={operations} PFIMG_SEEDS={seeds} cargo test --test fork_base"
+                        "PFIMG_OPERATIONS={operations} PFIMG_SEEDS={seeds} cargo test --test mount fork_base::"
                     );
                     let _program =
                         Program { what: "operations on a file of an image", seed: n as u64 + 1, again };

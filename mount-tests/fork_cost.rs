@@ -1,14 +1,5 @@
 //! What forks cost: in bytes and requests, which are judged, and in time, which is printed.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::items_after_statements,
-    clippy::unnecessary_debug_formatting,
-    clippy::zero_sized_map_values
-)]
-
-mod common;
-
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Read as _;
@@ -16,10 +7,10 @@ use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use common::cli::{pfimg_on, tool};
-use common::fast::{FastStore, Spec, dir_entry, file_entry};
-use common::forks::{disk_usage, fork, open_rw, world};
-use common::{MIB, Mount, Rng, in_time, wait_until};
+use crate::common::cli::{pfimg_on, tool};
+use crate::common::fast::{FastStore, Spec, dir_entry, file_entry};
+use crate::common::forks::{disk_usage, fork, open_rw, world};
+use crate::common::{MIB, Mount, Rng, in_time, wait_until};
 
 /// The files below a folder: their paths in it, numbers and lengths.
 fn files_below(root: &Path) -> BTreeMap<PathBuf, (u64, u64)> {

@@ -2,15 +2,6 @@
 //!
 //! `PFIMG_ROUNDS` sets how often the daemon is killed, `PFIMG_SEED` with which seed the writers start.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::items_after_statements,
-    clippy::unnecessary_debug_formatting,
-    clippy::zero_sized_map_values
-)]
-
-mod common;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
@@ -19,10 +10,10 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use common::cli::tool;
-use common::failing::Program;
-use common::forks::{close, fork, map_shared, open_rw, small_store, world};
-use common::{Mount, Rng, is_root, system, temp_dir, wait_at_most, wait_until};
+use crate::common::cli::tool;
+use crate::common::failing::Program;
+use crate::common::forks::{close, fork, map_shared, open_rw, small_store, world};
+use crate::common::{Mount, Rng, is_root, system, temp_dir, wait_at_most, wait_until};
 
 /// Threads that write at once, each in a fork of its own.
 const WRITERS: usize = 4;
@@ -125,7 +116,9 @@ struct Writer {
 }
 
 fn base_files() -> Files {
-    [("README", b"read me\n".to_vec()), ("big", common::forks::big())].map(|(n, b)| (n.to_owned(), b)).into()
+    [("README", b"read me\n".to_vec()), ("big", crate::common::forks::big())]
+        .map(|(n, b)| (n.to_owned(), b))
+        .into()
 }
 
 /// The plain files at the top of a fork.
@@ -257,7 +250,7 @@ fn kill_under_load(writes: &str, rounds: u64, seed: u64) {
     for round in 0..rounds {
         let seed = seed + round * 100;
         let context = format!("--writes {writes}, round {round}, PFIMG_SEED={seed}");
-        let again = format!("PFIMG_SEED={seed} PFIMG_ROUNDS=1 cargo test --test fork_crash");
+        let again = format!("PFIMG_SEED={seed} PFIMG_ROUNDS=1 cargo test --test long fork_crash::");
         let _program = Program { what: "a daemon killed under load", seed, again };
         let acknowledged = AtomicU64::new(0);
         let killing_at = Rng::new(seed).below(1200);
@@ -282,7 +275,7 @@ fn kill_under_load(writes: &str, rounds: u64, seed: u64) {
         let mut should: Vec<_> = (0..WRITERS).map(|n| format!("w{n}")).collect();
         should.extend(writers.iter().flat_map(|w| w.branches.keys().cloned()));
         should.sort();
-        assert_eq!(common::names(&mount.join("forks")).unwrap(), should, "{context}");
+        assert_eq!(crate::common::names(&mount.join("forks")).unwrap(), should, "{context}");
     }
     assert!(total > rounds, "nothing was written");
     mount.unmount();
@@ -344,7 +337,7 @@ fn what_was_written_through_a_mapping_survives_the_daemon_once_its_file_is_close
         let mut mount = Mount::of(store.root()).args(["--writes", writes]).start();
         let root = fork(&mount, writes, &id);
         // The kernel keeps different flags of a file that was there and of one that it created.
-        let maps = [("big", common::forks::BIG), ("new", 10_000)].map(|(name, len)| {
+        let maps = [("big", crate::common::forks::BIG), ("new", 10_000)].map(|(name, len)| {
             let path = root.join(name);
             let file =
                 OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).unwrap();
@@ -442,7 +435,7 @@ fn a_full_disk_is_told_to_the_writer_and_costs_nothing_that_was_acknowledged() {
             // A ballast leaves `left` MiB, and a little more each time.
             let free = rustix::fs::statvfs(&small.0).unwrap();
             let free = free.f_bavail * free.f_frsize;
-            let room = left * common::MIB + left * 777;
+            let room = left * crate::common::MIB + left * 777;
             let ballast = small.0.join("ballast");
             // Somebody may have taken some of it meanwhile: then it fills what there is.
             if let Err(error) = fs::write(&ballast, vec![1; free.saturating_sub(room) as usize]) {
@@ -559,7 +552,7 @@ fn what_a_refused_late_write_left_is_shown_as_it_is_once_nobody_has_it_open() {
     let files = fork(&mount, "try", &id);
     let path = files.join("large");
     let free = rustix::fs::statvfs(&small.0).map(|free| free.f_bavail * free.f_frsize).unwrap();
-    fs::write(small.0.join("ballast"), vec![1; (free - 3 * common::MIB) as usize]).unwrap();
+    fs::write(small.0.join("ballast"), vec![1; (free - 3 * crate::common::MIB) as usize]).unwrap();
     let refused = fs::File::create(&path).and_then(|mut file| {
         file.write_all(&vec![7; 8 << 20])?;
         file.sync_all()

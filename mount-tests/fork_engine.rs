@@ -2,38 +2,27 @@
 //! run, after reopening, and after every kind of damage. `PFIMG_FORK_PROGRAMS=N` runs N programs of each kind,
 //! `PFIMG_FORK_SEED=S` starts at seed S.
 
-#![allow(unreachable_pub, clippy::unwrap_used)] // one test program, in several files
-
-#[path = "fork_engine/adverse.rs"]
 mod adverse;
-#[path = "fork_engine/damage.rs"]
 mod damage;
-#[path = "fork_engine/diff.rs"]
 mod diff;
-#[path = "common/failing.rs"]
-mod failing;
-#[path = "fork_engine/model.rs"]
 mod model;
-#[path = "fork_engine/programs.rs"]
 mod programs;
-#[path = "fork_engine/race.rs"]
 mod race;
-#[path = "fork_engine/records.rs"]
 mod records;
-#[path = "fork_engine/rules.rs"]
 mod rules;
-#[path = "fork_engine/support.rs"]
 mod support;
 
 #[test]
 fn a_random_program_that_fails_leaves_a_crash_pack_with_its_seed() {
     let again = format!("not at all, in process {}", std::process::id());
     let failed = std::panic::catch_unwind(|| {
-        let _program = failing::Program { what: "a test of failing", seed: 77, again: again.clone() };
+        let _program =
+            crate::common::failing::Program { what: "a test of failing", seed: 77, again: again.clone() };
         panic!("on purpose");
     });
     assert!(failed.is_err());
-    let packs = std::fs::read_dir(failing::packs()).unwrap().map(|entry| entry.unwrap().path());
+    let packs =
+        std::fs::read_dir(crate::common::failing::packs()).unwrap().map(|entry| entry.unwrap().path());
     let replayed = packs.filter_map(|path| Some((pfimg::crashpack::replay::replay(&path, &[]).ok()?, path)));
     let mine: Vec<_> =
         replayed.filter(|(pack, _)| pack.ledger.metadata.get("again") == Some(&again)).collect();

@@ -2,15 +2,6 @@
 //!
 //! `PFIMG_RUNS` sets how many programs run (500), `PFIMG_SEED` with which seed they start (1).
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::items_after_statements,
-    clippy::unnecessary_debug_formatting,
-    clippy::zero_sized_map_values
-)]
-
-mod common;
-
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write as _;
@@ -18,10 +9,10 @@ use std::os::unix::fs::{FileExt as _, MetadataExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use common::cli::tool;
-use common::failing::Program;
-use common::forks::{big, fork, open_rw, punch, small_store, world, write_mapped};
-use common::{Mount, Rng, wait_until};
+use crate::common::cli::tool;
+use crate::common::failing::Program;
+use crate::common::forks::{big, fork, open_rw, punch, small_store, world, write_mapped};
+use crate::common::{Mount, Rng, wait_until};
 
 /// Forks in one family, and how deep it may go.
 const FAMILY: usize = 16;
@@ -301,7 +292,7 @@ fn copy(from: &Path, to: &Path) {
 }
 
 fn run(seed: u64) {
-    let again = format!("PFIMG_SEED={seed} PFIMG_RUNS=1 cargo test --test fork_isolation");
+    let again = format!("PFIMG_SEED={seed} PFIMG_RUNS=1 cargo test --test mount fork_isolation::");
     let _program = Program { what: "a family of forks", seed, again };
     let mut rng = Rng::new(seed);
     let (store, id) = small_store();

@@ -1,22 +1,13 @@
 //! Real tools at work in a fork, as on any disk.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::items_after_statements,
-    clippy::unnecessary_debug_formatting,
-    clippy::zero_sized_map_values
-)]
-
-mod common;
-
 use std::fs;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 
-use common::cli::{Output, Run};
-use common::fast::FastStore;
-use common::forks::{fork, small_store, world};
-use common::{Mount, system, temp_dir, tree};
+use crate::common::cli::{Output, Run};
+use crate::common::fast::FastStore;
+use crate::common::forks::{fork, small_store, world};
+use crate::common::{Mount, system, temp_dir, tree};
 
 /// Runs a shell script in a folder; panics with what it said unless it ends well.
 #[track_caller]

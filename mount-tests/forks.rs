@@ -1,30 +1,13 @@
 //! Forks: how they come, what they show, what they refuse, and that they last.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::items_after_statements,
-    clippy::unnecessary_debug_formatting,
-    clippy::zero_sized_map_values
-)]
-
-#[path = "forks/back.rs"]
 mod back;
-#[path = "forks/beside.rs"]
 mod beside;
-mod common;
-#[path = "forks/copied.rs"]
 mod copied;
-#[path = "forks/corners.rs"]
 mod corners;
-#[path = "forks/diff.rs"]
 mod diff;
-#[path = "forks/lists.rs"]
 mod lists;
-#[path = "forks/no_links.rs"]
 mod no_links;
-#[path = "forks/posix.rs"]
 mod posix;
-#[path = "forks/rights.rs"]
 mod rights;
 
 use std::fs;
@@ -32,10 +15,10 @@ use std::io::Write as _;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 
-use common::cli::{pfimg_on, tool};
-use common::fast::expected_files;
-use common::forks::{big, fork, open_rw, punch, small_store, tag, world, write_mapped};
-use common::{Mount, errno, is_root, names, tree, wait_until};
+use crate::common::cli::{pfimg_on, tool};
+use crate::common::fast::expected_files;
+use crate::common::forks::{big, fork, open_rw, punch, small_store, tag, world, write_mapped};
+use crate::common::{Mount, errno, is_root, names, tree, wait_until};
 
 /// Both ways of writing.
 const MODES: [&str; 2] = ["through", "back"];
@@ -158,7 +141,7 @@ fn a_forks_top_takes_layer_names_only() {
         assert!([libc::EPERM, libc::EXDEV].contains(&errno(result)));
     }
     assert_eq!(
-        common::names(&top).unwrap(),
+        crate::common::names(&top).unwrap(),
         ["cache", "effects", "manifest.json", "model", "trace", "world"]
     );
     wait_until("the log says why", || {
@@ -234,8 +217,9 @@ fn the_ledger_and_the_trace_can_only_be_appended_to_whatever_the_write_pattern()
             refused("punch", open_rw(&file).and_then(|f| punch(&f, 0, len)));
             refused(
                 "zero",
-                open_rw(&file)
-                    .and_then(|f| common::forks::fallocate(&f, rustix::fs::FallocateFlags::ZERO_RANGE, 0, 4)),
+                open_rw(&file).and_then(|f| {
+                    crate::common::forks::fallocate(&f, rustix::fs::FallocateFlags::ZERO_RANGE, 0, 4)
+                }),
             );
             refused("rename away", fs::rename(&file, world(&mount, &name).join("ledger")));
             let temp = world(&mount, &name).join("temp");

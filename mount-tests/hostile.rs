@@ -1,15 +1,11 @@
 //! Hostile stores: whatever an image claims, it is refused with a clear line or shown safely, memory stays bounded, and
 //! the rest of the store stays usable.
 
-#![allow(clippy::unwrap_used)]
-
-mod common;
-
 use std::path::Path;
 
-use common::cli::{pfimg_on, tool};
-use common::fast::{FastStore, Spec, dir_entry, expected_files, file_entry, link_entry};
-use common::{MIB, Mount, errno, hex_digest_of_file, in_time, names, wait_until};
+use crate::common::cli::{pfimg_on, tool};
+use crate::common::fast::{FastStore, Spec, dir_entry, expected_files, file_entry, link_entry};
+use crate::common::{MIB, Mount, errno, hex_digest_of_file, in_time, names, wait_until};
 use serde_json::{Value, json};
 
 /// The cache budget of these mounts, and what the daemon may need besides.
@@ -208,7 +204,7 @@ fn a_tree_that_is_not_one_is_refused() {
 fn a_file_whose_size_is_a_lie_fails_alone() {
     let mut store = FastStore::new();
     let sound = sound_image(&mut store);
-    let mut rng = common::Rng::new(1);
+    let mut rng = crate::common::Rng::new(1);
     let content = rng.bytes(100_000);
     let lies = [("shorter", 99_999), ("longer", 100_001), ("empty", 0), ("much longer", 1 << 40), ("one", 1)];
     // Each has a blob of its own, so that each is a finding of its own.
@@ -422,7 +418,7 @@ fn a_manifest_that_lies_is_refused_and_hides_no_other_image() {
     for (what, id) in &ids {
         // The marker's bytes are what the id says, so they may be shown; no layer may.
         if let Ok(bytes) = std::fs::read(mount.image(id).join("manifest.json")) {
-            assert_eq!(common::hex_digest(&bytes), *id, "{what}");
+            assert_eq!(crate::common::hex_digest(&bytes), *id, "{what}");
         }
         for path in ["model/base", "world/fs/x", "effects/ledger.jsonl"] {
             let layer = std::fs::read(mount.image(id).join(path));
@@ -494,7 +490,7 @@ fn tags_that_are_nonsense_hide_no_image_and_lead_nowhere() {
     let tags = store.root().join("refs/tags");
     std::fs::write(tags.join("empty"), b"").unwrap();
     std::fs::write(tags.join("path"), b"../../../../etc/passwd").unwrap();
-    std::fs::write(tags.join("noise"), common::Rng::new(4).bytes(100_000)).unwrap();
+    std::fs::write(tags.join("noise"), crate::common::Rng::new(4).bytes(100_000)).unwrap();
     std::fs::write(tags.join("dangling"), format!("sha256:{}\n", "ab".repeat(32))).unwrap();
     std::fs::create_dir_all(tags.join("folder")).unwrap();
     std::os::unix::fs::symlink("/dev/zero", tags.join("endless")).unwrap();

@@ -1,7 +1,6 @@
 //! Our codecs against the real pf crates: what they write we read, and the other way round.
 
 // Helpers of tests are tests, too.
-#![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -12,12 +11,12 @@ use pf_core::fixture as real;
 use pf_core::snapshot::{LayerCapture, LayerDescriptor};
 use pf_core::store::PfStore;
 use pf_effects::{SessionSecret, SideEffectClass as RealClass};
-use pfimg::fixture::{FixtureSpec, build};
+use pfimg::digest::Digest;
 use pfimg::layers::cache::{Dtype, PageManifest};
 use pfimg::layers::effects::{Chain, Effects, Entry, Header, Ledger, Record, Secret, SideEffectClass};
 use pfimg::layers::env::Env;
 use pfimg::layers::procs::{Known, Procs};
-use pfimg::store::Digest;
+use pfimg::ops::fixture::{FixtureSpec, build};
 use serde_json::Map;
 
 const SECRET: &[u8] = b"not very secret";

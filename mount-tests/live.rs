@@ -1,15 +1,11 @@
 //! A store that changes while it is mounted: images that other programs take or drop show within a second.
 
-#![allow(clippy::unwrap_used)]
-
-mod common;
-
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use common::fast::{FastStore, Spec};
-use common::{Mount, errno, hex_digest_of_file, names, temp_dir, wait_at_most, wait_until};
+use crate::common::fast::{FastStore, Spec};
+use crate::common::{Mount, errno, hex_digest_of_file, names, temp_dir, wait_at_most, wait_until};
 use pf_core::digest::Digest256;
 use pf_core::fixture::{
     FixtureCacheCapture, FixtureEffectsCapture, FixtureModelCapture, FixtureSpec, FixtureTraceCapture,
@@ -106,7 +102,7 @@ fn a_name_that_was_missing_is_found_once_the_image_exists() {
     for n in 0..5 {
         let spec = Spec { fingerprint: format!("later {n}"), ..Spec::default() };
         let manifest = serde_json::to_vec(&store.manifest(&spec)).unwrap();
-        let id = common::hex_digest(&manifest);
+        let id = crate::common::hex_digest(&manifest);
         for name in [id.clone(), id[..10].to_owned(), format!("sha256:{id}")] {
             assert_eq!(errno(mount.join("images").join(name).symlink_metadata()), libc::ENOENT);
         }
@@ -229,7 +225,7 @@ impl Drop for EndOnDrop<'_> {
 fn readers_of_one_image_never_notice_that_others_come_and_go() {
     let mut store = FastStore::new();
     let contents: Vec<Vec<u8>> =
-        (0..20).map(|n| common::Rng::new(n).bytes(3000 + 9000 * n as usize)).collect();
+        (0..20).map(|n| crate::common::Rng::new(n).bytes(3000 + 9000 * n as usize)).collect();
     let entries: Vec<_> =
         contents.iter().enumerate().map(|(n, content)| store.file(&format!("dir/{n:02}"), content)).collect();
     let fs = store.tree(&entries);
@@ -245,7 +241,7 @@ fn readers_of_one_image_never_notice_that_others_come_and_go() {
             .map(|reader| {
                 let (world, contents, done) = (&world, &contents, &done);
                 scope.spawn(move || {
-                    let mut rng = common::Rng::new(reader);
+                    let mut rng = crate::common::Rng::new(reader);
                     let mut reads = 0;
                     while !done.load(std::sync::atomic::Ordering::Relaxed) {
                         let n = rng.below(20) as usize;

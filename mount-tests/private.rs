@@ -1,18 +1,14 @@
 //! Nobody reads or changes what they may not: modes of all that is made, forks that are closed, other users' images.
 
-#![allow(clippy::unwrap_used)]
-
-mod common;
-
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 
-use common::cli::{Output, Run, pfimg_on};
-use common::fast::{FastStore, Spec};
-use common::forks::{fork, small_store, world};
-use common::mount::Background;
-use common::{Mount, is_root, temp_dir};
+use crate::common::cli::{Output, Run, pfimg_on};
+use crate::common::fast::{FastStore, Spec};
+use crate::common::forks::{fork, small_store, world};
+use crate::common::mount::Background;
+use crate::common::{Mount, is_root, temp_dir};
 
 /// A user that owns nothing.
 const NOBODY: u32 = 65_534;
@@ -54,7 +50,7 @@ impl Place {
         let (guard, dir) = temp_dir();
         set_mode(&dir, 0o755);
         let program = dir.join("pfimg");
-        fs::copy(common::PFIMG, &program).unwrap();
+        fs::copy(crate::common::PFIMG, &program).unwrap();
         set_mode(&program, 0o755);
         Self { _dir: guard, dir, program }
     }
@@ -316,7 +312,7 @@ fn mkdir_of_a_fork_takes_the_umask_and_a_mode_and_a_branch_is_no_more_open_than_
     assert_eq!(["closed", "empty", "given", "branch-of-closed"].map(of), [0o700; 4]);
     assert_eq!(["open", "branch-of-open"].map(of), [0o775, 0o750]);
     assert_eq!(mkdir("022", &format!("given@{id}")).code, 1, "it is there");
-    let listed = common::names(&mount.join("forks")).unwrap();
+    let listed = crate::common::names(&mount.join("forks")).unwrap();
     assert!(listed.iter().all(|name| !name.contains('@')), "{listed:?}");
     mount.unmount();
     let mount = Mount::of(store.root()).start();

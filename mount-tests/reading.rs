@@ -1,11 +1,6 @@
 //! Reading: what the mount shows is what the real `pf` wrote, in every image, byte for byte.
 
-#![allow(clippy::unwrap_used)]
-
-mod common;
-#[path = "reading/identity.rs"]
 mod identity;
-#[path = "reading/times.rs"]
 mod times;
 
 use std::collections::BTreeMap;
@@ -14,11 +9,13 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::LazyLock;
 
-use common::cli::{Run, pfimg_on, tool};
-use common::failing::Program;
-use common::fast::{FastStore, Spec, dir_entry, expected_files, link_entry};
-use common::real::{AGENTS, RealStore};
-use common::{MIB, Mount, Rng, errno, hex_digest, hex_digest_of_file, names, real, system, temp_dir, tree};
+use crate::common::cli::{Run, pfimg_on, tool};
+use crate::common::failing::Program;
+use crate::common::fast::{FastStore, Spec, dir_entry, expected_files, link_entry};
+use crate::common::real::{AGENTS, RealStore};
+use crate::common::{
+    MIB, Mount, Rng, errno, hex_digest, hex_digest_of_file, names, real, system, temp_dir, tree,
+};
 use serde_json::Value;
 
 /// How many images the tests of this file generate with the real crates.
@@ -51,7 +48,7 @@ fn the_world_of_every_generated_image_equals_what_the_real_restore_makes() {
     assert_eq!(names(&mount.join("images")).unwrap().len(), IMAGES as usize);
     let mut seen = tree::Seen::default();
     for image in &generated.images {
-        let again = "cargo test --test reading".to_owned();
+        let again = "cargo test --test mount reading::".to_owned();
         let _program = Program { what: "a generated image", seed: image.seed, again };
         let shown = tree::read_tree(&mount.image(&image.id).join("world/fs"))
             .unwrap_or_else(|e| panic!("seed {}: image {}: {e}", image.seed, image.id));
@@ -70,7 +67,7 @@ fn every_raw_layer_file_of_every_generated_image_hashes_to_its_digest() {
     let generated = &*GENERATED;
     let mount = Mount::of(generated.store.root()).args(["--reveal-secrets"]).start();
     for image in &generated.images {
-        let again = "cargo test --test reading".to_owned();
+        let again = "cargo test --test mount reading::".to_owned();
         let _program = Program { what: "the layers of a generated image", seed: image.seed, again };
         let about = format!("seed {}, image {}", image.seed, image.id);
         let folder = mount.image(&image.id);
@@ -223,8 +220,8 @@ fn latest_is_the_newest_in_time_and_not_in_text() {
     assert_eq!(std::fs::read_link(mount.join("latest")).unwrap(), Path::new("images").join(&newest));
     // A parent that the store no longer has is named all the same.
     let parents = mount.join("latest/parents");
-    assert_eq!(names(&parents).unwrap(), [common::bare(&absent)]);
-    assert_eq!(errno(parents.join(common::bare(&absent)).metadata()), libc::ENOENT);
+    assert_eq!(names(&parents).unwrap(), [crate::common::bare(&absent)]);
+    assert_eq!(errno(parents.join(crate::common::bare(&absent)).metadata()), libc::ENOENT);
     mount.unmount();
 }
 
@@ -233,7 +230,7 @@ fn an_image_is_named_by_tag_prefix_digest_and_latest_in_mount_and_command_alike(
     let store = FastStore::new();
     let made =
         pfimg_on(store.root(), ["fixture", "--tag", "before", "--cache-pages", "2", "--world-files", "3"]);
-    let id = common::bare(made.exits(0).stdout.trim()).to_owned();
+    let id = crate::common::bare(made.exits(0).stdout.trim()).to_owned();
     assert_eq!(id.len(), 64, "fixture prints the id: {id}");
     let mount = Mount::of(store.root()).start();
     assert_eq!(names(&mount.join("tags")).unwrap(), ["before"]);
@@ -243,7 +240,8 @@ fn an_image_is_named_by_tag_prefix_digest_and_latest_in_mount_and_command_alike(
     for name in ["before", &id[..8], &id, &format!("sha256:{id}"), "latest"] {
         let shown = pfimg_on(store.root(), ["show", name]).exits(0).stdout;
         assert!(shown.contains(&id[..12]), "show {name}: {shown}");
-        let by_option = common::pfimg(["show", "--store", store.root().to_str().unwrap(), name]).exits(0);
+        let by_option =
+            crate::common::pfimg(["show", "--store", store.root().to_str().unwrap(), name]).exits(0);
         assert_eq!(by_option.stdout, shown, "--store and $PF_STORE");
     }
     for name in ["no-such-tag", &id[..3], "ffffffffffff", "sha256:12", "../x", ""] {
@@ -331,7 +329,7 @@ fn nothing_under_images_can_be_changed_and_the_answer_is_erofs() {
     let expect = |what: &str, path: &Path, result: std::io::Result<()>| {
         let got = errno(result);
         // An ordinary user may be turned away by the mode before the filesystem is asked.
-        let accepted = got == libc::EROFS || (!common::is_root() && got == libc::EACCES);
+        let accepted = got == libc::EROFS || (!crate::common::is_root() && got == libc::EACCES);
         assert!(accepted, "{what} {}: errno {got}", path.display());
     };
     for dir in [&world, &world.join("dir"), &image, &image.join("effects"), &mount.join("images")] {
@@ -433,7 +431,7 @@ fn odd_frames_that_pf_accepts_are_read() {
     for (what, packed) in forms {
         assert_eq!(zstd::decode_all(&packed[..]).unwrap(), content, "the reference reads {what}");
         std::fs::write(store.blob_path(&digest), packed).unwrap();
-        let fs = store.tree(&[common::fast::file_entry("f", &digest, content.len() as u64)]);
+        let fs = store.tree(&[crate::common::fast::file_entry("f", &digest, content.len() as u64)]);
         let id = store.image(&Spec { fs: Some(fs), base: Some(digest.clone()), ..Spec::default() });
         let mount = Mount::of(store.root()).start();
         for path in ["world/fs/f", "model/base"] {
@@ -449,7 +447,7 @@ const NOBODY: u32 = 65534;
 #[test]
 fn an_ordinary_user_mounts_and_reads_through_fusermount3() {
     system::require_fuse();
-    if !common::is_root() {
+    if !crate::common::is_root() {
         // Then every test of this file is one of an ordinary user already.
         assert!(system::which("fusermount3").is_some(), "fusermount3 is missing: install Debian's fuse3");
         return;
@@ -460,7 +458,7 @@ fn an_ordinary_user_mounts_and_reads_through_fusermount3() {
     let id = store.image(&Spec { fs: Some(fs), ..Spec::default() });
     let (_dir, dir) = temp_dir();
     let program = dir.join("pfimg");
-    std::fs::copy(common::PFIMG, &program).unwrap();
+    std::fs::copy(crate::common::PFIMG, &program).unwrap();
     for path in [dir.as_path(), store.root().parent().unwrap(), program.as_path()] {
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
     }

@@ -1,15 +1,8 @@
 //! `pfimg run`: a command that can change nothing but a fork.
 
-#![allow(clippy::unwrap_used)]
-
-mod common;
-#[path = "run/credentials.rs"]
 mod credentials;
-#[path = "run/escape.rs"]
 mod escape;
-#[path = "run/everyday.rs"]
 mod everyday;
-#[path = "run/terminal.rs"]
 mod terminal;
 
 use std::fs;
@@ -17,11 +10,11 @@ use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use common::cli::{Run, clean_command, pfimg_on};
-use common::fast::FastStore;
-use common::forks::{fork, small_store, tag, world};
-use common::mount::Mounting;
-use common::{Mount, Output, PFIMG, errno, is_root, names, temp_dir, wait_until};
+use crate::common::cli::{Run, clean_command, pfimg_on};
+use crate::common::fast::FastStore;
+use crate::common::forks::{fork, small_store, tag, world};
+use crate::common::mount::Mounting;
+use crate::common::{Mount, Output, PFIMG, errno, is_root, names, temp_dir, wait_until};
 use rustix::process::{Pid, Signal, kill_process};
 
 /// A user without rights.

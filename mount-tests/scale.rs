@@ -1,16 +1,12 @@
 //! Scale: large stores, large images and large blobs within a bounded memory. Times are printed, never judged.
 
-#![allow(clippy::unwrap_used)]
-
-mod common;
-
 use std::path::Path;
 use std::time::Instant;
 
-use common::cli::tool;
-use common::fast::{FastStore, Spec, dir_entry, file_entry};
-use common::forks::fork;
-use common::{MIB, Mount, Rng, names, temp_dir, tree};
+use crate::common::cli::tool;
+use crate::common::fast::{FastStore, Spec, dir_entry, file_entry};
+use crate::common::forks::fork;
+use crate::common::{MIB, Mount, Rng, names, temp_dir, tree};
 use serde_json::Value;
 
 /// What the daemon may need besides the cache.
@@ -44,7 +40,7 @@ fn a_store_of_ten_thousand_images_mounts_in_little_memory_and_lists_them_all() {
     println!("listing them: {:?}", start.elapsed());
     // One of them is as good as another.
     for id in ids.iter().step_by(1000) {
-        assert_eq!(common::hex_digest_of_file(&mount.image(id).join("manifest.json")).unwrap(), *id);
+        assert_eq!(crate::common::hex_digest_of_file(&mount.image(id).join("manifest.json")).unwrap(), *id);
     }
     let start = Instant::now();
     assert!(mount.join("latest/model/base").is_file());
@@ -79,7 +75,7 @@ fn walking_an_image_of_twenty_thousand_files_stays_within_the_cache_and_a_consta
             panic!("{path:?} is missing")
         };
         assert_eq!(*len, entry["size"].as_u64().unwrap(), "{path:?}");
-        assert_eq!(sha256, common::bare(entry["blob"].as_str().unwrap()), "{path:?}");
+        assert_eq!(sha256, crate::common::bare(entry["blob"].as_str().unwrap()), "{path:?}");
     }
     let peak = mount.peak_memory();
     println!("at most {} MiB with a cache of {} MiB", peak / MIB, BUDGET / MIB);

@@ -1,35 +1,20 @@
 //! Seals, judged by the real pf. `PFIMG_SEAL_FORKS=N` generates N forks, `PFIMG_SEAL_SEED=S` starts at seed S.
 
-#![allow(unreachable_pub, clippy::unwrap_used)] // one test program, in several files
-
-#[path = "seal/adverse.rs"]
 mod adverse;
-#[path = "seal/crash.rs"]
 mod crash;
-#[path = "seal/disk.rs"]
 mod disk;
-#[path = "common/failing.rs"]
-mod failing;
-#[path = "seal/generated.rs"]
 mod generated;
-#[path = "seal/ignored.rs"]
 mod ignored;
-#[path = "seal/large.rs"]
 mod large;
-#[path = "seal/layers.rs"]
 mod layers;
-#[path = "seal/merged.rs"]
 mod merged;
-#[path = "seal/oracle.rs"]
 mod oracle;
-#[path = "seal/records.rs"]
 mod records;
-#[path = "seal/support.rs"]
 mod support;
 
 use pfimg::fork::SetAttr;
 
-use support::{Pf, Place, read, world, write};
+use self::support::{Pf, Place, read, world, write};
 
 #[test]
 fn a_sealed_fork_is_an_image_that_pf_restores() {

@@ -1,19 +1,10 @@
 //! Seals through a mount: by `mkdir`, by command, by themselves, and while others write.
 
-#![allow(clippy::unwrap_used)]
-
-#[path = "seal_mount/adverse.rs"]
 mod adverse;
-mod common;
-#[path = "seal_mount/kept.rs"]
 mod kept;
-#[path = "seal_mount/records.rs"]
 mod records;
-#[path = "seal_mount/times.rs"]
 mod times;
-#[path = "seal_mount/told.rs"]
 mod told;
-#[path = "seal_mount/under_load.rs"]
 mod under_load;
 
 use std::fs;
@@ -22,10 +13,10 @@ use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 
-use common::cli::{pfimg_on, tool};
-use common::fast::FastStore;
-use common::forks::{fork, small_store, world};
-use common::{Mount, is_root, names, wait_until};
+use crate::common::cli::{pfimg_on, tool};
+use crate::common::fast::FastStore;
+use crate::common::forks::{fork, small_store, world};
+use crate::common::{Mount, is_root, names, wait_until};
 
 fn manual(store: &FastStore) -> Mount {
     Mount::of(store.root()).args(["--seal", "manual"]).start()
@@ -80,7 +71,7 @@ fn a_folder_made_in_snap_is_a_seal_of_that_name() {
     let again = fs::create_dir(snap.join("green")).unwrap_err();
     assert_eq!(again.raw_os_error(), Some(libc::EEXIST), "{again}");
     // Free for a name that the fork's list does not show, too.
-    common::forks::tag(&store, "taken", &id);
+    crate::common::forks::tag(&store, "taken", &id);
     assert_eq!(fs::create_dir(snap.join("taken")).unwrap_err().raw_os_error(), Some(libc::EEXIST));
     fs::write(world.join("new"), "newer").unwrap();
     fs::create_dir(snap.join("blue")).unwrap();
@@ -194,7 +185,7 @@ fn the_command_seals_with_and_without_a_mount_and_says_what_it_did() {
     assert_eq!(seal(&store, &["f"]), first, "nothing changed");
     assert_eq!(fs::read(mount.image(&first).join("world/fs/new")).unwrap(), b"1");
     let manifest = fs::read(mount.join("forks/f/manifest.json")).unwrap();
-    assert_eq!(common::hex_digest(&manifest), first, "the fork shows what it rests on");
+    assert_eq!(crate::common::hex_digest(&manifest), first, "the fork shows what it rests on");
     let taken = pfimg_on(store.root(), ["seal", "f", "--tag", "one"]).exits(2);
     assert!(taken.stderr.contains("there is a tag \"one\" already"), "{}", taken.stderr);
     fs::write(world.join("new"), "2").unwrap();
@@ -425,7 +416,7 @@ fn a_tree_of_every_kind_comes_back_from_a_seal_exactly() {
 #[test]
 fn make_and_cargo_find_everything_fresh_in_a_fork_of_a_sealed_tree_and_git_sees_no_change() {
     // At the same place both times: cargo takes another path for another package.
-    let (_dir, home) = common::temp_dir();
+    let (_dir, home) = crate::common::temp_dir();
     let point = home.join("mnt");
     fs::create_dir(&point).unwrap();
     let (store, id) = small_store();
@@ -449,7 +440,7 @@ fn make_and_cargo_find_everything_fresh_in_a_fork_of_a_sealed_tree_and_git_sees_
         let home = std::env::var("HOME").unwrap_or_default();
         let cargo = Path::new(env!("CARGO"));
         let mut run =
-            common::cli::Run::program(cargo, ["build", "--offline", "-v"]).dir(&world.join("crate"));
+            crate::common::cli::Run::program(cargo, ["build", "--offline", "-v"]).dir(&world.join("crate"));
         for (name, below) in [("CARGO_HOME", ".cargo"), ("RUSTUP_HOME", ".rustup")] {
             run = run.env(name, std::env::var(name).unwrap_or(format!("{home}/{below}")));
         }

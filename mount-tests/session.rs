@@ -1,17 +1,9 @@
 //! Sessions: how mounts begin and end, also when they end badly.
 
-#![allow(clippy::unwrap_used)]
-
-#[path = "session/asking.rs"]
 mod asking;
-mod common;
-#[path = "session/limits.rs"]
 mod limits;
-#[path = "session/meant.rs"]
 mod meant;
-#[path = "session/outside.rs"]
 mod outside;
-#[path = "session/silent.rs"]
 mod silent;
 
 use std::collections::BTreeMap;
@@ -19,10 +11,10 @@ use std::ffi::OsStr;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
-use common::cli::{Run, pfimg_on};
-use common::fast::{FastStore, Spec};
-use common::mount::Background;
-use common::{Mount, Output, errno, is_root, names, pfimg, system, temp_dir, wait_until};
+use crate::common::cli::{Run, pfimg_on};
+use crate::common::fast::{FastStore, Spec};
+use crate::common::mount::Background;
+use crate::common::{Mount, Output, errno, is_root, names, pfimg, system, temp_dir, wait_until};
 use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::process::Signal;
 
@@ -80,7 +72,7 @@ fn a_daemon_killed_at_any_moment_of_its_start_is_gone_and_can_be_cleared() {
     let _guard = Background { point: point.clone(), pid: None };
     let home = point.parent().unwrap();
     for round in 0..60u32 {
-        let mut child = common::cli::clean_command(Path::new(common::PFIMG))
+        let mut child = crate::common::cli::clean_command(Path::new(crate::common::PFIMG))
             .args([
                 OsStr::new("mount"),
                 OsStr::new("--foreground"),
@@ -101,8 +93,9 @@ fn a_daemon_killed_at_any_moment_of_its_start_is_gone_and_can_be_cleared() {
         }
         child.kill().unwrap();
         // A daemon that is killed while it waits for its own mount waits for ever: no signal ends it.
-        let ended =
-            common::wait_at_most(std::time::Duration::from_secs(20), || child.try_wait().unwrap().is_some());
+        let ended = crate::common::wait_at_most(std::time::Duration::from_secs(20), || {
+            child.try_wait().unwrap().is_some()
+        });
         if ended.is_none() {
             system::break_connection(&point);
             wait_until("the daemon ends", || child.try_wait().unwrap().is_some());
@@ -159,7 +152,7 @@ fn unmount_from_outside(point: &Path, lazily: bool) {
             rustix::mount::unmount(point, flags).is_ok()
         } else {
             let args = [OsStr::new(if lazily { "-uz" } else { "-u" }), point.as_os_str()];
-            common::cli::tool("fusermount3", args).code == 0
+            crate::common::cli::tool("fusermount3", args).code == 0
         }
     });
 }
@@ -348,7 +341,7 @@ fn a_read_only_mount_and_the_commands_that_look_write_nothing_into_the_store() {
     let (mut store, id) = small_store();
     // A blob that is gone along with its folder: nothing may make that again.
     let digest = store.blob(b"soon gone");
-    let fs = store.tree(&[common::fast::file_entry("gone", &digest, 9)]);
+    let fs = store.tree(&[crate::common::fast::file_entry("gone", &digest, 9)]);
     let torn = store.image(&Spec { fs: Some(fs), ..Spec::default() });
     let shard = store.blob_path(&digest).parent().unwrap().to_owned();
     std::fs::remove_file(store.blob_path(&digest)).unwrap();
@@ -418,11 +411,11 @@ fn set_writable(root: &Path, writable: bool) {
 
 #[test]
 fn a_second_mount_says_that_the_forks_are_written_elsewhere() {
-    let (store, id) = common::forks::small_store();
+    let (store, id) = crate::common::forks::small_store();
     // A store that others can read is told of as well.
     std::fs::set_permissions(store.root(), std::fs::Permissions::from_mode(0o700)).unwrap();
     let first = Mount::of(store.root()).args(["--seal", "manual"]).start();
-    common::forks::fork(&first, "f", &id);
+    crate::common::forks::fork(&first, "f", &id);
     let (_dir, dir) = temp_dir();
     let point = dir.join("mnt");
     std::fs::create_dir(&point).unwrap();

@@ -1,17 +1,13 @@
 //! Tags: names given to images, by the command and by the tools that work on symlinks, and what a copy costs.
 
-#![allow(clippy::unwrap_used)]
-
-mod common;
-
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, symlink};
 use std::path::{Path, PathBuf};
 
-use common::cli::{pfimg_on, tool};
-use common::fast::{FastStore, Spec};
-use common::forks::small_store;
-use common::{Mount, errno, names, tree, wait_until};
+use crate::common::cli::{pfimg_on, tool};
+use crate::common::fast::{FastStore, Spec};
+use crate::common::forks::small_store;
+use crate::common::{Mount, errno, names, tree, wait_until};
 
 /// What `du -b` says of a folder.
 fn du(path: &Path) -> u64 {

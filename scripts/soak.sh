@@ -41,5 +41,5 @@ echo "soak: 64 writers for $seconds s: no error; $before KiB resident at first, 
 [ "$after" -lt $((before * 2)) ] || { echo "soak: the memory grew" >&2; exit 1; }
 for n in $(seq 64); do rm -rf "$work/mnt/forks/f$n"; done
 du -sk "$work/store/forks"
-PFIMG_ROUNDS=$rounds cargo test --release --test fork_crash -- --nocapture
-PFIMG_RUNS=$runs cargo test --release --test fork_isolation -- --nocapture
+PFIMG_ROUNDS=$rounds cargo test --release --test long fork_crash:: -- --nocapture
+PFIMG_RUNS=$runs cargo test --release --test mount fork_isolation:: -- --nocapture

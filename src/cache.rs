@@ -17,8 +17,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::digest::Digest;
 use crate::error::Result;
-use crate::store::{BlobError, Blobs, Digest, Size, Store};
+use crate::store::{BlobError, Blobs, Size, Store};
 use fill::{Fills, Unfilled};
 use frames::Frames;
 use heap::Heap;

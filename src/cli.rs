@@ -34,7 +34,6 @@ mod tag;
 mod tags;
 mod text;
 mod umount;
-mod units;
 mod untag;
 mod verify;
 
@@ -47,8 +46,8 @@ use clap::error::{ContextKind, ContextValue};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::limits;
 use crate::store::Store;
+use crate::util::limits;
 
 /// Mounts a `ProcessFork` store: every image a folder of its layers.
 #[derive(Debug, Parser)]

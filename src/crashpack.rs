@@ -27,9 +27,9 @@ use std::fmt::Write as _;
 
 use serde::{Deserialize, Serialize};
 
+use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::oracle::{Transfer, TransferOracle, TransferOracleResult};
-use crate::store::Digest;
 use evidence::{EvidenceLedger, LedgerEntry, Spelling};
 use quote::{line, shell_arg};
 

@@ -4,31 +4,24 @@
 mod adapter;
 mod announce;
 mod barrier;
-mod company;
-pub(crate) mod hints;
-mod mount;
-mod options;
 mod own;
+mod pool;
 mod reply;
 mod requests;
 mod session;
+mod spin;
 mod wanted;
 mod watch;
-mod workers;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::{Errno, FileAttr, FileType, INodeNo};
 
-pub use mount::{Unmounted, clear_dead, remount, unmount};
-pub use options::MountOptions;
 pub use session::{SessionConfig, serve};
 
 use crate::error::ErrorKind;
-use crate::layers::world::Kind;
-pub use crate::mountinfo::{Mounted, aliases, mounts, runs_in};
-pub(crate) use crate::mountinfo::{holding_among, mounts_elsewhere, mounts_of};
+use crate::vfs::Kind;
 use crate::vfs::{Attr, Op};
 
 fn errno(kind: ErrorKind) -> Errno {

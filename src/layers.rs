@@ -14,6 +14,7 @@ pub mod trace;
 pub mod world;
 pub mod xattrs;
 
+pub mod ignore;
 mod json;
 #[cfg(test)]
 mod robustness;

@@ -4,34 +4,23 @@
 #![warn(clippy::disallowed_types)]
 
 pub mod audit;
-pub mod brief;
 pub mod cache;
 pub mod cli;
-pub mod confine;
 pub mod crashpack;
+pub mod digest;
 pub mod error;
-pub mod export;
-pub mod fixture;
 pub mod fork;
 pub mod fuse;
-pub mod gc;
-pub mod import;
-pub mod jobs;
+pub mod images;
 pub mod layers;
-mod limits;
-mod meter;
-mod mountinfo;
+pub mod mount;
+pub mod ops;
 pub mod oracle;
-pub mod prune;
-mod reach;
-pub mod recovery;
-pub mod seal;
-mod silent;
+pub mod sandbox;
 pub mod store;
 mod sync;
-pub mod times;
 pub mod tree;
-pub mod verify;
+pub mod util;
 pub mod vfs;
 
 pub use error::{Error, ErrorKind, Result};

@@ -9,7 +9,6 @@
 
 pub mod blob;
 mod decode;
-pub mod digest;
 mod direct;
 mod draft;
 mod frames;
@@ -25,12 +24,12 @@ pub mod tags;
 mod unsynced;
 mod write;
 
+use crate::digest::Digest;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use blob::{BlobError, Blobs, MAX_METADATA, Size};
-pub use digest::Digest;
 pub use draft::Draft;
 pub use frames::{Edited, Packed};
 pub(crate) use home::Home;

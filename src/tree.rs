@@ -13,9 +13,9 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::digest::Digest;
 use crate::layers::world::Kind;
 use crate::layers::xattrs::Xattrs;
-use crate::store::Digest;
 pub(crate) use path::{PathHash, hash_bytes, mix};
 #[cfg(test)]
 pub(crate) use times::tests as times_tests;

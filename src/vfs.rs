@@ -7,7 +7,6 @@
 //! with a lifetime of zero or invalidated by the watcher. Nothing is parsed before someone looks.
 
 mod advice;
-mod ahead;
 mod announce;
 mod answer;
 mod audited;
@@ -34,7 +33,6 @@ mod reader;
 mod replaced;
 mod snap;
 mod tags;
-mod top;
 mod trees;
 
 use std::sync::Arc;
@@ -51,6 +49,9 @@ pub use control::MountInfo;
 use control::Unread;
 pub use counted::Numbering;
 pub use forked::Writer;
+// Types that this room's operations take and give.
+pub use crate::fork::{Allocate, NewFile, RenameMode, SetAttr, SetTime, XattrMode};
+pub use crate::layers::world::Kind;
 pub use inode::Ino;
 use memory::Most;
 pub use metrics::{Metrics, Op};
@@ -61,14 +62,15 @@ pub use replaced::Replaced;
 pub use snap::{AfterSeal, Stale};
 
 use crate::cache::{Cache, Payload};
+use crate::digest::Digest;
 use crate::error::{ErrorKind, Posix};
 use crate::fork::{self, BaseReader};
 use crate::layers::effects::Secret;
-use crate::layers::world::{Kind, MAX_NAME};
-use crate::seal::Sealer;
-use crate::store::{BlobError, Digest, Store};
+use crate::layers::world::MAX_NAME;
+use crate::ops::seal::Sealer;
+use crate::store::{BlobError, Store};
 use crate::sync::Mutex;
-use ahead::Ahead;
+use crate::vfs::readahead::Ahead;
 use announce::Announcing;
 use audited::Audit;
 use autoseal::AutoSeal;
@@ -519,5 +521,7 @@ impl Vfs {
     }
 }
 
+mod readahead;
+mod root;
 #[cfg(test)]
 mod tests;

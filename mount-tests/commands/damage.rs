@@ -5,11 +5,11 @@ use std::fs;
 use std::path::PathBuf;
 
 use pfimg::audit::Log;
+use pfimg::ops::verify::{Code, Severity};
 use pfimg::oracle::{Transfer, TransferKind, TransferState};
-use pfimg::verify::{Code, Severity};
 use serde_json::{Value, json};
 
-use crate::support::{RealStore, digest, ledger};
+use super::support::{RealStore, digest, ledger};
 
 /// Does the damage to the image and says which image to expect in the finding, if any, and which path.
 type Harm = fn(&RealStore, &str) -> (Option<String>, Option<&'static str>);

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::support::{command, run};
+use super::support::{command, run};
 
 /// What is mounted below `dir`, from the kernel.
 fn mounts_below(dir: &Path) -> Vec<String> {

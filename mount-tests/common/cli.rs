@@ -145,7 +145,7 @@ pub fn clean_command(program: &Path) -> Command {
         command.env_remove(name);
     }
     // `pfimg run` has a word for each of these.
-    for (name, _) in std::env::vars_os().filter(|(name, _)| pfimg::confine::secrets::is_credential(name)) {
+    for (name, _) in std::env::vars_os().filter(|(name, _)| pfimg::sandbox::secrets::is_credential(name)) {
         command.env_remove(name);
     }
     command.env("HOME", no_home()).env("NO_COLOR", "1");

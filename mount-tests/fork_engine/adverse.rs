@@ -9,9 +9,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 use pfimg::ErrorKind;
+use pfimg::digest::Digest;
 use pfimg::fork::{CopySource, Fork, Ino, Io, NewFile, Options, Registry, RenameMode};
 use pfimg::layers::world::{Entry, Kind};
-use pfimg::store::{Digest, StoreIo, SystemIo};
+use pfimg::store::{StoreIo, SystemIo};
 
 use super::support::*;
 

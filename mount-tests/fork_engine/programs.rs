@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use pfimg::digest::Digest;
 use pfimg::fork::{
     Allocate, Attr, CopySource, Fork, Ino, NewFile, Registry, RenameMode, SetAttr, SetTime, XattrMode,
 };
 use pfimg::layers::world::Kind;
-use pfimg::store::Digest;
 
 use super::diff;
 use super::model::{Model, split};

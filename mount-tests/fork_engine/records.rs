@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use pfimg::digest::Digest;
 use pfimg::fork::{Allocate, Fork, Ino, NewFile, Registry, RenameMode, SetAttr};
 use pfimg::layers::world::Kind;
-use pfimg::store::Digest;
 
 use super::support::*;
 

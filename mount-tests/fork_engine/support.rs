@@ -6,16 +6,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
+use pfimg::digest::Digest;
 use pfimg::fork::{
     Attr, BaseReader, BlobRef, Changes, Fork, Frozen, Ino, LayerBase, Options, Registry, Sealed,
 };
 use pfimg::layers::world::{Entry, FsTree, Kind};
-use pfimg::store::Digest;
 use pfimg::tree::Tree;
 use pfimg::{Error, ErrorKind};
 
-use super::failing::Program;
 use super::model::{Id, Model};
+use crate::common::failing::Program;
 
 pub struct Rng(pub u64);
 
@@ -55,7 +55,7 @@ pub fn programs(kind: &'static str, usual: u64, mut run: impl FnMut(u64)) {
     let first = number("PFIMG_FORK_SEED").unwrap_or(1);
     let count = number("PFIMG_FORK_PROGRAMS").unwrap_or(if first > 1 { 1 } else { usual });
     for seed in first..first + count {
-        let again = format!("PFIMG_FORK_SEED={seed} cargo test --test fork-engine");
+        let again = format!("PFIMG_FORK_SEED={seed} cargo test --test engine fork_engine::");
         let _program = Program { what: kind, seed, again };
         run(seed);
     }

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use rustix::fs::{Access, CWD, FallocateFlags, RenameFlags, renameat_with};
 
-use crate::MODES;
+use super::MODES;
 use crate::common::cli::{pfimg_on, tool};
 use crate::common::forks::{fallocate, fork, map_shared, open_rw, small_store, world};
 use crate::common::{Mount, errno, is_root, names, wait_until};

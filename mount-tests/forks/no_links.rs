@@ -4,9 +4,9 @@
 use std::fs;
 use std::path::Path;
 
-use super::common::cli::{Output, Run};
-use super::common::forks::{big, fork, world};
-use super::common::{Mount, is_root, names};
+use crate::common::cli::{Output, Run};
+use crate::common::forks::{big, fork, world};
+use crate::common::{Mount, is_root, names};
 
 /// What filesystems without hard links say.
 const REFUSALS: [i32; 3] = [libc::EPERM, libc::EOPNOTSUPP, libc::ENOSYS];

@@ -5,9 +5,9 @@ use std::os::unix::fs::{DirEntryExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
 use super::GENERATED;
-use super::common::cli::{Run, pfimg_on, tool};
-use super::common::fast::{FastStore, Spec, dir_entry, file_entry, link_entry};
-use super::common::{Mount, system, temp_dir, wait_until};
+use crate::common::cli::{Run, pfimg_on, tool};
+use crate::common::fast::{FastStore, Spec, dir_entry, file_entry, link_entry};
+use crate::common::{Mount, system, temp_dir, wait_until};
 use serde_json::{Value, json};
 
 /// Everything below a folder, without following links, as paths from there; the folder itself is not among it.

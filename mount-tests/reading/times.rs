@@ -112,10 +112,10 @@ fn what_has_no_time_recorded_shows_when_its_content_appeared_at_its_path() {
 
 #[test]
 fn nothing_that_pf_made_shows_1970_anywhere() {
-    let mount = Mount::of(crate::GENERATED.store.root()).start();
+    let mount = Mount::of(super::GENERATED.store.root()).start();
     fs::create_dir(mount.join("forks/empty")).unwrap();
     // All of twenty images, and everything that is not in one.
-    let images: Vec<String> = crate::names(&mount.join("images")).unwrap().into_iter().take(20).collect();
+    let images: Vec<String> = super::names(&mount.join("images")).unwrap().into_iter().take(20).collect();
     fs::create_dir(mount.join(format!("forks/f@{}", images[0]))).unwrap();
     let find = |args: Vec<std::ffi::OsString>| {
         let young = ["!", "-newermt", "1980-01-01"].map(std::ffi::OsString::from);

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use pfimg::digest::Digest;
 use pfimg::fork::{Fork, Options, Registry};
-use pfimg::seal::Tag;
-use pfimg::store::{Digest, LayerFile};
+use pfimg::ops::seal::Tag;
+use pfimg::store::LayerFile;
 
 use super::disk::{Disk, Fate, Left};
 use super::support::{Pf, Place, Shown, append, read, world, write};

@@ -3,12 +3,12 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 
+use pfimg::digest::Digest;
 use pfimg::fork::{Fork, Ino, NewFile, RenameMode, SetAttr, SetTime, XattrMode};
 use pfimg::layers::world::Kind;
-use pfimg::store::Digest;
 
-use super::failing;
 use super::support::{Pf, Place, Rng, Shown, append, dir, world, write};
+use crate::common::failing;
 
 /// Names to choose from: few, so that they meet. Some are no UTF-8, and some look like how those are shown.
 const NAMES: [&[u8]; 14] = [
@@ -239,7 +239,7 @@ fn whatever_was_done_to_a_fork_its_seal_holds_it_exactly_and_pf_restores_it() {
     let count = number("PFIMG_SEAL_FORKS").unwrap_or(200);
     let mut seen = Seen::default();
     for seed in first..first + count {
-        let again = format!("PFIMG_SEAL_SEED={seed} PFIMG_SEAL_FORKS=1 cargo test --test seal");
+        let again = format!("PFIMG_SEAL_SEED={seed} PFIMG_SEAL_FORKS=1 cargo test --test engine seal::");
         let _program = failing::Program { what: "a generated fork and its seals", seed, again };
         seen.add(&generate(seed));
     }

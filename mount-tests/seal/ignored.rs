@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use pfimg::digest::Digest;
 use pfimg::fork::{Fork, RenameMode};
-use pfimg::store::Digest;
 
 use super::support::{Pf, Place, Rng, Shown, dir, read, world, write};
 
@@ -254,7 +254,7 @@ fn whatever_is_done_a_fork_with_rules_loses_nothing_and_its_images_hold_what_no_
         let rules = read(&fork, "world/fs/.pfignore").unwrap_or_default();
         write(&fork, "world/fs/.pfignore", &rules);
         let image = place.seal(&fork).image;
-        let mut ignore = pfimg::import::Ignore::default();
+        let mut ignore = pfimg::layers::ignore::Ignore::default();
         ignore.add_lines(&String::from_utf8_lossy(&rules));
         let all = world(&fork);
         let covered = |path: &Vec<u8>| {

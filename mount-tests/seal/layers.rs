@@ -2,10 +2,10 @@
 
 use pf_core::digest::Digest256;
 use pf_effects::ledger::{Ledger as PfLedger, SessionSecret};
+use pfimg::digest::Digest;
 use pfimg::fork::Fork;
 use pfimg::layers::cache::PageManifest;
 use pfimg::layers::effects::{Chain, Effects, Secret};
-use pfimg::store::Digest;
 
 use super::support::{Pf, Place, append, read, write};
 

@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use pf_merge::{MergeOptions, MergeOutcome, MergeReport, StubSummarizer};
+use pfimg::digest::Digest;
 use pfimg::fork::Registry;
-use pfimg::store::Digest;
 
 use super::generated::{Program, judge, world_of};
 use super::support::{Pf, Place, Rng, append, cid, read, write};

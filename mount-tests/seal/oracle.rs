@@ -9,12 +9,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use pfimg::audit::Log;
+use pfimg::digest::Digest;
 use pfimg::error::ErrorKind;
-use pfimg::export::{self, export};
 use pfimg::fork::{BaseReader, BaseTimes, Fork, LayerBase, Registry, SetAttr};
-use pfimg::import::{self, Ignore, import};
-use pfimg::seal::Sealer;
-use pfimg::store::{Digest, StoreIo, SystemIo};
+use pfimg::layers::ignore::Ignore;
+use pfimg::ops::export::{self, export};
+use pfimg::ops::import::{self, import};
+use pfimg::ops::seal::Sealer;
+use pfimg::store::{StoreIo, SystemIo};
 use serde_json::Value;
 
 use super::support::{Pf, Place, read, world, write};

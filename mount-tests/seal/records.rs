@@ -1,8 +1,8 @@
 //! What was recorded is in the next seal, whatever became of the names it had.
 
+use pfimg::digest::Digest;
 use pfimg::fork::{Fork, Ino};
 use pfimg::layers::effects::Effects;
-use pfimg::store::Digest;
 
 use super::layers::{effect, verify_ledger};
 use super::support::{Place, append, dir, read, write};
@@ -28,9 +28,10 @@ fn recorded(place: &Place, image: &Digest) -> (Vec<String>, String) {
     (tools, String::from_utf8(trace).unwrap())
 }
 
-fn notes(place: &Place) -> Vec<pfimg::verify::Finding> {
-    let options = pfimg::verify::Options { images: None, jobs: std::num::NonZeroUsize::MIN, secret: None };
-    let found = pfimg::verify::verify(&place.store, &options, &()).unwrap().findings;
+fn notes(place: &Place) -> Vec<pfimg::ops::verify::Finding> {
+    let options =
+        pfimg::ops::verify::Options { images: None, jobs: std::num::NonZeroUsize::MIN, secret: None };
+    let found = pfimg::ops::verify::verify(&place.store, &options, &()).unwrap().findings;
     found.into_iter().filter(|found| found.code.as_str().ends_with("-not-continued")).collect()
 }
 

@@ -9,15 +9,16 @@ use pf_core::cas::BlobStore;
 use pf_core::digest::Digest256;
 use pf_core::store::PfStore;
 use pfimg::cache::{Cache, CacheConfig};
-use pfimg::fixture::{FixtureSpec, build};
+use pfimg::digest::Digest;
 use pfimg::fork::{BaseReader, Body, Fork, Ino, NewFile, Options, Put, Registry};
 use pfimg::layers::effects::Secret;
 use pfimg::layers::world::Kind;
-use pfimg::seal::{Sealed, Sealer};
+use pfimg::ops::fixture::{FixtureSpec, build};
+use pfimg::ops::seal::{Sealed, Sealer};
 use pfimg::store::manifest::{
     Agent, CacheRefs, EffectsRefs, MEDIA_TYPE, ModelRefs, SCHEMA_VERSION, TraceRefs, WorldRefs,
 };
-use pfimg::store::{Digest, Manifest, Store, StoreIo};
+use pfimg::store::{Manifest, Store, StoreIo};
 
 /// How long is waited for what must come.
 const PATIENCE: Duration = Duration::from_mins(1);

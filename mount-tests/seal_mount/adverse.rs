@@ -7,11 +7,11 @@ use std::path::Path;
 
 use rustix::process::Signal;
 
+use super::{manual, seal, snaps, verify};
 use crate::common::cli::{pfimg_on, tool};
 use crate::common::fast::FastStore;
 use crate::common::forks::{fork, small_store, world};
 use crate::common::{Mount, errno, names, wait_until};
-use crate::{manual, seal, snaps, verify};
 
 /// A line that a seal chains on.
 fn line(n: u32) -> String {

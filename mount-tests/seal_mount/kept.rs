@@ -10,11 +10,11 @@ use memmap2::MmapMut;
 use rustix::fs::{Mode, mkdirat};
 use rustix::process::Signal;
 
+use super::{seal, verify};
 use crate::common::cli::{pfimg_on, tool};
 use crate::common::fast::{FastStore, Spec};
 use crate::common::forks::{fork, map_shared, small_store, world};
 use crate::common::{Mount, errno, in_time, is_root, names, system, wait_until};
-use crate::{seal, verify};
 
 const MODES: [&str; 2] = ["through", "back"];
 

@@ -3,11 +3,11 @@
 use std::fs;
 use std::io::Write as _;
 
+use super::{seal, snaps};
 use crate::common::cli::{pfimg_on, tool};
 use crate::common::fast::FastStore;
 use crate::common::forks::{fork, small_store};
 use crate::common::{Mount, errno, names, wait_until};
-use crate::{seal, snaps};
 
 const MESSAGE: &[u8] = b"{\"role\":\"user\",\"content\":\"harm\"}\n";
 

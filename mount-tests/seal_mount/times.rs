@@ -120,7 +120,7 @@ fn a_seal_records_no_time_of_what_nobody_touched_and_changes_none_that_is_shown(
     assert_eq!(times(&mount.image(&last).join("world/fs")), shown, "in the last image");
     mount.unmount();
     let mount = manual(&store);
-    assert_eq!(times(&crate::world(&mount, "f")), shown, "after another mount");
+    assert_eq!(times(&super::world(&mount, "f")), shown, "after another mount");
     let branch = fork(&mount, "branch", "f");
     assert_eq!(times(&branch), shown, "in a branch");
     mount.unmount();
@@ -151,7 +151,7 @@ fn a_seal_without_a_mount_records_the_times_that_a_mount_shows() {
     pfimg_on(store.root(), ["diff", "f", &sealed]).exits(0);
     let mount = manual(&store);
     assert_eq!(times(&mount.image(&sealed).join("world/fs")), shown);
-    assert_eq!(times(&crate::world(&mount, "f")), shown);
+    assert_eq!(times(&super::world(&mount, "f")), shown);
     mount.unmount();
 }
 

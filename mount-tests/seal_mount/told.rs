@@ -14,11 +14,11 @@ use std::time::{Duration, Instant};
 use rustix::fs::inotify::{self, ReadFlags, WatchFlags};
 use rustix::fs::{Mode, OFlags, openat};
 
+use super::seal;
 use crate::common::cli::pfimg_on;
 use crate::common::fast::FastStore;
 use crate::common::forks::{fork, small_store, tag, world};
 use crate::common::{Mount, errno, names, wait_until};
-use crate::seal;
 
 /// How long an event may take before it counts as lost.
 const LOST: Duration = Duration::from_secs(20);

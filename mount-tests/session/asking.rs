@@ -308,7 +308,8 @@ fn a_store_of_any_name_is_mounted_and_found_by_the_commands() {
     for name in ["with space", "comma,ro,x=y", "back\\slash", "new\nline", "tab\t", "-o", "é🦀", "sha256:ab"]
     {
         let root = home.join(name);
-        common::cli::tool("cp", [OsStr::new("-r"), store.root().as_os_str(), root.as_os_str()]).exits(0);
+        crate::common::cli::tool("cp", [OsStr::new("-r"), store.root().as_os_str(), root.as_os_str()])
+            .exits(0);
         let mount = Mount::of(&root).start();
         assert_eq!(read(&mount, &id), b"content", "{name:?}");
         let line = system::mounts_at(mount.path()).pop().unwrap();
@@ -335,7 +336,7 @@ fn other_users_get_in_only_with_allow_other_and_never_past_the_modes() {
     private["mode"] = "0600".into();
     let mut closed = store.file("closed/inside", b"for the owner");
     closed["mode"] = "0644".into();
-    let mut folder = common::fast::dir_entry("closed");
+    let mut folder = crate::common::fast::dir_entry("closed");
     folder["mode"] = "0700".into();
     let public = store.file("public", b"for everybody");
     let fs = store.tree(&[private, folder, closed, public]);

@@ -61,7 +61,7 @@ fn whatever_a_shell_limits_a_mount_answers_or_the_limit_is_named_and_nothing_is_
 
 #[test]
 fn soft_limits_are_raised_for_the_daemon_and_are_the_callers_for_what_runs_in_a_fork() {
-    let (store, image) = common::forks::small_store();
+    let (store, image) = crate::common::forks::small_store();
     let (_dir, point) = point();
     let soft = ["--nofile=20:", "--fsize=1048576:", "--as=400000000:", "--stack=65536:"];
     let (output, guard) = mount_under(&soft, store.root(), &point);
@@ -84,7 +84,7 @@ fn soft_limits_are_raised_for_the_daemon_and_are_the_callers_for_what_runs_in_a_
 
 #[test]
 fn a_file_that_is_larger_than_the_daemon_may_write_is_refused_and_the_mount_goes_on() {
-    let (store, image) = common::forks::small_store();
+    let (store, image) = crate::common::forks::small_store();
     let args = ["--seal", "manual"];
     let mount = Mount::of(store.root()).args(args).under(&["prlimit", "--fsize=2000000:2000000"]).start();
     fork(&mount, "f", &image);
@@ -132,7 +132,7 @@ fn a_daemon_that_ends_in_the_middle_of_its_start_leaves_no_mount() {
         let (_dir, point) = point();
         let home = point.parent().unwrap();
         let _guard = Background { point: point.clone(), pid: None };
-        let mut starter = common::cli::clean_command(Path::new(PFIMG));
+        let mut starter = crate::common::cli::clean_command(Path::new(PFIMG));
         starter.arg("mount").arg(store.root()).arg(&point).env("HOME", home);
         let mut starter = starter.stderr(std::process::Stdio::piped()).spawn().unwrap();
         let children = format!("/proc/{0}/task/{0}/children", starter.id());

@@ -101,10 +101,10 @@ fn a_store_or_a_project_named_as_the_mountpoint_is_told_from_a_missing_store() {
 
 #[test]
 fn a_mountpoint_given_as_the_store_means_the_store_that_is_mounted_there() {
-    let (store, id) = common::forks::small_store();
-    common::forks::tag(&store, "name", &id);
+    let (store, id) = crate::common::forks::small_store();
+    crate::common::forks::tag(&store, "name", &id);
     let mut mount = Mount::of(store.root()).args(["--seal", "manual"]).start();
-    let world = common::forks::fork(&mount, "f", "name");
+    let world = crate::common::forks::fork(&mount, "f", "name");
     std::fs::write(world.join("new"), b"new").unwrap();
     let (_dir, home) = temp_dir();
     let point = mount.path().to_owned();
@@ -159,9 +159,9 @@ fn a_mountpoint_given_as_the_store_means_the_store_that_is_mounted_there() {
 
 #[test]
 fn what_lies_in_a_mount_and_is_no_store_is_refused_and_nothing_is_made_there() {
-    let (store, id) = common::forks::small_store();
+    let (store, id) = crate::common::forks::small_store();
     let mount = Mount::of(store.root()).args(["--seal", "manual"]).start();
-    let world = common::forks::fork(&mount, "f", &id);
+    let world = crate::common::forks::fork(&mount, "f", &id);
     let (_dir, home) = temp_dir();
     std::fs::write(home.join("file"), b"file").unwrap();
     let import = |store: &Path| run(&home, ["import", "--store", text(store), text(&home)]);
@@ -183,13 +183,14 @@ fn a_daemon_in_another_mount_namespace_is_named_with_its_process_and_can_be_ende
         // An ordinary user cannot keep a mount from this namespace without a namespace of users.
         return;
     }
-    let (store, id) = common::forks::small_store();
+    let (store, id) = crate::common::forks::small_store();
     let (_dir, home) = temp_dir();
     let (inner, outer) = (home.join("inner"), home.join("outer"));
     std::fs::create_dir(&inner).unwrap();
     std::fs::create_dir(&outer).unwrap();
     run(&home, ["fork", &id, "before", "--store", text(store.root())]).exits(0);
-    let args = ["-m", "--propagation", "private", common::PFIMG, "mount", text(store.root()), text(&inner)];
+    let args =
+        ["-m", "--propagation", "private", crate::common::PFIMG, "mount", text(store.root()), text(&inner)];
     let mounted = Run::program(Path::new("/usr/bin/unshare"), args).env("HOME", &home).run();
     // Ends it, too, when the test fails.
     let mut guard = Background { point: inner.clone(), pid: None };

@@ -1,8 +1,8 @@
 //! What happens around a mount: containers without what it needs, bind mounts, mount(8), and a store that is moved.
 
 use super::*;
-use common::cli::tool;
-use common::forks::{fork, map_shared, open_rw, world};
+use crate::common::cli::tool;
+use crate::common::forks::{fork, map_shared, open_rw, world};
 
 /// Runs `pfimg` behind another command, as this user.
 fn behind(before: &[&str], program: &Path, args: &[&OsStr], home: &Path, user: Option<u32>) -> Output {
@@ -16,7 +16,7 @@ fn ordinary() -> (Option<u32>, tempfile::TempDir, PathBuf, FastStore) {
     let (store, _) = small_store();
     let (dir, home) = temp_dir();
     let program = home.join("pfimg");
-    std::fs::copy(common::PFIMG, &program).unwrap();
+    std::fs::copy(crate::common::PFIMG, &program).unwrap();
     std::fs::create_dir(home.join("mnt")).unwrap();
     let user = is_root().then_some(65534);
     if let Some(user) = user {
@@ -60,7 +60,7 @@ fn in_a_container_root_is_told_of_the_capability_and_of_dev_null() {
     let (_dir, point) = point();
     let home = point.parent().unwrap().to_owned();
     let args = [OsStr::new("mount"), store.root().as_os_str(), point.as_os_str()];
-    let program = Path::new(common::PFIMG);
+    let program = Path::new(crate::common::PFIMG);
     let without = ["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin"];
     let said = behind(&without, program, &args, &home, None);
     assert!(said.code == 1 && said.stderr.contains("--cap-add SYS_ADMIN"), "{said:?}");
@@ -92,7 +92,7 @@ fn umount_of_a_bind_mount_says_where_the_mount_still_shows() {
 
 #[test]
 fn a_mount_can_be_made_read_only_by_pfimg_and_by_mount_8() {
-    let (store, id) = common::forks::small_store();
+    let (store, id) = crate::common::forks::small_store();
     let mount = Mount::of(store.root()).args(["-o", "noexec"]).start();
     let file = fork(&mount, "f", &id).join("file");
     let top = mount.path().to_owned();
@@ -118,7 +118,7 @@ fn a_mount_can_be_made_read_only_by_pfimg_and_by_mount_8() {
     let script = "mount -t tmpfs none /usr/local/bin && cp \"$0\" /usr/local/bin/pfimg && mount -o \"$1\" \"$2\" \
          && grep \" $2 \" /proc/self/mountinfo";
     let by_mount_8 = |options: &str, is: &str| {
-        let before = ["-m", "--propagation", "private", "sh", "-c", script, common::PFIMG, options];
+        let before = ["-m", "--propagation", "private", "sh", "-c", script, crate::common::PFIMG, options];
         let listed =
             tool("unshare", before.map(OsStr::new).into_iter().chain([top.as_os_str()])).exits(0).stdout;
         let kept = [is, "noexec", "nosuid", "nodev"];
@@ -146,7 +146,7 @@ fn mount_8_mounts_a_store_by_its_type_and_umount_ends_it() {
     let script = "mount -t tmpfs none /usr/local/bin && cp \"$0\" /usr/local/bin/pfimg \
          && mount -t fuse.pfimg -o ro,nosuid,nodev \"$1\" \"$2\" && grep \" $2 \" /proc/self/mountinfo \
          && cat \"$2/images/$3/world/fs/file\"; umount \"$2\"";
-    let before = ["-m", "--propagation", "private", "sh", "-c", script, common::PFIMG];
+    let before = ["-m", "--propagation", "private", "sh", "-c", script, crate::common::PFIMG];
     let words = before.map(OsStr::new).into_iter();
     let words = words.chain([store.root().as_os_str(), point.as_os_str(), OsStr::new(&id)]);
     let home = point.parent().unwrap();
@@ -170,7 +170,7 @@ fn below(folder: &Path) -> Vec<PathBuf> {
 #[test]
 fn a_store_that_is_moved_while_it_is_mounted_is_noticed_and_begins_nowhere_anew() {
     for writes in ["through", "back"] {
-        let (store, id) = common::forks::small_store();
+        let (store, id) = crate::common::forks::small_store();
         let old = store.root().to_owned();
         let new = old.with_file_name("moved");
         let mount = Mount::of(&old).args(["--writes", writes, "--seal", "idle:1ms"]).start();
@@ -233,8 +233,8 @@ fn a_store_that_is_moved_while_it_is_mounted_is_noticed_and_begins_nowhere_anew(
 
 #[test]
 fn another_store_at_the_place_of_a_mounted_one_is_not_written() {
-    let (store, id) = common::forks::small_store();
-    let (other, _) = common::forks::small_store();
+    let (store, id) = crate::common::forks::small_store();
+    let (other, _) = crate::common::forks::small_store();
     let (old, away) = (store.root().to_owned(), store.root().with_file_name("away"));
     let mount = Mount::of(&old).start();
     let files = fork(&mount, "f", &id);
@@ -256,7 +256,7 @@ fn another_store_at_the_place_of_a_mounted_one_is_not_written() {
 
 #[test]
 fn what_is_refused_in_work_and_beside_a_forks_files_is_explained_in_the_log_and_in_status() {
-    let (store, id) = common::forks::small_store();
+    let (store, id) = crate::common::forks::small_store();
     let mount = Mount::of(store.root()).start();
     fork(&mount, "f", &id);
     for (what, result, hint) in [

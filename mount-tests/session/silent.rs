@@ -87,7 +87,7 @@ impl Drop for Running {
 
 #[test]
 fn a_stopped_daemon_of_another_store_holds_up_no_command_and_is_named() {
-    let (store, id) = common::forks::small_store();
+    let (store, id) = crate::common::forks::small_store();
     let mount = Mount::of(store.root()).args(["--seal", "manual"]).start();
     fork(&mount, "f", &id);
     let (other, _) = small_store();
@@ -126,7 +126,7 @@ fn a_stopped_daemon_of_another_store_holds_up_no_command_and_is_named() {
 
 #[test]
 fn commands_that_need_a_stopped_daemon_end_and_say_what_to_do_and_others_do_without() {
-    let (store, id) = common::forks::small_store();
+    let (store, id) = crate::common::forks::small_store();
     let mount = Mount::of(store.root()).args(["--seal", "manual"]).start();
     fork(&mount, "f", &id);
     let stopped = Stopped::stop(mount);
@@ -176,7 +176,7 @@ fn commands_that_need_a_stopped_daemon_end_and_say_what_to_do_and_others_do_with
 
 #[test]
 fn a_stopped_mount_that_only_reads_is_not_asked() {
-    let (store, id) = common::forks::small_store();
+    let (store, id) = crate::common::forks::small_store();
     let mount = Mount::of(store.root()).args(["--seal", "manual"]).start();
     fork(&mount, "f", &id);
     let stopped = Stopped::stop(Mount::of(store.root()).args(["--read-only"]).start());
@@ -190,7 +190,7 @@ fn a_stopped_mount_that_only_reads_is_not_asked() {
 
 #[test]
 fn the_mount_of_a_stopped_daemon_is_unmounted_and_that_is_said() {
-    let (store, id) = common::forks::small_store();
+    let (store, id) = crate::common::forks::small_store();
     let mount = Mount::of(store.root()).args(["--seal", "manual"]).start();
     fork(&mount, "f", &id);
     let stopped = Stopped::stop(mount);
@@ -207,7 +207,7 @@ fn the_mount_of_a_stopped_daemon_is_unmounted_and_that_is_said() {
 /// The kernel gives the number of a device out again as soon as its mount is gone.
 #[test]
 fn the_daemon_of_an_unmounted_store_asks_no_other_mount_that_has_its_number() {
-    let (store, id) = common::forks::small_store();
+    let (store, id) = crate::common::forks::small_store();
     let (other, other_id) = small_store();
     for round in 0..5 {
         // By the time it goes on a seal is due.
@@ -232,7 +232,7 @@ fn the_daemon_of_an_unmounted_store_asks_no_other_mount_that_has_its_number() {
 /// The builder looks for what is to be shown, in a mount that does not answer.
 #[test]
 fn a_signal_ends_commands_that_wait_at_any_stage() {
-    let (store, id) = common::forks::small_store();
+    let (store, id) = crate::common::forks::small_store();
     let mount = Mount::of(store.root()).args(["--seal", "manual"]).start();
     fork(&mount, "f", &id);
     let (other, other_id) = small_store();
@@ -296,7 +296,7 @@ fn a_daemon_that_has_taken_a_request_and_does_not_answer_holds_up_no_command() {
         // Nobody else can mount without a program that does it.
         return;
     }
-    let (store, id) = common::forks::small_store();
+    let (store, id) = crate::common::forks::small_store();
     let mount = Mount::of(store.root()).args(["--seal", "manual"]).start();
     fork(&mount, "f", &id);
     let (other, _) = small_store();
@@ -345,7 +345,7 @@ fn mounts_of_another_user_come_last_and_are_no_error() {
     std::fs::set_permissions(&programs, std::fs::Permissions::from_mode(0o755)).unwrap();
     let (theirs, _) = small_store();
     let owner = format!("{NOBODY}:{NOBODY}");
-    common::cli::tool("chown", ["-R", &owner, theirs.root().to_str().unwrap()]).exits(0);
+    crate::common::cli::tool("chown", ["-R", &owner, theirs.root().to_str().unwrap()]).exits(0);
     let above = theirs.root().parent().unwrap();
     std::fs::set_permissions(above, std::fs::Permissions::from_mode(0o755)).unwrap();
     // Its mount is made first, and can be looked at.

@@ -13,7 +13,7 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use serde::{Deserialize, Serialize};
 
 use super::event::SessionEvent;
-use crate::store::Digest;
+use crate::digest::Digest;
 
 /// What stands between a line's hashed bytes and its hash.
 const HASH_KEY: &[u8] = br#","hash":""#;

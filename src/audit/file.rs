@@ -24,8 +24,9 @@ use super::chain::{self, Break, Head, Writer};
 use super::event::SessionEvent;
 use super::follow::BrokenAt;
 use super::note;
+use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
-use crate::store::{Digest, Home, Sharing};
+use crate::store::{Home, Sharing};
 
 /// The newest lines.
 pub(super) const CURRENT: &str = "events.jsonl";

@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 use super::event::{
     AgentProcessChanged, BudgetExceeded, KernelEventCategory, Noted, SessionEvent, SignalDisposed, Suspended,
 };
-use crate::store::Digest;
+use crate::digest::Digest;
 
 /// A key and its value; nulls are left out.
 fn noted(category: KernelEventCategory, extra: Value) -> Noted {

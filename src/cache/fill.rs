@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::Payload;
-use crate::store::{BlobError, Digest};
+use crate::digest::Digest;
+use crate::store::BlobError;
 use crate::sync::{Condvar, Mutex};
 
 /// What is filled: the same blob asked for with another declared size is another question.

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use lru::LruCache;
 
-use crate::store::{BlobError, Blobs, Digest, Seekable, Size};
+use crate::digest::Digest;
+use crate::store::{BlobError, Blobs, Seekable, Size};
 use crate::sync::Mutex;
 
 /// So many are open at a time. Each takes a descriptor, a frame of memory and 56 bytes for each of its frames.

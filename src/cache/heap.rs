@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use lru::LruCache;
 
-use crate::store::Digest;
+use crate::digest::Digest;
 use crate::sync::Mutex;
 
 /// Independent parts, so that readers of different blobs seldom meet.

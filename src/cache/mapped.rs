@@ -20,7 +20,8 @@ use memmap2::{Advice, Mmap, UncheckedAdvice};
 use super::fill::Unfilled;
 use super::folder;
 use super::unkept::{Keeping, Trouble};
-use crate::store::{BlobError, Digest};
+use crate::digest::Digest;
+use crate::store::BlobError;
 use crate::sync::Mutex;
 
 /// Bytes read through a mapping after which its pages are given back: what is hot is in the kernel's page cache.

@@ -20,7 +20,7 @@ use std::time::SystemTime;
 use super::folder;
 use super::mapped::{Mapping, give_name};
 use super::unkept::Trouble;
-use crate::store::Digest;
+use crate::digest::Digest;
 use crate::sync::{Mutex, RwLock};
 
 /// The last bytes of a pack.

@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 
 use lru::LruCache;
 
-use crate::store::{BlobError, Blobs, Digest, Size};
+use crate::digest::Digest;
+use crate::store::{BlobError, Blobs, Size};
 use crate::sync::Mutex;
 
 /// How long nothing is written to a folder that could not take something: a full disk would be filled for each blob again.

@@ -8,8 +8,8 @@ use serde::Serialize;
 use super::text::print_json;
 use super::{StoreArg, audit};
 use crate::audit::note;
+use crate::digest::Digest;
 use crate::error::Result;
-use crate::store::Digest;
 use crate::store::tags::copy::check_names;
 
 /// Copy a tag: another name for the same image, without copying a byte of content.

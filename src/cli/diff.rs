@@ -10,10 +10,11 @@ use super::StoreArg;
 use super::images::short;
 use super::place;
 use super::text::{count, plain, plain_bytes, print, print_json};
+use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fork::{self, Compare, Difference, How, Registry, View, compare};
 use crate::layers::world::Kind;
-use crate::store::{Digest, Store};
+use crate::store::Store;
 
 /// Longer paths are cut, in characters.
 const WIDEST: usize = 4096;

@@ -9,7 +9,7 @@ use super::place::{self, Place};
 use super::{StoreArg, audit};
 use crate::audit::note;
 use crate::error::Result;
-use crate::fuse::runs_in;
+use crate::mount::mountinfo::runs_in;
 
 /// Throw a fork away, with everything in it that was not sealed.
 #[derive(Debug, Args)]

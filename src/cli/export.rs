@@ -17,11 +17,11 @@ use super::images::DAMAGED;
 use super::place;
 use super::progress::Bar;
 use super::text::{count, plain, print_json};
-use super::units::format_bytes;
+use crate::digest::Digest;
 use crate::error::{Error, Result};
-use crate::export::{Options, Progress, Report, export};
-use crate::jobs::default_jobs;
-use crate::store::Digest;
+use crate::ops::export::{Options, Progress, Report, export};
+use crate::util::parallel::default_jobs;
+use crate::util::units::format_bytes;
 
 /// Write an image's files into a folder.
 #[derive(Debug, Args)]

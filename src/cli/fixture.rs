@@ -10,14 +10,15 @@ use super::sharing::SharingArg;
 use super::text::{print, print_json};
 use super::{StoreArg, audit};
 use crate::audit::note;
+use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
-use crate::fixture::{FixtureLayers, FixtureSpec, agent, build};
 use crate::layers::cache::LAYOUT;
+use crate::ops::fixture::{FixtureLayers, FixtureSpec, agent, build};
+use crate::store::Manifest;
 use crate::store::manifest::{
     Agent, CacheRefs, EffectsRefs, MAX_PARENTS, MEDIA_TYPE, ModelRefs, SCHEMA_VERSION, TraceRefs, WorldRefs,
 };
 use crate::store::tags::check_new_tag;
-use crate::store::{Digest, Manifest};
 
 /// The variable that `replay_command.sh` of a crash pack exports for the image concerned.
 const SEED: &str = "PFIMG_SEED_FIXTURE";
@@ -33,7 +34,7 @@ fn parse_count(text: &str) -> Result<usize, String> {
 }
 
 fn parse_size(text: &str) -> Result<usize, String> {
-    super::units::parse_bytes(text).and_then(|bytes| at_most(&bytes.to_string(), MAX_BYTES))
+    crate::util::units::parse_bytes(text).and_then(|bytes| at_most(&bytes.to_string(), MAX_BYTES))
 }
 
 fn at_most(text: &str, most: u64) -> Result<usize, String> {

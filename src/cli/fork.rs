@@ -13,7 +13,7 @@ use super::{StoreArg, audit};
 use crate::audit::note;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fork::refuse_new_fork_name;
-use crate::recovery;
+use crate::ops::recover;
 use crate::store::{Store, plain_folder_mode};
 
 /// Make a fork: a folder an agent can write into. Prints where its files are, if the store is mounted.
@@ -41,7 +41,7 @@ pub(crate) fn run(store: &StoreArg, args: &ForkArgs) -> Result<ExitCode> {
         }
         Place::Disk(registry) => {
             let made = if registry.contains(source) {
-                let parent = recovery::read_back(&store, &registry, source, &audit::told(&store, "fork"))?;
+                let parent = recover::read_back(&store, &registry, source, &audit::told(&store, "fork"))?;
                 registry.branch_as(&parent, name, plain_folder_mode())?
             } else {
                 registry.create_as(name, Some(store.resolve(source)?), plain_folder_mode())?

@@ -13,10 +13,11 @@ use serde::Serialize;
 use super::StoreArg;
 use super::place;
 use super::text::{print, print_json, table};
-use super::units::format_bytes;
+use crate::digest::Digest;
 use crate::error::Result;
 use crate::fork::{Compare, Registry, View, compare};
-use crate::store::{Digest, Store};
+use crate::store::Store;
+use crate::util::units::format_bytes;
 
 /// List the forks.
 #[derive(Debug, Args)]

@@ -9,10 +9,10 @@ use super::StoreArg;
 use super::images::DAMAGED;
 use super::progress::Bar;
 use super::text::{count, plain, print, print_json};
-use super::units::{format_bytes, parse_duration};
 use crate::error::Result;
-use crate::gc::{Options, Progress, Report, collect};
-use crate::jobs::default_jobs;
+use crate::ops::gc::{Options, Progress, Report, collect};
+use crate::util::parallel::default_jobs;
+use crate::util::units::{format_bytes, parse_duration};
 
 /// Delete the blobs that no image, tag or fork needs.
 #[derive(Debug, Args)]

@@ -9,8 +9,8 @@ use clap::CommandFactory;
 
 use super::status::{Status, read_statuses};
 use crate::error::{Error, ErrorKind, Result};
-use crate::fuse::{Mounted, mounts_elsewhere, mounts_of};
-use crate::silent::{self, Daemon};
+use crate::mount::mountinfo::{Mounted, mounts_elsewhere, mounts_of};
+use crate::mount::silent::{self, Daemon};
 use crate::store::Store;
 
 /// The program that writes a store's forks.

@@ -9,8 +9,9 @@ use serde::Serialize;
 
 use super::StoreArg;
 use super::text::{plain, print, print_json, table};
+use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
-use crate::store::{Digest, Manifest, MarkerError, Store};
+use crate::store::{Manifest, MarkerError, Store};
 
 /// Hex digits of an id that tables show.
 pub(crate) const SHORT: usize = 12;

@@ -13,12 +13,13 @@ use super::audit;
 use super::progress::Bar;
 use super::sharing::{SharingArg, tell_if_open};
 use super::text::{count, plain, print, print_json};
-use super::units::format_bytes;
 use crate::audit::note;
 use crate::error::{Error, ErrorKind, Result};
-use crate::import::{IGNORE_FILES, Ignore, Options, Parent, Progress, Report, import};
-use crate::jobs::default_jobs;
+use crate::layers::ignore::{IGNORE_FILES, Ignore};
+use crate::ops::import::{Options, Parent, Progress, Report, import};
 use crate::store::tags::check_new_tag;
+use crate::util::parallel::default_jobs;
+use crate::util::units::format_bytes;
 
 /// So many paths that were left out are listed; of more, the first few are.
 const LISTED: usize = 8;

@@ -15,9 +15,10 @@ use super::StoreArg;
 use super::images::{self, DAMAGED, short};
 use super::place;
 use super::text::{plain, print, print_json};
+use crate::digest::Digest;
 use crate::error::Result;
 use crate::fork::Registry;
-use crate::store::{Digest, Manifest, Store};
+use crate::store::{Manifest, Store};
 use graph::Graph;
 
 /// Show images with what they were made from, each before its parents, and the forks that rest on them.

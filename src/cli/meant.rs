@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Component, Path, PathBuf};
 
 use crate::error::{Error, ErrorKind, Posix, Result};
-use crate::fuse::{Mounted, holding_among, mounts};
+use crate::mount::mountinfo::{Mounted, holding_among, mounts};
 use crate::store::Store;
 
 /// The store that a path names: the one that is mounted there, if it is a mountpoint, and the path itself if not.

@@ -16,14 +16,17 @@ use super::meant;
 use super::secret::SecretArg;
 use super::sharing::tell_if_open;
 use super::status::read_status;
-use super::units::{parse_bytes, parse_duration};
 use crate::audit::{Log, note};
 use crate::cache::{Cache, CacheConfig};
 use crate::error::{Error, ErrorKind, Result};
-use crate::fuse::{MountOptions, SessionConfig, clear_dead, hints, remount, serve};
+use crate::fuse::{SessionConfig, serve};
 use crate::layers::effects::Secret;
-use crate::limits;
+use crate::mount::attach::{clear_dead, remount};
+use crate::mount::hints;
+use crate::mount::options::MountOptions;
 use crate::store::{Sharing, Store};
+use crate::util::limits;
+use crate::util::units::{parse_bytes, parse_duration};
 use crate::vfs::{MountInfo, Numbering, SealPolicy, Vfs, VfsConfig};
 
 /// A log larger than this, in bytes, is set aside when a mount starts.

@@ -11,11 +11,12 @@ use super::holder::{self, Holder};
 use super::secret::SecretArg;
 use super::status::{read_status, read_statuses};
 use crate::cache::{Cache, CacheConfig};
+use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fork::{self, BaseReader, Fork, Registry};
-use crate::fuse::{Mounted, mounts};
-use crate::silent;
-use crate::store::{Digest, Store};
+use crate::mount::mountinfo::{Mounted, mounts};
+use crate::mount::silent;
+use crate::store::Store;
 use crate::vfs;
 
 /// Memory for the few blobs that making or listing forks looks at, in bytes.

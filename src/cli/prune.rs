@@ -9,9 +9,10 @@ use super::images::short;
 use super::text::{count, plain, print, print_json, table};
 use super::{StoreArg, audit, place};
 use crate::audit::note;
+use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
-use crate::prune::{Options, Policy, Reason, Report, prune};
-use crate::store::{Digest, Store};
+use crate::ops::prune::{Options, Policy, Reason, Report, prune};
+use crate::store::Store;
 
 /// So many images are told of in a line of the log.
 const IN_A_LINE: usize = 100;

@@ -12,9 +12,9 @@ use super::place::{self, Place};
 use super::secret::SecretArg;
 use super::text::{print, print_json};
 use crate::error::{Error, ErrorKind, Result};
-use crate::fuse::runs_in;
-use crate::recovery;
-use crate::seal::Sealer;
+use crate::mount::mountinfo::runs_in;
+use crate::ops::recover;
+use crate::ops::seal::Sealer;
 
 /// Put a fork back to one of its seals. What is not sealed is sealed first, so that nothing is lost.
 #[derive(Debug, Args)]
@@ -48,7 +48,7 @@ pub(crate) fn run(store: &StoreArg, args: &RestoreArgs) -> Result<ExitCode> {
         }
         Place::Disk(registry) => {
             let log = audit::told(&store, "restore");
-            let fork = recovery::read_back(&store, &registry, name, &log)?;
+            let fork = recover::read_back(&store, &registry, name, &log)?;
             let image = store.resolve(seal)?;
             if !fork.seals()?.iter().any(|seal| seal.image == image) {
                 return Err(Error::new(ErrorKind::NotFound, format!("{seal:?} is no seal of fork {name:?}")));

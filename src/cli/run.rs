@@ -19,10 +19,10 @@ use super::mount::default_cache_dir;
 use super::place::{self, Place};
 use super::status::read_status;
 use crate::cache;
-use crate::confine::{self, CANNOT_RUN, ControlGroup, Environment, Hierarchy, View, secrets};
 use crate::error::{Error, ErrorKind, Result};
-use crate::fuse::{aliases, holding_among, mounts};
-use crate::silent::mode_known;
+use crate::mount::mountinfo::{aliases, holding_among, mounts};
+use crate::mount::silent::mode_known;
+use crate::sandbox::{self, CANNOT_RUN, ControlGroup, Environment, Hierarchy, View, secrets};
 use crate::store::Store;
 
 /// Run a command in a fork, where it can change nothing else.
@@ -95,12 +95,12 @@ pub(crate) fn run(store: &StoreArg, args: &RunArgs) -> ExitCode {
         Some(Stage::Builder) => {
             let init =
                 arguments("init", args, &args.fork, vec![option("channel", &args.channel.to_string())]);
-            confine::build(!args.no_network, || args.view(), &init, args.channel)
+            sandbox::build(!args.no_network, || args.view(), &init, args.channel)
         }
-        Some(Stage::Init) => confine::first_process(&args.command, args.channel),
+        Some(Stage::Init) => sandbox::first_process(&args.command, args.channel),
     };
     ExitCode::from(ended.unwrap_or_else(|error| {
-        confine::tell(&error);
+        sandbox::tell(&error);
         CANNOT_RUN
     }))
 }
@@ -183,7 +183,7 @@ fn start(store: &StoreArg, args: &RunArgs) -> Result<u8> {
         unnamed.cloned().collect::<Vec<_>>()
     };
     let (write, read, hide) = (besides(&conf.write), besides(&conf.read), besides(&conf.hide));
-    confine::start(given.environment, &control_groups()?, |channel| {
+    sandbox::start(given.environment, &control_groups()?, |channel| {
         let mut options = vec![option("channel", &channel.to_string()), option("mountpoint", &mountpoint)];
         let mut option = |name: &str, value: &Path| options.push(option(name, value));
         if let Some(start) = below(&work) {
@@ -255,7 +255,7 @@ impl Given {
             more => format!(" and {more} more"),
         };
         let file = conf::path().unwrap_or_else(|| "~/.config/pfimg/run.conf".into());
-        confine::tell(&format_args!(
+        sandbox::tell(&format_args!(
             "credentials stay outside: {shown}{more}. To hand one over, type --env NAME, or write `env NAME` into {}",
             file.display()
         ));
@@ -298,7 +298,7 @@ fn control_groups() -> Result<Vec<ControlGroup>> {
     });
     // A kernel without them has no such file.
     let text = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    Ok(confine::control_groups(&text, &hierarchies.collect::<Vec<_>>()))
+    Ok(sandbox::control_groups(&text, &hierarchies.collect::<Vec<_>>()))
 }
 
 /// Where images and forks can be read besides under mountpoints: the store, wherever its folders lie or are mounted, and caches.

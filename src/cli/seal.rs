@@ -12,8 +12,8 @@ use super::place::{self, Place};
 use super::secret::SecretArg;
 use super::text::{print, print_json};
 use crate::error::Result;
-use crate::recovery;
-use crate::seal::{Sealer, Tag};
+use crate::ops::recover;
+use crate::ops::seal::{Sealer, Tag};
 use crate::store::tags::check_new_tag;
 
 /// Seal a fork: make an image of it as it stands, and print its id.
@@ -53,7 +53,7 @@ pub(crate) fn run(store: &StoreArg, args: &SealArgs) -> Result<ExitCode> {
         }
         Place::Disk(registry) => {
             let log = audit::told(&store, "seal");
-            let fork = recovery::read_back(&store, &registry, name, &log)?;
+            let fork = recover::read_back(&store, &registry, name, &log)?;
             let reader = place::reader(&store);
             let sealer = Sealer::new(Arc::clone(&store), reader, args.secret.read()?);
             let sealed = sealer.with_log(log).seal(&fork, tag)?;

@@ -12,11 +12,12 @@ use super::images::{DAMAGED, tags};
 use super::place;
 use super::secret::operator_secret;
 use super::text::{count, plain, print, print_json};
-use super::units::format_bytes;
-use crate::brief::{BaseBrief, Brief, CacheBrief, EffectsBrief, Part, TraceBrief, TreeBrief};
+use crate::digest::Digest;
 use crate::error::Result;
+use crate::ops::summary::{BaseBrief, Brief, CacheBrief, EffectsBrief, Part, TraceBrief, TreeBrief};
 use crate::store::manifest::Agent;
-use crate::store::{Digest, Manifest, MarkerError};
+use crate::store::{Manifest, MarkerError};
+use crate::util::units::format_bytes;
 
 /// The longest text of a layer that is shown, in characters.
 const EXCERPT: usize = 70;

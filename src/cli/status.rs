@@ -12,11 +12,11 @@ use serde_json::{Map, Value};
 use super::StoreArg;
 use super::holder::{elsewhere, explain_nothing_mounted};
 use super::text::{count, plain, print, print_json};
-use super::units::format_bytes;
 use crate::error::{Error, ErrorKind, Result};
-use crate::fuse::{Mounted, mounts};
-use crate::mountinfo::holding;
-use crate::silent::{self, Answer, Daemon, Question};
+use crate::mount::mountinfo::holding;
+use crate::mount::mountinfo::{Mounted, mounts};
+use crate::mount::silent::{self, Answer, Daemon, Question};
+use crate::util::units::format_bytes;
 use crate::vfs::{MountInfo, Refusal};
 
 /// So many crash packs are named.

@@ -8,8 +8,9 @@ use serde::Serialize;
 use super::StoreArg;
 use super::images::{DAMAGED, short};
 use super::text::{plain, print, print_json, table};
+use crate::digest::Digest;
 use crate::error::{ErrorKind, Result};
-use crate::store::{Digest, Store};
+use crate::store::Store;
 
 /// List the tags.
 #[derive(Debug, Args)]

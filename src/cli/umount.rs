@@ -12,9 +12,10 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use super::holder::explain_nothing_mounted;
 use super::status::read_status;
 use crate::error::{ErrorKind, Result};
-use crate::fuse::{Unmounted, hints, unmount};
-use crate::mountinfo::mounted_at;
-use crate::silent::Daemon;
+use crate::mount::attach::{Unmounted, unmount};
+use crate::mount::hints;
+use crate::mount::mountinfo::mounted_at;
+use crate::mount::silent::Daemon;
 
 /// How long the daemon is waited for.
 const PATIENCE: Duration = Duration::from_secs(10);

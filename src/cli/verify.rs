@@ -12,10 +12,10 @@ use super::place;
 use super::progress::Bar;
 use super::secret::operator_secret;
 use super::text::{count, print, print_json};
-use super::units::format_bytes;
 use crate::error::Result;
-use crate::jobs::default_jobs;
-use crate::verify::{Options, Progress, Report, Severity, verify};
+use crate::ops::verify::{Options, Progress, Report, Severity, verify};
+use crate::util::parallel::default_jobs;
+use crate::util::units::format_bytes;
 
 /// Check every marker, manifest, layer and blob; exits with 4 if anything is damaged.
 #[derive(Debug, Args)]

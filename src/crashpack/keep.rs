@@ -9,8 +9,9 @@ use rustix::fs::{CWD, RenameFlags};
 
 use super::quote::seed_env_suffix;
 use super::{Crashpack, REPLAY, replay};
+use crate::digest::Digest;
 use crate::error::{Error, Result};
-use crate::store::{Digest, Sharing};
+use crate::store::Sharing;
 
 /// What temporary folders begin with.
 const TEMPORARY: &str = ".tmp-";

@@ -83,7 +83,7 @@ mod tests {
     #[test]
     fn only_steps_that_the_verdict_needs_are_left() {
         let mut steps = Steps::new();
-        let image = crate::store::Digest::of(b"x");
+        let image = crate::digest::Digest::of(b"x");
         steps.did("checkpoint", "froze");
         steps.saw_journal(0);
         steps.saw_manifest(&image, image.to_string(), None);
@@ -102,7 +102,7 @@ mod tests {
     #[test]
     fn two_hashes_that_differ_need_one_step() {
         let mut steps = Steps::new();
-        let image = crate::store::Digest::of(b"x");
+        let image = crate::digest::Digest::of(b"x");
         steps.saw_manifest(&image, String::new(), Some("gone"));
         let least = pack(steps).minimized();
         assert_eq!(least.results()[0].violations[0].violation_type, "manifest_integrity");

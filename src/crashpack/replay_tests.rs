@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use super::*;
 use crate::crashpack::evidence::EvidenceStrength;
 use crate::crashpack::{Steps, kept};
+use crate::digest::Digest;
 use crate::oracle::{Check, Transfer, TransferKind, TransferOracle, TransferState};
-use crate::store::Digest;
 
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("mount-tests/golden/crashpack").join(name)

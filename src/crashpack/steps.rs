@@ -8,8 +8,8 @@ use std::fmt::Display;
 use serde::{Deserialize, Serialize};
 
 use super::{Crashpack, TraceEvent};
+use crate::digest::Digest;
 use crate::oracle::{Transfer, TransferKind, TransferOracle, TransferState};
-use crate::store::Digest;
 use crate::store::manifest::Agent;
 
 /// So many paths that differ are named, and the rest counted.
@@ -108,7 +108,7 @@ impl Steps {
 
     /// Adds the seed of an image's synthetic content, if it has any.
     pub fn made_by(&mut self, agent: &Agent) {
-        if let Some(seed) = crate::fixture::seed_of(agent) {
+        if let Some(seed) = crate::ops::fixture::seed_of(agent) {
             self.pack = std::mem::take(&mut self.pack).with_seed("fixture", seed);
         }
     }

@@ -8,8 +8,8 @@ use super::node::{Body, Content};
 use super::pieces::{BlobRef, Piece, Pieces, Src};
 use super::record::{From, Part, Record, Splice};
 use super::records::may_clear;
+use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Posix, Result};
-use crate::store::Digest;
 
 /// Where to copy from.
 #[derive(Clone, Debug)]

@@ -10,8 +10,8 @@ use super::journal::Writer;
 use super::live::{Fork, Live, now};
 use super::registry::{Registry, Slot};
 use super::state::State;
+use crate::digest::Digest;
 use crate::error::Result;
-use crate::store::Digest;
 use crate::sync::Mutex;
 
 /// What a fork begins with.

@@ -12,9 +12,9 @@ use super::node::{Body, Content, Inode, Name};
 use super::pieces::BlobRef;
 use super::registry::Registry;
 use super::state::{At, Base, State};
+use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::layers::world::Kind;
-use crate::store::Digest;
 
 /// How much of two files is compared at a time, in bytes.
 const STEP: usize = 256 << 10;

@@ -15,9 +15,9 @@ use super::live::{BaseReader, Fork, Live, read_blob, settle};
 use super::node::{Attr, Body, Content, Guard, Inode, Name};
 use super::pieces::{BlobRef, Piece, Pieces, Src};
 use super::state::{LayerBase, State};
+use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::layers::world::Kind;
-use crate::store::Digest;
 use crate::sync::MutexGuard;
 use crate::sync::atomic::Ordering;
 

@@ -9,8 +9,9 @@ use serde_json::{Map, Value};
 
 use super::disk::{Files, GenId};
 use super::frame::Frame;
+use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
-use crate::store::{Digest, Sharing, SystemIo, write_whole};
+use crate::store::{Sharing, SystemIo, write_whole};
 
 /// A fork's head. Its name is that of the file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -12,8 +12,8 @@ use super::live::{Fork, Live};
 use super::node::{Content, Guard, Name};
 use super::record::{Attrs, Record};
 use super::state::State;
+use crate::digest::Digest;
 use crate::error::{Error, Result};
-use crate::store::Digest;
 
 /// What is kept out of an image, by its path in the fork: each path with all that is below it.
 pub type Kept = BTreeMap<Vec<u8>, Put>;

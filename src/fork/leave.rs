@@ -10,8 +10,8 @@ use super::live::{Fork, Live, now as now_ns};
 use super::registry::{Registry, Slot};
 use super::state::State;
 use super::stats::ForkInfo;
+use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
-use crate::store::Digest;
 use crate::sync::Mutex;
 use crate::sync::atomic::Ordering;
 

@@ -10,9 +10,9 @@ use super::copy::CopySource;
 use super::ino::Ino;
 use super::live::Fork;
 use super::node::Attr;
+use crate::digest::Digest;
 use crate::error::Result;
 use crate::layers::world::Kind;
-use crate::store::Digest;
 use crate::tree::NodeId;
 
 /// What a fork is being copied together from.

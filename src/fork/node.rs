@@ -9,8 +9,8 @@ use super::disk::{DataFile, GenId, Generation};
 use super::ino::Ino;
 use super::owners::Given;
 use super::pieces::{BlobRef, Pieces};
+use crate::digest::Digest;
 use crate::layers::world::Kind;
-use crate::store::Digest;
 use crate::tree::NodeId;
 
 /// A name in a folder.

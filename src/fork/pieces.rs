@@ -9,7 +9,7 @@ use std::sync::Arc;
 use imbl::OrdMap;
 
 use super::disk::{DataFile, Generation};
-use crate::store::Digest;
+use crate::digest::Digest;
 
 /// Up to this many pieces are kept in a plain list: most files have one or two.
 const LISTED: usize = 24;

@@ -7,8 +7,8 @@ use super::disk::{DataFile, Generation};
 pub(super) use super::header::{HEADER, header, refuse_header};
 use super::ino::Ino;
 use super::pieces::{BlobRef, Piece, Src};
+use crate::digest::Digest;
 use crate::layers::world::Kind;
-use crate::store::Digest;
 
 /// Something that happened to a fork.
 #[derive(Clone, Debug)]

@@ -9,8 +9,8 @@ use super::disk::{GenId, Generation};
 use super::head::{self, Head, refuse_fork_name};
 use super::journal::{frame_at, sound_behind};
 use super::record::{self, HEADER, kind};
+use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
-use crate::store::Digest;
 
 /// So often the forks are listed until two lists in a row agree.
 const LOOKS: usize = 20;

@@ -29,8 +29,9 @@ use super::record;
 use super::recover::{Damage, Recovered, recover};
 use super::state::{Base, State};
 use super::stats::ForkInfo;
+use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Posix, Result};
-use crate::store::{Digest, Sharing, rename_new};
+use crate::store::{Sharing, rename_new};
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Mutex, RwLock};
 

@@ -11,8 +11,9 @@ use std::fs::{self, File};
 use std::io;
 
 use super::live::{Fork, now};
+use crate::digest::Digest;
 use crate::error::{Error, Result};
-use crate::store::{Digest, write_whole};
+use crate::store::write_whole;
 
 /// Behind the time of an image that was there before its fork was sealed.
 const FOUND: &str = "found";

@@ -13,8 +13,8 @@ use super::ino::{Ino, Intern};
 use super::node::{Attr, Body, Content, Dir, Guard, Inode, LazyBlob, Name, Slot};
 use super::owners::Given;
 use super::records::{RECORDS, is_record};
+use crate::digest::Digest;
 use crate::layers::world::Kind;
-use crate::store::Digest;
 use crate::tree::NodeId;
 
 /// A file of the base that is not in its world's tree, by its path in the fork.

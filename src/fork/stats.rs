@@ -4,8 +4,8 @@ use std::fs;
 
 use super::head::Head;
 use super::registry::{Registry, Slot, no_fork};
+use crate::digest::Digest;
 use crate::error::Result;
-use crate::store::Digest;
 
 /// What is known of a fork without reading it.
 #[derive(Clone, Debug, PartialEq, Eq)]

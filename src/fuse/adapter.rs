@@ -10,16 +10,15 @@ use std::thread::ThreadId;
 use fuser::{FopenFlags, INodeNo, Notifier, ReplyEmpty, ReplyEntry, Request};
 
 use super::announce::Announcer;
-use super::company::{Company, Turn};
 use super::guarded;
 use super::reply::{answer_empty, answer_entry, permissions};
 use super::session::SessionConfig;
 use super::watch::tell;
-use super::workers::Workers;
 use crate::error::ErrorKind;
-use crate::fork::NewFile;
-use crate::layers::world::Kind;
+use crate::fuse::pool::Workers;
+use crate::fuse::spin::{Company, Turn};
 use crate::vfs::{AfterSeal, Op, Outcome, Patience, Stale, Step, Vfs};
+use crate::vfs::{Kind, NewFile};
 
 /// What looks different once a fork has come or gone.
 const LISTINGS_OF_FORKS: [Stale; 2] = [Stale::Inode(Vfs::FORKS), Stale::Inode(Vfs::WORK)];

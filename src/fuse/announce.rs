@@ -21,7 +21,7 @@ use rustix::io::Errno;
 
 use super::own::{Place, prepare_thread};
 use super::watch::tell;
-use crate::layers::world::Kind;
+use crate::vfs::Kind;
 use crate::vfs::{Announcement, Replaced, Stale, Vfs, What};
 
 /// So many requests make sure that an event loop has read what the kernel has forgotten: after 16 times eight requests it hands

@@ -7,7 +7,7 @@
 //!    `--writes back`, and since the spring of 2026 in no mode (`SB_I_NO_DATA_INTEGRITY`, also in stable kernels).
 //! 2. A read of a marker file past the page cache, which goes through the same queue (`FUSE_ASYNC_DIO`). The kernel hands that queue out
 //!    in order: an event loop has taken each of those WRITEs before one takes the read.
-//! 3. More such reads, until each event loop has answered one since the first, or rests ([`super::company`]). An event loop answers one request after the other,
+//! 3. More such reads, until each event loop has answered one since the first, or rests ([`crate::fuse::spin`]). An event loop answers one request after the other,
 //!    and answers a WRITE itself: then it has answered those that it had taken before.
 //!
 //! syncfs(2) passes over three kinds of pages, so one pass is not enough where there was anything to write:

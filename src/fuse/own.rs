@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags, openat, statx};
 
-use crate::confine::own_descriptors;
-use crate::mountinfo::{Mounted, mounts};
+use crate::mount::mountinfo::{Mounted, mounts};
+use crate::sandbox::own_descriptors;
 
 /// Gives the calling thread its own table of descriptors. To be called before the connection to the kernel is opened.
 pub(super) fn prepare_thread() {

@@ -7,9 +7,8 @@ use fuser::{
 };
 
 use super::{errno, file_attr, nanoseconds};
-use crate::fork::SetTime;
-use crate::layers::world::Kind;
 use crate::vfs::{Attr, Data, Entry, Outcome, Process};
+use crate::vfs::{Kind, SetTime};
 
 pub(super) fn answer_entry(reply: ReplyEntry, outcome: Outcome<Entry>) {
     match outcome {

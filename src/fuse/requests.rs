@@ -21,8 +21,7 @@ use super::reply::{
 };
 use super::watch::tell;
 use super::{errno, file_attr, file_type, guarded, nanoseconds};
-use crate::fork::{Allocate, NewFile, RenameMode, SetAttr, XattrMode};
-use crate::layers::world::Kind;
+use crate::vfs::{Allocate, Kind, NewFile, RenameMode, SetAttr, XattrMode};
 use crate::vfs::{Op, Vfs, Writer};
 
 /// Largest write or read in one request, in bytes: what the kernel's `max_pages_limit` allows.

@@ -20,12 +20,12 @@ use signal_hook::iterator::Signals;
 use super::adapter::Adapter;
 use super::announce::Announcer;
 use super::barrier::Barrier;
-use super::mount::{OwnMount, Unmounted, absolute, mount, prepare};
-use super::options::MountOptions;
 use super::own::Place;
 use super::watch::Watcher;
 use crate::audit::{Log, note};
 use crate::error::{Error, Result};
+use crate::mount::attach::{OwnMount, Unmounted, absolute, mount, prepare};
+use crate::mount::options::MountOptions;
 use crate::vfs::{Pusher, Vfs};
 
 /// Event loops. Two with a queue of their own each measured best on two cores.

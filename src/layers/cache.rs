@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::{FormatError, json};
-use crate::store::Digest;
+use crate::digest::Digest;
 
 /// The one layout there is.
 pub const LAYOUT: &str = "paged-batchinvariant-v1";

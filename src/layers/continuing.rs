@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 
 use super::effects::{Effects, Entry, Header, Ledger};
-use crate::store::Digest;
+use crate::digest::Digest;
 
 /// Lines that are not blank, each with its end.
 fn lines(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {

@@ -16,7 +16,7 @@ pub use chain::{Chain, chain};
 pub use redact::redact;
 
 use super::{FormatError, json};
-use crate::store::Digest;
+use crate::digest::Digest;
 
 const LEDGER: &str = "effects.ledger.v1";
 const MERGED: &str = "effects.merged.v1";

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::{FormatError, json};
-use crate::store::Digest;
+use crate::digest::Digest;
 
 const FORMAT: &str = "procs";
 

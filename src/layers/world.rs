@@ -21,7 +21,7 @@ use serde_json::{Map, Value};
 
 use super::FormatError;
 use super::json::Unknown;
-use crate::store::Digest;
+use crate::digest::Digest;
 
 /// The value of a tree's `kind`.
 pub const FORMAT: &str = "fs.tree.v1";

@@ -13,11 +13,12 @@ use std::sync::Arc;
 
 use sha2::Digest as _;
 
+use super::Sharing;
 use super::decode::{Hashing, Sink, check, decode_exact, decode_stream};
 use super::io::StoreIo;
 use super::unsynced::Unsynced;
 use super::write::TempNames;
-use super::{Digest, Sharing};
+use crate::digest::Digest;
 use crate::error::{Error, ErrorKind};
 
 /// What is known of a payload's length before it is decompressed, in bytes.

@@ -7,8 +7,8 @@ use std::io::{self, Read, Write};
 use sha2::Digest as _;
 use zstd::zstd_safe::DCtx;
 
-use super::Digest;
 use super::blob::{BlobError, Size};
+use crate::digest::Digest;
 
 thread_local! {
     /// A context costs a hundred times what decoding a small blob costs, so that each thread keeps one.

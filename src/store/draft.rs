@@ -6,7 +6,7 @@ use std::io;
 
 use sha2::Digest as _;
 
-use super::Digest;
+use crate::digest::Digest;
 
 /// A stretch that a document has in common with the one it is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

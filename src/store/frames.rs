@@ -17,7 +17,8 @@ use zstd::zstd_safe::{find_frame_compressed_size, get_frame_content_size};
 
 use super::draft::{Draft, Taken};
 use super::write::compress;
-use super::{Batch, Blobs, Digest, MAX_METADATA};
+use super::{Batch, Blobs, MAX_METADATA};
+use crate::digest::Digest;
 use crate::error::{Error, Result};
 
 /// Bytes of content in a frame: at least this, and less than twice as much.

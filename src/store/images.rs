@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 
 use super::blob::{BlobError, Blobs, Size};
 use super::manifest::{Manifest, ManifestError};
-use super::{Digest, tags::Tags};
+use super::tags::Tags;
+use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Largest manifest in bytes: 16 MiB, room for 200,000 parents.

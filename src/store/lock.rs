@@ -11,7 +11,8 @@ use std::time::{Duration, SystemTime};
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
-use super::{Digest, Store};
+use super::Store;
+use crate::digest::Digest;
 use crate::error::{Error, Result};
 
 /// Held shared while an image is made of blobs that were looked for, exclusively while blobs are deleted.

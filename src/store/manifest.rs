@@ -8,7 +8,7 @@ use std::fmt;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use super::Digest;
+use crate::digest::Digest;
 use crate::error::{Error, ErrorKind};
 
 /// The schema version this program reads and writes.

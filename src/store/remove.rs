@@ -6,7 +6,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::write::write_durably;
-use super::{Blobs, Digest, Store};
+use super::{Blobs, Store};
+use crate::digest::Digest;
 use crate::error::{Error, Result};
 
 /// What became of a blob that was to be removed.

@@ -17,7 +17,8 @@ use sha2::Digest as _;
 
 use super::blob::{BlobError, Blobs};
 use super::decode::decode_frame;
-use super::{Batch, Digest, Size, compress};
+use super::{Batch, Size, compress};
+use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::sync::Mutex;
 

@@ -11,9 +11,10 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::Sharing;
 use super::io::{StoreIo, rename_new};
 use super::write::write_durably;
-use super::{Digest, Sharing};
+use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Longest tag in bytes, that of a file's name.

@@ -7,7 +7,8 @@ use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, Read};
 
-use super::{Batch, Blobs, Digest, Size};
+use super::{Batch, Blobs, Size};
+use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::sync::Mutex;
 

@@ -21,7 +21,8 @@ use super::blob::ZSTD_LEVEL;
 use super::direct::Direct;
 use super::io::{StoreIo, rename_new};
 use super::seekable::SEEKABLE_FROM;
-use super::{Blobs, Digest, Manifest, Sharing, Store};
+use super::{Blobs, Manifest, Sharing, Store};
+use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sync::Mutex;
 

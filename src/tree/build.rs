@@ -4,9 +4,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::{HAS_MTIME, Linked, Node, NodeId, Owner, PathHash, Tree};
+use crate::digest::Digest;
 use crate::layers::world::{self, Entry, FORMAT, Kind, MAX_TARGET};
 use crate::layers::{FormatError, xattrs};
-use crate::store::Digest;
 
 /// Permission bits of a folder that no entry describes, as `pf`'s restore makes them.
 pub(crate) const IMPLIED_DIR_MODE: u16 = 0o755;

@@ -134,8 +134,8 @@ pub(crate) mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::digest::Digest;
     use crate::layers::world::{Entry, FsTree};
-    use crate::store::Digest;
 
     /// What is at a path of a model: a file's content, a link's target, or a folder.
     #[derive(Clone, Debug, PartialEq, Eq)]

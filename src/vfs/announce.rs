@@ -11,10 +11,10 @@ use std::sync::Arc;
 use super::inode::{Fixed, Ino, Node};
 use super::replaced::Replaced;
 use super::{Attr, Entry, FOREVER, Outcome, Patience, Stale, Step, Vfs};
+use crate::digest::Digest;
 use crate::error::{ErrorKind, Posix};
 use crate::fork;
 use crate::layers::world::Kind;
-use crate::store::Digest;
 use crate::sync::Mutex;
 
 /// What happened to a name.

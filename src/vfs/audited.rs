@@ -12,14 +12,15 @@ use serde_json::json;
 
 use super::called::At;
 use super::inode::{Fixed, Ino, Node};
-use super::{Attr, Entry, Op, Outcome, Patience, Process, Step, Vfs, Writer, top::logged};
+use super::{Attr, Entry, Op, Outcome, Patience, Process, Step, Vfs, Writer};
 use crate::audit::{Follower, Log, follow, note};
 use crate::error::{Error, ErrorKind, Posix, Result};
 use crate::fork::{Allocate, Fork, NewFile, Registry, RenameMode, SetAttr};
 use crate::layers::world::Kind;
-use crate::recovery;
+use crate::ops::recover;
 use crate::store::Store;
 use crate::sync::Mutex;
+use crate::vfs::root::logged;
 
 /// How much of the log `.pfimg/events.jsonl` shows, in bytes: its newest lines.
 const SHOWN: u64 = 1 << 20;
@@ -155,7 +156,7 @@ impl Vfs {
         })?;
         if !self.forks.knows(&fork) {
             // A damaged fork can be read as far as it is sound: whoever writes to it gets the error.
-            recovery::judge(&self.store, name, &fork, self.log());
+            recover::judge(&self.store, name, &fork, self.log());
         }
         Ok(fork)
     }
@@ -164,7 +165,7 @@ impl Vfs {
     fn judge_unreadable(&self, registry: &Registry, name: &str, error: &Error) {
         let mut told = self.audit.unreadable.lock();
         if !told.contains(name)
-            && recovery::judge_unreadable(&self.store, registry, name, error, self.log()).is_some()
+            && recover::judge_unreadable(&self.store, registry, name, error, self.log()).is_some()
         {
             told.insert(name.to_owned());
         }

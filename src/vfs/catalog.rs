@@ -9,10 +9,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use chrono::{DateTime, Utc};
 
 use super::inode::{ImageNo, hash_bytes, mix};
+use crate::digest::Digest;
 use crate::error::Result;
-use crate::store::{Digest, Home, MarkerError, Store};
+use crate::images::times::nanoseconds;
+use crate::store::{Home, MarkerError, Store};
 use crate::sync::{Mutex, RwLock};
-use crate::times::nanoseconds;
 
 /// A folder that changed less than this before it was listed may change again without its time moving on.
 const SETTLED: Duration = Duration::from_millis(100);

@@ -6,11 +6,11 @@ use std::sync::Arc;
 
 use super::inode::{Fixed, ImageDir, ImageNo, Ino, Keyed, Node, Place, Recorded, Seen, Shown};
 use super::{Numbering, Outcome, Patience, Vfs};
+use crate::digest::Digest;
 use crate::fork::Given;
+use crate::images::times::page_time;
 use crate::layers::world::Kind;
 use crate::layers::xattrs::Xattrs;
-use crate::store::Digest;
-use crate::times::page_time;
 use crate::tree::{NodeId, PathHash, Tree};
 
 const SECOND: i64 = 1_000_000_000;

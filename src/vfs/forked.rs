@@ -9,11 +9,12 @@ use super::place::Place;
 use super::readdir::DirEntry;
 use super::{
     Attr, Data, Emit, Entry, FOLDER_SIZE, FOREVER, INLINE_FILL, Outcome, Patience, Process, Stale, Step, Vfs,
-    fault, top::logged,
+    fault,
 };
 use crate::error::{Error, ErrorKind, Posix};
 use crate::fork::{self, Allocate, CopySource, Fork, NewFile, RenameMode, SetAttr, XattrMode};
 use crate::layers::world::Kind;
+use crate::vfs::root::logged;
 
 /// Entries of a folder that are taken at a time, without holding its fork's lock while they are handed on.
 const BATCH: usize = 256;

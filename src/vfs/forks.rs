@@ -10,13 +10,13 @@ use super::inode::{Fixed, Ino, hash_bytes};
 use super::reader::Reader;
 use super::replaced::Replaced;
 use super::snap::Stale;
-use super::top::logged;
 use super::{Announcement, Entry, Outcome, Vfs, What};
 use crate::audit::note;
 use crate::error::{Error, ErrorKind, Posix, Result};
 use crate::fork::{self, Fork, NewFile, Registry, RenameMode};
 use crate::layers::world::Kind;
 use crate::sync::Mutex;
+use crate::vfs::root::logged;
 
 /// Forks that can be in use at once: what fits beside the number of a file.
 const SLOTS: Slot = 1 << 14;

@@ -9,11 +9,12 @@ use lru::LruCache;
 use super::facts::{Facts, LAYER_MODE};
 use super::inode::{ImageDir, ImageNo, Keyed, MANIFEST, Node, Place, Seen, Shown, UNKNOWN_SIZE, hash_bytes};
 use super::{Attr, Entry, FOREVER, INLINE_FILL, Outcome, Patience, Step, Vfs};
+use crate::digest::Digest;
 use crate::error::{Error, ErrorKind};
 use crate::layers::FormatError;
 use crate::layers::cache::PageManifest;
 use crate::layers::world::Kind;
-use crate::store::{BlobError, Digest, Image, LayerFile, MarkerError};
+use crate::store::{BlobError, Image, LayerFile, MarkerError};
 use crate::sync::Mutex;
 use crate::tree::{NodeId, Tree};
 

@@ -6,9 +6,10 @@
 use std::sync::Arc;
 
 use super::forked::{Mounted, Slot};
+use crate::digest::Digest;
 use crate::fork;
 use crate::layers::xattrs::Xattrs;
-use crate::store::{Digest, LayerFile};
+use crate::store::LayerFile;
 use crate::tree::{NodeId, PathHash};
 pub(super) use crate::tree::{hash_bytes, mix};
 

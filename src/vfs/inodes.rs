@@ -10,8 +10,8 @@ use super::counted::Counted;
 use super::forked::{Mounted, Slot};
 use super::inode::{FIRST_COMPUTED, Fixed, Ino, Key, Keyed, Node};
 use super::{Numbering, Outcome};
+use crate::digest::Digest;
 use crate::fork::{self, Fork};
-use crate::store::Digest;
 
 struct Held {
     node: Node,

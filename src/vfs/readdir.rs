@@ -2,13 +2,13 @@
 //! throughout comes exactly once, whatever comes and goes between two calls.
 
 use super::inode::{Fixed, ImageDir, Ino, Node, hash_bytes};
-use super::top::logged;
 use super::{Entry, FOREVER, Numbering, Outcome, Patience, Step, Vfs, control};
+use crate::digest::Digest;
 use crate::error::{ErrorKind, Posix};
 use crate::fork;
 use crate::layers::world::Kind;
-use crate::store::Digest;
 use crate::tree::{NodeId, Tree};
+use crate::vfs::root::logged;
 
 /// Cookies 1 and 2 are those of `.` and `..`.
 const FIRST_COOKIE: u64 = 3;

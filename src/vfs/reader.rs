@@ -9,12 +9,13 @@ use lru::LruCache;
 
 use super::trees::Trees;
 use crate::cache::{Cache, Payload};
+use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fork::{BaseReader, BaseTimes, LayerBase};
+use crate::images::times::{PageList, PageTimes, Times, page_time};
 use crate::layers::cache::PageManifest;
-use crate::store::{BlobError, Digest, LayerFile, Store};
+use crate::store::{BlobError, LayerFile, Store};
 use crate::sync::{Mutex, RwLock};
-use crate::times::{PageList, PageTimes, Times, page_time};
 use crate::tree::{NodeTimes, Tree};
 
 /// How long a ledger is as it is shown: nothing known yet, or its length without the secret; none where there is no secret in it.

@@ -23,15 +23,15 @@ use super::forked::Mounted;
 use super::inode::{Fixed, Ino, Key, Node};
 use super::readdir::{DirEntry, Emit};
 use super::replaced::Replaced;
-use super::top::logged;
 use super::{Entry, Outcome, Patience, Step, Vfs};
 use crate::audit::Log;
+use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Posix, Result};
 use crate::fork::{self, Fork, Frozen, Seal};
 use crate::layers::world::Kind;
-use crate::seal::{Sealed, Sealer, Tag};
-use crate::store::Digest;
+use crate::ops::seal::{Sealed, Sealer, Tag};
 use crate::sync::Mutex;
+use crate::vfs::root::logged;
 
 pub(super) const NAME: &[u8] = b".snap";
 

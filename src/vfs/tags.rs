@@ -2,13 +2,14 @@
 
 use std::path::{Component, Path, PathBuf};
 
-use super::top::logged;
 use super::{Entry, Outcome, Patience, Step, Vfs};
 use crate::audit::note;
+use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Posix, Result};
 use crate::fork::{NewFile, RenameMode};
 use crate::layers::world::Kind;
-use crate::store::{Digest, tags::refuse_new_tag};
+use crate::store::tags::refuse_new_tag;
+use crate::vfs::root::logged;
 
 /// Logs why something was refused that looked as if it could work, and gives the kind.
 fn refused(kind: ErrorKind, why: &str) -> ErrorKind {

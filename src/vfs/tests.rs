@@ -2,7 +2,7 @@ use std::path::PathBuf;
 
 use super::*;
 use crate::cache::CacheConfig;
-use crate::fixture::{self, FixtureSpec};
+use crate::ops::fixture::{self, FixtureSpec};
 use crate::store::manifest::tests::sample;
 
 /// A store with one image of one file, `src/file_0000.rs`.

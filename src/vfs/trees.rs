@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use lru::LruCache;
 
-use crate::store::Digest;
+use crate::digest::Digest;
 use crate::sync::Mutex;
 use crate::tree::Tree;
 

@@ -3,15 +3,16 @@
 use chrono::{DateTime, Duration, Utc};
 
 use crate::cli::fixture::manifest;
+use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
-use crate::fixture::{FixtureSpec, build};
 use crate::layers::FormatError;
 use crate::layers::effects::{Entry as Effect, Header, Ledger, Record, Secret, SideEffectClass};
 use crate::layers::env::{Env, EnvV1};
 use crate::layers::trace::{Message, Trace};
 use crate::layers::world::{Entry, FsTree, Kind};
+use crate::ops::fixture::{FixtureSpec, build};
+use crate::store::Store;
 use crate::store::manifest::Agent;
-use crate::store::{Digest, Store};
 
 /// Modules that both images share.
 const MODULES: usize = 24;
@@ -174,7 +175,7 @@ mod tests {
     use std::num::NonZeroUsize;
 
     use super::*;
-    use crate::verify::{Options, verify};
+    use crate::ops::verify::{Options, verify};
 
     #[test]
     fn the_images_of_the_demo_are_sound_related_and_chained() {

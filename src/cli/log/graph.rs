@@ -1,6 +1,6 @@
 //! Lines between images and their parents, drawn with characters.
 
-use crate::store::Digest;
+use crate::digest::Digest;
 
 /// What is drawn so far: one column for each image that is still to come and that a line leads to.
 #[derive(Debug, Default)]

@@ -115,7 +115,7 @@ pub(super) fn variable(text: &OsStr) -> Result<OsString, String> {
     if name.is_empty() {
         return Err("a variable needs a name".into());
     }
-    if name == crate::confine::secrets::LEDGER_SECRET.as_bytes() {
+    if name == crate::sandbox::secrets::LEDGER_SECRET.as_bytes() {
         return Err("PF_SESSION_SECRET signs ledgers: no command gets it".into());
     }
     Ok(text.to_owned())

@@ -11,9 +11,10 @@ use shuttle::thread::{self, JoinHandle};
 use super::super::{
     Attr, BaseReader, BlobRef, Fork, Frozen, Ino, Io, LayerBase, NewFile, Options, Registry, Sealed,
 };
+use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::layers::world::{Entry, FsTree, Kind};
-use crate::store::{Digest, Sharing, StoreIo, SystemIo};
+use crate::store::{Sharing, StoreIo, SystemIo};
 use crate::sync::{Mutex, step};
 use crate::tree::Tree;
 

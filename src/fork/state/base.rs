@@ -11,8 +11,8 @@ use super::super::live::BaseTimes;
 use super::super::node::{Body, Dir, Guard, Inode, Name};
 use super::super::owners::{Given, Owners};
 use super::{LayerBase, State};
+use crate::digest::Digest;
 use crate::layers::world::Kind;
-use crate::store::Digest;
 use crate::tree::{NodeId, NodeTimes, Tree};
 
 /// What a fork begins as. One for each image, shared by its forks.

@@ -9,8 +9,8 @@ use serde::Serialize;
 use sha2::Sha256;
 
 use super::{Entry, LEDGER, Ledger, Record, Secret, SideEffectClass};
+use crate::digest::Digest;
 use crate::layers::{FormatError, json};
-use crate::store::Digest;
 
 /// What came of verifying a ledger.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,0 +1,16 @@
+//! The engine without a mount: forks, seals and layer codecs, judged by models and by the real pf crates.
+#![allow(
+    clippy::unwrap_used,
+    clippy::items_after_statements,
+    clippy::unnecessary_debug_formatting,
+    clippy::zero_sized_map_values,
+    unreachable_pub,
+    reason = "one test program in several files, whose helpers are tests, too"
+)]
+
+mod arrows;
+mod common;
+mod fork_engine;
+mod layers_real_pf;
+mod seal;
+mod written;

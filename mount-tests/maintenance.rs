@@ -1,0 +1,10 @@
+//! Import, export, gc and prune: folders become images, images become folders, and what is needed is kept.
+
+mod adverse;
+mod export;
+mod gc;
+mod import;
+mod large;
+mod support;
+mod taken;
+mod ties;

@@ -1,0 +1,97 @@
+//! The tests as a whole: every file is compiled, and the documents name tests that exist.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+const PROGRAMS: [&str; 4] = ["engine", "mount", "cli", "long"];
+
+fn top() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The Rust files below a directory, as paths from the top of the checkout.
+fn sources(dir: &str) -> BTreeSet<PathBuf> {
+    let (mut found, mut todo) = (BTreeSet::new(), vec![top().join(dir)]);
+    while let Some(dir) = todo.pop() {
+        for entry in fs::read_dir(&dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                todo.push(path);
+            } else if path.extension().is_some_and(|end| end == "rs") {
+                found.insert(path.strip_prefix(top()).unwrap().to_owned());
+            }
+        }
+    }
+    found
+}
+
+/// The modules that a file declares: the names in `mod NAME;`.
+fn modules(text: &str) -> impl Iterator<Item = &str> {
+    text.lines().filter_map(|line| line.trim_start_matches("pub ").strip_prefix("mod ")?.strip_suffix(';'))
+}
+
+/// Adds a file and all the files of its modules. `place` is the directory that holds its modules.
+fn follow(file: &Path, place: &Path, reached: &mut BTreeSet<PathBuf>) {
+    if !reached.insert(file.to_owned()) {
+        return;
+    }
+    for module in modules(&fs::read_to_string(top().join(file)).unwrap()) {
+        let (plain, folder) = (place.join(format!("{module}.rs")), place.join(module).join("mod.rs"));
+        let file = if top().join(&plain).exists() { plain } else { folder };
+        follow(&file, &place.join(module), reached);
+    }
+}
+
+#[test]
+fn every_test_file_belongs_to_a_program() {
+    let mut reached = BTreeSet::new();
+    for program in PROGRAMS {
+        follow(
+            &Path::new("mount-tests").join(format!("{program}.rs")),
+            Path::new("mount-tests"),
+            &mut reached,
+        );
+    }
+    let forgotten: Vec<_> = sources("mount-tests").difference(&reached).cloned().collect();
+    assert!(
+        forgotten.is_empty(),
+        "no `mod` line names these files, so cargo never compiles them: {forgotten:?}"
+    );
+
+    let manifest = fs::read_to_string(top().join("Cargo.toml")).unwrap();
+    let declared = manifest.matches("[[test]]").count();
+    assert_eq!(declared, PROGRAMS.len(), "Cargo.toml declares test programs that this list does not name");
+}
+
+/// The words between backticks that look like a path of modules: `forks::back::a_restore_keeps_what_was_sealed`.
+fn named(text: &str) -> impl Iterator<Item = &str> {
+    text.split('`').skip(1).step_by(2).filter(|word| {
+        word.contains("::")
+            && word.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_' || c == ':')
+    })
+}
+
+#[test]
+fn every_test_that_the_promises_name_exists() {
+    let files: Vec<(PathBuf, String)> = ["mount-tests", "src"]
+        .into_iter()
+        .flat_map(sources)
+        .map(|path| (path.clone(), fs::read_to_string(top().join(path)).unwrap()))
+        .collect();
+    let text = fs::read_to_string(top().join("docs/SEMANTICS.md")).unwrap();
+    let mut count = 0;
+    for name in named(&text) {
+        count += 1;
+        let (modules, last) = name.rsplit_once("::").unwrap();
+        let declared = [format!("fn {last}("), format!("mod {last} {{")];
+        let exists = files.iter().any(|(path, text)| {
+            let path = path.with_extension("");
+            let parts: BTreeSet<_> = path.iter().map(|part| part.to_str().unwrap()).collect();
+            modules.split("::").all(|module| module == "tests" || parts.contains(module))
+                && declared.iter().any(|declared| text.contains(declared))
+        });
+        assert!(exists, "docs/SEMANTICS.md names `{name}`, which no file declares");
+    }
+    assert!(count > 300, "only {count} tests are found in docs/SEMANTICS.md");
+}

@@ -1,0 +1,3 @@
+//! What is known of images, kept between questions.
+
+pub mod times;

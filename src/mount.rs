@@ -1,0 +1,8 @@
+//! Mountpoints: attaching, detaching, and what the kernel says of mounts.
+
+pub(crate) mod attach;
+pub(crate) mod hints;
+pub mod mountinfo;
+pub(crate) mod options;
+pub(crate) mod reach;
+pub(crate) mod silent;

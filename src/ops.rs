@@ -1,0 +1,11 @@
+//! What is done to stores: seals, imports, exports, and keeping a store small and sound.
+
+pub mod export;
+pub mod fixture;
+pub mod gc;
+pub mod import;
+pub mod prune;
+pub mod recover;
+pub mod seal;
+pub mod summary;
+pub mod verify;

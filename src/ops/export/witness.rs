@@ -1,0 +1,66 @@
+//! What there is to see of an export, for the oracle to judge.
+
+use std::io::ErrorKind;
+use std::path::Path;
+
+use rustix::fs::FileType;
+
+use super::Exporting;
+use crate::audit::Log;
+use crate::crashpack::Steps;
+use crate::error::Result;
+use crate::layers::world::Kind;
+use crate::ops::seal::{readable, see_manifest};
+use crate::oracle::TransferKind;
+use crate::store::{Image, Pin, Store};
+
+/// Judges an export of which these paths are otherwise than in the image. Gives the pin back.
+pub(super) fn judge(
+    store: &Store,
+    image: &Image,
+    pin: Pin,
+    folder: &Path,
+    differing: Vec<String>,
+    log: &Log,
+) -> Result<()> {
+    let mut steps = Steps::new();
+    steps.did("checkpoint", format!("wrote image {} to {}", image.id, folder.display()));
+    steps.made_by(&image.manifest.agent);
+    see_manifest(&mut steps, &image.id, readable(store.images().bytes(store.blobs(), &image.id)));
+    steps.saw_leaked("pins left behind", u32::from(pin.is_left()));
+    let how = "otherwise in the folder";
+    let differing = differing.into_iter().map(|path| (path, how.to_owned()));
+    steps.saw_paths(&folder.display().to_string(), differing);
+    log.judge_steps(TransferKind::Export, &image.id.to_string(), &steps).error().map_or(Ok(()), Err)
+}
+
+impl Exporting<'_> {
+    /// Paths that are otherwise in the folder than in the image, but for those that the report names.
+    pub(super) fn differing_paths(&self) -> Vec<String> {
+        let tree = self.tree;
+        let left_out = self.left_out.lock();
+        let differs = |path: &[u8], id| {
+            let found = match self.top.stat(path) {
+                Ok(found) => found,
+                // What cannot be looked at is not gone.
+                Err(e) => return matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory),
+            };
+            let kind = FileType::from_raw_mode(found.st_mode);
+            kind != match tree.kind(id) {
+                Kind::File => FileType::RegularFile,
+                Kind::Dir => FileType::Directory,
+                Kind::Symlink => FileType::Symlink,
+                Kind::Fifo => FileType::Fifo,
+                Kind::Socket => FileType::Socket,
+                Kind::Chardev => FileType::CharacterDevice,
+                Kind::Blockdev => FileType::BlockDevice,
+            } || (tree.kind(id) == Kind::File && found.st_size as u64 != tree.size(id))
+        };
+        tree.nodes()
+            .filter(|id| !left_out.contains(id))
+            .map(|id| (id, tree.path(id)))
+            .filter(|(id, path)| differs(path, *id))
+            .map(|(_, path)| path.escape_ascii().to_string())
+            .collect()
+    }
+}

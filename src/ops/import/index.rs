@@ -1,0 +1,229 @@
+//! What an earlier import of the same folder read, so that what did not change is not read again.
+//!
+//! ```text
+//! "pfimgidx" │ version u32 │ started i64 │ image 32 │ count u32 │ records │ crc32c u32
+//! record: path length u16, path │ size u64 │ mtime i64 │ ctime i64 │ inode u64 │ device u64 │ flags u8 │ digest 32
+//! ```
+//! Little-endian, times in nanoseconds since 1970. The checksum covers everything before it. An index that is not whole
+//! counts as none: it costs time, never a wrong byte.
+
+use std::collections::HashMap;
+
+use crate::digest::Digest;
+
+const MAGIC: &[u8; 8] = b"pfimgidx";
+const VERSION: u32 = 1;
+
+/// Bytes of a record besides its path: two for the path's length.
+const FIXED: usize = 2 + 8 * 5 + 1 + 32;
+
+/// Set in a record's flags if the file has extended attributes.
+const HAS_XATTRS: u8 = 1;
+
+/// A change within this many nanoseconds of another may leave the same time: kernels count in ticks.
+const TICK: i64 = 100_000_000;
+
+/// The same where times are whole seconds, as on some filesystems.
+const COARSE_TICK: i64 = 2_000_000_000;
+
+const SECOND: i64 = 1_000_000_000;
+
+/// What tells whether a file is still the same without reading it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stamp {
+    /// Length in bytes.
+    pub size: u64,
+    /// Modification time in nanoseconds since 1970.
+    pub mtime_ns: i64,
+    /// Change time in nanoseconds since 1970.
+    pub ctime_ns: i64,
+    /// Inode.
+    pub ino: u64,
+    /// Its device.
+    pub dev: u64,
+}
+
+/// A file that was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// As it was then.
+    pub stamp: Stamp,
+    /// Its content.
+    pub digest: Digest,
+    /// Whether it had extended attributes.
+    pub xattrs: bool,
+}
+
+/// An import's memory. Paths are relative to the folder.
+#[derive(Debug, Default)]
+pub struct Index<'a> {
+    /// When the import began to look, in nanoseconds since 1970, by the clock that file times come from.
+    pub started_ns: i64,
+    /// The image that it made.
+    pub image: Option<Digest>,
+    /// The files it read.
+    pub files: HashMap<&'a [u8], Record>,
+}
+
+impl<'a> Index<'a> {
+    /// Reads an index; nothing if it is not whole.
+    pub fn parse(bytes: &'a [u8]) -> Option<Self> {
+        let (body, crc) = bytes.split_last_chunk::<4>()?;
+        if crc32c::crc32c(body) != u32::from_le_bytes(*crc) {
+            return None;
+        }
+        let mut rest = body;
+        if take::<8>(&mut rest)? != *MAGIC || u32::from_le_bytes(take(&mut rest)?) != VERSION {
+            return None;
+        }
+        let started_ns = i64::from_le_bytes(take(&mut rest)?);
+        let image = Digest::from_bytes(take(&mut rest)?);
+        let count = u32::from_le_bytes(take(&mut rest)?) as usize;
+        // What a count claims is not believed before the records are there.
+        let mut files = HashMap::with_capacity(count.min(rest.len() / FIXED));
+        for _ in 0..count {
+            let length = usize::from(u16::from_le_bytes(take(&mut rest)?));
+            let (path, after) = rest.split_at_checked(length)?;
+            rest = after;
+            let stamp = Stamp {
+                size: u64::from_le_bytes(take(&mut rest)?),
+                mtime_ns: i64::from_le_bytes(take(&mut rest)?),
+                ctime_ns: i64::from_le_bytes(take(&mut rest)?),
+                ino: u64::from_le_bytes(take(&mut rest)?),
+                dev: u64::from_le_bytes(take(&mut rest)?),
+            };
+            let [flags] = take(&mut rest)?;
+            let digest = Digest::from_bytes(take(&mut rest)?);
+            files.insert(path, Record { stamp, digest, xattrs: flags & HAS_XATTRS != 0 });
+        }
+        rest.is_empty().then_some(Self { started_ns, image: Some(image), files })
+    }
+
+    /// Writes an index of an import that began at `started_ns` and made `image`. Files whose path is too long for it
+    /// are left out.
+    pub fn write(started_ns: i64, image: &Digest, files: &[(&[u8], Record)]) -> Vec<u8> {
+        let files: Vec<_> = files
+            .iter()
+            .filter_map(|(path, record)| Some((*path, u16::try_from(path.len()).ok()?, record)))
+            .collect();
+        let mut out =
+            Vec::with_capacity(64 + files.iter().map(|(path, ..)| path.len() + FIXED).sum::<usize>());
+        out.extend_from_slice(MAGIC);
+        out.extend_from_slice(&VERSION.to_le_bytes());
+        out.extend_from_slice(&started_ns.to_le_bytes());
+        out.extend_from_slice(image.as_bytes());
+        out.extend_from_slice(&(files.len() as u32).to_le_bytes());
+        for (path, length, record) in files {
+            out.extend_from_slice(&length.to_le_bytes());
+            out.extend_from_slice(path);
+            let stamp = &record.stamp;
+            out.extend_from_slice(&stamp.size.to_le_bytes());
+            out.extend_from_slice(&stamp.mtime_ns.to_le_bytes());
+            out.extend_from_slice(&stamp.ctime_ns.to_le_bytes());
+            out.extend_from_slice(&stamp.ino.to_le_bytes());
+            out.extend_from_slice(&stamp.dev.to_le_bytes());
+            out.push(if record.xattrs { HAS_XATTRS } else { 0 });
+            out.extend_from_slice(record.digest.as_bytes());
+        }
+        out.extend_from_slice(&crc32c::crc32c(&out).to_le_bytes());
+        out
+    }
+
+    /// What is known of a file that looks like this now. Nothing if it changed, or changed so shortly before it was
+    /// read that a later change might have left the same times.
+    pub fn unchanged(&self, path: &[u8], now: &Stamp) -> Option<Record> {
+        let record = self.files.get(path)?;
+        let tick = if now.mtime_ns % SECOND == 0 { COARSE_TICK } else { TICK };
+        let settled = now.mtime_ns.max(now.ctime_ns) < self.started_ns.saturating_sub(tick);
+        (record.stamp == *now && settled).then_some(*record)
+    }
+}
+
+fn take<const N: usize>(rest: &mut &[u8]) -> Option<[u8; N]> {
+    let (taken, after) = rest.split_first_chunk::<N>()?;
+    *rest = after;
+    Some(*taken)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const STARTED: i64 = 1_000 * SECOND;
+
+    fn record(mtime_ns: i64) -> Record {
+        let stamp = Stamp { size: 5, mtime_ns, ctime_ns: mtime_ns, ino: 7, dev: 8 };
+        Record { stamp, digest: Digest::of(b"x"), xattrs: mtime_ns % 2 == 1 }
+    }
+
+    #[test]
+    fn an_index_comes_back_as_it_was() {
+        let files = [(&b"a/b"[..], record(1)), (b"caf\xe9", record(2))];
+        let image = Digest::of(b"image");
+        let bytes = Index::write(STARTED, &image, &files);
+        let index = Index::parse(&bytes).unwrap();
+        assert_eq!((index.started_ns, index.image), (STARTED, Some(image)));
+        assert_eq!(index.files, HashMap::from(files));
+    }
+
+    #[test]
+    fn a_file_is_unchanged_only_if_all_of_its_stamp_is_and_it_had_settled() {
+        let old = record(STARTED - 10 * SECOND + 1);
+        let bytes = Index::write(STARTED, &Digest::of(b""), &[(b"f", old)]);
+        let index = Index::parse(&bytes).unwrap();
+        assert_eq!(index.unchanged(b"f", &old.stamp), Some(old));
+        assert_eq!(index.unchanged(b"g", &old.stamp), None);
+        for other in [
+            Stamp { size: 6, ..old.stamp },
+            Stamp { mtime_ns: old.stamp.mtime_ns - 1, ..old.stamp },
+            Stamp { ctime_ns: old.stamp.ctime_ns + 1, ..old.stamp },
+            Stamp { ino: 9, ..old.stamp },
+            Stamp { dev: 9, ..old.stamp },
+        ] {
+            assert_eq!(index.unchanged(b"f", &other), None, "{other:?}");
+        }
+    }
+
+    #[test]
+    fn what_was_as_young_as_the_index_is_read_again() {
+        for (mtime_ns, trusted) in [
+            (STARTED - SECOND - 1, true),
+            (STARTED - TICK - 1, true),
+            (STARTED - TICK + 1, false),
+            (STARTED - 1, false),
+            (STARTED + SECOND + 1, false),
+            // Whole seconds: two files of one second look the same.
+            (STARTED - SECOND, false),
+            (STARTED - 3 * SECOND, true),
+        ] {
+            let bytes = Index::write(STARTED, &Digest::of(b""), &[(b"f", record(mtime_ns))]);
+            let index = Index::parse(&bytes).unwrap();
+            assert_eq!(index.unchanged(b"f", &record(mtime_ns).stamp).is_some(), trusted, "{mtime_ns}");
+        }
+    }
+
+    proptest! {
+        #![proptest_config(crate::crashpack::failing::config())]
+
+        #[test]
+        fn arbitrary_bytes_never_panic(mut bytes in proptest::collection::vec(any::<u8>(), 0..200), sealed: bool) {
+            if sealed {
+                let mut whole = MAGIC.to_vec();
+                whole.extend(VERSION.to_le_bytes());
+                whole.append(&mut bytes);
+                whole.extend(crc32c::crc32c(&whole).to_le_bytes());
+                bytes = whole;
+            }
+            let _ = Index::parse(&bytes);
+        }
+
+        #[test]
+        fn an_index_that_is_not_whole_is_none(at in any::<proptest::sample::Index>(), bit in 0u8..8, cut: bool) {
+            let mut bytes = Index::write(STARTED, &Digest::of(b""), &[(b"f", record(1)), (b"g", record(2))]);
+            let at = at.index(bytes.len());
+            if cut { bytes.truncate(at) } else { bytes[at] ^= 1 << bit }
+            prop_assert!(Index::parse(&bytes).is_none());
+        }
+    }
+}

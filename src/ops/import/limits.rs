@@ -1,0 +1,63 @@
+//! What an import does not take in: mounts of this program, and what it keeps for itself.
+
+use std::collections::{BTreeSet, HashSet};
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use super::Importing;
+use super::walk::Closed;
+use crate::error::{Error, ErrorKind, Result};
+use crate::mount::mountinfo;
+
+/// Of folders that were not entered, so many are named.
+const NAMED: usize = 20;
+
+/// Refuses what a mount of this program shows beside the files of images and forks.
+pub(super) fn refuse_mount(dir: &Path) -> Result<()> {
+    let Ok(Some((mounted, inside))) = mountinfo::holding(dir) else { return Ok(()) };
+    let names: Vec<_> = inside.iter().skip(1).collect();
+    let is_list = names.first().is_none_or(|name| {
+        names.len() == 1 && ["images", "forks", "agents", "tags", "work"].iter().any(|list| name == list)
+            || *name == "agents"
+            || *name == ".pfimg"
+    });
+    if !mounted.is_ours() || !is_list {
+        return Ok(());
+    }
+    let what = format!("{} shows the images and forks of {}", dir.display(), mounted.source.display());
+    Err(Error::new(ErrorKind::InvalidInput, what)
+        .with_hint("name the files of one fork: forks/NAME/world/fs in the mount"))
+}
+
+impl Importing<'_> {
+    /// Folders that no image may hold: the store would grow while it is read, and what is kept of it for the next mount with it.
+    pub(super) fn own_folders(&self) -> HashSet<(u64, u64)> {
+        let own = self.options.own.iter().map(PathBuf::as_path);
+        own.chain(self.options.index_dir.as_deref())
+            .chain([self.store.root()])
+            .filter_map(|dir| fs::metadata(dir).ok())
+            .map(|m| (m.dev(), m.ino()))
+            .collect()
+    }
+
+    /// Names folders that were not entered.
+    pub(super) fn report_closed(&self, closed: &BTreeSet<(Vec<u8>, Closed)>) {
+        for (path, why) in closed.iter().take(NAMED) {
+            let path = self.top.shown(path);
+            let path = path.display();
+            self.report(match why {
+                Closed::Own => format!("{path} is left out: it is the store, or a cache or logs of pfimg"),
+                Closed::Store(store) => {
+                    format!("{path} is imported as an empty folder: {} is mounted there", store.display())
+                }
+                Closed::Filesystem => {
+                    format!("{path} is imported as an empty folder: another filesystem is mounted there")
+                }
+            });
+        }
+        if closed.len() > NAMED {
+            self.report(format!("{} more folders are not entered", closed.len() - NAMED));
+        }
+    }
+}

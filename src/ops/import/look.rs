@@ -1,0 +1,126 @@
+//! Looks at what was found, but for the content of files: links, extended attributes, and what the last import knew.
+
+use std::io;
+use std::path::Path;
+
+use rustix::io::Errno;
+
+use super::tree::{Body, Item};
+use super::walk::{Found, READABLE};
+use super::{Importing, Known, Pending};
+use crate::digest::Digest;
+use crate::error::{Error, Result};
+use crate::layers::world::Kind;
+use crate::layers::xattrs::Xattrs;
+use crate::mount::reach::Top;
+use crate::sync::Mutex;
+use crate::util::parallel::try_each;
+
+/// Bytes of a list of names that most lists fit in, and those of the longest list and value there can be.
+const SHORT_LIST: usize = 256;
+const MAX_XATTR: usize = 64 << 10;
+
+impl Importing<'_> {
+    /// Looks at everything that was found but for the content of files, of which it returns what the index knows.
+    pub(super) fn look(&self, found: &[Found]) -> Result<(Vec<Item>, Vec<Pending>)> {
+        let looked: Mutex<Vec<(Item, Known)>> = Mutex::new(Vec::with_capacity(found.len()));
+        let pieces: Vec<&[Found]> = found.chunks(256).collect();
+        try_each(self.options.jobs, &pieces, &|piece| {
+            let mut done = Vec::with_capacity(piece.len());
+            for found in *piece {
+                if let Some(item) = self.look_at(found)? {
+                    done.push(item);
+                }
+            }
+            looked.lock().append(&mut done);
+            Ok(())
+        })?;
+        let mut items = Vec::with_capacity(found.len());
+        let mut pending = Vec::new();
+        for (item, known) in looked.into_inner() {
+            match known {
+                Known::All => {}
+                Known::Content(digest) => pending.push(Pending { item: items.len(), known: Some(digest) }),
+                Known::Nothing => pending.push(Pending { item: items.len(), known: None }),
+            }
+            items.push(item);
+        }
+        Ok((items, pending))
+    }
+
+    /// Looks at one of them; nothing if it is gone.
+    fn look_at(&self, found: &Found) -> Result<Option<(Item, Known)>> {
+        let Found { path, meta, closed } = found;
+        let mut item = Item { path: path.clone(), meta: *meta, body: Body::Nothing, xattrs: Xattrs::new() };
+        match meta.kind {
+            Kind::File => {
+                let known = self.index.unchanged(path, &meta.stamp);
+                if known.is_none_or(|known| known.xattrs) {
+                    item.xattrs = read_xattrs(self.top, path)?;
+                }
+                let digest = known.map(|known| known.digest);
+                if let Some(digest) = digest {
+                    item.body = Body::Content(digest);
+                }
+                return Ok(Some((item, digest.map_or(Known::Nothing, Known::Content))));
+            }
+            Kind::Dir if *closed => {}
+            Kind::Symlink => {
+                let target = match self.top.link(path) {
+                    Ok(target) => target,
+                    Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+                    Err(e) => {
+                        let what = format!("cannot read link {}", self.top.shown(path).display());
+                        return Err(Error::io(e, what).with_hint(READABLE));
+                    }
+                };
+                let digest = Digest::of(&target);
+                item.body = Body::Target(target, digest);
+            }
+            // Fifos, sockets and devices have access control lists as well.
+            _ => item.xattrs = read_xattrs(self.top, path)?,
+        }
+        Ok(Some((item, Known::All)))
+    }
+}
+
+/// Extended attributes that belong to a file wherever it lies. What the system sets by its own rules does not.
+fn is_kept(name: &[u8]) -> bool {
+    name.starts_with(b"user.") || name == b"security.capability" || name.starts_with(b"system.posix_acl_")
+}
+
+/// A file's or folder's extended attributes; none where there cannot be any.
+pub(super) fn read_xattrs(top: &Top, path: &[u8]) -> Result<Xattrs> {
+    let read = top.with_path(path, |path| xattrs_at(path).map_err(io::Error::from)).flatten();
+    match read {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Xattrs::new()),
+        read => read.map_err(|e| {
+            Error::io(e, format!("cannot read the extended attributes of {}", top.shown(path).display()))
+        }),
+    }
+}
+
+fn xattrs_at(path: &Path) -> Result<Xattrs, Errno> {
+    let mut found = Xattrs::new();
+    // Most files have none, which one call tells.
+    let mut list = vec![0; SHORT_LIST];
+    let length = loop {
+        match rustix::fs::llistxattr(path, &mut list[..]) {
+            Ok(0) | Err(Errno::NOTSUP | Errno::NOSYS | Errno::NOENT) => return Ok(found),
+            Ok(length) => break length,
+            Err(Errno::RANGE) if list.len() < MAX_XATTR => list.resize(MAX_XATTR, 0),
+            Err(e) => return Err(e),
+        }
+    };
+    list.truncate(length);
+    let mut value = vec![0; MAX_XATTR];
+    for name in list.split(|b| *b == 0).filter(|name| is_kept(name)) {
+        match rustix::fs::lgetxattr(path, name, &mut value[..]) {
+            Ok(length) => drop(found.insert(name.to_vec(), value[..length].to_vec())),
+            // Removed since the list was made.
+            Err(Errno::NODATA | Errno::NOENT) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(found)
+}

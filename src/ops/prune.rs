@@ -1,0 +1,361 @@
+//! Pruning: of the images that forks were sealed as by themselves, a few are kept and the others removed.
+//!
+//! What has a name, what a fork rests on and what a program at work needs is always kept. Only markers are removed; what
+//! they alone refer to goes with the next collection of garbage.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::thread;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+
+use crate::digest::Digest;
+use crate::error::{Error, ErrorKind, Result};
+use crate::fork;
+use crate::store::{Manifest, Store};
+
+/// A mount takes an image for there this long after its marker is gone, and may make a fork of it.
+const CATALOG_DELAY: Duration = Duration::from_millis(2500);
+
+/// How many images of each group to keep.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Policy {
+    /// So many of the newest.
+    pub last: u32,
+    /// The newest of each of so many hours that have any.
+    pub hourly: u32,
+    /// The newest of each of so many days (UTC) that have any.
+    pub daily: u32,
+}
+
+/// Why an image is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reason {
+    /// It is one of the newest.
+    Last,
+    /// It is the newest of its hour.
+    Hourly,
+    /// It is the newest of its day.
+    Daily,
+    /// It has a name.
+    Tagged,
+    /// A fork rests on it.
+    ForkBase,
+    /// A program at work needs it.
+    Pinned,
+}
+
+impl Reason {
+    /// The reason in a word.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Last => "last",
+            Self::Hourly => "hourly",
+            Self::Daily => "daily",
+            Self::Tagged => "tagged",
+            Self::ForkBase => "fork-base",
+            Self::Pinned => "pinned",
+        }
+    }
+}
+
+/// An image that may be removed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Candidate {
+    /// The image.
+    pub image: Digest,
+    /// What it is counted with: a fork, or with all images the agent.
+    pub group: String,
+    /// When it was made.
+    pub created_at: DateTime<Utc>,
+    /// Why it is kept. Before [`plan`] only what holds whatever the policy; none at all after it: it is removed.
+    pub kept: Vec<Reason>,
+}
+
+/// The period that a rule counts an image in.
+type Period = fn(&Candidate) -> i64;
+
+/// Decides which images of each group are kept: newest first, as restic counts. Sorted by group, newest first.
+pub fn plan(mut candidates: Vec<Candidate>, policy: Policy) -> Vec<Candidate> {
+    let rules: [(Reason, u32, Period); 3] = [
+        (Reason::Last, policy.last, |_| 0),
+        (Reason::Hourly, policy.hourly, |c| c.created_at.timestamp().div_euclid(3600)),
+        (Reason::Daily, policy.daily, |c| c.created_at.timestamp().div_euclid(86_400)),
+    ];
+    // Of equal times the greater id is the newer, as everywhere.
+    candidates.sort_by(|a, b| {
+        a.group.cmp(&b.group).then(b.created_at.cmp(&a.created_at)).then(b.image.cmp(&a.image))
+    });
+    for group in candidates.chunk_by_mut(|a, b| a.group == b.group) {
+        for (reason, most, period) in rules {
+            let mut left = most;
+            let mut last = None;
+            for candidate in group.iter_mut() {
+                let this = Some(period(candidate));
+                if left > 0 && (reason == Reason::Last || this != last) {
+                    candidate.kept.push(reason);
+                    left -= 1;
+                }
+                last = this;
+            }
+        }
+    }
+    for candidate in &mut candidates {
+        candidate.kept.sort_unstable();
+    }
+    candidates
+}
+
+/// What pruning came to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Report {
+    /// Whether nothing was removed and this says only what would be.
+    pub dry_run: bool,
+    /// Every image that was looked at, by group, newest first. Those without a reason to be kept were removed.
+    pub images: Vec<Candidate>,
+    /// How many were removed.
+    pub removed: u64,
+    /// What somebody should know of, in words.
+    pub notes: Vec<String>,
+}
+
+/// What to prune.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// What to keep.
+    pub policy: Policy,
+    /// These forks' images; none for those of every fork.
+    pub forks: Vec<String>,
+    /// Every image of the store, whoever made it, counted by agent.
+    pub all: bool,
+    /// Whether nothing is removed and only said what would be.
+    pub dry_run: bool,
+}
+
+/// Removes what the policy does not keep. `lineage` are images that forks descend from though they do not rest on them.
+pub fn prune(store: &Store, options: &Options, lineage: &[Digest]) -> Result<Report> {
+    let (candidates, notes) = candidates(store, options, lineage)?;
+    let mut report =
+        Report { dry_run: options.dry_run, images: plan(candidates, options.policy), removed: 0, notes };
+    let doomed: Vec<Digest> =
+        report.images.iter().filter(|image| image.kept.is_empty()).map(|image| image.image).collect();
+    if options.dry_run {
+        report.removed = doomed.len() as u64;
+        return Ok(report);
+    }
+    let mut removed = HashMap::new();
+    for id in &doomed {
+        if let Some(marker) = store.remove_image(id)? {
+            removed.insert(*id, marker);
+        }
+    }
+    // Somebody may have made a fork of one of them meanwhile, or named it.
+    let mut back = needed_again(store, &mut removed)?;
+    if !removed.is_empty() && store.root().join("forks").exists() {
+        thread::sleep(CATALOG_DELAY);
+        back.extend(needed_again(store, &mut removed)?);
+    }
+    store.sync()?;
+    for image in &mut report.images {
+        if let Some(reason) = back.get(&image.image) {
+            image.kept.push(*reason);
+        }
+    }
+    report.removed = removed.len() as u64;
+    Ok(report)
+}
+
+/// Puts back the images that something needs by now, and says why.
+fn needed_again(store: &Store, removed: &mut HashMap<Digest, Vec<u8>>) -> Result<HashMap<Digest, Reason>> {
+    let needed = needed(store)?;
+    let mut back = HashMap::new();
+    for (id, reasons) in needed {
+        if let (Some(marker), Some(reason)) = (removed.get(&id), reasons.first()) {
+            store.put_back_image(&id, marker)?;
+            removed.remove(&id);
+            back.insert(id, *reason);
+        }
+    }
+    Ok(back)
+}
+
+/// Images, and why each is kept.
+type Needed = BTreeMap<Digest, Vec<Reason>>;
+
+/// Images that are kept whatever the policy. Fails where that cannot be told.
+fn needed(store: &Store) -> Result<Needed> {
+    let mut needed = Needed::new();
+    for name in store.tags().names()? {
+        match store.tags().get(&name) {
+            Ok(id) => needed.entry(id).or_default().push(Reason::Tagged),
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => {
+                return Err(Error::new(ErrorKind::Damaged, format!("cannot tell what tags name: {error}"))
+                    .with_hint("remove the file if it cannot be mended"));
+            }
+        }
+    }
+    let forks = fork::references(store.root())?;
+    if let Some(problem) = forks.problems.first() {
+        return Err(Error::new(ErrorKind::Damaged, format!("cannot tell what forks rest on: {problem}"))
+            .with_hint("discard the fork if it cannot be mended"));
+    }
+    for base in forks.bases.into_values().flatten() {
+        needed.entry(base).or_default().push(Reason::ForkBase);
+    }
+    for (image, _) in store.pins()? {
+        needed.entry(image).or_default().push(Reason::Pinned);
+    }
+    for reasons in needed.values_mut() {
+        reasons.sort_unstable();
+        reasons.dedup();
+    }
+    Ok(needed)
+}
+
+/// The images in question, with what keeps them whatever the policy.
+fn candidates(store: &Store, options: &Options, lineage: &[Digest]) -> Result<(Vec<Candidate>, Vec<String>)> {
+    let (mut needed, mut notes) = (needed(store)?, Vec::new());
+    for id in lineage {
+        let reasons = needed.entry(*id).or_default();
+        if !reasons.contains(&Reason::ForkBase) {
+            reasons.push(Reason::ForkBase);
+        }
+    }
+    let seals = fork::references(store.root())?.seals;
+    if let Some(unknown) = options.forks.iter().find(|name| !seals.contains_key(*name)) {
+        return Err(Error::new(ErrorKind::NotFound, format!("there is no fork {unknown:?}"))
+            .with_hint("`pfimg forks` lists them"));
+    }
+    let ids = store.images().ids(&mut |_| {})?;
+    let groups: Vec<(Digest, Option<String>)> = if options.all {
+        ids.into_iter().map(|id| (id, None)).collect()
+    } else {
+        let there: HashSet<Digest> = ids.into_iter().collect();
+        let mut seen = HashSet::new();
+        seals
+            .into_iter()
+            .filter(|(name, _)| options.forks.is_empty() || options.forks.contains(name))
+            .flat_map(|(name, images)| images.into_iter().map(move |image| (image, Some(name.clone()))))
+            .filter(|(image, _)| there.contains(image) && seen.insert(*image))
+            .collect()
+    };
+    let mut candidates = Vec::new();
+    for (image, fork) in groups {
+        let manifest: Manifest = match store.image(&image) {
+            Ok(found) => found.manifest,
+            // What cannot be read is nobody's to count, and stays.
+            Err(error) => {
+                notes.push(Error::from(error).context("left alone").to_string());
+                continue;
+            }
+        };
+        let group = match fork {
+            Some(name) => name,
+            None => format!("{} {}", manifest.agent.kind, manifest.agent.fingerprint),
+        };
+        let kept = needed.get(&image).cloned().unwrap_or_default();
+        candidates.push(Candidate { image, group, created_at: manifest.created_at, kept });
+    }
+    Ok((candidates, notes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn candidate(group: &str, minutes: i64, kept: &[Reason]) -> Candidate {
+        let created_at = DateTime::from_timestamp(1_800_000_000 / 86_400 * 86_400 + minutes * 60, 0).unwrap();
+        let image = Digest::of(format!("{group} {minutes}").as_bytes());
+        Candidate { image, group: group.into(), created_at, kept: kept.to_vec() }
+    }
+
+    /// Minutes of what is kept, newest first.
+    fn kept(minutes: &[i64], policy: Policy) -> Vec<i64> {
+        let planned = plan(minutes.iter().map(|at| candidate("f", *at, &[])).collect(), policy);
+        let start = 1_800_000_000 / 86_400 * 86_400;
+        planned
+            .iter()
+            .filter(|c| !c.kept.is_empty())
+            .map(|c| (c.created_at.timestamp() - start) / 60)
+            .collect()
+    }
+
+    #[test]
+    fn each_rule_keeps_what_it_says() {
+        const DAY: i64 = 1440;
+        let minutes = [0, 10, 59, 60, 70, 119, 300, DAY - 1, DAY, DAY + 30, 3 * DAY, 3 * DAY + 1];
+        let none = Policy::default();
+        for (policy, expected) in [
+            (none, vec![]),
+            (Policy { last: 1, ..none }, vec![3 * DAY + 1]),
+            (Policy { last: 3, ..none }, vec![3 * DAY + 1, 3 * DAY, DAY + 30]),
+            (Policy { last: 99, ..none }, minutes.iter().rev().copied().collect()),
+            (Policy { hourly: 2, ..none }, vec![3 * DAY + 1, DAY + 30]),
+            (Policy { hourly: 99, ..none }, vec![3 * DAY + 1, DAY + 30, DAY - 1, 300, 119, 59]),
+            // Days without any do not count.
+            (Policy { daily: 2, ..none }, vec![3 * DAY + 1, DAY + 30]),
+            (Policy { daily: 9, ..none }, vec![3 * DAY + 1, DAY + 30, DAY - 1]),
+            (Policy { last: 2, hourly: 1, daily: 3 }, vec![3 * DAY + 1, 3 * DAY, DAY + 30, DAY - 1]),
+        ] {
+            assert_eq!(kept(&minutes, policy), expected, "{policy:?}");
+        }
+    }
+
+    #[test]
+    fn groups_are_counted_apart_and_what_is_held_is_kept_beside_the_count() {
+        let planned = plan(
+            vec![
+                candidate("a", 1, &[]),
+                candidate("a", 2, &[Reason::Tagged]),
+                candidate("a", 3, &[]),
+                candidate("b", 1, &[]),
+                candidate("b", 2, &[Reason::ForkBase]),
+            ],
+            Policy { last: 1, ..Policy::default() },
+        );
+        let shown: Vec<_> = planned.iter().map(|c| (c.group.as_str(), c.kept.clone())).collect();
+        assert_eq!(
+            shown,
+            [
+                ("a", vec![Reason::Last]),
+                ("a", vec![Reason::Tagged]),
+                ("a", vec![]),
+                ("b", vec![Reason::Last, Reason::ForkBase]),
+                ("b", vec![]),
+            ]
+        );
+    }
+
+    #[test]
+    fn of_equal_times_the_greater_id_is_the_newer() {
+        let mut twins = [candidate("f", 1, &[]), candidate("f", 1, &[])];
+        twins[1].image = Digest::of(b"other");
+        let greater = twins[0].image.max(twins[1].image);
+        let planned = plan(twins.to_vec(), Policy { last: 1, ..Policy::default() });
+        assert!(planned[0].image == greater && !planned[0].kept.is_empty() && planned[1].kept.is_empty());
+    }
+
+    proptest! {
+        #![proptest_config(crate::crashpack::failing::config())]
+
+        #[test]
+        fn no_rule_keeps_more_than_it_says_and_the_newest_is_kept_if_any_is(
+            minutes in proptest::collection::vec(0i64..20_000, 1..60), last in 0u32..5, hourly in 0u32..5, daily in 0u32..5,
+        ) {
+            let mut minutes = minutes;
+            minutes.sort_unstable();
+            minutes.dedup();
+            let policy = Policy { last, hourly, daily };
+            let planned = plan(minutes.iter().map(|at| candidate("f", *at, &[])).collect(), policy);
+            for (reason, most) in [(Reason::Last, last), (Reason::Hourly, hourly), (Reason::Daily, daily)] {
+                let count = planned.iter().filter(|c| c.kept.contains(&reason)).count();
+                prop_assert!(count <= most as usize && (count > 0) == (most > 0));
+            }
+            prop_assert_eq!(!planned[0].kept.is_empty(), last + hourly + daily > 0);
+        }
+    }
+}

@@ -1,0 +1,6 @@
+//! Small helpers that know nothing of stores.
+
+pub(crate) mod limits;
+pub(crate) mod meter;
+pub mod parallel;
+pub(crate) mod units;
