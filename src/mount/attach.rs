@@ -35,6 +35,9 @@ const LOOK: Duration = Duration::from_millis(5);
 const DYING: Duration = Duration::from_millis(200);
 const PREPARES: u32 = 10;
 
+/// How long the daemon may use its own mount, for instance to tell watchers of a seal.
+const OWN_USE: Duration = Duration::from_millis(300);
+
 /// How long `pfimg run` may take to hide the mounts of other stores from what it runs.
 const HIDING: Duration = Duration::from_millis(200);
 
@@ -50,6 +53,8 @@ pub(crate) struct OwnMount {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Identity {
     device: String,
+    /// The store.
+    source: PathBuf,
     unique: Option<u64>,
 }
 
@@ -64,7 +69,7 @@ impl Identity {
             .ok()
             .filter(|found| found.stx_mask & MNT_ID_UNIQUE.bits() != 0)
             .map(|found| found.stx_mnt_id);
-        Self { device: mounted.device.clone(), unique }
+        Self { device: mounted.device.clone(), source: mounted.source.clone(), unique }
     }
 }
 
@@ -379,8 +384,15 @@ fn unmount_identity(path: &Path, identity: &Identity) -> Result<Unmounted> {
         }
         _ => return Ok(Unmounted::Absent),
     }
-    match detach(path, false) {
-        Ok(()) => Ok(left_of(&identity.device)),
+    let asked = Instant::now();
+    let mut detached = detach(path, false);
+    // After a seal or a restore the daemon itself has something of its mount open for a moment.
+    while detached.as_ref().is_err_and(|e| e.errno() == libc::EBUSY) && asked.elapsed() < OWN_USE {
+        std::thread::sleep(4 * LOOK);
+        detached = detach(path, false);
+    }
+    match detached {
+        Ok(()) => Ok(left_of(identity)),
         Err(error) if error.errno() == libc::EBUSY => detach(path, true).map(|()| Unmounted::Busy),
         // Gone between the look and the call.
         Err(error) if matches!(error.errno(), libc::EINVAL | libc::ENOENT) => Ok(Unmounted::Absent),
@@ -389,9 +401,14 @@ fn unmount_identity(path: &Path, identity: &Identity) -> Result<Unmounted> {
 }
 
 /// What is left of a mount that was unmounted here.
-fn left_of(device: &str) -> Unmounted {
+fn left_of(identity: &Identity) -> Unmounted {
+    let device = &identity.device;
     let here = mounts().unwrap_or_default();
-    if let Some(other) = here.into_iter().find(|mounted| mounted.is_ours() && mounted.device == device) {
+    // The kernel may have given the device number to another store's mount by now.
+    let is_same = |mounted: &Mounted| {
+        mounted.is_ours() && mounted.device == *device && mounted.source == identity.source
+    };
+    if let Some(other) = here.into_iter().find(is_same) {
         return Unmounted::Shows(other.path);
     }
     let asked = Instant::now();
@@ -411,7 +428,7 @@ fn left_of(device: &str) -> Unmounted {
 impl OwnMount {
     /// What is left of it once it is unmounted, whoever did that.
     pub(crate) fn left(&self) -> Unmounted {
-        left_of(&self.identity.device)
+        left_of(&self.identity)
     }
 
     /// Its device, as `major:minor`.
