@@ -37,12 +37,13 @@ has() { command -v "$1" >/dev/null; }
 T=$(mktemp -d "${TMPDIR:-/tmp}/pfimg-day.XXXXXX")
 T=$(realpath "$T")
 chmod 755 "$T"
-stopped=() children=() mounts=()
+stopped=() mounts=()
 end() {
   cd /
   local it
   for it in "${stopped[@]}"; do kill -CONT "$it" 2>/dev/null; done
-  for it in "${children[@]}"; do kill "$it" 2>/dev/null; done
+  # Of its own jobs those that still run: another program may have the number of one that has ended.
+  for it in $(jobs -rp); do kill "$it" 2>/dev/null; done
   for it in "${mounts[@]}"; do
     mountpoint -q "$it" && { timeout -k 3 30 "$P" umount "$it" >/dev/null 2>&1 || umount -l "$it" 2>/dev/null || fusermount3 -uz "$it"; }
   done
@@ -101,7 +102,6 @@ if has ssh; then
     git clone -q --bare "$T/project" "$T/ssh/remote.git"
     "$sshd" -D -e -f /dev/null -h "$T/ssh/host" -p $port -o ListenAddress=127.0.0.1 -o StrictModes=no -o UsePAM=no \
       -o PidFile=none -o "AuthorizedKeysFile=$T/ssh/authorized" -o PermitRootLogin=yes > "$T/ssh/log" 2>&1 &
-    children+=($!)
     for _ in $(seq 50); do grep -q listening "$T/ssh/log" && break; sleep 0.1; done
     printf 'Host near\n  HostName 127.0.0.1\n  Port %s\n  IdentityFile %s/ssh/user\n  IdentitiesOnly yes\n  StrictHostKeyChecking no\n  UserKnownHostsFile /dev/null\n' \
       $port "$T" >> "$T/ssh/config"
@@ -196,7 +196,7 @@ does "seal" "$P" seal work --tag one
 echo two > "$work/text"; echo new > "$work/new"
 if has python3; then
   python3 "$scripts/day-watch.py" "$work" "$work/text" > "$T/events" 2>&1 &
-  watcher=$!; children+=($watcher)
+  watcher=$!
   for _ in $(seq 100); do grep -q ready "$T/events" && break; sleep 0.05; done
   does "restore" "$P" restore work one
   wait $watcher
