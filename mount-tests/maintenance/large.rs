@@ -5,7 +5,9 @@ use std::io::Read as _;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::process::Stdio;
+use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::Winsize;
 
@@ -73,7 +75,8 @@ fn a_file_larger_than_the_cache_is_read_in_any_order_in_images_and_forks_and_not
     mount.unmount();
 }
 
-/// What a command shows at a terminal of 100 columns.
+/// Shows how a slow command looks at a terminal of 100 columns. Stops the command again and again, so that a bar, which is drawn
+/// every 50 ms at most, is drawn at many places however fast the disk is.
 fn at_a_terminal(house: &House, args: &[&str]) -> String {
     let screen = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
     grantpt(&screen).unwrap();
@@ -96,7 +99,18 @@ fn at_a_terminal(house: &House, args: &[&str]) -> String {
         }
         String::from_utf8_lossy(&shown).into_owned()
     });
-    assert!(child.wait().unwrap().success());
+    let pid = Pid::from_child(&child);
+    let status = loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            break status;
+        }
+        // The process is not waited for yet, so that the number is its own still.
+        kill_process(pid, Signal::STOP).unwrap();
+        std::thread::sleep(Duration::from_millis(60));
+        kill_process(pid, Signal::CONT).unwrap();
+        std::thread::sleep(Duration::from_millis(10));
+    };
+    assert!(status.success());
     reader.join().unwrap()
 }
 

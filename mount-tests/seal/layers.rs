@@ -198,11 +198,10 @@ fn a_fork_that_was_copied_together_has_its_lineage_and_secret_from_its_manifest(
     append(&fork, "effects/ledger.jsonl", effect(1).as_bytes());
     write(&fork, "world/fs/a", b"1");
     let source = place.seal(&fork);
-    let registry = pfimg::fork::Registry::open(
-        &place.store.root().join("elsewhere"),
-        place.reader.clone(),
-        pfimg::fork::Options::default(),
-    );
+    let elsewhere = place.store.root().join("elsewhere");
+    std::fs::create_dir(&elsewhere).unwrap();
+    let registry =
+        pfimg::fork::Registry::open(&elsewhere, place.reader.clone(), pfimg::fork::Options::default());
     let copy = registry.unwrap().create("copy", None).unwrap();
     for path in ["manifest.json", "effects/ledger.jsonl"] {
         write(&copy, path, &read(&fork, path).unwrap());
