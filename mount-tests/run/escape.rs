@@ -84,10 +84,18 @@ fn a_run_that_is_ended_while_it_starts_leaves_nothing_and_hears_of_it() {
             _ => {
                 let children =
                     fs::read_to_string(format!("/proc/{0}/task/{0}/children", run.0.id())).unwrap();
-                let builder =
-                    children.split_whitespace().next().and_then(|pid| Pid::from_raw(pid.parse().ok()?));
+                // Not the process that asks the daemon, without which the run goes on.
+                let is_builder = |pid: &&str| {
+                    fs::read_to_string(format!("/proc/{pid}/cmdline"))
+                        .is_ok_and(|line| line.contains("--stage"))
+                };
+                let builder = children
+                    .split_whitespace()
+                    .find(is_builder)
+                    .and_then(|pid| Pid::from_raw(pid.parse().ok()?));
                 match builder {
-                    Some(builder) => kill_process(builder, Signal::KILL).unwrap(),
+                    // It may have ended just now.
+                    Some(builder) => drop(kill_process(builder, Signal::KILL)),
                     None => run.signal(Signal::KILL),
                 }
             }

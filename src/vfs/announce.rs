@@ -88,10 +88,10 @@ impl Announcing {
 
 /// What came and went of images, by the ids of those that did.
 pub(super) fn of_images(removed: &[Digest], added: &[Digest], all: usize) -> Vec<Announcement> {
-    let image = |what| move |id: &Digest| Announcement::of(Fixed::Images, id.hex(), what);
-    let mut all_of_them: Vec<_> = removed.iter().map(image(What::Gone(Kind::Dir))).collect();
-    all_of_them.extend(added.iter().map(image(What::Made(Kind::Dir))));
-    if !all_of_them.is_empty() {
+    // An image that goes is not announced: it may be back by then, and the call would take its name from programs that use it.
+    let made = |id: &Digest| Announcement::of(Fixed::Images, id.hex(), What::Made(Kind::Dir));
+    let mut all_of_them: Vec<_> = added.iter().map(made).collect();
+    if !added.is_empty() || !removed.is_empty() {
         // `latest` is another inode for other images; see `Vfs::latest`.
         if all + removed.len() > added.len() {
             all_of_them.push(Announcement::of(Fixed::Root, "latest", What::Gone(Kind::Symlink)));

@@ -383,9 +383,7 @@ impl Vfs {
         let made = self.fork_from(name, source, mode).map_err(logged)?;
         let mounted = self.mounted(&made)?;
         self.log().note(note::fork_made(name, mounted.fork.base().as_ref()));
-        if source.is_some() {
-            self.announcing.add(Announcement::of(Fixed::Forks, name, What::Made(Kind::Dir)));
-        }
+        // The name itself is not announced: the kernel would drop it, and mounts below it, where a program uses it already.
         self.announcing.add(Announcement::of(Fixed::Work, name, What::Made(Kind::Symlink)));
         let mut entry = self.fork_top(&mounted)?;
         if source.is_some() {
