@@ -44,7 +44,7 @@ fn text(pack: &Crashpack, name: &str) -> String {
     String::from_utf8(pack.files().unwrap()[name].clone()).unwrap()
 }
 
-/// A pack of five violations whose steps show them, with an event of each kind and each word that a log is made of.
+/// A pack of five violations whose steps show them, with an event of each kind and each word that a log uses.
 fn golden_pack() -> Crashpack {
     let mut steps = Steps::new();
     let image = Digest::of(b"image");
@@ -354,7 +354,7 @@ fn the_script_hands_over_exactly_the_oracles_and_the_seeds() {
         .env("PFIMG", "printf")
         .output()
         .unwrap();
-    // printf takes its first argument as the format and prints nothing else of the rest.
+    // printf uses its first argument as the format and prints no other argument.
     assert_eq!(String::from_utf8(output.stdout).unwrap(), "replay");
     let script = text(&pack(), REPLAY);
     assert!(script.contains(r#"replay --oracle='it'"'"'s a '"'"'seal'"'"'' --oracle=export ."#), "{script}");
