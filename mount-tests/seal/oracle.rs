@@ -434,7 +434,7 @@ fn a_fork_that_is_to_be_put_back_is_judged_before_and_stays_as_it_was_where_some
     reader.1.store(true, Ordering::SeqCst);
     let error = sealer.restore(registry, "f", fork, &first).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Damaged, "{error}");
-    assert!(error.to_string().contains("cannot put fork \"f\" back"), "{error}");
+    assert!(error.to_string().contains("cannot restore fork \"f\""), "{error}");
     judge_pack(root, log, "restore", "path_consistency");
     assert_eq!(events(root, "rollbacked").len(), 0);
     assert_eq!((fork.base(), fork.is_changed()), (Some(second), false));
