@@ -1,4 +1,4 @@
-//! A fork's tree at one moment: persistent maps over the immutable tree of its base. A clone takes pointers.
+//! A fork's tree at one moment: persistent maps over the tree of its base. A clone takes pointers.
 
 mod base;
 
@@ -222,12 +222,12 @@ impl State {
         self.base.tree.lookup(below, name).map(|node| self.ino_in(parent, node))
     }
 
-    /// Whether a name in a folder is an entry of the base that was never moved, in folders that never were.
+    /// Whether a name is an entry of the base that was never moved, in folders that never were.
     pub(super) fn is_in_place(&self, folder: Ino, name: &[u8]) -> bool {
         let (mut folder, mut name): (Ino, Name) = (folder, name.into());
         while folder != Ino::WORLD {
             match self.at(folder) {
-                // The file itself is unmoved, but a folder above it may have been moved.
+                // The file is unmoved; a folder above it may not be.
                 Some(At::Base(node)) => {
                     let tree = &self.base.tree;
                     (folder, name) = (self.ino_of(tree.parent(node)), tree.name(node).into());
@@ -329,8 +329,7 @@ impl State {
         self.nodes.get_mut(&ino).map(Arc::make_mut)
     }
 
-    /// Copies a file into the fork's maps, after the folders above it: a file in the maps is found without
-    /// the base.
+    /// Copies a file into the fork's maps, after the folders above it: a lookup there needs no base.
     pub(super) fn own(&mut self, ino: Ino) -> Option<()> {
         let mut wanted = vec![ino];
         while let Some(ino) = wanted.last().copied() {
@@ -375,8 +374,8 @@ impl State {
         dir.subdirs = dir.subdirs.saturating_sub(u32::from(had_dir)) + u32::from(is_dir);
     }
 
-    /// Gives a file a new, free name in its folder. If its place in the listing is one of the folder's maps,
-    /// it keeps the place: a program that renames the entries it lists comes to an end.
+    /// Gives a file a new, free name in its folder. A place in the listing that the folder's maps hold stays,
+    /// so that a program that renames the entries it lists comes to an end.
     pub(super) fn rename_entry(&mut self, parent: Ino, name: &Name, new_name: &Name, ino: Ino) {
         let is_dir = self.kind(ino) == Some(Kind::Dir);
         let dir = self.nodes.get(&parent).and_then(|inode| inode.dir());
@@ -413,8 +412,7 @@ impl State {
         dir.subdirs = dir.subdirs.saturating_sub(u32::from(is_dir));
     }
 
-    /// Removes one link from a file; returns the file if that was the last link. The file is then no longer
-    /// in the state.
+    /// Removes one link from a file; returns the file if that was the last link and the state dropped it.
     pub(super) fn drop_link(&mut self, ino: Ino, parent: Ino, name: &Name, time: i64) -> Option<Arc<Inode>> {
         let inode = self.edit(ino)?;
         inode.ctime = Some(time);
