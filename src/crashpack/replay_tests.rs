@@ -304,7 +304,7 @@ fn a_pack_whose_steps_come_to_another_state_than_was_judged_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     pack.write_to(dir.path()).unwrap();
     let error = replay(dir.path(), &[]).unwrap_err();
-    assert!(error.to_string().contains("the steps before event 2 come to another state"), "{error}");
+    assert!(error.to_string().contains("the steps before event 2 give a different state"), "{error}");
     assert_eq!(error.kind(), ErrorKind::Damaged);
 }
 
