@@ -167,7 +167,7 @@ fn verifying_a_file_finds_lines_that_were_cut_off_its_beginning() {
     verify("events.jsonl").exits(4);
     fs::remove_file(events.dir.path().join("events-000000000002.jsonl")).unwrap();
     fs::remove_file(events.dir.path().join("events-000000000003.jsonl")).unwrap();
-    // The newest file goes on where the one before it ends.
+    // The newest file continues where the one before it ends.
     fs::write(events.dir.path().join("events-000000000001.jsonl"), lines[0]).unwrap();
     verify("events.jsonl").exits(0);
     let said = pfimg_on(store.root(), ["audit", "--verify"]).exits(0).stdout;
