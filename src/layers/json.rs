@@ -48,7 +48,7 @@ impl<'b> Unknown<'b> {
     }
 
     fn one<E: de::Error>(&mut self) -> Result<(), E> {
-        *self.0 = self.0.checked_sub(1).ok_or_else(|| E::custom("too much in it is unknown"))?;
+        *self.0 = self.0.checked_sub(1).ok_or_else(|| E::custom("it has too many unknown values"))?;
         Ok(())
     }
 }

@@ -159,7 +159,7 @@ impl Builder {
         let parent = self.dir(parent_path);
         self.entries += 1;
         if self.implied > MAX_IMPLIED + MAX_IMPLIED_PER_ENTRY * self.entries {
-            return Err(refuse(format!("{} folders without an entry are too many", self.implied)));
+            return Err(refuse(format!("{} folders have no entry, which is too many", self.implied)));
         }
         let id = if entry.kind == Kind::Dir {
             match self.dirs.get(&(parent, Box::from(plain_name))) {

@@ -90,7 +90,7 @@ impl Kept {
             Ok(())
         };
         if let Err(error) = write() {
-            tracing::debug!("cannot remember times in {}: {error}", self.dir.display());
+            tracing::debug!("cannot write times to {}: {error}", self.dir.display());
         }
     }
 

@@ -61,7 +61,7 @@ impl Ledger {
             None if self.entries.is_empty() => Chain::Verified,
             None if self.entries.iter().all(|entry| !entry.is_chained()) => Chain::Unchained,
             None => match self.entries.iter().find(|entry| !entry.is_chained()) {
-                Some(entry) => broken(entry, "not chained, but others are"),
+                Some(entry) => broken(entry, "it has no HMAC, but other entries have one"),
                 None => Chain::NoSecret,
             },
             Some(secret) => match secret.key() {
