@@ -4,7 +4,7 @@
 //! cargo bench --bench audit -- [--runs 21] [--workload NAME] [--json FILE] [--workdir DIR]
 //! ```
 //! All of it is made of small requests, which is where a price for each would show. Each round does the work on both, in
-//! the order on, off, then off, on; what is told is the ratio of the medians, and the median of the rounds' ratios.
+//! the order on, off, then off, on; the bench reports the ratio of the medians, and the median of the rounds' ratios.
 
 #![allow(missing_docs)]
 
@@ -67,7 +67,7 @@ fn pfimg(args: &[&str]) -> Result<String> {
     Ok(String::from_utf8(output.stdout)?.trim().to_owned())
 }
 
-/// A mounted store of its own, with one image and a fork of it.
+/// A separate mounted store, with one image and a fork of it.
 struct Mounted {
     audit: &'static str,
     dir: PathBuf,

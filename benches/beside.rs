@@ -1,4 +1,5 @@
-//! What others take to keep a tree of which ten files changed: the installed pf, btrfs, and a plain copy.
+//! The cost of other systems for a tree in which ten files changed: the installed pf, btrfs, and a plain
+//! copy.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,4 @@
-//! Several clients at once, each with the same mix of work in a folder of its own.
+//! Several clients at once, each with the same mix of work in a separate folder.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -19,7 +19,8 @@ const FILES: usize = 100;
 /// not there, one listing, one new file.
 const MIX: u64 = 16;
 
-/// Measures them on each system in turn, each time for so long. The time of a row is that of 10,000 operations.
+/// Measures them on each system in turn, each for the same time. The time of a row is that of 10,000
+/// operations.
 pub(crate) fn measure_all(
     bench: &Bench<'_>,
     systems: &mut [Box<dyn System + '_>],

@@ -1,4 +1,4 @@
-//! Forks, branches, seals and what undoes them, beside copying the tree.
+//! Forks, branches, seals, restores and discards, compared with copying the tree.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ use crate::systems::{Native, State, System, TREE};
 /// Files that are changed before a branch or a seal.
 const CHANGED: usize = 10;
 
-const COPY: &str = "beside one `cp -a` of the tree, the same in each of these rows";
+const COPY: &str = "compared with one `cp -a` of the tree, the same in each of these rows";
 
 /// Rows, by name.
 struct Rows(Vec<Row>);
@@ -143,7 +143,7 @@ impl Forking {
         self.mounts.iter_mut().try_for_each(System::stop)?;
         for row in &mut rows.0 {
             let of_copy = row.name.starts_with("discard");
-            row.notes.push(if of_copy { "beside rm -rf of a copy" } else { COPY }.into());
+            row.notes.push(if of_copy { "compared with rm -rf of a copy" } else { COPY }.into());
         }
         Ok(self.rows.0)
     }

@@ -39,7 +39,7 @@ fn small_layers(store: &Store) -> Result<FixtureLayers> {
     Ok(fixture::build(&FixtureSpec::default(), &mut |bytes| store.blobs().put(bytes))?)
 }
 
-/// Makes a store of so many images that share their layers.
+/// Makes a store of `images` images that share their layers.
 pub(crate) fn write_many(path: &Path, images: usize, scratch: &Scratch) -> Result<()> {
     let store = Store::create(path)?;
     let layers = small_layers(&store)?;
@@ -57,7 +57,8 @@ pub(crate) fn write_many(path: &Path, images: usize, scratch: &Scratch) -> Resul
 /// Files in each folder of the trees that [`write_tree`] makes.
 pub(crate) const IN_A_FOLDER: usize = 100;
 
-/// Makes a store with one image of so many files, which share a few contents; in folders of a hundred, or in one.
+/// Makes a store with one image of `files` files, which share a few contents; in folders of a hundred, or in
+/// one.
 pub(crate) fn write_tree(path: &Path, files: usize, in_one: bool, scratch: &Scratch) -> Result<()> {
     let store = Store::create(path)?;
     let blobs = (0..50)

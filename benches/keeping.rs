@@ -1,5 +1,5 @@
-//! What sealing and keeping house cost: seals, import, import again, export, beside what the real `pf`, btrfs and a plain
-//! copy take for the same; and what `pfimg run` adds to a command.
+//! The cost of sealing and maintenance: seals, import, import again, export, compared with the real `pf`, btrfs and a
+//! plain copy; and the time that `pfimg run` adds to a command.
 //!
 //! ```text
 //! cargo bench --bench keeping -- [--files 20000] [--sample 400] [--runs 5] [--big-mib 1024] [--only seal] [--pf FILE]
@@ -41,7 +41,7 @@ enum Group {
     Seal,
     /// Import and export.
     Import,
-    /// A large file of which little changes.
+    /// A large file with a small change.
     Big,
     /// What others take.
     Beside,
@@ -61,7 +61,7 @@ struct Args {
     /// How often everything else is measured
     #[arg(long, default_value_t = 5)]
     runs: usize,
-    /// MiB of the file of which 4 KiB change
+    /// MiB of the file in which 4 KiB change
     #[arg(long, default_value_t = 1024)]
     big_mib: u64,
     /// Measure these only
@@ -209,7 +209,7 @@ fn import(
     Ok(first)
 }
 
-/// The real capture of some of the files, beside the import of all, which took `first` seconds.
+/// The real capture of some of the files, compared with the import of all, which took `first` seconds.
 fn capture(
     args: &Args,
     scratch: &Scratch,
@@ -234,7 +234,7 @@ fn capture(
     Ok(())
 }
 
-/// A file of which 4 KiB change.
+/// A file in which 4 KiB change.
 fn big(args: &Args, scratch: &Scratch, figures: &mut Figures) -> Result<()> {
     if args.big_mib == 0 {
         return Ok(());

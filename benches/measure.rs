@@ -45,7 +45,7 @@ pub(crate) struct Done {
 pub(crate) struct Run {
     pub(crate) seconds: f64,
     pub(crate) requests: Requests,
-    /// CPU seconds of the daemon, and of everybody who has nothing to do with this.
+    /// CPU seconds of the daemon, and of all programs outside the bench.
     pub(crate) daemon_cpu: f64,
     pub(crate) foreign_cpu: f64,
     pub(crate) check: u64,
@@ -101,7 +101,7 @@ pub(crate) struct Row {
     pub(crate) name: String,
     pub(crate) state: State,
     pub(crate) series: Vec<Series>,
-    /// What there is to say about it.
+    /// Remarks.
     pub(crate) notes: Vec<String>,
 }
 
@@ -261,7 +261,7 @@ impl<'a> Bench<'a> {
                 }
                 let job = Job { system: &**system, scratch: self.scratch };
                 if workload.state == State::Warm {
-                    // Each time: while one waits, caches lose pages to whoever else runs here.
+                    // Each time: during a pause, caches lose pages to other programs.
                     (workload.run)(&job)?;
                 }
                 let run = measure(job.system, || (workload.run)(&job))?;

@@ -1,4 +1,4 @@
-//! pfimg as a [`System`]: an image, or a fork, in a mounted store of its own.
+//! pfimg as a [`System`]: an image, or a fork, in a separate mounted store.
 
 use std::fs;
 use std::os::unix::process::CommandExt;

@@ -297,7 +297,7 @@ fn big_at_random(job: &Job<'_>) -> Result<Done> {
     Ok(Done { time: started.elapsed(), check })
 }
 
-/// By a program of its own, since mapping takes `unsafe` here.
+/// By a separate program, since mapping takes `unsafe` here.
 fn big_mapped(job: &Job<'_>) -> Result<Done> {
     let script = "import mmap, sys\n\
         with open(sys.argv[1], 'rb') as f, mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ) as m:\n  \
@@ -312,7 +312,7 @@ fn id_of(path: &Path) -> &OsStr {
     path.iter().nth(1).unwrap_or_default()
 }
 
-/// Compares `diff -r` of two images, mounted anew each time, with `find` over the two.
+/// Compares `diff -r` of two images, mounted again each time, with `find` over the two.
 pub(crate) fn diff(bench: &Bench<'_>, image: &mut Pfimg, one: &Path, two: &Path) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     for state in [State::Unmounted, State::Warm] {

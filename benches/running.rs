@@ -18,7 +18,8 @@ pub(crate) fn rows(runs: usize, files: usize, scratch: &Scratch, figures: &mut F
     let world = mounted.world();
     for (what, command) in [("true", &["true"][..]), ("grep", &["grep", "-r", "no such text", "."][..])] {
         let (mut plain, mut confined) = (Vec::new(), Vec::new());
-        // Each in turn, so that what else goes on meets both; the first reads what the others find cached.
+        // Each in turn, so that other load on the machine meets both; the first reads what the others find
+        // cached.
         for round in 0..=runs * COMMANDS {
             scratch.go_on()?;
             let times = [time(&mut direct(command, &world))?, time(&mut within(command, &world, &store))?];

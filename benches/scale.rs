@@ -137,7 +137,7 @@ fn look(folder: &Path, count: usize) -> Result<()> {
     Ok(())
 }
 
-/// A folder of so many files: made and looked at, natively, in a fork and in an image.
+/// A folder of `count` files: made and looked at, natively, in a fork and in an image.
 fn folder(bench: &Bench<'_>, count: usize) -> Result<Vec<(&'static str, Figure)>> {
     let dir = bench.scratch.fresh(&format!("folder-{count}"))?;
     let store = dir.join("store");
@@ -190,7 +190,8 @@ fn find(root: &Path) -> Result<usize> {
     Ok(output.stdout.len())
 }
 
-/// A tree of so many files: the first look, walks, forks, and what the daemon remembers and forgets.
+/// A tree of `count` files: the first look, walks, forks, and the daemon's memory before and after
+/// forgetting.
 fn tree(bench: &Bench<'_>, count: usize) -> Result<Vec<(&'static str, Figure)>> {
     let dir = bench.scratch.fresh(&format!("tree-{count}"))?;
     let store = dir.join("store");
@@ -269,7 +270,7 @@ fn settle(pid: u32) {
     }
 }
 
-/// A store of so many images: mounted and listed.
+/// A store of `count` images: mounted and listed.
 fn store(bench: &Bench<'_>, count: usize) -> Result<Vec<(&'static str, Figure)>> {
     let dir = bench.scratch.fresh(&format!("store-{count}"))?;
     let store = dir.join("store");
@@ -301,7 +302,7 @@ fn store(bench: &Bench<'_>, count: usize) -> Result<Vec<(&'static str, Figure)>>
     Ok(figures)
 }
 
-/// So many forks of one image.
+/// `count` forks of one image.
 fn forks(bench: &Bench<'_>, count: usize) -> Result<Vec<(&'static str, Figure)>> {
     let dir = bench.scratch.fresh(&format!("forks-{count}"))?;
     let store = dir.join("store");

@@ -27,7 +27,7 @@ pub(crate) fn pfimg(command: &str) -> Command {
     pfimg
 }
 
-/// The folder, and whether somebody asked to stop.
+/// The folder, and whether a stop was requested.
 pub(crate) struct Scratch {
     dir: tempfile::TempDir,
     stopped: Arc<AtomicBool>,
@@ -73,7 +73,7 @@ impl Scratch {
         Ok(())
     }
 
-    /// Fails once somebody asked to stop, so that the caller unwinds and everything is cleaned up.
+    /// Fails once a stop was requested, so that the caller unwinds and everything is cleaned up.
     pub(crate) fn go_on(&self) -> Result<()> {
         if self.stopped.load(Ordering::Relaxed) { Err("stopped by a signal".into()) } else { Ok(()) }
     }

@@ -148,8 +148,9 @@ pub(crate) fn rows(runs: usize, scratch: &Scratch, figures: &mut Figures) -> Res
 /// seeds which differ below have the same ones in another order.
 const NUMBERS: u32 = 16;
 
-/// The whole of a fixture image, written into an empty fork: everything in it is new. Beside it the same bytes written into
-/// a native folder, and its blobs alone, which whoever keeps the store's format has to make.
+/// The whole of a fixture image, written into an empty fork: everything in it is new. Compared with the same
+/// bytes written into a native folder, and with its blobs alone, which every program must make that keeps the
+/// store's format.
 fn seed(runs: usize, scratch: &Scratch, figures: &mut Figures) -> Result<()> {
     let store = scratch.path().join("seeds");
     fixture(&store, &["--seed", "0"])?;

@@ -97,7 +97,7 @@ pub(crate) struct SourceTree {
 }
 
 impl SourceTree {
-    /// Decides on a tree of so many files. Writes nothing.
+    /// Decides on a tree of `files` files. Writes nothing.
     pub(crate) fn new(files: usize, seed: u64) -> Self {
         let mut random = Random::new(seed);
         let words = vocabulary(&mut random);

@@ -11,8 +11,8 @@ pub(crate) struct Chain {
     /// Done first in the fresh folder. Not measured.
     pub(crate) before: &'static str,
     pub(crate) steps: &'static [Step],
-    /// A row of its own, measured when all else is done, since what is created within a minute of deleting many files
-    /// takes longer, natively too.
+    /// A separate row, measured after all others, since files created within a minute of deleting many take
+    /// longer, natively too.
     pub(crate) deletes: Option<Step>,
     /// Its folders are deleted at once: they hold a few large files.
     pub(crate) large: bool,

@@ -20,7 +20,7 @@ pub(crate) const BIG: &str = "big/file";
 pub(crate) enum State {
     /// Everything: the workload ran just before.
     Warm,
-    /// Whatever the work before it left: it is done once, in a folder of its own.
+    /// In the state after the work before it: it is done once, in a separate folder.
     Once,
     /// Nothing: new mount, new cache folder, empty page cache.
     Cold,

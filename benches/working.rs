@@ -127,7 +127,8 @@ impl Shell {
     }
 }
 
-/// Measures every chain of which a name contains `filter` on each system in turn. `tree` is a folder with many files.
+/// Measures every chain whose name contains `filter` on each system in turn. `tree` is a folder with many
+/// files.
 pub(crate) fn measure_all(
     bench: &Bench<'_>,
     systems: &mut [Box<dyn System + '_>],
@@ -244,7 +245,7 @@ impl<'a> Measured<'a> {
             if !self.step.before.is_empty() {
                 shell.run(self.step.before, folder, &[])?;
             }
-            // What was written before, here or elsewhere, must not be written to the disk meanwhile.
+            // Earlier writes, here or elsewhere, must not reach the disk during the measurement.
             rustix::fs::sync();
             let before = match self.step.before_it {
                 Runs::None => 0,

@@ -1,5 +1,5 @@
-//! The audit log of a store: what a mount and the commands tell it, that nobody changes it unseen, and the crash packs
-//! of what the oracles find.
+//! The audit log of a store: the events of a mount and of the commands, changes that show, and the crash
+//! packs of violations.
 
 use std::fs;
 use std::io::Write as _;
@@ -368,7 +368,7 @@ fn a_command_that_reads_a_damaged_fork_back_to_change_it_says_where_its_crash_pa
     let journals = fs::read_dir(store.root().join("forks/gen")).unwrap();
     let journals = journals.map(|entry| entry.unwrap().path().join("journal"));
     remove_record(&journals.max_by_key(|path| fs::metadata(path).unwrap().len()).unwrap(), 2);
-    // Who only looks is told of the damage, and nothing is written.
+    // A command that only looks reports the damage, and writes nothing.
     assert!(run(&["forks"]).exits(4).stdout.contains("damaged"));
     run(&["audit", "f"]).exits(0);
     assert!(!crash.exists());

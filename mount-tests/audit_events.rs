@@ -44,7 +44,7 @@ fn an_event_that_lacks_what_its_kind_needs_is_named_with_its_line_and_exits_with
         ),
         (r#"{"kind":"tool_gated","turn":1,"category":5}"#, "tool_gated: \"call_id\" is missing"),
         (r#"{"kind":"page_in","turn":1,"entry_count":1,"category":5}"#, "page_in: \"category\" is not text"),
-        (r#"{"kind":"page_in","turn":1,"#, "it begins as JSON and is none"),
+        (r#"{"kind":"page_in","turn":1,"#, "it begins as JSON but is not valid JSON"),
     ] {
         let file = format!("{SUSPENDED}\n{wrong}\n");
         let said = events.audit(file.as_bytes(), &["--json"]).exits(4);
@@ -154,7 +154,7 @@ fn verifying_a_file_finds_lines_that_were_cut_off_its_beginning() {
     assert!(events.audit(log.as_bytes(), &["--verify"]).exits(0).stdout.contains(", whole"));
     for cut in [&lines[1..], &lines[1..2]] {
         let said = events.audit(cut.concat().as_bytes(), &["--verify"]).exits(4).stderr;
-        assert!(said.contains("line 1: it has number 2 where 1 comes next"), "{said}");
+        assert!(said.contains("line 1: it has number 2 instead of 1"), "{said}");
     }
     // A file that was set aside has the number of its first line in its name.
     let verify = |name: &str| {
@@ -167,7 +167,7 @@ fn verifying_a_file_finds_lines_that_were_cut_off_its_beginning() {
     verify("events.jsonl").exits(4);
     fs::remove_file(events.dir.path().join("events-000000000002.jsonl")).unwrap();
     fs::remove_file(events.dir.path().join("events-000000000003.jsonl")).unwrap();
-    // The newest file goes on where the one before it ends.
+    // The newest file continues where the one before it ends.
     fs::write(events.dir.path().join("events-000000000001.jsonl"), lines[0]).unwrap();
     verify("events.jsonl").exits(0);
     let said = pfimg_on(store.root(), ["audit", "--verify"]).exits(0).stdout;

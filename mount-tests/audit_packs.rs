@@ -266,7 +266,7 @@ fn a_call_that_was_refused_is_told_with_its_path_and_its_number() {
     let mut calls: Vec<&str> = gated.iter().map(|event| event["call_id"].as_str().unwrap()).collect();
     calls.sort_unstable();
     calls.dedup();
-    assert_eq!(calls.len(), gated.len(), "each call has a number of its own");
+    assert_eq!(calls.len(), gated.len(), "each call has a unique number");
     assert!(calls.iter().all(|call| !call.is_empty()));
 }
 

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 type Harm<'a> = Box<dyn Fn(&RealStore, &str) -> String + 'a>;
 
 fn text(value: &Value) -> &str {
-    value.as_str().unwrap_or_else(|| panic!("{value} is no text"))
+    value.as_str().unwrap_or_else(|| panic!("{value} is not text"))
 }
 
 #[test]
@@ -323,7 +323,7 @@ fn verify_of_an_image_reads_that_image_alone() {
 fn the_number_of_threads_changes_no_finding() {
     let store = RealStore::new();
     let mut harmed = BTreeSet::new();
-    // Seeds of which each pair shares files, under different names.
+    // Seeds; each pair of them shares files, under different names.
     let ids: Vec<String> = (0..6).map(|seed| store.snapshot(seed, &[])).collect();
     for id in ids {
         for (index, payload) in [(0, None), (1, Some(b"other"))] {

@@ -124,7 +124,7 @@ fn verify(store: &Path, exit: i32) -> Vec<(String, String)> {
     let lines: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("verify: ")).collect();
     for (code, _) in &findings {
         let is_stable = code.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
-        assert!(is_stable && !code.is_empty(), "{code} is no code");
+        assert!(is_stable && !code.is_empty(), "{code} is not a code");
         let line = lines.iter().find(|line| line.starts_with(&format!("{code}: ")));
         assert!(line.is_some_and(|line| line.splitn(3, ": ").count() == 3), "no line for {code} in {text}");
     }
@@ -366,7 +366,7 @@ fn damage_that_comes_while_mounted_never_shows_wrong_bytes() {
     read_all(&mount, &pair.victim, &victim);
     let bystander = expected_marker_only(&pair);
     let failed = read_all(&mount, &pair.bystander, &bystander);
-    assert!(failed.is_empty(), "a marker is no blob: {failed:?}");
+    assert!(failed.is_empty(), "a marker is not a blob: {failed:?}");
     assert_eq!(
         crate::common::errno(std::fs::read(mount.image(&pair.bystander).join("model/base"))),
         libc::EIO
@@ -419,7 +419,7 @@ fn a_cache_folder_that_was_tampered_with_never_gives_a_wrong_byte() {
         all_files(&cache).into_iter().filter(|p| p.metadata().unwrap().len() > 1 << 20).collect();
     assert!(!kept.is_empty(), "nothing large was kept in {}: {:?}", cache.display(), all_files(&cache));
     for path in kept {
-        // As root would, or a disk: the mode of the file is no protection.
+        // As root would, or a disk: the mode of the file does not protect it.
         let mut bytes = std::fs::read(&path).unwrap();
         let middle = bytes.len() / 2;
         bytes[middle] ^= 1;

@@ -1,7 +1,8 @@
-//! Random operations on single files that begin as files of an image, each compared with a model as it goes.
+//! Random operations on single files that begin as files of an image, each compared with a model as it runs.
 //!
-//! What fsx does to a file that it made itself, done to one that the fork did not: what nobody wrote must go on coming
-//! from the image, whichever way it is asked for. `PFIMG_OPERATIONS` sets how many for each of `PFIMG_SEEDS` files.
+//! The operations of fsx, which makes its files itself, on files that the fork did not make: bytes that no
+//! program wrote must still come from the image, by every kind of read. `PFIMG_OPERATIONS` sets how many for
+//! each of `PFIMG_SEEDS` files.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
@@ -142,7 +143,10 @@ impl Exercise<'_> {
     }
 }
 
-#[allow(unsafe_code, reason = "there is no other way to read through a mapping; nobody else has the file")]
+#[allow(
+    unsafe_code,
+    reason = "there is no other way to read through a mapping; no other program has the file"
+)]
 fn map(file: &File) -> memmap2::Mmap {
     // SAFETY: the file is the test's own and is not cut while it is mapped.
     unsafe { memmap2::Mmap::map(file).unwrap() }

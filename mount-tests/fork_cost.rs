@@ -83,7 +83,7 @@ fn a_copy_of_a_fork_of_20000_files_copies_no_content_and_reads_none() {
     assert_eq!(disk_usage(&store.root().join("blobs")), blobs, "a fork wrote blobs");
     assert!(grown < 4096 + FILES * 256, "forks/ grew by {grown} bytes");
     let others = bytes_but_for_journals(store.root()) - others;
-    assert!(others < 4096, "{others} bytes beside the journal's entries");
+    assert!(others < 4096, "{others} bytes apart from the journal's entries");
     // One of them is that of the counters themselves.
     assert!(mount.requests("read") - reads < 4.0, "content was read");
     assert_eq!(fs::read(world(&mount, "b").join("d0000/f000000")).unwrap(), b"changed");
@@ -91,8 +91,9 @@ fn a_copy_of_a_fork_of_20000_files_copies_no_content_and_reads_none() {
     mount.unmount();
 }
 
-/// What a copy by manifest promises: the same list of blobs, no byte of any copied, each at the inode it had, and one new small
-/// file that names them, which is there only when all is; a source that is missing, a name that is taken or none is told.
+/// The promises of a copy by manifest: the same list of blobs, no copied byte, each blob at its old inode,
+/// and one new small file that names them, which exists only when everything does. A missing source, and a
+/// taken or invalid name, are errors.
 #[test]
 fn a_branch_keeps_the_four_properties_of_a_copy_by_manifest() {
     let (store, id) = store_of(20_000);
@@ -215,7 +216,7 @@ fn ten_forks_with_one_percent_changed_cost_what_was_changed_and_discarding_gives
             changed += bytes.len() as u64;
         }
         let own = own_bytes(store.root(), &format!("f{n}"));
-        println!("fork {n}: {changed} bytes changed, {own} bytes of its own");
+        println!("fork {n}: {changed} bytes changed, {own} bytes used");
         assert!(own <= changed + changed / 10, "fork {n}: {own} bytes for {changed}");
     }
     let full = disk_usage(&store.root().join("forks"));

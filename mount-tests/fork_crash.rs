@@ -15,7 +15,7 @@ use crate::common::failing::Program;
 use crate::common::forks::{close, fork, map_shared, open_rw, small_store, world};
 use crate::common::{Mount, Rng, is_root, system, temp_dir, wait_at_most, wait_until};
 
-/// Threads that write at once, each in a fork of its own.
+/// Threads that write at once, each in a separate fork.
 const WRITERS: usize = 4;
 /// A round lasts no longer, however little was written.
 const LONGEST_ROUND: Duration = Duration::from_secs(20);
@@ -178,8 +178,8 @@ fn write_until_the_end(mount: &Path, n: usize, seed: u64, writer: &mut Writer, a
     }
 }
 
-/// Takes over what a write that nobody was told of left: each byte of its range is the old one or the new one, and all
-/// others are as they were.
+/// Accepts the result of a write that was not acknowledged: each byte of its range is the old one or the new
+/// one, and all others are unchanged.
 fn torn(files: &mut Files, is: &Files, step: &Step, name: &str, at: u64, len: usize) {
     let mut done = files.clone();
     step.in_model(&mut done);
@@ -301,7 +301,7 @@ fn what_was_closed_survives_the_death_of_the_daemon_with_late_writes() {
 /// Bytes of all journals of a store's forks.
 fn journals(store: &Path) -> u64 {
     let generations = fs::read_dir(store.join("forks/gen")).unwrap();
-    // One that is removed meanwhile has none.
+    // A generation that is removed in between has no journal.
     generations.map(|g| fs::metadata(g.unwrap().path().join("journal")).map_or(0, |meta| meta.len())).sum()
 }
 
@@ -318,7 +318,7 @@ fn a_journal_that_mostly_says_what_is_past_is_written_anew_so_that_recovery_stay
         fs::write(root.join(&name), &bytes).unwrap();
         files.insert(name, bytes);
     }
-    wait_until("the journal is written anew", || journals(store.root()) < 4 << 20);
+    wait_until("the journal is rewritten", || journals(store.root()) < 4 << 20);
     fs::write(root.join("own-0"), b"since").unwrap();
     files.insert("own-0".to_owned(), b"since".to_vec());
     assert_eq!(difference(&files_of(&root), &files), None);
@@ -373,7 +373,7 @@ fn a_file_that_is_closed_after_the_daemons_death_is_not_said_to_be_written() {
     }
     mount.kill();
     wait_until("the connection breaks", || {
-        // A name that nobody asked for: of everything else the kernel may know enough not to ask.
+        // A name that no program asked for: for any other name the kernel may know enough not to ask.
         let never = mount.path().join("forks/never-asked-for");
         fs::symlink_metadata(never).is_err_and(|e| e.raw_os_error() == Some(libc::ENOTCONN))
     });
@@ -382,7 +382,7 @@ fn a_file_that_is_closed_after_the_daemons_death_is_not_said_to_be_written() {
     }
 }
 
-/// A small filesystem of its own, unmounted when dropped.
+/// A separate small filesystem, unmounted when dropped.
 struct Small(PathBuf, #[allow(dead_code)] tempfile::TempDir);
 
 impl Small {
@@ -429,7 +429,7 @@ fn a_full_disk_is_told_to_the_writer_and_costs_nothing_that_was_acknowledged() {
         let mut mount = Mount::of(&store).args(args).start();
         fork(&mount, "try", &id);
         let mut files = base_files();
-        // Files that a refused late write left in a state that nobody was promised.
+        // Files that a refused late write left in a state without a promise.
         let mut uncertain = BTreeSet::new();
         for left in 0..6u64 {
             // A ballast leaves `left` MiB, and a little more each time.
@@ -437,7 +437,7 @@ fn a_full_disk_is_told_to_the_writer_and_costs_nothing_that_was_acknowledged() {
             let free = free.f_bavail * free.f_frsize;
             let room = left * crate::common::MIB + left * 777;
             let ballast = small.0.join("ballast");
-            // Somebody may have taken some of it meanwhile: then it fills what there is.
+            // Another program may have taken some of it in between: then it fills the rest.
             if let Err(error) = fs::write(&ballast, vec![1; free.saturating_sub(room) as usize]) {
                 assert_eq!(error.raw_os_error(), Some(libc::ENOSPC));
             }
@@ -503,7 +503,8 @@ fn a_full_disk_is_told_to_the_writer_and_costs_nothing_that_was_acknowledged() {
                 fs::remove_file(root.join(&name)).unwrap();
             }
             if writes == "back" {
-                // The kernel hands in the time of a rename later; that there was no room for it is told to the next fsync.
+                // The kernel writes the time of a rename later; if there was no room for it, the next fsync
+                // reports that.
                 for name in files.keys() {
                     let _ = open_rw(&root.join(name)).and_then(|file| file.sync_all());
                 }
@@ -531,7 +532,7 @@ fn a_full_disk_is_told_to_the_writer_and_costs_nothing_that_was_acknowledged() {
 fn one_step(step: &Step, root: &Path, writes: &str) -> io::Result<()> {
     step.on_disk(root)?;
     if let (Step::Write(name, ..) | Step::Append(name, _), "back") = (step, writes) {
-        // What the kernel could not get rid of is told here.
+        // This reports data that the kernel could not write.
         open_rw(&root.join(name))?.sync_all()?;
     }
     Ok(())
@@ -559,7 +560,7 @@ fn what_a_refused_late_write_left_is_shown_as_it_is_once_nobody_has_it_open() {
     });
     assert!(refused.is_err(), "it cannot have had room");
     let shown = || fs::metadata(&path).map(|meta| meta.len()).unwrap();
-    // Sooner than memory gets short, when the kernel drops what nobody uses and asks anew.
+    // Before memory gets short, when the kernel drops unused pages and asks again.
     let looks = (0..100).take_while(|_| {
         std::thread::sleep(std::time::Duration::from_millis(10));
         shown() == 8 << 20
@@ -569,9 +570,6 @@ fn what_a_refused_late_write_left_is_shown_as_it_is_once_nobody_has_it_open() {
     assert_eq!(len, content.len() as u64);
     mount.unmount();
     let mount = Mount::of(&store).args(args).start();
-    assert!(
-        fs::read(world(&mount, "try").join("large")).unwrap() == content,
-        "it is another after a remount"
-    );
+    assert!(fs::read(world(&mount, "try").join("large")).unwrap() == content, "it differs after a remount");
     mount.unmount();
 }

@@ -1,6 +1,6 @@
-//! Isolation: random programs over families of forks, each fork compared with a model of its own.
+//! Isolation: random programs over families of forks, each fork compared with a separate model.
 //!
-//! `PFIMG_RUNS` sets how many programs run (500), `PFIMG_SEED` with which seed they start (1).
+//! `PFIMG_RUNS` sets how many programs run (500), `PFIMG_SEED` the first seed (1).
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -85,7 +85,7 @@ impl Model {
     }
 
     fn bytes(&mut self, path: &Path) -> &mut Vec<u8> {
-        let Node::File(id) = self.entries[path] else { panic!("{} is no file", path.display()) };
+        let Node::File(id) = self.entries[path] else { panic!("{} is not a file", path.display()) };
         self.contents.get_mut(&id).unwrap()
     }
 
@@ -272,8 +272,8 @@ fn compare(root: &Path, model: &Model, context: &dyn Fn() -> String) {
     assert!(too_many.is_empty(), "{} has {too_many:?}\n{}", root.display(), context());
 }
 
-/// `cp -r` of a fork. A manifest that a seal replaces between cp's look at it and its opening is another file, as if it had been
-/// renamed over: cp says so and leaves it out, and is asked for it again.
+/// `cp -r` of a fork. A manifest that a seal replaces between cp's stat and its open is a different file, as
+/// after a rename over it: cp says so and leaves it out, and the test copies it again.
 fn copy(from: &Path, to: &Path) {
     let done = tool("cp", ["-r".as_ref(), from.as_os_str(), to.as_os_str()]);
     if done.code == 0 {
@@ -297,7 +297,7 @@ fn run(seed: u64) {
     let mut rng = Rng::new(seed);
     let (store, id) = small_store();
     let writes = if seed.is_multiple_of(2) { "through" } else { "back" };
-    // Some are sealed all the time: nobody may notice.
+    // Some are sealed all the time: no program may notice.
     let seal = if seed.is_multiple_of(5) { "interval:50ms" } else { "manual" };
     let args = ["--writes", writes, "--seal", seal];
     let mut mount = Mount::of(store.root()).args(args).start();
@@ -358,7 +358,7 @@ fn every_fork_of_a_family_is_equal_to_its_own_model() {
                     if seed >= first + runs {
                         break;
                     }
-                    // A failure is told at once, by seed; the others come to their end.
+                    // A failure is reported at once, by seed; the other programs finish.
                     run(seed);
                     if (seed + 1).is_multiple_of(1000) {
                         eprintln!("{} programs of {runs}", seed + 1 - first);

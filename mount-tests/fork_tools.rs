@@ -288,9 +288,9 @@ fn npm_installs_a_local_package_which_lasts_and_is_branched() {
 fn editors_save_by_rename_and_by_backup() {
     let (store, mount, world) = mounted();
     sh(&world, "chmod 640 README
-        # vim: move the old one away, write anew, take the mode over, drop the old one.
+        # vim: move the old one away, write a new file, take the mode over, drop the old one.
         mv README README~; echo saved > README; chmod --reference=README~ README; sync README; rm README~
-        # Others: a temporary file beside it, renamed over it.
+        # Others: a temporary file next to it, renamed over it.
         for i in $(seq 50); do echo $i > .src.tmp; sync .src.tmp; mv .src.tmp src/main.rs; test $(cat src/main.rs) = $i; done
         sed -i s/50/51/ src/main.rs; ln src/lib.rs hard; cp --remove-destination README src/lib.rs");
     let (mount, world) = remounted(&store, mount);

@@ -419,7 +419,7 @@ fn a_second_mount_of_a_store_shows_its_forks_read_only_and_says_so() {
     assert_eq!(errno(fs::create_dir(second.join(format!("forks/more@{id}")))), libc::EROFS);
     assert_eq!(errno(fs::rename(second.join("forks/try"), second.join("forks/other"))), libc::EROFS);
     assert_eq!(fs::read(seen.join("mine")).unwrap(), b"mine");
-    // The first one goes on.
+    // The first one continues.
     fs::write(world(&first, "try").join("mine"), b"more").unwrap();
     assert_eq!(fs::read(world(&first, "try").join("mine")).unwrap(), b"more");
     second.unmount();

@@ -8,9 +8,9 @@ use crate::common::fast::{FastStore, Spec, dir_entry, expected_files, file_entry
 use crate::common::{MIB, Mount, errno, hex_digest_of_file, in_time, names, wait_until};
 use serde_json::{Value, json};
 
-/// The cache budget of these mounts, and what the daemon may need besides.
+/// The cache budget of these mounts, and the daemon's further memory.
 const BUDGET: u64 = 64 * MIB;
-const BESIDES: u64 = 64 * MIB;
+const FURTHER: u64 = 64 * MIB;
 
 fn mount(store: &FastStore) -> Mount {
     Mount::of(store.root()).args(["--reveal-secrets", "--cache-size", "64MiB"]).start()
@@ -34,7 +34,7 @@ fn assert_sound(mount: &Mount, store: &FastStore, id: &str) {
 fn assert_bounded(mount: &Mount, what: &str) {
     let peak = mount.peak_memory();
     println!("{what}: at most {} MiB", peak / MIB);
-    assert!(peak <= BUDGET + BESIDES, "{what}: the daemon needed {} MiB", peak / MIB);
+    assert!(peak <= BUDGET + FURTHER, "{what}: the daemon needed {} MiB", peak / MIB);
 }
 
 /// Mounts a store with one image for each tree and expects `world/fs` of each to be refused.
@@ -178,8 +178,8 @@ fn a_tree_that_is_not_one_is_refused() {
             entry
         };
         let wrong = [
-            ("a kind nobody knows", json!({"kind": "fifo"})),
-            ("a mode that is no number", json!({"mode": "rwxr-xr-x"})),
+            ("an unknown kind", json!({"kind": "fifo"})),
+            ("a mode that is not a number", json!({"mode": "rwxr-xr-x"})),
             ("a negative size", json!({"size": -1})),
             ("a size that is text", json!({"size": "1"})),
             ("a digest that is a path", json!({"blob": "sha256:../../../../etc/passwd"})),
@@ -207,7 +207,7 @@ fn a_file_whose_size_is_a_lie_fails_alone() {
     let mut rng = crate::common::Rng::new(1);
     let content = rng.bytes(100_000);
     let lies = [("shorter", 99_999), ("longer", 100_001), ("empty", 0), ("much longer", 1 << 40), ("one", 1)];
-    // Each has a blob of its own, so that each is a finding of its own.
+    // Each has a separate blob, so that each is a separate finding.
     let mut entries: Vec<Value> =
         lies.iter().map(|(name, size)| file_entry(name, &store.blob(&rng.bytes(100_000)), *size)).collect();
     entries.push(store.file("honest", &content));
@@ -265,7 +265,7 @@ fn a_bomb_of_a_gibibyte_behind_a_declared_kibibyte_costs_a_kibibyte() {
     let mut store = FastStore::new();
     let sound = sound_image(&mut store);
     let digest = bomb(&mut store, 1024, 0);
-    // The same bytes under a name that is not theirs, so that the digest is no help.
+    // The same bytes under a wrong name, so that the digest does not help.
     let alias = format!("sha256:{}", "ab".repeat(32));
     std::fs::copy(store.blob_path(&digest), store.blob_path(&alias)).unwrap();
     let entries = [file_entry("bomb", &digest, 1024), file_entry("alias", &alias, 1024)];
@@ -333,11 +333,11 @@ fn a_blob_that_is_no_regular_file_fails_and_hangs_nothing() {
     let mount = mount(&store);
     for name in shapes {
         let path = mount.image(&id).join("world/fs").join(name);
-        let read = in_time("a blob that is no file", move || std::fs::read(path));
+        let read = in_time("a blob that is not a file", move || std::fs::read(path));
         assert_eq!(errno(read), libc::EIO, "{name}");
     }
     assert_sound(&mount, &store, &sound);
-    assert_bounded(&mount, "blobs that are no files");
+    assert_bounded(&mount, "blobs that are not files");
     pfimg_on(store.root(), ["verify"]).exits(4);
     mount.unmount();
 }
@@ -353,13 +353,13 @@ fn a_marker_that_is_no_regular_file_hangs_nothing() {
     let mount = mount(&store);
     for digit in ["1", "2", "3"] {
         let path = mount.image(&digit.repeat(64)).join("manifest.json");
-        let read = in_time("a marker that is no file", move || std::fs::read(path));
+        let read = in_time("a marker that is not a file", move || std::fs::read(path));
         assert!(read.is_err(), "{digit}: {read:?}");
     }
     assert_sound(&mount, &store, &sound);
     assert_eq!(std::fs::read_link(mount.join("latest")).unwrap(), Path::new("images").join(&sound));
     assert!(names(&mount.join("agents/test")).unwrap().iter().any(|n| n.ends_with(&sound[..12])));
-    assert_bounded(&mount, "markers that are no files");
+    assert_bounded(&mount, "markers that are not files");
     pfimg_on(store.root(), ["verify"]).exits(4);
     pfimg_on(store.root(), ["images"]);
     mount.unmount();

@@ -133,7 +133,7 @@ fn an_image_whose_marker_is_removed_vanishes_from_listings_and_known_paths() {
     let file = |id: &str| mount.image(id).join("world/fs/dir/file");
     let mut delays = Vec::new();
     for (n, id) in ids.iter().enumerate().skip(1).rev() {
-        // Everything about it is known to the kernel by now.
+        // The kernel knows everything about it at this point.
         assert!(names(&mount.join("images")).unwrap().contains(id));
         assert_eq!(std::fs::read(file(id)).unwrap(), format!("content {n}").as_bytes());
         assert_eq!(names(file(id).parent().unwrap()).unwrap(), ["file"]);

@@ -1,4 +1,5 @@
-//! Nobody reads or changes what they may not: modes of all that is made, forks that are closed, other users' images.
+//! No user reads or changes files without the right to: modes of all new files, forks that are closed, other
+//! users' images.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
@@ -321,7 +322,7 @@ fn mkdir_of_a_fork_takes_the_umask_and_a_mode_and_a_branch_is_no_more_open_than_
     mount.unmount();
 }
 
-/// An image of files that user 1234 owns, one of which nobody else may read.
+/// An image of files that user 1234 owns; one of them no other user may read.
 fn image_of_another_user(store: &mut FastStore) -> String {
     let mut entries = Vec::new();
     for (path, mode) in [("secret", "0600"), ("kept", "0644"), ("given", "0644"), ("tool", "4755")] {

@@ -218,7 +218,7 @@ fn latest_is_the_newest_in_time_and_not_in_text() {
     image("2026-11-20T09:20:56Z", vec![]);
     let mount = Mount::of(store.root()).start();
     assert_eq!(std::fs::read_link(mount.join("latest")).unwrap(), Path::new("images").join(&newest));
-    // A parent that the store no longer has is named all the same.
+    // A parent that the store no longer has is still listed.
     let parents = mount.join("latest/parents");
     assert_eq!(names(&parents).unwrap(), [crate::common::bare(&absent)]);
     assert_eq!(errno(parents.join(crate::common::bare(&absent)).metadata()), libc::ENOENT);
@@ -453,7 +453,7 @@ fn an_ordinary_user_mounts_and_reads_through_fusermount3() {
         return;
     }
     let mut store = FastStore::new();
-    let entry = store.file("file", b"for everybody");
+    let entry = store.file("file", b"for all users");
     let fs = store.tree(&[entry]);
     let id = store.image(&Spec { fs: Some(fs), ..Spec::default() });
     let (_dir, dir) = temp_dir();
@@ -475,7 +475,7 @@ fn an_ordinary_user_mounts_and_reads_through_fusermount3() {
     let mut mount = Mount::of(store.root()).program(&program).user(NOBODY).start();
     let path = mount.image(&id).join("world/fs/file");
     let read = |path: &Path| Run::program(Path::new("/bin/cat"), [path]).user(Some(NOBODY)).run();
-    assert_eq!(read(&path).exits(0).stdout, "for everybody");
+    assert_eq!(read(&path).exits(0).stdout, "for all users");
     assert_eq!(hex_digest(read(&mount.image(&id).join("manifest.json")).exits(0).stdout.as_bytes()), id);
     let line = system::mounts_at(mount.path()).pop().unwrap();
     for option in ["nosuid", "nodev"] {
@@ -486,7 +486,7 @@ fn an_ordinary_user_mounts_and_reads_through_fusermount3() {
     assert!(system::types_at(mount.path()).is_empty());
 }
 
-/// Lets everybody open `/dev/fuse`, as distributions do, until dropped.
+/// Lets every user open `/dev/fuse`, as distributions do, until dropped.
 struct DeviceForAll(Option<std::fs::Permissions>);
 
 impl DeviceForAll {
@@ -547,7 +547,7 @@ fn common_tools_agree_with_what_the_store_holds() {
         // It looks before it opens, and wants both to be one file. On a busy machine it may take its time in between.
         let there = copy.join(path.replace('/', "-"));
         let copied = || Command::new("cp").arg(mount.join(path)).arg(&there).status().unwrap().success();
-        assert!((0..5).any(|_| copied()), "{path} is another file each time");
+        assert!((0..5).any(|_| copied()), "{path} was replaced during each copy");
         assert!(!std::fs::read(&there).unwrap().is_empty(), "{path}");
     }
     let before = mount.requests("lookup");

@@ -66,7 +66,7 @@ impl Place {
         Run::program(&self.program, args).env("PF_STORE", self.store.root()).user(self.user)
     }
 
-    /// Has a shell do something in a fork.
+    /// Runs a shell script in a fork.
     #[track_caller]
     fn sh(&self, fork: &str, script: &str) -> Output {
         self.run(&[fork, "sh", "-c", script])
@@ -77,7 +77,7 @@ impl Place {
         self.pfimg(&[&["run"], args].concat()).run()
     }
 
-    /// Starts a command that goes on beside the test.
+    /// Starts a command that runs next to the test.
     fn spawn(&self, fork: &str, script: &str) -> Running {
         let mut command = clean_signals(&self.program);
         command.args(["run", fork, "sh", "-c", script]).env("PF_STORE", self.store.root());
@@ -131,7 +131,7 @@ fn beside() -> PathBuf {
     found.unwrap_or_else(|| panic!("these tests need a folder to write in that is not below {own:?}"))
 }
 
-/// As whoever runs the tests and, if that is root, as somebody else as well.
+/// As the user who runs the tests and, if that is root, as an ordinary user as well.
 fn for_every_user(test: impl Fn(Place)) {
     test(Place::new());
     if is_root() {
@@ -165,7 +165,7 @@ fn a_command_writes_its_fork_and_nothing_else() {
         for dir in ["/tmp", "/var/tmp", "/dev/shm"] {
             assert!(!fs::exists(format!("{dir}/{own}")).unwrap());
         }
-        // What it wrote is there for the next one, and for everybody who looks at the fork.
+        // The next command, and every reader of the fork, finds what it wrote.
         assert_eq!(place.sh("a", "cat file; ls /tmp").stdout.lines().next(), Some("written"));
         place.pfimg(&["seal", "a", "--tag", "after"]).run().exits(0);
         let diff = place.pfimg(&["diff", "before", "after"]).run().exits(0).stdout;
@@ -193,7 +193,7 @@ fn a_command_sees_no_image_no_other_fork_and_no_store() {
         assert!(said.code != 0 || said.stdout.is_empty(), "{said:?}");
         assert!(!said.said().contains("secret\n") && !said.stdout.contains("blobs"), "{said:?}");
         assert!(!fs::exists(place.outside("linked")).unwrap());
-        // Nor by another mount, of this store or another, or in a cache that is made meanwhile.
+        // Nor by another mount, of this store or another, or in a cache that is made during the run.
         if place.user.is_none() {
             let (second, other) =
                 (Mount::of(place.store.root()).args(["--read-only"]).start(), small_store().0);
@@ -291,7 +291,7 @@ fn a_command_takes_nothing_away_that_was_recorded_not_even_by_putting_its_fork_b
             |args: &[&str]| place.run(&[&["--read", &images, "a"], args].concat()).exits(0).stdout.clone();
         let trace = |seal: &str| look(&["cat", &format!("{snap}/{seal}/trace/messages.jsonl")]);
         assert!(trace("first").ends_with(&format!("{message}\n")));
-        // A seal of its own, then more that is to be forgotten.
+        // A seal of the command, then more that a restore drops.
         let undo = format!("{record} && rm trace/messages.jsonl && mkdir .snap/.restore-7=first");
         place.sh("a", &undo);
         let listed = look(&["ls", &snap]);
@@ -534,7 +534,7 @@ fn who_puts_a_fork_back_or_discards_it_hears_of_a_command_in_it() {
     let said = place.pfimg(&["restore", "a", "one"]).run().exits(0);
     assert!(said.stderr.contains("pfimg run") && said.stderr.contains("\"a\""), "{said:?}");
     assert!(!ready.exists());
-    // It goes on in the restored fork.
+    // The command continues in the restored fork.
     let went = world(&place.mount, "a").join("went");
     wait_until("it sees that", || fs::read(&went).is_ok_and(|text| text == b"on\n"));
     drop(run);

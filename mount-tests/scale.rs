@@ -9,7 +9,7 @@ use crate::common::forks::fork;
 use crate::common::{MIB, Mount, Rng, names, temp_dir, tree};
 use serde_json::Value;
 
-/// What the daemon may need besides the cache.
+/// The daemon's memory apart from the cache.
 const CONSTANT: u64 = 64 * MIB;
 
 /// A store whose one image has `count` small files in a few hundred folders; the entries of its tree.
@@ -291,5 +291,5 @@ fn what_was_read_once_lies_in_packs_for_the_next_mount_and_a_damaged_pack_is_no_
     std::fs::remove_file(&pack).unwrap();
     std::fs::write(&pack, bytes).unwrap();
     assert!(read_all() < 295.0, "a damaged pack was used to its end");
-    assert!(read_all() >= 50.0, "the pack was not made anew");
+    assert!(read_all() >= 50.0, "the pack was not made again");
 }

@@ -37,7 +37,7 @@ fn a_sealed_fork_is_an_image_that_pf_restores() {
     assert_eq!(restored[&b"src/new/file.rs"[..]].2, b"fn main() {}");
     assert_eq!(restored[&b"src/file_0003.rs"[..]].2, b"changed");
     assert_eq!(restored.len(), 13);
-    // The fork rests on it and goes on.
+    // The image is the base of the fork, which continues.
     assert_eq!(fork.base(), Some(sealed.image));
     let again = place.seal(&fork);
     assert_eq!((again.image, again.new), (sealed.image, false), "nothing changed");

@@ -252,7 +252,7 @@ fn a_seal_that_fails_leaves_the_fork_as_it_is_is_told_once_and_tried_again() {
     let pages = mount.join("forks/f/cache/pages");
     fs::write(pages.join("00000100.k"), vec![0; 2048]).unwrap();
     fs::write(world.join("new"), "kept").unwrap();
-    wait_until("the failure is told", || !mount.log_lines(&["00000100.k has no 00000100.v"]).is_empty());
+    wait_until("the failure is reported", || !mount.log_lines(&["00000100.k has no 00000100.v"]).is_empty());
     let error = fs::create_dir(mount.join("forks/f/.snap/name")).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(libc::EINVAL));
     let said = pfimg_on(store.root(), ["seal", "f"]).exits(2);
@@ -400,7 +400,7 @@ fn a_tree_of_every_kind_comes_back_from_a_seal_exactly() {
     );
     tool("make", ["-q".as_ref(), "-C".as_ref(), branch.as_os_str()]).exits(0);
     mount.unmount();
-    // An empty root of its own mode.
+    // An empty root with a recorded mode.
     let mount = manual(&store);
     for folder in ["forks/e", "forks/e/world", "forks/e/world/fs"] {
         fs::create_dir(mount.join(folder)).unwrap();
@@ -488,11 +488,11 @@ fn what_pfignore_names_stays_in_the_fork_and_is_in_no_seal_but_the_one_before_it
     assert_eq!(all_of(&world_of(&mount, "f")), before, "nothing is lost when the daemon dies");
     let branch = fork(&mount, "branch", "f");
     assert_eq!(fs::read_to_string(branch.join("run.log")).unwrap(), "one\ntwo\n");
-    // Before the fork is put back all of it is sealed.
+    // Before the restore all of the fork is sealed.
     let out = pfimg_on(store.root(), ["restore", "f", "one", "--json"]).exits(0).json();
     assert_eq!(out["sealed_before"], true);
     let world = world_of(&mount, "f");
-    wait_until("the kernel shows what was put back", || !world.join("run.log").exists());
+    wait_until("the kernel shows the restored files", || !world.join("run.log").exists());
     let last = snaps(&mount, "f").pop().unwrap();
     let kept = mount.join("forks/f/.snap").join(last).join("world/fs/run.log");
     assert_eq!(fs::read_to_string(kept).unwrap(), "one\ntwo\n");

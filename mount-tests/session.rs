@@ -48,7 +48,7 @@ fn a_killed_daemon_leaves_a_mount_that_the_next_one_clears_fifty_times() {
         assert_eq!(read(&mount, &id), b"content", "round {round}");
         assert_eq!(system::types_at(&point).len(), 1, "round {round}: the stale mount is still below");
         mount.kill();
-        // A file that is never cached: what the kernel knows it goes on showing.
+        // A file that is never cached: the kernel continues to show what it knows.
         assert_eq!(
             errno(std::fs::metadata(mount.join(".pfimg/status.json"))),
             libc::ENOTCONN,
@@ -164,10 +164,11 @@ fn a_new_mount_survives_the_end_of_the_one_before_it() {
     let mut before = Mount::of(store.root()).at(&point).start();
     let _guard = Background { point: point.clone(), pid: None };
     for round in 0..15 {
-        // The old daemon learns that its mount is gone only when another is there: at the same path, of the same
-        // type, and often with the same device number, for the kernel gives out the lowest that is free. fusermount3
-        // asks the mount before it unmounts it, so that an ordinary user cannot have the daemon held up meanwhile.
-        // Stopped while it looks at its own mount through a child, it would keep that one waiting and the mount busy.
+        // The old daemon learns that its mount is gone only when another one exists: at the same path, of the
+        // same type, and often with the same device number, since the kernel gives out the lowest free one.
+        // fusermount3 asks the mount before it unmounts it, so an ordinary user cannot have the daemon held
+        // up during that. Stopped while it looks at its mount through a child, it would keep that child
+        // waiting and the mount busy.
         wait_until("the daemon has looked at its mount", || !before.log_lines(&["mounted at"]).is_empty());
         if is_root() {
             before.signal(Signal::STOP);
@@ -229,7 +230,7 @@ fn another_filesystem_at_the_same_path_is_never_unmounted() {
         std::fs::write(path.join("foreign"), b"x").unwrap();
     };
     let is_covered = |path: &Path| path.join("foreign").is_file();
-    // Over a mount of ours: neither a signal nor the command may take the one on top.
+    // Over a mount of pfimg: neither a signal nor the command may remove the one on top.
     let mut mount = Mount::of(store.root()).start();
     cover(mount.path());
     let refused = pfimg([OsStr::new("umount"), mount.path().as_os_str()]);
@@ -239,8 +240,8 @@ fn another_filesystem_at_the_same_path_is_never_unmounted() {
     assert!(is_covered(mount.path()), "SIGTERM took the tmpfs:\n{}", mount.log());
     rustix::mount::unmount(mount.path(), UnmountFlags::DETACH).unwrap();
     drop(mount);
-    // Instead of ours, after an outside unmount that the daemon has not noticed yet. Often the new one gets the device
-    // number of the old, for the kernel gives out the lowest that is free.
+    // In place of the daemon's mount, after an outside unmount that it has not noticed yet. Often the new one
+    // gets the device number of the old, since the kernel gives out the lowest free one.
     let (_dir, point) = point();
     let _guard = Background { point: point.clone(), pid: None };
     for round in 0..15 {
@@ -412,7 +413,7 @@ fn set_writable(root: &Path, writable: bool) {
 #[test]
 fn a_second_mount_says_that_the_forks_are_written_elsewhere() {
     let (store, id) = crate::common::forks::small_store();
-    // A store that others can read is told of as well.
+    // A store that others can read is reported as well.
     std::fs::set_permissions(store.root(), std::fs::Permissions::from_mode(0o700)).unwrap();
     let first = Mount::of(store.root()).args(["--seal", "manual"]).start();
     crate::common::forks::fork(&first, "f", &id);

@@ -40,7 +40,7 @@ fn a_copy_of_an_image_of_twenty_thousand_files_costs_no_more_than_four_kibibytes
         (0..20_000).map(|n| store.file(&format!("f{n:05}"), format!("content {n}\n").as_bytes())).collect();
     let fs = store.tree(&entries);
     let id = store.image(&Spec { fs: Some(fs), ..Spec::default() });
-    // Whoever made the store an image has made room for tags and the log; before that they cost a folder each, once.
+    // The first image of a store makes room for tags and the log; before that they cost a folder each, once.
     let folder = tempfile::tempdir().unwrap();
     let cache = tempfile::tempdir().unwrap();
     let import = [Path::new("import"), folder.path(), Path::new("--cache-dir"), cache.path()];
@@ -258,7 +258,7 @@ fn tags_that_the_command_changes_show_in_a_mount_and_those_of_one_mount_in_anoth
     assert!(!one.join("tags/t").exists());
     pfimg_on(store.root(), ["tag", &first, "t"]).exits(0);
     for mount in [&one, &two] {
-        assert_eq!(target(mount, "t"), to_image(&first), "a name is asked for anew each time");
+        assert_eq!(target(mount, "t"), to_image(&first), "the kernel asks for a name each time");
         wait_until("the tag is listed", || names(&mount.join("tags")).unwrap() == ["t"]);
     }
     pfimg_on(store.root(), ["tag", &second, "t", "--force"]).exits(0);

@@ -1,4 +1,4 @@
-# The part of day.sh with a full disk, in a mount namespace of its own: a store and a cache on filesystems of a few megabytes.
+# The part of day.sh with a full disk, in a separate mount namespace: a store and a cache on filesystems of a few megabytes.
 # Usage: unshare --mount bash day-full.sh PFIMG FOLDER
 set -uo pipefail
 P=$1 T=$2
@@ -22,7 +22,7 @@ F=$M/forks/f/world/fs
 echo kept > "$F/kept"
 sync "$F/kept"
 said=$(head -c 20000000 /dev/urandom 2>/dev/null | LC_ALL=C dd of="$F/huge" bs=64k 2>&1)
-same "a full disk is told as one" "$(grep -o 'No space left on device' <<< "$said" | head -1)" "No space left on device"
+same "a full disk is reported as one" "$(grep -o 'No space left on device' <<< "$said" | head -1)" "No space left on device"
 same "what was there stays" "$(cat "$F/kept" "$F/file" 2>&1 | tr '\n' ' ')" "kept small "
 # What dd counted is there.
 written=$(stat -c %s "$F/huge")

@@ -1,6 +1,6 @@
-"""Watches a folder and a file by inotify(7), as an editor does, and prints what it is told.
+"""Watches a folder and a file by inotify(7), as an editor does, and prints the events.
 
-Usage: day-watch.py FOLDER FILE     ends once both were told, or after ten seconds
+Usage: day-watch.py FOLDER FILE     ends once both got an event, or after ten seconds
 """
 
 import ctypes

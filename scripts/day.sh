@@ -42,7 +42,7 @@ end() {
   cd /
   local it
   for it in "${stopped[@]}"; do kill -CONT "$it" 2>/dev/null; done
-  # Of its own jobs those that still run: another program may have the number of one that has ended.
+  # Only jobs of the day that still run: another program may have the number of one that has ended.
   for it in $(jobs -rp); do kill "$it" 2>/dev/null; done
   for it in "${mounts[@]}"; do
     mountpoint -q "$it" && { timeout -k 3 30 "$P" umount "$it" >/dev/null 2>&1 || umount -l "$it" 2>/dev/null || fusermount3 -uz "$it"; }
@@ -200,18 +200,18 @@ if has python3; then
   for _ in $(seq 100); do grep -q ready "$T/events" && break; sleep 0.05; done
   does "restore" "$P" restore work one
   wait $watcher
-  same "a watcher of the folder is told" "$(grep -c '^folder' "$T/events" | sed 's/^[1-9].*/told/')" told
-  same "a watcher of the file is told" "$(grep -c '^file' "$T/events" | sed 's/^[1-9].*/told/')" told
+  same "a watcher of the folder gets its event" "$(grep -c '^folder' "$T/events" | sed 's/^[1-9].*/told/')" told
+  same "a watcher of the file gets its event" "$(grep -c '^file' "$T/events" | sed 's/^[1-9].*/told/')" told
 else
   does "restore" "$P" restore work one
   skip "a watcher" "python3 is not installed"
 fi
 same "the file has its old content" "$(cat "$work/text" 2>&1)" one
 same "what was new is gone" "$(ls "$work/new" 2>&1 | grep -c 'No such')" 1
-same "what was not sealed is in a seal of its own" "$(cat "$M"/forks/work/.snap/*/world/fs/text 2>/dev/null | sort | tr '\n' ' ')" "one two "
+same "unsealed changes are in a separate seal" "$(cat "$M"/forks/work/.snap/*/world/fs/text 2>/dev/null | sort | tr '\n' ' ')" "one two "
 
 echo "== a full disk"
-# In a mount namespace of its own, which an ordinary user has with a user namespace.
+# In a separate mount namespace, which an ordinary user has with a user namespace.
 space=(unshare --mount --propagation private)
 [ "$(id -u)" = 0 ] || space=(unshare --user --map-root-user --mount --propagation private)
 if "${space[@]}" mount -t tmpfs none "$T/home" 2>/dev/null; then
@@ -238,9 +238,9 @@ timeout -k 3 20 "$P" status > "$T/status" 2>&1
 same "status ends in time" "$([ $((SECONDS - began)) -le 5 ] && echo yes || echo "$((SECONDS - began)) s")" yes
 same "and shows the own mount" "$(grep -c "^$M\$" "$T/status")" 1
 began=$SECONDS
-timeout -k 3 20 "$P" run --quiet work sh -c 'echo beside > beside' > "$T/said" 2>&1
+timeout -k 3 20 "$P" run --quiet work sh -c 'echo second > second' > "$T/said" 2>&1
 same "a run ends in time" "$([ $((SECONDS - began)) -le 8 ] && echo yes || echo "$((SECONDS - began)) s")" yes
-same "and does its work" "$(cat "$work/beside" 2>&1)" beside
+same "and does its work" "$(cat "$work/second" 2>&1)" second
 kill -CONT "$other"; stopped=()
 does "umount of the other store" "$P" umount "$T/other"
 
@@ -250,10 +250,10 @@ does "umount" "$P" umount "$M"
 same "nothing is mounted" "$(mountpoint -q "$M"; echo $?)" 32
 does "verify finds no damage" "$P" verify
 does "export" "$P" export evening "$T/out"
-same "the export is what was sealed" "$(cat "$T/out/text" "$T/out/beside" 2>&1 | tr '\n' ' ')" "one beside "
+same "the export is what was sealed" "$(cat "$T/out/text" "$T/out/second" 2>&1 | tr '\n' ' ')" "one second "
 same "large files too" "$(sha256sum < "$T/out/data.bin" 2>&1)" "$sum"
 same "the project is untouched" "$(cd "$T/project" && state)" "$untouched"
-same "nothing was made beside" "$(ls -A "$HOME" | tr '\n' ' ')" ""
+same "nothing else was made" "$(ls -A "$HOME" | tr '\n' ' ')" ""
 
 echo
 echo "day: $good ok, $bad BAD, $skipped skipped"

@@ -2,7 +2,7 @@
 # Shows that scripts/demo.sh and scripts/test.sh pass on a fresh Debian, as root and as an ordinary user.
 # Usage: scripts/fresh-machine.sh [ARGUMENTS for `cargo test`]   (needs root, and the network for Debian's packages)
 #
-# debootstrap makes a Debian, pivot_root enters it in namespaces of its own: a chroot could make no user namespaces. The
+# debootstrap makes a Debian, pivot_root enters it in separate namespaces: a chroot could make no user namespaces. The
 # Rust toolchain and the registry of cargo are bound in, the last commit of this checkout is copied in. The ordinary user
 # types the line that the scripts name; nothing else is installed.
 #
@@ -43,14 +43,14 @@ inside() {
   done
 }
 
-# Enters a root: namespaces of its own, a /dev with what containers have.
+# Enters a root: separate namespaces, a /dev with what containers have.
 enter() {
   local root=$1
   mount --bind "$root" "$root"
   mkdir -p "$root"/{opt/rust,opt/cargo/registry,src/pfimg/target,old}
   mount --bind "$SYSROOT" "$root/opt/rust"
   mount -o remount,bind,ro "$root/opt/rust"
-  # Written to by nobody: what cargo unpacks lies above it.
+  # No step writes to it: files that cargo unpacks lie above it.
   mkdir -p "$root.above" "$root.work"
   mount -t overlay overlay -o "lowerdir=$REGISTRY,upperdir=$root.above,workdir=$root.work" "$root/opt/cargo/registry"
   mount --bind "$TARGET" "$root/src/pfimg/target"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Searches interleavings of the forks' threads: discards, renames, branches, seals and checkpoints beside each other.
+# Searches interleavings of the forks' threads: discards, renames, branches, seals and checkpoints at the same time.
 # Usage: scripts/interleavings.sh [SCHEDULES of each test, 20000]
 # A test that fails prints its schedule: PFIMG_SCHEDULE=… cargo test --lib NAME runs that one again.
 set -euo pipefail

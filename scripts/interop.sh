@@ -95,4 +95,4 @@ for fork in a b c merged resolved; do same "$mnt/work/$fork/" "$mnt/tags/sealed-
 same "$work/unsealed" "$mnt/work/unsealed/"
 "$PFIMG" umount "$mnt" >/dev/null; "$PFIMG" mount --seal manual "$PF_STORE" "$mnt" >/dev/null
 same "$work/unsealed" "$mnt/work/unsealed/"; same "$work/out" "$mnt/work/a/"
-says "gc takes nothing of ours"
+says "gc takes no file of pfimg"

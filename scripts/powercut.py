@@ -1,7 +1,7 @@
-"""Writes files until the disk is gone, saying of each what it begins and what fsync promised; or checks that.
+"""Writes files until the disk is gone, and prints each begun write and each finished fsync; or checks that output.
 
-An fsync that is under way when ext4 or xfs is shut down may say that it is done and not be, natively too: what was said
-counts if it was said before.
+An fsync that is under way when ext4 or xfs is shut down may report success without being done, natively too: a report
+counts if it came before the shutdown.
 """
 import os
 import random
@@ -42,7 +42,7 @@ for line, text in enumerate(open(arg)):
     if line < int(before[0]) and number != "begun":
         promised[name] = int(number)
     elif line >= int(before[0]) or number == "begun":
-        # Of the file that was under way nothing was said yet.
+        # There is no report yet for the file under way.
         promised.pop(name, None)
 
 if not promised:

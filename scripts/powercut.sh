@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Power cuts: the store on a loop-mounted filesystem that is shut down under the daemon; everything fsynced must be there.
-# With `seal` in the middle of seals: those that were told of are there, and no image lacks a blob.
+# With `seal` in the middle of seals: acknowledged ones are there, and no image lacks a blob.
 # Usage: scripts/powercut.sh [ROUNDS on each filesystem, 50] [seal]   Needs root.   (PFIMG: program to use)
 set -euo pipefail
 cd "$(dirname "$0")/.."

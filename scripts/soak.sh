@@ -25,7 +25,7 @@ write() {
         [ "$(cat "d$((n % 9))/moved")" = "$1 $n" ]
         [ $((n % 200)) -ne 199 ] || : >log
     done
-    # Every file that was moved, and the log, in the end; a line of somebody else fails.
+    # Every file that was moved, and the log, in the end; a line of another fork fails.
     [ -f d0/moved ] && [ -f log ] && ! cat d*/moved log | grep -v "^$1 "
 }
 for n in $(seq 64); do mkdir "$work/mnt/forks/f$n@latest"; done

@@ -1,9 +1,9 @@
-//! The audit: what happened to a store, in the words agent kernels use for their own sessions.
+//! The audit: events of a store, in the terms that agent kernels use for their sessions.
 //!
-//! A [`SessionEvent`] is one thing that happened; an [`OsSnapshot`] is what a sequence of them adds up to; a
-//! [`chain`] makes lines of them that nobody can change unseen. All of this is pure; what [`note`] says happened is
-//! written by a [`Log`] and read by a [`Follower`]. `docs/AUDIT.md` describes the file for people who have nothing but
-//! the file.
+//! A [`SessionEvent`] is one event; an [`OsSnapshot`] is the sum of a sequence of events; a [`chain`] writes
+//! them as lines, in which a change shows. All of this is pure. [`note`] makes events, a [`Log`] writes them
+//! and a [`Follower`] reads them. `docs/AUDIT.md` describes the file for people who have nothing but the
+//! file.
 
 pub mod chain;
 pub mod event;

@@ -1,8 +1,8 @@
-//! Decompressed blobs: small ones on the heap, large ones as mapped files, each under a budget in bytes, least
-//! recently used out first.
+//! Decompressed blobs: small ones on the heap, large ones as mapped files, each under a budget in bytes; the
+//! least recently used is evicted first.
 //!
-//! A payload that was handed out stays valid until it is dropped, evicted or not. However many threads ask for a
-//! blob, it is filled once. Nothing gets in here that has not matched its digest.
+//! A payload that was handed out stays valid until it is dropped, evicted or not. Concurrent readers share
+//! one fill of a blob. Only blobs that matched their digest enter the cache.
 
 mod fill;
 pub(crate) mod folder;
@@ -30,10 +30,10 @@ use unkept::{Stretches, Trouble};
 /// Payloads of at least this many bytes are mapped files.
 const LARGE: u64 = 1 << 20;
 
-/// What part of the folder's budget is for packs of small blobs.
+/// The fraction of the folder's budget for packs of small blobs.
 const PACKS_SHARE: u64 = 8;
 
-/// A payload whose size nothing declares may be this many times its compressed size, or as large as the cache's
+/// A payload without a declared size may be this many times its compressed size, or as large as the cache's
 /// folder may grow: tensors seldom compress well, and a bomb must not fill the disk.
 const MAX_UNDECLARED_RATIO: u64 = 100;
 
@@ -58,7 +58,7 @@ impl Deref for Payload {
 }
 
 impl Payload {
-    /// Tells that `bytes` bytes of it were read, so that a mapping can give its pages back now and then.
+    /// Notes that `bytes` bytes of it were read, so that a mapping can release its pages now and then.
     pub fn was_read(&self, bytes: usize) {
         if let Self::Mapped(mapping) = self {
             mapping.was_read(bytes);
@@ -66,7 +66,7 @@ impl Payload {
     }
 }
 
-/// How large the cache may grow, and where its files lie.
+/// How large the cache may grow, and where its files are.
 #[derive(Clone, Debug)]
 pub struct CacheConfig {
     /// Bytes of small blobs on the heap.
@@ -80,11 +80,11 @@ pub struct CacheConfig {
 /// Counters since the start, and levels now.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct CacheStats {
-    /// Blobs decompressed or taken over from the folder.
+    /// Blobs decompressed or taken from the folder.
     pub fills: u64,
-    /// Bytes of those.
+    /// Bytes of those blobs.
     pub fill_bytes: u64,
-    /// Blobs of those that were taken from packs instead of from the store.
+    /// The part of those blobs that came from packs instead of the store.
     pub from_packs: u64,
     /// Payloads found without a fill.
     pub hits: u64,
@@ -132,20 +132,20 @@ impl Cache {
         }
     }
 
-    /// Takes stock of the files an earlier run left in the cache's folder, so that they count and are evicted in
-    /// their turn. Each is verified again before it is first used. May take a while: for a thread of its own.
+    /// Lists the files of an earlier run in the cache's folder, so that they count and are evicted in order.
+    /// Each is verified again before its first use. May take a while: for a separate thread.
     pub fn adopt(&self) {
         folder::mark(self.dir());
         self.mapped.adopt();
     }
 
-    /// Keeps what was read of small blobs for the next mount, if that has come to an end; `at_the_end` in any case.
-    /// Writes a file: for a thread that nobody waits for.
+    /// Finishes a pack of the small blobs that were read, if reading has stopped; `at_the_end` in any case.
+    /// Writes a file: for a thread that no request waits for.
     pub fn settle(&self, at_the_end: bool) {
         self.packs.settle(at_the_end);
     }
 
-    /// Where large blobs are kept.
+    /// The folder of large blobs.
     pub fn dir(&self) -> &Path {
         self.mapped.dir()
     }
@@ -160,7 +160,7 @@ impl Cache {
         self.heap.contains(digest)
     }
 
-    /// A payload that is in the cache already.
+    /// A payload that is already in the cache.
     pub fn peek(&self, digest: &Digest) -> Option<Payload> {
         let found = self
             .heap
@@ -171,13 +171,14 @@ impl Cache {
         Some(found)
     }
 
-    /// Why the folder takes nothing, as far as that was tried.
+    /// Why the folder accepts no files, if a write was tried.
     pub fn trouble(&self) -> Option<String> {
         self.trouble.reason()
     }
 
-    /// A blob's payload, from the cache or the store, and all of it in memory where it cannot be kept. Blocks while it is filled, by
-    /// this thread or another. Of a large blob, [`Self::range`] and [`Self::length`] need less.
+    /// A blob's payload, from the cache or the store, and all of it in memory if it cannot be kept. Blocks
+    /// while it is filled, by this thread or another. For a large blob, [`Self::range`] and [`Self::length`]
+    /// need less.
     pub fn get(&self, digest: &Digest, declared: Option<u64>) -> Result<Payload, Arc<BlobError>> {
         match self.keep(digest, declared) {
             Ok(payload) => Ok(payload),
@@ -189,13 +190,13 @@ impl Cache {
         }
     }
 
-    /// The same, but for what cannot be kept.
+    /// Does the same, except for payloads that cannot be kept.
     fn keep(&self, digest: &Digest, declared: Option<u64>) -> Result<Payload, Unfilled> {
         if let Some(payload) = self.peek(digest) {
             return Ok(check_size(digest, payload, declared)?);
         }
         self.fills.once((*digest, declared), || {
-            // Whoever filled it may have finished between the look and the turn.
+            // The filling thread may have finished between the check and the turn.
             if let Some(payload) = self.peek(digest) {
                 return Ok(check_size(digest, payload, declared)?);
             }
@@ -206,9 +207,9 @@ impl Cache {
         })
     }
 
-    /// A stretch of a blob of a known size: bytes that hold it, and where in them it is; shorter only at the blob's end.
-    /// Of a blob that is too large to be kept, or that cannot be, only the frames are decompressed that hold the stretch, if its
-    /// form allows.
+    /// A stretch of a blob of a known size: bytes that hold it, and its position in them; shorter only at the
+    /// blob's end. If a blob is too large to be kept, or cannot be kept, and its form allows it, only the
+    /// frames that hold the stretch are decompressed.
     pub fn range(
         &self,
         digest: &Digest,
@@ -254,7 +255,7 @@ impl Cache {
         Ok(Some((Payload::Heap(bytes.into()), 0..read)))
     }
 
-    /// How long a blob is of which nothing declares that.
+    /// The length of a blob without a declared size.
     pub fn length(&self, digest: &Digest) -> Result<u64, Arc<BlobError>> {
         match self.keep(digest, None) {
             Ok(payload) => Ok(payload.len() as u64),
@@ -265,12 +266,12 @@ impl Cache {
         }
     }
 
-    /// Whether blobs of a size are read by [`Self::range`], which may do without the whole.
+    /// Whether blobs of a size are read by [`Self::range`], which may avoid reading the whole blob.
     pub fn is_read_in_parts(&self, size: u64) -> bool {
         size >= LARGE
     }
 
-    /// Most bytes of a payload whose size nothing declares.
+    /// Most bytes of a payload without a declared size.
     fn limit(&self, digest: &Digest) -> Result<u64, BlobError> {
         let compressed = self.store.blobs().compressed_size(digest)?;
         Ok(compressed.saturating_mul(MAX_UNDECLARED_RATIO).max(self.mapped.budget()).max(LARGE))
@@ -303,7 +304,7 @@ impl Cache {
             && compressed < LARGE
             && let Some(payload) = self.fill_heap(digest, Size::AtMost(LARGE))?
         {
-            // Most layers are small, and a file in the cache's folder would be wasted on them.
+            // Most layers are small; a file in the cache's folder would be wasted on them.
             return Ok(payload);
         }
         let size = declared.map_or(Size::AtMost(self.limit(digest)?), Size::Exact);
@@ -321,7 +322,7 @@ impl Cache {
         }
     }
 
-    /// Fills the memory; with nothing if the blob is larger than that.
+    /// Fills the memory; nothing if the blob is larger than that.
     fn fill_heap(&self, digest: &Digest, size: Size) -> Result<Option<Payload>, BlobError> {
         match self.store.blobs().read(digest, size) {
             Ok(bytes) => {
@@ -348,7 +349,7 @@ impl Cache {
     }
 }
 
-/// A tree may lie about a size that another tree tells right.
+/// A tree may declare a wrong size that another tree declares right.
 fn check_size(digest: &Digest, payload: Payload, declared: Option<u64>) -> Result<Payload, Arc<BlobError>> {
     match declared {
         Some(declared) if declared != payload.len() as u64 => Err(Arc::new(BlobError::WrongSize {

@@ -1,17 +1,17 @@
-//! Crash packs: a folder with everything a verdict was come by, so that it can be come by again, elsewhere.
+//! Crash packs: a folder with all inputs of a verdict, to reproduce it elsewhere.
 //!
 //! ```text
-//! transfer.atp-trace     what happened, and what each oracle judged (JSON)
-//! manifest               what the pack is, a line a fact
+//! transfer.atp-trace     the events, and the input of each oracle (JSON)
+//! manifest               a description of the pack, a line a fact
 //! journal                the verdicts, for people
-//! journal.digest         SHA-256 and length of that
-//! evidence-ledger.json   seeds, metadata, and what the verdicts weigh
+//! journal.digest         SHA-256 and length of the journal
+//! evidence-ledger.json   seeds, metadata, and the weights of the verdicts
 //! pathlog quiclog repairlog   lines of the trace about paths, packets and repairs
-//! replay_command.sh      judges again
+//! replay_command.sh      runs the checks again
 //! ```
-//! Names and forms are those of asupersync's crash packs. The same input makes the same bytes, so that a pack is whole
-//! exactly if the trace and the ledger make all of it again: [`replay`] does so, and judges again. A pack is no
-//! signature: who changes all of its files in step is not found out.
+//! Names and forms are those of asupersync's crash packs. The same input makes the same bytes, so a pack is whole
+//! exactly if the trace and the ledger make all of it again: [`replay`] does so, and judges again. A pack is not a
+//! signature: a consistent change of all its files is not detected.
 
 pub mod evidence;
 #[cfg(test)]
@@ -51,7 +51,7 @@ const REPLAY: &str = "replay_command.sh";
 pub const FILES: [&str; 9] =
     [TRACE, "manifest", "journal", "journal.digest", LEDGER, "pathlog", "quiclog", "repairlog", REPLAY];
 
-/// Kinds of events that belong into the log of paths whatever they say.
+/// Kinds of events that go to the log of paths whatever their message.
 const PATH_KINDS: [&str; 12] = [
     "path",
     "spawn",
@@ -67,31 +67,31 @@ const PATH_KINDS: [&str; 12] = [
     "checkpoint",
 ];
 
-/// The kind of events whose words are searched.
+/// The kind of events whose messages are searched.
 const MESSAGE: &str = "message";
 
-/// What an oracle was shown.
+/// The input of an oracle.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Judged {
     /// The oracle, with the checks it made.
     pub oracle: TransferOracle,
-    /// What it was shown.
+    /// The transfer that it judged.
     pub transfer: Transfer,
 }
 
-/// One thing that happened on the way.
+/// One event of the transfer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TraceEvent {
     /// Its number, from 1.
     pub seq: u64,
-    /// What kind of thing.
+    /// Its kind.
     pub kind: String,
-    /// What, in words.
+    /// Its message.
     pub message: String,
-    /// What the step shows an oracle.
+    /// The observation that the step gives an oracle.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seen: Option<Seen>,
-    /// What an oracle was shown, where that is what happened.
+    /// The input of an oracle, if the event is a judgement.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub judged: Option<Judged>,
 }
@@ -114,19 +114,19 @@ pub struct Crashpack {
 }
 
 impl Crashpack {
-    /// A pack of nothing.
+    /// Makes an empty pack.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Adds what an oracle was shown. Its verdict is worked out from that.
+    /// Adds the input of an oracle. The verdict is computed from it.
     #[must_use]
     pub fn with_judged(self, oracle: TransferOracle, transfer: Transfer) -> Self {
         let message = format!("{} of {}", transfer.kind, transfer.subject);
         self.push("judged", message, None, Some(Judged { oracle, transfer }))
     }
 
-    /// Adds something that happened on the way.
+    /// Adds an event of the transfer.
     #[must_use]
     pub fn with_trace(self, kind: &str, message: impl Into<String>) -> Self {
         self.push(kind, message.into(), None, None)
@@ -138,8 +138,8 @@ impl Crashpack {
         self
     }
 
-    /// The number of a judged event whose state is not what the steps before it come to; nothing where all are, and in
-    /// a pack whose steps show nothing.
+    /// The number of a judged event whose state differs from the one that the steps before it give; nothing
+    /// if all match, and in a pack whose steps show nothing.
     fn contradiction(&self) -> Option<u64> {
         if self.trace.iter().all(|event| event.seen.is_none()) {
             return None;
@@ -159,7 +159,7 @@ impl Crashpack {
         self
     }
 
-    /// Adds the path of a file that belongs to it; once, however often it is added.
+    /// Adds the path of a file that belongs to the pack; a repeated path counts once.
     #[must_use]
     pub fn with_artifact_path(mut self, path: impl Into<String>) -> Self {
         let path = path.into();
@@ -169,19 +169,19 @@ impl Crashpack {
         self
     }
 
-    /// Adds something worth knowing.
+    /// Adds a useful fact.
     #[must_use]
     pub fn with_metadata(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
         self.metadata.insert(key.into(), value.into());
         self
     }
 
-    /// What happened, in order.
+    /// The events, in order.
     pub fn trace(&self) -> &[TraceEvent] {
         &self.trace
     }
 
-    /// How many steps led to what was judged.
+    /// The number of steps that led to the judgement.
     pub fn steps(&self) -> usize {
         self.trace.iter().filter(|event| event.judged.is_none()).count()
     }
@@ -210,7 +210,7 @@ impl Crashpack {
                 .join("\n")
                 .into_bytes()
         };
-        // The first spelling searched the words of every event, so that a name could fill a log.
+        // The first spelling searched the message of every event, so that a name could fill a log.
         let searched = |e: &TraceEvent| e.kind == MESSAGE || self.spelling == Spelling::First;
         let says = |e: &TraceEvent, words: &[&str]| searched(e) && e.says_any(words);
         let ledger = json(self.ledger(&results).to_bytes(self.spelling))?;
@@ -285,7 +285,7 @@ impl Crashpack {
         }
         out.push_str("cd \"$(dirname \"$0\")\" || exit 1\nexec \"${PFIMG:-pfimg}\" replay");
         for result in results {
-            // With `=`, so that no name can pass for an option.
+            // With `=`, so that no name can be mistaken for an option.
             let _ = write!(out, " --oracle={}", shell_arg(&result.oracle_name));
         }
         out.push_str(" .\n");

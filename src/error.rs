@@ -1,4 +1,4 @@
-//! The one public error: what went wrong, with what, and what to do about it.
+//! The one public error: what failed, on what, and what to do about it.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -7,7 +7,7 @@ use std::io;
 /// Result of everything public in this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What class of thing went wrong. Decides errno and exit code, nothing else does.
+/// The class of an error. It alone decides errno and exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
@@ -15,27 +15,27 @@ pub enum ErrorKind {
     NotFound,
     /// The name is taken.
     AlreadyExists,
-    /// A name, digest, option or file that makes no sense; includes prefixes that match several images.
+    /// An invalid name, digest, option or file, or a prefix that matches several images.
     InvalidInput,
-    /// Something that can never be changed was to be changed.
+    /// The operation would change something that never changes.
     ReadOnly,
-    /// The folder is no `ProcessFork` store.
+    /// The folder is not a `ProcessFork` store.
     NotAStore,
-    /// A schema newer than this program.
+    /// A schema that is newer than this program.
     UnsupportedSchema,
-    /// A blob that something refers to is not in the store.
+    /// A blob with a reference to it is not in the store.
     Missing,
     /// Bytes that do not match their digest, declared size or format.
     Damaged,
-    /// The operating system refused for lack of rights.
+    /// The operating system refused for lack of permission.
     PermissionDenied,
-    /// Somebody else holds it.
+    /// Held by another process.
     Busy,
-    /// A daemon does not answer in time.
+    /// A daemon did not answer in time.
     NoAnswer,
     /// No space, or a budget is used up.
     NoSpace,
-    /// This kernel, store or build cannot do it.
+    /// This kernel, store or build does not support it.
     Unsupported,
     /// A file operation that the rules of a filesystem refuse.
     Posix(Posix),
@@ -43,23 +43,23 @@ pub enum ErrorKind {
     Io(Option<i32>),
 }
 
-/// What a filesystem refuses by its rules, beyond what the other kinds say.
+/// The refusals of a filesystem that the other kinds do not cover.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Posix {
     /// A folder is needed.
     NotADirectory,
-    /// A folder will not do.
+    /// The operation does not work on a folder.
     IsADirectory,
-    /// The folder still holds something.
+    /// The folder is not empty.
     NotEmpty,
     /// A name of more than 255 bytes, or a target of more than 4095.
     NameTooLong,
-    /// The file has as many links as it can.
+    /// The file has the largest number of links.
     TooManyLinks,
-    /// Not allowed to anyone.
+    /// Not allowed for any user.
     NotPermitted,
-    /// The two names cannot be brought together by a rename or a link.
+    /// The two names cannot be connected by a rename or a link.
     CrossesDevices,
     /// No such extended attribute.
     NoAttribute,
@@ -67,9 +67,9 @@ pub enum Posix {
     Range,
     /// The file would be too large.
     TooLarge,
-    /// Nothing lies at or behind that offset.
+    /// There is no data at or after that offset.
     NoSuchOffset,
-    /// The file is gone and nothing of it is left.
+    /// The file was removed completely.
     Stale,
 }
 
@@ -81,8 +81,8 @@ impl ErrorKind {
             Self::AlreadyExists => libc::EEXIST,
             Self::InvalidInput => libc::EINVAL,
             Self::ReadOnly => libc::EROFS,
-            // A blob that is gone is an I/O error to the reader of a file that is still listed: ENOENT would make
-            // tools believe that the name vanished.
+            // To the reader of a listed file a missing blob is an I/O error: with ENOENT, tools would believe
+            // that the name vanished.
             Self::Missing | Self::Damaged | Self::NotAStore | Self::UnsupportedSchema => libc::EIO,
             Self::PermissionDenied => libc::EACCES,
             Self::Busy => libc::EBUSY,
@@ -95,7 +95,7 @@ impl ErrorKind {
                 Posix::NotEmpty => libc::ENOTEMPTY,
                 Posix::NameTooLong => libc::ENAMETOOLONG,
                 Posix::TooManyLinks => libc::EMLINK,
-                // Not EACCES: rights do not matter here, even root is refused.
+                // Not EACCES: permissions do not matter here, even root is refused.
                 Posix::NotPermitted => libc::EPERM,
                 Posix::CrossesDevices => libc::EXDEV,
                 Posix::NoAttribute => libc::ENODATA,
@@ -124,7 +124,7 @@ impl Error {
         Self { kind, message: message.into(), hint: None, source: None }
     }
 
-    /// Makes an error from one of the operating system, saying what was being done.
+    /// Makes an error from one of the operating system; `doing` names the operation.
     pub fn io(source: io::Error, doing: impl Into<Cow<'static, str>>) -> Self {
         let kind = match (source.kind(), source.raw_os_error()) {
             (io::ErrorKind::NotFound, _) => ErrorKind::NotFound,
@@ -137,33 +137,33 @@ impl Error {
         Self { kind, message: doing.into(), hint: None, source: Some(Box::new(source)) }
     }
 
-    /// Adds what the reader can do about it.
+    /// Adds a hint: what the reader can do about it.
     #[must_use]
     pub fn with_hint(mut self, hint: impl Into<Cow<'static, str>>) -> Self {
         self.hint = Some(hint.into());
         self
     }
 
-    /// Keeps the error this one came from.
+    /// Keeps the error that caused this one.
     #[must_use]
     pub fn with_source(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         self.source = Some(source.into());
         self
     }
 
-    /// Prefixes the message with what it is about, for instance an image's id.
+    /// Prefixes the message with its subject, for instance an image's id.
     #[must_use]
     pub fn context(mut self, about: impl fmt::Display) -> Self {
         self.message = format!("{about}: {}", self.message).into();
         self
     }
 
-    /// What class of thing went wrong.
+    /// The class of the error.
     pub fn kind(&self) -> ErrorKind {
         self.kind
     }
 
-    /// What the reader can do about it.
+    /// The hint.
     pub fn hint(&self) -> Option<&str> {
         self.hint.as_deref()
     }

@@ -1,14 +1,15 @@
-//! Forks: copy-on-write trees over an image, which survive whatever kills their daemon.
+//! Forks: copy-on-write trees over an image, which survive the death of their daemon.
 //!
-//! A [`Fork`] is a tree in memory (persistent maps over the immutable tree of its base, so that a snapshot takes a
-//! pointer) and a journal on disk. An operation is acknowledged once the journal has it: one `write(2)`, which carries
-//! small content with it. Larger content goes to sparse files beside the journal. Replaying the journal gives the same
-//! tree, over the base the operations were made on as well as over an image sealed from it since.
+//! A [`Fork`] is a tree in memory (persistent maps over the immutable tree of its base, so that a snapshot
+//! takes a pointer) and a journal on disk. An operation is acknowledged once the journal has it: one
+//! `write(2)`, which includes small content. Larger content goes to sparse files next to the journal.
+//! Replaying the journal gives the same tree, over the base the operations were made on and also over an
+//! image sealed from it since.
 //!
-//! Journals and data files are grouped in generations. Forking a fork freezes the generation it is in; both go on in
-//! new ones. The format is described in `docs/FORMAT-forks.md`.
+//! Journals and data files are grouped in generations. Forking a fork freezes its present generation; both
+//! forks continue in new ones. The format is described in `docs/FORMAT-forks.md`.
 //!
-//! Nothing here knows a mount, a lookup count or a user: rights are the kernel's business.
+//! This module does not know mounts, lookup counts or users: permissions are checked by the kernel.
 
 mod apply;
 mod aside;

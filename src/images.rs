@@ -1,3 +1,3 @@
-//! What is known of images, kept between questions.
+//! Data about images, kept between requests.
 
 pub mod times;

@@ -1,7 +1,7 @@
 //! Typed layers of an image: pure codecs between bytes and values.
 //!
-//! Nothing here touches a file, and arbitrary bytes give a [`FormatError`], never a panic. Every codec keeps the
-//! keys it does not know, so that writing back what was read loses nothing.
+//! No codec touches a file, and arbitrary bytes give a [`FormatError`], never a panic. Every codec keeps the
+//! keys it does not know, so that reading and writing back loses nothing.
 
 pub mod acl;
 pub mod cache;
@@ -22,12 +22,12 @@ mod robustness;
 use std::borrow::Cow;
 use std::fmt;
 
-/// Bytes that are not what their layer should hold.
+/// The error for bytes that do not fit their layer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FormatError {
     /// The format that was expected, for instance `fs.tree.v1`.
     pub format: &'static str,
-    /// Where: a line number (from 1), an entry's path or the like; empty if it is about the whole.
+    /// The position: a line number (from 1), an entry's path or the like; empty if it concerns the whole.
     pub at: String,
     /// What is wrong there.
     pub reason: Cow<'static, str>,

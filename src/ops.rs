@@ -1,4 +1,4 @@
-//! What is done to stores: seals, imports, exports, and keeping a store small and sound.
+//! Operations on stores: seals, imports, exports, and maintenance.
 
 pub mod export;
 pub mod fixture;

@@ -1,8 +1,8 @@
-//! The transfer oracle: judges what was carried from one place to another by what there was to see of it.
+//! The transfer oracle: judges a transfer by the observations of its steps.
 //!
-//! Whoever seals, imports, exports, restores or recovers gathers a [`TransferState`] and asks for a verdict. The five
-//! checks, their names, severities and evidence are those of asupersync's transfer oracle. All of it is pure: the same
-//! state has the same verdict, here and wherever a crash pack is replayed.
+//! A seal, import, export, restore or recovery gathers a [`TransferState`] and asks for a verdict. The five
+//! checks, their names, severities and evidence are those of asupersync's transfer oracle. All of it is pure:
+//! the same state has the same verdict, here and wherever a crash pack is replayed.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,25 +11,25 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, ErrorKind};
 
-/// What there is to see of a transfer.
+/// The observations of a transfer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TransferState {
-    /// What the manifest hashes to where it arrived.
+    /// The hash of the manifest at its destination.
     pub manifest_hash: String,
-    /// What it hashed to where it came from.
+    /// Its hash at its source.
     pub expected_manifest_hash: String,
     /// Numbers missing or out of order in the journal.
     pub journal_gaps: u32,
-    /// Operations that had begun and not ended when the transfer was made.
+    /// Operations that had begun and had not ended when the transfer was made.
     pub pending_operations: u32,
-    /// Temporary files, pins and handles that nobody gave back.
+    /// Temporary files, pins and handles that were not released.
     pub leaked_obligations: u32,
-    /// Whether every path shows where it arrived what it showed where it came from.
+    /// Whether every path is the same at the destination as at the source.
     pub path_outcomes_consistent: bool,
 }
 
 impl Default for TransferState {
-    /// A transfer of which nothing was seen, and so nothing wrong.
+    /// A transfer without observations, and so without faults.
     fn default() -> Self {
         Self {
             manifest_hash: String::new(),
@@ -42,16 +42,16 @@ impl Default for TransferState {
     }
 }
 
-/// How bad a violation is.
+/// How severe a violation is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum ViolationSeverity {
     /// Worth knowing.
     Low,
-    /// The transfer may not be what was meant.
+    /// The transfer may differ from the intended one.
     Medium,
-    /// The transfer is not what was meant.
+    /// The transfer differs from the intended one.
     High,
-    /// Something else may be damaged as well.
+    /// Other data may be damaged as well.
     Critical,
 }
 
@@ -67,53 +67,53 @@ impl ViolationSeverity {
     }
 }
 
-/// One thing that is wrong with a transfer.
+/// One fault of a transfer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TransferViolation {
     /// Which check found it.
     pub violation_type: String,
-    /// What is wrong, for people.
+    /// The fault, for people.
     pub description: String,
-    /// How bad it is.
+    /// Its severity.
     pub severity: ViolationSeverity,
-    /// What it was found by.
+    /// The evidence for it.
     pub evidence: BTreeMap<String, String>,
 }
 
-/// How much an oracle did.
+/// The amount of an oracle's work.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OracleStats {
-    /// Checks that found something.
+    /// Checks that found a fault.
     pub entities_tracked: usize,
     /// Checks that were made.
     pub events_recorded: usize,
 }
 
-/// What an oracle says of a transfer.
+/// An oracle's verdict on a transfer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TransferOracleResult {
-    /// Which oracle.
+    /// The oracle's name.
     pub oracle_name: String,
-    /// What it found, in the order of its checks.
+    /// The faults, in the order of the checks.
     pub violations: Vec<TransferViolation>,
-    /// How much it did.
+    /// The amount of work.
     pub stats: OracleStats,
     /// Whether it found nothing.
     pub passed: bool,
 }
 
 impl TransferOracleResult {
-    /// Whether anything was found.
+    /// Whether there are violations.
     pub fn has_violations(&self) -> bool {
         !self.violations.is_empty()
     }
 
-    /// What was found that is [`ViolationSeverity::High`].
+    /// The violations that are [`ViolationSeverity::High`].
     pub fn high_severity_violations(&self) -> Vec<&TransferViolation> {
         self.violations.iter().filter(|found| found.severity == ViolationSeverity::High).collect()
     }
 
-    /// The error the caller of a transfer gets, if there is one to get.
+    /// The error for the caller of a transfer, if there is a violation.
     pub fn error(&self) -> Option<Error> {
         if self.passed {
             return None;
@@ -127,20 +127,20 @@ impl TransferOracleResult {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Check {
-    /// The manifest is the one that was meant.
+    /// The manifest is the expected one.
     Manifest,
     /// The journal has no gap.
     Journal,
-    /// Nothing was under way.
+    /// No operation was under way.
     Quiescence,
     /// Nothing was left behind.
     Obligations,
-    /// Paths show what they showed.
+    /// Paths are the same as before.
     Paths,
 }
 
 impl Check {
-    /// All, in the order in which they are made.
+    /// All checks, in order.
     pub const ALL: [Self; 5] =
         [Self::Manifest, Self::Journal, Self::Quiescence, Self::Obligations, Self::Paths];
 
@@ -215,7 +215,7 @@ impl Check {
     }
 }
 
-/// Judges transfers by the checks that are switched on.
+/// Judges transfers by the enabled checks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TransferOracle {
     oracle_name: String,
@@ -228,7 +228,7 @@ impl TransferOracle {
         Self { oracle_name: name.into(), checks: Check::ALL.to_vec() }
     }
 
-    /// Switches one check on or off.
+    /// Enables or disables one check.
     #[must_use]
     pub fn with(mut self, check: Check, enabled: bool) -> Self {
         self.checks = Check::ALL
@@ -248,7 +248,7 @@ impl TransferOracle {
         &self.checks
     }
 
-    /// Judges a transfer. Every check counts as an event, every one that finds something as an entity.
+    /// Judges a transfer. Every check counts as an event, every check that finds a fault as an entity.
     pub fn validate_transfer(&self, state: &TransferState) -> TransferOracleResult {
         let violations: Vec<_> = self.checks.iter().filter_map(|check| check.find(state)).collect();
         let stats = OracleStats { entities_tracked: violations.len(), events_recorded: self.checks.len() };
@@ -257,17 +257,17 @@ impl TransferOracle {
     }
 }
 
-/// What kind of transfer there was. Names the oracle that judges it.
+/// The kind of a transfer. Names the oracle that judges it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TransferKind {
     /// A fork became an image.
     Seal,
-    /// Something from elsewhere became an image.
+    /// A folder became an image.
     Import,
-    /// An image was put elsewhere.
+    /// An image was written to a folder.
     Export,
-    /// An image was put back to work.
+    /// A fork was restored to an image.
     Restore,
     /// A fork was read back after its program ended.
     Recovery,
@@ -292,18 +292,18 @@ impl fmt::Display for TransferKind {
     }
 }
 
-/// A transfer to be judged: which it was, and what there was to see.
+/// A transfer to judge: its kind, its subject and its observations.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Transfer {
-    /// What kind.
+    /// The kind.
     pub kind: TransferKind,
-    /// Of what: a fork's name or an image's id.
+    /// The subject: a fork's name or an image's id.
     pub subject: String,
-    /// What there was to see.
+    /// The observations.
     pub state: TransferState,
 }
 
-/// What all five checks say of a transfer.
+/// Judges a transfer by all five checks.
 pub fn judge(transfer: &Transfer) -> TransferOracleResult {
     TransferOracle::new(transfer.kind.name()).validate_transfer(&transfer.state)
 }
@@ -312,7 +312,7 @@ pub fn judge(transfer: &Transfer) -> TransferOracleResult {
 mod tests {
     use super::*;
 
-    /// A check, a state it finds fault with, and what it says of it.
+    /// A check, a state that fails it, and the resulting description.
     type Faulty =
         (Check, TransferState, &'static str, ViolationSeverity, &'static [(&'static str, &'static str)]);
 

@@ -64,7 +64,7 @@ impl std::fmt::Debug for Store {
 }
 
 impl Store {
-    /// Opens an existing store, writing nothing. Tells apart what is missing, empty, or something else.
+    /// Opens an existing store, writing nothing. Distinguishes a missing, an empty, and any other folder.
     pub fn open(root: impl AsRef<Path>) -> Result<Self> {
         let root = root.as_ref();
         let shown = root.display();
@@ -88,17 +88,18 @@ impl Store {
                 format!("{shown} is not a store: it has neither images/ nor blobs/sha256/")
             }));
         }
-        // Absolute, so that a daemon that changes its working folder still finds it.
+        // An absolute path, so that a daemon that changes its working folder still finds the store.
         let root = fs::canonicalize(root).map_err(|e| Error::io(e, format!("cannot open store {shown}")))?;
         Ok(Self::at(root, Arc::new(SystemIo)))
     }
 
-    /// Opens a store, making its folders first if they are not there: for its user alone, unless the store says otherwise.
+    /// Opens a store and makes its folders first if they are missing: for its user alone, unless the store
+    /// says otherwise.
     pub fn create(root: impl AsRef<Path>) -> Result<Self> {
         Self::create_shared(&root, Sharing::of(root.as_ref()))
     }
 
-    /// The same for a store that is shared as given, which the store remembers.
+    /// Does the same for a store that is shared as given; the store records that.
     pub fn create_shared(root: impl AsRef<Path>, sharing: Sharing) -> Result<Self> {
         let root = root.as_ref();
         let failed = |path: &Path, e| Error::io(e, format!("cannot create {}", path.display()));
@@ -111,7 +112,7 @@ impl Store {
         Self::open(root)
     }
 
-    /// Shares an existing store otherwise. What is in it keeps its modes.
+    /// Changes how an existing store is shared. Existing files keep their modes.
     pub fn share(self, sharing: Sharing) -> Result<Self> {
         remember(&*self.io, &self.root, sharing)?;
         Ok(Self::at(self.root, self.io))
@@ -122,7 +123,7 @@ impl Store {
         self.sharing
     }
 
-    /// What other users may do in it without being meant to, if anything.
+    /// What other users may do in it unintentionally, if anything.
     pub fn openness(&self) -> Option<Openness> {
         sharing::openness(&self.root, self.sharing)
     }
@@ -164,7 +165,7 @@ impl Store {
     }
 }
 
-/// Has a store remember how it is shared.
+/// Records in the store how it is shared.
 fn remember(io: &dyn StoreIo, root: &Path, sharing: Sharing) -> Result<()> {
     if Sharing::of(root) == sharing {
         return Ok(());
@@ -173,7 +174,7 @@ fn remember(io: &dyn StoreIo, root: &Path, sharing: Sharing) -> Result<()> {
         let (path, text) = sharing.settings(root)?;
         write::write_durably(io, sharing, &path, &text, false)
     };
-    write().map_err(|e| Error::io(e, format!("cannot remember in {} how it is shared", root.display())))
+    write().map_err(|e| Error::io(e, format!("cannot write to {} how the store is shared", root.display())))
 }
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
-//! Locks, condition variables and atomics: the one place that they come from.
+//! Locks, condition variables and atomics: their only source.
 //!
-//! A build takes them from `parking_lot` and `std`. In the unit tests each of them asks, when it is made, whether a
-//! search for interleavings is under way (`sync/model.rs`), and then belongs to its scheduler. `clippy.toml` refuses
-//! locks that come from elsewhere.
+//! A build takes them from `parking_lot` and `std`. In the unit tests each of them checks, when it is made,
+//! whether a search for interleavings is under way (`sync/model.rs`), and then belongs to its scheduler.
+//! `clippy.toml` refuses locks from other sources.
 
 #[cfg(test)]
 mod model;

@@ -1,7 +1,7 @@
 //! The immutable file tree of an image, compact: about 90 bytes a file.
 //!
-//! Nodes are numbered breadth-first, the children of a folder are neighbours sorted by name. The same bytes give
-//! the same numbers, so that a number stays good after the tree was dropped and built again.
+//! Nodes are numbered breadth-first; the children of a folder are neighbours, sorted by name. The same bytes
+//! give the same numbers, so a number stays valid after the tree was dropped and built again.
 
 mod build;
 mod path;
@@ -34,7 +34,7 @@ impl NodeId {
     }
 }
 
-/// Who owns a file: user and group, each where recorded.
+/// The owner of a file: user and group, each if recorded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Owner {
     /// User id.
@@ -64,13 +64,13 @@ struct Node {
     kind: Kind,
 }
 
-/// An entry that is one file with others.
+/// An entry that is the same file as others.
 #[derive(Clone, Copy, Debug)]
 struct Linked {
     node: u32,
-    /// The one whose path comes first in the order of its bytes.
+    /// The entry whose path comes first in byte order.
     first: u32,
-    /// How many they are.
+    /// The number of entries of this file.
     links: u32,
 }
 
@@ -83,11 +83,11 @@ pub struct Tree {
     names: Box<[u8]>,
     digests: Box<[Digest]>,
     owners: Box<[Owner]>,
-    /// Of each folder, the hash of its path.
+    /// For each folder, the hash of its path.
     folders: Box<[PathHash]>,
     /// (node, hardlink number), sorted.
     hardlinks: Box<[(u32, u64)]>,
-    /// Those of the above that are one file with others, sorted by node.
+    /// The entries above that share a file with others, sorted by node.
     linked: Box<[Linked]>,
     /// (node, attributes), sorted.
     xattrs: Box<[(u32, Arc<Xattrs>)]>,
@@ -137,7 +137,7 @@ impl Tree {
         &self.nodes[id.index()]
     }
 
-    /// What the node is.
+    /// The node's kind.
     pub fn kind(&self, id: NodeId) -> Kind {
         self.node(id).kind
     }
@@ -153,7 +153,7 @@ impl Tree {
         (node.mode & HAS_MTIME != 0).then_some(node.mtime_ns)
     }
 
-    /// Whether the tree leaves the time of any node open, which is derived then.
+    /// Whether any node lacks a recorded time and so has a derived one.
     pub fn lacks_times(&self) -> bool {
         self.lacks_times
     }
@@ -206,7 +206,7 @@ impl Tree {
         &self.names[start..start + usize::from(node.name_len)]
     }
 
-    /// The folder the node is in; the root is its own.
+    /// The folder that holds the node; the root's parent is the root.
     pub fn parent(&self, id: NodeId) -> NodeId {
         NodeId(self.node(id).parent)
     }
@@ -222,7 +222,7 @@ impl Tree {
         components.join(&b'/')
     }
 
-    /// Numbers of a folder's children, in the order of their names' bytes; empty for what is no folder.
+    /// Numbers of a folder's children, in byte order of their names; empty for other nodes.
     pub fn children(&self, id: NodeId) -> Range<u32> {
         let node = self.node(id);
         if node.kind != Kind::Dir {
@@ -270,8 +270,9 @@ impl Tree {
         self.folders[self.node(self.parent(id)).content as usize].child(self.name(id))
     }
 
-    /// The entry that stands for the file that this one is a name of, and how many names the file has. Entries of one
-    /// hardlink number are one file if they agree in all that a file has once; a number says no more than that.
+    /// The entry that represents this entry's file, and the number of the file's names. Entries of one
+    /// hardlink number are one file if they agree in everything that a file has once; the number alone does
+    /// not prove it.
     pub fn file(&self, id: NodeId) -> (NodeId, u32) {
         match self.linked.binary_search_by_key(&id.0, |linked| linked.node) {
             Ok(at) => (NodeId(self.linked[at].first), self.linked[at].links),
@@ -279,7 +280,7 @@ impl Tree {
         }
     }
 
-    /// The number shared by all entries that are the same file as this one, where recorded. Not to be believed; see
+    /// The number shared by all entries that are the same file as this one, if recorded. Not trusted; see
     /// [`Tree::file`].
     pub fn hardlink(&self, id: NodeId) -> Option<u64> {
         let at = self.hardlinks.binary_search_by_key(&id.0, |(node, _)| *node).ok()?;

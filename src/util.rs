@@ -1,4 +1,4 @@
-//! Small helpers that know nothing of stores.
+//! Small helpers that do not depend on stores.
 
 pub(crate) mod limits;
 pub(crate) mod meter;

@@ -67,7 +67,7 @@ impl RealStore {
         Self { pf, dir }
     }
 
-    /// A store of its own with the same files: the real code compresses thoroughly, and that takes its time.
+    /// A separate store with the same files: the real code compresses thoroughly, and that takes its time.
     pub(crate) fn copy(&self) -> Self {
         let copy = Self::new();
         copy_folder(self.root(), copy.root());

@@ -113,7 +113,7 @@ impl FastStore {
         self.image_of(&serde_json::to_vec(&manifest).expect("JSON"))
     }
 
-    /// Stores manifest bytes as they stand, with their marker.
+    /// Stores the exact bytes of a manifest, with their marker.
     pub fn image_of(&mut self, manifest: &[u8]) -> String {
         let digest = self.blob(manifest);
         std::fs::write(self.marker_path(&digest), manifest).expect("to write a marker");

@@ -118,7 +118,7 @@ pub fn disk_usage(path: &Path) -> u64 {
 #[allow(unsafe_code, reason = "close(2) with its error is nowhere to be had safely")]
 pub fn close(file: File) -> io::Result<()> {
     use std::os::fd::IntoRawFd as _;
-    // SAFETY: the descriptor is owned by nobody any more.
+    // SAFETY: the descriptor has no owner now.
     let failed = unsafe { libc::close(file.into_raw_fd()) } != 0;
     if failed { Err(io::Error::last_os_error()) } else { Ok(()) }
 }

@@ -46,7 +46,7 @@ impl Mounting {
         self
     }
 
-    /// Mounts at an existing folder instead of one of its own.
+    /// Mounts at an existing folder instead of a new one.
     #[must_use]
     pub fn at(mut self, path: &Path) -> Self {
         self.at = Some(path.to_owned());
@@ -174,7 +174,7 @@ impl Mount {
             if !system::types_at(&mount.point).iter().any(|t| t.starts_with("fuse")) {
                 return false;
             }
-            // Another user's mount is closed to everybody else, root too: then mountinfo must do.
+            // Another user's mount is closed to all other users, root too: then mountinfo must do.
             is_foreign || std::fs::metadata(mount.point.join(".pfimg/status.json")).is_ok()
         };
         let answered = wait_at_most(PATIENCE, || answers(self));
@@ -278,7 +278,8 @@ impl Mount {
         }
     }
 
-    /// Lets go of the mountpoint, which was given by the caller, after the daemon has ended: somebody else clears it.
+    /// Releases the mountpoint, which was given by the caller, after the daemon has ended: the caller clears
+    /// it.
     pub fn abandon(mut self) {
         assert!(self.exit_status().is_some(), "the daemon still runs");
         self.abandoned = true;

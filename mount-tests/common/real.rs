@@ -99,8 +99,8 @@ impl LayerCapture for World {
     }
 }
 
-/// Writes the same tree as other programs do: folders implied by their children, modes with type bits, links without
-/// a blob. Returns the folders that are no longer listed.
+/// Writes the same tree as other programs do: folders implied by their children, modes with type bits, links
+/// without a blob. Returns the folders that the tree no longer lists.
 fn loosen(tree: &mut FsTree) -> Vec<PathBuf> {
     let paths: Vec<String> = tree.entries.iter().map(|e| e.path.clone()).collect();
     let has_child =

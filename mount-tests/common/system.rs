@@ -58,8 +58,8 @@ fn unescape(bytes: &[u8]) -> OsString {
     OsString::from_vec(out)
 }
 
-/// Breaks the connection of the FUSE mount at `path`, so that whoever waits for its daemon gets an error instead. Needed
-/// where a daemon was killed while it waited for itself: it cannot end before. Only root can.
+/// Breaks the connection of the FUSE mount at `path`, so that programs that wait for its daemon get an error
+/// instead. Needed where a daemon was killed while it waited for itself: it cannot end before. Only root can.
 pub fn break_connection(path: &Path) {
     let _ = rustix::mount::unmount(path, rustix::mount::UnmountFlags::FORCE);
 }
@@ -75,7 +75,7 @@ pub fn detach_all(path: &Path) {
 
 /// Sends `signal` to the process `pid` if it still runs the program under test.
 pub fn signal_pfimg(pid: u32, signal: Signal) {
-    // The number may have gone to another program meanwhile: that one is none of ours to end.
+    // The number may belong to another program now: that one must not be ended.
     let is_ours = std::fs::read(format!("/proc/{pid}/comm")).is_ok_and(|name| name.starts_with(b"pfimg"));
     if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw).filter(|_| is_ours) {
         let _ = rustix::process::kill_process(pid, signal);

@@ -247,7 +247,7 @@ pub fn generate(seed: u64, root: &Path) {
         set_mode(&root.join(dir), *rng.pick(&DIR_MODES));
     }
     if is_root() {
-        // Root can capture and restore what nobody may read.
+        // Root can capture and restore files that no user may read.
         std::fs::write(root.join("closed"), b"closed").expect("a file");
         set_mode(&root.join("closed"), *rng.pick(&[0o000, 0o200, 0o2751]));
     }

@@ -65,7 +65,7 @@ fn a_live_fork_needs_no_blob_that_its_image_does_not_have() {
         last = sealed[&b"world/fs/log"[..]].digest;
         fork.rebase(&frozen, image, &layers, &sealed).unwrap();
     }
-    // What `prune` and `gc` do: the older versions of the file are in no image any more.
+    // The effect of `prune` and `gc`: the older versions of the file are no longer in any image.
     let old: Vec<Digest> = (1..3).map(|n| Digest::of(&all[..n * 1000])).collect();
     assert!(!old.contains(&last));
     images.blobs.lock().retain(|digest, _| !old.contains(digest));

@@ -1,4 +1,4 @@
-//! What is cut, flipped, full, or held by somebody else.
+//! Journals and heads that are cut, flipped, full, or held by another program.
 
 use std::collections::HashMap;
 use std::fs;

@@ -305,7 +305,7 @@ impl Family {
         self.models.insert(name, model);
     }
 
-    /// Seals a fork, with writers going on meanwhile.
+    /// Seals a fork while writers continue.
     pub fn seal(&mut self, name: &str) {
         let fork = self.fork(name);
         let frozen = fork.freeze().unwrap();

@@ -1,5 +1,5 @@
-//! Real threads that take a fork's name away and make it anew. `PFIMG_ROUNDS` sets how often. The unit tests in
-//! `src/fork/interleavings.rs` search for the moments; this one waits for them.
+//! Real threads that take a fork's name away and make the fork again. `PFIMG_ROUNDS` sets how often. The unit
+//! tests in `src/fork/interleavings.rs` search for the moments; this one waits for them.
 
 use std::fs::{self, File};
 use std::io;

@@ -212,7 +212,7 @@ impl Family {
         let (image, layers, blobs) = self.images.seal(&frozen, &|ledger| ledger.to_vec());
         assert_eq!(sealed(&self.images, &image), before.text, "{name}: an image lacks what was recorded");
         self.seals.push((image, before.shown()));
-        // Appended meanwhile, maybe to a file without a name.
+        // Appended during the seal, maybe to a file without a name.
         fork.append(self.inos[0], b"meanwhile\n", true).unwrap();
         let model = self.models.get_mut(name).unwrap();
         model.text[0].extend_from_slice(b"meanwhile\n");

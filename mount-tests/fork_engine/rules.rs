@@ -336,7 +336,7 @@ fn the_folders_around_the_files_keep_what_they_have_through_checkpoints_seals_an
         assert!(fork.checkpoint().unwrap());
     }
     let branch = registry.branch_as(&registry.get("f").unwrap(), "open", 0o550).unwrap();
-    assert_eq!(branch.getattr(Ino::TOP).unwrap().mode, 0o500, "a branch is no more open than its source");
+    assert_eq!(branch.getattr(Ino::TOP).unwrap().mode, 0o500, "a branch is never more open than its source");
     drop((branch, registry));
     let registry = open(dir.path(), &images);
     check(&registry.get("f").unwrap(), "read back after both");

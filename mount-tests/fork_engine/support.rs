@@ -82,7 +82,7 @@ impl BaseReader for Images {
         let blob = self.blob(digest)?;
         assert_eq!(blob.len() as u64, size, "the size of a blob was made up");
         let rest = &blob[(offset as usize).min(blob.len())..];
-        // Less than asked now and then: readers have to go on.
+        // Sometimes fewer bytes than requested: readers have to continue.
         let n = rest.len().min(buf.len()).min(100_000);
         buf[..n].copy_from_slice(&rest[..n]);
         Ok(n)
@@ -320,7 +320,7 @@ pub fn difference(fork: &Fork, model: &Model) -> Option<String> {
         let node = &model.nodes[&id];
         let shown = path.escape_ascii();
         if *inos.entry(attr.ino).or_insert(id) != id {
-            return Some(format!("{shown}: number {:?} is another file's", attr.ino));
+            return Some(format!("{shown}: number {:?} belongs to another file", attr.ino));
         }
         let size = if node.kind == Kind::Dir { 0 } else { node.content.len() as u64 };
         let (is, should) =

@@ -90,7 +90,7 @@ fn what_cannot_be_written_cannot_be_opened_for_it() {
     assert_eq!(fs::read(world(&second, "f").join("file")).unwrap(), b"hello\n");
     second.unmount();
 
-    // A program that stands in a folder of a fork that is put back writes to the restored files, and loses no word.
+    // A program that stands in a folder of a restored fork writes to the restored files, and loses no word.
     pfimg_on(store.root(), ["seal", "f", "--tag", "there"]).exits(0);
     fs::write(files.join("later"), "later\n").unwrap();
     let script = "pfimg restore f there >/dev/null || exit 9; echo more >> file";

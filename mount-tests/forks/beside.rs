@@ -1,4 +1,4 @@
-//! Forks of a store that is mounted twice, and commands beside a mount.
+//! Forks of a store that is mounted twice, and commands next to a mount.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -36,7 +36,7 @@ fn a_second_mount_shows_what_the_first_one_makes_of_the_forks_and_writes_them_on
     fs::write(world(&first, "try").join("mine"), "3").unwrap();
     pfimg_on(store.root(), ["discard", "other"]).exits(0);
     for mount in [&second, &reading] {
-        wait_until("it shows what came after a seal", || {
+        wait_until("it shows changes after a seal", || {
             fs::read(world(mount, "try").join("mine")).is_ok_and(|content| content == b"3")
         });
         assert_eq!(fs::read(world(mount, "try").join("new")).unwrap(), text.as_bytes());
@@ -68,7 +68,7 @@ fn commands_go_to_the_mount_that_writes_the_forks() {
     }
     let status = pfimg(["status".as_ref(), writes.path(), "--json".as_ref()]).exits(0).json();
     assert_eq!(status["writes_forks"], true);
-    // A status that somebody looked at and did not read stands for a moment.
+    // A status that was looked at and not read stays valid for a moment.
     for mount in &mounts[..2] {
         wait_until("the others say that they do not write", || {
             pfimg(["status".as_ref(), mount.path()]).exits(0).stdout.contains("can only be read here")

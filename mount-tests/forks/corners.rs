@@ -226,7 +226,7 @@ fn fallocate_takes_no_more_than_the_disk_has() {
     }
 }
 
-/// A filesystem of its own for a store, unmounted when dropped.
+/// A separate filesystem for a store, unmounted when dropped.
 struct Small(tempfile::TempDir);
 
 impl Small {

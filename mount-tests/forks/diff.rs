@@ -91,7 +91,7 @@ fn what_a_fork_changed_is_listed_with_letters_and_as_json() {
     let all = diff(&store, &["-r", "f"]);
     assert_eq!(all[6..9], ["A world/fs/new/", "A world/fs/new/in/", "A world/fs/new/in/file"]);
     let rows = pfimg_on(store.root(), ["forks", "--json"]).exits(0).json();
-    // Of what was written with the same length nobody looks whether it is the same.
+    // Files written with the same length are not compared.
     assert_eq!(rows[0]["changed"], all.len() + 1, "{rows}");
     let back = diff(&store, &["f", "base"]);
     assert!(back.contains(&"D world/fs/new/  (2 in it)".to_owned()), "{back:?}");
@@ -131,7 +131,7 @@ fn what_a_fork_changed_is_listed_with_letters_and_as_json() {
     mount.unmount();
     // Without a mount as well.
     assert_eq!(diff(&store, &["base", "f"])[1..], expected[1..]);
-    // Where what it was made of is gone, from the next image that is there: the first seal, to which it was put back.
+    // If its source image is gone, from the next image that exists: the first seal, to which it was restored.
     fs::remove_file(store.marker_path(&id)).unwrap();
     assert_eq!(diff(&store, &["f"]), [""; 0]);
 }
@@ -155,7 +155,7 @@ fn a_name_that_means_two_things_is_told_and_a_path_says_which() {
     let (tag, fork) = (mount.join("tags/try"), mount.join("work/try/"));
     assert_eq!(diff(&store, &[tag.to_str().unwrap(), fork.to_str().unwrap()]), ["A world/fs/later"]);
     assert_eq!(diff(&store, &[&format!("images/{id}"), "forks/try"]).len(), 2);
-    // What has the name of a fork and is asked for as an image is told what to do.
+    // If a fork's name is given as an image, the error says what to do.
     fork_alone(&mount);
     for args in [&["show", "alone"][..], &["tag", "alone", "x"], &["export", "alone", "nowhere"]] {
         let said = pfimg_on(store.root(), args).exits(2).stderr;

@@ -492,7 +492,8 @@ fn root_alone_needs_no_checks_and_so_no_attributes_of_a_folder_that_changed() {
         assert!(if checks { asked > 150.0 } else { asked < 50.0 }, "{asked} times for 200 files");
         mount.unmount();
     }
-    // Whoever is called root and may not do everything is let in as root, but where checks are asked for.
+    // A user with the name of root and without its capabilities has root's access, unless checks are
+    // requested.
     for (options, checked) in [("async", false), ("default_permissions", true)] {
         let mount = Mount::of(store.root()).args(["-o", options, "--seal", "manual"]).start();
         let path = fork(&mount, options, &id).join("README");
@@ -537,7 +538,7 @@ fn a_name_that_is_not_there_is_asked_for_once_and_found_as_soon_as_it_is() {
         assert_eq!(fs::read(w.join("soft")).unwrap(), b"new");
         fs::remove_file(w.join("moved")).unwrap();
         assert!(missing("moved") && !missing("linked"));
-        // A copy of the fork, and the fork put back to its beginning, each have names of their own.
+        // A copy of the fork, and the fork after a restore to its beginning, have separate names.
         assert!(missing("copied"));
         let copy = fork(&mount, &format!("copy-{writes}"), &format!("try-{writes}"));
         fs::write(copy.join("copied"), b"").unwrap();

@@ -1,4 +1,4 @@
-//! Folders and stores that do not hold still, or that somebody made to do harm.
+//! Folders and stores that change during an operation, or that were made to do harm.
 
 use std::fs;
 use std::num::NonZeroUsize;
@@ -17,7 +17,7 @@ use crate::common::cli::pfimg_on;
 use crate::common::fast::{FastStore, Spec};
 use crate::common::{bare, hex_digest};
 
-/// Does something once it is known what there is, and before any of it is read.
+/// Does something once the list of files is known, and before any file is read.
 struct Meanwhile<F: Fn() + Sync>(F);
 
 impl<F: Fn() + Sync> Progress for Meanwhile<F> {

@@ -105,7 +105,7 @@ fn a_hostile_image_writes_nothing_outside_the_folder() {
         ("raw slash", vec![raw("b", b"../outside/x")], 4),
         ("through a link", vec![link_entry("l", &outside), evil("l/x")], 4),
         ("twice", vec![link_entry("l", &outside), evil("l")], 4),
-        // Harmless, for nobody follows it.
+        // Harmless, since no program follows it.
         ("link out", vec![link_entry("l", &outside), evil("x")], 0),
         ("one file, two contents", linked.to_vec(), 0),
         ("folder over a link", vec![link_entry("l", &outside), dir_entry("l")], 4),

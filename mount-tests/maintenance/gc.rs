@@ -137,7 +137,7 @@ fn what_is_young_is_kept_and_what_killed_programs_left_is_not() {
     assert!(!temp("00aa.tmp.7.1").exists() && temp("00aa.tmp.7.2").exists() && temp("letter").exists());
     pfimg_on(&root, ["gc", "--grace", "0"]).exits(0);
     assert_eq!(blobs(&root), reachable(&root));
-    assert!(temp("letter").exists(), "what is no part of a store is none of our business");
+    assert!(temp("letter").exists(), "gc leaves other files alone");
 }
 
 /// Cuts a layer's blob in half.
@@ -301,7 +301,7 @@ fn while_forks_are_written_and_pf_snapshots_nothing_is_lost_and_all_garbage_goes
             deleted += report["deleted"].as_u64().unwrap();
         }
         stop.store(true, Ordering::Relaxed);
-        assert!(snapshots.join().unwrap() > 0, "the real pf has taken snapshots meanwhile");
+        assert!(snapshots.join().unwrap() > 0, "the real pf took snapshots at the same time");
         writers.into_iter().flat_map(|writer| writer.join().unwrap()).collect::<Vec<_>>()
     });
     assert!(written.len() > 40 && deleted > 100, "{} files written, {deleted} blobs deleted", written.len());
@@ -442,7 +442,8 @@ fn prune_and_gc_leave_exactly_what_is_kept() {
     assert_eq!(done["removed"], 7);
     pfimg_on(&root, ["gc"]).exits(0);
     assert_eq!(blobs(&root), reachable(&root));
-    // By itself, a name is all that counts; and what is no seal stays unless all are meant.
+    // For an automatic seal only a name counts; an image that is not a seal stays unless all images are
+    // selected.
     pfimg_on(&root, ["prune", "--keep-tagged"]).exits(0);
     assert_eq!(count(), 3);
     pfimg_on(&root, ["prune", "--keep-tagged", "--all"]).exits(0);

@@ -93,7 +93,7 @@ fn at_a_terminal(house: &House, args: &[&str]) -> String {
     let mut screen = fs::File::from(screen);
     let reader = std::thread::spawn(move || {
         let (mut shown, mut buffer) = (Vec::new(), [0; 4096]);
-        // A terminal that nothing has open any more is an error to read.
+        // Reading a terminal that no program has open is an error.
         while let Ok(n @ 1..) = screen.read(&mut buffer) {
             shown.extend_from_slice(&buffer[..n]);
         }

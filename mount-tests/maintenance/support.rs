@@ -30,7 +30,7 @@ impl House {
         self.dir.join("store")
     }
 
-    /// Runs `pfimg` on the store, with a cache of its own.
+    /// Runs `pfimg` on the store, with a separate cache.
     #[track_caller]
     pub(crate) fn pfimg<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Output {
         Run::new(args).env("PF_STORE", self.store()).env("XDG_CACHE_HOME", self.dir.join("cache")).run()
@@ -216,7 +216,7 @@ pub(crate) fn everything(root: &Path) {
         )
         .unwrap();
     }
-    // What nobody may read only root can import.
+    // Only root can import files that no user may read.
     let closed = if crate::common::is_root() { 0o000 } else { 0o400 };
     for (name, mode) in
         [("d/run", 0o4755), ("d/empty", 0o1777), ("d", 0o2751), ("empty", closed), ("", 0o750)]

@@ -28,7 +28,7 @@ fn walk(root: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// Inode numbers of what is no folder, each with the paths that have it.
+/// Inode numbers of everything except folders, each with the paths that have it.
 fn files(root: &Path) -> BTreeMap<u64, BTreeSet<PathBuf>> {
     let mut files: BTreeMap<u64, BTreeSet<PathBuf>> = BTreeMap::new();
     for path in walk(root) {
@@ -59,7 +59,7 @@ fn image(store: &mut FastStore, entries: &[Value], fingerprint: &str) -> String 
     store.image(&Spec { fs, fingerprint: fingerprint.into(), ..Spec::default() })
 }
 
-/// Two images of one line of which one file differs, and the paths of their files.
+/// Two images of one line that differ in one file, and the paths of their files.
 fn line(store: &mut FastStore) -> [String; 2] {
     let same = store.file("dir/same", b"old");
     let link = link_entry("link", "dir/same");
@@ -247,7 +247,7 @@ fn what_did_not_change_along_a_line_is_one_inode_whose_number_stays() {
     for path in shared {
         assert_eq!(at(&mount, &first, path), at(&mount, &second, path), "{path}");
     }
-    // What changed is another file, and so are folders and manifests.
+    // A changed file has a new inode, and so have folders and manifests.
     for path in ["world/fs/other", "world/fs/dir", "world/fs", "manifest.json", "world", ""] {
         assert_ne!(at(&mount, &first, path), at(&mount, &second, path), "{path}");
     }
@@ -344,7 +344,7 @@ fn with_inodes_32_numbers_and_places_in_folders_are_small_and_no_two_files_share
         serde_json::from_slice(&std::fs::read(mount.join(".pfimg/status.json")).unwrap()).unwrap();
     assert_eq!(status["inodes"], "32");
     mount.unmount();
-    // A wrong word is told with the right ones.
+    // The error for a wrong word lists the right ones.
     let said = pfimg_on(store.root(), ["mount", "--inodes", "64", "/nowhere"]).exits(2);
     assert!(said.stderr.contains("shared, distinct, 32"), "{}", said.stderr);
 }
@@ -417,7 +417,7 @@ fn folders_count_their_folders_and_listings_tell_the_numbers_of_lookups() {
                 }
             }
         }
-        // A folder of which the kernel knows how many folders are in it is gone through by that.
+        // Programs use a folder's link count to walk the folders in it.
         assert_eq!(mount.image(&second).metadata().unwrap().nlink(), 8);
         assert_eq!(mount.image(&second).join("world/fs").metadata().unwrap().nlink(), 4);
         mount.unmount();

@@ -50,7 +50,7 @@ fn what_the_caller_has_open_and_what_runs_the_command_lead_nowhere() {
         let script = "cat; (echo x > /proc/self/fd/0); echo x > /dev/stdin";
         assert_eq!(run(&format!("9< {lines} < {mine}"), script).stdout, "before");
         assert_eq!(fs::read_to_string(&mine).unwrap(), "before");
-        // A file without a name is nobody else's; one of which another name is left cannot be found.
+        // A file without a name belongs to no other program; a file with another name left cannot be found.
         assert_eq!(run(&format!("9< {lines} 0<> {mine}; rm {mine}"), "cat").exits(0).stdout, "before");
         write(&mine, "before");
         let moved = format!("9< {lines} < {mine}; mv {mine} {mine}.moved");
@@ -84,7 +84,7 @@ fn a_run_that_is_ended_while_it_starts_leaves_nothing_and_hears_of_it() {
             _ => {
                 let children =
                     fs::read_to_string(format!("/proc/{0}/task/{0}/children", run.0.id())).unwrap();
-                // Not the process that asks the daemon, without which the run goes on.
+                // Not the process that asks the daemon: without it the run continues.
                 let is_builder = |pid: &&str| {
                     fs::read_to_string(format!("/proc/{pid}/cmdline"))
                         .is_ok_and(|line| line.contains("--stage"))
@@ -163,7 +163,7 @@ fn what_is_mounted_in_a_fork_and_another_mount_of_the_store_are_not_the_commands
     let file = place.outside("file");
     fs::write(&file, "before").unwrap();
     if !is_root() {
-        // Nobody else can mount there.
+        // Only root can mount there.
         return;
     }
     let again = place.outside.path().join("again");
@@ -201,7 +201,7 @@ fn what_keeps_a_command_in_cannot_be_undone_from_inside() {
             all.to_vec()
         };
         let modes_before = modes();
-        // As it is, and in namespaces of its own, in which it is root.
+        // Directly, and in new namespaces, in which it is root.
         let said = place.sh(
             "a@before",
             &format!(

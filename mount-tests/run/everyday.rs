@@ -67,7 +67,7 @@ fn ssh_and_git_over_ssh_accept_the_systems_settings() {
 #[test]
 fn a_group_that_cannot_be_given_is_refused_as_elsewhere() {
     if !is_root() {
-        // Nobody else can choose their groups.
+        // Only root can choose its groups.
         return;
     }
     let place = ordinary();
@@ -283,7 +283,7 @@ except OSError: print(sorted(os.listdir(os.path.dirname(os.environ['SSH_AUTH_SOC
 }
 
 impl Place {
-    /// A process of the same user beside the runs.
+    /// A process of the same user outside the runs.
     fn pfimg_bystander(&self) -> std::process::Child {
         use std::os::unix::process::CommandExt as _;
         let mut command = std::process::Command::new("sleep");

@@ -15,7 +15,7 @@ use crate::common::cli::{Run, clean_command};
 use crate::common::forks::world;
 use crate::common::{PATIENCE, wait_until};
 
-/// A shell at a terminal of its own.
+/// A shell at a separate terminal.
 struct Shell {
     program: Child,
     keys: File,
@@ -135,7 +135,7 @@ fn a_terminal_is_the_commands_when_it_wants_it_and_the_shells_again() {
         shell.types("echo code $?\n", "code 130\r\n");
         shell.prompts("OUT> ");
     }
-    // Ctrl-Z stops it, fg has it go on.
+    // Ctrl-Z stops it, fg continues it.
     shell.types(
         "$P run a sh -c 'trap \"echo goes-on\" CONT; : > ready; while :; do sleep 0.02; done'\n",
         "\n",
@@ -146,7 +146,7 @@ fn a_terminal_is_the_commands_when_it_wants_it_and_the_shells_again() {
     shell.types("fg\n", "\r\ngoes-on");
     shell.types(CTRL_C, "\n");
     shell.prompts("OUT> ");
-    // A shell in it has the terminal, with jobs of its own, and can be suspended.
+    // A shell in it has the terminal, with jobs, and can be suspended.
     shell.types("$P run a env PS1='IN> ' bash --norc --noprofile -i\n", "\n");
     shell.prompts("IN> ");
     shell.does("tty", "/dev/console", "IN> ");
@@ -232,7 +232,7 @@ print(sorted(counts.items()))";
     run.signal(Signal::INT);
     assert_eq!(run.code(), None);
     assert_eq!(std::os::unix::process::ExitStatusExt::signal(&run.0.wait().unwrap()), Some(libc::SIGINT));
-    // A command that is stopped stops its caller's view of it, and goes on with it.
+    // A command that is stopped stops its caller's view of it, and continues with it.
     let mut run = place.spawn("a", "kill -STOP $$; exit 4");
     let state = |run: &Running| {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", run.0.id())).unwrap();

@@ -1,4 +1,5 @@
-//! What may happen beside a seal: discards, failing disks, power cuts, damage; and layers that come and go around it.
+//! Events during a seal: discards, failing disks, power cuts, damage; and layers that are made and removed
+//! around it.
 
 use std::fs::{self, File};
 use std::io;
@@ -240,7 +241,7 @@ fn what_is_written_while_a_fork_is_sealed_to_be_put_back_is_not_lost() {
     assert_eq!(read(&restored, "world/fs/late"), None);
     let again = registry.create("look", Some(sealed.image)).unwrap();
     assert_eq!(read(&again, "world/fs/late").unwrap(), b"acknowledged");
-    // Whoever still has the old one open is told, and nothing is taken from him that would be lost.
+    // A caller that still has the old one open gets an error, and loses no data.
     let ino = fork.resolve(b"world/fs").unwrap();
     let new = NewFile { kind: Kind::Dir, mode: 0o755, uid: 0, gid: 0, rdev: 0, target: b"", umask: None };
     assert!(fork.create(ino, b"later", &new).is_err());
@@ -290,7 +291,7 @@ fn a_power_cut_after_two_freezes_loses_nothing_that_was_synced() {
     let ids: Vec<_> =
         head["generations"].as_array().unwrap().iter().map(|g| g.as_str().unwrap().to_owned()).collect();
     assert_eq!(ids.len(), 3);
-    // Names are durable by now (the next head was fsynced after they were made), content is not.
+    // Names are durable at this point (the next head was fsynced after they were made), content is not.
     for id in &ids[1..] {
         File::options()
             .write(true)
@@ -528,7 +529,7 @@ fn an_fsync_that_failed_is_not_followed_by_one_that_says_all_is_well_until_a_sea
     io.fail_sync_data.store(true, Ordering::SeqCst);
     assert!(fork.fsync().is_err());
     write(&fork, "world/fs/b", b"1");
-    assert!(fork.fsync().is_err(), "what the disk has of it nobody knows");
+    assert!(fork.fsync().is_err(), "the state of the disk is unknown");
     assert_eq!(read(&fork, "world/fs/a").unwrap(), [7; 5000]);
     place.sealer(None).seal(&fork, None).unwrap();
     write(&fork, "world/fs/c", b"2");

@@ -98,7 +98,7 @@ fn judge(root: &Path, old: &Digest, before: &Kept, about: &str) {
     let rests_on = fork.base().unwrap();
     assert!(images.contains(&rests_on), "{about}: the fork's image is not there");
     let is_new = rests_on != *old;
-    // What no image holds counts as changed until somebody asks.
+    // A file that no image holds counts as changed until the next check.
     let ignoring = before.world.contains_key(&b".pfignore"[..]);
     assert_eq!(is_new && !ignoring, !fork.is_changed(), "{about}: neither the old state nor the new one");
     if is_new {

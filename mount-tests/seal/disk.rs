@@ -39,7 +39,7 @@ struct Known {
     names: BTreeSet<PathBuf>,
     /// What each durable name stands for.
     stands_for: BTreeMap<PathBuf, u64>,
-    /// Files that are gone but for a durable name, and whose number another file has by now.
+    /// Removed files that still have a durable name, and whose number another file has now.
     outlived: u64,
 }
 

@@ -20,7 +20,7 @@ fn set(paths: &[&str]) -> BTreeSet<String> {
     paths.iter().map(|path| (*path).to_owned()).collect()
 }
 
-/// The world as `stat` shows it: what has no owner of its own gets one where it is kept out.
+/// The world as `stat` shows it: a file without a recorded owner gets one when it is kept out.
 fn shown(fork: &Fork) -> BTreeMap<Vec<u8>, Shown> {
     let me = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
     let mut world = world(fork);
@@ -65,13 +65,13 @@ fn what_pfignore_names_is_in_no_image_and_stays_in_the_fork() {
     assert_eq!(paths(&place, &sealed.image), image);
     Pf::open(&place).judge(&sealed.image);
     assert_eq!(world(&fork), before, "nothing is lost");
-    // Nothing is to be sealed, however often somebody asks.
+    // Nothing needs a seal, however often a caller asks.
     assert!(!fork.is_changed());
     for _ in 0..3 {
         let again = place.seal(&fork);
         assert_eq!((again.image, again.new), (sealed.image, false));
     }
-    // What is kept out changes: that is no change of the image.
+    // A file that is kept out changes: the image does not.
     write(&fork, "world/fs/run.log", b"12");
     write(&fork, "world/fs/build/large", "3".repeat(300_000).as_bytes());
     let before = world(&fork);
@@ -159,7 +159,7 @@ fn before_a_fork_is_put_back_all_of_it_is_sealed() {
     assert_eq!(read(&restored, "world/fs/a").as_deref(), Some(&b"1"[..]));
 }
 
-/// Names of which some are kept out.
+/// Names; the rules keep some of them out.
 const NAMES: [&str; 8] = ["a", "b", "x.log", "y.log", "build", "src", "kept", ".pfignore"];
 const RULES: [&str; 4] = ["*.log\n", "build\n*.log\n", "src\n", "\n"];
 

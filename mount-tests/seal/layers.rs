@@ -99,7 +99,7 @@ fn an_operators_secret_chains_and_is_not_written_down() {
         let key = data_encoding::HEXLOWER.decode(SECRET.as_bytes()).unwrap();
         assert_eq!(pf_verify(&place, &digest, key), number as usize);
     }
-    // Without it nothing is signed, and that is said.
+    // Without it nothing is signed, and a report says so.
     append(&fork, "effects/ledger.jsonl", effect(9).as_bytes());
     let sealed = place.seal(&fork);
     assert!(sealed.reports.iter().any(|r| r.contains("stay unchained")), "{:?}", sealed.reports);

@@ -1,4 +1,4 @@
-//! Sealed siblings that the real pf merges, and forks of what came of it.
+//! Sealed siblings that the real pf merges, and forks of the result.
 
 use std::path::Path;
 
@@ -17,7 +17,7 @@ fn pf_merge(place: &Place, a: &Digest, b: &Digest) -> (Digest, MergeReport) {
     (report.merged_cid.as_str().parse().unwrap(), report)
 }
 
-/// Makes two forks of a sealed fork, does something to each, seals both, has pf merge them, and goes on from there.
+/// Makes two forks of a sealed fork, changes each, seals both, has pf merge them, and continues from there.
 pub fn merge(rng: &mut Rng, place: &Place, registry: &Registry, into: &Path) {
     let root = registry.create("root", None).unwrap();
     let mut program = Program { rng, fork: &root };

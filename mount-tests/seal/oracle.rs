@@ -97,7 +97,8 @@ fn events(root: &Path, kind: &str) -> Vec<Value> {
     events.filter(|event| event["kind"] == kind).collect()
 }
 
-/// There is one violation, which its crash pack reproduces in another folder, and only as long as nobody changes it.
+/// Checks that there is one violation, which its crash pack reproduces in another folder, and only while the
+/// pack is unchanged.
 fn judge_pack(root: &Path, log: &Log, transfer: &str, violation: &str) {
     log.flush();
     let blocked = events(root, "milestone_blocked");
@@ -136,7 +137,8 @@ fn judge_pack(root: &Path, log: &Log, transfer: &str, violation: &str) {
             middle => changed[middle] ^= 1,
         }
         fs::write(&path, changed).unwrap();
-        // Not by a program of its own: each that is started holds the locks of the other tests' stores for a moment.
+        // Not in a separate program: each new program holds the locks of the other tests' stores for a
+        // moment.
         let refused = pfimg::crashpack::replay::replay(elsewhere.path(), &[]).unwrap_err();
         assert_eq!(refused.exit_code(), 4, "a pack whose {name} was changed: {refused}");
         fs::write(&path, whole).unwrap();
@@ -230,7 +232,7 @@ fn a_path_that_is_missing_from_the_tree_is_caught() {
     let scene = scene();
     scene.io.0.store(TREE, Ordering::SeqCst);
     caught(&scene, "path_consistency");
-    // The blob bears the right name and is no good: it would be taken for the tree.
+    // The blob has the right name and wrong content: it would be mistaken for the tree.
     let blobs = scene.root.join("blobs/sha256");
     for path in fs::read_dir(blobs).unwrap().flat_map(|shard| fs::read_dir(shard.unwrap().path()).unwrap()) {
         let path = path.unwrap().path();
@@ -383,7 +385,7 @@ fn a_path_that_is_missing_from_an_export_is_caught() {
     let stolen = to("stolen");
     let error = export(&place.store, &image, &stolen, &Thief(stolen.dir.clone())).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Damaged, "{error}");
-    // Whoever gets the error is told which path and where the pack is.
+    // The error names the path and the pack.
     let crash = root.join("audit/crash");
     let said = error.to_string();
     assert!(said.contains("otherwise in the folder") && said.contains(crash.to_str().unwrap()), "{said}");
@@ -434,7 +436,7 @@ fn a_fork_that_is_to_be_put_back_is_judged_before_and_stays_as_it_was_where_some
     reader.1.store(true, Ordering::SeqCst);
     let error = sealer.restore(registry, "f", fork, &first).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Damaged, "{error}");
-    assert!(error.to_string().contains("cannot put fork \"f\" back"), "{error}");
+    assert!(error.to_string().contains("cannot restore fork \"f\""), "{error}");
     judge_pack(root, log, "restore", "path_consistency");
     assert_eq!(events(root, "rollbacked").len(), 0);
     assert_eq!((fork.base(), fork.is_changed()), (Some(second), false));

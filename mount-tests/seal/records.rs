@@ -59,7 +59,7 @@ fn what_was_appended_and_taken_away_is_in_the_next_seal_and_shown_again() {
     assert_eq!(verify_ledger(&place, &sealed.image), 2);
     assert_eq!(read(&fork, "trace/messages.jsonl").unwrap(), MESSAGE.as_bytes());
     assert_eq!(read(&fork, "effects/ledger.jsonl").unwrap().split(|b| *b == b'\n').count(), 4);
-    // Nothing was appended since: there is no new image, and the names are shown again all the same.
+    // Nothing was appended since: there is no new image, and the names are still shown again.
     take_away(&fork);
     let again = place.seal(&fork);
     assert_eq!((again.image, again.new), (sealed.image, false));

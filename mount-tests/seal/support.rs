@@ -291,7 +291,7 @@ impl Pf {
         }
     }
 
-    /// Pushes an image to a registry that is a folder and pulls it again; what comes back is what was pushed.
+    /// Pushes an image to a registry that is a folder and pulls it again; both are equal.
     pub fn push_and_pull(&self, image: &Digest, folder: &Path) {
         use pf_registry::{FileRegistry, ImageRef, Registry as _};
         let target = ImageRef::File { path: folder.to_owned() };
@@ -334,7 +334,7 @@ impl Pf {
     }
 }
 
-/// What comes of a future that waits for nothing.
+/// The result of a future that waits for nothing.
 fn at_once<T>(future: impl Future<Output = T>) -> T {
     let mut context = std::task::Context::from_waker(std::task::Waker::noop());
     match std::pin::pin!(future).poll(&mut context) {

@@ -1,4 +1,4 @@
-//! What else goes on while forks are sealed, and what is gone.
+//! Activity during seals, and files that disappear.
 
 use std::fs;
 use std::io::Write as _;
@@ -48,12 +48,12 @@ fn goes_on_appending(writes: &str, empty: bool) {
     let open = || fs::OpenOptions::new().append(true).create(true).open(&path).unwrap();
     let mut kept = open();
     for n in 0..12 {
-        // By a shell, and by who keeps it open; nobody looks how long it is meanwhile.
+        // By a shell, and by a program that keeps it open; neither checks its length in between.
         if n % 3 == 0 { open().write_all(line(n).as_bytes()) } else { kept.write_all(line(n).as_bytes()) }
             .unwrap_or_else(|e| panic!("line {n}: {e}"));
         if n % 2 == 0 {
             fs::create_dir(mount.join(format!("forks/f/.snap/s{n}"))).unwrap();
-            // Whoever copies it looks how long it is.
+            // A program that copies it checks its length.
             let text = fs::read(&path).unwrap();
             assert_eq!(fs::metadata(&path).unwrap().len(), text.len() as u64, "{n} {writes}");
             let copy = mount.join(format!("forks/c{n}"));
@@ -179,7 +179,7 @@ fn a_fork_that_takes_hours_to_seal_keeps_no_other_waiting_and_no_daemon_from_its
         fs::write(short.join("file"), format!("{round}")).unwrap();
         wait_until("the other fork is sealed", || sealed(&mount, "short") > round);
     }
-    // One that no image can hold is told of at once.
+    // A file that no image can hold is reported at once.
     let huge = fork(&mount, "huge", &id);
     fs::File::create(huge.join("sparse")).unwrap().set_len(1 << 50).unwrap();
     let said = pfimg_on(store.root(), ["seal", "huge"]).exits(2).stderr;
@@ -193,7 +193,7 @@ fn a_fork_that_takes_hours_to_seal_keeps_no_other_waiting_and_no_daemon_from_its
     mount.wait();
     drop(mount);
     let mut mount = Mount::of(store.root()).args(["--seal", "idle:200ms"]).start();
-    // Forks are sealed once somebody looked at them.
+    // A fork is sealed after the first look at it.
     fs::metadata(world(&mount, "long")).unwrap();
     wait_until("its seal is under way again", || is_sealing(&mount));
     mount.signal(Signal::TERM);

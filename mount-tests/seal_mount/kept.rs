@@ -114,7 +114,7 @@ fn seals_by_themselves_and_at_the_end_hold_what_was_written_through_a_mapping() 
             wait_until("the fork is sealed", || latest.exists());
             assert_eq!(at(&latest, 5), "alone", "{writes} {policy}");
             held.write("ended");
-            // The program goes on: the mount is detached and the mapping is never written back.
+            // The program continues: the mount is detached and the mapping is never written back.
             mount.signal(Signal::TERM);
             wait_until("it is detached", || system::types_at(mount.path()).is_empty());
             mount.signal(Signal::TERM);

@@ -50,7 +50,7 @@ fn whatever_becomes_of_the_records_names_the_next_seal_has_what_was_recorded() {
             assert!(!names(&at).unwrap().iter().any(|name| name == "effects" || name == "trace"));
         }
         fs::rename(mount.join("forks/moved"), mount.join("forks/again")).unwrap();
-        // Made anew, a record has what it had.
+        // A record that is made again has its old content.
         let made = mount.join("forks/made/trace");
         fs::create_dir(&made).unwrap();
         assert_eq!(names(&made).unwrap(), [""; 0]);

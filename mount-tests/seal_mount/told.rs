@@ -1,4 +1,5 @@
-//! What programs hear and see that watch a mount, or stand in a fork, when forks, images and tags come, go and are put back.
+//! The events and files of programs that watch a mount, or stand in a fork, when forks, images and tags are
+//! made, removed and restored.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -42,7 +43,7 @@ impl Watch {
         this
     }
 
-    /// Reads what there is, as `watch EVENT name`.
+    /// Reads the waiting events, as `watch EVENT name`.
     fn read(&mut self) {
         let mut buf = [MaybeUninit::uninit(); 4096];
         let mut reader = inotify::Reader::new(&self.fd, &mut buf);
@@ -195,7 +196,7 @@ fn watchers_of_a_fork_that_is_put_back_hear_what_changed_and_go_on_watching() {
         let spared = |name: &str| !touched.iter().any(|event| event.ends_with(name));
         assert!(spared("README") && spared(" same") && spared(" sub"), "{args:?}: {touched:?}");
         assert!(watch.of_watch("same").is_empty(), "{args:?}: {:?}", watch.heard);
-        // The watches of folders that stay go on.
+        // The watches of folders that stay continue.
         fs::write(sub.join("more"), "more").unwrap();
         fs::write(deep.join("more"), "more").unwrap();
         watch.hears(&["sub CREATE more", "deep CREATE more"]);
@@ -260,7 +261,7 @@ fn a_shell_in_a_fork_that_is_put_back_sees_the_restored_files() {
             assert_eq!(in_sub.say("cat note && echo && cat ../note"), "one one", "{args:?} {round}");
             assert_eq!(in_sub.say("ls .."), names(&world).unwrap().join(" "));
             assert_eq!(deep.say("ls"), "d");
-            // What this folder held is nowhere any more.
+            // The content of this folder exists nowhere.
             assert_eq!(
                 (later.say("cat l"), later.say("ls").contains('l')),
                 ("failed".into(), false),
@@ -330,7 +331,7 @@ fn open_files_of_a_fork_that_is_put_back_are_removed_ones_or_did_not_change() {
             pfimg_on(store.root(), ["restore", "f", "one"]).exits(0);
             assert_eq!(fs::read(world.join("note")).unwrap(), b"one");
         }
-        // Each is another file, with what it had, as a file that was removed.
+        // Each is a different file, with its old content, as a file that was removed.
         for (text, file, ino) in &open {
             let mut held = String::new();
             (&*file).read_to_string(&mut held).unwrap();
@@ -446,7 +447,7 @@ fn watchers_of_the_mounts_own_folders_hear_of_images_tags_and_forks() {
     watch.hears(&["tags DELETE t1"]);
     pfimg_on(store.root(), ["untag", "t1"]).exits(0);
     assert_eq!(fs::read_link(tags.join("other-program")).unwrap(), Path::new("../images").join(&id));
-    // The kernel tells of this by itself, and it is told once.
+    // The kernel raises this event itself, and it comes once.
     symlink(format!("../images/{id}"), tags.join("t2")).unwrap();
     pfimg_on(store.root(), ["fork", &id, "f"]).exits(0);
     watch.hears(&["tags CREATE t2", &format!("forks CREATE f@{id}"), "work CREATE f"]);

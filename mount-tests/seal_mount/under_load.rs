@@ -105,7 +105,7 @@ fn ten_sealing_while_eight_write_make_images_that_all_verify() {
     let snap = |name: &String| snaps(&mount, name).len();
     wait_until("every fork was sealed three times", || names.iter().all(|name| snap(name) >= 3));
     for name in names.iter().cycle().take(40) {
-        // Somebody by hand at the same time.
+        // A seal by hand at the same time.
         seal(&store, &[name]);
     }
     writers.end();
@@ -150,7 +150,7 @@ fn a_daemon_killed_in_the_middle_of_seals_loses_nothing_and_leaves_no_image_with
                 told.lock().unwrap().insert(name, number);
             }
         });
-        // A slow machine is killed earlier; that seals fail is no slowness.
+        // On a slow machine the kill comes earlier; failing seals are not slowness.
         wait_at_most(LONGEST_ROUND, || snaps(&mount, "f").len() > before + (round as usize % 3));
         assert_eq!(mount.log_lines(&["it stays as it is, and is tried again"]), [""; 0], "round {round}");
         std::thread::sleep(Duration::from_micros(round * 1777 % 20_000));

@@ -63,7 +63,7 @@ fn a_place_above_what_the_daemon_needs_is_refused_before_anything_is_mounted() {
         assert!(output.stderr.contains(says), "{}: {}", point.display(), output.stderr);
         assert!(system::types_at(point).is_empty(), "{} is a mount", point.display());
     }
-    // Below the store is no harm.
+    // A place below the store does no harm.
     let below = store.root().join("mnt");
     std::fs::create_dir(&below).unwrap();
     let mount = Mount::of(store.root()).at(&below).start();
@@ -245,7 +245,7 @@ fn a_user_without_a_name_is_told_what_helps_and_it_does() {
     const NAMELESS: u32 = 54321;
     let listed = std::fs::read_to_string("/etc/passwd").unwrap();
     if !is_root() || listed.contains(&format!(":{NAMELESS}:")) {
-        // Nobody else can become such a user.
+        // Only root can become such a user.
         return;
     }
     let (store, _) = small_store();
@@ -324,7 +324,7 @@ fn a_store_of_any_name_is_mounted_and_found_by_the_commands() {
 #[test]
 fn other_users_get_in_only_with_allow_other_and_never_past_the_modes() {
     if !is_root() {
-        // An ordinary user needs a line in /etc/fuse.conf for it, and is told so.
+        // An ordinary user needs a line in /etc/fuse.conf for it, and the error says so.
         let (store, _) = small_store();
         let (_dir, point) = point();
         let (output, _guard) = mount_in_background(store.root(), &point, &["--allow-other"]);
@@ -338,7 +338,7 @@ fn other_users_get_in_only_with_allow_other_and_never_past_the_modes() {
     closed["mode"] = "0644".into();
     let mut folder = crate::common::fast::dir_entry("closed");
     folder["mode"] = "0700".into();
-    let public = store.file("public", b"for everybody");
+    let public = store.file("public", b"for all users");
     let fs = store.tree(&[private, folder, closed, public]);
     let id = store.image(&Spec { fs: Some(fs), ..Spec::default() });
     let (_dir, dir) = temp_dir();
@@ -353,7 +353,7 @@ fn other_users_get_in_only_with_allow_other_and_never_past_the_modes() {
     assert!(read("world/fs/public").code != 0, "another user got in");
     alone.unmount();
     let shared = Mount::of(store.root()).at(&point).args(["--allow-other"]).start();
-    assert_eq!(read("world/fs/public").exits(0).stdout, "for everybody");
+    assert_eq!(read("world/fs/public").exits(0).stdout, "for all users");
     assert!(read("manifest.json").code == 0);
     for path in ["world/fs/private", "world/fs/closed/inside"] {
         let refused = read(path);

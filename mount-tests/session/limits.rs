@@ -168,7 +168,7 @@ fn large_store() -> (FastStore, String, BTreeMap<String, Vec<u8>>) {
     }
     let entries: Vec<_> = files.iter().map(|(name, bytes)| store.file(name, bytes)).collect();
     let fs = store.tree(&entries);
-    // A layer of which nothing declares the size.
+    // A layer without a declared size.
     let base = rng.bytes(5 << 20);
     let base_blob = store.blob(&base);
     let id = store.image(&Spec { fs: Some(fs), base: Some(base_blob), ..Spec::default() });
@@ -218,7 +218,7 @@ fn what_no_file_can_hold_is_served_without_being_kept_and_that_is_said_once() {
 #[test]
 fn a_cache_folder_that_is_full_or_read_only_costs_no_file_and_is_told_of_once() {
     if !is_root() {
-        // Nobody else can mount a small filesystem. The test above has the same effects.
+        // Only root can mount a small filesystem. The test above has the same effects.
         return;
     }
     let (store, id, files) = large_store();

@@ -1,9 +1,9 @@
-//! Folders that are taken for each other: mountpoints that hold something, mountpoints named as stores, stores and projects
-//! named as mountpoints, and mounts that nobody sees from here.
+//! Folders that are mistaken for each other: mountpoints that hold files, mountpoints named as stores, stores
+//! and projects named as mountpoints, and mounts that are not visible from here.
 
 use super::*;
 
-/// `pfimg ARGS…` with a home of its own.
+/// `pfimg ARGS…` with a separate home.
 #[track_caller]
 fn run<A: AsRef<OsStr>>(home: &Path, args: impl IntoIterator<Item = A>) -> Output {
     Run::new(args).env("HOME", home).run()
@@ -116,7 +116,7 @@ fn a_mountpoint_given_as_the_store_means_the_store_that_is_mounted_there() {
         }));
         let run = if by_option { run } else { run.env("PF_STORE", named) };
         let output = run.env("HOME", &home).run();
-        // Ages go on.
+        // Ages grow.
         let lines = output.stdout.lines().filter(|line| !line.contains("_seconds"));
         (output.code, lines.collect::<Vec<_>>().join("\n"), output.stderr)
     };
@@ -152,7 +152,7 @@ fn a_mountpoint_given_as_the_store_means_the_store_that_is_mounted_there() {
     assert!(second.join("tags/in").exists());
     run(&home, ["umount", text(&second)]).exits(0);
     drop(guard);
-    // A daemon that does not answer any more need not be asked.
+    // A daemon that has ended need not be asked.
     mount.kill();
     assert_eq!(on(&["show", "sealed"]), 0);
 }

@@ -86,7 +86,7 @@ fn umount_of_a_bind_mount_says_where_the_mount_still_shows() {
     let other = format!("the same mount shows at {},", mount.path().display());
     assert!(said.stderr.contains(&other), "{said:?}");
     assert!(system::types_at(&bind).is_empty());
-    assert_eq!(read(&mount, &id), b"content", "the mount goes on");
+    assert_eq!(read(&mount, &id), b"content", "the mount continues");
     mount.unmount();
 }
 
@@ -193,7 +193,7 @@ fn a_store_that_is_moved_while_it_is_mounted_is_noticed_and_begins_nowhere_anew(
             })
             .collect();
         wait_until("the daemon notices", || !mount.log_lines(&["was moved to"]).is_empty());
-        // What a program wrote before is kept, or the program is told that it may not be.
+        // Earlier writes are kept, or the program gets an error that they may not be.
         let synced = map.flush();
         let is_kept = synced.is_ok();
         assert!(is_kept || errno(synced) == libc::ESTALE, "{writes}");
@@ -207,7 +207,7 @@ fn a_store_that_is_moved_while_it_is_mounted_is_noticed_and_begins_nowhere_anew(
         assert!(shown.contains(&format!("the store lies at {} now", new.display())), "{shown}");
         assert_eq!(below(&old), [] as [PathBuf; 0], "{writes}");
         assert!(!old.exists(), "{writes}");
-        // Put back, it goes on.
+        // Moved back, the store works again.
         std::fs::rename(&new, &old).unwrap();
         wait_until("the forks can be written again", || std::fs::write(files.join("after"), "after").is_ok());
         assert!(names(&mount.join("images")).unwrap().contains(&id));
@@ -269,7 +269,7 @@ fn what_is_refused_in_work_and_beside_a_forks_files_is_explained_in_the_log_and_
         assert_eq!(errno(result), libc::EPERM, "{what}");
         assert!(!mount.log_lines(&["refused: ", hint]).is_empty(), "{what}");
     }
-    // A version of the document that nobody has read yet is shown for a moment.
+    // A version of the document that no program has read yet is shown for a moment.
     wait_until("status shows what was refused last", || {
         let shown = pfimg([OsStr::new("status"), mount.path().as_os_str()]).exits(0).stdout;
         shown

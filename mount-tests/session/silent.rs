@@ -51,7 +51,7 @@ impl Drop for Stopped {
     }
 }
 
-/// Runs a command of which a stopped daemon may be no hindrance.
+/// Runs a command that a stopped daemon must not hinder.
 #[track_caller]
 fn in_bounds(store: &Path, args: &[&str]) -> Output {
     let asked = Instant::now();
@@ -210,7 +210,7 @@ fn the_daemon_of_an_unmounted_store_asks_no_other_mount_that_has_its_number() {
     let (store, id) = crate::common::forks::small_store();
     let (other, other_id) = small_store();
     for round in 0..5 {
-        // By the time it goes on a seal is due.
+        // By the time it continues a seal is due.
         let mount = Mount::of(store.root()).args(["--seal", "idle:300ms"]).start();
         let forked = fork(&mount, &format!("f{round}"), &id);
         std::fs::write(forked.join("new"), b"new").unwrap();
@@ -257,7 +257,8 @@ fn a_signal_ends_commands_that_wait_at_any_stage() {
     mount.unmount();
 }
 
-/// A daemon of which the kernel knows that it has a request, which makes those who wait for the answer deaf for every signal.
+/// A daemon that has taken a request, as the kernel knows; processes that wait for the answer ignore every
+/// signal.
 struct Taker {
     point: PathBuf,
     device: File,
@@ -293,7 +294,7 @@ impl Drop for Taker {
 #[test]
 fn a_daemon_that_has_taken_a_request_and_does_not_answer_holds_up_no_command() {
     if !is_root() {
-        // Nobody else can mount without a program that does it.
+        // Other users cannot mount without a program that does it.
         return;
     }
     let (store, id) = crate::common::forks::small_store();

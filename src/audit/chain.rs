@@ -1,11 +1,11 @@
-//! Lines that nobody can change unseen: each holds its number, the hash of the line before, and its own.
+//! Lines in which a change shows: each holds its number, the hash of the line before, and its own hash.
 //!
 //! ```text
 //! {"seq":7,"prev":"<hash of line 6>","time":"…","pid":41,"by":"mount","event":{…},"hash":"<hex64>"}\n
 //! ```
 //! `hash` is the SHA-256 of the line's bytes in front of `,"hash"`, as 64 lowercase hex digits; the first line's `prev`
-//! is 64 zeros. Bytes are checked, not values, so that a line is either what was written or not. The chain shows a
-//! change to whoever knows its head; it is no signature, and lines cut off its end are missed by nobody who does not.
+//! is 64 zeros. Bytes are checked, not values, so a line is either unchanged or not. The chain shows a change to a
+//! reader who knows its head. It is not a signature, and lines cut off its end do not show without the head.
 
 use std::fmt;
 
@@ -15,14 +15,14 @@ use serde::{Deserialize, Serialize};
 use super::event::SessionEvent;
 use crate::digest::Digest;
 
-/// What stands between a line's hashed bytes and its hash.
+/// The bytes between a line's hashed bytes and its hash.
 const HASH_KEY: &[u8] = br#","hash":""#;
-/// What ends a line.
+/// The end of a line.
 const END: &[u8] = b"\"}";
 /// Bytes of a line behind the hashed ones, without the line's end.
 const TRAILER: usize = HASH_KEY.len() + 64 + END.len();
 
-/// Where a chain stands: what the next line hangs on.
+/// The end of a chain, which the next line follows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Head {
     /// The number of the last line; 0 before the first.
@@ -35,7 +35,7 @@ impl Head {
     /// The head of a chain without a line.
     pub const START: Self = Self { seq: 0, hash: Digest::from_bytes([0; 32]) };
 
-    /// The head behind a line that is no record: what comes next hangs on its bytes as they stand.
+    /// The head after a line that is not a record: the next line follows the hash of its exact bytes.
     #[must_use]
     pub fn behind_damage(self, line: &[u8]) -> Self {
         let hash = recorded_hash(line).map_or_else(|| Digest::of(line), |(_, hash)| hash);
@@ -43,7 +43,7 @@ impl Head {
     }
 }
 
-/// Who writes a log.
+/// The writer of a log.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Writer {
     /// The process.
@@ -66,17 +66,17 @@ pub struct Record {
     pub seq: u64,
     /// The hash of the line before, 64 lowercase hex digits.
     pub prev: String,
-    /// When it was written, UTC in RFC 3339 with microseconds. Clocks may go back, numbers do not.
+    /// The time of writing, UTC in RFC 3339 with microseconds. Clocks may go back, numbers do not.
     pub time: String,
-    /// Who wrote it.
+    /// The process that wrote it.
     #[serde(flatten)]
     pub writer: Writer,
-    /// What happened.
+    /// The event.
     pub event: SessionEvent,
 }
 
-/// Writes the line that comes next, with its end, and moves the head. The event's turn, where it has one, becomes the
-/// line's number.
+/// Writes the next line, with its end, and moves the head. If the event has a turn, it becomes the line's
+/// number.
 pub fn encode(
     head: &mut Head,
     time: DateTime<Utc>,
@@ -108,38 +108,38 @@ pub fn encode(
 /// What is wrong with a line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// It is no record: not the form, not JSON, or without what a record has.
+    /// It is not a record: wrong form, not JSON, or without a required key.
     Malformed(String),
-    /// Its bytes hash to something else than it says.
+    /// Its bytes do not match its hash.
     Changed,
-    /// It does not follow the line before: something was taken out, put in, or changed there.
+    /// It does not follow the line before: a line was removed, inserted, or changed there.
     Unlinked,
-    /// It has another number than comes next.
+    /// Its number is not the next one.
     OutOfSequence {
         /// The number that comes next.
         expected: u64,
         /// Its number.
         found: u64,
     },
-    /// It has no end: it was not written to the end, or was cut.
+    /// It has no end: it was cut, or not fully written.
     Torn,
 }
 
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Malformed(why) => write!(f, "it is no record ({why})"),
+            Self::Malformed(why) => write!(f, "it is not a record ({why})"),
             Self::Changed => f.write_str("its bytes do not match its hash"),
             Self::Unlinked => f.write_str("it does not follow the line before"),
             Self::OutOfSequence { expected, found } => {
-                write!(f, "it has number {found} where {expected} comes next")
+                write!(f, "it has number {found} instead of {expected}")
             }
-            Self::Torn => f.write_str("it was not written to its end"),
+            Self::Torn => f.write_str("it is incomplete"),
         }
     }
 }
 
-/// Where a chain breaks first.
+/// The first break of a chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Break {
     /// The line, from 1.
@@ -154,14 +154,14 @@ impl fmt::Display for Break {
     }
 }
 
-/// The hashed bytes of a line and the hash that it says; nothing if it does not end as a record does.
+/// The hashed bytes of a line and the hash that it states; nothing if its end is not that of a record.
 fn recorded_hash(line: &[u8]) -> Option<(&[u8], Digest)> {
     let (body, trailer) = line.split_at_checked(line.len().checked_sub(TRAILER)?)?;
     let hex = trailer.strip_prefix(HASH_KEY)?.strip_suffix(END)?;
     Some((body, Digest::from_hex(std::str::from_utf8(hex).ok()?).ok()?))
 }
 
-/// Reads one line, without its end, by itself: whether it is what was written, not whether it is where it belongs.
+/// Reads one line, without its end: checks that it is unchanged, not that it is in its place.
 pub fn decode(line: &[u8]) -> Result<(Record, Digest), Fault> {
     let malformed = |why: &str| Fault::Malformed(why.to_owned());
     let (body, hash) = recorded_hash(line).ok_or_else(|| malformed("it does not end with a hash"))?;
@@ -180,12 +180,12 @@ pub struct Checker {
 }
 
 impl Checker {
-    /// Checks what comes behind `head`.
+    /// Checks the lines after `head`.
     pub fn behind(head: Head) -> Self {
         Self { head, line: 0 }
     }
 
-    /// Where the chain stands.
+    /// The end of the chain so far.
     pub fn head(&self) -> Head {
         self.head
     }
@@ -207,7 +207,7 @@ impl Checker {
     }
 }
 
-/// Checks a whole file of lines behind `head`. Returns where the chain stands at its end.
+/// Checks a whole file of lines after `head`. Returns the head at its end.
 pub fn verify(head: Head, bytes: &[u8]) -> Result<Head, Break> {
     let mut checker = Checker::behind(head);
     for line in bytes.split_inclusive(|byte| *byte == b'\n') {
@@ -312,7 +312,7 @@ mod tests {
         let head = Head { seq: 4, ..Head::START };
         let behind = head.behind_damage(b"garbage");
         assert_eq!(behind, Head { seq: 5, hash: Digest::of(b"garbage") });
-        // A line whose bytes were changed still says which hash the next one hangs on.
+        // A line whose bytes were changed still states the hash that the next one follows.
         let log = log(1);
         let mut line = log.strip_suffix(b"\n").unwrap().to_vec();
         line[10] ^= 1;

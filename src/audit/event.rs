@@ -1,35 +1,35 @@
 //! Session events: JSON objects with a `kind`.
 //!
-//! Kinds, keys and categories are those of agent kernels' session logs (`deepstrike-core`, `runtime::session`). Keys
-//! this program has no use for are kept as they are, and so is an event of a kind it does not know: a log is never
-//! refused for what a newer kernel says in it.
+//! Kinds, keys and categories are those of agent kernels' session logs (`deepstrike-core`,
+//! `runtime::session`). pfimg keeps unknown keys and events of unknown kinds unchanged: it never refuses a
+//! log because a newer kernel wrote it.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::schema;
 
-/// Which part of a kernel decided.
+/// The part of a kernel that decided.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum KernelEventCategory {
-    /// What was asked for and allowed, or not.
+    /// Requests, allowed or refused.
     Syscall,
-    /// Who runs, waits, and stops.
+    /// Running, waiting and stopped tasks.
     Sched,
-    /// What is in memory, and what was.
+    /// The content of memory.
     Mm,
-    /// Who there is.
+    /// The existing processes.
     Proc,
-    /// What was told to whom.
+    /// Messages between processes.
     Ipc,
-    /// A category this program does not know.
+    /// An unknown category.
     #[serde(untagged)]
     Unknown(String),
 }
 
 impl KernelEventCategory {
-    /// The category of a kind of event, for logs of later versions, which leave it out.
+    /// The category of a kind of event, for logs of later versions, which omit it.
     pub fn of_kind(kind: &str) -> Self {
         match kind {
             "tool_gated" | "capability_changed" => Self::Syscall,
@@ -59,7 +59,7 @@ impl KernelEventCategory {
         }
     }
 
-    /// The part of the kernel that it is a facet of; nothing for an unknown one.
+    /// The primitive that it belongs to; nothing for an unknown category.
     pub fn primitive(&self) -> Option<Primitive> {
         match self {
             Self::Syscall => Some(Primitive::Syscall),
@@ -80,21 +80,21 @@ pub enum Primitive {
     Sched,
     /// Memory and its pages.
     Mm,
-    /// A part this program does not know.
+    /// An unknown primitive.
     #[serde(untagged)]
     Unknown(String),
 }
 
-/// What every event says.
+/// The fields of every event.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Noted {
-    /// When, counted by the session's own clock.
+    /// The turn, counted by the session's clock.
     #[serde(default)]
     pub turn: u32,
-    /// Which part of the kernel decided.
+    /// The part of the kernel that decided.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub category: Option<KernelEventCategory>,
-    /// The category rolled up further, as some kernels do.
+    /// The category in a coarser grouping, as some kernels write it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub primitive: Option<Primitive>,
     /// Every other key.
@@ -102,30 +102,30 @@ pub struct Noted {
     pub extra: Map<String, Value>,
 }
 
-/// The session was put aside.
+/// The session was suspended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Suspended {
-    /// Why.
+    /// The reason.
     pub reason: String,
     /// Calls that wait for an answer.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pending_calls: Vec<String>,
-    /// What every event says.
+    /// The fields of every event.
     #[serde(flatten)]
     pub noted: Noted,
 }
 
-/// A signal was taken note of.
+/// A signal was handled.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SignalDisposed {
-    /// Which.
+    /// The signal.
     pub signal_id: String,
-    /// What was done with it.
+    /// Its disposition.
     pub disposition: String,
-    /// How many wait.
+    /// The length of the queue.
     #[serde(default)]
     pub queue_depth: u32,
-    /// What every event says.
+    /// The fields of every event.
     #[serde(flatten)]
     pub noted: Noted,
 }
@@ -133,92 +133,92 @@ pub struct SignalDisposed {
 /// A limit was reached.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BudgetExceeded {
-    /// Which.
+    /// The budget.
     pub budget: String,
-    /// What every event says.
+    /// The fields of every event.
     #[serde(flatten)]
     pub noted: Noted,
 }
 
-/// An agent came, changed or went.
+/// An agent was made, changed or ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AgentProcessChanged {
-    /// Which.
+    /// The agent.
     pub agent_id: String,
-    /// What it was made from.
+    /// The session it was made from.
     #[serde(default)]
     pub parent_session_id: String,
-    /// What it is there for.
+    /// Its role.
     #[serde(default)]
     pub role: String,
-    /// How it is kept apart.
+    /// How it is isolated.
     #[serde(default)]
     pub isolation: String,
-    /// What it got from its parent.
+    /// The context that it inherited.
     #[serde(default)]
     pub context_inheritance: String,
-    /// What it does now: `running`, `joined`, `aborted`. Later versions may leave it out.
+    /// Its state: `running`, `joined`, `aborted`. Later versions may omit it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state: Option<String>,
-    /// What it may do.
+    /// Its capabilities.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub permitted_capability_ids: Vec<String>,
     /// How it ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub result_termination: Option<String>,
-    /// What every event says.
+    /// The fields of every event.
     #[serde(flatten)]
     pub noted: Noted,
 }
 
-/// One thing that happened.
+/// One event.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum SessionEvent {
-    /// What was said was made shorter.
+    /// The conversation was compressed.
     Compressed(Noted),
-    /// Something left the working memory.
+    /// Content left the working memory.
     PageOut(Noted),
-    /// Something came into the working memory.
+    /// Content entered the working memory.
     PageIn(Noted),
-    /// What can be done changed.
+    /// The set of capabilities changed.
     CapabilityChanged(Noted),
     /// A new context took over.
     ContextRenewed(Noted),
-    /// The session was put aside.
+    /// The session was suspended.
     Suspended(Suspended),
-    /// The session goes on.
+    /// The session resumed.
     Resumed(Noted),
-    /// A call was held up or refused.
+    /// A call was delayed or refused.
     ToolGated(Noted),
-    /// A signal was taken note of.
+    /// A signal was handled.
     SignalDisposed(SignalDisposed),
-    /// The same under the name that later versions give to it.
+    /// The same under the name that later versions use.
     SignalDeliveryDisposed(Noted),
     /// A limit was reached.
     BudgetExceeded(BudgetExceeded),
-    /// A state to come back to was kept.
+    /// A checkpoint was kept.
     CheckpointTaken(Noted),
-    /// A state that was kept was come back to.
+    /// A checkpoint was restored.
     Rollbacked(Noted),
-    /// An agent came, changed or went.
+    /// An agent was made, changed or ended.
     AgentProcessChanged(AgentProcessChanged),
     /// A milestone was reached.
     MilestoneAdvanced(Noted),
     /// A milestone was not reached.
     MilestoneBlocked(Noted),
-    /// Something speaks for or against a milestone.
+    /// Evidence for or against a milestone.
     MilestoneEvidence(Noted),
-    /// Something was put into the long-term memory.
+    /// An entry was written to the long-term memory.
     MemoryWritten(Noted),
-    /// The long-term memory was asked.
+    /// The long-term memory was queried.
     MemoryQueried(Noted),
-    /// Something was not fit for the long-term memory.
+    /// The long-term memory rejected an entry.
     MemoryValidationFailed(Noted),
     /// The long-term memory answered.
     MemoryRetrievalResult(Noted),
-    /// Any other object: of a kind this program does not know, or without what its kind needs.
+    /// Any other object: of an unknown kind, or without a field that its kind needs.
     #[serde(untagged)]
     Other(Map<String, Value>),
 }
@@ -229,7 +229,7 @@ impl SessionEvent {
         serde_json::from_slice(bytes)
     }
 
-    /// Its kind, as in JSON; empty if it says none.
+    /// Its kind, as in JSON; empty if it has none.
     pub fn kind(&self) -> &str {
         match self {
             Self::Compressed(_) => "compressed",
@@ -257,7 +257,7 @@ impl SessionEvent {
         }
     }
 
-    /// What every event says; nothing of one that is only kept.
+    /// The fields of every event; nothing for an event of an unknown kind.
     pub fn noted(&self) -> Option<&Noted> {
         match self {
             Self::Compressed(noted)
@@ -313,8 +313,8 @@ impl SessionEvent {
         }
     }
 
-    /// Whether a kernel of this kind decided something that its audit needs a category for. What was said to or by
-    /// the long-term memory needs none.
+    /// Whether the event is a decision of a kernel that its audit needs a category for. Events of the
+    /// long-term memory need none.
     fn needs_category(&self) -> bool {
         matches!(
             self.kind(),
@@ -338,7 +338,7 @@ impl SessionEvent {
         )
     }
 
-    /// Whether it says its category, or needs none.
+    /// Whether it names its category, or needs none.
     pub fn has_required_category(&self) -> bool {
         let category = match self {
             Self::Other(object) => object.get("category").is_some_and(Value::is_string),
@@ -347,13 +347,13 @@ impl SessionEvent {
         category || !self.needs_category()
     }
 
-    /// The category of an event of a known kind: the one it says, else the one of its kind.
+    /// The category of an event of a known kind: the one it names, else the one of its kind.
     pub fn category(&self) -> Option<KernelEventCategory> {
         let said = self.noted()?.category.clone();
         Some(said.unwrap_or_else(|| KernelEventCategory::of_kind(self.kind())))
     }
 
-    /// What is wrong with an event of a known kind that was read already. A `turn` that was missing is not found out.
+    /// The fault of an event of a known kind that was parsed already. A missing `turn` is not detected.
     pub fn fault(&self) -> Option<String> {
         match self {
             Self::Other(object) => schema::fault(object),
@@ -381,7 +381,7 @@ mod tests {
                 "context_inheritance": "none", "state": "running"}),
             json!({"kind": "invented_tomorrow", "turn": "not even a number"}),
             json!({"no": "kind"}),
-            // A category of tomorrow, and an event that lacks what its kind needs.
+            // An unknown category, and an event without a field that its kind needs.
             json!({"kind": "tool_gated", "turn": 1, "category": "net"}),
             json!({"kind": "suspended", "turn": 1}),
             // A later version: other names, no category, no state.
@@ -403,7 +403,7 @@ mod tests {
         }
     }
 
-    /// The kinds of `deepstrike-core` 0.2.32, each with the category of its kind and whether it needs to say one.
+    /// The kinds of `deepstrike-core` 0.2.32, each with its category and whether an event must name one.
     const KINDS: [(&str, &str, bool); 31] = [
         ("run_started", "sched", false),
         ("llm_completed", "sched", false),

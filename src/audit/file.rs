@@ -1,14 +1,14 @@
-//! A store's log on disk: `audit/events.jsonl`, and the files it was before.
+//! A store's log on disk: `audit/events.jsonl`, and its older files.
 //!
 //! ```text
 //! <store>/audit/events.jsonl                 the newest lines
-//! <store>/audit/events-<first seq>.jsonl     older ones, 12 digits; the chain goes on from file to file
+//! <store>/audit/events-<first seq>.jsonl     older ones, 12 digits; the chain continues from file to file
 //! <store>/audit/torn-<seq>-<hash12>          the end of a line that was not finished, cut off
 //! <store>/audit/crash/                       crash packs
 //! <store>/audit/.lock                        flock(2): exclusive to append, shared to read
 //! ```
-//! Several programs may append. Who does holds the lock, looks where the chain stands, and writes its lines with one
-//! write(2). An end without a line feed is what a crash left: it is kept, cut, and the next line says so.
+//! Several programs may append. Each takes the lock, finds the end of the chain, and writes its lines with one
+//! write(2). A crash may leave an end without a line feed: it is kept, cut off, and the next line says so.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -32,13 +32,13 @@ use crate::store::{Home, Sharing};
 pub(super) const CURRENT: &str = "events.jsonl";
 const LOCK: &str = ".lock";
 
-/// A file that would grow beyond this, in bytes, is set aside.
+/// A file that would grow beyond this, in bytes, is set aside and a new one begins.
 const MAX_FILE: u64 = 8 << 20;
 
-/// How much of a file's end is looked at to find where the chain stands, in bytes.
+/// How much of a file's end is read to find the head of the chain, in bytes.
 const TAIL: u64 = 64 << 10;
 
-/// How long somebody else may hold the lock.
+/// How long another process may hold the lock.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Where a store's log is.
@@ -51,7 +51,7 @@ pub fn crash_dir(store: &Path) -> PathBuf {
     dir(store).join("crash")
 }
 
-/// The store may be another user's: a link leads nowhere, and a fifo is not waited for.
+/// The store may be another user's: links are not followed, and fifos are not waited for.
 const FLAGS: i32 = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY;
 
 /// Opens a regular file of a log.
@@ -59,22 +59,23 @@ pub(super) fn open_file(options: &mut OpenOptions, path: &Path) -> io::Result<Fi
     regular(options.custom_flags(FLAGS).open(path)?)
 }
 
-/// The same of one that is made if it is not there.
+/// Does the same with a file that is made if it does not exist.
 fn open_or_create(sharing: Sharing, options: &mut OpenOptions, path: &Path) -> io::Result<File> {
     regular(sharing.open_or_create(options.custom_flags(FLAGS), path)?)
 }
 
 fn regular(file: File) -> io::Result<File> {
-    if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("it is no file")) }
+    if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("it is not a regular file")) }
 }
 
-/// Takes the lock to read, giving up when another program holds it for seconds: a log must not stop what it tells of.
+/// Takes the lock to read, and gives up when another program holds it for seconds: a log must not block the
+/// work that it records.
 pub(super) fn lock_to_read(dir: &Path) -> io::Result<File> {
     let file = open_file(File::options().read(true), &dir.join(LOCK))?;
     lock(file, FlockOperation::NonBlockingLockShared)
 }
 
-/// The same to append.
+/// Does the same to append.
 fn lock_to_append(dir: &Path, sharing: Sharing) -> io::Result<File> {
     let file = open_or_create(sharing, File::options().write(true), &dir.join(LOCK))?;
     lock(file, FlockOperation::NonBlockingLockExclusive)
@@ -115,7 +116,8 @@ pub(super) fn files(dir: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// What is known of the file since it was written to last: it is not read again as long as nobody else did.
+/// The known state of the file after the last write: the file is not read again unless another process wrote
+/// to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Known {
     ino: u64,
@@ -146,21 +148,21 @@ impl Appender {
         self.path().exists()
     }
 
-    /// Where the log is.
+    /// The path of the log.
     pub(super) fn path(&self) -> PathBuf {
         self.dir.join(CURRENT)
     }
 
-    /// Appends events with their times and returns where the chain stands. Either all of them are written or, after an
-    /// error, none: where a part cannot be taken back, the next who appends judges it.
+    /// Appends events with their times and returns the new head. Either all of them are written or, after an
+    /// error, none. If a partial write cannot be undone, the next program that appends checks it.
     pub fn append(&mut self, events: &[(DateTime<Utc>, SessionEvent)]) -> Result<Head> {
         let path = self.path();
         let failed = |e: io::Error| Error::io(e, format!("cannot write the audit log {}", path.display()));
-        // Another store may lie at its path by now.
+        // Another store may be at its path now.
         self.home.require()?;
         let store = self.dir.parent().unwrap_or(&self.dir);
         self.sharing.create_dir_below(store, &self.dir).map_err(failed)?;
-        // The store may be another user's: what is written here goes nowhere else.
+        // The store may be another user's: the log must not be written elsewhere.
         if !fs::symlink_metadata(&self.dir).map_err(failed)?.is_dir() {
             return Err(failed(io::Error::other("its folder is a link")));
         }
@@ -187,7 +189,7 @@ impl Appender {
         }
         if len > 0 && len.saturating_add(lines.len() as u64) > self.max_file {
             file.sync_all()?;
-            // Behind the file before it and never in its place, whatever this one holds.
+            // After the file before it and never in its place, whatever this one holds.
             let before = files(&self.dir)?.iter().filter_map(|path| number(path)).max();
             let first = first_seq(&mut file)?.max(before.map_or(0, |before| before.saturating_add(1)));
             fs::rename(path, self.dir.join(format!("events-{first:012}.jsonl")))?;
@@ -195,7 +197,7 @@ impl Appender {
             File::open(&self.dir)?.sync_all()?;
             len = 0;
         }
-        // A part of it on a full disk would come a second time when it is tried again.
+        // After a partial write on a full disk, the next attempt would write that part a second time.
         file.write_all(&lines).inspect_err(|_| drop(file.set_len(len)))?;
         head = end;
         let known = Known { ino: file.metadata()?.ino(), len: len + lines.len() as u64, head };
@@ -203,10 +205,10 @@ impl Appender {
         Ok(head)
     }
 
-    /// Where the chain stands at a file's end, and how long the file is after what was torn was cut off.
+    /// Returns the head at a file's end, and the length of the file after a torn end was cut off.
     fn find_end(&self, file: &mut File, len: u64, about: &mut Vec<SessionEvent>) -> io::Result<(Head, u64)> {
         if len == 0 {
-            // The file before ends where this one goes on.
+            // The file before ends where this one continues.
             return Ok((before(&self.dir)?.unwrap_or(Head::START), 0));
         }
         let mut tail = Vec::new();
@@ -218,7 +220,7 @@ impl Appender {
                 return Ok((Head { seq: record.seq, hash }, len));
             }
         }
-        // Rare enough to read all of it.
+        // This is rare, so it may read the whole file.
         let mut bytes = Vec::new();
         file.seek(SeekFrom::Start(0))?;
         file.read_to_end(&mut bytes)?;
@@ -251,8 +253,8 @@ impl Appender {
     }
 }
 
-/// Where the chain stands behind the last whole line, how many bytes the whole lines have, and how many lines of the
-/// end are damaged.
+/// Returns the head after the last whole line, the length of the whole lines in bytes, and the number of
+/// damaged lines at the end.
 fn walk(bytes: &[u8]) -> (Head, usize, usize) {
     let (mut head, mut whole, mut damaged) = (Head::START, 0, 0);
     for line in bytes.split_inclusive(|byte| *byte == b'\n') {
@@ -267,11 +269,12 @@ fn walk(bytes: &[u8]) -> (Head, usize, usize) {
     (head, whole, damaged)
 }
 
-/// Checks one file of a log by itself. A file that was set aside begins at the number in its name, the newest file where
-/// the one before it ends, and `.pfimg/events.jsonl` of a mount anywhere. Every other file begins at 1.
+/// Checks one file of a log alone. A file that was set aside begins at the number in its name, the newest
+/// file where the one before it ends, and `.pfimg/events.jsonl` of a mount anywhere. Every other file begins
+/// at 1.
 pub fn verify(path: &Path, bytes: &[u8]) -> Result<std::result::Result<Head, BrokenAt>> {
     let first = bytes.split(|byte| *byte == b'\n').next().unwrap_or_default();
-    // What the first line itself says that it hangs on.
+    // The hash and number that the first line states as its predecessor's.
     let said = chain::decode(first).ok().and_then(|(record, _)| {
         let hash = Digest::from_hex(&record.prev).ok()?;
         Some(Head { seq: record.seq.checked_sub(1)?, hash })
@@ -294,7 +297,7 @@ pub fn verify(path: &Path, bytes: &[u8]) -> Result<std::result::Result<Head, Bro
     Ok(chain::verify(start.unwrap_or(Head::START), bytes).map_err(at))
 }
 
-/// Where the chain stands at the end of the newest file that was set aside in a folder; nothing without one.
+/// The head at the end of the newest file that was set aside in a folder; nothing without such a file.
 fn before(folder: &Path) -> io::Result<Option<Head>> {
     let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
     let older = files(folder)?.into_iter().rfind(|path| !path.ends_with(CURRENT));
@@ -304,7 +307,7 @@ fn before(folder: &Path) -> io::Result<Option<Head>> {
     Ok(Some(walk(&bytes).0))
 }
 
-/// The number of a file's first line; what follows it if that cannot be read.
+/// The number of a file's first line; computed from a later line if it cannot be read.
 fn first_seq(file: &mut File) -> io::Result<u64> {
     let mut bytes = Vec::new();
     file.seek(SeekFrom::Start(0))?;
@@ -322,7 +325,7 @@ pub fn append_now(store: &Path, command: &str, events: impl IntoIterator<Item = 
     let now = Utc::now();
     let events: Vec<_> = events.into_iter().map(|event| (now, event)).collect();
     match Appender::new(store, command).append(&events) {
-        // A store that cannot be written has no log of what was not done.
+        // A store that cannot be written gets no log of changes that did not happen.
         Err(error) if matches!(error.kind(), ErrorKind::ReadOnly) => Ok(()),
         outcome => outcome.map(|_| ()),
     }

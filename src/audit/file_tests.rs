@@ -1,4 +1,5 @@
-//! Logs on disk: many who append, files that are set aside, and what crashes and vandals leave.
+//! Logs on disk: many programs that append, files that are set aside, and the remains of crashes and
+//! vandalism.
 
 use super::*;
 use crate::audit::follow::{Follower, Report, last_lines};
@@ -40,7 +41,7 @@ fn a_store_without_a_log_has_an_empty_one_and_reading_makes_none() {
     assert_eq!(fs::read_dir(store.path()).unwrap().count(), 0);
 }
 
-/// Tries again while another thread holds the lock for longer than the log waits, as a mount's own log does.
+/// Tries again while another thread holds the lock for longer than the log waits, as the log of a mount does.
 fn patiently<T>(mut attempt: impl FnMut() -> Result<T>) -> T {
     let until = Instant::now() + Duration::from_mins(2);
     loop {
@@ -171,7 +172,7 @@ fn one_file_of_a_log_begins_where_its_name_says() {
         let cut = bytes.iter().position(|byte| *byte == b'\n').unwrap() + 1;
         let broken = verify(path, &bytes[cut..]).unwrap().unwrap_err();
         assert_eq!((&broken.file, broken.line), (path, 1));
-        // By itself, under another name, only the first file is whole.
+        // Alone, under another name, only the first file is whole.
         let elsewhere = tempfile::tempdir().unwrap();
         let whole = verify(&elsewhere.path().join("copy"), &bytes).unwrap().is_ok();
         assert_eq!(whole, path == &files[0]);
@@ -202,7 +203,7 @@ fn a_torn_end_is_told_while_it_is_there_and_kept_cut_and_noted_by_whoever_append
         let kept = dir(store.path()).join(note["event"]["kept"].as_str().unwrap());
         assert_eq!(fs::read(kept).unwrap(), &whole[second..end]);
     }
-    // Of a line that lacks only its line feed nothing is lost.
+    // A line that lacks only its line feed loses nothing.
     fs::write(current(store.path()), &whole[..whole.len() - 1]).unwrap();
     append(&mut Appender::new(store.path(), "test"), &["c"]);
     let report = report(store.path());
@@ -231,7 +232,7 @@ fn a_flipped_byte_is_named_by_file_and_line_and_appending_does_not_hide_it() {
         fs::write(path, &whole).unwrap();
     }
     assert_eq!(report(store.path()).broken, None);
-    // The last line, where the next one hangs.
+    // The last line, which the next one follows.
     let path = current(store.path());
     let mut changed = fs::read(&path).unwrap();
     let at = changed.len() - 100;
@@ -255,7 +256,7 @@ fn a_file_that_is_cut_or_taken_away_while_it_is_followed_is_read_anew() {
     fs::remove_file(&first).unwrap();
     let broken = follower.catch_up().unwrap().broken.unwrap();
     assert_eq!((broken.line, broken.file != first), (1, true));
-    assert!(broken.fault.contains("where 1 comes next"), "{}", broken.fault);
+    assert!(broken.fault.contains("instead of 1"), "{}", broken.fault);
 }
 
 #[test]
@@ -302,7 +303,7 @@ fn the_last_lines_begin_in_the_file_that_was_set_aside_as_long_as_the_newest_has
         assert!(all.ends_with(&some) && some.len() <= max, "{max}");
         let before = all.len() - some.len();
         assert_eq!(all[before - 1], b'\n', "{max}");
-        // What is left out is one line that does not fit whole.
+        // Exactly one line is left out, the one that does not fit whole.
         let line = all[..before - 1].iter().rev().position(|b| *b == b'\n').unwrap_or(before - 1) + 1;
         assert!(max < some.len() + line + 1, "{max}");
     }

@@ -1,4 +1,4 @@
-//! Reads a store's log as it grows: what it adds up to, and where its chain breaks first.
+//! Reads a store's log as it grows: the sum of its events, and the first break of its chain.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -13,48 +13,48 @@ use super::snapshot::{Fold, OsSnapshot, Tally};
 use super::violations::{Packs, Violations};
 use crate::error::{Error, Result};
 
-/// Where a log breaks first.
+/// The first break of a log.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct BrokenAt {
     /// The file.
     pub file: PathBuf,
     /// Its line, from 1.
     pub line: u64,
-    /// What is wrong there.
+    /// The fault.
     pub fault: String,
 }
 
-/// What a log says, and whether it is whole.
+/// The content of a log, and whether it is whole.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Report {
     /// Number of the last line; 0 without any.
     pub seq: u64,
     /// Its hash, 64 hex digits.
     pub head: String,
-    /// Lines that are no records are not counted.
+    /// The number of records; other lines are not counted.
     pub events: u64,
-    /// Categories of its events, and where they come from.
+    /// Categories of its events, and their sources.
     #[serde(flatten)]
     pub tally: Tally,
-    /// Events that lack what their kind needs, which no pfimg writes. A line counts in its file.
+    /// Events without a field that their kind needs; pfimg writes no such events. A line counts in its file.
     pub faults: Faults,
-    /// Where the chain breaks first.
+    /// The first break of the chain.
     pub broken: Option<BrokenAt>,
-    /// What the oracles found, as far as the log says.
+    /// The violations in the log.
     pub violations: Violations,
-    /// The crash packs of the store, also those that no log tells of.
+    /// The crash packs of the store, also those that no log names.
     pub packs: Packs,
-    /// What it adds up to. Damaged lines are left out.
+    /// The sum of the events. Damaged lines are left out.
     pub snapshot: OsSnapshot,
 }
 
-/// Reads what was appended since it looked last.
+/// Reads the lines that were appended since the last call.
 #[derive(Debug)]
 pub struct Follower {
     dir: PathBuf,
-    /// The first file there was: with another one, everything is read anew.
+    /// The first file at the last call: if it changed, everything is read again.
     first: Option<PathBuf>,
-    /// The file that is being read, counted from the first, and how far.
+    /// The index of the file that is being read, and the position in it.
     index: usize,
     offset: u64,
     line: u64,
@@ -64,7 +64,7 @@ pub struct Follower {
     faults: Faults,
     violations: Violations,
     broken: Option<BrokenAt>,
-    /// The line without an end that is there now: whoever appends next decides what becomes of it.
+    /// The incomplete line at the end: the next program that appends finishes it or cuts it off.
     torn: Option<BrokenAt>,
     fold: Fold,
 }
@@ -89,7 +89,7 @@ impl Follower {
         }
     }
 
-    /// Reads what is new and says what the log says by now. A store without a log has an empty one.
+    /// Reads new lines and returns the present sum. A store without a log has an empty one.
     pub fn catch_up(&mut self) -> Result<Report> {
         let failed = |e: io::Error| Error::io(e, "cannot read the audit log");
         if let Some(lock) = lock(&self.dir).map_err(failed)? {
@@ -111,11 +111,11 @@ impl Follower {
 
     fn read(&mut self) -> io::Result<()> {
         let files = file::files(&self.dir)?;
-        // The only file so far gets another name when it is set aside.
+        // The only file gets another name when it is set aside.
         let same_first = self.first.is_none() || self.index == 0 || self.first.as_ref() == files.first();
         let is_shorter = |path: &PathBuf| path.metadata().is_ok_and(|meta| meta.len() < self.offset);
         if !same_first || files.get(self.index).is_none_or(is_shorter) {
-            // Somebody took files away or cut one: what was read is not what is there.
+            // Files were removed or cut: the lines that were read are not the ones on disk.
             let store = self.dir.parent().unwrap_or(&self.dir).to_owned();
             *self = Self::new(&store);
         }
@@ -191,15 +191,15 @@ fn at(path: &Path, broken: &Break) -> BrokenAt {
     BrokenAt { file: path.to_owned(), line: broken.line, fault: broken.fault.to_string() }
 }
 
-/// Holds a log still for a reader.
+/// Keeps a log unchanged for a reader.
 enum Held {
     /// By its lock, until this is dropped.
     Locked(#[allow(dead_code)] File),
-    /// It was copied without its lock: no program appends to it.
+    /// The log was copied without its lock: no program appends to it.
     Alone,
 }
 
-/// Holds a log still, if there is one.
+/// Keeps a log unchanged, if there is one.
 fn lock(dir: &Path) -> io::Result<Option<Held>> {
     let exists = || dir.join(file::CURRENT).exists();
     match file::lock_to_read(dir) {
@@ -208,7 +208,7 @@ fn lock(dir: &Path) -> io::Result<Option<Held>> {
         Err(_) if !exists() => return Ok(None),
         Err(_) => {}
     }
-    // A program that begins a log makes the lock first. A log that is there now may have been begun just before this look.
+    // A program that begins a log makes the lock first. So the log may have begun just before this check.
     match file::lock_to_read(dir) {
         Ok(lock) => Ok(Some(Held::Locked(lock))),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Some(Held::Alone)),
@@ -222,7 +222,7 @@ pub fn last_lines(store: &Path, max: u64) -> Vec<u8> {
         let dir = file::dir(store);
         let _lock = file::lock_to_read(&dir)?;
         let mut lines = Vec::new();
-        // The newest file has only begun where the one before was set aside just now.
+        // The newest file is nearly empty if the one before was set aside just now.
         for path in file::files(&dir)?.iter().rev() {
             let mut file = file::open_file(File::options().read(true), path)?;
             let start = file.metadata()?.len().saturating_sub(max.saturating_sub(lines.len() as u64));
@@ -241,6 +241,6 @@ pub fn last_lines(store: &Path, max: u64) -> Vec<u8> {
         }
         Ok(lines)
     };
-    // No log is an empty one.
+    // A missing log counts as empty.
     read().unwrap_or_default()
 }

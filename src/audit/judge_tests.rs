@@ -1,4 +1,4 @@
-//! The real `deepstrike-core` 0.2.32 judges random logs beside this program.
+//! Compares pfimg with the real `deepstrike-core` 0.2.32 on random logs.
 
 use deepstrike_core::runtime::replay as judge;
 use deepstrike_core::runtime::session::SessionEvent as Theirs;
@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use super::event::SessionEvent;
 use super::{rebuild_os_snapshot_from_events, schema, session_log_has_required_categories};
 
-/// A sound event of each of the 31 kinds, with each field that it may have.
+/// A valid event of each of the 31 kinds, with each field that it may have.
 fn whole_events(text: &str, agent: &str, number: u32) -> Vec<Value> {
     let (wide, list) = (u64::from(number) << 20, json!([text, agent]));
     let message = json!({"role": "assistant", "content": text});
@@ -55,7 +55,7 @@ fn whole_events(text: &str, agent: &str, number: u32) -> Vec<Value> {
     ]
 }
 
-/// Kinds whose fields this program does not judge.
+/// Kinds whose fields pfimg does not check.
 const UNJUDGED: [&str; 11] = [
     "run_started",
     "llm_completed",
@@ -91,7 +91,8 @@ fn object(event: &Value) -> &Map<String, Value> {
     event.as_object().unwrap()
 }
 
-/// The snapshot of a log by `deepstrike-core`, which filters answers of the long-term memory out before it counts them.
+/// The snapshot of a log by `deepstrike-core`, which removes answers of the long-term memory before it counts
+/// them.
 fn by_judge(log: &[Value]) -> (Value, bool) {
     let events: Vec<Theirs> = serde_json::from_value(log.into()).unwrap();
     let mut snapshot = serde_json::to_value(judge::rebuild_os_snapshot_from_events(&events)).unwrap();
@@ -160,7 +161,7 @@ fn an_event_with_one_wrong_field_is_a_fault_exactly_where_deepstrike_core_refuse
                 event
             });
             for event in changed.chain([without]) {
-                // Unknown words of a category are reported, a missing state is one of later versions.
+                // Unknown values of a category are reported; a missing state belongs to a later version.
                 let word = ["category", "primitive"].contains(&key.as_str()) && event[&key] == "text";
                 let theirs = serde_json::from_value::<Theirs>(event.clone()).is_err() && !word;
                 assert_eq!(schema::fault(object(&event)).is_some(), theirs, "{event}");

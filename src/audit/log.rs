@@ -1,4 +1,4 @@
-//! A log that costs whoever tells it something no more than a place in a queue: a thread of its own writes it.
+//! A log whose callers pay no more than a place in a queue: a separate thread writes it.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -21,40 +21,41 @@ use crate::oracle::{Transfer, TransferKind, TransferOracle};
 use crate::store::Sharing;
 use crate::sync::Mutex;
 
-/// Events that wait to be written. More are counted and not kept: what floods a log must not take the memory.
+/// Events that wait to be written. Further events are counted and dropped: a flood of events must not fill
+/// the memory.
 const QUEUE: usize = 4096;
 
 /// How long events are gathered before they are written together.
 const GATHER: Duration = Duration::from_millis(200);
 
-/// How long after an attempt to write that failed the next one is made, if nothing is told before.
+/// The time between a failed attempt to write and the next one, if no event arrives before.
 const AGAIN: Duration = Duration::from_secs(1);
 
-/// The key of how often an event happened.
+/// The key for the number of times that an event happened.
 const COUNT: &str = "count";
 
-/// So many paths of one operation are named of those that are written together: a program that tries every file of a tree
-/// must not fill the log.
+/// How many paths of one operation are named among events that are written together: a program that tries
+/// every file of a tree must not fill the log.
 const PATHS: usize = 16;
 
-/// Events of a mount that only looks, which wait for the first that does more.
+/// Events of a mount that only looks; they wait for the first event of a change.
 const PENDING: usize = 256;
 
 type Timed = (DateTime<Utc>, SessionEvent);
 
 enum Message {
-    /// Something happened; `true` if it is worth a log where there is none yet.
+    /// An event; `true` if it starts a log where there is none yet.
     Note(Box<Timed>, bool),
-    /// Answer once everything before this is written.
+    /// Asks for an answer once everything before this is written.
     Flush(Sender<()>),
     Stop,
 }
 
 struct Inner {
     store: PathBuf,
-    /// Nothing where only crash packs are kept.
+    /// Nothing if only crash packs are kept.
     queue: Option<Queue>,
-    /// Violations that oracles found so far.
+    /// The number of violations so far.
     violations: AtomicU64,
 }
 
@@ -64,11 +65,11 @@ struct Queue {
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
-/// A handle to a store's log; clones write to the same one. What is told to it is on disk within a second, after
-/// [`Log::flush`], or when the last handle is dropped. A log that cannot be written is a warning, and tried again until the
-/// last handle is gone.
+/// A handle to a store's log; clones write to the same one. An event is on disk within a second, after
+/// [`Log::flush`], or when the last handle is dropped. If the log cannot be written, it warns, and tries
+/// again until the last handle is dropped.
 ///
-/// Looking at a store writes nothing into it: until something changes, a log that is not there is not made.
+/// Looking at a store writes nothing into it: a log that does not exist is not made before the first change.
 #[derive(Clone)]
 pub struct Log(Option<Arc<Inner>>);
 
@@ -88,12 +89,12 @@ fn keep(pack: &Crashpack, store: &Path) -> Result<PathBuf> {
 }
 
 impl Log {
-    /// A log that nothing is written to.
+    /// A log that writes nothing.
     pub const fn off() -> Self {
         Self(None)
     }
 
-    /// A log that nothing is written to, while what the oracles find is kept as crash packs of the store in `store`.
+    /// A log that writes no events, but keeps violations as crash packs of the store in `store`.
     pub fn packs_only(store: &Path) -> Self {
         Self(Some(Arc::new(Inner { store: store.to_owned(), queue: None, violations: AtomicU64::new(0) })))
     }
@@ -103,7 +104,7 @@ impl Log {
         Self::start_warning(store, command, |what| tracing::warn!("{what}"))
     }
 
-    /// The same, with somebody who is told what cannot be written.
+    /// Does the same, with a function that is called with each failure to write.
     pub fn start_warning(store: &Path, command: &str, warn: fn(&str)) -> std::io::Result<Self> {
         let (sender, messages) = bounded(QUEUE);
         let lost = Arc::new(AtomicU64::new(0));
@@ -122,12 +123,12 @@ impl Log {
         Ok(Self(Some(Arc::new(Inner { store: store.to_owned(), queue: Some(queue), violations }))))
     }
 
-    /// Whether events that are told are written anywhere.
+    /// Whether events are written.
     pub fn is_written(&self) -> bool {
         self.queue().is_some()
     }
 
-    /// How many violations the oracles found that told this log.
+    /// The number of violations that were reported to this log.
     pub fn violations(&self) -> u64 {
         self.0.as_ref().map_or(0, |inner| inner.violations.load(Ordering::Relaxed))
     }
@@ -144,24 +145,24 @@ impl Log {
         }
     }
 
-    /// Tells that something changed, or was refused.
+    /// Logs a change or a refusal.
     pub fn note(&self, event: SessionEvent) {
         self.send(event, true);
     }
 
-    /// Tells something about looking, which does not make a log where there is none.
+    /// Logs an event of a program that only looks; it does not make a log.
     pub fn note_quietly(&self, event: SessionEvent) {
         self.send(event, false);
     }
 
-    /// Tells that an operation failed, if that was for want of room.
+    /// Logs a failed operation, if the cause was a lack of room.
     pub fn note_failed(&self, operation: &str, error: &Error) {
         if error.kind() == ErrorKind::NoSpace {
             self.note(note::budget_exceeded("disk", operation));
         }
     }
 
-    /// Waits until everything told so far is written.
+    /// Waits until everything logged so far is written.
     pub fn flush(&self) {
         let Some(queue) = self.queue() else { return };
         let (done, written) = bounded(1);
@@ -192,8 +193,8 @@ impl Log {
         })
     }
 
-    /// Judges a transfer by what its steps come to, by all five checks. A violation is logged and kept as a crash pack
-    /// with the steps; the caller turns it into an error with [`Verdict::error`].
+    /// Judges a transfer by the state that its steps give, by all five checks. A violation is logged and kept
+    /// as a crash pack with the steps; the caller turns it into an error with [`Verdict::error`].
     pub fn judge_steps(&self, kind: TransferKind, subject: &str, steps: &Steps) -> Verdict {
         let (oracle, transfer) = (TransferOracle::new(kind.name()), steps.transfer(kind, subject));
         let wrong = steps.first_wrong().map(str::to_owned);
@@ -249,10 +250,10 @@ impl Drop for Queue {
     }
 }
 
-/// The thread's side.
+/// The state of the writing thread.
 struct Recorder {
     appender: Appender,
-    /// Whether there is a log, or something to make one for.
+    /// Whether there is a log, or an event to make one for.
     awake: bool,
     pending: Vec<Timed>,
     lost: Arc<AtomicU64>,
@@ -299,11 +300,14 @@ impl Recorder {
         if self.awake && !self.pending.is_empty() {
             let lost = self.pending.len() as u64 + self.lost.load(Ordering::Relaxed);
             let path = self.appender.path();
-            (self.warn)(&format!("{} never had {lost} events: nobody is left to write them", path.display()));
+            (self.warn)(&format!(
+                "{lost} events are not in {}: the program ended before it could write them",
+                path.display()
+            ));
         }
     }
 
-    /// Writes what waits. If that fails it goes on waiting, as much of it as has room.
+    /// Writes the waiting events. If that fails they stay in the queue, up to its limit.
     fn write(&mut self) {
         if !self.awake {
             self.awake = self.appender.exists();
@@ -340,8 +344,8 @@ impl Recorder {
     }
 }
 
-/// Makes one event of calls that were refused for the same reason at the same path, with how often. Of the paths of one
-/// operation only the first have an event of their own; the rest share one that names none.
+/// Merges calls that were refused for the same reason at the same path into one event with a count. Only the
+/// first paths of one operation have separate events; the rest share one that names no path.
 fn merge(events: Vec<Timed>) -> Vec<Timed> {
     let mut merged: Vec<Timed> = Vec::with_capacity(events.len());
     let mut seen: HashMap<String, (usize, u64)> = HashMap::new();
@@ -376,13 +380,14 @@ fn merge(events: Vec<Timed>) -> Vec<Timed> {
     merged
 }
 
-/// How often it happened, which an event says that others were merged into.
+/// How often it happened, by the count in a merged event.
 fn times(event: &SessionEvent) -> u64 {
     let said = event.noted().and_then(|noted| noted.extra.get(COUNT));
     said.and_then(serde_json::Value::as_u64).unwrap_or(1)
 }
 
-/// What two events have in common that become one: all but the number of the call. Nothing for events that stay alone.
+/// The key by which two events are merged: everything but the number of the call. Nothing for events that are
+/// not merged.
 fn key(event: &SessionEvent) -> Option<String> {
     if !matches!(event, SessionEvent::ToolGated(_) | SessionEvent::BudgetExceeded(_)) {
         return None;
@@ -394,7 +399,7 @@ fn key(event: &SessionEvent) -> Option<String> {
     serde_json::to_string(&event).ok()
 }
 
-/// Tells a store's log something from a command that is about to end.
+/// Logs events of a command that is about to end.
 pub fn tell(store: &Path, command: &str, events: impl IntoIterator<Item = SessionEvent>) -> Result<()> {
     file::append_now(store, command, events)
 }
@@ -469,7 +474,7 @@ mod tests {
         );
         let rest = &merged[PATHS];
         assert_eq!((rest.get("path"), &rest["count"]), (None, &json!(2 * (50 - PATHS))));
-        // Events that could not be written are merged again with what comes.
+        // Events that could not be written are merged again with later ones.
         let again = merge(merge((0..40).map(|n| gated(format!("p{}", n % 20), n)).collect()));
         let count: u64 = again.iter().map(|(_, event)| times(event)).sum();
         assert_eq!((again.len(), count), (PATHS + 1, 40));
@@ -480,7 +485,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let told = QUEUE as u64 + 500;
         let log = Log::start(dir.path(), "test").unwrap();
-        // No folder for a log can be made there.
+        // The folder of a log cannot be made there.
         std::fs::write(file::dir(dir.path()), b"in the way").unwrap();
         for n in 0..told {
             log.note(note::fork_made(&format!("f{n}"), None));
@@ -528,7 +533,7 @@ mod tests {
         let pack = file::crash_dir(dir.path()).join(record["event"]["crashpack"].as_str().unwrap());
         let replay = crate::crashpack::replay::replay(&pack, &[]).unwrap();
         assert!(replay.reproduces() && replay.results == [verdict.result]);
-        // Who gets the error is told where to look.
+        // The error tells its reader where to look.
         assert!(error.to_string().contains(&format!("pfimg replay {}", pack.display())), "{error}");
     }
 

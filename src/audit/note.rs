@@ -1,4 +1,4 @@
-//! What happens in a store, said as session events: a fork is a process, the cache is memory, a seal is a checkpoint.
+//! Events of a store as session events: a fork is a process, the cache is memory, a seal is a checkpoint.
 
 use serde_json::{Map, Value, json};
 
@@ -14,7 +14,7 @@ fn noted(category: KernelEventCategory, extra: Value) -> Noted {
     Noted { turn: 0, category: Some(category), primitive: None, extra }
 }
 
-/// A fork came, changed its name, or went. `ended` says how.
+/// A fork was made, renamed, or removed. `ended` says how it was removed.
 pub fn fork_changed(name: &str, base: Option<&Digest>, state: &str, ended: Option<&str>) -> SessionEvent {
     SessionEvent::AgentProcessChanged(AgentProcessChanged {
         agent_id: name.to_owned(),
@@ -39,18 +39,18 @@ pub fn fork_sealed(name: &str, image: &Digest) -> SessionEvent {
     fork_changed(name, Some(image), "joined", Some("sealed"))
 }
 
-/// A fork was thrown away.
+/// A fork was discarded.
 pub fn fork_discarded(name: &str, base: Option<&Digest>) -> SessionEvent {
     fork_changed(name, base, "aborted", Some("discarded"))
 }
 
-/// A fork got another name: the old one is no process any more, the new one is.
+/// A fork was renamed: the process of the old name ends, that of the new name begins.
 pub fn fork_renamed(name: &str, new_name: &str, base: Option<&Digest>) -> [SessionEvent; 2] {
     let ended = format!("renamed to {new_name}");
     [fork_changed(name, base, "renamed", Some(&ended)), fork_made(new_name, base)]
 }
 
-/// Blobs came into the cache.
+/// Blobs entered the cache.
 pub fn page_in(blobs: u64, bytes: u64) -> SessionEvent {
     SessionEvent::PageIn(noted(KernelEventCategory::Mm, json!({"entry_count": blobs, "bytes": bytes})))
 }
@@ -60,7 +60,7 @@ pub fn page_out(blobs: u64) -> SessionEvent {
     SessionEvent::PageOut(noted(KernelEventCategory::Mm, json!({"action": "evict", "message_count": blobs})))
 }
 
-/// A call was refused: `call` names it, `path` says where it went.
+/// A call was refused: `call` is its number, `path` its target.
 pub fn gated(operation: &str, reason: &str, path: Option<&str>, call: &str) -> SessionEvent {
     let extra = json!({"call_id": call, "tool": operation, "reason": reason, "path": path});
     SessionEvent::ToolGated(noted(KernelEventCategory::Syscall, extra))
@@ -74,13 +74,13 @@ pub fn budget_exceeded(budget: &str, operation: &str) -> SessionEvent {
     })
 }
 
-/// An image was made of a fork, a folder or something made up.
+/// An image was made of a fork, a folder or synthetic content.
 pub fn checkpoint_taken(subject: &str, image: &Digest) -> SessionEvent {
     let extra = json!({"history_len": 0, "agent_id": subject, "image": image});
     SessionEvent::CheckpointTaken(noted(KernelEventCategory::Sched, extra))
 }
 
-/// An image was put back to work.
+/// An image was restored.
 pub fn rollbacked(subject: &str, image: &Digest) -> SessionEvent {
     let extra = json!({"checkpoint_history_len": 0, "agent_id": subject, "image": image});
     SessionEvent::Rollbacked(noted(KernelEventCategory::Sched, extra))
@@ -100,7 +100,7 @@ pub fn resumed(mountpoint: &str) -> SessionEvent {
     SessionEvent::Resumed(noted(KernelEventCategory::Sched, json!({"mountpoint": mountpoint})))
 }
 
-/// A signal came in.
+/// A signal arrived.
 pub fn signal(name: &str, disposition: &str) -> SessionEvent {
     SessionEvent::SignalDisposed(SignalDisposed {
         signal_id: name.to_owned(),
@@ -110,7 +110,7 @@ pub fn signal(name: &str, disposition: &str) -> SessionEvent {
     })
 }
 
-/// Tags came or went. Each is given with the image it names, where that is known.
+/// Tags were made or removed. Each is given with the image it names, if that is known.
 pub fn tags_changed(added: &[&str], removed: &[&str], image: Option<&Digest>) -> SessionEvent {
     let named = |names: &[&str]| names.iter().map(|name| format!("tag:{name}")).collect::<Vec<_>>();
     let extra =
@@ -118,7 +118,7 @@ pub fn tags_changed(added: &[&str], removed: &[&str], image: Option<&Digest>) ->
     SessionEvent::CapabilityChanged(noted(KernelEventCategory::Syscall, extra))
 }
 
-/// Images were removed: nothing can be made of them any more.
+/// Images were removed: no fork can be made of them from now on.
 pub fn images_removed(images: &[Digest]) -> SessionEvent {
     let removed: Vec<String> = images.iter().map(|image| format!("image:{image}")).collect();
     let extra = json!({"added": [], "removed": removed, "change_kind": "image"});
@@ -131,7 +131,7 @@ pub fn violation(phase: &str, subject: &str, reason: &str, crashpack: Option<&st
     SessionEvent::MilestoneBlocked(noted(KernelEventCategory::Sched, extra))
 }
 
-/// Something about the log itself, of a kind that no other kernel has.
+/// An event about the log itself, of a kind that no other kernel has.
 pub fn about_the_log(kind: &str, mut what: Value) -> SessionEvent {
     what["kind"] = kind.into();
     what["category"] = "sched".into();
@@ -143,7 +143,7 @@ pub(super) mod tests {
     use super::*;
     use crate::audit::{rebuild_os_snapshot_from_events, session_log_has_required_categories};
 
-    /// One of each thing that is noted.
+    /// One event of each kind that is written.
     pub(in crate::audit) fn all_notes() -> Vec<SessionEvent> {
         let image = Digest::of(b"x");
         let mut all = vec![
@@ -185,7 +185,7 @@ pub(super) mod tests {
         assert_eq!(states, [("a", "renamed"), ("b", "aborted"), ("c", "running")]);
     }
 
-    /// The words of each note as they stand in a log. A changed word is a change of the format.
+    /// The words of each event, exactly as in a log. A changed word is a change of the format.
     #[test]
     fn every_note_is_written_as_the_golden_log_has_it() {
         let golden = include_str!("../../mount-tests/golden/session/notes.jsonl");

@@ -1,4 +1,4 @@
-//! Session events in files of others: an agent kernel's log, an image's trace. Pure.
+//! Session events in files of other programs: an agent kernel's log, an image's trace. Pure.
 
 use std::fmt;
 
@@ -9,29 +9,29 @@ use serde_json::{Map, Value};
 use super::event::SessionEvent;
 use super::schema;
 
-/// So many faulty events are named, and the rest counted.
+/// How many faulty events are named; the rest is counted.
 pub const NAMED: usize = 20;
 
-/// So often a line that is no JSON is tried as the first of several: each try may read the whole rest.
+/// How often a line that is not JSON is tried as the first of several: each try may read the whole rest.
 const TRIES: usize = 64;
 
 /// Whether events of a known kind need the fields of their kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// They do; what is wrong with one is a fault.
+    /// They do; a missing or wrong field is a fault.
     Strict,
-    /// They do not; what is missing is 0 or empty.
+    /// They do not; a missing field is 0 or empty.
     Lenient,
 }
 
-/// An event that lacks what its kind needs, or a line that begins as JSON and is none.
+/// An event without a field that its kind needs, or a line that begins as JSON and is not valid JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Faulty {
     /// Its line, from 1.
     pub line: u64,
-    /// Its kind; empty where none could be read.
+    /// Its kind; empty if it could not be read.
     pub kind: String,
-    /// What is wrong.
+    /// The fault.
     pub fault: String,
 }
 
@@ -42,12 +42,12 @@ impl fmt::Display for Faulty {
     }
 }
 
-/// Faulty events: the first by name, all by number.
+/// Faulty events: the first ones by name, all by number.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Faults {
-    /// How many there are.
+    /// Their number.
     pub count: u64,
-    /// The first of them, at most [`NAMED`].
+    /// The first ones, at most [`NAMED`].
     pub first: Vec<Faulty>,
 }
 
@@ -61,36 +61,36 @@ impl Faults {
     }
 }
 
-/// What a file holds.
+/// The content of a file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Parsed {
     /// The session events, in order.
     pub events: Vec<SessionEvent>,
-    /// Other things: messages of a trace, lines that are no JSON.
+    /// Other lines: messages of a trace, lines that are not JSON.
     pub others: u64,
-    /// Events that are not what their kind says, and are not among the others.
+    /// Events that do not match their kind; they are not among the others.
     pub faults: Faults,
 }
 
-/// Why a file cannot be read as session events at all.
+/// Why a file cannot be read as session events.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unreadable {
     /// Text in an encoding that is not UTF-8.
     #[error("the file is {0}, not UTF-8")]
     Encoding(&'static str),
-    /// An array that has no end, or is no JSON.
+    /// An array without an end, or not JSON.
     #[error("the array of events is not JSON: {0}")]
     Array(String),
 }
 
-/// The bytes behind a byte order mark; an error for other encodings.
+/// The bytes after a byte order mark; an error for other encodings.
 fn decoded(bytes: &[u8]) -> Result<&[u8], Unreadable> {
     if let Some(rest) = bytes.strip_prefix(b"\xef\xbb\xbf") {
         return Ok(rest);
     }
     let encoding = match bytes {
         [0xff, 0xfe, 0, 0, ..] | [0, 0, 0xfe, 0xff, ..] => "UTF-32",
-        // With a mark, or the first letter of JSON and a zero.
+        // With a mark, or with the first letter of JSON and a zero.
         [0xff, 0xfe, ..]
         | [0xfe, 0xff, ..]
         | [b'{' | b'[' | b' ' | b'\r' | b'\n', 0, ..]
@@ -111,7 +111,7 @@ impl Reader {
         let says_kind = |value: &Value| value.get("kind").is_some_and(Value::is_string);
         let event = match value {
             Value::Object(event) if event.get("kind").is_some_and(Value::is_string) => Some(event),
-            // A line of a store's own log holds its event.
+            // A line of a store's log holds its event.
             Value::Object(mut record) if record.get("event").is_some_and(says_kind) => {
                 match record.remove("event") {
                     Some(Value::Object(event)) => Some(event),
@@ -139,10 +139,10 @@ impl Reader {
         }
     }
 
-    /// Takes what is no JSON: words of a program, or an event that was cut.
+    /// Handles text that is not JSON: output of a program, or an event that was cut.
     fn take_no_json(&mut self, line: u64, text: &[u8], error: &serde_json::Error) {
         if self.mode == Mode::Strict && begins_as_json(text) {
-            self.parsed.faults.add(line, "", format!("it begins as JSON and is none ({error})"));
+            self.parsed.faults.add(line, "", format!("it begins as JSON but is not valid JSON ({error})"));
         } else {
             self.parsed.others += 1;
         }
@@ -196,7 +196,8 @@ fn begins_as_json(text: &[u8]) -> bool {
     matches!(text.trim_ascii_start().first(), Some(b'{' | b'['))
 }
 
-/// A value that begins on the first line and ends on a later one, and how many bytes it takes to the end of that line.
+/// A value that begins on the first line and ends on a later one, and the number of bytes to the end of that
+/// line.
 fn over_several_lines(rest: &[u8]) -> Option<(Value, usize)> {
     if !begins_as_json(rest) {
         return None;
@@ -208,7 +209,7 @@ fn over_several_lines(rest: &[u8]) -> Option<(Value, usize)> {
     behind.trim_ascii().is_empty().then_some((value, end + behind.len()))
 }
 
-/// Reads session events: an array of them, or one after the other, as they are or as a store's log has them.
+/// Reads session events: an array of them, or one after the other, bare or in lines of a store's log.
 pub fn parse(bytes: &[u8], mode: Mode) -> Result<Parsed, Unreadable> {
     let bytes = decoded(bytes)?;
     let mut reader = Reader { mode, parsed: Parsed::default() };
@@ -218,7 +219,7 @@ pub fn parse(bytes: &[u8], mode: Mode) -> Result<Parsed, Unreadable> {
                 reader.array(bytes, &values);
                 return Ok(reader.parsed);
             }
-            // Not one array, but lines of which the first is one.
+            // Not one array, but lines whose first one is an array.
             Err(_) if mode == Mode::Lenient || first_line_is_json(bytes) => {}
             Err(error) => return Err(Unreadable::Array(error.to_string())),
         }
@@ -272,7 +273,7 @@ mod tests {
         let told: Vec<String> = parsed.faults.first.iter().map(ToString::to_string).collect();
         assert_eq!((parsed.events.len(), parsed.others, parsed.faults.count), (1, 0, 2));
         assert_eq!(told[0], "line 2: page_in: \"entry_count\" is missing");
-        assert!(told[1].starts_with("line 3: it begins as JSON and is none"), "{told:?}");
+        assert!(told[1].starts_with("line 3: it begins as JSON but is not valid JSON"), "{told:?}");
         let lenient = parse(lines.as_bytes(), Mode::Lenient).unwrap();
         assert_eq!((lenient.events.len(), lenient.others, lenient.faults.count), (2, 1, 0));
         let array = format!("[\n{GATED},\n\n  {{\"kind\":\"suspended\"}}, {{\"kind\":\"resumed\"}}\n]");

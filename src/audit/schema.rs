@@ -1,7 +1,8 @@
-//! Which fields an event of each known kind needs, and of which type. Pure.
+//! The fields that an event of each known kind needs, and their types. Pure.
 //!
-//! The tables are those of `deepstrike-core` 0.2.32, which refuses a whole log for one wrong field. Here the event is
-//! named instead. Fields that a table does not list are let through, and so are events of kinds without a table.
+//! The tables are those of `deepstrike-core` 0.2.32, which refuses a whole log for one wrong field. pfimg
+//! names the event instead. It accepts fields that a table does not list, and events of kinds without a
+//! table.
 
 use serde_json::{Map, Value};
 
@@ -20,20 +21,20 @@ enum Type {
     Texts,
     /// Two whole numbers of 64 bits.
     Range,
-    /// What the long-term memory answered.
+    /// An answer of the long-term memory.
     Retrieval,
-    /// Why a state was restored.
+    /// The reason for restoring a state.
     Rollback,
 }
 
 /// Whether a field may be missing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Presence {
-    /// It may not.
+    /// It must be there.
     Needed,
-    /// It may, but `null` is no value of it.
+    /// It may be missing, but must not be `null`.
     Defaulted,
-    /// It may, and `null` stands for a field that is missing.
+    /// It may be missing, and `null` counts as missing.
     Optional,
 }
 
@@ -44,10 +45,11 @@ type Field = (&'static str, Type, Presence);
 
 const TURN: Field = ("turn", Number, Needed);
 
-/// Fields of every event. The words of a category are not judged here: an unknown one is reported, not refused.
+/// Fields of every event. The value of a category is not checked here: an unknown one is reported, not
+/// refused.
 const COMMON: [Field; 2] = [("category", Text, Optional), ("primitive", Text, Optional)];
 
-/// The fields of a kind besides the common ones; nothing for a kind without a table.
+/// The fields of a kind apart from the common ones; nothing for a kind without a table.
 fn fields(kind: &str) -> Option<&'static [Field]> {
     Some(match kind {
         "compressed" => &[
@@ -170,7 +172,7 @@ impl Type {
             Texts => "a list of texts",
             Range => "a list of two whole numbers",
             Retrieval => "an object with selected_memory_ids and selection_rationale",
-            Rollback => "a reason that is known",
+            Rollback => "a known reason",
         }
     }
 }
@@ -185,11 +187,11 @@ fn misfit((key, kind, presence): Field, value: Option<&Value>) -> Option<String>
     }
 }
 
-/// Says what is wrong with an event of a known kind; nothing if it is sound, or of another kind.
+/// Says what is wrong with an event of a known kind; nothing if it is valid, or of another kind.
 pub fn fault(event: &Map<String, Value>) -> Option<String> {
     let kind = event.get("kind").and_then(Value::as_str)?;
     let fields = fields(kind)?;
-    // Later versions say no category, and may say no state.
+    // Later versions omit the category, and may omit the state.
     let later = !event.contains_key("category");
     let may_lack = |key: &str| later && kind == "agent_process_changed" && key == "state";
     fields
@@ -200,13 +202,13 @@ pub fn fault(event: &Map<String, Value>) -> Option<String> {
         .or_else(|| unnamed_signal(kind, event))
 }
 
-/// A signal of later versions is named by one of two keys.
+/// A signal of later versions has one of two keys for its name.
 fn unnamed_signal(kind: &str, event: &Map<String, Value>) -> Option<String> {
     let named = ["signal_id", "delivery_id"].iter().any(|key| event.get(*key).is_some_and(Value::is_string));
     (kind == "signal_delivery_disposed" && !named).then(|| "\"signal_id\" is missing".to_owned())
 }
 
-/// Does the same for the fields that an event keeps beside those that its type has read already.
+/// Does the same for the fields of an event that its type has not read already.
 pub(super) fn fault_of_rest(kind: &str, rest: &Map<String, Value>) -> Option<String> {
     let read = ["turn", "category", "primitive"];
     let fields = fields(kind)?.iter().filter(|(key, ..)| !read.contains(key));

@@ -1,4 +1,4 @@
-//! What a sequence of session events adds up to. Fields and their names are those of `deepstrike-core`'s
+//! The sum of a sequence of session events. Fields and their names are those of `deepstrike-core`'s
 //! `runtime::replay`.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -8,41 +8,41 @@ use serde_json::Value;
 
 use super::event::{KernelEventCategory, Primitive, SessionEvent};
 
-/// So many unknown words are kept.
+/// How many unknown words are kept.
 const NAMED: usize = 100;
 
-/// A signal, and what was done with it.
+/// A signal and its disposition.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SignalDisposedRecord {
-    /// When.
+    /// The turn of the event.
     pub turn: u32,
-    /// Which.
+    /// The signal.
     pub signal_id: String,
-    /// What was done with it.
+    /// Its disposition.
     pub disposition: String,
-    /// How many waited.
+    /// The length of the queue.
     pub queue_depth: u32,
 }
 
 /// The newest state of an agent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessRecord {
-    /// Since when.
+    /// The turn of the newest state.
     pub turn: u32,
-    /// Which.
+    /// The agent.
     pub agent_id: String,
-    /// What it was made from.
+    /// The session it was made from.
     pub parent_session_id: String,
-    /// What it does.
+    /// Its state.
     pub state: String,
 }
 
-/// How the session was put aside last.
+/// The last suspension of the session.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SuspendRecord {
-    /// When.
+    /// The turn of the event.
     pub turn: u32,
-    /// Why.
+    /// The reason.
     pub reason: String,
     /// Calls that waited for an answer.
     pub pending_calls: Vec<String>,
@@ -51,38 +51,38 @@ pub struct SuspendRecord {
 /// A limit that was reached.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BudgetExceededRecord {
-    /// When.
+    /// The turn of the event.
     pub turn: u32,
-    /// Which.
+    /// The budget.
     pub budget: String,
 }
 
-/// What a log adds up to.
+/// The sum of a log.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OsSnapshot {
-    /// How the session was put aside last.
+    /// The last suspension of the session.
     pub last_suspend: Option<SuspendRecord>,
-    /// When it went on last.
+    /// The turn at which it last resumed.
     pub last_resumed_turn: Option<u32>,
-    /// The newest state of each agent, in the order in which they came.
+    /// The newest state of each agent, in the order in which they first appeared.
     pub process_by_agent: Vec<ProcessRecord>,
     /// Limits that were reached, in order.
     pub budget_exceeded: Vec<BudgetExceededRecord>,
     /// Signals, in order.
     pub signals: Vec<SignalDisposedRecord>,
-    /// Events that say that something left the working memory.
+    /// Events that removed content from the working memory.
     pub page_out_count: u32,
-    /// Events that say that something came into it.
+    /// Events that brought content into it.
     pub page_in_count: u32,
-    /// Calls that were held up or refused.
+    /// Calls that were delayed or refused.
     pub tool_gated_count: u32,
     /// Writes to the long-term memory.
     #[serde(default)]
     pub memory_written_count: u32,
-    /// Questions to it.
+    /// Queries to it.
     #[serde(default)]
     pub memory_queried_count: u32,
-    /// What was not fit for it.
+    /// Entries that it rejected.
     #[serde(default)]
     pub memory_validation_failed_count: u32,
     /// Its answers.
@@ -94,17 +94,17 @@ pub struct OsSnapshot {
 #[derive(Clone, Debug, Default)]
 pub struct Fold {
     snapshot: OsSnapshot,
-    /// Where each agent is in the list.
+    /// The index of each agent in the list.
     agents: HashMap<String, usize>,
 }
 
 impl Fold {
-    /// What the events so far add up to.
+    /// The sum of the events so far.
     pub fn snapshot(&self) -> &OsSnapshot {
         &self.snapshot
     }
 
-    /// Adds one event. One that is only kept changes nothing.
+    /// Adds one event. An event of an unknown kind changes nothing.
     pub fn apply(&mut self, event: &SessionEvent) {
         let snapshot = &mut self.snapshot;
         let counter = match event {
@@ -171,27 +171,27 @@ impl Fold {
     }
 }
 
-/// Where the categories of a log's decisions come from.
+/// The source of the categories of a log's decisions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Categories {
-    /// Every decision says its own.
+    /// Every decision names its category.
     #[default]
     Said,
-    /// Some say none, and have that of their kind.
+    /// Some decisions name none; their kind gives it.
     Inferred,
 }
 
 /// The categories of a log's events.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tally {
-    /// Where they come from.
+    /// Their source.
     pub categories: Categories,
     /// How many events of known kinds each has.
     pub by_category: BTreeMap<String, u64>,
-    /// Categories this program does not know, at most 100.
+    /// Unknown categories, at most 100.
     pub unknown_categories: BTreeSet<String>,
-    /// The same of primitives.
+    /// Unknown primitives, at most 100.
     pub unknown_primitives: BTreeSet<String>,
 }
 
@@ -205,7 +205,7 @@ impl Tally {
         let counted =
             if let KernelEventCategory::Unknown(_) = category { "unknown" } else { category.name() };
         *self.by_category.entry(counted.to_owned()).or_default() += 1;
-        // A log of nonsense must not take the memory.
+        // A log with random words must not fill the memory.
         let keep = |names: &mut BTreeSet<String>, name: &str| {
             if names.len() < NAMED {
                 names.insert(name.to_owned());
@@ -220,7 +220,7 @@ impl Tally {
     }
 }
 
-/// What a log adds up to: the newest state of each agent, in the order in which they came, and counts.
+/// The sum of a log: the newest state of each agent, in the order in which they first appeared, and counts.
 pub fn rebuild_os_snapshot_from_events(events: &[SessionEvent]) -> OsSnapshot {
     let mut fold = Fold::default();
     for event in events {
@@ -229,7 +229,7 @@ pub fn rebuild_os_snapshot_from_events(events: &[SessionEvent]) -> OsSnapshot {
     fold.snapshot
 }
 
-/// Whether every decision of a kernel in a log says its category.
+/// Whether every decision of a kernel in a log names its category.
 pub fn session_log_has_required_categories(events: &[SessionEvent]) -> bool {
     events.iter().all(SessionEvent::has_required_category)
 }

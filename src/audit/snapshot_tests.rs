@@ -1,4 +1,4 @@
-//! Logs made by us, and a thousand at random against a model that shares nothing with what it checks.
+//! Logs of pfimg, and a thousand random ones against a model that shares no code with the snapshot.
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -103,7 +103,7 @@ fn a_session_that_asks_its_user_is_suspended_and_goes_on() {
     assert_eq!(serde_json::from_value::<OsSnapshot>(golden).unwrap(), snapshot);
 }
 
-/// Two sessions and what they add up to, byte for byte, as files that `pfimg audit --events FILE` reads.
+/// Two sessions and their sums, byte for byte, as files that `pfimg audit --events FILE` reads.
 #[test]
 fn the_golden_sessions_add_up_to_their_golden_snapshots() {
     for (log, golden) in [
@@ -212,7 +212,7 @@ fn a_snapshot_without_counts_of_memory_is_read_as_having_none() {
     assert!(serde_json::from_value::<OsSnapshot>(json!({"last_suspend": null})).is_err());
 }
 
-/// Any event, of kinds known and not, with agents that come back.
+/// Any event, of kinds known and not, with agents that recur.
 fn any_event() -> impl Strategy<Value = Value> {
     let kinds = prop::sample::select(vec![
         "suspended",
@@ -252,7 +252,7 @@ fn any_event() -> impl Strategy<Value = Value> {
     )
 }
 
-/// What a log of such events adds up to, worked out from the JSON alone.
+/// The sum of such events, computed from the JSON alone.
 fn model(log: &[Value]) -> Value {
     let numbered = || log.iter().enumerate().map(|(index, event)| (index + 1, event));
     let of = |kind: &'static str| numbered().filter(move |(_, event)| event["kind"] == kind);
@@ -300,8 +300,8 @@ fn model(log: &[Value]) -> Value {
     })
 }
 
-/// A thousand logs: cut at any line, what was kept while writing equals what is rebuilt from the bytes, and both equal
-/// the model; and any byte flipped is found on its line.
+/// A thousand logs: cut at any line, the sum kept while writing equals the sum rebuilt from the bytes, and
+/// both equal the model; and any flipped byte is found on its line.
 #[test]
 fn what_is_kept_live_is_what_is_rebuilt_wherever_a_log_is_cut() {
     let logs = (prop::collection::vec(any_event(), 0..24), any::<prop::sample::Index>(), 0..8u8);

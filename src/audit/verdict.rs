@@ -1,23 +1,24 @@
-//! What an oracle said of a transfer, with what was kept of it.
+//! A verdict on a transfer, with the crash pack that was kept.
 
 use std::path::PathBuf;
 
 use crate::error::Error;
 use crate::oracle::TransferOracleResult;
 
-/// A verdict, and where to look when something is wrong.
+/// A verdict, and the place of its evidence.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verdict {
-    /// What the oracle said.
+    /// The oracle's result.
     pub result: TransferOracleResult,
     /// The crash pack that was kept, if there is one.
     pub pack: Option<PathBuf>,
-    /// What was seen first on the way, in words.
+    /// The first observation of a fault, in words.
     pub(super) seen: Option<String>,
 }
 
 impl Verdict {
-    /// The error the caller of a transfer gets, if there is one to get. Says what was seen and where the crash pack is.
+    /// The error for the caller of a transfer, if there is a violation. It names the observation and the
+    /// crash pack.
     pub fn error(&self) -> Option<Error> {
         let error = self.result.error()?;
         Some(self.explain(match &self.seen {
@@ -26,11 +27,11 @@ impl Verdict {
         }))
     }
 
-    /// Adds to an error where the crash pack is.
+    /// Adds the path of the crash pack to an error.
     #[must_use]
     pub fn explain(&self, error: Error) -> Error {
         let Some(pack) = &self.pack else { return error };
-        let pack = format!("`pfimg replay {}` judges it again", pack.display());
+        let pack = format!("judge it again with `pfimg replay {}`", pack.display());
         let hint = error.hint().map_or_else(|| pack.clone(), |hint| format!("{hint}; {pack}"));
         error.with_hint(hint)
     }
@@ -49,11 +50,11 @@ mod tests {
         let mut verdict =
             Verdict { result, pack: Some("/s/audit/crash/seal-1".into()), seen: Some("a gap".into()) };
         let error = verdict.error().unwrap();
-        assert_eq!(error.hint(), Some("a gap; `pfimg replay /s/audit/crash/seal-1` judges it again"));
+        assert_eq!(error.hint(), Some("a gap; judge it again with `pfimg replay /s/audit/crash/seal-1`"));
         assert_eq!(error.kind(), ErrorKind::Damaged);
         verdict.seen = None;
         let error = verdict.error().unwrap();
-        assert_eq!(error.hint(), Some("`pfimg replay /s/audit/crash/seal-1` judges it again"));
+        assert_eq!(error.hint(), Some("judge it again with `pfimg replay /s/audit/crash/seal-1`"));
         verdict.pack = None;
         assert_eq!(verdict.error().unwrap().hint(), None);
         verdict.result = judge(&Transfer {

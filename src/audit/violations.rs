@@ -1,4 +1,4 @@
-//! What the oracles of a store found: violations by the log, and the crash packs that are there.
+//! The violations of a store: those in the log, and the existing crash packs.
 
 use std::collections::VecDeque;
 use std::path::Path;
@@ -10,7 +10,7 @@ use super::event::SessionEvent;
 use crate::crashpack;
 use crate::error::Result;
 
-/// So many violations and packs are named, and the rest counted.
+/// How many violations and packs are named; the rest is counted.
 const NAMED: usize = 20;
 
 /// A violation that an oracle found.
@@ -20,9 +20,9 @@ pub struct Violation {
     pub turn: u32,
     /// The kind of transfer.
     pub transfer: String,
-    /// What was transferred.
+    /// The subject of the transfer.
     pub subject: String,
-    /// What is wrong.
+    /// The fault.
     pub reason: String,
     /// The name of its crash pack, if one could be kept.
     pub crashpack: Option<String>,
@@ -31,14 +31,14 @@ pub struct Violation {
 /// The violations in a log.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Violations {
-    /// How many there are.
+    /// Their number.
     pub count: u64,
-    /// The newest of them, at most 20, the oldest of these first.
+    /// The newest, at most 20, oldest first.
     pub newest: VecDeque<Violation>,
 }
 
 impl Violations {
-    /// Adds an event, if it is one.
+    /// Counts an event, if it is a violation.
     pub fn apply(&mut self, event: &SessionEvent) {
         let SessionEvent::MilestoneBlocked(noted) = event else { return };
         let text = |key: &str| noted.extra.get(key).and_then(Value::as_str).map(str::to_owned);
@@ -59,9 +59,9 @@ impl Violations {
 /// The crash packs of a store.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Packs {
-    /// How many there are.
+    /// Their number.
     pub count: u64,
-    /// The names of the newest, at most 20, the newest first.
+    /// The names of the newest, at most 20, newest first.
     pub newest: Vec<String>,
 }
 

@@ -8,15 +8,15 @@ use crate::digest::Digest;
 use crate::store::BlobError;
 use crate::sync::{Condvar, Mutex};
 
-/// What is filled: the same blob asked for with another declared size is another question.
+/// The key of a fill: the same blob with another declared size is a different request.
 type Key = (Digest, Option<u64>);
 
 /// Why a blob is not in the cache.
 #[derive(Clone, Debug)]
 pub(super) enum Unfilled {
-    /// It cannot be had.
+    /// It cannot be read.
     Blob(Arc<BlobError>),
-    /// There is no room for it, which is no fault of its own.
+    /// There is no room for it; the blob itself is not at fault.
     Unkept,
 }
 
@@ -40,7 +40,7 @@ pub(super) struct Fills {
     running: Mutex<HashMap<Key, Arc<Turn>>>,
 }
 
-/// Takes the turn off the list and wakes the waiters, also when the fill panics.
+/// Takes the fill off the list and wakes the waiters, also when the fill panics.
 struct Finish<'a> {
     fills: &'a Fills,
     key: Key,
@@ -61,7 +61,7 @@ impl Drop for Finish<'_> {
 }
 
 impl Fills {
-    /// Runs `fill`, or waits for another thread that does so for the same key and takes its outcome.
+    /// Runs `fill`, or waits for another thread that does so for the same key and takes its result.
     pub(super) fn once(&self, key: Key, fill: impl FnOnce() -> Outcome) -> Outcome {
         let turn = {
             let mut running = self.running.lock();

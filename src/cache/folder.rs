@@ -1,5 +1,5 @@
-//! The cache's folder: closed to others, and marked with a `CACHEDIR.TAG`, by which programs that copy what matters
-//! (`tar --exclude-caches`, backups, an import) know that nothing in it does.
+//! The cache's folder: closed to others, and marked with a `CACHEDIR.TAG`. The mark tells programs that copy
+//! data (`tar --exclude-caches`, backups, an import) to skip the folder.
 
 use std::fs;
 use std::io::{self, Write as _};
@@ -11,27 +11,28 @@ use crate::store::Sharing;
 /// The mark's name in a cache's folder.
 pub(crate) const MARK: &str = "CACHEDIR.TAG";
 
-/// The mark's text. The first line is the standard's, the second tells this program's caches from others.
+/// The mark's text. The first line is the standard's, the second identifies caches of pfimg.
 const TEXT: &str = "Signature: 8a477f597d28d172789f06886806bc55\n\
     # This file is a cache directory tag created by pfimg.\n\
     # See https://bford.info/cachedir/ for what that means.\n";
 
-/// As much of a mark as tells whose it is.
+/// The part of a mark that identifies its program.
 const TELLING: &str =
     "Signature: 8a477f597d28d172789f06886806bc55\n# This file is a cache directory tag created by pfimg.";
 
-/// What this program makes in a cache's folder, but for the folders of two hex digits.
+/// Names that pfimg makes in a cache's folder, apart from the folders of two hex digits.
 const OWN: [&str; 4] = [MARK, "packs", "imports", "times"];
 
 /// Bytes of a mark that [`is_ours`] looks at.
 pub(crate) const MARK_BYTES: usize = TELLING.len();
 
-/// Whether a mark that begins like this is one of this program's.
+/// Whether a mark with this beginning is pfimg's.
 pub(crate) fn is_ours(mark: &[u8]) -> bool {
     mark.starts_with(TELLING.as_bytes())
 }
 
-/// Makes a cache's folder and those above it, each closed to others, and marks it. One that was there keeps its mode.
+/// Makes a cache's folder and those above it, each closed to others, and marks it. An existing folder keeps
+/// its mode.
 pub(crate) fn make(dir: &Path) -> io::Result<()> {
     if let Some(above) = dir.parent() {
         Sharing::Private.create_dir_all(above)?;
@@ -41,7 +42,7 @@ pub(crate) fn make(dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Makes a folder in a cache's folder, and that as well where it is not there.
+/// Makes a folder in a cache's folder, and the cache's folder if it is missing.
 pub(crate) fn make_inside(cache: &Path, folder: &Path) -> io::Result<()> {
     if !cache.is_dir() {
         make(cache)?;
@@ -49,7 +50,8 @@ pub(crate) fn make_inside(cache: &Path, folder: &Path) -> io::Result<()> {
     Sharing::Private.create_dir_all(folder)
 }
 
-/// Marks a cache's folder, unless others may write there or it holds anything else: it may be used for more than this.
+/// Marks a cache's folder, unless others may write there or it holds other files: the folder may have another
+/// use.
 pub(super) fn mark(dir: &Path) {
     let marked = || {
         let folder = fs::symlink_metadata(dir)?;
@@ -107,7 +109,7 @@ mod tests {
         let mode =
             |bits| move |path: &Path| fs::set_permissions(path, fs::Permissions::from_mode(bits)).unwrap();
         assert!(is_marked(&|_| ()));
-        // One of an earlier version.
+        // A mark of an earlier version.
         assert!(is_marked(&|path| {
             for name in ["packs", "imports", "0f"] {
                 fs::create_dir(path.join(name)).unwrap();

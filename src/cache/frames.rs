@@ -9,13 +9,14 @@ use crate::digest::Digest;
 use crate::store::{BlobError, Blobs, Seekable, Size};
 use crate::sync::Mutex;
 
-/// So many are open at a time. Each takes a descriptor, a frame of memory and 56 bytes for each of its frames.
+/// How many are open at a time. Each takes a descriptor, a frame of memory and 56 bytes for each of its
+/// frames.
 const OPEN: NonZeroUsize = NonZeroUsize::new(8).unwrap();
 
-/// Filled by the first who asks; nothing if that failed.
+/// Filled by the first reader; nothing if that failed.
 type Slot = Arc<Mutex<Option<Arc<Seekable>>>>;
 
-/// Blobs that were verified as a whole and are read by frames since.
+/// Blobs that were verified as a whole and are then read by frames.
 #[derive(Debug)]
 pub(super) struct Frames {
     open: Mutex<LruCache<Digest, Slot>>,
@@ -28,8 +29,8 @@ impl Default for Frames {
 }
 
 impl Frames {
-    /// A blob for reading ranges; nothing if it is not of the seekable form. Whoever asks first for one waits until the
-    /// whole was verified, and whoever asks meanwhile for the same.
+    /// A blob for reading ranges; nothing if it is not of the seekable form. The first caller verifies the
+    /// whole blob; other callers for the same blob wait for that.
     pub(super) fn get(
         &self,
         blobs: &Blobs,
@@ -42,7 +43,7 @@ impl Frames {
             *slot = blobs.open_seekable(digest, Size::Exact(size))?.map(Arc::new);
         }
         match &*slot {
-            // Another tree may have told the size right.
+            // Another tree may have declared the right size.
             Some(seekable) if seekable.size() != size => Err(BlobError::WrongSize {
                 digest: *digest,
                 declared: size,

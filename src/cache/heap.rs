@@ -8,10 +8,10 @@ use lru::LruCache;
 use crate::digest::Digest;
 use crate::sync::Mutex;
 
-/// Independent parts, so that readers of different blobs seldom meet.
+/// Independent parts, so that readers of different blobs rarely contend.
 const SHARDS: usize = 8;
 
-/// What a blob costs beside its bytes: its place in the list and the map, and the allocator's share.
+/// The memory of a blob apart from its bytes: its place in the list and the map, and the allocator's share.
 const OVERHEAD: u64 = 160;
 
 #[derive(Debug)]
@@ -20,7 +20,7 @@ struct Shard {
     bytes: u64,
 }
 
-/// Least recently used blobs go first when the budget is used up.
+/// Small blobs under a budget; the least recently used is evicted first.
 #[derive(Debug)]
 pub(super) struct Heap {
     shards: Vec<Mutex<Shard>>,
@@ -61,7 +61,7 @@ impl Heap {
 
     pub(super) fn insert(&self, digest: Digest, bytes: Arc<[u8]>) {
         let cost = bytes.len() as u64 + OVERHEAD;
-        // A blob that would push out everything else is not worth keeping: the kernel has its pages now.
+        // A blob that would evict everything else is not worth keeping: the kernel has its pages now.
         if cost > self.budget {
             return;
         }

@@ -1,7 +1,8 @@
 //! Large blobs as files `<dir>/<aa>/<hex64>`, mapped.
 //!
-//! A file appears under its name only after its bytes matched the digest, and is never written again. It may be
-//! deleted at any time, by us, by another mount that shares the folder, or by hand: a mapping holds on to it.
+//! A file appears under its name only after its bytes matched the digest, and is never written again. This
+//! program, another mount that shares the folder, or a user may delete it at any time: a mapping keeps its
+//! content.
 #![allow(unsafe_code)]
 
 use std::fs::{self, File};
@@ -24,7 +25,7 @@ use crate::digest::Digest;
 use crate::store::BlobError;
 use crate::sync::Mutex;
 
-/// Bytes read through a mapping after which its pages are given back: what is hot is in the kernel's page cache.
+/// Bytes read through a mapping after which its pages are released: hot pages are in the kernel's page cache.
 const RELEASE_AFTER: usize = 8 << 20;
 
 /// Links an unnamed file under a name, read-only.
@@ -55,14 +56,14 @@ impl Mapping {
         let map = if file.metadata()?.len() == 0 {
             None
         } else {
-            // SAFETY: the file is this user's own, was made read-only before it got its name, and nothing of ours
+            // SAFETY: this user owns the file, it was made read-only before it got its name, and pfimg never
             // writes to it or shortens it afterwards; deleting it keeps the mapping.
             Some(unsafe { Mmap::map(file)? })
         };
         Ok(Self { map, read: AtomicUsize::new(0) })
     }
 
-    /// Asks the disk for a stretch that will be read soon; what lies behind the end is left out.
+    /// Asks the disk for a stretch that will be read soon; bytes behind the end are left out.
     pub(super) fn will_need(&self, start: usize, length: usize) {
         if let Some(map) = &self.map {
             let length = length.min(map.len().saturating_sub(start));
@@ -70,13 +71,13 @@ impl Mapping {
         }
     }
 
-    /// Counts what is read and gives the pages back now and then, so that a gigabyte that is read once does not
+    /// Counts bytes read and releases the pages now and then, so that a gigabyte that is read once does not
     /// stay in this process.
     pub(super) fn was_read(&self, bytes: usize) {
         if self.read.fetch_add(bytes, Ordering::Relaxed) + bytes >= RELEASE_AFTER {
             self.read.store(0, Ordering::Relaxed);
             if let Some(map) = &self.map {
-                // SAFETY: the mapping is shared and backed by a file that is never written: pages that are dropped
+                // SAFETY: the mapping is shared and backed by a file that is never written: dropped pages
                 // come back with the same bytes.
                 let _ = unsafe { map.unchecked_advise(UncheckedAdvice::DontNeed) };
             }
@@ -87,7 +88,7 @@ impl Mapping {
 #[derive(Debug)]
 struct Known {
     len: u64,
-    /// Not yet for files that an earlier run left.
+    /// Empty for a file of an earlier run until it is verified.
     mapping: Option<Arc<Mapping>>,
 }
 
@@ -104,7 +105,7 @@ pub(super) struct Mapped {
     budget: u64,
     inner: Mutex<Inner>,
     evictions: AtomicU64,
-    /// With the folder, and with files elsewhere, which stand in for it.
+    /// Shared with the folder, and with files elsewhere, which stand in for it.
     trouble: Arc<Trouble>,
     elsewhere: Trouble,
 }
@@ -141,7 +142,7 @@ impl Mapped {
         self.inner.lock().files.get(digest)?.mapping.clone()
     }
 
-    /// Lists what is in the folder already.
+    /// Lists the files that are in the folder already.
     pub(super) fn adopt(&self) {
         let mut found = Vec::new();
         let Ok(shards) = fs::read_dir(&self.dir) else { return };
@@ -159,8 +160,8 @@ impl Mapped {
                 }
             }
         }
-        // Newest first: each is put behind those before it, so that the oldest ends up next to go, and all of them
-        // behind what is in use already.
+        // Newest first: each goes behind the ones before it, so the oldest is the next to be evicted, and all
+        // of them come after the files in use.
         found.sort_unstable_by(|a, b| b.cmp(a));
         let mut inner = self.inner.lock();
         for (_, digest, len) in found {
@@ -173,27 +174,27 @@ impl Mapped {
         self.shrink(&mut inner, None);
     }
 
-    /// Maps a file that an earlier run or another mount left, if its bytes still match the digest.
+    /// Maps a file of an earlier run or another mount, if its bytes still match the digest.
     pub(super) fn reopen(&self, digest: &Digest) -> Option<Arc<Mapping>> {
         let path = self.path(digest);
         let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY;
         let file = File::options().read(true).custom_flags(flags).open(&path).ok()?;
         let metadata = file.metadata().ok()?;
         if !metadata.is_file() || metadata.uid() != rustix::process::geteuid().as_raw() {
-            // Who owns it could shorten it while it is mapped.
+            // The file's owner could shorten it while it is mapped.
             self.trouble.met(&format_args!("{} is another user's file", path.display()));
             let _ = fs::remove_file(&path);
             return None;
         }
         let mapping = Mapping::new(&file).ok()?;
         if Digest::of(&mapping) != *digest {
-            tracing::warn!(%digest, "cached file {} is damaged and is made anew", path.display());
+            tracing::warn!(%digest, "cached file {} is damaged; pfimg makes it again", path.display());
             let _ = fs::remove_file(&path);
             self.forget(digest);
             return None;
         }
         mapping.was_read(RELEASE_AFTER);
-        // Its time tells the next run how lately it was used.
+        // Its time tells the next run when it was last used.
         let _ = file.set_modified(SystemTime::now());
         Some(self.insert(*digest, mapping))
     }
@@ -205,7 +206,7 @@ impl Mapped {
         write: &mut dyn FnMut(&mut dyn Write) -> Result<u64, BlobError>,
     ) -> Result<Arc<Mapping>, Unfilled> {
         let path = self.path(digest);
-        // Without a name until it is whole: a daemon that is killed meanwhile leaves nothing behind.
+        // Without a name until it is whole: a daemon that is killed before that leaves nothing behind.
         if let Some((file, mapping)) = attempt(&self.trouble, || self.unnamed_file(&path), write)? {
             match give_name(&file, &path) {
                 Ok(()) => self.trouble.over(),
@@ -214,7 +215,7 @@ impl Mapped {
             }
             return Ok(self.insert(*digest, mapping));
         }
-        // The cache is a convenience: without its folder the payload lives elsewhere as long as it is used.
+        // The cache is optional: without its folder the payload lives elsewhere while it is used.
         match attempt(&self.elsewhere, tempfile::tempfile, write)? {
             Some((_, mapping)) => Ok(self.insert(*digest, mapping)),
             None => Err(Unfilled::Unkept),
@@ -223,8 +224,8 @@ impl Mapped {
 
     fn unnamed_file(&self, path: &Path) -> io::Result<File> {
         let shard = path.parent().unwrap_or(&self.dir);
-        // What is decompressed may be secret, whatever the folder's parents allow. A folder that was there before is
-        // not touched: it may be used for other things as well.
+        // Decompressed bytes may be secret, whatever the folder's parents allow. An existing folder is not
+        // changed: it may have other uses.
         folder::make_inside(&self.dir, shard)?;
         tempfile::tempfile_in(shard)
     }
@@ -249,8 +250,8 @@ impl Mapped {
         }
     }
 
-    /// Drops the least recently used until the budget holds, but never `keep`: a blob larger than the budget
-    /// would otherwise be decompressed again for each read.
+    /// Drops the least recently used files until the budget holds, but never `keep`: otherwise each read
+    /// would decompress a blob larger than the budget again.
     fn shrink(&self, inner: &mut Inner, keep: Option<&Digest>) {
         while inner.bytes > self.budget {
             match inner.files.peek_lru() {
@@ -266,7 +267,7 @@ impl Mapped {
     }
 }
 
-/// Makes a file and has a payload written to it. Nothing where there is no room for it, now or a moment ago.
+/// Makes a file and has a payload written to it. Nothing if there is no room for it, now or a moment ago.
 fn attempt(
     trouble: &Trouble,
     make: impl FnOnce() -> io::Result<File>,
@@ -291,7 +292,7 @@ fn attempt(
     written?;
     match Mapping::new(&file) {
         Ok(mapping) => Ok(Some((file, mapping))),
-        // There is no room in memory for the addresses of it.
+        // The address space has no room for it.
         Err(error) => {
             trouble.met(&error);
             Ok(None)

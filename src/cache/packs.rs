@@ -1,12 +1,14 @@
-//! Small blobs that were read once, as they lie in the store, put together in the order in which they were read.
+//! Packs: small blobs that were read once, compressed as in the store, in the order of reading.
 //!
-//! A store has a file for each blob: reading a tree of twenty thousand files from a cold disk opens twenty thousand. What was
-//! read goes into packs in the cache's folder, so that the next mount reads a few files from one end to the other.
-//! A pack holds what the store held and is believed as little: each blob is checked against its digest.
+//! A store has a file for each blob: reading a tree of twenty thousand files from a cold disk opens twenty
+//! thousand files. Blobs that were read go into packs in the cache's folder, so that the next mount reads a
+//! few files from beginning to end. A pack is trusted as little as the store: each blob is checked against
+//! its digest.
 //!
-//! `<dir>/packs/<hex16>.pack`: compressed blobs; then, sorted by digest, for each of them 32 bytes of digest, the place
-//! (u64) and the length (u32) of its bytes; then the place of that index (u64), the number of blobs (u64) and [`MAGIC`].
-//! Numbers are little-endian. A pack is written without a name and never changed once it has one, and may be deleted at any time.
+//! `<dir>/packs/<hex16>.pack`: compressed blobs; then, sorted by digest, for each of them 32 bytes of digest,
+//! the offset (u64) and the length (u32) of its bytes; then the offset of that index (u64), the number of
+//! blobs (u64) and [`MAGIC`]. Numbers are little-endian. A pack is written without a name and never changes
+//! once it has one, and may be deleted at any time.
 
 use std::collections::HashSet;
 use std::fs::{self, File};
@@ -30,24 +32,24 @@ const MAGIC: &[u8; 8] = b"pfpack1\n";
 const ENTRY: usize = 32 + 8 + 4;
 const TAIL: usize = 8 + 8 + 8;
 
-/// A pack is finished when it has so many bytes or blobs: what is noted of one that is being written is in memory.
+/// A pack is finished at this many bytes or blobs: the index of a pack under construction is in memory.
 const FULL_BYTES: u64 = 64 << 20;
 const FULL_BLOBS: usize = 1 << 16;
 
-/// Packs of less than half of that are put together when there is something to add.
+/// Packs of less than half of that are joined when there are blobs to add.
 const SMALL_BYTES: u64 = FULL_BYTES / 2;
 const SMALL_BLOBS: usize = FULL_BLOBS / 2;
 
-/// Written at once.
+/// Bytes written at once.
 const BUFFER: usize = 1 << 20;
 
-/// Not worth a pack, unless the mount ends.
+/// Fewer bytes than this get no pack, unless the mount ends.
 const LITTLE: u64 = 1 << 20;
 
-/// A budget of less is none.
+/// A smaller budget turns packs off.
 const LEAST: u64 = 4 << 20;
 
-/// Read ahead of a reader, and how near it may come to the end of that before there is more.
+/// Bytes read ahead of a reader, and the distance from their end at which more are read.
 const AHEAD: u64 = 8 << 20;
 const NEAR: u64 = 2 << 20;
 
@@ -56,10 +58,10 @@ const NEAR: u64 = 2 << 20;
 struct Pack {
     path: PathBuf,
     map: Mapping,
-    /// Where the index begins, and how many blobs it has.
+    /// Where the index begins, and the number of blobs.
     index: usize,
     blobs: usize,
-    /// Up to where the disk was asked to read.
+    /// The end of the bytes that the disk was asked to read.
     asked: AtomicU64,
     used: AtomicBool,
 }
@@ -90,7 +92,7 @@ impl Pack {
         &self.map[self.index + i * ENTRY..][..ENTRY]
     }
 
-    /// Where a blob's bytes lie, as the index says.
+    /// The position of a blob's bytes, by the index.
     fn place(&self, i: usize) -> Option<(u64, &[u8])> {
         let entry = self.entry(i);
         let start = u64::from_le_bytes(entry[32..40].try_into().ok()?);
@@ -122,7 +124,7 @@ impl Pack {
             self.map.will_need(start as usize, AHEAD as usize);
         }
         if !self.used.swap(true, Ordering::Relaxed) {
-            // Its time tells later mounts how lately it was used.
+            // Its time tells later mounts when it was last used.
             let _ = File::open(&self.path).and_then(|file| file.set_modified(SystemTime::now()));
         }
         Some(bytes)
@@ -134,20 +136,20 @@ impl Pack {
 struct Writing {
     file: Arc<File>,
     buffer: Vec<u8>,
-    /// Where the buffer's bytes will lie.
+    /// The offset of the buffer's bytes in the pack.
     at: u64,
     index: Vec<(Digest, u64, u32)>,
     known: HashSet<Digest>,
-    /// Buffers that threads are writing now, and whether one could not be written.
+    /// Buffers that threads are writing now, and whether a write failed.
     under_way: usize,
     failed: bool,
-    /// Blobs at the last look whether somebody is still adding.
+    /// Blobs at the last check of whether blobs are still being added.
     seen: usize,
 }
 
 impl Writing {
     fn new(dir: &Path) -> io::Result<Self> {
-        // As for larger blobs: closed to others, and a folder that was there before is not touched.
+        // As for larger blobs: closed to others, and an existing folder is not changed.
         folder::make_inside(dir.parent().unwrap_or(dir), dir)?;
         Ok(Self {
             file: Arc::new(tempfile::tempfile_in(dir)?),
@@ -176,7 +178,7 @@ impl Writing {
         }
     }
 
-    /// Takes the buffer's bytes, to be written where they belong.
+    /// Takes the buffer's bytes, to be written at their offset.
     fn take(&mut self) -> (Arc<File>, Vec<u8>, u64) {
         let full = std::mem::replace(&mut self.buffer, Vec::with_capacity(BUFFER));
         let at = self.at;
@@ -184,7 +186,7 @@ impl Writing {
         (Arc::clone(&self.file), full, at)
     }
 
-    /// Writes what is left and the index, and gives the pack its name.
+    /// Writes the rest and the index, and gives the pack its name.
     fn finish(mut self, dir: &Path) -> io::Result<PathBuf> {
         let end = self.bytes();
         self.index.sort_unstable_by_key(|(digest, ..)| *digest);
@@ -201,7 +203,7 @@ impl Writing {
         self.file.write_all_at(&self.buffer, self.at)?;
         let path = dir.join(format!("{:016x}.pack", std::hash::Hasher::finish(&name)));
         match give_name(&self.file, &path) {
-            // Another mount read the same.
+            // Another mount read the same blobs.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(path),
             other => other.map(|()| path),
         }
@@ -216,12 +218,12 @@ pub(super) struct Packs {
     /// Oldest first.
     finished: RwLock<Vec<Arc<Pack>>>,
     writing: Mutex<Option<Writing>>,
-    /// Whether writing one failed: then it is not tried again.
+    /// Whether writing a pack failed: it is not tried again.
     off: AtomicBool,
-    /// One finishes at a time.
+    /// Held by the one thread that finishes a pack.
     finishing: Mutex<()>,
     taken: AtomicU64,
-    /// Done by the first who reads.
+    /// Done by the first reader.
     adopted: Once,
     trouble: Arc<Trouble>,
 }
@@ -241,7 +243,7 @@ impl Packs {
         }
     }
 
-    /// Blobs that were taken from packs.
+    /// The number of blobs that were taken from packs.
     pub(super) fn taken(&self) -> u64 {
         self.taken.load(Ordering::Relaxed)
     }
@@ -264,8 +266,7 @@ impl Packs {
         self.shrink();
     }
 
-    /// Gives a blob's compressed bytes to `decode`, if a pack has it. A pack whose bytes are not what they should be is
-    /// deleted.
+    /// Gives a blob's compressed bytes to `decode`, if a pack has it. A pack with wrong bytes is deleted.
     pub(super) fn read<T, E: std::fmt::Display>(
         &self,
         digest: &Digest,
@@ -325,7 +326,8 @@ impl Packs {
         }
     }
 
-    /// Finishes the pack that is being written if it is full or nobody adds to it any more; `at_the_end` in any case.
+    /// Finishes the pack under construction if it is full or no blobs were added recently; `at_the_end` in
+    /// any case.
     pub(super) fn settle(&self, at_the_end: bool) {
         let _alone = self.finishing.lock();
         let ready = {
@@ -360,7 +362,7 @@ impl Packs {
         self.shrink();
     }
 
-    /// Adds what small packs have, so that there are never many of them; returns those.
+    /// Adds the content of small packs, so that there are never many of them; returns those packs.
     fn absorb(&self, pack: &mut Writing) -> Vec<Arc<Pack>> {
         let mut absorbed = Vec::new();
         let small: Vec<_> = self.finished.read().iter().filter(|pack| pack.is_small()).cloned().collect();
@@ -368,7 +370,7 @@ impl Packs {
             if pack.bytes() + old.bytes() > FULL_BYTES || pack.index.len() + old.blobs > FULL_BLOBS {
                 continue;
             }
-            // In the order in which they lie.
+            // In the order of their positions.
             let mut order: Vec<_> = (0..old.blobs).filter_map(|i| Some((old.place(i)?, i))).collect();
             order.sort_unstable_by_key(|((start, _), _)| *start);
             let mut written = Ok(());
@@ -400,7 +402,7 @@ impl Packs {
 }
 
 fn discard(path: &Path) {
-    tracing::warn!("the pack {} is damaged and is made anew", path.display());
+    tracing::warn!("the pack {} is damaged; pfimg makes it again", path.display());
     let _ = fs::remove_file(path);
 }
 
@@ -497,7 +499,7 @@ mod tests {
     #[test]
     fn the_oldest_go_when_the_budget_is_used_up_and_nothing_is_kept_without_one() {
         let dir = tempfile::tempdir().unwrap();
-        // Too large to be put together with others.
+        // Too large to be joined with others.
         let large = |seed| blob(seed, (SMALL_BYTES + 1) as usize);
         let budget = 2 * SMALL_BYTES + (1 << 20);
         for seed in 0..4 {

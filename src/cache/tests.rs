@@ -111,7 +111,7 @@ fn ranges_of_a_blob_that_cannot_be_kept_are_read_frame_by_frame_and_nothing_is_w
         assert!(payload[range] == bytes[start..(start + length).min(bytes.len())], "{offset} {length}");
         assert_eq!(cache.stats().mapped_bytes, 0);
     }
-    // What can be kept is.
+    // A small stretch can be kept.
     let (payload, range) = cache.range(&small_digest, 2 << 20, 100, 50).unwrap();
     assert_eq!(payload[range], small[100..150]);
     assert_eq!(cache.stats().mapped_bytes, 2 << 20);

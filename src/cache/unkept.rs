@@ -1,7 +1,9 @@
-//! Blobs for which the cache's folder has no room: they are served without being kept, and a log line says so once.
+//! Blobs for which the cache's folder has no room: they are served without being kept, and a log line says so
+//! once.
 //!
-//! A blob that fits into the memory of the cache goes there. Of a larger one a stretch is kept, which is filled by decompressing
-//! the whole, since nothing of a blob is served before all of it has matched its digest.
+//! A blob that fits into the memory of the cache goes there. For a larger one the cache keeps a stretch.
+//! Filling the stretch decompresses the whole blob, since no byte of a blob is served before all of it has
+//! matched its digest.
 
 use std::io::{self, Write};
 use std::num::NonZeroUsize;
@@ -17,10 +19,11 @@ use crate::digest::Digest;
 use crate::store::{BlobError, Blobs, Size};
 use crate::sync::Mutex;
 
-/// How long nothing is written to a folder that could not take something: a full disk would be filled for each blob again.
+/// How long the cache writes nothing to a folder after a failed write: otherwise each blob would fill a full
+/// disk again.
 const PAUSE: Duration = Duration::from_secs(5);
 
-/// Stretches that are kept at a time, and where one begins: what reads ahead does not ask in order.
+/// The number of stretches kept at a time, and their alignment: read-ahead does not ask in order.
 const OPEN: NonZeroUsize = NonZeroUsize::new(4).unwrap();
 const ALIGN: u64 = 1 << 20;
 
@@ -28,10 +31,10 @@ const ALIGN: u64 = 1 << 20;
 const LEAST: u64 = 2 << 20;
 const MOST: u64 = 32 << 20;
 
-/// Lengths that are remembered.
+/// How many lengths are cached.
 const LENGTHS: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
 
-/// Why the folder of a cache takes nothing.
+/// Why the folder of a cache accepts no files.
 #[derive(Debug)]
 pub(super) struct Trouble {
     dir: PathBuf,
@@ -44,39 +47,39 @@ impl Trouble {
         Self { dir: dir.to_owned(), said: AtomicBool::new(false), now: Mutex::new(None) }
     }
 
-    /// For a folder of which nothing is said: the one that it stands in for was told of.
+    /// For a substitute folder: its failures are not logged, since the failure of the first folder was.
     pub(super) fn quiet(dir: &Path) -> Self {
         Self { said: AtomicBool::new(true), ..Self::new(dir) }
     }
 
-    /// Notes that something could not be kept, and says the first time why.
+    /// Notes that a blob could not be kept, and logs the reason the first time.
     pub(super) fn met(&self, error: &dyn std::fmt::Display) {
         *self.now.lock() = Some((Instant::now(), error.to_string()));
         if !self.said.swap(true, Ordering::Relaxed) {
             tracing::warn!(
-                "cannot keep decompressed blobs in {}: {error}. They are served without being kept; this is said once",
+                "cannot keep decompressed blobs in {}: {error}. pfimg serves them without keeping them; this message appears once",
                 self.dir.display()
             );
         }
     }
 
-    /// Notes that something could be kept.
+    /// Notes that a blob could be kept.
     pub(super) fn over(&self) {
         *self.now.lock() = None;
     }
 
-    /// Whether that was a moment ago.
+    /// Whether the last failure was a moment ago.
     pub(super) fn is_recent(&self) -> bool {
         self.now.lock().as_ref().is_some_and(|(met, _)| met.elapsed() < PAUSE)
     }
 
-    /// Why nothing can be kept now, as far as that was tried.
+    /// Why nothing can be kept now, if a write was tried.
     pub(super) fn reason(&self) -> Option<String> {
         self.now.lock().as_ref().map(|(_, reason)| reason.clone())
     }
 }
 
-/// Hands on what is written, and tells a failure of the other end from one of what is read.
+/// Passes on written bytes, and tells a failure of the receiver from a failure of the source.
 pub(super) struct Keeping<'a> {
     pub(super) to: &'a mut dyn Write,
     pub(super) failed: Option<io::Error>,
@@ -107,7 +110,7 @@ struct Stretch {
 }
 
 impl Stretch {
-    /// Where in it a part of the blob is.
+    /// The position of a part of the blob in this stretch.
     fn find(&self, part: &Range<u64>) -> Option<Range<usize>> {
         let end = self.start + self.bytes.len() as u64;
         (self.start <= part.start && part.end <= end)
@@ -115,7 +118,7 @@ impl Stretch {
     }
 }
 
-/// Keeps a part of what is written.
+/// Keeps a part of the written bytes.
 struct Cut {
     wanted: Range<u64>,
     at: u64,
@@ -136,7 +139,7 @@ impl Write for Cut {
     }
 }
 
-/// Filled by the first who asks.
+/// Filled by the first reader.
 type Slot = Arc<Mutex<Option<Stretch>>>;
 
 /// Parts of blobs that are kept nowhere as a whole.
@@ -148,7 +151,7 @@ pub(super) struct Stretches {
 }
 
 impl Stretches {
-    /// `budget` is the memory of the cache, of which each stretch may take a part.
+    /// `budget` is the memory of the cache; each stretch may take a part of it.
     pub(super) fn new(budget: u64) -> Self {
         Self {
             open: Mutex::new(LruCache::new(OPEN)),
@@ -157,7 +160,7 @@ impl Stretches {
         }
     }
 
-    /// Bytes that hold a part of a blob of this size, and where in them it is.
+    /// Bytes that hold a part of a blob of this size, and its position in them.
     pub(super) fn read(
         &self,
         blobs: &Blobs,
@@ -172,7 +175,7 @@ impl Stretches {
         {
             return Ok((Arc::clone(&stretch.bytes), found));
         }
-        // Freed before the next one takes memory.
+        // Freed before the next stretch takes memory.
         *slot = None;
         let start = part.start - part.start % ALIGN;
         let wanted = start..part.end.max(start + self.length).min(size);
@@ -185,7 +188,7 @@ impl Stretches {
         Ok((bytes, found))
     }
 
-    /// How long a blob is.
+    /// The length of a blob.
     pub(super) fn length(&self, blobs: &Blobs, digest: &Digest, limit: u64) -> Result<u64, BlobError> {
         if let Some(length) = self.lengths.lock().get(digest) {
             return Ok(*length);

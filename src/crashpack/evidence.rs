@@ -1,7 +1,7 @@
-//! The weight of a verdict: how much more likely what was seen is if something is wrong than if nothing is.
+//! The weight of a verdict: how much more likely the observation is with a fault than without one.
 //!
-//! The arithmetic is that of asupersync's evidence ledger: a Bayes factor in powers of ten by the worst severity, split
-//! evenly between what was there and that it was found.
+//! The arithmetic is that of asupersync's evidence ledger: a Bayes factor in powers of ten by the worst
+//! severity, split evenly between the state and its detection.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,7 @@ use crate::oracle::{TransferOracleResult, ViolationSeverity};
 pub enum EvidenceStrength {
     /// It speaks against the hypothesis: below 0.
     Against,
-    /// Not worth a mention: below 0.5.
+    /// Negligible: below 0.5.
     Negligible,
     /// Below 1.3.
     Positive,
@@ -48,18 +48,18 @@ pub struct BayesFactor {
     pub strength: EvidenceStrength,
 }
 
-/// What the factor is made of, as powers of ten.
+/// The parts of the factor, as powers of ten.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LogLikelihoodContributions {
-    /// From what was there.
+    /// From the state.
     pub structural: f64,
-    /// From that it was found.
+    /// From the detection.
     pub detection: f64,
-    /// Both.
+    /// Their sum.
     pub total: f64,
 }
 
-/// How the factor was come by, for people.
+/// The derivation of the factor, for people.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EvidenceLine {
     /// In symbols.
@@ -73,22 +73,22 @@ pub struct EvidenceLine {
 /// The evidence of one verdict.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EvidenceEntry {
-    /// What was claimed to hold.
+    /// The claim.
     pub invariant: String,
     /// Whether it held.
     pub passed: bool,
-    /// How much the evidence weighs.
+    /// The weight of the evidence.
     pub bayes_factor: BayesFactor,
-    /// What the weight is made of.
+    /// The parts of the weight.
     pub log_likelihoods: LogLikelihoodContributions,
-    /// How it was come by.
+    /// Its derivation.
     pub evidence_lines: Vec<EvidenceLine>,
 }
 
-/// An entry, and where its evidence is.
+/// An entry, and the file of its evidence.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LedgerEntry {
-    /// Which oracle.
+    /// The oracle.
     #[serde(alias = "oracle")]
     pub oracle_name: String,
     /// Its evidence.
@@ -96,33 +96,33 @@ pub struct LedgerEntry {
     /// Its index in the ledger, so that the same pack has the same bytes.
     #[serde(default)]
     pub timestamp: u64,
-    /// The file with what it judged.
+    /// The file with the input of the oracle.
     #[serde(alias = "artifact")]
     pub artifact_path: String,
 }
 
-/// `evidence-ledger.json`: what a crash pack was made from, and what that weighs.
+/// `evidence-ledger.json`: the sources of a crash pack, and their weight.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct EvidenceLedger {
     /// [`super::SCHEMA_VERSION`].
     pub schema_version: u32,
-    /// An entry a verdict, in order.
+    /// One entry a verdict, in order.
     pub entries: Vec<LedgerEntry>,
     /// Seeds of random numbers by name.
     pub seeds: BTreeMap<String, u64>,
-    /// The pack's own files, then others.
+    /// The pack's files, then others.
     #[serde(alias = "artifacts")]
     pub artifact_paths: Vec<String>,
-    /// Whatever else is worth knowing.
+    /// Other useful facts.
     pub metadata: BTreeMap<String, String>,
 }
 
-/// How the keys of a ledger are spelled. A pack is made again in the spelling that it was made in.
+/// The names of a ledger's keys. A pack is made again with the names it was made with.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Spelling {
-    /// The names of the first packs of this program.
+    /// The names in the first packs of pfimg.
     First,
-    /// Those of asupersync's ledger.
+    /// The names of asupersync's ledger.
     #[default]
     Original,
 }

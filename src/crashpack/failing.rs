@@ -1,4 +1,4 @@
-//! What a property that does not hold leaves behind: a crash pack with the seed it failed with.
+//! Keeps a crash pack for a property that fails, with the seed of the failure.
 
 use std::any::Any;
 use std::fmt::Debug;
@@ -8,10 +8,10 @@ use proptest::test_runner::{Config, FailurePersistence, PersistedSeed};
 
 use super::Crashpack;
 
-/// Names the seed that properties are tried with first.
+/// Names the seed that properties try first.
 const AGAIN: &str = "PFIMG_PROPTEST";
 
-/// How properties are tried: those that fail keep a crash pack where the other random tests do.
+/// The configuration of properties: a failure keeps a crash pack where the other random tests do.
 pub(crate) fn config() -> Config {
     let program = std::env::current_exe().unwrap();
     // target/debug/deps/program
@@ -41,7 +41,7 @@ impl FailurePersistence for Packs {
         seed: PersistedSeed,
         shrunken: &dyn Debug,
     ) {
-        // A test's thread has its name, unless there is only one for all of them.
+        // A test's thread has the test's name, unless all tests share one thread.
         let thread = std::thread::current();
         let test = thread.name().filter(|name| name.contains("::")).map(|name| format!(" {name} -- --exact"));
         let again = format!("{AGAIN}='{seed}' cargo test --lib{}", test.unwrap_or_default());
@@ -87,7 +87,7 @@ fn a_property_that_does_not_hold_leaves_a_crash_pack_with_the_seed_that_shows_it
     let pack = super::replay::replay(pack, &[]).unwrap();
     let said = &pack.ledger.metadata;
     assert!(said["again"].contains("a_property_that_does_not_hold") && said["again"].contains(&said["seed"]));
-    // No other case is tried.
+    // Tries no other case.
     let none = |first| Config { cases: 0, ..with(Packs { dir: dir.clone(), first }) };
     assert!(fails(none(said["seed"].parse().ok())) && !fails(none(None)));
 }

@@ -13,11 +13,11 @@ use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::store::Sharing;
 
-/// What temporary folders begin with.
+/// The prefix of temporary folders.
 const TEMPORARY: &str = ".tmp-";
 
 impl Crashpack {
-    /// Writes the pack into a new folder, which lasts once this returns. It is for its user alone.
+    /// Writes the pack into a new folder, durably. Only its user can read it.
     pub fn write_to(&self, dir: &Path) -> Result<()> {
         self.write_shared(dir, Sharing::Private)
     }
@@ -46,7 +46,7 @@ impl Crashpack {
         self.keep_shared(parent, Sharing::Private)
     }
 
-    /// The same in a folder that is there, of a store that is shared.
+    /// Does the same in an existing folder of a store that is shared.
     pub(crate) fn keep_shared(&self, parent: &Path, sharing: Sharing) -> Result<PathBuf> {
         let failed = |e: io::Error| Error::io(e, format!("cannot keep a crash pack in {}", parent.display()));
         let dir = parent.join(self.folder_name()?);
@@ -75,7 +75,7 @@ impl Crashpack {
     }
 }
 
-/// Gives a folder its name. A damaged pack of that name, or whatever else bears it, is removed.
+/// Renames a folder to its name. A damaged pack, or any other file, of that name is removed.
 fn put_in_place(temp: tempfile::TempDir, dir: &Path) -> io::Result<()> {
     let from = temp.path();
     loop {
@@ -99,7 +99,7 @@ fn put_in_place(temp: tempfile::TempDir, dir: &Path) -> io::Result<()> {
                 let _ = remove(&temp.keep());
                 return Ok(());
             }
-            // Removed by another program meanwhile.
+            // Another program removed it in between.
             Err(rustix::io::Errno::NOENT) => {}
             Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => remove(dir)?,
             Err(e) => return Err(e.into()),
@@ -120,13 +120,13 @@ fn remove(path: &Path) -> io::Result<()> {
 pub struct Kept {
     /// The folder's name.
     pub name: String,
-    /// Where it is.
+    /// Its path.
     pub path: PathBuf,
-    /// When it was kept.
+    /// The time at which it was kept.
     pub at: SystemTime,
 }
 
-/// Lists the crash packs below `parent`, the newest first. Reads none of them.
+/// Lists the crash packs below `parent`, newest first. Does not read them.
 pub fn kept(parent: &Path) -> Result<Vec<Kept>> {
     let failed = |e: io::Error| Error::io(e, format!("cannot list crash packs in {}", parent.display()));
     let entries = match fs::read_dir(parent) {
@@ -138,7 +138,7 @@ pub fn kept(parent: &Path) -> Result<Vec<Kept>> {
     for entry in entries {
         let path = entry.map_err(failed)?.path();
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        // One that is being written, or was removed just now.
+        // A pack that is being written, or was removed just now.
         let Ok(meta) = path.symlink_metadata() else { continue };
         if meta.is_dir() && !name.starts_with(TEMPORARY) {
             packs.push(Kept { name, path, at: meta.modified().unwrap_or(SystemTime::UNIX_EPOCH) });

@@ -1,18 +1,18 @@
-//! Drops steps of a crash pack as long as the verdicts stay.
+//! Drops steps of a crash pack while the verdicts stay the same.
 
 use super::{Crashpack, TraceEvent, steps};
 
-/// What of a verdict has to stay: which oracle, and which kinds of violation it finds.
+/// The part of a verdict that must stay: the oracle, and the kinds of its violations.
 type Essence = (String, Vec<String>);
 
 impl Crashpack {
-    /// The same fault with as few steps as bring it about: each step that is left is needed for a verdict. A judged
-    /// event is shown what the steps left come to.
+    /// The same fault with the fewest steps that cause it: each remaining step is needed for a verdict. A
+    /// judged event gets the state of the remaining steps.
     #[must_use]
     pub fn minimized(&self) -> Self {
         let essence = self.essence();
         let mut least = self.clone();
-        // Halves first, then ever smaller stretches, from the end to the beginning.
+        // First halves, then ever smaller stretches, from the end to the beginning.
         let mut stretch = least.trace.len().next_power_of_two();
         loop {
             let before = least.trace.len();
@@ -25,7 +25,7 @@ impl Crashpack {
                 }
                 end = start;
             }
-            // A step may be needed only as long as another one is there.
+            // A step may be needed only while another one is there.
             if stretch <= 1 && least.trace.len() == before {
                 break;
             }
@@ -45,7 +45,7 @@ impl Crashpack {
         self.results().into_iter().map(types).collect()
     }
 
-    /// The same without some steps. Judged events stay.
+    /// The pack without some steps. Judged events stay.
     fn without(&self, stretch: std::ops::Range<usize>) -> Self {
         let derives = self.trace.iter().any(|event| event.seen.is_some());
         let mut left: Vec<TraceEvent> = Vec::with_capacity(self.trace.len());

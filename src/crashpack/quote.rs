@@ -1,6 +1,6 @@
-//! Text in the files of a crash pack: on its line, and whole in a shell.
+//! Quotes text in the files of a crash pack: it stays on its line, and whole in a shell.
 
-/// A word of a shell's command line that means `raw`, whatever is in it.
+/// A word of a shell's command line that means exactly `raw`.
 pub(super) fn shell_arg(raw: &str) -> String {
     let safe = |byte: u8| byte.is_ascii_alphanumeric() || b"_-./:@%+=,".contains(&byte);
     if !raw.is_empty() && raw.bytes().all(safe) {
@@ -19,12 +19,12 @@ pub(super) fn seed_env_suffix(name: &str) -> String {
     }
 }
 
-/// The environment variable that says the seed of that name.
+/// The environment variable for the seed of that name.
 pub fn seed_variable(name: &str) -> String {
     format!("PFIMG_SEED_{}", seed_env_suffix(name))
 }
 
-/// Text that stays on its line and cannot pass for another one.
+/// Text that stays on its line and cannot be mistaken for another line.
 pub(super) fn line(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {

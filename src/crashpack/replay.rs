@@ -1,4 +1,4 @@
-//! Judging a crash pack again, from its own files alone.
+//! Judges a crash pack again, from its files alone.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -16,21 +16,21 @@ const MAX_FILE: u64 = 64 << 20;
 /// A pack that is whole, and its verdicts.
 #[derive(Debug)]
 pub struct Replay {
-    /// The verdicts, worked out anew.
+    /// The verdicts, computed again.
     pub results: Vec<TransferOracleResult>,
-    /// What it says of itself.
+    /// Its evidence ledger.
     pub ledger: EvidenceLedger,
     /// The pack.
     pub pack: Crashpack,
 }
 
 impl Replay {
-    /// Whether a violation was found again.
+    /// Whether the replay found a violation.
     pub fn reproduces(&self) -> bool {
         self.results.iter().any(TransferOracleResult::has_violations)
     }
 
-    /// What was found of what, in a line.
+    /// The result and its subject, in a line.
     pub fn found(&self) -> String {
         let subject = self.ledger.metadata.get("subject").map(|subject| format!(" of {subject}"));
         let subject = subject.unwrap_or_default();
@@ -47,13 +47,13 @@ impl Replay {
     }
 }
 
-/// Files that no other folder has by chance.
+/// Files that identify a crash pack.
 const MARKS: [&str; 4] = [TRACE, LEDGER, "journal.digest", REPLAY];
 
 fn read(dir: &Path, name: &str) -> Result<Vec<u8>> {
     let path = dir.join(name);
     let failed = |e: io::Error| match e.raw_os_error() {
-        // Gone, a link, or a socket.
+        // Missing, a link, or a socket.
         Some(libc::ENOENT | libc::ELOOP | libc::ENXIO) => changed(dir, name, &e.to_string()),
         _ => Error::io(e, format!("cannot read {}", path.display())),
     };
@@ -63,12 +63,12 @@ fn read(dir: &Path, name: &str) -> Result<Vec<u8>> {
         .open(&path)
         .map_err(failed)?;
     if !file.metadata().map_err(failed)?.is_file() {
-        return Err(changed(dir, name, "it is no regular file"));
+        return Err(changed(dir, name, "it is not a regular file"));
     }
     let mut bytes = Vec::new();
     file.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(failed)?;
     if bytes.len() as u64 > MAX_FILE {
-        return Err(changed(dir, name, "it is larger than any pack's"));
+        return Err(changed(dir, name, "it is larger than any file of a pack"));
     }
     Ok(bytes)
 }
@@ -78,7 +78,7 @@ fn changed(dir: &Path, name: &str, why: &str) -> Error {
         .with_hint("replay a copy that was not changed; nothing in this one can be relied on")
 }
 
-/// Fails if a folder is no crash pack at all, or holds more than one.
+/// Fails if a folder is not a crash pack, or holds more than one.
 fn look(dir: &Path) -> Result<()> {
     let none = || {
         Error::new(ErrorKind::NotFound, format!("there is no crash pack in {}", dir.display()))
@@ -103,8 +103,8 @@ fn look(dir: &Path) -> Result<()> {
     }
 }
 
-/// Reads a pack, works out everything in it anew, and refuses it if a byte is another one. With `oracles`, all of these
-/// must be among those that judged.
+/// Reads a pack, computes everything in it again, and refuses it if a byte differs. With `oracles`, all of
+/// these must be among those that judged.
 pub fn replay(dir: &Path, oracles: &[String]) -> Result<Replay> {
     let pack = load(dir)?;
     let results = pack.results();
@@ -118,7 +118,7 @@ pub fn replay(dir: &Path, oracles: &[String]) -> Result<Replay> {
     Ok(Replay { results, ledger, pack })
 }
 
-/// Reads a pack and refuses it if a byte is another one.
+/// Reads a pack and refuses it if a byte differs.
 fn load(dir: &Path) -> Result<Crashpack> {
     look(dir)?;
     let found: Vec<(&str, Vec<u8>)> =
@@ -147,11 +147,13 @@ fn load(dir: &Path) -> Result<Crashpack> {
     let made = pack.files()?;
     for (name, bytes) in &found {
         if made.get(name) != Some(bytes) {
-            return Err(changed(dir, name, "it is not what the trace and the ledger make"));
+            return Err(changed(dir, name, "it differs from what the trace and the ledger give"));
         }
     }
     if let Some(seq) = pack.contradiction() {
-        let why = format!("the steps before event {seq} come to another state than the oracle was shown");
+        let why = format!(
+            "the steps before event {seq} give a different state from the one that the oracle judged"
+        );
         return Err(changed(dir, TRACE, &why));
     }
     Ok(pack)

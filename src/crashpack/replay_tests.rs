@@ -44,7 +44,7 @@ fn text(pack: &Crashpack, name: &str) -> String {
     String::from_utf8(pack.files().unwrap()[name].clone()).unwrap()
 }
 
-/// A pack of five violations whose steps show them, with an event of each kind and each word that a log is made of.
+/// A pack of five violations whose steps show them, with an event of each kind and each word that a log uses.
 fn golden_pack() -> Crashpack {
     let mut steps = Steps::new();
     let image = Digest::of(b"image");
@@ -304,7 +304,7 @@ fn a_pack_whose_steps_come_to_another_state_than_was_judged_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     pack.write_to(dir.path()).unwrap();
     let error = replay(dir.path(), &[]).unwrap_err();
-    assert!(error.to_string().contains("the steps before event 2 come to another state"), "{error}");
+    assert!(error.to_string().contains("the steps before event 2 give a different state"), "{error}");
     assert_eq!(error.kind(), ErrorKind::Damaged);
 }
 
@@ -354,7 +354,7 @@ fn the_script_hands_over_exactly_the_oracles_and_the_seeds() {
         .env("PFIMG", "printf")
         .output()
         .unwrap();
-    // printf takes its first argument as the format and prints nothing else of the rest.
+    // printf uses its first argument as the format and prints no other argument.
     assert_eq!(String::from_utf8(output.stdout).unwrap(), "replay");
     let script = text(&pack(), REPLAY);
     assert!(script.contains(r#"replay --oracle='it'"'"'s a '"'"'seal'"'"'' --oracle=export ."#), "{script}");

@@ -1,7 +1,7 @@
-//! The steps of a transfer: each thing that a program did or saw on the way, in order.
+//! The steps of a transfer: each action and observation of a program during the transfer, in order.
 //!
-//! A [`TransferState`] is nothing but the sum of what was seen. So an oracle judges exactly what a crash pack holds, and
-//! a pack whose steps come to another state is refused.
+//! A [`TransferState`] is the sum of the observations, and nothing else. So an oracle judges exactly the
+//! content of a crash pack, and a pack whose steps give another state is refused.
 
 use std::fmt::Display;
 
@@ -12,24 +12,24 @@ use crate::digest::Digest;
 use crate::oracle::{Transfer, TransferKind, TransferOracle, TransferState};
 use crate::store::manifest::Agent;
 
-/// So many paths that differ are named, and the rest counted.
+/// How many paths that differ are named; the rest is counted.
 pub(crate) const NAMED: usize = 20;
 
-/// What a step shows an oracle.
+/// The observation that a step gives an oracle.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Seen {
-    /// What the manifest hashed to where it came from.
+    /// The hash of the manifest at its source.
     ManifestExpected(String),
-    /// What it hashes to where it arrived; empty where it cannot be read.
+    /// Its hash at its destination; empty if it cannot be read.
     ManifestFound(String),
     /// Numbers missing in the journals.
     JournalGaps(u32),
-    /// Operations that had begun and not ended.
+    /// Operations that had begun and had not ended.
     PendingOperations(u32),
     /// Things that were left behind.
     LeakedObligations(u32),
-    /// A path that shows something else where it arrived.
+    /// A path that differs at the destination.
     PathDiffers(String),
 }
 
@@ -50,7 +50,7 @@ impl Seen {
     }
 }
 
-/// What the steps among these events come to.
+/// The state that the steps among these events give.
 pub(super) fn state_of<'a>(events: impl IntoIterator<Item = &'a TraceEvent>) -> TransferState {
     let mut state = TransferState::default();
     for seen in events.into_iter().filter_map(|event| event.seen.as_ref()) {
@@ -63,27 +63,27 @@ pub(super) fn state_of<'a>(events: impl IntoIterator<Item = &'a TraceEvent>) -> 
 #[derive(Clone, Debug, Default)]
 pub struct Steps {
     pack: Crashpack,
-    /// The first step that shows something wrong, in words.
+    /// The first step that shows a fault, in words.
     wrong: Option<String>,
 }
 
 impl Steps {
-    /// No step.
+    /// Makes an empty list.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Adds something that was done.
+    /// Adds an action.
     pub fn did(&mut self, kind: &str, what: impl Into<String>) {
         self.push(kind, what.into(), None);
     }
 
-    /// Adds something that was seen.
+    /// Adds an observation.
     pub fn saw(&mut self, kind: &str, what: impl Into<String>, seen: Seen) {
         self.push(kind, what.into(), Some(seen));
     }
 
-    /// Adds something that was seen and is wrong. The first such step is told to the caller of the transfer.
+    /// Adds an observation of a fault. The first one is reported to the caller of the transfer.
     pub fn wrong(&mut self, kind: &str, what: impl Into<String>, seen: Option<Seen>) {
         let what = what.into();
         self.wrong.get_or_insert_with(|| what.clone());
@@ -94,7 +94,7 @@ impl Steps {
         self.pack = std::mem::take(&mut self.pack).push(kind, what, seen, None);
     }
 
-    /// Adds the file that a step was about, for somebody who looks into the fault.
+    /// Adds the file that a step was about, for readers who investigate the fault.
     pub fn concerns(&mut self, path: impl Into<String>) {
         self.pack = std::mem::take(&mut self.pack).with_artifact_path(path);
     }
@@ -113,7 +113,7 @@ impl Steps {
         }
     }
 
-    /// Adds which manifest was meant, and which one is there. `why` says why it cannot be read, or is another one.
+    /// Adds the expected manifest and the one that is there. `why` says why it cannot be read or differs.
     pub fn saw_manifest(&mut self, expected: &Digest, found: String, why: Option<&str>) {
         self.concerns_image(expected);
         self.saw("manifest", format!("expected {expected}"), Seen::ManifestExpected(expected.to_string()));
@@ -149,8 +149,8 @@ impl Steps {
         if number == 0 { self.saw(kind, what, seen) } else { self.wrong(kind, what, Some(seen)) }
     }
 
-    /// Adds paths that differ, each with how it differs: the first by name, the rest by number. `at` is the folder that
-    /// they are in. Returns whether there is any.
+    /// Adds paths that differ, each with its difference: the first ones by name, the rest by number. `at` is
+    /// their folder. Returns whether there are any.
     pub fn saw_paths<P: Display>(
         &mut self,
         at: &str,
@@ -176,22 +176,22 @@ impl Steps {
         named > 0
     }
 
-    /// What there is to see of the transfer so far.
+    /// The state of the transfer so far.
     pub fn state(&self) -> TransferState {
         state_of(&self.pack.trace)
     }
 
-    /// The transfer as it is to be judged now.
+    /// The transfer in its present state, for a judgement.
     pub fn transfer(&self, kind: TransferKind, subject: &str) -> Transfer {
         Transfer { kind, subject: subject.to_owned(), state: self.state() }
     }
 
-    /// The first step that shows something wrong, in words.
+    /// The first step that shows a fault, in words.
     pub(crate) fn first_wrong(&self) -> Option<&str> {
         self.wrong.as_deref()
     }
 
-    /// A crash pack of these steps and of what an oracle was shown.
+    /// A crash pack of these steps and of the input of an oracle.
     pub(crate) fn into_pack(self, oracle: TransferOracle, transfer: Transfer) -> Crashpack {
         self.pack.with_judged(oracle, transfer)
     }

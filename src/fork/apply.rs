@@ -1,4 +1,4 @@
-//! Makes true what a record says. The same code runs when the operation happens and when the journal is replayed.
+//! Applies records to a state. The same code runs when an operation happens and when the journal is replayed.
 
 use std::sync::Arc;
 
@@ -11,18 +11,19 @@ use super::record::{Attrs, Create, Record, Splice, Whiteout};
 use super::state::{State, fixed_ino};
 use crate::layers::world::Kind;
 
-/// A record that speaks of what is not there.
+/// The error for a record that refers to missing files.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Senseless;
 
-/// What became of an operation.
+/// The result of an operation.
 #[derive(Debug, Default)]
 pub(super) struct Applied {
-    /// The file that has no name any more.
+    /// The file that lost its last name.
     pub(super) unlinked: Option<(Ino, Arc<Inode>)>,
 }
 
-/// Applies a record that was made in `generation`. The content it changes must be settled.
+/// Applies a record that was made in `generation`. The length and pieces of the content it changes must be
+/// known.
 pub(super) fn apply(state: &mut State, record: &Record, generation: GenId) -> Result<Applied, Senseless> {
     let mut applied = Applied::default();
     match record {
@@ -79,7 +80,7 @@ pub(super) fn apply(state: &mut State, record: &Record, generation: GenId) -> Re
             let is_dir = state.kind(ino) == Some(Kind::Dir);
             state.set_entry(*to, &new_name, ino, is_dir);
             applied.unlinked = replace(state, target, (*to, &new_name), time);
-            // The old name is there throughout, and keeps its place in the listing.
+            // The old name exists throughout, and keeps its place in the listing.
             begin(state, device, &name);
             state.set_entry(from, &name, device.ino, false);
             relink(state, ino, (from, &name), (*to, &new_name), time);
@@ -93,7 +94,7 @@ pub(super) fn apply(state: &mut State, record: &Record, generation: GenId) -> Re
     Ok(applied)
 }
 
-/// Applies a record that concerns one file alone, be it linked or not.
+/// Applies a record that concerns one file alone, linked or not.
 pub(super) fn change(inode: &mut Inode, record: &Record, generation: GenId) -> Result<(), Senseless> {
     match record {
         Record::Attr(attrs) => {
@@ -110,7 +111,7 @@ pub(super) fn change(inode: &mut Inode, record: &Record, generation: GenId) -> R
                 let Body::File(content) = &mut inode.body else { return Err(Senseless) };
                 content.resize(size);
                 if size == 0 {
-                    // What it held may be large; the next large write begins a new file.
+                    // The old content may be large; the next large write begins a new file.
                     content.own = None;
                 }
             }
@@ -151,7 +152,7 @@ fn put(content: &mut Content, splice: &Splice, floor: u64, generation: GenId) {
                 }
                 content.inline += piece.len;
             }
-            // A file's own data file holds a byte where the file has it, behind the floor.
+            // A data file that belongs to one file holds each byte at the byte's offset after the floor.
             Src::Data(file) if !file.shared && piece.off + floor == splice.off + part.at => {
                 content.own = Some(file.clone());
             }
@@ -178,7 +179,7 @@ fn make(state: &mut State, create: &Create) -> Result<(), Senseless> {
     Ok(())
 }
 
-/// Puts a new file among the files, which no folder shows yet.
+/// Adds a new file to the files; no folder shows it yet.
 fn begin(state: &mut State, create: &Create, name: &Name) {
     let time = Some(create.time);
     state.births += 1;
@@ -207,7 +208,8 @@ fn begin(state: &mut State, create: &Create, name: &Name) {
     state.dirty_nodes.insert(create.ino, state.epoch);
 }
 
-/// The file that is to be moved, and the one that has its new name. Judges all of a move before anything is changed.
+/// Returns the file to be moved, and the file that has its new name. Checks the whole move before anything is
+/// changed.
 fn may_move(
     state: &State,
     (from, name): (Ino, &Name),
@@ -223,7 +225,7 @@ fn may_move(
     if senseless { Err(Senseless) } else { Ok((ino, target)) }
 }
 
-/// Takes a name from the file that had it; returns the file if that was its last one.
+/// Removes a name from the file that had it; returns the file if that was its last name.
 fn replace(
     state: &mut State,
     target: Option<Ino>,

@@ -1,4 +1,4 @@
-//! Operations on attributes, and making things durable.
+//! Operations on attributes, and fsync.
 
 use std::fs::File;
 
@@ -14,7 +14,7 @@ use crate::layers::acl::{self, Acl};
 use crate::layers::world::Kind;
 use crate::sync::atomic::Ordering;
 
-/// A time to be set.
+/// A time to set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SetTime {
     /// The time at which the operation happens.
@@ -23,10 +23,10 @@ pub enum SetTime {
     At(i64),
 }
 
-/// Attributes to be set; what is unset stays.
+/// Attributes to set; an unset one stays.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SetAttr {
-    /// Permission bits. The kernel has taken the sgid bit out where the caller may not set it.
+    /// Permission bits. The kernel has removed the sgid bit if the caller may not set it.
     pub mode: Option<u16>,
     /// Owner.
     pub uid: Option<u32>,
@@ -45,12 +45,12 @@ pub struct SetAttr {
 /// Whether an extended attribute may, must or must not exist before it is set.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum XattrMode {
-    /// Either.
+    /// It may exist or not.
     #[default]
     Any,
-    /// It must not: `XATTR_CREATE`.
+    /// It must not exist: `XATTR_CREATE`.
     Create,
-    /// It must: `XATTR_REPLACE`.
+    /// It must exist: `XATTR_REPLACE`.
     Replace,
 }
 
@@ -58,12 +58,12 @@ pub enum XattrMode {
 const MAX_XATTR: usize = 65_536;
 
 impl Fork {
-    /// Sets attributes, as root does. A new owner takes suid and sgid away.
+    /// Sets attributes, as root does. A new owner clears suid and sgid.
     pub fn setattr(&self, ino: Ino, set: &SetAttr) -> Result<Attr> {
         self.setattr_by(ino, set, false)
     }
 
-    /// Sets attributes. A new owner or length takes suid and sgid away.
+    /// Sets attributes. A new owner or length clears suid and sgid.
     pub fn setattr_by(&self, ino: Ino, set: &SetAttr, by: impl Caller) -> Result<Attr> {
         self.may_write()?;
         self.settle(ino)?;
@@ -87,7 +87,8 @@ impl Fork {
             if size > MAX_SIZE {
                 return Err(posix(Posix::TooLarge, "the file would be too large"));
             }
-            // Where the kernel sets the times, it sets none if the length is the same, and goes on showing the old ones.
+            // A kernel that sets the times sets none if the length is the same, and continues to show the old
+            // ones.
             keeps = self.shared.late_writes && inode.content().is_some_and(|c| c.known_size() == size);
             mtime = mtime.or((!keeps).then_some(time));
         }
@@ -97,7 +98,8 @@ impl Fork {
         let (mut uid, mut gid) = (set.uid, set.gid);
         let owner = uid.is_some() || gid.is_some();
         if mode.is_some_and(|mode| mode & 0o6000 != 0) {
-            // These bits give the rights of the owner. They must be those of the owner who is shown, who set the bits.
+            // These bits give the rights of the owner. The owner must be the one who is shown, who set the
+            // bits.
             let shown = live.state.attr(ino, &inode);
             let recorded = live.state.recorded(ino, &inode);
             uid = uid.or((shown.uid != recorded.uid).then_some(shown.uid));
@@ -116,7 +118,7 @@ impl Fork {
         if let (Some(mode), Some(acl)) = (mode, inode.xattrs.get(acl::ACCESS))
             && let Some(acl) = Acl::parse(acl)
         {
-            // It would bring back the permissions that are taken away here.
+            // It would restore the permissions that are removed here.
             let (name, value) = (acl::ACCESS.to_vec(), Some(acl.with_mode(mode).value()));
             live.commit(Record::Xattr { ino, name, value, time })?;
         }
@@ -193,7 +195,8 @@ impl Fork {
         live.commit(Record::Xattr { ino, name: name.to_vec(), value: Some(value.to_vec()), time: self.now() })
     }
 
-    /// Sets an access control list, and the mode that goes with it. One that says no more than a mode is not kept.
+    /// Sets an access control list, and the mode that results from it. A list that is equal to a mode is not
+    /// kept.
     fn set_acl(&self, ino: Ino, name: &[u8], value: &[u8], by: impl Caller) -> Result<()> {
         let acl = Acl::parse(value)
             .ok_or_else(|| Error::new(ErrorKind::InvalidInput, "that is no access control list"))?;
@@ -235,8 +238,8 @@ impl Fork {
         live.commit(Record::Xattr { ino, name: name.to_vec(), value: None, time: self.now() })
     }
 
-    /// Makes everything that was acknowledged durable: all of the fork, since a journal that is durable must not speak
-    /// of data that is not. Writers go on meanwhile.
+    /// Makes everything that was acknowledged durable: all of the fork, since a durable journal must not
+    /// refer to data that is not durable. Writers continue during the call.
     pub fn fsync(&self) -> Result<()> {
         let generations = self.live.read().generations.clone();
         for generation in &generations {
@@ -251,11 +254,11 @@ impl Fork {
             self.head_unsynced.store(true, Ordering::Release);
             return Err(e);
         }
-        // What nothing durable speaks of any more can go now.
+        // Data without a durable reference can be removed now.
         Ok(())
     }
 
-    /// The same of a fork that another thread may discard: then nothing of it needs to be durable.
+    /// Does the same for a fork that another thread may discard: then nothing needs to be durable.
     pub(super) fn fsync_unless_discarded(&self) -> Result<()> {
         self.fsync().or_else(|error| if self.is_discarded() { Ok(()) } else { Err(error) })
     }
@@ -270,8 +273,8 @@ impl Fork {
         io.sync_dir(&dir).and_then(|()| io.sync_dir(&self.shared.forks)).map_err(failed)
     }
 
-    /// Gives back the space of data that nothing speaks of any more. It makes the fork durable first, so that no power
-    /// cut brings back a name whose data is gone. Returns whether there was anything to do.
+    /// Frees the space of data without references. Makes the fork durable first, so that no power cut brings
+    /// back a name whose data is removed. Returns whether there was anything to do.
     pub fn reap(&self) -> Result<bool> {
         let generations = self.live.read().generations.clone();
         let trash: Vec<_> =
@@ -292,7 +295,7 @@ impl Fork {
     }
 }
 
-/// The kinds of attributes that a fork has.
+/// The kinds of attributes that a fork supports.
 const PREFIXES: [&[u8]; 3] = [b"user.", b"trusted.", b"security."];
 
 /// Whether a name ends with its kind, such as `user.`.
@@ -300,7 +303,8 @@ pub fn is_bare_prefix(name: &[u8]) -> bool {
     PREFIXES.contains(&name)
 }
 
-/// The error of an attribute that is not there. The kernel's filesystems take a kind without a name for no attribute's name.
+/// The error for a missing attribute. The kernel's filesystems do not accept a kind without a name as an
+/// attribute's name.
 fn no_attribute(name: &[u8]) -> Error {
     if is_bare_prefix(name) {
         return Error::new(ErrorKind::InvalidInput, "the attribute has no name behind its kind");
@@ -308,10 +312,11 @@ fn no_attribute(name: &[u8]) -> Error {
     posix(Posix::NoAttribute, "no such extended attribute")
 }
 
-/// Whether capabilities were given in a user namespace, by the root that the machine has as well: a command of root's in `pfimg run`.
+/// Whether capabilities were given in a user namespace whose root is also the machine's root: by root's
+/// command in `pfimg run`.
 ///
-/// The kernel writes the namespace's root with them (`VFS_CAP_REVISION_3` in linux/capability.h), and outside they would count as if
-/// they had been given there: an export restores them.
+/// The kernel stores the namespace's root with them (`VFS_CAP_REVISION_3` in linux/capability.h). Outside
+/// they would count as if they had been given there: an export restores them.
 fn is_of_confined_root(value: &[u8]) -> bool {
     value.get(3) == Some(&3) && value.get(20..24) == Some(&[0; 4])
 }

@@ -1,4 +1,4 @@
-//! Copying a range of one file into another without touching the bytes, where that is possible.
+//! Copies a range of one file into another, without touching the bytes if possible.
 
 use super::caller::Caller;
 use super::content::{INLINE, MAX_SIZE};
@@ -11,14 +11,14 @@ use super::records::may_clear;
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Posix, Result};
 
-/// Where to copy from.
+/// The source of a copy.
 #[derive(Clone, Debug)]
 pub enum CopySource<'a> {
     /// A file of a fork, maybe the same one.
     Fork(&'a Fork, Ino),
     /// A file of an image.
     Blob(BlobRef),
-    /// A file of an image that is known, at a path from the image's folder, with its time.
+    /// A file of a known image, at a path from the image's folder, with its time.
     Image {
         /// Its content.
         blob: BlobRef,
@@ -31,7 +31,7 @@ pub enum CopySource<'a> {
     },
 }
 
-/// As many bytes are copied as bytes in one go.
+/// The most bytes that one record copies as bytes.
 const BYTES: u64 = 4 << 20;
 
 /// Shorter pieces of other forks are copied: a hard link costs more.
@@ -41,7 +41,7 @@ const WORTH_A_LINK: u64 = 64 << 10;
 const PARTS: usize = 64;
 
 impl CopySource<'_> {
-    /// What it holds, and the time that it shows with that.
+    /// Its content, and the time shown with that content.
     fn content(&self) -> Result<(Content, i64)> {
         match self {
             Self::Blob(blob) | Self::Image { blob, .. } => {
@@ -63,8 +63,8 @@ impl CopySource<'_> {
 }
 
 impl Fork {
-    /// Copies up to `len` bytes; returns how many, maybe less: call it again then. Blobs and what is frozen are
-    /// shared, other bytes are copied.
+    /// Copies up to `len` bytes; returns how many, maybe fewer: then the caller calls it again. Blobs and
+    /// frozen data are shared, other bytes are copied.
     pub fn copy_range(
         &self,
         from: &CopySource<'_>,
@@ -86,7 +86,7 @@ impl Fork {
                 .into_iter()
                 .any(|(_, piece)| is_open(&piece))
         {
-            // What it wrote since its last seal is shared as well: frozen, nobody changes it any more.
+            // Its changes since its last seal are shared as well: frozen data never changes.
             fork.freeze()?;
             (source, mtime) = from.content()?;
         }
@@ -117,7 +117,7 @@ impl Fork {
         Ok(done)
     }
 
-    /// Copies some of it: as many pieces as one record takes.
+    /// Copies a part of it: as many pieces as one record takes.
     fn copy_some(
         &self,
         source: &Content,
@@ -127,7 +127,7 @@ impl Fork {
         len: u64,
         by: impl Caller,
     ) -> Result<Copied> {
-        // Bytes are read before the lock is taken: they may lie in another fork or a blob.
+        // Bytes are read before the lock is taken: they may be in another fork or a blob.
         let mut plan = Vec::new();
         let (mut at, mut bytes) = (from, 0);
         let pieces = source.pieces.range(from, from + len);
@@ -172,7 +172,8 @@ impl Fork {
         let mut content = content.settled();
         let mut parts = Vec::new();
         let mut covered = len;
-        // Once one part has to go to a data file all do: the journal takes 64 KiB of a file, not of a part.
+        // If one part has to go to a data file, all parts do: the journal takes 64 KiB of a file, not of a
+        // part.
         if bytes > INLINE {
             content.inline = INLINE;
             content.inline_gen = Some(live.writer.generation.id);
@@ -185,7 +186,7 @@ impl Fork {
                         parts.push(Part { at, len: piece.len, from: From::There(piece.off, src) });
                     }
                     Err(e) => {
-                        // No second name for that file: its bytes are copied, in a call of their own.
+                        // That file cannot have a second name: its bytes are copied, in a separate call.
                         tracing::debug!("cannot share a data file: {e}");
                         if at > 0 {
                             covered = at;
@@ -240,7 +241,7 @@ enum Step {
     Bytes(Vec<u8>),
 }
 
-/// Whether a piece would be shared were its generation frozen.
+/// Whether a piece could be shared if its generation were frozen.
 fn is_open(piece: &Piece) -> bool {
     matches!(&piece.src, Src::Data(file) if !file.is_frozen()) && piece.len >= WORTH_A_LINK
 }
@@ -264,7 +265,7 @@ impl super::live::Live {
         offset: u64,
         bytes: &[u8],
     ) -> Result<(From, u64)> {
-        // Without other pieces around nothing is filled up.
+        // Without other pieces there is no page to fill up.
         let alone = Content { pieces: Pieces::default(), ..content.clone() };
         let placed = self.place(fork, inode, &alone, ino, offset, bytes)?;
         Ok((placed.from, placed.len))

@@ -1,5 +1,5 @@
-//! What one tree has other than another, of images and forks as they stand. What both have from the same image is not
-//! looked at: that costs what was changed.
+//! The differences between two trees, of images and forks in their present state. Parts that both have from
+//! the same image are skipped: the cost grows with the changes.
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
@@ -16,10 +16,10 @@ use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::layers::world::Kind;
 
-/// How much of two files is compared at a time, in bytes.
+/// Bytes of two files that are compared at a time.
 const STEP: usize = 256 << 10;
 
-/// All files of an image or a fork, as they were when it was taken.
+/// All files of an image or a fork, at the moment when the view was taken.
 #[derive(Clone)]
 pub struct View {
     state: State,
@@ -32,59 +32,60 @@ impl std::fmt::Debug for View {
     }
 }
 
-/// In what a path differs.
+/// The kind of a difference.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum How {
-    /// It was not there.
+    /// The path was added.
     Added,
-    /// It is not there any more.
+    /// The path was removed.
     Removed,
     /// A file's bytes, a link's target or a device's number.
     Content,
-    /// A file became a folder, or the like.
+    /// The kind of file, for instance a file became a folder.
     Kind,
     /// Permission bits, owner or extended attributes alone. Times are not compared.
     Attributes,
 }
 
-/// What is at a path on one side.
+/// The file at a path on one side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Side {
-    /// What it is.
+    /// Its kind.
     pub kind: Kind,
     /// Permission bits.
     pub mode: u16,
     /// Length in bytes, of a file.
     pub size: Option<u64>,
-    /// How many things are in a folder that only this side has, and in the folders in it, unless they are listed.
+    /// The number of files in a folder that only this side has, and in the folders below, unless they are
+    /// listed.
     pub below: u64,
 }
 
 /// One path that differs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Difference {
-    /// From the image's or fork's own folder: `world/fs/src/main.rs`.
+    /// From the top folder of the image or fork: `world/fs/src/main.rs`.
     pub path: Vec<u8>,
-    /// In what.
+    /// The difference.
     pub how: How,
-    /// What is there in the first tree.
+    /// The file in the first tree.
     pub before: Option<Side>,
-    /// What is there in the second.
+    /// The file in the second.
     pub after: Option<Side>,
 }
 
-/// What to look at.
+/// The options of a comparison.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Compare {
-    /// Whether to list all that is in a folder which only one side has.
+    /// Whether to list the content of a folder that only one side has.
     pub all: bool,
-    /// Whether files of the same length that were written to are read, since the same bytes may have been written. Else they
-    /// count as changed.
+    /// Whether to read written files of the same length, since the same bytes may have been written.
+    /// Otherwise they count as changed.
     pub read: bool,
 }
 
 impl Registry {
-    /// All files of an image; without one, nothing.
+    /// All files of an image; without an image, no files.
     pub fn view(&self, image: Option<Digest>) -> Result<View> {
         let state = State::over(self.shared.base(image, 0)?);
         Ok(View { state, reader: Arc::clone(&self.shared.reader) })
@@ -92,7 +93,7 @@ impl Registry {
 }
 
 impl View {
-    /// The same where forks cannot be read.
+    /// Does the same where forks cannot be read.
     pub fn of_image(reader: Arc<dyn BaseReader>, image: Option<Digest>) -> Result<Self> {
         let owners = super::Options::default().owners;
         let base = match image {
@@ -104,21 +105,21 @@ impl View {
 }
 
 impl Fork {
-    /// All its files as they stand.
+    /// All its files in their present state.
     pub fn view(&self) -> View {
         View { state: self.live.read().state.detached(), reader: Arc::clone(&self.shared.reader) }
     }
 }
 
-/// A path that is still to be looked at, and what is there in the two trees.
+/// A path that still has to be compared, and its files in the two trees.
 struct Pair {
     path: Vec<u8>,
     before: Option<Ino>,
     after: Option<Ino>,
 }
 
-/// Hands each path on that differs, in the order of a walk through sorted folders. An image's manifest is not compared: it is
-/// another in every image.
+/// Passes on each path that differs, in the order of a walk through sorted folders. An image's manifest is
+/// not compared: it differs in every image.
 pub fn compare(
     before: &View,
     after: &View,
@@ -149,17 +150,18 @@ struct Both<'a> {
 }
 
 impl Both<'_> {
-    /// Whether something comes from the same place of the same image and was changed on neither side, nor was anything in it.
+    /// Whether both sides have an entry from the same place of the same image, and changed neither it nor
+    /// anything in it.
     fn is_untouched(&self, pair: &Pair) -> bool {
         let (Some(before), Some(after)) = (pair.before, pair.after) else { return false };
         let (a, b) = (&self.before.state, &self.after.state);
-        // What is above a change is a fork's own.
+        // A fork holds every folder above a change in its maps.
         let (Some(At::Base(was)), Some(At::Base(is))) = (a.at(before), b.at(after)) else { return false };
         let same_base = a.base.image.is_some() && a.base.image == b.base.image;
         was == is && (same_base || Arc::ptr_eq(&a.base.tree, &b.base.tree))
     }
 
-    /// What is in a folder of one or both sides and may differ, the last name first.
+    /// The entries of a folder of one or both sides that may differ, the last name first.
     fn children(&self, path: &[u8], before: Option<Ino>, after: Option<Ino>) -> Vec<Pair> {
         let (was, is) = (self.before.list(before), self.after.list(after));
         let (mut was, mut is) = (was.into_iter().rev().peekable(), is.into_iter().rev().peekable());
@@ -268,7 +270,7 @@ impl View {
         ino.map(|ino| self.state.inode(ino).ok_or_else(lost)).transpose()
     }
 
-    /// What is in a folder, by name; nothing if it is none.
+    /// The entries of a folder, by name; empty if it is not a folder.
     fn list(&self, ino: Option<Ino>) -> BTreeMap<Name, Ino> {
         let mut entries = BTreeMap::new();
         if let Some(ino) = ino {
@@ -280,7 +282,7 @@ impl View {
         entries
     }
 
-    /// How many things are in a folder and the folders in it.
+    /// The number of files in a folder and the folders below.
     fn count(&self, ino: Ino) -> u64 {
         let (mut count, mut todo) = (0, vec![ino]);
         while let Some(ino) = todo.pop() {
@@ -309,12 +311,12 @@ impl View {
     }
 }
 
-/// Whether an image keeps more of what is at a path than its bytes.
+/// Whether an image keeps more than the bytes of a file at this path.
 fn is_in_world(path: &[u8]) -> bool {
     path.strip_prefix(b"world/fs").is_some_and(|rest| rest.is_empty() || rest[0] == b'/')
 }
 
-/// The blob that a content is, where that is known.
+/// The blob of a content, if it is known.
 pub(super) fn digest(content: &Content) -> Option<Digest> {
     match &content.lazy {
         Some(lazy) => Some(lazy.digest),
@@ -323,7 +325,7 @@ pub(super) fn digest(content: &Content) -> Option<Digest> {
 }
 
 fn same_attributes(a: &Inode, b: &Inode) -> bool {
-    // What an image does not say is as it may be.
+    // An attribute that an image does not record is equal to any.
     let same = |a: Option<u32>, b: Option<u32>| a.is_none() || b.is_none() || a == b;
     let mode = matches!(a.body, Body::Symlink(_)) || a.mode == b.mode;
     mode && same(a.uid, b.uid) && same(a.gid, b.gid) && a.xattrs == b.xattrs

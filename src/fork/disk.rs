@@ -1,4 +1,4 @@
-//! A fork's files on disk: generations, their data files, and the few descriptors that are open at a time.
+//! A fork's files on disk: generations, their data files, and the few open descriptors.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -67,16 +67,17 @@ pub trait Io: StoreIo {
         file.set_len(len)
     }
 
-    /// Makes sure that writing `len` bytes at `offset` cannot run out of space; the file's length stays.
+    /// Reserves space so that writing `len` bytes at `offset` cannot run out of it; the file's length stays.
     fn reserve(&self, file: &File, offset: u64, len: u64) -> io::Result<()> {
         match rustix::fs::fallocate(file, FallocateFlags::KEEP_SIZE, offset, len) {
-            // Not every filesystem can promise space. There a write may fail late.
+            // Not every filesystem can promise space. On others a write may fail late.
             Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => Ok(()),
             other => Ok(other?),
         }
     }
 
-    /// Sets space aside for writes of `len` bytes at `offset`; the file's length stays. Fails where the filesystem cannot promise it.
+    /// Reserves space for writes of `len` bytes at `offset`; the file's length stays. Fails if the filesystem
+    /// cannot promise it.
     fn set_aside(&self, file: &File, offset: u64, len: u64) -> io::Result<()> {
         Ok(rustix::fs::fallocate(file, FallocateFlags::KEEP_SIZE, offset, len)?)
     }
@@ -104,9 +105,9 @@ enum FileKey {
 pub(super) struct Files {
     open: Mutex<LruCache<FileKey, Arc<File>>>,
     writable: bool,
-    /// Whether the filesystem has hard links, once a refused link made somebody ask.
+    /// Whether the filesystem has hard links, once a refused link made a check necessary.
     links: OnceLock<bool>,
-    /// Who may use what is made.
+    /// Who may use new files.
     pub(super) sharing: Sharing,
     pub(super) io: Arc<dyn Io>,
 }
@@ -117,8 +118,8 @@ impl Files {
         Self { open: Mutex::new(LruCache::new(capacity)), writable, links: OnceLock::new(), sharing, io }
     }
 
-    /// Gives a data file a second name, in the folder `data`. Where the filesystem has no hard links this is found out once,
-    /// and not tried again.
+    /// Gives a data file a second name, in the folder `data`. A filesystem without hard links is detected
+    /// once, and links are not tried again.
     fn link(&self, from: &Path, data: &Path, to: &Path) -> io::Result<()> {
         if self.links.get() == Some(&false) {
             return Err(Errno::NOTSUP.into());
@@ -134,11 +135,11 @@ impl Files {
         })
     }
 
-    /// Finds out whether a new file can have two names. A link is also refused for the sake of one file: of an immutable one,
-    /// or of another user's one under `fs.protected_hardlinks`.
+    /// Checks whether a new file can have two names. A link may also be refused because of one file: an
+    /// immutable one, or another user's under `fs.protected_hardlinks`.
     fn probe(&self, data: &Path) {
         let (one, two) = (data.join(".link-1"), data.join(".link-2"));
-        // A full disk says nothing about links.
+        // A full disk proves nothing about links.
         if self.io.create(&one, self.sharing).is_err() {
             return;
         }
@@ -160,7 +161,7 @@ impl Files {
             return Ok(file.clone());
         }
         let file = Arc::new(File::options().read(true).write(self.writable).open(path)?);
-        // The evicted file is closed by whoever drops it last, outside the lock.
+        // The last holder closes the evicted file, outside the lock.
         let _evicted = self.open.lock().push(key, file.clone());
         Ok(file)
     }
@@ -169,7 +170,7 @@ impl Files {
         let _closed = self.open.lock().pop(&key);
     }
 
-    /// Closes all files of a generation: as long as they are open, what was removed takes space.
+    /// Closes all files of a generation: while they are open, removed files take space.
     fn forget_all(&self, id: GenId) {
         let mut open = self.open.lock();
         let of = |key: &FileKey| matches!(key, FileKey::Journal(of) | FileKey::Data(of, _) if *of == id);
@@ -180,7 +181,7 @@ impl Files {
     }
 }
 
-/// A stretch of a fork's life: a journal and the data files it speaks of. The last of a fork is written, all others
+/// A part of a fork's history: a journal and its data files. The last one of a fork is written, all others
 /// are frozen.
 pub struct Generation {
     /// Its name.
@@ -188,10 +189,10 @@ pub struct Generation {
     dir: PathBuf,
     files: Arc<Files>,
     frozen: AtomicBool,
-    /// The number and the place that came next when it was frozen, where it was written by this program.
+    /// The next number and offset at the moment of the freeze, if this program wrote it.
     written: Mutex<Option<(u64, u64)>>,
     doomed: AtomicBool,
-    /// Data files that nothing speaks of any more; removed after the journal that says so is durable.
+    /// Data files without references; removed after the journal that says so is durable.
     trash: Mutex<Vec<u64>>,
     /// Data files written since they were last made durable.
     unsynced: Mutex<std::collections::BTreeSet<u64>>,
@@ -199,13 +200,13 @@ pub struct Generation {
     entry_unsynced: AtomicBool,
     /// Whether making it durable failed once.
     doubted: AtomicBool,
-    /// Held while it is made durable: who asks meanwhile must not be told that there is nothing to do.
+    /// Held during a sync: a second caller must not learn that there is nothing to do.
     syncing: Mutex<()>,
     next_data: AtomicU64,
 }
 
 impl Generation {
-    /// Where a generation lies.
+    /// The path of a generation.
     pub(super) fn dir(forks: &Path, id: GenId) -> PathBuf {
         forks.join("gen").join(id.to_string())
     }
@@ -240,16 +241,16 @@ impl Generation {
         this.journal_unsynced.store(true, Ordering::Relaxed);
         let made = this.restart(&header(id));
         if made.is_err() {
-            // What was made is empty; the next opener would collect it too.
+            // The folder is still empty; the next opener would also remove it.
             let _ = fs::remove_dir_all(&this.dir);
         }
         made.map(|()| this)
     }
 
-    /// Makes what is missing of its folder, and an empty journal.
+    /// Makes the missing parts of its folder, and an empty journal.
     pub(super) fn restart(&self, header: &[u8]) -> Result<()> {
         let make = || {
-            // It lies in forks/gen of the store.
+            // It is in forks/gen of the store.
             let store = self.dir.ancestors().nth(3).unwrap_or(&self.dir);
             self.io().create_dir_below(store, &self.dir.join("data"), self.files.sharing)?;
             let _ = fs::remove_file(self.journal_path());
@@ -292,13 +293,13 @@ impl Generation {
         self.frozen.store(true, Ordering::Release);
     }
 
-    /// Freezes it where the next record, of number `seq`, would lie at `end`.
+    /// Freezes it; the next record, of number `seq`, would be at `end`.
     pub(super) fn freeze_at(&self, seq: u64, end: u64) {
         *self.written.lock() = Some((seq, end));
         self.freeze();
     }
 
-    /// What [`Generation::freeze_at`] was told.
+    /// The values given to [`Generation::freeze_at`].
     pub(super) fn written(&self) -> Option<(u64, u64)> {
         *self.written.lock()
     }
@@ -307,17 +308,17 @@ impl Generation {
         self.frozen.load(Ordering::Acquire)
     }
 
-    /// Has it removed from disk once nothing in memory speaks of it any more.
+    /// Removes it from disk once nothing in memory refers to it.
     pub(super) fn doom(&self) {
         self.doomed.store(true, Ordering::Release);
     }
 
-    /// To be called after the write: noted before it, it could be forgotten by a sync that does not cover it.
+    /// Call it after the write: if it came before, a sync that does not cover the write could clear the note.
     pub(super) fn note_journal_write(&self) {
         self.journal_unsynced.store(true, Ordering::Release);
     }
 
-    /// Numbers of data files start behind this one.
+    /// Makes numbers of data files start after this one.
     pub(super) fn saw_data(&self, number: u64) {
         self.next_data.fetch_max(number.saturating_add(1), Ordering::Relaxed);
     }
@@ -326,11 +327,12 @@ impl Generation {
         self.next_data.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Makes everything it holds durable: data first, so that no durable record speaks of bytes that are not. What was
-    /// written before the call is durable after it, whoever else calls it too.
+    /// Makes everything it holds durable: data first, so that no durable record refers to bytes that are not
+    /// durable. Everything written before the call is durable after it, also with concurrent calls.
     ///
-    /// Once that has failed it fails: the kernel keeps pages that it could not write as if they were written, and says so once.
-    /// What is in them is in memory, for a seal to make an image of; the next generation begins anew.
+    /// If it fails once it fails always: the kernel keeps pages that it could not write as if they were
+    /// written, and reports the error once. Their content is in memory, and a seal can store it in an image;
+    /// the next generation starts new.
     pub(super) fn sync(&self) -> io::Result<()> {
         let _turn = self.syncing.lock();
         if self.doubted.load(Ordering::Acquire) {
@@ -340,7 +342,7 @@ impl Generation {
         for (at, number) in dirty.iter().enumerate() {
             let synced = match self.files.get(FileKey::Data(self.id, *number), &self.data_path(*number)) {
                 Ok(file) => self.sync_data(&file),
-                // Removed meanwhile: nothing speaks of it.
+                // Removed in between: nothing refers to it.
                 Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
                 Err(e) => Err(e),
             };
@@ -378,7 +380,7 @@ impl Generation {
         self.io().sync_data(file).inspect_err(|_| self.doubted.store(true, Ordering::Release))
     }
 
-    /// Bytes in data files that only wait for removal.
+    /// Whether there are data files that only wait for removal.
     pub(super) fn has_trash(&self) -> bool {
         !self.trash.lock().is_empty()
     }
@@ -403,7 +405,7 @@ impl Generation {
         }
     }
 
-    /// Takes it that none of it is durable yet, which has data files of these numbers.
+    /// Assumes that nothing in it is durable yet; it has data files of these numbers.
     pub(super) fn assume_unsynced(&self, numbers: Vec<u64>) {
         for number in &numbers {
             self.saw_data(*number);
@@ -413,15 +415,15 @@ impl Generation {
         self.journal_unsynced.store(true, Ordering::Release);
     }
 
-    /// Numbers of the data files that were there when it was read back.
+    /// Numbers of the data files that existed when it was read back.
     pub(super) fn known_data(&self) -> Vec<u64> {
         self.unsynced.lock().iter().copied().collect()
     }
 
-    /// Bytes that its filesystem has left for the user of this program.
+    /// Free bytes of its filesystem for the user of this program.
     pub(super) fn free_bytes(&self) -> io::Result<u64> {
         let disk = rustix::fs::statvfs(&self.dir)?;
-        // Some of it may be kept for root.
+        // A part may be reserved for root.
         let blocks = if rustix::process::geteuid().is_root() { disk.f_bfree } else { disk.f_bavail };
         Ok(blocks.saturating_mul(disk.f_frsize))
     }
@@ -442,7 +444,7 @@ impl Drop for Generation {
             && let Err(e) = fs::remove_dir_all(&self.dir)
             && e.kind() != io::ErrorKind::NotFound
         {
-            // Nothing refers to it, so the next opener collects it.
+            // Nothing refers to it, so the next opener removes it.
             tracing::warn!("cannot remove {}: {e}", self.dir.display());
         }
     }
@@ -454,15 +456,15 @@ impl fmt::Debug for Generation {
     }
 }
 
-/// A sparse file of a generation. When the last piece of a file that lies in it is gone, and the generation is still
-/// being written, it goes to the trash.
+/// A sparse file of a generation. When the last piece of a file in it is removed, and the generation is still
+/// being written, the data file goes to the trash.
 pub struct DataFile {
     /// The generation whose folder it is in.
     pub generation: Arc<Generation>,
     /// Its name there.
     pub number: u64,
-    /// Whether it stands for a frozen file of another generation, and so is never written once it does: a hard link to it or,
-    /// where there can be none, a copy of what is needed of it.
+    /// Whether it represents a frozen file of another generation, and so is never written after that: a hard
+    /// link to it or, without hard links, a copy of the needed ranges.
     pub shared: bool,
 }
 
@@ -489,15 +491,15 @@ impl DataFile {
         Ok(Self::known(generation, number, true))
     }
 
-    /// Makes a file in `generation` that is to hold bytes of a frozen one, each at its own place; and like a second name of
-    /// that one it belongs to no file alone.
+    /// Makes a file in `generation` that will hold bytes of a frozen one, each at the same offset. Like a
+    /// second name of the frozen one, it belongs to no file alone.
     pub(super) fn twin(generation: &Arc<Generation>) -> io::Result<Arc<Self>> {
         let number = generation.next_number();
         generation.io().create(&generation.data_path(number), generation.files.sharing)?;
         Ok(Self::known(generation, number, true))
     }
 
-    /// Copies a range from another data file, to the same place.
+    /// Copies a range from another data file, to the same offset.
     pub(super) fn copy_from(&self, from: &Self, start: u64, len: u64) -> io::Result<()> {
         let end = start.checked_add(len).ok_or(io::ErrorKind::InvalidInput)?;
         let mut buf = vec![0; len.min(COPIED_AT_ONCE) as usize];
@@ -527,11 +529,11 @@ impl DataFile {
         self.file()?.read_exact_at(buf, offset)
     }
 
-    /// Writes as much as it can; returns how much that was, if anything.
+    /// Writes as much as possible; returns how much that was, if anything.
     pub(super) fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<usize> {
         let file = self.file()?;
         let mut done = 0;
-        // Noted again behind the write: a sync in between covers only what was there.
+        // Noted again after the write: a sync in between covers only earlier bytes.
         self.generation.unsynced.lock().insert(self.number);
         while done < bytes.len() {
             match self.generation.io().write_at(&file, &bytes[done..], offset + done as u64) {
@@ -547,7 +549,7 @@ impl DataFile {
         Ok(done)
     }
 
-    /// Sets space aside for writes of `len` bytes at `offset`.
+    /// Reserves space for writes of `len` bytes at `offset`.
     pub(super) fn set_aside(&self, offset: u64, len: u64) -> io::Result<()> {
         self.generation.io().set_aside(&*self.file()?, offset, len)
     }

@@ -1,4 +1,4 @@
-//! Operations on names: what is made, linked, moved and taken away.
+//! Operations on names: create, link, rename and remove.
 
 use super::ino::Ino;
 use super::listing::DirEntry;
@@ -15,10 +15,10 @@ use crate::layers::world::{Kind, MAX_DEPTH, MAX_TARGET};
 /// Most links a file can have, as on ext4.
 pub const MAX_LINKS: usize = 65_000;
 
-/// A file to be made.
+/// The attributes of a new file.
 #[derive(Clone, Debug)]
 pub struct NewFile<'a> {
-    /// What it is.
+    /// Its kind.
     pub kind: Kind,
     /// Permission bits.
     pub mode: u16,
@@ -30,7 +30,8 @@ pub struct NewFile<'a> {
     pub rdev: u64,
     /// Target, of symlinks.
     pub target: &'a [u8],
-    /// The umask, where it does not count in a folder that hands an access control list on. Else the kernel has applied it.
+    /// The umask, given if it is ignored in a folder with a default access control list. Otherwise the kernel
+    /// has applied it.
     pub umask: Option<u16>,
 }
 
@@ -44,16 +45,16 @@ impl NewFile<'_> {
 /// How to rename.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum RenameMode {
-    /// What has the new name is replaced.
+    /// A file that has the new name is replaced.
     #[default]
     Replace,
     /// The new name must be free.
     NoReplace,
     /// The two names change places.
     Exchange,
-    /// The old name becomes a whiteout, a character device 0/0, by which an overlay hides what is below it.
+    /// The old name becomes a whiteout, a character device 0/0; an overlay uses it to hide the file below.
     Whiteout {
-        /// Whether what has the new name is replaced.
+        /// Whether a file that has the new name is replaced.
         replace: bool,
         /// The whiteout's owner.
         uid: u32,
@@ -69,7 +70,7 @@ impl Live {
         self.shown_child(parent, name).ok_or_else(not_found)
     }
 
-    /// Makes sure that `parent` is a folder that still has a place.
+    /// Checks that `parent` is a folder that still has a place.
     fn folder(&self, parent: Ino) -> Result<()> {
         match self.state.kind(parent) {
             // A folder that was removed while a program stands in it.
@@ -80,7 +81,7 @@ impl Live {
         }
     }
 
-    /// Makes sure that a name can be given in `parent`.
+    /// Checks that a name can be given in `parent`.
     fn free(&self, parent: Ino, name: &[u8]) -> Result<()> {
         self.folder(parent)?;
         policy::check_name(name)?;
@@ -95,7 +96,7 @@ impl Live {
     }
 }
 
-/// How many folders deep a file in `folder`, which is a path in a fork, would be in `world/fs`.
+/// The depth in `world/fs`, in folders, of a file in `folder`, which is a path in a fork.
 fn depth(folder: &[u8]) -> usize {
     folder.split(|byte| *byte == b'/').count().saturating_sub(1)
 }
@@ -118,7 +119,7 @@ impl Fork {
         self.getattr(found)
     }
 
-    /// What `stat` tells of a file.
+    /// The attributes that `stat` shows of a file.
     pub fn getattr(&self, ino: Ino) -> Result<Attr> {
         self.settle(ino)?;
         self.live.read().attr(ino)
@@ -132,18 +133,19 @@ impl Fork {
         }
     }
 
-    /// Where a listing of a folder that begins now ends, for [`Fork::readdir_to`].
+    /// The end of a listing of a folder that begins now, for [`Fork::readdir_to`].
     pub fn end_of_listing(&self, ino: Ino) -> u64 {
         self.live.read().state.end_of_list(ino)
     }
 
-    /// Lists a folder from behind `cookie` on (0: from the start), without `.` and `..`, until `each` answers false.
-    /// The fork is locked meanwhile: `each` must not call it.
+    /// Lists a folder from `cookie` on (0: from the start), without `.` and `..`, until `each` returns false.
+    /// The fork is locked during the call: `each` must not call it.
     pub fn readdir(&self, ino: Ino, cookie: u64, each: &mut dyn FnMut(DirEntry) -> bool) -> Result<()> {
         self.readdir_to(ino, cookie, None, each)
     }
 
-    /// The same without what was made or moved there since the listing began, which may never end otherwise.
+    /// Does the same without files that were made or moved there since the listing began; with them it might
+    /// never end.
     pub fn readdir_to(
         &self,
         ino: Ino,
@@ -166,17 +168,17 @@ impl Fork {
             .ok_or_else(|| posix(Posix::NotADirectory, "not a folder"))
     }
 
-    /// The folder that a folder is in; the fork's own folder is its own.
+    /// The parent of a folder; the fork's top folder is its own parent.
     pub fn parent(&self, ino: Ino) -> Ino {
         self.live.read().state.parent(ino)
     }
 
-    /// A path that leads to a file from the fork's own folder.
+    /// A path of a file, from the fork's top folder.
     pub fn path(&self, ino: Ino) -> Option<Vec<u8>> {
         self.live.read().state.path(ino)
     }
 
-    /// Finds a path from the fork's own folder.
+    /// Finds a path from the fork's top folder.
     pub fn resolve(&self, path: &[u8]) -> Option<Ino> {
         let live = self.live.read();
         let mut names = path.split(|b| *b == b'/').filter(|name| !name.is_empty());
@@ -199,11 +201,11 @@ impl Fork {
         live.free(parent, name)?;
         policy::admit(parent, name, new.kind)?;
         if let Some(ino) = live.show(parent, name, self.now())? {
-            // It was there all the time, and is made once more with what it holds.
+            // The file never left the state, and is made again with its content.
             drop(live);
             return self.getattr(ino);
         }
-        // Nothing else comes in its place.
+        // No other file takes its place.
         let sealed = policy::is_frame(parent)
             && live
                 .baseline
@@ -250,7 +252,7 @@ impl Fork {
             name: name.to_vec(),
             ino,
             kind: new.kind,
-            // A file without its list yet is the owner's alone.
+            // Before it has its list, a file belongs to its owner alone.
             mode: if lists.is_empty() { mode } else { mode & !0o077 },
             uid: new.uid,
             gid,
@@ -286,7 +288,7 @@ impl Fork {
         live.attr(ino)
     }
 
-    /// Takes a name from a file. Returns the file; if that was its last name it stays usable until
+    /// Removes a name of a file. Returns the file; if that was its last name it stays usable until
     /// [`Fork::forget`].
     pub fn unlink(&self, parent: Ino, name: &[u8]) -> Result<Ino> {
         self.may_write()?;
@@ -334,7 +336,7 @@ impl Fork {
         Ok(ino)
     }
 
-    /// Gives a file another name. Returns the file that was replaced and has no name any more; it stays usable until
+    /// Renames a file. Returns the replaced file if it has no name now; it stays usable until
     /// [`Fork::forget`].
     pub fn rename(
         &self,
@@ -362,7 +364,7 @@ impl Fork {
         let places = [(from, name), (to, new_name)];
         self.rename_in_frame(places, (ino, &inode), target.zip(other.as_deref()), mode)?;
         if target == Some(ino) {
-            // Two names of one file: POSIX has nothing happen.
+            // Two names of one file: POSIX requires that nothing happens.
             return Ok(None);
         }
         if inode.is_dir() && live.state.is_below(to, ino) {
@@ -406,7 +408,7 @@ impl Fork {
         Ok(target.filter(|target| live.orphans.contains_key(target)))
     }
 
-    /// The rules for layers' names. Between `world/fs` and a layer there is no rename, as if they were two disks:
+    /// The rules for layers' names. A rename between `world/fs` and a layer is refused, as between two disks:
     /// tools then copy.
     fn rename_in_frame(
         &self,
@@ -430,7 +432,7 @@ impl Fork {
         }
         policy::may_move((from, name), (to, new_name), [Some(ino), other.map(|(ino, _)| ino)])?;
         policy::admit(to, new_name, inode.kind())?;
-        // A folder of the frame has its number by its name.
+        // The name of a folder of the frame decides its number.
         if inode.is_dir() && fixed_ino(to, new_name).is_some_and(|fixed| fixed != ino) {
             return Err(posix(Posix::NotPermitted, "a fork's own folders stay where they are"));
         }
@@ -447,13 +449,13 @@ impl Fork {
         self.guarded.load(crate::sync::atomic::Ordering::Acquire)
     }
 
-    /// Lets the fork be taken apart file by file (`rm -rf`), the records and the layers' folders included. What
-    /// the records hold stays (`records`). Not kept over a restart.
+    /// Allows the fork to be removed file by file (`rm -rf`), including the records and the layers' folders.
+    /// The content of the records stays (`records`). Not kept over a restart.
     pub fn set_guarded(&self, guarded: bool) {
         self.guarded.store(guarded, crate::sync::atomic::Ordering::Release);
     }
 
-    /// Whether the file can be changed at all.
+    /// Whether the file can never be changed.
     pub fn is_fixed(&self, ino: Ino) -> bool {
         self.live.read().inode(ino).is_some_and(|inode| inode.guard == Guard::Fixed)
     }

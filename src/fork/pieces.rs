@@ -1,4 +1,4 @@
-//! What a file consists of: stretches of bytes, each lying somewhere immutable or in the file's own data file, with
+//! The content of a file: stretches of bytes, each in an immutable source or in the file's data file, with
 //! holes between them. A hole reads as zeros.
 
 use std::fmt;
@@ -23,7 +23,7 @@ pub struct BlobRef {
     pub size: u64,
 }
 
-/// Where bytes lie.
+/// The place of bytes.
 #[derive(Clone)]
 pub enum Src {
     /// In a blob of the store.
@@ -69,9 +69,9 @@ impl fmt::Debug for Src {
 pub struct Piece {
     /// Its length in bytes, never 0.
     pub len: u64,
-    /// Where it starts in its source.
+    /// Its offset in its source.
     pub off: u64,
-    /// Where its bytes lie.
+    /// The source of its bytes.
     pub src: Src,
 }
 
@@ -111,7 +111,7 @@ impl Pieces {
         Self(Kept::List(Arc::new(vec![(0, piece)])))
     }
 
-    /// How many there are.
+    /// Their number.
     pub fn count(&self) -> usize {
         match &self.0 {
             Kept::List(list) => list.len(),
@@ -119,7 +119,7 @@ impl Pieces {
         }
     }
 
-    /// All of them, in order.
+    /// All pieces, in order.
     pub fn all(&self) -> Box<dyn Iterator<Item = (u64, &Piece)> + '_> {
         match &self.0 {
             Kept::List(list) => Box::new(list.iter().map(|(at, piece)| (*at, piece))),
@@ -127,7 +127,7 @@ impl Pieces {
         }
     }
 
-    /// Whether the same bytes lie at the same places. Others may be the same bytes as well.
+    /// Whether the same bytes are at the same places. Different pieces may hold the same bytes as well.
     pub(super) fn same(&self, other: &Self) -> bool {
         let same = |((at, a), (other_at, b)): ((u64, &Piece), (u64, &Piece))| {
             at == other_at && a.len == b.len && a.off == b.off && a.src.same(&b.src)
@@ -190,7 +190,7 @@ impl Pieces {
         }
     }
 
-    /// What lies in `from..to`, clipped to it, in order.
+    /// The pieces in `from..to`, clipped to it, in order.
     pub fn range(&self, from: u64, to: u64) -> Vec<(u64, Piece)> {
         let mut found = Vec::new();
         if from >= to {
@@ -249,7 +249,8 @@ impl Pieces {
         }
     }
 
-    /// Puts a piece at `at` over whatever lies there, joining it with neighbours that continue in the same place.
+    /// Puts a piece at `at`, over existing pieces, and joins it with neighbours that continue in the same
+    /// source.
     pub fn put(&mut self, mut at: u64, mut piece: Piece) {
         if piece.len == 0 {
             return;
@@ -276,7 +277,7 @@ impl Pieces {
         self.insert(at, piece);
     }
 
-    /// Moves everything from `from` on by `by` bytes; what would lie before `from + by` stays out of the way.
+    /// Moves everything from `from` on by `by` bytes; pieces that would end before `from + by` are left out.
     pub(super) fn shift(&self, from: u64, to: u64) -> Self {
         let mut shifted = Self::default();
         for (at, piece) in self.range(from, u64::MAX) {
@@ -285,7 +286,7 @@ impl Pieces {
         shifted
     }
 
-    /// The first offset at or behind `offset`, below `size`, that lies in a piece (`data`) or in a hole. The end
+    /// The first offset at or after `offset`, below `size`, that is in a piece (`data`) or in a hole. The end
     /// of a file counts as a hole. [`None`] if there is no such offset.
     pub fn seek(&self, offset: u64, size: u64, data: bool) -> Option<u64> {
         if offset >= size {
@@ -352,7 +353,7 @@ mod tests {
         Piece { len, off: u64::from(n % 3) * 1000, src: Src::Blob(Arc::new(blob)) }
     }
 
-    /// What each byte of the first 600 is: a digest and an offset, or nothing.
+    /// The source of each of the first 600 bytes: a digest and an offset, or nothing.
     fn flat(pieces: &Pieces) -> Vec<Option<(Digest, u64)>> {
         let mut flat = vec![None; 600];
         let mut last = 0;

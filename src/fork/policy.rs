@@ -1,4 +1,4 @@
-//! Which names a fork takes outside of `world/fs`, and what may be done to them.
+//! Which names a fork accepts outside of `world/fs`, and which operations on them.
 
 use super::ino::Ino;
 use super::live::posix;
@@ -8,7 +8,7 @@ use super::state::fixed_ino;
 use crate::error::{Error, ErrorKind, Posix, Result};
 use crate::layers::world::{Kind, MAX_NAME};
 
-/// Whether a folder belongs to the fork's frame, where only layers' names are taken. `world/fs` does not.
+/// Whether a folder belongs to the fork's frame, where only layers' names are accepted. `world/fs` does not.
 pub(super) fn is_frame(folder: Ino) -> bool {
     folder.0 <= Ino::TRACE.0 && folder != Ino::FS
 }
@@ -17,11 +17,11 @@ fn is_page(name: &[u8]) -> bool {
     name.len() == 10 && name[..8].iter().all(u8::is_ascii_digit) && matches!(&name[8..], b".k" | b".v")
 }
 
-/// Says whether a file of this kind may be called `name` in `folder`.
+/// Says whether a file of this kind may have the name `name` in `folder`.
 pub(super) fn admit(folder: Ino, name: &[u8], kind: Kind) -> Result<()> {
     let admitted = match (folder, kind) {
         _ if !is_frame(folder) => true,
-        // An image's folder of links to its parents comes along when the image is copied.
+        // A copy of an image includes its folder of links to its parents.
         (Ino::TOP, Kind::Dir) if name == b"parents" => true,
         (_, Kind::Dir) => fixed_ino(folder, name).is_some(),
         (Ino::TOP | Ino::CACHE, Kind::File) => name == b"manifest.json",
@@ -39,7 +39,7 @@ pub(super) fn admit(folder: Ino, name: &[u8], kind: Kind) -> Result<()> {
     Err(posix(Posix::NotPermitted, "outside of world/fs a fork takes layers' names only"))
 }
 
-/// Refuses what can be no name.
+/// Refuses bytes that cannot be a name.
 pub(super) fn check_name(name: &[u8]) -> Result<()> {
     if name.len() > MAX_NAME {
         return Err(posix(Posix::NameTooLong, "the name is longer than 255 bytes"));
@@ -50,7 +50,7 @@ pub(super) fn check_name(name: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// Refuses to take a file's name away where that would change what was sealed, and to take the frame apart.
+/// Refuses to remove a name if that would change sealed content or remove a folder of the frame.
 pub(super) fn may_unlink(ino: Ino, inode: &Inode) -> Result<()> {
     if ino.0 <= Ino::TRACE.0 {
         return Err(posix(Posix::NotPermitted, "a fork's own folders stay where they are"));
@@ -62,7 +62,7 @@ pub(super) fn may_unlink(ino: Ino, inode: &Inode) -> Result<()> {
     }
 }
 
-/// Refuses to move the ledger, the trace or a fork's own folder, or another file into their place.
+/// Refuses to move the ledger, the trace or a fork's frame, or another file into their place.
 pub(super) fn may_move(from: (Ino, &[u8]), to: (Ino, &[u8]), moved: [Option<Ino>; 2]) -> Result<()> {
     if is_record(from.0, from.1) || is_record(to.0, to.1) {
         return Err(recorded());
@@ -73,12 +73,12 @@ pub(super) fn may_move(from: (Ino, &[u8]), to: (Ino, &[u8]), moved: [Option<Ino>
     Ok(())
 }
 
-/// The error of a program that changes what the ledger or the trace holds.
+/// The error for a change of the content of the ledger or the trace.
 pub(super) fn recorded() -> Error {
     posix(Posix::NotPermitted, "what was recorded can only be appended to")
 }
 
-/// Refuses to change a file's bytes from `offset` on where an image may have them.
+/// Refuses to change a file's bytes from `offset` on if an image may have them.
 pub(super) fn may_change(inode: &Inode, offset: u64) -> Result<()> {
     match inode.guard {
         Guard::None => Ok(()),

@@ -1,4 +1,4 @@
-//! What a journal says: one record for each operation, and its bytes.
+//! The records of a journal: one for each operation, and its bytes.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
@@ -10,22 +10,22 @@ use super::pieces::{BlobRef, Piece, Src};
 use crate::digest::Digest;
 use crate::layers::world::Kind;
 
-/// Something that happened to a fork.
+/// An operation on a fork.
 #[derive(Clone, Debug)]
 pub(super) enum Record {
     /// A new file, folder, link or special.
     Create(Create),
     /// One more name for a file.
     Link { ino: Ino, parent: Ino, name: Vec<u8>, time: i64 },
-    /// A name less.
+    /// Removes a name.
     Remove { parent: Ino, name: Vec<u8>, time: i64 },
-    /// Another name; whatever had that is replaced, or given the old name.
+    /// A new name; a file that has it is replaced, or gets the old name.
     Rename { from: Ino, name: Vec<u8>, to: Ino, new_name: Vec<u8>, exchange: bool, time: i64 },
-    /// Another name, which replaces what had it, and a whiteout under the old one.
+    /// A new name, which replaces a file that has it, and a whiteout under the old one.
     Whiteout(Whiteout),
-    /// Other attributes.
+    /// New attributes.
     Attr(Attrs),
-    /// Other content in a range.
+    /// New content of a range.
     Splice(Splice),
     /// An extended attribute set or removed.
     Xattr { ino: Ino, name: Vec<u8>, value: Option<Vec<u8>>, time: i64 },
@@ -38,9 +38,9 @@ pub(super) struct Create {
     pub parent: Ino,
     /// Name in it.
     pub name: Vec<u8>,
-    /// Number; another one is taken on replay should this be in use.
+    /// Number; if it is in use, replay takes another one.
     pub ino: Ino,
-    /// What it is.
+    /// Its kind.
     pub kind: Kind,
     /// Permission bits.
     pub mode: u16,
@@ -52,7 +52,7 @@ pub(super) struct Create {
     pub rdev: u64,
     /// Target of a symlink, else empty.
     pub target: Vec<u8>,
-    /// When.
+    /// The time.
     pub time: i64,
 }
 
@@ -63,11 +63,11 @@ pub(super) struct Whiteout {
     pub to: Ino,
     /// The new name.
     pub new_name: Vec<u8>,
-    /// What is made under the old name.
+    /// The device under the old name.
     pub device: Create,
 }
 
-/// See [`Record::Attr`]. What is unset stays.
+/// See [`Record::Attr`]. An unset attribute stays.
 #[derive(Clone, Debug)]
 pub(super) struct Attrs {
     /// File.
@@ -78,7 +78,7 @@ pub(super) struct Attrs {
     pub uid: Option<u32>,
     /// Group.
     pub gid: Option<u32>,
-    /// Length; what lies behind it is cut.
+    /// Length; bytes after it are cut.
     pub size: Option<u64>,
     /// Access time.
     pub atime: Option<i64>,
@@ -89,7 +89,7 @@ pub(super) struct Attrs {
 }
 
 impl Attrs {
-    /// Nothing but the time of the change.
+    /// A record with only the time of the change.
     pub(super) fn of(ino: Ino, ctime: i64) -> Self {
         Self { ino, mode: None, uid: None, gid: None, size: None, atime: None, mtime: None, ctime }
     }
@@ -100,17 +100,17 @@ impl Attrs {
 pub(super) struct Splice {
     /// File.
     pub ino: Ino,
-    /// Where in the file.
+    /// The offset in the file.
     pub off: u64,
-    /// How many bytes; what is in no part becomes a hole.
+    /// The number of bytes; bytes in no part become a hole.
     pub len: u64,
     /// Length of the file afterwards.
     pub size: u64,
     /// Parts in order.
     pub parts: Vec<Part>,
-    /// Whether suid and sgid go.
+    /// Whether suid and sgid are cleared.
     pub strip: bool,
-    /// When.
+    /// The time.
     pub time: i64,
 }
 
@@ -121,21 +121,21 @@ pub(super) struct Part {
     pub at: u64,
     /// Length in bytes.
     pub len: u64,
-    /// Where its bytes lie.
+    /// The place of its bytes.
     pub from: From,
 }
 
-/// Where a part's bytes lie.
+/// The place of a part's bytes.
 #[derive(Clone, Debug)]
 pub(super) enum From {
-    /// Right here, on their way into the journal.
+    /// In this value, to be written into the journal.
     Bytes(Vec<u8>),
-    /// Somewhere already: a piece's offset and source. A data file must be of the record's own generation.
+    /// Written already: a piece's offset and source. A data file must be of the record's generation.
     There(u64, Src),
 }
 
 impl Part {
-    /// The piece it becomes; [`None`] while its bytes are not written.
+    /// The piece that it becomes; [`None`] while its bytes are not written.
     pub(super) fn piece(&self) -> Option<Piece> {
         match &self.from {
             From::Bytes(_) => None,
@@ -158,7 +158,7 @@ pub(super) mod kind {
 }
 
 impl Record {
-    /// What it makes, if it makes a file.
+    /// The file that it makes, if any.
     pub(super) fn made(&self) -> Option<&Create> {
         match self {
             Self::Create(create) | Self::Whiteout(Whiteout { device: create, .. }) => Some(create),
@@ -166,7 +166,7 @@ impl Record {
         }
     }
 
-    /// The same, to be changed.
+    /// The same for a change.
     pub(super) fn made_mut(&mut self) -> Option<&mut Create> {
         match self {
             Self::Create(create) | Self::Whiteout(Whiteout { device: create, .. }) => Some(create),
@@ -188,7 +188,7 @@ impl Record {
         }
     }
 
-    /// The files it speaks of, which need a number before it. The file that it makes is not one of them.
+    /// The files that it names, which need a number before it. The file that it makes is not one of them.
     pub(super) fn inos(&self) -> [Option<Ino>; 2] {
         match self {
             Self::Create(create) => [Some(create.parent), None],
@@ -203,8 +203,8 @@ impl Record {
     }
 }
 
-/// Writes a record's payload. `numbers` gives files their numbers, `floor` is that of the file it changes. Bytes on
-/// their way into the journal become pieces of it: the payload will lie at `start` of `generation`.
+/// Writes a record's payload. `numbers` gives files their numbers, `floor` is that of the changed file. Bytes
+/// to be written into the journal become pieces of it: the payload will start at `start` of `generation`.
 pub(super) fn encode(
     record: &mut Record,
     numbers: &dyn Fn(Ino) -> u64,
@@ -255,8 +255,8 @@ pub(super) fn encode(
                         out.num(3).num(*off).num(blob.size);
                         out.0.extend_from_slice(blob.digest.as_bytes());
                     }
-                    // Only what was just written is in the own journal, and that is `Bytes`. Written as a hole of
-                    // no length, so that such a record cannot be read back as something else.
+                    // Only bytes that were just written are in this journal, and those are `Bytes`. Written
+                    // as a hole of length zero, so that such a record cannot be read back as a different one.
                     From::There(_, Src::Journal(_)) => {
                         out.num(9);
                     }
@@ -290,10 +290,10 @@ pub(super) fn first_number(payload: &[u8]) -> Option<u64> {
     In { rest: payload, at: 0 }.num()
 }
 
-/// The blobs that the payload of a splice refers to, whichever file it is about; [`None`] if it makes no sense.
+/// The blobs that the payload of a splice refers to, of any file; [`None`] if it is invalid.
 pub(super) fn splice_blobs(payload: &[u8]) -> Option<Vec<Digest>> {
     let mut input = In { rest: payload, at: 0 };
-    // File, offset, length, size, whether suid goes; then when.
+    // File, offset, length, size, whether suid is cleared; then the time.
     for _ in 0..5 {
         input.num()?;
     }
@@ -315,13 +315,13 @@ pub(super) fn splice_blobs(payload: &[u8]) -> Option<Vec<Digest>> {
     input.rest.is_empty().then_some(blobs)
 }
 
-/// What reading records needs to know.
+/// The data needed to read records.
 pub(super) struct Context<'a> {
     /// Files by their number in the generation.
     pub(super) numbers: &'a HashMap<u64, Ino>,
     /// The generation.
     pub(super) generation: &'a Arc<Generation>,
-    /// Its data files that something lies in.
+    /// Its data files that are in use.
     pub(super) data: &'a mut HashMap<u64, Weak<DataFile>>,
 }
 
@@ -336,8 +336,8 @@ impl Context<'_> {
     }
 }
 
-/// Reads a record that lies at `start` of the journal; [`None`] if it makes no sense. The second value is the number of
-/// the file it makes, if it makes one. `floor` tells the floor of an append-only file.
+/// Reads a record at `start` of the journal; [`None`] if it is invalid. The second value is the number of the
+/// file it makes, if it makes one. `floor` returns the floor of an append-only file.
 pub(super) fn decode(
     kind: u8,
     payload: &[u8],
@@ -542,7 +542,7 @@ impl<'a> In<'a> {
         Some(i64::from_le_bytes(self.take(8)?.try_into().ok()?))
     }
 
-    /// All of it but its number in the generation.
+    /// All of it except its number in the generation.
     fn create(&mut self, known: &dyn Fn(u64) -> Option<Ino>) -> Option<Create> {
         Some(Create {
             ino: Ino(self.num()?),
@@ -558,7 +558,7 @@ impl<'a> In<'a> {
         })
     }
 
-    #[allow(clippy::option_option)] // the outer one is a payload that is cut off
+    #[allow(clippy::option_option)] // the outer option is for a payload that is cut off
     fn option(&mut self) -> Option<Option<u64>> {
         match self.num()? {
             0 => Some(None),

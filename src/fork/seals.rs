@@ -1,11 +1,12 @@
-//! Which images were made of a fork: `seals/<uid>`, a line each, oldest first.
+//! The images made of a fork: `seals/<uid>`, a line each, oldest first.
 //!
 //! ```text
 //! sha256:<hex64> <nanoseconds since 1970>
 //! sha256:<hex64> <nanoseconds since 1970> found
 //! ```
-//! A line is written before its image, so that none is missing after a crash; a line without an image means nothing. `found`
-//! says that the fork rested on the image, unchanged, when it was sealed: it can be put back to it, but did not make it.
+//! A line is written before its image, so that none is missing after a crash; a line without an image is ignored.
+//! `found` says that the image was the fork's unchanged base when it was sealed: the fork can be restored to it, but
+//! did not make it.
 
 use std::fs::{self, File};
 use std::io;
@@ -15,17 +16,17 @@ use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::store::write_whole;
 
-/// Behind the time of an image that was there before its fork was sealed.
+/// Comes after the time of an image that existed before its fork was sealed.
 const FOUND: &str = "found";
 
-/// What a fork was sealed as.
+/// A seal of a fork.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Seal {
     /// The image.
     pub image: Digest,
     /// When, in nanoseconds since 1970.
     pub at_ns: i64,
-    /// Whether it was made of the fork. Else the fork was unchanged when it was sealed.
+    /// Whether it was made of the fork. Otherwise the fork was unchanged when it was sealed.
     pub made: bool,
 }
 
@@ -34,12 +35,12 @@ impl Fork {
         self.shared.forks.join("seals").join(&self.uid)
     }
 
-    /// Writes down that an image is about to be made of the fork.
+    /// Records that an image is about to be made of the fork.
     pub(crate) fn note_seal(&self, image: &Digest) -> Result<()> {
         self.note(&format!("{image} {}", now()))
     }
 
-    /// Has the image on which the fork rests unchanged be one of its seals, if it is none.
+    /// Adds the unchanged base image to the fork's seals, unless it is in the list.
     pub(crate) fn note_found(&self, image: &Digest) -> Result<()> {
         if self.seals()?.iter().any(|seal| seal.image == *image) {
             return Ok(());
@@ -49,7 +50,7 @@ impl Fork {
 
     fn note(&self, line: &str) -> Result<()> {
         let path = self.seals_path();
-        // A fork that is discarded meanwhile leaves no list behind.
+        // A fork that is discarded at the same time leaves no list behind.
         let _held = self.head.lock();
         self.may_write()?;
         let write = || {
@@ -59,7 +60,7 @@ impl Fork {
             }
             let sharing = self.shared.files.sharing;
             let file = sharing.open_or_create(File::options().append(true), &path)?;
-            // In front as well: a line that was cut off must not run into this one.
+            // At the beginning as well: a truncated line must not run into this one.
             let line = format!("\n{line}\n");
             let end = file.metadata()?.len();
             let mut done = 0;
@@ -74,7 +75,7 @@ impl Fork {
         write().map_err(|e| Error::io(e, format!("cannot write {}", path.display())))
     }
 
-    /// What the fork was sealed as, oldest first. The images may be gone from the store.
+    /// The fork's seals, oldest first. The images may be gone from the store.
     pub fn seals(&self) -> Result<Vec<Seal>> {
         let path = self.seals_path();
         let text = match fs::read(&path) {
@@ -85,7 +86,7 @@ impl Fork {
         Ok(parse(&text))
     }
 
-    /// Gives another fork the same list, durably: what was recorded before a fork is put back is found by it.
+    /// Gives another fork the same list, durably: after a restore the new fork finds its earlier seals in it.
     pub(super) fn inherit_seals(&self, to: &str) -> Result<()> {
         let path = self.seals_path();
         let seals = self.shared.forks.join("seals");
@@ -95,19 +96,19 @@ impl Fork {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(e) => return Err(failed(e)),
         };
-        // No second name: not every filesystem has them.
+        // A copy, not a second name: not every filesystem has hard links.
         let io = &*self.shared.files.io;
         write_whole(io, self.shared.files.sharing, &seals.join(to), &text, false, true).map_err(failed)?;
         io.sync_dir(&seals).map_err(failed)
     }
 
-    /// Forgets which images were made of it: it is gone.
+    /// Removes the list of a fork that no longer exists.
     pub(super) fn forget_seals(forks: &std::path::Path, uid: &str) {
         let _ = fs::remove_file(forks.join("seals").join(uid));
     }
 }
 
-/// The images of a list, oldest first. Lines that are none are passed over.
+/// The images of a list, oldest first. Invalid lines are skipped.
 pub(super) fn parse(text: &[u8]) -> Vec<Seal> {
     let seal = |line: &str| {
         let mut words = line.split(' ');

@@ -1,4 +1,4 @@
-//! A fork's tree at one moment: persistent maps over the immutable tree of its base. A clone takes pointers.
+//! A fork's tree at one moment: persistent maps over the tree of its base. A clone takes pointers.
 
 mod base;
 
@@ -24,7 +24,7 @@ pub struct LayerBase {
     pub path: String,
     /// Its content.
     pub digest: Digest,
-    /// Its length in bytes, where known without reading the blob.
+    /// Its length in bytes, if known without reading the blob.
     pub size: Option<u64>,
     /// Its time in nanoseconds since 1970; without one it is the image's.
     pub mtime_ns: Option<i64>,
@@ -40,22 +40,22 @@ pub(super) struct State {
     pub(super) by_base: PMap<NodeId, Ino>,
     /// Files and folders changed since the last seal, with the epoch of the change.
     pub(super) dirty_nodes: OrdMap<Ino, u64>,
-    /// Names that came, went or changed their file since the last seal.
+    /// Names that were added, removed or moved to another file since the last seal.
     pub(super) dirty_names: OrdMap<(Ino, Name), u64>,
     /// Grows with every freeze.
     pub(super) epoch: u64,
-    /// Grows with every file that is made.
+    /// Grows with every new file.
     pub(super) births: u64,
 }
 
-/// Where a number leads.
+/// The target of a number.
 pub(super) enum At<'a> {
     Own(&'a Arc<Inode>),
     Base(NodeId),
 }
 
 impl State {
-    /// The base with nothing changed.
+    /// Makes a state of the unchanged base.
     pub(super) fn over(base: Arc<Base>) -> Self {
         Self {
             nodes: base.nodes.clone(),
@@ -69,12 +69,12 @@ impl State {
         }
     }
 
-    /// A clone for another fork, which gives numbers to base entries on its own.
+    /// Clones it for another fork, which numbers base entries separately.
     pub(super) fn branch(&self) -> Self {
         Self { intern: Arc::default(), ..self.clone() }
     }
 
-    /// A clone that stays as it is whatever numbers are forgotten of this one.
+    /// A clone that does not change when this state forgets numbers.
     pub(super) fn detached(&self) -> Self {
         Self { intern: Arc::new(Intern::detached(&self.intern)), ..self.clone() }
     }
@@ -87,7 +87,7 @@ impl State {
         (!self.by_base.contains_key(&node)).then_some(At::Base(node))
     }
 
-    /// Which entry of the base a file was, or still is.
+    /// The entry of the base that a file was, or still is.
     pub(super) fn base_node(&self, ino: Ino) -> Option<NodeId> {
         match self.at(ino)? {
             At::Own(inode) => inode.base,
@@ -175,13 +175,13 @@ impl State {
         }
     }
 
-    /// What `stat` tells of a file.
+    /// The attributes that `stat` shows of a file.
     pub(super) fn attr(&self, ino: Ino, inode: &Inode) -> Attr {
         let (uid, gid) = self.base.owners.shown(inode.uid, inode.gid, inode.given);
         Attr { uid, gid, ..self.recorded(ino, inode) }
     }
 
-    /// The same with the owner that is recorded, whoever's the file is shown as.
+    /// The same with the recorded owner instead of the shown one.
     pub(super) fn recorded(&self, ino: Ino, inode: &Inode) -> Attr {
         let size = match &inode.body {
             Body::File(content) => content.known_size(),
@@ -199,14 +199,14 @@ impl State {
             gid,
             rdev: inode.rdev,
             size,
-            // What was never set goes by no later change.
+            // A time that was never set does not follow later changes.
             atime: inode.atime.unwrap_or_else(|| self.base.time(inode.base)),
             mtime,
             ctime: inode.ctime.unwrap_or(mtime),
         }
     }
 
-    /// Finds a name in a folder. [`None`] also if `parent` is no folder.
+    /// Finds a name in a folder. [`None`] also if `parent` is not a folder.
     pub(super) fn child(&self, parent: Ino, name: &[u8]) -> Option<Ino> {
         let below = match self.at(parent)? {
             At::Base(node) => node,
@@ -222,12 +222,12 @@ impl State {
         self.base.tree.lookup(below, name).map(|node| self.ino_in(parent, node))
     }
 
-    /// Whether a name in a folder is an entry of the base that was never moved, in folders that never were.
+    /// Whether a name is an entry of the base that was never moved, in folders that never were.
     pub(super) fn is_in_place(&self, folder: Ino, name: &[u8]) -> bool {
         let (mut folder, mut name): (Ino, Name) = (folder, name.into());
         while folder != Ino::WORLD {
             match self.at(folder) {
-                // As it was itself, but what is above it may have been moved.
+                // The file is unmoved; a folder above it may not be.
                 Some(At::Base(node)) => {
                     let tree = &self.base.tree;
                     (folder, name) = (self.ino_of(tree.parent(node)), tree.name(node).into());
@@ -246,20 +246,20 @@ impl State {
         true
     }
 
-    /// Finds a path, `/` between its components; the empty one is the fork's own folder.
+    /// Finds a path, `/` between its components; the empty path is the fork's top folder.
     pub(super) fn resolve(&self, path: &[u8]) -> Option<Ino> {
         path.split(|b| *b == b'/')
             .filter(|c| !c.is_empty())
             .try_fold(Ino::TOP, |dir, name| self.child(dir, name))
     }
 
-    /// A path that leads to a file; of several one.
+    /// A path of a file; one of them if there are several.
     pub(super) fn path(&self, mut ino: Ino) -> Option<Vec<u8>> {
         let mut names: Vec<Name> = Vec::new();
         while ino != Ino::TOP {
             let (parent, name) = self.place(ino)?;
             names.push(name);
-            // Deeper than any tree can be: a ring, which no operation makes.
+            // Deeper than any tree can be: a cycle, which no operation makes.
             if names.len() > 1 << 20 {
                 return None;
             }
@@ -269,7 +269,7 @@ impl State {
         Some(names.join(&b'/'))
     }
 
-    /// The folder that a file is in, and its name there; of several names one.
+    /// The folder that holds a file, and its name there; one of them if there are several.
     pub(super) fn place(&self, ino: Ino) -> Option<(Ino, Name)> {
         Some(match self.at(ino)? {
             At::Own(inode) => inode.links.first()?.clone(),
@@ -298,7 +298,7 @@ impl State {
         }
     }
 
-    /// The folder a folder is in; the top is its own.
+    /// The parent of a folder; the top folder is its own parent.
     pub(super) fn parent(&self, ino: Ino) -> Ino {
         match self.at(ino) {
             Some(At::Own(inode)) => inode.links.first().map_or(Ino::TOP, |(parent, _)| *parent),
@@ -307,7 +307,7 @@ impl State {
         }
     }
 
-    /// What a file is.
+    /// The kind of a file.
     pub(super) fn kind(&self, ino: Ino) -> Option<Kind> {
         Some(match self.at(ino)? {
             At::Own(inode) => inode.kind(),
@@ -315,22 +315,21 @@ impl State {
         })
     }
 
-    /// Epochs of the changes since the last seal that an image would show. Of the folders around `world/fs` an image shows
-    /// nothing but what is in them.
+    /// Epochs of the changes since the last seal that an image would show. Of the folders around `world/fs`
+    /// an image shows only their content.
     pub(super) fn dirt(&self) -> impl Iterator<Item = u64> {
         let nodes = self.dirty_nodes.iter().filter(|(ino, _)| !ino.is_frame()).map(|(_, epoch)| *epoch);
         self.dirty_names.values().copied().chain(nodes)
     }
 
-    /// A file, to be changed; it is the fork's own from now on, and counts as changed.
+    /// Returns a file for a change; the fork holds it from now on, and it counts as changed.
     pub(super) fn edit(&mut self, ino: Ino) -> Option<&mut Inode> {
         self.own(ino)?;
         self.dirty_nodes.insert(ino, self.epoch);
         self.nodes.get_mut(&ino).map(Arc::make_mut)
     }
 
-    /// Makes a file the fork's own, and the folders above it first: what is own is found without knowing anything
-    /// of the base.
+    /// Copies a file into the fork's maps, after the folders above it: a lookup there needs no base.
     pub(super) fn own(&mut self, ino: Ino) -> Option<()> {
         let mut wanted = vec![ino];
         while let Some(ino) = wanted.last().copied() {
@@ -352,8 +351,8 @@ impl State {
         Some(())
     }
 
-    /// Puts a file into a folder under a name, in the place in the listing that the name had, if it had one. What had
-    /// the name before must lose its link afterwards.
+    /// Puts a file into a folder under a name, at the name's place in the listing if it had one. A file that
+    /// had the name must lose its link afterwards.
     pub(super) fn set_entry(&mut self, parent: Ino, name: &Name, ino: Ino, is_dir: bool) {
         let had = self.child(parent, name);
         let had_dir = had.and_then(|ino| self.kind(ino)) == Some(Kind::Dir);
@@ -362,7 +361,7 @@ impl State {
         let Body::Dir(dir) = &mut inode.body else { return };
         let seq = match dir.names.get(name) {
             Some(Slot::Here { seq, .. }) => *seq,
-            // The base's own entry is replaced where it stands.
+            // The base's entry is replaced in its place.
             None if had.is_some() => 0,
             _ => {
                 dir.next += 1;
@@ -375,8 +374,8 @@ impl State {
         dir.subdirs = dir.subdirs.saturating_sub(u32::from(had_dir)) + u32::from(is_dir);
     }
 
-    /// Gives a file another name in its folder, which nothing has. It keeps its place in the listing where that is one of the folder's
-    /// own: a program that renames what it lists comes to an end.
+    /// Gives a file a new, free name in its folder. A place in the listing that the folder's maps hold stays,
+    /// so that a program that renames the entries it lists comes to an end.
     pub(super) fn rename_entry(&mut self, parent: Ino, name: &Name, new_name: &Name, ino: Ino) {
         let is_dir = self.kind(ino) == Some(Kind::Dir);
         let dir = self.nodes.get(&parent).and_then(|inode| inode.dir());
@@ -397,7 +396,7 @@ impl State {
         dir.subdirs += u32::from(is_dir);
     }
 
-    /// Takes a name out of a folder.
+    /// Removes a name from a folder.
     pub(super) fn clear_entry(&mut self, parent: Ino, name: &Name, is_dir: bool) {
         self.dirty_names.insert((parent, name.clone()), self.epoch);
         let tree = self.base.tree.clone();
@@ -413,7 +412,7 @@ impl State {
         dir.subdirs = dir.subdirs.saturating_sub(u32::from(is_dir));
     }
 
-    /// Takes one link from a file; returns the file if that was the last one. It is not in the state any more then.
+    /// Removes one link from a file; returns the file if that was the last link and the state dropped it.
     pub(super) fn drop_link(&mut self, ino: Ino, parent: Ino, name: &Name, time: i64) -> Option<Arc<Inode>> {
         let inode = self.edit(ino)?;
         inode.ctime = Some(time);
@@ -430,8 +429,8 @@ impl State {
         inode
     }
 
-    /// Adds a file of the base that is not in its tree. It gets a number that nothing else has, here or among those that are
-    /// `taken` otherwise.
+    /// Adds a file of the base that is not in its tree. It gets an unused number, neither in use here nor
+    /// among those that are `taken` elsewhere.
     fn add_layer(&mut self, layer: &LayerBase, taken: impl Fn(Ino) -> bool) {
         let (folder, name) = layer.path.rsplit_once('/').unwrap_or(("", &layer.path));
         let Some(parent) = self.resolve(folder.as_bytes()) else { return };
@@ -456,7 +455,7 @@ impl State {
             ino = Ino::derive(parent, &name, probe);
         }
         let mut inode = folder_file(parent, &name, content);
-        // No change time: it would take the next change for one of the same moment.
+        // No change time: otherwise the next change would count as one of the same moment.
         (inode.mtime, inode.atime) = (layer.mtime_ns, layer.mtime_ns);
         inode.guard = guard;
         if guard == Guard::Fixed {
@@ -466,12 +465,12 @@ impl State {
         self.set_entry(parent, &name, ino, false);
     }
 
-    /// What an append-only file holds now cannot be changed from now on.
+    /// Protects the present content of append-only files from now on.
     pub(super) fn raise_floors(&mut self) {
         for (folder, name) in RECORDS {
             let Some(ino) = self.child(folder, name) else { continue };
             let Some(inode) = self.nodes.get_mut(&ino) else { continue };
-            // Untouched content of unknown length is guarded as a whole already.
+            // Untouched content of unknown length is already protected as a whole.
             if inode.content().is_some_and(|content| content.lazy.is_none()) {
                 let inode = Arc::make_mut(inode);
                 inode.guard = Guard::Append(inode.content().map(Content::known_size));
@@ -479,7 +478,7 @@ impl State {
         }
     }
 
-    /// Forgets a number nobody knows any more. Changed files keep theirs.
+    /// Forgets a number that no caller knows. Changed files keep theirs.
     pub(super) fn forget(&self, ino: Ino) {
         if !self.nodes.contains_key(&ino) {
             self.intern.forget(ino);
@@ -509,8 +508,8 @@ impl State {
         }
     }
 
-    /// Shows a layer's file of another base, as a file of another number, none of those that are `taken`. Returns the old one,
-    /// which has no name any more. A file that was changed since the seal stays, and so does one that is the same.
+    /// Shows a layer's file of another base, with a new number that is not `taken`. Returns the old file,
+    /// which has no name now. A file that was changed since the seal stays, and so does an equal one.
     pub(super) fn replace_layer(
         &mut self,
         layers: &[LayerBase],
@@ -537,8 +536,8 @@ impl State {
         })
     }
 
-    /// Shows what a base has around `world/fs` and this lacks, for a seal gives an image every layer. Not what was taken away
-    /// since. Returns the folders that list something else now.
+    /// Adds files around `world/fs` that the base has and this state lacks, except files that were removed: a
+    /// seal gives an image every layer. Returns the folders whose listing changed.
     pub(super) fn complete(&mut self, layers: &[LayerBase], taken: impl Fn(Ino) -> bool) -> Vec<Ino> {
         let (dirty_nodes, dirty_names) = (self.dirty_nodes.clone(), self.dirty_names.clone());
         let mut changed = Vec::new();
@@ -563,8 +562,8 @@ impl State {
         changed
     }
 
-    /// Makes room for what a record makes outside of `world/fs`: when it was recorded, the image that the fork was put onto
-    /// by a seal did not show there what it has. False if what is there was made by a record as well.
+    /// Makes room for a file that a record makes outside of `world/fs`, since the image of a later seal may
+    /// show another file there. Returns false if a record made the present file as well.
     pub(super) fn give_way(&mut self, parent: Ino, name: &[u8], time: i64) -> bool {
         let Some(ino) = self.child(parent, name) else { return true };
         if !parent.is_frame() || self.nodes.get(&ino).is_none_or(|inode| inode.birth > 0 || inode.is_dir()) {

@@ -1,11 +1,12 @@
 //! The times of images whose trees record none.
 //!
-//! Let I0 be an image, I1 its first parent, and so on, as far as the store has readable manifests. A path's time in I0 is
-//! `created_at` of the last Ij such that I0 … Ij all have the path with the same kind and content. Layers and pages follow the
-//! same rule by their digests. The line ends for everything at an image whose id begins with six zero bits: all descendants agree
-//! on it, so that neighbours agree on what did not change, and a first look reads 64 trees on average in a long line.
+//! Let I0 be an image, I1 its first parent, and so on, as far as the store has readable manifests. A path's
+//! time in I0 is `created_at` of the last Ij such that I0 … Ij all have the path with the same kind and
+//! content. Layers and pages follow the same rule by their digests. The line ends for everything at an image
+//! whose id begins with six zero bits: all descendants agree on it, so neighbours agree on the time of an
+//! unchanged path, and a first look reads 64 trees on average in a long line.
 //!
-//! [`NodeTimes`] has the rule for one step, `kept` the file that remembers an image's times.
+//! [`NodeTimes`] has the rule for one step, `kept` the file that stores an image's times.
 
 mod kept;
 
@@ -24,29 +25,29 @@ use crate::images::times::kept::Kept;
 use crate::store::{LayerFile, MarkerError, Store};
 use crate::tree::{NodeTimes, Tree};
 
-/// An image with more ancestors up to the end of its line ends the line itself. No honest line comes near: of a thousand images one
-/// ends the line with a probability of all but one in ten million.
+/// An image with more ancestors up to the end of its line ends the line itself. No honest line comes near: of
+/// a thousand images one ends the line with a probability of all but one in ten million.
 const LONGEST: u32 = 1024;
 
-/// Images whose place in their line is kept in memory: about 500 bytes each.
+/// Images whose position in their line is kept in memory: about 500 bytes each.
 const LINKS: usize = 16_384;
 
-/// Bytes of nodes' times that are kept in memory. The newest stay, however many.
+/// Bytes of nodes' times that are kept in memory. The newest entry stays, whatever its size.
 const NODES: usize = 16 << 20;
 
-/// Images of which pages' times are kept in memory.
+/// Images whose pages' times are kept in memory.
 const PAGES: usize = 64;
 
 /// Layers of an image, in the order of [`crate::store::Manifest::blobs`].
 const LAYERS: usize = 8;
 
-/// Reads a tree by its digest; nothing where it cannot be read.
+/// Reads a tree by its digest; nothing if it cannot be read.
 pub type ReadTree<'a> = &'a dyn Fn(&Digest) -> Option<Arc<Tree>>;
 
 /// The pages of a cache layer: index, K and V, sorted by index.
 pub type PageList = Vec<(u32, Digest, Digest)>;
 
-/// Reads the pages of a cache layer by its digest; nothing where it cannot be read.
+/// Reads the pages of a cache layer by its digest; nothing if it cannot be read.
 pub type ReadPages<'a> = &'a dyn Fn(&Digest) -> Option<PageList>;
 
 /// Whether an image ends every line, for all of its descendants alike.
@@ -54,13 +55,13 @@ pub fn is_fixed_point(image: &Digest) -> bool {
     image.as_bytes()[0] >> 2 == 0
 }
 
-/// A moment in nanoseconds since 1970. One that 64 bits cannot hold is cut to the last one that they do.
+/// A moment in nanoseconds since 1970. A moment that 64 bits cannot hold becomes the last one that they can.
 pub fn nanoseconds(moment: &DateTime<Utc>) -> i64 {
     let cut = if moment.timestamp() < 0 { i64::MIN } else { i64::MAX };
     moment.timestamp_nanos_opt().unwrap_or(cut)
 }
 
-/// An image's place in its line.
+/// An image's position in its line.
 #[derive(Debug)]
 struct Link {
     id: Digest,
@@ -69,7 +70,7 @@ struct Link {
     parent: Option<Digest>,
     /// The last image of the line.
     end: Digest,
-    /// Images behind this one.
+    /// The number of images behind this one.
     behind: u32,
     blobs: [Digest; LAYERS],
     times: [i64; LAYERS],
@@ -85,11 +86,11 @@ impl Link {
     }
 }
 
-/// Where the world's tree and the page manifest are among an image's layers.
+/// The indices of the world's tree and the page manifest among an image's layers.
 const CACHE: usize = 2;
 const WORLD: usize = 3;
 
-/// A manifest as far as it matters here.
+/// The parts of a manifest that this module needs.
 struct Read {
     id: Digest,
     created_ns: i64,
@@ -105,15 +106,15 @@ struct Nodes {
     bytes: usize,
 }
 
-/// What is known of the times of a store's images. What was answered once stays the answer as long as this lives, as far as memory
-/// and the cache's folder keep it or the store still has the line.
+/// The known times of a store's images. An answer stays the same for the life of this value, as long as
+/// memory or the cache's folder keeps it or the store still has the line.
 pub struct Times {
     store: Arc<Store>,
     kept: Option<Kept>,
     links: Mutex<LruCache<Digest, Arc<Link>>>,
     nodes: Mutex<Nodes>,
     pages: Mutex<LruCache<Digest, Arc<PageTimes>>>,
-    /// One thread derives the times of an image, however many ask.
+    /// One thread derives the times of an image; others wait for it.
     turns: Mutex<HashMap<Digest, Arc<Mutex<()>>>>,
     trees_read: AtomicU64,
 }
@@ -129,7 +130,8 @@ fn at_most<V>(number: usize) -> Mutex<LruCache<Digest, V>> {
 }
 
 impl Times {
-    /// Makes one for a store. `cache_dir` is a folder where times are remembered between runs; without it the answers are the same.
+    /// Makes one for a store. `cache_dir` is a folder that keeps times between runs; without it the answers
+    /// are the same.
     pub fn new(store: Arc<Store>, cache_dir: Option<PathBuf>) -> Self {
         Self {
             store,
@@ -152,17 +154,17 @@ impl Times {
         self.link(image).map(|link| link.created_ns)
     }
 
-    /// The same where that is known already.
+    /// The same if it is known already.
     pub fn created_known(&self, image: &Digest) -> Option<i64> {
         self.links.lock().get(image).map(|link| link.created_ns)
     }
 
-    /// How many images are behind one in its line; 0 where that cannot be found out.
+    /// The number of images behind one in its line; 0 if that cannot be found out.
     pub fn behind(&self, image: &Digest) -> u32 {
         self.link(image).map_or(0, |link| link.behind)
     }
 
-    /// The digest of an image's tree where its place in its line is known already.
+    /// The digest of an image's tree if its position in its line is known already.
     pub fn tree_known(&self, image: &Digest) -> Option<Digest> {
         self.links.lock().get(image).map(|link| *link.tree())
     }
@@ -182,7 +184,7 @@ impl Times {
         })
     }
 
-    /// An image's place in its line. Reads the manifests that were not read yet.
+    /// An image's position in its line. Reads the manifests that were not read yet.
     fn link(&self, image: &Digest) -> Result<Arc<Link>, MarkerError> {
         let mut read: Vec<Read> = Vec::new();
         let mut at = *image;
@@ -203,7 +205,7 @@ impl Times {
                 _ => break None,
             }
             if read.len() > LONGEST as usize {
-                // How long it is no look tells: this image is the end of its own line.
+                // The length of the rest is unknown: this image ends the line itself.
                 read.truncate(1);
                 let link = Self::linked(&read[0], None, LONGEST);
                 return Ok(self.keep(link));
@@ -240,18 +242,18 @@ impl Times {
         }
     }
 
-    /// Keeps an image's place, unless another thread was faster: what was answered stays.
+    /// Keeps an image's position, unless another thread was faster: an answer never changes.
     fn keep(&self, link: Link) -> Arc<Link> {
         Arc::clone(self.links.lock().get_or_insert(link.id, || Arc::new(link)))
     }
 
-    /// The times of an image's nodes where they are in memory.
+    /// The times of an image's nodes if they are in memory.
     pub fn nodes_known(&self, image: &Digest) -> Option<Arc<NodeTimes>> {
         self.nodes.lock().lru.get(image).cloned()
     }
 
-    /// The times of an image's nodes, of which `tree` is the tree. May read up to 1,024 trees, 64 on average in a long line: for a
-    /// thread that may wait.
+    /// The times of an image's nodes; `tree` is its tree. May read up to 1,024 trees, 64 on average in a long
+    /// line: for a thread that may wait.
     pub fn nodes(
         &self,
         image: &Digest,
@@ -297,14 +299,15 @@ impl Times {
     fn line_of(&self, image: &Digest) -> Result<Vec<Arc<Link>>, MarkerError> {
         let mut line = vec![self.link(image)?];
         while let Some(parent) = line.last().and_then(|link| link.parent) {
-            // Known a moment ago; only a store that lost it meanwhile does not have it.
+            // Known a moment ago; missing only if the store lost it since.
             let Ok(link) = self.link(&parent) else { break };
             line.push(link);
         }
         Ok(line)
     }
 
-    /// Derives the times of the first image of a line. Nothing where a file that was `believed` does not fit its tree.
+    /// Derives the times of the first image of a line. Nothing if a file that was `believed` does not fit its
+    /// tree.
     fn derive(
         &self,
         line: &[Arc<Link>],
@@ -363,12 +366,13 @@ impl Times {
         Some(times)
     }
 
-    /// The times of an image's pages where they are in memory.
+    /// The times of an image's pages if they are in memory.
     pub fn pages_known(&self, image: &Digest) -> Option<Arc<PageTimes>> {
         self.pages.lock().get(image).cloned()
     }
 
-    /// The times of an image's pages. Reads the page manifests of its line, as far as a page is in them: for a thread that may wait.
+    /// The times of an image's pages. Reads the page manifests of its line until no page is left: for a
+    /// thread that may wait.
     pub fn pages(&self, image: &Digest, read_pages: ReadPages<'_>) -> Result<Arc<PageTimes>, MarkerError> {
         if let Some(known) = self.pages_known(image) {
             return Ok(known);

@@ -1,12 +1,12 @@
 //! Access control lists, acl(5), in the form of their extended attributes (`linux/posix_acl_xattr.h`).
 //!
-//! A list says of single users and groups what they may, besides the owner, the owning group and all others. Where it has a mask,
-//! the group bits of the mode are the mask's.
+//! A list gives permissions to single users and groups, apart from the owner, the owning group and all
+//! others. If it has a mask, the group bits of the mode are the mask's.
 
 /// The attribute with the list of a file or folder.
 pub const ACCESS: &[u8] = b"system.posix_acl_access";
 
-/// The attribute with the list that a folder hands on to what is made in it.
+/// The attribute with the list that a folder passes on to new files in it.
 pub const DEFAULT: &[u8] = b"system.posix_acl_default";
 
 const VERSION: [u8; 4] = [2, 0, 0, 0];
@@ -30,8 +30,9 @@ struct Entry {
 pub struct Acl(Vec<Entry>);
 
 impl Acl {
-    /// Reads an attribute: 32 bits of version, then entries of 16 bits of tag, 16 of permissions and 32 of id, all with the low byte
-    /// first. [`None`] if it is no list: one has an entry each for the owner, the group and the others.
+    /// Reads an attribute: 32 bits of version, then entries of 16 bits of tag, 16 of permissions and 32 of
+    /// id, all with the low byte first. [`None`] if it is not a list: a list has an entry each for the owner,
+    /// the group and the others.
     pub fn parse(value: &[u8]) -> Option<Self> {
         let entries = value.strip_prefix(&VERSION).filter(|entries| entries.len() % 8 == 0)?;
         let number = |entry: &[u8], at: usize| u16::from_le_bytes([entry[at], entry[at + 1]]);
@@ -47,7 +48,7 @@ impl Acl {
             tags.contains(&entry.tag) && entry.permissions <= 7
         };
         let sound = [OWNER, GROUP, OTHERS].into_iter().all(once) && list.0.iter().all(known);
-        // Single users and groups count as far as a mask says.
+        // The mask limits single users and groups.
         let masked = once(MASK) || (list.of(MASK).is_none() && list.is_mode());
         (sound && masked).then_some(list)
     }
@@ -67,7 +68,7 @@ impl Acl {
         self.0.iter().find(|entry| entry.tag == tag).map(|entry| entry.permissions)
     }
 
-    /// Whether a mode says the same.
+    /// Whether a mode has the same meaning.
     pub fn is_mode(&self) -> bool {
         self.0.iter().all(|entry| matches!(entry.tag, OWNER | GROUP | OTHERS))
     }
@@ -79,7 +80,7 @@ impl Acl {
         owner << 6 | group << 3 | others
     }
 
-    /// The same where the list gets lost: its group bits say what the owning group may.
+    /// The same for a file that loses the list: the group bits are the owning group's permissions.
     pub fn mode_alone(&self) -> u16 {
         self.mode() & (self.of(GROUP).unwrap_or_default() << 3 | 0o707)
     }
@@ -96,7 +97,8 @@ impl Acl {
         })
     }
 
-    /// The list and the nine permission bits of what is made with `mode` in a folder that hands this list on. No umask counts then.
+    /// The list and the nine permission bits of a new file with `mode` in a folder with this default list.
+    /// The umask is ignored then.
     pub fn handed_on(&self, mode: u16) -> (Self, u16) {
         let list = self.each(|tag, masked, permissions| match tag {
             OWNER => permissions & mode >> 6,
@@ -109,7 +111,7 @@ impl Acl {
         (list, mode)
     }
 
-    /// With other permissions, given an entry's tag, whether there is a mask, and its permissions.
+    /// Computes new permissions from an entry's tag, whether there is a mask, and its permissions.
     fn each(&self, new: impl Fn(u16, bool, u16) -> u16) -> Self {
         let masked = self.of(MASK).is_some();
         let change =
@@ -153,7 +155,7 @@ mod tests {
         let before = masked(7, 6, 4, 6, 4);
         assert_eq!(changed(&before, 0o600), masked(6, 6, 4, 0, 0));
         assert_eq!(changed(&plain(6, 4, 4), 0o751), plain(7, 5, 1));
-        // The kernel itself, where the filesystem of temporary files has such lists.
+        // Compared with the kernel, where the filesystem of temporary files has such lists.
         let file = tempfile::NamedTempFile::new().unwrap();
         let name = ACCESS.escape_ascii().to_string();
         if rustix::fs::setxattr(file.path(), &name, &before, rustix::fs::XattrFlags::empty()).is_ok() {

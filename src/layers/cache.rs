@@ -1,7 +1,8 @@
 //! The cache layer's page manifest, layout `paged-batchinvariant-v1`.
 //!
-//! Three programs write three shapes of it: `pf_cache` all of the metadata, pf-core's fixture only the size of a
-//! page, and the `pf` command zeros with a note. One type takes them all; what is not known is `None`.
+//! Three programs write three shapes of it: `pf_cache` all of the metadata, pf-core's fixture only the size
+//! of a page, and the `pf` command zeros with a note. One type accepts all of them; an unknown value is
+//! `None`.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -9,7 +10,7 @@ use serde_json::{Map, Value};
 use super::{FormatError, json};
 use crate::digest::Digest;
 
-/// The one layout there is.
+/// The only layout.
 pub const LAYOUT: &str = "paged-batchinvariant-v1";
 
 /// The pages of a key-value cache and the sequences that use them.
@@ -56,12 +57,12 @@ pub enum Dtype {
     F32,
     /// 8-bit E4M3, 1 byte.
     Fp8E4m3,
-    /// A type whose size this program does not know.
+    /// A type of unknown size.
     #[serde(untagged)]
     Other(String),
 }
 
-/// A physical page: K and V are blobs of their own, so that forks share whichever did not change.
+/// A physical page: K and V are separate blobs, so that forks share the one that did not change.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Page {
     /// The index in the engine's page table.
@@ -118,7 +119,7 @@ impl PageManifest {
         }
     }
 
-    /// Makes what an image holds when no engine filled its cache. It has all the keys that `pf` insists on.
+    /// Makes the manifest of an image without an engine. It has all the keys that `pf` requires.
     pub fn empty(note: impl Into<String>) -> Self {
         let mut extra = Map::new();
         extra.insert("note".to_owned(), Value::String(note.into()));
@@ -134,7 +135,7 @@ impl PageManifest {
         }
     }
 
-    /// Parses the blob of `cache.manifest`. Another layout, or an index that is there twice, is an error.
+    /// Parses the blob of `cache.manifest`. Another layout, or an index that occurs twice, is an error.
     pub fn parse(bytes: &[u8]) -> Result<Self, FormatError> {
         let manifest: Self = json::document(LAYOUT, bytes)?;
         if manifest.layout != LAYOUT {
@@ -143,7 +144,7 @@ impl PageManifest {
         let mut indices: Vec<u32> = manifest.pages.iter().map(|page| page.ix).collect();
         indices.sort_unstable();
         if let Some((twice, _)) = indices.iter().zip(indices.iter().skip(1)).find(|(ix, next)| ix == next) {
-            return Err(FormatError::new(LAYOUT, format!("page {twice}"), "the index is there twice"));
+            return Err(FormatError::new(LAYOUT, format!("page {twice}"), "the index occurs twice"));
         }
         Ok(manifest)
     }
@@ -159,7 +160,7 @@ impl PageManifest {
         self.logical_seqs.iter_mut().for_each(|seqs| seqs.sort_by(|a, b| a.id.cmp(&b.id)));
     }
 
-    /// Bytes of a K (or V) page. `None` if the manifest does not tell, says 0, or contradicts itself.
+    /// Bytes of a K (or V) page. `None` if the manifest has no size, says 0, or contradicts itself.
     pub fn page_bytes(&self) -> Option<u64> {
         let computed = self.computed_page_bytes();
         match (computed, self.page_size_bytes) {

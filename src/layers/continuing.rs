@@ -1,7 +1,7 @@
-//! Whether a ledger or a trace continues another one, and one that does.
+//! Checks whether a ledger or a trace continues another one, and makes one that does.
 //!
-//! A trace continues another one whose bytes it begins with. A ledger does if its entries begin with those of the other
-//! one: a seal rewrites the header, and gives entries an HMAC that had none.
+//! A trace continues another one if it begins with its bytes. A ledger does if its entries begin with those
+//! of the other one: a seal rewrites the header, and adds an HMAC to entries without one.
 
 use std::borrow::Cow;
 
@@ -23,7 +23,7 @@ fn parts(bytes: &[u8]) -> (Option<Header>, Vec<&[u8]>) {
     (header, rest)
 }
 
-/// Whether a line says what another one says, with the HMAC that the other one lacked.
+/// Whether a line equals another one, or equals it plus the HMAC that the other one lacked.
 fn chained_since(old: &[u8], new: &[u8]) -> bool {
     let entry = |line: &[u8]| Entry::parse(line.trim_ascii(), 0).ok();
     let (Some(old), Some(new)) = (entry(old), entry(new)) else { return false };
@@ -38,8 +38,8 @@ fn common(old: &[&[u8]], new: &[&[u8]], same: impl Fn(&[u8], &[u8]) -> bool) -> 
     old.iter().zip(new).take_while(is_same).count()
 }
 
-/// Says where a trace departs from the one before it: how many lines they have in common, of how many. Nothing if it
-/// continues that one.
+/// Says where a trace departs from the one before it: how many lines they share, out of how many. Nothing if
+/// it continues that one.
 pub fn trace_departs(before: &[u8], trace: &[u8]) -> Option<(usize, usize)> {
     if trace.starts_with(before) {
         return None;
@@ -48,7 +48,7 @@ pub fn trace_departs(before: &[u8], trace: &[u8]) -> Option<(usize, usize)> {
     Some((common(&old, &new, |_, _| false), old.len()))
 }
 
-/// The same of a ledger. A merge is continued by a ledger that names it.
+/// Does the same for a ledger. A ledger continues a merge if it names the merge.
 pub fn ledger_departs(before: (&Digest, &[u8]), ledger: &[u8]) -> Option<(usize, usize)> {
     let (name, before) = before;
     if ledger.starts_with(before) {
@@ -69,7 +69,7 @@ pub fn ledger_departs(before: (&Digest, &[u8]), ledger: &[u8]) -> Option<(usize,
     (same < old.len() || (merge.is_some() && merge != continues(&header))).then_some((same, old.len()))
 }
 
-/// Puts lines behind a text.
+/// Appends lines to a text.
 fn behind(before: &[u8], more: &[&[u8]]) -> Vec<u8> {
     let mut all = before.to_vec();
     if !more.is_empty() && before.last().is_some_and(|last| *last != b'\n') {
@@ -99,7 +99,7 @@ pub fn continued_ledger<'a>(before: &[u8], ledger: &'a [u8]) -> Cow<'a, [u8]> {
         return if same { ledger.into() } else { behind(before, &new).into() };
     }
     let (_, old) = parts(before);
-    // A copy may have entries as they were before the last seal chained them.
+    // A copy may have entries in the form before the last seal chained them.
     let same = common(&old, &new, |old, new| chained_since(old, new) || chained_since(new, old));
     behind(before, &new[same..]).into()
 }

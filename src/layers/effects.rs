@@ -1,7 +1,7 @@
-//! The effects layer: what an agent's tools did, as `effects.ledger.v1` (JSONL, `pf_effects::ledger` and the `pf`
-//! command write it) or, after a merge, `effects.merged.v1` (`pf_merge::effects`).
+//! The effects layer: the calls of an agent's tools, as `effects.ledger.v1` (JSONL, `pf_effects::ledger` and
+//! the `pf` command write it) or, after a merge, `effects.merged.v1` (`pf_merge::effects`).
 //!
-//! Lines are kept as the bytes they were, so that a ledger comes out as it went in.
+//! Lines are kept as bytes, so that a ledger is written exactly as it was read.
 
 mod chain;
 mod redact;
@@ -21,16 +21,16 @@ use crate::digest::Digest;
 const LEDGER: &str = "effects.ledger.v1";
 const MERGED: &str = "effects.merged.v1";
 
-/// The header's key whose value lets its reader forge the ledger.
+/// The header's key for the secret; with it a reader can forge the ledger.
 const SECRET_KEY: &str = "session_secret_hex";
 
-/// What is shown in place of a secret.
+/// The text shown in place of a secret.
 pub const REDACTED: &str = "<redacted>";
 
 /// The effects of an image.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Effects {
-    /// No byte, or blank lines only.
+    /// Zero bytes, or blank lines only.
     Empty,
     /// A ledger.
     Ledger(Ledger),
@@ -50,11 +50,11 @@ pub struct Ledger {
 /// The first line of a ledger.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Header {
-    /// How many entries the writer counted; 0 if it did not say, as `pf` takes it.
+    /// How many entries the writer counted; 0 if it did not say, as in `pf`.
     pub entries: u64,
-    /// The secret of the chain, where the writer embedded it. Absent when the operator keeps it.
+    /// The secret of the chain, if the writer embedded it. Absent when the operator keeps it.
     pub session_secret_hex: Option<Secret>,
-    /// `tamper-detection` where the secret is embedded.
+    /// `tamper-detection` if the secret is embedded.
     pub verification_mode: Option<String>,
     /// Keys this program does not know.
     pub extra: Map<String, Value>,
@@ -80,13 +80,13 @@ pub struct Record {
     pub timestamp: DateTime<Utc>,
     /// The tool.
     pub tool_id: String,
-    /// Digest of the arguments. Text, since `pf` signs it as it was written, in either case.
+    /// Digest of the arguments. Text, since `pf` signs it in the case in which it was written.
     pub args_hash: String,
     /// Key that makes a repeated call the same call.
     pub idempotency_key: String,
     /// Digest of the result; text as `args_hash` is.
     pub result_hash: String,
-    /// What repeating the call would do.
+    /// The effect of repeating the call.
     pub side_effect_class: SideEffectClass,
     /// Hex HMAC of the chain up to here; empty, or absent when read, if the entry is not chained.
     #[serde(default)]
@@ -96,7 +96,7 @@ pub struct Record {
     pub extra: Map<String, Value>,
 }
 
-/// What repeating a call would do.
+/// The effect of repeating a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum SideEffectClass {
@@ -104,13 +104,13 @@ pub enum SideEffectClass {
     Pure,
     /// Nothing, with the same idempotency key.
     Idempotent,
-    /// Do it a second time.
+    /// A second effect.
     Irreversible,
-    /// Read from the network what may have changed.
+    /// A read from the network, which may have changed.
     NetworkOnly,
 }
 
-/// The effects of a merge: `pf` forges no chain, it points to both.
+/// The effects of a merge: `pf` makes no new chain; it points to both.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Merged {
     kind: String,
@@ -152,7 +152,7 @@ impl Effects {
             .and_then(|header| header.get("kind").and_then(Value::as_str).map(str::to_owned));
         match kind.as_deref() {
             Some(LEDGER) => Ledger::parse(bytes).map(Self::Ledger),
-            // A merge is one object, which may well be spread over lines.
+            // A merge is one object, which may span several lines.
             Some(MERGED) | None => {
                 let merged: Merged = json::document(MERGED, bytes).map_err(|error| match kind {
                     Some(_) => error,
@@ -167,8 +167,8 @@ impl Effects {
         }
     }
 
-    /// The ledgers that a blob of `effects.ledger` refers to: those of a merge, or what a ledger continues. Its other lines may
-    /// be no entries, as they may be after a seal.
+    /// The ledgers that a blob of `effects.ledger` refers to: those of a merge, or the ledger that it
+    /// continues. Its other lines need not be entries: a seal keeps lines that are not.
     pub fn references(bytes: &[u8]) -> Result<Vec<Digest>, FormatError> {
         #[derive(Deserialize)]
         struct Continues {
@@ -206,7 +206,7 @@ impl Ledger {
         Ok(Self { header, entries })
     }
 
-    /// Writes the ledger: the header with its keys sorted, as `pf` has them, and the entries' lines as they stand.
+    /// Writes the ledger: the header with its keys sorted, as `pf` does, and the entries' exact lines.
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut out = self.header.to_bytes();
         out.push(b'\n');
@@ -220,7 +220,7 @@ impl Ledger {
 
 impl Header {
     fn parse(line: &[u8], index: usize) -> Result<Self, FormatError> {
-        // Values are taken out one by one, for a parser's message about the secret might quote it.
+        // Values are taken out one by one: a parser's message about the secret might quote it.
         let wrong = |reason: &'static str| FormatError::new(LEDGER, at_line(index), reason);
         let mut extra: Map<String, Value> =
             json::small_object(line).map_err(|_| wrong("the header is not a JSON object"))?;
@@ -259,23 +259,24 @@ impl Header {
 }
 
 impl Secret {
-    /// Wraps hex digits, from `$PF_SESSION_SECRET` or fresh ones. They are looked at when used.
+    /// Wraps hex digits, from `$PF_SESSION_SECRET` or fresh ones. They are checked when they are used.
     pub fn new(hex: impl Into<String>) -> Self {
         Self(hex.into())
     }
 
-    /// Whether this stands for a secret that was held back: a ledger that was read through a mount has it.
+    /// Whether this is the placeholder of a redacted secret: a ledger that was read through a mount has it.
     pub fn is_redacted(&self) -> bool {
         self.0 == REDACTED
     }
 
-    /// Tells secrets apart without telling them: the first 16 hex digits of the SHA-256 of a label and the key.
+    /// Identifies a secret without revealing it: the first 16 hex digits of the SHA-256 of a label and the
+    /// key.
     pub fn fingerprint(&self) -> String {
         let key = self.key().unwrap_or_default();
         Digest::of(&[b"pfimg session secret\0", &key[..]].concat()).hex()[..16].to_owned()
     }
 
-    /// The key, if this is hex; blanks around it do not count, as with `pf`.
+    /// The key, if this is hex; blanks around it are ignored, as with `pf`.
     fn key(&self) -> Option<Vec<u8>> {
         data_encoding::HEXLOWER_PERMISSIVE.decode(self.0.trim().as_bytes()).ok()
     }
@@ -288,19 +289,19 @@ impl fmt::Debug for Secret {
 }
 
 impl Entry {
-    /// Makes an entry whose line is what `pf` would write for `record`, with the unknown keys behind.
+    /// Makes an entry whose line is what `pf` would write for `record`, with the unknown keys after it.
     pub fn new(record: Record) -> Self {
         Self { line: 0, raw: json::to_bytes(&record), record }
     }
 
-    /// Parses one line; `number` is where it stands in its file, for messages.
+    /// Parses one line; `number` is its line number in its file, for messages.
     pub fn parse(line: &[u8], number: usize) -> Result<Self, FormatError> {
         let record = serde_json::from_slice(line)
             .map_err(|error| FormatError::new(LEDGER, format!("line {number}"), json::reason(&error)))?;
         Ok(Self { line: number, raw: line.to_vec(), record })
     }
 
-    /// What the line says.
+    /// The parsed line.
     pub fn record(&self) -> &Record {
         &self.record
     }
@@ -321,14 +322,14 @@ impl Entry {
     }
 }
 
-/// Entries are the same if their bytes are, wherever they stand.
+/// Entries are equal if their bytes are, in any position.
 impl PartialEq for Entry {
     fn eq(&self, other: &Self) -> bool {
         self.raw == other.raw
     }
 }
 
-/// The lines that are not empty, each with its index from 0. A blank line is not empty, to `pf` neither.
+/// The lines that are not empty, each with its index from 0. A blank line is not empty; `pf` agrees.
 fn lines(bytes: &[u8]) -> impl Iterator<Item = (usize, &[u8])> {
     bytes.split(|byte| *byte == b'\n').enumerate().filter(|(_, line)| !line.is_empty())
 }

@@ -23,7 +23,7 @@ pub enum Env {
 pub struct EnvV1 {
     /// The working directory at capture time; empty if it was unknown.
     pub cwd: String,
-    /// The variables; a value that was held back is `<redacted>`.
+    /// The variables; the value of a redacted one is `<redacted>`.
     pub vars: BTreeMap<String, String>,
     /// Keys this program does not know.
     #[serde(flatten)]
@@ -50,7 +50,7 @@ impl Env {
         }
     }
 
-    /// Writes the blob: what `pf` wrote comes out byte for byte.
+    /// Writes the blob: the bytes that `pf` wrote come out unchanged.
     pub fn to_bytes(&self) -> Vec<u8> {
         match self {
             Self::V1(env) => json::to_bytes(&Tagged { kind: FORMAT, env }),

@@ -1,8 +1,8 @@
-//! Which paths are left out of an image, by the rules of `pf`.
+//! Decides which paths an image leaves out, by the rules of `pf`.
 //!
-//! A rule without `*`, `?` and `[` is one name or several with slashes between them, and matches wherever a path has
-//! these components in a row. Any other is a glob, matched against the path and against its last name; its `*` takes
-//! slashes too.
+//! A rule without `*`, `?` and `[` is one name or several with slashes between them, and matches wherever a
+//! path has these components in a row. Any other rule is a glob, matched against the path and against its
+//! last name; its `*` matches slashes too.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -12,7 +12,7 @@ use globset::{GlobBuilder, GlobMatcher};
 
 use crate::error::{Error, ErrorKind, Result};
 
-/// What `pf` leaves out unless told otherwise: what can be made again, and its own note of the parent.
+/// The default rules of `pf`: files that can be made again, and `pf`'s note of the parent.
 const DEFAULTS: &[&str] = &[
     ".git/objects",
     "target",
@@ -36,7 +36,7 @@ pub const IGNORE_FILES: [&str; 2] = [".pfignore", ".gitignore"];
 /// Where a rule comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rule {
-    /// What `pf` leaves out unless told otherwise, or a file of rules in the folder.
+    /// The defaults of `pf`, or a file of rules in the folder.
     Default,
     /// The caller.
     Asked,
@@ -45,23 +45,23 @@ pub enum Rule {
 /// Rules that leave paths out.
 #[derive(Clone, Debug, Default)]
 pub struct Ignore {
-    /// Names in a row.
+    /// Consecutive names.
     plain: Vec<(Vec<Box<[u8]>>, Rule)>,
     globs: Vec<(GlobMatcher, Rule)>,
 }
 
 impl Ignore {
-    /// What `pf` leaves out unless told otherwise.
+    /// The default rules of `pf`.
     pub fn pf_defaults() -> Self {
         let mut this = Self::default();
         for rule in DEFAULTS {
-            // Each is known to be sound, and a test says so.
+            // Each rule is valid; a test proves it.
             let _ = this.add_of(rule, Rule::Default);
         }
         this
     }
 
-    /// Adds a rule of the caller's.
+    /// Adds a rule from the caller.
     pub fn add(&mut self, rule: &str) -> Result<()> {
         self.add_of(rule, Rule::Asked)
     }
@@ -69,7 +69,7 @@ impl Ignore {
     fn add_of(&mut self, rule: &str, of: Rule) -> Result<()> {
         if rule.contains(['*', '?', '[']) {
             let glob = GlobBuilder::new(rule).build().map_err(|e| {
-                Error::new(ErrorKind::InvalidInput, format!("{rule:?} is no pattern")).with_source(e)
+                Error::new(ErrorKind::InvalidInput, format!("{rule:?} is not a valid pattern")).with_source(e)
             })?;
             self.globs.push((glob.compile_matcher(), of));
             return Ok(());
@@ -83,8 +83,8 @@ impl Ignore {
         Ok(())
     }
 
-    /// Adds the rules of a file such as `.gitignore`: a line each, without comments. Returns the lines that cannot be
-    /// followed: those that take something back in (`!`), as with `pf`, and those that are no patterns.
+    /// Adds the rules of a file such as `.gitignore`: a line each, without comments. Returns the lines that
+    /// cannot be followed: negations (`!`), as with `pf`, and invalid patterns.
     pub fn add_lines(&mut self, text: &str) -> Vec<String> {
         let mut refused = Vec::new();
         for line in text.lines().map(str::trim) {
@@ -99,16 +99,16 @@ impl Ignore {
         refused
     }
 
-    /// Whether a path, relative to the folder, is left out. That everything below it is too is up to the caller.
+    /// Whether a path, relative to the folder, is left out. The caller leaves out everything below it.
     pub fn covers(&self, path: &[u8]) -> bool {
         self.covered_by(path).is_some()
     }
 
-    /// Where the rule comes from that leaves a path out. Of several rules the caller's counts.
+    /// The source of the rule that leaves a path out. Of several rules the caller's counts.
     pub fn covered_by(&self, path: &[u8]) -> Option<Rule> {
         let name = path.rsplit(|b| *b == b'/').next().unwrap_or(path);
         let ends_with = |names: &Vec<Box<[u8]>>| {
-            // The folders above were looked at before, so that only a match that ends here is new.
+            // The folders above were checked before, so only a match that ends here is new.
             let mut rest = path.rsplit(|b| *b == b'/');
             names.iter().rev().all(|name| rest.next().is_some_and(|component| component == &**name))
         };

@@ -1,7 +1,7 @@
-//! What the codecs share of JSON: errors with a place, and where members begin and end in the text.
+//! JSON code that the codecs share: errors with a position, and where members begin and end in the text.
 //!
-//! The spans let a codec keep or replace one value and leave every other byte alone. Finding them takes no
-//! recursion and no memory, whatever the text.
+//! The spans let a codec keep or replace one value and leave every other byte unchanged. Finding them takes
+//! no recursion and no memory, whatever the text.
 
 use std::fmt;
 use std::ops::Range;
@@ -11,13 +11,13 @@ use serde_json::{Map, Value};
 
 use super::FormatError;
 
-/// The deepest nesting taken, in open brackets: the limit `serde_json` has where it builds values.
+/// The deepest nesting accepted, in open brackets: the limit of `serde_json` where it builds values.
 const MAX_DEPTH: usize = 127;
 
-/// The most characters of a parser's message taken over: it may quote the input, which may be long.
+/// The most characters of a parser's message that are copied: it may quote the input, which may be long.
 const MAX_REASON: usize = 200;
 
-/// Says what is wrong without the line: for one line of JSONL that would always be the first.
+/// Returns the message without the line: for one line of JSONL that would always be the first.
 pub(super) fn reason(error: &serde_json::Error) -> String {
     let text = error.to_string();
     let text = text.rsplit_once(" at line ").map_or(text.as_str(), |(message, _)| message);
@@ -28,18 +28,19 @@ pub(super) fn reason(error: &serde_json::Error) -> String {
     reason
 }
 
-/// Values that are kept of what no codec knows, in one object. Each takes more memory than text: without a limit a small
-/// blob could take gigabytes.
+/// The number of values kept from unknown keys, in one object. Each takes more memory than text: without a
+/// limit a small blob could take gigabytes.
 const MAX_UNKNOWN: usize = 1 << 16;
 
-/// Commas in a document whose values are kept, which take more memory than text. A value stands before each.
+/// Commas in a document whose values are kept, which take more memory than text. There is a value before
+/// each.
 const MAX_COMMAS: usize = 1 << 22;
 
-/// Builds a value of what no codec knows, as long as it is not made of too many.
+/// Builds a value of an unknown key, unless it has too many parts.
 pub(super) struct Unknown<'b>(&'b mut usize);
 
 impl<'b> Unknown<'b> {
-    /// How many values are left, at first.
+    /// The number of values at the start.
     pub(super) const ALL: usize = MAX_UNKNOWN;
 
     pub(super) fn of(left: &'b mut usize) -> Self {
@@ -47,7 +48,7 @@ impl<'b> Unknown<'b> {
     }
 
     fn one<E: de::Error>(&mut self) -> Result<(), E> {
-        *self.0 = self.0.checked_sub(1).ok_or_else(|| E::custom("too much in it is unknown"))?;
+        *self.0 = self.0.checked_sub(1).ok_or_else(|| E::custom("it has too many unknown values"))?;
         Ok(())
     }
 }
@@ -109,7 +110,7 @@ impl<'de> Visitor<'de> for Unknown<'_> {
     }
 }
 
-/// Parses an object of which nothing is known, if it is not made of too many values.
+/// Parses an object with unknown keys, unless it has too many values.
 pub(super) fn small_object(bytes: &[u8]) -> serde_json::Result<Map<String, Value>> {
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     let value = Unknown(&mut { MAX_UNKNOWN }).deserialize(&mut deserializer)?;
@@ -128,7 +129,7 @@ pub(super) fn document<T: DeserializeOwned>(format: &'static str, bytes: &[u8]) 
     large_document(format, bytes)
 }
 
-/// The same of a blob that may well have any number of values, of which `T` keeps few.
+/// Does the same for a blob that may have any number of values; `T` keeps few of them.
 pub(super) fn large_document<T: DeserializeOwned>(
     format: &'static str,
     bytes: &[u8],
@@ -139,20 +140,20 @@ pub(super) fn large_document<T: DeserializeOwned>(
     })
 }
 
-/// Parses a whole blob as one JSON object; of a key that is there twice the last counts.
+/// Parses a whole blob as one JSON object; of a repeated key the last value counts.
 pub(super) fn object(format: &'static str, bytes: &[u8]) -> Result<Map<String, Value>, FormatError> {
     document(format, bytes)
 }
 
-/// Writes a value that only has string keys, and therefore can be written.
+/// Writes a value that only has string keys, so that writing cannot fail.
 pub(super) fn to_bytes(value: &impl serde::Serialize) -> Vec<u8> {
-    // Serialising to memory fails for keys that are no strings only, and no type here has such.
+    // Serialising to memory fails only for keys that are not strings, and no type here has such keys.
     serde_json::to_vec(value).unwrap_or_default()
 }
 
 /// Whether brackets nest deeper than a value may.
 pub(super) fn is_too_deep(text: &[u8]) -> bool {
-    // Most text has too few brackets for that, which is quickly counted.
+    // Most text has too few brackets for that; counting them is quick.
     if text.iter().filter(|byte| matches!(byte, b'{' | b'[')).count() <= MAX_DEPTH {
         return false;
     }
@@ -175,7 +176,7 @@ pub(super) fn is_too_deep(text: &[u8]) -> bool {
     false
 }
 
-/// One key with its value, as they stand in the text of an object.
+/// One key with its value, as positions in the text of an object.
 pub(super) struct Member {
     /// How many brackets are open around it: 1 for the members of the outermost object.
     pub(super) depth: usize,
@@ -185,9 +186,9 @@ pub(super) struct Member {
     pub(super) value: Range<usize>,
 }
 
-/// Walks over the members of valid JSON text at every depth, in the order of their keys' places.
+/// Walks over the members of valid JSON text at every depth, in the order of their keys.
 ///
-/// For text that is no JSON the spans lie within the text and mean nothing.
+/// For other text the spans lie within the text and have no meaning.
 pub(super) fn members(text: &[u8]) -> impl Iterator<Item = Member> + '_ {
     let (mut at, mut depth) = (0, 0_usize);
     std::iter::from_fn(move || {
@@ -199,7 +200,7 @@ pub(super) fn members(text: &[u8]) -> impl Iterator<Item = Member> + '_ {
                     let colon = skip_blanks(text, at);
                     if text.get(colon) == Some(&b':') {
                         let start = skip_blanks(text, colon + 1);
-                        // Go on at the value, not behind it: it may have members itself.
+                        // Continue at the value, not after it: it may have members itself.
                         at = start;
                         return Some(Member { depth, key, value: start..value_end(text, start) });
                     }
@@ -220,7 +221,7 @@ fn skip_blanks(text: &[u8], from: usize) -> usize {
     from + text.get(from..).unwrap_or_default().iter().take_while(blanks).count()
 }
 
-/// The place behind the string whose opening quote is at `start`, or the end of the text.
+/// The position after the string whose opening quote is at `start`, or the end of the text.
 fn string_end(text: &[u8], start: usize) -> usize {
     let mut at = start + 1;
     while let Some(byte) = text.get(at) {
@@ -233,7 +234,7 @@ fn string_end(text: &[u8], start: usize) -> usize {
     text.len()
 }
 
-/// The place behind the value that begins at `start`.
+/// The position after the value that begins at `start`.
 fn value_end(text: &[u8], start: usize) -> usize {
     let (mut at, mut depth) = (start, 0_usize);
     while let Some(byte) = text.get(at) {
@@ -247,7 +248,7 @@ fn value_end(text: &[u8], start: usize) -> usize {
                 depth -= 1;
                 at += 1;
             }
-            // A number or word at the outermost level ends where something else begins.
+            // A number or word at the outermost level ends where another token begins.
             b'}' | b']' | b',' | b' ' | b'\t' | b'\n' | b'\r' if depth == 0 => return at,
             _ => {
                 at += 1;

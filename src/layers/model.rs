@@ -7,7 +7,7 @@ use super::{FormatError, json};
 
 const FORMAT: &str = "model.diff.v1";
 
-/// What the diff applies to. Nothing is said of its bytes, but the `pf` command writes `base:<agent>`.
+/// The base of the diff. Any bytes are allowed; the `pf` command writes `base:<agent>`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Base {
     /// `base:` and the kind of the agent: there is no model, only a name.
@@ -17,7 +17,7 @@ pub enum Base {
 }
 
 impl Base {
-    /// Reads the blob of `model.base`. Whatever it holds is a base, so this cannot fail.
+    /// Reads the blob of `model.base`. Any content is a base, so this cannot fail.
     pub fn parse(bytes: &[u8]) -> Result<Self, FormatError> {
         let agent = bytes.strip_prefix(b"base:").and_then(|kind| std::str::from_utf8(kind).ok());
         Ok(match agent {
@@ -37,13 +37,13 @@ impl Base {
     }
 }
 
-/// A change of weights. The weights themselves stay text: they may be gigabytes, and as values would be sixteen
-/// times that.
+/// A change of weights. The weights stay text: they may be gigabytes, and as values would take sixteen times
+/// that.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelDiff {
     kind: String,
     diff: String,
-    /// A word for people.
+    /// A note for people.
     pub note: Option<String>,
     /// Keys this program does not know.
     pub extra: Map<String, Value>,
@@ -64,7 +64,7 @@ struct Tag {
 }
 
 impl ModelDiff {
-    /// Makes what an image holds when no adapter filled its model: low-rank adapters, none of them.
+    /// Makes the diff of an image without an adapter: low-rank adapters, an empty list.
     pub fn empty(note: impl Into<String>) -> Self {
         Self {
             kind: "lora".to_owned(),
@@ -74,10 +74,10 @@ impl ModelDiff {
         }
     }
 
-    /// Parses the blob of `model.diff`. Any `kind` of diff will do; another layout is an error.
+    /// Parses the blob of `model.diff`. Any `kind` of diff is accepted; another layout is an error.
     pub fn parse(bytes: &[u8]) -> Result<Self, FormatError> {
         let text = std::str::from_utf8(bytes).map_err(|_| FormatError::new(FORMAT, "", "not UTF-8"))?;
-        // What is skipped rather than built is not limited in depth by the parser.
+        // The parser does not limit the depth of values that are skipped and not built.
         if json::is_too_deep(bytes) {
             return Err(FormatError::new(FORMAT, "", "nested too deeply"));
         }
@@ -120,7 +120,7 @@ impl ModelDiff {
         &self.kind
     }
 
-    /// The diff itself with its `kind`: the JSON text as it stood.
+    /// The diff itself with its `kind`: its exact JSON text.
     pub fn diff_json(&self) -> &str {
         &self.diff
     }

@@ -1,7 +1,7 @@
-//! The world layer's processes: what `pf snapshot` records of what was running.
+//! The world layer's processes, as `pf snapshot` records them.
 //!
-//! `pf_world::procs` writes `procs.unsupported.v1` and `procs.criu.v1`, the `pf` command also `procs.respawn.v1`,
-//! and pf-core's fixture an object without `kind`.
+//! `pf_world::procs` writes `procs.unsupported.v1` and `procs.criu.v1`, the `pf` command also
+//! `procs.respawn.v1`, and pf-core's fixture an object without `kind`.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -14,11 +14,11 @@ const FORMAT: &str = "procs";
 /// The processes of an image.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Procs {
-    /// One of the kinds that this program knows.
+    /// One of the known kinds.
     Known(Known),
     /// `{"unsupported_on":…}` without a `kind`, as pf-core's fixture writes it.
     Bare(Unsupported),
-    /// Any other object, kept as it is.
+    /// Any other object, kept unchanged.
     Other(Map<String, Value>),
 }
 
@@ -32,7 +32,7 @@ pub enum Known {
     /// A dump by CRIU.
     #[serde(rename = "procs.criu.v1")]
     Criu(Criu),
-    /// What it takes to start the process again.
+    /// The data needed to start the process again.
     #[serde(rename = "procs.respawn.v1")]
     Respawn(Box<Respawn>),
 }
@@ -42,7 +42,7 @@ pub enum Known {
 pub struct Unsupported {
     /// The operating system of the capture, in the words of `std::env::consts::OS`, or `linux-no-criu`.
     pub unsupported_on: String,
-    /// A word for people.
+    /// A note for people.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
     /// Keys this program does not know.
@@ -62,7 +62,7 @@ pub struct Criu {
     pub extra: Map<String, Value>,
 }
 
-/// What it takes to start a process again. Empty where the capturing system did not tell.
+/// The data needed to start a process again. Fields are empty if the capturing system did not have them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Respawn {
     /// The version of this record, 1.
@@ -84,7 +84,7 @@ pub struct Respawn {
     /// The environment as `NAME=value`.
     #[serde(default)]
     pub env: Vec<String>,
-    /// What the process had open.
+    /// The files that the process had open.
     #[serde(default)]
     pub fd_paths: Vec<String>,
     /// Operating system, architecture, time, and keys this program does not know.
@@ -93,7 +93,7 @@ pub struct Respawn {
 }
 
 impl Procs {
-    /// Makes what an image holds when nobody captured processes on the operating system `os`.
+    /// Makes the layer of an image without captured processes, on the operating system `os`.
     pub fn empty(os: impl Into<String>, note: impl Into<String>) -> Self {
         Self::Known(Known::Unsupported(Unsupported {
             unsupported_on: os.into(),
@@ -102,7 +102,7 @@ impl Procs {
         }))
     }
 
-    /// Parses the blob of `world.procs`. A kind that is not known is kept, a known one must be well-formed.
+    /// Parses the blob of `world.procs`. An unknown kind is kept; a known one must be well-formed.
     pub fn parse(bytes: &[u8]) -> Result<Self, FormatError> {
         fn body<T: serde::de::DeserializeOwned>(
             format: &'static str,

@@ -1,4 +1,5 @@
-//! Arbitrary and mutated bytes through every codec: no panic, and what is read comes out the same.
+//! Arbitrary and mutated bytes through every codec: no panic, and a value that was read is written back
+//! equal.
 
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -113,7 +114,7 @@ proptest! {
                 0 => bytes.insert(at, byte),
                 1 if at < bytes.len() => bytes[at] = byte,
                 2 if at < bytes.len() => drop(bytes.remove(at)),
-                // Twice in a row: keys that are there twice, lines that are, brackets that do not match.
+                // A part twice in a row: repeated keys, repeated lines, brackets that do not match.
                 3 => bytes = [&bytes[..at], &bytes[at / 2..]].concat(),
                 _ => {}
             }

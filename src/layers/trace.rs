@@ -1,8 +1,8 @@
 //! The trace layer: JSON objects, one a line.
 //!
-//! `pf` writes messages (`{"content":…,"role":…}`, `pf_merge::trace` reads them). Other programs write session
-//! events into the same file; those are kept, not understood. A line that is neither is reported with its number
-//! and does not keep the others from being read.
+//! `pf` writes messages (`{"content":…,"role":…}`, `pf_merge::trace` reads them). Other programs write
+//! session events into the same file; pfimg keeps them unchanged. A line that is neither is reported with its
+//! number; the other lines are still read.
 
 use std::ops::Range;
 
@@ -13,7 +13,7 @@ use super::{FormatError, json};
 
 const FORMAT: &str = "trace.jsonl";
 
-/// A whole trace: its bytes as they stand, and what each line of them is.
+/// A whole trace: its exact bytes, and the record of each line.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Trace {
     bytes: Vec<u8>,
@@ -28,27 +28,27 @@ pub struct Line {
     /// Its number, from 1.
     pub number: usize,
     span: Range<usize>,
-    /// What it is, or why it is nothing.
+    /// Its record, or why it has none.
     pub record: Result<Record, FormatError>,
 }
 
-/// What a line can be.
+/// The kinds of a line.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Record {
-    /// Something said.
+    /// A message of a chat.
     Message(Message),
-    /// Something that happened: an object with a `kind`, `event` or `type`.
+    /// An event: an object with a `kind`, `event` or `type`.
     Event(Map<String, Value>),
     /// Any other object.
     Other(Map<String, Value>),
 }
 
-/// Something said, keys in `pf`'s order.
+/// A message, keys in `pf`'s order.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Message {
-    /// What was said.
+    /// The text.
     pub content: String,
-    /// Who said it: `system`, `user`, `assistant` or `tool`.
+    /// The speaker: `system`, `user`, `assistant` or `tool`.
     pub role: String,
     /// Keys this program does not know.
     #[serde(flatten)]
@@ -56,7 +56,8 @@ pub struct Message {
 }
 
 impl Trace {
-    /// Parses the blob of `trace.messages`. Lines that are no records are in the result, so this cannot fail.
+    /// Parses the blob of `trace.messages`. Lines that are not records are in the result, so this cannot
+    /// fail.
     pub fn parse(bytes: &[u8]) -> Result<Self, FormatError> {
         let mut trace = Self { bytes: bytes.to_vec(), lines: Vec::new(), ends: 0 };
         let mut start = 0;
@@ -71,7 +72,7 @@ impl Trace {
         Ok(trace)
     }
 
-    /// Writes the blob: the bytes that were parsed, and what was pushed.
+    /// Writes the blob: the parsed bytes, and the pushed messages.
     pub fn to_bytes(&self) -> Vec<u8> {
         self.bytes.clone()
     }
@@ -110,7 +111,7 @@ impl Trace {
 }
 
 impl Record {
-    /// Parses one line; `number` is where it stands, for the error.
+    /// Parses one line; `number` is its line number, for the error.
     pub fn parse(line: &[u8], number: usize) -> Result<Self, FormatError> {
         let mut object: Map<String, Value> = serde_json::from_slice(line)
             .map_err(|error| FormatError::new(FORMAT, format!("line {number}"), json::reason(&error)))?;

@@ -1,4 +1,4 @@
-//! The world layer's file tree: `fs.tree.v1`, as `pf-world` 1.0 writes it, with optional keys of our own.
+//! The world layer's file tree: `fs.tree.v1`, as `pf-world` 1.0 writes it, with optional keys of pfimg.
 //!
 //! ```json
 //! {"kind":"fs.tree.v1","entries":[
@@ -6,10 +6,10 @@
 //!  {"path":"src/a.rs","mode":"0644","size":3,"kind":"file","blob":"sha256:…"},
 //!  {"path":"l","mode":"0777","size":8,"kind":"symlink","blob":"sha256:…","link_target":"src/a.rs"}]}
 //! ```
-//! Ours, which `pf` skips: `mtime_ns` (nanoseconds since 1970), `uid`, `gid`, `hardlink` (entries with the same
-//! number are one file) and `name_b64` (base64 of the last component where that is not UTF-8) in an entry; `root`
-//! (mode, time and owner of the tree's own folder) and `specials` (fifos, sockets and devices, as entries) beside
-//! `entries`.
+//! pfimg's keys, which `pf` skips: in an entry `mtime_ns` (nanoseconds since 1970), `uid`, `gid`, `hardlink`
+//! (entries with the same number are one file) and `name_b64` (base64 of the last component where that is not
+//! UTF-8); next to `entries` `root` (mode, time and owner of the tree's top folder) and `specials` (fifos, sockets
+//! and devices, as entries).
 
 use std::borrow::Cow;
 use std::fmt;
@@ -70,7 +70,7 @@ pub struct Entry<'a> {
     pub blob: Option<Digest>,
     /// Target of a symlink.
     pub link_target: Option<Cow<'a, str>>,
-    /// Target of a symlink where it is not UTF-8 (`link_target_b64`, ours).
+    /// Target of a symlink where it is not UTF-8 (`link_target_b64`, added by pfimg).
     pub link_target_b64: Option<Vec<u8>>,
     /// Modification time in nanoseconds since 1970, where recorded.
     pub mtime_ns: Option<i64>,
@@ -89,7 +89,7 @@ pub struct Entry<'a> {
 }
 
 impl<'a> Entry<'a> {
-    /// An entry that holds nothing but what it must.
+    /// An entry with only the required keys.
     pub fn new(path: impl Into<Cow<'a, str>>, kind: Kind, mode: u16) -> Self {
         Self {
             path: path.into(),
@@ -135,7 +135,7 @@ impl<'a> Entry<'a> {
     }
 }
 
-/// What a tree says of its own root folder.
+/// The attributes that a tree records for its root folder.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Root {
     /// Octal permission bits.
@@ -155,7 +155,7 @@ pub struct Root {
     pub extra: Map<String, Value>,
 }
 
-/// What stands in a tree beside its entries.
+/// The parts of a tree apart from its entries.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Header {
     /// The root folder, where recorded.
@@ -220,10 +220,10 @@ pub fn visit(
     }
 }
 
-/// A whole tree in memory, for writing one or changing one.
+/// A whole tree in memory, for writing or changing it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct FsTree {
-    /// What stands beside the entries.
+    /// The parts apart from the entries.
     pub header: Header,
     /// Files, folders and symlinks.
     pub entries: Vec<Entry<'static>>,
@@ -245,7 +245,7 @@ impl FsTree {
         Ok(tree)
     }
 
-    /// Writes it: compact JSON, keys in `pf`'s order, ours behind them, none that is not needed.
+    /// Writes it: compact JSON, keys in `pf`'s order, then pfimg's; unneeded keys are left out.
     pub fn to_bytes(&self) -> Result<Vec<u8>, FormatError> {
         serde_json::to_vec(self).map_err(|e| FormatError::new(FORMAT, "", e.to_string()))
     }
@@ -368,7 +368,7 @@ impl<'de> Visitor<'de> for Tree<'_, '_> {
                     }
                     kind = true;
                 }
-                // The last of two `entries` would win with pf and both would be shown here: refused.
+                // With two `entries`, pf would use the last and pfimg would show both: refused.
                 "entries" if !entries => {
                     entries = true;
                     map.next_value_seed(Entries { each: self.each, refused: self.refused, specials: false })?;
@@ -445,7 +445,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Entry<'a> {
                 f.write_str("an entry")
             }
 
-            // By hand: derive would need `flatten` for the unknown keys, which buffers every entry.
+            // Written by hand: derive would need `flatten` for the unknown keys, which buffers every entry.
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Entry<'de>, A::Error> {
                 let (mut path, mut mode, mut kind) = (None, None, None);
                 let mut entry = Entry::new("", Kind::File, 0);

@@ -1,5 +1,7 @@
-//! Extended attributes in a tree: the key `xattrs` of an entry (ours), an object of names and base64 values. A name
-//! that is not UTF-8 stands in `xattrs_b64`, in base64 itself.
+//! Extended attributes in a tree: the key `xattrs` of an entry (added by pfimg), an object of names and
+//! base64 values.
+//!
+//! A name that is not UTF-8 is in `xattrs_b64`, itself in base64.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +13,8 @@ const KEY_B64: &str = "xattrs_b64";
 /// Names and values.
 pub type Xattrs = BTreeMap<Vec<u8>, Vec<u8>>;
 
-/// Reads what an entry's unknown keys say. What has another form is somebody else's, and says nothing.
+/// Reads the attributes from an entry's unknown keys. A value of another form belongs to another program and
+/// is ignored.
 pub fn read(extra: &Map<String, Value>) -> Xattrs {
     let decode = |text: &str| data_encoding::BASE64.decode(text.as_bytes()).ok();
     let mut found = Xattrs::new();

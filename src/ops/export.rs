@@ -1,8 +1,9 @@
-//! Export: an image becomes a folder, with modes, times, owners, links, attributes and specials as far as it has them.
+//! Exports an image to a folder, with modes, times, owners, links, attributes and specials, as far as it has
+//! them.
 //!
-//! What the tree lists was checked when it was read: no name leads elsewhere, none is there twice. Every file is made
-//! relative to an opened folder, and no link is ever followed. A file whose blob is missing or damaged is left out and
-//! named; everything else is exported.
+//! The tree was checked when it was read: no name leads outside, and none occurs twice. Every file is made
+//! relative to an opened folder, and no link is ever followed. A file whose blob is missing or damaged is
+//! left out and named; everything else is exported.
 
 mod content;
 mod dest;
@@ -39,59 +40,59 @@ use crate::util::parallel::try_each;
 const BATCH_FILES: usize = 64;
 const BATCH_BYTES: u64 = 8 << 20;
 
-/// What to export, and how.
+/// The options of an export.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Where to; made if it is not there, else it must be empty.
+    /// The target; made if it does not exist, else it must be empty.
     pub dir: PathBuf,
-    /// Every layer, laid out as under a mount, and not only the files of `world/fs`.
+    /// Whether to export every layer, laid out as under a mount, and not only the files of `world/fs`.
     pub all: bool,
     /// Whether a ledger's session secret is written too.
     pub reveal_secrets: bool,
-    /// A cache whose files may hold what is exported.
+    /// A cache whose files may hold exported content.
     pub cache_dir: Option<PathBuf>,
     /// How many threads work.
     pub jobs: NonZeroUsize,
-    /// What is told of an export that is not what was meant.
+    /// The log that gets violations.
     pub log: Log,
 }
 
-/// What an export came to.
+/// The result of an export.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Report {
     /// Files.
     pub files: u64,
-    /// Folders, the one asked for not counted.
+    /// Folders, except the target.
     pub folders: u64,
     /// Symbolic links and specials.
     pub others: u64,
     /// Bytes in files.
     pub bytes: u64,
-    /// What could not be exported because its blob is missing or damaged, in words.
+    /// Files that were not exported because their blob is missing or damaged, in words.
     pub damaged: Vec<String>,
-    /// What somebody should know of, in words.
+    /// Remarks for the user.
     pub notes: Vec<String>,
 }
 
-/// Is told how far an export is.
+/// Receives the progress of an export.
 pub trait Progress: Sync {
-    /// So many bytes are to be written.
+    /// The number of bytes to write.
     fn to_write(&self, bytes: u64) {
         let _ = bytes;
     }
 
-    /// So many more were.
+    /// The number of bytes written since the last call.
     fn written(&self, bytes: u64) {
         let _ = bytes;
     }
 
-    /// Whether to go on. Asked before each file.
+    /// Whether to continue. Called before each file.
     fn goes_on(&self) -> bool {
         true
     }
 }
 
-/// Nobody is told.
+/// Reports to no receiver.
 impl Progress for () {}
 
 /// Exports an image; see the module. If it fails the folder holds a part of it.
@@ -143,7 +144,7 @@ pub fn export(store: &Store, image: &Digest, options: &Options, progress: &dyn P
         })
 }
 
-/// The times that a mount shows of what has none recorded.
+/// The times that a mount shows for nodes without a recorded time.
 fn shown_times(store: &Store, image: &Image, tree: &Arc<Tree>, options: &Options) -> Result<Arc<NodeTimes>> {
     if !tree.lacks_times() {
         return Ok(Arc::new(NodeTimes::all(0)));
@@ -156,7 +157,7 @@ fn shown_times(store: &Store, image: &Image, tree: &Arc<Tree>, options: &Options
     Ok(times.nodes(&image.id, tree, &read)?)
 }
 
-/// Makes a folder that is closed to others, unless it is there and empty. Whether it was made.
+/// Makes a folder that is closed to others, unless it exists and is empty. Returns whether it was made.
 fn make_empty(dir: &Path) -> Result<bool> {
     let failed = |e| Error::io(e, format!("cannot export to {}", dir.display()));
     match fs::read_dir(dir) {
@@ -169,7 +170,7 @@ fn make_empty(dir: &Path) -> Result<bool> {
                 .with_hint("name a folder that is empty, or not there yet"))
         }
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            // Those above it are folders as any program makes them.
+            // The folders above it get the usual mode.
             dir.parent().map_or(Ok(()), fs::create_dir_all).map_err(failed)?;
             Sharing::Private.create_dir_all(dir).map_err(failed)?;
             Ok(true)
@@ -178,7 +179,7 @@ fn make_empty(dir: &Path) -> Result<bool> {
     }
 }
 
-/// Writes every layer but the files, under the names that a mount shows.
+/// Writes every layer except the files, under the names that a mount shows.
 fn layers(store: &Store, image: &Image, options: &Options, report: &mut Report) -> Result<()> {
     let mut put = |path: &str, bytes: &[u8]| {
         let at = options.dir.join(path);
@@ -237,14 +238,14 @@ struct Exporting<'a> {
     times: &'a NodeTimes,
     dir: &'a Path,
     dest: Dest,
-    /// The same folder, to be looked at when all is done.
+    /// The same folder, for the final check.
     top: Top,
     cache_dir: Option<&'a Path>,
     /// Whether the folder was made for this export, closed to others until it is whole.
     made: bool,
     progress: &'a dyn Progress,
     report: Mutex<Report>,
-    /// What the report says is not there.
+    /// The nodes that the report names as left out.
     left_out: Mutex<HashSet<NodeId>>,
 }
 
@@ -272,13 +273,14 @@ impl Exporting<'_> {
         for (id, first) in &links {
             self.link(*first, *id)?;
         }
-        // A folder after what is in it, which would change its time, or need rights that it takes away.
+        // A folder comes after its content, which would change its time, or need permissions that the folder
+        // loses.
         for id in folders.iter().rev() {
             let mut attrs = Attrs::of(self.tree, *id, self.times);
             let recorded =
                 *id != NodeId::ROOT || self.tree.mtime_ns(*id).is_some() || attrs.mode != IMPLIED_DIR_MODE;
             if !recorded {
-                // As mkdir(2) has it.
+                // The mode that mkdir(2) gives.
                 attrs.mode = plain_folder_mode();
             }
             if recorded || self.made {
@@ -306,7 +308,7 @@ impl Exporting<'_> {
         if self.tree.kind(id) == Kind::File { self.tree.size(id) } else { 0 }
     }
 
-    /// Second names of files, each with the first. What says to be one file and is not becomes two.
+    /// Second names of files, each with the first. Entries that claim to be one file and differ become two.
     fn links(&self) -> HashMap<NodeId, NodeId> {
         let names = self.tree.hardlinks().map(|(id, _)| (id, self.tree.file(id).0));
         names.filter(|(id, first)| id != first).collect()
@@ -366,7 +368,7 @@ impl Exporting<'_> {
         Ok(())
     }
 
-    /// Exports a file; false if its blob is no good, which is in the report then.
+    /// Exports a file; false if its blob is missing or damaged, which is then in the report.
     fn file(&self, folder: std::os::fd::BorrowedFd<'_>, id: NodeId) -> Result<bool> {
         let tree = self.tree;
         let Some(digest) = tree.blob(id) else { return Ok(false) };
@@ -412,7 +414,7 @@ impl Exporting<'_> {
                 }
                 Ok(())
             }
-            // The first one is damaged, or only root's to make: it was reported.
+            // The first name is damaged, or only root may make it: it was reported.
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 self.left_out.lock().insert(id);
                 self.report.lock().notes.push(format!(
@@ -422,7 +424,8 @@ impl Exporting<'_> {
                 ));
                 Ok(())
             }
-            // The filesystem has no hard links, or no more of one file. An immutable file takes none either.
+            // The filesystem has no hard links, or the file has too many. An immutable file accepts none
+            // either.
             Err(e) if Dest::cannot_link(&e) => {
                 let alone = Work { folder: self.tree.parent(id), children: id.0..id.0 + 1 };
                 self.fill(&alone, &HashMap::new())?;

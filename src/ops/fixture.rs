@@ -1,7 +1,7 @@
 //! Synthetic images for tests and measurements: the payloads of `pf_core::fixture`, byte for byte.
 //!
-//! Same knobs, same blobs, same digests as pf-core 1.0.15, so that a store that was made here is one that the real
-//! `pf` could have made.
+//! The same options give the same blobs and digests as pf-core 1.0.15, so the real `pf` could have made such
+//! a store.
 
 use serde::Serialize;
 use serde_json::json;
@@ -11,12 +11,12 @@ use crate::layers::cache::LAYOUT;
 use crate::store::manifest::Agent;
 use crate::{Error, ErrorKind, Result};
 
-/// The kind of agent that a synthetic image says made it.
+/// The kind of agent in a synthetic image.
 const AGENT: &str = "pfimg-fixture";
-/// What its fingerprint begins with, before the seed.
+/// The start of its fingerprint, before the seed.
 const FINGERPRINT: &str = "seed-";
 
-/// How much of everything there is.
+/// The size of each part.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FixtureSpec {
     /// Pages of the cache, each with a K and a V blob.
@@ -27,7 +27,7 @@ pub struct FixtureSpec {
     pub world_files: usize,
     /// Bytes of a file.
     pub world_file_bytes: usize,
-    /// Bytes of the model's change as 32-bit floats; what does not fill a float is left out.
+    /// Bytes of the model's change as 32-bit floats; a rest shorter than a float is left out.
     pub model_diff_bytes: usize,
     /// Entries of the ledger.
     pub effects_entries: usize,
@@ -73,7 +73,7 @@ pub struct FixtureLayers {
     pub trace_messages: Digest,
 }
 
-/// Puts a blob somewhere and says its digest.
+/// Stores a blob and returns its digest.
 type Put<'a> = &'a mut dyn FnMut(&[u8]) -> Result<Digest>;
 
 /// The agent of a synthetic image: its fingerprint names the seed.
@@ -93,7 +93,7 @@ pub fn seed_of(agent: &Agent) -> Option<u64> {
     agent.fingerprint.strip_prefix(FINGERPRINT)?.parse().ok()
 }
 
-/// What each layer's seed is mixed with, so that no two layers have the same bytes.
+/// A number for each layer that is mixed into the seed, so that no two layers have the same bytes.
 mod salt {
     pub(super) const MODEL: u64 = 0xD1FF;
     pub(super) const KEYS: u64 = 0xCACE_CAFE_CAFE;
@@ -101,9 +101,9 @@ mod salt {
     pub(super) const FILES: u64 = 0xF11E_CAFE;
 }
 
-/// Makes every blob of an image, hands each to `put`, and returns what its manifest refers to.
+/// Makes every blob of an image, passes each to `put`, and returns the digests for its manifest.
 ///
-/// Fails only where `put` does.
+/// Fails only if `put` fails.
 pub fn build(spec: &FixtureSpec, put: Put<'_>) -> Result<FixtureLayers> {
     let model_base = put(b"base-model-fingerprint:llama-3-8b@sha256:demo")?;
     let model_diff = put(&model_diff(spec)?)?;
@@ -129,7 +129,7 @@ fn model_diff(spec: &FixtureSpec) -> Result<Vec<u8>> {
     let mut raw = vec![0; spec.model_diff_bytes / 4 * 4];
     fill(&mut raw, spec.seed ^ salt::MODEL);
     let (floats, _) = raw.as_chunks::<4>();
-    // JSON has no infinities; and every number is written as the double that it is.
+    // JSON has no infinities, and every number is written as a double.
     let weights: Vec<f64> = floats
         .iter()
         .map(|bytes| f32::from_le_bytes(*bytes))
@@ -208,7 +208,7 @@ fn bytes(value: &impl Serialize) -> Result<Vec<u8>> {
         .map_err(|error| Error::new(ErrorKind::InvalidInput, "cannot write a fixture").with_source(error))
 }
 
-/// Fills `out` with `SplitMix64` numbers, little-endian, the last one cut to what is left.
+/// Fills `out` with `SplitMix64` numbers, little-endian, the last one cut to the remaining bytes.
 ///
 /// The state starts one step ahead of `seed`: pf-core steps before each number and once before the first.
 fn fill(out: &mut [u8], seed: u64) {
@@ -242,15 +242,15 @@ mod tests {
 
     #[test]
     fn numbers_are_splitmix64_and_the_last_is_cut() {
-        // The second and third number of the published generator for seed 0: see `fill` for why not the first.
+        // The second and third number of the published generator for seed 0: `fill` says why not the first.
         let mut out = [0; 11];
         fill(&mut out, 0);
         assert_eq!(out[..8], 0x6E78_9E6A_A1B9_65F4_u64.to_le_bytes());
         assert_eq!(out[8..], 0x06C4_5D18_8009_454F_u64.to_le_bytes()[..3]);
     }
 
-    /// Digests that pf-core 1.0.3 itself made of these numbers: pages, their bytes, files, their bytes, the model's bytes,
-    /// entries, messages, seed.
+    /// Digests that pf-core 1.0.3 made from these numbers: pages, their bytes, files, their bytes, the
+    /// model's bytes, entries, messages, seed.
     #[test]
     fn four_images_have_the_blobs_of_pf_core() {
         for (numbers, seed, digests) in [

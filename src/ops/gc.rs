@@ -1,9 +1,10 @@
-//! Collecting garbage: blobs that nothing refers to are deleted.
+//! Collects garbage: deletes blobs without references.
 //!
-//! Kept is what images, tags, forks, their unsealed changes and pins refer to, and whatever is young: a program may have
-//! stored it and not yet said what for. The order is what makes it safe beside programs that write: first the blobs are
-//! listed, then what refers to them is read; and right before blobs are deleted, with [`Store::lock_commits`] held, what
-//! refers to them is read again. As long as anything that may refer to blobs cannot be read, nothing is deleted.
+//! gc keeps blobs that images, tags, forks, their unsealed changes and pins refer to, and young blobs: a
+//! program may have stored one and not yet its reference. The order makes gc safe while other programs write:
+//! first it lists the blobs, then it reads the references; right before it deletes blobs, with
+//! [`Store::lock_commits`] held, it reads the references again. If any possible reference cannot be read, it
+//! deletes nothing.
 
 mod roots;
 
@@ -19,55 +20,56 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::ops::gc::roots::Marker;
 use crate::store::{Removed, Store};
 
-/// Blobs younger than this are kept unless told otherwise: `pf snapshot` may take that long from the first blob of an
+/// The default age below which blobs are kept: `pf snapshot` may take that long from the first blob of an
 /// image to its marker.
 pub const DEFAULT_GRACE: Duration = Duration::from_hours(1);
 
-/// A mount shows an image this long after its marker is gone, and what a fork takes from it until then must be seen.
+/// A mount shows an image this long after its marker is removed; references that a fork takes from it until
+/// then must be seen.
 const CATALOG_DELAY: Duration = Duration::from_millis(2500);
 
-/// Blobs deleted in one go, while images wait that are about to be made.
+/// Blobs deleted at a time, while commits of images wait.
 const SLICE: usize = 512;
 
-/// How to collect.
+/// The options of a collection.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Blobs younger than this are kept.
     pub grace: Duration,
-    /// Whether nothing is deleted and only said what would be.
+    /// Whether this is a dry run: nothing is deleted.
     pub dry_run: bool,
     /// How many threads read.
     pub jobs: NonZeroUsize,
 }
 
-/// What collecting came to.
+/// The result of a collection.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Report {
-    /// Whether nothing was deleted and this says only what would be.
+    /// Whether this was a dry run: nothing was deleted.
     pub dry_run: bool,
-    /// Images that were kept, with all they refer to.
+    /// Images that were kept, with everything they refer to.
     pub images: u64,
-    /// Blobs that something refers to.
+    /// Blobs with references.
     pub kept: u64,
-    /// Blobs that nothing refers to, but which are too young to be sure.
+    /// Blobs without references that are too young to delete.
     pub young: u64,
     /// Their bytes on disk.
     pub young_bytes: u64,
     /// Blobs that were deleted.
     pub deleted: u64,
-    /// Temporary files of programs that were killed; deleted too.
+    /// Temporary files of killed programs; deleted too.
     pub temp_files: u64,
     /// Bytes on disk that were freed.
     pub freed_bytes: u64,
-    /// What cannot be read, in words. If there is any, nothing was deleted.
+    /// References that cannot be read, in words. If there is any, nothing was deleted.
     pub problems: Vec<String>,
-    /// What somebody should know of, in words.
+    /// Remarks for the user.
     pub notes: Vec<String>,
 }
 
-/// Is told how far collecting is.
+/// Receives the progress of a collection.
 pub trait Progress: Sync {
-    /// So many more layers are to be read.
+    /// The number of further layers to read.
     fn layers(&self, more: u64) {
         let _ = more;
     }
@@ -75,16 +77,16 @@ pub trait Progress: Sync {
     /// One layer was read.
     fn layer_done(&self) {}
 
-    /// So many blobs are to be deleted.
+    /// The number of blobs to delete.
     fn deleting(&self, total: u64) {
         let _ = total;
     }
 
-    /// One blob was deleted, or spared after all.
+    /// One blob was deleted, or kept after the second check.
     fn deleted(&self) {}
 }
 
-/// Nobody is told.
+/// Reports to no receiver.
 impl Progress for () {}
 
 /// Collects garbage; see the module. Problems are in the report, and then nothing was deleted.
@@ -108,7 +110,7 @@ pub fn collect(store: &Store, options: &Options, progress: &dyn Progress) -> Res
                     report.young_bytes += bytes;
                 }
                 Some((_, bytes)) => doomed.push((digest, bytes)),
-                // Somebody else deleted it.
+                // Another program deleted it.
                 None => {}
             }
         }
@@ -143,7 +145,7 @@ pub fn collect(store: &Store, options: &Options, progress: &dyn Progress) -> Res
     Ok(report)
 }
 
-/// Deletes a few blobs, unless something refers to them since they were doomed. Returns whether to go on.
+/// Deletes a few doomed blobs, unless there is a new reference to them. Returns whether to continue.
 fn delete(
     store: &Store,
     options: &Options,
@@ -152,7 +154,7 @@ fn delete(
     report: &mut Report,
     progress: &dyn Progress,
 ) -> Result<bool> {
-    // From here on no image is made, so that none can come to rely on what is about to go.
+    // From here on no image is made, so no new image can rely on a doomed blob.
     let _commits_wait = store.lock_commits()?;
     marker.mark()?;
     if !marker.problems().is_empty() {
@@ -179,17 +181,17 @@ fn delete(
     Ok(true)
 }
 
-/// Two collectors would take each other's files for leftovers.
+/// Two collectors would each mistake the other's files for leftovers.
 fn only_one(store: &Store) -> Result<std::fs::File> {
     store.try_lock("gc.lock")?.ok_or_else(|| {
-        Error::new(ErrorKind::Busy, format!("somebody else collects garbage in {}", store.root().display()))
+        Error::new(ErrorKind::Busy, format!("another gc is running on {}", store.root().display()))
             .with_hint("wait for it to end")
     })
 }
 
-/// Whether a file among the blobs was left by a program that was killed.
+/// Whether a file among the blobs was left by a killed program.
 fn is_stale_temp(path: &PathBuf, grace: Duration) -> bool {
-    // `<hex64>.tmp.<pid>.<number>` or `stream.tmp.…`, and in a shard, which is no link.
+    // `<hex64>.tmp.<pid>.<number>` or `stream.tmp.…`, in a shard that is not a link.
     let is_temp =
         path.file_name().and_then(|name| name.to_str()?.split_once(".tmp.")).is_some_and(|(what, _)| {
             what == "stream"

@@ -1,7 +1,7 @@
-//! Pruning: of the images that forks were sealed as by themselves, a few are kept and the others removed.
+//! Prunes images: keeps a few of those that forks were sealed as automatically, and removes the others.
 //!
-//! What has a name, what a fork rests on and what a program at work needs is always kept. Only markers are removed; what
-//! they alone refer to goes with the next collection of garbage.
+//! Images with a tag, base images of forks, and images that a running program needs are always kept. Only
+//! markers are removed; blobs that only they refer to go with the next collection of garbage.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::thread;
@@ -15,17 +15,17 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::fork;
 use crate::store::{Manifest, Store};
 
-/// A mount takes an image for there this long after its marker is gone, and may make a fork of it.
+/// For this long after its marker is removed a mount still shows an image, and may make a fork of it.
 const CATALOG_DELAY: Duration = Duration::from_millis(2500);
 
 /// How many images of each group to keep.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Policy {
-    /// So many of the newest.
+    /// The number of newest images.
     pub last: u32,
-    /// The newest of each of so many hours that have any.
+    /// The newest of each hour that has any, for this many hours.
     pub hourly: u32,
-    /// The newest of each of so many days (UTC) that have any.
+    /// The newest of each day (UTC) that has any, for this many days.
     pub daily: u32,
 }
 
@@ -39,11 +39,11 @@ pub enum Reason {
     Hourly,
     /// It is the newest of its day.
     Daily,
-    /// It has a name.
+    /// It has a tag.
     Tagged,
-    /// A fork rests on it.
+    /// It is the base of a fork.
     ForkBase,
-    /// A program at work needs it.
+    /// A running program needs it.
     Pinned,
 }
 
@@ -66,18 +66,20 @@ impl Reason {
 pub struct Candidate {
     /// The image.
     pub image: Digest,
-    /// What it is counted with: a fork, or with all images the agent.
+    /// The group that it is counted in: a fork, or with all images the agent.
     pub group: String,
-    /// When it was made.
+    /// The time at which it was made.
     pub created_at: DateTime<Utc>,
-    /// Why it is kept. Before [`plan`] only what holds whatever the policy; none at all after it: it is removed.
+    /// Why it is kept. Before [`plan`] only reasons that hold for every policy. If it is empty after
+    /// [`plan`], the image is removed.
     pub kept: Vec<Reason>,
 }
 
 /// The period that a rule counts an image in.
 type Period = fn(&Candidate) -> i64;
 
-/// Decides which images of each group are kept: newest first, as restic counts. Sorted by group, newest first.
+/// Decides which images of each group are kept: newest first, as restic counts. Sorted by group, newest
+/// first.
 pub fn plan(mut candidates: Vec<Candidate>, policy: Policy) -> Vec<Candidate> {
     let rules: [(Reason, u32, Period); 3] = [
         (Reason::Last, policy.last, |_| 0),
@@ -108,33 +110,35 @@ pub fn plan(mut candidates: Vec<Candidate>, policy: Policy) -> Vec<Candidate> {
     candidates
 }
 
-/// What pruning came to.
+/// The result of pruning.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Report {
-    /// Whether nothing was removed and this says only what would be.
+    /// Whether this is a dry run: nothing was removed.
     pub dry_run: bool,
-    /// Every image that was looked at, by group, newest first. Those without a reason to be kept were removed.
+    /// Every image that was considered, by group, newest first. Those without a reason to be kept were
+    /// removed.
     pub images: Vec<Candidate>,
     /// How many were removed.
     pub removed: u64,
-    /// What somebody should know of, in words.
+    /// Remarks for the user.
     pub notes: Vec<String>,
 }
 
-/// What to prune.
+/// The options of pruning.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// What to keep.
+    /// The rules for keeping images.
     pub policy: Policy,
-    /// These forks' images; none for those of every fork.
+    /// The forks whose images to prune; empty for all forks.
     pub forks: Vec<String>,
-    /// Every image of the store, whoever made it, counted by agent.
+    /// Every image of the store, of any origin, counted by agent.
     pub all: bool,
-    /// Whether nothing is removed and only said what would be.
+    /// Whether this is a dry run: nothing is removed.
     pub dry_run: bool,
 }
 
-/// Removes what the policy does not keep. `lineage` are images that forks descend from though they do not rest on them.
+/// Removes images that the policy does not keep. `lineage` are images that forks descend from, apart from
+/// their bases.
 pub fn prune(store: &Store, options: &Options, lineage: &[Digest]) -> Result<Report> {
     let (candidates, notes) = candidates(store, options, lineage)?;
     let mut report =
@@ -151,7 +155,7 @@ pub fn prune(store: &Store, options: &Options, lineage: &[Digest]) -> Result<Rep
             removed.insert(*id, marker);
         }
     }
-    // Somebody may have made a fork of one of them meanwhile, or named it.
+    // Another program may have forked or tagged one of them in between.
     let mut back = needed_again(store, &mut removed)?;
     if !removed.is_empty() && store.root().join("forks").exists() {
         thread::sleep(CATALOG_DELAY);
@@ -167,7 +171,7 @@ pub fn prune(store: &Store, options: &Options, lineage: &[Digest]) -> Result<Rep
     Ok(report)
 }
 
-/// Puts back the images that something needs by now, and says why.
+/// Restores the images that are needed now, and says why.
 fn needed_again(store: &Store, removed: &mut HashMap<Digest, Vec<u8>>) -> Result<HashMap<Digest, Reason>> {
     let needed = needed(store)?;
     let mut back = HashMap::new();
@@ -184,7 +188,7 @@ fn needed_again(store: &Store, removed: &mut HashMap<Digest, Vec<u8>>) -> Result
 /// Images, and why each is kept.
 type Needed = BTreeMap<Digest, Vec<Reason>>;
 
-/// Images that are kept whatever the policy. Fails where that cannot be told.
+/// Images that are kept whatever the policy. Fails if they cannot be determined.
 fn needed(store: &Store) -> Result<Needed> {
     let mut needed = Needed::new();
     for name in store.tags().names()? {
@@ -192,15 +196,21 @@ fn needed(store: &Store) -> Result<Needed> {
             Ok(id) => needed.entry(id).or_default().push(Reason::Tagged),
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) => {
-                return Err(Error::new(ErrorKind::Damaged, format!("cannot tell what tags name: {error}"))
-                    .with_hint("remove the file if it cannot be mended"));
+                return Err(Error::new(
+                    ErrorKind::Damaged,
+                    format!("cannot read which images tags name: {error}"),
+                )
+                .with_hint("remove the file if you cannot repair it"));
             }
         }
     }
     let forks = fork::references(store.root())?;
     if let Some(problem) = forks.problems.first() {
-        return Err(Error::new(ErrorKind::Damaged, format!("cannot tell what forks rest on: {problem}"))
-            .with_hint("discard the fork if it cannot be mended"));
+        return Err(Error::new(
+            ErrorKind::Damaged,
+            format!("cannot read which images forks are based on: {problem}"),
+        )
+        .with_hint("discard the fork if you cannot repair it"));
     }
     for base in forks.bases.into_values().flatten() {
         needed.entry(base).or_default().push(Reason::ForkBase);
@@ -215,7 +225,7 @@ fn needed(store: &Store) -> Result<Needed> {
     Ok(needed)
 }
 
-/// The images in question, with what keeps them whatever the policy.
+/// The images to consider, each with the reasons that hold for every policy.
 fn candidates(store: &Store, options: &Options, lineage: &[Digest]) -> Result<(Vec<Candidate>, Vec<String>)> {
     let (mut needed, mut notes) = (needed(store)?, Vec::new());
     for id in lineage {
@@ -246,7 +256,7 @@ fn candidates(store: &Store, options: &Options, lineage: &[Digest]) -> Result<(V
     for (image, fork) in groups {
         let manifest: Manifest = match store.image(&image) {
             Ok(found) => found.manifest,
-            // What cannot be read is nobody's to count, and stays.
+            // An image that cannot be read is not counted, and stays.
             Err(error) => {
                 notes.push(Error::from(error).context("left alone").to_string());
                 continue;
@@ -273,7 +283,7 @@ mod tests {
         Candidate { image, group: group.into(), created_at, kept: kept.to_vec() }
     }
 
-    /// Minutes of what is kept, newest first.
+    /// Minutes of the kept images, newest first.
     fn kept(minutes: &[i64], policy: Policy) -> Vec<i64> {
         let planned = plan(minutes.iter().map(|at| candidate("f", *at, &[])).collect(), policy);
         let start = 1_800_000_000 / 86_400 * 86_400;

@@ -1,4 +1,4 @@
-//! Recovery: a fork that is read back from disk, by whatever program, is judged before anything is made of it.
+//! Recovery: a fork that any program reads back from disk is judged before it is used.
 
 use std::sync::Arc;
 
@@ -11,10 +11,10 @@ use crate::ops::seal::{readable, see_manifest};
 use crate::oracle::TransferKind;
 use crate::store::Store;
 
-/// Reads a fork back for somebody who is about to change it. What is wrong with it is the error, with its crash pack.
+/// Reads a fork back for a caller that will change it. A fault of the fork is the error, with its crash pack.
 pub fn read_back(store: &Store, registry: &Registry, name: &str, log: &Log) -> Result<Arc<Fork>> {
     let fork = registry.get(name).map_err(|error| {
-        // One that is not there, or was discarded meanwhile, is no damage.
+        // A fork that does not exist, or was discarded in between, is not damaged.
         let verdict =
             registry.contains(name).then(|| judge_unreadable(store, registry, name, &error, log)).flatten();
         match verdict {
@@ -25,13 +25,14 @@ pub fn read_back(store: &Store, registry: &Registry, name: &str, log: &Log) -> R
     let verdict = judge(store, name, &fork, log);
     if let Some(damage) = fork.damage() {
         let error = Error::new(ErrorKind::Damaged, format!("fork {name:?} is damaged: {damage}"))
-            .with_hint("it can still be read as far as it is sound");
+            .with_hint("it is readable up to the damaged record");
         return Err(verdict.explain(error));
     }
     verdict.error().map_or(Ok(fork), |error| Err(error.context(format_args!("fork {name:?}"))))
 }
 
-/// The same error for a fork that is there and cannot be read: a base that is not found is missing, which is damage.
+/// Adapts the error for a fork that exists and cannot be read: a base that is not found is missing, which is
+/// damage.
 fn missing(name: &str, error: Error) -> Error {
     if error.kind() != ErrorKind::NotFound {
         return error;
@@ -41,8 +42,8 @@ fn missing(name: &str, error: Error) -> Error {
         .with_hint("restore its image from a copy of the store, or discard the fork")
 }
 
-/// Judges a fork that was read back. A damaged fork can be read as far as it is sound: the caller refuses to write to
-/// it.
+/// Judges a fork that was read back. A damaged fork is readable up to the damaged record: the caller refuses
+/// to write to it.
 pub fn judge(store: &Store, name: &str, fork: &Fork, log: &Log) -> Verdict {
     let mut steps = begin(store, name, fork.base().as_ref());
     if let Some(damage) = fork.damage() {
@@ -52,7 +53,7 @@ pub fn judge(store: &Store, name: &str, fork: &Fork, log: &Log) -> Verdict {
     log.judge_steps(TransferKind::Recovery, name, &steps)
 }
 
-/// Judges a fork that cannot be read back at all; nothing where the fault is not on disk.
+/// Judges a fork that cannot be read back at all; nothing if the fault is not on disk.
 pub fn judge_unreadable(
     store: &Store,
     registry: &Registry,
@@ -68,11 +69,11 @@ pub fn judge_unreadable(
     Some(log.judge_steps(TransferKind::Recovery, name, &steps))
 }
 
-/// The steps of every recovery: its head, and the image that the fork rests on.
+/// The first steps of every recovery: the fork's head, and its base image.
 fn begin(store: &Store, name: &str, base: Option<&Digest>) -> Steps {
     let mut steps = Steps::new();
     let base_name = base.map_or_else(|| "no image".to_owned(), Digest::to_string);
-    steps.did("checkpoint", format!("read the head of fork {name}, which rests on {base_name}"));
+    steps.did("checkpoint", format!("read the head of fork {name}, whose base is {base_name}"));
     steps.concerns(format!("forks/heads/{name}.json"));
     if let Some(base) = base {
         see_manifest(&mut steps, base, readable(store.images().bytes(store.blobs(), base)));

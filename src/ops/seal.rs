@@ -1,8 +1,9 @@
-//! Sealing: a fork as it stands becomes an image that `pf` accepts, and rests on it from then on.
+//! Seals a fork: its present state becomes an image that `pf` accepts, and the fork then has it as its base.
 //!
-//! The fork is frozen by taking a pointer, and goes on. What changed is hashed and compressed, everything else is taken
-//! over from the image it rested on. Blobs come first, then the image's marker, then the fork's head: whatever ends the
-//! program in between leaves the fork as it was, or sealed, and never an image that lacks a blob.
+//! The fork is frozen by taking a pointer, and its writers continue. Changed content is hashed and
+//! compressed; everything else is taken from the base image. Blobs come first, then the image's marker, then
+//! the fork's head: if the program ends in between, the fork is unchanged, or sealed, and no image lacks a
+//! blob.
 
 mod content;
 mod ignored;
@@ -42,36 +43,37 @@ use crate::store::manifest::{
 use crate::store::tags::check_new_tag;
 use crate::store::{Batch, LayerFile, Manifest, MarkerError, Store};
 
-/// Where a fork's files lie.
+/// The directory of a fork's files.
 const WORLD: &[u8] = b"world/fs";
 
-/// What an agent is called that began with nothing.
+/// The agent of a fork that began empty.
 const AGENT: &str = "pfimg";
 
-/// What is left behind, in words for a crash pack.
+/// The leftovers of a seal, in words for a crash pack.
 pub(crate) const LEFT: &str = "temporary files left behind";
 
-/// What a seal came to.
+/// The result of a seal.
 #[derive(Clone, Debug)]
 pub struct Sealed {
-    /// The image that holds the fork as it stood.
+    /// The image that holds the state of the fork.
     pub image: Digest,
-    /// Whether it was made just now; else nothing had changed since it was.
+    /// Whether it is new; if not, nothing had changed since it was made.
     pub new: bool,
-    /// Files that look different in the fork now, though nobody wrote to them.
+    /// Files that look different in the fork now, without a write to them.
     pub changed: Vec<Ino>,
-    /// What somebody should know of, in words, each with its file.
+    /// Remarks for the user, each with its file.
     pub reports: Vec<String>,
-    /// What was sealed, if anything was. The files that the fork has no more use for are removed when this is dropped.
+    /// The frozen state that was sealed, if any. The files that the fork no longer needs are removed when
+    /// this is dropped.
     pub frozen: Option<Frozen>,
 }
 
-/// What to do about an image's name.
+/// The tag for an image.
 #[derive(Clone, Copy, Debug)]
 pub struct Tag<'a> {
     /// The name.
     pub name: &'a str,
-    /// Whether it may be taken from the image that has it.
+    /// Whether it may be moved from another image.
     pub force: bool,
 }
 
@@ -84,11 +86,11 @@ pub struct Sealer {
     texts: Texts,
     /// Called before a fork is frozen.
     push: Push,
-    /// Whether nothing is sealed any more.
+    /// Whether all further seals are refused.
     stopped: AtomicBool,
 }
 
-/// Takes in what programs have written to a fork and the fork has not got yet.
+/// Takes in bytes that programs have written to a fork and that the fork has not received yet.
 type Push = Box<dyn Fn(&Fork) -> Result<()> + Send + Sync>;
 
 impl std::fmt::Debug for Sealer {
@@ -97,7 +99,7 @@ impl std::fmt::Debug for Sealer {
     }
 }
 
-/// The image a fork rests on.
+/// The base image of a fork.
 struct Parent {
     id: Digest,
     manifest: Manifest,
@@ -113,15 +115,16 @@ struct Sealing<'a> {
     secret: Option<&'a Secret>,
     texts: &'a Texts,
     ended: content::Ended<'a>,
-    /// Times to be recorded that the fork shows and nobody set, by path.
+    /// Times to record that the fork shows and that no program set, by path.
     times: BTreeMap<Vec<u8>, i64>,
     reports: Vec<String>,
-    /// Where the entries are that were put into the tree.
+    /// The positions of new entries in the tree.
     placed: HashMap<Vec<u8>, Range<usize>>,
 }
 
 impl Sealer {
-    /// Makes one. The secret chains ledgers in place of a fresh one for each; `reader` is what the forks read with.
+    /// Makes a sealer. The secret chains ledgers in place of a fresh one for each; `reader` is the one that
+    /// the forks use.
     pub fn new(store: Arc<Store>, reader: Arc<dyn BaseReader>, secret: Option<Secret>) -> Self {
         Self {
             store,
@@ -134,37 +137,38 @@ impl Sealer {
         }
     }
 
-    /// The same with a log, which is told of every seal.
+    /// Makes one with a log, which records every seal.
     #[must_use]
     pub fn with_log(mut self, log: Log) -> Self {
         self.set_log(log);
         self
     }
 
-    /// Ends the seals that are under way, before they have made an image, and refuses others: the forks stay as they are.
-    /// Whether this is the first word of it.
+    /// Ends the seals under way before they make an image, and refuses others: the forks stay unchanged.
+    /// Returns whether this is the first call.
     pub fn stop(&self) -> bool {
         !self.stopped.swap(true, Ordering::Relaxed)
     }
 
-    /// Whether nothing is sealed any more.
+    /// Whether all further seals are refused.
     pub fn is_stopped(&self) -> bool {
         self.stopped.load(Ordering::Relaxed)
     }
 
-    /// Has `push` called before each seal freezes its fork: a seal fails where that fails.
+    /// Sets a function that is called before each seal freezes its fork: if it fails, the seal fails.
     pub fn push_before(&mut self, push: impl Fn(&Fork) -> Result<()> + Send + Sync + 'static) {
         self.push = Box::new(push);
     }
 
-    /// Has a log told of every seal.
+    /// Sets the log that records every seal.
     pub fn set_log(&mut self, log: Log) {
         self.log = log;
     }
 
-    /// Seals a fork as it stands, but for what its `.pfignore` names. If it fails the fork is as it was.
+    /// Seals the present state of a fork, except what its `.pfignore` names. If it fails the fork is
+    /// unchanged.
     ///
-    /// Whoever seals the same fork meanwhile is waited for.
+    /// Waits for another seal of the same fork.
     pub fn seal(&self, fork: &Fork, tag: Option<Tag<'_>>) -> Result<Sealed> {
         self.seal_some(fork, tag, false)
     }
@@ -197,7 +201,8 @@ impl Sealer {
         tag.map_or(Ok(()), |tag| self.store.tags().set(tag.name, image, tag.force))
     }
 
-    /// Tags an image while a fork is put onto it: both wait for the disk. If the fork is not, the tag is free again.
+    /// Tags an image while a fork moves to it: both wait for the disk. If the fork does not move, the tag is
+    /// removed.
     fn tag_meanwhile<T>(
         &self,
         tag: Option<Tag<'_>>,
@@ -219,7 +224,7 @@ impl Sealer {
             && ours()
             && let Err(error) = self.store.tags().remove(free.name)
         {
-            tracing::error!("{error}; no fork rests on its image");
+            tracing::error!("{error}; no fork has its image as base");
         }
         Ok((done?, tagged))
     }
@@ -234,7 +239,7 @@ impl Sealer {
         Ok(())
     }
 
-    /// Returns what it came to, and whether it was tagged.
+    /// Returns the result, and whether the image was tagged.
     fn seal_frozen(
         &self,
         fork: &Fork,
@@ -246,7 +251,7 @@ impl Sealer {
         if let (Some(image), false) = (fork.base(), changed) {
             fork.may_write()?;
             if !everything {
-                // Whoever seals it wants to come back to it.
+                // The caller wants to be able to restore this state.
                 fork.note_found(&image)?;
             }
             let (changed, reports) = (fork.show_records(), Vec::new());
@@ -258,7 +263,7 @@ impl Sealer {
         let mut steps = Steps::new();
         steps.did("checkpoint", format!("froze fork {name}"));
         steps.concerns(format!("forks/heads/{name}.json"));
-        // Before anything is read of the journals.
+        // Before any journal is read.
         steps.saw_journal(frozen.journal_gaps()?);
         steps.saw_pending(frozen.pending_operations());
         self.judge(TransferKind::Seal, name, &steps)?;
@@ -268,7 +273,7 @@ impl Sealer {
         let batch = self.store.begin();
         let ended = || {
             let stopped = self.is_stopped();
-            let error = || Error::new(ErrorKind::Busy, "the program that sealed it was told to end");
+            let error = || Error::new(ErrorKind::Busy, "the program that sealed it was asked to end");
             stopped.then(error).or_else(|| fork.may_write().err())
         };
         if let Some(error) = ended() {
@@ -292,12 +297,12 @@ impl Sealer {
             .did("path", format!("stored {} changed paths in tree {}", changes.put.len(), manifest.world.fs));
         steps.made_by(&manifest.agent);
         steps.saw_paths(&format!("forks/{name}"), sealing.differing_paths(&manifest.world.fs, &stored)?);
-        // Before there is an image: what is wrong already must not become one.
+        // Before there is an image: an existing fault must not become part of one.
         self.judge(TransferKind::Seal, name, &steps)?;
         let Sealing { parent, mut reports, .. } = sealing;
         let same = parent.as_ref().filter(|parent| parent.manifest.blobs() == manifest.blobs());
         let (image, new) = if let Some(parent) = same {
-            // What changed was changed back.
+            // The changes were reverted.
             steps.saw_leaked(LEFT, self.leaked(left));
             self.judge(TransferKind::Seal, name, &steps)?;
             (parent.id, false)
@@ -322,7 +327,7 @@ impl Sealer {
         let layers = self.reader.layers(&image)?;
         let ledger = LayerFile::EffectsLedger.path().as_bytes();
         if changes.put.contains_key(ledger) {
-            // As it is shown: a mount may hold its secret back.
+            // As it is shown: a mount may hide its secret.
             let digest = manifest.effects.ledger;
             stored.insert(ledger.to_vec(), BlobRef { digest, size: self.reader.size(&digest)? });
         }
@@ -345,7 +350,7 @@ impl Sealer {
         Ok((Sealed { image, new, changed, reports, frozen: Some(frozen) }, tagged))
     }
 
-    /// Removes an image that was made just now, unless somebody has taken it up already.
+    /// Removes a new image, unless another program uses it already.
     fn take_back(&self, image: &Digest) {
         let named = |name: &String| self.store.tags().get(name).is_ok_and(|named| named == *image);
         let removed = (|| {
@@ -357,11 +362,11 @@ impl Sealer {
             self.store.remove_image(image).map(drop)
         })();
         if let Err(error) = removed {
-            tracing::error!("{error}; no fork rests on image {image}");
+            tracing::error!("{error}; no fork has image {image} as base");
         }
     }
 
-    /// Temporary files that were left behind since there were `before`.
+    /// The number of temporary files left behind since there were `before`.
     fn leaked(&self, before: u64) -> u32 {
         u32::try_from(self.store.blobs().files_left() - before).unwrap_or(u32::MAX)
     }
@@ -371,21 +376,18 @@ impl Sealer {
         self.log.judge_steps(kind, name, steps).error().map_or(Ok(()), Err)
     }
 
-    /// Whether an image is there still.
+    /// Fails if an image is no longer in the store.
     fn need(&self, image: &Digest) -> Result<()> {
         if self.store.images().contains(image) {
             return Ok(());
         }
-        Err(Error::new(
-            ErrorKind::Missing,
-            format!("image {image}, which it rests on, is not in the store any more"),
-        )
-        .with_hint(
-            "`pf gc --retain-recent` removes images that forks need; copy out what you can still read",
-        ))
+        Err(Error::new(ErrorKind::Missing, format!("its base image {image} is no longer in the store"))
+            .with_hint(
+                "`pf gc --retain-recent` removes images that forks need; copy out what you can still read",
+            ))
     }
 
-    /// The image that the fork came from. A fork that was copied together has it from its copied manifest.
+    /// The image that the fork was made from. A copied fork has it from its copied manifest.
     fn parent(&self, frozen: &Frozen) -> Result<Option<Parent>> {
         if let Some(id) = frozen.image() {
             self.need(&id)?;
@@ -437,10 +439,10 @@ impl Sealing<'_> {
         Ok((manifest, stored))
     }
 
-    /// Stores what changed files hold. The ledger is not among them: what is sealed is not what was written.
+    /// Stores the contents of changed files, except the ledger: its sealed form differs from the written one.
     fn contents(&self) -> Result<Stored> {
         let mut stored = Stored::new();
-        // Of the names of one file the first stands for all.
+        // The first name of a file represents all of its names.
         let mut first: HashMap<Ino, &[u8]> = HashMap::new();
         let mut jobs = Vec::new();
         for (path, put) in &self.changes.put {
@@ -467,7 +469,7 @@ impl Sealing<'_> {
         if let Some((_, put)) = self.changes.put.get_key_value(&b"manifest.json"[..])
             && let Some(content) = put.inode.content()
         {
-            // Sealed as what it says, not as a layer.
+            // Sealed by its meaning, not as a layer.
             let mut bytes = Vec::new();
             content::read_all(self.frozen, content, &mut bytes).map_err(|e| e.context("manifest.json"))?;
             let blob = BlobRef { digest: self.batch.put(&bytes)?, size: content.size };
@@ -486,7 +488,7 @@ impl Sealing<'_> {
             return Ok(parent.manifest.world.fs);
         }
         let damaged = |e: FormatError| Error::new(ErrorKind::Damaged, format!("the base's {e}"));
-        // A fork that was copied together has all of its tree itself.
+        // A copied fork has all of its tree itself.
         let parent = self.parent.as_ref().filter(|_| self.frozen.image().is_some());
         let base = parent.map(|parent| &parent.manifest.world.fs);
         let old = match base {
@@ -501,7 +503,7 @@ impl Sealing<'_> {
         };
         let Merged { draft, mut text, placed } = tree::merge(&old, changes).map_err(damaged)?;
         let edited = self.batch.put_edited(&draft, base.map(|base| (base, old.packed.as_ref())))?;
-        // What cannot be read back would take the fork along that is put onto it.
+        // A tree that cannot be read back would lose the fork that has it as base.
         self.store.blobs().check_metadata(&edited.digest, edited.bytes.len())?;
         (text.bytes, text.packed) = (edited.bytes, edited.packed);
         self.placed = placed;
@@ -520,7 +522,8 @@ impl Sealing<'_> {
                 let depth = inner.split(|byte| *byte == b'/').count();
                 if depth > MAX_DEPTH {
                     let shown = String::from_utf8_lossy(&inner[..inner.len().min(200)]).into_owned();
-                    let message = format!("{shown}… is {depth} folders deep, and an image holds {MAX_DEPTH}");
+                    let message =
+                        format!("{shown}… is {depth} folders deep, and an image holds at most {MAX_DEPTH}");
                     return Err(
                         Error::new(ErrorKind::InvalidInput, message).with_hint("move it up, or remove it")
                     );

@@ -1,6 +1,6 @@
-//! An image in brief: what each layer holds, and which layers are damaged.
+//! A summary of an image: the content of each layer, and which layers are damaged.
 //!
-//! Reads every layer's own blob, but no file of the world and no page of the cache.
+//! Reads the blob of every layer, but no file of the world and no page of the cache.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -19,20 +19,20 @@ use crate::layers::world::Kind;
 use crate::store::{LayerFile, Manifest, Size, Store};
 use crate::tree::Tree;
 
-/// A base of at most this many bytes is looked at; a larger one is weights.
+/// A base of at most this many bytes is read as text; a larger one is weights.
 const SMALL_BASE: usize = 4 << 10;
 
-/// What one layer file holds, or why nobody can tell.
+/// The content of one layer file, or why it is unknown.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Part<T> {
     /// Its blob.
     pub digest: Digest,
     /// Length of the blob in bytes, if it could be read.
     pub bytes: Option<u64>,
-    /// What it holds, if that could be read.
+    /// Its content, if it could be read.
     #[serde(flatten)]
     pub content: Option<T>,
-    /// What is wrong with it.
+    /// Its fault.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub damage: Option<String>,
 }
@@ -60,7 +60,7 @@ pub enum BaseBrief {
 pub struct DiffBrief {
     /// `lora`, `ia3`, `full`, `in-place-ttt`, or another.
     pub kind: String,
-    /// A word for people.
+    /// A note for people.
     pub note: Option<String>,
 }
 
@@ -69,9 +69,9 @@ pub struct DiffBrief {
 pub struct CacheBrief {
     /// Pages, each with keys and values.
     pub pages: u64,
-    /// Bytes of the keys (or values) of a page, if the manifest tells.
+    /// Bytes of the keys (or values) of a page, if the manifest has them.
     pub page_bytes: Option<u64>,
-    /// Bytes of all pages, if the manifest tells.
+    /// Bytes of all pages, if the manifest has them.
     pub total_bytes: Option<u64>,
     /// Tokens in a page.
     pub page_size_tokens: Option<u32>,
@@ -85,7 +85,7 @@ pub struct CacheBrief {
     pub dtype: Option<String>,
     /// Sequences that use the pages.
     pub sequences: Option<u64>,
-    /// A word for people.
+    /// A note for people.
     pub note: Option<String>,
 }
 
@@ -109,16 +109,16 @@ pub struct TreeBrief {
 pub struct EnvBrief {
     /// Working directory.
     pub cwd: Option<String>,
-    /// How many variables.
+    /// The number of variables.
     pub vars: u64,
 }
 
 /// `world/procs.json`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ProcsBrief {
-    /// `unsupported`, `criu`, `respawn`, or what the blob calls itself.
+    /// `unsupported`, `criu`, `respawn`, or the name in the blob.
     pub kind: String,
-    /// Command line, number of processes, or why there are none.
+    /// Command line, number of processes, or why there are no processes.
     pub detail: String,
 }
 
@@ -127,11 +127,11 @@ pub struct ProcsBrief {
 pub struct EffectsBrief {
     /// `empty`, `ledger` or `merged`.
     pub kind: &'static str,
-    /// How many effects.
+    /// The number of effects.
     pub entries: u64,
-    /// How many of each class.
+    /// The number of each class.
     pub classes: BTreeMap<String, u64>,
-    /// `verified`, `unverifiable`, `unchained`, `broken` or `count-mismatch`; nothing where there is no chain.
+    /// `verified`, `unverifiable`, `unchained`, `broken` or `count-mismatch`; nothing without a chain.
     pub chain: Option<&'static str>,
 }
 
@@ -163,7 +163,7 @@ pub struct Brief {
 }
 
 impl Brief {
-    /// Reads the layers of an image. What cannot be read is in the result.
+    /// Reads the layers of an image. A layer that cannot be read is in the result with its fault.
     pub fn of(store: &Store, manifest: &Manifest, secret: Option<&Secret>) -> Self {
         Self {
             model_base: base(store, manifest.model.base),
@@ -194,7 +194,7 @@ impl Brief {
         }
     }
 
-    /// The layer files with damage, and what it is.
+    /// The damaged layer files, each with its fault.
     pub fn damage(&self) -> Vec<(LayerFile, &str)> {
         let all = [
             (LayerFile::ModelBase, &self.model_base.damage),
@@ -210,7 +210,7 @@ impl Brief {
     }
 }
 
-/// What a layer holds, and what is wrong with it all the same.
+/// The content of a layer, and a fault that does not prevent reading it.
 type Parsed<T> = (T, Option<String>);
 
 fn whole<T>(content: T) -> Parsed<T> {
@@ -234,12 +234,12 @@ fn part<T, E: fmt::Display>(
     }
 }
 
-/// Keeps the start of what passes.
+/// Keeps the start of the bytes that pass through.
 struct Start(Vec<u8>);
 
 impl Write for Start {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        // One byte more than looked at, to tell that there is more.
+        // One byte more than needed, to detect that there is more.
         let room = (SMALL_BASE + 1).saturating_sub(self.0.len());
         self.0.extend_from_slice(&data[..room.min(data.len())]);
         Ok(data.len())
@@ -290,7 +290,7 @@ fn cache(manifest: &PageManifest) -> CacheBrief {
     }
 }
 
-/// The text that a value is in JSON.
+/// The JSON text of a value.
 fn name(value: &impl Serialize) -> Option<String> {
     serde_json::to_value(value).ok()?.as_str().map(str::to_owned)
 }
@@ -301,7 +301,7 @@ fn tree(tree: &Tree) -> TreeBrief {
         match tree.kind(id) {
             Kind::File => {
                 brief.files += 1;
-                // A hostile tree may declare more than there are numbers for.
+                // A hostile tree may declare more than a number can hold.
                 brief.content_bytes = brief.content_bytes.saturating_add(tree.size(id));
             }
             Kind::Dir => brief.folders += 1,

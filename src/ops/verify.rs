@@ -1,8 +1,9 @@
 //! Checks a store to the last byte: markers, manifests, layers, and every blob against its digest.
 //!
-//! Two rounds, each on several threads. The first parses what images are made of and notes which blobs they refer
-//! to, in about 100 bytes a blob; the second streams every blob through the hash and keeps none of it. Nothing is
-//! written, and other programs may write to the store meanwhile: an image that vanishes is no finding.
+//! Two rounds, each on several threads. The first parses manifests and layers and notes which blobs they
+//! refer to, in about 100 bytes a blob. The second streams every blob through the hash and keeps none of it.
+//! Nothing is written. Other programs may write to the store at the same time: an image that vanishes is not
+//! a finding.
 
 mod descent;
 mod finding;
@@ -30,11 +31,11 @@ use crate::store::tags::refuse_tag_name;
 use crate::store::{BlobError, Size, Store};
 use crate::util::parallel::each;
 
-/// What to check.
+/// The options of a check.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// These images and what they refer to; `None` checks the whole store, with tags and with blobs that nothing
-    /// refers to.
+    /// These images and everything they refer to; `None` checks the whole store, with tags and with blobs
+    /// without references.
     pub images: Option<Vec<Digest>>,
     /// How many threads work.
     pub jobs: NonZeroUsize,
@@ -42,17 +43,17 @@ pub struct Options {
     pub secret: Option<Secret>,
 }
 
-/// Is told how far the check is.
+/// Receives the progress of a check.
 pub trait Progress: Sync {
-    /// So many images are to be looked at.
+    /// The number of images to check.
     fn images(&self, total: u64) {
         let _ = total;
     }
 
-    /// One image was looked at.
+    /// One image was checked.
     fn image_done(&self) {}
 
-    /// So many layers are to be parsed.
+    /// The number of layers to parse.
     fn layers(&self, total: u64) {
         let _ = total;
     }
@@ -60,21 +61,21 @@ pub trait Progress: Sync {
     /// One layer was parsed.
     fn layer_done(&self) {}
 
-    /// So many blobs, of so many compressed bytes in all, are to be read.
+    /// The number of blobs to read, and their compressed bytes in all.
     fn blobs(&self, total: u64, bytes: u64) {
         let _ = (total, bytes);
     }
 
-    /// One blob, of so many compressed bytes, was read.
+    /// One blob was read; `bytes` is its compressed size.
     fn blob_done(&self, bytes: u64) {
         let _ = bytes;
     }
 }
 
-/// Nobody is told.
+/// Reports to no receiver.
 impl Progress for () {}
 
-/// What came of verifying ledgers; each that several images share counts once.
+/// Results of verifying ledgers; a ledger that several images share counts once.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Ledgers {
     /// The chain holds.
@@ -87,10 +88,10 @@ pub struct Ledgers {
     pub broken: u64,
 }
 
-/// What a check came to.
+/// The result of a check.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Report {
-    /// Images looked at.
+    /// Images that were checked.
     pub images: u64,
     /// Blobs read.
     pub blobs: u64,
@@ -109,7 +110,7 @@ impl Report {
     }
 }
 
-/// Checks a store. Fails only if the store cannot be listed; whatever is wrong in it is in the report.
+/// Checks a store. Fails only if the store cannot be listed; every fault in the store is in the report.
 pub fn verify(store: &Store, options: &Options, progress: &dyn Progress) -> Result<Report> {
     let whole = options.images.is_none();
     let mut odd = Vec::new();
@@ -170,7 +171,8 @@ pub fn verify(store: &Store, options: &Options, progress: &dyn Progress) -> Resu
     })
 }
 
-/// What the oracles found earlier. The packs stay until they are removed, also where the store is whole again.
+/// Lists earlier violations of oracles. The packs stay until they are removed, also when the store is whole
+/// again.
 fn crash_packs(store: &Store) -> Result<Vec<Finding>> {
     let packs = crashpack::kept(&audit::file::crash_dir(store.root()))?;
     let finding = |pack: &crashpack::Kept| {
@@ -183,7 +185,7 @@ fn crash_packs(store: &Store) -> Result<Vec<Finding>> {
     Ok(packs.iter().map(finding).collect())
 }
 
-/// Every blob to read with its compressed size in bytes, the largest first, so that none is left over at the end.
+/// Every blob to read with its compressed size in bytes, the largest first, so that no large one is last.
 fn blobs_to_read(store: &Store, whole: bool, state: &mut State) -> Result<Vec<(Digest, u64)>> {
     let mut work = Vec::new();
     if whole {
@@ -202,7 +204,8 @@ fn blobs_to_read(store: &Store, whole: bool, state: &mut State) -> Result<Vec<(D
     Ok(work)
 }
 
-/// Reads a blob; its length in bytes if it is whole, and what is wrong with it or with what is said of it.
+/// Reads a blob; returns its length in bytes if it is whole, and the faults of the blob or of references to
+/// it.
 fn blob(store: &Store, ids: &[Digest], state: &State, digest: &Digest) -> (Option<u64>, Vec<Problem>) {
     let at = state.refs.get(digest).copied();
     let problem = |code, at: Option<Ref>, detail: String| Problem { code, blob: *digest, at, detail };
@@ -210,7 +213,7 @@ fn blob(store: &Store, ids: &[Digest], state: &State, digest: &Digest) -> (Optio
         .into_iter()
         .chain(state.other_sizes.get(digest).into_iter().flat_map(|others| others.values().copied()))
         .collect();
-    // No more is decoded than the largest size that anyone declares: a bomb costs no more than it claims to.
+    // Decoding stops at the largest declared size: a bomb costs no more than it claims.
     let limit =
         declared.iter().map(|at| at.size).max().filter(|_| declared.iter().all(|at| at.size.is_some()));
     let limit = limit.flatten().unwrap_or(u64::MAX);
@@ -255,7 +258,7 @@ fn blob(store: &Store, ids: &[Digest], state: &State, digest: &Digest) -> (Optio
                 (_, BlobError::WrongSize { .. } | BlobError::TooLarge { .. }) => Code::BlobSizeMismatch,
                 (_, BlobError::Io { .. }) => Code::BlobUnreadable,
             };
-            // Gone with its image while we looked: another program's garbage collection.
+            // Removed with its image during the check: another program's garbage collection.
             let vanished = missing && at.is_none_or(|at| !store.images().contains(&ids[at.image as usize]));
             let found = if vanished { Vec::new() } else { vec![problem(code, at, reason(&error))] };
             (None, found)
@@ -306,7 +309,7 @@ fn odd_file(store: &Store, path: &Path) -> Finding {
     let detail = if name.starts_with(".tmp-") || name.contains(".tmp.") {
         "a temporary file: its writer is at work, or was killed"
     } else {
-        "no part of a store"
+        "not part of a store"
     };
     Finding::new(Code::OddFile, relative(store, path).display(), detail)
 }

@@ -24,7 +24,7 @@ use crate::error::{Error, ErrorKind};
 /// What is known of a payload's length before it is decompressed, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Size {
-    /// Declared by whoever refers to the blob: anything else is damage.
+    /// Declared by the reference to the blob: any other length is damage.
     Exact(u64),
     /// Unknown, and refused above this.
     AtMost(u64),
@@ -41,8 +41,8 @@ impl Size {
 /// Largest payload of a blob that is parsed as a whole (manifests, trees, page manifests): 1 GiB.
 pub const MAX_METADATA: u64 = 1 << 30;
 
-/// Metadata compresses by a factor of 4 to 10 (its digests not at all), but a tree of a million files that share a few
-/// digests by more than 100. What is made to be large compresses by tens of thousands.
+/// Metadata compresses by a factor of 4 to 10 (its digests not at all), but a tree of a million files that
+/// share a few digests by more than 100. A decompression bomb compresses by tens of thousands.
 const MAX_METADATA_RATIO: u64 = 512;
 const MIN_METADATA_LIMIT: u64 = 64 << 20;
 
@@ -55,7 +55,7 @@ const READ_WHOLE: u64 = 4 << 20;
 /// Compressed files of fewer bytes are read at once by [`Blobs::read_small`].
 const SMALL: usize = 256 << 10;
 
-/// Why a blob cannot be had.
+/// Why a blob cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum BlobError {
     /// The file is not there.
@@ -69,7 +69,7 @@ pub enum BlobError {
         /// What its bytes hash to.
         measured: Digest,
     },
-    /// It is no zstd stream.
+    /// It is not a zstd stream.
     #[error("blob {digest} is damaged: {reason}")]
     Undecodable {
         /// The blob's name.
@@ -84,10 +84,10 @@ pub enum BlobError {
         digest: Digest,
         /// Bytes declared.
         declared: u64,
-        /// What was found, in words, since decoding stops at the first byte too many.
+        /// The length found, in words, since decoding stops at the first byte too many.
         found: String,
     },
-    /// It is larger than what may be read at once.
+    /// It is larger than the limit for a single read.
     #[error("blob {digest} is larger than {limit} bytes, more than such a layer may have")]
     TooLarge {
         /// The blob's name.
@@ -138,7 +138,8 @@ impl From<BlobError> for Error {
     fn from(error: BlobError) -> Self {
         let kind = match &error {
             BlobError::Missing(_) => ErrorKind::Missing,
-            // Whatever the disk said of the blob (ELOOP, EACCES): the reader of a file asked for bytes and gets none.
+            // Whatever error the disk gave for the blob (ELOOP, EACCES): the reader of a file asked for bytes
+            // and gets none.
             BlobError::Io { .. } => ErrorKind::Io(Some(libc::EIO)),
             _ => ErrorKind::Damaged,
         };
@@ -181,7 +182,7 @@ impl Blobs {
         &self.root
     }
 
-    /// The store that they are in.
+    /// The store that holds them.
     pub(super) fn store_root(&self) -> &Path {
         self.root.ancestors().nth(2).unwrap_or(&self.root)
     }
@@ -234,8 +235,8 @@ impl Blobs {
         Ok((file, metadata.len()))
     }
 
-    /// Reads a whole payload into memory and checks it. Takes at most the declared size or limit in memory (and
-    /// the compressed bytes, if those are few).
+    /// Reads a whole payload into memory and checks it. Takes at most the declared size or limit in memory
+    /// (and the compressed bytes, if they are few).
     pub fn read(&self, digest: &Digest, size: Size) -> Result<Vec<u8>, BlobError> {
         let (mut file, compressed) = self.open(digest)?;
         let bytes = match size {
@@ -272,7 +273,7 @@ impl Blobs {
                 if scratch.len() < SMALL {
                     scratch.resize(SMALL, 0);
                 }
-                // What is no regular file reads as an error or as nothing.
+                // Anything but a regular file reads as an error or as nothing.
                 let length = file.read(scratch).unwrap_or(0);
                 if (1..scratch.len()).contains(&length) {
                     let payload = Self::decode(digest, &scratch[..length], declared)?;
@@ -282,7 +283,8 @@ impl Blobs {
                 Err(BlobError::TooLarge { digest: *digest, limit: SMALL as u64 })
             })
             .or_else(|error| match error {
-                // Larger than a small one can be when compressed, or unreadable: the common way copes with anything.
+                // Larger than a small blob can be when compressed, or unreadable: the common path handles
+                // every case.
                 BlobError::TooLarge { .. } => self.read(digest, Size::Exact(declared)),
                 other => Err(other),
             })
@@ -317,30 +319,31 @@ impl Blobs {
         Ok(bytes)
     }
 
-    /// Reads a blob that is parsed as a whole and whose size nothing declares. The limit follows the compressed
+    /// Reads a blob that is parsed as a whole and has no declared size. The limit follows the compressed
     /// size, so that a few kilobytes cannot fill a gigabyte.
     pub fn read_metadata(&self, digest: &Digest) -> Result<Vec<u8>, BlobError> {
         self.read(digest, Size::AtMost(self.metadata_limit(digest)?))
     }
 
-    /// Most bytes that are read of a document.
+    /// The most bytes of a document that are read.
     fn metadata_limit(&self, digest: &Digest) -> Result<u64, BlobError> {
         let compressed = self.compressed_size(digest)?;
         Ok(compressed.saturating_mul(MAX_METADATA_RATIO).clamp(MIN_METADATA_LIMIT, MAX_METADATA))
     }
 
-    /// Fails if a document of `len` bytes that is stored is longer than will be read of it.
+    /// Fails if a stored document of `len` bytes is too long to be read back.
     pub fn check_metadata(&self, digest: &Digest, len: usize) -> crate::Result<()> {
         let limit = self.metadata_limit(digest)?;
         if len as u64 <= limit {
             return Ok(());
         }
-        let message = format!("a tree of {len} bytes cannot be read back: of this one {limit} are");
-        Err(Error::new(ErrorKind::InvalidInput, message).with_hint("fewer, or shorter, paths fit"))
+        let message =
+            format!("a tree of {len} bytes cannot be read back: at most {limit} bytes of this one can");
+        Err(Error::new(ErrorKind::InvalidInput, message).with_hint("use fewer or shorter paths"))
     }
 
-    /// Decompresses a payload into `sink` while hashing it; returns its length in bytes. What was written to the
-    /// sink must be thrown away if this fails: the digest is known only at the end.
+    /// Decompresses a payload into `sink` while hashing it; returns its length in bytes. If this fails, the
+    /// caller must discard what was written to the sink: the digest is known only at the end.
     pub fn stream(&self, digest: &Digest, size: Size, sink: &mut dyn Write) -> Result<u64, BlobError> {
         let (mut file, _) = self.open(digest)?;
         let mut hashing =
@@ -366,8 +369,8 @@ impl Blobs {
         Ok(hashing.written)
     }
 
-    /// Calls `found` for each blob in the store with its compressed size in bytes, in no order. Names that are no
-    /// blobs (temp files, shards that are none) go to `odd`.
+    /// Calls `found` for each blob in the store with its compressed size in bytes, in no order. Names that
+    /// are not blobs (temp files, odd folders) go to `odd`.
     pub fn for_each(
         &self,
         found: &mut dyn FnMut(Digest, u64),
@@ -381,7 +384,7 @@ impl Blobs {
         for shard in shards {
             let shard =
                 shard.map_err(|e| Error::io(e, format!("cannot list {}", self.root.display())))?.path();
-            // A link may lead anywhere; what lies there is nobody's to count, or to delete.
+            // A link may lead anywhere; pfimg must not count or delete files outside the store.
             let is_shard = shard.file_name().is_some_and(|name| is_shard(name.as_encoded_bytes()))
                 && fs::symlink_metadata(&shard).is_ok_and(|shard| shard.is_dir());
             let Some(entries) = is_shard.then(|| fs::read_dir(&shard).ok()).flatten() else {

@@ -1,4 +1,4 @@
-//! From compressed bytes to a payload that was checked.
+//! Decodes compressed bytes to a checked payload.
 
 use std::cell::RefCell;
 use std::fs::File;
@@ -11,7 +11,7 @@ use super::blob::{BlobError, Size};
 use crate::digest::Digest;
 
 thread_local! {
-    /// A context costs a hundred times what decoding a small blob costs, so that each thread keeps one.
+    /// A context costs a hundred times as much as decoding a small blob, so each thread keeps one.
     static CONTEXT: RefCell<DCtx<'static>> = RefCell::new(DCtx::create());
 }
 
@@ -30,7 +30,7 @@ pub(super) fn check(digest: &Digest, bytes: &[u8], size: Size) -> Result<(), Blo
 
 /// Decodes a whole stream into a buffer of exactly the declared size.
 pub(super) fn decode_exact(digest: &Digest, compressed: &[u8], declared: u64) -> Result<Vec<u8>, BlobError> {
-    // One byte more than declared, so that "more" is told apart from "exactly".
+    // One byte more than declared, to tell "more" from "exactly".
     let Some(capacity) = usize::try_from(declared).ok().and_then(|n| n.checked_add(1)) else {
         return Err(BlobError::TooLarge { digest: *digest, limit: declared });
     };
@@ -55,7 +55,7 @@ pub(super) fn decode_exact(digest: &Digest, compressed: &[u8], declared: u64) ->
     Ok(bytes)
 }
 
-/// Decodes one frame into at most `size` bytes; the decoder's words if that cannot be done.
+/// Decodes one frame into at most `size` bytes; returns the decoder's message if that fails.
 pub(super) fn decode_frame(compressed: &[u8], size: usize) -> Result<Vec<u8>, String> {
     let mut bytes = Vec::with_capacity(size);
     CONTEXT.with_borrow_mut(|context| {
@@ -115,7 +115,7 @@ impl Write for Sink<'_> {
     }
 }
 
-/// Hashes what passes.
+/// Hashes the bytes that pass through.
 pub(super) struct Hashing<'a> {
     pub(super) sink: &'a mut dyn Write,
     pub(super) hasher: sha2::Sha256,

@@ -1,8 +1,8 @@
-//! Writing what is large and is synced in a moment anyway: past the page cache.
+//! Writes large data that is synced at once anyway: past the page cache.
 //!
-//! Through the cache each page is first found memory for and copied into, and then written when it is synced. In a
-//! virtual machine the memory alone may cost more than the disk does (docs/PERFORMANCE.md, *Sealing*). A filesystem that
-//! has no such way is written as usual.
+//! Through the cache, the kernel first finds memory for each page and copies into it, and writes it when it
+//! is synced. In a virtual machine the memory alone may cost more than the disk (docs/PERFORMANCE.md,
+//! *Sealing*). A filesystem without direct I/O is written in the usual way.
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
@@ -12,7 +12,7 @@ use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 
 use super::io::StoreIo;
 
-/// Offsets, lengths and memory must be multiples of a disk's sector; none has larger ones.
+/// Offsets, lengths and memory must be multiples of a disk's sector; no disk has larger sectors.
 const SECTOR: usize = 4096;
 
 /// Bytes that are written at once.
@@ -23,7 +23,7 @@ pub(super) struct Direct<'a> {
     io: &'a dyn StoreIo,
     path: &'a Path,
     file: &'a mut File,
-    /// A chunk, and what it takes to begin at a multiple of a sector.
+    /// A chunk, and the padding that aligns it to a sector.
     buffer: Vec<u8>,
     start: usize,
     filled: usize,
@@ -32,7 +32,7 @@ pub(super) struct Direct<'a> {
     past_cache: bool,
 }
 
-/// Has the page cache left out from here on, or not.
+/// Turns the page cache off or on from here on.
 fn set_direct(file: &File, direct: bool) -> io::Result<()> {
     let flags = fcntl_getfl(file)?;
     let wanted = if direct { flags | OFlags::DIRECT } else { flags - OFlags::DIRECT };
@@ -40,7 +40,7 @@ fn set_direct(file: &File, direct: bool) -> io::Result<()> {
 }
 
 impl<'a> Direct<'a> {
-    /// Begins with a file that is empty.
+    /// Starts with an empty file.
     pub(super) fn new(io: &'a dyn StoreIo, path: &'a Path, file: &'a mut File) -> Self {
         let buffer = vec![0; CHUNK + SECTOR];
         let start = (buffer.as_ptr() as usize).next_multiple_of(SECTOR) - buffer.as_ptr() as usize;
@@ -48,7 +48,7 @@ impl<'a> Direct<'a> {
         Self { io, path, file, buffer, start, filled: 0, written: 0, past_cache }
     }
 
-    /// Writes all of `bytes` behind what was written before.
+    /// Writes all of `bytes` behind the earlier bytes.
     pub(super) fn write(&mut self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
             let n = bytes.len().min(CHUNK - self.filled);
@@ -64,7 +64,7 @@ impl<'a> Direct<'a> {
         Ok(())
     }
 
-    /// Writes what is left. The file is as any other from then on.
+    /// Writes the rest. From then on the file is like any other.
     pub(super) fn finish(mut self) -> io::Result<()> {
         let whole = self.filled - self.filled % SECTOR;
         if whole > 0 {
@@ -83,7 +83,7 @@ impl<'a> Direct<'a> {
         let bytes = &self.buffer[self.start + from..self.start + to];
         let mut put = self.io.write(self.path, self.file, bytes);
         if self.past_cache && put.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::InvalidInput) {
-            // It was promised, and is refused.
+            // The filesystem promised direct I/O and refuses it.
             self.past_cache = false;
             set_direct(self.file, false)?;
             self.file.seek(SeekFrom::Start(self.written))?;
@@ -102,7 +102,7 @@ mod tests {
     use super::super::io::SystemIo;
     use super::*;
 
-    /// Refuses to write past the cache, after a part of it.
+    /// Refuses to write past the cache, after a part of the data.
     struct Refuses;
 
     impl StoreIo for Refuses {

@@ -1,6 +1,6 @@
-//! A document in the making: stretches of another document, and what is new between them.
+//! A document under construction: stretches of another document, and new bytes between them.
 //!
-//! It can be hashed before its bytes lie one behind the other.
+//! It can be hashed before its bytes are contiguous.
 
 use std::io;
 
@@ -8,7 +8,7 @@ use sha2::Digest as _;
 
 use crate::digest::Digest;
 
-/// A stretch that a document has in common with the one it is made of.
+/// A stretch that a document shares with the one it is made from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Taken {
     /// Where it starts in the new document.
@@ -21,13 +21,13 @@ pub(super) struct Taken {
 
 #[derive(Clone, Copy, Debug)]
 enum Part {
-    /// So many of the new bytes.
+    /// A number of new bytes.
     New(usize),
     /// A stretch of the other document.
     Old { from: usize, len: usize },
 }
 
-/// A document in the making.
+/// A document under construction.
 #[derive(Debug, Default)]
 pub struct Draft<'b> {
     base: &'b [u8],
@@ -37,7 +37,7 @@ pub struct Draft<'b> {
 }
 
 impl<'b> Draft<'b> {
-    /// Begins with nothing; stretches will be those of `base`.
+    /// Makes an empty document; stretches are taken from `base`.
     pub fn of(base: &'b [u8]) -> Self {
         Self { base, ..Self::default() }
     }
@@ -47,7 +47,7 @@ impl<'b> Draft<'b> {
         self.len
     }
 
-    /// Whether it has none.
+    /// Whether it is empty.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
@@ -93,15 +93,15 @@ impl<'b> Draft<'b> {
         bytes
     }
 
-    /// What [`Draft::bytes`] hash to.
+    /// The digest of [`Draft::bytes`].
     pub fn digest(&self) -> Digest {
         let mut hasher = sha2::Sha256::new();
         self.pieces().for_each(|piece| hasher.update(piece));
         Digest::from_bytes(hasher.finalize().into())
     }
 
-    /// The stretches of the other document that follow each other there as here: what was taken out of turn is as good
-    /// as new.
+    /// Returns the stretches of the other document that are in the same order there and here; a stretch out
+    /// of order counts as new bytes.
     pub(super) fn taken(&self) -> Vec<Taken> {
         let (mut at, mut end) = (0, 0);
         let mut taken = Vec::new();
@@ -148,7 +148,7 @@ mod tests {
         }
         assert_eq!(draft.bytes(), b"one 2 three+one!");
         assert_eq!((draft.len(), draft.digest()), (16, Digest::of(b"one 2 three+one!")));
-        // The last one was taken out of turn.
+        // The last stretch is out of order.
         let stretch = |at, from, len| Taken { at, from, len };
         assert_eq!(draft.taken(), [stretch(0, 0, 4), stretch(6, 8, 5)]);
     }

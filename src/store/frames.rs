@@ -1,6 +1,7 @@
-//! Blobs of several zstd frames, of which those are taken over as they are whose bytes another blob has too.
+//! Blobs of several zstd frames. A new blob copies the frames whose bytes another blob has too.
 //!
-//! A large document that changes in a few places is then compressed only there. Any zstd reader takes several frames.
+//! So a large document that changes in a few places is compressed only there. Any zstd reader accepts several
+//! frames.
 
 use std::borrow::Cow;
 use std::fs::File;
@@ -24,24 +25,24 @@ use crate::error::{Error, Result};
 /// Bytes of content in a frame: at least this, and less than twice as much.
 const FRAME: usize = 32 << 10;
 
-/// Content between two frames that is shorter than this is not worth a frame of its own.
+/// Content between two frames that is shorter than this gets no separate frame.
 const TOO_SHORT: usize = FRAME / 4;
 
-/// A document of this many bytes is hashed by a thread of its own while it is compressed and written.
+/// A separate thread hashes a document of at least this many bytes while it is compressed and written.
 const WORTH_A_THREAD: usize = 1 << 20;
 
-/// A frame of a compressed blob: its bytes, and those of the content.
+/// A frame of a compressed blob: its bytes, and the bytes of its content.
 #[derive(Clone, Debug)]
 struct Frame {
     packed: Range<usize>,
     content: Range<usize>,
 }
 
-/// A document as it is stored.
+/// A document in its stored form.
 #[derive(Debug, Default)]
 pub struct Packed {
     bytes: Vec<u8>,
-    /// None, if one of them does not state its length.
+    /// Empty, if one of the frames does not state its length.
     frames: Vec<Frame>,
 }
 
@@ -58,7 +59,7 @@ impl Packed {
         self.bytes.extend_from_slice(frame);
     }
 
-    /// Bytes of memory it takes.
+    /// Bytes of memory that it takes.
     pub fn heap_bytes(&self) -> usize {
         self.bytes.capacity() + self.frames.capacity() * size_of::<Frame>()
     }
@@ -67,15 +68,15 @@ impl Packed {
 /// A document that was stored.
 #[derive(Debug)]
 pub struct Edited {
-    /// What it hashes to.
+    /// Its digest.
     pub digest: Digest,
     /// Its content.
     pub bytes: Vec<u8>,
-    /// As it is stored, if it was stored just now: what is stored next may have frames of it.
+    /// Its stored form, if it was stored just now: the next document may share frames with it.
     pub packed: Option<Packed>,
 }
 
-/// The frames of a blob; none if one of them does not state its length.
+/// The frames of a blob; empty if one of them does not state its length.
 fn frames(packed: &[u8]) -> Vec<Frame> {
     let mut found = Vec::new();
     let (mut at, mut content) = (0, 0);
@@ -92,8 +93,9 @@ fn frames(packed: &[u8]) -> Vec<Frame> {
     found
 }
 
-/// Compresses `text` in frames, taking over those of `old` whose content it has. What they hold is looked at unless they are
-/// `known` to be right: a frame that was damaged on the disk would make one blob after the other wrong.
+/// Compresses `text` in frames and copies the frames of `old` that have the same content. It checks their
+/// content unless they are `known` to be right: otherwise a frame damaged on the disk would damage one blob
+/// after the other.
 fn pack(text: &[u8], old: &Packed, known: bool, taken: &[Taken]) -> io::Result<Packed> {
     let mut out = Packed::default();
     out.bytes.reserve(old.bytes.len() + TOO_SHORT);
@@ -108,7 +110,7 @@ fn pack(text: &[u8], old: &Packed, known: bool, taken: &[Taken]) -> io::Result<P
             continue;
         }
         let at = taken.at + (start - taken.from);
-        // What is left in between goes along with what comes behind it.
+        // The bytes left in between are joined with the bytes behind them.
         let short = at > done && at - done < TOO_SHORT;
         if at < done || short {
             continue;
@@ -141,9 +143,9 @@ fn fill(out: &mut Packed, text: &[u8]) -> io::Result<()> {
 }
 
 impl Blobs {
-    /// Reads stretches of a document as it is stored, decompressing only the frames that hold them, which `packed` may tell.
-    /// The stretches are sorted. What is read is not checked: it is for finding out whether it is what it should be. A
-    /// stretch behind the end is empty.
+    /// Reads stretches of a stored document and decompresses only the frames that hold them, which `packed`
+    /// may name. The stretches are sorted. The result is not checked: the caller compares it with what it
+    /// should be. A stretch behind the end is empty.
     pub fn read_stretches(
         &self,
         digest: &Digest,
@@ -158,7 +160,7 @@ impl Blobs {
         {
             return Ok(read);
         }
-        // It may have been stored otherwise since.
+        // Its stored form may have changed since.
         self.read_stretches_in(digest, None, stretches)
     }
 
@@ -203,7 +205,7 @@ impl Blobs {
         }
         if let Some(file) = &file {
             for (frame, _) in &needed {
-                // Asked for all at once, they are waited for once.
+                // All requests start at once, so that there is one wait.
                 let len = NonZeroU64::new(frame.packed.len() as u64);
                 let _ = fadvise(file, frame.packed.start as u64, len, Advice::WillNeed);
             }
@@ -231,8 +233,8 @@ impl Blobs {
 }
 
 impl Batch<'_> {
-    /// Stores a document that is made of `base`'s, whose content the caller has verified; `packed` is that blob as this program
-    /// has stored it, if it is known.
+    /// Stores a document that is made from `base`, whose content the caller has verified. `packed` is that
+    /// blob in the form in which this program stored it, if it is known.
     pub fn put_edited(&self, draft: &Draft<'_>, base: Option<(&Digest, Option<&Packed>)>) -> Result<Edited> {
         let edited = match base {
             Some((base, packed)) if draft.len() >= WORTH_A_THREAD => self.put_large(draft, base, packed)?,
@@ -253,12 +255,12 @@ impl Batch<'_> {
         Ok(edited)
     }
 
-    /// The same with the digest found out while the document is written, under a temporary name.
+    /// Does the same, but computes the digest while it writes the document under a temporary name.
     fn put_large(&self, draft: &Draft<'_>, base: &Digest, packed: Option<&Packed>) -> Result<Edited> {
         let blobs = self.store().blobs();
         let (begun, hashed) = (AtomicBool::new(false), OnceLock::new());
         let written = rayon::in_place_scope(|scope| -> Result<_> {
-            // Offered to two threads: one may be about to run on just this core, and wait for it.
+            // Offered to two threads: one of them may be about to run on this core, and wait for it.
             for _ in 0..2 {
                 scope.spawn(|_| {
                     if !begun.swap(true, Ordering::Relaxed) {
@@ -268,7 +270,7 @@ impl Batch<'_> {
             }
             let bytes = draft.bytes();
             let packed = self.pack_edited(draft, &bytes, Some((base, packed)))?;
-            // The disk has time for it now: hashing takes longer, and the commit would wait for it.
+            // The disk is free now: hashing takes longer, and the commit would wait for the disk.
             let temp = blobs.write_synced(base, &packed.bytes).map_err(|e| {
                 let beside = blobs.path(base);
                 Error::io(e, format!("cannot write a blob beside {}", beside.display()))
@@ -279,18 +281,18 @@ impl Batch<'_> {
         let digest = hashed.into_inner().unwrap_or_else(|| draft.digest());
         if blobs.holds(&digest, &bytes) {
             blobs.discard(&temp);
-            // It may be stored otherwise.
+            // Its stored form may be a different one.
             return Ok(Edited { digest, bytes, packed: None });
         }
         blobs.name(&temp, &digest).inspect_err(|_| blobs.discard(&temp))?;
         Ok(Edited { digest, bytes, packed: Some(packed) })
     }
 
-    /// A document's blob as it is stored, if its frames are this content's.
+    /// Returns the stored form of a document's blob, if its frames match this content.
     pub fn packed_of(&self, digest: &Digest, content: &[u8]) -> Option<Packed> {
         let packed = self.packed(digest);
         let right = |frame: &Frame| {
-            // Asked first: a frame may say that it holds any amount.
+            // The length is checked first: a frame may claim to hold any amount.
             let Some(wanted) = content.get(frame.content.clone()) else { return false };
             let found = zstd::bulk::decompress(&packed.bytes[frame.packed.clone()], wanted.len());
             found.is_ok_and(|found| found == wanted)
@@ -299,7 +301,7 @@ impl Batch<'_> {
         (whole && packed.frames.par_iter().all(right)).then_some(packed)
     }
 
-    /// A blob as it is stored. Without it a document only takes longer.
+    /// Returns a blob in its stored form. If that fails, the document only takes longer.
     fn packed(&self, digest: &Digest) -> Packed {
         Packed::of(std::fs::read(self.store().blobs().path(digest)).unwrap_or_default())
     }
@@ -333,7 +335,7 @@ mod tests {
         (0..count).flat_map(|n| format!("{n} {}\n", Digest::of(&n.to_le_bytes())).into_bytes()).collect()
     }
 
-    /// A document that is `base`'s start and something more.
+    /// A document that is the start of `base` and some more bytes.
     fn longer<'b>(base: &'b [u8], more: &[u8]) -> Draft<'b> {
         let mut draft = Draft::of(base);
         draft.take(0, base.len());
@@ -366,7 +368,7 @@ mod tests {
         assert!(kept + 3 >= known.len(), "{kept} of {} frames were taken over", known.len());
         let end = draft.len();
         assert!(again.frames.iter().all(|f| f.content.len() >= TOO_SHORT || f.content.end == end));
-        // Where they lie is what their bytes tell.
+        // Compares the positions of frames by their bytes.
         let told = |frames: &[Frame]| {
             frames.iter().map(|f| (f.packed.clone(), f.content.clone())).collect::<Vec<_>>()
         };
@@ -425,7 +427,7 @@ mod tests {
         for text in [lines(20_000), lines(5000), Vec::new(), b"short".to_vec()] {
             let digest = batch.put_edited(&longer(&text, b""), Some((&missing, None))).unwrap().digest;
             assert_eq!(store.blobs().read(&digest, Size::Exact(text.len() as u64)).unwrap(), text);
-            // As pf writes it, without the length of its content.
+            // The form that pf writes, without the length of its content.
             let theirs = zstd::encode_all(&text[..], 3).unwrap();
             std::fs::write(store.blobs().path(&digest), theirs).unwrap();
             let draft = longer(&text, b"and more");

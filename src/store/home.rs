@@ -1,7 +1,8 @@
-//! Whether a store still lies where a program that uses it for long looks for it.
+//! Checks whether a store is still at the path by which a long-running program reaches it.
 //!
-//! A mount, and the thread that writes its log, reach the store by a path. Another program may move the store, or put another one at that path. Then files that are open
-//! still belong to the store, and whatever is opened by its path does not. So the folder is held open, and compared.
+//! A mount, and the thread that writes its log, reach the store by a path. Another program may move the
+//! store, or put another one at that path. Then open files still belong to the store, and files opened by
+//! path do not. So the folder is held open, and compared.
 
 use std::fs::File;
 use std::io;
@@ -16,17 +17,17 @@ use crate::error::{Error, ErrorKind, Posix, Result};
 #[derive(Debug)]
 pub(crate) struct Home {
     path: PathBuf,
-    /// The folder itself, wherever it lies. Nothing if it could not be opened: then its path is believed.
+    /// The folder itself, wherever it is. Nothing if it could not be opened: then the path is trusted.
     folder: Option<File>,
-    /// Whether it was elsewhere at the last look.
+    /// Whether it was elsewhere at the last check.
     moved: AtomicBool,
-    /// Whether the log tells so.
+    /// Whether the log says so.
     told: AtomicBool,
 }
 
 impl Home {
     pub(crate) fn new(path: &Path) -> Self {
-        // Without a right to read, and without keeping a filesystem from being unmounted lazily.
+        // Without a right to read, and without preventing a lazy unmount of the filesystem.
         let open = File::options().read(true).custom_flags(libc::O_PATH | libc::O_DIRECTORY).open(path);
         Self {
             path: path.to_owned(),
@@ -36,7 +37,7 @@ impl Home {
         }
     }
 
-    /// Whether the store lies at its path, by a look at the disk.
+    /// Checks on the disk whether the store is at its path.
     fn look(&self) -> bool {
         let Some(Ok(own)) = self.folder.as_ref().map(File::metadata) else { return true };
         let is_there = match std::fs::metadata(&self.path) {
@@ -47,7 +48,7 @@ impl Home {
         is_there
     }
 
-    /// Where the store lies now, as far as the kernel tells; nothing where it lies at its path.
+    /// Returns the store's present path, as far as the kernel knows it; nothing if it is at its path.
     pub(crate) fn moved_to(&self) -> Option<String> {
         if self.look() {
             return None;
@@ -72,24 +73,24 @@ impl Home {
             .with_hint("move it back, or unmount it and mount it from its new place")
     }
 
-    /// Fails if the store lies elsewhere, by a look at the disk.
+    /// Fails if the store is elsewhere, by a check on the disk.
     pub(crate) fn require(&self) -> Result<()> {
         if self.look() { Ok(()) } else { Err(self.error()) }
     }
 
-    /// Fails if the store lay elsewhere at the last look: costs nothing.
+    /// Fails if the store was elsewhere at the last check: costs nothing.
     pub(crate) fn check(&self) -> Result<(), ErrorKind> {
         if self.moved.load(Ordering::Relaxed) { Err(ErrorKind::Posix(Posix::Stale)) } else { Ok(()) }
     }
 
-    /// Looks, and has the log tell of each change. To be called now and then, by one thread.
+    /// Checks, and logs each change. One thread calls this now and then.
     pub(crate) fn watch(&self) {
         let is_there = self.look();
         if self.told.swap(!is_there, Ordering::AcqRel) != is_there {
             return;
         }
         if is_there {
-            tracing::info!("the store lies at {} again: forks can be written again", self.path.display());
+            tracing::info!("the store is at {} again: its forks can be written again", self.path.display());
         } else {
             tracing::error!("{}", self.error());
         }
@@ -114,7 +115,7 @@ mod tests {
         assert_eq!(said.errno(), libc::ESTALE);
         assert!(said.to_string().contains(&format!("moved to {}", new.display())), "{said}");
         assert_eq!(home.moved_to().as_deref(), new.to_str());
-        // Another folder at the path is another store.
+        // A new folder at the path is a different store.
         fs::create_dir(&old).unwrap();
         assert!(home.require().is_err() && home.check().is_err());
         fs::remove_dir(&old).unwrap();

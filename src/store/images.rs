@@ -24,27 +24,27 @@ pub struct Image {
     pub id: Digest,
     /// The manifest's exact bytes.
     pub bytes: Vec<u8>,
-    /// What they say.
+    /// Their parsed value.
     pub manifest: Manifest,
 }
 
-/// Why a marker cannot be used although it is there.
+/// Why a marker that exists cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum MarkerError {
     /// There is no marker of that name.
     #[error("there is no image {0}")]
     Absent(Digest),
-    /// The marker's bytes hash to something else and the manifest's blob does not help.
+    /// The marker's bytes hash to something else, and the manifest's blob cannot replace them.
     #[error("image {id}: its marker is damaged (the bytes hash to {measured}), and so is its blob: {blob}")]
     Mismatch {
         /// The image.
         id: Digest,
-        /// What the marker's bytes hash to.
+        /// The digest of the marker's bytes.
         measured: Digest,
         /// What is wrong with the manifest's blob.
         blob: Box<BlobError>,
     },
-    /// The manifest is whole, but no manifest this program reads.
+    /// The bytes are intact, but pfimg cannot read the manifest.
     #[error("image {id}: {source}")]
     Manifest {
         /// The image.
@@ -67,9 +67,8 @@ impl From<MarkerError> for Error {
         let message = error.to_string();
         match error {
             MarkerError::Absent(_) => Error::new(ErrorKind::NotFound, message),
-            MarkerError::Mismatch { .. } => Error::new(ErrorKind::Damaged, message).with_hint(
-                "`pfimg verify` lists what else is damaged; a copy of the store may hold it whole",
-            ),
+            MarkerError::Mismatch { .. } => Error::new(ErrorKind::Damaged, message)
+                .with_hint("run `pfimg verify` to list all damage; a copy of the store may have it intact"),
             MarkerError::Manifest { id, source } => Error::from(source).context(format_args!("image {id}")),
             MarkerError::Io { id, source } => {
                 Error::io(source, format!("image {id}: cannot read its marker"))
@@ -94,17 +93,17 @@ impl Images {
         &self.dir
     }
 
-    /// Where an image's marker lies, whether it exists or not.
+    /// The path of an image's marker, whether it exists or not.
     pub fn marker(&self, id: &Digest) -> PathBuf {
         self.dir.join(format!("{}.json", id.hex()))
     }
 
-    /// Whether an image's marker is there.
+    /// Whether an image's marker exists.
     pub fn contains(&self, id: &Digest) -> bool {
         self.marker(id).exists()
     }
 
-    /// Ids of all markers, sorted. Reads names only. Entries that are no marker go to `odd`.
+    /// Ids of all markers, sorted. Reads names only. Entries that are not markers go to `odd`.
     pub fn ids(&self, odd: &mut dyn FnMut(PathBuf)) -> Result<Vec<Digest>> {
         let entries = match fs::read_dir(&self.dir) {
             Ok(entries) => entries,
@@ -128,13 +127,13 @@ impl Images {
         Ok(ids)
     }
 
-    /// When the folder of markers last changed: it does with every marker that comes or goes.
+    /// The time at which the folder of markers last changed: each marker that is added or removed changes it.
     pub fn changed_at(&self) -> Option<(i64, i64)> {
         fs::metadata(&self.dir).ok().map(|m| (m.mtime(), m.mtime_nsec()))
     }
 
-    /// The manifest's bytes from the marker, or, if the marker does not hash to its name, from its blob. The
-    /// second value tells what the marker's bytes hash to in that case.
+    /// Returns the manifest's bytes from the marker, or, if the marker does not hash to its name, from its
+    /// blob. The second value is the digest of the marker's bytes in that case.
     pub fn bytes(&self, blobs: &Blobs, id: &Digest) -> Result<(Vec<u8>, Option<Digest>), MarkerError> {
         let failed = |source: io::Error| {
             if source.kind() == io::ErrorKind::NotFound {
@@ -156,7 +155,7 @@ impl Images {
         if measured == *id {
             return Ok((bytes, None));
         }
-        // The manifest is stored twice, as marker and as blob: either is enough.
+        // The manifest is stored twice, as marker and as blob: either copy is enough.
         match blobs.read(id, Size::AtMost(MAX_MANIFEST)) {
             Ok(bytes) => Ok((bytes, Some(measured))),
             Err(blob) => Err(MarkerError::Mismatch { id: *id, measured, blob: Box::new(blob) }),
@@ -193,7 +192,7 @@ impl Images {
             });
         }
         let digits = text.strip_prefix("sha256:");
-        // Even if there is a tag that looks like it, as `pf` makes them.
+        // Even if there is a tag that looks like an id, as `pf` makes them.
         if let Ok(id) = Digest::from_hex(text)
             && self.contains(&id)
         {
@@ -205,7 +204,7 @@ impl Images {
                 Ok(id) => {
                     return Err(Error::new(
                         ErrorKind::NotFound,
-                        format!("tag {text:?} names {id}, which is not in the store any more"),
+                        format!("tag {text:?} names {id}, which is no longer in the store"),
                     ));
                 }
                 Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::InvalidInput) => {}
@@ -221,8 +220,8 @@ impl Images {
         }
     }
 
-    /// The image with the latest `created_at`; of equals the one with the greater id. Reads every marker.
-    /// Markers that cannot be read are reported and left out.
+    /// Returns the image with the latest `created_at`; of equals the one with the greater id. Reads every
+    /// marker. Markers that cannot be read are reported and left out.
     pub fn newest(&self, blobs: &Blobs) -> Result<Option<Digest>> {
         let mut newest = None;
         for id in self.ids(&mut |_| ())? {

@@ -9,30 +9,31 @@ use rustix::io::Errno;
 
 use super::Sharing;
 
-/// Everything a store is changed by. A trait, so that tests can make each call fail, or be the last one.
+/// Every call that changes a store. A trait, so that tests can make each call fail, or be the last one.
 pub trait StoreIo: Send + Sync + 'static {
-    /// Makes a folder of the store in `root`, and those between that are missing; see [`Sharing::create_dir_below`].
+    /// Makes a folder of the store in `root`, and the missing ones between; see
+    /// [`Sharing::create_dir_below`].
     fn create_dir_below(&self, root: &Path, dir: &Path, sharing: Sharing) -> io::Result<()> {
         sharing.create_dir_below(root, dir)
     }
 
-    /// Makes an empty file where there is none.
+    /// Makes an empty file with a name that is free.
     fn create(&self, path: &Path, sharing: Sharing) -> io::Result<File> {
         sharing.create_new(path)
     }
 
-    /// Writes all of `bytes` at the end of what was written to `file`, which is at `path`.
+    /// Writes all of `bytes` at the end of `file`, which is at `path`.
     fn write(&self, _path: &Path, file: &mut File, bytes: &[u8]) -> io::Result<()> {
         file.write_all(bytes)
     }
 
-    /// Gives a file another name, taking that name from whoever has it.
+    /// Renames a file. A file that has the new name is replaced.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         fs::rename(from, to)
     }
 
-    /// Gives a file another name that must be free, in one step. Not every filesystem knows this; `rename_new` works
-    /// everywhere.
+    /// Renames a file in one step; the new name must be free. Not every filesystem supports this;
+    /// `rename_new` works everywhere.
     fn rename_noreplace(&self, from: &Path, to: &Path) -> io::Result<()> {
         Ok(rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE)?)
     }
@@ -71,18 +72,19 @@ pub trait StoreIo: Send + Sync + 'static {
         File::open(dir)?.sync_all()
     }
 
-    /// Makes everything in the filesystem durable that `dir` is in.
+    /// Makes everything in the filesystem of `dir` durable.
     fn sync_fs(&self, dir: &Path) -> io::Result<()> {
         Ok(rustix::fs::syncfs(File::open(dir)?)?)
     }
 }
 
-/// Gives a file another name, which must be free: the error is [`io::ErrorKind::AlreadyExists`] if it is taken. Needs no
+/// Renames a file; the new name must be free, else the error is [`io::ErrorKind::AlreadyExists`]. Needs no
 /// hard links.
 ///
-/// Where the filesystem cannot rename without replacing, an empty file takes the name first, and is replaced then. A crash
-/// between the two leaves the empty file, and the file under its old name: an empty file is no tag and no head, so that
-/// none of them is ever taken for one. Another program sees the empty file for that moment.
+/// Where the filesystem cannot rename without replacing, an empty file takes the name first and is replaced
+/// then. A crash between the two leaves the empty file, and the file under its old name. An empty file is
+/// neither a valid tag nor a valid head, so it is never mistaken for one. Other programs see the empty file
+/// for that moment.
 pub(crate) fn rename_new(io: &dyn StoreIo, from: &Path, to: &Path) -> io::Result<()> {
     match io.rename_noreplace(from, to) {
         Err(e) if matches!(Errno::from_io_error(&e), Some(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP)) => {
@@ -107,7 +109,7 @@ mod tests {
 
     use super::*;
 
-    /// A filesystem that cannot rename without replacing, nor link; at which the second name may fail.
+    /// A filesystem that cannot rename without replacing, and cannot link; here the second rename may fail.
     struct Plain {
         fails: bool,
     }

@@ -1,6 +1,6 @@
 //! Locks between programs that use a store at the same time: `refs/.<name>`, with flock(2), and pins.
 //!
-//! `pf` takes no locks. Those here are between programs of this kind, and none is held for long.
+//! `pf` takes no locks. These locks are between pfimg programs, and each is held for a short time.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -15,18 +15,18 @@ use super::Store;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 
-/// Held shared while an image is made of blobs that were looked for, exclusively while blobs are deleted.
+/// Held shared while a program makes an image from blobs that it found, exclusively while blobs are deleted.
 const COMMITS: &str = "commits.lock";
 
-/// A pin without a program that holds it counts this long: it may only just be made.
+/// How long a pin counts without a program that holds it: its program may just be making it.
 const PIN_GRACE: Duration = Duration::from_mins(1);
 
-/// Has images spared by collectors until it is dropped. Dies with its program.
+/// Keeps collectors away from images until it is dropped. It dies with its program.
 #[derive(Debug)]
 pub struct Pin(Option<(PathBuf, File)>);
 
 impl Pin {
-    /// Gives it back. Whether that could not be done.
+    /// Releases the pin. Returns whether it could not be removed.
     pub fn is_left(self) -> bool {
         let path = self.0.as_ref().map(|(path, _)| path.clone());
         drop(self);
@@ -50,7 +50,7 @@ impl Store {
         let open = || self.sharing().open_or_create(File::options().write(true), &path);
         let file = match open() {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                // With the folder that the first tag would have to make: a copy of a tag is to cost a line.
+                // Makes the folder that the first tag needs, too: a copy of a tag should cost one line.
                 self.sharing().create_dir_below(self.root(), self.tags().dir()).and_then(|()| open())
             }
             other => other,
@@ -65,29 +65,30 @@ impl Store {
             return match rustix::fs::flock(&file, how) {
                 Err(Errno::INTR) => continue,
                 Err(Errno::WOULDBLOCK) => Ok(None),
-                // On a filesystem without locks, what the grace for young blobs cannot do is not done.
+                // On a filesystem without locks, only the grace period protects young blobs.
                 Ok(()) | Err(Errno::NOTSUP | Errno::NOSYS | Errno::NOLCK) => Ok(Some(file)),
                 Err(e) => Err(Error::io(e.into(), format!("cannot lock {}", path.display()))),
             };
         }
     }
 
-    /// Takes a lock that one program at a time may hold; nothing if another one does. Held until the file is dropped.
+    /// Takes a lock that one program at a time may hold. Returns nothing if another program holds it. Held
+    /// until the file is dropped.
     pub fn try_lock(&self, name: &str) -> Result<Option<File>> {
         self.lock(name, FlockOperation::NonBlockingLockExclusive)
     }
 
-    /// Has images wait that are about to be made, until the file is dropped.
+    /// Makes commits of images wait until the file is dropped.
     pub fn lock_commits(&self) -> Result<Option<File>> {
         self.lock(COMMITS, FlockOperation::LockExclusive)
     }
 
-    /// Has blobs stay that are there, until the file is dropped.
+    /// Keeps existing blobs in the store until the file is dropped.
     pub(super) fn hold_blobs(&self) -> Result<Option<File>> {
         self.lock(COMMITS, FlockOperation::LockShared)
     }
 
-    /// Has images spared by collectors. A store that cannot be written to has no collectors of this kind either.
+    /// Keeps collectors away from images. A store that cannot be written to has no pfimg collectors either.
     pub fn pin(&self, images: &[Digest]) -> Pin {
         static NUMBERS: AtomicU64 = AtomicU64::new(0);
         let dir = self.root().join("refs").join("pins");
@@ -99,7 +100,7 @@ impl Store {
                 self.sharing().create_dir_below(self.root(), &dir)?;
                 attempts += 1;
                 match self.sharing().open_or_create(File::options().write(true).truncate(true), &path) {
-                    // Somebody else's last pin took the folder along.
+                    // Another program's last pin removed the folder.
                     Err(e) if e.kind() == io::ErrorKind::NotFound && attempts < 10 => {}
                     other => break other?,
                 }
@@ -119,7 +120,7 @@ impl Store {
         }
     }
 
-    /// Images that programs at work need, each with the pin that says so.
+    /// Lists the images that running programs need, each with its pin.
     pub fn pins(&self) -> Result<Vec<(Digest, String)>> {
         let dir = self.root().join("refs").join("pins");
         let failed = |e| Error::io(e, format!("cannot list {}", dir.display()));

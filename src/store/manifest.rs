@@ -1,7 +1,7 @@
 //! The `.pfimg` manifest, schema version 1, as `pf-core` 1.0 writes it.
 //!
-//! An image's id is the SHA-256 of the manifest's bytes as they stand. A manifest that was read is therefore never
-//! written out again to name it; [`Manifest::to_bytes`] is for new ones.
+//! An image's id is the SHA-256 of the exact bytes of the manifest. So pfimg never serializes a manifest
+//! again to name it; [`Manifest::to_bytes`] is for new ones.
 
 use std::fmt;
 
@@ -142,7 +142,7 @@ impl Manifest {
         serde_json::to_vec(self).map_err(|e| ManifestError::Malformed(e.to_string()))
     }
 
-    /// Every blob the manifest names, with the layer file it is shown as. In the manifest's order.
+    /// Every blob that the manifest names, with the layer file that shows it. In the manifest's order.
     pub fn blobs(&self) -> [(LayerFile, Digest); 8] {
         [
             (LayerFile::ModelBase, self.model.base),

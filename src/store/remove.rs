@@ -1,4 +1,4 @@
-//! Removing from a store: blobs that nothing needs, and images.
+//! Removes blobs without references, and images, from a store.
 
 use std::fs;
 use std::io;
@@ -10,27 +10,29 @@ use super::{Blobs, Store};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 
-/// What became of a blob that was to be removed.
+/// The result of removing a blob.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Removed {
-    /// It is gone.
+    /// The blob was removed.
     Yes,
-    /// It is younger than it may be, or was made young meanwhile: it stays.
+    /// The blob is too young, or was made young during the call: it stays.
     Young,
-    /// It was not there.
+    /// The blob did not exist.
     Gone,
 }
 
 impl Blobs {
-    /// How long ago a blob was stored or relied on, and its bytes on disk; nothing if it is not there.
+    /// Returns the time since a blob was stored or relied on, and its bytes on disk; nothing if it does not
+    /// exist.
     pub fn age(&self, digest: &Digest) -> Option<(Duration, u64)> {
         age(&self.path(digest))
     }
 
     /// Removes a blob that is at least as old as `grace`.
     ///
-    /// [`Blobs::keep`] makes a blob young before it relies on it. So the blob is put aside first, out of its reach, and
-    /// put back if that came before: it never finds a blob that goes right after.
+    /// [`Blobs::keep`] makes a blob young before a writer relies on it. So this function first renames the
+    /// blob, out of reach of `keep`, and renames it back if `keep` came first. `keep` never finds a blob that
+    /// is deleted right after.
     pub fn remove_older(&self, digest: &Digest, grace: Duration) -> Result<Removed> {
         let path = self.path(digest);
         let failed = |e| Error::io(e, format!("cannot remove blob {digest}"));
@@ -48,7 +50,7 @@ impl Blobs {
             other => other.map_err(failed)?,
         }
         if age(&aside).is_some_and(|(age, _)| age < grace) {
-            // Whoever has stored it again meanwhile has stored the same.
+            // A program that stored the blob again in between stored the same bytes.
             self.io().rename(&aside, &path).map_err(failed)?;
             return Ok(Removed::Young);
         }
@@ -64,8 +66,8 @@ fn age(path: &Path) -> Option<(Duration, u64)> {
 }
 
 impl Store {
-    /// Removes an image's marker, and with it the image; its blobs stay. Returns the marker's bytes, or nothing if there
-    /// was no such image. Not durable before [`Store::sync`].
+    /// Removes an image's marker, and with it the image; its blobs stay. Returns the marker's bytes, or
+    /// nothing if there was no such image. Not durable before [`Store::sync`].
     pub fn remove_image(&self, id: &Digest) -> Result<Option<Vec<u8>>> {
         let marker = self.images().marker(id);
         let gone = |e: io::Error| match e.kind() {
@@ -86,7 +88,7 @@ impl Store {
             .map_err(|e| Error::io(e, format!("cannot write marker {}", path.display())))
     }
 
-    /// Makes everything durable that was done to the store.
+    /// Makes every earlier change of the store durable.
     pub fn sync(&self) -> Result<()> {
         self.io
             .sync_fs(self.root())

@@ -5,8 +5,8 @@
 //! entry: compressed bytes u32 │ bytes u32 │ with bit 7 of the descriptor a checksum u32
 //! ```
 //! Little-endian; the format of zstd's `contrib/seekable_format`. The table is in a skippable frame, so that the whole is
-//! a valid zstd stream which every reader accepts. A table says where frames lie and nothing about what is right: whoever
-//! reads by it checks what he gets.
+//! a valid zstd stream that every reader accepts. A table gives the positions of frames and does not prove their content:
+//! a reader that uses it checks what it reads.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -28,7 +28,7 @@ pub const SEEKABLE_FROM: u64 = 4 << 20;
 /// Bytes of a payload in one frame.
 pub const FRAME: usize = 1 << 20;
 
-/// A frame of more bytes than this is not read by itself: it would have to be held in memory.
+/// Frames of more bytes than this are not read separately: a frame is held in memory.
 const MAX_FRAME: u32 = 64 << 20;
 
 const SKIPPABLE: u32 = 0x184D_2A5E;
@@ -50,14 +50,15 @@ pub struct Frame {
     pub size: u32,
 }
 
-/// Where the frames of a blob lie, in order and without gaps.
+/// The positions of a blob's frames, in order and without gaps.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SeekTable {
     frames: Vec<Frame>,
 }
 
 impl SeekTable {
-    /// Bytes of the skippable frame that ends a file, as its last [`FOOTER`] bytes tell; nothing if they tell of none.
+    /// Bytes of the skippable frame that ends a file, by its last [`FOOTER`] bytes; nothing if they are not a
+    /// footer.
     fn length(footer: &[u8; FOOTER]) -> Option<u64> {
         let [a, b, c, d, descriptor, magic @ ..] = *footer;
         if u32::from_le_bytes(magic) != MAGIC || descriptor & RESERVED != 0 {
@@ -140,7 +141,7 @@ impl SeekTable {
     }
 }
 
-/// A blob whose frames may be taken over.
+/// A blob whose frames may be copied.
 struct Previous {
     file: File,
     table: SeekTable,
@@ -154,8 +155,9 @@ impl Previous {
         Some(Self { file, table, compressed: Vec::new() })
     }
 
-    /// The compressed form of a stretch, if the blob has that very stretch as its frame of that number. The frame is
-    /// decompressed and compared: a tenth of the work of compressing, and nothing is believed.
+    /// Returns the compressed form of a stretch, if the blob has exactly that stretch as its frame of that
+    /// number. The frame is decompressed and compared: a tenth of the work of compressing, without trust in
+    /// the old blob.
     fn take(&mut self, number: usize, stretch: &[u8]) -> Option<&[u8]> {
         let frame = self.table.frames.get(number)?;
         if frame.size as usize != stretch.len() || frame.compressed as usize > stretch.len() + FRAME {
@@ -168,7 +170,7 @@ impl Previous {
     }
 }
 
-/// Fills a buffer as far as the reader goes; returns how far.
+/// Fills a buffer until it is full or the reader ends; returns the bytes read.
 fn read_full(from: &mut dyn Read, buffer: &mut [u8]) -> io::Result<usize> {
     let mut filled = 0;
     while filled < buffer.len() {
@@ -183,11 +185,11 @@ fn read_full(from: &mut dyn Read, buffer: &mut [u8]) -> io::Result<usize> {
 }
 
 impl Blobs {
-    /// Stores a payload in the seekable form; returns its digest and length. Frames that `previous` has at the same place
-    /// are taken over without being compressed. Memory stays small whatever the length.
+    /// Stores a payload in the seekable form; returns its digest and length. Frames that `previous` has at
+    /// the same place are copied without being compressed. Memory stays small for any length.
     pub fn put_seekable(&self, previous: Option<&Digest>, from: &mut dyn Read) -> Result<(Digest, u64)> {
         let failed = |e| Error::io(e, format!("cannot write a blob into {}", self.root().display()));
-        // Its own shard is known only at the end.
+        // The right shard is known only at the end.
         let (temp, mut file) =
             self.create_temp(&self.root().join("00").join("stream.zst")).map_err(failed)?;
         let mut previous = previous.and_then(|digest| Previous::open(self, digest));
@@ -220,7 +222,7 @@ impl Blobs {
             Ok((Digest::from_bytes(hasher.finalize().into()), table.size()))
         };
         let stored = write().map_err(failed).and_then(|(digest, length)| {
-            // Over one that may be there: a power cut may have left it in part.
+            // Replaces an existing file: a power cut may have left it in part.
             self.name(&temp, &digest)?;
             Ok((digest, length))
         });
@@ -229,8 +231,8 @@ impl Blobs {
         })
     }
 
-    /// Opens a blob of the seekable form for reading ranges of it, once the whole of it has matched its digest; nothing
-    /// if it is of another form. Takes 48 bytes of memory for each of its frames.
+    /// Opens a blob of the seekable form for reading ranges of it, once the whole of it has matched its
+    /// digest; nothing if it has another form. Takes 48 bytes of memory for each of its frames.
     pub fn open_seekable(&self, digest: &Digest, size: Size) -> Result<Option<Seekable>, BlobError> {
         let (file, length) = self.open(digest)?;
         let failed = |source| BlobError::Io { digest: *digest, source };
@@ -262,8 +264,8 @@ impl Blobs {
 }
 
 impl Batch<'_> {
-    /// Stores a payload in the seekable form, taking frames over from the blob that a file's content was before; see
-    /// [`Blobs::put_seekable`].
+    /// Stores a payload in the seekable form and copies frames from the blob of the file's previous content;
+    /// see [`Blobs::put_seekable`].
     pub fn write_seekable(&self, previous: Option<Digest>, from: &mut dyn Read) -> Result<(Digest, u64)> {
         let stored = self.blobs().put_seekable(previous.as_ref(), from)?;
         self.rely_on(stored.0);
@@ -271,13 +273,13 @@ impl Batch<'_> {
     }
 }
 
-/// A blob that was whole when it was opened, and is read frame by frame.
+/// A blob that matched its digest when it was opened, and is read frame by frame.
 #[derive(Debug)]
 pub struct Seekable {
     digest: Digest,
     file: File,
     table: SeekTable,
-    /// What each compressed frame hashed to when the whole was right.
+    /// The hash of each compressed frame when the whole blob matched.
     checks: Vec<[u8; 32]>,
     /// The frame that was read last: readers ask for less than a frame at a time.
     last: Mutex<Option<(usize, Arc<[u8]>)>>,
@@ -333,7 +335,7 @@ impl Seekable {
         compressed.resize(frame.compressed as usize, 0);
         self.file.read_exact_at(compressed, frame.at).map_err(|source| BlobError::Io { digest, source })?;
         if check.is_some_and(|check| sha2::Sha256::digest(&compressed)[..] != check[..]) {
-            let reason = format!("its frame at byte {} is not what it was", frame.at);
+            let reason = format!("its frame at byte {} has changed since it was checked", frame.at);
             return Err(BlobError::Undecodable { digest, reason });
         }
         let bytes = decode_frame(compressed, frame.size as usize)
@@ -403,7 +405,7 @@ mod tests {
         let (_dir, store) = store();
         let mut payload = noise(1, 6 * FRAME + 99);
         let (old, _) = store.blobs().put_seekable(None, &mut &payload[..]).unwrap();
-        // Compressed by somebody else at another level: what is taken over shows it.
+        // Compressed by another program at another level: this shows which frames were copied.
         let marked = {
             let mut table = SeekTable::default();
             let mut file = Vec::new();
@@ -477,7 +479,7 @@ mod tests {
             let end = (offset + len).min(payload.len());
             assert!(read(offset, len).unwrap() == payload[offset..end], "{offset} {len}");
         }
-        // Damage in frame 2 harms nobody but who reads it.
+        // Damage in frame 2 affects only reads of that frame.
         let path = store.blobs().path(&digest);
         let mut file = fs::read(&path).unwrap();
         file[table(&store, &digest).frames()[2].at as usize + 500] ^= 8;

@@ -1,8 +1,8 @@
 //! Modes of everything that pfimg makes: for its user alone, or for the group that shares a store.
 //!
-//! Nothing else decides a mode. A private store is the rule: what is made is 0600 and 0700, whatever the umask. A store
-//! for a group says so in a file, `pfimg.json`: what is made in it is 0660 and 02770, so that the group is inherited.
-//! What is there already keeps its mode.
+//! No other module decides a mode. A private store is the default: files are 0600 and folders 0700, whatever
+//! the umask. A store for a group says so in a file, `pfimg.json`: files in it are 0660 and folders 02770, so
+//! that the group is inherited. Existing files keep their mode.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Read};
@@ -14,7 +14,7 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-/// The file that tells how a store is shared. Without it the store is private.
+/// The file that says how a store is shared. Without it the store is private.
 const FILE: &str = "pfimg.json";
 const FORMAT: &str = "pfimg.store";
 const VERSION: u32 = 1;
@@ -22,7 +22,7 @@ const VERSION: u32 = 1;
 /// The longest such file that is read, in bytes.
 const MAX_FILE: u64 = 4 << 10;
 
-/// Who may use what is made.
+/// Who may use new files.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Sharing {
@@ -33,7 +33,7 @@ pub enum Sharing {
     Group,
 }
 
-/// What `pfimg.json` says.
+/// The content of `pfimg.json`.
 #[derive(Serialize, Deserialize)]
 struct Settings {
     format: String,
@@ -42,13 +42,13 @@ struct Settings {
 }
 
 impl Sharing {
-    /// How a store is shared. A file that says nothing that this program knows closes the store; so does one that
-    /// belongs neither to this user, nor to root, nor to the owner of the store.
+    /// Returns how a store is shared. A file with no value that pfimg knows closes the store; so does a file
+    /// that belongs neither to this user, nor to root, nor to the owner of the store.
     pub fn of(store: &Path) -> Self {
         match Self::read(store) {
             Ok(sharing) => sharing.unwrap_or_default(),
             Err(e) => {
-                tracing::warn!("{} is not followed, the store is private: {e}", store.join(FILE).display());
+                tracing::warn!("{} is ignored, the store is private: {e}", store.join(FILE).display());
                 Self::Private
             }
         }
@@ -63,7 +63,7 @@ impl Sharing {
         let metadata = file.metadata()?;
         let trusted = [0, rustix::process::geteuid().as_raw(), fs::metadata(store)?.uid()];
         if !metadata.is_file() || !trusted.contains(&metadata.uid()) {
-            return Err(io::Error::other("it is not the file of the store's owner"));
+            return Err(io::Error::other("it is not a regular file of this user, root or the store's owner"));
         }
         let mut text = Vec::new();
         file.take(MAX_FILE).read_to_end(&mut text)?;
@@ -74,7 +74,7 @@ impl Sharing {
         Ok(Some(settings.sharing))
     }
 
-    /// The file that remembers this, and its bytes.
+    /// The path and the bytes of the file that records this.
     pub(super) fn settings(self, store: &Path) -> io::Result<(PathBuf, Vec<u8>)> {
         let settings = Settings { format: FORMAT.into(), version: VERSION, sharing: self };
         let mut text = serde_json::to_vec(&settings)?;
@@ -103,7 +103,7 @@ impl Sharing {
         Permissions::from_mode(self.folder_mode())
     }
 
-    /// Makes a file that must not be there, to be read and written.
+    /// Makes a file that must not exist, for reading and writing.
     pub fn create_new(self, path: &Path) -> io::Result<File> {
         let mut options = File::options();
         options.read(true).write(true).create_new(true).mode(self.file_mode());
@@ -112,7 +112,7 @@ impl Sharing {
         Ok(file)
     }
 
-    /// Opens a file as `options` say, and makes it if it is not there.
+    /// Opens a file with `options`, and makes it if it does not exist.
     pub fn open_or_create(self, options: &OpenOptions, path: &Path) -> io::Result<File> {
         let mut made = options.clone();
         made.mode(self.file_mode());
@@ -131,7 +131,7 @@ impl Sharing {
         }
     }
 
-    /// Makes a folder, and those above it that are missing.
+    /// Makes a folder, and the missing ones above it.
     pub fn create_dir_all(self, dir: &Path) -> io::Result<()> {
         if self == Self::Private {
             return DirBuilder::new().recursive(true).mode(self.folder_mode()).create(dir);
@@ -148,8 +148,8 @@ impl Sharing {
         }
     }
 
-    /// Makes a folder of the store in `root`, and those between that are missing, but never `root` itself: a store that was
-    /// moved away while it is in use must not begin again at its old place.
+    /// Makes a folder of the store in `root`, and the missing ones between, but never `root` itself: a store
+    /// that was moved away while it is in use must not start again at its old path.
     pub fn create_dir_below(self, root: &Path, dir: &Path) -> io::Result<()> {
         if !dir.starts_with(root) || dir == root {
             return Err(io::Error::new(
@@ -178,8 +178,8 @@ impl Sharing {
         }
     }
 
-    /// Makes a folder for a group. It gets its name with its mode: another member who is faster than a chmod(2) would
-    /// find it closed.
+    /// Makes a folder for a group. The folder gets its name only with its mode: another member who is faster
+    /// than a chmod(2) would find it closed.
     fn create_dir(self, dir: &Path) -> io::Result<()> {
         static NUMBERS: AtomicU64 = AtomicU64::new(0);
         let number = NUMBERS.fetch_add(1, Ordering::Relaxed);
@@ -187,7 +187,8 @@ impl Sharing {
         DirBuilder::new().mode(0o700).create(&temp)?;
         let made = self.grant_dir(&temp).and_then(|()| {
             match renameat_with(CWD, &temp, CWD, dir, RenameFlags::NOREPLACE) {
-                // Not every filesystem knows the flag. A folder that holds nothing is replaced then, which does no harm.
+                // Not every filesystem supports the flag. An empty folder is replaced then, which does no
+                // harm.
                 Err(Errno::INVAL | Errno::NOSYS) => fs::rename(&temp, dir),
                 renamed => Ok(renamed?),
             }
@@ -204,7 +205,7 @@ impl Sharing {
         }
     }
 
-    /// Lets the group into a file that was made just now, whatever the umask. A private one is closed since it was made.
+    /// Opens a new file to the group, whatever the umask. A private file is closed since it was made.
     fn grant(self, file: &File) -> io::Result<()> {
         match self {
             Self::Private => Ok(()),
@@ -212,20 +213,20 @@ impl Sharing {
         }
     }
 
-    /// Closes a file to others that was made by this program, before anything is written to it.
+    /// Closes a file of this program to others, before anything is written to it.
     pub fn tighten(self, file: &File) -> io::Result<()> {
         let mode = file.metadata()?.mode() & 0o7777;
         let closed = mode & (self.file_mode() | 0o700);
         if mode == closed { Ok(()) } else { file.set_permissions(Permissions::from_mode(closed)) }
     }
 
-    /// Makes a file a program for the users who may read the file.
+    /// Makes a file executable for the users who may read it.
     pub(crate) fn make_runnable(self, file: &File) -> io::Result<()> {
         let mode = self.file_mode();
         file.set_permissions(Permissions::from_mode(mode | (mode >> 2 & 0o111)))
     }
 
-    /// The same of a folder that nothing but its maker has a name for.
+    /// Opens a new folder to the group; only its maker knows its name.
     pub(crate) fn grant_dir(self, dir: &Path) -> io::Result<()> {
         match self {
             Self::Private => Ok(()),
@@ -234,8 +235,8 @@ impl Sharing {
     }
 }
 
-/// The mode that a folder of this process has if nothing says otherwise: what the umask leaves. Read, since setting a
-/// umask to see it would concern other threads.
+/// Returns the default mode of a folder of this process: what the umask leaves. The umask is read from /proc,
+/// since setting it would affect other threads.
 pub fn plain_folder_mode() -> u16 {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let umask =
@@ -248,16 +249,17 @@ pub fn plain_folder_mode() -> u16 {
 pub struct Openness {
     /// The mode of the store's folder.
     pub mode: u32,
-    /// Whether this is so for all users, and not for those of its group alone.
+    /// Whether this is true for all users, and not for those of its group alone.
     pub everybody: bool,
     /// Whether they may also change it.
     pub writes: bool,
 }
 
-/// The folders of a store that hold what is in it.
+/// The folders of a store that hold its content.
 const FOLDERS: [&str; 6] = ["images", "blobs", "blobs/sha256", "forks", "refs", "audit"];
 
-/// What others may do in a store, judged by its modes as ssh(1) judges a key: folders above the store do not count.
+/// Returns what others may do in a store, judged by its modes as ssh(1) judges a key: folders above the store
+/// do not count.
 pub(super) fn openness(store: &Path, sharing: Sharing) -> Option<Openness> {
     let mode_of = |path: &Path| fs::metadata(path).map(|metadata| metadata.mode() & 0o7777);
     let mode = mode_of(store).ok()?;

@@ -1,7 +1,7 @@
-//! Tags: names given to images. `refs/tags/<name>` holds `sha256:<hex64>` and a newline.
+//! Tags: names of images. `refs/tags/<name>` holds `sha256:<hex64>` and a newline.
 //!
-//! Reading them writes nothing. A tag is written, renamed and removed in one step that lasts: whoever looks, also after
-//! a crash, sees the tags before or after it.
+//! Reading them writes nothing. A tag is written, renamed and removed in one durable step: a reader, also
+//! after a crash, sees the tags before or after it.
 
 pub mod copy;
 
@@ -17,7 +17,7 @@ use super::write::write_durably;
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
 
-/// Longest tag in bytes, that of a file's name.
+/// Longest tag in bytes, the longest file name.
 pub const MAX_TAG: usize = 255;
 
 /// Longest tag file that is read, in bytes; a digest and a newline are 72.
@@ -42,13 +42,13 @@ pub fn refuse_tag_name(name: &str) -> Option<&'static str> {
     }
 }
 
-/// Says why no tag of this name can be made, or nothing if one can. `pf` makes tags that look like ids; this program reads
-/// them, but makes none: the id would be taken for the tag.
+/// Says why no tag of this name can be made, or nothing if one can. `pf` makes tags that look like ids. pfimg
+/// reads them, but makes none: the id would be taken for the tag.
 pub fn refuse_new_tag(name: &str) -> Option<&'static str> {
     refuse_tag_name(name).or_else(|| Digest::from_hex(name).is_ok().then_some("it is the id of an image"))
 }
 
-/// Fails if no tag of this name can be made. Looks at no store.
+/// Fails if no tag of this name can be made. Does not read a store.
 pub fn check_new_tag(name: &str) -> Result<()> {
     match refuse_new_tag(name) {
         Some(why) => Err(Error::new(ErrorKind::InvalidInput, format!("{name:?} cannot be a tag: {why}"))),
@@ -100,7 +100,7 @@ impl Tags {
         })
     }
 
-    /// Every tag's name, sorted. What is no tag by its name (temp files) is left out.
+    /// Every tag's name, sorted. Files whose names cannot be tags (temp files) are left out.
     pub fn names(&self) -> Result<Vec<String>> {
         let entries = match fs::read_dir(&self.dir) {
             Ok(entries) => entries,
@@ -120,7 +120,7 @@ impl Tags {
         Ok(names)
     }
 
-    /// Names an image. Durable and atomic; an existing tag of that name is replaced only if `force`.
+    /// Tags an image. Durable and atomic; an existing tag of that name is replaced only if `force`.
     pub fn set(&self, name: &str, image: &Digest, force: bool) -> Result<()> {
         check_new_tag(name)?;
         let path = self.dir.join(name);
@@ -136,7 +136,7 @@ impl Tags {
         write_durably(&*self.io, self.sharing, &path, line.as_bytes(), !force).map_err(failed)
     }
 
-    /// Takes a name away; the image stays. Returns what it named, nothing if its file held no digest.
+    /// Removes a tag; the image stays. Returns the image it named, nothing if its file held no digest.
     pub fn remove(&self, name: &str) -> Result<Option<Digest>> {
         let image = match self.get(name) {
             Ok(image) => Some(image),
@@ -150,7 +150,7 @@ impl Tags {
         Ok(image)
     }
 
-    /// Gives a tag another name. One that has the new name is replaced only if `replace`.
+    /// Renames a tag. A tag that has the new name is replaced only if `replace`.
     pub fn rename(&self, name: &str, new_name: &str, replace: bool) -> Result<()> {
         self.get(name)?;
         check_new_tag(new_name)?;
@@ -164,12 +164,12 @@ impl Tags {
         sync_dir(&self.dir).map_err(failed)
     }
 
-    /// Makes the folder, so that it lasts.
+    /// Makes the folder, durably.
     fn make_dir(&self) -> io::Result<()> {
         if self.dir.is_dir() {
             return Ok(());
         }
-        // It is refs/tags of the store.
+        // The folder is refs/tags of the store.
         let store = self.dir.ancestors().nth(2).unwrap_or(&self.dir);
         self.io.create_dir_below(store, &self.dir, self.sharing)?;
         self.dir.ancestors().skip(1).take(2).try_for_each(|dir| self.io.sync_dir(dir))
@@ -184,7 +184,8 @@ fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
 
-/// Reads a small regular file. What is none gives no bytes: a fifo would hang its reader, `/dev/zero` never end.
+/// Reads a small regular file. Anything else gives no bytes: a fifo would hang its reader, `/dev/zero` never
+/// end.
 fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
     let file = File::options().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
     let mut bytes = Vec::new();
@@ -230,7 +231,7 @@ mod tests {
         assert_eq!((tags.names().unwrap(), tags.get("b").unwrap()), (vec!["b".to_owned()], a));
         tags.rename("b", "c", false).unwrap();
         assert_eq!(tags.remove("c").unwrap(), Some(a));
-        // A file that names nothing can be removed by its name.
+        // A file that holds no digest can be removed by its name.
         fs::write(tags.dir().join("bad"), "garbage").unwrap();
         assert_eq!(tags.remove("bad").unwrap(), None);
         assert_eq!(tags.names().unwrap(), Vec::<String>::new());

@@ -1,7 +1,7 @@
-//! Blobs that were written and not yet made durable, and those that the disk failed to write.
+//! Blobs that were written and are not yet durable, and blobs that the disk failed to write.
 //!
-//! When writing pages fails, Linux says so once, and keeps them as if they were written. Whoever tries again is told that all
-//! is well, and reads from memory what the disk has not.
+//! When writing pages fails, Linux reports it once, and keeps the pages as if they were written. A program
+//! that tries again gets success, and reads from memory bytes that the disk does not have.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
@@ -15,10 +15,10 @@ use crate::sync::Mutex;
 /// Bytes copied at once.
 const COPIED: usize = 1 << 20;
 
-/// How often blobs are made durable of which the disk says each time that it failed.
+/// How often pfimg tries to make blobs durable when the disk fails each time.
 const SYNCS: usize = 3;
 
-/// Blobs that were written and not yet made durable, and whether the disk may have failed to write them.
+/// Blobs that were written and are not yet durable, and whether the disk may have failed to write them.
 #[derive(Debug, Default)]
 pub(super) struct Unsynced(Mutex<HashMap<Digest, bool>>);
 
@@ -31,7 +31,7 @@ impl Unsynced {
         self.0.lock().keys().copied().collect()
     }
 
-    /// Notes that those which were `pending` are durable, but for the doubted ones.
+    /// Notes that the `pending` blobs are durable, except the doubted ones.
     fn synced(&self, pending: &[Digest]) {
         let mut all = self.0.lock();
         for digest in pending {
@@ -41,7 +41,8 @@ impl Unsynced {
         }
     }
 
-    /// Notes that making them durable failed: nobody knows which of them the disk has, and no later try tells.
+    /// Notes that making them durable failed: it is unknown which of them the disk has, and no later try can
+    /// tell.
     fn failed(&self) {
         self.0.lock().values_mut().for_each(|doubted| *doubted = true);
     }
@@ -57,7 +58,7 @@ impl Unsynced {
 }
 
 impl Blobs {
-    /// Stores a blob once more as it is, if it is what its digest says.
+    /// Stores a blob once more unchanged, if it matches its digest.
     fn store_again(&self, digest: &Digest) -> Result<()> {
         let failed = |e| Error::io(e, format!("cannot write blob {digest} again"));
         self.stream(digest, Size::AtMost(u64::MAX), &mut io::sink())?;
@@ -80,8 +81,8 @@ impl Blobs {
 }
 
 impl Batch<'_> {
-    /// Makes every blob durable that is relied on. What the disk may have failed to write is
-    /// written anew before anything is made of it.
+    /// Makes every blob durable that is relied on. Blobs that the disk may have failed to write are written
+    /// again before an image uses them.
     pub(super) fn sync(&self) -> Result<()> {
         let blobs = self.blobs();
         let failed = |e| Error::io(e, format!("cannot make the blobs in {} durable", blobs.root().display()));
@@ -92,7 +93,7 @@ impl Batch<'_> {
             let pending = blobs.unsynced().pending();
             blobs.io().sync_fs(blobs.root()).inspect_err(|_| blobs.unsynced().failed()).map_err(failed)?;
             blobs.unsynced().synced(&pending);
-            // Another one may have failed meanwhile, and been told of ours.
+            // Another sync may have failed in between, and may have received the error of this one.
             if blobs.unsynced().doubted(&self.relied_on.lock()).is_empty() {
                 return Ok(());
             }

@@ -1,8 +1,8 @@
-//! Writing into a store: blobs, and images made of them. Nothing else writes blobs and markers.
+//! Writes into a store: blobs, and images made from them. No other module writes blobs and markers.
 //!
-//! A blob appears under its name whole or not at all, and is not synced by itself. An image is committed in this order:
-//! its blobs, its manifest's blob, the marker under a temporary name, one `syncfs`, the marker's name, and the folder
-//! that has it. Whatever ends the program in between, there is no marker that reaches a missing blob.
+//! A blob appears under its name whole or not at all, and is not synced separately. Commit order of an image:
+//! its blobs, its manifest's blob, the marker under a temporary name, one `syncfs`, the marker's name, the
+//! folder of the marker. Wherever the program ends in between, no marker refers to a missing blob.
 
 use std::cell::RefCell;
 use std::collections::HashSet;
@@ -26,22 +26,22 @@ use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sync::Mutex;
 
-/// A blob that is there already is made young again if it is older than this. Collecting garbage spares young blobs,
-/// since nothing may refer to them yet; its grace must be well above this.
+/// The age above which an existing blob is made young again. Collecting garbage spares young blobs, since
+/// there may be no reference to them yet; its grace must be well above this.
 pub const REFRESH_AFTER: Duration = Duration::from_mins(1);
 
-/// So many blobs are looked for on all cores.
+/// From this many blobs on, all cores check whether they exist.
 const WORTH_ALL_CORES: usize = 64;
 
-/// A payload of twice as many bytes is compressed in pieces of so many.
+/// Bytes of a piece of compressed payload; a payload of at least twice as many bytes is compressed in pieces.
 const PIECE: usize = 128 << 10;
 
-/// First bytes of a zstd frame, and of a skippable one but for the lowest four bits.
+/// First bytes of a zstd frame, and of a skippable one except for the lowest four bits.
 const ZSTD_MAGIC: u32 = 0xFD2F_B528;
 const SKIPPABLE_MAGIC: u32 = 0x184D_2A50;
 
 thread_local! {
-    /// Making a context costs more than compressing a small blob, so that each thread keeps one.
+    /// Making a context costs more than compressing a small blob, so each thread keeps one.
     static COMPRESSOR: RefCell<Option<Compressor<'static>>> = const { RefCell::new(None) };
 }
 
@@ -53,20 +53,21 @@ pub(super) struct TempNames {
 }
 
 impl TempNames {
-    /// Makes a file next to `path`, under `pf`'s kind of temporary name. `pf` and this program skip such names.
+    /// Makes a file next to `path`, with a temporary name in the style of `pf`. `pf` and pfimg skip such
+    /// names.
     fn create(&self, io: &dyn StoreIo, path: &Path, sharing: Sharing) -> io::Result<(PathBuf, File)> {
         loop {
             let number = self.next.fetch_add(1, Ordering::Relaxed);
             let temp = path.with_extension(format!("tmp.{}.{number}", std::process::id()));
             match io.create(&temp, sharing) {
-                // Left by a program that had the same number and was killed.
+                // Left by a killed program that had the same number.
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
                 other => return Ok((temp, other?)),
             }
         }
     }
 
-    /// Has a look that a file is gone which got its name, or was removed.
+    /// Notes that a temporary file was renamed or removed.
     pub(super) fn done_with(&self, temp: &Path) {
         if fs::symlink_metadata(temp).is_ok() {
             tracing::warn!("{} was left behind", temp.display());
@@ -75,8 +76,9 @@ impl TempNames {
     }
 }
 
-/// Writes a small file whole, or not at all: to a temporary file, which is synced if `sync`, and then gets the name. An
-/// existing file is replaced, or with `new` stays, and the error is [`io::ErrorKind::AlreadyExists`].
+/// Writes a small file whole, or not at all: to a temporary file, which is synced if `sync`, and then
+/// renamed. An existing file is replaced; with `new` it stays, and the error is
+/// [`io::ErrorKind::AlreadyExists`].
 pub(crate) fn write_whole(
     io: &dyn StoreIo,
     sharing: Sharing,
@@ -97,7 +99,8 @@ pub(crate) fn write_whole(
     })
 }
 
-/// The same, and durable, its name too. A new file whose name cannot be made durable is not left there.
+/// Does the same durably, including the name. If the name of a new file cannot be made durable, the file is
+/// removed.
 pub(super) fn write_durably(
     io: &dyn StoreIo,
     sharing: Sharing,
@@ -114,7 +117,7 @@ pub(super) fn write_durably(
 }
 
 impl Blobs {
-    /// Stores a payload under its digest, unless it is there. Visible wholly or not at all; not synced.
+    /// Stores a payload under its digest, unless it exists. Visible wholly or not at all; not synced.
     pub fn put(&self, bytes: &[u8]) -> Result<Digest> {
         let digest = Digest::of(bytes);
         if !self.holds(&digest, bytes) {
@@ -128,8 +131,8 @@ impl Blobs {
         Ok(digest)
     }
 
-    /// Stores a payload that is read piece by piece; `size` is its length if that is known. Returns its digest and
-    /// length. Memory stays small whatever the length: what is large is stored in the seekable form.
+    /// Stores a payload that is read piece by piece; `size` is its length if that is known. Returns its
+    /// digest and length. Memory stays small for any length: a large payload is stored in the seekable form.
     pub fn put_stream(&self, from: &mut dyn Read, size: Option<u64>) -> Result<(Digest, u64)> {
         if size.is_some_and(|size| size > SEEKABLE_FROM) {
             return self.put_seekable(None, from);
@@ -144,7 +147,8 @@ impl Blobs {
         Ok((self.put(&start)?, start.len() as u64))
     }
 
-    /// Stores what compresses `digest`'s payload, in any form of zstd. The caller answers for it being that.
+    /// Stores the compressed payload of `digest`, in any form of zstd. The caller guarantees that the bytes
+    /// match.
     pub fn put_compressed(&self, digest: &Digest, compressed: &[u8]) -> Result<()> {
         let temp = self
             .write_temp(digest, compressed)
@@ -152,14 +156,14 @@ impl Blobs {
         self.name(&temp, digest).inspect_err(|_| self.discard(&temp))
     }
 
-    /// Writes what a blob will be to a temporary file, in the shard of `near`.
+    /// Writes the bytes of a future blob to a temporary file, in the shard of `near`.
     pub(super) fn write_temp(&self, near: &Digest, compressed: &[u8]) -> io::Result<PathBuf> {
         let (temp, mut file) = self.create_temp(&self.path(near))?;
         self.io().write(&temp, &mut file, compressed).inspect_err(|_| self.discard(&temp))?;
         Ok(temp)
     }
 
-    /// The same with what is large, made durable.
+    /// Does the same with a large blob, and makes it durable.
     pub(super) fn write_synced(&self, near: &Digest, compressed: &[u8]) -> io::Result<PathBuf> {
         let (temp, mut file) = self.create_temp(&self.path(near))?;
         let written = (|| {
@@ -195,7 +199,7 @@ impl Blobs {
         self.io().create_dir_below(self.store_root(), shard, self.sharing())
     }
 
-    /// Temporary files that were left behind by this store since it was opened.
+    /// The number of temporary files that this store has left behind since it was opened.
     pub fn files_left(&self) -> u64 {
         self.temp_names().left.load(Ordering::Relaxed)
     }
@@ -210,15 +214,16 @@ impl Blobs {
         }
     }
 
-    /// Whether a blob is there and is `payload`, and keeps it. A power cut may leave a blob that nothing refers to cut off or
-    /// with zeros in it, under its name: what is not known to have been synced is compared before it is relied on.
+    /// Returns whether a blob exists and is `payload`, and keeps it. A power cut may leave a blob without
+    /// references truncated or with zeros in it, under its name. So a blob that is not known to be synced is
+    /// compared before a writer relies on it.
     pub(super) fn holds(&self, digest: &Digest, payload: &[u8]) -> bool {
         let Ok((mut file, length)) = self.open(digest) else { return false };
         self.is_payload(digest, &mut file, length, payload) && self.refresh_if_old(digest, &file)
     }
 
-    /// Whether a blob is there that was synced once: a regular file that begins as zstd does. Makes it young again, so
-    /// that collecting garbage spares it.
+    /// Returns whether a blob exists that was synced once: a regular file that begins like zstd. Makes it
+    /// young again, so that collecting garbage spares it.
     pub fn keep(&self, digest: &Digest) -> bool {
         let Ok((file, _)) = self.open(digest) else { return false };
         let mut magic = [0; 4];
@@ -232,13 +237,13 @@ impl Blobs {
         self.refresh_if_old(digest, &file)
     }
 
-    /// Makes a blob young again. Returns whether it is still there.
+    /// Makes a blob young again. Returns whether it still exists.
     fn refresh_if_old(&self, digest: &Digest, file: &File) -> bool {
         let old = file
             .metadata()
             .and_then(|metadata| metadata.modified())
             .is_ok_and(|at| at.elapsed().is_ok_and(|age| age > REFRESH_AFTER));
-        // Somebody else's file may refuse; then it is as old as it is.
+        // Another user's file may refuse this; its age then stays.
         if old && let Err(e) = self.io().refresh(&self.path(digest)) {
             tracing::debug!("cannot refresh blob {digest}: {e}");
             return e.kind() != io::ErrorKind::NotFound;
@@ -260,7 +265,8 @@ pub fn compress(bytes: &[u8]) -> io::Result<Vec<u8>> {
     })
 }
 
-/// Compresses a payload, on all cores if it is worth it: as several frames then, each of which states its length.
+/// Compresses a payload, on all cores if that is faster: then as several frames, and each frame states
+/// its length.
 fn compress_in_pieces(bytes: &[u8]) -> io::Result<Vec<u8>> {
     if bytes.len() < 2 * PIECE {
         return compress(bytes);
@@ -269,7 +275,7 @@ fn compress_in_pieces(bytes: &[u8]) -> io::Result<Vec<u8>> {
     Ok(frames.concat())
 }
 
-/// The blobs of an image that is being made. May be used by many threads.
+/// The blobs of an image that is being made. Several threads may use it.
 #[derive(Debug)]
 pub struct Batch<'s> {
     store: &'s Store,
@@ -299,13 +305,13 @@ impl Batch<'_> {
         Ok(stored)
     }
 
-    /// Has [`Batch::commit`] make sure that a blob is there which something else stored.
+    /// Makes [`Batch::commit`] check that a blob exists which another writer stored.
     pub fn rely_on(&self, digest: Digest) {
         self.relied_on.lock().insert(digest);
     }
 
-    /// Stores the manifest of an image whose blobs are all in the store, and makes it an image, durably. Returns its id.
-    /// If it fails there is no image.
+    /// Stores the manifest of an image whose blobs are all in the store, and makes it an image, durably.
+    /// Returns its id. If this fails there is no image.
     pub fn commit(self, manifest: &Manifest) -> Result<Digest> {
         let bytes = manifest.to_bytes()?;
         let id = self.put(&bytes)?;
@@ -321,7 +327,7 @@ impl Batch<'_> {
             if fs::metadata(blobs).map_err(failed)?.dev() != file.metadata().map_err(failed)?.dev() {
                 io.sync_file(&temp, &file).map_err(failed)?;
             }
-            // A collector of ours waits from here on. `pf gc` knows nothing of images in the making.
+            // Collectors of pfimg wait from here on. `pf gc` does not know of images in the making.
             let _held = self.store.hold_blobs()?;
             if let Some(lost) = self.lost() {
                 let message = format!("blob {lost} was removed from the store while an image was made of it");
@@ -334,7 +340,7 @@ impl Batch<'_> {
         })?;
         self.store.blobs.temp_names().done_with(&temp);
         io.sync_dir(images).map_err(failed).inspect_err(|_| {
-            // What cannot be made durable must not be seen either.
+            // A marker that cannot be made durable must not be visible either.
             let _ = io.remove(&marker);
         })?;
         Ok(id)
@@ -342,7 +348,7 @@ impl Batch<'_> {
 }
 
 impl Batch<'_> {
-    /// A blob that is relied on and is not there.
+    /// Returns a blob that is relied on and does not exist.
     fn lost(&self) -> Option<Digest> {
         let digests: Vec<Digest> = self.relied_on.lock().iter().copied().collect();
         let lost = |digest: &Digest| !self.store.blobs.contains(digest);
@@ -360,7 +366,7 @@ impl Store {
         Batch { store: self, relied_on: Mutex::default() }
     }
 
-    /// Makes an image of blobs that are in the store; see [`Batch::commit`].
+    /// Makes an image from blobs in the store; see [`Batch::commit`].
     pub fn put_manifest(&self, manifest: &Manifest) -> Result<Digest> {
         self.begin().commit(manifest)
     }
@@ -431,7 +437,7 @@ mod tests {
             let theirs = pf_core::store::PfStore::open(dir.path()).unwrap();
             let cid = pf_core::digest::Digest256::parse(&digest.to_string()).unwrap();
             assert_eq!(theirs.blobs().get(&cid).unwrap(), payload);
-            // It is known to be there, and not written again.
+            // It is known to exist, and is not written again.
             let before = fs::metadata(store.blobs().path(&digest)).unwrap().ino();
             store.blobs().put(&payload).unwrap();
             assert_eq!(fs::metadata(store.blobs().path(&digest)).unwrap().ino(), before);

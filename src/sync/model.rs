@@ -19,7 +19,8 @@ const SCHEDULES: usize = 300;
 /// How often a lock with a time limit is tried before the time counts as over.
 const TRIES: usize = 3;
 
-/// Switches between threads that a schedule forces where they hurt: a fault of four steps needs three.
+/// Forced switches between threads at the most sensitive places of a schedule: a fault of four steps needs
+/// three.
 const DEPTH: usize = 3;
 
 fn is_searching() -> bool {
@@ -34,15 +35,15 @@ pub(crate) fn step() {
     }
 }
 
-/// Runs `test` under many interleavings of its threads: half of them random, half of them with few switches at the
-/// worst places. A panic names the schedule. `PFIMG_SCHEDULES` sets how many are tried, `SHUTTLE_RANDOM_SEED` where the
-/// random ones begin, and `PFIMG_SCHEDULE` a schedule to run again.
+/// Runs `test` under many interleavings of its threads: half of them random, half of them with few switches
+/// at the most sensitive places. A panic names the schedule. `PFIMG_SCHEDULES` sets the number of schedules,
+/// `SHUTTLE_RANDOM_SEED` the start of the random ones, and `PFIMG_SCHEDULE` a schedule to run again.
 pub(crate) fn search(test: impl Fn() + Send + Sync + 'static) {
     use shuttle::scheduler::{PctScheduler, RandomScheduler, ReplayScheduler};
 
     let test = std::sync::Arc::new(test);
     let mut config = shuttle::Config::new();
-    // What the engine needs for reading and writing its files.
+    // The engine needs this for reading and writing its files.
     config.stack_size = 1 << 20;
     config.silence_warnings = true;
     if let Ok(schedule) = std::env::var("PFIMG_SCHEDULE") {
@@ -184,7 +185,7 @@ impl<T> RwLock<T> {
         }))
     }
 
-    /// In a search no time passes: it may be over whenever another thread holds the lock.
+    /// No time passes in a search: the time may be over whenever another thread holds the lock.
     pub(crate) fn try_write_for(&self, patience: Duration) -> Option<RwLockWriteGuard<'_, T>> {
         let held = match &self.0 {
             Held::Real(lock) => Held::Real(lock.try_write_for(patience)?),
@@ -233,7 +234,7 @@ impl Condvar {
             (Held::Searched(condition), Some(Held::Searched(held))) => {
                 Some(Held::Searched(taken(condition.wait(held))))
             }
-            _ => panic!("a condition variable and a lock, of which only one is of a search"),
+            _ => panic!("only one of a condition variable and its lock belongs to a search"),
         };
     }
 

@@ -1,4 +1,4 @@
-//! Builds a [`Tree`] from the entries of an `fs.tree.v1` blob, refusing what cannot be shown.
+//! Builds a [`Tree`] from the entries of an `fs.tree.v1` blob and refuses entries that cannot be shown.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,8 +11,8 @@ use crate::layers::{FormatError, xattrs};
 /// Permission bits of a folder that no entry describes, as `pf`'s restore makes them.
 pub(crate) const IMPLIED_DIR_MODE: u16 = 0o755;
 
-/// Folders that no entry describes may be this many, and so many more for each entry: two bytes of a hostile path
-/// make a folder of a hundred bytes in memory.
+/// How many folders without an entry are allowed, plus the same number for each entry: two bytes of a hostile
+/// path make a folder of a hundred bytes in memory.
 const MAX_IMPLIED: usize = 200_000;
 const MAX_IMPLIED_PER_ENTRY: usize = 16;
 
@@ -50,13 +50,13 @@ pub(super) struct Builder {
     owner_index: HashMap<Owner, u32>,
     hardlinks: Vec<(u32, u64)>,
     xattrs: Vec<(u32, Arc<xattrs::Xattrs>)>,
-    /// Folders by parent and name *as in the paths*, which is where children look for them. The value is the
-    /// folder's number and whether an entry of its own described it.
+    /// Folders by parent and name *as in the paths*, where children look for them. The value is the folder's
+    /// number and whether an entry described it.
     dirs: HashMap<(u32, Box<str>), (u32, bool)>,
-    /// Folders made for the sake of their children, and entries seen.
+    /// Folders implied by their children, and entries seen.
     implied: usize,
     entries: usize,
-    /// The last entry's folder: entries come sorted, so that most share it with their neighbour.
+    /// The last entry's folder: entries are sorted, so most share it with their neighbour.
     last: (String, u32),
 }
 
@@ -119,7 +119,7 @@ impl Builder {
         (self.nodes.len() - 1) as u32
     }
 
-    /// The folder a path names, made if nothing described it yet.
+    /// The folder at a path; made if no entry described it yet.
     fn dir(&mut self, path: &str) -> u32 {
         if path == self.last.0 {
             return self.last.1;
@@ -159,7 +159,7 @@ impl Builder {
         let parent = self.dir(parent_path);
         self.entries += 1;
         if self.implied > MAX_IMPLIED + MAX_IMPLIED_PER_ENTRY * self.entries {
-            return Err(refuse(format!("{} folders without an entry are too many", self.implied)));
+            return Err(refuse(format!("{} folders have no entry, which is too many", self.implied)));
         }
         let id = if entry.kind == Kind::Dir {
             match self.dirs.get(&(parent, Box::from(plain_name))) {
@@ -228,7 +228,7 @@ impl Builder {
         }
     }
 
-    /// Renumbers breadth-first with sorted siblings, and refuses two of one name in a folder.
+    /// Renumbers breadth-first with sorted siblings, and refuses two equal names in a folder.
     fn finish(self) -> Result<Tree, FormatError> {
         let tree = self.finish_unchecked();
         for id in tree.nodes() {
@@ -284,7 +284,7 @@ impl Builder {
             if node.kind == Kind::Dir {
                 let children = first[old] as usize..first[old + 1] as usize;
                 node.extent = (order.len() as u64) << 32 | children.len() as u64;
-                // A folder comes after the one it is in.
+                // A folder has a higher number than its parent.
                 let path = match at {
                     0 => PathHash::TOP,
                     _ => folders[out[node.parent as usize].content as usize].child(name(order[at])),
@@ -321,7 +321,7 @@ impl Builder {
     }
 }
 
-/// Finds out which entries are one file: those of one number that agree in all that a file has once.
+/// Finds out which entries are one file: those of one number that agree in everything that a file has once.
 fn linked(tree: &Tree) -> Box<[Linked]> {
     let once = |id: NodeId| {
         let content = (tree.size(id), tree.blob(id), tree.target(id), tree.rdev(id));

@@ -16,7 +16,7 @@ pub(crate) fn hash_bytes(bytes: &[u8]) -> u64 {
     mix(fnv, bytes.len() as u64)
 }
 
-/// Hashes bytes in a way that has nothing in common with [`hash_bytes`]: eight of them at a time.
+/// Hashes bytes with a function that is independent of [`hash_bytes`]: eight bytes at a time.
 fn hash_words(hash: u64, bytes: &[u8]) -> u64 {
     let step = |hash: u64, word: u64| {
         let hash = (hash ^ word).wrapping_mul(0x9fb2_1c65_1e98_df25);

@@ -1,8 +1,9 @@
-//! The time of what has none recorded, for each node of a tree.
+//! The derived times of a tree's nodes without a recorded time.
 //!
-//! A path's time is that of the image in which its content appeared at this path, along an unbroken line of images: what was
-//! changed back has appeared anew. A folder's content is everything below it, so that its time is that of the newest change
-//! below. Nothing here reads anything: [`NodeTimes::after`] leads the times of one image to the next.
+//! A path's time is that of the image in which its content appeared at this path, along an unbroken line of
+//! images: content that was changed back counts as new. A folder's content is everything below it, so its
+//! time is that of the newest change below. This module reads no files: [`NodeTimes::after`] carries the
+//! times of one image to the next.
 
 use super::{NodeId, Tree};
 use crate::layers::world::Kind;
@@ -15,11 +16,11 @@ pub const MAX_MOMENTS: usize = 1 << 12;
 pub struct NodeTimes {
     /// The times that occur, at least one.
     moments: Box<[i64]>,
-    /// Each node's place among them; empty where all have the first.
+    /// Each node's index among them; empty if all nodes have the first.
     places: Box<[u16]>,
 }
 
-/// A node of the older tree that is not there.
+/// Marks a node without a counterpart in the older tree.
 const NONE: u32 = u32::MAX;
 
 impl NodeTimes {
@@ -28,7 +29,7 @@ impl NodeTimes {
         Self { moments: Box::new([moment]), places: Box::default() }
     }
 
-    /// Takes times apart as a file holds them; nothing if they make no sense.
+    /// Builds times from the parts that a file holds; nothing if the parts do not fit each other.
     pub fn from_parts(moments: Vec<i64>, places: Vec<u16>) -> Option<Self> {
         let sound = !moments.is_empty()
             && moments.len() <= MAX_MOMENTS
@@ -36,7 +37,7 @@ impl NodeTimes {
         sound.then(|| Self { moments: moments.into(), places: places.into() })
     }
 
-    /// The times that occur, and each node's place among them: none where all have the first.
+    /// The times that occur, and each node's index among them: empty if all nodes have the first.
     pub fn parts(&self) -> (&[i64], &[u16]) {
         (&self.moments, &self.places)
     }
@@ -57,12 +58,13 @@ impl NodeTimes {
         size_of_val(&*self.moments) + size_of_val(&*self.places)
     }
 
-    /// The times of `tree`, which an image of `moment` has, whose parent has `older` with these times.
+    /// Computes the times of `tree`, which an image of `moment` has, whose parent has `older` with these
+    /// times.
     #[must_use]
     pub fn after(&self, older: &Tree, tree: &Tree, moment: i64) -> Self {
         let twins = twins(older, tree);
         let mut same = vec![false; tree.len()];
-        // Children come behind their folder.
+        // Children have higher numbers than their folder.
         for id in (0..tree.len() as u32).rev().map(NodeId) {
             let twin = twins[id.index()];
             same[id.index()] = twin != NONE && {
@@ -82,7 +84,7 @@ impl NodeTimes {
             };
         }
         let mut moments = vec![moment];
-        // Where a time of the older tree is among the new ones; 0 while it is not.
+        // Index of a time of the older tree among the new ones; 0 if it is not there yet.
         let mut moved = vec![0u16; self.moments.len()];
         let mut places = vec![0u16; tree.len()];
         for (id, place) in places.iter_mut().enumerate() {
@@ -137,7 +139,7 @@ pub(crate) mod tests {
     use crate::digest::Digest;
     use crate::layers::world::{Entry, FsTree};
 
-    /// What is at a path of a model: a file's content, a link's target, or a folder.
+    /// The content at a path of a model: a file's content, a link's target, or a folder.
     #[derive(Clone, Debug, PartialEq, Eq)]
     pub(crate) enum Thing {
         File(u8),
@@ -172,7 +174,7 @@ pub(crate) mod tests {
         tree.to_bytes().unwrap()
     }
 
-    /// Everything that is at a path and below it, in one value.
+    /// Everything at a path and below it, in one value.
     fn all_of(model: &Model, path: &str) -> Option<Model> {
         let prefix = format!("{path}/");
         let below = |p: &String| path.is_empty() || *p == path || p.starts_with(&prefix);
@@ -181,7 +183,7 @@ pub(crate) mod tests {
         (path.is_empty() || !found.is_empty()).then_some(found)
     }
 
-    /// The rule to the letter: `line` is the image, its parent, and so on.
+    /// The rule, implemented literally: `line` is the image, its parent, and further ancestors.
     pub(crate) fn naive(line: &[(i64, Model)], path: &str) -> i64 {
         let here = all_of(&line[0].1, path);
         let run = line.iter().take_while(|(_, model)| all_of(model, path) == here);
@@ -193,7 +195,7 @@ pub(crate) mod tests {
         let mut model = Model::new();
         for (path, thing) in files {
             let folders: Vec<&str> = path.match_indices('/').map(|(at, _)| &path[..at]).collect();
-            // A path is either a folder or something else.
+            // A path is either a folder or another kind.
             if folders.iter().any(|folder| model.get(*folder).is_some_and(|t| *t != Thing::Dir)) {
                 continue;
             }
@@ -222,7 +224,7 @@ pub(crate) mod tests {
         fn times_along_any_line_are_those_of_the_rule(
             mut line in proptest::collection::vec((any::<i16>().prop_map(i64::from), models()), 1..8)
         ) {
-            // Oldest last, as the rule has it; derived from the oldest on.
+            // Oldest last, as in the rule; derived from the oldest on.
             let oldest = line.last().unwrap();
             let mut tree = Tree::parse(&tree_bytes(&oldest.1)).unwrap();
             let mut times = NodeTimes::all(oldest.0);

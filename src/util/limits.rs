@@ -1,4 +1,5 @@
-//! The limits that a shell sets to what it starts (getrlimit(2)): raised as far as they go, and named where they hinder a daemon.
+//! The limits that a shell sets for its commands (getrlimit(2)): raised as far as possible, and named if they
+//! hinder a daemon.
 
 use std::fmt::Write as _;
 use std::sync::{Arc, OnceLock};
@@ -7,25 +8,26 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::error::{Error, ErrorKind, Result};
 
-/// A stack of less is made as large as is usual, as far as it may be; in one of less than the second no command line can be read.
+/// A smaller stack is raised to the usual size, as far as possible; with less than the second figure the
+/// command line cannot be read.
 const STACK: u64 = 8 << 20;
 const LEAST_STACK: u64 = 1 << 20;
 
-/// How long before the kernel kills a daemon that has used up its time the daemon ends by itself, in seconds.
+/// The margin, in seconds, by which a daemon ends itself before the kernel kills it for its CPU time.
 const CPU_MARGIN: u64 = 5;
 
 /// A limit that a daemon may meet.
 #[derive(Debug)]
 struct Limit {
     resource: Resource,
-    /// The letter by which ulimit(1) calls it, and the word by which prlimit(1) does.
+    /// The letter of ulimit(1) for it, and the word of prlimit(1).
     letter: char,
     word: &'static str,
     what: &'static str,
     unit: Unit,
-    /// A daemon is not hindered from here on.
+    /// From here on a daemon is not hindered.
     enough: u64,
-    /// None starts below this.
+    /// Below this a daemon cannot start.
     least: u64,
 }
 
@@ -93,7 +95,7 @@ const LIMITS: [Limit; 6] = [
     },
 ];
 
-/// Addresses that a daemon takes at its start, in bytes, with room for its smallest caches.
+/// Address space that a daemon takes at its start, in bytes, with room for its smallest caches.
 const LEAST_MEMORY: u64 = 256 << 20;
 
 impl Limit {
@@ -114,10 +116,11 @@ impl Limit {
 /// The soft limits that this program was started with and has raised.
 static ORIGINAL: OnceLock<Vec<(Resource, Rlimit)>> = OnceLock::new();
 
-/// Raises what any command needs: descriptors and a stack. To be called at the start, before there is another thread.
+/// Raises the limits that every command needs: descriptors and a stack. Called at the start, before there is
+/// another thread.
 ///
 /// # Errors
-/// If a stack is not to be had in which a command line can be read.
+/// If the stack is too small to read a command line.
 pub(crate) fn raise() -> Result<()> {
     let mut original = Vec::new();
     let files = getrlimit(Resource::Nofile);
@@ -142,7 +145,7 @@ pub(crate) fn raise() -> Result<()> {
     Ok(())
 }
 
-/// Starts a program under the limits that this one was started with.
+/// Starts a program under the original limits of this one.
 pub(crate) fn with_original<T>(start: impl FnOnce() -> T) -> T {
     let original = ORIGINAL.get().map_or(&[][..], Vec::as_slice);
     let raised: Vec<_> = original.iter().map(|(resource, _)| (*resource, getrlimit(*resource))).collect();
@@ -157,13 +160,13 @@ pub(crate) fn with_original<T>(start: impl FnOnce() -> T) -> T {
     started
 }
 
-/// Raises the limits of a daemon as far as they go: the soft ones are meant for programs, and a daemon serves others. To be called before
-/// there is another thread.
+/// Raises the limits of a daemon to the hard ones: the soft ones are meant for programs, and a daemon serves
+/// others. Called before there is another thread.
 pub(crate) fn raise_for_daemon() {
     for limit in &LIMITS {
         let Rlimit { current, maximum } = getrlimit(limit.resource);
         let wanted = match (limit.resource, maximum) {
-            // The soft one gives a signal, by which the daemon ends; the hard one kills.
+            // The soft limit gives a signal, which ends the daemon; the hard limit kills it.
             (Resource::Cpu, Some(hard)) => Some(hard.saturating_sub(CPU_MARGIN).max(1)),
             _ => maximum,
         };
@@ -176,7 +179,8 @@ pub(crate) fn raise_for_daemon() {
     }
 }
 
-/// Has the allocator of the C library take addresses for few threads: it takes 64 MiB for each thread otherwise.
+/// Makes the allocator of the C library take address space for few threads: otherwise it takes 64 MiB for
+/// each thread.
 #[allow(unsafe_code)]
 fn few_arenas() {
     #[cfg(target_env = "gnu")]
@@ -186,13 +190,14 @@ fn few_arenas() {
     }
 }
 
-/// Writes that go beyond the largest size of a file fail with an error (EFBIG), and do not end this program. What this program starts
-/// is not affected.
+/// Makes writes beyond the largest size of a file fail with an error (EFBIG) instead of ending this program.
+/// Programs that it starts are not affected.
 pub(crate) fn outlive_large_files() {
     let _ = signal_hook::flag::register(signal_hook::consts::SIGXFSZ, Arc::default());
 }
 
-/// How much a cache may take of the addresses of this process, which may be limited: in memory, and in mapped files.
+/// The share of this process's address space, which may be limited, that a cache may take: in memory, and in
+/// mapped files.
 pub(crate) fn cache_sizes(memory: u64, mapped: u64) -> (u64, u64) {
     let left = |resource| getrlimit(resource).maximum.map(|hard: u64| hard.saturating_sub(LEAST_MEMORY / 2));
     let (addresses, data) = (left(Resource::As), left(Resource::Data));
@@ -201,7 +206,7 @@ pub(crate) fn cache_sizes(memory: u64, mapped: u64) -> (u64, u64) {
     (memory.min(of_memory.unwrap_or(memory)), mapped.min(of_mapped.unwrap_or(mapped)))
 }
 
-/// Fails where a limit leaves a daemon too little to start.
+/// Fails if a limit is too low for a daemon to start.
 pub(crate) fn check() -> Result<()> {
     match told(&found(|limit| limit.least)) {
         None => Ok(()),
@@ -217,7 +222,7 @@ pub(crate) fn hindering() -> Option<(String, String)> {
     told(&found(|limit| limit.enough))
 }
 
-/// Adds to an error that a limit may have caused what limits there are.
+/// Adds the present limits to an error that a limit may have caused.
 pub(crate) fn explain(error: Error) -> Error {
     let may_be =
         matches!(error.kind(), ErrorKind::Io(Some(libc::EMFILE | libc::EAGAIN | libc::ENOMEM | libc::EFBIG)));
@@ -227,7 +232,7 @@ pub(crate) fn explain(error: Error) -> Error {
     }
 }
 
-/// Limits that this process has, and that are below a mark.
+/// Limits of this process that are below a mark.
 fn found(mark: impl Fn(&Limit) -> u64) -> Vec<(&'static Limit, u64)> {
     // The kernel does not count the processes of root.
     let counts = |limit: &Limit| limit.word != "nproc" || !rustix::process::geteuid().is_root();

@@ -2,7 +2,8 @@
 
 use std::io::{self, Read, Write};
 
-/// Reports the bytes of one file: each once, however often the file is read, and as many as were announced.
+/// Reports the bytes of one file: each once, however often the file is read, and at most as many as were
+/// announced.
 pub(crate) struct Meter<'a> {
     announced: u64,
     reported: u64,
@@ -10,7 +11,7 @@ pub(crate) struct Meter<'a> {
 }
 
 impl<'a> Meter<'a> {
-    /// Starts a file of which `announced` bytes are part of the total.
+    /// Starts a file that adds `announced` bytes to the total.
     pub(crate) fn new(announced: u64, report: &'a dyn Fn(u64)) -> Self {
         Self { announced, reported: 0, report }
     }
@@ -29,7 +30,7 @@ impl<'a> Meter<'a> {
         self.reach(self.announced);
     }
 
-    /// Reports what passes through a reader or writer that starts at the beginning of the file.
+    /// Reports the bytes that pass through a reader or writer that starts at the beginning of the file.
     pub(crate) fn metered<T>(&mut self, inner: T) -> Metered<'_, 'a, T> {
         Metered { inner, position: 0, meter: self }
     }
@@ -75,7 +76,7 @@ mod tests {
 
     use super::*;
 
-    /// What is reported of a file of `announced` bytes that is read with each of these lengths in turn.
+    /// The reports for a file of `announced` bytes that is read with each of these lengths in turn.
     fn reported(announced: u64, lengths: &[usize]) -> Vec<u64> {
         let all = RefCell::new(Vec::new());
         let report = |bytes| all.borrow_mut().push(bytes);

@@ -7,10 +7,10 @@ use std::thread;
 use crate::error::Result;
 use crate::sync::Mutex;
 
-/// More threads than this wait for the disk, and each takes memory.
+/// Further threads would wait for the disk, and each takes memory.
 const MAX_JOBS: usize = 16;
 
-/// How many threads to use where nobody says: one a core, within reason.
+/// The default number of threads: one a core, up to a limit.
 pub fn default_jobs() -> NonZeroUsize {
     let most = NonZeroUsize::new(MAX_JOBS).unwrap_or(NonZeroUsize::MIN);
     thread::available_parallelism().unwrap_or(NonZeroUsize::MIN).min(most)
@@ -26,7 +26,7 @@ pub fn each<T: Sync>(jobs: NonZeroUsize, items: &[T], work: &(dyn Fn(&T) + Sync)
     };
     thread::scope(|scope| {
         for number in 1..jobs.get().min(items.len()) {
-            // Fewer threads than asked for are slower, not wrong.
+            // Fewer threads are slower, not wrong.
             let _ = thread::Builder::new().name(format!("pfimg-job-{number}")).spawn_scoped(scope, worker);
         }
         worker();

@@ -17,9 +17,10 @@ pub(crate) fn parse_bytes(text: &str) -> Result<u64, String> {
         "mb" => 1_000_000,
         "gb" => 1_000_000_000,
         "tb" => 1_000_000_000_000,
-        other => return Err(format!("{other:?} is no unit; use B, KiB, MiB, GiB, TiB, KB, MB, GB or TB")),
+        other => return Err(format!("{other:?} is not a unit; use B, KiB, MiB, GiB, TiB, KB, MB, GB or TB")),
     };
-    let number: f64 = number.parse().map_err(|_| format!("{text:?} is no size; write for instance 64MiB"))?;
+    let number: f64 =
+        number.parse().map_err(|_| format!("{text:?} is not a size; write for instance 64MiB"))?;
     let bytes = number * unit as f64;
     if bytes.is_finite() && bytes < (1u64 << 60) as f64 {
         Ok(bytes as u64)
@@ -36,14 +37,14 @@ pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     let unit = match unit.trim() {
         "ms" => 0.001,
         "s" => 1.0,
-        // Nothing is nothing in any unit.
+        // Zero is zero in any unit.
         "" if number.trim_matches(['0', '.']).is_empty() => 1.0,
         "m" | "min" => 60.0,
         "h" => 3600.0,
         "d" => 86_400.0,
-        other => return Err(format!("{other:?} is no unit; use ms, s, m, h or d")),
+        other => return Err(format!("{other:?} is not a unit; use ms, s, m, h or d")),
     };
-    let number: f64 = number.parse().map_err(|_| format!("{text:?} is no time; write for instance 5s"))?;
+    let number: f64 = number.parse().map_err(|_| format!("{text:?} is not a time; write for instance 5s"))?;
     Duration::try_from_secs_f64(number * unit)
         .ok()
         .filter(|time| *time <= Duration::from_hours(365 * 24))

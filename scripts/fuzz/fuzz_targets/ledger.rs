@@ -28,11 +28,11 @@ fuzz_target!(|bytes: &[u8]| {
     }
 });
 
-/// Judges by means of its own what of one line may be shown.
+/// Decides independently which part of one line may be shown.
 fn check(line: &[u8], whole: &[u8], shown: &[u8]) {
     let Some(secret) = find(line, SECRET) else { return };
     match serde_json::from_slice::<Map<String, Value>>(line) {
-        // The secret that pf would use is nowhere to be seen.
+        // The secret that pf would use is not visible.
         Ok(header) => {
             let is_secret = |value: &Value| value.to_string().as_bytes().windows(SECRET.len()).any(|at| at == SECRET);
             if header.get("session_secret_hex").is_some_and(is_secret) && count(whole, SECRET) == 1 {

@@ -1,4 +1,4 @@
-//! The trace: any bytes are one, and come out as they went in.
+//! The trace: any bytes are a trace, and come out unchanged.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -1,4 +1,4 @@
-//! What a fork begins as: the tree of its image with the layers' folders around it.
+//! The initial tree of a fork: the tree of its image with the layers' folders around it.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use crate::digest::Digest;
 use crate::layers::world::Kind;
 use crate::tree::{NodeId, NodeTimes, Tree};
 
-/// What a fork begins as. One for each image, shared by its forks.
+/// The initial tree of a fork. One for each image, shared by its forks.
 pub(in crate::fork) struct Base {
     /// The image, or none for a fork that began empty.
     pub(in crate::fork) image: Option<Digest>,
@@ -24,7 +24,7 @@ pub(in crate::fork) struct Base {
     pub(super) groups: HashMap<u64, Vec<NodeId>>,
     /// How owners are shown.
     pub(in crate::fork) owners: Owners,
-    /// Times of what has none recorded.
+    /// Times of nodes without a recorded time.
     times: BaseTimes,
     pub(super) nodes: PMap<Ino, Arc<Inode>>,
     #[allow(clippy::struct_field_names)] // by base entry
@@ -67,7 +67,7 @@ pub(super) fn folder(links: Vec<(Ino, Name)>, base: Option<NodeId>) -> Inode {
 }
 
 impl Base {
-    /// What a fork of nothing begins as: an empty folder, made at a moment.
+    /// The initial tree of a fork of nothing: an empty folder, made at a moment.
     pub(in crate::fork) fn empty(owners: Owners, created_ns: i64) -> Self {
         let nodes = PMap::unit(Ino::TOP, Arc::new(folder(Vec::new(), None)));
         Self {
@@ -81,7 +81,7 @@ impl Base {
         }
     }
 
-    /// What a fork of an image begins as.
+    /// The initial tree of a fork of an image.
     pub(in crate::fork) fn new(
         image: Digest,
         tree: Arc<Tree>,
@@ -94,7 +94,7 @@ impl Base {
         for (node, number) in tree.hardlinks() {
             groups.entry(number).or_default().push(node);
         }
-        // A tree that calls different files one is not believed: each keeps its own content.
+        // A tree that declares different files as one is not trusted: each keeps its content.
         groups.retain(|_, nodes| {
             let first = nodes[0];
             nodes.len() > 1
@@ -140,14 +140,15 @@ impl Base {
         base
     }
 
-    /// The time that is shown of what has none: of an entry of the tree its own, else that of the image.
+    /// The time shown for a node without one: the derived time of an entry of the tree, else that of the
+    /// image.
     pub(in crate::fork) fn time(&self, node: Option<NodeId>) -> i64 {
-        // Of a file with several names it is that of the first, as in the image.
+        // A file with several names has the time of the first, as in the image.
         let shown = |node| self.tree.shown_mtime_ns(self.tree.file(node).0, &self.times.nodes);
         node.map_or(self.times.created_ns, shown)
     }
 
-    /// The entry that stands for a file of the tree: of several links the first.
+    /// The entry that represents a file of the tree: the first of several links.
     pub(super) fn canonical(&self, node: NodeId) -> NodeId {
         let group = self.tree.hardlink(node).and_then(|number| self.groups.get(&number));
         group.filter(|nodes| nodes.contains(&node)).map_or(node, |nodes| nodes[0])

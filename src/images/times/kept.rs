@@ -1,12 +1,13 @@
-//! Times that were derived, remembered between runs: a file for each image, in `times/` of the cache's folder.
+//! Derived times, kept between runs: a file for each image, in `times/` of the cache's folder.
 //!
 //! ```text
 //! "pfimgtim" │ version u32 │ image 32 │ end of its line 32 │ moments u32 │ nodes u32 │ moments i64 … │ places │ crc32c u32
 //! ```
 //! `<16 hex of the image>-<16 hex of the end>.times`. Little-endian, moments in nanoseconds since 1970. `places` are zstd: for each node of
-//! the tree, by its number, which of the moments is its time (u16); with 0 nodes all have the first. The checksum covers everything
-//! before it. The image's id stands for its whole line, and the end for how much of it the store had: so a file never becomes wrong, and
-//! one that is not whole, is another user's or names a moment that is no image's counts as none. It costs time and never another answer.
+//! the tree, by its number, the index of its time among the moments (u16); with 0 nodes all have the first. The
+//! checksum covers everything before it. The image's id stands for its whole line, and the end for how much of
+//! the line the store had: so a file never becomes wrong. A file that is truncated, belongs to another user or
+//! names a moment of no image is ignored. That costs time and never changes an answer.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -24,17 +25,17 @@ const VERSION: u32 = 1;
 /// Bytes before the moments.
 const HEADER: usize = 8 + 4 + 32 + 32 + 4 + 4;
 
-/// Largest file that is read, and bytes of all files together, of which the oldest go first.
+/// Largest file that is read, and the limit for all files together; the oldest are removed first.
 const LARGEST: u64 = 64 << 20;
 const BUDGET: u64 = 64 << 20;
 
-/// The folder is looked over once for so many files that were written.
+/// The folder is cleaned once for this many written files.
 const LOOK_OVER: u64 = 64;
 
-/// Most nodes of a tree: more would not be read back.
+/// Most nodes of a tree: larger trees would not be read back.
 const MOST_NODES: usize = 1 << 26;
 
-/// The folder of remembered times.
+/// The folder of stored times.
 #[derive(Debug)]
 pub(super) struct Kept {
     dir: PathBuf,
@@ -50,7 +51,7 @@ impl Kept {
         self.dir.join(format!("{}-{}.times", &image.hex()[..16], &end.hex()[..16]))
     }
 
-    /// What is remembered of an image whose line ends at `end`; `allowed` says which moments there are in it.
+    /// Reads the stored times of an image whose line ends at `end`; `allowed` says which moments are valid.
     pub(super) fn read(
         &self,
         image: &Digest,
@@ -68,17 +69,17 @@ impl Kept {
         }
         let found = decode(&bytes, image, end).filter(|times| times.parts().0.iter().all(|m| allowed(*m)));
         if found.is_none() {
-            tracing::debug!("{} is not as it was written and is not used", path.display());
+            tracing::debug!("{} is damaged; pfimg ignores it", path.display());
             let _ = fs::remove_file(&path);
         }
         found
     }
 
-    /// Remembers an image's times. What cannot be written is derived again the next time.
+    /// Stores an image's times. If that fails they are derived again the next time.
     pub(super) fn write(&self, image: &Digest, end: &Digest, times: &NodeTimes) {
         let write = || -> io::Result<()> {
             let bytes = encode(image, end, times)?;
-            // Closed to others, as everything in the cache's folder.
+            // Closed to others, like everything in the cache's folder.
             cache::folder::make_inside(self.dir.parent().unwrap_or(&self.dir), &self.dir)?;
             if self.written.fetch_add(1, Ordering::Relaxed).is_multiple_of(LOOK_OVER) {
                 self.shrink();
@@ -89,11 +90,11 @@ impl Kept {
             Ok(())
         };
         if let Err(error) = write() {
-            tracing::debug!("cannot remember times in {}: {error}", self.dir.display());
+            tracing::debug!("cannot write times to {}: {error}", self.dir.display());
         }
     }
 
-    /// Removes the oldest files until the budget holds, and what a program left that was killed while it wrote.
+    /// Removes the oldest files until the budget holds, and files that a killed program left half written.
     fn shrink(&self) {
         let mut files: Vec<_> = fs::read_dir(&self.dir)
             .into_iter()
@@ -184,7 +185,7 @@ mod tests {
         assert_eq!(kept.read(&end, &image, &|_| true), None);
         let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o7777;
         assert_eq!((mode(&kept.dir), mode(&kept.path(&image, &end))), (0o700, 0o600));
-        // One moment that no image of the line has: whoever wrote it, it is not believed.
+        // A moment that no image of the line has makes the file invalid, whichever program wrote it.
         assert_eq!(kept.read(&image, &end, &|moment| moment != -7), None);
         let all = NodeTimes::all(3);
         kept.write(&image, &end, &all);

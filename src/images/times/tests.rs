@@ -30,7 +30,7 @@ impl Place {
         Times::new(Arc::clone(&self.store), kept.then(|| self.cache()))
     }
 
-    /// An image that is a fixed point or none, as is asked for.
+    /// Makes an image, a fixed point or not, as requested.
     fn image(&mut self, second: i64, model: &Model, parent: Option<Digest>, fixed: bool) -> Digest {
         let bytes = tree_bytes(model);
         let mut manifest = sample();
@@ -95,7 +95,7 @@ fn damage(dir: &Path) {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 48, ..crate::crashpack::failing::config() })]
 
-    /// With nothing remembered, with what an earlier run remembered, with all of that damaged, and asked in any order.
+    /// Without stored times, with those of an earlier run, with damaged ones, and in any order of questions.
     #[test]
     fn every_image_of_a_random_line_has_the_times_of_the_rule(
         line in proptest::collection::vec((0i64..1000, models(), proptest::bool::weighted(0.2)), 1..9),
@@ -171,7 +171,7 @@ fn a_parent_that_is_gone_or_whose_tree_is_ends_the_line_and_an_answer_stays() {
     let times = place.times(true);
     assert_eq!(place.at(&times, &c, "old"), 1);
     place.remove(&a);
-    // This mount goes on with what it said, another one sees what the store has now, remembered or not.
+    // This mount keeps its answers; another one sees the store's present state, with or without stored times.
     assert_eq!(place.at(&times, &c, "old"), 1);
     for kept in [true, false] {
         let times = place.times(kept);

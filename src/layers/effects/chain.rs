@@ -1,8 +1,8 @@
-//! The chain of a ledger: each entry's HMAC covers the hash of the entry before and its own.
+//! The chain of a ledger: each entry's HMAC covers the hash of the entry before and its own hash.
 //!
 //! `session_hmac` = hex(HMAC-SHA256(secret, previous ‖ this)), where both are the 64 hex *characters* of the
-//! SHA-256 of an entry's compact JSON with `session_hmac` empty, and previous is empty for the first. This is
-//! what `pf_effects::ledger` does; what it accepts is verified here, and the other way round.
+//! SHA-256 of an entry's compact JSON with `session_hmac` empty, and previous is empty for the first.
+//! `pf_effects::ledger` does the same: each verifies what the other accepts.
 
 use hmac::{Hmac, KeyInit, Mac};
 use serde::Serialize;
@@ -12,27 +12,27 @@ use super::{Entry, LEDGER, Ledger, Record, Secret, SideEffectClass};
 use crate::digest::Digest;
 use crate::layers::{FormatError, json};
 
-/// What came of verifying a ledger.
+/// The result of verifying a ledger.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Chain {
     /// Every entry's HMAC is right, and the header counts as many.
     Verified,
     /// The entries are chained, but neither the header nor the operator has the secret.
     NoSecret,
-    /// No entry is chained, and there is no secret that says they should be: pf-core's fixture writes such.
+    /// No entry is chained, and no secret says that they should be: pf-core's fixture writes such ledgers.
     Unchained,
-    /// An entry is not what was signed.
+    /// An entry differs from the signed one.
     Broken {
-        /// Its line, from 1; that of the header if its secret is no hex.
+        /// Its line, from 1; that of the header if the secret in it is not hex.
         line: usize,
         /// What is wrong there.
         reason: String,
     },
-    /// The chain holds as far as it goes, but entries were cut off or added.
+    /// The chain holds for the existing entries, but entries were cut off or added.
     CountMismatch {
         /// How many the header counts.
         header: u64,
-        /// How many there are.
+        /// How many entries exist.
         found: u64,
     },
 }
@@ -52,21 +52,21 @@ struct Signed<'a> {
 impl Ledger {
     /// Verifies the chain, with the operator's secret if there is one, else with the header's.
     ///
-    /// The operator's goes first as with `pf`: who rewrites a ledger can embed a secret of his own. A secret that
-    /// was held back (`<redacted>`) counts as none. With a secret an entry without HMAC is broken, since leaving
-    /// it out would be the easiest forgery.
+    /// The operator's secret comes first, as with `pf`: an attacker who rewrites a ledger can embed a new
+    /// secret. A redacted secret (`<redacted>`) does not count. With a secret, an entry without HMAC is
+    /// broken, since leaving it out would be the easiest forgery.
     pub fn verify(&self, operator: Option<&Secret>) -> Chain {
         let embedded = self.header.session_secret_hex.as_ref().filter(|secret| !secret.is_redacted());
         let outcome = match operator.or(embedded) {
             None if self.entries.is_empty() => Chain::Verified,
             None if self.entries.iter().all(|entry| !entry.is_chained()) => Chain::Unchained,
             None => match self.entries.iter().find(|entry| !entry.is_chained()) {
-                Some(entry) => broken(entry, "not chained, but others are"),
+                Some(entry) => broken(entry, "it has no HMAC, but other entries have one"),
                 None => Chain::NoSecret,
             },
             Some(secret) => match secret.key() {
                 Some(key) => self.verify_with(&key),
-                // Nobody needs the secret of an empty ledger.
+                // An empty ledger needs no secret.
                 None if self.entries.is_empty() => Chain::Verified,
                 None => Chain::Broken { line: 1, reason: "the secret is not hex".to_owned() },
             },
@@ -97,7 +97,7 @@ impl Ledger {
         Chain::Verified
     }
 
-    /// Chains the entries that are not, checks those that are, and counts them all in the header.
+    /// Chains the unchained entries, checks the chained ones, and writes their number into the header.
     ///
     /// Returns how many were chained. Nothing is changed if any entry is wrong.
     pub fn chain(&mut self, secret: &Secret) -> Result<usize, FormatError> {
@@ -107,11 +107,11 @@ impl Ledger {
     }
 }
 
-/// Chains `entries`, which follow on `prev` (`None` at the start of a ledger).
+/// Chains `entries`, which follow `prev` (`None` at the start of a ledger).
 ///
-/// Entries without HMAC get one, and a line as `pf` would write it (unknown keys behind its own). Entries that
-/// have one must have the right one. Returns how many were chained; on an error nothing is changed. The error
-/// names the line an entry was read from.
+/// Entries without HMAC get one, and a line as `pf` would write it (unknown keys after its keys). Entries
+/// that have an HMAC must have the right one. Returns how many were chained; on an error nothing is changed.
+/// The error names the line an entry was read from.
 pub fn chain(entries: &mut [Entry], secret: &Secret, prev: Option<&Entry>) -> Result<usize, FormatError> {
     let key = secret.key().ok_or_else(|| FormatError::new(LEDGER, "secret", "not hex"))?;
     let mut previous = prev.map(|entry| hash(&entry.record)).unwrap_or_default();
@@ -124,7 +124,7 @@ pub fn chain(entries: &mut [Entry], secret: &Secret, prev: Option<&Entry>) -> Re
             let tag = decode(&entry.record.session_hmac).ok_or_else(|| wrong("session_hmac is not hex"))?;
             mac.verify_slice(&tag).map_err(|_| wrong("session_hmac does not match"))?;
         } else {
-            // What was signed elsewhere is taken as it is; what is signed here must be what it says.
+            // An entry signed elsewhere is taken unchanged; an entry signed here must have valid digests.
             if ![&entry.record.args_hash, &entry.record.result_hash].into_iter().all(|text| is_digest(text)) {
                 return Err(wrong("args_hash and result_hash must be sha256: and 64 hex digits"));
             }
@@ -161,7 +161,7 @@ fn hash(record: &Record) -> String {
 }
 
 fn mac(key: &[u8], previous: &str, this: &str) -> Option<Hmac<Sha256>> {
-    // HMAC takes keys of any length; the type does not know.
+    // HMAC accepts keys of any length; the type allows an error.
     let mut mac = Hmac::<Sha256>::new_from_slice(key).ok()?;
     mac.update(previous.as_bytes());
     mac.update(this.as_bytes());

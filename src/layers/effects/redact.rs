@@ -1,4 +1,4 @@
-//! Shows a ledger without the secret that would let its reader forge it.
+//! Shows a ledger without the secret, since a reader who has the secret can forge the ledger.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -8,11 +8,11 @@ use serde_json::{Map, Value};
 use super::{REDACTED, SECRET_KEY};
 use crate::layers::json;
 
-/// Replaces the values of `session_secret_hex` with `<redacted>` and leaves every other byte as it is.
+/// Replaces the values of `session_secret_hex` with `<redacted>` and leaves every other byte unchanged.
 ///
-/// The key is found however it is spaced or escaped, as often as it is there, and at any depth; every line is
-/// looked at, since two ledgers put one after the other have two headers. A line that has the key and is not one
-/// JSON object gives no hold to say where the value ends: from the key on the rest of the blob is held back.
+/// The key is found with any spacing or escapes, as often as it occurs, and at any depth. Every line is
+/// checked, since two ledgers joined to one have two headers. If a line has the key and is not one JSON
+/// object, the end of the value is unknown: from the key on the rest of the blob is left out.
 pub fn redact(bytes: &[u8]) -> Cow<'_, [u8]> {
     let mut out = Vec::new();
     let mut done = 0;
@@ -43,18 +43,18 @@ pub fn redact(bytes: &[u8]) -> Cow<'_, [u8]> {
     Cow::Owned(out)
 }
 
-/// Whether the key can be in there: as it is, or behind an escape.
+/// Whether the key may occur in the line: literally, or with an escape.
 fn may_name_secret(line: &[u8]) -> bool {
     line.windows(2).any(|pair| pair == b"\\u")
         || line.windows(SECRET_KEY.len()).any(|text| text == SECRET_KEY.as_bytes())
 }
 
-/// The values to be replaced in a line that is one JSON object, in order and apart.
+/// The values to be replaced in a line that is one JSON object, in order and without overlap.
 fn secret_spans(line: &[u8]) -> impl Iterator<Item = Range<usize>> + '_ {
     let mut behind = 0;
     json::members(line).filter_map(move |member| {
         let key = serde_json::from_slice::<String>(&line[member.key]).ok()?;
-        // A member within a value that is replaced already goes with it.
+        // A member within a replaced value is replaced with it.
         if key != SECRET_KEY || member.value.start < behind {
             return None;
         }
@@ -63,7 +63,7 @@ fn secret_spans(line: &[u8]) -> impl Iterator<Item = Range<usize>> + '_ {
     })
 }
 
-/// The place behind the first occurrence of the key in text that is no JSON, with `\uXXXX` taken as what it means.
+/// The position after the first occurrence of the key in text that is not JSON, with `\uXXXX` decoded.
 fn loose_key_end(text: &[u8]) -> Option<usize> {
     (0..text.len()).find_map(|start| {
         let mut at = start;

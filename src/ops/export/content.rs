@@ -1,4 +1,4 @@
-//! The content of exported files: verified, with holes where there is nothing, and shared with the cache if it can be.
+//! The content of exported files: verified, with holes for zeros, and shared with the cache if possible.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -14,16 +14,17 @@ use crate::util::meter::Meter;
 /// Files of fewer bytes are read into memory; the cache keeps only larger ones as files.
 const LARGE: u64 = 1 << 20;
 
-/// A payload whose length nothing declares may be this many times its compressed size: a bomb must not fill the disk.
+/// A payload without a declared length may be this many times its compressed size: a bomb must not fill the
+/// disk.
 const MAX_UNDECLARED_RATIO: u64 = 100;
 
 /// Zeros of this many bytes, and as many more, become a hole.
 const HOLE: usize = 64 << 10;
 
-/// Writes, but for long stretches of zeros, which become holes.
+/// Writes bytes, and holes for long stretches of zeros.
 struct Sparse<'a> {
     file: &'a mut File,
-    /// How far into a stretch that is looked at as a whole.
+    /// The stretch under examination, until it is complete.
     buffer: Vec<u8>,
     at: u64,
 }
@@ -45,7 +46,7 @@ impl<'a> Sparse<'a> {
 
     fn finish(mut self) -> io::Result<()> {
         let rest = std::mem::take(&mut self.buffer);
-        // Its last stretch is short, and a hole at the end needs a length.
+        // The last stretch is short, and a hole at the end needs a length.
         self.file.write_all(&rest)?;
         let length = self.at + rest.len() as u64;
         self.file.set_len(length)
@@ -89,7 +90,7 @@ pub(super) enum Failed {
     File(io::Error),
 }
 
-/// Writes a blob of a declared size into an empty file. Nothing that does not match the digest stays in it.
+/// Writes a blob of a declared size into an empty file. On failure no unverified byte stays in it.
 pub(super) fn write(
     blobs: &Blobs,
     cache_dir: Option<&Path>,
@@ -116,11 +117,12 @@ pub(super) fn write(
     })
 }
 
-/// Writes a layer, whose length nothing declares, into an empty file, and returns it. On failure the file is of no use.
+/// Writes a layer without a declared length into an empty file, and returns its length. On failure the file
+/// is unusable.
 pub(super) fn write_layer(blobs: &Blobs, digest: &Digest, file: &mut File) -> Result<u64, Failed> {
     let compressed = blobs.compressed_size(digest).map_err(Failed::Blob)?;
     let limit = compressed.saturating_mul(MAX_UNDECLARED_RATIO).max(MAX_METADATA);
-    // A layer's length is in no total.
+    // The total does not include the length of a layer.
     stream(blobs, digest, Size::AtMost(limit), file, &mut Meter::new(0, &|_| ()))
 }
 
@@ -132,7 +134,7 @@ fn stream(
     meter: &mut Meter<'_>,
 ) -> Result<u64, Failed> {
     let mut sparse = Sparse::new(file);
-    // What the disk refuses must not pass for a damaged blob.
+    // A write error must not be mistaken for a damaged blob.
     let mut refused = None;
     let streamed =
         blobs.stream(digest, size, &mut Watched { to: meter.metered(&mut sparse), failed: &mut refused });
@@ -143,7 +145,7 @@ fn stream(
     }
 }
 
-/// Keeps the error of who is written to.
+/// Keeps the error of the writer.
 struct Watched<'a, W> {
     to: W,
     failed: &'a mut Option<io::Error>,
@@ -164,8 +166,9 @@ impl<W: Write> Write for Watched<'_, W> {
     }
 }
 
-/// Takes a content over from the cache's file of it: by sharing its blocks where the filesystem can, else copied by the
-/// kernel. What arrived is checked, so that nothing depends on what else becomes of that file. False if it is no good.
+/// Copies a content from the cache's file: by sharing its blocks where the filesystem can, else by a copy in
+/// the kernel. The copy is checked, so nothing depends on later changes of that file. Returns false if it is
+/// wrong.
 fn share(
     cache_dir: &Path,
     digest: &Digest,
@@ -175,7 +178,7 @@ fn share(
 ) -> io::Result<bool> {
     let hex = digest.hex();
     let path = cache_dir.join(&hex[..2]).join(&hex);
-    // The folder may be anybody's: a fifo would be waited for.
+    // The folder may have any owner: opening a fifo would wait.
     let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
     let cached = File::options().read(true).custom_flags(flags).open(path)?;
     let found = cached.metadata()?;

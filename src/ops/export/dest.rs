@@ -1,5 +1,5 @@
-//! The folder that is written into. Every name is made relative to a folder that was opened without following links, so
-//! that nothing is ever made or changed outside.
+//! The target folder of an export. Every name is made relative to a folder that was opened without following
+//! links, so that nothing is ever made or changed outside.
 
 use std::ffi::CString;
 use std::fs::File;
@@ -18,7 +18,7 @@ use crate::layers::world::Kind;
 use crate::layers::xattrs::Xattrs;
 use crate::tree::{NodeId, NodeTimes, Owner, Tree};
 
-/// The folder, and whose files may be given away.
+/// The folder, and whether files may get other owners.
 #[derive(Debug)]
 pub(super) struct Dest {
     root: OwnedFd,
@@ -26,7 +26,7 @@ pub(super) struct Dest {
     owners: bool,
 }
 
-/// What a file is given beside its content.
+/// The attributes of a file apart from its content.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Attrs<'a> {
     pub(super) mode: u16,
@@ -46,7 +46,7 @@ impl<'a> Attrs<'a> {
     }
 }
 
-/// A modification time as the system calls want it.
+/// A modification time in the form of the system calls.
 fn times(mtime_ns: i64) -> Timestamps {
     let (seconds, rest) = (mtime_ns.div_euclid(1_000_000_000), mtime_ns.rem_euclid(1_000_000_000));
     Timestamps {
@@ -56,12 +56,12 @@ fn times(mtime_ns: i64) -> Timestamps {
 }
 
 fn ids(owner: Owner) -> (Option<Uid>, Option<Gid>) {
-    // The highest number means "leave it" to the kernel.
+    // The highest number means "leave unchanged" to the kernel.
     let known = |id: &u32| *id != u32::MAX;
     (owner.uid.filter(known).map(Uid::from_raw), owner.gid.filter(known).map(Gid::from_raw))
 }
 
-/// Whether a file was given away. Root in a container may not, or has no number for the new owner.
+/// Whether a file got its owner. Root in a container may not change owners, or has no number for the new one.
 fn given(outcome: rustix::io::Result<()>) -> io::Result<bool> {
     match outcome {
         Ok(()) => Ok(true),
@@ -73,7 +73,7 @@ fn given(outcome: rustix::io::Result<()>) -> io::Result<bool> {
 /// The bits of a mode that give a program its owner's or group's rights.
 const SET_ID: u16 = 0o6000;
 
-/// How the owner is called among what was refused.
+/// The name of the owner in a list of refused attributes.
 pub(super) const OWNER: &[u8] = b"owner";
 
 impl Dest {
@@ -83,7 +83,7 @@ impl Dest {
         Ok(Self { root, owners: rustix::process::geteuid().is_root() })
     }
 
-    /// Opens a folder below, component by component, and no link.
+    /// Opens a folder below, component by component, without following links.
     pub(super) fn folder(&self, path: &[u8]) -> io::Result<OwnedFd> {
         let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::RDONLY | OFlags::CLOEXEC;
         let mut folder = openat(&self.root, c".", flags, Mode::empty())?;
@@ -104,7 +104,7 @@ impl Dest {
         Ok(openat(parent, name, flags, Mode::RUSR | Mode::WUSR)?.into())
     }
 
-    /// Makes a symbolic link, which may lead anywhere: nothing here follows it.
+    /// Makes a symbolic link with any target: no code here follows it.
     pub(super) fn make_link(
         &self,
         parent: BorrowedFd<'_>,
@@ -135,7 +135,7 @@ impl Dest {
             Err(Errno::PERM) if matches!(kind, Kind::Chardev | Kind::Blockdev) => return Ok(false),
             other => other?,
         }
-        // Made just now, in a folder that nobody else may enter: it is no link.
+        // Made just now, in a folder that only its maker can enter: it is not a link.
         if self.owners {
             let (uid, gid) = ids(attrs.owner);
             given(chownat(parent, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW))?;
@@ -174,8 +174,9 @@ impl Dest {
         Ok(utimensat(parent, name, &times(mtime_ns), AtFlags::SYMLINK_NOFOLLOW)?)
     }
 
-    /// Gives an open file or folder its attributes: the owner first, which would take rights away, the time last. Returns
-    /// the attributes that could not be set, since the filesystem has no such or they are root's.
+    /// Gives an open file or folder its attributes: the owner first, which would clear permissions, the time
+    /// last. Returns the attributes that could not be set, since the filesystem does not support them or only
+    /// root may set them.
     pub(super) fn finish(&self, file: impl AsFd, attrs: Attrs<'_>) -> io::Result<Vec<Vec<u8>>> {
         let file = file.as_fd();
         let mut refused = Vec::new();
@@ -186,7 +187,8 @@ impl Dest {
         }
         let mut mode = attrs.mode;
         if uid.is_some_and(|uid| !given && uid != rustix::process::geteuid()) {
-            // It would run as whoever exports it. Where no owner is recorded it does, as pf has it.
+            // It would run with the rights of the exporting user. Where no owner is recorded that is what pf
+            // does.
             mode &= !SET_ID;
         }
         fchmod(file, Mode::from_raw_mode(u32::from(mode)))?;
@@ -197,7 +199,7 @@ impl Dest {
             };
             match fsetxattr(file, &c_name, value, XattrFlags::empty()) {
                 Ok(()) => {}
-                // Not to be had here, or too large for this filesystem, though another one took it.
+                // Not supported here, or too large for this filesystem, though another one accepted it.
                 Err(
                     Errno::NOTSUP
                     | Errno::PERM
@@ -213,7 +215,8 @@ impl Dest {
         }
         let list = attrs.xattrs.and_then(access_list);
         if let Some((_, list)) = list.filter(|_| refused.iter().any(|name| name == acl::ACCESS)) {
-            // The group bits are the list's mask. Without the list the group would have rights that it was not given.
+            // The group bits are the list's mask. Without the list the group would get permissions that it
+            // did not have.
             let mode = mode & (list.mode_alone() | !0o777);
             fchmod(file, Mode::from_raw_mode(u32::from(mode)))?;
         }
@@ -228,8 +231,8 @@ fn access_list(xattrs: &Xattrs) -> Option<(&[u8], Acl)> {
     Some((value, Acl::parse(value)?))
 }
 
-/// Gives a fifo, socket or device a list. It must not be opened, so that it is named through the folder. Returns false where the
-/// filesystem takes none.
+/// Sets the list of a fifo, socket or device. It must not be opened, so it is named through the folder.
+/// Returns false if the filesystem does not support lists.
 fn set_list(parent: BorrowedFd<'_>, name: &[u8], value: &[u8]) -> io::Result<bool> {
     let mut path = format!("/proc/self/fd/{}/", parent.as_raw_fd()).into_bytes();
     path.extend_from_slice(name);

@@ -1,4 +1,4 @@
-//! What there is to see of an export, for the oracle to judge.
+//! The observations of an export, for the oracle to judge.
 
 use std::io::ErrorKind;
 use std::path::Path;
@@ -14,7 +14,7 @@ use crate::ops::seal::{readable, see_manifest};
 use crate::oracle::TransferKind;
 use crate::store::{Image, Pin, Store};
 
-/// Judges an export of which these paths are otherwise than in the image. Gives the pin back.
+/// Judges an export; `differing` paths differ from the image. Releases the pin.
 pub(super) fn judge(
     store: &Store,
     image: &Image,
@@ -35,14 +35,14 @@ pub(super) fn judge(
 }
 
 impl Exporting<'_> {
-    /// Paths that are otherwise in the folder than in the image, but for those that the report names.
+    /// Paths that differ between the folder and the image, except those that the report names.
     pub(super) fn differing_paths(&self) -> Vec<String> {
         let tree = self.tree;
         let left_out = self.left_out.lock();
         let differs = |path: &[u8], id| {
             let found = match self.top.stat(path) {
                 Ok(found) => found,
-                // What cannot be looked at is not gone.
+                // A path that cannot be read is not missing.
                 Err(e) => return matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory),
             };
             let kind = FileType::from_raw_mode(found.st_mode);

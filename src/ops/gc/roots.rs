@@ -1,4 +1,4 @@
-//! What refers to blobs.
+//! Finds all references to blobs.
 
 use std::collections::{BTreeMap, HashSet};
 use std::num::NonZeroUsize;
@@ -16,7 +16,7 @@ use crate::store::{BlobError, LayerFile, Manifest, MarkerError, Size, Store};
 use crate::sync::Mutex;
 use crate::util::parallel::each;
 
-/// Marks what is referred to. Marking again reads what was not read before, and forgets nothing.
+/// Marks referenced blobs. Marking again reads what is new, and forgets nothing.
 pub(super) struct Marker<'a> {
     store: &'a Store,
     jobs: NonZeroUsize,
@@ -34,7 +34,7 @@ type Layer = (LayerFile, Digest, Digest);
 /// How a layer was read.
 enum Read {
     Blobs(Vec<Digest>),
-    /// What it refers to is not known.
+    /// Its references are unknown.
     Problem(String),
 }
 
@@ -72,14 +72,15 @@ impl<'a> Marker<'a> {
         (self.problems, self.notes)
     }
 
-    /// Marks everything that anything refers to now. Images are listed before forks: a fork is put onto a new image
-    /// after that has its marker, so that one of the two lists has it.
+    /// Marks everything that is referenced now. Images are listed before forks: a fork moves to a new image
+    /// after that has its marker, so one of the two lists has the image.
     pub(super) fn mark(&mut self) -> Result<()> {
         let mut odd = Vec::new();
         let ids = self.store.images().ids(&mut |path| odd.push(path))?;
         for path in odd {
             if path.extension().is_some_and(|extension| extension == "json") {
-                self.problems.push(format!("{} may be an image, but is named by no digest", path.display()));
+                self.problems
+                    .push(format!("{} may be an image, but its name is not a digest", path.display()));
             }
         }
         let mut roots: BTreeMap<Digest, Root> = ids.into_iter().map(|id| (id, Root::Image)).collect();
@@ -93,7 +94,7 @@ impl<'a> Marker<'a> {
         let References { bases, blobs, problems, seals: _ } = fork::references(self.store.root())?;
         for (name, base) in bases {
             if let Some(base) = base {
-                // Counts more than anything else: without it the fork is lost.
+                // Comes before any other root: without its base the fork is lost.
                 roots.insert(base, Root::Fork(name));
             }
         }
@@ -118,9 +119,9 @@ impl<'a> Marker<'a> {
             Ok((bytes, _)) => Manifest::parse(&bytes).map_err(Error::from),
             Err(MarkerError::Absent(_)) => {
                 match (self.store.blobs().read(&id, Size::AtMost(MAX_MANIFEST)), root) {
-                    // The marker is gone, and all else may be there: it can be brought back.
+                    // The marker is missing, and all blobs may exist: it can be restored.
                     (Ok(bytes), _) => Manifest::parse(&bytes).map_err(Error::from),
-                    // Removed since the markers were listed, or by whom the pin was for.
+                    // Removed since the markers were listed, or by the program that pinned it.
                     (Err(_), Root::Image | Root::Pin) => return,
                     (Err(_), Root::Tag(name)) => {
                         return self
@@ -171,7 +172,7 @@ impl<'a> Marker<'a> {
         });
         self.marked.extend(found.into_inner());
         for ((file, _, image), why) in failed.into_inner() {
-            // Somebody who removes an image removes its blobs too.
+            // Removing an image removes its blobs too.
             if self.store.images().contains(&image) || self.store.blobs().contains(&image) {
                 self.problems.push(format!("image {image}: {file}: {why}"));
             }
@@ -187,18 +188,18 @@ enum Root {
     Pin,
 }
 
-/// Every digest that a text names, whatever the text is.
+/// Every digest in a text of any form.
 fn named_in(text: &[u8]) -> Vec<Digest> {
     const NAMED: usize = "sha256:".len() + 64;
     let named = text.windows(NAMED).filter(|window| window.starts_with(b"sha256:"));
     named.filter_map(|window| std::str::from_utf8(window).ok()?.parse().ok()).collect()
 }
 
-/// What a layer refers to.
+/// The references of a layer.
 fn read_layer(store: &Store, file: LayerFile, digest: &Digest) -> Read {
     let bytes = match store.blobs().read_metadata(digest) {
         Ok(bytes) => bytes,
-        // A ledger or a list of processes that is gone refers to nothing that could be used.
+        // A ledger or a list of processes that is missing has no useful references.
         Err(BlobError::Missing(_)) if matches!(file, LayerFile::WorldProcs | LayerFile::EffectsLedger) => {
             return Read::Blobs(Vec::new());
         }
@@ -206,9 +207,9 @@ fn read_layer(store: &Store, file: LayerFile, digest: &Digest) -> Read {
     };
     let mut blobs = Vec::new();
     let read = match file {
-        // What cannot be shown may still refer to blobs that other programs get at.
+        // A tree that cannot be shown may still refer to blobs that other programs can read.
         LayerFile::WorldFs => world::visit(&bytes, &mut |entry| {
-            // An empty file needs no blob in the tree, but is shown as one that has it.
+            // An empty file needs no blob in the tree, but is shown as one with the empty blob.
             blobs.extend(entry.blob.or_else(|| (entry.kind == Kind::File).then(|| Digest::of(b""))));
             Ok(())
         })
@@ -220,13 +221,13 @@ fn read_layer(store: &Store, file: LayerFile, digest: &Digest) -> Read {
             match Procs::parse(&bytes) {
                 Ok(Procs::Known(Known::Criu(criu))) => blobs.push(criu.criu_dump),
                 Ok(_) => {}
-                // Whatever an agent wrote there; what it names is kept.
+                // An agent may have written any text; every digest in it is kept.
                 Err(_) => blobs.extend(named_in(&bytes)),
             }
             Ok(())
         }
         LayerFile::EffectsLedger => Effects::references(&bytes).and_then(|mut referred| {
-            // What those continue is needed as well.
+            // The ledgers that those continue are needed as well.
             let mut seen = HashSet::from([*digest]);
             while let Some(ledger) = referred.pop() {
                 if !seen.insert(ledger) {

@@ -1,4 +1,4 @@
-//! The content of changed files on its way into the store: hashed and compressed, on all cores.
+//! Stores the content of changed files: hashed and compressed, on all cores.
 
 use std::collections::HashMap;
 use std::io::{self, Read};
@@ -12,22 +12,24 @@ use crate::fork::{BlobRef, Content, Frozen, Src};
 use crate::store::{Batch, SEEKABLE_FROM};
 use crate::sync::Mutex;
 
-/// Content up to this many bytes is held in memory as a whole, by each thread. What is larger is stored frame by frame.
+/// Content up to this many bytes is held in memory as a whole, by each thread. Larger content is stored frame
+/// by frame.
 const WHOLE: u64 = SEEKABLE_FROM;
 
-/// Less than this many bytes of content, and fewer files than that, are not worth another thread.
+/// Less than this many bytes of content, and fewer files than that, get no other thread.
 const WORTH_A_THREAD: (u64, usize) = (512 << 10, 4);
 
-/// Longer files are in no image, in bytes: no filesystem that pf restores to holds them, and reading one takes hours.
+/// Longer files, in bytes, are in no image: no filesystem that pf restores to holds them, and reading one
+/// takes hours.
 const MAX_FILE: u64 = 16 << 40;
 
-/// Most bytes that are taken into memory at once, of a layer that is looked at as a whole.
+/// The limit in bytes for a layer that is read into memory as a whole.
 const MAX_LAYER: u64 = 1 << 30;
 
-/// Says why a seal that is under way is not to go on.
+/// Says why a seal that is under way must stop.
 pub(super) type Ended<'a> = &'a (dyn Fn() -> Option<Error> + Sync);
 
-/// Content to be stored, and the path that names it in messages.
+/// Content to store, and the path that names it in messages.
 pub(super) struct Job<'a> {
     pub(super) path: &'a [u8],
     pub(super) content: &'a Content,
@@ -39,7 +41,7 @@ struct Reader<'a> {
     content: &'a Content,
     at: u64,
     ended: Ended<'a>,
-    /// What went wrong in the fork's own words, which an [`io::Error`] has no room for.
+    /// The fork's error, which does not fit into an [`io::Error`].
     failed: Option<Error>,
 }
 
@@ -65,7 +67,7 @@ impl Read for Reader<'_> {
 /// All of a file's content, which must fit in memory.
 pub(super) fn read_all(frozen: &Frozen, content: &Content, buffer: &mut Vec<u8>) -> Result<()> {
     if content.size > MAX_LAYER {
-        let message = format!("{} bytes are more than are looked at as a whole (1 GiB)", content.size);
+        let message = format!("{} bytes are more than pfimg reads as a whole (1 GiB)", content.size);
         return Err(Error::new(ErrorKind::InvalidInput, message));
     }
     buffer.clear();
@@ -77,7 +79,7 @@ pub(super) fn read_all(frozen: &Frozen, content: &Content, buffer: &mut Vec<u8>)
     Err(Error::new(ErrorKind::Damaged, format!("only {read} of {} bytes can be read", buffer.len())))
 }
 
-/// The blob that a file's content was before, as far as it still is: of several the one that most of it is.
+/// The blob of a file's earlier content; if there are several, the one with the largest part of it.
 fn previous(content: &Content) -> Option<Digest> {
     let mut bytes: HashMap<Digest, u64> = HashMap::new();
     for (_, piece) in content.pieces.all() {
@@ -129,7 +131,7 @@ pub(super) fn store(
     let threads = cores.min(jobs.len()).min(worth + 1);
     let stored: Mutex<HashMap<usize, BlobRef>> = Mutex::default();
     let failed: Mutex<Option<Error>> = Mutex::default();
-    // The largest first: begun last, one would keep everybody waiting.
+    // The largest first: if it started last, all others would wait for it.
     let mut order: Vec<usize> = (0..jobs.len()).collect();
     order.sort_by_key(|at| std::cmp::Reverse(jobs[*at].content.size));
     let (next, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
@@ -152,8 +154,8 @@ pub(super) fn store(
             }
         }
     };
-    // Threads that are there: a new one may get a core only when the scheduler looks around again, after milliseconds. That
-    // can happen to one that is woken, too, hence one more than there are cores.
+    // Threads that exist already: a new one may get a core only milliseconds later, when the scheduler
+    // balances. That can happen to a thread that is woken, too; hence one more than there are cores.
     let helpers = if threads > 1 { threads } else { 0 };
     rayon::in_place_scope(|scope| {
         for _ in 0..helpers {

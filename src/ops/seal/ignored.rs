@@ -1,4 +1,5 @@
-//! What a fork's `.pfignore` names, by the rules of `pf`, and copied links to parents: that is in no image, and stays in the fork.
+//! Files of a fork that no image gets and that stay in the fork: those that its `.pfignore` names, by the
+//! rules of `pf`, and copied links to parents.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -12,10 +13,10 @@ use crate::layers::world::Kind;
 /// Where the rules are.
 const RULES: &[u8] = b"world/fs/.pfignore";
 
-/// The links to an image's parents, which come along when its folder is copied. An image has them in its manifest.
+/// The links to an image's parents; a copy of its folder includes them. An image has them in its manifest.
 const PARENTS: &[u8] = b"parents";
 
-/// Rules of more bytes than this are not followed.
+/// Rules of more bytes than this are ignored.
 const MAX_RULES: u64 = 1 << 20;
 
 /// The rules of a frozen fork; none if it has none.
@@ -23,7 +24,7 @@ fn rules(frozen: &Frozen, report: &mut dyn FnMut(String)) -> Result<Option<Ignor
     let Some((_, inode)) = frozen.resolve(RULES) else { return Ok(None) };
     let shown = String::from_utf8_lossy(RULES);
     let Some(content) = inode.content().filter(|content| content.size <= MAX_RULES) else {
-        report(format!("{shown} is not followed: it is no file of at most {MAX_RULES} bytes"));
+        report(format!("{shown} is not followed: it is not a regular file of at most {MAX_RULES} bytes"));
         return Ok(None);
     };
     let mut bytes = Vec::new();
@@ -44,10 +45,11 @@ fn covering<'a>(ignore: &Ignore, path: &'a [u8]) -> Option<&'a [u8]> {
     Some(&path[..from + end])
 }
 
-/// Takes what is to be kept out of the image out of the changes: what rules name, unless `everything` is wanted, and what
-/// no image has a place for. What the image before has of it is gone from the next.
+/// Removes from the changes everything that the image must leave out: files that rules name, unless
+/// `everything` is requested, and files for which an image has no place. If the image before has such files,
+/// the next one does not.
 ///
-/// Rules that did not change are asked about what changed, new ones about everything.
+/// Rules that did not change are applied to the changes, new ones to all files.
 pub(super) fn take_out(
     frozen: &Frozen,
     changes: &mut Arc<Changes>,

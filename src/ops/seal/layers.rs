@@ -1,4 +1,4 @@
-//! The layers of a new image but for its tree.
+//! The layers of a new image, except its tree.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
@@ -17,20 +17,20 @@ use crate::layers::trace::Trace;
 use crate::store::manifest::{CacheRefs, EffectsRefs, ModelRefs, TraceRefs, WorldRefs};
 use crate::store::{LayerFile, Manifest};
 
-/// What layers say that nobody filled.
+/// The note in an empty layer. Images have it, so it must not change.
 const NOTE: &str = "nobody filled this layer";
 
-/// What is told of a record that was copied in part.
-const LACKS: &str = "it lacked lines of the image that it continues; the seal has them";
+/// The report for a record that was copied in part.
+const LACKS: &str = "it lacked lines of the image before it; the seal includes them";
 
 const PAGES: &[u8] = b"cache/pages/";
 const PAGE_MANIFEST: &[u8] = b"cache/manifest.json";
 
-/// What was stored of changed files, by path in the fork.
+/// Stored contents of changed files, by path in the fork.
 pub(super) type Stored = HashMap<Vec<u8>, BlobRef>;
 
 impl Sealing<'_> {
-    /// Fills in everything of the manifest but the tree.
+    /// Fills in everything of the manifest except the tree.
     pub(super) fn layers(&mut self, stored: &Stored, tree: Digest, manifest: &mut Manifest) -> Result<()> {
         let kind = manifest.agent.kind.clone();
         let model_base = self.plain(LayerFile::ModelBase, stored, || Base::Agent(kind).to_bytes())?;
@@ -46,13 +46,13 @@ impl Sealing<'_> {
         Ok(())
     }
 
-    /// The blob that the parent has for a layer's file.
+    /// The blob of a layer's file in the parent.
     fn inherited(&self, file: LayerFile) -> Option<Digest> {
         let parent = self.parent.as_ref().filter(|_| self.frozen.image().is_some())?;
         parent.manifest.blobs().into_iter().find(|(named, _)| *named == file).map(|(_, digest)| digest)
     }
 
-    /// A layer that is one file of any bytes: what was written, what the parent has, or the empty form.
+    /// A layer that is one file of any bytes: the written one, the parent's, or the empty form.
     fn plain(&mut self, file: LayerFile, stored: &Stored, empty: impl FnOnce() -> Vec<u8>) -> Result<Digest> {
         let path = file.path().as_bytes();
         if let Some(blob) = stored.get(path) {
@@ -70,15 +70,15 @@ impl Sealing<'_> {
 
     fn trace(&mut self, stored: &Stored) -> Result<Digest> {
         let path = LayerFile::TraceMessages.path();
-        // A fork that was copied together continues the trace of the image whose manifest it has.
+        // A fork that is a copy continues the trace of the image whose manifest it has.
         let before = self.parent.as_ref().map(|parent| parent.manifest.trace.messages);
         let Some(digest) = stored.get(path.as_bytes()).map(|blob| blob.digest) else {
-            // Whatever became of its name: what is not written to is as it was.
+            // Even if its name was removed: a file without writes is unchanged.
             return before.map_or_else(|| self.batch.put(b""), Ok);
         };
         let bytes = match self.read_path(path.as_bytes()) {
             Err(error) if error.kind() == ErrorKind::InvalidInput => {
-                self.reports.push(format!("{path}: {error}; it is sealed as it stands"));
+                self.reports.push(format!("{path}: {error}; it is sealed unchanged"));
                 return Ok(digest);
             }
             read => read?,
@@ -111,10 +111,10 @@ impl Sealing<'_> {
 
     fn ledger(&mut self) -> Result<Digest> {
         let path = LayerFile::EffectsLedger.path().as_bytes();
-        // A fork that was copied together continues the ledger of the image whose manifest it has.
+        // A fork that is a copy continues the ledger of the image whose manifest it has.
         let before = self.parent.as_ref().map(|parent| parent.manifest.effects.ledger);
         if !self.changes.put.contains_key(path) {
-            // Whatever became of its name: what is not written to is as it was.
+            // Even if its name was removed: a file without writes is unchanged.
             return before.map_or_else(|| self.batch.put(&ledger::empty()), Ok);
         }
         let shown = self.read_path(path).map_err(|e| e.context(LayerFile::EffectsLedger))?;
@@ -139,7 +139,7 @@ impl Sealing<'_> {
         self.batch.put(&sealed.bytes)
     }
 
-    /// The page manifest: what was recorded of the cache, and the pages that are there.
+    /// The page manifest: the recorded one, with the pages that exist.
     fn pages(&mut self, stored: &Stored) -> Result<Digest> {
         let changes = self.changes;
         let is_ours = |path: &[u8]| path.starts_with(PAGES) || path == PAGE_MANIFEST;
@@ -165,7 +165,7 @@ impl Sealing<'_> {
             ) {
                 Ok(written) => manifest = written,
                 Err(wrong) => {
-                    self.reports.push(format!("cache/manifest.json: {wrong}; what it said before counts"));
+                    self.reports.push(format!("cache/manifest.json: {wrong}; its previous content counts"));
                 }
             }
         }
@@ -174,7 +174,7 @@ impl Sealing<'_> {
             let (Some(k), Some(v)) = halves else {
                 let (there, missing) = if halves.0.is_some() { ("k", "v") } else { ("v", "k") };
                 let message = format!(
-                    "cache/pages/{ix:08}.{there} has no {ix:08}.{missing} beside it: an image holds no half pages"
+                    "cache/pages/{ix:08}.{there} has no {ix:08}.{missing} with it: an image needs both halves of a page"
                 );
                 return Err(Error::new(ErrorKind::InvalidInput, message)
                     .with_hint("write the other half, or remove this one"));
@@ -183,7 +183,7 @@ impl Sealing<'_> {
             manifest.pages.push(Page { ix, k, v, extra });
         }
         if !manifest.pages.is_empty() {
-            // What says that nobody filled it is not true any more.
+            // The note of an empty layer is no longer true.
             manifest.extra.retain(|key, value| !(key == "note" && value == NOTE));
         }
         let indices: std::collections::HashSet<u32> = manifest.pages.iter().map(|page| page.ix).collect();
@@ -211,7 +211,7 @@ impl Sealing<'_> {
         self.batch.put(&manifest.to_bytes())
     }
 
-    /// Keys and values by index: those of the parent, and what became of them.
+    /// Keys and values by index: those of the parent, with their changes.
     fn page_table(&self, manifest: &PageManifest, stored: &Stored) -> Halves {
         let mut pages: Halves =
             manifest.pages.iter().map(|page| (page.ix, (Some(page.k), Some(page.v)))).collect();
@@ -241,8 +241,8 @@ impl Sealing<'_> {
     }
 }
 
-/// Does `work`, which is to wait for the disk, and judges meanwhile the layers of one document each that were written. What
-/// is wrong with them is told; they are sealed all the same, as nothing an agent wrote is lost.
+/// Does `work`, which waits for the disk, and at the same time judges the written layers of one document each.
+/// Faults are reported; the layers are still sealed, since nothing that an agent wrote may be lost.
 pub(super) fn judged_meanwhile<T>(
     frozen: &Frozen,
     changes: &Changes,
@@ -264,11 +264,11 @@ pub(super) fn judged_meanwhile<T>(
     (done, wrong)
 }
 
-/// What is wrong with a layer.
+/// The fault of a layer.
 fn judge(frozen: &Frozen, file: LayerFile) -> Option<String> {
     let bytes = match read_path(frozen, file.path().as_bytes()) {
         Ok(bytes) => bytes,
-        Err(error) => return Some(format!("{file}: {error}; it is sealed as it stands")),
+        Err(error) => return Some(format!("{file}: {error}; it is sealed unchanged")),
     };
     let wrong = match file {
         LayerFile::ModelDiff => ModelDiff::parse(&bytes).err(),
@@ -276,10 +276,10 @@ fn judge(frozen: &Frozen, file: LayerFile) -> Option<String> {
         LayerFile::WorldProcs => Procs::parse(&bytes).err(),
         _ => None,
     };
-    wrong.map(|wrong| format!("{file}: {wrong}; it is sealed as it stands"))
+    wrong.map(|wrong| format!("{file}: {wrong}; it is sealed unchanged"))
 }
 
-/// Reads a layer's file of a frozen fork; nothing if it is not there.
+/// Reads a layer's file of a frozen fork; nothing if it does not exist.
 fn read_path(frozen: &Frozen, path: &[u8]) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     if let Some((_, inode)) = frozen.resolve(path)

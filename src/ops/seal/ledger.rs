@@ -1,4 +1,4 @@
-//! The ledger of a new image: what the base has with its secret, and what was appended, chained on.
+//! The ledger of a new image: the base's with its secret, and the appended entries, chained.
 
 use std::borrow::Cow;
 
@@ -9,17 +9,18 @@ use crate::layers::effects::{Chain, Effects, Entry, Header, Ledger, Secret, reda
 /// Its path in a fork, for messages.
 const LEDGER: &str = "effects/ledger.jsonl";
 
-/// What pf writes beside an embedded secret.
+/// The value that pf writes next to an embedded secret.
 const TAMPER_DETECTION: &str = "tamper-detection";
 
-/// A ledger to be stored, and what somebody should know of it.
+/// A ledger to store, and remarks for the user.
 #[derive(Debug)]
 pub(super) struct Sealed {
     pub(super) bytes: Vec<u8>,
     pub(super) reports: Vec<String>,
 }
 
-/// The ledger's bytes as they are, of what a mount shows: `shown` begins with the base's, maybe without its secret.
+/// Restores the ledger's real bytes from those that a mount shows: `shown` begins with the base's, maybe
+/// without its secret.
 pub(super) fn reveal<'a>(base: Option<&[u8]>, shown: &'a [u8]) -> Cow<'a, [u8]> {
     let Some(base) = base else { return shown.into() };
     if shown.starts_with(base) {
@@ -38,14 +39,15 @@ fn lines(bytes: &[u8]) -> impl Iterator<Item = (usize, &[u8])> {
     lines.filter(|(_, line)| !line.trim_ascii().is_empty()).map(|(index, line)| (index + 1, line))
 }
 
-/// An empty ledger as pf has it.
+/// An empty ledger in the form of pf.
 pub(super) fn empty() -> Vec<u8> {
     Ledger { header: Header::default(), entries: Vec::new() }.to_bytes()
 }
 
 /// Seals a ledger that was changed. `base` is the blob it began as, `fresh` makes a new secret.
 ///
-/// A line that is no entry is kept, and everything from there on stays unchained: nothing can be signed behind it.
+/// A line that is not an entry is kept, and everything from there on stays unchained: a chain cannot continue
+/// after it.
 pub(super) fn seal(
     base: Option<(&Digest, &[u8])>,
     text: &[u8],
@@ -58,7 +60,7 @@ pub(super) fn seal(
         _ => None,
     });
     let (mut header, body) = match merged {
-        // A merge has no chain to go on with. The new ledger says what it follows.
+        // A merge has no chain to continue. The new ledger names what it follows.
         Some((digest, appended)) => {
             let mut header = Header::default();
             header.extra.insert("continues".into(), digest.to_string().into());
@@ -68,14 +70,14 @@ pub(super) fn seal(
             Ok(Some(parts)) => parts,
             Ok(None) => (Header::default(), text),
             Err(error) => {
-                reports.push(format!("{LEDGER}: {error}; it is sealed as it stands, unchained"));
+                reports.push(format!("{LEDGER}: {error}; it is sealed unchanged, without a chain"));
                 return Ok(Sealed { bytes: text.to_vec(), reports });
             }
         },
     };
     let above = text[..text.len() - body.len()].split(|byte| *byte == b'\n').count() - 1;
     let mut entries = Vec::new();
-    // From the first line on that is no entry.
+    // From the first line on that is not an entry.
     let mut rest: &[u8] = &[];
     let mut behind = 0;
     for (number, line) in lines(body) {
@@ -96,7 +98,7 @@ pub(super) fn seal(
     let count = entries.len() as u64 + behind;
     let chained = entries.iter().any(Entry::is_chained);
     let mut ledger = Ledger { header: header.clone(), entries };
-    // The secret that the chain goes on with: the one that made it, or, if nothing is chained yet, a new one.
+    // The secret for the rest of the chain: the one that made it, or, if no entry is chained yet, a new one.
     let embedded = header.session_secret_hex.clone().filter(|secret| !secret.is_redacted());
     let goes_on = [operator, embedded.as_ref()].into_iter().flatten().find(|secret| {
         let signed =
@@ -125,7 +127,7 @@ pub(super) fn seal(
                     header.session_secret_hex = Some(secret.clone());
                     header.verification_mode.get_or_insert_with(|| TAMPER_DETECTION.into());
                 } else if !chained {
-                    // Nothing was signed with the one in there.
+                    // No entry was signed with that secret.
                     header.session_secret_hex = None;
                     header.verification_mode = None;
                 }
@@ -140,7 +142,7 @@ pub(super) fn seal(
     Ok(Sealed { bytes, reports })
 }
 
-/// The header of a ledger and what follows it; none if the first line is an entry, or there is none.
+/// The header of a ledger and the text after it; nothing if the first line is an entry, or there is no line.
 fn split_header(text: &[u8]) -> Result<Option<(Header, &[u8])>, FormatError> {
     let Some((_, first)) = lines(text).next() else { return Ok(None) };
     let end = first.as_ptr() as usize - text.as_ptr() as usize + first.len();

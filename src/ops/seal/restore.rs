@@ -1,4 +1,4 @@
-//! Putting a fork back to an image of it.
+//! Restores a fork to one of its images.
 
 use std::sync::Arc;
 
@@ -8,12 +8,12 @@ use crate::error::Result;
 use crate::fork::{Fork, Registry};
 
 impl Sealer {
-    /// Puts a fork back to `image`. What it would be is judged before; if that fails the fork is as it was.
+    /// Restores a fork to `image`. The result is judged before; if that fails the fork stays unchanged.
     pub fn restore(&self, registry: &Registry, name: &str, fork: &Fork, image: &Digest) -> Result<Arc<Fork>> {
         self.restore_and(registry, name, fork, image, &|_| ())
     }
 
-    /// Does the same, and hands the new fork to `adopt` before any other thread can find it by its name.
+    /// Does the same, and passes the new fork to `adopt` before any other thread can find it by its name.
     pub fn restore_and(
         &self,
         registry: &Registry,
@@ -28,7 +28,7 @@ impl Sealer {
         let restored = registry
             .put_back_and(name, fork, *image, &judge, adopt)
             .inspect_err(|e| self.log.note_failed("restore", e))
-            .map_err(|e| e.context(format_args!("cannot put fork {name:?} back to {image}")))?;
+            .map_err(|e| e.context(format_args!("cannot restore fork {name:?} to {image}")))?;
         self.log.note(note::rollbacked(name, image));
         Ok(restored)
     }

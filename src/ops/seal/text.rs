@@ -1,4 +1,5 @@
-//! The text of a tree, and where its entries lie in it. What was sealed last is kept: the next seal reads nothing again.
+//! The text of a tree, and the positions of its entries. The last sealed text is kept: the next seal need not
+//! read it.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -15,10 +16,10 @@ use crate::layers::world::FORMAT;
 use crate::store::Packed;
 use crate::sync::Mutex;
 
-/// Bytes of texts that are kept at most. One that is larger is not.
+/// Bytes of texts that are kept at most. A larger text is not kept.
 const KEPT: usize = 128 << 20;
 
-/// Where something stands in a text, in bytes.
+/// A position in a text, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Place {
     start: u32,
@@ -53,11 +54,11 @@ pub(super) struct Text {
     pub(super) named: bool,
     /// Whether both lists are in `pf`'s order, and no path is in one twice.
     pub(super) sorted: bool,
-    /// As it is stored, if that is known.
+    /// Its stored form, if it is known.
     pub(super) packed: Option<Packed>,
 }
 
-/// A text, taken apart.
+/// The parts of a text.
 #[derive(Default)]
 struct Parts<'a> {
     entries: Vec<&'a RawValue>,
@@ -94,7 +95,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Parts<'a> {
     }
 }
 
-/// What an entry is called.
+/// The name fields of an entry.
 #[derive(Deserialize)]
 struct Named {
     path: String,
@@ -107,12 +108,12 @@ fn wrong(error: &serde_json::Error) -> FormatError {
 }
 
 impl Text {
-    /// A tree of which nothing is known.
+    /// The text of an unknown tree.
     pub(super) fn nothing() -> Self {
         Self { sorted: true, ..Self::default() }
     }
 
-    /// Takes a text apart.
+    /// Splits a text into its parts.
     pub(super) fn parse(bytes: Vec<u8>) -> Result<Self, FormatError> {
         let parts: Parts<'_> = serde_json::from_slice(&bytes).map_err(|e| wrong(&e))?;
         let place = |raw: &RawValue| {
@@ -150,10 +151,10 @@ impl Text {
         &self.bytes[place.start()..place.end()]
     }
 
-    /// An entry's path as it stands there.
+    /// An entry's path, exactly as in the text.
     pub(super) fn path(&self, place: Place) -> Result<Cow<'_, str>, FormatError> {
         let raw = self.raw(place);
-        // As this program and `pf` write it.
+        // The form that pfimg and `pf` write.
         if let Some(rest) = raw.strip_prefix(b"{\"path\":\"")
             && let Some(end) = rest.iter().position(|b| matches!(b, b'"' | b'\\'))
             && rest[end] == b'"'
@@ -164,7 +165,7 @@ impl Text {
         Ok(self.named(place)?.path.into())
     }
 
-    /// The bytes of an entry's name in base64, where they are not what its path says.
+    /// The bytes of an entry's name in base64, if its path does not give them.
     pub(super) fn name_b64(&self, place: Place) -> Result<Option<String>, FormatError> {
         Ok(self.named(place)?.name_b64)
     }
@@ -173,7 +174,7 @@ impl Text {
         serde_json::from_slice(self.raw(place)).map_err(|e| wrong(&e))
     }
 
-    /// Where a path is in a list that is in order, or where it would be.
+    /// The index of a path in a sorted list, or where it would be inserted.
     pub(super) fn find(&self, list: &[Place], path: &[u8]) -> Result<usize, FormatError> {
         let (mut low, mut high) = (0, list.len());
         while low < high {
@@ -201,12 +202,13 @@ pub(super) struct Texts(Mutex<Vec<Known>>);
 struct Known {
     tree: Digest,
     text: Arc<Text>,
-    /// Whether it was read from the store: then other forks may rest on it as well.
+    /// Whether it was read from the store: then other forks may have the same base.
     read: bool,
 }
 
 impl Texts {
-    /// The text of a tree, or what `read` makes of its blob. That is kept: more than one fork may rest on it.
+    /// The text of a tree, or the parsed blob that `read` returns. The latter is kept: several forks may have
+    /// this base.
     pub(super) fn get(
         &self,
         tree: &Digest,
@@ -228,13 +230,14 @@ impl Texts {
         Some(text)
     }
 
-    /// Keeps the text of a tree that was sealed just now, in the place of the one it was made of: its fork has gone on.
+    /// Keeps the text of a tree that was sealed just now, in place of the one it was made from, which its
+    /// fork no longer needs.
     pub(super) fn keep(&self, tree: Digest, text: Text, base: Option<&Digest>) {
         self.0.lock().retain(|known| known.read || Some(&known.tree) != base);
         self.put(tree, text, false);
     }
 
-    /// Keeps a text in the place of those that were not used for longest.
+    /// Keeps a text in place of the least recently used ones.
     fn put(&self, tree: Digest, text: Text, read: bool) -> Arc<Text> {
         let text = Arc::new(text);
         let mut kept = self.0.lock();

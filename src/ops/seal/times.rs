@@ -1,4 +1,4 @@
-//! Times of a seal: what is recorded of those that the fork shows, and the moment of the image.
+//! Times of a seal: which of the times that the fork shows are recorded, and the moment of the image.
 
 use super::{NewEntry, Sealer, Sealing, TreeChanges, WORLD, root};
 use crate::digest::Digest;
@@ -7,12 +7,13 @@ use crate::fork::Put;
 use crate::images::times::is_fixed_point;
 use crate::store::Manifest;
 
-/// A line of fewer images behind a seal is not ended by it.
+/// A seal does not end a line of fewer images behind it.
 const SHORT_LINE: u32 = 64;
 
 impl Sealer {
-    /// The id of an image that is to be made. One that ended the line of times would show its own time for every file that records none,
-    /// and so would the fork that rests on it: as long as the line is short, its moment is moved by some nanoseconds until it does not.
+    /// Chooses the id of a new image. An image that ended the line of times would show its time for every
+    /// file without a recorded one, and so would the fork based on it. So, as long as the line is short, the
+    /// image's moment is moved by some nanoseconds until it does not end the line.
     pub(super) fn name(&self, manifest: &mut Manifest) -> Result<Digest> {
         let short =
             || manifest.parents.first().is_some_and(|parent| self.reader.line_behind(parent) < SHORT_LINE);
@@ -28,12 +29,14 @@ impl Sealer {
 }
 
 impl Sealing<'_> {
-    /// The time that is recorded of a file: the one that somebody set, or the one that the fork shows where the image would not.
+    /// The time to record for a file: the one that a program set, or the one that the fork shows if the image
+    /// would show another.
     pub(super) fn mtime(&self, path: &[u8], put: &Put) -> Option<i64> {
         put.inode.mtime.or_else(|| self.times.get(path).copied())
     }
 
-    /// Puts the folders into a tree in which something changed, so that they show what they did, and not the time of the seal.
+    /// Adds the folders in which something changed to a tree, so that they keep their times and do not show
+    /// that of the seal.
     pub(super) fn put_folders(&self, changes: &mut TreeChanges) -> Result<()> {
         for path in self.times.keys().filter(|path| !self.changes.put.contains_key(*path)) {
             let Some((ino, inode)) = self.frozen.resolve(path).filter(|(_, inode)| inode.is_dir()) else {

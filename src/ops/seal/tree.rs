@@ -1,6 +1,6 @@
 //! The tree of a new image: the text of the base's tree with the changes merged in.
 //!
-//! Entries that did not change are taken over as they stand, with the keys this program does not know.
+//! Unchanged entries are copied exactly, with the keys that pfimg does not know.
 
 use std::borrow::Cow;
 use std::cmp::Ordering;
@@ -12,21 +12,21 @@ use crate::layers::FormatError;
 use crate::layers::world::{Entry, FORMAT, Kind, MAX_NAME, Root};
 use crate::store::Draft;
 
-/// An entry that is new or changed. The group says which entries are one file, in numbers of the caller's.
+/// An entry that is new or changed. The group says which entries are one file, in numbers of the caller.
 pub(super) struct NewEntry {
-    /// What it says but for its path, its name and its group.
+    /// The entry without its path, its name and its group.
     pub(super) entry: Entry<'static>,
     pub(super) group: Option<u64>,
 }
 
-/// What became of a tree. Paths are bytes, relative to the tree's root.
+/// The changes of a tree. Paths are bytes, relative to the tree's root.
 #[derive(Default)]
 pub(super) struct TreeChanges {
-    /// Paths that are gone, each with everything below it.
+    /// Removed paths, each with everything below it.
     pub(super) removed: Vec<Vec<u8>>,
     /// Entries that are new or changed.
     pub(super) put: BTreeMap<Vec<u8>, NewEntry>,
-    /// The root folder, if that changed.
+    /// The root folder, if it changed.
     pub(super) root: Option<Root>,
 }
 
@@ -36,16 +36,16 @@ impl TreeChanges {
     }
 }
 
-/// A new tree in the making.
+/// A new tree under construction.
 pub(super) struct Merged<'b> {
     pub(super) draft: Draft<'b>,
-    /// What there is to know of its text, but for its bytes.
+    /// Everything about its text except its bytes.
     pub(super) text: Text,
-    /// Where the text of each entry is that was put, by its path.
+    /// The position of the text of each new entry, by its path.
     pub(super) placed: HashMap<Vec<u8>, Range<usize>>,
 }
 
-/// An entry of the base with its path as it stands in the text.
+/// An entry of the base with its path as in the text.
 struct Old<'a> {
     path: Cow<'a, str>,
     place: Place,
@@ -67,8 +67,8 @@ pub(super) fn order(a: &[u8], b: &[u8]) -> Ordering {
     rank(a.get(at)).cmp(&rank(b.get(at)))
 }
 
-/// Merges changes into the text of a tree; without a base, makes one. Costs what changed, but for copying the text, where
-/// the base is in order and no name in it or among the changes is other than UTF-8.
+/// Merges changes into the text of a tree; without a base, makes one. If the base is sorted and all names are
+/// UTF-8, the cost grows with the changes, apart from copying the text.
 pub(super) fn merge(base: &Text, mut changes: TreeChanges) -> Result<Merged<'_>, FormatError> {
     let named = base.named || changes.put.keys().any(|path| std::str::from_utf8(path).is_err());
     let quick = base.sorted && !named;
@@ -103,7 +103,7 @@ pub(super) fn merge(base: &Text, mut changes: TreeChanges) -> Result<Merged<'_>,
         new.sort_by(|a: &(_, Entry<'_>), b| order(a.1.path.as_bytes(), b.1.path.as_bytes()));
     }
     let [new_entries, new_specials] = new;
-    // A path that is replaced is replaced among both: a file may have become a fifo.
+    // A replaced path is replaced in both lists: a file may have become a fifo.
     let replaced: HashSet<Vec<u8>> =
         new_entries.iter().chain(&new_specials).map(|(path, _)| path.clone()).collect();
     let gone = Gone::new(&changes.removed);
@@ -148,16 +148,16 @@ pub(super) fn merge(base: &Text, mut changes: TreeChanges) -> Result<Merged<'_>,
     Ok(out)
 }
 
-/// A list in the making.
+/// A list under construction.
 struct List<'o, 'b> {
     out: &'o mut Merged<'b>,
-    /// What comes before its first entry.
+    /// The text before its first entry.
     opening: &'static [u8],
     places: Vec<Place>,
 }
 
 impl List<'_, '_> {
-    /// Adds an entry that is new.
+    /// Adds a new entry.
     fn put(&mut self, path: Vec<u8>, entry: &Entry<'_>) -> Result<(), FormatError> {
         let draft = &mut self.out.draft;
         draft.put(if self.places.is_empty() { self.opening } else { b"," });
@@ -169,7 +169,7 @@ impl List<'_, '_> {
         Ok(())
     }
 
-    /// Adds entries of the base, one behind the other in its text.
+    /// Adds entries of the base that are consecutive in its text.
     fn take(&mut self, base: &[u8], run: &[Place]) {
         let (Some(first), Some(last)) = (run.first(), run.last()) else { return };
         let draft = &mut self.out.draft;
@@ -177,7 +177,7 @@ impl List<'_, '_> {
         if self.places.is_empty() {
             draft.put(self.opening);
         } else if from > 0 && base[from - 1] == b',' {
-            // The comma goes along where it stands right before the entry: so the stretch stays whole.
+            // A comma right before the entry is copied with it, so that the stretch stays in one piece.
             from -= 1;
         } else {
             draft.put(b",");
@@ -189,7 +189,7 @@ impl List<'_, '_> {
     }
 }
 
-/// Makes a list of a base's list that is in order and of whose names all are UTF-8, as are those of what is new.
+/// Makes a list from a base's list that is sorted; all names in it and among the new entries are UTF-8.
 fn quick_list(
     list: &mut List<'_, '_>,
     base: &Text,
@@ -201,7 +201,7 @@ fn quick_list(
     let mut cuts: Vec<Range<usize>> = Vec::new();
     for path in removed {
         let from = base.find(olds, path)?;
-        // What is below a path comes right behind it.
+        // Paths below a path come right after it.
         let mut to = from;
         while let Some(old) = olds.get(to)
             && below(path, base.path(*old)?.as_bytes())
@@ -243,7 +243,7 @@ fn quick_list(
     Ok(())
 }
 
-/// Makes a list of any base's.
+/// Makes a list from any base's list.
 fn any_list(
     list: &mut List<'_, '_>,
     base: &[u8],
@@ -277,7 +277,7 @@ fn highest_group(base: &[u8], changes: &TreeChanges) -> u64 {
     if changes.put.values().all(|new| new.group.is_none()) {
         return 0;
     }
-    // What stands in a name counts as well, which does no harm.
+    // Digits in a name count as well, which does no harm.
     let text = String::from_utf8_lossy(base);
     let number = |(at, key): (usize, &str)| {
         let rest = text[at + key.len()..].trim_start_matches([':', ' ', '\t', '\n', '\r']);
@@ -292,13 +292,13 @@ fn below(folder: &[u8], path: &[u8]) -> bool {
     path.starts_with(folder) && (path.len() == folder.len() || path[folder.len()] == b'/')
 }
 
-/// Paths that are gone.
+/// Removed paths.
 struct Gone<'a> {
     few: &'a [Vec<u8>],
     many: HashSet<&'a [u8]>,
 }
 
-/// Up to this many are looked through one by one.
+/// Up to this many are compared one by one.
 const FEW: usize = 8;
 
 impl<'a> Gone<'a> {
@@ -310,7 +310,7 @@ impl<'a> Gone<'a> {
         }
     }
 
-    /// Whether a path or a folder above it is gone.
+    /// Whether a path or a folder above it was removed.
     fn covers(&self, path: &[u8]) -> bool {
         self.few.iter().any(|gone| below(gone, path))
             || (!self.many.is_empty()
@@ -319,12 +319,13 @@ impl<'a> Gone<'a> {
     }
 }
 
-/// How paths are written that are not UTF-8: each component as text that no neighbour has, its bytes beside it.
+/// The text of paths that are not UTF-8: each component as text that no neighbour has, with its bytes in
+/// another key.
 #[derive(Default)]
 struct Shown {
-    /// Only where there is any such name: the text of each path whose text is another.
+    /// Filled only if there is such a name: the text of each path that differs from its bytes.
     text: HashMap<Vec<u8>, String>,
-    /// And the other way round.
+    /// The reverse map.
     bytes: HashMap<String, Vec<u8>>,
 }
 
@@ -339,16 +340,17 @@ fn join(folder: &str, name: &str) -> String {
     if folder.is_empty() { name.to_owned() } else { format!("{folder}/{name}") }
 }
 
-/// Bytes of a name that leave room for what tells it from its neighbours.
+/// Bytes of a name that leave room for a suffix that distinguishes it from its neighbours.
 const ROOM: usize = MAX_NAME - 16;
 
-/// A name as text. Three bytes stand for one that cannot be shown: it must not become longer than a name may be.
+/// A name as text. Three bytes replace one that cannot be shown: the text must not become longer than a name
+/// may be.
 fn readable(name: &[u8]) -> String {
     let text = String::from_utf8_lossy(name);
     if text.len() > MAX_NAME { cut(&text, ROOM).to_owned() } else { text.into_owned() }
 }
 
-/// The start of a text, at most so many bytes.
+/// The start of a text, at most `most` bytes.
 fn cut(text: &str, most: usize) -> &str {
     &text[..text.floor_char_boundary(most)]
 }
@@ -362,7 +364,7 @@ impl Shown {
     ) -> Result<Self, FormatError> {
         let mut shown = Self::default();
         let mut olds: Vec<&Old<'_>> = entries.iter().chain(specials).collect();
-        // Folders before what is in them.
+        // Folders before their content.
         olds.sort_by(|a, b| order(a.path.as_bytes(), b.path.as_bytes()));
         let mut taken: HashSet<&str> = HashSet::new();
         let gone = Gone::new(&changes.removed);
@@ -379,7 +381,7 @@ impl Shown {
                 }
                 real.extend_from_slice(name.as_deref().unwrap_or(plain));
                 shown.bytes.insert(old.path.to_string(), real.clone());
-                // What is gone leaves its text to others.
+                // A removed entry leaves its text to others.
                 if !gone.covers(&real) {
                     shown.text.insert(real, old.path.to_string());
                 }
@@ -390,7 +392,7 @@ impl Shown {
             }
         }
         let mut given: HashSet<String> = HashSet::new();
-        // Sorted by bytes, a folder comes before what is in it.
+        // Sorted by bytes, a folder comes before its content.
         for path in changes.put.keys() {
             let (folder, name) = parent_and_name(path);
             let folder_text = shown.text_of(folder);
@@ -433,7 +435,7 @@ impl Shown {
         entry.path = text.into();
     }
 
-    /// The path that an entry of the base means.
+    /// The real path of an entry of the base.
     fn bytes<'a>(&'a self, old: &'a Old<'_>) -> Cow<'a, [u8]> {
         self.bytes.get(&*old.path).map_or(old.path.as_bytes(), Vec::as_slice).into()
     }

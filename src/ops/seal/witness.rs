@@ -1,4 +1,4 @@
-//! What there is to see of a seal, for the oracle to judge. Costs what was changed.
+//! The observations of a seal, for the oracle to judge. Their cost grows with what was changed.
 
 use super::layers::Stored;
 use super::{Sealer, Sealing, WORLD};
@@ -9,16 +9,16 @@ use crate::fork::{Body, Fork, Put};
 use crate::layers::world::Entry;
 use crate::store::MarkerError;
 
-/// What was found of an image's manifest.
+/// The result of reading an image's manifest.
 type Found = std::result::Result<(Vec<u8>, Option<Digest>), MarkerError>;
 
-/// The manifest of an image that may have been there for long: its blob is as good as its marker.
+/// Returns the manifest of an older image: its blob is as good as its marker.
 pub(crate) fn readable(found: Found) -> Found {
     found.map(|(bytes, _)| (bytes, None))
 }
 
-/// Shows the steps of a transfer which manifest was meant, and what the one that was found hashes to: its marker, where
-/// that is not the manifest's own bytes.
+/// Adds the expected manifest to the steps of a transfer, and the hash of the one that was found: that of the
+/// marker, if the marker differs from the manifest's bytes.
 pub(crate) fn see_manifest(steps: &mut Steps, expected: &Digest, found: Found) {
     let (hash, why) = match found {
         Ok((bytes, None)) => (Digest::of(&bytes).to_string(), None),
@@ -31,10 +31,10 @@ pub(crate) fn see_manifest(steps: &mut Steps, expected: &Digest, found: Found) {
 }
 
 impl Sealer {
-    /// What can be seen of a fork that was put back to `image`: that it rests on it, and shows it.
+    /// The observations of a fork that was restored to `image`: that it has this base, and shows it.
     pub(super) fn seen_restored(&self, name: &str, restored: &Fork, image: &Digest) -> Result<Steps> {
         let mut steps = Steps::new();
-        steps.did("checkpoint", format!("made fork {name} anew of {image}"));
+        steps.did("checkpoint", format!("made fork {name} again from {image}"));
         steps.concerns(format!("forks/heads/{name}.json"));
         let found = self.store.images().bytes(self.store.blobs(), image);
         see_manifest(&mut steps, image, readable(found));
@@ -47,15 +47,15 @@ impl Sealer {
             .filter(|layer| restored.resolve(layer.path.as_bytes()).is_none())
             .map(|layer| (layer.path.clone(), "not in the fork".to_owned()));
         let other = (restored.base() != Some(*image) || restored.is_changed())
-            .then(|| ("world/fs".to_owned(), "the fork is not what the image is".to_owned()));
+            .then(|| ("world/fs".to_owned(), "the fork differs from the image".to_owned()));
         steps.saw_paths(&format!("forks/{name}"), missing.chain(other));
         Ok(steps)
     }
 }
 
 impl Sealing<'_> {
-    /// Paths that the fork shows otherwise than the tree that was stored, each with how. The tree is read back where it
-    /// was changed.
+    /// Paths that differ between the fork and the stored tree, each with the difference. The tree is read
+    /// back where it was changed.
     pub(super) fn differing_paths(&self, tree: &Digest, stored: &Stored) -> Result<Vec<(String, String)>> {
         let mut differing = Vec::new();
         let mut placed = Vec::new();
@@ -91,7 +91,7 @@ impl Sealing<'_> {
     }
 }
 
-/// Whether an entry shows what the fork does.
+/// Whether an entry equals what the fork shows.
 fn shows(entry: &Entry<'_>, path: &[u8], put: &Put, stored: Option<Digest>) -> bool {
     let inode = &put.inode;
     let name = path.rsplit(|byte| *byte == b'/').next().unwrap_or(path);

@@ -1,4 +1,4 @@
-//! Whether the records of an image continue those of its parent.
+//! Checks whether the records of an image continue those of its parent.
 
 use super::finding::Code;
 use super::layers::{Checker, GIANT, Place, Ref};
@@ -7,7 +7,8 @@ use crate::layers::continuing::{ledger_departs, trace_departs};
 use crate::store::LayerFile;
 
 impl Checker<'_> {
-    /// Compares the ledger and the trace of an image with those of its only parent. What cannot be read was reported before.
+    /// Compares the ledger and the trace of an image with those of its only parent. A layer that cannot be
+    /// read was reported before.
     pub(super) fn descent(&self, image: u32, parent: &Digest) {
         let Ok(before) = self.store.image(parent) else { return };
         let Some(layers) = self.state.lock().layers.get(&image).copied() else { return };

@@ -1,4 +1,4 @@
-//! What `verify` found, under codes that scripts may rely on.
+//! The findings of `verify`, with codes that scripts may rely on.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use serde::{Serialize, Serializer};
 use crate::digest::Digest;
 use crate::store::BlobError;
 
-/// Whether something is lost or wrong, or only worth knowing.
+/// Whether a finding is damage, or only information.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
@@ -19,14 +19,14 @@ pub enum Severity {
 
 macro_rules! codes {
     ($($(#[$doc:meta])* $variant:ident = $text:literal, $severity:ident;)*) => {
-        /// What kind of finding it is. The text is stable.
+        /// The kind of a finding. The text is stable.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub enum Code {
             $($(#[$doc])* $variant,)*
         }
 
         impl Code {
-            /// Every code there is.
+            /// Every code.
             pub const ALL: &[Self] = &[$(Self::$variant),*];
 
             /// Its stable text: lowercase words with hyphens.
@@ -47,59 +47,59 @@ macro_rules! codes {
 }
 
 codes! {
-    /// A marker cannot be read, or is no regular file.
+    /// A marker cannot be read, or is not a regular file.
     MarkerUnreadable = "marker-unreadable", Damage;
     /// A marker's bytes do not hash to its name.
     MarkerDigestMismatch = "marker-digest-mismatch", Damage;
-    /// A JSON file among the markers is not named by a digest, so that nobody finds the image.
+    /// A JSON file among the markers is not named by a digest, so no program finds the image.
     MarkerUnknownName = "marker-unknown-name", Damage;
     /// A manifest has a schema version that this program does not know: nothing of the image was checked.
     ManifestNewerSchema = "manifest-newer-schema", Damage;
-    /// The bytes are whole, but no manifest.
+    /// The bytes are whole, but not a manifest.
     ManifestMalformed = "manifest-malformed", Damage;
-    /// The manifest's own blob is missing.
+    /// The manifest's blob is missing.
     ManifestBlobMissing = "manifest-blob-missing", Damage;
-    /// The manifest's own blob cannot be read, decoded, or is something else.
+    /// The manifest's blob cannot be read or decoded, or holds other bytes.
     ManifestBlobDamaged = "manifest-blob-damaged", Damage;
     /// A blob that an image needs is missing.
     BlobMissing = "blob-missing", Damage;
     /// A blob decodes, but to other bytes.
     BlobDigestMismatch = "blob-digest-mismatch", Damage;
-    /// A blob is no zstd stream, or no regular file.
+    /// A blob is not a zstd stream, or not a regular file.
     BlobUndecodable = "blob-undecodable", Damage;
     /// A file's blob has another size than its tree declares.
     BlobSizeMismatch = "blob-size-mismatch", Damage;
-    /// A layer is larger than one may be that is parsed as a whole.
+    /// A layer is larger than the limit for layers that are parsed as a whole.
     BlobTooLarge = "blob-too-large", Damage;
     /// The operating system cannot read a blob.
     BlobUnreadable = "blob-unreadable", Damage;
-    /// The file tree is no `fs.tree.v1`.
+    /// The file tree is not an `fs.tree.v1`.
     TreeMalformed = "tree-malformed", Damage;
     /// A path in the tree cannot be shown: absolute, `..`, too long, NUL.
     TreePathRefused = "tree-path-refused", Damage;
     /// An entry of the tree contradicts another, or lacks what its kind needs.
     TreeEntryRefused = "tree-entry-refused", Damage;
-    /// The page manifest is none.
+    /// The page manifest is malformed.
     PageManifestMalformed = "page-manifest-malformed", Damage;
     /// A page has another size than the page manifest's geometry gives.
     PageSizeMismatch = "page-size-mismatch", Damage;
-    /// The environment is none.
+    /// The environment is malformed.
     EnvMalformed = "env-malformed", Damage;
-    /// The processes are none.
+    /// The processes are malformed.
     ProcsMalformed = "procs-malformed", Damage;
-    /// The model's diff is none.
+    /// The model's diff is malformed.
     ModelDiffMalformed = "model-diff-malformed", Damage;
-    /// The ledger is none.
+    /// The ledger is malformed.
     LedgerMalformed = "ledger-malformed", Damage;
-    /// An entry of the ledger is not what was signed.
+    /// An entry of the ledger differs from the signed one.
     LedgerChainBroken = "ledger-chain-broken", Damage;
-    /// The ledger's header counts other entries than there are: some were cut off or added.
+    /// The count in the ledger's header is wrong: entries were cut off or added.
     LedgerCountMismatch = "ledger-count-mismatch", Damage;
-    /// Lines of the trace are no JSON objects.
+    /// Lines of the trace are not JSON objects.
     TraceMalformedLine = "trace-malformed-line", Damage;
     /// A tag's file holds no digest.
     TagMalformed = "tag-malformed", Damage;
-    /// A tag names an image that is not there.
+    /// A tag names an image that does not exist.
     TagDangling = "tag-dangling", Damage;
     /// The ledger is chained with a secret that was not given.
     LedgerUnverifiable = "ledger-unverifiable", Note;
@@ -119,7 +119,7 @@ codes! {
     CrashPack = "crash-pack", Note;
     /// A crash pack was changed, or is not whole.
     CrashPackChanged = "crash-pack-changed", Note;
-    /// A file that is no part of the store, for instance one that a killed writer left.
+    /// A file that is not part of the store, for instance one that a killed writer left.
     OddFile = "odd-file", Note;
 }
 
@@ -135,20 +135,20 @@ impl fmt::Display for Code {
     }
 }
 
-/// One thing that is not as it should be. Sorts by severity, then code, then subject.
+/// One finding. Sorts by severity, then code, then subject.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Finding {
     /// Whether it is damage.
     pub severity: Severity,
-    /// What kind of finding.
+    /// The kind.
     pub code: Code,
-    /// What it is about: a blob's digest, or a file relative to the store.
+    /// The subject: a blob's digest, or a file relative to the store.
     pub subject: String,
-    /// The image it was found in; of several the first.
+    /// The image; the first one if several have the finding.
     pub image: Option<Digest>,
-    /// Where in the image, as under a mount.
+    /// The path in the image, as under a mount.
     pub path: Option<String>,
-    /// Image and path again, and what is wrong, in words.
+    /// Image and path again, and the fault, in words.
     pub detail: String,
 }
 
@@ -164,7 +164,7 @@ impl Finding {
         }
     }
 
-    /// Says where it was found. `others` counts further images known to hold the same.
+    /// Adds the image and path. `others` counts further images known to have the same finding.
     pub(super) fn found_in(mut self, image: Digest, path: Option<String>, others: u32) -> Self {
         let at = path.as_ref().map(|path| format!(", {path}")).unwrap_or_default();
         let more = if others > 0 { format!(" (and in {others} more images)") } else { String::new() };
@@ -174,14 +174,14 @@ impl Finding {
     }
 }
 
-/// One line: `verify: CODE: SUBJECT: DETAIL`, whatever bytes names are made of.
+/// One line: `verify: CODE: SUBJECT: DETAIL`, whatever bytes the names have.
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "verify: {}: {}: {}", self.code, Plain(&self.subject), Plain(&self.detail))
     }
 }
 
-/// Text in which control characters are escaped, so that it stays on its line and leaves the terminal alone.
+/// Text with escaped control characters, so that it stays on its line and does not affect the terminal.
 struct Plain<'a>(&'a str);
 
 impl fmt::Display for Plain<'_> {
@@ -197,7 +197,7 @@ impl fmt::Display for Plain<'_> {
     }
 }
 
-/// What is wrong with a blob, without its name: that is the subject.
+/// The fault of a blob, without its name: the name is the subject.
 pub(super) fn reason(error: &BlobError) -> String {
     match error {
         BlobError::Missing(_) => "missing from the store".into(),

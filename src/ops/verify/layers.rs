@@ -1,4 +1,4 @@
-//! The first round: markers, manifests and layers, and which blobs they refer to.
+//! The first round: reads markers, manifests and layers, and the references to blobs in them.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
@@ -25,14 +25,14 @@ use crate::tree::Tree;
 /// each may take a gigabyte.
 pub(super) const GIANT: u64 = 1 << 20;
 
-/// Which half of a cache page.
+/// A half of a cache page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Half {
     Keys,
     Values,
 }
 
-/// Where an image refers to a blob. Paths are worked out only for what is found wrong.
+/// A place at which an image refers to a blob. Its path is computed only for findings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Place {
     Manifest,
@@ -66,14 +66,14 @@ impl Place {
 /// A reference to a blob.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Ref {
-    /// The image's place in the list of images.
+    /// The image's index in the list of images.
     pub(super) image: u32,
     pub(super) place: Place,
     /// The size in bytes that the reference declares.
     pub(super) size: Option<u64>,
 }
 
-/// A finding about a blob, before it is worked out where that is.
+/// A finding about a blob, before its path is known.
 #[derive(Debug)]
 pub(super) struct Problem {
     pub(super) code: Code,
@@ -82,24 +82,24 @@ pub(super) struct Problem {
     pub(super) detail: String,
 }
 
-/// A manifest's bytes, from wherever they are whole.
+/// A manifest's bytes, from the marker or the blob, whichever is whole.
 enum ManifestBytes {
     Whole(Vec<u8>),
     Damaged,
-    /// The image was removed while we looked.
+    /// The image was removed during the check.
     Vanished,
 }
 
-/// What all threads add to.
+/// The results of all threads.
 #[derive(Default)]
 pub(super) struct State {
     /// The first reference to each blob.
     pub(super) refs: HashMap<Digest, Ref>,
     /// References that declare another size than the first.
     pub(super) other_sizes: HashMap<Digest, BTreeMap<u64, Ref>>,
-    /// Layers that could not be read; the second round says why, unless it can.
+    /// Layers that could not be read; the second round gives the reason, if it cannot read them either.
     pub(super) unread: HashMap<Digest, BlobError>,
-    /// Each image's layers, where its manifest could be read.
+    /// Each image's layers, if its manifest could be read.
     pub(super) layers: BTreeMap<u32, [(LayerFile, Digest); 8]>,
     /// Images with one parent, and that parent.
     pub(super) descents: Vec<(u32, Digest)>,
@@ -110,7 +110,7 @@ pub(super) struct State {
 
 impl State {
     fn refer(&mut self, blob: Digest, new: Ref) {
-        // The first by its place in the store, not by which thread was faster: findings stay the same.
+        // The first by its place in the store, not by the order of threads: findings stay the same.
         let rank = |at: &Ref| (at.place.may_be_missing(), at.image, at.place);
         let Some(first) = self.refs.get_mut(&blob) else {
             self.refs.insert(blob, new);
@@ -152,7 +152,7 @@ impl<'a> Checker<'a> {
         self.state.lock().problems.push(problem);
     }
 
-    /// Checks marker and manifest of the image of that number in the list.
+    /// Checks marker and manifest of the image with that index.
     pub(super) fn image(&self, image: u32) {
         let id = self.ids[image as usize];
         let bytes = self.manifest_bytes(&id);
@@ -194,12 +194,12 @@ impl<'a> Checker<'a> {
         }
     }
 
-    /// The layers to be parsed: each once, with the first image that has it.
+    /// The layers to parse: each once, with the first image that has it.
     pub(super) fn layers(&self) -> Vec<(u32, LayerFile, Digest)> {
         let state = self.state.lock();
         let mut seen = HashSet::new();
         let all = state.layers.iter().flat_map(|(image, layers)| layers.map(|layer| (*image, layer)));
-        // Any bytes are a base.
+        // A base may have any bytes.
         all.filter(|(_, layer)| layer.0 != LayerFile::ModelBase && seen.insert(*layer))
             .map(|(image, (file, digest))| (image, file, digest))
             .collect()
@@ -246,7 +246,7 @@ impl<'a> Checker<'a> {
         }
     }
 
-    /// Parses a layer and notes what it refers to.
+    /// Parses a layer and notes its references.
     pub(super) fn layer(&self, image: u32, file: LayerFile, digest: &Digest) {
         let blobs = self.store.blobs();
         let _one_at_a_time =
@@ -304,7 +304,7 @@ impl<'a> Checker<'a> {
         let mut refs = Vec::new();
         let mut number = 0;
         let mut bad_path = None;
-        // What is refused may still refer to blobs that other programs get at.
+        // A refused tree may still refer to blobs that other programs can read.
         let read = world::visit(bytes, &mut |entry| {
             let why = world::refuse_path(&entry.path)
                 .or_else(|| entry.name_b64.as_deref().and_then(world::refuse_name));

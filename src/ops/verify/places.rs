@@ -1,4 +1,4 @@
-//! From what was found wrong to where that is: paths as under a mount.
+//! Turns problems into findings with paths as under a mount.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -35,7 +35,7 @@ pub(super) fn locate(store: &Store, ids: &[Digest], state: &mut State) -> Vec<Fi
             let mut finding = Finding::new(problem.code, problem.blob, &problem.detail);
             match problem.at {
                 Some(at) => {
-                    // The same file may well continue the parent of another image.
+                    // The same file may continue the parent of another image.
                     let is_descent =
                         matches!(problem.code, Code::LedgerNotContinued | Code::TraceNotContinued);
                     let others = at
@@ -66,7 +66,7 @@ fn paths(store: &Store, tree: &Digest, problems: &[Problem]) -> HashMap<u32, Str
         .collect();
     let mut number = 0;
     if let Ok(bytes) = store.blobs().read_metadata(tree) {
-        // Its own defects were reported before.
+        // Its other defects were reported before.
         let _ = world::visit(&bytes, &mut |entry| {
             if let Some(path) = paths.get_mut(&number) {
                 *path = entry.path.into_owned();

@@ -1,7 +1,7 @@
-//! Copying a tag: a plan that copies no byte, and what carries it out.
+//! Copies a tag: a plan that copies no byte, and the code that carries it out.
 //!
-//! A blob is stored once under its digest, so that a "hard link" of it is the blob itself, found where it was. What is
-//! new of a copy is one small file that names the image.
+//! A blob is stored once under its digest, so a "hard link" of it is the blob itself, where it is. The only
+//! new part of a copy is one small file that names the image.
 
 use super::{Digest, refuse_new_tag};
 use crate::error::{Error, ErrorKind, Result};
@@ -19,7 +19,7 @@ pub struct ManifestView {
 /// One step of a copy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CopyOp {
-    /// The blob is used where it is.
+    /// The blob is used at its place.
     HardLink {
         /// Its digest.
         sha: String,
@@ -34,19 +34,19 @@ pub enum CopyOp {
 /// What a copy will do, in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CopyPlan {
-    /// What there will be afterwards.
+    /// The state afterwards.
     pub dst: ManifestView,
     /// The steps: every blob in the manifest's order, then the tag.
     pub ops: Vec<CopyOp>,
 }
 
 impl CopyPlan {
-    /// How many blobs are used where they are.
+    /// The number of blobs that are used at their place.
     pub fn hard_links(&self) -> usize {
         self.ops.iter().filter(|op| matches!(op, CopyOp::HardLink { .. })).count()
     }
 
-    /// How many tags are written.
+    /// The number of tags that are written.
     pub fn manifest_writes(&self) -> usize {
         self.ops.iter().filter(|op| matches!(op, CopyOp::WriteManifest { .. })).count()
     }
@@ -60,7 +60,7 @@ impl CopyPlan {
 /// Why a copy is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CopyError {
-    /// There is nothing of that name.
+    /// There is no image or tag of that name.
     #[error("there is no image {0:?} to copy")]
     SourceNotFound(String),
     /// There is a tag of that name.
@@ -79,16 +79,16 @@ impl From<CopyError> for Error {
         let message = error.to_string();
         match error {
             CopyError::SourceNotFound(_) => Self::new(ErrorKind::NotFound, message)
-                .with_hint("`pfimg tags` and `pfimg images` list what there is"),
+                .with_hint("list them with `pfimg tags` and `pfimg images`"),
             CopyError::DestinationExists(_) => Self::new(ErrorKind::AlreadyExists, message)
-                .with_hint("`pfimg untag` removes it; `pfimg tag --force` moves it"),
+                .with_hint("remove it with `pfimg untag`, or move it with `pfimg tag --force`"),
             CopyError::InvalidTag(..) => Self::new(ErrorKind::InvalidInput, message),
             CopyError::EmptyManifest(_) => Self::new(ErrorKind::Damaged, message),
         }
     }
 }
 
-/// Says why nothing can be called `name`, not even an image by its id.
+/// Says why no image can have the name `name`, not even as an id.
 fn refuse_source(name: &str) -> Option<&'static str> {
     if name.is_empty() {
         Some("it is empty")
@@ -99,7 +99,7 @@ fn refuse_source(name: &str) -> Option<&'static str> {
     }
 }
 
-/// Judges the two names of a copy, the source's first. Looks at no store.
+/// Checks the two names of a copy, the source's first. Does not read a store.
 pub fn check_names(src: &str, dst: &str) -> Result<(), CopyError> {
     let refuse = |name: &str, why: Option<&'static str>| match why {
         Some(why) => Err(CopyError::InvalidTag(name.to_owned(), why)),
@@ -109,7 +109,7 @@ pub fn check_names(src: &str, dst: &str) -> Result<(), CopyError> {
     refuse(dst, refuse_new_tag(dst))
 }
 
-/// Plans to copy `src` to `dst`, given everything there is. Looks at nothing else and changes nothing.
+/// Plans to copy `src` to `dst`, given all images and tags. Reads nothing else and changes nothing.
 pub fn plan_copy(registry: &[ManifestView], src: &str, dst: &str) -> Result<CopyPlan, CopyError> {
     check_names(src, dst)?;
     let find = |tag: &str| registry.iter().find(|view| view.tag == tag);
@@ -129,10 +129,10 @@ pub fn plan_copy(registry: &[ManifestView], src: &str, dst: &str) -> Result<Copy
 }
 
 impl Store {
-    /// Gives the image that `src` names (a tag, a prefix, `sha256:…` or `latest`) another tag, without a byte of
-    /// content. Refuses an image that lacks a blob its manifest names. Returns the image and what was done.
+    /// Gives the image that `src` names (a tag, a prefix, `sha256:…` or `latest`) another tag, without a byte
+    /// of content. Refuses an image that lacks a blob of its manifest. Returns the image and the plan.
     pub fn copy_tag(&self, src: &str, dst: &str) -> Result<(Digest, CopyPlan)> {
-        // Before anything is read of the store: a damaged source must not hide a name that is no name.
+        // Before the store is read: a damaged source must not hide an invalid name.
         check_names(src, dst)?;
         let tags = self.tags().names()?;
         let mut registry: Vec<ManifestView> =
@@ -148,7 +148,7 @@ impl Store {
                 registry.push(view);
                 Some(id)
             }
-            // What leads nowhere is told as that; any other failure as what it is.
+            // A name that leads nowhere has its own error; any other failure is returned unchanged.
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
             Err(error) if registry.iter().any(|known| known.tag == src) => return Err(error),
             Err(_) => None,
@@ -162,10 +162,10 @@ impl Store {
                     if !there {
                         let what = format!("image {id}, which {src:?} names, lacks blob sha256:{sha}");
                         return Err(Error::new(ErrorKind::Missing, what)
-                            .with_hint("`pfimg verify` lists everything that is missing"));
+                            .with_hint("run `pfimg verify` to list everything that is missing"));
                     }
                 }
-                // The name may have been taken since it was looked for.
+                // The name may have been taken since the check.
                 CopyOp::WriteManifest { tag } => self.tags().set(tag, &id, false)?,
             }
         }
@@ -228,7 +228,8 @@ mod tests {
         );
     }
 
-    /// Of two faults at once the first in the planner's order is told: the names, the source, the destination, the blobs.
+    /// Of two faults at once the first in the planner's order is reported: the names, the source, the
+    /// destination, the blobs.
     #[test]
     fn two_faults_at_once_are_told_in_the_planners_order() {
         for (src, dst, named) in [
@@ -354,14 +355,14 @@ mod tests {
         assert_eq!(refused("nothing", "f"), ErrorKind::NotFound);
         assert_eq!(refused("a", "latest"), ErrorKind::InvalidInput);
         assert_eq!(refused("../a", "f"), ErrorKind::InvalidInput);
-        // A source that cannot be read hides no name that is none.
+        // A source that cannot be read does not hide an invalid name.
         std::fs::write(store.tags().dir().join("hurt"), "garbage").unwrap();
         assert_eq!(refused("hurt", "../y"), ErrorKind::InvalidInput);
         assert_eq!(refused("hurt", "f"), ErrorKind::Damaged);
         std::fs::remove_file(store.tags().dir().join("hurt")).unwrap();
         store.tags().set("astray", &Digest::of(b"gone"), false).unwrap();
         let error = store.copy_tag("astray", "f").unwrap_err();
-        assert!(error.to_string().contains("not in the store any more"), "{error}");
+        assert!(error.to_string().contains("no longer in the store"), "{error}");
         std::fs::remove_file(store.blobs().path(&Digest::of(b"x"))).unwrap();
         let error = store.copy_tag("a", "f").unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Missing, "{error}");
