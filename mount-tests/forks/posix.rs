@@ -551,7 +551,7 @@ fn a_name_that_is_not_there_is_asked_for_once_and_found_as_soon_as_it_is() {
 fn a_reader_of_a_file_that_is_written_anew_sees_no_zeros() {
     let (store, id) = small_store();
     let mount = Mount::of(store.root()).start();
-    let path = fork(&mount, "anew", &id).join("file");
+    let path = fork(&mount, "again", &id).join("file");
     fs::write(&path, "first").unwrap();
     let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
