@@ -12,11 +12,15 @@ use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
 use super::Store;
+use super::tags::check_new_tag;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 
 /// Held shared while an image is made of blobs that were looked for, exclusively while blobs are deleted.
 const COMMITS: &str = "commits.lock";
+
+/// Held exclusively while a project gets its name.
+const PROJECTS: &str = "projects.lock";
 
 /// A pin without a program that holds it counts this long: it may only just be made.
 const PIN_GRACE: Duration = Duration::from_mins(1);
@@ -75,6 +79,21 @@ impl Store {
     /// Takes a lock that one program at a time may hold; nothing if another one does. Held until the file is dropped.
     pub fn try_lock(&self, name: &str) -> Result<Option<File>> {
         self.lock(name, FlockOperation::NonBlockingLockExclusive)
+    }
+
+    /// Waits until no other program gives a project a name, and keeps others from it until the file is dropped.
+    pub fn lock_projects(&self) -> Result<Option<File>> {
+        self.lock(PROJECTS, FlockOperation::LockExclusive)
+    }
+
+    /// Waits until no other program imports the project of this name, and keeps others from it until the file is dropped.
+    pub fn lock_project(&self, name: &str) -> Result<Option<File>> {
+        check_new_tag(name)?;
+        // A tag's name may be as long as a file's; the lock has more.
+        self.lock(
+            &format!("project.{}.lock", &Digest::of(name.as_bytes()).hex()[..16]),
+            FlockOperation::LockExclusive,
+        )
     }
 
     /// Has images wait that are about to be made, until the file is dropped.
