@@ -4,7 +4,7 @@ mod adverse;
 mod export;
 mod gc;
 mod git;
-mod git_hostile;
+mod git_adverse;
 mod import;
 mod large;
 mod project;

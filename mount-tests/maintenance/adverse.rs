@@ -15,7 +15,7 @@ use crate::common::cli::pfimg_on;
 use crate::common::fast::{FastStore, Spec};
 use crate::common::{bare, hex_digest};
 
-/// Does something once the list of files is known, and before any file is read.
+/// Does something each time the list of files is known, and before any file is read.
 struct Meanwhile<F: Fn() + Sync>(F);
 
 impl<F: Fn() + Sync> Progress for Meanwhile<F> {
@@ -24,7 +24,7 @@ impl<F: Fn() + Sync> Progress for Meanwhile<F> {
     }
 }
 
-fn import_while(house: &House, dir: &Path, meanwhile: impl Fn() + Sync) -> String {
+pub(super) fn import_while(house: &House, dir: &Path, meanwhile: impl Fn() + Sync) -> String {
     let store = Store::create(house.store()).unwrap();
     let options = Options::new(dir, Log::off());
     import(&store, &options, &Meanwhile(meanwhile)).unwrap().image.to_string()

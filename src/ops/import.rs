@@ -15,12 +15,14 @@ mod look;
 mod parent;
 pub mod project;
 mod rules;
+mod settle;
 mod source;
 mod ties;
 mod tree;
 mod walk;
 mod witness;
 
+use std::collections::HashSet;
 use std::fs;
 use std::io::{self, Write};
 use std::num::NonZeroUsize;
@@ -239,7 +241,7 @@ fn import_as(store: &Store, options: &Options, special: &Special, progress: &dyn
     let (report, records) =
         importing.run(&Meta::of(&root)).inspect_err(|e| options.log.note_failed("import", e))?;
     if report.new {
-        options.log.note(note::checkpoint_taken(&dir.display().to_string(), &report.image));
+        options.log.note(note::checkpoint_taken(&known_as.display().to_string(), &report.image));
     }
     if let (Some(path), Some(records), None) = (index_path, records, &special.known_as) {
         let records: Vec<_> = records.iter().map(|(path, record)| (path.as_slice(), *record)).collect();
@@ -317,11 +319,11 @@ impl Importing<'_> {
             one_file_system: self.options.one_file_system,
         };
         let mut listing = walk::walk(self.top, root, &limits, self.options.jobs, self.progress)?;
-        let (mended, git_ties) = self.mend(&mut listing, &limits)?;
+        let whole = self.mend(&mut listing, &limits, self.progress)?;
         self.report_closed(&listing.closed);
         let found = std::mem::take(&mut listing.found);
         let mut report = Report::of(&listing, &found);
-        report.mended = mended;
+        report.mended = whole.mended;
         if self.options.brief
             && let Some(image) = self.unchanged(root, &found)
         {
@@ -332,7 +334,7 @@ impl Importing<'_> {
         let root_xattrs = look::read_xattrs(self.top, b"")?;
         let (mut items, pending) = self.look(&found)?;
         drop(found);
-        let ties = ties::find(self.top, &self.options.dir, &items, git_ties);
+        let ties = ties::find(self.top, &self.options.dir, &items, whole.ties);
         ties.words().into_iter().for_each(|line| self.report(line));
         (report.ties_total, report.ties) = (ties.total(), ties.first);
         let left = self.store.blobs().files_left();
@@ -345,6 +347,7 @@ impl Importing<'_> {
         }
         if image.is_none() {
             self.store_contents(&batch, &mut items, &pending, &mut report)?;
+            self.settle(&batch, (&limits, root), &whole.repositories, &mut items, &mut report)?;
             let tree = text(root, &root_xattrs, &items)?;
             image = self.same(Digest::of(&tree))?;
             if image.is_none() {
@@ -366,6 +369,8 @@ impl Importing<'_> {
         }));
         self.report_mended(&report);
         report.reports = std::mem::take(&mut *self.reports.lock());
+        let mut told = HashSet::new();
+        report.reports.retain(|line| told.insert(line.clone()));
         let is_known = |(path, record): &(Vec<u8>, Record)| {
             self.index.unchanged(path, &record.stamp).is_some_and(|known| known == *record)
         };

@@ -78,7 +78,9 @@ impl Importing<'_> {
                 batch.put(target)?;
             }
         }
-        (report.files_read, report.bytes_read) = read.into_inner();
+        let (files, bytes) = read.into_inner();
+        report.files_read += files;
+        report.bytes_read += bytes;
         let mut gone = HashSet::new();
         for (item, stored) in done.into_inner() {
             match stored {

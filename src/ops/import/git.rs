@@ -20,7 +20,7 @@ pub(super) use self::whole::Standing;
 use super::source::{Source, read};
 use super::ties::{Place, Tie, split};
 use super::walk::{self, Found, Limits, Listing, Meta, joined};
-use super::{Importing, Report};
+use super::{Importing, Progress, Report};
 use crate::error::{Error, Result};
 use crate::layers::world::Kind;
 use crate::mount::reach::Top;
@@ -79,14 +79,30 @@ impl Mended {
     }
 }
 
+/// The repositories of a listing.
+pub(super) struct Whole {
+    /// How they became whole.
+    pub(super) mended: Vec<Mended>,
+    /// What could not be mended.
+    pub(super) ties: Vec<Tie>,
+    /// Their folders, by the image's paths.
+    pub(super) repositories: Vec<Vec<u8>>,
+}
+
 impl Importing<'_> {
     /// Makes the repositories of a listing whole, and names what cannot be.
-    pub(super) fn mend(&self, listing: &mut Listing, limits: &Limits<'_>) -> Result<(Vec<Mended>, Vec<Tie>)> {
+    pub(super) fn mend(
+        &self,
+        listing: &mut Listing,
+        limits: &Limits<'_>,
+        progress: &dyn Progress,
+    ) -> Result<Whole> {
         let place = Place::new(self.top, &self.options.dir);
         let mut mender = Mender {
             importing: self,
             place,
             limits,
+            progress,
             listing,
             confined: None,
             whole: HashSet::new(),
@@ -96,13 +112,13 @@ impl Importing<'_> {
         };
         mender.git_files()?;
         mender.links()?;
-        mender.repositories()?;
+        let repositories = mender.repositories()?;
         let Mender { listing, dropped, mut mended, ties, .. } = mender;
         if !dropped.is_empty() {
             listing.found.retain(|found| !dropped.iter().any(|path| is_at_or_below(&found.path, path)));
         }
         mended.sort();
-        Ok((mended, ties))
+        Ok(Whole { mended, ties, repositories })
     }
 
     /// Says in words what became whole, where that is new.
@@ -124,6 +140,7 @@ struct Mender<'a> {
     importing: &'a Importing<'a>,
     place: Place<'a>,
     limits: &'a Limits<'a>,
+    progress: &'a dyn Progress,
     listing: &'a mut Listing,
     /// Whether nothing outside of the folder is taken in, once that was asked.
     confined: Option<bool>,
@@ -151,29 +168,30 @@ impl Mender<'_> {
         path.starts_with(importing.dir) || !*self.confined.get_or_insert_with(|| importing.is_in_mount())
     }
 
-    /// Goes through the repositories of the image.
-    fn repositories(&mut self) -> Result<()> {
+    /// Goes through the repositories of the image, and returns their folders.
+    fn repositories(&mut self) -> Result<Vec<Vec<u8>>> {
         let members = Members::of(&self.listing.found);
-        for folder in members.repositories(self.top(), &self.listing.found) {
-            if let Some(worktrees) = members.get(&folder, b"worktrees") {
+        let repositories = members.repositories(self.top(), &self.listing.found);
+        for folder in &repositories {
+            if let Some(worktrees) = members.get(folder, b"worktrees") {
                 let path = self.listing.found[worktrees].path.clone();
                 let origin = self.listing.found[worktrees].origin(self.top());
                 self.mended(MendedKind::Worktrees, &path, &origin);
                 self.dropped.push(path);
             }
             for name in [&b"config"[..], b"config.worktree"] {
-                if let Some(config) = members.get(&folder, name) {
-                    self.settings(&folder, config);
+                if let Some(config) = members.get(folder, name) {
+                    self.settings(folder, config);
                 }
             }
             if let (Some(objects), Some(alternates)) = (
-                members.get(&folder, b"objects"),
-                members.get(&joined(&folder, b"objects/info"), b"alternates"),
+                members.get(folder, b"objects"),
+                members.get(&joined(folder, b"objects/info"), b"alternates"),
             ) {
                 self.alternates(&members, objects, alternates)?;
             }
         }
-        Ok(())
+        Ok(repositories)
     }
 
     /// Lists a folder that lies elsewhere, with itself first, as what the image has at `at`.
@@ -187,8 +205,8 @@ impl Mender<'_> {
         let top = Arc::new(Top::open_without_links(from).map_err(failed)?);
         let root = Meta::of(&top.stat(b"").map_err(failed)?);
         let limits = Limits { prefix: at, wanted, mounts: walk::mounts_below(from), ..*self.limits };
-        let Importing { options, progress, .. } = self.importing;
-        let mut copied = walk::walk(&top, &root, &limits, options.jobs, *progress)?;
+        let jobs = self.importing.options.jobs;
+        let mut copied = walk::walk(&top, &root, &limits, jobs, self.progress)?;
         self.listing.left_out.append(&mut copied.left_out);
         let closed = copied.closed.into_iter();
         self.listing.closed.extend(closed.map(|(path, why)| (joined(at, &path).into_owned(), why)));

@@ -1,9 +1,13 @@
-//! What git's files in a folder that another user or an agent wrote may bring into an image, and what not.
+//! What git's files in a folder that another user or an agent wrote may bring into an image, and what not; and git that is at work
+//! while its repository is imported.
 
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::git::{copied, git, mended, repository};
+use super::adverse::import_while;
+use super::git::{commit, copied, git, mended, repository};
 use super::support::{House, exact};
 use super::ties::ties;
 use crate::common::Mount;
@@ -73,4 +77,44 @@ fn from_a_fork_nothing_outside_of_it_is_taken_in() {
     );
     assert_eq!(git(&copy.join("inner"), &["status", "--porcelain"]), "");
     mount.unmount();
+}
+
+#[test]
+fn git_that_works_while_its_repository_is_imported_leaves_a_sound_one_in_the_image() {
+    type Work = fn(&Path);
+    let works: [(&str, Work); 4] = [
+        ("a commit", |dir| commit(dir, "a", "meanwhile")),
+        ("a gc", |dir| drop(git(dir, &["gc", "-q", "--prune=now"]))),
+        ("a gc after a commit", |dir| {
+            commit(dir, "a", "meanwhile");
+            git(dir, &["gc", "-q", "--prune=now"]);
+        }),
+        ("another branch", |dir| drop(git(dir, &["checkout", "-q", "-b", "new"]))),
+    ];
+    for (what, work) in works {
+        for worktree in [false, true] {
+            let house = House::new();
+            let (main, tree) = (house.dir.join("main"), house.dir.join("tree"));
+            repository(&main, &[]);
+            git(&main, &["worktree", "add", "-q", tree.to_str().unwrap(), "-b", "side"]);
+            let dir = if worktree { tree } else { main };
+            // Once: what is read for it afterwards would bring it about again.
+            let done = AtomicBool::new(false);
+            let image = import_while(&house, &dir, || {
+                if !done.swap(true, Ordering::SeqCst) {
+                    work(&dir);
+                }
+            });
+            let out = house.dir.join("out");
+            house.pfimg(["export", &image, out.to_str().unwrap()]).exits(0);
+            git(&out, &["fsck", "--strict"]);
+            for asked in [
+                &["for-each-ref"][..],
+                &["rev-parse", "HEAD"],
+                &["rev-parse", "--symbolic-full-name", "HEAD"],
+            ] {
+                assert_eq!(git(&out, asked), git(&dir, asked), "{what}, a worktree: {worktree}");
+            }
+        }
+    }
 }
