@@ -101,9 +101,10 @@ impl Fork {
         io.sync_dir(&seals).map_err(failed)
     }
 
-    /// Forgets which images were made of it: it is gone.
+    /// Forgets which images were made of it, and its project: it is gone.
     pub(super) fn forget_seals(forks: &std::path::Path, uid: &str) {
         let _ = fs::remove_file(forks.join("seals").join(uid));
+        super::beside::forget_project(forks, uid);
     }
 }
 

@@ -8,6 +8,7 @@ mod index;
 mod limits;
 mod look;
 mod parent;
+pub mod project;
 mod ties;
 mod tree;
 mod walk;
