@@ -152,6 +152,11 @@ pub fn tell(what: &dyn fmt::Display) {
     sys::ignoring(libc::SIGTTOU, || eprintln!("pfimg: {what}"));
 }
 
+/// Says something on stderr without naming this program.
+pub(crate) fn say(what: &dyn fmt::Display) {
+    sys::ignoring(libc::SIGTTOU, || eprintln!("{what}"));
+}
+
 fn cannot_start(error: io::Error, view: &View) -> Error {
     let missing = error.kind() == io::ErrorKind::NotFound;
     let error = Error::io(error, format!("cannot start a process in {}", view.files().display()));

@@ -26,10 +26,10 @@ fn a_fork_is_at_its_projects_own_path_and_the_project_stays_as_it_is() {
         assert_eq!(home.git(&["branch", "--list", "--all"]), "* main\n");
         // What was deleted comes first, whole folders once.
         let lines: Vec<_> = said.stderr.lines().collect();
-        assert!(lines[0].starts_with(&format!("pfimg: imported {project}: ")), "{said:?}");
-        assert!(lines[1].starts_with("pfimg: try: exit 0  "), "{said:?}");
+        assert!(lines[0].starts_with("pfimg: imported ~/shop: "), "{said:?}");
+        assert!(lines[1].starts_with("  try  exit 0  "), "{said:?}");
         assert!(lines[1].ends_with("  -2 +1 ~1   deleted: docs/   1 commit"), "{said:?}");
-        assert!(lines[2].starts_with("pfimg: next:  pfimg diff try      pfimg "), "{said:?}");
+        assert!(lines[2].starts_with("next:  pfimg diff try      pfimg "), "{said:?}");
         assert_eq!(lines.len(), 3, "{said:?}");
         assert_eq!(home.read("try", "src/price.py").unwrap(), "3\n");
         // The same fork again, from a folder in the project.
@@ -87,18 +87,15 @@ fn nothing_is_needed_before_a_run() {
         let home = Home::new(user);
         assert!(!home.store().exists() && home.mountpoints().is_empty());
         let said = home.run(&["--", "true"]).exits(0);
-        assert!(
-            said.stderr.contains("pfimg: shop-1: exit 0") && said.stderr.contains("no changes"),
-            "{said:?}"
-        );
+        assert!(said.stderr.contains("  shop-1  exit 0") && said.stderr.contains("no changes"), "{said:?}");
         assert_eq!((said.stdout.as_str(), home.forks()), ("", vec!["shop-1".to_owned()]));
         // The next one imports nothing, and has the first number that is free.
         let said = home.run(&["--", "true"]).exits(0);
-        assert!(said.stderr.contains("shop-2: exit 0") && !said.stderr.contains("imported"), "{said:?}");
+        assert!(said.stderr.contains("  shop-2  exit 0") && !said.stderr.contains("imported"), "{said:?}");
         home.pfimg(&["discard", "shop-1"]).run().exits(0);
         fs::write(home.path("shop/more"), "more\n").unwrap();
         let said = home.run(&["--", "cat", "more"]).exits(0);
-        assert!(said.stderr.contains("imported") && said.stderr.contains("shop-1: exit 0"), "{said:?}");
+        assert!(said.stderr.contains("imported") && said.stderr.contains("  shop-1  exit 0"), "{said:?}");
         assert_eq!(said.stdout, "more\n");
         // The exit code is the command's, and nothing is said with --quiet.
         let said = home.run(&["-q", "other", "--", "sh", "-c", "exit 7"]).exits(7);
@@ -109,7 +106,7 @@ fn nothing_is_needed_before_a_run() {
             assert!(said.stderr.contains("no project"), "{said:?}");
         }
         let said = home.pfimg(&["run", "--from", "shop/docs", "--", "ls"]).dir(&home.path("")).run().exits(0);
-        assert!(said.stdout == "one.md\ntwo.md\n" && said.stderr.contains("docs-1: exit 0"), "{said:?}");
+        assert!(said.stdout == "one.md\ntwo.md\n" && said.stderr.contains("  docs-1  exit 0"), "{said:?}");
         // The store holds nothing that gc or verify would trip over.
         home.pfimg(&["verify"]).run().exits(0);
         home.pfimg(&["gc"]).run().exits(0);

@@ -24,8 +24,8 @@ fn several_runs_are_told_in_a_line_each_and_their_output_is_kept() {
         let said = home.run(&["try-{1..3}", "--", "sh", "-c", script]).exits(1);
         assert_eq!((said.stdout.as_str(), home.state()), ("", before));
         for line in [
-            "try-1: exit 1  ",
-            "try-2: exit 0  ",
+            "  try-1  exit 1  ",
+            "  try-2  exit 0  ",
             "  -1 +1   deleted: docs/one.md   1 commit",
             "  -3   deleted: docs/, src/price.py",
             "3 runs in ",
@@ -112,9 +112,12 @@ fn a_command_whose_time_is_up_is_ended() {
         "trap 'echo bye; exit 3' TERM; while :; do sleep 0.01; done",
     ]);
     assert_eq!((said.code, said.stdout.as_str()), (124, "bye\n"), "{said:?}");
-    assert!(said.stderr.contains("a: timeout  "), "{said:?}");
+    assert!(said.stderr.contains("  a  timeout  "), "{said:?}");
     let said = home.run(&["--timeout=300ms", "b", "c", "--", "sleep", "1000"]).exits(124);
-    assert!(said.stderr.contains("b: timeout") && said.stderr.contains("largest exit code 124"), "{said:?}");
+    assert!(
+        said.stderr.contains("  b  timeout") && said.stderr.contains("largest exit code 124"),
+        "{said:?}"
+    );
     assert_eq!(home.record("b")["timed_out"], true);
     home.run(&["--timeout", "10m", "a", "--", "sh", "-c", "exit 5"]).exits(5);
 }

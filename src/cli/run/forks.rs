@@ -284,7 +284,10 @@ impl Runs {
             options.log.note(note::tags_changed(&[project.name.as_str()], &[], Some(&refreshed.image)));
         }
         if refreshed.imported && !args.quiet && !self.conf.quiet {
-            let root = project.root.display().to_string();
+            let home = std::env::home_dir();
+            let below = home.as_deref().and_then(|home| project.root.strip_prefix(home).ok());
+            let root = below.map_or_else(|| project.root.clone(), |below| Path::new("~").join(below));
+            let root = root.to_string_lossy();
             eprintln!(
                 "pfimg: imported {}: {}, {}, {:.1} s",
                 plain(&root, usize::MAX),

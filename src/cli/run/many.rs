@@ -102,7 +102,7 @@ pub(super) fn run(runs: &Runs, args: &RunArgs) -> Result<u8> {
                 let text = end.text();
                 bar.finish_with_message(text.lines().next().unwrap_or_default().to_owned());
                 if !has_bar && !is_quiet {
-                    sandbox::tell(&format_args!("{}: {text}", plain(&fork.name, usize::MAX)));
+                    sandbox::say(&format_args!("  {:width$}  {text}", plain(&fork.name, usize::MAX)));
                 }
                 let failed = args.tag.is_some() && image.is_none();
                 ended.lock().push((fork.name.clone(), end, failed));
@@ -137,7 +137,7 @@ pub(super) fn run(runs: &Runs, args: &RunArgs) -> Result<u8> {
             runs.store_words,
         ));
         if !args.rm {
-            sandbox::tell(&format_args!("{}", next(runs, &shown)));
+            sandbox::say(&next(runs, &shown));
         }
     }
     if interrupted.lock().is_some() {

@@ -99,12 +99,12 @@ pub(super) fn run(runs: &Runs, args: &RunArgs) -> Result<u8> {
         &Ended { event: "ended", fork: &fork.name, made: fork.is_made, image, record: &record },
     ));
     if is_told(runs, fork, args) {
-        sandbox::tell(&format_args!("{}: {}", plain(&fork.name, usize::MAX), line(&record)));
+        sandbox::say(&format_args!("  {}  {}", plain(&fork.name, usize::MAX), line(&record)));
         if let (Some(image), Some(tag)) = (image, &args.tag) {
             sandbox::tell(&format_args!("sealed {} as {tag} ({})", fork.name, &image.hex()[..12]));
         }
         if !is_gone {
-            sandbox::tell(&format_args!("{}", next(runs, &fork.name)));
+            sandbox::say(&next(runs, &fork.name));
         }
     }
     let code = if outcome.timed_out { TIMED_OUT } else { outcome.pass_on() };
