@@ -14,6 +14,7 @@
 mod apply;
 mod aside;
 mod attr;
+pub mod beside;
 mod caller;
 mod checkpoint;
 mod content;
