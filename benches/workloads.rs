@@ -181,7 +181,7 @@ fn run(args: &Args) -> Result<()> {
 
 /// Imports a folder into a store.
 fn import(store: &Path, folder: &Path) -> Result<()> {
-    let output = pfimg("import").arg("--no-default-ignores").arg("--store").args([store, folder]).output()?;
+    let output = pfimg("import").arg("--store").args([store, folder]).output()?;
     if output.status.success() {
         Ok(())
     } else {

@@ -3,8 +3,11 @@
 mod adverse;
 mod export;
 mod gc;
+mod git;
+mod git_adverse;
 mod import;
 mod large;
+mod project;
 mod support;
 mod taken;
 mod ties;

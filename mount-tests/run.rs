@@ -3,6 +3,10 @@
 mod credentials;
 mod escape;
 mod everyday;
+mod home;
+mod idle;
+mod project;
+mod several;
 mod terminal;
 
 use std::fs;
@@ -424,8 +428,8 @@ fn what_cannot_be_run_in_is_told() {
     assert_eq!(place.sh("empty", "ls -A; echo x > x; cat x").exits(0).stdout, "x\n");
     let (store, root) = (place.store, place.mount);
     root.unmount();
-    let said = pfimg_on(store.root(), ["run", "a", "true"]).exits(125);
-    assert!(said.stderr.contains("not mounted") && said.stderr.contains("pfimg mount"), "{said:?}");
+    let said = pfimg_on(store.root(), ["run", "none", "true"]).exits(125);
+    assert!(said.stderr.contains("no fork"), "{said:?}");
 }
 
 #[test]

@@ -76,7 +76,7 @@ sum=$(sha256sum < data.bin)
 state() { find . -type f -not -path './.git/*' -exec sha256sum {} + | sort | sha256sum; git rev-parse HEAD; git status --porcelain; }
 untouched=$(state)
 cd "$T"
-does "import makes an image with a tag" "$P" import project --tag base --no-default-ignores
+does "import makes an image with a tag" "$P" import project --tag base
 does "mount" "$P" mount "$M" --seal manual
 mounts+=("$M")
 same "the image shows the project" "$(diff -r "$T/project" "$M/tags/base/world/fs" 2>&1 | grep -v socket)" ""

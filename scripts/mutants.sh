@@ -9,12 +9,12 @@ command -v cargo-mutants >/dev/null || cargo install cargo-mutants --locked
 
 files=("$@")
 if [ ${#files[@]} = 0 ]; then
-    files=('src/audit/*.rs' 'src/crashpack.rs' 'src/crashpack/*.rs' 'src/oracle.rs' 'src/recovery.rs' 'src/store/tags.rs'
-        'src/store/tags/*.rs' 'src/store/manifest.rs' 'src/fixture.rs' 'src/fork/registry.rs')
+    files=('src/audit/*.rs' 'src/crashpack.rs' 'src/crashpack/*.rs' 'src/oracle.rs' 'src/ops/recover.rs' 'src/store/tags.rs'
+        'src/store/tags/*.rs' 'src/store/manifest.rs' 'src/ops/fixture.rs' 'src/fork/registry.rs')
 fi
 for file in "${files[@]}"; do args+=(--file "$file"); done
 # The tests of what is changed: all unit tests would take minutes for each change.
-tests=(audit crashpack oracle recovery store::tags store::manifest fixture fork verify)
+tests=(audit crashpack oracle recover store::tags store::manifest fixture fork verify)
 # Functions that only write to a terminal or to the log of a daemon, and those that tests use.
 skip=('impl Debug for' 'impl fmt::Debug' 'failing')
 for pattern in "${skip[@]}"; do args+=(--exclude-re "$pattern"); done

@@ -5,6 +5,7 @@ mod cp;
 mod demo;
 mod diff;
 mod discard;
+mod envelope;
 mod export;
 mod fixture;
 mod fork;
@@ -17,6 +18,8 @@ mod log;
 mod meant;
 mod mount;
 mod mv;
+mod output;
+mod own;
 mod packs;
 mod place;
 mod probe;
@@ -108,6 +111,7 @@ enum Command {
     Seal(seal::SealArgs),
     Restore(restore::RestoreArgs),
     Run(run::RunArgs),
+    Output(output::OutputArgs),
     Images(images::ImagesArgs),
     Log(log::LogArgs),
     Tags(tags::TagsArgs),
@@ -141,6 +145,13 @@ pub fn run() -> ExitCode {
         eprintln!("pfimg: {error}");
         return ExitCode::from(error.exit_code());
     }
+    let args = match run::with_command_apart(args) {
+        Ok(args) => args,
+        Err(error) => {
+            eprintln!("pfimg: {error}");
+            return ExitCode::from(error.exit_code());
+        }
+    };
     let cli = Cli::try_parse_from(&args).unwrap_or_else(|error| with_usage_of_command(error, &args).exit());
     // What runs in a fork gets the signals that its caller has it get.
     if !matches!(cli.command, Command::Run(_)) {
@@ -210,6 +221,7 @@ fn dispatch(cli: &Cli) -> Result<ExitCode> {
         Command::Seal(args) => seal::run(store, args),
         Command::Restore(args) => restore::run(store, args),
         Command::Run(args) => Ok(run::run(store, args)),
+        Command::Output(args) => output::run(store, args),
         Command::Images(args) => images::run(store, args),
         Command::Log(args) => log::run(store, args),
         Command::Tags(args) => tags::run(store, args),

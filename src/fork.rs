@@ -14,6 +14,7 @@
 mod apply;
 mod aside;
 mod attr;
+pub mod beside;
 mod caller;
 mod checkpoint;
 mod content;
@@ -60,7 +61,7 @@ pub use diff::{Compare, Difference, How, Side, View, compare};
 pub use disk::{GenId, Generation, Io, RealIo};
 pub use follow::Lengths;
 pub use freeze::{Changes, Frozen, Put, Sealed};
-pub use head::{refuse_fork_name, refuse_new_fork_name};
+pub use head::{is_fork, refuse_fork_name, refuse_new_fork_name};
 pub use ino::Ino;
 pub use keep::Kept;
 pub use listing::DirEntry;

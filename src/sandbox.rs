@@ -27,7 +27,7 @@ mod variables;
 mod view;
 
 use std::ffi::{CStr, OsString};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::{fmt, io};
 
@@ -37,7 +37,7 @@ use crate::sandbox::channel::{Channel, Message};
 pub use crate::sandbox::groups::{ControlGroup, Hierarchy, control_groups};
 pub use crate::sandbox::init::first_process;
 use crate::sandbox::signals::{Became, Taken, look_at};
-pub use crate::sandbox::starter::{Environment, start};
+pub use crate::sandbox::starter::{Environment, Outcome, start};
 pub(crate) use crate::sandbox::sys::own_descriptors;
 use crate::sandbox::variables::Variables;
 
@@ -58,7 +58,9 @@ pub struct View {
     pub mountpoint: PathBuf,
     /// The fork's name.
     pub fork: String,
-    /// Where the command starts, below the fork's `world/fs`.
+    /// Where the fork's `world/fs` shows besides, over what is there: at the path of its project.
+    pub at: Option<PathBuf>,
+    /// Where the command starts, below the fork's `world/fs`. Where that is not there, it starts in the nearest folder above.
     pub start: PathBuf,
     /// More that it may write: files, folders, devices.
     pub write: Vec<PathBuf>,
@@ -112,8 +114,7 @@ pub fn build(
         sys::loopback_up().map_err(|e| Error::io(e, "cannot bring up the loopback interface"))?;
     }
     namespaces::keep_capabilities()?;
-    // Joining nothing would leave a slash at the end.
-    let start = view.start.components().fold(view.work(), |path, name| path.join(name));
+    let start = view.start_folder();
     starter.hand_on()?;
     let mut command = this_program();
     for (name, value) in variables.changes(&runtime) {
@@ -141,14 +142,24 @@ pub fn build(
     }
 }
 
+/// Ends this process by a signal, as if it had no handler for it.
+pub(crate) fn end_by(signal: i32) {
+    sys::die_of(signal);
+}
+
 /// Says something on stderr. A terminal may stop who writes to it from the background, where the builder and init are.
 pub fn tell(what: &dyn fmt::Display) {
     sys::ignoring(libc::SIGTTOU, || eprintln!("pfimg: {what}"));
 }
 
+/// Says something on stderr without naming this program.
+pub(crate) fn say(what: &dyn fmt::Display) {
+    sys::ignoring(libc::SIGTTOU, || eprintln!("{what}"));
+}
+
 fn cannot_start(error: io::Error, view: &View) -> Error {
     let missing = error.kind() == io::ErrorKind::NotFound;
-    let error = Error::io(error, format!("cannot start a process in {}", view.work().display()));
+    let error = Error::io(error, format!("cannot start a process in {}", view.files().display()));
     if missing && !view.hide.is_empty() {
         return error.with_hint("--hide hides what every program needs, such as /usr");
     }
@@ -166,7 +177,29 @@ impl View {
         self.fork_folder().join("world/fs")
     }
 
-    /// The shorter name of that.
+    /// Where the command finds these files.
+    fn files(&self) -> PathBuf {
+        self.at.clone().unwrap_or_else(|| self.work())
+    }
+
+    /// Where the command starts. To be called in the finished view.
+    fn start_folder(&self) -> PathBuf {
+        let files = self.files();
+        // Joining nothing would leave a slash at the end.
+        let wanted = self.start.components().fold(files.clone(), |path, name| path.join(name));
+        let start = wanted.ancestors().take_while(|path| **path != files).find(|path| path.is_dir());
+        let start = start.map_or(files, Path::to_owned);
+        if start != wanted {
+            let (wanted, start) = (wanted.display(), start.display());
+            tell(&format_args!(
+                "{wanted} is no folder of fork {:?}: the command starts in {start}",
+                self.fork
+            ));
+        }
+        start
+    }
+
+    /// The shorter name of the files in the mount.
     fn shown_work(&self) -> PathBuf {
         self.mountpoint.join("work").join(&self.fork)
     }

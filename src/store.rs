@@ -4,6 +4,7 @@
 //! <store>/blobs/sha256/<aa>/<hex64>.zst   zstd of a payload, named by the SHA-256 of the payload
 //! <store>/images/<hex64>.json             a manifest's exact bytes; its SHA-256 is the image's id
 //! <store>/refs/tags/<name>                ours: sha256:<hex64>
+//! <store>/refs/projects/<name>            ours: sha256:<hex64> and a folder
 //! ```
 //! `pf` takes no locks and ignores what it does not know. Opening and reading write nothing.
 
@@ -17,6 +18,7 @@ pub mod images;
 mod io;
 mod lock;
 pub mod manifest;
+pub mod projects;
 mod remove;
 pub mod seekable;
 mod sharing;
@@ -38,6 +40,7 @@ pub(crate) use io::rename_new;
 pub use io::{StoreIo, SystemIo};
 pub use lock::Pin;
 pub use manifest::{LayerFile, Manifest};
+pub use projects::Projects;
 pub use remove::Removed;
 pub use seekable::{SEEKABLE_FROM, SeekTable, Seekable};
 pub use sharing::{Openness, Sharing, plain_folder_mode};
@@ -55,6 +58,7 @@ pub struct Store {
     blobs: Blobs,
     images: Images,
     tags: Tags,
+    projects: Projects,
 }
 
 impl std::fmt::Debug for Store {
@@ -131,7 +135,8 @@ impl Store {
     fn at(root: PathBuf, io: Arc<dyn StoreIo>) -> Self {
         let sharing = Sharing::of(&root);
         let (blobs, tags) = (Blobs::new(&root, io.clone(), sharing), Tags::new(&root, io.clone(), sharing));
-        Self { blobs, images: Images::new(&root), tags, io, sharing, root }
+        let projects = Projects::new(&root, io.clone(), sharing);
+        Self { blobs, images: Images::new(&root), tags, projects, io, sharing, root }
     }
 
     /// Its folder, absolute.
@@ -152,6 +157,11 @@ impl Store {
     /// Its tags.
     pub fn tags(&self) -> &Tags {
         &self.tags
+    }
+
+    /// Its projects.
+    pub fn projects(&self) -> &Projects {
+        &self.projects
     }
 
     /// Reads an image's manifest.

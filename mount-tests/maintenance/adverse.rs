@@ -1,14 +1,12 @@
 //! Folders and stores that change during an operation, or that were made to do harm.
 
 use std::fs;
-use std::num::NonZeroUsize;
 use std::os::unix::fs::{MetadataExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use pfimg::audit::Log;
-use pfimg::layers::ignore::Ignore;
-use pfimg::ops::import::{Options, Parent, Progress, import};
+use pfimg::ops::import::{Options, Progress, import};
 use pfimg::store::Store;
 use serde_json::json;
 
@@ -17,7 +15,7 @@ use crate::common::cli::pfimg_on;
 use crate::common::fast::{FastStore, Spec};
 use crate::common::{bare, hex_digest};
 
-/// Does something once the list of files is known, and before any file is read.
+/// Does something each time the list of files is known, and before any file is read.
 struct Meanwhile<F: Fn() + Sync>(F);
 
 impl<F: Fn() + Sync> Progress for Meanwhile<F> {
@@ -26,19 +24,9 @@ impl<F: Fn() + Sync> Progress for Meanwhile<F> {
     }
 }
 
-fn import_while(house: &House, dir: &Path, meanwhile: impl Fn() + Sync) -> String {
+pub(super) fn import_while(house: &House, dir: &Path, meanwhile: impl Fn() + Sync) -> String {
     let store = Store::create(house.store()).unwrap();
-    let options = Options {
-        dir: dir.to_owned(),
-        parent: Parent::Last,
-        ignore: Ignore::default(),
-        one_file_system: false,
-        own: Vec::new(),
-        index_dir: None,
-        reread: false,
-        jobs: NonZeroUsize::MIN,
-        log: Log::off(),
-    };
+    let options = Options::new(dir, Log::off());
     import(&store, &options, &Meanwhile(meanwhile)).unwrap().image.to_string()
 }
 
@@ -92,11 +80,14 @@ fn of_two_files_of_rules_the_first_counts_as_with_pf() {
         let entries = tree["entries"].as_array().unwrap().iter();
         entries.map(|entry| entry["path"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
     };
-    let both = names(&super::support::id(&house.import(&dir, &[])));
+    let both = names(&super::support::id(&house.import(&dir, &["--pf-ignores"])));
     assert!(both.contains(&"dist/b".to_owned()) && !both.contains(&"a.log".to_owned()), "{both:?}");
     fs::remove_file(dir.join(".pfignore")).unwrap();
-    let one = names(&super::support::id(&house.import(&dir, &[])));
+    let one = names(&super::support::id(&house.import(&dir, &["--pf-ignores"])));
     assert!(!one.contains(&"dist/b".to_owned()) && one.contains(&"a.log".to_owned()), "{one:?}");
+    // Unless pf's rules are asked for, a .gitignore leaves nothing out.
+    let all = names(&super::support::id(&house.import(&dir, &[])));
+    assert!(all.contains(&"dist/b".to_owned()) && all.contains(&"a.log".to_owned()), "{all:?}");
 }
 
 fn age(path: &Path) {

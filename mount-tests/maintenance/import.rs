@@ -23,7 +23,7 @@ fn what_was_imported_is_what_the_real_pf_captures_and_restores() {
         let _program = crate::common::failing::Program { what: "an imported tree", seed, again };
         let dir = house.dir.join(format!("tree-{seed}"));
         tree::generate(seed, &dir);
-        let image = id(&house.import(&dir, &[]));
+        let image = id(&house.import(&dir, &["--pf-ignores"]));
         let ours = house.pf_tree(&image);
         // The large files of two of them take the real capture long, and show nothing new.
         if seed % 100 != 7 && seed % 100 != 8 {
@@ -158,7 +158,8 @@ fn what_the_index_knows_and_the_store_has_lost_is_read_again() {
 }
 
 #[test]
-fn what_pf_leaves_out_is_left_out_and_said() {
+fn everything_is_imported_but_what_the_ignore_file_and_the_caller_name_and_with_pf_ignores_what_pf_leaves_out()
+ {
     let house = House::new();
     let dir = house.dir.join("tree");
     for name in ["src", "target", "x/node_modules", ".git/objects", "dist", "x/logs"] {
@@ -166,16 +167,35 @@ fn what_pf_leaves_out_is_left_out_and_said() {
         fs::write(dir.join(name).join("f"), name).unwrap();
     }
     fs::write(dir.join("m.pyc"), "").unwrap();
+    fs::write(dir.join(".gitignore"), "target\n.env\n").unwrap();
+    fs::write(dir.join(".env"), "key").unwrap();
+    let whole = |report: &Value| {
+        let (restored, source) = (house.pf_restored(&id(report)), tree::read_tree(&dir).unwrap());
+        assert_eq!(tree::differences(&restored, &source), [""; 0]);
+        assert_eq!((&report["left_out"], &report["left_out_by"]["ignore_file"]), (&0.into(), &0.into()));
+    };
+    whole(&house.import(&dir, &[]));
     fs::write(dir.join(".pfignore"), "/dist/\n!src\n").unwrap();
-    let report = house.import(&dir, &["--ignore", "x/logs"]);
-    let paths: Vec<_> = house.pf_tree(&id(&report)).entries.into_iter().map(|entry| entry.path).collect();
-    assert_eq!(paths, [".git", ".pfignore", "src", "src/f", "x"]);
-    assert_eq!(report["left_out"], 6);
-    assert!(report["reports"][0].as_str().unwrap().contains("\"!src\" is not followed"), "{report}");
-    let all = house.import(&dir, &["--no-default-ignores"]);
-    assert_eq!(all["left_out"], 0);
-    let (restored, source) = (house.pf_restored(&id(&all)), tree::read_tree(&dir).unwrap());
-    assert_eq!(tree::differences(&restored, &source), [""; 0]);
+    let import = |args: &[&str]| {
+        let report = house.import(&dir, args);
+        let paths: Vec<_> = house.pf_tree(&id(&report)).entries.into_iter().map(|e| e.path).collect();
+        assert!(report["reports"][0].as_str().unwrap().contains("\"!src\" is not followed"), "{report}");
+        (report, paths)
+    };
+    let (report, paths) = import(&["--ignore", "x/logs", "--pf-ignores"]);
+    assert_eq!(paths, [".env", ".git", ".gitignore", ".pfignore", "src", "src/f", "x"]);
+    let by = |report: &Value| {
+        ["pf_ignores", "ignore_file", "ignore"].map(|by| report["left_out_by"][by].as_u64().unwrap())
+    };
+    assert_eq!((report["left_out"].as_u64(), by(&report)), (Some(6), [4, 1, 1]));
+    let (report, paths) = import(&["--ignore", "x/logs"]);
+    assert_eq!((report["left_out"].as_u64(), by(&report)), (Some(2), [0, 1, 1]));
+    for path in [".env", ".git/objects/f", "target/f", "x/node_modules/f", "m.pyc"] {
+        assert!(paths.iter().any(|p| p == path), "{path}: {paths:?}");
+    }
+    assert!(!paths.iter().any(|p| p.starts_with("dist") || p.starts_with("x/logs")), "{paths:?}");
+    // An older script's option does no more than the default.
+    assert_eq!(import(&["--no-default-ignores", "--ignore", "x/logs"]).1, paths);
 }
 
 #[test]
@@ -204,6 +224,9 @@ fn the_other_layers_are_the_parents_or_what_pf_has_where_nobody_filled_them() {
     assert_eq!(pf.blobs().get(&manifest.trace.messages).unwrap(), b"");
     let ledger = pf.blobs().get(&manifest.effects.ledger).unwrap();
     assert_eq!(ledger, b"{\"entries\":0,\"kind\":\"effects.ledger.v1\"}\n");
+    // The tag's image has the same files, and the folder's next import into the tag comes from it.
+    house.pfimg(["import", dir.to_str().unwrap(), "--tag", "child"]).exits(0);
+    fs::write(dir.join("a"), "another").unwrap();
     house.pfimg(["import", dir.to_str().unwrap(), "--tag", "child"]).exits(2);
     house.pfimg(["verify"]).exits(0);
 }

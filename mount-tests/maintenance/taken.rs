@@ -144,8 +144,7 @@ fn the_cache_and_the_logs_of_pfimg_are_in_no_image() {
         "Signature: 8a477f597d28d172789f06886806bc55\n# cargo\n",
     )
     .unwrap();
-    let all = run(&["import".as_ref(), home.as_os_str(), "--json".as_ref(), "--no-default-ignores".as_ref()]);
-    assert_eq!(all.json()["files"], 2);
+    assert_eq!(import()["files"], 2);
 }
 
 /// A filesystem that is mounted until this is dropped.
@@ -218,7 +217,7 @@ fn a_path_longer_than_the_kernel_takes_is_exported_and_imported() {
 }
 
 #[test]
-fn what_was_left_out_is_named_or_counted_and_a_hint_helps() {
+fn what_was_left_out_is_named_or_counted_with_the_rules_that_did() {
     let house = House::new();
     let dir = house.dir.join("d");
     let make = |name: &str| {
@@ -232,26 +231,23 @@ fn what_was_left_out_is_named_or_counted_and_a_hint_helps() {
         let all = ["import", dir.to_str().unwrap()];
         house.pfimg(all.iter().chain(args)).stderr
     };
-    let hinted = |said: &str| said.contains("--no-default-ignores");
     let said = import(&[]);
-    assert!(said.contains("left out: __pycache__, target (--no-default-ignores"), "{said}");
-    let said = import(&["--no-default-ignores"]);
-    assert!(!said.contains("left out") && !hinted(&said), "{said}");
-    let said = import(&["--no-default-ignores", "--ignore", "mine"]);
-    assert!(said.contains("left out: mine\n") && !hinted(&said), "{said}");
-    fs::remove_dir_all(dir.join("target")).unwrap();
-    fs::remove_dir_all(dir.join("__pycache__")).unwrap();
-    assert!(!hinted(&import(&["--ignore", "mine"])), "the default rules left nothing out");
+    assert!(!said.contains("left out"), "{said}");
+    let said = import(&["--pf-ignores"]);
+    assert!(said.contains("left out: __pycache__, target (2 by --pf-ignores)\n"), "{said}");
+    fs::write(dir.join(".pfignore"), "target\n").unwrap();
+    let said = import(&["--ignore", "mine"]);
+    assert!(said.contains("left out: mine, target (1 by the ignore file, 1 by --ignore)\n"), "{said}");
     for n in 0..300 {
         make(&format!("d{n}/target"));
     }
     let said = import(&[]);
-    assert!(said.contains("300 paths left out") && said.contains(" and 297 more"), "{said}");
+    assert!(said.contains("301 paths left out") && said.contains(" and 298 more"), "{said}");
     assert!(said.lines().count() < 10, "{said}");
     let report = house.import(&dir, &[]);
     assert_eq!(
-        (report["left_out_by_default"].as_u64(), list(&report, "left_out_paths").len()),
-        (Some(300), 100)
+        (report["left_out_by"]["ignore_file"].as_u64(), list(&report, "left_out_paths").len()),
+        (Some(301), 100)
     );
     // What is wrong with a tag is what the hint is about.
     let tagged = |text: &str, args: &[&str]| {

@@ -7,72 +7,24 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::support::House;
-use crate::common::cli::tool;
-
-/// `git -C DIR ARGS…` with no settings but these.
-#[track_caller]
-fn git(dir: &Path, args: &[&str]) {
-    let settings = ["-c", "protocol.file.allow=always", "-c", "user.name=n", "-c", "user.email=e@x"];
-    let all = ["-C", dir.to_str().unwrap()].into_iter().chain(settings).chain(args.iter().copied());
-    tool("git", all).exits(0);
-}
 
 /// Imports everything of a folder.
 #[track_caller]
 fn import(house: &House, dir: &Path) -> Value {
-    house.import(dir, &["--no-default-ignores"])
+    house.import(dir, &[])
 }
 
-/// The ties reported for a tree: kind, path and target of each.
-fn ties(report: &Value) -> Vec<[String; 3]> {
+/// What is said of a tree: kind, path and target of each.
+pub(super) fn ties(report: &Value) -> Vec<[String; 3]> {
     let text = |tie: &Value, name: &str| tie[name].as_str().unwrap().to_owned();
     let ties = report["ties"].as_array().unwrap();
     ties.iter().map(|tie| ["kind", "path", "target"].map(|name| text(tie, name))).collect()
 }
 
 /// Whether a line of the report in words says all of these.
-fn says(report: &Value, words: &[&str]) -> bool {
+pub(super) fn says(report: &Value, words: &[&str]) -> bool {
     let lines = report["reports"].as_array().unwrap();
     lines.iter().any(|line| words.iter().all(|word| line.as_str().unwrap().contains(word)))
-}
-
-#[test]
-fn worktrees_submodules_and_borrowed_objects_of_git_are_named_and_whole_repositories_are_not() {
-    let house = House::new();
-    let dir = |name: &str| house.dir.join(name);
-    let (lib, main, tree, shared) = (dir("lib"), dir("main"), dir("tree"), dir("shared"));
-    let show = |path: &Path| path.to_str().unwrap().to_owned();
-    for repository in [&lib, &main] {
-        git(&house.dir, &["init", "-q", "-b", "main", &show(repository)]);
-        fs::write(repository.join("file"), "1").unwrap();
-        git(repository, &["add", "."]);
-        git(repository, &["commit", "-q", "-m", "1"]);
-    }
-    git(&main, &["submodule", "--quiet", "add", &show(&lib), "sub"]);
-    git(&main, &["commit", "-q", "-m", "2"]);
-    git(&main, &["worktree", "add", "-q", &show(&tree), "-b", "side"]);
-    git(&house.dir, &["clone", "-q", "--shared", &show(&lib), &show(&shared)]);
-    for whole in [&lib, &main] {
-        assert_eq!(ties(&import(&house, whole)), [[""; 3]; 0], "{}", whole.display());
-    }
-    let report = import(&house, &tree);
-    let repository = show(&main.join(".git/worktrees/tree"));
-    assert_eq!(ties(&report), [["git_file".into(), ".git".into(), repository.clone()]]);
-    assert!(says(&report, &["points to", &repository, "git works on that repository"]), "{report}");
-    let submodule = import(&house, &main.join("sub"));
-    assert_eq!(ties(&submodule), [["git_file".into(), ".git".into(), show(&main.join(".git/modules/sub"))]]);
-    fs::create_dir(dir("up")).unwrap();
-    fs::rename(&tree, dir("up/wt")).unwrap();
-    assert_eq!(ties(&import(&house, &dir("up"))), [["git_file".into(), "wt/.git".into(), repository]]);
-    let report = import(&house, &shared);
-    let objects = show(&lib.join(".git/objects"));
-    assert_eq!(ties(&report), [["git_alternates".into(), ".git/objects/info/alternates".into(), objects]]);
-    // What the rules leave out says nothing.
-    assert_eq!(ties(&house.import(&shared, &[])), [[""; 3]; 0]);
-    git(&lib, &["config", "core.worktree", &show(&lib)]);
-    let report = import(&house, &lib);
-    assert_eq!(ties(&report), [["git_worktree".into(), ".git/config".into(), show(&lib)]]);
-    assert!(says(&report, &["core.worktree", &show(&lib)]), "{report}");
 }
 
 #[test]

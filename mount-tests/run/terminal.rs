@@ -242,3 +242,29 @@ print(sorted(counts.items()))";
     run.signal(Signal::CONT);
     assert_eq!(run.code(), Some(4));
 }
+
+#[test]
+fn runs_side_by_side_have_a_live_line_each_and_all_end_by_ctrl_c() {
+    let place = Place::new();
+    for fork in ["a", "b"] {
+        place.sh(&format!("{fork}@before"), "true").exits(0);
+    }
+    let mut shell = Shell::new(&place);
+    let command = "TERM=xterm $P run a b -- sh -c 'echo works-in-$PFIMG_FORK; while [ ! -e go ]; do sleep 0.01; done; exit 3'";
+    let typed = format!("{command}\n");
+    shell.types(&typed, "works-in-b");
+    for fork in ["a", "b"] {
+        std::fs::write(world(&place.mount, fork).join("go"), "").unwrap();
+    }
+    shell.sees("2 runs in ");
+    shell.sees("largest exit code 3. Output: pfimg output a");
+    shell.prompts("OUT> ");
+    for fork in ["a", "b"] {
+        std::fs::remove_file(world(&place.mount, fork).join("go")).unwrap();
+    }
+    shell.types(&format!("for i in 1 2; do {command}; done; echo went'-'on\n"), "works-in-b");
+    shell.types(CTRL_C, "largest exit code 130");
+    shell.sees("OUT> ");
+    assert!(!shell.rest.contains("went-on"), "{}", shell.rest);
+    shell.does("echo $?", "130", "OUT> ");
+}

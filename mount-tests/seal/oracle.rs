@@ -12,7 +12,6 @@ use pfimg::audit::Log;
 use pfimg::digest::Digest;
 use pfimg::error::ErrorKind;
 use pfimg::fork::{BaseReader, BaseTimes, Fork, LayerBase, Registry, SetAttr};
-use pfimg::layers::ignore::Ignore;
 use pfimg::ops::export::{self, export};
 use pfimg::ops::import::{self, import};
 use pfimg::ops::seal::Sealer;
@@ -328,17 +327,7 @@ fn five_hundred_seals_without_a_fault_pass() {
 }
 
 fn import_of(folder: &Path, log: &Log) -> import::Options {
-    import::Options {
-        dir: folder.to_owned(),
-        parent: import::Parent::Last,
-        ignore: Ignore::default(),
-        one_file_system: false,
-        own: Vec::new(),
-        index_dir: None,
-        reread: false,
-        jobs: NonZeroUsize::MIN,
-        log: log.clone(),
-    }
+    import::Options::new(folder, log.clone())
 }
 
 #[test]

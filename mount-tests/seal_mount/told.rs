@@ -463,3 +463,24 @@ fn watchers_of_the_mounts_own_folders_hear_of_images_tags_and_forks() {
     assert_eq!(names(&forks).unwrap(), ["g"]);
     mount.unmount();
 }
+
+#[test]
+fn a_program_that_is_in_a_new_image_before_watchers_hear_of_it_stays_there() {
+    let (mut store, _) = small_store();
+    let mount = mounts(&store, &[]);
+    let root = mount.path().to_owned();
+    for year in 2031..2036 {
+        let mut watch = Watch::of(&[("root", &root)]);
+        let spec = crate::common::fast::Spec {
+            created_at: Some(format!("{year}-01-01T00:00:00Z")),
+            ..Default::default()
+        };
+        let image = mount.image(&store.image(&spec));
+        let inside = File::open(&image).unwrap();
+        // The image is announced before `latest` is.
+        watch.hears(&["root CREATE latest"]);
+        let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&inside));
+        assert_eq!(fs::read_link(path).unwrap(), image);
+    }
+    mount.unmount();
+}

@@ -15,8 +15,8 @@ use super::sharing::{SharingArg, tell_if_open};
 use super::text::{count, plain, print, print_json};
 use crate::audit::note;
 use crate::error::{Error, ErrorKind, Result};
-use crate::layers::ignore::{IGNORE_FILES, Ignore};
-use crate::ops::import::{Options, Parent, Progress, Report, import};
+use crate::ops::import::project;
+use crate::ops::import::{Large, Options, Parent, Progress, Report, import, rules};
 use crate::store::tags::check_new_tag;
 use crate::util::parallel::default_jobs;
 use crate::util::units::format_bytes;
@@ -28,9 +28,9 @@ const SAMPLE: usize = 3;
 /// Make an image of a folder, and print its id.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Left out unless told otherwise, as with pf: .git/objects, target, node_modules, caches such as __pycache__ and .venv,\n\
-and what .pfignore, or else .gitignore, at the top of the folder names. A folder that did not change since its last import is\n\
-no new image: the one that holds it is named.")]
+The image holds everything in the folder, .git, .env, node_modules and .venv included. Only .pfignore at the top of the folder\n\
+and --ignore leave paths out; .gitignore does not. A git worktree, or a submodule imported alone, is a whole repository in\n\
+the image: commits in a fork stay in the fork. An unchanged folder makes no new image; pfimg prints the id of the last one.")]
 #[allow(clippy::struct_excessive_bools)]
 pub(crate) struct ImportArgs {
     /// The folder
@@ -48,11 +48,14 @@ pub(crate) struct ImportArgs {
     /// Make an image that comes from no other one
     #[arg(long, conflicts_with = "parent")]
     no_parent: bool,
-    /// Leave out what matches, too: a name, names with slashes between, or a pattern with * ? [ ]
+    /// Leave out what matches: a name, names with slashes between, or a pattern with * ? [ ]
     #[arg(long, value_name = "PATTERN")]
     ignore: Vec<String>,
-    /// Leave out nothing but what --ignore names
+    /// Leave out pf's built-in list, and what .gitignore names if there is no .pfignore. The list: .git/objects, build folders, caches
     #[arg(long)]
+    pf_ignores: bool,
+    /// The default; older scripts give it
+    #[arg(long, hide = true)]
     no_default_ignores: bool,
     /// Enter no other filesystems: import their mountpoints as empty folders
     #[arg(long)]
@@ -90,14 +93,14 @@ pub(crate) fn run(store: &StoreArg, args: &ImportArgs) -> Result<ExitCode> {
         // Whether it is taken shows in the end: the image may be the very one that has it.
         check_new_tag(tag)?;
     }
-    let (ignore, refused) = rules(args)?;
+    let (ignore, refused) = rules(&args.dir, args.pf_ignores, &args.ignore)?;
     fs::read_dir(&args.dir).map_err(|e| Error::io(e, format!("cannot import {}", args.dir.display())))?;
     let store = args.sharing.open_or_create(&store.path()?)?;
     tell_if_open(&store);
     let parent = match &args.parent {
         Some(parent) => Parent::Image(store.resolve(parent)?),
         None if args.no_parent => Parent::None,
-        None => Parent::Last,
+        None => args.tag.as_ref().map_or(Parent::Last, |tag| project::parent(&store, &args.dir, tag)),
     };
     let cache_dir = args.cache_dir.clone().unwrap_or_else(super::mount::default_cache_dir);
     let options = Options {
@@ -108,6 +111,7 @@ pub(crate) fn run(store: &StoreArg, args: &ImportArgs) -> Result<ExitCode> {
         own: [cache_dir.clone(), super::mount::default_cache_dir(), super::mount::default_state_dir()].into(),
         index_dir: Some(cache_dir.join("imports")),
         reread: args.reread,
+        brief: false,
         jobs: args.jobs.unwrap_or_else(default_jobs),
         log: audit::told(&store, "import"),
     };
@@ -117,8 +121,9 @@ pub(crate) fn run(store: &StoreArg, args: &ImportArgs) -> Result<ExitCode> {
     bar.finish();
     let mut report = report?;
     report.reports.splice(..0, refused);
+    let moved = args.tag.as_ref().is_some_and(|tag| store.tags().get(tag).ok() != Some(report.image));
     if let Some(tag) = &args.tag
-        && store.tags().get(tag).ok() != Some(report.image)
+        && moved
     {
         store.tags().set(tag, &report.image, args.force_tag).map_err(|e| {
             let what = format_args!("{} is imported as {}, but not tagged", args.dir.display(), report.image);
@@ -128,6 +133,9 @@ pub(crate) fn run(store: &StoreArg, args: &ImportArgs) -> Result<ExitCode> {
         })?;
         options.log.note(note::tags_changed(&[tag], &[], Some(&report.image)));
     }
+    if let Some(tag) = &args.tag {
+        project::remember(&store, &args.dir, tag, &report.image, moved)?;
+    }
     if args.json {
         print_json(&Shown { report: &report, tag: args.tag.as_deref() })?;
     } else {
@@ -136,41 +144,14 @@ pub(crate) fn run(store: &StoreArg, args: &ImportArgs) -> Result<ExitCode> {
         if let Some(line) = left_out(&report) {
             eprintln!("pfimg: {}", plain(&line, usize::MAX));
         }
-        for line in &report.reports {
-            eprintln!("pfimg: {}", plain(line, usize::MAX));
+        for line in report.large.iter().map(Large::words).chain(report.reports.iter().cloned()) {
+            eprintln!("pfimg: {}", plain(&line, usize::MAX));
         }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// The rules in force, and a line for each that cannot be followed.
-fn rules(args: &ImportArgs) -> Result<(Ignore, Vec<String>)> {
-    let mut refused = Vec::new();
-    let mut ignore = if args.no_default_ignores { Ignore::default() } else { Ignore::pf_defaults() };
-    if !args.no_default_ignores {
-        for name in IGNORE_FILES {
-            let path = args.dir.join(name);
-            match fs::read(&path) {
-                Ok(text) => {
-                    let lines = ignore.add_lines(&String::from_utf8_lossy(&text));
-                    refused.extend(
-                        lines.into_iter().map(|line| format!("{}: {line:?} is not followed", path.display())),
-                    );
-                    // As with pf, the first that is there stands for the others.
-                    break;
-                }
-                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-                Err(e) => return Err(Error::io(e, format!("cannot read {}", path.display()))),
-            }
-        }
-    }
-    for rule in &args.ignore {
-        ignore.add(rule)?;
-    }
-    Ok((ignore, refused))
-}
-
-/// The first paths that a rule left out, and the option that takes in those that the caller did not name.
+/// The first paths that rules left out, and how many each source of rules did.
 fn left_out(report: &Report) -> Option<String> {
     let most = if report.left_out > LISTED as u64 { SAMPLE } else { LISTED };
     let named: Vec<&str> = report.left_out_paths.iter().take(most).map(String::as_str).collect();
@@ -178,18 +159,16 @@ fn left_out(report: &Report) -> Option<String> {
         0 => String::new(),
         more => format!(" and {more} more"),
     };
-    let hint = if report.left_out_by_default > 0 {
-        " (--no-default-ignores takes in what --ignore does not name)"
-    } else {
-        ""
-    };
-    (!named.is_empty()).then(|| format!("left out: {}{more}{hint}", named.join(", ")))
+    let by = report.left_out_by;
+    let by = [(by.ignore_file, "the ignore file"), (by.ignore, "--ignore"), (by.pf_ignores, "--pf-ignores")];
+    let by: Vec<_> = by.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} by {what}")).collect();
+    (!named.is_empty()).then(|| format!("left out: {}{more} ({})", named.join(", "), by.join(", ")))
 }
 
 fn summary(report: &Report) -> String {
     let left_out = match report.left_out {
         0 => String::new(),
-        paths => format!("; {} left out by rule", count(paths, "path")),
+        paths => format!("; {} left out", count(paths, "path")),
     };
     let new = if report.new { "imported" } else { "unchanged:" };
     format!(

@@ -10,9 +10,13 @@ use std::time::Duration;
 
 use clap::Args;
 
+mod idle;
+
+use self::idle::Idle;
 use super::StoreArg;
 use super::holder::Holder;
 use super::meant;
+use super::own::OwnMount;
 use super::secret::SecretArg;
 use super::sharing::tell_if_open;
 use super::status::read_status;
@@ -106,6 +110,12 @@ pub(crate) struct MountArgs {
     // The starter hands the daemon its own arguments and the log behind them: the last one counts.
     #[arg(long, value_name = "FILE", overrides_with = "log")]
     log: Option<PathBuf>,
+    /// For the mount of `pfimg run`: end it when it is idle, which this file's lock tells
+    #[arg(long, hide = true, value_name = "FILE")]
+    until_idle: Option<PathBuf>,
+    /// For that mount: how long nothing has to use it
+    #[arg(long, hide = true, value_name = "TIME", default_value = "30s", value_parser = parse_duration)]
+    idle_after: Duration,
     /// For the process that `mount` starts: say on stdout that the mount answers, or why not
     #[arg(long, hide = true)]
     daemon: bool,
@@ -264,8 +274,12 @@ fn start(store: &StoreArg, args: &MountArgs) -> Result<ExitCode> {
         session.prepare()?;
         meant::refuse_full(&session.mountpoint)?;
     }
-    if !args.daemon {
+    if !args.daemon && args.until_idle.is_none() {
         tell_if_open(&store);
+        // The mount that `pfimg run` left would keep the forks from being written here.
+        if let Some(own) = OwnMount::of(&store).filter(|own| own.mountpoint() != session.mountpoint) {
+            own.end_if_idle();
+        }
         if let Some((what, hint)) = limits::hindering() {
             eprintln!("pfimg: limits of this shell hold for the daemon: {what} ({hint})");
         }
@@ -492,8 +506,13 @@ fn mount_and_serve(
         std::env::set_current_dir("/").map_err(|e| Error::io(e, "cannot change to /"))?;
     }
     let shown = session.mountpoint.to_string_lossy();
+    let idle = args.until_idle.clone().map(|lock| Idle { lock, after: args.idle_after });
     let served = serve(Arc::clone(&vfs), session, || {
         super::probe::spawn(&session.mountpoint)?;
+        if let Some(idle) = &idle {
+            let vfs = Arc::clone(&vfs);
+            idle.watch(&session.mountpoint, move || vfs.has_unsealed())?;
+        }
         log.note_quietly(note::resumed(&shown));
         ready();
         Ok(())

@@ -8,6 +8,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::holder::{self, Holder};
+use super::own::OwnMount;
 use super::secret::SecretArg;
 use super::status::{read_status, read_statuses};
 use crate::cache::{Cache, CacheConfig};
@@ -42,8 +43,11 @@ enum Writing {
     None,
 }
 
-/// Finds the mount that writes a store's forks.
+/// Finds the mount that writes a store's forks, and keeps it until this process ends if it is one that ends by itself.
 fn writing_mount(store: &Store) -> Result<Writing> {
+    if let Some(own) = OwnMount::of(store) {
+        own.keep()?;
+    }
     // Mounts of other stores are not asked, nor those that cannot write: one that hangs would hold this up.
     let may_write = |mounted: &Mounted| {
         mounted.is_ours()
@@ -69,6 +73,45 @@ fn writing_mount(store: &Store) -> Result<Writing> {
     Ok(found)
 }
 
+/// How long a mount that was just made may take to get hold of the forks, which a command may write just now.
+const TAKING: Duration = Duration::from_secs(3);
+
+/// The mount that writes a store's forks. Where there is none, makes the own one of this user, which ends when it is idle.
+pub(crate) fn mounted(store: &Store) -> Result<PathBuf> {
+    let look = || -> Result<Option<PathBuf>> {
+        match writing_mount(store)? {
+            Writing::Mount(mountpoint) => Ok(Some(mountpoint)),
+            Writing::Unknown(mounted) if Holder::of(store).is_some() => Err(silent::no_answer(&mounted)),
+            Writing::Unknown(_) | Writing::None => Ok(None),
+        }
+    };
+    if let Some(mountpoint) = look()? {
+        return Ok(mountpoint);
+    }
+    let own = OwnMount::of(store).ok_or_else(|| {
+        Error::new(
+            ErrorKind::NotFound,
+            "there is no folder to mount the store in: XDG_RUNTIME_DIR is not set, and no /tmp is there",
+        )
+    })?;
+    own.prepare()?;
+    let alone = own.alone()?;
+    // Another run may have made it since.
+    if let Some(mountpoint) = look()? {
+        return Ok(mountpoint);
+    }
+    own.start()?;
+    drop(alone);
+    let asked = Instant::now();
+    loop {
+        match look()? {
+            Some(mountpoint) => return Ok(mountpoint),
+            None if asked.elapsed() < TAKING => std::thread::sleep(LOOK),
+            None => return Err(holder::busy(store)),
+        }
+    }
+}
+
 /// What came of having the kernel hand in what programs wrote.
 #[derive(Deserialize)]
 struct Pushed {
@@ -87,8 +130,8 @@ pub(crate) fn take_in(store: &Store, fork: &str) -> Result<()> {
         }
         Writing::Unknown(_) | Writing::None => return Ok(()),
     };
-    match ask(&mountpoint, fork, &doing, |number| format!(".push-{number}")) {
-        Ok(Pushed { .. }) => Ok(()),
+    match push(&mountpoint, fork) {
+        Ok(()) => Ok(()),
         Err(error) if error.kind() == ErrorKind::PermissionDenied => {
             eprintln!(
                 "pfimg: only the user who mounted the store can ask for bytes that programs write to fork {fork:?} just now"
@@ -97,6 +140,13 @@ pub(crate) fn take_in(store: &Store, fork: &str) -> Result<()> {
         }
         Err(error) => Err(error),
     }
+}
+
+/// Does the same through a mount that writes the fork.
+pub(crate) fn push(mountpoint: &Path, fork: &str) -> Result<()> {
+    let doing = format!("cannot take in what programs wrote to fork {fork:?}");
+    let Pushed { .. } = ask(mountpoint, fork, &doing, |number| format!(".push-{number}"))?;
+    Ok(())
 }
 
 /// Finds the mount that writes a store's forks, or takes its place.

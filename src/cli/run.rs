@@ -1,44 +1,88 @@
 //! `pfimg run`: runs a command where it can change nothing but a fork.
 
+mod changes;
 mod conf;
+mod forks;
+mod kept;
+mod many;
+mod one;
+pub(crate) mod record;
+mod sandboxed;
+mod words;
 
 use std::ffi::{OsStr, OsString};
-use std::fs;
-use std::os::unix::ffi::OsStrExt as _;
+use std::fs::File;
+use std::io::Write as _;
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::time::Duration;
 
-use clap::Args;
 use clap::builder::{OsStringValueParser, TypedValueParser as _};
+use clap::{Args, CommandFactory as _};
+use rustix::process::{Signal, set_parent_process_death_signal};
 
-use self::conf::Conf;
-use super::StoreArg;
-use super::fork::{check_name, make_under};
-use super::mount::default_cache_dir;
-use super::place::{self, Place};
-use super::status::read_status;
-use crate::cache;
+pub(crate) use self::kept::copy as copy_output;
+use super::text::print;
+use super::{Cli, StoreArg, envelope};
 use crate::error::{Error, ErrorKind, Result};
-use crate::mount::mountinfo::{aliases, holding_among, mounts};
+use crate::fork::refuse_fork_name;
+use crate::mount::mountinfo::{holding_among, mounts};
 use crate::mount::silent::mode_known;
-use crate::sandbox::{self, CANNOT_RUN, ControlGroup, Environment, Hierarchy, View, secrets};
-use crate::store::Store;
+use crate::sandbox::{self, CANNOT_RUN, View};
+use crate::util::units::parse_duration;
 
-/// Run a command in a fork, where it can change nothing else.
+/// What `--json` without a file means.
+const STDOUT: &str = "-";
+
+/// Run a command in a copy of the project, where it can change nothing else.
 ///
-/// The command starts in the fork's files and sees this machine read-only. It may write its fork and temporary files, which are
-/// gone when it ends, as is all that it started. The store, images, other forks, other mounted stores, the machine's devices,
-/// processes and services (/run) are hidden. Credentials stay outside: variables such as `*_TOKEN` unless --env names them, files such
-/// as ~/.ssh unless --read does. The command may seal its fork: `mkdir $PFIMG_SNAP/NAME`.
+/// Imports the project (the git work tree around this folder, or this folder) if it changed, makes a fork of it, and runs the command
+/// there. The command finds the fork at the project's own path and sees the rest of this machine read-only. It may write its fork and
+/// temporary files, which are gone when it ends, as is all that it started. The project itself, the store, images, other forks, the
+/// machine's devices, processes and services (/run) are hidden. Credentials stay outside: variables such as `*_TOKEN` unless --env
+/// names them, files such as ~/.ssh unless --read does. The command may seal its fork: `mkdir $PFIMG_SNAP/NAME`.
+///
+/// A fork that is there is used as it is. With several names the commands run side by side, and `pfimg output NAME` prints what each
+/// of them printed. `pfimg run FORK COMMAND…` without `--` runs in a fork that is there.
 ///
 /// ~/.config/pfimg/run.conf holds options for every run, one a line, without dashes: `env NAME`, `read PATH`, `write PATH`,
 /// `hide PATH`, `quiet`.
 ///
-/// Exit code: the command's; 128 and the signal that ended it; 2 if the command line is wrong, 125 if it cannot be run, 126 if it
-/// cannot be executed, 127 if it is not found.
+/// Exit code: the command's, the largest of several; 128 and the signal that ended it; 124 after --timeout; 2 if the command line is
+/// wrong, 125 if the command cannot be run, 126 if it cannot be executed, 127 if it is not found.
 #[derive(Debug, Args)]
+#[command(
+    override_usage = "pfimg run [OPTIONS] [NAME[@SOURCE]]... -- COMMAND...\n       pfimg run FORK[@SOURCE] COMMAND..."
+)]
+#[allow(clippy::struct_excessive_bools)]
 pub(crate) struct RunArgs {
+    /// Make forks of this: a folder (with a slash in its name, or `.`), an image (tag, prefix, latest), or a fork [default: the
+    /// project]
+    #[arg(long, value_name = "DIR|IMAGE|FORK")]
+    from: Option<String>,
+    /// Check out this commit in forks that are made. Ignored files stay as they are in the project
+    #[arg(long, value_name = "REV")]
+    from_commit: Option<String>,
+    /// Run in N forks side by side: NAME-1, NAME-2 and so on
+    #[arg(short = 'n', long = "number", value_name = "N")]
+    number: Option<NonZeroUsize>,
+    /// Show the fork at PATH [default: the project's own path]
+    #[arg(long, value_name = "PATH")]
+    at: Option<PathBuf>,
+    /// End the command after TIME, such as 90s or 10m, by SIGTERM; kill it 10 seconds later
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    timeout: Option<Duration>,
+    /// Discard the forks that this run made, when the commands have ended
+    #[arg(long)]
+    rm: bool,
+    /// Seal the fork when the command has ended, and give the image this name
+    #[arg(long, value_name = "TAG")]
+    tag: Option<String>,
+    /// Write a JSON object a line: when a run starts, and when it has ended. Without FILE, or with `-`, to stdout, and the commands'
+    /// output is kept for `pfimg output`
+    #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true, default_missing_value = STDOUT)]
+    json: Option<PathBuf>,
     /// Allow writing PATH: a folder, a device, or a file. Name the folder where programs replace the file. May be given several
     /// times, as may the next two
     #[arg(long, value_name = "PATH")]
@@ -53,18 +97,25 @@ pub(crate) struct RunArgs {
     /// the variable. May be given several times
     #[arg(long, value_name = "NAME[=VALUE]", value_parser = OsStringValueParser::new().try_map(|text| conf::variable(&text)))]
     env: Vec<OsString>,
-    /// Print no line about the variables that stay outside
+    /// Print no line about the run, nor about the variables that stay outside
     #[arg(long, short)]
     quiet: bool,
     /// Give the command a loopback interface of its own, and no other network
     #[arg(long)]
     no_network: bool,
-    /// The fork. NAME@SOURCE makes it first, of an image or another fork
-    #[arg(value_name = "FORK[@SOURCE]")]
-    fork: String,
+    /// The forks, which are made if they are not there. NAME@SOURCE makes one of an image or another fork; `try-{1..4}` and `{a,b}`
+    /// mean several in any shell [default: the project's name and the first free number]
+    #[arg(value_name = "NAME[@SOURCE]")]
+    names: Vec<String>,
     /// The command and its arguments
-    #[arg(value_name = "COMMAND", required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    #[arg(value_name = "COMMAND", required = true, last = true)]
     command: Vec<OsString>,
+    /// For `run FORK COMMAND`: the fork has to be there
+    #[arg(long, hide = true)]
+    older_form: bool,
+    /// For a run of several: one of them, whose fork is there and whose output the first process reads
+    #[arg(long, hide = true)]
+    member: bool,
     /// For the processes that `run` starts: which of them this is
     #[arg(long, hide = true)]
     stage: Option<Stage>,
@@ -74,6 +125,9 @@ pub(crate) struct RunArgs {
     /// For them: where the store is mounted
     #[arg(long, hide = true)]
     mountpoint: Option<PathBuf>,
+    /// For them: the fork
+    #[arg(long, hide = true, default_value = "")]
+    in_fork: String,
     /// For them: files with credentials
     #[arg(long, hide = true)]
     key: Vec<PathBuf>,
@@ -91,21 +145,93 @@ enum Stage {
 
 pub(crate) fn run(store: &StoreArg, args: &RunArgs) -> ExitCode {
     let ended = match args.stage {
-        None => start(store, args),
+        None => check(args).and_then(|()| start(store, args)),
         Some(Stage::Builder) => {
-            let init =
-                arguments("init", args, &args.fork, vec![option("channel", &args.channel.to_string())]);
-            sandbox::build(!args.no_network, || args.view(), &init, args.channel)
+            let own = vec![option("channel", &args.channel.to_string()), option("in-fork", &args.in_fork)];
+            let init = arguments("init", &args.command, own);
+            sandbox::build(!args.no_network, || args.view(), &init, args.channel).map_err(Failure::Run)
         }
-        Some(Stage::Init) => sandbox::first_process(&args.command, args.channel),
+        Some(Stage::Init) => sandbox::first_process(&args.command, args.channel).map_err(Failure::Run),
     };
-    ExitCode::from(ended.unwrap_or_else(|error| {
+    ExitCode::from(ended.unwrap_or_else(|failure| {
+        let (error, code) = match failure {
+            Failure::Usage(error) => (error, error_code()),
+            Failure::Run(error) => (error, CANNOT_RUN),
+        };
         sandbox::tell(&error);
-        CANNOT_RUN
+        if args.stage.is_none() && !args.member {
+            args.tell_json(&error);
+        }
+        code
     }))
 }
 
+/// Why nothing ran.
+enum Failure {
+    /// The command line cannot mean anything.
+    Usage(Error),
+    Run(Error),
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Run(error)
+    }
+}
+
+/// The code of a wrong command line, whatever in it is wrong.
+fn error_code() -> u8 {
+    Error::new(ErrorKind::InvalidInput, "").exit_code()
+}
+
+/// Finds options that do not go together, before anything is made.
+fn check(args: &RunArgs) -> Result<(), Failure> {
+    let refuse = |what: &'static str, hint: &'static str| {
+        Err(Failure::Usage(Error::new(ErrorKind::InvalidInput, what).with_hint(hint)))
+    };
+    let several = args.names.len() > 1 || args.number.is_some_and(|number| number.get() > 1);
+    if args.number.is_some() && args.names.len() > 1 {
+        return refuse("-n goes with one name", "write NAME -n 4, or NAME-{1..4}");
+    }
+    if several && args.tag.is_some() {
+        return refuse(
+            "--tag goes with one fork",
+            "tag a fork of several later: `pfimg seal FORK --tag TAG`",
+        );
+    }
+    Ok(())
+}
+
+fn start(store: &StoreArg, args: &RunArgs) -> Result<u8, Failure> {
+    if args.member {
+        // The terminal is that of the run of several, which hands signals on.
+        let _ = rustix::process::setsid();
+        let _ = set_parent_process_death_signal(Some(Signal::KILL));
+    }
+    let runs = forks::Runs::prepare(store, args)?;
+    if runs.forks.len() == 1 && !args.is_json_on_stdout() {
+        Ok(one::run(&runs, args)?)
+    } else {
+        Ok(many::run(&runs, args)?)
+    }
+}
+
 impl RunArgs {
+    fn is_json_on_stdout(&self) -> bool {
+        self.json.as_deref() == Some(Path::new(STDOUT))
+    }
+
+    /// Tells programs of the error that ends this.
+    fn tell_json(&self, error: &Error) {
+        let line = envelope::error_line("run", error);
+        if self.is_json_on_stdout() {
+            let _ = print(&line);
+        } else if let Some(path) = &self.json {
+            let file = File::options().append(true).create(true).open(path);
+            let _ = file.and_then(|mut file| file.write_all(line.as_bytes()));
+        }
+    }
+
     fn view(&self) -> Result<View> {
         let mountpoint = self.mountpoint.clone().unwrap_or_default();
         let mut hide = self.hide.clone();
@@ -124,7 +250,8 @@ impl RunArgs {
         hide.extend(seen.cloned());
         Ok(View {
             mountpoint,
-            fork: self.fork.clone(),
+            fork: self.in_fork.clone(),
+            at: self.at.clone(),
             start: self.start.clone().unwrap_or_default(),
             write: self.write.clone(),
             read: self.read.clone(),
@@ -142,198 +269,72 @@ fn option(name: &str, value: &(impl AsRef<OsStr> + ?Sized)) -> OsString {
 }
 
 /// The arguments for a process of a run.
-fn arguments(stage: &str, args: &RunArgs, fork: &str, options: Vec<OsString>) -> Vec<OsString> {
+fn arguments(stage: &str, command: &[OsString], options: Vec<OsString>) -> Vec<OsString> {
     let mut all: Vec<OsString> = vec!["run".into(), "--stage".into(), stage.into()];
     all.extend(options);
-    all.extend(["--".into(), fork.into()]);
-    all.extend(args.command.iter().cloned());
+    all.push("--".into());
+    all.extend(command.iter().cloned());
     all
 }
 
-fn start(store: &StoreArg, args: &RunArgs) -> Result<u8> {
-    let conf = Conf::load()?;
-    let store = Arc::new(store.open()?);
-    let Place::Mount(mountpoint) = place::find(&store)? else {
-        let what = format!("the forks of {} are not mounted", store.root().display());
-        return Err(Error::new(ErrorKind::NotFound, what)
-            .with_hint(format!("`pfimg mount {} FOLDER` does that", store.root().display())));
-    };
-    let fork = match args.fork.split_once('@') {
-        Some((name, source)) => {
-            check_name(name)?;
-            make_under(&mountpoint, &store, source, name)?;
-            name
+/// The command line, with the command of `pfimg run` behind `--` in either of its forms.
+pub(crate) fn with_command_apart(mut args: Vec<OsString>) -> Result<Vec<OsString>> {
+    // The one option that may stand before the command and takes a value.
+    let mut at = 1;
+    let mut store = std::env::var_os("PF_STORE").filter(|store| !store.is_empty());
+    while let Some(word) = args.get(at) {
+        let text = word.to_string_lossy();
+        if text == "--store" {
+            store = args.get(at + 1).cloned();
+            at += 2;
+        } else if let Some(value) = text.strip_prefix("--store=") {
+            store = Some(value.into());
+            at += 1;
+        } else if text.starts_with('-') {
+            at += 1;
+        } else {
+            break;
         }
-        None => &args.fork,
-    };
-    let work = place::fork_folder(&mountpoint, fork)?.join("world/fs");
-    // One that began empty has none yet.
-    fs::create_dir_all(&work)
-        .map_err(|e| place::explain(e, format!("cannot make the folder {}", work.display()), &mountpoint))?;
-    let hidden = hidden(&store, &mountpoint)?;
-    let given = Given::of(args.env.iter().chain(&conf.env));
-    let keys = keys(&given);
-    if !args.quiet && !conf.quiet {
-        given.tell();
     }
-    // What the command line says of a path counts, whatever the file of settings says of it.
-    let named = [&args.write, &args.read, &args.hide];
-    let besides = |paths: &[PathBuf]| {
-        let unnamed = paths.iter().filter(|path| !named.iter().any(|named| named.contains(path)));
-        unnamed.cloned().collect::<Vec<_>>()
-    };
-    let (write, read, hide) = (besides(&conf.write), besides(&conf.read), besides(&conf.hide));
-    sandbox::start(given.environment, &control_groups()?, |channel| {
-        let mut options = vec![option("channel", &channel.to_string()), option("mountpoint", &mountpoint)];
-        let mut option = |name: &str, value: &Path| options.push(option(name, value));
-        if let Some(start) = below(&work) {
-            option("start", &start);
-        }
-        args.write.iter().chain(&write).for_each(|path| option("write", path));
-        args.read.iter().chain(&read).for_each(|path| option("read", path));
-        args.hide.iter().chain(&hide).chain(&hidden).for_each(|path| option("hide", path));
-        for key in &keys {
-            option("key", key);
-        }
-        for name in &given.names {
-            option("env", Path::new(name));
-        }
-        if args.no_network {
-            options.push("--no-network".into());
-        }
-        arguments("builder", args, fork, options)
-    })
+    // Its own processes get their words from it.
+    if args.get(at).is_none_or(|word| word != "run") || args.get(at + 1).is_some_and(|word| word == "--stage")
+    {
+        return Ok(args);
+    }
+    let mut cli = Cli::command();
+    cli.build();
+    let words = args.split_off(at + 1);
+    let store = store.map(PathBuf::from).or_else(|| Some(std::env::home_dir()?.join(".processfork")));
+    let known = KnownHere { command: cli.find_subcommand("run").cloned().unwrap_or_default(), store };
+    args.extend(words::arrange(words, &known)?);
+    Ok(args)
 }
 
-/// The caller's variables, as far as they hold credentials or are named.
-struct Given {
-    environment: Environment,
-    /// Those that are named, and that there are.
-    names: Vec<OsString>,
+/// What words mean on this machine.
+struct KnownHere {
+    command: clap::Command,
+    store: Option<PathBuf>,
 }
 
-impl Given {
-    /// `options` are names, with `*` in them or a value behind `=`.
-    fn of<'a>(options: impl Iterator<Item = &'a OsString>) -> Self {
-        let mut environment = Environment::default();
-        let mut patterns = Vec::new();
-        for option in options {
-            match split(option) {
-                // The command line comes first.
-                Some((name, _)) if environment.set.iter().any(|(set, _)| *set == name) => {}
-                Some(variable) => environment.set.push(variable),
-                None => patterns.push(option.to_string_lossy()),
-            }
-        }
-        let mut names: Vec<OsString> = environment.set.iter().map(|(name, _)| name.clone()).collect();
-        for (name, _) in std::env::vars_os() {
-            if names.contains(&name) {
-                continue;
-            }
-            if patterns.iter().any(|pattern| secrets::matches(pattern, &name))
-                && name != secrets::LEDGER_SECRET
-            {
-                names.push(name);
-            } else if secrets::is_credential(&name) {
-                environment.held.push(name);
-            }
-        }
-        environment.held.sort();
-        Self { environment, names }
+impl words::Known for KnownHere {
+    fn takes_value(&self, option: &str) -> bool {
+        let found = self.command.get_arguments().find(|known| match option.strip_prefix("--") {
+            Some(long) => known.get_long() == Some(long),
+            None => known.get_short() == option.chars().nth(1),
+        });
+        found.is_some_and(|known| known.get_action().takes_values() && !known.is_require_equals_set())
     }
 
-    /// Says what stays outside, and how to hand it over.
-    fn tell(&self) {
-        let held = self.environment.held.iter().filter(|name| *name != secrets::LEDGER_SECRET);
-        let names: Vec<_> = held.map(|name| name.to_string_lossy()).collect();
-        if names.is_empty() {
-            return;
-        }
-        let shown = names.iter().take(MAX_SHOWN).map(AsRef::as_ref).collect::<Vec<_>>().join(", ");
-        let more = match names.len().saturating_sub(MAX_SHOWN) {
-            0 => String::new(),
-            more => format!(" and {more} more"),
+    fn is_fork(&self, name: &str) -> bool {
+        let Some(store) = self.store.as_ref().filter(|_| refuse_fork_name(name).is_none()) else {
+            return false;
         };
-        let file = conf::path().unwrap_or_else(|| "~/.config/pfimg/run.conf".into());
-        sandbox::tell(&format_args!(
-            "credentials stay outside: {shown}{more}. To hand one over, type --env NAME, or write `env NAME` into {}",
-            file.display()
-        ));
+        // The store may be named by its mountpoint.
+        store.join("forks/heads").join(format!("{name}.json")).exists()
+            || store.join("forks").join(name).exists()
     }
-}
 
-/// More names than this make a line too long.
-const MAX_SHOWN: usize = 8;
-
-/// `NAME=VALUE` in two.
-fn split(text: &OsStr) -> Option<(OsString, OsString)> {
-    let bytes = text.as_bytes();
-    let at = bytes.iter().position(|byte| *byte == b'=')?;
-    let part = |bytes: &[u8]| OsStr::from_bytes(bytes).to_owned();
-    Some((part(&bytes[..at]), part(&bytes[at + 1..])))
-}
-
-/// The files with credentials that the command could read.
-fn keys(given: &Given) -> Vec<PathBuf> {
-    let passwd = fs::read("/etc/passwd").unwrap_or_default();
-    let is_handed = |name: &str| given.names.iter().any(|given| given == name);
-    let elsewhere = |home: &Path| {
-        let real = fs::canonicalize(home).ok();
-        real.and_then(|real| aliases(&real).ok()).unwrap_or_default()
-    };
-    let uid = rustix::process::geteuid().as_raw();
-    let own = std::env::var_os("HOME").map(PathBuf::from);
-    let homes = secrets::homes(uid, &String::from_utf8_lossy(&passwd), own);
-    secrets::keys(&homes, |name| std::env::var_os(name), is_handed, elsewhere)
-}
-
-/// The control groups of this process.
-fn control_groups() -> Result<Vec<ControlGroup>> {
-    let mounts = mounts()?;
-    let hierarchies = mounts.iter().map(|mounted| Hierarchy {
-        fs_type: &mounted.fs_type,
-        options: &mounted.options,
-        root: &mounted.root,
-        path: &mounted.path,
-    });
-    // A kernel without them has no such file.
-    let text = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    Ok(sandbox::control_groups(&text, &hierarchies.collect::<Vec<_>>()))
-}
-
-/// Where images and forks can be read besides under mountpoints: the store, wherever its folders lie or are mounted, and caches.
-fn hidden(store: &Store, mountpoint: &Path) -> Result<Vec<PathBuf>> {
-    let cache = read_status(mountpoint)?.info.cache_dir;
-    if cache.to_string_lossy().contains(char::REPLACEMENT_CHARACTER) {
-        let what = format!(
-            "cannot hide the cache of the mount: its folder's name, {}, is not UTF-8",
-            cache.display()
-        );
-        return Err(Error::new(ErrorKind::Unsupported, what).with_hint("mount with another --cache-dir"));
+    fn is_program(&self, name: &OsStr) -> bool {
+        words::is_program(name)
     }
-    // Other mounts and commands use the usual one.
-    let caches = [cache, default_cache_dir()];
-    for cache in &caches {
-        // One that is not there yet would be made while the command runs. Who cannot make it will not.
-        let _ = cache::folder::make(cache);
-    }
-    let mut hidden = vec![store.root().to_owned()];
-    hidden.extend(caches);
-    let entries = fs::read_dir(store.root())
-        .map_err(|e| Error::io(e, format!("cannot list {}", store.root().display())))?;
-    hidden.extend(entries.flatten().map(|entry| entry.path()).filter(|path| path.is_symlink()));
-    let mut hidden: Vec<PathBuf> = hidden.iter().filter_map(|path| fs::canonicalize(path).ok()).collect();
-    for folder in hidden.clone() {
-        hidden.extend(aliases(&folder)?.into_iter().filter(|path| path.exists()));
-    }
-    hidden.retain(|path| path != mountpoint);
-    hidden.sort();
-    hidden.dedup();
-    Ok(hidden)
-}
-
-/// Where the caller stands, if that is below the fork's files.
-fn below(work: &Path) -> Option<PathBuf> {
-    let here = std::env::current_dir().ok()?;
-    here.strip_prefix(work).ok().filter(|below| !below.as_os_str().is_empty()).map(Path::to_owned)
 }

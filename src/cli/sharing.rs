@@ -16,7 +16,7 @@ enum StoreMode {
 }
 
 /// How a store is shared.
-#[derive(Clone, Copy, Debug, Args)]
+#[derive(Clone, Copy, Debug, Default, Args)]
 pub(crate) struct SharingArg {
     /// Who may use what pfimg makes in the store: `private`, its user; `group`, all members of the folder's group. The store
     /// remembers it [default: private]

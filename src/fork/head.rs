@@ -90,6 +90,11 @@ pub fn refuse_new_fork_name(name: &str) -> Option<&'static str> {
     if name == "latest" { Some("it is reserved for the newest image") } else { refuse_fork_name(name) }
 }
 
+/// Whether a folder of forks has one of this name, damaged or not.
+pub fn is_fork(forks: &Path, name: &str) -> bool {
+    refuse_fork_name(name).is_none() && path(forks, name).symlink_metadata().is_ok()
+}
+
 pub(super) fn taken(name: &str) -> Error {
     Error::new(ErrorKind::AlreadyExists, format!("there is a fork {name:?} already"))
 }

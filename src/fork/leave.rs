@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::beside;
 use super::disk::GenId;
 use super::frame::Frame;
 use super::head::{self, Head};
@@ -109,6 +110,7 @@ impl Registry {
         let restored = self.fork(next.clone(), live, None, true);
         let switched = judge(&restored)
             .and_then(|()| fork.inherit_seals(&next.uid))
+            .map(|()| beside::inherit(&self.shared.forks, self.shared.files.sharing, &fork.uid, &next.uid))
             .and_then(|()| fork.switch_head(&mut head, next.clone()));
         let durable = switched.inspect_err(|_| {
             Fork::forget_seals(&self.shared.forks, &next.uid);
@@ -223,6 +225,8 @@ impl Registry {
             Slot::Gone => return Ok(None),
         };
         *now = Slot::Gone;
+        // While the name is this fork's: the next one of it may have runs.
+        beside::gone(&self.shared.forks, name);
         self.unlist(name, slot);
         if durable {
             self.shared.drop_refs(&freed);

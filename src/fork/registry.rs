@@ -21,6 +21,7 @@ use std::time::SystemTime;
 
 use rustix::fs::FlockOperation;
 
+use super::beside;
 use super::disk::{Files, GenId, Generation, Io, RealIo};
 use super::head::{self, Head, refuse_fork_name, refuse_new_fork_name, taken};
 use super::live::{BaseReader, Fork, Live};
@@ -506,6 +507,8 @@ impl Registry {
                 }
                 Slot::Gone => return Err(no_fork(name)),
             };
+            // While the old name is this fork's: the next one of it may have runs.
+            beside::renamed(&self.shared.forks, name, new_name);
             self.unlist(name, slot);
             self.slots.lock().insert(new_name.to_owned(), Arc::clone(slot));
             Ok(info)

@@ -102,9 +102,10 @@ impl Fork {
         io.sync_dir(&seals).map_err(failed)
     }
 
-    /// Removes the list of a fork that no longer exists.
+    /// Removes the list of a fork that no longer exists, and its project.
     pub(super) fn forget_seals(forks: &std::path::Path, uid: &str) {
         let _ = fs::remove_file(forks.join("seals").join(uid));
+        super::beside::forget_project(forks, uid);
     }
 }
 

@@ -170,9 +170,13 @@ fn announce(
             let Some((_, at)) = &folder else { return Err(Errno::NOENT) };
             call(at, &one)
         });
-        if let Err(error) = done {
-            tracing::debug!("cannot announce {:?}: {error}", String::from_utf8_lossy(&one.name));
-            instead.extend(one.instead);
+        match done {
+            // Other programs use the name already: dropping it would take it from them.
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(error) => {
+                tracing::debug!("cannot announce {:?}: {error}", String::from_utf8_lossy(&one.name));
+                instead.extend(one.instead);
+            }
         }
     }
     vfs.announce(None, None);

@@ -12,8 +12,8 @@ use globset::{GlobBuilder, GlobMatcher};
 
 use crate::error::{Error, ErrorKind, Result};
 
-/// The default rules of `pf`: files that can be made again, and `pf`'s note of the parent.
-const DEFAULTS: &[&str] = &[
+/// `pf`'s built-in list: what can be made again, and its own note of the parent.
+const PF_RULES: &[&str] = &[
     ".git/objects",
     "target",
     "node_modules",
@@ -30,14 +30,19 @@ const DEFAULTS: &[&str] = &[
     "*.pyo",
 ];
 
-/// Files at the top of a folder that hold rules, a line each.
-pub const IGNORE_FILES: [&str; 2] = [".pfignore", ".gitignore"];
+/// The file at the top of a folder that holds rules, a line each.
+pub const IGNORE_FILE: &str = ".pfignore";
 
-/// Where a rule comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The file of rules that `pf` reads where there is no `.pfignore`.
+pub const PF_IGNORE_FILE: &str = ".gitignore";
+
+/// Where a rule comes from. Of several rules for one path the last of these counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Rule {
-    /// The defaults of `pf`, or a file of rules in the folder.
-    Default,
+    /// `pf`'s built-in list.
+    Pf,
+    /// A file of rules in the folder.
+    File,
     /// The caller.
     Asked,
 }
@@ -51,12 +56,12 @@ pub struct Ignore {
 }
 
 impl Ignore {
-    /// The default rules of `pf`.
-    pub fn pf_defaults() -> Self {
+    /// `pf`'s built-in list.
+    pub fn pf_rules() -> Self {
         let mut this = Self::default();
-        for rule in DEFAULTS {
-            // Each rule is valid; a test proves it.
-            let _ = this.add_of(rule, Rule::Default);
+        for rule in PF_RULES {
+            // Each is known to be sound, and a test says so.
+            let _ = this.add_of(rule, Rule::Pf);
         }
         this
     }
@@ -92,7 +97,7 @@ impl Ignore {
                 continue;
             }
             let rule = line.trim_start_matches('/').trim_end_matches('/');
-            if line.starts_with('!') || (!rule.is_empty() && self.add_of(rule, Rule::Default).is_err()) {
+            if line.starts_with('!') || (!rule.is_empty() && self.add_of(rule, Rule::File).is_err()) {
                 refused.push(line.to_owned());
             }
         }
@@ -104,7 +109,7 @@ impl Ignore {
         self.covered_by(path).is_some()
     }
 
-    /// The source of the rule that leaves a path out. Of several rules the caller's counts.
+    /// Where the rule comes from that leaves a path out.
     pub fn covered_by(&self, path: &[u8]) -> Option<Rule> {
         let name = path.rsplit(|b| *b == b'/').next().unwrap_or(path);
         let ends_with = |names: &Vec<Box<[u8]>>| {
@@ -118,14 +123,7 @@ impl Ignore {
         };
         let plain = self.plain.iter().filter(|(names, _)| ends_with(names)).map(|(_, rule)| *rule);
         let globs = self.globs.iter().filter(|(pattern, _)| glob(pattern)).map(|(_, rule)| *rule);
-        let mut found = None;
-        for rule in plain.chain(globs) {
-            if rule == Rule::Asked {
-                return Some(rule);
-            }
-            found = Some(rule);
-        }
-        found
+        plain.chain(globs).max()
     }
 }
 
@@ -135,8 +133,8 @@ mod tests {
 
     #[test]
     fn rules_match_as_they_do_with_pf() {
-        let mut ignore = Ignore::pf_defaults();
-        assert_eq!(ignore.plain.len() + ignore.globs.len(), DEFAULTS.len());
+        let mut ignore = Ignore::pf_rules();
+        assert_eq!(ignore.plain.len() + ignore.globs.len(), PF_RULES.len());
         ignore.add("a/b").unwrap();
         ignore.add("**/build/**").unwrap();
         ignore.add("log?.txt").unwrap();
@@ -173,15 +171,16 @@ mod tests {
     }
 
     #[test]
-    fn of_several_rules_the_callers_counts() {
-        let mut ignore = Ignore::pf_defaults();
+    fn of_several_rules_the_callers_counts_and_then_the_files() {
+        let mut ignore = Ignore::pf_rules();
         ignore.add("*.pyc").unwrap();
         ignore.add("mine").unwrap();
-        ignore.add_lines("mine\n*.log\n");
+        ignore.add_lines("mine\n*.log\nnode_modules\n");
         for (path, rule) in [
-            ("target", Some(Rule::Default)),
-            ("x.log", Some(Rule::Default)),
-            ("x.pyo", Some(Rule::Default)),
+            ("target", Some(Rule::Pf)),
+            ("node_modules", Some(Rule::File)),
+            ("x.log", Some(Rule::File)),
+            ("x.pyo", Some(Rule::Pf)),
             ("x.pyc", Some(Rule::Asked)),
             ("mine", Some(Rule::Asked)),
             ("x", None),

@@ -451,6 +451,46 @@ impl OwnMount {
     }
 }
 
+/// A mount that shows at a path, for its daemon to end.
+#[derive(Debug)]
+pub(crate) struct MountHere {
+    path: PathBuf,
+    identity: Identity,
+}
+
+impl MountHere {
+    /// The one that shows at a path now. Asks the kernel alone.
+    pub(crate) fn at(path: &Path) -> Result<Self> {
+        let mounted = mounted_at(path)?.filter(Mounted::is_ours).ok_or_else(|| {
+            Error::new(ErrorKind::NotFound, format!("no store is mounted at {}", path.display()))
+        })?;
+        Ok(Self { path: path.to_owned(), identity: Identity::at(path, &mounted) })
+    }
+
+    /// Unmounts it if no program uses it, and says whether it is gone. A folder that a program stands in is in use.
+    pub(crate) fn unmount_unless_busy(&self) -> Result<bool> {
+        match mounted_at(&self.path)? {
+            Some(mounted) if mounted.is_ours() && Identity::at(&self.path, &mounted) == self.identity => {}
+            // Another mount lies on it, or it is gone, which its daemon hears of by itself.
+            Some(_) => return Ok(false),
+            None => return Ok(true),
+        }
+        match detach(&self.path, false) {
+            Ok(()) => Ok(true),
+            Err(error) if error.errno() == libc::EBUSY => Ok(false),
+            Err(error) if matches!(error.errno(), libc::EINVAL | libc::ENOENT) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl MountHere {
+    /// Whether it shows in another mount namespace, once it is unmounted here.
+    pub(crate) fn shows_elsewhere(&self) -> bool {
+        left_of(&self.identity) != Unmounted::Clean
+    }
+}
+
 /// Changes the options of the mount at `mountpoint` that mount(2) can change, by lists in the words of mount(8): root only.
 pub(crate) fn remount(mountpoint: &Path, lists: &[String]) -> Result<()> {
     let path = absolute(mountpoint)?;

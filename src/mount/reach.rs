@@ -54,6 +54,12 @@ impl Top {
         Ok(Self { path: path.to_owned(), folder })
     }
 
+    /// Opens a folder by a path that leads over no link.
+    pub(crate) fn open_without_links(path: &Path) -> io::Result<Self> {
+        let folder = open_at(rustix::fs::CWD, path.as_os_str().as_bytes(), FOLDER | OFlags::RDONLY)?;
+        Ok(Self { path: path.to_owned(), folder })
+    }
+
     /// Its own path.
     pub(crate) fn path(&self) -> &Path {
         &self.path
@@ -151,6 +157,9 @@ mod tests {
         std::os::unix::fs::symlink(".", dir.path().join("way")).unwrap();
         std::fs::write(dir.path().join("plain"), "").unwrap();
         assert_eq!((errno(b"way/plain"), top.file(b"plain").is_ok()), (Some(libc::ELOOP), true));
+        let opened =
+            |name: &str| Top::open_without_links(&std::fs::canonicalize(dir.path()).unwrap().join(name));
+        assert!(opened(&name).is_ok() && opened(&format!("way/{name}")).is_err());
         assert_eq!(errno(&path("none")), Some(libc::ENOENT));
         assert_eq!(errno(&vec![b'x'; 5000]), Some(libc::ENAMETOOLONG));
     }

@@ -1,22 +1,30 @@
 //! Import: a folder becomes an image.
 //!
 //! The folder is listed, and what is in it hashed, compressed and stored, on all cores; a file that an index of the last
-//! import knows by its times, size and inode is not read again. The layers that a folder does not have are the parent's,
-//! or `pf`'s empty forms. Nothing changed: the image that is there already, and no new one.
+//! import knows by its times, size and inode is not read again. Git repositories that rest on another folder become whole
+//! ones. The layers that a folder does not have are the parent's, or `pf`'s empty forms. Nothing changed: the image that is
+//! there already, and no new one.
 
+mod commit;
+mod contents;
+mod git;
 mod index;
+mod large;
 mod limits;
 mod look;
 mod parent;
+pub mod project;
+mod rules;
+mod settle;
+mod source;
 mod ties;
 mod tree;
 mod walk;
 mod witness;
 
-use crate::layers::ignore::Ignore;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::fs;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -24,8 +32,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use chrono::Utc;
 use serde::Serialize;
 
+pub use crate::ops::import::git::{Mended, MendedKind};
 pub use crate::ops::import::index::{Index, Record, Stamp};
+pub use crate::ops::import::large::{LARGE, Large};
 pub use crate::ops::import::parent::Parent;
+pub use crate::ops::import::rules::{LeftOutBy, rules};
 pub use crate::ops::import::ties::{Tie, TieKind};
 
 use crate::audit::{Log, note};
@@ -35,32 +46,27 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::layers::cache::{LAYOUT, PageManifest};
 use crate::layers::effects::{Header, Ledger};
 use crate::layers::env::{Env, EnvV1};
+use crate::layers::ignore::Ignore;
 use crate::layers::model::{Base, ModelDiff};
 use crate::layers::procs::Procs;
 use crate::layers::world::Kind;
 use crate::layers::xattrs::Xattrs;
 use crate::mount::reach::Top;
+use crate::ops::import::git::Standing;
+use crate::ops::import::source::Source;
 use crate::ops::import::tree::{Body, Item};
-use crate::ops::import::walk::{Limits, Meta, READABLE};
+use crate::ops::import::walk::{Found, Limits, Listing, Meta};
 use crate::store::manifest::{
     Agent, CacheRefs, EffectsRefs, MEDIA_TYPE, ModelRefs, SCHEMA_VERSION, TraceRefs, WorldRefs,
 };
 use crate::store::{Batch, Image, Manifest, MarkerError, Store};
 use crate::sync::Mutex;
-use crate::util::meter::Meter;
-use crate::util::parallel::try_each;
 
 /// What layers say that nobody filled.
 const NOTE: &str = "imported from a folder";
 
 /// What an agent is called that is none.
 const AGENT: &str = "pfimg";
-
-/// Files up to this many bytes are held in memory as a whole, by each thread.
-const WHOLE: u64 = 8 << 20;
-
-/// A file that changes while it is read is read this often.
-const ATTEMPTS: usize = 4;
 
 /// What to import, and how.
 #[derive(Clone, Debug)]
@@ -79,10 +85,30 @@ pub struct Options {
     pub index_dir: Option<PathBuf>,
     /// Whether every file is read though the index knows it.
     pub reread: bool,
+    /// Whether a folder that did not change needs no report of what it holds. That is the fastest way to notice it.
+    pub brief: bool,
     /// How many threads work.
     pub jobs: NonZeroUsize,
     /// What is told of an import that is not what was meant.
     pub log: Log,
+}
+
+impl Options {
+    /// Everything of a folder, with nothing kept for the next import.
+    pub fn new(dir: impl Into<PathBuf>, log: Log) -> Self {
+        Self {
+            dir: dir.into(),
+            parent: Parent::Last,
+            ignore: Ignore::default(),
+            one_file_system: false,
+            own: Vec::new(),
+            index_dir: None,
+            reread: false,
+            brief: false,
+            jobs: NonZeroUsize::MIN,
+            log,
+        }
+    }
 }
 
 /// What an import came to.
@@ -102,10 +128,14 @@ pub struct Report {
     pub bytes_read: u64,
     /// Paths that a rule left out.
     pub left_out: u64,
-    /// Those of them that only default rules, or a file of rules in the folder, leave out.
-    pub left_out_by_default: u64,
+    /// The same by where the rule comes from.
+    pub left_out_by: LeftOutBy,
     /// The first of the paths left out, in order.
     pub left_out_paths: Vec<String>,
+    /// Large folders that look as if they can be made again.
+    pub large: Vec<Large>,
+    /// Git repositories that the image holds whole, and the folder does not.
+    pub mended: Vec<Mended>,
     /// Folders that were not entered: mounts of this program, its own folders, and other filesystems if they were not wanted.
     pub not_entered: Vec<String>,
     /// What names the place that it was imported from: the first of each kind, in order.
@@ -114,6 +144,30 @@ pub struct Report {
     pub ties_total: u64,
     /// What somebody should know of, in words.
     pub reports: Vec<String>,
+}
+
+impl Report {
+    /// What is known before the folder's files are looked at.
+    fn of(listing: &Listing, found: &[Found]) -> Self {
+        let (files, bytes) = totals(found.iter().map(|found| &found.meta));
+        Self {
+            image: Digest::of(b""),
+            new: false,
+            files,
+            bytes,
+            files_read: 0,
+            bytes_read: 0,
+            left_out: listing.left_out.count,
+            left_out_by: listing.left_out.by,
+            left_out_paths: listing.left_out.first.iter().map(|path| shown(path)).collect(),
+            large: Vec::new(),
+            mended: Vec::new(),
+            not_entered: listing.closed.iter().map(|(path, _)| shown(path)).collect(),
+            ties: Vec::new(),
+            ties_total: 0,
+            reports: Vec::new(),
+        }
+    }
 }
 
 /// Is told how far an import is.
@@ -134,11 +188,23 @@ pub trait Progress: Sync {
     }
 }
 
-/// Nobody is told.
 impl Progress for () {}
 
 /// Imports a folder; see the module.
 pub fn import(store: &Store, options: &Options, progress: &dyn Progress) -> Result<Report> {
+    import_as(store, options, &Special::default(), progress)
+}
+
+/// How an import differs from that of a folder as it is.
+#[derive(Default)]
+struct Special {
+    /// Where the repository at the top stands.
+    standing: Option<Standing>,
+    /// The folder whose index tells what need not be read. That index is not replaced.
+    known_as: Option<PathBuf>,
+}
+
+fn import_as(store: &Store, options: &Options, special: &Special, progress: &dyn Progress) -> Result<Report> {
     let started_ns = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as i64);
     let failed = |e| Error::io(e, format!("cannot import {}", options.dir.display()));
     let dir = fs::canonicalize(&options.dir).map_err(failed)?;
@@ -153,11 +219,12 @@ pub fn import(store: &Store, options: &Options, progress: &dyn Progress) -> Resu
         let message = format!("{} is in the store that it would be imported into", dir.display());
         return Err(Error::new(ErrorKind::InvalidInput, message));
     }
-    let index_path = options.index_dir.as_ref().map(|at| at.join(index_name(store, &dir)));
+    let known_as = special.known_as.as_deref().unwrap_or(&dir);
+    let index_path = options.index_dir.as_ref().map(|at| at.join(index_name(store, known_as)));
     let index_bytes = index_path.as_ref().and_then(|path| fs::read(path).ok()).unwrap_or_default();
     let mut index = Index::parse(&index_bytes).unwrap_or_default();
     if options.reread {
-        index.files.clear();
+        index.records.clear();
     }
     let parent = options.parent.image(store, index.image)?;
     let mut importing = Importing {
@@ -165,6 +232,7 @@ pub fn import(store: &Store, options: &Options, progress: &dyn Progress) -> Resu
         dir: &dir,
         top: &top,
         options,
+        standing: special.standing.as_ref(),
         progress,
         index,
         parent,
@@ -173,11 +241,9 @@ pub fn import(store: &Store, options: &Options, progress: &dyn Progress) -> Resu
     let (report, records) =
         importing.run(&Meta::of(&root)).inspect_err(|e| options.log.note_failed("import", e))?;
     if report.new {
-        options.log.note(note::checkpoint_taken(&dir.display().to_string(), &report.image));
+        options.log.note(note::checkpoint_taken(&known_as.display().to_string(), &report.image));
     }
-    if let Some(path) = index_path
-        && (report.new || report.files_read > 0 || importing.index.image != Some(report.image))
-    {
+    if let (Some(path), Some(records), None) = (index_path, records, &special.known_as) {
         let records: Vec<_> = records.iter().map(|(path, record)| (path.as_slice(), *record)).collect();
         // An index that cannot be kept costs the next import time, and nothing else.
         if let Err(e) = keep_index(&path, &Index::write(started_ns, &report.image, &records)) {
@@ -185,6 +251,12 @@ pub fn import(store: &Store, options: &Options, progress: &dyn Progress) -> Resu
         }
     }
     Ok(report)
+}
+
+/// The image that the last import of a folder into a store made, as its index in `index_dir` says.
+fn last_image(store: &Store, dir: &Path, index_dir: &Path) -> Option<Digest> {
+    let bytes = fs::read(index_dir.join(index_name(store, dir))).ok()?;
+    Index::parse(&bytes)?.image
 }
 
 /// An index's name: it is of one store and one folder.
@@ -203,7 +275,7 @@ fn keep_index(path: &Path, bytes: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// What files looked like when they were read, by path.
+/// What the image's paths looked like, for the next import.
 type Records = Vec<(Vec<u8>, Record)>;
 
 /// A file whose content is not known yet, as its place among the items, with what the index knows of it.
@@ -222,14 +294,12 @@ enum Known {
     Nothing,
 }
 
-/// A file that was read, as its place among the items; nothing if it was gone by then.
-type Done = (usize, Option<(Meta, Digest)>);
-
 struct Importing<'a> {
     store: &'a Store,
     dir: &'a Path,
     top: &'a Top,
     options: &'a Options,
+    standing: Option<&'a Standing>,
     progress: &'a dyn Progress,
     index: Index<'a>,
     parent: Option<Image>,
@@ -237,36 +307,38 @@ struct Importing<'a> {
 }
 
 impl Importing<'_> {
-    fn run(&mut self, root: &Meta) -> Result<(Report, Records)> {
+    /// Imports the folder. The index is as good as before where it returns no records.
+    fn run(&mut self, root: &Meta) -> Result<(Report, Option<Records>)> {
+        let own = self.own_folders();
         let limits = Limits {
             ignore: &self.options.ignore,
-            own: self.own_folders(),
+            prefix: b"",
+            wanted: &|_| true,
+            own: &own,
             mounts: walk::mounts_below(self.dir),
             one_file_system: self.options.one_file_system,
         };
-        let listing = walk::walk(self.top, root, &limits, self.options.jobs, self.progress)?;
+        let mut listing = walk::walk(self.top, root, &limits, self.options.jobs, self.progress)?;
+        let whole = self.mend(&mut listing, &limits, self.progress)?;
         self.report_closed(&listing.closed);
+        let found = std::mem::take(&mut listing.found);
+        let mut report = Report::of(&listing, &found);
+        report.mended = whole.mended;
+        if self.options.brief
+            && let Some(image) = self.unchanged(root, &found)
+        {
+            report.image = image;
+            return Ok((report, None));
+        }
+        report.large = large::find(&found, LARGE);
         let root_xattrs = look::read_xattrs(self.top, b"")?;
-        let (mut items, pending) = self.look(&listing.found)?;
-        let ties = ties::find(self.top, &self.options.dir, &items);
+        let (mut items, pending) = self.look(&found)?;
+        drop(found);
+        let ties = ties::find(self.top, &self.options.dir, &items, whole.ties);
         ties.words().into_iter().for_each(|line| self.report(line));
+        (report.ties_total, report.ties) = (ties.total(), ties.first);
         let left = self.store.blobs().files_left();
         let batch = self.store.begin();
-        let mut report = Report {
-            image: Digest::of(b""),
-            new: false,
-            files: items.iter().filter(|item| item.meta.kind == Kind::File).count() as u64,
-            bytes: 0,
-            files_read: 0,
-            bytes_read: 0,
-            left_out: listing.left_out.count,
-            left_out_by_default: listing.left_out.by_default,
-            left_out_paths: listing.left_out.first.iter().map(|path| shown(path)).collect(),
-            not_entered: listing.closed.iter().map(|(path, _)| shown(path)).collect(),
-            ties_total: ties.total(),
-            ties: ties.first,
-            reports: Vec::new(),
-        };
         // What an image holds that is there still needs no look at every blob.
         let mut image = None;
         if pending.iter().all(|pending| pending.known.is_some()) {
@@ -275,6 +347,7 @@ impl Importing<'_> {
         }
         if image.is_none() {
             self.store_contents(&batch, &mut items, &pending, &mut report)?;
+            self.settle(&batch, (&limits, root), &whole.repositories, &mut items, &mut report)?;
             let tree = text(root, &root_xattrs, &items)?;
             image = self.same(Digest::of(&tree))?;
             if image.is_none() {
@@ -287,168 +360,45 @@ impl Importing<'_> {
         }
         report.image = image.unwrap_or(report.image);
         self.judge(&report, left, &items)?;
-        let records: Records = items
-            .into_iter()
-            .filter_map(|item| match item.body {
-                Body::Content(digest) => {
-                    report.bytes += item.meta.stamp.size;
-                    let record = Record { stamp: item.meta.stamp, digest, xattrs: !item.xattrs.is_empty() };
-                    Some((item.path, record))
-                }
-                _ => None,
-            })
-            .collect();
+        (report.files, report.bytes) = totals(items.iter().map(|item| &item.meta));
+        let of_root = Record { stamp: root.stamp, content: None, xattrs: !root_xattrs.is_empty() };
+        let mut records: Records = vec![(Vec::new(), of_root)];
+        records.extend(items.into_iter().map(|item| {
+            let content = if let Body::Content(digest) = item.body { Some(digest) } else { None };
+            (item.path, Record { stamp: item.meta.stamp, content, xattrs: !item.xattrs.is_empty() })
+        }));
+        self.report_mended(&report);
         report.reports = std::mem::take(&mut *self.reports.lock());
-        Ok((report, records))
+        let mut told = HashSet::new();
+        report.reports.retain(|line| told.insert(line.clone()));
+        let is_known = |(path, record): &(Vec<u8>, Record)| {
+            self.index.unchanged(path, &record.stamp).is_some_and(|known| known == *record)
+        };
+        let same = self.index.image == Some(report.image)
+            && self.index.records.len() == records.len()
+            && records.iter().all(is_known);
+        Ok((report, (!same).then_some(records)))
+    }
+
+    /// The image that the last import made, if everything is as the index has it and the image would be no other one.
+    fn unchanged(&self, root: &Meta, found: &[Found]) -> Option<Digest> {
+        let image =
+            self.parent.as_ref().map(|parent| parent.id).filter(|id| self.index.image == Some(*id))?;
+        let is_same = |found: &Found| {
+            let record = self.index.unchanged(&found.path, &found.meta.stamp);
+            record.is_some_and(|record| match found.source.as_deref() {
+                Some(Source::Made(bytes)) => record.content == Some(Digest::of(bytes)),
+                _ => true,
+            })
+        };
+        let same = found.len() + 1 == self.index.records.len()
+            && self.index.unchanged(b"", &root.stamp).is_some()
+            && found.iter().all(is_same);
+        same.then_some(image)
     }
 
     fn report(&self, what: String) {
         self.reports.lock().push(what);
-    }
-
-    /// Has every content in the store. What vanished meanwhile is taken off the items.
-    fn store_contents(
-        &self,
-        batch: &Batch<'_>,
-        items: &mut Vec<Item>,
-        pending: &[Pending],
-        report: &mut Report,
-    ) -> Result<()> {
-        // Of the names of one file the first stands for all, so that they hold the same.
-        let mut leaders: HashMap<(u64, u64), usize> = HashMap::new();
-        let mut work = Vec::new();
-        let mut followers = Vec::new();
-        for pending in pending {
-            let meta = &items[pending.item].meta;
-            let leader = match meta.links {
-                0 | 1 => pending.item,
-                _ => *leaders.entry((meta.stamp.dev, meta.stamp.ino)).or_insert(pending.item),
-            };
-            if leader == pending.item {
-                work.push(pending);
-            } else {
-                followers.push((pending.item, leader));
-            }
-        }
-        // Large files first, so that none is left over at the end for one thread.
-        work.sort_by_key(|pending| std::cmp::Reverse(items[pending.item].meta.stamp.size.max(WHOLE)));
-        let unknown = work.iter().filter(|pending| pending.known.is_none());
-        self.progress.to_read(unknown.map(|pending| items[pending.item].meta.stamp.size).sum());
-        let done: Mutex<Vec<Done>> = Mutex::default();
-        let read: Mutex<(u64, u64)> = Mutex::default();
-        let view: &[Item] = items;
-        try_each(self.options.jobs, &work, &|pending| {
-            let item = &view[pending.item];
-            if let Some(digest) = pending.known
-                && self.store.blobs().keep(&digest)
-            {
-                batch.rely_on(digest);
-                return Ok(());
-            }
-            let stored = self.read(batch, item)?;
-            let mut read = read.lock();
-            read.0 += 1;
-            read.1 += stored.map_or(0, |(meta, _)| meta.stamp.size);
-            drop(read);
-            done.lock().push((pending.item, stored));
-            Ok(())
-        })?;
-        for item in items.iter() {
-            if let Body::Target(target, _) = &item.body {
-                batch.put(target)?;
-            }
-        }
-        (report.files_read, report.bytes_read) = read.into_inner();
-        let mut gone = HashSet::new();
-        for (item, stored) in done.into_inner() {
-            match stored {
-                Some((meta, digest)) => (items[item].meta, items[item].body) = (meta, Body::Content(digest)),
-                None => drop(gone.insert(item)),
-            }
-        }
-        let inode = |item: &Item| (item.meta.stamp.dev, item.meta.stamp.ino);
-        let mut stands: HashMap<usize, usize> = HashMap::new();
-        for (item, leader) in followers {
-            let stand = *stands.get(&leader).unwrap_or(&leader);
-            // Its metadata is that of when it was found.
-            if !gone.contains(&stand) && inode(&items[stand]) == inode(&items[item]) {
-                (items[item].meta, items[item].body) = (items[stand].meta, items[stand].body.clone());
-                continue;
-            }
-            // The name that was read for it is gone, or another file's by now.
-            report.files_read += 1;
-            match self.read(batch, &items[item])? {
-                Some((meta, digest)) => {
-                    report.bytes_read += meta.stamp.size;
-                    if (meta.stamp.dev, meta.stamp.ino) == inode(&items[item]) {
-                        stands.insert(leader, item);
-                    }
-                    (items[item].meta, items[item].body) = (meta, Body::Content(digest));
-                }
-                None => drop(gone.insert(item)),
-            }
-        }
-        if !gone.is_empty() {
-            let mut number = 0;
-            items.retain(|_| {
-                number += 1;
-                !gone.contains(&(number - 1))
-            });
-        }
-        Ok(())
-    }
-
-    /// Reads a file and stores it; nothing if it is gone. What it returns fits together: the content is that of the
-    /// file when it had these times, unless somebody writes into it all the while.
-    fn read(&self, batch: &Batch<'_>, item: &Item) -> Result<Option<(Meta, Digest)>> {
-        let full = self.top.shown(&item.path);
-        let failed = |e| Error::io(e, format!("cannot read {}", full.display())).with_hint(READABLE);
-        let report = |bytes| self.progress.read(bytes);
-        let mut meter = Meter::new(item.meta.stamp.size, &report);
-        let mut attempt = 0;
-        loop {
-            attempt += 1;
-            let mut file = match self.top.file(&item.path) {
-                Ok(file) => file,
-                Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-                Err(e) => return Err(failed(e)),
-            };
-            let look = |file: &fs::File| rustix::fs::fstat(file).map_err(|e| failed(e.into()));
-            let before = Meta::of(&look(&file)?);
-            if before.kind != Kind::File {
-                let message = format!("{} became something else while it was imported", full.display());
-                return Err(
-                    Error::new(ErrorKind::Busy, message).with_hint("try again when nobody writes there")
-                );
-            }
-            let size = before.stamp.size;
-            let mut bytes = Vec::new();
-            let streamed = if size <= WHOLE {
-                bytes.reserve_exact(size as usize + 1);
-                meter.metered(&mut file).take(WHOLE + 1).read_to_end(&mut bytes).map_err(failed)?;
-                None
-            } else {
-                let previous = self.index.files.get(item.path.as_slice()).map(|record| record.digest);
-                let stored = batch.write_seekable(previous, &mut meter.metered(&mut file));
-                Some(stored.map_err(|e| e.context(full.display()))?)
-            };
-            let mut after = Meta::of(&look(&file)?);
-            let length = streamed.map_or(bytes.len() as u64, |(_, length)| length);
-            let changed = after.stamp != before.stamp || length != size;
-            if changed && attempt < ATTEMPTS {
-                continue;
-            }
-            if changed {
-                self.report(format!("{} changed while it was read; a mixture is imported", full.display()));
-                after.stamp.size = length;
-            }
-            let digest = match streamed {
-                Some((digest, _)) => digest,
-                None => batch.put(&bytes).map_err(|e| e.context(full.display()))?,
-            };
-            meter.finish();
-            return Ok(Some((after, digest)));
-        }
     }
 
     /// An image that holds just what would be imported: the one that the last import made, or the parent.
@@ -513,6 +463,12 @@ impl Importing<'_> {
             parents: Vec::new(),
         })
     }
+}
+
+/// How many files there are, and the bytes in them.
+fn totals<'a>(all: impl Iterator<Item = &'a Meta>) -> (u64, u64) {
+    let files = all.filter(|meta| meta.kind == Kind::File);
+    files.fold((0, 0), |(files, bytes), meta| (files + 1, bytes + meta.stamp.size))
 }
 
 /// A path of the folder as text.

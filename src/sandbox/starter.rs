@@ -9,7 +9,7 @@ use std::fs::File;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::process::CommandExt as _;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::Timespec;
 use rustix::process::{Pid, Signal, getpgrp, getpid, kill_current_process_group, kill_process};
@@ -51,18 +51,53 @@ pub struct Environment {
     pub set: Vec<(OsString, OsString)>,
 }
 
-/// Starts the builder and waits. Gives the command's exit code, or 128 and the number of the signal that ended it.
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// The command's exit code, or 128 and the number of the signal that ended it.
+    pub code: u8,
+    /// Whether the command was ended since its time was up.
+    pub timed_out: bool,
+    /// The signal by which this process is to end as well.
+    ending: Option<i32>,
+    /// Whether the caller's group gets that signal, too.
+    tells_group: bool,
+}
+
+impl Outcome {
+    const fn of(code: u8) -> Self {
+        Self { code, timed_out: false, ending: None, tells_group: false }
+    }
+
+    /// Ends this process if a signal is to end it. To be called last.
+    pub fn pass_on(self) -> u8 {
+        if let Some(signal) = self.ending {
+            if self.tells_group {
+                let _ = kill_current_process_group(Signal::INT);
+            }
+            sys::die_of(signal);
+        }
+        self.code
+    }
+}
+
+/// How long a command whose time is up may take to end after SIGTERM.
+const LAST_WORDS: Duration = Duration::from_secs(10);
+
+/// Starts the builder and waits.
 ///
 /// `groups` are the control groups of this process. `arguments` are those with which this program is the builder, given the number of
-/// its channel.
+/// its channel. After `timeout` the command gets SIGTERM, and is killed if it does not end.
 ///
 /// # Errors
 /// If no process can be started, or no namespace made.
 pub fn start(
     environment: Environment,
     groups: &[ControlGroup],
+    timeout: Option<Duration>,
     arguments: impl FnOnce(i32) -> Vec<OsString>,
-) -> Result<u8> {
+) -> Result<Outcome> {
+    let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
     let groups = Groups::prepare(groups);
     let signals = Taken::new(&SIGNALS)?;
     let (channel, theirs) = Channel::pair()?;
@@ -90,10 +125,13 @@ pub fn start(
         terminal: File::open("/dev/tty").ok(),
         wanted: false,
         given: false,
+        deadline,
+        timed_out: false,
     }
     .wait()
 }
 
+#[allow(clippy::struct_excessive_bools)]
 struct Starter {
     builder: Pid,
     /// Until the end, after which a group of the run is removed.
@@ -109,15 +147,19 @@ struct Starter {
     /// Whether the command waits for the terminal, and whether it had it.
     wanted: bool,
     given: bool,
+    /// When the command's time is up, or that to end in.
+    deadline: Option<Instant>,
+    timed_out: bool,
 }
 
 impl Starter {
-    fn wait(mut self) -> Result<u8> {
+    fn wait(mut self) -> Result<Outcome> {
         loop {
             if let Some(Became::Ended(code)) = look_at(self.builder)? {
-                return Ok(self.end(code));
+                return Ok(Outcome { timed_out: self.timed_out, ..self.end(code) });
             }
-            let mut heard = self.signals.wait(self.channel.as_ref(), self.wanted.then_some(&LOOK))?;
+            let mut heard = self.signals.wait(self.channel.as_ref(), self.pause().as_ref())?;
+            self.look_at_the_clock();
             if heard && !self.started {
                 self.prepare()?;
                 heard = false;
@@ -148,6 +190,36 @@ impl Starter {
         }
     }
 
+    /// How long nothing has to be looked at.
+    fn pause(&self) -> Option<Timespec> {
+        let left = self.deadline.map(|deadline| {
+            let left = deadline.saturating_duration_since(Instant::now());
+            Timespec { tv_sec: left.as_secs().cast_signed(), tv_nsec: left.subsec_nanos().into() }
+        });
+        match left {
+            Some(left) if !self.wanted || (left.tv_sec, left.tv_nsec) < (LOOK.tv_sec, LOOK.tv_nsec) => {
+                Some(left)
+            }
+            _ => self.wanted.then_some(LOOK),
+        }
+    }
+
+    /// Ends a command whose time is up: first by a signal that it may act on, then for good.
+    fn look_at_the_clock(&mut self) {
+        if self.deadline.is_none_or(|deadline| Instant::now() < deadline) {
+            return;
+        }
+        if self.timed_out || !self.started {
+            let _ = kill_process(self.builder, Signal::KILL);
+            self.deadline = None;
+        } else {
+            self.say(Message::Signal(SIGTERM as u8));
+            self.say(Message::Continue);
+            self.deadline = Some(Instant::now() + LAST_WORDS);
+        }
+        self.timed_out = true;
+    }
+
     /// Does what the builder needs from outside, until init says that the command runs.
     fn prepare(&mut self) -> Result<()> {
         match self.channel.as_mut().and_then(Channel::hear) {
@@ -175,11 +247,10 @@ impl Starter {
 
     /// Ends before the command runs, by the signal that asks for it. The builder may wait for a disk, or a daemon, that does not answer:
     /// it is not waited for.
-    fn give_up(&mut self, signal: i32) -> u8 {
+    fn give_up(&mut self, signal: i32) -> Outcome {
         let _ = kill_process(self.builder, Signal::KILL);
         self.groups = None;
-        sys::die_of(signal);
-        128 + signal as u8
+        Outcome { ending: Some(signal), ..Outcome::of(128 + signal as u8) }
     }
 
     /// The signals that came. Those of a number that come together are one, as they are for a process that was not asked yet:
@@ -241,21 +312,18 @@ impl Starter {
     }
 
     /// Ends as the command did.
-    fn end(&mut self, code: u8) -> u8 {
+    fn end(&mut self, code: u8) -> Outcome {
         if self.given
             && let Some(terminal) = &self.terminal
         {
             // Who is in the background would be stopped for it.
             let _ = sys::ignoring(libc::SIGTTOU, || tcsetpgrp(terminal, getpgrp()));
         }
-        if code == INTERRUPTED {
-            // A shell ends its loops and scripts if what it waited for was ended by SIGINT, and not where that is an exit code.
-            if self.given {
-                let _ = kill_current_process_group(Signal::INT);
-            }
-            self.groups = None;
-            sys::die_of(SIGINT);
+        self.groups = None;
+        if code != INTERRUPTED {
+            return Outcome::of(code);
         }
-        code
+        // A shell ends its loops and scripts if what it waited for was ended by SIGINT, and not where that is an exit code.
+        Outcome { ending: Some(SIGINT), tells_group: self.given, ..Outcome::of(code) }
     }
 }

@@ -98,18 +98,34 @@ pub(super) fn make(view: &View, found: &Found) -> Result<()> {
 impl Plan {
     fn of(view: &View, found: &Found) -> Result<Self> {
         let mut plan = Self { covers: BTreeMap::new(), links: Vec::new() };
+        let at = plan.files(view)?;
         // The first word on a path counts: folders that the command needs stay writable, and what was asked for is done.
         for tmp in [TMP, "/var/tmp"] {
             plan.empty(Path::new(tmp), 0o1777, true);
         }
         for path in &view.hide {
-            plan.hide(real(path)?)?;
+            let path = real(path)?;
+            match at.as_deref().and_then(|at| path.strip_prefix(at).ok()) {
+                // The fork lies over it.
+                Some(below) if below.as_os_str().is_empty() => {}
+                Some(below) => plan.hide_like(&view.work().join(below), &path)?,
+                None => plan.hide(path)?,
+            }
         }
         for path in &view.read {
-            plan.read_only(&real(path)?, true)?;
+            let path = real(path)?;
+            if at.as_ref() != Some(&path) {
+                plan.read_only(&path, true)?;
+            }
         }
         for path in &view.write {
             let path = real(path)?;
+            if at.as_ref() == Some(&path) {
+                let what =
+                    format!("{} is where the fork is shown, and cannot be written itself", path.display());
+                return Err(Error::new(ErrorKind::InvalidInput, what)
+                    .with_hint("name a folder in it, or show the fork elsewhere with --at"));
+            }
             if plan.is_shown(&path) {
                 let what = format!("{} is to be shown or hidden and to be written", path.display());
                 return Err(Error::new(ErrorKind::InvalidInput, what).with_hint("name it once"));
@@ -122,7 +138,7 @@ impl Plan {
         for path in &found.sockets {
             plan.socket(path)?;
         }
-        plan.keys(view)?;
+        plan.keys(view, at.as_deref())?;
         plan.settings(&found.settings)?;
         plan.empty(&view.mountpoint, 0o755, false);
         let fork = view.fork_folder();
@@ -134,6 +150,36 @@ impl Plan {
         plan.show(fork, shown);
         plan.links.push((view.shown_work(), Path::new("../forks").join(&view.fork).join("world/fs")));
         Ok(plan)
+    }
+
+    /// Shows the fork's files over its project, if they are to show there. Gives the path without links.
+    fn files(&mut self, view: &View) -> Result<Option<PathBuf>> {
+        let Some(at) = &view.at else { return Ok(None) };
+        let refused =
+            |what: String| Error::new(ErrorKind::InvalidInput, what).with_hint("name a folder with --at");
+        let at = real_place(at)?;
+        let shown = at.display();
+        for needed in [Path::new(TMP), Path::new("/var/tmp"), Path::new("/dev"), Path::new("/run")] {
+            if fs::canonicalize(needed).is_ok_and(|needed| needed.starts_with(&at)) {
+                let what =
+                    format!("the fork cannot be shown at {shown}: every command needs {}", needed.display());
+                return Err(refused(what));
+            }
+        }
+        if view.mountpoint.starts_with(&at) || at.starts_with(&view.mountpoint) {
+            let mountpoint = view.mountpoint.display();
+            let what = format!("the fork cannot be shown at {shown}: its store is mounted at {mountpoint}");
+            return Err(Error::new(ErrorKind::InvalidInput, what).with_hint(format!(
+                "run `pfimg umount {mountpoint}`: `pfimg run` mounts the store elsewhere by itself"
+            )));
+        }
+        let files = view.work();
+        let tree = tree(&files, true)?;
+        protect_tree(&tree, libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NODEV)?;
+        sys::change_mount(tree.as_fd(), c"", (0, libc::MOUNT_ATTR_RDONLY), false)
+            .map_err(|e| Error::io(e, format!("cannot show {}", files.display())))?;
+        self.show(at.clone(), tree);
+        Ok(Some(at))
     }
 
     /// Hides the machine's devices, but for a few.
@@ -195,12 +241,13 @@ impl Plan {
     }
 
     /// Hides files with credentials, but for those that the caller named, and those in folders that are hidden as a whole.
-    fn keys(&mut self, view: &View) -> Result<()> {
+    fn keys(&mut self, view: &View, at: Option<&Path>) -> Result<()> {
         for key in &view.keys {
             // It may have gone since it was found.
             let Ok(key) = real(key) else { continue };
             // The fork is the command's, also where it is a home folder.
             if !key.starts_with(&view.mountpoint)
+                && !at.is_some_and(|at| key.starts_with(at))
                 && !self.is_shown(&key)
                 && !matches!(self.nearest(&key), Some(Cover::Empty { .. }))
             {
@@ -243,7 +290,21 @@ impl Plan {
     /// Lays an empty folder over a folder, or an empty file over a file.
     fn hide(&mut self, path: PathBuf) -> Result<()> {
         // A mount whose daemon does not answer is hidden as any other.
-        if let Some(mode) = mode_known(&path)
+        let mode = mode_known(&path);
+        self.hide_as(path, mode)
+    }
+
+    /// Hides what the fork has at a path below the folder it is shown at; nothing where it has nothing there.
+    fn hide_like(&mut self, own: &Path, path: &Path) -> Result<()> {
+        // What a link leads to is hidden by its own path.
+        if fs::canonicalize(own).is_ok_and(|real| real == own) {
+            self.hide_as(path.to_owned(), mode_known(own))?;
+        }
+        Ok(())
+    }
+
+    fn hide_as(&mut self, path: PathBuf, mode: Option<u32>) -> Result<()> {
+        if let Some(mode) = mode
             && mode & libc::S_IFMT == libc::S_IFDIR
         {
             // Programs look at the modes of folders that hold their keys.
@@ -310,6 +371,18 @@ fn real(path: &Path) -> Result<PathBuf> {
         return Err(invalid("what is in /proc is the command's own, and can neither be shown nor hidden"));
     }
     Ok(real)
+}
+
+/// The same for a folder that need not be there: below the nearest one that is.
+fn real_place(path: &Path) -> Result<PathBuf> {
+    if path.exists() {
+        return real(path);
+    }
+    let (parent, name) = path
+        .parent()
+        .zip(path.file_name())
+        .ok_or_else(|| Error::new(ErrorKind::InvalidInput, format!("{} names no folder", path.display())))?;
+    Ok(real_place(parent)?.join(name))
 }
 
 /// A copy of the mount that has `path`, with `path` for its root and, if told so, with all that is mounted below it.

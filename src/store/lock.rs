@@ -12,13 +12,17 @@ use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
 use super::Store;
+use super::tags::check_new_tag;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 
 /// Held shared while a program makes an image from blobs that it found, exclusively while blobs are deleted.
 const COMMITS: &str = "commits.lock";
 
-/// How long a pin counts without a program that holds it: its program may just be making it.
+/// Held exclusively while a project gets its name.
+const PROJECTS: &str = "projects.lock";
+
+/// A pin without a program that holds it counts this long: it may only just be made.
 const PIN_GRACE: Duration = Duration::from_mins(1);
 
 /// Keeps collectors away from images until it is dropped. It dies with its program.
@@ -78,7 +82,22 @@ impl Store {
         self.lock(name, FlockOperation::NonBlockingLockExclusive)
     }
 
-    /// Makes commits of images wait until the file is dropped.
+    /// Waits until no other program gives a project a name, and keeps others from it until the file is dropped.
+    pub fn lock_projects(&self) -> Result<Option<File>> {
+        self.lock(PROJECTS, FlockOperation::LockExclusive)
+    }
+
+    /// Waits until no other program imports the project of this name, and keeps others from it until the file is dropped.
+    pub fn lock_project(&self, name: &str) -> Result<Option<File>> {
+        check_new_tag(name)?;
+        // A tag's name may be as long as a file's; the lock has more.
+        self.lock(
+            &format!("project.{}.lock", &Digest::of(name.as_bytes()).hex()[..16]),
+            FlockOperation::LockExclusive,
+        )
+    }
+
+    /// Has images wait that are about to be made, until the file is dropped.
     pub fn lock_commits(&self) -> Result<Option<File>> {
         self.lock(COMMITS, FlockOperation::LockExclusive)
     }

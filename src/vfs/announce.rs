@@ -148,6 +148,8 @@ impl Vfs {
             (what.what, current.replaced.clone(), what.name == name && self.is_folder_of(current, parent))
         };
         match what {
+            // "Not there" would take a directory away from programs that stand in it already.
+            What::Made(Kind::Dir) if is_name && replaced.is_none() => self.lookup_if_known(parent, name),
             // It is made in a moment.
             What::Made(_) if is_name => Err(ErrorKind::NotFound),
             _ => match &replaced {
@@ -158,6 +160,16 @@ impl Vfs {
                 },
             },
         }
+    }
+
+    /// Looks a name up if another lookup of its inode counts already.
+    fn lookup_if_known(&self, parent: Ino, name: &[u8]) -> Outcome<Entry> {
+        let entry = self.lookup_now(parent, name)?;
+        if self.inodes.lookups(entry.attr.ino) > 1 {
+            return Ok(entry);
+        }
+        self.forget(entry.attr.ino, 1);
+        Err(ErrorKind::NotFound)
     }
 
     pub(super) fn lookup_now(&self, parent: Ino, name: &[u8]) -> Outcome<Entry> {

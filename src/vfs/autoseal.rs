@@ -209,6 +209,12 @@ impl Vfs {
         })
     }
 
+    /// Whether a fork waits to be sealed by itself, of those that were looked at.
+    pub fn has_unsealed(&self) -> bool {
+        self.config.seal != SealPolicy::Manual
+            && self.forks.in_use().iter().any(|mounted| mounted.fork.is_changed())
+    }
+
     /// Seals every fork that has unsealed changes, as far as it was looked at, after the mount has ended.
     pub fn seal_all(&self) {
         self.auto_seal.ended.store(true, Ordering::Relaxed);

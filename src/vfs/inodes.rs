@@ -107,6 +107,11 @@ impl Inodes {
         }
     }
 
+    /// How often the kernel has looked an inode up and not forgotten it.
+    pub(super) fn lookups(&self, ino: Ino) -> u64 {
+        self.shard(ino).lock().get(&ino).map_or(0, |held| held.lookups)
+    }
+
     /// Notes the size of a file that was only listed before.
     pub(super) fn set_size(&self, ino: Ino, found: u64) {
         if let Some(Held { node: Node::File { size, .. }, .. }) = self.shard(ino).lock().get_mut(&ino) {

@@ -1,9 +1,11 @@
-//! What an earlier import of the same folder read, so that what did not change is not read again.
+//! What an earlier import of the same folder found and read, so that what did not change is not read again.
 //!
 //! ```text
 //! "pfimgidx" │ version u32 │ started i64 │ image 32 │ count u32 │ records │ crc32c u32
-//! record: path length u16, path │ size u64 │ mtime i64 │ ctime i64 │ inode u64 │ device u64 │ flags u8 │ digest 32
+//! record: path length u16, path │ size u64 │ mtime i64 │ ctime i64 │ inode u64 │ device u64 │ flags u8 │ digest 32, of files
 //! ```
+//! Each path of the image has a record. The folder itself has the empty path.
+//!
 //! Little-endian, times in nanoseconds since 1970. The checksum covers everything before it. An index that is not whole
 //! counts as none: it costs time, never a wrong byte.
 
@@ -12,13 +14,16 @@ use std::collections::HashMap;
 use crate::digest::Digest;
 
 const MAGIC: &[u8; 8] = b"pfimgidx";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
-/// Bytes of a record besides its path: two for the path's length.
-const FIXED: usize = 2 + 8 * 5 + 1 + 32;
+/// Bytes of a record besides its path: two for the path's length. Those of files have a digest as well.
+const FIXED: usize = 2 + 8 * 5 + 1;
 
 /// Set in a record's flags if the file has extended attributes.
 const HAS_XATTRS: u8 = 1;
+
+/// Set in a record's flags if it has a digest.
+const HAS_CONTENT: u8 = 2;
 
 /// A change within this many nanoseconds of another may leave the same time: kernels count in ticks.
 const TICK: i64 = 100_000_000;
@@ -43,13 +48,13 @@ pub struct Stamp {
     pub dev: u64,
 }
 
-/// A file that was read.
+/// A path of an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Record {
     /// As it was then.
     pub stamp: Stamp,
-    /// Its content.
-    pub digest: Digest,
+    /// A file's content.
+    pub content: Option<Digest>,
     /// Whether it had extended attributes.
     pub xattrs: bool,
 }
@@ -61,8 +66,8 @@ pub struct Index<'a> {
     pub started_ns: i64,
     /// The image that it made.
     pub image: Option<Digest>,
-    /// The files it read.
-    pub files: HashMap<&'a [u8], Record>,
+    /// What the image holds, by path.
+    pub records: HashMap<&'a [u8], Record>,
 }
 
 impl<'a> Index<'a> {
@@ -80,7 +85,7 @@ impl<'a> Index<'a> {
         let image = Digest::from_bytes(take(&mut rest)?);
         let count = u32::from_le_bytes(take(&mut rest)?) as usize;
         // What a count claims is not believed before the records are there.
-        let mut files = HashMap::with_capacity(count.min(rest.len() / FIXED));
+        let mut records = HashMap::with_capacity(count.min(rest.len() / FIXED));
         for _ in 0..count {
             let length = usize::from(u16::from_le_bytes(take(&mut rest)?));
             let (path, after) = rest.split_at_checked(length)?;
@@ -93,27 +98,29 @@ impl<'a> Index<'a> {
                 dev: u64::from_le_bytes(take(&mut rest)?),
             };
             let [flags] = take(&mut rest)?;
-            let digest = Digest::from_bytes(take(&mut rest)?);
-            files.insert(path, Record { stamp, digest, xattrs: flags & HAS_XATTRS != 0 });
+            let content = match flags & HAS_CONTENT {
+                0 => None,
+                _ => Some(Digest::from_bytes(take(&mut rest)?)),
+            };
+            records.insert(path, Record { stamp, content, xattrs: flags & HAS_XATTRS != 0 });
         }
-        rest.is_empty().then_some(Self { started_ns, image: Some(image), files })
+        rest.is_empty().then_some(Self { started_ns, image: Some(image), records })
     }
 
-    /// Writes an index of an import that began at `started_ns` and made `image`. Files whose path is too long for it
-    /// are left out.
-    pub fn write(started_ns: i64, image: &Digest, files: &[(&[u8], Record)]) -> Vec<u8> {
-        let files: Vec<_> = files
+    /// Writes an index of an import that began at `started_ns` and made `image`. Paths that are too long for it are left out.
+    pub fn write(started_ns: i64, image: &Digest, records: &[(&[u8], Record)]) -> Vec<u8> {
+        let records: Vec<_> = records
             .iter()
             .filter_map(|(path, record)| Some((*path, u16::try_from(path.len()).ok()?, record)))
             .collect();
-        let mut out =
-            Vec::with_capacity(64 + files.iter().map(|(path, ..)| path.len() + FIXED).sum::<usize>());
+        let length = records.iter().map(|(path, ..)| path.len() + FIXED + 32).sum::<usize>();
+        let mut out = Vec::with_capacity(64 + length);
         out.extend_from_slice(MAGIC);
         out.extend_from_slice(&VERSION.to_le_bytes());
         out.extend_from_slice(&started_ns.to_le_bytes());
         out.extend_from_slice(image.as_bytes());
-        out.extend_from_slice(&(files.len() as u32).to_le_bytes());
-        for (path, length, record) in files {
+        out.extend_from_slice(&(records.len() as u32).to_le_bytes());
+        for (path, length, record) in records {
             out.extend_from_slice(&length.to_le_bytes());
             out.extend_from_slice(path);
             let stamp = &record.stamp;
@@ -122,17 +129,18 @@ impl<'a> Index<'a> {
             out.extend_from_slice(&stamp.ctime_ns.to_le_bytes());
             out.extend_from_slice(&stamp.ino.to_le_bytes());
             out.extend_from_slice(&stamp.dev.to_le_bytes());
-            out.push(if record.xattrs { HAS_XATTRS } else { 0 });
-            out.extend_from_slice(record.digest.as_bytes());
+            let content = if record.content.is_some() { HAS_CONTENT } else { 0 };
+            out.push(content | if record.xattrs { HAS_XATTRS } else { 0 });
+            out.extend(record.content.iter().flat_map(Digest::as_bytes));
         }
         out.extend_from_slice(&crc32c::crc32c(&out).to_le_bytes());
         out
     }
 
-    /// What is known of a file that looks like this now. Nothing if it changed, or changed so shortly before it was
-    /// read that a later change might have left the same times.
+    /// What is known of a path that looks like this now. Nothing if it changed, or changed so shortly before it was
+    /// looked at that a later change might have left the same times.
     pub fn unchanged(&self, path: &[u8], now: &Stamp) -> Option<Record> {
-        let record = self.files.get(path)?;
+        let record = self.records.get(path)?;
         let tick = if now.mtime_ns % SECOND == 0 { COARSE_TICK } else { TICK };
         let settled = now.mtime_ns.max(now.ctime_ns) < self.started_ns.saturating_sub(tick);
         (record.stamp == *now && settled).then_some(*record)
@@ -154,17 +162,17 @@ mod tests {
 
     fn record(mtime_ns: i64) -> Record {
         let stamp = Stamp { size: 5, mtime_ns, ctime_ns: mtime_ns, ino: 7, dev: 8 };
-        Record { stamp, digest: Digest::of(b"x"), xattrs: mtime_ns % 2 == 1 }
+        Record { stamp, content: (mtime_ns % 3 > 0).then(|| Digest::of(b"x")), xattrs: mtime_ns % 2 == 1 }
     }
 
     #[test]
     fn an_index_comes_back_as_it_was() {
-        let files = [(&b"a/b"[..], record(1)), (b"caf\xe9", record(2))];
+        let files = [(&b"a/b"[..], record(1)), (b"caf\xe9", record(2)), (b"", record(3))];
         let image = Digest::of(b"image");
         let bytes = Index::write(STARTED, &image, &files);
         let index = Index::parse(&bytes).unwrap();
         assert_eq!((index.started_ns, index.image), (STARTED, Some(image)));
-        assert_eq!(index.files, HashMap::from(files));
+        assert_eq!(index.records, HashMap::from(files));
     }
 
     #[test]

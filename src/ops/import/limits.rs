@@ -31,6 +31,11 @@ pub(super) fn refuse_mount(dir: &Path) -> Result<()> {
 }
 
 impl Importing<'_> {
+    /// Whether the folder lies in a mount of this program. Then an agent may have written its files.
+    pub(super) fn is_in_mount(&self) -> bool {
+        mountinfo::holding(self.dir).is_ok_and(|held| held.is_some_and(|(mounted, _)| mounted.is_ours()))
+    }
+
     /// Folders that no image may hold: the store would grow while it is read, and what is kept of it for the next mount with it.
     pub(super) fn own_folders(&self) -> HashSet<(u64, u64)> {
         let own = self.options.own.iter().map(PathBuf::as_path);

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use rustix::io::Errno;
 
+use super::source::Source;
 use super::tree::{Body, Item};
 use super::walk::{Found, READABLE};
 use super::{Importing, Known, Pending};
@@ -50,15 +51,27 @@ impl Importing<'_> {
 
     /// Looks at one of them; nothing if it is gone.
     fn look_at(&self, found: &Found) -> Result<Option<(Item, Known)>> {
-        let Found { path, meta, closed } = found;
-        let mut item = Item { path: path.clone(), meta: *meta, body: Body::Nothing, xattrs: Xattrs::new() };
+        let Found { path, meta, closed, source } = found;
+        let mut item = Item {
+            path: path.clone(),
+            meta: *meta,
+            body: Body::Nothing,
+            xattrs: Xattrs::new(),
+            source: source.clone(),
+        };
+        let (top, at) = found.place(self.top);
         match meta.kind {
             Kind::File => {
+                if let Some(Source::Made(bytes)) = source.as_deref() {
+                    let digest = Digest::of(bytes);
+                    item.body = Body::Content(digest);
+                    return Ok(Some((item, Known::Content(digest))));
+                }
                 let known = self.index.unchanged(path, &meta.stamp);
                 if known.is_none_or(|known| known.xattrs) {
-                    item.xattrs = read_xattrs(self.top, path)?;
+                    item.xattrs = read_xattrs(top, at)?;
                 }
-                let digest = known.map(|known| known.digest);
+                let digest = known.and_then(|known| known.content);
                 if let Some(digest) = digest {
                     item.body = Body::Content(digest);
                 }
@@ -66,11 +79,11 @@ impl Importing<'_> {
             }
             Kind::Dir if *closed => {}
             Kind::Symlink => {
-                let target = match self.top.link(path) {
+                let target = match top.link(at) {
                     Ok(target) => target,
                     Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
                     Err(e) => {
-                        let what = format!("cannot read link {}", self.top.shown(path).display());
+                        let what = format!("cannot read link {}", top.shown(at).display());
                         return Err(Error::io(e, what).with_hint(READABLE));
                     }
                 };
@@ -78,7 +91,7 @@ impl Importing<'_> {
                 item.body = Body::Target(target, digest);
             }
             // Fifos, sockets and devices have access control lists as well.
-            _ => item.xattrs = read_xattrs(self.top, path)?,
+            _ => item.xattrs = read_xattrs(top, at)?,
         }
         Ok(Some((item, Known::All)))
     }

@@ -4,6 +4,9 @@ use crate::digest::Digest;
 use crate::error::Result;
 use crate::store::{Image, Store};
 
+/// So many images of a line are looked at.
+const LINE: usize = 1000;
+
 /// What an imported image comes from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Parent {
@@ -11,6 +14,9 @@ pub enum Parent {
     /// what did not change is seen as the same.
     #[default]
     Last,
+    /// The newest image of a line: this one, or the last import of the folder if that comes from this one. Where this one is gone,
+    /// the last import of the folder.
+    Line(Digest),
     /// This image.
     Image(Digest),
     /// Nothing.
@@ -20,11 +26,31 @@ pub enum Parent {
 impl Parent {
     /// The image, where the last import made `last`.
     pub(super) fn image(self, store: &Store, last: Option<Digest>) -> Result<Option<Image>> {
-        Ok(match (self, last) {
-            (Self::Image(id), _) => Some(store.image(&id)?),
-            // One that is gone or damaged is nothing to come from.
-            (Self::Last, Some(id)) => store.image(&id).ok(),
-            (Self::Last, None) | (Self::None, _) => None,
+        // One that is gone or damaged is nothing to come from.
+        let found = |id: Option<Digest>| id.and_then(|id| store.image(&id).ok());
+        Ok(match self {
+            Self::Image(id) => Some(store.image(&id)?),
+            Self::Last => found(last),
+            Self::Line(line) => match (found(last), found(Some(line))) {
+                (Some(last), Some(_)) if comes_from(store, last.id, line) => Some(last),
+                (last, None) => last,
+                (_, line) => line,
+            },
+            Self::None => None,
         })
     }
+}
+
+/// Whether an image is `old`, or comes from it by first parents.
+pub(super) fn comes_from(store: &Store, image: Digest, old: Digest) -> bool {
+    let mut at = image;
+    for _ in 0..LINE {
+        if at == old {
+            return true;
+        }
+        let parent = store.image(&at).ok().and_then(|image| image.manifest.parents.first().copied());
+        let Some(parent) = parent else { return false };
+        at = parent;
+    }
+    false
 }

@@ -25,12 +25,18 @@ const MAX_FILE: u64 = 1 << 20;
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum TieKind {
-    /// A `.git` file of a worktree or submodule whose repository lies elsewhere.
+    /// A `.git` file that leads to no repository.
     GitFile,
-    /// `core.worktree` in a repository's settings.
+    /// A `.git` file that leads to a repository that cannot be made whole. The image leaves it out.
+    GitLeftOut,
+    /// `core.worktree` in a repository's settings, of a folder that is not in the image. It is unset there.
     GitWorktree,
-    /// `objects/info/alternates` of a repository that takes objects from another one.
+    /// `objects/info/alternates` that names objects which cannot be taken in.
     GitAlternates,
+    /// A value of a repository's settings that names the original, or that another place gives another meaning.
+    GitConfig,
+    /// Settings of a repository that cannot be read.
+    GitUnread,
     /// An absolute link into the folder.
     Link,
     /// A Python environment, whose scripts hold its absolute path.
@@ -58,13 +64,26 @@ impl Tie {
         let Self { kind, path, target } = self;
         match kind {
             TieKind::GitFile => {
-                format!("{path} points to {target}: in a fork git works on that repository, or finds none")
+                format!(
+                    "{path} points to {target}, which is no repository: git in a fork finds none, as here"
+                )
             }
-            TieKind::GitWorktree => {
-                format!("{path} sets core.worktree to {target}: in a fork git works on that folder")
-            }
+            TieKind::GitLeftOut => format!(
+                "{path} is left out: pfimg cannot make a whole repository of {target}; git in a fork finds none"
+            ),
+            TieKind::GitWorktree => format!(
+                "{path} set core.worktree to {target}; in the image it is unset, and git works on the files beside it"
+            ),
             TieKind::GitAlternates => {
-                format!("{path} takes objects from {target}: git in a fork depends on that repository")
+                format!(
+                    "{path} takes objects from {target}, which cannot be taken in: git in a fork lacks them"
+                )
+            }
+            TieKind::GitConfig => {
+                format!("{path} sets {target}: git in a fork uses the original there, or does not find it")
+            }
+            TieKind::GitUnread => {
+                format!("{path} cannot be read ({target}): what it ties a fork to is not known")
             }
             TieKind::Link => format!("{path} is a link to {target}: in a fork it leads to the original"),
             TieKind::Venv => format!(
@@ -119,19 +138,15 @@ impl Ties {
 }
 
 /// The place that is imported: its paths, as given and without links.
-struct Place<'a> {
-    top: &'a Top,
+pub(super) struct Place<'a> {
+    pub(super) top: &'a Top,
     names: Vec<PathBuf>,
 }
 
-/// Looks for what names the place among what was found.
-pub(super) fn find(top: &Top, given: &Path, items: &[Item]) -> Ties {
-    let mut names = vec![top.path().to_owned()];
-    // Not by `..`, which is another folder behind a link.
-    names.extend(std::path::absolute(given).ok().map(|path| resolved(Path::new("/"), &path)));
-    names.dedup();
-    let place = Place { top, names };
-    let mut ties = Vec::new();
+/// Looks for what names the place among what was found. What git's files name is `known`.
+pub(super) fn find(top: &Top, given: &Path, items: &[Item], known: Vec<Tie>) -> Ties {
+    let place = Place::new(top, given);
+    let mut ties = known;
     for item in items {
         match &item.body {
             Body::Target(target, _) => {
@@ -140,21 +155,29 @@ pub(super) fn find(top: &Top, given: &Path, items: &[Item]) -> Ties {
                     ties.push(tie(TieKind::Link, &item.path, target));
                 }
             }
-            _ if item.meta.kind == Kind::File => place.file(&item.path, &mut ties),
+            _ if item.meta.kind == Kind::File && item.source.is_none() => place.file(&item.path, &mut ties),
             _ => {}
         }
     }
     Ties::of(ties)
 }
 
-fn tie(kind: TieKind, path: &[u8], target: &Path) -> Tie {
+pub(super) fn tie(kind: TieKind, path: &[u8], target: &Path) -> Tie {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     Tie { kind, path: text(path), target: text(target.as_os_str().as_bytes()) }
 }
 
-impl Place<'_> {
+impl<'a> Place<'a> {
+    pub(super) fn new(top: &'a Top, given: &Path) -> Self {
+        let mut names = vec![top.path().to_owned()];
+        // Not by `..`, which is another folder behind a link.
+        names.extend(std::path::absolute(given).ok().map(|path| resolved(Path::new("/"), &path)));
+        names.dedup();
+        Self { top, names }
+    }
+
     /// Whether a path is the place or lies below it.
-    fn holds(&self, path: &Path) -> bool {
+    pub(super) fn holds(&self, path: &Path) -> bool {
         let path = resolved(Path::new("/"), path);
         self.names.iter().any(|name| path.starts_with(name))
     }
@@ -173,39 +196,9 @@ impl Place<'_> {
         self.top.path().join(OsStr::from_bytes(split(path).0))
     }
 
-    /// A path that is written in a file whose relative paths begin at `from`, if it leads out of the place or is absolute.
-    fn leaves(&self, from: &Path, written: &[u8]) -> Option<PathBuf> {
-        let written = Path::new(OsStr::from_bytes(written));
-        let resolved = resolved(from, written);
-        (written.is_absolute() || !self.holds(&resolved)).then_some(resolved)
-    }
-
     fn file(&self, path: &[u8], ties: &mut Vec<Tie>) {
         let (folder, name) = split(path);
         match name {
-            b".git" => {
-                if let Some(target) =
-                    git_file(&self.text(path)).and_then(|to| self.leaves(&self.folder(path), to))
-                {
-                    ties.push(tie(TieKind::GitFile, path, &target));
-                }
-            }
-            b"config" | b"config.worktree" if self.is_repository(folder) => {
-                let text = self.text(path);
-                if let Some(target) = core_worktree(&text).and_then(|to| self.leaves(&self.folder(path), &to))
-                {
-                    ties.push(tie(TieKind::GitWorktree, path, &target));
-                }
-            }
-            b"alternates" if folder.ends_with(b"objects/info") => {
-                let objects = self.folder(split(folder).0);
-                let objects = objects.join("objects");
-                for line in alternates(&self.text(path)) {
-                    if let Some(target) = self.leaves(&objects, line) {
-                        ties.push(tie(TieKind::GitAlternates, path, &target));
-                    }
-                }
-            }
             b"pyvenv.cfg" if !is_relocatable(&self.text(path)) => {
                 let shown = if folder.is_empty() { b"." } else { folder };
                 ties.push(tie(TieKind::Venv, shown, &self.folder(path)));
@@ -229,17 +222,10 @@ impl Place<'_> {
             _ => {}
         }
     }
-
-    /// Whether a folder is a repository of git: the one of a work tree, a bare one, or a submodule's.
-    fn is_repository(&self, folder: &[u8]) -> bool {
-        let inside =
-            |name: &[u8]| if folder.is_empty() { name.to_vec() } else { [folder, b"/", name].concat() };
-        self.top.stat(&inside(b"HEAD")).is_ok() && self.top.stat(&inside(b"refs")).is_ok()
-    }
 }
 
 /// A path's folder and last name.
-fn split(path: &[u8]) -> (&[u8], &[u8]) {
+pub(super) fn split(path: &[u8]) -> (&[u8], &[u8]) {
     match path.iter().rposition(|b| *b == b'/') {
         Some(at) => (&path[..at], &path[at + 1..]),
         None => (b"", path),
@@ -247,7 +233,7 @@ fn split(path: &[u8]) -> (&[u8], &[u8]) {
 }
 
 /// A path with `.` and `..` taken out, and nothing looked up.
-fn resolved(from: &Path, path: &Path) -> PathBuf {
+pub(super) fn resolved(from: &Path, path: &Path) -> PathBuf {
     let mut all = PathBuf::from("/");
     for component in from.join(path).components() {
         match component {
@@ -257,53 +243,6 @@ fn resolved(from: &Path, path: &Path) -> PathBuf {
         }
     }
     all
-}
-
-/// Where a `.git` file leads.
-fn git_file(text: &[u8]) -> Option<&[u8]> {
-    let target = text.strip_prefix(b"gitdir:")?.trim_ascii();
-    (!target.is_empty()).then_some(target)
-}
-
-/// `core.worktree` of git's settings.
-fn core_worktree(text: &[u8]) -> Option<Vec<u8>> {
-    let mut in_core = false;
-    let mut found = None;
-    for line in text.split(|b| *b == b'\n') {
-        let mut line = line.trim_ascii();
-        if let Some(section) = line.strip_prefix(b"[") {
-            let end = section.iter().position(|b| *b == b']')?;
-            in_core = section[..end].trim_ascii().eq_ignore_ascii_case(b"core");
-            line = section[end + 1..].trim_ascii();
-        }
-        let Some(at) = line.iter().position(|b| *b == b'=') else { continue };
-        if in_core && line[..at].trim_ascii().eq_ignore_ascii_case(b"worktree") {
-            // The last one counts, as with git.
-            found = Some(unquoted(line[at + 1..].trim_ascii()));
-        }
-    }
-    found.filter(|path| !path.is_empty())
-}
-
-/// A value of git's settings: without quotation marks, escapes, and what is behind it.
-fn unquoted(value: &[u8]) -> Vec<u8> {
-    let mut out = Vec::new();
-    let (mut quoted, mut bytes) = (false, value.iter());
-    while let Some(byte) = bytes.next() {
-        match byte {
-            b'"' => quoted = !quoted,
-            b'\\' => out.extend(bytes.next()),
-            b'#' | b';' if !quoted => break,
-            byte => out.push(*byte),
-        }
-    }
-    if value.contains(&b'"') { out } else { out.trim_ascii_end().to_vec() }
-}
-
-/// The folders of objects that `objects/info/alternates` names.
-fn alternates(text: &[u8]) -> impl Iterator<Item = &[u8]> {
-    let lines = text.split(|b| *b == b'\n').map(<[u8]>::trim_ascii);
-    lines.filter(|line| !line.is_empty() && !line.starts_with(b"#"))
 }
 
 /// Whether a Python environment says of itself that it can be moved.
@@ -327,32 +266,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn settings_of_git_are_read_as_git_reads_them() {
-        let worktree =
-            |text: &str| core_worktree(text.as_bytes()).map(|path| String::from_utf8(path).unwrap());
-        assert_eq!(worktree("[core]\n\tworktree = ../../../sub\n").unwrap(), "../../../sub");
-        assert_eq!(worktree("[Core] WorkTree=/a b ; note\n").unwrap(), "/a b");
-        assert_eq!(worktree("[core]\nworktree = \"/a \\\"b\\\"# \"\n").unwrap(), "/a \"b\"# ");
-        assert_eq!(worktree("[core]\nworktree = /a\nworktree = /b\n").unwrap(), "/b");
-        for none in [
-            "",
-            "[core]\nbare = true\n",
-            "[other]\nworktree = /a\n",
-            "[core \"x\"]\nworktree = /a\n",
-            "[core",
-        ] {
-            assert_eq!(worktree(none), None, "{none:?}");
-        }
-    }
-
-    #[test]
     fn what_a_file_names_is_read_from_it() {
-        assert_eq!(git_file(b"gitdir: ../.git/modules/sub\n"), Some(&b"../.git/modules/sub"[..]));
-        assert_eq!((git_file(b"gitdir:\n"), git_file(b"other")), (None, None));
-        assert_eq!(
-            alternates(b"/a/objects\n\n# note\n../b\n").collect::<Vec<_>>(),
-            [&b"/a/objects"[..], b"../b"]
-        );
         assert!(
             is_relocatable(b"home = /usr/bin\nrelocatable = true\n") && is_relocatable(b"relocatable=True")
         );
@@ -373,12 +287,12 @@ mod tests {
     fn many_of_a_kind_are_counted_and_few_are_named() {
         let link = |n| tie(TieKind::Link, format!("l{n:04}").as_bytes(), Path::new("/p"));
         let mut all: Vec<_> = (0..1000).rev().map(link).collect();
-        all.push(tie(TieKind::GitFile, b".git", Path::new("/r")));
+        all.push(tie(TieKind::GitLeftOut, b".git", Path::new("/r")));
         let ties = Ties::of(all);
         assert_eq!((ties.total(), ties.first.len()), (1001, 1 + KEPT));
         let words = ties.words();
         assert_eq!(words.len(), 1 + NAMED + 1);
-        assert!(words[0].starts_with(".git points to /r") && words[1].starts_with("l0000"), "{words:?}");
+        assert!(words[0].starts_with(".git is left out") && words[1].starts_with("l0000"), "{words:?}");
         assert!(words.last().unwrap().starts_with("995 more"), "{words:?}");
     }
 }

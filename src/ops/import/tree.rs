@@ -2,7 +2,9 @@
 
 use std::cmp::Ordering;
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
+use super::source::Source;
 use super::walk::Meta;
 use crate::digest::Digest;
 use crate::layers::world::{Entry, FsTree, Header, Kind, MAX_NAME, Root};
@@ -26,6 +28,8 @@ pub(super) struct Item {
     pub(super) meta: Meta,
     pub(super) body: Body,
     pub(super) xattrs: Xattrs,
+    /// Where its bytes come from, if not from the folder's same path.
+    pub(super) source: Option<Arc<Source>>,
 }
 
 /// The order of `pf`'s entries: by component, so that a folder comes right before what is in it.
@@ -194,11 +198,18 @@ mod tests {
 
     fn file(path: &[u8], ino: u64, links: u64) -> Item {
         let body = Body::Content(Digest::of(b"abc"));
-        Item { path: path.to_vec(), meta: meta(Kind::File, ino, links), body, xattrs: Xattrs::new() }
+        Item {
+            path: path.to_vec(),
+            meta: meta(Kind::File, ino, links),
+            body,
+            xattrs: Xattrs::new(),
+            source: None,
+        }
     }
 
     fn folder(path: &[u8]) -> Item {
-        Item { path: path.to_vec(), meta: meta(Kind::Dir, 0, 2), body: Body::Nothing, xattrs: Xattrs::new() }
+        let meta = meta(Kind::Dir, 0, 2);
+        Item { path: path.to_vec(), meta, body: Body::Nothing, xattrs: Xattrs::new(), source: None }
     }
 
     fn made(items: Vec<Item>) -> (FsTree, Tree) {

@@ -1,11 +1,13 @@
 //! Lists a folder with everything below it, on all cores.
 
+use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io::{self, Read as _};
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::thread;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, Stat, openat, statat};
@@ -13,6 +15,8 @@ use rustix::io::Errno;
 
 use super::Progress;
 use super::index::Stamp;
+use super::rules::LeftOutBy;
+use super::source::Source;
 use crate::cache::folder as cache;
 use crate::error::{Error, ErrorKind, Result};
 use crate::layers::ignore::{Ignore, Rule};
@@ -96,13 +100,19 @@ pub(super) struct Found {
     pub(super) meta: Meta,
     /// A mountpoint that is recorded as an empty folder, and not looked at.
     pub(super) closed: bool,
+    /// Where its bytes come from, if not from the folder's same path.
+    pub(super) source: Option<Arc<Source>>,
 }
 
 /// What an import does not take in.
 pub(super) struct Limits<'a> {
     pub(super) ignore: &'a Ignore,
+    /// Where the folder lies in the image. The rules speak of the image's paths.
+    pub(super) prefix: &'a [u8],
+    /// Whether a path below the folder is wanted at all. What is not is not counted as left out.
+    pub(super) wanted: &'a (dyn Fn(&[u8]) -> bool + Sync),
     /// This program's own folders, by device and inode.
-    pub(super) own: HashSet<(u64, u64)>,
+    pub(super) own: &'a HashSet<(u64, u64)>,
     /// What is mounted below the folder, by path.
     pub(super) mounts: HashMap<Vec<u8>, Mounted>,
     /// Whether other filesystems are not entered.
@@ -125,8 +135,8 @@ pub(super) enum Closed {
 pub(super) struct LeftOut {
     /// How many paths; what is below them was not looked at.
     pub(super) count: u64,
-    /// How many of them no rule of the caller's covers.
-    pub(super) by_default: u64,
+    /// Which rules they are covered by.
+    pub(super) by: LeftOutBy,
     /// The first in order.
     pub(super) first: BTreeSet<Vec<u8>>,
 }
@@ -134,16 +144,16 @@ pub(super) struct LeftOut {
 impl LeftOut {
     fn add(&mut self, path: Vec<u8>, rule: Rule) {
         self.count += 1;
-        self.by_default += u64::from(rule == Rule::Default);
+        self.by.add(rule);
         self.first.insert(path);
         if self.first.len() > NAMED {
             self.first.pop_last();
         }
     }
 
-    fn append(&mut self, other: &mut Self) {
+    pub(super) fn append(&mut self, other: &mut Self) {
         self.count += other.count;
-        self.by_default += other.by_default;
+        self.by.append(other.by);
         self.first.append(&mut other.first);
         while self.first.len() > NAMED {
             self.first.pop_last();
@@ -274,8 +284,12 @@ impl Walk<'_> {
                 return Ok(Vec::new());
             }
             let path = if is_top { name.to_vec() } else { [&dir.path, &b"/"[..], name].concat() };
-            if let Some(rule) = self.limits.ignore.covered_by(&path) {
-                own.left_out.add(path, rule);
+            if !(self.limits.wanted)(&path) {
+                continue;
+            }
+            let in_image = joined(self.limits.prefix, &path);
+            if let Some(rule) = self.limits.ignore.covered_by(&in_image) {
+                own.left_out.add(in_image.into_owned(), rule);
                 continue;
             }
             if depth >= MAX_DEPTH {
@@ -314,7 +328,7 @@ impl Walk<'_> {
         let mounted = self.limits.mounts.get(path);
         let closed = |own: &mut Listing, why: Closed| {
             let meta = Meta::of_mountpoint_in(&Meta::of(&rustix::fs::fstat(folder)?));
-            own.found.push(Found { path: path.to_vec(), meta, closed: true });
+            own.found.push(Found { path: path.to_vec(), meta, closed: true, source: None });
             own.closed.insert((path.to_vec(), why));
             Ok(())
         };
@@ -333,7 +347,7 @@ impl Walk<'_> {
             }
             Err(e) => return Err(e),
         };
-        let found = Found { path: path.to_vec(), meta, closed: false };
+        let found = Found { path: path.to_vec(), meta, closed: false, source: None };
         if meta.kind == Kind::Dir {
             if self.limits.own.contains(&(meta.stamp.dev, meta.stamp.ino)) {
                 own.closed.insert((path.to_vec(), Closed::Own));
@@ -364,6 +378,17 @@ impl Walk<'_> {
         }
         let (mounted, _) = mountinfo::holding(&self.top.shown(path)).ok()??;
         mounted.is_ours().then_some(mounted.source)
+    }
+}
+
+/// A path below a path of an image.
+pub(super) fn joined<'a>(folder: &[u8], path: &'a [u8]) -> Cow<'a, [u8]> {
+    if folder.is_empty() {
+        Cow::Borrowed(path)
+    } else if path.is_empty() {
+        Cow::Owned(folder.to_vec())
+    } else {
+        Cow::Owned([folder, b"/", path].concat())
     }
 }
 

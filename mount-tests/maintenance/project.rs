@@ -1,0 +1,337 @@
+//! Projects: found from a folder, imported when they changed, in a line with a name of its own; and commits of them.
+
+use std::fs;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+
+use pfimg::audit::Log;
+use pfimg::digest::Digest;
+use pfimg::ops::import::project::{Project, Refreshed, from_commit, refresh};
+use pfimg::ops::import::{Options, Parent};
+use pfimg::store::Store;
+
+use super::git::{commit, git, repository};
+use super::support::{House, exact};
+use crate::common::wait_until;
+
+/// A store to which projects are brought.
+struct Line {
+    house: House,
+    store: Store,
+}
+
+impl Line {
+    fn new() -> Self {
+        let house = House::new();
+        let store = Store::create(house.store()).unwrap();
+        Self { house, store }
+    }
+
+    fn dir(&self, name: &str) -> PathBuf {
+        self.house.dir.join(name)
+    }
+
+    /// Where `pfimg import` keeps its indices as well.
+    fn options(&self) -> Options {
+        Options {
+            index_dir: Some(self.dir("cache/pfimg/imports")),
+            jobs: NonZeroUsize::new(2).unwrap(),
+            ..Options::new("", Log::off())
+        }
+    }
+
+    #[track_caller]
+    fn refresh(&self, dir: &Path) -> Refreshed {
+        refresh(&self.store, &Project::find(dir).unwrap(), &self.options(), &()).unwrap()
+    }
+
+    fn parents(&self, image: &Digest) -> Vec<Digest> {
+        self.store.image(image).unwrap().manifest.parents
+    }
+
+    fn tag(&self, name: &str) -> Digest {
+        self.store.tags().get(name).unwrap()
+    }
+
+    fn images(&self) -> usize {
+        self.house.images().len()
+    }
+
+    fn export(&self, image: &Digest, name: &str) -> PathBuf {
+        let out = self.dir(name);
+        self.house.pfimg(["export", &image.to_string(), out.to_str().unwrap()]).exits(0);
+        out
+    }
+}
+
+fn write(dir: &Path, name: &str, text: &str) {
+    fs::create_dir_all(dir.join(name).parent().unwrap()).unwrap();
+    fs::write(dir.join(name), text).unwrap();
+}
+
+#[test]
+fn a_project_that_changed_is_imported_in_a_line_and_one_that_did_not_is_no_new_image() {
+    let line = Line::new();
+    let dir = line.dir("shop");
+    write(&dir, "src/a", "1");
+    write(&dir, ".env", "key");
+    let first = line.refresh(&dir);
+    assert_eq!((first.name.as_str(), first.imported, first.files, first.bytes), ("shop", true, 2, 4));
+    assert_eq!((line.parents(&first.image), line.tag("shop")), (vec![], first.image));
+    let same = line.refresh(&dir.join("src/.."));
+    assert_eq!((same.imported, same.image, line.images()), (false, first.image, 1));
+    // Each kind of change makes an image, which comes from the last one.
+    let mut last = first.image;
+    let changes: [(&str, &dyn Fn()); 7] = [
+        ("content", &|| write(&dir, "src/a", "2")),
+        ("a new file", &|| write(&dir, "b", "")),
+        ("a mode", &|| {
+            let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+            fs::set_permissions(dir.join("b"), mode).unwrap();
+        }),
+        ("a link", &|| std::os::unix::fs::symlink("b", dir.join("l")).unwrap()),
+        ("another target", &|| {
+            fs::remove_file(dir.join("l")).unwrap();
+            std::os::unix::fs::symlink("c", dir.join("l")).unwrap();
+        }),
+        ("a name", &|| fs::rename(dir.join("b"), dir.join("c")).unwrap()),
+        ("a deletion", &|| fs::remove_dir_all(dir.join("src")).unwrap()),
+    ];
+    for (what, change) in changes {
+        // The image is unchanged also where the stamps alone tell it.
+        wait_until("everything is older than the index", || {
+            line.refresh(&dir);
+            let dir = fs::metadata(&dir).unwrap().modified().unwrap();
+            dir.elapsed().is_ok_and(|age| age.as_millis() > 300)
+        });
+        assert_eq!(line.refresh(&dir).image, last, "before {what}");
+        change();
+        let next = line.refresh(&dir);
+        assert!(next.imported, "{what}");
+        assert_eq!((line.parents(&next.image), line.tag("shop")), (vec![last], next.image), "{what}");
+        last = next.image;
+    }
+    assert_eq!(line.images(), 8);
+    let out = line.export(&last, "out");
+    assert_eq!(exact(&out), exact(&dir));
+    line.house.pfimg(["verify"]).exits(0);
+}
+
+#[test]
+fn an_image_that_is_gone_is_made_again_and_the_line_goes_on_without_the_index() {
+    let line = Line::new();
+    let dir = line.dir("shop");
+    write(&dir, "a", "1");
+    let first = line.refresh(&dir).image;
+    let no_index = || fs::remove_dir_all(line.dir("cache/pfimg/imports")).unwrap();
+    no_index();
+    assert_eq!(line.refresh(&dir).image, first, "the store remembers the line");
+    write(&dir, "a", "2");
+    no_index();
+    let second = line.refresh(&dir).image;
+    assert_eq!(line.parents(&second), [first]);
+    fs::remove_file(line.dir("store/images").join(format!("{}.json", second.hex()))).unwrap();
+    let again = line.refresh(&dir);
+    assert!(again.imported && line.tag("shop") == again.image, "{again:?}");
+    line.house.pfimg(["verify"]).exits(0);
+}
+
+#[test]
+fn imports_by_hand_and_of_a_run_are_one_line() {
+    let line = Line::new();
+    let dir = line.dir("shop");
+    let by_hand = |text: &str, args: &[&str]| {
+        write(&dir, "a", text);
+        let report = line.house.import(&dir, args);
+        super::support::id(&report).parse::<Digest>().unwrap()
+    };
+    let first = by_hand("1", &["--tag", "shop"]);
+    assert_eq!(line.refresh(&dir).image, first);
+    write(&dir, "a", "2");
+    let second = line.refresh(&dir).image;
+    assert_eq!(line.parents(&second), [first]);
+    let third = by_hand("3", &["--tag", "shop", "--force-tag"]);
+    assert_eq!(line.parents(&third), [second]);
+    // Without the tag it is still of the line.
+    let fourth = by_hand("4", &[]);
+    assert_eq!((line.parents(&fourth), line.tag("shop")), (vec![third], third));
+    let fifth = by_hand("5", &[]);
+    let refreshed = line.refresh(&dir);
+    assert_eq!((refreshed.image, refreshed.imported, line.tag("shop")), (fifth, false, fifth));
+    // Nor does the line end with the index.
+    fs::remove_dir_all(line.dir("cache/pfimg/imports")).unwrap();
+    let sixth = by_hand("6", &["--tag", "shop", "--force-tag"]);
+    assert_eq!(line.parents(&sixth), [fifth]);
+    // Made before the store remembered lines, known by the index.
+    fs::remove_file(line.dir("store/refs/projects/shop")).unwrap();
+    assert_eq!(line.refresh(&dir).name, "shop");
+}
+
+#[test]
+fn folders_of_one_name_and_names_that_are_taken_get_lines_of_their_own() {
+    let line = Line::new();
+    let [a, b, c] = ["a/shop", "b/shop", "c/shop"].map(|name| line.dir(name));
+    for dir in [&a, &b, &c] {
+        write(dir, "file", dir.to_str().unwrap());
+    }
+    let of = |dir: &Path| {
+        let refreshed = line.refresh(dir);
+        assert_eq!((line.tag(&refreshed.name), refreshed.warnings), (refreshed.image, vec![]));
+        (refreshed.name, refreshed.image)
+    };
+    let (first, second) = (of(&a), of(&b));
+    assert_eq!((first.0.as_str(), second.0.as_str()), ("shop", "shop-2"));
+    // Also where the contents are the same.
+    write(&b, "file", a.to_str().unwrap());
+    assert_eq!(of(&a), first);
+    let third = of(&b);
+    assert_eq!((third.0.as_str(), line.parents(&third.1)), ("shop-2", vec![second.1]));
+    // A tag and a fork take their names as well.
+    line.store.tags().set("shop-3", &second.1, false).unwrap();
+    line.house.pfimg(["fork", "shop", "shop-4"]).exits(0);
+    assert_eq!(of(&c).0, "shop-5");
+    // A line whose file holds nothing is nobody's.
+    fs::write(line.dir("store/refs/projects/shop"), "").unwrap();
+    assert_eq!(of(&a).0, "shop-6");
+    assert_eq!((of(&b).0, of(&c).0), (third.0, "shop-5".into()));
+    // A link to a folder is that folder.
+    std::os::unix::fs::symlink(&b, line.dir("link")).unwrap();
+    assert_eq!(of(&line.dir("link")).0, "shop-2");
+}
+
+#[test]
+fn a_tag_that_was_put_on_another_image_stays_there_and_that_is_said() {
+    let line = Line::new();
+    let (dir, other) = (line.dir("shop"), line.dir("other"));
+    write(&dir, "a", "1");
+    write(&other, "a", "other");
+    let (first, foreign) = (line.refresh(&dir).image, line.refresh(&other).image);
+    line.store.tags().set("shop", &foreign, true).unwrap();
+    write(&dir, "a", "2");
+    let next = line.refresh(&dir);
+    assert_eq!((line.tag("shop"), line.parents(&next.image)), (foreign, vec![first]));
+    assert!(next.warnings.len() == 1 && next.warnings[0].contains("tag shop is on image"), "{next:?}");
+    // An older image of the line is no other one, and a tag that is gone comes back.
+    line.store.tags().set("shop", &first, true).unwrap();
+    assert_eq!((line.refresh(&dir).warnings, line.tag("shop")), (vec![], next.image));
+    line.store.tags().remove("shop").unwrap();
+    assert_eq!((line.refresh(&dir).image, line.tag("shop")), (next.image, next.image));
+}
+
+#[test]
+fn of_many_refreshes_at_once_one_imports() {
+    let line = Line::new();
+    let dir = line.dir("shop");
+    for n in 0..200 {
+        write(&dir, &format!("d{}/f{n}", n % 7), &format!("{n}"));
+    }
+    let all: Vec<Refreshed> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..6).map(|_| scope.spawn(|| line.refresh(&dir))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    assert_eq!(all.iter().filter(|refreshed| refreshed.imported).count(), 1);
+    assert!(all.iter().all(|refreshed| refreshed.image == all[0].image && refreshed.name == "shop"));
+    assert_eq!((line.images(), line.store.projects().names().unwrap()), (1, vec!["shop".to_owned()]));
+}
+
+#[test]
+fn the_ignore_file_holds_for_a_project_and_options_of_the_caller_too() {
+    let line = Line::new();
+    let dir = line.dir("shop");
+    for name in ["kept", "out.log", "mine", "target/x"] {
+        write(&dir, name, name);
+    }
+    write(&dir, ".pfignore", "*.log\n!x\n");
+    write(&dir, ".gitignore", "target\n");
+    let mut options = Options { parent: Parent::None, ..line.options() };
+    options.ignore.add("mine").unwrap();
+    let refreshed = refresh(&line.store, &Project::at(&dir).unwrap(), &options, &()).unwrap();
+    assert_eq!((refreshed.files, refreshed.warnings.len()), (4, 1));
+    assert!(refreshed.warnings[0].contains("\"!x\" is not followed"), "{refreshed:?}");
+    // A file that becomes a rule's is gone from the next image, though nothing else changed.
+    write(&dir, ".pfignore", "*.log\nkept\n");
+    let next = refresh(&line.store, &Project::at(&dir).unwrap(), &options, &()).unwrap();
+    assert!(next.imported && next.files == 3 && line.parents(&next.image) == [refreshed.image]);
+}
+
+#[test]
+fn worktrees_and_submodules_are_projects_of_their_own_and_change_with_their_repository() {
+    let line = Line::new();
+    let (main, tree) = (line.dir("main"), line.dir("tree"));
+    repository(&main, &[]);
+    git(&main, &["worktree", "add", "-q", tree.to_str().unwrap(), "-b", "side"]);
+    assert_eq!(Project::find(&tree.join("d")).unwrap(), Project { root: tree.clone(), name: "tree".into() });
+    let first = line.refresh(&tree.join("d"));
+    assert_eq!(line.refresh(&tree).image, first.image);
+    let originals = (exact(&main), exact(&tree));
+    commit(&main, "a", "2");
+    assert_ne!(originals.0, exact(&main));
+    let next = line.refresh(&tree);
+    assert!(next.imported, "the commit is in the tree's repository as well");
+    let out = line.export(&next.image, "out");
+    assert_eq!(git(&out, &["log", "-1", "--format=%s", "main"]).trim(), "a is 2");
+    assert_eq!(git(&out, &["status", "--porcelain"]), "");
+    assert_eq!(originals.1, exact(&tree));
+}
+
+#[test]
+fn an_image_of_a_commit_stands_there_and_is_clean_and_the_project_stays_as_it_is() {
+    let line = Line::new();
+    let dir = line.dir("shop");
+    repository(&dir, &[]);
+    fs::write(dir.join(".gitattributes"), "*.crlf text eol=crlf\n").unwrap();
+    fs::write(dir.join("x.crlf"), "1\n2\n").unwrap();
+    git(&dir, &["add", "-A"]);
+    git(&dir, &["commit", "-q", "-m", "attributes"]);
+    git(&dir, &["tag", "old"]);
+    git(&dir, &["branch", "side"]);
+    commit(&dir, "a", "2");
+    commit(&dir, "new", "");
+    // Half done, and dirty.
+    fs::write(dir.join("a"), "3").unwrap();
+    git(&dir, &["add", "a"]);
+    fs::write(dir.join(".git/MERGE_HEAD"), git(&dir, &["rev-parse", "old"])).unwrap();
+    fs::write(dir.join("untracked"), "").unwrap();
+    line.refresh(&dir);
+    let original = exact(&dir);
+    let project = Project::find(&dir).unwrap();
+    let from = |dir: &Project, rev: &str| from_commit(&line.store, dir, rev, &line.options(), &());
+    for (rev, head, stands) in
+        [("old", "HEAD", "old"), ("HEAD~1", "HEAD", "main~1"), ("side", "refs/heads/side", "side")]
+    {
+        let refreshed = from(&project, rev).unwrap();
+        assert!(refreshed.imported && line.parents(&refreshed.image).is_empty(), "{refreshed:?}");
+        assert_eq!((refreshed.name.as_str(), &refreshed.warnings[..]), ("shop", &[][..]));
+        let out = line.export(&refreshed.image, &format!("out-{stands}"));
+        assert_eq!(git(&out, &["status", "--porcelain"]), "", "{rev}");
+        assert_eq!(git(&out, &["rev-parse", "--symbolic-full-name", "HEAD"]).trim(), head);
+        assert_eq!(git(&out, &["rev-parse", "HEAD"]), git(&dir, &["rev-parse", stands]));
+        assert_eq!(git(&out, &["for-each-ref"]), git(&dir, &["for-each-ref"]));
+        assert!(!out.join("untracked").exists() && !out.join("new").exists());
+        assert_eq!(fs::read(out.join("x.crlf")).unwrap(), b"1\r\n2\r\n");
+        assert!(!out.join(".git/MERGE_HEAD").exists());
+        git(&out, &["fsck", "--strict"]);
+        commit(&out, "a", "in the copy");
+    }
+    // The objects were known from the import before.
+    for (rev, why) in [
+        ("none", "has no commit \"none\""),
+        ("--help", "is no commit"),
+        ("", "is no commit"),
+        ("old:a", "has no commit"),
+    ] {
+        let error = from(&project, rev).unwrap_err().to_string();
+        assert!(error.contains(why), "{rev}: {error}");
+    }
+    assert_eq!(exact(&dir), original);
+    assert_eq!(line.tag("shop"), line.refresh(&dir).image);
+    // Of a worktree, by its own HEAD.
+    git(&dir, &["worktree", "add", "-q", line.dir("tree").to_str().unwrap(), "side"]);
+    let tree = Project::find(&line.dir("tree")).unwrap();
+    let out = line.export(&from(&tree, "HEAD").unwrap().image, "out-tree");
+    assert_eq!(git(&out, &["status", "--porcelain", "--branch"]), "## side\n");
+    assert_eq!(git(&out, &["worktree", "list"]).lines().count(), 1);
+    // No repository, no commit.
+    let error = from(&Project::at(&line.dir("cache")).unwrap(), "HEAD").unwrap_err().to_string();
+    assert!(error.contains("not a git repository"), "{error}");
+}

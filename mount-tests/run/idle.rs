@@ -1,0 +1,161 @@
+//! The mount that runs make for themselves: it ends when nothing uses it, and not before.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use rustix::process::Signal;
+
+use super::home::{Home, IDLE, for_every_user};
+use crate::common::cli::clean_command;
+use crate::common::{names, system, wait_at_most, wait_until};
+
+/// Longer than an idle mount stays.
+const LONG: Duration = Duration::from_millis(1500);
+
+#[test]
+fn the_mount_of_a_run_seals_and_ends_when_it_is_idle() {
+    for_every_user(|user| {
+        let home = Home::with_idle(user, IDLE);
+        home.sh("a", "echo a > a").exits(0);
+        let daemon = home.daemon();
+        wait_until("the mount ends", || home.mountpoints().is_empty() && !system::is_running(daemon));
+        let listed = home.pfimg(&["forks", "--json"]).run().exits(0).stdout;
+        assert!(!listed.contains("\"last_seal\": null") && listed.contains("last_seal"), "{listed}");
+        // The next run makes a new one, and finds everything.
+        assert_eq!(home.sh("a", "cat a").exits(0).stdout, "a\n");
+        assert_ne!(home.daemon(), daemon);
+        // One that another user could have made is refused.
+        wait_until("the mount ends", || home.mountpoints().is_empty());
+        let folder = home.path("runtime/pfimg");
+        fs::set_permissions(&folder, fs::Permissions::from_mode(0o777)).unwrap();
+        let said = home.sh("a", "true").exits(125);
+        assert!(said.stderr.contains("not a folder of this user alone"), "{said:?}");
+        fs::set_permissions(&folder, fs::Permissions::from_mode(0o700)).unwrap();
+        home.sh("a", "true").exits(0);
+    });
+}
+
+#[test]
+fn it_stays_as_long_as_a_run_or_a_shell_is_in_it() {
+    for_every_user(|user| {
+        let home = Home::with_idle(user, IDLE);
+        let mut run = home.spawn(&[
+            "a",
+            "--",
+            "sh",
+            "-c",
+            ": > ready; while [ ! -e go ]; do sleep 0.01; done; echo b > b",
+        ]);
+        wait_until("it runs", || !home.mountpoints().is_empty() && home.read("a", "ready").is_some());
+        let daemon = home.daemon();
+        assert_eq!(wait_at_most(LONG, || home.mountpoints().is_empty()), None);
+        // A shell that stands in the fork, from before the run's end.
+        let files = home.mountpoint().join("forks/a/world/fs");
+        let mut shell = clean_command(Path::new("sh"));
+        if let Some(user) = user {
+            use std::os::unix::process::CommandExt as _;
+            shell.uid(user).gid(user);
+        }
+        let script = "cd \"$1\" && : > go && read -r line && cat b";
+        let mut shell = shell
+            .args(["-c", script, "sh"])
+            .arg(&files)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        assert_eq!(run.code(), Some(0));
+        assert_eq!(wait_at_most(LONG, || home.mountpoints().is_empty()), None);
+        assert!(system::is_running(daemon));
+        drop(shell.stdin.take());
+        let output = shell.wait_with_output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "");
+        wait_until("the mount ends", || home.mountpoints().is_empty() && !system::is_running(daemon));
+    });
+}
+
+#[test]
+fn a_run_that_is_killed_keeps_no_mount() {
+    let home = Home::with_idle(None, IDLE);
+    let mut run = home.spawn(&["a", "--", "sh", "-c", "echo a > a; sleep 1000"]);
+    wait_until("it runs", || {
+        !home.mountpoints().is_empty() && home.read("a", "a").is_some_and(|a| a == "a\n")
+    });
+    let daemon = home.daemon();
+    run.signal(Signal::KILL);
+    run.code();
+    wait_until("the mount ends", || home.mountpoints().is_empty() && !system::is_running(daemon));
+    assert_eq!(home.sh("a", "cat a").exits(0).stdout, "a\n");
+}
+
+#[test]
+fn a_daemon_that_is_killed_costs_no_file_and_the_next_run_mounts_again() {
+    let home = Home::new(None);
+    let before = home.state();
+    let mut run =
+        home.spawn(&["a", "--", "sh", "-c", "echo a > a; while echo x >> log; do sleep 0.01; done; exit 3"]);
+    wait_until("it runs", || {
+        !home.mountpoints().is_empty() && home.read("a", "a").is_some_and(|a| a == "a\n")
+    });
+    let daemon = home.daemon();
+    system::signal_pfimg(daemon, Signal::KILL);
+    assert_eq!(run.code(), Some(3));
+    assert_eq!(home.sh("a", "cat a untracked").exits(0).stdout, "a\nuntracked\n");
+    assert_ne!(home.daemon(), daemon);
+    assert_eq!(home.state(), before);
+    home.pfimg(&["verify"]).run().exits(0);
+}
+
+#[test]
+fn a_daemon_that_is_told_to_end_seals() {
+    let home = Home::new(None);
+    home.sh("a", "echo a > a").exits(0);
+    let daemon = home.daemon();
+    system::signal_pfimg(daemon, Signal::TERM);
+    wait_until("the daemon ends", || !system::is_running(daemon));
+    assert!(home.mountpoints().is_empty());
+    assert_eq!(names(&home.store().join("forks/seals")).unwrap().len(), 1);
+}
+
+#[test]
+fn many_runs_at_once_share_one_mount_also_while_it_ends() {
+    let home = Home::with_idle(None, "1ms");
+    home.sh("seed", "true").exits(0);
+    std::thread::scope(|scope| {
+        for n in 0..4 {
+            let home = &home;
+            scope.spawn(move || {
+                for round in 0..4 {
+                    let said = home.sh(&format!("f{n}"), &format!("echo {round} >> log; cat log"));
+                    let expected: String =
+                        (0..=round).flat_map(|n| [n.to_string(), "\n".to_owned()]).collect();
+                    assert_eq!(said.exits(0).stdout, expected);
+                }
+            });
+        }
+    });
+    home.pfimg(&["verify"]).run().exits(0);
+}
+
+#[test]
+fn a_folder_in_tmp_takes_the_place_of_a_runtime_folder() {
+    let home = Home::with_idle(None, IDLE);
+    // One that is not the user's alone is as good as none.
+    fs::set_permissions(home.path("runtime"), fs::Permissions::from_mode(0o755)).unwrap();
+    home.sh("a", "echo a > a").exits(0);
+    let own =
+        fs::canonicalize("/tmp").unwrap().join(format!("pfimg-{}", rustix::process::geteuid().as_raw()));
+    let store = home.store().canonicalize().unwrap();
+    let text = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let line = text.lines().find(|line| line.contains(&format!(" fuse.pfimg {} ", store.display()))).unwrap();
+    assert!(line.contains(&format!(" {}/mounts/", own.display())), "{line}");
+    let point = Path::new(line.split(' ').nth(4).unwrap());
+    let status = fs::read_to_string(point.join(".pfimg/status.json")).unwrap();
+    let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+    let daemon = status["pid"].as_u64().unwrap() as u32;
+    wait_until("the mount ends", || system::types_at(point).is_empty() && !system::is_running(daemon));
+    fs::remove_dir_all(point.parent().unwrap()).unwrap();
+}

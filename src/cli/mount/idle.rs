@@ -1,0 +1,90 @@
+//! A mount that ends by itself once nothing uses it.
+//!
+//! What uses the mount holds a shared lock on a file beside it. The daemon waits until it can have that lock alone, and then for a while
+//! more. It holds the lock from the moment at which it unmounts to its end: whatever wants the mount meanwhile waits, and then makes a
+//! new one. A mount that a shell stands in, or of which a program has a file open, is busy to the kernel, and stays.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::fs::FlockOperation;
+
+use crate::error::{Error, Result};
+use crate::mount::attach::MountHere;
+
+/// How long a mount that is busy, or has unsealed forks, is left alone before the next look.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// How long seals are waited for. What cannot be sealed stays in the forks.
+const SEALING: Duration = Duration::from_mins(2);
+
+/// How often is looked whether an unmounted session goes on in another mount namespace.
+const ENDING: Duration = Duration::from_secs(5);
+
+/// When a mount ends.
+#[derive(Clone, Debug)]
+pub(super) struct Idle {
+    /// The file with the lock.
+    pub(super) lock: PathBuf,
+    /// How long nothing has to use the mount.
+    pub(super) after: Duration,
+}
+
+impl Idle {
+    /// Ends the mount at `mountpoint` when it is idle, from a thread of its own. `unsealed` tells whether forks wait for a seal.
+    pub(super) fn watch(
+        &self,
+        mountpoint: &Path,
+        unsealed: impl Fn() -> bool + Send + 'static,
+    ) -> Result<()> {
+        let failed = |e| Error::io(e, format!("cannot use {}", self.lock.display()));
+        let file = File::open(&self.lock).map_err(failed)?;
+        let mount = MountHere::at(mountpoint)?;
+        let after = self.after;
+        thread::Builder::new()
+            .name("pfimg-idle".into())
+            .spawn(move || {
+                if let Err(error) = end(&file, after, &mount, &unsealed) {
+                    tracing::error!("this mount does not end by itself: {error}");
+                }
+            })
+            .map_err(|e| Error::io(e, "cannot start a thread"))?;
+        Ok(())
+    }
+}
+
+fn end(lock: &File, after: Duration, mount: &MountHere, unsealed: &dyn Fn() -> bool) -> Result<()> {
+    let failed = |e: rustix::io::Errno| Error::io(e.into(), "cannot lock the file of its users");
+    let mut unsealed_since = None;
+    loop {
+        rustix::io::retry_on_intr(|| rustix::fs::flock(lock, FlockOperation::LockExclusive))
+            .map_err(failed)?;
+        // Not while it is waited: the next command is not to wait for that.
+        rustix::fs::flock(lock, FlockOperation::Unlock).map_err(failed)?;
+        thread::sleep(after);
+        match rustix::fs::flock(lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => continue,
+            Err(error) => return Err(failed(error)),
+        }
+        let waits = unsealed() && unsealed_since.get_or_insert_with(Instant::now).elapsed() < SEALING;
+        if !waits && mount.unmount_unless_busy()? {
+            tracing::info!("unmounted: nothing used the mount for {after:?}");
+            // The process ends with the lock held, once it has sealed. Only another mount namespace can keep the session alive.
+            loop {
+                thread::sleep(ENDING);
+                if mount.shows_elsewhere() {
+                    tracing::warn!("the mount still shows in another mount namespace, and is served there");
+                    return rustix::fs::flock(lock, FlockOperation::Unlock).map_err(failed);
+                }
+            }
+        }
+        if !waits {
+            unsealed_since = None;
+        }
+        rustix::fs::flock(lock, FlockOperation::Unlock).map_err(failed)?;
+        thread::sleep(AGAIN);
+    }
+}

@@ -1,0 +1,234 @@
+//! The mount that `pfimg run` makes by itself where a store is not mounted.
+//!
+//! It lies in the user's folder for running programs, and its daemon ends once it is idle. What uses the mount holds a shared lock on
+//! a file beside it. The daemon ends with that lock held alone, so that a command either finds the mount and keeps it, or waits for its
+//! end and finds none.
+
+use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::FlockOperation;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+use super::status::read_status;
+use crate::digest::Digest;
+use crate::error::{Error, ErrorKind, Result};
+use crate::mount::hints;
+use crate::mount::mountinfo::mounted_at;
+use crate::store::Store;
+
+/// How long a daemon that is ending is waited for, and how often it is looked at.
+const PATIENCE: Duration = Duration::from_secs(30);
+const LOOK: Duration = Duration::from_millis(2);
+
+/// How long the daemon of an idle mount is given to end on request.
+const ENDING: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
+
+/// How long such a mount stays when nothing uses it, and the variable with another time.
+const STAYS: &str = "30s";
+const STAYS_VARIABLE: &str = "PFIMG_IDLE";
+
+/// Set once this process keeps a mount. A process works on one store.
+static KEPT: OnceLock<()> = OnceLock::new();
+
+/// The own mount of one store, and what goes with it.
+#[derive(Clone, Debug)]
+pub(crate) struct OwnMount {
+    /// The folder that was there before, in which everything else is made.
+    top: PathBuf,
+    folder: PathBuf,
+    store: PathBuf,
+}
+
+impl OwnMount {
+    /// Where the mount of a store is, or would be.
+    pub(crate) fn of(store: &Store) -> Option<Self> {
+        let id = Digest::of(store.root().as_os_str().as_encoded_bytes()).hex();
+        let (top, below) = runtime_folder()?;
+        Some(Self { folder: top.join(below).join(&id[..16]), top, store: store.root().to_owned() })
+    }
+
+    /// The mountpoint.
+    pub(crate) fn mountpoint(&self) -> PathBuf {
+        self.folder.join("mnt")
+    }
+
+    /// The file on which a lock is held by what uses the mount.
+    pub(crate) fn lock_file(&self) -> PathBuf {
+        self.folder.join("lock")
+    }
+
+    /// Keeps the mount until this process ends. If the mount is ending, waits for its end. Where there was never one, does nothing.
+    pub(crate) fn keep(&self) -> Result<()> {
+        if KEPT.get().is_some() {
+            return Ok(());
+        }
+        match File::open(self.lock_file()) {
+            Ok(file) => self.hold(file),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(self.failed(error)),
+        }
+    }
+
+    fn failed(&self, error: io::Error) -> Error {
+        Error::io(error, format!("cannot use the folder {}", self.folder.display()))
+    }
+
+    fn hold(&self, file: File) -> Result<()> {
+        let asked = Instant::now();
+        loop {
+            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) {
+                Ok(()) => {
+                    // Open until this process ends.
+                    std::mem::forget(file);
+                    let _ = KEPT.set(());
+                    return Ok(());
+                }
+                Err(rustix::io::Errno::WOULDBLOCK) if asked.elapsed() < PATIENCE => thread::sleep(LOOK),
+                Err(rustix::io::Errno::WOULDBLOCK) => {
+                    let what = format!("the mount of {} has not ended within 30 s", self.store.display());
+                    return Err(Error::new(ErrorKind::NoAnswer, what)
+                        .with_hint(format!("run `pfimg umount {}`", self.mountpoint().display())));
+                }
+                Err(error) => return Err(self.failed(error.into())),
+            }
+        }
+    }
+
+    /// Makes the folder and keeps the mount that will be there.
+    pub(crate) fn prepare(&self) -> Result<()> {
+        make_private(&self.top, &self.mountpoint()).map_err(|e| self.failed(e))?;
+        let options = File::options().read(true).write(true).create(true).truncate(false).mode(0o600).clone();
+        let file = options.open(self.lock_file()).map_err(|e| self.failed(e))?;
+        self.hold(file)
+    }
+
+    /// Lets one program at a time start the daemon, for as long as the lock is held that this gives.
+    pub(crate) fn alone(&self) -> Result<File> {
+        let options = File::options().read(true).write(true).create(true).truncate(false).mode(0o600).clone();
+        let file = options.open(self.folder.join("start")).map_err(|e| self.failed(e))?;
+        rustix::io::retry_on_intr(|| rustix::fs::flock(&file, FlockOperation::LockExclusive))
+            .map_err(|e| self.failed(e.into()))?;
+        Ok(file)
+    }
+
+    /// Starts the daemon. Returns once the mount answers. To be called with the lock of [`Self::alone`], and the mount kept.
+    pub(crate) fn start(&self) -> Result<()> {
+        let doing = "cannot mount the store";
+        let stays = std::env::var_os(STAYS_VARIABLE).unwrap_or_else(|| STAYS.into());
+        let program = std::env::current_exe().map_err(|e| Error::io(e, doing))?;
+        let output = Command::new(program)
+            .arg("mount")
+            .arg("--until-idle")
+            .arg(self.lock_file())
+            .arg("--idle-after")
+            .arg(stays)
+            .arg(&self.store)
+            .arg(self.mountpoint())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .output()
+            .map_err(|e| hints::not_started(e, doing.into()))?;
+        if output.status.success() {
+            return Ok(());
+        }
+        let said = String::from_utf8_lossy(&output.stderr);
+        let said = said.trim().trim_start_matches("pfimg: ").replace('\n', "; ");
+        Err(Error::new(ErrorKind::Io(None), format!("{doing} {} for this run: {said}", self.store.display())))
+    }
+
+    /// Ends the mount if it is there and nothing uses it, so that another one can write the store's forks. Without a mount, does nothing.
+    pub(crate) fn end_if_idle(&self) {
+        let Ok(file) = File::open(self.lock_file()) else { return };
+        let is_mounted = || mounted_at(&self.mountpoint()).is_ok_and(|mounted| mounted.is_some());
+        if !is_mounted() || rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+            return;
+        }
+        let Ok(status) = read_status(&self.mountpoint()) else { return };
+        let daemon = i32::try_from(status.info.pid).ok().and_then(Pid::from_raw);
+        if let Some(daemon) = daemon.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok())
+            && pidfd_send_signal(&daemon, Signal::TERM).is_ok()
+        {
+            let _ = poll(&mut [PollFd::new(&daemon, PollFlags::IN)], Some(&ENDING));
+        }
+    }
+}
+
+/// The folder for the mounts of this user, as one that is there and what is made in it: in `$XDG_RUNTIME_DIR`, or `/tmp/pfimg-UID` where
+/// that is not set or not the user's.
+fn runtime_folder() -> Option<(PathBuf, PathBuf)> {
+    let given = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+    let given = given.filter(|folder| folder.is_absolute() && is_private(folder).is_ok_and(|is| is));
+    // A mountpoint's path has to be one without links.
+    if let Some(given) = given.and_then(|folder| fs::canonicalize(folder).ok()) {
+        return Some((given, "pfimg".into()));
+    }
+    let user = rustix::process::geteuid().as_raw();
+    Some((fs::canonicalize("/tmp").ok()?, format!("pfimg-{user}/mounts").into()))
+}
+
+/// Whether a folder is this user's and closed to all others.
+fn is_private(folder: &Path) -> io::Result<bool> {
+    let metadata = fs::symlink_metadata(folder)?;
+    Ok(metadata.is_dir()
+        && metadata.uid() == rustix::process::geteuid().as_raw()
+        && metadata.mode().trailing_zeros() >= 6)
+}
+
+/// Makes a folder below `top` for this user alone, and those between. Any of these that is another user's, or open to others, is refused:
+/// its owner could put another mount in place.
+fn make_private(top: &Path, folder: &Path) -> io::Result<()> {
+    let mut path = top.to_owned();
+    for name in folder.strip_prefix(top).map_err(io::Error::other)?.components() {
+        path.push(name);
+        make_one(&path)?;
+    }
+    Ok(())
+}
+
+fn make_one(folder: &Path) -> io::Result<()> {
+    match DirBuilder::new().mode(0o700).create(folder) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        made => return made,
+    }
+    if mounted_at(folder).is_ok_and(|mounted| mounted.is_some()) || is_private(folder)? {
+        return Ok(());
+    }
+    let what = format!("{} is not a folder of this user alone (mode 0700)", folder.display());
+    Err(io::Error::new(io::ErrorKind::PermissionDenied, what))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    #[test]
+    fn a_folder_that_others_may_enter_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("pfimg-7/mounts/abc");
+        make_private(dir.path(), &folder).unwrap();
+        make_private(dir.path(), &folder).unwrap();
+        for at in [folder.as_path(), folder.parent().unwrap(), folder.parent().unwrap().parent().unwrap()] {
+            assert_eq!(fs::metadata(at).unwrap().mode() & 0o7777, 0o700);
+            fs::set_permissions(at, fs::Permissions::from_mode(0o755)).unwrap();
+            assert_eq!(
+                make_private(dir.path(), &folder).unwrap_err().kind(),
+                io::ErrorKind::PermissionDenied
+            );
+            fs::set_permissions(at, fs::Permissions::from_mode(0o700)).unwrap();
+        }
+        let other = dir.path().join("pfimg-8");
+        std::os::unix::fs::symlink(&folder, &other).unwrap();
+        assert!(make_private(dir.path(), &other.join("mounts")).is_err());
+    }
+}

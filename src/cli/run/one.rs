@@ -1,0 +1,277 @@
+//! A run in one fork, whose command has the caller's terminal.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use serde::Serialize;
+use serde_json::json;
+
+use super::RunArgs;
+use super::changes::{Changes, Commits, line};
+use super::forks::{Fork, Runs};
+use super::record::Record;
+use super::sandboxed::{self, Job};
+use crate::cli::text::plain;
+use crate::cli::{Cli, envelope, place};
+use crate::digest::Digest;
+use crate::error::{Error, ErrorKind, Result};
+use crate::fork::beside::OnDisk;
+use crate::sandbox::{self, CANNOT_RUN, NO_COMMAND, Outcome};
+
+/// The exit code of a command whose time was up, as timeout(1) has it.
+pub(super) const TIMED_OUT: u8 = 124;
+
+/// A run that has ended, for programs.
+#[derive(Debug, Serialize)]
+pub(super) struct Ended<'a> {
+    pub(super) event: &'static str,
+    pub(super) fork: &'a str,
+    /// Whether this run made the fork.
+    pub(super) made: bool,
+    /// The image that it was sealed as for `--tag`.
+    pub(super) image: Option<Digest>,
+    #[serde(flatten)]
+    pub(super) record: &'a Record,
+}
+
+/// Where JSON lines go.
+pub(super) struct Lines(Option<File>);
+
+impl Lines {
+    /// Opens the file that the caller named.
+    pub(super) fn to_file(args: &RunArgs) -> Result<Self> {
+        let path = args.json.clone().filter(|_| !args.is_json_on_stdout());
+        let open = |path: PathBuf| {
+            File::create(&path).map_err(|e| Error::io(e, format!("cannot write {}", path.display())))
+        };
+        path.map(open).transpose().map(Self)
+    }
+
+    pub(super) fn write(&mut self, line: &str) {
+        if let Some(file) = &mut self.0
+            && let Err(error) = file.write_all(line.as_bytes())
+        {
+            sandbox::tell(&format_args!("cannot write the JSON of this run: {error}"));
+            self.0 = None;
+        }
+    }
+}
+
+/// The line that tells of a start.
+pub(super) fn started_line(fork: &Fork) -> String {
+    let at = fork.at.as_ref().map(|at| at.to_string_lossy());
+    envelope::result_line(
+        "run",
+        &json!({"event": "started", "fork": fork.name, "made": fork.is_made, "at": at}),
+    )
+}
+
+/// Runs the command and tells what it changed. Gives its exit code.
+pub(super) fn run(runs: &Runs, args: &RunArgs) -> Result<u8> {
+    let [fork] = &runs.forks[..] else { return Err(Error::new(ErrorKind::NotFound, "no fork")) };
+    let mut lines = Lines::to_file(args)?;
+    let mut run = || {
+        if let (Some(commit), true) = (&args.from_commit, fork.is_made) {
+            check_out(runs, fork, args, commit)?;
+        }
+        lines.write(&started_line(fork));
+        one(runs, fork, args)
+    };
+    let done = match run() {
+        Ok(done) => done,
+        Err(error) => {
+            runs.discard_made(!args.rm);
+            return Err(error);
+        }
+    };
+    let is_gone = fork.is_made && (args.rm || could_not_run(done.outcome.code));
+    if is_gone {
+        // What was done in a fork all the same is not thrown away unasked.
+        runs.discard_made(!args.rm);
+    }
+    let Done { record, image, outcome } = done;
+    let failed = image.is_none() && args.tag.is_some();
+    lines.write(&envelope::result_line(
+        "run",
+        &Ended { event: "ended", fork: &fork.name, made: fork.is_made, image, record: &record },
+    ));
+    if is_told(runs, fork, args) {
+        sandbox::say(&format_args!("  {}  {}", plain(&fork.name, usize::MAX), line(&record)));
+        if let (Some(image), Some(tag)) = (image, &args.tag) {
+            sandbox::tell(&format_args!("sealed {} as {tag} ({})", fork.name, &image.hex()[..12]));
+        }
+        if !is_gone {
+            sandbox::say(&next(runs, &fork.name));
+        }
+    }
+    let code = if outcome.timed_out { TIMED_OUT } else { outcome.pass_on() };
+    // The work is there, but not under the name that was asked for.
+    Ok(if failed && code == 0 { CANNOT_RUN } else { code })
+}
+
+/// Whether an exit code is one of a command that was not started.
+pub(super) fn could_not_run(code: u8) -> bool {
+    (CANNOT_RUN..=NO_COMMAND).contains(&code)
+}
+
+/// Whether what a run changed is looked for and told: where the fork stands in its project's place, as a run that names its command
+/// behind `--` has it. The older form in a fork's own folder stays as silent as it was.
+fn is_told(runs: &Runs, fork: &Fork, args: &RunArgs) -> bool {
+    !args.quiet && !runs.conf.quiet && is_compared(fork, args) && !args.member
+}
+
+fn is_compared(fork: &Fork, args: &RunArgs) -> bool {
+    !args.older_form || fork.at.is_some()
+}
+
+/// A run that has ended.
+struct Done {
+    record: Record,
+    image: Option<Digest>,
+    outcome: Outcome,
+}
+
+fn one(runs: &Runs, fork: &Fork, args: &RunArgs) -> Result<Done> {
+    let (store, name) = (&runs.store, fork.name.as_str());
+    let files = place::files_of(&runs.mountpoint, name);
+    let is_compared = is_compared(fork, args);
+    let before = if is_compared { before(runs, fork) } else { None };
+    let commits = if is_compared { Commits::read(&files) } else { Commits::default() };
+    let mut record = Record::begin(&args.command, &OnDisk::read(store.root(), name)?, fork.at.as_deref());
+    // A store that can only be read has no records.
+    let is_recorded = record.write(store.root(), name).is_ok();
+    let started = Instant::now();
+    let job = Job {
+        store,
+        mountpoint: &runs.mountpoint,
+        fork: name,
+        at: fork.at.as_deref(),
+        project: fork.project.as_deref(),
+        start: &fork.start,
+        command: &args.command,
+    };
+    let ran = sandboxed::run(&job, args, &runs.conf, runs.given(args));
+    let seconds = started.elapsed().as_secs_f64();
+    record.end();
+    let outcome = match ran {
+        Ok(outcome) => outcome,
+        Err(error) => {
+            let _ = record.write(store.root(), name);
+            return Err(error);
+        }
+    };
+    record.exit = Some(if outcome.timed_out { TIMED_OUT } else { outcome.code });
+    record.timed_out = outcome.timed_out;
+    record.seconds = Some((seconds * 1000.0).round() / 1000.0);
+    // A fork that was discarded beside the command is nothing to compare.
+    let is_there = OnDisk::read(store.root(), name).is_ok_and(|now| now.created_ns == record.fork_created_ns);
+    if is_there && is_compared {
+        record.commits = Commits::read(&files).since(&commits);
+        match changes(runs, fork, before) {
+            Ok(Some(changes)) => {
+                (record.added, record.changed, record.deleted) =
+                    (Some(changes.added), Some(changes.changed), Some(changes.deleted));
+                record.deletions = changes.deletions;
+            }
+            Ok(None) => {}
+            Err(error) => {
+                sandbox::tell(&error.context(format_args!("cannot tell what changed in fork {name:?}")));
+            }
+        }
+    }
+    if !is_there {
+        sandbox::tell(&format_args!("fork {name:?} was discarded while the command ran"));
+    } else if is_recorded && let Err(error) = record.write(store.root(), name) {
+        sandbox::tell(&error);
+    }
+    let image = args.tag.as_ref().filter(|_| is_there).and_then(|tag| {
+        let sealed = seal(runs, name, Some(tag)).inspect_err(|error| sandbox::tell(error));
+        sealed.ok().map(|done| done.image)
+    });
+    Ok(Done { record, image, outcome })
+}
+
+/// The image that a fork is the same as before a run, or nothing.
+#[derive(Clone, Copy, Debug)]
+struct Before(Option<Digest>);
+
+/// What a fork is before a run: an image, or nothing. What is not sealed yet is sealed, so that there is a state to go back to. Nothing
+/// is known where that fails.
+fn before(runs: &Runs, fork: &Fork) -> Option<Before> {
+    let look = || {
+        if !fork.is_made {
+            place::push(&runs.mountpoint, &fork.name)?;
+        }
+        let now = OnDisk::read(runs.store.root(), &fork.name)?;
+        if now.is_untouched {
+            return Ok(Before(now.base));
+        }
+        seal(runs, &fork.name, None).map(|done| Before(Some(done.image)))
+    };
+    look()
+        .inspect_err(|error: &Error| {
+            sandbox::tell(&format_args!(
+                "the state of fork {:?} before this run cannot be kept: {error}",
+                fork.name
+            ));
+        })
+        .ok()
+}
+
+pub(super) fn seal(runs: &Runs, fork: &str, tag: Option<&str>) -> Result<place::Done> {
+    let tag = tag.map_or_else(String::new, |tag| format!("={tag}"));
+    place::ask(&runs.mountpoint, fork, &format!("cannot seal fork {fork:?}"), |number| {
+        format!(".seal-{number}{tag}")
+    })
+}
+
+fn changes(runs: &Runs, fork: &Fork, before: Option<Before>) -> Result<Option<Changes>> {
+    let Some(Before(before)) = before else { return Ok(None) };
+    place::push(&runs.mountpoint, &fork.name)?;
+    Changes::since(&runs.store, &fork.name, before).map(Some)
+}
+
+/// The two commands that come next.
+pub(super) fn next(runs: &Runs, fork: &str) -> String {
+    use clap::CommandFactory as _;
+    let cli = Cli::command();
+    // What takes changes back to the project, where this version has it.
+    let second = if cli.find_subcommand("apply").is_some() { "apply" } else { "discard" };
+    let (words, fork) = (&runs.store_words, plain(fork, usize::MAX));
+    format!("next:  pfimg{words} diff {fork}      pfimg{words} {second} {fork}")
+}
+
+/// Has git check out a commit in a new fork: in the sandbox, since what a repository names there may be any program.
+pub(super) fn check_out(runs: &Runs, fork: &Fork, args: &RunArgs, commit: &str) -> Result<()> {
+    let git = |words: &[&str]| -> Result<()> {
+        let mut command = ["git", "-c", "core.hooksPath=/dev/null", "-c", "advice.detachedHead=false"]
+            .map(OsString::from)
+            .to_vec();
+        command.extend(words.iter().map(OsString::from));
+        let job = Job {
+            store: &runs.store,
+            mountpoint: &runs.mountpoint,
+            fork: &fork.name,
+            at: fork.at.as_deref(),
+            project: fork.project.as_deref(),
+            start: Path::new(""),
+            command: &command,
+        };
+        let outcome = sandboxed::run(&job, args, &runs.conf, runs.given(args))?;
+        if outcome.code == 0 {
+            return Ok(());
+        }
+        outcome.pass_on();
+        let what = format!("cannot check out {commit:?} in fork {:?}", fork.name);
+        Err(Error::new(ErrorKind::InvalidInput, what)
+            .with_hint("name a commit, branch or tag of the project"))
+    };
+    if commit.starts_with('-') {
+        return Err(Error::new(ErrorKind::InvalidInput, format!("{commit:?} is no name of a commit")));
+    }
+    git(&["checkout", "--quiet", "--force", "--detach", commit, "--"])?;
+    git(&["clean", "--quiet", "--force", "-d"])
+}

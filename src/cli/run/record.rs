@@ -1,0 +1,123 @@
+//! Who runs in a fork, or ran in it last: `forks/.runs/NAME.json` in the store.
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::Path;
+
+use chrono::{SecondsFormat, Utc};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::fork::beside::{self, OnDisk};
+
+/// Longest record that is read, in bytes.
+const MAX: u64 = 64 << 20;
+
+/// A run. What is not known, or not yet, is absent.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Record {
+    /// The process that the caller knows, and when the kernel started it, in its ticks: the number may go to another process.
+    pub(crate) pid: u32,
+    pub(crate) pid_started: Option<u64>,
+    /// The command and its arguments. Bytes that are not UTF-8 are U+FFFD.
+    pub(crate) command: Vec<String>,
+    /// RFC 3339.
+    pub(crate) started: String,
+    pub(crate) ended: Option<String>,
+    pub(crate) exit: Option<u8>,
+    #[serde(default)]
+    pub(crate) timed_out: bool,
+    pub(crate) seconds: Option<f64>,
+    /// Files, but for those in `.git`.
+    pub(crate) added: Option<u64>,
+    pub(crate) changed: Option<u64>,
+    pub(crate) deleted: Option<u64>,
+    /// What was deleted: a file, or a folder with a slash behind it.
+    #[serde(default)]
+    pub(crate) deletions: Vec<String>,
+    /// Commits that were made in the fork.
+    pub(crate) commits: Option<u64>,
+    /// The folder over which the fork was shown.
+    pub(crate) at: Option<String>,
+    /// When the fork was made, in nanoseconds since 1970: tells it from an earlier one of its name.
+    pub(crate) fork_created_ns: i64,
+}
+
+impl Record {
+    /// That of a run which begins now, in this process.
+    pub(crate) fn begin(command: &[OsString], fork: &OnDisk, at: Option<&Path>) -> Self {
+        let pid = std::process::id();
+        Self {
+            pid,
+            pid_started: started_at(pid),
+            command: command.iter().map(|word| word.to_string_lossy().into_owned()).collect(),
+            started: now(),
+            at: at.map(|at| at.to_string_lossy().into_owned()),
+            fork_created_ns: fork.created_ns,
+            ..Self::default()
+        }
+    }
+
+    /// Says that the run is over.
+    pub(crate) fn end(&mut self) {
+        self.ended = Some(now());
+    }
+
+    /// Reads the record of a fork's last run. Nothing if there was none, or if it was that of another fork of this name.
+    pub(crate) fn read(store: &Path, fork: &str) -> Result<Option<Self>> {
+        let path = beside::run_record(store, fork);
+        let damaged = || Error::new(ErrorKind::Damaged, format!("{} is no record of a run", path.display()));
+        match fs::metadata(&path) {
+            Ok(metadata) if metadata.len() > MAX => return Err(damaged()),
+            _ => {}
+        }
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(Error::io(e, format!("cannot read {}", path.display()))),
+        };
+        let record: Self = serde_json::from_slice(&bytes).map_err(|e| damaged().with_source(e))?;
+        let is_its = OnDisk::read(store, fork)?.created_ns == record.fork_created_ns;
+        Ok(is_its.then_some(record))
+    }
+
+    /// Writes it as that of a fork's last run.
+    pub(crate) fn write(&self, store: &Path, fork: &str) -> Result<()> {
+        let mut bytes = serde_json::to_vec(self)
+            .map_err(|e| Error::new(ErrorKind::Io(None), "cannot write a record").with_source(e))?;
+        bytes.push(b'\n');
+        beside::write_run_record(store, fork, &bytes)
+    }
+
+    /// Whether the run goes on: it did not end, and its process is there.
+    pub(crate) fn is_running(&self) -> bool {
+        self.ended.is_none() && self.pid_started.is_some() && started_at(self.pid) == self.pid_started
+    }
+}
+
+fn now() -> String {
+    Utc::now().to_rfc3339_opts(SecondsFormat::Millis, true)
+}
+
+/// When the kernel started a process, `proc_pid_stat(5)`.
+fn started_at(pid: u32) -> Option<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The second field is a name, which may hold anything. The 22nd is 20 words behind it.
+    text.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_goes_on_as_long_as_its_process_is_there() {
+        let fork = OnDisk { uid: String::new(), created_ns: 7, base: None, is_untouched: true };
+        let mut record = Record::begin(&["sh".into()], &fork, None);
+        assert!(record.is_running());
+        let other = Record { pid_started: record.pid_started.map(|ticks| ticks + 1), ..record.clone() };
+        assert!(!other.is_running());
+        record.end();
+        assert!(!record.is_running());
+    }
+}

@@ -1,0 +1,206 @@
+//! Starting a command in a fork, with what it may see.
+
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+
+use super::conf::{self, Conf};
+use super::{RunArgs, arguments, option};
+use crate::cache;
+use crate::cli::mount::default_cache_dir;
+use crate::cli::place;
+use crate::cli::status::read_status;
+use crate::error::{Error, ErrorKind, Result};
+use crate::mount::mountinfo::{aliases, mounts};
+use crate::sandbox::{self, ControlGroup, Environment, Hierarchy, Outcome, secrets};
+use crate::store::Store;
+
+/// A command in a fork.
+pub(super) struct Job<'a> {
+    pub(super) store: &'a Store,
+    pub(super) mountpoint: &'a Path,
+    pub(super) fork: &'a str,
+    /// Where the fork's files show besides.
+    pub(super) at: Option<&'a Path>,
+    /// The folder whose project the fork is.
+    pub(super) project: Option<&'a Path>,
+    /// Where the command starts, below the fork's files.
+    pub(super) start: &'a Path,
+    pub(super) command: &'a [OsString],
+}
+
+/// Runs it to its end.
+pub(super) fn run(job: &Job<'_>, args: &RunArgs, conf: &Conf, given: Given) -> Result<Outcome> {
+    let work = place::files_of(job.mountpoint, job.fork);
+    // One that began empty has none yet.
+    fs::create_dir_all(&work).map_err(|e| {
+        place::explain(e, format!("cannot make the folder {}", work.display()), job.mountpoint)
+    })?;
+    let hidden = hidden(job)?;
+    let keys = keys(&given);
+    // What the command line says of a path counts, whatever the file of settings says of it.
+    let named = [&args.write, &args.read, &args.hide];
+    let besides = |paths: &[PathBuf]| {
+        let unnamed = paths.iter().filter(|path| !named.iter().any(|named| named.contains(path)));
+        unnamed.cloned().collect::<Vec<_>>()
+    };
+    let (write, read, hide) = (besides(&conf.write), besides(&conf.read), besides(&conf.hide));
+    sandbox::start(given.environment, &control_groups()?, args.timeout, |channel| {
+        let mut options = vec![
+            option("channel", &channel.to_string()),
+            option("mountpoint", job.mountpoint),
+            option("in-fork", job.fork),
+        ];
+        let mut option = |name: &str, value: &Path| options.push(option(name, value));
+        if let Some(at) = job.at {
+            option("at", at);
+        }
+        if !job.start.as_os_str().is_empty() {
+            option("start", job.start);
+        }
+        args.write.iter().chain(&write).for_each(|path| option("write", path));
+        args.read.iter().chain(&read).for_each(|path| option("read", path));
+        args.hide.iter().chain(&hide).chain(&hidden).for_each(|path| option("hide", path));
+        for key in &keys {
+            option("key", key);
+        }
+        for name in &given.names {
+            option("env", Path::new(name));
+        }
+        if args.no_network {
+            options.push("--no-network".into());
+        }
+        arguments("builder", job.command, options)
+    })
+}
+
+/// The caller's variables, as far as they hold credentials or are named.
+pub(super) struct Given {
+    environment: Environment,
+    /// Those that are named, and that there are.
+    names: Vec<OsString>,
+}
+
+impl Given {
+    /// `options` are names, with `*` in them or a value behind `=`.
+    pub(super) fn of<'a>(options: impl Iterator<Item = &'a OsString>) -> Self {
+        let mut environment = Environment::default();
+        let mut patterns = Vec::new();
+        for option in options {
+            match split(option) {
+                // The command line comes first.
+                Some((name, _)) if environment.set.iter().any(|(set, _)| *set == name) => {}
+                Some(variable) => environment.set.push(variable),
+                None => patterns.push(option.to_string_lossy()),
+            }
+        }
+        let mut names: Vec<OsString> = environment.set.iter().map(|(name, _)| name.clone()).collect();
+        for (name, _) in std::env::vars_os() {
+            if names.contains(&name) {
+                continue;
+            }
+            if patterns.iter().any(|pattern| secrets::matches(pattern, &name))
+                && name != secrets::LEDGER_SECRET
+            {
+                names.push(name);
+            } else if secrets::is_credential(&name) {
+                environment.held.push(name);
+            }
+        }
+        environment.held.sort();
+        Self { environment, names }
+    }
+
+    /// Says what stays outside, and how to hand it over.
+    pub(super) fn tell(&self) {
+        let held = self.environment.held.iter().filter(|name| *name != secrets::LEDGER_SECRET);
+        let names: Vec<_> = held.map(|name| name.to_string_lossy()).collect();
+        if names.is_empty() {
+            return;
+        }
+        let shown = names.iter().take(MAX_SHOWN).map(AsRef::as_ref).collect::<Vec<_>>().join(", ");
+        let more = match names.len().saturating_sub(MAX_SHOWN) {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        let file = conf::path().unwrap_or_else(|| "~/.config/pfimg/run.conf".into());
+        sandbox::tell(&format_args!(
+            "credentials stay outside: {shown}{more}. To hand one over, type --env NAME, or write `env NAME` into {}",
+            file.display()
+        ));
+    }
+}
+
+/// More names than this make a line too long.
+const MAX_SHOWN: usize = 8;
+
+/// `NAME=VALUE` in two.
+fn split(text: &OsStr) -> Option<(OsString, OsString)> {
+    let bytes = text.as_bytes();
+    let at = bytes.iter().position(|byte| *byte == b'=')?;
+    let part = |bytes: &[u8]| OsStr::from_bytes(bytes).to_owned();
+    Some((part(&bytes[..at]), part(&bytes[at + 1..])))
+}
+
+/// The files with credentials that the command could read.
+fn keys(given: &Given) -> Vec<PathBuf> {
+    let passwd = fs::read("/etc/passwd").unwrap_or_default();
+    let is_handed = |name: &str| given.names.iter().any(|given| given == name);
+    let elsewhere = |home: &Path| {
+        let real = fs::canonicalize(home).ok();
+        real.and_then(|real| aliases(&real).ok()).unwrap_or_default()
+    };
+    let uid = rustix::process::geteuid().as_raw();
+    let own = std::env::var_os("HOME").map(PathBuf::from);
+    let homes = secrets::homes(uid, &String::from_utf8_lossy(&passwd), own);
+    secrets::keys(&homes, |name| std::env::var_os(name), is_handed, elsewhere)
+}
+
+/// The control groups of this process.
+fn control_groups() -> Result<Vec<ControlGroup>> {
+    let mounts = mounts()?;
+    let hierarchies = mounts.iter().map(|mounted| Hierarchy {
+        fs_type: &mounted.fs_type,
+        options: &mounted.options,
+        root: &mounted.root,
+        path: &mounted.path,
+    });
+    // A kernel without them has no such file.
+    let text = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    Ok(sandbox::control_groups(&text, &hierarchies.collect::<Vec<_>>()))
+}
+
+/// Where images and forks can be read besides under mountpoints: the store, wherever its folders lie or are mounted, and caches.
+fn hidden(job: &Job<'_>) -> Result<Vec<PathBuf>> {
+    let Job { store, mountpoint, .. } = *job;
+    let cache = read_status(mountpoint)?.info.cache_dir;
+    if cache.to_string_lossy().contains(char::REPLACEMENT_CHARACTER) {
+        let what = format!(
+            "cannot hide the cache of the mount: its folder's name, {}, is not UTF-8",
+            cache.display()
+        );
+        return Err(Error::new(ErrorKind::Unsupported, what).with_hint("mount with another --cache-dir"));
+    }
+    // Other mounts and commands use the usual one.
+    let caches = [cache, default_cache_dir()];
+    for cache in &caches {
+        // One that is not there yet would be made while the command runs. Who cannot make it will not.
+        let _ = cache::folder::make(cache);
+    }
+    let mut hidden = vec![store.root().to_owned()];
+    hidden.extend(caches);
+    let entries = fs::read_dir(store.root())
+        .map_err(|e| Error::io(e, format!("cannot list {}", store.root().display())))?;
+    hidden.extend(entries.flatten().map(|entry| entry.path()).filter(|path| path.is_symlink()));
+    // The project itself lies under the fork, unless that is shown elsewhere.
+    hidden.extend(job.project.map(Path::to_owned));
+    let mut hidden: Vec<PathBuf> = hidden.iter().filter_map(|path| fs::canonicalize(path).ok()).collect();
+    for folder in hidden.clone() {
+        hidden.extend(aliases(&folder)?.into_iter().filter(|path| path.exists()));
+    }
+    hidden.retain(|path| path != mountpoint && Some(path.as_path()) != job.at);
+    hidden.sort();
+    hidden.dedup();
+    Ok(hidden)
+}

@@ -1,0 +1,165 @@
+//! What is kept beside a fork: the project that it is of, and who runs in it.
+//!
+//! Neither is part of a fork: a reader of forks needs none of it, and an older program passes it over. The project goes by the
+//! fork's `uid`, as its list of seals does, so that it follows a rename by itself. The files of runs go by the fork's name.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::path::{Path, PathBuf};
+
+use super::disk::{GenId, Generation};
+use super::head::{self, Head, refuse_fork_name};
+use super::header::HEADER;
+use super::registry::no_fork;
+use crate::digest::Digest;
+use crate::error::{Error, ErrorKind, Result};
+use crate::store::{Sharing, SystemIo, write_whole};
+
+/// The folder of projects, and that of runs.
+const PROJECTS: &str = "projects";
+const RUNS: &str = ".runs";
+
+/// The files of one fork's runs: the record of the last one, and its output.
+const RECORD: &str = "json";
+const OUTPUT: &str = "out";
+
+/// The longest path that is read, in bytes: more than the kernel takes.
+const MAX_PATH: u64 = 64 << 10;
+
+/// A fork as its head on disk has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OnDisk {
+    /// What it is known by; another one after a restore.
+    pub uid: String,
+    /// When it was made, in nanoseconds since 1970. Stays through renames and restores.
+    pub created_ns: i64,
+    /// The image it rests on.
+    pub base: Option<Digest>,
+    /// Whether nothing was done in it since it rests on that image.
+    pub is_untouched: bool,
+}
+
+impl OnDisk {
+    /// Reads a fork's head, and nothing else of it. [`ErrorKind::NotFound`] where there is no such fork.
+    pub fn read(store: &Path, fork: &str) -> Result<Self> {
+        let forks = store.join("forks");
+        let head = head_of(&forks, fork)?;
+        let is_empty = |id: &GenId| {
+            // A generation that was never written to may lack its journal.
+            let journal = fs::metadata(Generation::dir(&forks, *id).join("journal"));
+            match journal {
+                Ok(journal) => journal.len() <= HEADER as u64,
+                Err(error) => error.kind() == io::ErrorKind::NotFound,
+            }
+        };
+        let is_untouched = head.generations.iter().all(is_empty);
+        Ok(Self { uid: head.uid, created_ns: head.created_ns, base: head.base, is_untouched })
+    }
+}
+
+fn head_of(forks: &Path, fork: &str) -> Result<Head> {
+    if refuse_fork_name(fork).is_some() {
+        return Err(no_fork(fork));
+    }
+    Head::read(&head::path(forks, fork), fork).map_err(|error| match error.kind() {
+        ErrorKind::NotFound => no_fork(fork),
+        _ => error,
+    })
+}
+
+/// The folder whose project a fork is, as it was recorded. The folder need not be there.
+pub fn project(store: &Path, fork: &str) -> Result<Option<PathBuf>> {
+    let forks = store.join("forks");
+    let path = forks.join(PROJECTS).join(head_of(&forks, fork)?.uid);
+    let failed = |e| Error::io(e, format!("cannot read {}", path.display()));
+    let bytes = match fs::metadata(&path) {
+        Ok(metadata) if metadata.len() <= MAX_PATH => fs::read(&path),
+        Ok(_) => Err(io::ErrorKind::InvalidData.into()),
+        Err(error) => Err(error),
+    };
+    match bytes {
+        Ok(bytes) => {
+            let root = PathBuf::from(OsString::from_vec(bytes));
+            Ok(root.is_absolute().then_some(root))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(failed(error)),
+    }
+}
+
+/// Records the folder whose project a fork is: the bytes of its path.
+pub fn set_project(store: &Path, fork: &str, root: &Path) -> Result<()> {
+    let (forks, sharing) = (store.join("forks"), Sharing::of(store));
+    let folder = forks.join(PROJECTS);
+    let path = folder.join(head_of(&forks, fork)?.uid);
+    let written = sharing
+        .create_dir_below(store, &folder)
+        .and_then(|()| write_whole(&SystemIo, sharing, &path, root.as_os_str().as_bytes(), false, false));
+    written.map_err(|e| Error::io(e, format!("cannot record the project of fork {fork:?}")))
+}
+
+/// Gives the fork that takes another one's place the project of that one.
+pub(super) fn inherit(forks: &Path, sharing: Sharing, from: &str, to: &str) {
+    let folder = forks.join(PROJECTS);
+    let copied = fs::read(folder.join(from))
+        .and_then(|root| write_whole(&SystemIo, sharing, &folder.join(to), &root, false, true));
+    match copied {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            tracing::warn!("a restored fork lost the record of its project: {error}");
+        }
+        _ => {}
+    }
+}
+
+/// Forgets the project of a fork that is gone.
+pub(super) fn forget_project(forks: &Path, uid: &str) {
+    let _ = fs::remove_file(forks.join(PROJECTS).join(uid));
+}
+
+/// The record of the run that is in a fork, or was in it last: `forks/.runs/NAME.json`.
+pub fn run_record(store: &Path, fork: &str) -> PathBuf {
+    run_file(&store.join("forks"), fork, RECORD)
+}
+
+/// What the last run in a fork printed, where it was kept: `forks/.runs/NAME.out`.
+pub fn run_output(store: &Path, fork: &str) -> PathBuf {
+    run_file(&store.join("forks"), fork, OUTPUT)
+}
+
+fn run_file(forks: &Path, fork: &str, kind: &str) -> PathBuf {
+    // No fork's name begins with a dot, and the ending comes behind whatever the name has.
+    forks.join(RUNS).join(format!("{fork}.{kind}"))
+}
+
+/// Writes the record of a run, whole or not at all.
+pub fn write_run_record(store: &Path, fork: &str, bytes: &[u8]) -> Result<()> {
+    let path = run_record(store, fork);
+    let written = make_runs(store)
+        .and_then(|()| write_whole(&SystemIo, Sharing::of(store), &path, bytes, false, false));
+    written.map_err(|e| Error::io(e, format!("cannot write {}", path.display())))
+}
+
+/// Makes the folder of runs.
+pub fn make_runs(store: &Path) -> io::Result<()> {
+    Sharing::of(store).create_dir_below(store, &store.join("forks").join(RUNS))
+}
+
+/// Takes the files of runs along with a fork that got another name.
+pub(super) fn renamed(forks: &Path, from: &str, to: &str) {
+    for kind in [RECORD, OUTPUT] {
+        let (from, to) = (run_file(forks, from, kind), run_file(forks, to, kind));
+        // What an earlier fork of the new name left is not this one's.
+        if fs::rename(&from, &to).is_err() {
+            let _ = fs::remove_file(&to);
+        }
+    }
+}
+
+/// Removes the files of runs of a fork that is gone.
+pub(super) fn gone(forks: &Path, fork: &str) {
+    for kind in [RECORD, OUTPUT] {
+        let _ = fs::remove_file(run_file(forks, fork, kind));
+    }
+}

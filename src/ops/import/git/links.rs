@@ -1,0 +1,100 @@
+//! Links in a repository that lead out of it: `git new-workdir` and other tools make repositories of such links. Git in a
+//! fork would write to where they lead.
+
+use std::path::Path;
+
+use super::super::ties::{resolved, split};
+use super::{Members, MendedKind, Mender, as_path, canonical, copy_file, is_head};
+use crate::error::Result;
+use crate::layers::world::Kind;
+use crate::mount::reach::Top;
+
+impl Mender<'_> {
+    /// Puts what they lead to in the place of links that lead out of the image, or to the original.
+    pub(super) fn links(&mut self) -> Result<()> {
+        let found = &self.listing.found;
+        if !found.iter().any(|found| found.meta.kind == Kind::Symlink) {
+            return Ok(());
+        }
+        let repositories = Members::of(found).repositories(self.top(), found);
+        if repositories.is_empty() {
+            return Ok(());
+        }
+        // The part of the repository that a path is, such as `objects`.
+        let part = |path: &[u8]| -> Option<Vec<u8>> {
+            let below = |folder: &Vec<u8>| match &**folder {
+                b"" => Some(path.to_vec()),
+                folder => Some(path.strip_prefix(folder)?.strip_prefix(b"/")?.to_vec()),
+            };
+            repositories.iter().filter_map(below).find(|part| PARTS.contains(&&**part))
+        };
+        let mut leading = Vec::new();
+        for (index, found) in found.iter().enumerate().filter(|(_, f)| f.meta.kind == Kind::Symlink) {
+            let Some(part) = part(&found.path) else { continue };
+            let (top, at) = found.place(self.top());
+            let Ok(target) = top.link(at) else { continue };
+            let target = as_path(&target);
+            let folder = top.shown(split(at).0);
+            let meant = resolved(&folder, target);
+            let stays = target.is_relative()
+                && if found.source.is_some() {
+                    meant.starts_with(top.path())
+                } else {
+                    self.place.holds(&meant)
+                };
+            if !stays
+                && let Some(end) = canonical(&folder.join(target))
+                && is_part(&end, &part)
+            {
+                leading.push((index, end));
+            }
+        }
+        for (index, end) in leading {
+            if !self.may_take(&end) {
+                continue;
+            }
+            let at = self.listing.found[index].path.clone();
+            if end.is_dir() {
+                let mut copied = self.copy(&at, &end, &|_| true)?.into_iter();
+                if let Some(itself) = copied.next() {
+                    self.listing.found[index] = itself;
+                }
+                self.listing.found.extend(copied);
+            } else if let Some(file) = copy_file(&at, &end).filter(|file| file.meta.kind == Kind::File) {
+                self.listing.found[index] = file;
+            } else {
+                continue;
+            }
+            self.mended(MendedKind::Link, &at, &end);
+        }
+        Ok(())
+    }
+}
+
+/// Whether a path is that part of a repository. A link in a hostile folder may lead anywhere else.
+fn is_part(path: &Path, part: &[u8]) -> bool {
+    let depth = part.split(|b| *b == b'/').count();
+    let Some(folder) = path.ancestors().nth(depth) else { return false };
+    folder.join(as_path(part)) == path
+        && folder.join("objects").is_dir()
+        && folder.join("refs").is_dir()
+        && Top::open_without_links(folder).is_ok_and(|top| is_head(&top, b"HEAD"))
+}
+
+/// What git writes in a repository, and links may stand for. Scripts among the hooks may be links of their own.
+const PARTS: [&[u8]; 14] = [
+    b"config",
+    b"index",
+    b"info",
+    b"logs",
+    b"logs/refs",
+    b"modules",
+    b"objects",
+    b"packed-refs",
+    b"refs",
+    b"reftable",
+    b"remotes",
+    b"rr-cache",
+    b"shallow",
+    b"svn",
+];

@@ -1,0 +1,121 @@
+//! What a repository's settings say of other folders.
+
+use std::path::{Path, PathBuf};
+
+use super::super::ties::{TieKind, resolved, split, tie};
+use super::config::{self, Edit, Setting};
+use super::{MAX_FILE, MendedKind, Mender, as_path};
+
+impl Mender<'_> {
+    /// Mends the settings of the repository in `folder` that are at `index` of the listing.
+    pub(super) fn settings(&mut self, folder: &[u8], index: usize) {
+        let found = &self.listing.found[index];
+        let path = found.path.clone();
+        let Some(text) = found.text(self.top(), MAX_FILE) else {
+            self.ties.push(tie(TieKind::GitUnread, &path, Path::new("more than 1 MiB, or no permission")));
+            return;
+        };
+        let Some(settings) = config::parse(&text) else {
+            self.ties.push(tie(TieKind::GitUnread, &path, Path::new("not in git's format")));
+            return;
+        };
+        // Relative paths begin where the file is read from.
+        let origin = split_path(found.origin(self.top()));
+        let moved = found.source.is_some();
+        let mut edits = Vec::new();
+        let names_worktree = |setting: &&Setting| setting.name == b"core.worktree" && setting.value.is_some();
+        // The last one counts, as with git.
+        let last = settings.iter().rev().find(names_worktree).cloned();
+        for setting in &settings {
+            let edit = if setting.name == b"core.worktree" {
+                let becomes = self.work_tree(folder, &origin, moved, setting);
+                if becomes != Becomes::Same && last.as_ref() == Some(setting) {
+                    let named = resolved(&origin, as_path(setting.value.as_deref().unwrap_or_default()));
+                    match becomes {
+                        Becomes::Lost => self.ties.push(tie(TieKind::GitWorktree, &path, &named)),
+                        _ => self.mended(MendedKind::CoreWorktree, &path, &named),
+                    }
+                }
+                match becomes {
+                    Becomes::Same => None,
+                    Becomes::Unset | Becomes::Lost => Some(Edit::Remove),
+                    Becomes::Path(path) => Some(Edit::Set(path)),
+                }
+            } else if setting.name == b"core.bare" && self.whole.contains(folder) && setting.is_true() {
+                // The repository that a worktree belongs to may have no work tree of its own.
+                Some(Edit::Set(b"false".to_vec()))
+            } else {
+                self.name_settings(&path, moved, setting);
+                None
+            };
+            edits.extend(edit.map(|edit| (setting, edit)));
+        }
+        if !edits.is_empty() {
+            let text = config::edit(&text, &edits);
+            self.listing.found[index].make(text);
+        }
+    }
+
+    fn work_tree(&self, folder: &[u8], origin: &Path, moved: bool, setting: &Setting) -> Becomes {
+        let Some(value) = setting.value.as_deref().filter(|value| !value.is_empty()) else {
+            return Becomes::Same;
+        };
+        // One that came along with another repository is a submodule without its files. Git sets it when it makes these.
+        if self.whole.contains(folder) || moved {
+            return Becomes::Unset;
+        }
+        let written = as_path(value);
+        let named = resolved(origin, written);
+        if !self.place.holds(&named) {
+            return Becomes::Lost;
+        }
+        if written.is_relative() {
+            return Becomes::Same;
+        }
+        let own = resolved(Path::new("/"), &self.top().shown(split(folder).0));
+        if split(folder).1 == b".git" && named == own {
+            return Becomes::Unset;
+        }
+        match named.strip_prefix(self.top().path()) {
+            Ok(inside) => {
+                let up = folder.split(|b| *b == b'/').filter(|name| !name.is_empty()).map(|_| "..");
+                let path: PathBuf = up.map(PathBuf::from).chain([inside.to_owned()]).collect();
+                Becomes::Path(path.into_os_string().into_encoded_bytes())
+            }
+            // By another name of the folder.
+            Err(_) => Becomes::Lost,
+        }
+    }
+
+    /// Names a setting by which git in a fork would work with the original.
+    fn name_settings(&mut self, path: &[u8], moved: bool, setting: &Setting) {
+        let Some(value) = setting.value.as_deref() else { return };
+        let written = as_path(value);
+        let is_include = setting.name.ends_with(b".path")
+            && (setting.name.starts_with(b"include.") || setting.name.starts_with(b"includeif."));
+        let leads_back = written.is_absolute() && self.place.holds(written);
+        let elsewhere = moved && is_include && written.is_relative() && !value.starts_with(b"~");
+        if leads_back || elsewhere {
+            let said = [&setting.name[..], b" to ", value].concat();
+            self.ties.push(tie(TieKind::GitConfig, path, as_path(&said)));
+        }
+    }
+}
+
+/// What becomes of a `core.worktree`.
+#[derive(PartialEq, Eq)]
+enum Becomes {
+    /// It is right in the image as well.
+    Same,
+    /// It is unset, since the work tree is the folder that the repository lies in.
+    Unset,
+    /// It is unset, since its folder is not in the image.
+    Lost,
+    /// Another path.
+    Path(Vec<u8>),
+}
+
+/// The folder of a path.
+fn split_path(path: PathBuf) -> PathBuf {
+    path.parent().map(Path::to_owned).unwrap_or(path)
+}

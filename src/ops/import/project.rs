@@ -1,0 +1,291 @@
+//! A folder that agents work on: where it begins, what it is called, and the image that holds it as it is now.
+//!
+//! The imports of a project form a line, whose name is a tag of its newest image. A store remembers the folder of a line:
+//! of two folders with one name, the second one's line gets a number.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+pub use super::commit::from_commit;
+use super::parent::comes_from;
+use super::rules::add_file;
+use super::{Options, Parent, Progress, Report, import, last_image};
+use crate::audit::note;
+use crate::digest::Digest;
+use crate::error::{Error, ErrorKind, Result};
+use crate::fork::{is_fork, refuse_new_fork_name};
+use crate::layers::ignore::IGNORE_FILE;
+use crate::store::Store;
+use crate::store::projects::Line;
+use crate::store::tags::check_new_tag;
+
+/// What marks the top of a git work tree: a folder, or a file in worktrees and submodules.
+const GIT: &str = ".git";
+
+/// What a project is called whose folder's name can be no tag.
+const NAMELESS: &str = "project";
+
+/// Longest name in bytes that a project has by itself. Behind it come a dash and a number.
+const MAX_NAME: usize = 150;
+
+/// A folder that agents work on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Project {
+    /// Its folder, by its path without links.
+    pub root: PathBuf,
+    /// The folder's name as that of a tag and of forks. In a store it may have a number behind it: [`Refreshed::name`].
+    pub name: String,
+}
+
+impl Project {
+    /// The project that a folder is in: the git work tree around it, or else the folder itself.
+    pub fn find(cwd: &Path) -> Result<Self> {
+        Self::find_below(cwd, std::env::home_dir().and_then(|home| fs::canonicalize(home).ok()).as_deref())
+    }
+
+    fn find_below(cwd: &Path, home: Option<&Path>) -> Result<Self> {
+        let here = real(cwd)?;
+        // A home folder under git holds settings. What lies in it is not that project.
+        let within = here.ancestors().take_while(|path| home != Some(path));
+        let root = within.into_iter().find(|path| is_work_tree(path)).unwrap_or(&here);
+        let refused = if root.parent().is_none() {
+            "the root folder"
+        } else if home == Some(root) {
+            "the home folder"
+        } else {
+            return Self::at(root);
+        };
+        let what = format!("{} is {refused}, which is no project", root.display());
+        Err(Error::new(ErrorKind::InvalidInput, what).with_hint("go to the folder of a project"))
+    }
+
+    /// The project of exactly this folder.
+    pub fn at(dir: &Path) -> Result<Self> {
+        let root = real(dir)?;
+        if !fs::metadata(&root).is_ok_and(|metadata| metadata.is_dir()) {
+            return Err(Error::new(ErrorKind::InvalidInput, format!("{} is not a folder", root.display())));
+        }
+        let name = name_of(&root);
+        Ok(Self { root, name })
+    }
+}
+
+fn real(dir: &Path) -> Result<PathBuf> {
+    fs::canonicalize(dir).map_err(|e| Error::io(e, format!("cannot find {}", dir.display())))
+}
+
+/// Whether a folder is the top of a git work tree. An empty `.git` folder makes none, as with git.
+fn is_work_tree(folder: &Path) -> bool {
+    let git = folder.join(GIT);
+    fs::metadata(&git).is_ok_and(|meta| !meta.is_dir() || fs::symlink_metadata(git.join("HEAD")).is_ok())
+}
+
+/// The folder's name as that of a tag and of forks.
+fn name_of(root: &Path) -> String {
+    let name = root.file_name().unwrap_or_default().to_string_lossy();
+    let plain = |c: char| if c.is_alphanumeric() || "._-+".contains(c) { c } else { '-' };
+    let mut name: String = name.chars().map(plain).collect();
+    name.truncate(name.floor_char_boundary(MAX_NAME));
+    let name = name.trim_start_matches(['.', '-']);
+    let is_number = name.chars().all(|c| c.is_ascii_digit());
+    let is_name = !is_number && check_new_tag(name).is_ok() && refuse_new_fork_name(name).is_none();
+    if is_name { name.to_owned() } else { NAMELESS.to_owned() }
+}
+
+/// What bringing a project's image up to date came to.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Refreshed {
+    /// The image that holds the project as it is.
+    pub image: Digest,
+    /// The line's name in this store, which is also the tag of the image.
+    pub name: String,
+    /// Whether the image was made just now; else an earlier one holds the same.
+    pub imported: bool,
+    /// Files in it.
+    pub files: u64,
+    /// Bytes in files.
+    pub bytes: u64,
+    /// How long it took.
+    pub seconds: f64,
+    /// What the user should know of, in words.
+    pub warnings: Vec<String>,
+}
+
+impl Refreshed {
+    pub(super) fn of(report: Report, name: String, started: Instant, warnings: Vec<String>) -> Self {
+        Self {
+            image: report.image,
+            name,
+            imported: report.new,
+            files: report.files,
+            bytes: report.bytes,
+            seconds: started.elapsed().as_secs_f64(),
+            warnings: [warnings, report.reports].concat(),
+        }
+    }
+}
+
+/// Imports a project if it changed since its last import, which is then the new image's first parent, and tags the image with
+/// the line's name. `options` say how, but for the folder and the parent. Its `.pfignore` is followed.
+pub fn refresh(
+    store: &Store,
+    project: &Project,
+    options: &Options,
+    progress: &dyn Progress,
+) -> Result<Refreshed> {
+    let started = Instant::now();
+    let name = claim(store, project, options)?;
+    // Of several programs that begin at once the first imports, and the others find that nothing changed.
+    let _lock = store.lock_project(&name)?;
+    let line = store.projects().get(&name)?.filter(|line| line.dir == project.root);
+    let before = line.and_then(|line| line.image);
+    let mut ignore = options.ignore.clone();
+    let mut warnings = add_file(&mut ignore, &project.root, &[IGNORE_FILE])?;
+    let options = Options {
+        dir: project.root.clone(),
+        parent: before.map_or(Parent::Last, Parent::Line),
+        ignore,
+        brief: true,
+        ..options.clone()
+    };
+    let mut report = import(store, &options, progress)?;
+    for large in &report.large {
+        report.reports.push(large.words());
+    }
+    if before != Some(report.image) {
+        let line = Line { dir: project.root.clone(), image: Some(report.image) };
+        store.projects().set(&name, &line)?;
+    }
+    warnings.extend(move_tag(store, &name, &report.image, before, &options)?);
+    Ok(Refreshed::of(report, name, started, warnings))
+}
+
+/// The name of a project's line in a store: that of the project, with a number if something else has it.
+fn claim(store: &Store, project: &Project, options: &Options) -> Result<String> {
+    let _lock = store.lock_projects()?;
+    let projects = store.projects();
+    for name in projects.names()?.into_iter().filter(|name| is_numbered(name, &project.name)) {
+        // One that cannot be read is not this folder's.
+        if projects.get(&name).ok().flatten().is_some_and(|line| line.dir == project.root) {
+            return Ok(name);
+        }
+    }
+    let last = options.index_dir.as_ref().and_then(|at| last_image(store, &project.root, at));
+    let is_free = |name: &String| {
+        if !matches!(projects.get(name), Ok(None)) || is_fork(&store.root().join("forks"), name) {
+            return false;
+        }
+        match store.tags().get(name) {
+            // An import of the folder got this tag before it was a line.
+            Ok(image) => Some(image) == last,
+            Err(error) => error.kind() == ErrorKind::NotFound,
+        }
+    };
+    let numbered = (2..).map(|number: u64| format!("{}-{number}", project.name));
+    let name = std::iter::once(project.name.clone()).chain(numbered).find(is_free).unwrap_or_default();
+    projects.set(&name, &Line { dir: project.root.clone(), image: None })?;
+    Ok(name)
+}
+
+/// Whether a name is this one, or this one with a number behind it.
+fn is_numbered(name: &str, base: &str) -> bool {
+    let Some(rest) = name.strip_prefix(base) else { return false };
+    rest.is_empty()
+        || rest.strip_prefix('-').is_some_and(|number| number.parse::<u64>().is_ok_and(|number| number > 1))
+}
+
+/// Gives the line's tag to its newest image; a warning if the tag is on an image that is not of the line.
+fn move_tag(
+    store: &Store,
+    name: &str,
+    image: &Digest,
+    before: Option<Digest>,
+    options: &Options,
+) -> Result<Option<String>> {
+    let tags = store.tags();
+    match tags.get(name) {
+        Ok(tagged) if tagged == *image => return Ok(None),
+        Ok(tagged) if Some(tagged) != before && !comes_from(store, *image, tagged) => {
+            return Ok(Some(format!(
+                "tag {name} is on image {tagged}, which is no import of {}; it stays there",
+                options.dir.display()
+            )));
+        }
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+        _ => tags.set(name, image, true)?,
+    }
+    options.log.note(note::tags_changed(&[name], &[], Some(image)));
+    Ok(None)
+}
+
+/// What the next import of a folder into a tag comes from: the last one, if the tag is of a line of that folder.
+pub fn parent(store: &Store, dir: &Path, tag: &str) -> Parent {
+    let line = store.projects().get(tag).ok().flatten();
+    let line = line.filter(|line| real(dir).is_ok_and(|dir| dir == line.dir));
+    line.and_then(|line| line.image).map_or(Parent::Last, Parent::Line)
+}
+
+/// Remembers that a folder's import has a tag, so that the next ones are of the same line. The line of another folder stays, unless
+/// the tag `moved` to this import.
+pub fn remember(store: &Store, dir: &Path, tag: &str, image: &Digest, moved: bool) -> Result<()> {
+    let line = Line { dir: real(dir)?, image: Some(*image) };
+    let _lock = store.lock_projects()?;
+    // What cannot be read is no line.
+    let old = store.projects().get(tag).ok().flatten();
+    if old.is_some_and(|old| old == line || old.dir != line.dir && !moved) {
+        return Ok(());
+    }
+    store.projects().set(tag, &line)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_project_is_the_work_tree_around_a_folder_or_the_folder() {
+        let dir = tempfile::tempdir().unwrap();
+        let home = fs::canonicalize(dir.path()).unwrap();
+        let (top, deep) = (home.join("shop"), home.join("shop/src/deep"));
+        fs::create_dir_all(&deep).unwrap();
+        let find = |cwd: &Path| Project::find_below(cwd, Some(&home));
+        let at = |root: &Path, name: &str| Project { root: root.to_owned(), name: name.into() };
+        assert_eq!(find(&deep).unwrap(), at(&deep, "deep"));
+        fs::create_dir(top.join(GIT)).unwrap();
+        assert_eq!(find(&deep).unwrap(), at(&deep, "deep"), "an empty folder is no repository");
+        fs::write(top.join(".git/HEAD"), "ref: refs/heads/main\n").unwrap();
+        assert_eq!(find(&deep).unwrap(), at(&top, "shop"));
+        // A worktree or submodule in it.
+        fs::write(top.join("src/.git"), "gitdir: elsewhere\n").unwrap();
+        assert_eq!(find(&deep).unwrap(), at(&top.join("src"), "src"));
+        // Settings in the home folder are under git.
+        fs::create_dir_all(home.join(GIT)).unwrap();
+        fs::write(home.join(".git/HEAD"), "").unwrap();
+        fs::create_dir(home.join("notes")).unwrap();
+        assert_eq!(find(&home.join("notes")).unwrap(), at(&home.join("notes"), "notes"));
+        for refused in [&home, Path::new("/")] {
+            let error = find(refused).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
+        }
+        assert!(find(&home.join("none")).is_err() && Project::at(&top.join("src/.git")).is_err());
+    }
+
+    #[test]
+    fn a_name_is_a_tag_and_a_fork_whatever_the_folder_is_called() {
+        let long = format!("/a/{}", "\u{e9}".repeat(100));
+        for (folder, name) in [
+            ("/a/my shop", "my-shop"),
+            ("/a/.dot", "dot"),
+            ("/a/-x@y", "x-y"),
+            ("/a/42", "project"),
+            ("/a/latest", "project"),
+            ("/a/...", "project"),
+            (&long, &"\u{e9}".repeat(75)),
+        ] {
+            assert_eq!(name_of(Path::new(folder)), name);
+        }
+        assert!(is_numbered("a", "a") && is_numbered("a-2", "a") && is_numbered("a-2-3", "a-2"));
+        assert!(!is_numbered("a-1", "a") && !is_numbered("a-b", "a") && !is_numbered("b", "a"));
+    }
+}

@@ -1,0 +1,66 @@
+//! Repositories that git writes to while they are imported. Git writes objects before the references that name them, and packs
+//! before it removes what is in them. An image must not hold a reference of later than its objects, nor lack both.
+
+use std::collections::HashMap;
+
+use super::tree::Item;
+use super::walk::{self, Limits, Meta};
+use super::{Importing, Report};
+use crate::error::Result;
+use crate::store::Batch;
+
+/// So often the repositories are looked at again.
+const LOOKS: usize = 4;
+
+impl Importing<'_> {
+    /// Looks at the repositories again once all is read, and takes in what changed, until nothing does.
+    pub(super) fn settle(
+        &self,
+        batch: &Batch<'_>,
+        (limits, root): (&Limits<'_>, &Meta),
+        repositories: &[Vec<u8>],
+        items: &mut Vec<Item>,
+        report: &mut Report,
+    ) -> Result<()> {
+        if repositories.is_empty() {
+            return Ok(());
+        }
+        let is_inside = |path: &[u8]| repositories.iter().any(|folder| is_at_or_below(path, folder));
+        let wanted =
+            |path: &[u8]| is_inside(path) || repositories.iter().any(|folder| is_at_or_below(folder, path));
+        for look in 0..LOOKS {
+            let limits = Limits { wanted: &wanted, mounts: walk::mounts_below(self.dir), ..*limits };
+            let mut listing = walk::walk(self.top, root, &limits, self.options.jobs, &())?;
+            self.mend(&mut listing, &limits, &())?;
+            let mut found = listing.found;
+            found.retain(|found| is_inside(&found.path));
+            let now: HashMap<&[u8], &Meta> = found.iter().map(|f| (f.path.as_slice(), &f.meta)).collect();
+            // What was there before, as it is now; a link's text and the like are told by the stamp.
+            let is_same = |item: &Item| {
+                let meta = now.get(item.path.as_slice());
+                meta.is_some_and(|meta| meta.stamp == item.meta.stamp && meta.kind == item.meta.kind)
+            };
+            let before = items.len();
+            items.retain(|item| !is_inside(&item.path) || is_same(item));
+            let kept = items.iter().filter(|item| is_inside(&item.path));
+            let kept: std::collections::HashSet<&[u8]> = kept.map(|item| item.path.as_slice()).collect();
+            let changed = found.iter().filter(|found| !kept.contains(found.path.as_slice()));
+            let changed: Vec<_> = changed.cloned().collect();
+            if changed.is_empty() && items.len() == before {
+                return Ok(());
+            }
+            if look + 1 == LOOKS {
+                self.report("git wrote to a repository all the while; run `git fsck` in a fork".to_owned());
+            }
+            let (mut more, pending) = self.look(&changed)?;
+            self.store_contents(batch, &mut more, &pending, report)?;
+            items.append(&mut more);
+        }
+        Ok(())
+    }
+}
+
+/// Whether `path` is `folder`, or lies below it. Everything lies below the empty path.
+fn is_at_or_below(path: &[u8], folder: &[u8]) -> bool {
+    folder.is_empty() || path.strip_prefix(folder).is_some_and(|rest| rest.is_empty() || rest[0] == b'/')
+}
