@@ -160,7 +160,9 @@ fn as_long_as_anything_cannot_be_read_nothing_is_deleted() {
             fs::remove_file(store.blob_path(id)).unwrap();
         }),
         ("schema version 2", |store, _| drop(store.image(&Spec { schema: Some(2), ..Spec::default() }))),
-        ("its name is not a digest", |store, _| fs::write(store.root().join("images/copy.json"), "{}").unwrap()),
+        ("its name is not a digest", |store, _| {
+            fs::write(store.root().join("images/copy.json"), "{}").unwrap()
+        }),
         ("tag", |store, _| {
             fs::create_dir_all(store.root().join("refs/tags")).unwrap();
             fs::write(store.root().join("refs/tags/bad"), "nothing").unwrap();
