@@ -447,6 +447,34 @@ fn worktree_settings_sparse_files_and_half_done_merges_come_along() {
 }
 
 #[test]
+fn worktrees_of_partial_and_shallow_clones_stay_partial_and_shallow() {
+    let house = House::new();
+    let origin = house.dir.join("origin");
+    repository(&origin, &[]);
+    commit(&origin, "a", "2");
+    for setting in ["uploadpack.allowFilter", "uploadpack.allowAnySHA1InWant"] {
+        git(&origin, &["config", setting, "true"]);
+    }
+    let url = format!("file://{}", origin.display());
+    for (name, with) in
+        [("partial", ["--filter=blob:none", "--no-checkout"]), ("shallow", ["--depth=1", "--no-tags"])]
+    {
+        let (clone, tree) = (house.dir.join(name), house.dir.join(format!("{name}-tree")));
+        git(&house.dir, &["clone", "-q", with[0], with[1], &url, clone.to_str().unwrap()]);
+        git(&clone, &["worktree", "add", "-q", tree.to_str().unwrap(), "-b", "side"]);
+        let was = state(&tree);
+        let missing = |dir: &Path| git(dir, &["rev-list", "--objects", "--all", "--missing=print"]);
+        let (of_tree, originals) = (missing(&tree), [before(&clone), before(&tree)]);
+        let (report, copy) = copied(&house, &tree, &[]);
+        assert_eq!((mended(&report), ties(&report)), (vec![("worktree", ".git")], vec![]));
+        assert_eq!((state(&copy), missing(&copy)), (was, of_tree));
+        assert_eq!(git(&copy, &["rev-parse", "--is-shallow-repository"]).trim() == "true", name == "shallow");
+        is_whole(&copy, &clone);
+        originals.iter().for_each(is_as);
+    }
+}
+
+#[test]
 fn git_files_and_links_that_lead_elsewhere_become_what_they_lead_to_or_are_named() {
     let house = House::new();
     let dir = |name: &str| house.dir.join(name);

@@ -118,3 +118,24 @@ fn git_that_works_while_its_repository_is_imported_leaves_a_sound_one_in_the_ima
         }
     }
 }
+
+#[test]
+fn a_folder_that_git_keeps_a_worktrees_state_in_is_no_way_to_the_original() {
+    let house = House::new();
+    let (main, tree) = (house.dir.join("main"), house.dir.join("tree"));
+    repository(&main, &[]);
+    git(&main, &["worktree", "add", "-q", tree.to_str().unwrap(), "-b", "side"]);
+    commit(&tree, "a", "2");
+    fs::remove_file(tree.join(".git")).unwrap();
+    fs::rename(main.join(".git/worktrees/tree"), tree.join(".git")).unwrap();
+    fs::write(tree.join(".git/commondir"), format!("{}\n", main.join(".git").display())).unwrap();
+    let was = git(&tree, &["status", "--porcelain", "--branch"]);
+    let original = exact(&main);
+    let (report, copy) = copied(&house, &tree, &[]);
+    assert_eq!(mended(&report), [("worktree", ".git")]);
+    assert_eq!(git(&copy, &["status", "--porcelain", "--branch"]), was);
+    assert!(!copy.join(".git/commondir").exists());
+    commit(&copy, "a", "in the copy");
+    git(&copy, &["fsck", "--strict"]);
+    assert_eq!(exact(&main), original);
+}

@@ -3,6 +3,7 @@
 use std::fs;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
 
 use pfimg::audit::Log;
 use pfimg::digest::Digest;
@@ -82,7 +83,7 @@ fn a_project_that_changed_is_imported_in_a_line_and_one_that_did_not_is_no_new_i
     assert_eq!((same.imported, same.image, line.images()), (false, first.image, 1));
     // Each kind of change makes an image, which comes from the last one.
     let mut last = first.image;
-    let changes: [(&str, &dyn Fn()); 7] = [
+    let changes: [(&str, &dyn Fn()); 9] = [
         ("content", &|| write(&dir, "src/a", "2")),
         ("a new file", &|| write(&dir, "b", "")),
         ("a mode", &|| {
@@ -94,6 +95,8 @@ fn a_project_that_changed_is_imported_in_a_line_and_one_that_did_not_is_no_new_i
             fs::remove_file(dir.join("l")).unwrap();
             std::os::unix::fs::symlink("c", dir.join("l")).unwrap();
         }),
+        ("a time", &|| fs::File::open(dir.join("b")).unwrap().set_modified(UNIX_EPOCH).unwrap()),
+        ("another name of a file", &|| fs::hard_link(dir.join("b"), dir.join("same")).unwrap()),
         ("a name", &|| fs::rename(dir.join("b"), dir.join("c")).unwrap()),
         ("a deletion", &|| fs::remove_dir_all(dir.join("src")).unwrap()),
     ];
@@ -111,7 +114,7 @@ fn a_project_that_changed_is_imported_in_a_line_and_one_that_did_not_is_no_new_i
         assert_eq!((line.parents(&next.image), line.tag("shop")), (vec![last], next.image), "{what}");
         last = next.image;
     }
-    assert_eq!(line.images(), 8);
+    assert_eq!(line.images(), 10);
     let out = line.export(&last, "out");
     assert_eq!(exact(&out), exact(&dir));
     line.house.pfimg(["verify"]).exits(0);
@@ -331,6 +334,17 @@ fn an_image_of_a_commit_stands_there_and_is_clean_and_the_project_stays_as_it_is
     let out = line.export(&from(&tree, "HEAD").unwrap().image, "out-tree");
     assert_eq!(git(&out, &["status", "--porcelain", "--branch"]), "## side\n");
     assert_eq!(git(&out, &["worktree", "list"]).lines().count(), 1);
+    // Submodules are as after a clone.
+    let library = line.dir("library");
+    repository(&library, &[]);
+    git(&dir, &["reset", "-q", "--hard"]);
+    git(&dir, &["submodule", "--quiet", "add", library.to_str().unwrap(), "sub"]);
+    git(&dir, &["commit", "-q", "-m", "sub"]);
+    let out = line.export(&from(&project, "HEAD").unwrap().image, "out-sub");
+    assert_eq!((git(&out, &["status", "--porcelain"]), out.join("sub/a").exists()), (String::new(), false));
+    git(&out, &["submodule", "--quiet", "update", "--init"]);
+    assert_eq!((git(&out, &["status", "--porcelain"]), out.join("sub/a").exists()), (String::new(), true));
+    commit(&out.join("sub"), "a", "in the copy");
     // No repository, no commit.
     let error = from(&Project::at(&line.dir("cache")).unwrap(), "HEAD").unwrap_err().to_string();
     assert!(error.contains("not a git repository"), "{error}");

@@ -237,7 +237,7 @@ fn what_was_left_out_is_named_or_counted_with_the_rules_that_did() {
     assert!(said.contains("left out: __pycache__, target (2 by --pf-ignores)\n"), "{said}");
     fs::write(dir.join(".pfignore"), "target\n").unwrap();
     let said = import(&["--ignore", "mine"]);
-    assert!(said.contains("left out: mine, target (1 by the ignore file, 1 by --ignore)\n"), "{said}");
+    assert!(said.contains("left out: mine, target (1 by .pfignore, 1 by --ignore)\n"), "{said}");
     for n in 0..300 {
         make(&format!("d{n}/target"));
     }

@@ -28,9 +28,10 @@ const SAMPLE: usize = 3;
 /// Make an image of a folder, and print its id.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-The image holds everything in the folder, .git, .env, node_modules and .venv included. Only .pfignore at the top of the folder\n\
-and --ignore leave paths out; .gitignore does not. A git worktree, or a submodule imported alone, is a whole repository in\n\
-the image: commits in a fork stay in the fork. An unchanged folder makes no new image; pfimg prints the id of the last one.")]
+The image holds everything in the folder, .git, .env, node_modules and .venv included. Only .pfignore at the top of the \
+folder and --ignore leave paths out; .gitignore does not. A git worktree, or a submodule imported alone, is a whole \
+repository in the image: commits in a fork stay in the fork. An unchanged folder makes no new image; pfimg prints the id of \
+the last one.")]
 #[allow(clippy::struct_excessive_bools)]
 pub(crate) struct ImportArgs {
     /// The folder
@@ -41,8 +42,8 @@ pub(crate) struct ImportArgs {
     /// Take the name from the image that has it
     #[arg(long, requires = "tag")]
     force_tag: bool,
-    /// The image that this one comes from; its layers are taken over but for the files [default: the last import of the folder into this
-    /// store]
+    /// The image that this one comes from; its layers are taken over but for the files [default: the last import of the folder into the tag, or
+    /// into this store]
     #[arg(long, value_name = "IMAGE")]
     parent: Option<String>,
     /// Make an image that comes from no other one
@@ -141,7 +142,8 @@ pub(crate) fn run(store: &StoreArg, args: &ImportArgs) -> Result<ExitCode> {
     } else {
         print(&format!("{}\n", report.image))?;
         eprintln!("pfimg: {}", summary(&report));
-        if let Some(line) = left_out(&report) {
+        let file = if args.pf_ignores { ".pfignore or .gitignore" } else { ".pfignore" };
+        if let Some(line) = left_out(&report, file) {
             eprintln!("pfimg: {}", plain(&line, usize::MAX));
         }
         for line in report.large.iter().map(Large::words).chain(report.reports.iter().cloned()) {
@@ -151,8 +153,8 @@ pub(crate) fn run(store: &StoreArg, args: &ImportArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The first paths that rules left out, and how many each source of rules did.
-fn left_out(report: &Report) -> Option<String> {
+/// The first paths that rules left out, and how many each source of rules did; `file` is the one in the folder.
+fn left_out(report: &Report, file: &str) -> Option<String> {
     let most = if report.left_out > LISTED as u64 { SAMPLE } else { LISTED };
     let named: Vec<&str> = report.left_out_paths.iter().take(most).map(String::as_str).collect();
     let more = match report.left_out - named.len() as u64 {
@@ -160,7 +162,7 @@ fn left_out(report: &Report) -> Option<String> {
         more => format!(" and {more} more"),
     };
     let by = report.left_out_by;
-    let by = [(by.ignore_file, "the ignore file"), (by.ignore, "--ignore"), (by.pf_ignores, "--pf-ignores")];
+    let by = [(by.ignore_file, file), (by.ignore, "--ignore"), (by.pf_ignores, "--pf-ignores")];
     let by: Vec<_> = by.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} by {what}")).collect();
     (!named.is_empty()).then(|| format!("left out: {}{more} ({})", named.join(", "), by.join(", ")))
 }

@@ -107,24 +107,29 @@ impl Importing<'_> {
             confined: None,
             whole: HashSet::new(),
             dropped: Vec::new(),
+            replaced: Vec::new(),
             mended: Vec::new(),
             ties: Vec::new(),
         };
         mender.git_files()?;
         mender.links()?;
         let repositories = mender.repositories()?;
-        let Mender { listing, dropped, mut mended, ties, .. } = mender;
-        if !dropped.is_empty() {
-            listing.found.retain(|found| !dropped.iter().any(|path| is_at_or_below(&found.path, path)));
+        let Mender { listing, dropped, replaced, mut mended, ties, .. } = mender;
+        if !dropped.is_empty() || !replaced.is_empty() {
+            let is_below =
+                |found: &Found, paths: &[Vec<u8>]| paths.iter().any(|path| is_at_or_below(&found.path, path));
+            listing.found.retain(|found| {
+                !is_below(found, &dropped) && (found.source.is_some() || !is_below(found, &replaced))
+            });
         }
         mended.sort();
         Ok(Whole { mended, ties, repositories })
     }
 
-    /// Says in words what became whole, where that is new.
+    /// Says in words what became whole, at the first import of a line.
     pub(super) fn report_mended(&self, report: &Report) {
         // A commit's repository is put together by the import itself.
-        if !report.new || self.standing.is_some() {
+        if !report.new || self.parent.is_some() || self.standing.is_some() {
             return;
         }
         for of_kind in report.mended.chunk_by(|a, b| a.kind == b.kind) {
@@ -148,6 +153,8 @@ struct Mender<'a> {
     whole: HashSet<Vec<u8>>,
     /// Paths that the image does not have, nor anything below them.
     dropped: Vec<Vec<u8>>,
+    /// Folders whose own files the image does not have, since it has others there.
+    replaced: Vec<Vec<u8>>,
     mended: Vec<Mended>,
     ties: Vec<Tie>,
 }

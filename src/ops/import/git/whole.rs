@@ -90,7 +90,13 @@ impl Mender<'_> {
     pub(super) fn git_files(&mut self) -> Result<()> {
         let found = &self.listing.found;
         let is_git = |found: &Found| {
-            matches!(found.meta.kind, Kind::File | Kind::Symlink) && split(&found.path).1 == b".git"
+            split(&found.path).1 == b".git"
+                && match found.meta.kind {
+                    Kind::File | Kind::Symlink => true,
+                    // A copy of the folder that git keeps a worktree's state in.
+                    Kind::Dir => self.top().stat(&joined(&found.path, b"commondir")).is_ok(),
+                    _ => false,
+                }
         };
         let files: Vec<usize> = (0..found.len()).filter(|at| is_git(&found[*at])).collect();
         if files.is_empty() {
@@ -121,7 +127,9 @@ impl Mender<'_> {
 
     fn leads(&mut self, found: &Found, repositories: &HashSet<Vec<u8>>) -> Leads {
         let folder = self.top().shown(split(&found.path).0);
-        let (written, is_link) = if found.meta.kind == Kind::Symlink {
+        let (written, is_link) = if found.meta.kind == Kind::Dir {
+            (b".git".to_vec(), false)
+        } else if found.meta.kind == Kind::Symlink {
             let Ok(target) = self.top().link(&found.path) else { return Leads::Right };
             let Some(end) = canonical(&folder.join(as_path(&target))) else {
                 return Leads::Nowhere(resolved(&folder, as_path(&target)));
@@ -202,6 +210,9 @@ impl Mender<'_> {
         all.extend(copied.into_iter().map(|found| (found.path.clone(), found)));
         if let Some(standing) = self.importing.standing.filter(|_| at == b".git") {
             stand(&mut all, standing);
+        }
+        if self.listing.found[index].meta.kind == Kind::Dir {
+            self.replaced.push(at.clone());
         }
         if let Some(itself) = all.remove(&at) {
             self.listing.found[index] = itself;
