@@ -48,6 +48,18 @@ fn writing_mount(store: &Store) -> Result<Writing> {
     if let Some(own) = OwnMount::of(store) {
         own.keep()?;
     }
+    let found = look_for_mount(store)?;
+    if let Writing::Mount(mountpoint) = &found
+        && let Some(own) = OwnMount::at(store, mountpoint)
+        && own.keep()?
+    {
+        // It may have ended before it was kept.
+        return look_for_mount(store);
+    }
+    Ok(found)
+}
+
+fn look_for_mount(store: &Store) -> Result<Writing> {
     // Mounts of other stores are not asked, nor those that cannot write: one that hangs would hold this up.
     let may_write = |mounted: &Mounted| {
         mounted.is_ours()
