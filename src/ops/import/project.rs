@@ -77,6 +77,8 @@ fn name_of(root: &Path) -> String {
 pub struct Refreshed {
     /// The image that holds the project as it is.
     pub image: Digest,
+    /// What the project is called in this store.
+    pub name: String,
     /// Whether it was made just now; else an earlier one holds the same.
     pub imported: bool,
     /// Files, and the bytes in them.
@@ -115,6 +117,7 @@ pub fn refresh(
     }
     Ok(Refreshed {
         image: report.image,
+        name: project.name.clone(),
         imported: report.new,
         files: report.files,
         bytes: report.bytes,
