@@ -78,6 +78,21 @@ fn it_stays_as_long_as_a_run_or_a_shell_is_in_it() {
 }
 
 #[test]
+fn a_run_with_another_runtime_folder_keeps_the_mount_that_is_there() {
+    let home = Home::with_idle(None, IDLE);
+    home.sh("a", "true").exits(0);
+    let other = home.path("other");
+    fs::create_dir(&other).unwrap();
+    fs::set_permissions(&other, fs::Permissions::from_mode(0o700)).unwrap();
+    let script = format!("sleep {}; cat untracked", LONG.as_secs_f64());
+    let run = home.pfimg(&["run", "a", "--", "sh", "-c", &script]).env("XDG_RUNTIME_DIR", &other);
+    let daemon = home.daemon();
+    assert_eq!(run.run().exits(0).stdout, "untracked\n");
+    assert_eq!(home.daemon(), daemon);
+    assert!(names(&other).unwrap().is_empty());
+}
+
+#[test]
 fn a_run_that_is_killed_keeps_no_mount() {
     let home = Home::with_idle(None, IDLE);
     let mut run = home.spawn(&["a", "--", "sh", "-c", "echo a > a; sleep 1000"]);

@@ -15,8 +15,11 @@ fn a_fork_is_at_its_projects_own_path_and_the_project_stays_as_it_is() {
         let (before, project) = (home.state(), home.project.display().to_string());
         let log = home.git(&["log", "--oneline"]);
         let script = "pwd; echo $PWD; cat ignored untracked src/price.py; git status --short; git fsck --no-progress
-            echo 3 > src/price.py; echo new > new; rm -r docs; git add -A; git commit -qm second; git log --format=%s";
-        let said = home.sh("try", script).exits(0);
+            echo 3 > src/price.py; echo new > new; rm -r docs; git add -A; git commit -qm second; git log --format=%s
+            git config core.fsmonitor \"touch $0\"; echo \"touch $0\" > .git/hooks/post-checkout; chmod +x .git/hooks/*";
+        // What git is told to start in the fork starts nowhere else.
+        let planted = home.path("runtime/planted");
+        let said = home.run(&["try", "--", "sh", "-c", script, planted.to_str().unwrap()]).exits(0);
         let expected = format!(
             "{project}\n{project}\nignored\nuntracked\nprice = 2\n M src/price.py\n?? untracked\nsecond\nfirst\n"
         );
@@ -32,6 +35,7 @@ fn a_fork_is_at_its_projects_own_path_and_the_project_stays_as_it_is() {
         assert!(lines[2].starts_with("next:  pfimg diff try      pfimg "), "{said:?}");
         assert_eq!(lines.len(), 3, "{said:?}");
         assert_eq!(home.read("try", "src/price.py").unwrap(), "3\n");
+        assert!(!planted.exists());
         // The same fork again, from a folder in the project.
         fs::write(home.path("shop/src/price.py"), "price = 4\n").unwrap();
         let here = |dir: &str, fork: &str| {

@@ -4,6 +4,7 @@
 //! a file beside it. The daemon ends with that lock held alone, so that a command either finds the mount and keeps it, or waits for its
 //! end and finds none.
 
+use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
@@ -23,6 +24,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::mount::hints;
 use crate::mount::mountinfo::mounted_at;
 use crate::store::Store;
+use crate::sync::Mutex;
 
 /// How long a daemon that is ending is waited for, and how often it is looked at.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -31,12 +33,15 @@ const LOOK: Duration = Duration::from_millis(2);
 /// How long the daemon of an idle mount is given to end on request.
 const ENDING: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
 
+/// What the mountpoint is called in its folder.
+const MOUNTPOINT: &str = "mnt";
+
 /// How long such a mount stays when nothing uses it, and the variable with another time.
 const STAYS: &str = "30s";
 const STAYS_VARIABLE: &str = "PFIMG_IDLE";
 
-/// Set once this process keeps a mount. A process works on one store.
-static KEPT: OnceLock<()> = OnceLock::new();
+/// The folders of the mounts that this process keeps.
+static KEPT: OnceLock<Mutex<Vec<PathBuf>>> = OnceLock::new();
 
 /// The own mount of one store, and what goes with it.
 #[derive(Clone, Debug)]
@@ -50,14 +55,24 @@ pub(crate) struct OwnMount {
 impl OwnMount {
     /// Where the mount of a store is, or would be.
     pub(crate) fn of(store: &Store) -> Option<Self> {
-        let id = Digest::of(store.root().as_os_str().as_encoded_bytes()).hex();
         let (top, below) = runtime_folder()?;
-        Some(Self { folder: top.join(below).join(&id[..16]), top, store: store.root().to_owned() })
+        Some(Self { folder: top.join(below).join(id(store)), top, store: store.root().to_owned() })
+    }
+
+    /// The own mount of a store that shows at a path, also where it was made with another folder for running programs.
+    pub(crate) fn at(store: &Store, mountpoint: &Path) -> Option<Self> {
+        let folder = mountpoint.parent().filter(|_| mountpoint.ends_with(MOUNTPOINT))?;
+        let is_own = folder.file_name() == Some(OsStr::new(&id(store)));
+        is_own.then(|| Self {
+            top: folder.to_owned(),
+            folder: folder.to_owned(),
+            store: store.root().to_owned(),
+        })
     }
 
     /// The mountpoint.
     pub(crate) fn mountpoint(&self) -> PathBuf {
-        self.folder.join("mnt")
+        self.folder.join(MOUNTPOINT)
     }
 
     /// The file on which a lock is held by what uses the mount.
@@ -65,14 +80,15 @@ impl OwnMount {
         self.folder.join("lock")
     }
 
-    /// Keeps the mount until this process ends. If the mount is ending, waits for its end. Where there was never one, does nothing.
-    pub(crate) fn keep(&self) -> Result<()> {
-        if KEPT.get().is_some() {
-            return Ok(());
+    /// Keeps the mount until this process ends, and says whether it does so from now on. If the mount is ending, waits for its end. Where
+    /// there was never one, does nothing.
+    pub(crate) fn keep(&self) -> Result<bool> {
+        if KEPT.get_or_init(Mutex::default).lock().contains(&self.folder) {
+            return Ok(false);
         }
         match File::open(self.lock_file()) {
-            Ok(file) => self.hold(file),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Ok(file) => self.hold(file).map(|()| true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(error) => Err(self.failed(error)),
         }
     }
@@ -88,7 +104,7 @@ impl OwnMount {
                 Ok(()) => {
                     // Open until this process ends.
                     std::mem::forget(file);
-                    let _ = KEPT.set(());
+                    KEPT.get_or_init(Mutex::default).lock().push(self.folder.clone());
                     return Ok(());
                 }
                 Err(rustix::io::Errno::WOULDBLOCK) if asked.elapsed() < PATIENCE => thread::sleep(LOOK),
@@ -160,6 +176,11 @@ impl OwnMount {
             let _ = poll(&mut [PollFd::new(&daemon, PollFlags::IN)], Some(&ENDING));
         }
     }
+}
+
+/// What the folder of a store's mount is called: stores are told apart by their paths.
+fn id(store: &Store) -> String {
+    Digest::of(store.root().as_os_str().as_encoded_bytes()).hex()[..16].to_owned()
 }
 
 /// The folder for the mounts of this user, as one that is there and what is made in it: in `$XDG_RUNTIME_DIR`, or `/tmp/pfimg-UID` where

@@ -35,9 +35,17 @@ pub(crate) enum Place {
     Disk(Box<Registry>),
 }
 
+/// The mount that writes a store's forks.
+#[derive(Clone, Debug)]
+pub(crate) struct Served {
+    pub(crate) mountpoint: PathBuf,
+    /// Its cache.
+    pub(crate) cache_dir: PathBuf,
+}
+
 /// What is found when the mount that writes a store's forks is looked for.
 enum Writing {
-    Mount(PathBuf),
+    Mount(Served),
     /// None of those that answer. One that does not may be it.
     Unknown(Mounted),
     None,
@@ -48,6 +56,18 @@ fn writing_mount(store: &Store) -> Result<Writing> {
     if let Some(own) = OwnMount::of(store) {
         own.keep()?;
     }
+    let found = look_for_mount(store)?;
+    if let Writing::Mount(served) = &found
+        && let Some(own) = OwnMount::at(store, &served.mountpoint)
+        && own.keep()?
+    {
+        // It may have ended before it was kept.
+        return look_for_mount(store);
+    }
+    Ok(found)
+}
+
+fn look_for_mount(store: &Store) -> Result<Writing> {
     // Mounts of other stores are not asked, nor those that cannot write: one that hangs would hold this up.
     let may_write = |mounted: &Mounted| {
         mounted.is_ours()
@@ -63,7 +83,10 @@ fn writing_mount(store: &Store) -> Result<Writing> {
                 if status.writes_forks
                     && status.info.store.to_string_lossy() == store.root().to_string_lossy() =>
             {
-                return Ok(Writing::Mount(mounted.path));
+                return Ok(Writing::Mount(Served {
+                    mountpoint: mounted.path,
+                    cache_dir: status.info.cache_dir,
+                }));
             }
             Err(error) if error.kind() == ErrorKind::NoAnswer => found = Writing::Unknown(mounted),
             // A mount of another user's, or a dead one, says nothing and is passed over.
@@ -77,16 +100,16 @@ fn writing_mount(store: &Store) -> Result<Writing> {
 const TAKING: Duration = Duration::from_secs(3);
 
 /// The mount that writes a store's forks. Where there is none, makes the own one of this user, which ends when it is idle.
-pub(crate) fn mounted(store: &Store) -> Result<PathBuf> {
-    let look = || -> Result<Option<PathBuf>> {
+pub(crate) fn mounted(store: &Store) -> Result<Served> {
+    let look = || -> Result<Option<Served>> {
         match writing_mount(store)? {
-            Writing::Mount(mountpoint) => Ok(Some(mountpoint)),
+            Writing::Mount(served) => Ok(Some(served)),
             Writing::Unknown(mounted) if Holder::of(store).is_some() => Err(silent::no_answer(&mounted)),
             Writing::Unknown(_) | Writing::None => Ok(None),
         }
     };
-    if let Some(mountpoint) = look()? {
-        return Ok(mountpoint);
+    if let Some(served) = look()? {
+        return Ok(served);
     }
     let own = OwnMount::of(store).ok_or_else(|| {
         Error::new(
@@ -97,15 +120,15 @@ pub(crate) fn mounted(store: &Store) -> Result<PathBuf> {
     own.prepare()?;
     let alone = own.alone()?;
     // Another run may have made it since.
-    if let Some(mountpoint) = look()? {
-        return Ok(mountpoint);
+    if let Some(served) = look()? {
+        return Ok(served);
     }
     own.start()?;
     drop(alone);
     let asked = Instant::now();
     loop {
         match look()? {
-            Some(mountpoint) => return Ok(mountpoint),
+            Some(served) => return Ok(served),
             None if asked.elapsed() < TAKING => std::thread::sleep(LOOK),
             None => return Err(holder::busy(store)),
         }
@@ -124,7 +147,7 @@ struct Pushed {
 pub(crate) fn take_in(store: &Store, fork: &str) -> Result<()> {
     let doing = format!("cannot take in what programs wrote to fork {fork:?}");
     let mountpoint = match writing_mount(store)? {
-        Writing::Mount(mountpoint) => mountpoint,
+        Writing::Mount(served) => served.mountpoint,
         Writing::Unknown(mounted) if Holder::of(store).is_some() => {
             return Err(silent::no_answer(&mounted).context(doing));
         }
@@ -152,7 +175,7 @@ pub(crate) fn push(mountpoint: &Path, fork: &str) -> Result<()> {
 /// Finds the mount that writes a store's forks, or takes its place.
 pub(crate) fn find(store: &Arc<Store>) -> Result<Place> {
     let silent = match writing_mount(store)? {
-        Writing::Mount(mountpoint) => return Ok(Place::Mount(mountpoint)),
+        Writing::Mount(served) => return Ok(Place::Mount(served.mountpoint)),
         Writing::Unknown(mounted) => Some(mounted),
         Writing::None => None,
     };

@@ -21,9 +21,13 @@ use crate::store::{Sharing, SystemIo, write_whole};
 const PROJECTS: &str = "projects";
 const RUNS: &str = ".runs";
 
-/// The files of one fork's runs: the record of the last one, and its output.
+/// The files of one fork's runs: the record of the last one, its output, and what it deleted where that is too long for the record.
 const RECORD: &str = "json";
 const OUTPUT: &str = "out";
+const DELETIONS: &str = "gone";
+
+/// All of these.
+const OF_RUNS: [&str; 3] = [RECORD, OUTPUT, DELETIONS];
 
 /// The longest path that is read, in bytes: more than the kernel takes.
 const MAX_PATH: u64 = 64 << 10;
@@ -128,16 +132,20 @@ pub fn run_output(store: &Path, fork: &str) -> PathBuf {
     run_file(&store.join("forks"), fork, OUTPUT)
 }
 
+/// What the last run in a fork deleted, where the record says that it is kept apart: `forks/.runs/NAME.gone`.
+pub fn run_deletions(store: &Path, fork: &str) -> PathBuf {
+    run_file(&store.join("forks"), fork, DELETIONS)
+}
+
 fn run_file(forks: &Path, fork: &str, kind: &str) -> PathBuf {
     // No fork's name begins with a dot, and the ending comes behind whatever the name has.
     forks.join(RUNS).join(format!("{fork}.{kind}"))
 }
 
-/// Writes the record of a run, whole or not at all.
-pub fn write_run_record(store: &Path, fork: &str, bytes: &[u8]) -> Result<()> {
-    let path = run_record(store, fork);
-    let written = make_runs(store)
-        .and_then(|()| write_whole(&SystemIo, Sharing::of(store), &path, bytes, false, false));
+/// Writes a file of runs, whole or not at all.
+pub fn write_run_file(store: &Path, path: &Path, bytes: &[u8]) -> Result<()> {
+    let written =
+        make_runs(store).and_then(|()| write_whole(&SystemIo, Sharing::of(store), path, bytes, false, false));
     written.map_err(|e| Error::io(e, format!("cannot write {}", path.display())))
 }
 
@@ -148,7 +156,7 @@ pub fn make_runs(store: &Path) -> io::Result<()> {
 
 /// Takes the files of runs along with a fork that got another name.
 pub(super) fn renamed(forks: &Path, from: &str, to: &str) {
-    for kind in [RECORD, OUTPUT] {
+    for kind in OF_RUNS {
         let (from, to) = (run_file(forks, from, kind), run_file(forks, to, kind));
         // What an earlier fork of the new name left is not this one's.
         if fs::rename(&from, &to).is_err() {
@@ -159,7 +167,7 @@ pub(super) fn renamed(forks: &Path, from: &str, to: &str) {
 
 /// Removes the files of runs of a fork that is gone.
 pub(super) fn gone(forks: &Path, fork: &str) {
-    for kind in [RECORD, OUTPUT] {
+    for kind in OF_RUNS {
         let _ = fs::remove_file(run_file(forks, fork, kind));
     }
 }

@@ -49,6 +49,8 @@ pub(super) struct Fork {
 pub(super) struct Runs {
     pub(super) store: Arc<Store>,
     pub(super) mountpoint: PathBuf,
+    /// The cache of the mount.
+    pub(super) cache_dir: PathBuf,
     pub(super) conf: Conf,
     /// The words by which the store is named in a command that is shown.
     pub(super) store_words: String,
@@ -100,8 +102,9 @@ impl Runs {
                 OnDisk::read(store.root(), name)?;
             }
         }
-        let mountpoint = place::mounted(&store)?;
-        let mut runs = Self { store, mountpoint, conf, store_words: store_words(&path), forks: Vec::new() };
+        let place::Served { mountpoint, cache_dir } = place::mounted(&store)?;
+        let mut runs =
+            Self { store, mountpoint, cache_dir, conf, store_words: store_words(&path), forks: Vec::new() };
         if let Err(error) = runs.find_or_make(args) {
             runs.discard_made(true);
             return Err(error);

@@ -147,6 +147,7 @@ fn one(runs: &Runs, fork: &Fork, args: &RunArgs) -> Result<Done> {
     let job = Job {
         store,
         mountpoint: &runs.mountpoint,
+        cache_dir: &runs.cache_dir,
         fork: name,
         at: fork.at.as_deref(),
         project: fork.project.as_deref(),
@@ -254,6 +255,7 @@ pub(super) fn check_out(runs: &Runs, fork: &Fork, args: &RunArgs, commit: &str) 
         let job = Job {
             store: &runs.store,
             mountpoint: &runs.mountpoint,
+            cache_dir: &runs.cache_dir,
             fork: &fork.name,
             at: fork.at.as_deref(),
             project: fork.project.as_deref(),

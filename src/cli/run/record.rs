@@ -13,6 +13,9 @@ use crate::fork::beside::{self, OnDisk};
 /// Longest record that is read, in bytes.
 const MAX: u64 = 64 << 20;
 
+/// More bytes of deletions than this are kept apart: `pfimg forks` reads every record.
+const LONG: usize = 256 << 10;
+
 /// A run. What is not known, or not yet, is absent.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Record {
@@ -35,6 +38,9 @@ pub(crate) struct Record {
     /// What was deleted: a file, or a folder with a slash behind it.
     #[serde(default)]
     pub(crate) deletions: Vec<String>,
+    /// Whether these are in a file of their own, so that the record stays short.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) deletions_apart: bool,
     /// Commits that were made in the fork.
     pub(crate) commits: Option<u64>,
     /// The folder over which the fork was shown.
@@ -76,23 +82,44 @@ impl Record {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(Error::io(e, format!("cannot read {}", path.display()))),
         };
-        let record: Self = serde_json::from_slice(&bytes).map_err(|e| damaged().with_source(e))?;
-        let is_its = OnDisk::read(store, fork)?.created_ns == record.fork_created_ns;
-        Ok(is_its.then_some(record))
+        let mut record: Self = serde_json::from_slice(&bytes).map_err(|e| damaged().with_source(e))?;
+        if OnDisk::read(store, fork)?.created_ns != record.fork_created_ns {
+            return Ok(None);
+        }
+        if std::mem::take(&mut record.deletions_apart) {
+            let path = beside::run_deletions(store, fork);
+            let bytes =
+                fs::read(&path).map_err(|e| Error::io(e, format!("cannot read {}", path.display())))?;
+            record.deletions = serde_json::from_slice(&bytes).map_err(|e| damaged().with_source(e))?;
+        }
+        Ok(Some(record))
     }
 
     /// Writes it as that of a fork's last run.
     pub(crate) fn write(&self, store: &Path, fork: &str) -> Result<()> {
-        let mut bytes = serde_json::to_vec(self)
-            .map_err(|e| Error::new(ErrorKind::Io(None), "cannot write a record").with_source(e))?;
-        bytes.push(b'\n');
-        beside::write_run_record(store, fork, &bytes)
+        let apart = beside::run_deletions(store, fork);
+        if self.deletions.iter().map(String::len).sum::<usize>() <= LONG {
+            let _ = fs::remove_file(&apart);
+            return beside::write_run_file(store, &beside::run_record(store, fork), &json(self)?);
+        }
+        // First, so that no record names what is not there.
+        beside::write_run_file(store, &apart, &json(&self.deletions)?)?;
+        let short = Self { deletions: Vec::new(), deletions_apart: true, ..self.clone() };
+        beside::write_run_file(store, &beside::run_record(store, fork), &json(&short)?)
     }
 
     /// Whether the run goes on: it did not end, and its process is there.
     pub(crate) fn is_running(&self) -> bool {
         self.ended.is_none() && self.pid_started.is_some() && started_at(self.pid) == self.pid_started
     }
+}
+
+/// A value as a line of JSON.
+fn json(value: &impl Serialize) -> Result<Vec<u8>> {
+    let mut bytes = serde_json::to_vec(value)
+        .map_err(|e| Error::new(ErrorKind::Io(None), "cannot write a record").with_source(e))?;
+    bytes.push(b'\n');
+    Ok(bytes)
 }
 
 fn now() -> String {
@@ -119,5 +146,28 @@ mod tests {
         assert!(!other.is_running());
         record.end();
         assert!(!record.is_running());
+    }
+
+    #[test]
+    fn a_record_stays_short_whatever_was_deleted() {
+        let dir = tempfile::tempdir().unwrap();
+        let heads = dir.path().join("forks/heads");
+        fs::create_dir_all(&heads).unwrap();
+        let zeros = "0".repeat(32);
+        let head = serde_json::json!({"uid": zeros, "created_ns": 7, "base": null, "generations": [zeros]});
+        fs::write(heads.join("a.json"), head.to_string()).unwrap();
+        let fork = OnDisk::read(dir.path(), "a").unwrap();
+        let mut record = Record::begin(&["sh".into()], &fork, None);
+        for number in [3, 30_000, 2] {
+            record.deletions = (0..number).map(|n| format!("a/file/of/some/length/{n}")).collect();
+            record.write(dir.path(), "a").unwrap();
+            assert_eq!(Record::read(dir.path(), "a").unwrap().as_ref(), Some(&record));
+            let len = fs::metadata(beside::run_record(dir.path(), "a")).unwrap().len();
+            assert!(len < 2 * LONG as u64, "{number}: {len}");
+            assert_eq!(beside::run_deletions(dir.path(), "a").exists(), number == 30_000);
+        }
+        let other = Record { fork_created_ns: 8, ..record };
+        other.write(dir.path(), "a").unwrap();
+        assert_eq!(Record::read(dir.path(), "a").unwrap(), None);
     }
 }

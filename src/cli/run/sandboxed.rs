@@ -10,7 +10,6 @@ use super::{RunArgs, arguments, option};
 use crate::cache;
 use crate::cli::mount::default_cache_dir;
 use crate::cli::place;
-use crate::cli::status::read_status;
 use crate::error::{Error, ErrorKind, Result};
 use crate::mount::mountinfo::{aliases, mounts};
 use crate::sandbox::{self, ControlGroup, Environment, Hierarchy, Outcome, secrets};
@@ -20,6 +19,8 @@ use crate::store::Store;
 pub(super) struct Job<'a> {
     pub(super) store: &'a Store,
     pub(super) mountpoint: &'a Path,
+    /// The cache of the mount.
+    pub(super) cache_dir: &'a Path,
     pub(super) fork: &'a str,
     /// Where the fork's files show besides.
     pub(super) at: Option<&'a Path>,
@@ -174,7 +175,7 @@ fn control_groups() -> Result<Vec<ControlGroup>> {
 /// Where images and forks can be read besides under mountpoints: the store, wherever its folders lie or are mounted, and caches.
 fn hidden(job: &Job<'_>) -> Result<Vec<PathBuf>> {
     let Job { store, mountpoint, .. } = *job;
-    let cache = read_status(mountpoint)?.info.cache_dir;
+    let cache = job.cache_dir.to_owned();
     if cache.to_string_lossy().contains(char::REPLACEMENT_CHARACTER) {
         let what = format!(
             "cannot hide the cache of the mount: its folder's name, {}, is not UTF-8",
