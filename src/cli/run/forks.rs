@@ -275,7 +275,6 @@ impl Runs {
             own: caches.to_vec(),
             index_dir: Some(caches[0].join("imports")),
             reread: false,
-            brief: true,
             jobs: default_jobs(),
             log: audit::told(&self.store, "run"),
         };
@@ -284,9 +283,6 @@ impl Runs {
         let refreshed = refresh(&self.store, project, &options, &bar);
         bar.finish();
         let refreshed = refreshed?;
-        if refreshed.imported {
-            options.log.note(note::tags_changed(&[refreshed.name.as_str()], &[], Some(&refreshed.image)));
-        }
         if refreshed.imported && !args.quiet && !self.conf.quiet {
             let home = std::env::home_dir();
             let below = home.as_deref().and_then(|home| project.root.strip_prefix(home).ok());
