@@ -26,7 +26,7 @@ use crate::layers::world::Kind;
 use crate::mount::reach::Top;
 
 /// Bytes of one of git's small files that are read. Longer ones are none that git would make.
-const MAX_FILE: u64 = 1 << 20;
+const MAX_FILE: u64 = 16 << 20;
 
 /// Of each kind, so many are named in words.
 const NAMED: usize = 5;
