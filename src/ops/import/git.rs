@@ -129,7 +129,7 @@ impl Importing<'_> {
     /// Says in words what became whole, at the first import of a line.
     pub(super) fn report_mended(&self, report: &Report) {
         // A commit's repository is put together by the import itself.
-        if !report.new || self.parent.is_some() || self.standing.is_some() {
+        if !report.new || self.parent.is_some() || self.special.standing.is_some() {
             return;
         }
         for of_kind in report.mended.chunk_by(|a, b| a.kind == b.kind) {
