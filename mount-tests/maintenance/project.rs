@@ -193,7 +193,7 @@ fn folders_of_one_name_and_names_that_are_taken_get_lines_of_their_own() {
     line.store.tags().set("shop-3", &second.1, false).unwrap();
     line.house.pfimg(["fork", "shop", "shop-4"]).exits(0);
     assert_eq!(of(&c).0, "shop-5");
-    // A line whose file holds nothing is nobody's.
+    // A line whose file holds nothing belongs to no folder.
     fs::write(line.dir("store/refs/projects/shop"), "").unwrap();
     assert_eq!(of(&a).0, "shop-6");
     assert_eq!((of(&b).0, of(&c).0), (third.0, "shop-5".into()));

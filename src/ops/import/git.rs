@@ -28,7 +28,7 @@ use crate::mount::reach::Top;
 /// Bytes of one of git's small files that are read. Longer ones are none that git would make.
 const MAX_FILE: u64 = 16 << 20;
 
-/// Of each kind, so many are named in words.
+/// Most lines in words for each kind.
 const NAMED: usize = 5;
 
 /// How a repository became whole.
