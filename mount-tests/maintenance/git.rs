@@ -485,6 +485,7 @@ fn git_files_and_links_that_lead_elsewhere_become_what_they_lead_to_or_are_named
     fs::rename(linked.join(".git"), dir("linked.git")).unwrap();
     symlink("../linked.git", linked.join(".git")).unwrap();
     // As git new-workdir makes one.
+    fs::create_dir_all(main.join(".git/hooks")).unwrap();
     fs::create_dir_all(work.join(".git/logs")).unwrap();
     for name in ["config", "refs", "logs/refs", "objects", "info", "hooks", "packed-refs"] {
         symlink(main.join(".git").join(name), work.join(".git").join(name)).unwrap();
@@ -497,7 +498,7 @@ fn git_files_and_links_that_lead_elsewhere_become_what_they_lead_to_or_are_named
         (
             &work,
             main.join(".git"),
-            ["config", "info", "logs/refs", "objects", "refs"].map(|name| ("link", name)).to_vec(),
+            ["config", "hooks", "info", "logs/refs", "objects", "refs"].map(|name| ("link", name)).to_vec(),
         ),
     ] {
         let was = state(repo);
@@ -512,7 +513,6 @@ fn git_files_and_links_that_lead_elsewhere_become_what_they_lead_to_or_are_named
         let told: Vec<_> = mended(&report).into_iter().map(|(kind, path)| (kind, path.to_owned())).collect();
         assert_eq!(told, kinds, "{}", repo.display());
         assert_eq!(state(&copy), was);
-        fs::remove_file(copy.join(".git/hooks")).ok();
         fs::remove_file(copy.join(".git/packed-refs")).ok();
         is_whole(&copy, &from);
         originals.iter().for_each(is_as);

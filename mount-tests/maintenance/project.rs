@@ -13,7 +13,7 @@ use pfimg::store::Store;
 
 use super::git::{commit, git, repository};
 use super::support::{House, exact};
-use crate::common::wait_until;
+use crate::common::{Rng, wait_until};
 
 /// A store to which projects are brought.
 struct Line {
@@ -193,7 +193,7 @@ fn folders_of_one_name_and_names_that_are_taken_get_lines_of_their_own() {
     line.store.tags().set("shop-3", &second.1, false).unwrap();
     line.house.pfimg(["fork", "shop", "shop-4"]).exits(0);
     assert_eq!(of(&c).0, "shop-5");
-    // A line whose file holds nothing is nobody's.
+    // A line whose file holds nothing belongs to no folder.
     fs::write(line.dir("store/refs/projects/shop"), "").unwrap();
     assert_eq!(of(&a).0, "shop-6");
     assert_eq!((of(&b).0, of(&c).0), (third.0, "shop-5".into()));
@@ -348,4 +348,69 @@ fn an_image_of_a_commit_stands_there_and_is_clean_and_the_project_stays_as_it_is
     // No repository, no commit.
     let error = from(&Project::at(&line.dir("cache")).unwrap(), "HEAD").unwrap_err().to_string();
     assert!(error.contains("not a git repository"), "{error}");
+}
+
+/// One change of a folder that its stamps may hardly show.
+fn change(rng: &mut Rng, dir: &Path) {
+    let name = |rng: &mut Rng| dir.join(format!("d{}/f{}", rng.below(3), rng.below(4)));
+    let (path, other) = (name(rng), name(rng));
+    let old = UNIX_EPOCH + std::time::Duration::from_secs(1_000_000 + rng.below(2));
+    let touch = |path: &Path| {
+        fs::File::open(path).and_then(|file| file.set_modified(old)).ok();
+    };
+    match rng.below(9) {
+        // Of one length, and with one time.
+        0 | 1 => {
+            let _ = fs::write(&path, format!("{:04}", rng.below(10_000)));
+            touch(&path);
+        }
+        2 => {
+            let mode = std::os::unix::fs::PermissionsExt::from_mode(*rng.pick(&[0o600, 0o644]));
+            let _ = fs::set_permissions(&path, mode);
+        }
+        3 => drop(fs::rename(&path, &other)),
+        4 => drop(fs::remove_file(&path)),
+        5 => drop(fs::hard_link(&path, &other)),
+        6 => drop(std::os::unix::fs::symlink(format!("t{}", rng.below(2)), &path)),
+        7 => {
+            let folder = path.parent().unwrap().join("sub");
+            let _ = if folder.exists() { fs::remove_dir(&folder) } else { fs::create_dir(&folder) };
+            touch(path.parent().unwrap());
+        }
+        _ => touch(path.parent().unwrap()),
+    }
+}
+
+#[test]
+fn whatever_changed_a_refreshed_project_is_what_an_import_without_an_index_holds() {
+    let line = Line::new();
+    for seed in 0..4 {
+        let again = "cargo test --test cli maintenance::project::whatever".to_owned();
+        let _program = crate::common::failing::Program { what: "a refreshed project", seed, again };
+        let mut rng = Rng::new(seed);
+        let dir = line.dir(&format!("project-{seed}"));
+        for folder in ["d0", "d1", "d2"] {
+            write(&dir, &format!("{folder}/f0"), "0000");
+        }
+        if seed % 2 == 1 {
+            repository(&dir, &[]);
+            git(
+                &dir,
+                &["worktree", "add", "-q", line.dir(&format!("tree-{seed}")).to_str().unwrap(), "-b", "side"],
+            );
+        }
+        let mut images = std::collections::HashSet::new();
+        for step in 0..60 {
+            change(&mut rng, &dir);
+            if rng.chance(50) {
+                continue;
+            }
+            let refreshed = line.refresh(&dir);
+            let whole = Options { parent: Parent::None, ..Options::new(&dir, Log::off()) };
+            let fresh = pfimg::ops::import::import(&line.store, &whole, &()).unwrap();
+            let tree = |image: &Digest| line.store.image(image).unwrap().manifest.world.fs;
+            assert_eq!(tree(&refreshed.image), tree(&fresh.image), "seed {seed}, step {step}");
+            assert_eq!(refreshed.imported, images.insert(refreshed.image), "seed {seed}, step {step}");
+        }
+    }
 }

@@ -112,7 +112,6 @@ pub(crate) fn run(store: &StoreArg, args: &ImportArgs) -> Result<ExitCode> {
         own: [cache_dir.clone(), super::mount::default_cache_dir(), super::mount::default_state_dir()].into(),
         index_dir: Some(cache_dir.join("imports")),
         reread: args.reread,
-        brief: false,
         jobs: args.jobs.unwrap_or_else(default_jobs),
         log: audit::told(&store, "import"),
     };

@@ -85,8 +85,6 @@ pub struct Options {
     pub index_dir: Option<PathBuf>,
     /// Whether every file is read though the index knows it.
     pub reread: bool,
-    /// Whether a folder that did not change needs no report of what it holds. That is the fastest way to notice it.
-    pub brief: bool,
     /// How many threads work.
     pub jobs: NonZeroUsize,
     /// What is told of an import that is not what was meant.
@@ -104,7 +102,6 @@ impl Options {
             own: Vec::new(),
             index_dir: None,
             reread: false,
-            brief: false,
             jobs: NonZeroUsize::MIN,
             log,
         }
@@ -198,6 +195,8 @@ pub fn import(store: &Store, options: &Options, progress: &dyn Progress) -> Resu
 /// How an import differs from that of a folder as it is.
 #[derive(Default)]
 struct Special {
+    /// Whether a folder that did not change needs no report of what it holds. That is the fastest way to notice it.
+    brief: bool,
     /// Where the repository at the top stands.
     standing: Option<Standing>,
     /// The folder whose index tells what need not be read. That index is not replaced.
@@ -232,7 +231,7 @@ fn import_as(store: &Store, options: &Options, special: &Special, progress: &dyn
         dir: &dir,
         top: &top,
         options,
-        standing: special.standing.as_ref(),
+        special,
         progress,
         index,
         parent,
@@ -299,7 +298,7 @@ struct Importing<'a> {
     dir: &'a Path,
     top: &'a Top,
     options: &'a Options,
-    standing: Option<&'a Standing>,
+    special: &'a Special,
     progress: &'a dyn Progress,
     index: Index<'a>,
     parent: Option<Image>,
@@ -324,7 +323,7 @@ impl Importing<'_> {
         let found = std::mem::take(&mut listing.found);
         let mut report = Report::of(&listing, &found);
         report.mended = whole.mended;
-        if self.options.brief
+        if self.special.brief
             && let Some(image) = self.unchanged(root, &found)
         {
             report.image = image;

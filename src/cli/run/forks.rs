@@ -7,7 +7,6 @@ use std::sync::Arc;
 use super::conf::Conf;
 use super::sandboxed::Given;
 use super::{RunArgs, words};
-use crate::audit::note;
 use crate::cli::fork::{check_name, make_under};
 use crate::cli::place;
 use crate::cli::progress::Bar;

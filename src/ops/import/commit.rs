@@ -72,9 +72,9 @@ pub fn from_commit(
     fs::set_permissions(&work, mode).map_err(failed)?;
     let mut ignore = options.ignore.clone();
     let warnings = add_file(&mut ignore, &work, &[IGNORE_FILE])?;
-    let options = Options { dir: work, parent: Parent::None, ignore, brief: false, ..options.clone() };
+    let options = Options { dir: work, parent: Parent::None, ignore, ..options.clone() };
     let standing = Some(Standing { head, index });
-    let special = Special { standing, known_as: Some(project.root.clone()) };
+    let special = Special { brief: false, standing, known_as: Some(project.root.clone()) };
     let report = import_as(store, &options, &special, progress)?;
     Ok(Refreshed::of(report, project.name.clone(), started, warnings))
 }

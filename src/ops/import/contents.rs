@@ -26,7 +26,7 @@ const ATTEMPTS: usize = 4;
 type Done = (usize, Option<(Meta, Digest)>);
 
 impl Importing<'_> {
-    /// Stores every content. Takes files off the items that vanished meanwhile.
+    /// Stores every content. Takes files off the items that vanished since they were listed.
     pub(super) fn store_contents(
         &self,
         batch: &Batch<'_>,
@@ -121,7 +121,7 @@ impl Importing<'_> {
     }
 
     /// Reads a file and stores it; nothing if it is gone. What it returns fits together: the content is that of the
-    /// file when it had these times, unless another program writes into it all the while.
+    /// file when it had these times, unless another program keeps writing into it.
     fn read(&self, batch: &Batch<'_>, item: &Item) -> Result<Option<(Meta, Digest)>> {
         if let Some(Source::Made(bytes)) = item.source.as_deref() {
             return Ok(Some((item.meta, batch.put(bytes)?)));
@@ -144,7 +144,7 @@ impl Importing<'_> {
             if before.kind != Kind::File {
                 let message = format!("{} became something else while it was imported", full.display());
                 return Err(
-                    Error::new(ErrorKind::Busy, message).with_hint("try again when nobody writes there")
+                    Error::new(ErrorKind::Busy, message).with_hint("try again when no program writes there")
                 );
             }
             let size = before.stamp.size;

@@ -26,9 +26,9 @@ use crate::layers::world::Kind;
 use crate::mount::reach::Top;
 
 /// Bytes of one of git's small files that are read. Longer ones are none that git would make.
-const MAX_FILE: u64 = 1 << 20;
+const MAX_FILE: u64 = 16 << 20;
 
-/// Of each kind, so many are named in words.
+/// Most lines in words for each kind.
 const NAMED: usize = 5;
 
 /// How a repository became whole.
@@ -129,7 +129,7 @@ impl Importing<'_> {
     /// Says in words what became whole, at the first import of a line.
     pub(super) fn report_mended(&self, report: &Report) {
         // A commit's repository is put together by the import itself.
-        if !report.new || self.parent.is_some() || self.standing.is_some() {
+        if !report.new || self.parent.is_some() || self.special.standing.is_some() {
             return;
         }
         for of_kind in report.mended.chunk_by(|a, b| a.kind == b.kind) {

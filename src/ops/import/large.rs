@@ -1,4 +1,4 @@
-//! Large folders that look as if they can be made again, so that somebody may want to leave them out.
+//! Large folders that tools can make again. A user may want to leave them out.
 
 use std::collections::{BTreeMap, HashSet};
 

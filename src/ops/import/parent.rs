@@ -4,7 +4,7 @@ use crate::digest::Digest;
 use crate::error::Result;
 use crate::store::{Image, Store};
 
-/// So many images of a line are looked at.
+/// Longest line that is followed, in images.
 const LINE: usize = 1000;
 
 /// What an imported image comes from.

@@ -10,7 +10,7 @@ use std::time::Instant;
 pub use super::commit::from_commit;
 use super::parent::comes_from;
 use super::rules::add_file;
-use super::{Options, Parent, Progress, Report, import, last_image};
+use super::{Options, Parent, Progress, Report, Special, import_as, last_image};
 use crate::audit::note;
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
@@ -49,15 +49,10 @@ impl Project {
         // A home folder under git holds settings. What lies in it is not that project.
         let within = here.ancestors().take_while(|path| home != Some(path));
         let root = within.into_iter().find(|path| is_work_tree(path)).unwrap_or(&here);
-        let refused = if root.parent().is_none() {
-            "the root folder"
-        } else if home == Some(root) {
-            "the home folder"
-        } else {
-            return Self::at(root);
-        };
-        let what = format!("{} is {refused}, which is no project", root.display());
-        Err(Error::new(ErrorKind::InvalidInput, what).with_hint("go to the folder of a project"))
+        if home == Some(root) {
+            return Err(no_project(root, "the home folder"));
+        }
+        Self::at(root)
     }
 
     /// The project of exactly this folder.
@@ -66,9 +61,17 @@ impl Project {
         if !fs::metadata(&root).is_ok_and(|metadata| metadata.is_dir()) {
             return Err(Error::new(ErrorKind::InvalidInput, format!("{} is not a folder", root.display())));
         }
+        if root.parent().is_none() {
+            return Err(no_project(&root, "the root folder"));
+        }
         let name = name_of(&root);
         Ok(Self { root, name })
     }
+}
+
+fn no_project(root: &Path, is: &str) -> Error {
+    Error::new(ErrorKind::InvalidInput, format!("{} is {is}, which is no project", root.display()))
+        .with_hint("go to the folder of a project, or name one with --from DIR")
 }
 
 fn real(dir: &Path) -> Result<PathBuf> {
@@ -146,10 +149,10 @@ pub fn refresh(
         dir: project.root.clone(),
         parent: before.map_or(Parent::Last, Parent::Line),
         ignore,
-        brief: true,
         ..options.clone()
     };
-    let mut report = import(store, &options, progress)?;
+    let special = Special { brief: true, ..Special::default() };
+    let mut report = import_as(store, &options, &special, progress)?;
     for large in &report.large {
         report.reports.push(large.words());
     }

@@ -1,5 +1,5 @@
-//! Repositories that git writes to while they are imported. Git writes objects before the references that name them, and packs
-//! before it removes what is in them. An image must not hold a reference of later than its objects, nor lack both.
+//! Repositories that git writes to during an import. Git writes objects before the references that name them, and packs
+//! before it removes what is in them. An image must not hold a reference that is newer than its objects, nor miss an object in both forms.
 
 use std::collections::HashMap;
 
@@ -9,7 +9,7 @@ use super::{Importing, Report};
 use crate::error::Result;
 use crate::store::Batch;
 
-/// So often the repositories are looked at again.
+/// How often the import lists the repositories again.
 const LOOKS: usize = 4;
 
 impl Importing<'_> {
@@ -50,7 +50,9 @@ impl Importing<'_> {
                 return Ok(());
             }
             if look + 1 == LOOKS {
-                self.report("git wrote to a repository all the while; run `git fsck` in a fork".to_owned());
+                self.report(
+                    "git kept writing to a repository during the import; run `git fsck` in a fork".to_owned(),
+                );
             }
             let (mut more, pending) = self.look(&changed)?;
             self.store_contents(batch, &mut more, &pending, report)?;

@@ -81,9 +81,10 @@ fn is_part(path: &Path, part: &[u8]) -> bool {
         && Top::open_without_links(folder).is_ok_and(|top| is_head(&top, b"HEAD"))
 }
 
-/// What git writes in a repository, and links may stand for. Scripts among the hooks may be links of their own.
-const PARTS: [&[u8]; 14] = [
+/// What git keeps in a repository, and links may stand for. Scripts among the hooks may be links of their own.
+const PARTS: [&[u8]; 15] = [
     b"config",
+    b"hooks",
     b"index",
     b"info",
     b"logs",

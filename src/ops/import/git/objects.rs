@@ -23,7 +23,7 @@ impl Mender<'_> {
         let found = &self.listing.found[alternates];
         let (path, moved) = (found.path.clone(), found.source.is_some());
         let Some(text) = found.text(self.top(), MAX_FILE) else {
-            self.ties.push(tie(TieKind::GitUnread, &path, Path::new("more than 1 MiB, or no permission")));
+            self.ties.push(tie(TieKind::GitUnread, &path, Path::new("more than 16 MiB, or no permission")));
             return Ok(());
         };
         let mut kept = Vec::new();

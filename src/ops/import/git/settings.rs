@@ -12,7 +12,7 @@ impl Mender<'_> {
         let found = &self.listing.found[index];
         let path = found.path.clone();
         let Some(text) = found.text(self.top(), MAX_FILE) else {
-            self.ties.push(tie(TieKind::GitUnread, &path, Path::new("more than 1 MiB, or no permission")));
+            self.ties.push(tie(TieKind::GitUnread, &path, Path::new("more than 16 MiB, or no permission")));
             return;
         };
         let Some(settings) = config::parse(&text) else {

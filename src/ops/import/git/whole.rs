@@ -208,7 +208,7 @@ impl Mender<'_> {
         };
         let copied = self.copy(&at, own, &wanted)?;
         all.extend(copied.into_iter().map(|found| (found.path.clone(), found)));
-        if let Some(standing) = self.importing.standing.filter(|_| at == b".git") {
+        if let Some(standing) = self.importing.special.standing.as_ref().filter(|_| at == b".git") {
             stand(&mut all, standing);
         }
         if self.listing.found[index].meta.kind == Kind::Dir {
