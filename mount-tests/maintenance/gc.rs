@@ -161,7 +161,7 @@ fn as_long_as_anything_cannot_be_read_nothing_is_deleted() {
         }),
         ("schema version 2", |store, _| drop(store.image(&Spec { schema: Some(2), ..Spec::default() }))),
         ("its name is not a digest", |store, _| {
-            fs::write(store.root().join("images/copy.json"), "{}").unwrap()
+            fs::write(store.root().join("images/copy.json"), "{}").unwrap();
         }),
         ("tag", |store, _| {
             fs::create_dir_all(store.root().join("refs/tags")).unwrap();

@@ -202,7 +202,7 @@ fn a_submodule_alone_is_a_whole_repository_and_one_in_its_superproject_stays_its
     commit(&copy.join("sub/sub"), "a", "in the copy");
     git(&copy, &["submodule", "status", "--recursive"]);
     originals.iter().for_each(is_as);
-    // Of a submodule alone, its own submodule has a place of its own as well.
+    // In a submodule alone, its submodule has a separate place as well.
     let (report, copy) = copied(&house, &main.join("sub"), &[]);
     assert_eq!(
         mended(&report),

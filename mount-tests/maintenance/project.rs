@@ -1,4 +1,5 @@
-//! Projects: found from a folder, imported when they changed, in a line with a name of its own; and commits of them.
+//! Projects: found from a directory, imported when they changed, in a line with a separate name; and commits
+//! of them.
 
 use std::fs;
 use std::num::NonZeroUsize;
@@ -193,7 +194,7 @@ fn folders_of_one_name_and_names_that_are_taken_get_lines_of_their_own() {
     line.store.tags().set("shop-3", &second.1, false).unwrap();
     line.house.pfimg(["fork", "shop", "shop-4"]).exits(0);
     assert_eq!(of(&c).0, "shop-5");
-    // A line whose file holds nothing belongs to no folder.
+    // A line whose file is empty belongs to no project.
     fs::write(line.dir("store/refs/projects/shop"), "").unwrap();
     assert_eq!(of(&a).0, "shop-6");
     assert_eq!((of(&b).0, of(&c).0), (third.0, "shop-5".into()));
@@ -214,7 +215,7 @@ fn a_tag_that_was_put_on_another_image_stays_there_and_that_is_said() {
     let next = line.refresh(&dir);
     assert_eq!((line.tag("shop"), line.parents(&next.image)), (foreign, vec![first]));
     assert!(next.warnings.len() == 1 && next.warnings[0].contains("tag shop is on image"), "{next:?}");
-    // An older image of the line is no other one, and a tag that is gone comes back.
+    // An older image of the line counts as one of it, and a tag that was removed comes back.
     line.store.tags().set("shop", &first, true).unwrap();
     assert_eq!((line.refresh(&dir).warnings, line.tag("shop")), (vec![], next.image));
     line.store.tags().remove("shop").unwrap();

@@ -14,7 +14,7 @@ fn import(house: &House, dir: &Path) -> Value {
     house.import(dir, &[])
 }
 
-/// What is said of a tree: kind, path and target of each.
+/// The ties reported for a tree: kind, path and target of each.
 pub(super) fn ties(report: &Value) -> Vec<[String; 3]> {
     let text = |tie: &Value, name: &str| tie[name].as_str().unwrap().to_owned();
     let ties = report["ties"].as_array().unwrap();

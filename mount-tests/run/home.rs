@@ -102,7 +102,7 @@ impl Home {
         self.run(&[fork, "--", "sh", "-c", script])
     }
 
-    /// Starts `pfimg run` beside the test.
+    /// Starts `pfimg run` while the test continues.
     pub(super) fn spawn(&self, args: &[&str]) -> Beside {
         let mut command = clean_signals(&self.program);
         command.arg("run").args(args).current_dir(&self.project).stdin(Stdio::null()).stderr(Stdio::null());
@@ -178,7 +178,7 @@ impl Drop for Home {
     }
 }
 
-/// A run beside the test. Ended when dropped.
+/// A run during the test. Ended when dropped.
 pub(super) struct Beside(pub(super) Child);
 
 impl Beside {

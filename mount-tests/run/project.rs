@@ -101,7 +101,7 @@ fn nothing_is_needed_before_a_run() {
         let said = home.run(&["--", "cat", "more"]).exits(0);
         assert!(said.stderr.contains("imported") && said.stderr.contains("  shop-1  exit 0"), "{said:?}");
         assert_eq!(said.stdout, "more\n");
-        // The exit code is the command's, and nothing is said with --quiet.
+        // The exit code is the command's, and --quiet prints nothing.
         let said = home.run(&["-q", "other", "--", "sh", "-c", "exit 7"]).exits(7);
         assert_eq!(said.stderr, "");
         // One project is as good as another, and none is a home folder or the root.
@@ -143,7 +143,7 @@ fn a_fork_is_made_of_what_is_named() {
     assert!(said.stderr.contains("cannot check out \"nonsense\""), "{said:?}");
     home.run(&["odd", "--from-commit=--orphan", "--", "true"]).exits(125);
     assert!(!home.forks().contains(&"odd".to_owned()), "{:?}", home.forks());
-    // What is no fork, and reads like a command, is not guessed.
+    // A word that is not a fork, and reads like a command, is not guessed.
     let said = home.run(&["new", "git", "checkout", "--", "docs"]).exits(2);
     assert!(said.stderr.contains("\"git\" is a program"), "{said:?}");
     home.run(&["one", "git", "checkout", "-q", "--", "docs"]).exits(0);
@@ -178,7 +178,7 @@ fn a_fork_keeps_its_project_through_renames_and_restores_until_it_is_discarded()
     home.pfimg(&["discard", "c"]).run().exits(0);
     assert_eq!(fs::read_dir(&projects).unwrap().count(), 0);
     assert_eq!(fs::read_dir(home.store().join("forks/.runs")).unwrap().count(), 0);
-    // Another fork of the name is another project's.
+    // The other fork of the name belongs to another project.
     let said = home.pfimg(&["run", "--from", "docs", "c", "--", "pwd"]).run();
     assert_eq!(said.code, 125, "a name without a slash is no folder: {said:?}");
     let said = home.pfimg(&["run", "--from", "./docs", "c", "--", "pwd"]).run().exits(0);

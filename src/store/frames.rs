@@ -272,8 +272,8 @@ impl Batch<'_> {
             let packed = self.pack_edited(draft, &bytes, Some((base, packed)))?;
             // The disk is free now: hashing takes longer, and the commit would wait for the disk.
             let temp = blobs.write_synced(base, &packed.bytes).map_err(|e| {
-                let beside = blobs.path(base);
-                Error::io(e, format!("cannot write a blob beside {}", beside.display()))
+                let near = blobs.path(base);
+                Error::io(e, format!("cannot write a blob next to {}", near.display()))
             })?;
             Ok((bytes, packed, temp))
         });

@@ -97,7 +97,7 @@ impl Store {
         )
     }
 
-    /// Has images wait that are about to be made, until the file is dropped.
+    /// Makes commits of images wait until the file is dropped.
     pub fn lock_commits(&self) -> Result<Option<File>> {
         self.lock(COMMITS, FlockOperation::LockExclusive)
     }

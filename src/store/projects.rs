@@ -77,7 +77,7 @@ impl Projects {
         };
         let line = Line::parse(&bytes).ok_or_else(|| {
             Error::new(ErrorKind::Damaged, format!("{} holds no image and folder", path.display()))
-                .with_hint("remove the file; the next import begins a line of its own")
+                .with_hint("remove the file; the next import begins a new line")
         })?;
         Ok(Some(line))
     }
