@@ -66,7 +66,10 @@ fn end(lock: &File, after: Duration, mount: &MountHere, unsealed: &dyn Fn() -> b
         thread::sleep(after);
         match rustix::fs::flock(lock, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => continue,
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                unsealed_since = None;
+                continue;
+            }
             Err(error) => return Err(failed(error)),
         }
         let waits = unsealed() && unsealed_since.get_or_insert_with(Instant::now).elapsed() < SEALING;
