@@ -93,6 +93,21 @@ fn a_run_with_another_runtime_folder_keeps_the_mount_that_is_there() {
 }
 
 #[test]
+fn forks_that_another_program_writes_are_told_and_taken_over_when_it_ends() {
+    let home = Home::new(None);
+    home.sh("a", "echo a > a").exits(0);
+    home.pfimg(&["umount", home.mountpoint().to_str().unwrap()]).run().exits(0);
+    let lock = fs::File::options().write(true).open(home.store().join("forks/.lock")).unwrap();
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    for _ in 0..2 {
+        let said = home.sh("a", "true").exits(125);
+        assert!(said.stderr.contains("are written by"), "{said:?}");
+    }
+    drop(lock);
+    assert_eq!(home.sh("a", "cat a").exits(0).stdout, "a\n");
+}
+
+#[test]
 fn a_run_that_is_killed_keeps_no_mount() {
     let home = Home::with_idle(None, IDLE);
     let mut run = home.spawn(&["a", "--", "sh", "-c", "echo a > a; sleep 1000"]);
