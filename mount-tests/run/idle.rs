@@ -93,6 +93,21 @@ fn a_run_with_another_runtime_folder_keeps_the_mount_that_is_there() {
 }
 
 #[test]
+fn forks_that_another_program_writes_are_told_and_taken_over_when_it_ends() {
+    let home = Home::new(None);
+    home.sh("a", "echo a > a").exits(0);
+    home.pfimg(&["umount", home.mountpoint().to_str().unwrap()]).run().exits(0);
+    let lock = fs::File::options().write(true).open(home.store().join("forks/.lock")).unwrap();
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    for _ in 0..2 {
+        let said = home.sh("a", "true").exits(125);
+        assert!(said.stderr.contains("are written by"), "{said:?}");
+    }
+    drop(lock);
+    assert_eq!(home.sh("a", "cat a").exits(0).stdout, "a\n");
+}
+
+#[test]
 fn a_run_that_is_killed_keeps_no_mount() {
     let home = Home::with_idle(None, IDLE);
     let mut run = home.spawn(&["a", "--", "sh", "-c", "echo a > a; sleep 1000"]);
@@ -162,11 +177,11 @@ fn a_folder_in_tmp_takes_the_place_of_a_runtime_folder() {
     fs::set_permissions(home.path("runtime"), fs::Permissions::from_mode(0o755)).unwrap();
     home.sh("a", "echo a > a").exits(0);
     let own =
-        fs::canonicalize("/tmp").unwrap().join(format!("pfimg-{}", rustix::process::geteuid().as_raw()));
+        fs::canonicalize("/tmp").unwrap().join(format!("pfimg-run-{}", rustix::process::geteuid().as_raw()));
     let store = home.store().canonicalize().unwrap();
     let text = fs::read_to_string("/proc/self/mountinfo").unwrap();
     let line = text.lines().find(|line| line.contains(&format!(" fuse.pfimg {} ", store.display()))).unwrap();
-    assert!(line.contains(&format!(" {}/mounts/", own.display())), "{line}");
+    assert!(line.contains(&format!(" {}/", own.display())), "{line}");
     let point = Path::new(line.split(' ').nth(4).unwrap());
     let status = fs::read_to_string(point.join(".pfimg/status.json")).unwrap();
     let status: serde_json::Value = serde_json::from_str(&status).unwrap();

@@ -1,6 +1,7 @@
 //! A run in a project: at the project's own path, and with nothing done before it.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use super::home::{Home, for_every_user};
@@ -111,6 +112,11 @@ fn nothing_is_needed_before_a_run() {
         }
         let said = home.pfimg(&["run", "--from", "shop/docs", "--", "ls"]).dir(&home.path("")).run().exits(0);
         assert!(said.stdout == "one.md\ntwo.md\n" && said.stderr.contains("  docs-1  exit 0"), "{said:?}");
+        // What is kept beside forks is for its user alone.
+        for path in [".runs", ".runs/shop-2.json", "projects"] {
+            let metadata = fs::metadata(home.store().join("forks").join(path)).unwrap();
+            assert_eq!(metadata.mode() & 0o077, 0, "{path}");
+        }
         // The store holds nothing that gc or verify would trip over.
         home.pfimg(&["verify"]).run().exits(0);
         home.pfimg(&["gc"]).run().exits(0);

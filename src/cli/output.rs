@@ -18,7 +18,7 @@ pub(crate) struct OutputArgs {
     /// The fork's name
     #[arg(value_name = "FORK")]
     name: String,
-    /// Go on until the run has ended
+    /// Print more as the command prints it, until the run has ended
     #[arg(short, long)]
     follow: bool,
     /// Print JSON

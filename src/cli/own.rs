@@ -183,7 +183,7 @@ fn id(store: &Store) -> String {
     Digest::of(store.root().as_os_str().as_encoded_bytes()).hex()[..16].to_owned()
 }
 
-/// The folder for the mounts of this user, as one that is there and what is made in it: in `$XDG_RUNTIME_DIR`, or `/tmp/pfimg-UID` where
+/// The folder for the mounts of this user, as one that is there and what is made in it: in `$XDG_RUNTIME_DIR`, or `/tmp/pfimg-run-UID` where
 /// that is not set or not the user's.
 fn runtime_folder() -> Option<(PathBuf, PathBuf)> {
     let given = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
@@ -193,7 +193,8 @@ fn runtime_folder() -> Option<(PathBuf, PathBuf)> {
         return Some((given, "pfimg".into()));
     }
     let user = rustix::process::geteuid().as_raw();
-    Some((fs::canonicalize("/tmp").ok()?, format!("pfimg-{user}/mounts").into()))
+    // Not the folder that may hold the cache: that may be deleted at any time, with all that is mounted in it.
+    Some((fs::canonicalize("/tmp").ok()?, format!("pfimg-run-{user}").into()))
 }
 
 /// Whether a folder is this user's and closed to all others.

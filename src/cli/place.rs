@@ -123,7 +123,10 @@ pub(crate) fn mounted(store: &Store) -> Result<Served> {
     if let Some(served) = look()? {
         return Ok(served);
     }
-    own.start()?;
+    // One that answers is there where another program writes the forks: it takes them over when that ends.
+    if read_status(&own.mountpoint()).is_err() {
+        own.start()?;
+    }
     drop(alone);
     let asked = Instant::now();
     loop {

@@ -46,6 +46,8 @@ const STDOUT: &str = "-";
 /// A fork that is there is used as it is. With several names the commands run side by side, and `pfimg output NAME` prints what each
 /// of them printed. `pfimg run FORK COMMAND…` without `--` runs in a fork that is there.
 ///
+/// The store is made and mounted if it is not. Such a mount ends when nothing has used it for 30 seconds (`PFIMG_IDLE`, such as 5m).
+///
 /// ~/.config/pfimg/run.conf holds options for every run, one a line, without dashes: `env NAME`, `read PATH`, `write PATH`,
 /// `hide PATH`, `quiet`.
 ///

@@ -1,8 +1,8 @@
 //! A mount that ends by itself once nothing uses it.
 //!
 //! What uses the mount holds a shared lock on a file beside it. The daemon waits until it can have that lock alone, and then for a while
-//! more. It holds the lock from the moment at which it unmounts to its end: whatever wants the mount meanwhile waits, and then makes a
-//! new one. A mount that a shell stands in, or of which a program has a file open, is busy to the kernel, and stays.
+//! more. It holds the lock from the moment at which it unmounts to its end. A command that wants the mount in this time waits, and then
+//! makes a new one. A mount that a shell stands in, or of which a program has a file open, is busy to the kernel, and stays.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -20,7 +20,7 @@ const AGAIN: Duration = Duration::from_secs(1);
 /// How long seals are waited for. What cannot be sealed stays in the forks.
 const SEALING: Duration = Duration::from_mins(2);
 
-/// How often is looked whether an unmounted session goes on in another mount namespace.
+/// How often the daemon looks whether its unmounted mount still shows in another mount namespace.
 const ENDING: Duration = Duration::from_secs(5);
 
 /// When a mount ends.
@@ -66,7 +66,10 @@ fn end(lock: &File, after: Duration, mount: &MountHere, unsealed: &dyn Fn() -> b
         thread::sleep(after);
         match rustix::fs::flock(lock, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => continue,
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                unsealed_since = None;
+                continue;
+            }
             Err(error) => return Err(failed(error)),
         }
         let waits = unsealed() && unsealed_since.get_or_insert_with(Instant::now).elapsed() < SEALING;

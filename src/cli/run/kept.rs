@@ -43,7 +43,7 @@ fn parse(line: &[u8]) -> Option<(u64, u64)> {
     (cut.0 <= cut.1).then_some(cut)
 }
 
-/// The output of a run that goes on.
+/// The output of a run that has not ended.
 #[derive(Debug)]
 pub(super) struct Kept {
     file: File,
@@ -106,7 +106,7 @@ pub(crate) struct Copied {
     pub(crate) cut: u64,
 }
 
-/// Copies the output of a fork's last run; with `follow` until that run ends. `cut` is told of bytes that are not there any more, at
+/// Copies the output of a fork's last run; with `follow` until that run ends. `cut` is told of bytes that were cut out, at
 /// their place.
 pub(crate) fn copy(
     store: &Path,

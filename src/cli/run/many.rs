@@ -116,8 +116,8 @@ pub(super) fn run(runs: &Runs, args: &RunArgs) -> Result<u8> {
         .map(|(_, end, failed)| if *failed && end.code == 0 { CANNOT_RUN } else { end.code })
         .max();
     let code = code.unwrap_or_default();
-    if args.rm || ended.iter().all(|(_, end, _)| could_not_run(end.code)) {
-        runs.discard_made(!args.rm);
+    if args.rm {
+        runs.discard_made(false);
     }
     if let Some(bars) = bars {
         let _ = bars.clear();
@@ -130,11 +130,15 @@ pub(super) fn run(runs: &Runs, args: &RunArgs) -> Result<u8> {
     }
     if !is_quiet {
         let shown = best(runs, &ended);
+        let output = if args.rm {
+            String::new()
+        } else {
+            format!(". Output: pfimg{} output {}", runs.store_words, plain(&shown, usize::MAX))
+        };
         sandbox::tell(&format_args!(
-            "{} in {:.1} s, largest exit code {code}. Output: pfimg{} output {shown}",
+            "{} in {:.1} s, largest exit code {code}{output}",
             count(ended.len() as u64, "run"),
             started.elapsed().as_secs_f64(),
-            runs.store_words,
         ));
         if !args.rm {
             sandbox::say(&next(runs, &shown));

@@ -89,7 +89,7 @@ pub(super) fn run(runs: &Runs, args: &RunArgs) -> Result<u8> {
     };
     let is_gone = fork.is_made && (args.rm || could_not_run(done.outcome.code));
     if is_gone {
-        // What was done in a fork all the same is not thrown away unasked.
+        // A fork that was changed is discarded on request only.
         runs.discard_made(!args.rm);
     }
     let Done { record, image, outcome } = done;
