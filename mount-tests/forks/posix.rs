@@ -546,31 +546,3 @@ fn a_name_that_is_not_there_is_asked_for_once_and_found_as_soon_as_it_is() {
         mount.unmount();
     }
 }
-
-#[test]
-fn a_reader_of_a_file_that_is_written_anew_sees_no_zeros() {
-    let (store, id) = small_store();
-    let mount = Mount::of(store.root()).start();
-    let path = fork(&mount, "again", &id).join("file");
-    fs::write(&path, "first").unwrap();
-    let over = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        for _ in 0..3 {
-            scope.spawn(|| {
-                while !over.load(Ordering::Relaxed) {
-                    let seen = fs::read(&path).unwrap();
-                    if !["", "first", "second"].iter().any(|text| text.as_bytes() == seen) {
-                        over.store(true, Ordering::Relaxed);
-                        panic!("seen: {:?}", String::from_utf8_lossy(&seen));
-                    }
-                }
-            });
-        }
-        for round in 0..3000 {
-            // Truncates the file, then writes.
-            fs::write(&path, if round % 2 == 0 { "second" } else { "first" }).unwrap();
-        }
-        over.store(true, Ordering::Relaxed);
-    });
-    mount.unmount();
-}

@@ -19,9 +19,6 @@ use crate::vfs::root::logged;
 /// Entries of a folder that are taken at a time, without holding its fork's lock while they are handed on.
 const BATCH: usize = 256;
 
-/// The kernel takes in the answer to a truncation within this time.
-const TRUNCATION_SEEN: Duration = Duration::from_millis(1);
-
 /// A fork's place in the numbers of inodes.
 pub(super) type Slot = u16;
 
@@ -240,16 +237,7 @@ impl Vfs {
             })?;
             return Ok(Step::Done(Data::Blob(payload, part.start, part.end)));
         }
-        let mut bytes = mounted.fork.read_vec(ino, offset, size as usize).map_err(kind)?;
-        // The kernel asks beyond the end only while it does not know yet that the file was truncated. It would fill the page
-        // with zeros and show them. It looks at the length again once the page is there, so the answer waits for a moment.
-        if bytes.is_empty() && size > 0 && !self.config.late_writes {
-            if patience == Patience::Brief {
-                return Ok(Step::Blocks);
-            }
-            std::thread::sleep(TRUNCATION_SEEN);
-            bytes = mounted.fork.read_vec(ino, offset, size as usize).map_err(kind)?;
-        }
+        let bytes = mounted.fork.read_vec(ino, offset, size as usize).map_err(kind)?;
         let len = bytes.len();
         Ok(Step::Done(Data::Doc(bytes.into(), 0, len)))
     }
