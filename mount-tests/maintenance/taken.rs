@@ -259,6 +259,6 @@ fn what_was_left_out_is_named_or_counted_and_a_hint_helps() {
         import(args)
     };
     tagged("1", &["--tag", "t"]);
-    assert!(tagged("2", &["--tag", "t"]).contains("--force-tag"));
-    assert!(!tagged("3", &["--tag", "bad/../name", "--force-tag"]).contains("--force-tag takes"));
+    assert!(tagged("2", &["--tag", "t"]).contains("--force"));
+    assert!(!tagged("3", &["--tag", "bad/../name", "--force"]).contains("--force takes"));
 }

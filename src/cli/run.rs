@@ -13,11 +13,11 @@ use clap::Args;
 use clap::builder::{OsStringValueParser, TypedValueParser as _};
 
 use self::conf::Conf;
-use super::StoreArg;
 use super::fork::{check_name, make_under};
 use super::mount::default_cache_dir;
 use super::place::{self, Place};
 use super::status::read_status;
+use super::{StoreArg, envelope, near};
 use crate::cache;
 use crate::error::{Error, ErrorKind, Result};
 use crate::mount::mountinfo::{aliases, holding_among, mounts};
@@ -59,6 +59,9 @@ pub(crate) struct RunArgs {
     /// Give the command a loopback interface of its own, and no other network
     #[arg(long)]
     no_network: bool,
+    /// Print JSON if the command cannot be run. What it prints itself stays as it is
+    #[arg(long)]
+    json: bool,
     /// The fork. NAME@SOURCE makes it first, of an image or another fork
     #[arg(value_name = "FORK[@SOURCE]")]
     fork: String,
@@ -100,7 +103,11 @@ pub(crate) fn run(store: &StoreArg, args: &RunArgs) -> ExitCode {
         Some(Stage::Init) => sandbox::first_process(&args.command, args.channel),
     };
     ExitCode::from(ended.unwrap_or_else(|error| {
+        let error = if args.stage.is_none() { near::explain(store, error) } else { error };
         sandbox::tell(&error);
+        if args.stage.is_none() && args.json {
+            envelope::print_error(&error);
+        }
         CANNOT_RUN
     }))
 }

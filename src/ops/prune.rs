@@ -3,6 +3,8 @@
 //! What has a name, what a fork rests on and what a program at work needs is always kept. Only markers are removed; what
 //! they alone refer to goes with the next collection of garbage.
 
+mod seals;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::thread;
 use std::time::Duration;
@@ -14,6 +16,8 @@ use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fork;
 use crate::store::{Manifest, Store};
+
+pub use seals::{SealsRemoved, remove_seals};
 
 /// A mount takes an image for there this long after its marker is gone, and may make a fork of it.
 const CATALOG_DELAY: Duration = Duration::from_millis(2500);
@@ -145,8 +149,20 @@ pub fn prune(store: &Store, options: &Options, lineage: &[Digest]) -> Result<Rep
         report.removed = doomed.len() as u64;
         return Ok(report);
     }
+    let (removed, back) = remove(store, &doomed)?;
+    for image in &mut report.images {
+        if let Some(reason) = back.get(&image.image) {
+            image.kept.push(*reason);
+        }
+    }
+    report.removed = removed.len() as u64;
+    Ok(report)
+}
+
+/// Removes images, but for those that something needs by now. Returns what is gone, and why the others stay.
+fn remove(store: &Store, doomed: &[Digest]) -> Result<(Vec<Digest>, HashMap<Digest, Reason>)> {
     let mut removed = HashMap::new();
-    for id in &doomed {
+    for id in doomed {
         if let Some(marker) = store.remove_image(id)? {
             removed.insert(*id, marker);
         }
@@ -158,13 +174,7 @@ pub fn prune(store: &Store, options: &Options, lineage: &[Digest]) -> Result<Rep
         back.extend(needed_again(store, &mut removed)?);
     }
     store.sync()?;
-    for image in &mut report.images {
-        if let Some(reason) = back.get(&image.image) {
-            image.kept.push(*reason);
-        }
-    }
-    report.removed = removed.len() as u64;
-    Ok(report)
+    Ok((removed.into_keys().collect(), back))
 }
 
 /// Puts back the images that something needs by now, and says why.
