@@ -133,7 +133,7 @@ impl Forking {
                 let run = measure(mount, || timed(|| command("rm", &["-rf".as_ref(), &fork])))?;
                 rows.push("discard by rm -rf", mount.name(), run, mount);
                 let name = format!("f-{round}");
-                let run = measure(mount, || timed(|| asked(mount, "discard", &[&name])))?;
+                let run = measure(mount, || timed(|| asked(mount, "discard", &["--force", &name])))?;
                 rows.push("discard", mount.name(), run, mount);
                 if mount.mountpoint().join("forks").join(&name).exists() || fork.exists() {
                     return Err(format!("{name} is still there").into());

@@ -12,6 +12,7 @@ use crate::image;
 use crate::measure::{Bench, median, process_cpu};
 use crate::mounted::Mount;
 use crate::report::{mebibytes, seconds, table, thousands};
+use crate::scratch::pfimg;
 use crate::systems::memory;
 
 /// Forks made of one source for a median.
@@ -328,6 +329,13 @@ fn forks(bench: &Bench<'_>, count: usize) -> Result<Vec<(&'static str, Figure)>>
     figures.push(("a file written in each", time));
     let (time, found) = timed(|| list(&forks))?;
     wants(count + 1, found, "forks")?;
+    let (by_command, listed) = timed(|| {
+        let output = pfimg("forks").arg("--store").arg(&store).output()?;
+        Ok(String::from_utf8_lossy(&output.stdout).lines().count())
+    })?;
+    // A header is above them.
+    wants(count + 2, listed, "lines of `pfimg forks`")?;
+    figures.push(("pfimg forks", by_command));
     figures.extend([("list", time), ("memory", Figure::Bytes(memory(first.pid).resident))]);
     first.unmount()?;
     let again = mount(&dir, &store)?;

@@ -4,6 +4,7 @@
 
 mod damage;
 mod demo;
+mod json;
 mod support;
 mod usage;
 
@@ -35,7 +36,7 @@ fn images_are_listed_newest_first_with_agent_parents_and_tags() {
     assert_eq!(rows[1], [&new[..12], &day, &time, "claude-code", "1.0", &old[..12], "latest"]);
     assert_eq!([rows[2][0], rows[2][5]], [&old[..12], "before"]);
 
-    let json = store.pfimg(&["images", "--json"]).exits(0).json();
+    let json = store.pfimg(&["images", "--json"]).exits(0).json()["images"].clone();
     let expected = json!({
         "id": format!("sha256:{new}"), "created_at": store.manifest(&new).created_at,
         "agent": {"kind": "claude-code", "version": "1.0"}, "parents": [format!("sha256:{old}")], "tags": [],
@@ -56,10 +57,11 @@ fn damaged_markers_are_told_on_stderr_and_hide_no_other_image() {
     std::fs::write(store.root().join("images/misnamed.json"), "{}").unwrap();
     for args in [&["images"][..], &["images", "--json"]] {
         let output = store.pfimg(args).exits(4);
+        let listed = if args.len() > 1 { output.json()["images"].to_string() } else { output.stdout.clone() };
         for id in [&sound, &mended] {
-            assert!(output.stdout.contains(&id[..12]), "{}", output.stdout);
+            assert!(listed.contains(&id[..12]), "{listed}");
         }
-        assert!(!output.stdout.contains(&lost[..12]), "{}", output.stdout);
+        assert!(!listed.contains(&lost[..12]), "{listed}");
         for damaged in [&mended, &lost, "misnamed.json"] {
             let told = output.stderr.lines().filter(|line| line.contains(damaged)).count();
             assert_eq!(told, 1, "{damaged}: {}", output.stderr);
@@ -73,11 +75,11 @@ fn an_empty_store_lists_nothing_and_what_is_no_store_is_bad_input() {
     let store = RealStore::new();
     let output = store.pfimg(&["images"]).exits(0);
     assert!(output.stdout.is_empty() && output.stderr.contains("no image"), "{}", output.stderr);
-    assert_eq!(store.pfimg(&["images", "--json"]).exits(0).json(), json!([]));
+    assert_eq!(store.pfimg(&["images", "--json"]).exits(0).json(), json!({"images": [], "problems": []}));
     assert_eq!(store.pfimg(&["verify", "--json"]).exits(0).json()["findings"], json!([]));
-    store.pfimg(&["show", "latest"]).exits(2);
+    store.pfimg(&["show", "latest"]).exits(5);
     for args in [&["images"][..], &["verify"], &["show", "latest"]] {
-        let output = run(command(args).args(["--store", "/nonexistent/store"])).exits(2);
+        let output = run(command(args).args(["--store", "/nonexistent/store"])).exits(5);
         assert!(output.stderr.contains("/nonexistent/store"), "{}", output.stderr);
     }
 }
@@ -91,7 +93,7 @@ fn output_that_cannot_be_written_is_an_error_and_not_a_panic() {
         let mut command = command(args);
         let output = command.arg("--store").arg(store.root()).stdout(full).output().unwrap();
         let said = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert_eq!(output.status.code(), Some(8), "{said}");
         assert!(said.contains("cannot write to stdout"), "{said}");
     }
 }
@@ -213,7 +215,7 @@ fn a_damaged_marker_is_mended_from_its_blob_but_not_passed_over() {
 fn a_newer_schema_is_bad_input_to_show_and_damage_to_verify() {
     let store = RealStore::new();
     let id = store.image_of(br#"{"schema_version":2}"#);
-    let output = store.pfimg(&["show", &id]).exits(2);
+    let output = store.pfimg(&["show", &id]).exits(8);
     assert!(output.stderr.contains("schema version 2"), "{}", output.stderr);
     store.pfimg(&["verify"]).exits(4);
 }
@@ -258,25 +260,28 @@ fn a_fixture_makes_the_store_and_takes_tag_and_parents() {
     let second = fixture(&["--tag", "b", "--parent", "a", "--parent", "latest", "--seed", "1", "--json"])
         .exits(0)
         .json();
-    let images = run(command(&["images", "--json"]).arg("--store").arg(&root)).exits(0).json();
+    let images =
+        run(command(&["images", "--json"]).arg("--store").arg(&root)).exits(0).json()["images"].clone();
     assert_eq!(images[0]["id"], second["id"]);
     assert_eq!((&images[0]["parents"], &images[0]["tags"]), (&json!([first, first]), &json!(["b"])));
     run(command(&["verify"]).arg("--store").arg(&root)).exits(0);
 
     let before = images.as_array().unwrap().len();
     for (args, code) in [
-        (&["--tag", "a"][..], 2),
+        (&["--tag", "a"][..], 6),
         (&["--tag", "../a"], 2),
         (&["--tag", "latest"], 2),
-        (&["--parent", "nobody"], 2),
-        (&["--force-tag"], 2),
+        (&["--tag", "7"], 2),
+        (&["--parent", "nobody"], 5),
+        (&["--force"], 2),
         (&["--page-bytes", "1TiB"], 2),
     ] {
         fixture(args).exits(code);
     }
-    let images = run(command(&["images", "--json"]).arg("--store").arg(&root)).exits(0).json();
+    let images =
+        run(command(&["images", "--json"]).arg("--store").arg(&root)).exits(0).json()["images"].clone();
     assert_eq!(images.as_array().unwrap().len(), before, "a refused fixture wrote an image");
-    let third = fixture(&["--tag", "a", "--force-tag"]).exits(0).stdout;
+    let third = fixture(&["--tag", "a", "--force"]).exits(0).stdout;
     let tag = std::fs::read_to_string(root.join("refs/tags/a")).unwrap();
     assert_eq!(tag.trim(), third.trim());
 }
@@ -316,7 +321,7 @@ fn verify_of_an_image_reads_that_image_alone() {
     assert_eq!(json["blobs"], json!(1 + 8 + 3 + 4));
     store.pfimg(&["verify", &damaged[..10]]).exits(4);
     assert_eq!(store.pfimg(&["verify", "--json", &damaged, "latest"]).exits(4).json()["images"], json!(1));
-    store.pfimg(&["verify", "nobody"]).exits(2);
+    store.pfimg(&["verify", "nobody"]).exits(5);
 }
 
 #[test]

@@ -55,7 +55,7 @@ fn store_of(count: usize) -> (FastStore, String) {
 }
 
 fn own_bytes(store: &Path, name: &str) -> u64 {
-    let rows = pfimg_on(store, ["forks", "--json"]).exits(0).json();
+    let rows = pfimg_on(store, ["forks", "--long", "--json"]).exits(0).json()["forks"].clone();
     let row = rows.as_array().unwrap().iter().find(|row| row["name"] == name).unwrap().clone();
     row["own_bytes"].as_u64().unwrap()
 }
@@ -122,7 +122,7 @@ fn a_branch_keeps_the_four_properties_of_a_copy_by_manifest() {
     assert_eq!(refused("@a"), libc::EINVAL);
     assert_eq!(heads(&files_below(store.root())), heads(&after), "a refused one left something");
     // Neither depends on the other.
-    pfimg_on(store.root(), ["discard", "a"]).exits(0);
+    pfimg_on(store.root(), ["discard", "--force", "a"]).exits(0);
     pfimg_on(store.root(), ["gc", "--grace", "0s"]).exits(0);
     assert_eq!(files_below(&store.root().join("blobs")), blobs);
     let (mut count, mut todo) = (0, vec![world(&mount, "b")]);
@@ -221,7 +221,7 @@ fn ten_forks_with_one_percent_changed_cost_what_was_changed_and_discarding_gives
     }
     let full = disk_usage(&store.root().join("forks"));
     for n in 0..10 {
-        pfimg_on(store.root(), ["discard", &format!("f{n}")]).exits(0);
+        pfimg_on(store.root(), ["discard", "--force", &format!("f{n}")]).exits(0);
     }
     wait_until("discarding gives the space back", || {
         disk_usage(&store.root().join("forks")) <= before + 65_536

@@ -130,7 +130,7 @@ fn another_user_finds_no_readable_file_in_anything_that_a_command_makes() {
         run(&["mv", "f", "g"]);
         run(&["audit", "--verify"]);
         run(&["umount", point.to_str().unwrap()]);
-        run(&["discard", "g"]);
+        run(&["discard", "--force", "g"]);
         run(&["untag", "t3"]);
         run(&["prune", "--keep-last", "1"]);
         run(&["gc", "--grace", "0s"]);
@@ -187,7 +187,7 @@ fn the_members_of_a_group_work_in_one_store_and_others_do_not() {
         Run::program(Path::new("/bin/bash"), all).env("HOME", &home).env("PF_STORE", &store).run()
     };
     let import =
-        |tag| ["import", project.to_str().unwrap(), "--tag", tag, "--force-tag", "--store-mode", "group"];
+        |tag| ["import", project.to_str().unwrap(), "--tag", tag, "--force", "--store-mode", "group"];
     run(60_001, 60_000, &import("first")).exits(0);
     for (path, _) in modes(&store) {
         if path.extension().is_some_and(|extension| extension == "zst") {
@@ -199,7 +199,7 @@ fn the_members_of_a_group_work_in_one_store_and_others_do_not() {
     run(60_002, 60_000, &["fork", "first", "f"]).exits(0);
     run(60_001, 60_000, &["mv", "f", "g"]).exits(0);
     run(60_002, 60_000, &["fork", "g", "h"]).exits(0);
-    run(60_001, 60_000, &["discard", "h"]).exits(0);
+    run(60_001, 60_000, &["discard", "--force", "h"]).exits(0);
     run(60_001, 60_000, &["audit", "--verify"]).exits(0);
     run(60_002, 60_000, &["gc", "--grace", "0s"]).exits(0);
     for (path, mode) in modes(&store) {

@@ -245,7 +245,7 @@ fn an_image_is_named_by_tag_prefix_digest_and_latest_in_mount_and_command_alike(
         assert_eq!(by_option.stdout, shown, "--store and $PF_STORE");
     }
     for name in ["no-such-tag", &id[..3], "ffffffffffff", "sha256:12", "../x", ""] {
-        let refused = pfimg_on(store.root(), ["show", name]).exits(2);
+        let refused = pfimg_on(store.root(), ["show", name]).exits(5);
         assert!(!refused.stderr.trim().is_empty(), "show {name} says nothing");
     }
     let listed = pfimg_on(store.root(), ["images", "--json"]).exits(0).json();

@@ -313,7 +313,7 @@ fn the_exit_code_is_the_commands_and_signals_reach_it() {
     for (script, code) in [("exit 0", 0), ("exit 7", 7), ("kill -KILL $$", 137), ("kill -TERM $$", 143)] {
         place.sh("a", script).exits(125);
         place.sh("a@before", script).exits(code);
-        pfimg_on(place.store.root(), ["discard", "a"]).exits(0);
+        pfimg_on(place.store.root(), ["discard", "--force", "a"]).exits(0);
     }
     fork(&place.mount, "a", &place.image);
     // A folder of the search path that is closed would make it another error.
@@ -451,7 +451,7 @@ fn a_command_starts_where_its_caller_stands_and_seals_its_own_fork() {
     assert_eq!(fs::read(world(&place.mount, "a").join("file")).unwrap(), b"2\n");
     let script = "mkdir $PFIMG_SNAP/red; echo $PFIMG_SNAP; \"$0\" forks";
     // The program may lie where commands see no files of the machine.
-    let said = place.run(&["--read", PFIMG, "a", "sh", "-c", script, PFIMG]).exits(2);
+    let said = place.run(&["--read", PFIMG, "a", "sh", "-c", script, PFIMG]).exits(5);
     assert!(said.stderr.contains("mkdir") && said.stderr.contains("/.snap/NAME"), "{said:?}");
     assert_eq!(said.stdout, format!("{}\n", at("forks/a/.snap")));
     assert!(fs::exists(place.mount.join("tags/red")).unwrap());
@@ -543,7 +543,7 @@ fn who_puts_a_fork_back_or_discards_it_hears_of_a_command_in_it() {
     wait_until("it sees that", || fs::read(&went).is_ok_and(|text| text == b"on\n"));
     drop(run);
     let _run = beside(&place);
-    let said = place.pfimg(&["discard", "a"]).run().exits(0);
+    let said = place.pfimg(&["discard", "--force", "a"]).run().exits(0);
     assert!(said.stderr.contains("pfimg run") && said.stderr.contains("\"a\""), "{said:?}");
 }
 

@@ -186,7 +186,7 @@ fn the_command_seals_with_and_without_a_mount_and_says_what_it_did() {
     assert_eq!(fs::read(mount.image(&first).join("world/fs/new")).unwrap(), b"1");
     let manifest = fs::read(mount.join("forks/f/manifest.json")).unwrap();
     assert_eq!(crate::common::hex_digest(&manifest), first, "the fork shows what it rests on");
-    let taken = pfimg_on(store.root(), ["seal", "f", "--tag", "one"]).exits(2);
+    let taken = pfimg_on(store.root(), ["seal", "f", "--tag", "one"]).exits(6);
     assert!(taken.stderr.contains("there is a tag \"one\" already"), "{}", taken.stderr);
     fs::write(world.join("new"), "2").unwrap();
     fs::OpenOptions::new()
@@ -195,14 +195,14 @@ fn the_command_seals_with_and_without_a_mount_and_says_what_it_did() {
         .unwrap()
         .write_all(b"no json\n")
         .unwrap();
-    let out = pfimg_on(store.root(), ["seal", "f", "--tag", "one", "--force-tag", "--json"]).exits(0);
+    let out = pfimg_on(store.root(), ["seal", "f", "--tag", "one", "--force", "--json"]).exits(0);
     let json = out.json();
     assert_eq!((&json["new"], &json["tag"], &json["fork"]), (&true.into(), &"one".into(), &"f".into()));
     assert!(json["reports"][0].as_str().unwrap().contains("trace/messages.jsonl"), "{json}");
     assert!(out.stderr.contains("trace/messages.jsonl"), "{}", out.stderr);
     let second = json["image"].as_str().unwrap().strip_prefix("sha256:").unwrap().to_owned();
     assert!(fs::read_link(mount.join("tags/one")).unwrap().ends_with(&second));
-    pfimg_on(store.root(), ["seal", "nobody"]).exits(2);
+    pfimg_on(store.root(), ["seal", "nobody"]).exits(5);
     fs::write(world.join("new"), "3").unwrap();
     mount.unmount();
     // On disk.
@@ -275,7 +275,7 @@ fn a_fork_is_put_back_to_one_of_its_seals_and_nothing_is_lost() {
     let first = seal(&store, &["f", "--tag", "one"]);
     fs::write(world.join("new"), "2").unwrap();
     fs::remove_file(world.join("README")).unwrap();
-    let wrong = pfimg_on(store.root(), ["restore", "f", &id]).exits(2);
+    let wrong = pfimg_on(store.root(), ["restore", "f@latest"]).exits(5);
     assert!(wrong.stderr.contains("is no seal of fork"), "{}", wrong.stderr);
     let out = pfimg_on(store.root(), ["restore", "f", "one", "--json"]).exits(0).json();
     assert_eq!(

@@ -74,7 +74,7 @@ for type in ext4 xfs; do
             [ -f "$work/mnt/tags/$name/manifest.json" ] || { echo "powercut: seal $name is gone" >&2; exit 1; }
         done
         "$PFIMG" umount "$work/mnt" >/dev/null
-        "$PFIMG" discard "r$round" 2>/dev/null || [ "$before" -lt 2 ]
+        "$PFIMG" discard --force "r$round" 2>/dev/null || [ "$before" -lt 2 ]
         echo "powercut: $type, round $round: $((before / 2)) files and $(wc -w <<<"$sealed") seals held"
     done
     umount "$work/disk"

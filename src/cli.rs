@@ -11,6 +11,7 @@ mod fixture;
 mod fork;
 mod forks;
 mod gc;
+mod help;
 mod holder;
 mod images;
 mod import;
@@ -18,9 +19,11 @@ mod log;
 mod meant;
 mod mount;
 mod mv;
+mod near;
 mod output;
 mod own;
 mod packs;
+mod pattern;
 mod place;
 mod probe;
 mod progress;
@@ -28,6 +31,7 @@ mod prune;
 mod replay;
 mod restore;
 mod run;
+mod runs;
 mod seal;
 mod secret;
 mod sharing;
@@ -46,13 +50,13 @@ use std::process::ExitCode;
 
 use clap::builder::OsStringValueParser;
 use clap::error::{ContextKind, ContextValue};
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::Store;
 use crate::util::limits;
 
-/// Mounts a `ProcessFork` store: every image a folder of its layers.
+/// Gives an agent a writable copy of a project, shows what changed in it, keeps that or undoes it.
 #[derive(Debug, Parser)]
 #[command(name = "pfimg", version, max_term_width = 100, subcommand_required = true)]
 struct Cli {
@@ -133,37 +137,56 @@ enum Command {
     Probe(probe::ProbeArgs),
 }
 
-/// Runs the command line and returns the exit code: 0 ok, 1 general, 2 bad input, 4 integrity.
+/// The definition of the command line: every command with its options.
+pub fn definition() -> clap::Command {
+    help::grouped(Cli::command())
+}
+
+/// Runs the command line and returns the exit code; [`Exit`](crate::error::Exit) says what each means.
 pub fn run() -> ExitCode {
     let args = as_called_by_mount(std::env::args_os().collect());
+    let mut definition = definition();
     if args.len() < 2 {
         // Not an error: the bare name asks for the list of commands.
-        let _ = Cli::command().print_help();
+        let _ = definition.print_help();
         return ExitCode::SUCCESS;
     }
+    envelope::begin(&args, &definition);
+    let args = json_behind_command(args, &definition);
     if let Err(error) = limits::raise() {
-        eprintln!("pfimg: {error}");
-        return ExitCode::from(error.exit_code());
+        return envelope::fail(&error);
     }
     let args = match run::with_command_apart(args) {
         Ok(args) => args,
-        Err(error) => {
-            eprintln!("pfimg: {error}");
-            return ExitCode::from(error.exit_code());
-        }
+        Err(error) => return envelope::fail(&error),
     };
-    let cli = Cli::try_parse_from(&args).unwrap_or_else(|error| with_usage_of_command(error, &args).exit());
+    let parsed = definition.try_get_matches_from(&args).and_then(|matches| Cli::from_arg_matches(&matches));
+    let cli = match parsed {
+        Ok(cli) => cli,
+        Err(error) => return envelope::refuse(&with_usage_of_command(error, &args)),
+    };
     // What runs in a fork gets the signals that its caller has it get.
     if !matches!(cli.command, Command::Run(_)) {
         limits::outlive_large_files();
     }
     match dispatch(&cli) {
         Ok(code) => code,
-        Err(error) => {
-            eprintln!("pfimg: {error}");
-            ExitCode::from(error.exit_code())
-        }
+        Err(error) => envelope::fail(&near::explain(&cli.store, error)),
     }
+}
+
+/// Moves a `--json` that stands before the command behind it, where each command has it. Without a command there is none to move it to.
+fn json_behind_command(mut args: Vec<OsString>, definition: &clap::Command) -> Vec<OsString> {
+    let command = envelope::command_at(&args, definition);
+    let before = command.unwrap_or(args.len());
+    let json = args.iter().take(before).take_while(|arg| *arg != "--").position(|arg| arg == "--json");
+    if let Some(json) = json.map(|at| args.remove(at))
+        && command.is_some()
+    {
+        // The command has moved by one.
+        args.insert(before, json);
+    }
+    args
 }
 
 /// Adds the name of the command where mount(8) calls, which names the store first: `pfimg STORE MNT -o OPTIONS`.
@@ -183,14 +206,16 @@ fn as_called_by_mount(mut args: Vec<OsString>) -> Vec<OsString> {
 /// The library lists each option that was given as if it were required, such as `--store <DIR>`.
 fn with_usage_of_command(mut error: clap::Error, args: &[OsString]) -> clap::Error {
     let is_hidden = |name: &String| name == probe::COMMAND;
-    if let Some(ContextValue::Strings(names)) = error.get(ContextKind::SuggestedSubcommand)
-        && names.iter().any(is_hidden)
-    {
-        let shown: Vec<String> = names.iter().filter(|name| !is_hidden(name)).cloned().collect();
-        if shown.is_empty() {
-            error.remove(ContextKind::SuggestedSubcommand);
-        } else {
-            error.insert(ContextKind::SuggestedSubcommand, ContextValue::Strings(shown));
+    for kind in [ContextKind::SuggestedSubcommand, ContextKind::ValidSubcommand] {
+        if let Some(ContextValue::Strings(names)) = error.get(kind)
+            && names.iter().any(is_hidden)
+        {
+            let shown: Vec<String> = names.iter().filter(|name| !is_hidden(name)).cloned().collect();
+            if shown.is_empty() {
+                error.remove(kind);
+            } else {
+                error.insert(kind, ContextValue::Strings(shown));
+            }
         }
     }
     if error.get(ContextKind::Usage).is_some() {

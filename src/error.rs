@@ -3,6 +3,8 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::io;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
 /// Result of everything public in this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -73,7 +75,110 @@ pub enum Posix {
     Stale,
 }
 
+/// What the exit code of a command says. docs/TROUBLESHOOTING.md has the same table; `pfimg run` has more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+#[repr(u8)]
+pub enum Exit {
+    /// The command did what it was asked for.
+    Success = 0,
+    /// A comparison found a difference, a replay found its violation again, or some of several things failed.
+    Differs = 1,
+    /// The command line or what it names makes no sense.
+    Usage = 2,
+    /// Two sides changed the same thing.
+    Conflict = 3,
+    /// Something in the store is damaged or missing.
+    Damage = 4,
+    /// There is no such store, image, tag, fork or path.
+    NotFound = 5,
+    /// The name is taken.
+    Exists = 6,
+    /// Another process holds it, or a rule or a lack of rights forbids it.
+    Refused = 7,
+    /// The machine lacks something: FUSE, namespaces, disk space.
+    Environment = 8,
+}
+
+impl From<Exit> for u8 {
+    fn from(exit: Exit) -> Self {
+        exit as Self
+    }
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(u8::from(exit))
+    }
+}
+
+/// Every kind, with the name that programs know it by. A name never changes its meaning.
+const NAMES: [(ErrorKind, &str); 27] = [
+    (ErrorKind::NotFound, "not-found"),
+    (ErrorKind::AlreadyExists, "exists"),
+    (ErrorKind::InvalidInput, "invalid-input"),
+    (ErrorKind::ReadOnly, "read-only"),
+    (ErrorKind::NotAStore, "not-a-store"),
+    (ErrorKind::UnsupportedSchema, "unsupported-schema"),
+    (ErrorKind::Missing, "missing"),
+    (ErrorKind::Damaged, "damaged"),
+    (ErrorKind::PermissionDenied, "permission-denied"),
+    (ErrorKind::Busy, "busy"),
+    (ErrorKind::NoAnswer, "no-answer"),
+    (ErrorKind::NoSpace, "no-space"),
+    (ErrorKind::Unsupported, "unsupported"),
+    (ErrorKind::Io(None), "io"),
+    (ErrorKind::Posix(Posix::NotADirectory), "not-a-directory"),
+    (ErrorKind::Posix(Posix::IsADirectory), "is-a-directory"),
+    (ErrorKind::Posix(Posix::NotEmpty), "not-empty"),
+    (ErrorKind::Posix(Posix::NameTooLong), "name-too-long"),
+    (ErrorKind::Posix(Posix::TooManyLinks), "too-many-links"),
+    (ErrorKind::Posix(Posix::NotPermitted), "not-permitted"),
+    (ErrorKind::Posix(Posix::CrossesDevices), "crosses-devices"),
+    (ErrorKind::Posix(Posix::NoAttribute), "no-attribute"),
+    (ErrorKind::Posix(Posix::Range), "range"),
+    (ErrorKind::Posix(Posix::TooLarge), "too-large"),
+    (ErrorKind::Posix(Posix::NoSuchOffset), "no-such-offset"),
+    (ErrorKind::Posix(Posix::Stale), "stale"),
+    // What the parser of the command line refuses has no kind of its own here; see `cli::envelope`.
+    (ErrorKind::InvalidInput, "usage"),
+];
+
 impl ErrorKind {
+    /// The name that programs know it by: in `--json`, and between a daemon and its commands.
+    pub fn name(self) -> &'static str {
+        let named = match self {
+            Self::Io(_) => Self::Io(None),
+            other => other,
+        };
+        NAMES.iter().find(|(kind, _)| *kind == named).map_or("io", |(_, name)| name)
+    }
+
+    /// The kind of a name; nothing for a name that this version does not know.
+    pub fn named(name: &str) -> Option<Self> {
+        NAMES.iter().find(|(_, known)| *known == name).map(|(kind, _)| *kind)
+    }
+
+    /// What the exit code of a command says that fails so. The only place where one is decided.
+    pub fn exit(self) -> Exit {
+        match self {
+            Self::InvalidInput => Exit::Usage,
+            Self::Missing | Self::Damaged => Exit::Damage,
+            Self::NotFound | Self::NotAStore => Exit::NotFound,
+            Self::AlreadyExists => Exit::Exists,
+            Self::ReadOnly | Self::PermissionDenied | Self::Busy | Self::NoAnswer => Exit::Refused,
+            Self::NoSpace | Self::Unsupported | Self::UnsupportedSchema | Self::Io(_) => Exit::Environment,
+            Self::Posix(rule) => match rule {
+                Posix::NotADirectory | Posix::IsADirectory | Posix::NameTooLong | Posix::Range => Exit::Usage,
+                Posix::NotEmpty | Posix::TooManyLinks | Posix::NotPermitted | Posix::CrossesDevices => {
+                    Exit::Refused
+                }
+                Posix::NoAttribute | Posix::NoSuchOffset | Posix::Stale => Exit::NotFound,
+                Posix::TooLarge => Exit::Environment,
+            },
+        }
+    }
+
     /// The errno a file operation answers with. The only place where one is decided.
     pub fn errno(self) -> i32 {
         match self {
@@ -115,13 +220,22 @@ pub struct Error {
     kind: ErrorKind,
     message: Cow<'static, str>,
     hint: Option<Cow<'static, str>>,
+    subject: Option<Box<Subject>>,
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+/// What an error is about, for programs.
+#[derive(Debug)]
+enum Subject {
+    Path(PathBuf),
+    /// The name of a fork, tag or image that was looked for.
+    Name(String),
 }
 
 impl Error {
     /// Makes an error of `kind` that says `message`.
     pub fn new(kind: ErrorKind, message: impl Into<Cow<'static, str>>) -> Self {
-        Self { kind, message: message.into(), hint: None, source: None }
+        Self { kind, message: message.into(), hint: None, subject: None, source: None }
     }
 
     /// Makes an error from one of the operating system; `doing` names the operation.
@@ -131,16 +245,31 @@ impl Error {
             (io::ErrorKind::AlreadyExists, _) => ErrorKind::AlreadyExists,
             (io::ErrorKind::PermissionDenied, _) => ErrorKind::PermissionDenied,
             (io::ErrorKind::ReadOnlyFilesystem, _) => ErrorKind::ReadOnly,
+            (io::ErrorKind::ResourceBusy, _) => ErrorKind::Busy,
             (io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded, _) => ErrorKind::NoSpace,
             (_, code) => ErrorKind::Io(code),
         };
-        Self { kind, message: doing.into(), hint: None, source: Some(Box::new(source)) }
+        Self { kind, message: doing.into(), hint: None, subject: None, source: Some(Box::new(source)) }
     }
 
     /// Adds a hint: what the reader can do about it.
     #[must_use]
     pub fn with_hint(mut self, hint: impl Into<Cow<'static, str>>) -> Self {
         self.hint = Some(hint.into());
+        self
+    }
+
+    /// Adds the path that it is about.
+    #[must_use]
+    pub fn with_path(mut self, path: impl AsRef<Path>) -> Self {
+        self.subject = Some(Box::new(Subject::Path(path.as_ref().to_owned())));
+        self
+    }
+
+    /// Adds the name that was looked for and that nothing has.
+    #[must_use]
+    pub fn with_name(mut self, name: &str) -> Self {
+        self.subject = Some(Box::new(Subject::Name(name.to_owned())));
         self
     }
 
@@ -168,33 +297,48 @@ impl Error {
         self.hint.as_deref()
     }
 
+    /// The path that it is about, if it says one.
+    pub fn path(&self) -> Option<&Path> {
+        match self.subject.as_deref() {
+            Some(Subject::Path(path)) => Some(path),
+            _ => None,
+        }
+    }
+
+    /// The name that was looked for and that nothing has, if it says one.
+    pub fn missing_name(&self) -> Option<&str> {
+        match self.subject.as_deref() {
+            Some(Subject::Name(name)) => Some(name),
+            _ => None,
+        }
+    }
+
+    /// What failed, on what and why, without the hint.
+    pub fn message(&self) -> String {
+        let mut message = self.message.clone().into_owned();
+        let mut source = self.source.as_deref().map(|e| e as &dyn std::error::Error);
+        while let Some(error) = source {
+            message.push_str(": ");
+            message.push_str(&error.to_string());
+            source = error.source();
+        }
+        message
+    }
+
     /// The errno a file operation answers with.
     pub fn errno(&self) -> i32 {
         self.kind.errno()
     }
 
-    /// The exit code of a command that fails with this, as `pf` has them: 1 general, 2 bad input, 4 integrity.
+    /// The exit code of a command that fails with this.
     pub fn exit_code(&self) -> u8 {
-        match self.kind {
-            ErrorKind::NotFound
-            | ErrorKind::AlreadyExists
-            | ErrorKind::InvalidInput
-            | ErrorKind::NotAStore
-            | ErrorKind::UnsupportedSchema => 2,
-            ErrorKind::Missing | ErrorKind::Damaged => 4,
-            _ => 1,
-        }
+        self.kind.exit().into()
     }
 }
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.message)?;
-        let mut source = self.source.as_deref().map(|e| e as &dyn std::error::Error);
-        while let Some(error) = source {
-            write!(f, ": {error}")?;
-            source = error.source();
-        }
+        f.write_str(&self.message())?;
         if let Some(hint) = &self.hint {
             write!(f, " ({hint})")?;
         }
@@ -223,6 +367,29 @@ mod tests {
             text.starts_with("image abcd: cannot write blob: ") && text.ends_with("(free some space)"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn every_kind_has_a_name_of_its_own_that_leads_back_to_it() {
+        for (kind, name) in NAMES.iter().filter(|(_, name)| *name != "usage") {
+            assert_eq!((kind.name(), ErrorKind::named(name)), (*name, Some(*kind)));
+        }
+        let mut names: Vec<_> = NAMES.iter().map(|(_, name)| name).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), NAMES.len());
+        assert_eq!(ErrorKind::Io(Some(libc::EIO)).name(), "io");
+        assert_eq!(ErrorKind::named("no such kind"), None);
+    }
+
+    #[test]
+    fn the_documents_table_of_kinds_says_each_name_with_its_exit_code() {
+        let page = include_str!("../docs/TROUBLESHOOTING.md");
+        for (kind, name) in NAMES {
+            let row = page.lines().find(|line| line.contains(&format!("`{name}`")) && line.starts_with("| "));
+            let code = row.and_then(|row| row.trim_start_matches("| ").split(' ').next());
+            assert_eq!(code, Some(&*u8::from(kind.exit()).to_string()), "{name}: {row:?}");
+        }
     }
 
     #[test]

@@ -73,7 +73,7 @@ pub use pieces::{BlobRef, Piece, Pieces, Src};
 pub use refs::{References, references};
 pub use registry::{Options, Registry};
 pub use replaced::{ChangedName, Comparison};
-pub use seals::Seal;
+pub use seals::{Seal, on_disk, sealed_as};
 pub use state::LayerBase;
 pub use stats::{ForkInfo, ForkStats};
 pub use witness::Operation;

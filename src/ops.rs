@@ -4,6 +4,7 @@ pub mod export;
 pub mod fixture;
 pub mod gc;
 pub mod import;
+pub mod line;
 pub mod prune;
 pub mod recover;
 pub mod seal;

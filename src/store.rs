@@ -73,12 +73,14 @@ impl Store {
         let root = root.as_ref();
         let shown = root.display();
         let not_a_store = |what: String| {
-            Error::new(ErrorKind::NotAStore, what)
-                .with_hint("run `pfimg import DIR` to make a store, or name one with --store or PF_STORE")
+            Error::new(ErrorKind::NotAStore, what).with_path(root).with_hint(
+                "run `pfimg import DIR` to make a store of a project, or `pfimg run NAME -- COMMAND` in the project; or name a store \
+                 with --store or PF_STORE",
+            )
         };
         let metadata = fs::metadata(root).map_err(|e| match e.kind() {
             std::io::ErrorKind::NotFound => not_a_store(format!("there is no store at {shown}")),
-            _ => Error::io(e, format!("cannot open store {shown}")),
+            _ => Error::io(e, format!("cannot open store {shown}")).with_path(root),
         })?;
         if !metadata.is_dir() {
             return Err(not_a_store(format!("{shown} is not a folder, so not a store")));

@@ -2,5 +2,6 @@
 
 pub(crate) mod limits;
 pub(crate) mod meter;
+pub(crate) mod names;
 pub mod parallel;
 pub(crate) mod units;

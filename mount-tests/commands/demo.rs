@@ -55,7 +55,7 @@ fn a_demo_that_fails_says_why_and_leaves_no_mount_behind() {
     std::os::unix::fs::PermissionsExt::set_mode(&mut mode, 0o755);
     std::fs::set_permissions(tools.path().join("diff"), mode).unwrap();
     let path = format!("{}:{}", tools.path().display(), std::env::var("PATH").unwrap());
-    let output = run(command(&["demo"]).env("TMPDIR", dir.path()).env("PATH", path)).exits(1);
+    let output = run(command(&["demo"]).env("TMPDIR", dir.path()).env("PATH", path)).exits(8);
     assert!(output.stderr.contains("the demo failed: diff -r"), "{}", output.stderr);
     assert_eq!((mounts_below(dir.path()).len(), std::fs::read_dir(dir.path()).unwrap().count()), (0, 0));
 }

@@ -29,9 +29,13 @@ impl Output {
         self
     }
 
+    /// What the command came to by its JSON, of which the envelope is checked.
     #[track_caller]
     pub(crate) fn json(&self) -> Value {
-        serde_json::from_str(&self.stdout).unwrap_or_else(|e| panic!("no JSON ({e}): {}", self.stdout))
+        let whole: Value =
+            serde_json::from_str(&self.stdout).unwrap_or_else(|e| panic!("no JSON ({e}): {}", self.stdout));
+        assert_eq!(whole["pfimg"], 1, "no envelope: {whole}");
+        whole.get("result").unwrap_or_else(|| panic!("no result: {whole}")).clone()
     }
 }
 

@@ -28,10 +28,13 @@ impl Output {
         self
     }
 
-    /// Its output as JSON.
+    /// What the command came to by its JSON, of which the envelope is checked.
     #[track_caller]
     pub fn json(&self) -> serde_json::Value {
-        serde_json::from_str(&self.stdout).unwrap_or_else(|e| panic!("no JSON ({e}): {}", self.stdout))
+        let whole: serde_json::Value =
+            serde_json::from_str(&self.stdout).unwrap_or_else(|e| panic!("no JSON ({e}): {}", self.stdout));
+        assert_eq!(whole["pfimg"], 1, "no envelope: {whole}");
+        whole.get("result").unwrap_or_else(|| panic!("no result: {whole}")).clone()
     }
 }
 

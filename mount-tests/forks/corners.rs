@@ -94,7 +94,7 @@ fn set_id_bits_fall_as_on_a_disk_whatever_changes_the_content() {
             let (mount, folder) = open_to_all(store.root(), writes, &id);
             assert_eq!(change(&folder), told, "{writes}, groups {groups:?}");
             mount.unmount();
-            pfimg_on(store.root(), ["discard", &format!("f-{writes}")]).exits(0);
+            pfimg_on(store.root(), ["discard", "--force", &format!("f-{writes}")]).exits(0);
         }
     }
 }

@@ -73,7 +73,7 @@ fn a_folder_that_holds_something_is_refused_and_left_alone() {
     let (store, image) = small_store();
     let (_guard, dir) = temp_dir();
     fs::write(dir.join("letter"), "dear").unwrap();
-    let refused = pfimg_on(store.root(), ["export", &image, dir.to_str().unwrap()]).exits(1);
+    let refused = pfimg_on(store.root(), ["export", &image, dir.to_str().unwrap()]).exits(7);
     assert!(refused.stderr.contains("is not empty"), "{}", refused.stderr);
     let refused = pfimg_on(store.root(), ["export", &image, dir.join("letter").to_str().unwrap()]);
     assert_ne!(refused.code, 0);
@@ -163,7 +163,7 @@ fn a_place_that_cannot_be_written_is_named_and_what_is_there_is_called_a_part() 
         store.root().display(),
         into.display()
     );
-    let said = crate::common::cli::tool("bash", ["-c", &script]).exits(1);
+    let said = crate::common::cli::tool("bash", ["-c", &script]).exits(8);
     assert!(
         said.stderr.contains("holds only a part of image") && said.stderr.contains("big"),
         "{}",

@@ -227,7 +227,7 @@ fn the_other_layers_are_the_parents_or_what_pf_has_where_nobody_filled_them() {
     // The tag's image has the same files, and the folder's next import into the tag comes from it.
     house.pfimg(["import", dir.to_str().unwrap(), "--tag", "child"]).exits(0);
     fs::write(dir.join("a"), "another").unwrap();
-    house.pfimg(["import", dir.to_str().unwrap(), "--tag", "child"]).exits(2);
+    house.pfimg(["import", dir.to_str().unwrap(), "--tag", "child"]).exits(6);
     house.pfimg(["verify"]).exits(0);
 }
 
@@ -247,7 +247,7 @@ fn a_store_inside_the_folder_is_no_part_of_the_image() {
 #[test]
 fn what_cannot_be_imported_leaves_no_image_and_is_named() {
     let house = House::new();
-    let gone = house.pfimg(["import", "/no/such/folder"]).exits(2);
+    let gone = house.pfimg(["import", "/no/such/folder"]).exits(5);
     assert!(gone.stderr.contains("/no/such/folder"), "{}", gone.stderr);
     assert!(!house.store().exists());
     fs::write(house.dir.join("file"), "").unwrap();
@@ -273,7 +273,7 @@ fn a_tag_that_names_the_image_already_is_no_failure_and_one_that_names_another_i
     let first = import().exits(0).stdout;
     assert_eq!(import().exits(0).stdout, first);
     fs::write(dir.join("file"), "another").unwrap();
-    let said = import().exits(2).stderr;
-    assert!(said.contains("not tagged") && said.contains("--force-tag"), "{said}");
-    assert_eq!(house.pfimg(["tags", "--json"]).exits(0).json()[0]["image"], first.trim());
+    let said = import().exits(6).stderr;
+    assert!(said.contains("not tagged") && said.contains("--force"), "{said}");
+    assert_eq!(house.pfimg(["tags", "--json"]).exits(0).json()["tags"][0]["image"], first.trim());
 }

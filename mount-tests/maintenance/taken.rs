@@ -255,6 +255,6 @@ fn what_was_left_out_is_named_or_counted_with_the_rules_that_did() {
         import(args)
     };
     tagged("1", &["--tag", "t"]);
-    assert!(tagged("2", &["--tag", "t"]).contains("--force-tag"));
-    assert!(!tagged("3", &["--tag", "bad/../name", "--force-tag"]).contains("--force-tag takes"));
+    assert!(tagged("2", &["--tag", "t"]).contains("--force"));
+    assert!(!tagged("3", &["--tag", "bad/../name", "--force"]).contains("--force takes"));
 }

@@ -185,7 +185,7 @@ fn a_fork_that_takes_hours_to_seal_keeps_no_other_waiting_and_no_daemon_from_its
     let said = pfimg_on(store.root(), ["seal", "huge"]).exits(2).stderr;
     assert!(said.contains("sparse") && said.contains("16 TiB"), "{said}");
     // A discarded fork is not sealed on.
-    pfimg_on(store.root(), ["discard", "huge"]).exits(0);
+    pfimg_on(store.root(), ["discard", "--force", "huge"]).exits(0);
     // The first signal unmounts, the second ends what is left to do: while it is unmounted or later.
     mount.signal(Signal::TERM);
     wait_until("it is being unmounted", || mount.log().contains("signal 15: unmounting"));

@@ -224,7 +224,7 @@ fn watchers_of_a_fork_that_is_discarded_hear_of_it_wherever_they_watch() {
             ("deep", &world.join("sub/deep")),
             ("alone", &world.join("sub/note")),
         ]);
-        pfimg_on(store.root(), ["discard", "f"]).exits(0);
+        pfimg_on(store.root(), ["discard", "--force", "f"]).exits(0);
         watch.hears(&[
             "forks MOVED_FROM f",
             "work DELETE f",
@@ -292,7 +292,7 @@ fn a_shell_in_a_fork_that_is_discarded_finds_nothing() {
             let mut shells = [Shell::at(&world), Shell::at(&world.join("sub/deep"))];
             let file = File::open(world.join("note")).unwrap();
             if how == "discard" {
-                pfimg_on(store.root(), ["discard", "f"]).exits(0);
+                pfimg_on(store.root(), ["discard", "--force", "f"]).exits(0);
             } else {
                 fs::rename(mount.join("forks/f"), mount.join(".pfimg/any")).unwrap();
             }

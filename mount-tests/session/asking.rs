@@ -115,12 +115,12 @@ fn a_store_that_is_none_gives_a_clear_error() {
     {
         let point = make("mnt");
         let (output, _guard) = mount_in_background(&store, &point, &[]);
-        let output = output.exits(2);
+        let output = output.exits(5);
         assert!(output.stderr.contains(store.to_str().unwrap()), "{what}: {}", output.stderr);
         assert_eq!(output.stderr.trim().lines().count(), 1, "{what}: {}", output.stderr);
         assert!(system::types_at(&point).is_empty(), "{what}: mounted");
         for command in ["images", "verify"] {
-            let output = pfimg_on(&store, [command]).exits(2);
+            let output = pfimg_on(&store, [command]).exits(5);
             assert!(output.stderr.contains(store.to_str().unwrap()), "{what}: {command}: {}", output.stderr);
         }
     }
@@ -132,7 +132,7 @@ fn a_store_that_is_none_gives_a_clear_error() {
 fn an_image_of_a_newer_schema_gives_a_clear_error() {
     let mut store = FastStore::new();
     let id = store.image(&Spec { schema: Some(2), ..Spec::default() });
-    let output = pfimg_on(store.root(), ["show", &id]).exits(2);
+    let output = pfimg_on(store.root(), ["show", &id]).exits(8);
     assert!(output.stderr.to_lowercase().contains("schema"), "{}", output.stderr);
     let mount = Mount::of(store.root()).start();
     assert_eq!(errno(std::fs::read(mount.image(&id).join("model/base"))), libc::EIO);

@@ -9,25 +9,25 @@ use clap::Args;
 use serde::Serialize;
 
 use super::StoreArg;
-use super::images::DAMAGED;
+use super::envelope::print_json;
 use super::packs;
 use super::place;
-use super::text::{count, plain, print, print_json, table};
+use super::text::{count, plain, print, table};
 use crate::audit::follow::BrokenAt;
 use crate::audit::read::{Faults, Mode, Unreadable};
 use crate::audit::{
     Categories, Follower, OsSnapshot, Packs, SessionEvent, Tally, Violations, file, log, read,
     rebuild_os_snapshot_from_events,
 };
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Exit, Result};
 use crate::fork;
 use crate::store::{Size, Store};
 
 /// Largest trace that is read, in bytes.
 const MAX_TRACE: u64 = 1 << 30;
 
-/// Summarize the store's audit log, or the session events of an image, fork or file. Exits with 4 if an event lacks what
-/// its kind needs.
+/// Summarize the store's audit log, or the events of an image, fork or file. Exits with 4 if an event lacks what its kind
+/// needs.
 #[derive(Debug, Args)]
 #[allow(clippy::struct_excessive_bools)]
 pub(crate) struct AuditArgs {
@@ -110,7 +110,7 @@ pub(crate) fn told(store: &Store, command: &str) -> log::Log {
 pub(crate) fn run(store: &StoreArg, args: &AuditArgs) -> Result<ExitCode> {
     if args.packs {
         let whole = packs::list(&store.open()?, args.json)?;
-        return Ok(if whole { ExitCode::SUCCESS } else { ExitCode::from(DAMAGED) });
+        return Ok(if whole { ExitCode::SUCCESS } else { Exit::Damage.into() });
     }
     let shown = match (&args.events, &args.subject) {
         (Some(file), _) => of_file(file, args)?,
@@ -133,7 +133,7 @@ pub(crate) fn run(store: &StoreArg, args: &AuditArgs) -> Result<ExitCode> {
         eprintln!("pfimg: {}: line {}: {}", broken.file.display(), broken.line, plain(&broken.fault, 300));
     }
     let damaged = shown.faults.count > 0 || (args.verify && shown.broken.is_some());
-    Ok(if damaged { ExitCode::from(DAMAGED) } else { ExitCode::SUCCESS })
+    Ok(if damaged { Exit::Damage.into() } else { ExitCode::SUCCESS })
 }
 
 fn of_store(store: &Store, mode: Mode) -> Result<Shown> {
@@ -152,7 +152,8 @@ fn of_store(store: &Store, mode: Mode) -> Result<Shown> {
 }
 
 fn of_file(path: &Path, args: &AuditArgs) -> Result<Shown> {
-    let bytes = std::fs::read(path).map_err(|e| Error::io(e, format!("cannot read {}", path.display())))?;
+    let failed = |e| Error::io(e, format!("cannot read {}", path.display())).with_path(path);
+    let bytes = std::fs::read(path).map_err(failed)?;
     let mut shown = of_bytes(path.display().to_string(), &bytes, args.mode())?;
     if args.mode() == Mode::Strict && shown.events == 0 && shown.faults.count == 0 {
         let what = if bytes.trim_ascii().is_empty() { "is empty" } else { "holds no session event" };
@@ -212,7 +213,7 @@ fn of_trace(store: &Arc<Store>, subject: &str, mode: Mode) -> Result<Shown> {
         };
         return of_bytes(format!("the trace of fork {subject}"), &bytes, mode);
     }
-    let id = store.resolve(subject)?;
+    let id = place::image(store, subject)?;
     let trace = store.image(&id)?.manifest.trace.messages;
     let bytes = store
         .blobs()

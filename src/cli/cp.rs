@@ -5,14 +5,14 @@ use std::process::ExitCode;
 use clap::Args;
 use serde::Serialize;
 
-use super::text::print_json;
+use super::envelope::print_json;
 use super::{StoreArg, audit};
 use crate::audit::note;
 use crate::digest::Digest;
 use crate::error::Result;
 use crate::store::tags::copy::check_names;
 
-/// Copy a tag: another name for the same image, without copying a byte of content.
+/// Give an image a second tag. Copies no content.
 #[derive(Debug, Args)]
 pub(crate) struct CpArgs {
     /// What to copy: a tag, or an image by prefix, sha256:… or latest

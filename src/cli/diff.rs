@@ -7,13 +7,15 @@ use clap::Args;
 use serde::Serialize;
 
 use super::StoreArg;
+use super::envelope::print_json;
 use super::images::short;
 use super::place;
-use super::text::{count, plain, plain_bytes, print, print_json};
+use super::text::{count, plain, plain_bytes, print};
 use crate::digest::Digest;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Exit, Result};
 use crate::fork::{self, Compare, Difference, How, Registry, View, compare};
 use crate::layers::world::Kind;
+use crate::ops::line;
 use crate::store::Store;
 
 /// Longer paths are cut, in characters.
@@ -22,11 +24,11 @@ const WIDEST: usize = 4096;
 /// How often it is begun anew because another program seals or discards what is compared.
 const ATTEMPTS: usize = 3;
 
-/// List the paths in which an image or fork differs from another: A added, D deleted, M other content, T another kind of file,
+/// List the paths that differ between two forks or images. A added, D deleted, M other content, T another kind of file,
 /// P other permissions, owner or attributes. Times and manifests are not compared.
 #[derive(Debug, Args)]
 pub(crate) struct DiffArgs {
-    /// A fork or an image (tag, prefix, sha256:…, latest), or its path under a mount; without TO, what it differs in from the
+    /// A fork or an image (tag, prefix, sha256:…, latest, FORK@SEAL), or its path under a mount; without TO, what it differs in from the
     /// image that the fork was made of, or from the image's first parent
     #[arg(value_name = "FROM")]
     from: String,
@@ -106,7 +108,7 @@ pub(crate) fn run(store: &StoreArg, args: &DiffArgs) -> Result<ExitCode> {
         eprintln!("pfimg: from {from} to {to}: {}", summary(&found));
     }
     let differ = args.exit_code && !found.is_empty();
-    Ok(if differ { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    Ok(if differ { Exit::Differs.into() } else { ExitCode::SUCCESS })
 }
 
 fn differences(store: &Arc<Store>, args: &DiffArgs) -> Result<(Name, Name, Vec<Difference>)> {
@@ -159,7 +161,7 @@ impl Side<'_> {
             place::take_in(self.store, name)?;
             return Ok((Name::Fork(name.to_owned()), forks.get(name)?.view()));
         }
-        let image = self.store.resolve(name).map_err(|e| match e.kind() {
+        let image = line::image(self.store, name).map_err(|e| match e.kind() {
             ErrorKind::NotFound => e.context("no fork has that name (`pfimg forks` lists them)"),
             _ => e,
         })?;

@@ -1,48 +1,184 @@
-//! `pfimg discard`: throws a fork away.
+//! `pfimg discard`: throws forks away.
 
+use std::collections::HashSet;
+use std::fmt::Write as _;
+use std::fs;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Args;
+use serde::Serialize;
+use serde_json::json;
 
+use super::envelope::{Failure, print_json};
 use super::place::{self, Place};
-use super::{StoreArg, audit};
+use super::progress::Bar;
+use super::text::{count, plain};
+use super::{StoreArg, audit, near, pattern, prune, runs};
 use crate::audit::note;
-use crate::error::Result;
+use crate::digest::Digest;
+use crate::error::{Error, Exit, Result};
 use crate::mount::mountinfo::runs_in;
+use crate::ops::gc;
+use crate::ops::line::Line;
+use crate::ops::prune::{SealsRemoved, remove_seals};
+use crate::store::Store;
+use crate::util::parallel::default_jobs;
+use crate::util::units::format_bytes;
 
-/// Throw a fork away, with everything in it that was not sealed.
+/// Throw forks away. A fork that holds work which is in no seal stays, unless --force is given.
 #[derive(Debug, Args)]
+#[allow(clippy::struct_excessive_bools)]
 pub(crate) struct DiscardArgs {
-    /// The forks' names
-    #[arg(value_name = "NAME", required = true)]
+    /// The names of the forks, or patterns: 'try-*', try-{1..4}
+    #[arg(value_name = "NAME", required_unless_present = "all")]
     names: Vec<String>,
+    /// Discard every fork
+    #[arg(long, conflicts_with = "names")]
+    all: bool,
+    /// Remove the seals of the forks as well, but for those that a tag, another fork or another image needs
+    #[arg(long)]
+    seals: bool,
+    /// Discard forks with work that is in no seal, too
+    #[arg(long)]
+    force: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
 }
 
-pub(crate) fn run(store: &StoreArg, args: &DiscardArgs) -> Result<ExitCode> {
-    let store = Arc::new(store.open()?);
+/// A fork that stays.
+#[derive(Serialize)]
+struct Stays {
+    fork: String,
+    error: Failure,
+}
+
+pub(crate) fn run(store_arg: &StoreArg, args: &DiscardArgs) -> Result<ExitCode> {
+    let store = Arc::new(store_arg.open()?);
     let place = place::find(&store)?;
-    // A name that is wrong must not cost the forks before it.
-    for name in &args.names {
-        match &place {
-            Place::Mount(mountpoint) => drop(place::fork_folder(mountpoint, name)?),
-            Place::Disk(registry) => drop(registry.info(name)?),
+    let there = place.names()?;
+    let (mut wanted, mut errors) = (Vec::new(), Vec::new());
+    for word in if args.all { &there } else { &args.names } {
+        let names = if args.all { Ok(vec![word.clone()]) } else { pattern::names(word, &there) };
+        match names {
+            Ok(names) => wanted.extend(names),
+            Err(error) => errors.push((word.clone(), error)),
         }
     }
-    for name in &args.names {
-        match &place {
-            Place::Mount(mountpoint) => {
-                let runs = runs_in(mountpoint, name);
-                place::discard_under(mountpoint, name)?;
-                if runs {
-                    place::warn_of_run(name);
-                }
-            }
-            Place::Disk(registry) => {
-                let gone = registry.discard(name)?;
-                audit::tell(&store, "discard", [note::fork_discarded(name, gone.base.as_ref())]);
-            }
+    let mut seen = HashSet::new();
+    wanted.retain(|name| seen.insert(name.clone()));
+    let several = wanted.len() + errors.len() > 1;
+    let (mut gone, mut seals) = (Vec::new(), Vec::new());
+    for name in wanted {
+        match discard(&store, &place, &name, args, &mut seals) {
+            Ok(()) => gone.push(name),
+            Err(error) => errors.push((name, near::explain(store_arg, error))),
         }
     }
-    Ok(ExitCode::SUCCESS)
+    if !several && let Some((_, error)) = errors.pop() {
+        return Err(error);
+    }
+    for (_, error) in &errors {
+        eprintln!("pfimg: {error}");
+    }
+    drop(place);
+    let removed = if args.seals && !gone.is_empty() { Some(clear(&store, &seals)?) } else { None };
+    report(args, &gone, &errors, removed.as_ref())?;
+    Ok(if errors.is_empty() { ExitCode::SUCCESS } else { Exit::Differs.into() })
+}
+
+/// Discards one fork, and adds its seals to `seals`.
+fn discard(
+    store: &Arc<Store>,
+    place: &Place,
+    name: &str,
+    args: &DiscardArgs,
+    seals: &mut Vec<Digest>,
+) -> Result<()> {
+    if let Place::Mount(mountpoint) = place {
+        place::fork_folder(mountpoint, name)?;
+    }
+    if !args.force {
+        place::refuse_unsealed(store, place, name)?;
+    }
+    // Its list of seals goes with it.
+    let its_seals = if args.seals { Line::of_name(store, name)?.seals().to_vec() } else { Vec::new() };
+    match place {
+        Place::Mount(mountpoint) => {
+            let runs = runs_in(mountpoint, name);
+            place::discard_under(mountpoint, name, args.force)?;
+            if runs {
+                place::warn_of_run(name);
+            }
+        }
+        Place::Disk(registry) => {
+            let gone = registry.discard(name)?;
+            audit::tell(store, "discard", [note::fork_discarded(name, gone.base.as_ref())]);
+        }
+    }
+    seals.extend(its_seals);
+    // Nothing else knows a run of a fork that is gone.
+    let _ = fs::remove_file(runs::path(store.root(), name));
+    Ok(())
+}
+
+/// What became of the seals, and the bytes that the next collection frees; nothing where that cannot be told.
+struct Cleared {
+    seals: SealsRemoved,
+    gc_frees: Option<u64>,
+}
+
+fn clear(store: &Arc<Store>, seals: &[Digest]) -> Result<Cleared> {
+    let seals = remove_seals(store, seals, &prune::lineage(store)?)?;
+    if !seals.removed.is_empty() {
+        audit::tell(store, "discard", seals.removed.chunks(prune::IN_A_LINE).map(note::images_removed));
+    }
+    let options = gc::Options { grace: gc::DEFAULT_GRACE, dry_run: true, jobs: default_jobs() };
+    let bar = Bar::new();
+    let found = gc::collect(store, &options, &bar);
+    bar.finish();
+    let found = found?;
+    let gc_frees = found.problems.is_empty().then(|| found.freed_bytes + found.young_bytes);
+    Ok(Cleared { seals, gc_frees })
+}
+
+fn report(
+    args: &DiscardArgs,
+    gone: &[String],
+    errors: &[(String, Error)],
+    cleared: Option<&Cleared>,
+) -> Result<()> {
+    if args.json {
+        let failed: Vec<Stays> =
+            errors.iter().map(|(fork, error)| Stays { fork: fork.clone(), error: error.into() }).collect();
+        return print_json(&json!({
+            "discarded": gone,
+            "failed": failed,
+            "seals_removed": cleared.map(|cleared| &cleared.seals.removed),
+            "seals_kept": cleared.map(|cleared| cleared.seals.kept),
+            "gc_frees_bytes": cleared.and_then(|cleared| cleared.gc_frees),
+        }));
+    }
+    let mut line = match cleared {
+        Some(Cleared { seals, .. }) => {
+            let removed = count(seals.removed.len() as u64, "seal");
+            let kept = if seals.kept > 0 { format!(" ({} needed, kept)", seals.kept) } else { String::new() };
+            format!("discarded {} and {removed}{kept}", count(gone.len() as u64, "fork"))
+        }
+        None if args.all || gone.len() + errors.len() > 1 => {
+            format!("discarded {}", count(gone.len() as u64, "fork"))
+        }
+        // As any tool that does one thing.
+        None => return Ok(()),
+    };
+    if let Some(bytes) = cleared.and_then(|cleared| cleared.gc_frees) {
+        let _ =
+            write!(line, "; `pfimg gc` frees {} once nothing is younger than an hour", format_bytes(bytes));
+    }
+    eprintln!("pfimg: {line}");
+    for note in cleared.iter().flat_map(|cleared| &cleared.seals.notes) {
+        eprintln!("pfimg: {}", plain(note, usize::MAX));
+    }
+    Ok(())
 }

@@ -13,17 +13,17 @@ use signal_hook::flag;
 
 use super::StoreArg;
 use super::audit;
-use super::images::DAMAGED;
+use super::envelope::print_json;
 use super::place;
 use super::progress::Bar;
-use super::text::{count, plain, print_json};
+use super::text::{count, plain};
 use crate::digest::Digest;
-use crate::error::{Error, Result};
+use crate::error::{Error, Exit, Result};
 use crate::ops::export::{Options, Progress, Report, export};
 use crate::util::parallel::default_jobs;
 use crate::util::units::format_bytes;
 
-/// Write an image's files into a folder.
+/// Write the files of an image into a folder.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Owners are restored for root only. A file whose blob is missing or damaged is left out and named, and the exit code is\n\
@@ -89,7 +89,7 @@ pub(crate) fn run(store: &StoreArg, args: &ExportArgs) -> Result<ExitCode> {
         }
         eprintln!("pfimg: {}", summary(&report));
     }
-    Ok(if report.damaged.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(DAMAGED) })
+    Ok(if report.damaged.is_empty() { ExitCode::SUCCESS } else { Exit::Damage.into() })
 }
 
 fn summary(report: &Report) -> String {

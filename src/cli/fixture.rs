@@ -6,9 +6,10 @@ use chrono::Utc;
 use clap::Args;
 use serde_json::json;
 
+use super::envelope::print_json;
 use super::sharing::SharingArg;
-use super::text::{print, print_json};
-use super::{StoreArg, audit};
+use super::text::print;
+use super::{StoreArg, audit, place};
 use crate::audit::note;
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
@@ -45,15 +46,15 @@ fn at_most(text: &str, most: u64) -> Result<usize, String> {
     }
 }
 
-/// Write a synthetic image, with the same payloads as pf-core's for the same numbers, and print its id.
+/// Write a synthetic image for tests. Prints its id; its payloads are those of pf-core for the same numbers.
 #[derive(Debug, Args)]
 pub(crate) struct FixtureArgs {
     /// Give the image a name
     #[arg(long, value_name = "NAME")]
     tag: Option<String>,
     /// Take the name from the image that has it
-    #[arg(long, requires = "tag")]
-    force_tag: bool,
+    #[arg(long, alias = "force-tag", requires = "tag")]
+    force: bool,
     /// Pages of the cache, each with keys and values
     #[arg(long, value_name = "N", default_value = "32", value_parser = parse_count)]
     cache_pages: usize,
@@ -114,20 +115,18 @@ pub(crate) fn run(store: &StoreArg, args: &FixtureArgs) -> Result<ExitCode> {
             .with_hint("merge two of the parents first, and name the merge"));
     }
     let store = args.sharing.open_or_create(&store.path()?)?;
-    if let Some(tag) = args.tag.as_ref().filter(|_| !args.force_tag)
-        && store.tags().names()?.iter().any(|name| name == tag)
-    {
-        return Err(Error::new(ErrorKind::AlreadyExists, format!("there is a tag {tag:?} already"))
-            .with_hint("--force-tag takes it from its image"));
+    if let Some(tag) = &args.tag {
+        store.tags().check_free(tag, args.force)?;
     }
-    let parents = args.parents.iter().map(|parent| store.resolve(parent)).collect::<Result<Vec<_>>>()?;
+    let parents =
+        args.parents.iter().map(|parent| place::image(&store, parent)).collect::<Result<Vec<_>>>()?;
     let layers = build(&args.spec(), &mut |bytes| store.blobs().put(bytes))?;
     let agent = agent(args.seed);
     let name = agent.fingerprint.clone();
     let id = store.put_manifest(&manifest(agent, &layers, parents))?;
     audit::tell(&store, "fixture", [note::checkpoint_taken(&name, &id)]);
     if let Some(tag) = &args.tag {
-        store.tags().set(tag, &id, args.force_tag)?;
+        store.tags().set(tag, &id, args.force)?;
         audit::tell(&store, "fixture", [note::tags_changed(&[tag], &[], Some(&id))]);
     }
     if args.json {

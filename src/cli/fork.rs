@@ -7,8 +7,9 @@ use std::sync::Arc;
 use clap::Args;
 use serde_json::json;
 
+use super::envelope::print_json;
 use super::place::{self, Place};
-use super::text::{print, print_json};
+use super::text::print;
 use super::{StoreArg, audit};
 use crate::audit::note;
 use crate::error::{Error, ErrorKind, Result};
@@ -16,10 +17,10 @@ use crate::fork::refuse_new_fork_name;
 use crate::ops::recover;
 use crate::store::{Store, plain_folder_mode};
 
-/// Make a fork: a folder an agent can write into. Prints where its files are, if the store is mounted.
+/// Make a fork, a folder that an agent can write into. Prints where its files are, if the store is mounted.
 #[derive(Debug, Args)]
 pub(crate) struct ForkArgs {
-    /// What to fork: an image (tag, prefix, sha256:…, latest) or another fork
+    /// What to fork: an image (tag, prefix, sha256:…, latest), another fork, or a seal of one, FORK@SEAL
     #[arg(value_name = "SOURCE")]
     source: String,
     /// The fork's name
@@ -44,7 +45,7 @@ pub(crate) fn run(store: &StoreArg, args: &ForkArgs) -> Result<ExitCode> {
                 let parent = recover::read_back(&store, &registry, source, &audit::told(&store, "fork"))?;
                 registry.branch_as(&parent, name, plain_folder_mode())?
             } else {
-                registry.create_as(name, Some(store.resolve(source)?), plain_folder_mode())?
+                registry.create_as(name, Some(place::image(&store, source)?), plain_folder_mode())?
             };
             registry.sync()?;
             audit::tell(&store, "fork", [note::fork_made(name, made.base().as_ref())]);
@@ -69,10 +70,10 @@ pub(crate) fn check_name(name: &str) -> Result<()> {
 
 /// Has a mount make a fork.
 pub(crate) fn make_under(mountpoint: &Path, store: &Store, source: &str, name: &str) -> Result<()> {
-    place::new_fork_folder(mountpoint, name)?;
+    place::new_fork_folder(store, mountpoint, name)?;
+    // Told better here than by an errno.
     if place::fork_folder(mountpoint, source).is_err() {
-        // Told better here than by an errno.
-        store.resolve(source)?;
+        place::image(store, source)?;
     }
     std::fs::create_dir(mountpoint.join("forks").join(format!("{name}@{source}")))
         .map_err(|e| place::explain(e, format!("cannot make fork {name:?} of {source:?}"), mountpoint))

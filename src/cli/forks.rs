@@ -9,19 +9,28 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use chrono::SecondsFormat;
 use clap::Args;
 use serde::Serialize;
+use serde_json::json;
 
-use super::StoreArg;
-use super::place;
-use super::text::{print, print_json, table};
+use super::envelope::print_json;
+use super::runs::{self, Run};
+use super::text::{count, plain, print, table};
+use super::{StoreArg, place};
 use crate::digest::Digest;
-use crate::error::Result;
-use crate::fork::{Compare, Registry, View, compare};
+use crate::error::{Exit, Result};
+use crate::fork::{Compare, ForkInfo, Registry, View, compare};
+use crate::ops::line::Line;
 use crate::store::Store;
 use crate::util::units::format_bytes;
 
-/// List the forks.
+/// Longer commands are cut, in characters.
+const COMMAND: usize = 40;
+
+/// List the forks, what runs in them, and how the last run ended.
 #[derive(Debug, Args)]
 pub(crate) struct ForksArgs {
+    /// Read each fork: count its changed paths and its bytes on disk, and find damage in it
+    #[arg(long, short)]
+    long: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -38,11 +47,13 @@ struct Row {
     /// RFC 3339.
     created_at: String,
     age_seconds: u64,
+    /// What runs in it, or how its last run ended.
+    run: Option<Run>,
     /// Paths that differ from the image it was made of, as `pfimg diff -r` lists them. Files of the same length that were written to are not
-    /// read, and count.
-    changed: u64,
+    /// read, and count. Only with --long, as the next.
+    changed: Option<u64>,
     /// Bytes on disk that no other fork rests on.
-    own_bytes: u64,
+    own_bytes: Option<u64>,
     damage: Option<String>,
 }
 
@@ -50,44 +61,102 @@ pub(crate) fn run(store: &StoreArg, args: &ForksArgs) -> Result<ExitCode> {
     let store = Arc::new(store.open()?);
     let registry = place::registry(&store, true)?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as i64);
-    let (mut rows, mut origins) = (Vec::new(), HashMap::new());
+    let (mut rows, mut origins, mut there) = (Vec::new(), HashMap::new(), HashMap::new());
     for name in registry.names() {
         let info = registry.info(&name)?;
-        // A fork that cannot be read is listed as damaged, and hides no other.
-        let (stats, damage) = match registry.stats(&name) {
-            Ok(stats) => (Some(stats), registry.info(&name)?.damage),
-            Err(error) => (None, Some(error.to_string())),
+        let made_ns = info.created_ns;
+        let found = if args.long {
+            read(&store, &registry, &info, &mut origins)?
+        } else {
+            Found::of_head(&store, info, &mut there)
         };
-        let (origin, changed) = match &stats {
-            Some(stats) => {
-                changed(&store, &registry, &name, &mut origins).unwrap_or((stats.base, stats.changed))
-            }
-            None => (None, 0),
-        };
-        let rests_on = stats.as_ref().map_or(info.base, |stats| stats.base);
-        let base = if stats.is_some() { origin } else { info.base };
         rows.push(Row {
-            base,
-            last_seal: rests_on.filter(|_| rests_on != base),
-            created_at: chrono::DateTime::from_timestamp_nanos(info.created_ns)
+            base: found.base,
+            last_seal: found.rests_on.filter(|_| found.rests_on != found.base),
+            created_at: chrono::DateTime::from_timestamp_nanos(made_ns)
                 .to_rfc3339_opts(SecondsFormat::AutoSi, true),
-            age_seconds: (now - info.created_ns).max(0) as u64 / 1_000_000_000,
-            changed,
-            own_bytes: stats.as_ref().map_or(0, |stats| stats.own_bytes),
-            damage,
+            age_seconds: (now - made_ns).max(0) as u64 / 1_000_000_000,
+            run: runs::last(store.root(), &name, made_ns),
+            changed: found.changed,
+            own_bytes: found.own_bytes,
+            damage: found.damage,
             name,
         });
     }
     if args.json {
-        print_json(&rows)?;
+        print_json(&json!({"forks": rows}))?;
     } else if rows.is_empty() {
         eprintln!("pfimg: there is no fork in {}", store.root().display());
+    } else if args.long {
+        let cells: Vec<[String; 9]> = rows.iter().map(long_cells).collect();
+        print(&table(
+            ["FORK", "BASE", "LAST SEAL", "AGE", "LAST RUN", "BY THE RUN", "CHANGED", "OWN", ""],
+            &cells,
+        ))?;
     } else {
-        let cells: Vec<_> = rows.iter().map(cells).collect();
-        print(&table(["FORK", "BASE", "LAST SEAL", "AGE", "CHANGED", "OWN", ""], &cells))?;
+        let cells: Vec<[String; 7]> = rows.iter().map(cells).collect();
+        print(&table(["FORK", "BASE", "LAST SEAL", "AGE", "LAST RUN", "BY THE RUN", ""], &cells))?;
     }
     let damaged = rows.iter().any(|row| row.damage.is_some());
-    Ok(if damaged { ExitCode::from(super::images::DAMAGED) } else { ExitCode::SUCCESS })
+    Ok(if damaged { Exit::Damage.into() } else { ExitCode::SUCCESS })
+}
+
+/// What is found out of a fork.
+struct Found {
+    /// The image it was made of.
+    base: Option<Digest>,
+    rests_on: Option<Digest>,
+    changed: Option<u64>,
+    own_bytes: Option<u64>,
+    damage: Option<String>,
+}
+
+impl Found {
+    /// What its head and its list of seals say: no tree is read. `there` remembers which images are in the store.
+    fn of_head(store: &Store, info: ForkInfo, there: &mut HashMap<Digest, bool>) -> Self {
+        let base = match Line::of_name(store, &info.name) {
+            Ok(line) if line.began_empty() => None,
+            Ok(line) => line.origin().or(info.base),
+            Err(_) => info.base,
+        };
+        let mut is_there =
+            |image: Digest| *there.entry(image).or_insert_with(|| store.images().contains(&image));
+        let gone = info.base.filter(|image| !is_there(*image));
+        let gone = gone.map(|image| format!("it rests on image {image}, which is not in the store"));
+        let damage = info.damage.or(gone);
+        Self { base, rests_on: info.base, changed: None, own_bytes: None, damage }
+    }
+}
+
+/// What a fork itself says. One that cannot be read is listed as damaged, and hides no other.
+fn read(
+    store: &Store,
+    registry: &Registry,
+    info: &ForkInfo,
+    origins: &mut HashMap<Option<Digest>, View>,
+) -> Result<Found> {
+    let stats = match registry.stats(&info.name) {
+        Ok(stats) => stats,
+        Err(error) => {
+            let damage = Some(error.to_string());
+            return Ok(Found {
+                base: info.base,
+                rests_on: info.base,
+                changed: None,
+                own_bytes: None,
+                damage,
+            });
+        }
+    };
+    let (base, changed) =
+        changed(store, registry, &info.name, origins).unwrap_or((stats.base, stats.changed));
+    Ok(Found {
+        base,
+        rests_on: stats.base,
+        changed: Some(changed),
+        own_bytes: Some(stats.own_bytes),
+        damage: registry.info(&info.name)?.damage,
+    })
 }
 
 /// What a fork was made of, and how many paths differ from that. Many forks are made of one image, which is read once.
@@ -114,15 +183,43 @@ fn changed(
 
 fn cells(row: &Row) -> [String; 7] {
     let short = |id: &Digest| id.hex()[..super::images::SHORT].to_owned();
+    let (run, by_the_run) = row.run.as_ref().map_or_else(|| ("-".into(), String::new()), run_cells);
     [
         row.name.clone(),
         row.base.as_ref().map_or_else(|| "(empty)".into(), short),
         row.last_seal.as_ref().map_or_else(|| "-".into(), short),
         age(row.age_seconds),
-        row.changed.to_string(),
-        format_bytes(row.own_bytes),
+        run,
+        by_the_run,
         row.damage.as_ref().map_or_else(String::new, |damage| format!("damaged: {damage}")),
     ]
+}
+
+fn long_cells(row: &Row) -> [String; 9] {
+    let [name, base, last_seal, age, run, by_the_run, damage] = cells(row);
+    let changed = row.changed.map_or_else(|| "-".into(), |changed| changed.to_string());
+    let own = row.own_bytes.map_or_else(|| "-".into(), format_bytes);
+    [name, base, last_seal, age, run, by_the_run, changed, own, damage]
+}
+
+/// A run in words, and what it changed.
+fn run_cells(run: &Run) -> (String, String) {
+    let command = plain(&run.command.join(" "), COMMAND);
+    let state = match (run.running, run.exit) {
+        (true, _) => "runs".to_owned(),
+        (false, Some(code)) => format!("exit {code}"),
+        (false, None) => "killed".to_owned(),
+    };
+    let time = run.seconds.filter(|_| !run.running).map_or_else(String::new, |time| format!(" {time:.1} s"));
+    let marks = [('-', run.deleted), ('+', run.added), ('~', run.changed)];
+    let mut changes: Vec<String> = marks
+        .into_iter()
+        .filter_map(|(mark, number)| {
+            number.filter(|number| *number > 0).map(|number| format!("{mark}{number}"))
+        })
+        .collect();
+    changes.extend(run.commits.filter(|commits| *commits > 0).map(|commits| count(commits, "commit")));
+    (format!("{state}{time}: {command}"), changes.join(" "))
 }
 
 /// A time span in its largest unit.
@@ -144,5 +241,25 @@ mod tests {
         for (seconds, text) in [(0, "0s"), (59, "59s"), (60, "1m"), (7200, "2h"), (200_000, "2d")] {
             assert_eq!(age(seconds), text);
         }
+    }
+
+    #[test]
+    fn a_run_is_told_with_its_end_and_its_changes() {
+        let run = Run {
+            running: false,
+            pid: Some(1),
+            command: vec!["make".into(), "test".into()],
+            started: None,
+            ended: None,
+            exit: Some(2),
+            seconds: Some(1.26),
+            added: Some(1),
+            changed: Some(2),
+            deleted: Some(0),
+            commits: Some(1),
+        };
+        assert_eq!(run_cells(&run), ("exit 2 1.3 s: make test".into(), "+1 ~2 1 commit".into()));
+        let running = Run { running: true, exit: None, command: vec!["a\nb".into()], ..run };
+        assert_eq!(run_cells(&running).0, r"runs: a\nb");
     }
 }

@@ -6,15 +6,15 @@ use std::time::Duration;
 use clap::Args;
 
 use super::StoreArg;
-use super::images::DAMAGED;
+use super::envelope::print_json;
 use super::progress::Bar;
-use super::text::{count, plain, print, print_json};
-use crate::error::Result;
+use super::text::{count, plain, print};
+use crate::error::{Exit, Result};
 use crate::ops::gc::{Options, Progress, Report, collect};
 use crate::util::parallel::default_jobs;
 use crate::util::units::{format_bytes, parse_duration};
 
-/// Delete the blobs that no image, tag or fork needs.
+/// Delete data that no image, tag or fork needs.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Safe while the store is mounted and while pf writes to it: blobs younger than --grace are kept, since a program may have\n\
@@ -47,7 +47,7 @@ pub(crate) fn run(store: &StoreArg, args: &GcArgs) -> Result<ExitCode> {
             eprintln!("pfimg: {}", plain(line, usize::MAX));
         }
     }
-    Ok(if report.problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(DAMAGED) })
+    Ok(if report.problems.is_empty() { ExitCode::SUCCESS } else { Exit::Damage.into() })
 }
 
 fn summary(report: &Report) -> String {

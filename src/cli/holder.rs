@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use clap::CommandFactory;
 
+use super::meant;
 use super::status::{Status, read_statuses};
 use crate::error::{Error, ErrorKind, Result};
 use crate::mount::mountinfo::{Mounted, mounts_elsewhere, mounts_of};
@@ -179,11 +180,11 @@ pub(crate) fn explain_nothing_mounted(error: Error, mountpoint: &Path) -> Error 
     let found = elsewhere().unwrap_or_default();
     let Some(there) = found.into_iter().find(|there| there.mountpoint == path || there.mountpoint == real)
     else {
-        return error;
+        return meant::explain_no_mount(error, mountpoint).with_path(mountpoint);
     };
     let (shown, store) = (mountpoint.display(), there.store.display());
     let what = format!("nothing is mounted at {shown} here: {store} is, in another mount namespace");
-    let error = Error::new(ErrorKind::InvalidInput, what);
+    let error = Error::new(ErrorKind::NotFound, what).with_path(mountpoint);
     match there.pid {
         Some(pid) => error.with_hint(format!("run `kill {pid}` to end its daemon")),
         None => error,

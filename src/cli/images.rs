@@ -8,15 +8,16 @@ use clap::Args;
 use serde::Serialize;
 
 use super::StoreArg;
-use super::text::{plain, print, print_json, table};
+use super::envelope::print_json;
+use super::text::{plain, print, table};
 use crate::digest::Digest;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Exit, Result};
 use crate::store::{Manifest, MarkerError, Store};
 
 /// Hex digits of an id that tables show.
 pub(crate) const SHORT: usize = 12;
 
-/// List the images, newest first.
+/// List the images, the newest first.
 #[derive(Debug, Args)]
 pub(crate) struct ImagesArgs {
     /// Print JSON
@@ -35,6 +36,13 @@ struct Row {
     latest: bool,
 }
 
+/// What `--json` prints.
+#[derive(Serialize)]
+struct Listed<'a> {
+    images: &'a [Row],
+    problems: Problems,
+}
+
 #[derive(Debug, PartialEq, Serialize)]
 struct RowAgent {
     kind: String,
@@ -47,7 +55,8 @@ pub(crate) fn run(store: &StoreArg, args: &ImagesArgs) -> Result<ExitCode> {
     let (tags, tag_problems) = tags(&store)?;
     let rows = rows(manifests, tags);
     if args.json {
-        print_json(&rows)?;
+        let problems: Problems = problems.iter().chain(&tag_problems).cloned().collect();
+        print_json(&Listed { images: &rows, problems })?;
     } else if !rows.is_empty() {
         print(&render(&rows))?;
     } else if problems.is_empty() {
@@ -56,11 +65,8 @@ pub(crate) fn run(store: &StoreArg, args: &ImagesArgs) -> Result<ExitCode> {
     for problem in problems.iter().chain(&tag_problems) {
         eprintln!("pfimg: {}", plain(problem, usize::MAX));
     }
-    Ok(if problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(DAMAGED) })
+    Ok(if problems.is_empty() { ExitCode::SUCCESS } else { Exit::Damage.into() })
 }
-
-/// The exit code where some of the images cannot be listed.
-pub(crate) const DAMAGED: u8 = 4;
 
 pub(crate) type Manifests = Vec<(Digest, Manifest)>;
 

@@ -10,9 +10,10 @@ use serde::Serialize;
 
 use super::StoreArg;
 use super::audit;
+use super::envelope::print_json;
 use super::progress::Bar;
 use super::sharing::{SharingArg, tell_if_open};
-use super::text::{count, plain, print, print_json};
+use super::text::{count, plain, print};
 use crate::audit::note;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ops::import::project;
@@ -25,7 +26,7 @@ use crate::util::units::format_bytes;
 const LISTED: usize = 8;
 const SAMPLE: usize = 3;
 
-/// Make an image of a folder, and print its id.
+/// Make an image of a folder, and the store if there is none. Prints the id of the image.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 The image holds everything in the folder, .git, .env, node_modules and .venv included. Only .pfignore at the top of the \
@@ -40,8 +41,8 @@ pub(crate) struct ImportArgs {
     #[arg(long, value_name = "NAME")]
     tag: Option<String>,
     /// Take the name from the image that has it
-    #[arg(long, requires = "tag")]
-    force_tag: bool,
+    #[arg(long, alias = "force-tag", requires = "tag")]
+    force: bool,
     /// The image that this one comes from; its layers are taken over but for the files [default: the last import of the folder into the tag, or
     /// into this store]
     #[arg(long, value_name = "IMAGE")]
@@ -88,18 +89,24 @@ struct Shown<'a> {
 pub(crate) fn run(store: &StoreArg, args: &ImportArgs) -> Result<ExitCode> {
     // What can be wrong is found before anything is written.
     if fs::metadata(&args.dir).is_ok_and(|dir| !dir.is_dir()) {
-        return Err(Error::new(ErrorKind::InvalidInput, format!("{} is not a folder", args.dir.display())));
+        return Err(Error::new(ErrorKind::InvalidInput, format!("{} is not a folder", args.dir.display()))
+            .with_path(&args.dir));
     }
     if let Some(tag) = &args.tag {
         // Whether it is taken shows in the end: the image may be the very one that has it.
         check_new_tag(tag)?;
     }
     let (ignore, refused) = rules(&args.dir, args.pf_ignores, &args.ignore)?;
-    fs::read_dir(&args.dir).map_err(|e| Error::io(e, format!("cannot import {}", args.dir.display())))?;
+    fs::read_dir(&args.dir)
+        .map_err(|e| Error::io(e, format!("cannot import {}", args.dir.display())).with_path(&args.dir))?;
     let store = args.sharing.open_or_create(&store.path()?)?;
     tell_if_open(&store);
+    if let Some(tag) = &args.tag {
+        // Whether an image has it shows in the end; that a fork has it, now.
+        store.tags().check_free(tag, true)?;
+    }
     let parent = match &args.parent {
-        Some(parent) => Parent::Image(store.resolve(parent)?),
+        Some(parent) => Parent::Image(super::place::image(&store, parent)?),
         None if args.no_parent => Parent::None,
         None => args.tag.as_ref().map_or(Parent::Last, |tag| project::parent(&store, &args.dir, tag)),
     };
@@ -125,11 +132,9 @@ pub(crate) fn run(store: &StoreArg, args: &ImportArgs) -> Result<ExitCode> {
     if let Some(tag) = &args.tag
         && moved
     {
-        store.tags().set(tag, &report.image, args.force_tag).map_err(|e| {
+        store.tags().set(tag, &report.image, args.force).map_err(|e| {
             let what = format_args!("{} is imported as {}, but not tagged", args.dir.display(), report.image);
-            let is_taken = e.kind() == ErrorKind::AlreadyExists;
-            let error = e.context(what);
-            if is_taken { error.with_hint("--force-tag takes it from its image") } else { error }
+            e.context(what)
         })?;
         options.log.note(note::tags_changed(&[tag], &[], Some(&report.image)));
     }

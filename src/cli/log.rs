@@ -10,18 +10,21 @@ use std::sync::Arc;
 use chrono::{DateTime, Utc};
 use clap::Args;
 use serde::Serialize;
+use serde_json::json;
 
 use super::StoreArg;
-use super::images::{self, DAMAGED, short};
+use super::envelope::print_json;
+use super::images::{self, short};
 use super::place;
-use super::text::{plain, print, print_json};
+use super::text::{plain, print};
 use crate::digest::Digest;
-use crate::error::Result;
+use crate::error::{Exit, Result};
 use crate::fork::Registry;
+use crate::ops::line::Line;
 use crate::store::{Manifest, Store};
 use graph::Graph;
 
-/// Show images with what they were made from, each before its parents, and the forks that rest on them.
+/// Show which image was made from which, and the forks that rest on them. Of a fork that is named, its seals are numbered: FORK@2.
 #[derive(Debug, Args)]
 pub(crate) struct LogArgs {
     /// Images (tag, prefix, sha256:…, latest) and forks to begin with [default: all images]
@@ -48,6 +51,8 @@ struct Row {
     tags: Vec<String>,
     /// Forks that rest on it.
     forks: Vec<String>,
+    /// What it is in the lines of the forks that were named, as `FORK@NUMBER`.
+    seals: Vec<String>,
     latest: bool,
 }
 
@@ -58,15 +63,18 @@ struct RowAgent {
     fingerprint: String,
 }
 
+/// What images are in the lines of forks.
+type Numbers = HashMap<Digest, Vec<String>>;
+
 pub(crate) fn run(store: &StoreArg, args: &LogArgs) -> Result<ExitCode> {
     let store = Arc::new(store.open()?);
     let registry = place::registry(&store, true)?;
-    let tips = args.names.iter().map(|name| tip(&store, &registry, name)).collect::<Result<Vec<_>>>()?;
+    let (tips, mut seals) = begin(&store, &registry, &args.names)?;
     let (manifests, problems) = images::read(&store)?;
     let mut manifests: HashMap<Digest, Manifest> = manifests.into_iter().collect();
     let latest = manifests.iter().map(|(id, manifest)| (manifest.created_at, *id)).max().map(|(_, id)| id);
-    if !tips.is_empty() {
-        let wanted = ancestors(&manifests, tips.into_iter().flatten());
+    if !args.names.is_empty() {
+        let wanted = ancestors(&manifests, tips.into_iter());
         manifests.retain(|id, _| wanted.contains(id));
     }
     let (mut tags, tag_problems) = images::tags(&store)?;
@@ -90,24 +98,41 @@ pub(crate) fn run(store: &StoreArg, args: &LogArgs) -> Result<ExitCode> {
             parents: manifest.parents,
             tags: tags.remove(&id).unwrap_or_default(),
             forks: forks.remove(&id).unwrap_or_default(),
+            seals: seals.remove(&id).unwrap_or_default(),
             latest: latest == Some(id),
         })
     });
     let rows: Vec<Row> = rows.collect();
     if args.json {
-        print_json(&rows)?;
+        let problems: Vec<&String> = problems.iter().chain(&tag_problems).collect();
+        print_json(&json!({"images": rows, "problems": problems}))?;
     } else {
         print(&render(&rows, args.graph))?;
     }
     for problem in problems.iter().chain(&tag_problems) {
         eprintln!("pfimg: {}", plain(problem, usize::MAX));
     }
-    Ok(if problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(DAMAGED) })
+    Ok(if problems.is_empty() { ExitCode::SUCCESS } else { Exit::Damage.into() })
 }
 
-/// The image that a name stands for: of a fork the one it comes from, if any.
-fn tip(store: &Store, registry: &Registry, name: &str) -> Result<Option<Digest>> {
-    if registry.contains(name) { registry.get(name)?.lineage() } else { store.resolve(name).map(Some) }
+/// The images that names stand for, and what images are in the lines of the forks among them: `FORK@NUMBER`, as `pfimg restore`
+/// takes it. A fork stands for the image that it comes from and for all its seals: after a restore some are on another branch.
+fn begin(store: &Store, registry: &Registry, names: &[String]) -> Result<(Vec<Digest>, Numbers)> {
+    let mut tips = Vec::new();
+    let mut numbers = Numbers::new();
+    for name in names {
+        if !registry.contains(name) {
+            tips.push(place::image(store, name)?);
+            continue;
+        }
+        let fork = registry.get(name)?;
+        tips.extend(fork.lineage()?);
+        for (number, image) in Line::of_fork(store, &fork)?.numbered() {
+            tips.push(image);
+            numbers.entry(image).or_default().push(format!("{name}@{number}"));
+        }
+    }
+    Ok((tips, numbers))
 }
 
 /// Images and all that they were made from, as far as it is there.
@@ -177,7 +202,8 @@ fn line(row: &Row) -> String {
     );
     let names = row.latest.then_some("latest").into_iter().chain(row.tags.iter().map(String::as_str));
     let forks = row.forks.iter().map(|name| format!("fork {}", plain(name, 60)));
-    let names: Vec<String> = names.map(|name| plain(name, 60)).chain(forks).collect();
+    let seals = row.seals.iter().map(|seal| plain(seal, 60));
+    let names: Vec<String> = names.map(|name| plain(name, 60)).chain(seals).chain(forks).collect();
     if !names.is_empty() {
         let _ = write!(text, "  [{}]", names.join(", "));
     }

@@ -121,6 +121,7 @@ pub(crate) fn refuse_full(mountpoint: &Path) -> Result<()> {
     let what =
         format!("cannot mount at {shown}: the folder is not empty, and the mount would hide its files");
     Err(Error::new(ErrorKind::Posix(Posix::NotEmpty), what)
+        .with_path(mountpoint)
         .with_hint(format!("{}, or add --nonempty", probably(mountpoint))))
 }
 
@@ -133,7 +134,7 @@ fn probably(mountpoint: &Path) -> String {
     } else if mountpoint == Path::new("/") || home.is_some_and(|home| home.starts_with(mountpoint)) {
         "name an empty folder, such as ~/pf".into()
     } else {
-        format!("run `pfimg import {shown}` to make an image of it, name an empty folder")
+        format!("{}, name an empty folder", project(mountpoint))
     }
 }
 
@@ -148,10 +149,28 @@ pub(crate) fn explain_no_store(error: Error, store: &Path, mountpoint: &Path, na
         return error.with_hint(format!("run `pfimg mount {shown} {mnt}` to mount the store {shown}"));
     }
     if !named && holds_something(mountpoint) {
-        return error
-            .with_hint(format!("run `pfimg import {shown}` to make a store with an image of {shown}"));
+        return error.with_path(mountpoint).with_hint(project(mountpoint));
     }
     error
+}
+
+/// What to do with a folder that is a project, and neither store nor mount.
+fn project(folder: &Path) -> String {
+    let shown = folder.display();
+    format!(
+        "run `pfimg import {shown}` to make an image of {shown}, `pfimg run NAME -- COMMAND` there to work on a copy of it"
+    )
+}
+
+/// Adds to the error of a folder where nothing is mounted what a user who names a project has probably meant.
+pub(crate) fn explain_no_mount(error: Error, folder: &Path) -> Error {
+    if !holds_something(folder) {
+        return error;
+    }
+    if is_store(folder) {
+        return error.with_hint(format!("run `pfimg mount {} MNT` to mount this store", folder.display()));
+    }
+    error.with_hint(project(folder))
 }
 
 /// Adds to the error of a mountpoint that is missing how to make it.

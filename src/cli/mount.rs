@@ -1,5 +1,7 @@
 //! `pfimg mount`: mounts a store, in the background once it answers.
 
+mod answer;
+
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, IsTerminal, Write};
 use std::os::unix::process::CommandExt;
@@ -9,11 +11,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
+use serde_json::json;
 
 mod idle;
 
+use self::answer::{from_daemon, print_mounted, to_starter};
 use self::idle::Idle;
 use super::StoreArg;
+use super::envelope::{self, print_json};
 use super::holder::Holder;
 use super::meant;
 use super::own::OwnMount;
@@ -36,7 +41,7 @@ use crate::vfs::{MountInfo, Numbering, SealPolicy, Vfs, VfsConfig};
 /// A log larger than this, in bytes, is set aside when a mount starts.
 const MAX_LOG: u64 = 8 << 20;
 
-/// Mount a store.
+/// Show a store as a folder, in which forks can be written.
 #[derive(Debug, Args)]
 #[allow(clippy::struct_excessive_bools)]
 pub(crate) struct MountArgs {
@@ -116,6 +121,9 @@ pub(crate) struct MountArgs {
     /// For that mount: how long nothing has to use it
     #[arg(long, hide = true, value_name = "TIME", default_value = "30s", value_parser = parse_duration)]
     idle_after: Duration,
+    /// Print JSON once the store is mounted
+    #[arg(long)]
+    json: bool,
     /// For the process that `mount` starts: say on stdout that the mount answers, or why not
     #[arg(long, hide = true)]
     daemon: bool,
@@ -231,7 +239,7 @@ pub(crate) fn run(store: &StoreArg, args: &MountArgs) -> Result<ExitCode> {
     let outcome = start(store, args).map_err(limits::explain);
     if let (true, Err(error)) = (args.daemon, &outcome) {
         // Somebody else was faster since the starter looked: it waits for a word.
-        println!("{} {}", error.exit_code(), error.to_string().replace('\n', " "));
+        println!("{}", to_starter(error));
     }
     outcome
 }
@@ -246,7 +254,11 @@ fn start(store: &StoreArg, args: &MountArgs) -> Result<ExitCode> {
     if options.remount {
         // mount(8) names the store as well, which stays.
         let mountpoint = args.paths.last().ok_or_else(no_mountpoint)?;
-        return remount(mountpoint, &args.options).map(|()| ExitCode::SUCCESS);
+        remount(mountpoint, &args.options)?;
+        if args.json {
+            print_json(&json!({"mountpoint": mountpoint.to_string_lossy(), "remounted": true}))?;
+        }
+        return Ok(ExitCode::SUCCESS);
     }
     let (store_path, mountpoint) = args.store_and_mountpoint(store)?;
     if args.holes && args.writes == Writes::Back {
@@ -315,7 +327,10 @@ fn background(args: &MountArgs, store: &Store, mountpoint: &Path) -> Result<Exit
     let failed = |e| Error::io(e, "cannot start the daemon");
     let log = log(args, mountpoint)?;
     let mut command = Command::new(std::env::current_exe().map_err(failed)?);
-    command.args(std::env::args_os().skip(1)).args(["--foreground", "--daemon"]);
+    // What the daemon says on stdout is for this process.
+    command
+        .args(std::env::args_os().skip(1).filter(|arg| arg != "--json"))
+        .args(["--foreground", "--daemon"]);
     let log = if let Some((path, file)) = log {
         command.arg("--log").arg(&path).stderr(file);
         Some(path)
@@ -335,9 +350,8 @@ fn background(args: &MountArgs, store: &Store, mountpoint: &Path) -> Result<Exit
         BufReader::new(stdout).read_line(&mut answer).map_err(failed)?;
     }
     if answer == "ok\n" {
-        if !args.mount_options()?.read_only
-            && read_status(mountpoint).is_ok_and(|status| !status.writes_forks)
-        {
+        let status = read_status(mountpoint);
+        if !args.mount_options()?.read_only && status.as_ref().is_ok_and(|status| !status.writes_forks) {
             let (holder, hint) = match Holder::of(store) {
                 Some(holder) => (format!(" ({holder})"), format!(". {}", holder.hint())),
                 None => (String::new(), String::new()),
@@ -346,13 +360,15 @@ fn background(args: &MountArgs, store: &Store, mountpoint: &Path) -> Result<Exit
                 "pfimg: another program writes this store's forks{holder}: here they can only be read until it has ended{hint}"
             );
         }
+        if args.json {
+            print_mounted(store.root(), mountpoint, child.id(), log.as_deref())?;
+        }
         return Ok(ExitCode::SUCCESS);
     }
     // A daemon that was ended in the middle of its start leaves a mount without one.
     let ended = child.wait();
     let cleared = clear_dead(mountpoint);
-    let (code, message) = answer.split_once(' ').unwrap_or(("1", ""));
-    if message.is_empty() {
+    let Some(error) = from_daemon(&answer) else {
         cleared?;
         let how = ended.map_or_else(|_| "ended early".to_owned(), |status| format!("ended early ({status})"));
         let error = Error::new(ErrorKind::Io(None), format!("the daemon (pid {}) {how}", child.id()));
@@ -363,9 +379,8 @@ fn background(args: &MountArgs, store: &Store, mountpoint: &Path) -> Result<Exit
             Some(log) => error.with_hint(format!("read its log, {}", log.display())),
             None => error.with_hint("name a file for its log with --log"),
         });
-    }
-    eprintln!("pfimg: {}", message.trim_end());
-    Ok(ExitCode::from(code.parse().unwrap_or(1)))
+    };
+    Err(error)
 }
 
 /// The log's path, absolute, and the file opened. `None` where the usual place cannot be written: a mount does without a log.
@@ -434,10 +449,21 @@ fn foreground(args: &MountArgs, store: Store, session: &SessionConfig) -> ExitCo
             let _ = writeln!(stdout, "{}", text.replace('\n', " ")).and_then(|()| stdout.flush());
         }
     };
-    let served = mount_and_serve(args, store, session, || answer("ok")).map_err(limits::explain);
+    let root = store.root().to_owned();
+    let ready = || {
+        answer("ok");
+        if args.json {
+            // Programs that read it may be gone; the mount stays.
+            let _ = print_mounted(&root, &session.mountpoint, std::process::id(), args.log.as_deref());
+        }
+    };
+    let served = mount_and_serve(args, store, session, ready).map_err(limits::explain);
     if let Err(error) = &served {
         tracing::error!("{error}");
-        answer(&format!("{} {error}", error.exit_code()));
+        answer(&to_starter(error));
+        if args.json {
+            envelope::print_error(error);
+        }
     }
     // Told already, in the log or to the starter.
     served.map_or_else(|error| ExitCode::from(error.exit_code()), |()| ExitCode::SUCCESS)

@@ -1,12 +1,15 @@
 //! `pfimg mv`: renames a fork.
 
+use std::fs;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Args;
+use serde_json::json;
 
+use super::envelope::print_json;
 use super::place::{self, Place};
-use super::{StoreArg, audit};
+use super::{StoreArg, audit, runs};
 use crate::audit::note;
 use crate::error::Result;
 
@@ -19,15 +22,18 @@ pub(crate) struct MvArgs {
     /// Its new name
     #[arg(value_name = "NEW")]
     new_name: String,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
 }
 
 pub(crate) fn run(store: &StoreArg, args: &MvArgs) -> Result<ExitCode> {
     let store = Arc::new(store.open()?);
-    let MvArgs { name, new_name } = args;
+    let MvArgs { name, new_name, .. } = args;
     match place::find(&store)? {
         Place::Mount(mountpoint) => {
             let folder = place::fork_folder(&mountpoint, name)?;
-            std::fs::rename(folder, place::new_fork_folder(&mountpoint, new_name)?).map_err(|e| {
+            fs::rename(folder, place::new_fork_folder(&store, &mountpoint, new_name)?).map_err(|e| {
                 place::explain(e, format!("cannot rename fork {name:?} to {new_name:?}"), &mountpoint)
             })?;
         }
@@ -36,6 +42,11 @@ pub(crate) fn run(store: &StoreArg, args: &MvArgs) -> Result<ExitCode> {
             registry.sync()?;
             audit::tell(&store, "mv", note::fork_renamed(name, new_name, renamed.base.as_ref()));
         }
+    }
+    // Without a run there is no record of one.
+    let _ = fs::rename(runs::path(store.root(), name), runs::path(store.root(), new_name));
+    if args.json {
+        print_json(&json!({"fork": new_name, "was": name}))?;
     }
     Ok(ExitCode::SUCCESS)
 }

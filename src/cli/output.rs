@@ -6,8 +6,8 @@ use clap::Args;
 use serde_json::json;
 
 use super::StoreArg;
+use super::envelope::print_json;
 use super::run::copy_output;
-use super::text::print_json;
 use crate::error::Result;
 
 /// Print the output of the last run in a fork: of one of several, or of one with --json.

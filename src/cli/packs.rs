@@ -2,8 +2,10 @@
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde::Serialize;
+use serde_json::json;
 
-use super::text::{plain, print, print_json, table};
+use super::envelope::print_json;
+use super::text::{plain, print, table};
 use crate::audit::file::crash_dir;
 use crate::crashpack::replay::replay;
 use crate::crashpack::{Kept, kept};
@@ -61,7 +63,7 @@ impl Row {
 pub(super) fn list(store: &Store, json: bool) -> Result<bool> {
     let rows: Vec<Row> = kept(&crash_dir(store.root()))?.iter().map(Row::of).collect();
     if json {
-        print_json(&rows)?;
+        print_json(&json!({"packs": rows}))?;
     } else if rows.is_empty() {
         print("no crash pack\n")?;
     } else {

@@ -17,7 +17,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::fork::{self, BaseReader, Fork, Registry};
 use crate::mount::mountinfo::{Mounted, mounts};
 use crate::mount::silent;
-use crate::store::Store;
+use crate::ops::line;
+use crate::store::{Store, tags};
 use crate::vfs;
 
 /// Memory for the few blobs that making or listing forks looks at, in bytes.
@@ -33,6 +34,25 @@ pub(crate) enum Place {
     Mount(PathBuf),
     /// On disk, with nobody else there.
     Disk(Box<Registry>),
+}
+
+impl Place {
+    /// The names of the forks.
+    pub(crate) fn names(&self) -> Result<Vec<String>> {
+        let mountpoint = match self {
+            Self::Mount(mountpoint) => mountpoint,
+            Self::Disk(registry) => return Ok(registry.names()),
+        };
+        let folder = mountpoint.join("forks");
+        let failed = |e| Error::io(e, format!("cannot list {}", folder.display()));
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(&folder).map_err(failed)? {
+            // A fork's name is UTF-8.
+            names.extend(entry.map_err(failed)?.file_name().into_string().ok());
+        }
+        names.sort_unstable();
+        Ok(names)
+    }
 }
 
 /// The mount that writes a store's forks.
@@ -143,6 +163,8 @@ pub(crate) fn mounted(store: &Store) -> Result<Served> {
 struct Pushed {
     #[serde(rename = "pushed")]
     _pushed: bool,
+    /// Whether anything of the fork is not sealed; a daemon of an older version does not say.
+    unsealed: Option<bool>,
 }
 
 /// Has the mount that writes a fork take in what programs wrote to it and the kernel still keeps, so that the fork on disk is what
@@ -209,9 +231,9 @@ pub(crate) fn origin(store: &Store, fork: &Fork) -> Result<Option<Digest>> {
     fork.lineage()
 }
 
-/// Finds an image by a name that a user gave.
+/// Finds an image by a name that a user gave; `FORK@SEAL` is one.
 pub(crate) fn image(store: &Store, name: &str) -> Result<Digest> {
-    store.resolve(name).map_err(|error| {
+    line::image(store, name).map_err(|error| {
         let is_fork = fork::refuse_fork_name(name).is_none()
             && store.root().join("forks/heads").join(format!("{name}.json")).exists();
         if error.kind() == ErrorKind::NotFound && is_fork {
@@ -219,6 +241,43 @@ pub(crate) fn image(store: &Store, name: &str) -> Result<Digest> {
         }
         error
     })
+}
+
+/// How often a fork is read anew that another program seals or discards meanwhile.
+const ATTEMPTS: usize = 3;
+
+/// Fails where a fork holds work that is in no seal, or where that cannot be told.
+pub(crate) fn refuse_unsealed(store: &Arc<Store>, place: &Place, name: &str) -> Result<()> {
+    let unsealed = match place {
+        Place::Mount(mountpoint) => {
+            let doing = format!("cannot tell whether fork {name:?} holds work that is in no seal");
+            let pushed: Pushed = ask(mountpoint, name, &doing, |number| format!(".push-{number}"))?;
+            pushed.unsealed.map_or_else(|| unsealed_on_disk(store, name), Ok)
+        }
+        Place::Disk(registry) => registry.get(name).map(|fork| fork.damage().is_some() || fork.is_changed()),
+    };
+    let unsealed = unsealed.map_err(|error| {
+        let what = format_args!("cannot tell whether fork {name:?} holds work that is in no seal");
+        error.context(what).with_hint("--force discards it all the same")
+    })?;
+    if !unsealed {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::Busy, format!("fork {name:?} holds work that is in no seal"))
+        .with_hint(format!("`pfimg seal {name}` keeps it, --force throws it away")))
+}
+
+fn unsealed_on_disk(store: &Arc<Store>, name: &str) -> Result<bool> {
+    let mut attempt = 1;
+    loop {
+        let read = registry(store, true).and_then(|registry| Ok(registry.get(name)?.is_changed()));
+        match read {
+            Err(e) if attempt < ATTEMPTS && matches!(e.kind(), ErrorKind::Missing | ErrorKind::Damaged) => {
+                attempt += 1;
+            }
+            read => return read,
+        }
+    }
 }
 
 /// The forks as they are on disk.
@@ -267,7 +326,33 @@ pub(crate) struct Done {
 #[serde(untagged)]
 enum Answer<T> {
     Done(T),
-    Failed { error: String, exit_code: u8 },
+    Failed(Failed),
+}
+
+/// Why a mount did not do what it was asked for. Daemons of older versions say no kind, and the hint in the error.
+#[derive(Deserialize)]
+struct Failed {
+    error: String,
+    exit_code: u8,
+    kind: Option<String>,
+    hint: Option<String>,
+}
+
+impl From<Failed> for Error {
+    fn from(failed: Failed) -> Self {
+        let Failed { error, exit_code, kind, hint } = failed;
+        let by_code = || match exit_code {
+            2 => ErrorKind::InvalidInput,
+            4 => ErrorKind::Damaged,
+            _ => ErrorKind::Io(None),
+        };
+        let kind = kind.and_then(|kind| ErrorKind::named(&kind)).unwrap_or_else(by_code);
+        let error = Self::new(kind, error);
+        match hint {
+            Some(hint) => error.with_hint(hint),
+            None => error,
+        }
+    }
 }
 
 /// Has a mount do something to a fork: a folder of a name that is made of a number in its `.snap/`, and the answer
@@ -284,14 +369,7 @@ pub(crate) fn ask<T: DeserializeOwned>(
     let answer = answer_to(mountpoint, &number, made.is_ok());
     match (made, answer.ok().and_then(|text| serde_json::from_slice(&text).ok())) {
         (Ok(()), Some(Answer::Done(done))) => Ok(done),
-        (_, Some(Answer::Failed { error, exit_code })) => {
-            let kind = match exit_code {
-                2 => ErrorKind::InvalidInput,
-                4 => ErrorKind::Damaged,
-                _ => ErrorKind::Io(None),
-            };
-            Err(Error::new(kind, error))
-        }
+        (_, Some(Answer::Failed(failed))) => Err(failed.into()),
         (Err(e), _) => Err(explain(e, doing.to_owned(), mountpoint)),
         (Ok(()), None) => {
             Err(Error::new(ErrorKind::Io(None), format!("{doing}: the mount does not say what came of it")))
@@ -315,10 +393,12 @@ fn answer_to(mountpoint: &Path, number: &str, will: bool) -> std::io::Result<Vec
     answer
 }
 
-/// Discards a fork of a mount. Returns once the kernel shows nothing of it any more.
-pub(crate) fn discard_under(mountpoint: &Path, name: &str) -> Result<()> {
+/// Discards a fork of a mount, with `force` also one that holds work which is in no seal. Returns once the kernel shows nothing of it
+/// any more.
+pub(crate) fn discard_under(mountpoint: &Path, name: &str, force: bool) -> Result<()> {
     let folder = fork_folder(mountpoint, name)?;
-    let number = fork::GenId::random()?.to_string();
+    // The daemon looks again: a program may have written since this one asked.
+    let number = format!("{}{}", if force { "" } else { "sealed-" }, fork::GenId::random()?);
     let doing = format!("cannot discard fork {name:?}");
     // Moving a fork there discards it at once, whatever it holds.
     std::fs::rename(folder, mountpoint.join(format!(".pfimg/discarded-{number}")))
@@ -334,6 +414,7 @@ pub(crate) fn fork_folder(mountpoint: &Path, name: &str) -> Result<PathBuf> {
     let folder = mountpoint.join("forks").join(name);
     if fork::refuse_fork_name(name).is_some() || !folder.exists() {
         return Err(Error::new(ErrorKind::NotFound, format!("there is no fork {name:?}"))
+            .with_name(name)
             .with_hint("`pfimg forks` lists them"));
     }
     Ok(folder)
@@ -346,13 +427,17 @@ pub(crate) fn files_of(mountpoint: &Path, name: &str) -> PathBuf {
 }
 
 /// Where a new fork's folder will be. Fails if it cannot be called so, or one is.
-pub(crate) fn new_fork_folder(mountpoint: &Path, name: &str) -> Result<PathBuf> {
-    if let Some(why) = fork::refuse_fork_name(name) {
+pub(crate) fn new_fork_folder(store: &Store, mountpoint: &Path, name: &str) -> Result<PathBuf> {
+    if let Some(why) = fork::refuse_new_fork_name(name) {
         return Err(Error::new(ErrorKind::InvalidInput, format!("{name:?} cannot be a fork's name: {why}")));
     }
     let folder = mountpoint.join("forks").join(name);
     if folder.exists() {
         return Err(Error::new(ErrorKind::AlreadyExists, format!("there is a fork {name:?} already")));
+    }
+    if tags::is_there(store.root(), name) {
+        let what = format!("{name:?} cannot be a fork's name: a tag has it");
+        return Err(Error::new(ErrorKind::AlreadyExists, what).with_hint("choose another name"));
     }
     Ok(folder)
 }

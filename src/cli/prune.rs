@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use clap::Args;
 
+use super::envelope::print_json;
 use super::images::short;
-use super::text::{count, plain, print, print_json, table};
+use super::text::{count, plain, print, table};
 use super::{StoreArg, audit, place};
 use crate::audit::note;
 use crate::digest::Digest;
@@ -15,9 +16,9 @@ use crate::ops::prune::{Options, Policy, Reason, Report, prune};
 use crate::store::Store;
 
 /// So many images are told of in a line of the log.
-const IN_A_LINE: usize = 100;
+pub(crate) const IN_A_LINE: usize = 100;
 
-/// Remove images that forks were sealed as, but for those to keep.
+/// Remove old seals of forks that no --keep rule selects.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Always kept: images with a tag, images that a fork rests on, and whatever is no fork's seal (--all counts every image,\n\
@@ -84,7 +85,7 @@ pub(crate) fn run(store: &StoreArg, args: &PruneArgs) -> Result<ExitCode> {
 }
 
 /// Images that forks descend from, which their heads need not say: a fork that was copied together holds a manifest.
-fn lineage(store: &Arc<Store>) -> Result<Vec<Digest>> {
+pub(crate) fn lineage(store: &Arc<Store>) -> Result<Vec<Digest>> {
     let registry = place::registry(store, true)?;
     Ok(registry.names().iter().filter_map(|name| registry.stats(name).ok()?.base).collect())
 }

@@ -9,18 +9,16 @@ use clap::Args;
 use serde::Serialize;
 
 use super::StoreArg;
-use super::text::{count, plain, print, print_json};
+use super::envelope::print_json;
+use super::text::{count, plain, print};
 use crate::audit::file::crash_dir;
 use crate::crashpack::evidence::EvidenceLedger;
 use crate::crashpack::replay::replay;
 use crate::crashpack::{FILES, TraceEvent, seed_variable};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Exit, Result};
 use crate::oracle::TransferOracleResult;
 
-/// The exit code where a violation is found again.
-const REPRODUCED: u8 = 3;
-
-/// Judge a crash pack again, from its own files alone. Exits with 3 if a violation is found again, and with 4 if the pack
+/// Judge a crash pack again, from its own files alone. Exits with 1 if a violation is found again, and with 4 if the pack
 /// was changed.
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -138,5 +136,5 @@ pub(crate) fn run(store: &StoreArg, args: &ReplayArgs) -> Result<ExitCode> {
         }
         print(&out)?;
     }
-    Ok(if reproduced { ExitCode::from(REPRODUCED) } else { ExitCode::SUCCESS })
+    Ok(if reproduced { Exit::Differs.into() } else { ExitCode::SUCCESS })
 }

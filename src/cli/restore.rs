@@ -8,23 +8,25 @@ use serde_json::json;
 
 use super::StoreArg;
 use super::audit;
+use super::envelope::print_json;
 use super::place::{self, Place};
 use super::secret::SecretArg;
-use super::text::{print, print_json};
+use super::text::print;
 use crate::error::{Error, ErrorKind, Result};
 use crate::mount::mountinfo::runs_in;
+use crate::ops::line::{self, Line};
 use crate::ops::recover;
 use crate::ops::seal::Sealer;
 
-/// Put a fork back to one of its seals. What is not sealed is sealed first, so that nothing is lost.
+/// Put a fork back to one of its seals. Unsealed changes are sealed first, so that nothing is lost.
 #[derive(Debug, Args)]
 pub(crate) struct RestoreArgs {
-    /// The fork's name
-    #[arg(value_name = "FORK")]
-    name: String,
-    /// The seal: its tag, or its id or the beginning of it
-    #[arg(value_name = "SEAL")]
-    seal: String,
+    /// The fork and its seal: a number as `pfimg log FORK` shows it, a tag, or an id or the beginning of it
+    #[arg(value_name = "FORK@SEAL")]
+    what: String,
+    /// The seal, as it was given before
+    #[arg(value_name = "SEAL", hide = true)]
+    seal: Option<String>,
     #[command(flatten)]
     secret: SecretArg,
     /// Print JSON
@@ -32,9 +34,27 @@ pub(crate) struct RestoreArgs {
     json: bool,
 }
 
+impl RestoreArgs {
+    /// `FORK@SEAL`, or both apart.
+    fn fork_and_seal(&self) -> Result<(&str, &str)> {
+        let what = &*self.what;
+        let both = match &self.seal {
+            Some(seal) => Some((what, &**seal)),
+            None => what.split_once('@').filter(|(name, seal)| !name.is_empty() && !seal.is_empty()),
+        };
+        match both {
+            // A path would lead out of the folder that asks for it in a mount.
+            Some((name, seal)) if seal.contains('/') => Err(line::no_seal(name, seal)),
+            Some(both) => Ok(both),
+            None => Err(Error::new(ErrorKind::InvalidInput, format!("{what:?} names no seal to go back to"))
+                .with_hint(format!("write {what}@SEAL; `pfimg log {what}` lists the seals"))),
+        }
+    }
+}
+
 pub(crate) fn run(store: &StoreArg, args: &RestoreArgs) -> Result<ExitCode> {
+    let (name, seal) = args.fork_and_seal()?;
     let store = Arc::new(store.open()?);
-    let RestoreArgs { name, seal, .. } = args;
     let done = match place::find(&store)? {
         Place::Mount(mountpoint) => {
             place::check_secret(&mountpoint, &args.secret)?;
@@ -49,10 +69,7 @@ pub(crate) fn run(store: &StoreArg, args: &RestoreArgs) -> Result<ExitCode> {
         Place::Disk(registry) => {
             let log = audit::told(&store, "restore");
             let fork = recover::read_back(&store, &registry, name, &log)?;
-            let image = store.resolve(seal)?;
-            if !fork.seals()?.iter().any(|seal| seal.image == image) {
-                return Err(Error::new(ErrorKind::NotFound, format!("{seal:?} is no seal of fork {name:?}")));
-            }
+            let image = line::find(&store, name, &Line::of_fork(&store, &fork)?, seal)?;
             let reader = place::reader(&store);
             let sealer = Sealer::new(Arc::clone(&store), reader, args.secret.read()?).with_log(log);
             let sealed = sealer.seal_everything(&fork)?;

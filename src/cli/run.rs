@@ -24,7 +24,7 @@ use rustix::process::{Signal, set_parent_process_death_signal};
 
 pub(crate) use self::kept::copy as copy_output;
 use super::text::print;
-use super::{Cli, StoreArg, envelope};
+use super::{Cli, StoreArg, envelope, near};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fork::refuse_fork_name;
 use crate::mount::mountinfo::{holding_among, mounts};
@@ -160,6 +160,7 @@ pub(crate) fn run(store: &StoreArg, args: &RunArgs) -> ExitCode {
             Failure::Usage(error) => (error, error_code()),
             Failure::Run(error) => (error, CANNOT_RUN),
         };
+        let error = if args.stage.is_none() { near::explain(store, error) } else { error };
         sandbox::tell(&error);
         if args.stage.is_none() && !args.member {
             args.tell_json(&error);

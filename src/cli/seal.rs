@@ -8,15 +8,16 @@ use serde_json::json;
 
 use super::StoreArg;
 use super::audit;
+use super::envelope::print_json;
 use super::place::{self, Place};
 use super::secret::SecretArg;
-use super::text::{print, print_json};
+use super::text::print;
 use crate::error::Result;
 use crate::ops::recover;
 use crate::ops::seal::{Sealer, Tag};
 use crate::store::tags::check_new_tag;
 
-/// Seal a fork: make an image of it as it stands, and print its id.
+/// Save a fork as an image, as it stands. Prints the id of the image.
 #[derive(Debug, Args)]
 pub(crate) struct SealArgs {
     /// The fork's name
@@ -26,8 +27,8 @@ pub(crate) struct SealArgs {
     #[arg(long, value_name = "NAME")]
     tag: Option<String>,
     /// Take the name from the image that has it
-    #[arg(long, requires = "tag")]
-    force_tag: bool,
+    #[arg(long, alias = "force-tag", requires = "tag")]
+    force: bool,
     #[command(flatten)]
     secret: SecretArg,
     /// Print JSON
@@ -36,7 +37,7 @@ pub(crate) struct SealArgs {
 }
 
 pub(crate) fn run(store: &StoreArg, args: &SealArgs) -> Result<ExitCode> {
-    let tag = args.tag.as_deref().map(|name| Tag { name, force: args.force_tag });
+    let tag = args.tag.as_deref().map(|name| Tag { name, force: args.force });
     if let Some(tag) = &tag {
         check_new_tag(tag.name)?;
     }

@@ -8,12 +8,13 @@ use clap::Args;
 use serde::Serialize;
 
 use super::StoreArg;
-use super::images::{DAMAGED, tags};
+use super::envelope::print_json;
+use super::images::tags;
 use super::place;
 use super::secret::operator_secret;
-use super::text::{count, plain, print, print_json};
+use super::text::{count, plain, print};
 use crate::digest::Digest;
-use crate::error::Result;
+use crate::error::{Exit, Result};
 use crate::ops::summary::{BaseBrief, Brief, CacheBrief, EffectsBrief, Part, TraceBrief, TreeBrief};
 use crate::store::manifest::Agent;
 use crate::store::{Manifest, MarkerError};
@@ -22,7 +23,7 @@ use crate::util::units::format_bytes;
 /// The longest text of a layer that is shown, in characters.
 const EXCERPT: usize = 70;
 
-/// Show what an image holds, layer by layer; exits with 4 if a layer is damaged.
+/// Show what an image holds, layer by layer. Exits with 4 if a layer is damaged.
 #[derive(Debug, Args)]
 pub(crate) struct ShowArgs {
     /// A tag, an id or a prefix of one, or latest
@@ -72,7 +73,7 @@ pub(crate) fn run(store: &StoreArg, args: &ShowArgs) -> Result<ExitCode> {
         print(&render(&shown))?;
     }
     let damaged = shown.marker_damage.is_some() || !shown.layers.damage().is_empty();
-    Ok(if damaged { ExitCode::from(DAMAGED) } else { ExitCode::SUCCESS })
+    Ok(if damaged { Exit::Damage.into() } else { ExitCode::SUCCESS })
 }
 
 fn render(shown: &Shown) -> String {

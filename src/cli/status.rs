@@ -7,11 +7,12 @@ use std::process::ExitCode;
 
 use clap::Args;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::StoreArg;
+use super::envelope::print_json;
 use super::holder::{elsewhere, explain_nothing_mounted};
-use super::text::{count, plain, print, print_json};
+use super::text::{count, plain, print};
 use crate::error::{Error, ErrorKind, Result};
 use crate::mount::mountinfo::holding;
 use crate::mount::mountinfo::{Mounted, mounts};
@@ -22,7 +23,7 @@ use crate::vfs::{MountInfo, Refusal};
 /// So many crash packs are named.
 const PACKS: usize = 3;
 
-/// Show mounted stores.
+/// Show which stores are mounted where.
 ///
 /// Lists the mounts of this store first, then those of this user, then others. A daemon that does not answer within two seconds is
 /// named.
@@ -195,7 +196,7 @@ pub(crate) fn run(store: &StoreArg, args: &StatusArgs) -> Result<ExitCode> {
     }
     if args.json {
         let listed = found.iter().map(Listed::Status).chain(silent.iter().map(Listed::Silent));
-        print_json(&listed.collect::<Vec<_>>())?;
+        print_json(&json!({"mounts": listed.collect::<Vec<_>>()}))?;
     } else if found.is_empty() && silent.is_empty() && foreign + unknown == 0 {
         print("no store is mounted\n")?;
     } else {

@@ -3,10 +3,12 @@
 use std::process::ExitCode;
 
 use clap::Args;
+use serde_json::json;
 
+use super::envelope::print_json;
 use super::{StoreArg, audit, place};
 use crate::audit::note;
-use crate::error::{ErrorKind, Result};
+use crate::error::Result;
 use crate::store::tags::check_new_tag;
 
 /// Give an image a name.
@@ -21,15 +23,19 @@ pub(crate) struct TagArgs {
     /// Move a tag that is there already
     #[arg(long)]
     force: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
 }
 
 pub(crate) fn run(store: &StoreArg, args: &TagArgs) -> Result<ExitCode> {
     check_new_tag(&args.name)?;
     let store = store.open()?;
     let image = place::image(&store, &args.image)?;
-    store.tags().set(&args.name, &image, args.force).map_err(|error| {
-        if error.kind() == ErrorKind::AlreadyExists { error.with_hint("--force moves it") } else { error }
-    })?;
+    store.tags().set(&args.name, &image, args.force)?;
     audit::tell(&store, "tag", [note::tags_changed(&[&args.name], &[], Some(&image))]);
+    if args.json {
+        print_json(&json!({"tag": args.name, "image": image}))?;
+    }
     Ok(ExitCode::SUCCESS)
 }

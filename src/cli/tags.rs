@@ -4,15 +4,17 @@ use std::process::ExitCode;
 
 use clap::Args;
 use serde::Serialize;
+use serde_json::json;
 
 use super::StoreArg;
-use super::images::{DAMAGED, short};
-use super::text::{plain, print, print_json, table};
+use super::envelope::print_json;
+use super::images::short;
+use super::text::{plain, print, table};
 use crate::digest::Digest;
-use crate::error::{ErrorKind, Result};
+use crate::error::{ErrorKind, Exit, Result};
 use crate::store::Store;
 
-/// List the tags.
+/// List the tags and their images.
 #[derive(Debug, Args)]
 pub(crate) struct TagsArgs {
     /// Print JSON
@@ -34,7 +36,7 @@ pub(crate) fn run(store: &StoreArg, args: &TagsArgs) -> Result<ExitCode> {
     let store = store.open()?;
     let rows = rows(&store)?;
     if args.json {
-        print_json(&rows)?;
+        print_json(&json!({"tags": rows}))?;
     } else {
         let cells: Vec<[String; 3]> = rows
             .iter()
@@ -51,7 +53,7 @@ pub(crate) fn run(store: &StoreArg, args: &TagsArgs) -> Result<ExitCode> {
         }
     }
     let whole = rows.iter().all(|row| row.problem.is_none());
-    Ok(if whole { ExitCode::SUCCESS } else { ExitCode::from(DAMAGED) })
+    Ok(if whole { ExitCode::SUCCESS } else { Exit::Damage.into() })
 }
 
 fn rows(store: &Store) -> Result<Vec<Row>> {

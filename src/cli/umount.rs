@@ -8,7 +8,9 @@ use std::time::Duration;
 use clap::Args;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use serde_json::json;
 
+use super::envelope::print_json;
 use super::holder::explain_nothing_mounted;
 use super::status::read_status;
 use crate::error::{ErrorKind, Result};
@@ -20,12 +22,15 @@ use crate::mount::silent::Daemon;
 /// How long the daemon is waited for.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Unmount a store.
+/// Unmount a store and end its daemon.
 #[derive(Debug, Args)]
 pub(crate) struct UmountArgs {
     /// Where it is mounted
     #[arg(value_name = "MNT")]
     mountpoint: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
 }
 
 pub(crate) fn run(args: &UmountArgs) -> Result<ExitCode> {
@@ -44,7 +49,7 @@ pub(crate) fn run(args: &UmountArgs) -> Result<ExitCode> {
     let shown = args.mountpoint.display();
     let left = unmount(&args.mountpoint).map_err(|error| match pid {
         // The daemon may have rights that this process cannot get.
-        Some(pid) if hints::has_no_new_privs() && error.kind() != ErrorKind::InvalidInput => error.with_hint(
+        Some(pid) if hints::has_no_new_privs() && error.kind() != ErrorKind::NotFound => error.with_hint(
             format!("run `kill {pid}`, which unmounts too, or run this without no_new_privs: fusermount3 has to become root"),
         ),
         _ => explain_nothing_mounted(error, &args.mountpoint),
@@ -56,6 +61,8 @@ pub(crate) fn run(args: &UmountArgs) -> Result<ExitCode> {
         let _ = pidfd_send_signal(daemon, Signal::TERM);
     }
     let stopped = pid.filter(|pid| Daemon::of(*pid).is_some_and(|daemon| daemon.is_stopped));
+    let state = state(&left);
+    let mut still = pid.filter(|_| daemon.is_some());
     match (left, stopped) {
         (Unmounted::Absent, _) => eprintln!("pfimg: {shown} was unmounted already"),
         (Unmounted::Shows(other), _) => {
@@ -71,9 +78,10 @@ pub(crate) fn run(args: &UmountArgs) -> Result<ExitCode> {
         (Unmounted::Clean | Unmounted::Held, None) => {
             if let Some(daemon) = daemon {
                 let patience = Timespec { tv_sec: PATIENCE.as_secs() as i64, tv_nsec: 0 };
-                if poll(&mut [PollFd::new(&daemon, PollFlags::IN)], Some(&patience)) == Ok(0)
-                    && let Some(pid) = pid
-                {
+                let ended = poll(&mut [PollFd::new(&daemon, PollFlags::IN)], Some(&patience)) != Ok(0);
+                if ended {
+                    still = None;
+                } else if let Some(pid) = pid {
                     eprintln!(
                         "pfimg: {shown} is unmounted; its daemon still seals forks. `kill {pid}` ends it: what is not \
                          sealed stays in the forks"
@@ -88,5 +96,19 @@ pub(crate) fn run(args: &UmountArgs) -> Result<ExitCode> {
             );
         }
     }
+    if args.json {
+        let mountpoint = args.mountpoint.to_string_lossy();
+        print_json(&json!({"mountpoint": mountpoint, "state": state, "daemon": still}))?;
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What became of the mount, for programs.
+fn state(left: &Unmounted) -> &'static str {
+    match left {
+        Unmounted::Clean | Unmounted::Held => "unmounted",
+        Unmounted::Absent => "was-unmounted",
+        Unmounted::Shows(_) => "shows-elsewhere",
+        Unmounted::Busy => "detached",
+    }
 }

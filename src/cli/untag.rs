@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 use std::process::ExitCode;
 
 use clap::Args;
+use serde_json::json;
 
+use super::envelope::print_json;
 use super::{StoreArg, audit};
 use crate::audit::note;
 use crate::error::{ErrorKind, Result};
@@ -15,6 +17,9 @@ pub(crate) struct UntagArgs {
     /// Tags to remove; if one of them does not exist, none is removed
     #[arg(value_name = "NAME", required = true)]
     names: Vec<String>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
 }
 
 pub(crate) fn run(store: &StoreArg, args: &UntagArgs) -> Result<ExitCode> {
@@ -31,9 +36,14 @@ pub(crate) fn run(store: &StoreArg, args: &UntagArgs) -> Result<ExitCode> {
             _ => {}
         }
     }
+    let mut removed = Vec::new();
     for name in names {
         let image = store.tags().remove(name)?;
+        removed.push(json!({"tag": name, "image": image}));
         audit::tell(&store, "untag", [note::tags_changed(&[], &[name], image.as_ref())]);
+    }
+    if args.json {
+        print_json(&json!({"removed": removed}))?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -7,17 +7,17 @@ use std::process::ExitCode;
 use clap::Args;
 
 use super::StoreArg;
-use super::images::DAMAGED;
+use super::envelope::print_json;
 use super::place;
 use super::progress::Bar;
 use super::secret::operator_secret;
-use super::text::{count, print, print_json};
-use crate::error::Result;
+use super::text::{count, print};
+use crate::error::{Exit, Result};
 use crate::ops::verify::{Options, Progress, Report, Severity, verify};
 use crate::util::parallel::default_jobs;
 use crate::util::units::format_bytes;
 
-/// Check every marker, manifest, layer and blob; exits with 4 if anything is damaged.
+/// Check every byte of the store. Exits with 4 if anything is damaged.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 One line a finding: `verify: CODE: SUBJECT: DETAIL`. docs/TROUBLESHOOTING.md says what each code means.\n\
@@ -62,7 +62,7 @@ pub(crate) fn run(store: &StoreArg, args: &VerifyArgs) -> Result<ExitCode> {
         print(&lines)?;
         eprintln!("pfimg: {}", summary(&report));
     }
-    Ok(if report.count(Severity::Damage) == 0 { ExitCode::SUCCESS } else { ExitCode::from(DAMAGED) })
+    Ok(if report.count(Severity::Damage) == 0 { ExitCode::SUCCESS } else { Exit::Damage.into() })
 }
 
 fn summary(report: &Report) -> String {

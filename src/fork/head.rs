@@ -12,6 +12,7 @@ use super::frame::Frame;
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::{Sharing, SystemIo, write_whole};
+use crate::util::names::refuse_new_name;
 
 /// A fork's head. Its name is that of the file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -87,7 +88,10 @@ pub(super) fn is_too_long(name: &str) -> bool {
 /// The same for one that is to be made.
 pub fn refuse_new_fork_name(name: &str) -> Option<&'static str> {
     // `latest` as a source would be the fork from then on.
-    if name == "latest" { Some("it is reserved for the newest image") } else { refuse_fork_name(name) }
+    if name == "latest" {
+        return Some("it is reserved for the newest image");
+    }
+    refuse_fork_name(name).or_else(|| refuse_new_name(name))
 }
 
 /// Whether a folder of forks has one of this name, damaged or not.

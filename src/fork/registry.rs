@@ -32,7 +32,7 @@ use super::state::{Base, State};
 use super::stats::ForkInfo;
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Posix, Result};
-use crate::store::{Sharing, rename_new};
+use crate::store::{Sharing, rename_new, tags};
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Mutex, RwLock};
 
@@ -196,6 +196,7 @@ impl std::fmt::Debug for Registry {
 
 pub(super) fn no_fork(name: &str) -> Error {
     Error::new(ErrorKind::NotFound, format!("there is no fork {name:?}"))
+        .with_name(name)
         .with_hint("`pfimg forks` lists them")
 }
 
@@ -471,6 +472,11 @@ impl Registry {
         }
         if self.contains(name) {
             return Err(taken(name));
+        }
+        let store = self.shared.forks.parent().unwrap_or(&self.shared.forks);
+        if tags::is_there(store, name) {
+            let what = format!("{name:?} cannot be a fork's name: a tag has it");
+            return Err(Error::new(ErrorKind::AlreadyExists, what).with_hint("choose another name"));
         }
         Ok(())
     }

@@ -10,10 +10,14 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::path::Path;
 
+use super::head::{self, Head, refuse_fork_name};
 use super::live::{Fork, now};
+use super::registry::no_fork;
+use super::stats::ForkInfo;
 use crate::digest::Digest;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::store::write_whole;
 
 /// Comes after the time of an image that existed before its fork was sealed.
@@ -77,13 +81,7 @@ impl Fork {
 
     /// The fork's seals, oldest first. The images may be gone from the store.
     pub fn seals(&self) -> Result<Vec<Seal>> {
-        let path = self.seals_path();
-        let text = match fs::read(&path) {
-            Ok(text) => text,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(e) => return Err(Error::io(e, format!("cannot read {}", path.display()))),
-        };
-        Ok(parse(&text))
+        sealed_as(self.shared.forks.parent().unwrap_or(&self.shared.forks), &self.uid)
     }
 
     /// Gives another fork the same list, durably: after a restore the new fork finds its earlier seals in it.
@@ -107,6 +105,27 @@ impl Fork {
         let _ = fs::remove_file(forks.join("seals").join(uid));
         super::beside::forget_project(forks, uid);
     }
+}
+
+/// What a fork of a store, by its identity, was sealed as, oldest first. Reads its list alone.
+pub fn sealed_as(store: &Path, uid: &str) -> Result<Vec<Seal>> {
+    let path = store.join("forks/seals").join(uid);
+    match fs::read(&path) {
+        Ok(text) => Ok(parse(&text)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(e) => Err(Error::io(e, format!("cannot read {}", path.display()))),
+    }
+}
+
+/// What the disk says of a fork of a store, and what it was sealed as. Reads its head and its list of seals alone.
+pub fn on_disk(store: &Path, name: &str) -> Result<(ForkInfo, Vec<Seal>)> {
+    let read = || match refuse_fork_name(name) {
+        Some(_) => Err(no_fork(name)),
+        None => Head::read(&head::path(&store.join("forks"), name), name),
+    };
+    let head = read().map_err(|e| if e.kind() == ErrorKind::NotFound { no_fork(name) } else { e })?;
+    let seals = sealed_as(store, &head.uid)?;
+    Ok((ForkInfo::of(&head, None), seals))
 }
 
 /// The images of a list, oldest first. Invalid lines are skipped.

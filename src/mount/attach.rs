@@ -496,7 +496,7 @@ pub(crate) fn remount(mountpoint: &Path, lists: &[String]) -> Result<()> {
     let path = absolute(mountpoint)?;
     let shown = path.display();
     let Some(mounted) = mounted_at(&path)?.filter(Mounted::is_ours) else {
-        return Err(Error::new(ErrorKind::InvalidInput, format!("no store is mounted at {shown}"))
+        return Err(Error::new(ErrorKind::NotFound, format!("no store is mounted at {shown}"))
             .with_hint("run `pfimg status` to list what is mounted"));
     };
     // What no list names stays.
@@ -522,7 +522,7 @@ pub(crate) fn remount(mountpoint: &Path, lists: &[String]) -> Result<()> {
 pub(crate) fn unmount(mountpoint: &Path) -> Result<Unmounted> {
     let path = absolute(mountpoint)?;
     let nothing = |what: String| {
-        Err(Error::new(ErrorKind::InvalidInput, what).with_hint("`pfimg status` lists what is mounted"))
+        Err(Error::new(ErrorKind::NotFound, what).with_hint("`pfimg status` lists what is mounted"))
     };
     match mounted_at(&path)? {
         Some(mounted) if mounted.is_ours() => unmount_identity(&path, &Identity::at(&path, &mounted)),

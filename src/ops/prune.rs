@@ -3,6 +3,8 @@
 //! Images with a tag, base images of forks, and images that a running program needs are always kept. Only
 //! markers are removed; blobs that only they refer to go with the next collection of garbage.
 
+mod seals;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::thread;
 use std::time::Duration;
@@ -14,6 +16,8 @@ use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fork;
 use crate::store::{Manifest, Store};
+
+pub use seals::{SealsRemoved, remove_seals};
 
 /// For this long after its marker is removed a mount still shows an image, and may make a fork of it.
 const CATALOG_DELAY: Duration = Duration::from_millis(2500);
@@ -149,8 +153,20 @@ pub fn prune(store: &Store, options: &Options, lineage: &[Digest]) -> Result<Rep
         report.removed = doomed.len() as u64;
         return Ok(report);
     }
+    let (removed, back) = remove(store, &doomed)?;
+    for image in &mut report.images {
+        if let Some(reason) = back.get(&image.image) {
+            image.kept.push(*reason);
+        }
+    }
+    report.removed = removed.len() as u64;
+    Ok(report)
+}
+
+/// Removes images, but for those that something needs by now. Returns what is gone, and why the others stay.
+fn remove(store: &Store, doomed: &[Digest]) -> Result<(Vec<Digest>, HashMap<Digest, Reason>)> {
     let mut removed = HashMap::new();
-    for id in &doomed {
+    for id in doomed {
         if let Some(marker) = store.remove_image(id)? {
             removed.insert(*id, marker);
         }
@@ -162,13 +178,7 @@ pub fn prune(store: &Store, options: &Options, lineage: &[Digest]) -> Result<Rep
         back.extend(needed_again(store, &mut removed)?);
     }
     store.sync()?;
-    for image in &mut report.images {
-        if let Some(reason) = back.get(&image.image) {
-            image.kept.push(*reason);
-        }
-    }
-    report.removed = removed.len() as u64;
-    Ok(report)
+    Ok((removed.into_keys().collect(), back))
 }
 
 /// Restores the images that are needed now, and says why.

@@ -232,11 +232,7 @@ impl Sealer {
     fn check_tag(&self, tag: &Tag<'_>) -> Result<()> {
         let name = tag.name;
         check_new_tag(name)?;
-        if !tag.force && self.store.tags().names()?.iter().any(|taken| taken == name) {
-            return Err(Error::new(ErrorKind::AlreadyExists, format!("there is a tag {name:?} already"))
-                .with_hint("--force-tag takes it from its image"));
-        }
-        Ok(())
+        self.store.tags().check_free(name, tag.force)
     }
 
     /// Returns the result, and whether the image was tagged.

@@ -213,7 +213,10 @@ impl Images {
         }
         match self.with_prefix(digits.unwrap_or(text))?.as_slice() {
             [] => Err(Error::new(ErrorKind::NotFound, format!("there is no image {text:?}"))
-                .with_hint("an image is named by a tag, at least 4 digits of its id, sha256:…, or latest")),
+                .with_name(text)
+                .with_hint(
+                    "name an image by a tag, at least 4 digits of its id, sha256:…, latest, or FORK@SEAL",
+                )),
             [id] => Ok(*id),
             _ => Err(Error::new(ErrorKind::InvalidInput, format!("{text:?} fits several images"))
                 .with_hint("give more digits")),

@@ -16,6 +16,7 @@ use super::io::{StoreIo, rename_new};
 use super::write::write_durably;
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
+use crate::util::names::refuse_new_name;
 
 /// Longest tag in bytes, the longest file name.
 pub const MAX_TAG: usize = 255;
@@ -45,7 +46,9 @@ pub fn refuse_tag_name(name: &str) -> Option<&'static str> {
 /// Says why no tag of this name can be made, or nothing if one can. `pf` makes tags that look like ids. pfimg
 /// reads them, but makes none: the id would be taken for the tag.
 pub fn refuse_new_tag(name: &str) -> Option<&'static str> {
-    refuse_tag_name(name).or_else(|| Digest::from_hex(name).is_ok().then_some("it is the id of an image"))
+    refuse_tag_name(name)
+        .or_else(|| refuse_new_name(name))
+        .or_else(|| Digest::from_hex(name).is_ok().then_some("it is the id of an image"))
 }
 
 /// Fails if no tag of this name can be made. Does not read a store.
@@ -54,6 +57,11 @@ pub fn check_new_tag(name: &str) -> Result<()> {
         Some(why) => Err(Error::new(ErrorKind::InvalidInput, format!("{name:?} cannot be a tag: {why}"))),
         None => Ok(()),
     }
+}
+
+/// Whether a store has a tag of this name, whatever its file holds.
+pub(crate) fn is_there(store: &Path, name: &str) -> bool {
+    refuse_tag_name(name).is_none() && store.join("refs/tags").join(name).symlink_metadata().is_ok()
 }
 
 /// The tags of one store.
@@ -88,7 +96,7 @@ impl Tags {
         let path = self.dir.join(name);
         let bytes = read_bounded(&path).map_err(|e| {
             if e.kind() == io::ErrorKind::NotFound {
-                Error::new(ErrorKind::NotFound, format!("there is no tag {name:?}"))
+                Error::new(ErrorKind::NotFound, format!("there is no tag {name:?}")).with_name(name)
             } else {
                 Error::io(e, format!("cannot read tag {}", path.display()))
             }
@@ -120,9 +128,23 @@ impl Tags {
         Ok(names)
     }
 
+    /// Fails if the name is taken: by a tag, unless `force`, or by a fork. A tag and a fork that have one name already stay so.
+    pub fn check_free(&self, name: &str, force: bool) -> Result<()> {
+        if self.dir.join(name).symlink_metadata().is_ok() {
+            return if force { Ok(()) } else { Err(taken(name)) };
+        }
+        let store = self.dir.ancestors().nth(2).unwrap_or(&self.dir);
+        if store.join("forks/heads").join(format!("{name}.json")).symlink_metadata().is_ok() {
+            let what = format!("{name:?} cannot be a tag: a fork has this name");
+            return Err(Error::new(ErrorKind::AlreadyExists, what).with_hint("choose another name"));
+        }
+        Ok(())
+    }
+
     /// Tags an image. Durable and atomic; an existing tag of that name is replaced only if `force`.
     pub fn set(&self, name: &str, image: &Digest, force: bool) -> Result<()> {
         check_new_tag(name)?;
+        self.check_free(name, force)?;
         let path = self.dir.join(name);
         let failed = |e: io::Error| {
             if !force && e.kind() == io::ErrorKind::AlreadyExists {
@@ -154,6 +176,7 @@ impl Tags {
     pub fn rename(&self, name: &str, new_name: &str, replace: bool) -> Result<()> {
         self.get(name)?;
         check_new_tag(new_name)?;
+        self.check_free(new_name, replace)?;
         let (from, to) = (self.dir.join(name), self.dir.join(new_name));
         let failed = |e| Error::io(e, format!("cannot rename tag {} to {new_name:?}", from.display()));
         let renamed = if replace { self.io.rename(&from, &to) } else { rename_new(&*self.io, &from, &to) };
@@ -178,6 +201,7 @@ impl Tags {
 
 fn taken(name: &str) -> Error {
     Error::new(ErrorKind::AlreadyExists, format!("there is a tag {name:?} already"))
+        .with_hint("--force takes it from its image")
 }
 
 fn sync_dir(dir: &Path) -> io::Result<()> {

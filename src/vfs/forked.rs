@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::forks::{DISCARD_SEALED, Only};
 use super::inode::{Fixed, Ino, Key, Keyed, Node, Shown, UNKNOWN_SIZE};
 use super::place::Place;
 use super::readdir::DirEntry;
@@ -341,7 +342,7 @@ impl Vfs {
 
     pub(super) fn do_rmdir(&self, parent: Ino, name: &[u8]) -> Outcome<()> {
         if let Node::Fixed(Fixed::Forks) = self.node(parent)? {
-            return self.discard_fork(name, true, None);
+            return self.discard_fork(name, Only::Empty, None);
         }
         let (mounted, parent) = self.in_fork(parent)?;
         let gone = mounted.fork.rmdir(parent, name).map_err(kind)?;
@@ -368,7 +369,8 @@ impl Vfs {
         match (self.node(from)?, self.node(to)?) {
             (Node::Fixed(Fixed::Forks), Node::Fixed(Fixed::Forks)) => self.rename_fork(name, new_name, mode),
             (Node::Fixed(Fixed::Forks), Node::Fixed(Fixed::Control)) => {
-                self.discard_fork(name, false, Some((Fixed::Control, new_name.to_vec())))
+                let only = if new_name.starts_with(DISCARD_SEALED) { Only::Sealed } else { Only::Any };
+                self.discard_fork(name, only, Some((Fixed::Control, new_name.to_vec())))
             }
             (Node::Fixed(Fixed::Tags), Node::Fixed(Fixed::Tags)) => self.rename_tag(name, new_name, mode),
             (Node::Forked { mounted, ino: from }, Node::Forked { mounted: other, ino: to }) => {

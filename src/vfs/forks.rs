@@ -15,11 +15,25 @@ use crate::audit::note;
 use crate::error::{Error, ErrorKind, Posix, Result};
 use crate::fork::{self, Fork, NewFile, Registry, RenameMode};
 use crate::layers::world::Kind;
+use crate::ops::line;
 use crate::sync::Mutex;
 use crate::vfs::root::logged;
 
 /// Forks that can be in use at once: what fits beside the number of a file.
 const SLOTS: Slot = 1 << 14;
+
+/// Which forks may be discarded.
+#[derive(Clone, Copy)]
+pub(super) enum Only {
+    Any,
+    /// One that holds nothing.
+    Empty,
+    /// One whose work is in its seals.
+    Sealed,
+}
+
+/// What the new name of a fork begins with that is moved into `.pfimg/` and may be discarded only if it is sealed.
+pub(super) const DISCARD_SEALED: &[u8] = b"discarded-sealed-";
 
 /// The forks of the mounted store.
 pub(super) struct Forks {
@@ -406,8 +420,7 @@ impl Vfs {
                     return registry.branch_as(&source, name, mode);
                 }
                 _ => Some(
-                    self.store
-                        .resolve(source)
+                    line::image(&self.store, source)
                         .map_err(|e| e.context(format_args!("cannot make fork {name:?} of {source:?}")))?,
                 ),
             },
@@ -434,11 +447,11 @@ impl Vfs {
         Ok(())
     }
 
-    /// Discards a fork; where `if_empty`, only one that holds nothing. The kernel has its folder at `place` then.
+    /// Discards a fork, if it is one of those. The kernel has its folder at `place` then.
     pub(super) fn discard_fork(
         &self,
         name: &[u8],
-        if_empty: bool,
+        only: Only,
         place: Option<(Fixed, Vec<u8>)>,
     ) -> Outcome<()> {
         let name = std::str::from_utf8(name).map_err(|_| ErrorKind::NotFound)?;
@@ -456,7 +469,17 @@ impl Vfs {
             }
             Err(Error::new(ErrorKind::Posix(Posix::NotEmpty), format!("fork {name:?} is not empty")))
         };
-        let gone = if if_empty { registry.discard_if(name, &is_empty) } else { registry.discard(name) };
+        let is_sealed = |fork: &Fork| {
+            if fork.damage().is_none() && !fork.is_changed() {
+                return Ok(());
+            }
+            Err(Error::new(ErrorKind::Busy, format!("fork {name:?} holds work that is in no seal")))
+        };
+        let gone = match only {
+            Only::Any => registry.discard(name),
+            Only::Empty => registry.discard_if(name, &is_empty),
+            Only::Sealed => registry.discard_if(name, &is_sealed),
+        };
         let gone = gone.map_err(|error| match error.kind() {
             // What `rmdir` says of any folder with something in it.
             kind @ ErrorKind::Posix(Posix::NotEmpty) => kind,

@@ -29,6 +29,7 @@ use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Posix, Result};
 use crate::fork::{self, Fork, Frozen, Seal};
 use crate::layers::world::Kind;
+use crate::ops::line::{self, Line};
 use crate::ops::seal::{Sealed, Sealer, Tag};
 use crate::sync::Mutex;
 use crate::vfs::root::logged;
@@ -151,18 +152,12 @@ impl Vfs {
         Ok(seals)
     }
 
-    /// Finds one of a fork's seals by its name in `.snap/`, by its tag or its id.
-    fn find_seal(&self, fork: &Fork, name: &str) -> Result<Option<Digest>> {
-        let seals = self.seals_of(fork)?;
-        if let Some(seal) = seals.iter().find(|seal| seal_name(seal) == name) {
-            return Ok(Some(seal.image));
+    /// Finds one of a fork's seals by its name in `.snap/`, its number, its tag or its id.
+    fn find_seal(&self, fork: &Fork, name: &str) -> Result<Digest> {
+        if let Some(seal) = self.seals_of(fork)?.iter().find(|seal| seal_name(seal) == name) {
+            return Ok(seal.image);
         }
-        let image = match self.store.resolve(name) {
-            Ok(image) => image,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error),
-        };
-        Ok(seals.iter().any(|seal| seal.image == image).then_some(image))
+        line::find(&self.store, &fork.name(), &Line::of_fork(&self.store, fork)?, name)
     }
 
     pub(super) fn lookup_snap(
@@ -175,7 +170,10 @@ impl Vfs {
         if name == "latest" || name.starts_with('.') {
             return Err(ErrorKind::NotFound);
         }
-        let found = self.find_seal(&mounted.fork, name).map_err(logged)?.ok_or(ErrorKind::NotFound)?;
+        let found = self.find_seal(&mounted.fork, name).map_err(|error| match error.kind() {
+            ErrorKind::NotFound => ErrorKind::NotFound,
+            _ => logged(error),
+        })?;
         let place = ["snap", mounted.fork.uid(), name].join("/");
         self.link_to(place.as_bytes(), format!("../../../images/{}", found.hex()), &found, patience)
     }
@@ -224,7 +222,11 @@ impl Vfs {
             }
             Ask::Push { number } => {
                 let pushed = self.push(&mounted.fork);
-                self.remember(number, pushed.as_ref().map(|()| json!({"pushed": true})));
+                let unsealed = mounted.fork.damage().is_some() || mounted.fork.is_changed();
+                self.remember(
+                    number,
+                    pushed.as_ref().map(|()| json!({"pushed": true, "unsealed": unsealed})),
+                );
                 return (pushed.map_err(logged).and_then(|()| self.stub()), AfterSeal::default());
             }
         };
@@ -249,8 +251,10 @@ impl Vfs {
 
     fn remember(&self, number: &str, outcome: Result<Value, &Error>) {
         let shows = outcome.is_err();
-        let text = outcome
-            .unwrap_or_else(|error| json!({"error": error.to_string(), "exit_code": error.exit_code()}));
+        let text = outcome.unwrap_or_else(|error| {
+            let (kind, hint) = (error.kind().name(), error.hint());
+            json!({"error": error.message(), "kind": kind, "hint": hint, "exit_code": error.exit_code()})
+        });
         let answer = Answer { text: text.to_string().into_bytes().into(), shows };
         self.sealing.outcomes.lock().put(number.to_owned(), answer);
     }
@@ -324,11 +328,7 @@ impl Vfs {
         replaced: &mut Option<Replaced>,
     ) -> Result<(Sealed, Vec<Stale>)> {
         let fork = &mounted.fork;
-        let name = fork.name();
-        let image = self.find_seal(fork, seal)?.ok_or_else(|| {
-            Error::new(ErrorKind::NotFound, format!("{seal:?} is no seal of fork {name:?}"))
-                .with_hint(format!("forks/{name}/.snap lists them"))
-        })?;
+        let image = self.find_seal(fork, seal)?;
         // Nothing is lost: what was not sealed is.
         let (mut sealed, mut stale) = self.seal_mounted(mounted, None, true)?;
         let registry =

@@ -308,7 +308,7 @@ impl Runs {
             if untouched_only && !now.is_untouched {
                 continue;
             }
-            if let Err(error) = place::discard_under(&self.mountpoint, &fork.name) {
+            if let Err(error) = place::discard_under(&self.mountpoint, &fork.name, true) {
                 eprintln!("pfimg: {error}");
             }
         }
