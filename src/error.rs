@@ -37,6 +37,8 @@ pub enum ErrorKind {
     NoSpace,
     /// This kernel, store or build cannot do it.
     Unsupported,
+    /// An event loop would have to wait for the disk. A worker does it then, and no caller of a file operation gets this.
+    Waits,
     /// A file operation that the rules of a filesystem refuse.
     Posix(Posix),
     /// Any other failure of the operating system.
@@ -89,6 +91,7 @@ impl ErrorKind {
             Self::NoAnswer => libc::ETIMEDOUT,
             Self::NoSpace => libc::ENOSPC,
             Self::Unsupported => libc::EOPNOTSUPP,
+            Self::Waits => libc::EAGAIN,
             Self::Posix(rule) => match rule {
                 Posix::NotADirectory => libc::ENOTDIR,
                 Posix::IsADirectory => libc::EISDIR,

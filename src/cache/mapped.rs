@@ -22,7 +22,7 @@ use super::folder;
 use super::unkept::{Keeping, Trouble};
 use crate::digest::Digest;
 use crate::store::BlobError;
-use crate::sync::Mutex;
+use crate::sync::{Mutex, wait};
 
 /// Bytes read through a mapping after which its pages are given back: what is hot is in the kernel's page cache.
 const RELEASE_AFTER: usize = 8 << 20;
@@ -170,11 +170,14 @@ impl Mapped {
                 inner.bytes += len;
             }
         }
-        self.shrink(&mut inner, None);
+        let gone = self.shrink(&mut inner, None);
+        drop(inner);
+        self.remove(&gone);
     }
 
     /// Maps a file that an earlier run or another mount left, if its bytes still match the digest.
     pub(super) fn reopen(&self, digest: &Digest) -> Option<Arc<Mapping>> {
+        wait::disk("cache");
         let path = self.path(digest);
         let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY;
         let file = File::options().read(true).custom_flags(flags).open(&path).ok()?;
@@ -238,7 +241,9 @@ impl Mapped {
         if let Some(old) = inner.files.put(digest, known) {
             inner.bytes -= old.len;
         }
-        self.shrink(&mut inner, Some(&digest));
+        let gone = self.shrink(&mut inner, Some(&digest));
+        drop(inner);
+        self.remove(&gone);
         mapping
     }
 
@@ -250,8 +255,10 @@ impl Mapped {
     }
 
     /// Drops the least recently used until the budget holds, but never `keep`: a blob larger than the budget
-    /// would otherwise be decompressed again for each read.
-    fn shrink(&self, inner: &mut Inner, keep: Option<&Digest>) {
+    /// would otherwise be decompressed again for each read. Returns those, whose files are to be removed without the lock: every look
+    /// at the cache takes it.
+    fn shrink(&self, inner: &mut Inner, keep: Option<&Digest>) -> Vec<(Digest, Known)> {
+        let mut gone = Vec::new();
         while inner.bytes > self.budget {
             match inner.files.peek_lru() {
                 Some((digest, _)) if Some(digest) != keep => {}
@@ -259,9 +266,17 @@ impl Mapped {
             }
             if let Some((digest, known)) = inner.files.pop_lru() {
                 inner.bytes -= known.len;
-                let _ = fs::remove_file(self.path(&digest));
                 self.evictions.fetch_add(1, Ordering::Relaxed);
+                gone.push((digest, known));
             }
+        }
+        gone
+    }
+
+    fn remove(&self, gone: &[(Digest, Known)]) {
+        for (digest, _) in gone {
+            // One that another thread has just made anew is good without a name.
+            let _ = fs::remove_file(self.path(digest));
         }
     }
 }

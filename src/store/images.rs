@@ -10,6 +10,7 @@ use super::manifest::{Manifest, ManifestError};
 use super::tags::Tags;
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
+use crate::sync::wait;
 
 /// Largest manifest in bytes: 16 MiB, room for 200,000 parents.
 pub const MAX_MANIFEST: u64 = 16 << 20;
@@ -101,11 +102,13 @@ impl Images {
 
     /// Whether an image's marker is there.
     pub fn contains(&self, id: &Digest) -> bool {
+        wait::disk("marker");
         self.marker(id).exists()
     }
 
     /// Ids of all markers, sorted. Reads names only. Entries that are no marker go to `odd`.
     pub fn ids(&self, odd: &mut dyn FnMut(PathBuf)) -> Result<Vec<Digest>> {
+        wait::disk("markers");
         let entries = match fs::read_dir(&self.dir) {
             Ok(entries) => entries,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -136,6 +139,7 @@ impl Images {
     /// The manifest's bytes from the marker, or, if the marker does not hash to its name, from its blob. The
     /// second value tells what the marker's bytes hash to in that case.
     pub fn bytes(&self, blobs: &Blobs, id: &Digest) -> Result<(Vec<u8>, Option<Digest>), MarkerError> {
+        wait::disk("manifest");
         let failed = |source: io::Error| {
             if source.kind() == io::ErrorKind::NotFound {
                 MarkerError::Absent(*id)

@@ -8,6 +8,7 @@ use rustix::fs::{AtFlags, CWD, RenameFlags, Timespec, Timestamps, UTIME_NOW, UTI
 use rustix::io::Errno;
 
 use super::Sharing;
+use crate::sync::wait;
 
 /// Everything a store is changed by. A trait, so that tests can make each call fail, or be the last one.
 pub trait StoreIo: Send + Sync + 'static {
@@ -28,12 +29,14 @@ pub trait StoreIo: Send + Sync + 'static {
 
     /// Gives a file another name, taking that name from whoever has it.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        wait::disk("rename");
         fs::rename(from, to)
     }
 
     /// Gives a file another name that must be free, in one step. Not every filesystem knows this; `rename_new` works
     /// everywhere.
     fn rename_noreplace(&self, from: &Path, to: &Path) -> io::Result<()> {
+        wait::disk("rename");
         Ok(rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE)?)
     }
 
@@ -44,6 +47,7 @@ pub trait StoreIo: Send + Sync + 'static {
 
     /// Removes a file.
     fn remove(&self, path: &Path) -> io::Result<()> {
+        wait::disk("remove");
         fs::remove_file(path)
     }
 
@@ -63,16 +67,19 @@ pub trait StoreIo: Send + Sync + 'static {
 
     /// Makes a file durable.
     fn sync_file(&self, _path: &Path, file: &File) -> io::Result<()> {
+        wait::disk("sync-file");
         file.sync_all()
     }
 
     /// Makes a folder's names durable.
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        wait::disk("sync-dir");
         File::open(dir)?.sync_all()
     }
 
     /// Makes everything in the filesystem durable that `dir` is in.
     fn sync_fs(&self, dir: &Path) -> io::Result<()> {
+        wait::disk("sync-fs");
         Ok(rustix::fs::syncfs(File::open(dir)?)?)
     }
 }
