@@ -24,3 +24,4 @@ mod run;
 mod seal_mount;
 mod session;
 mod tags;
+mod waits;

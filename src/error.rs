@@ -39,6 +39,8 @@ pub enum ErrorKind {
     NoSpace,
     /// This kernel, store or build does not support it.
     Unsupported,
+    /// An event loop would have to wait for the disk. A worker does it then, and no caller of a file operation gets this.
+    Waits,
     /// A file operation that the rules of a filesystem refuse.
     Posix(Posix),
     /// Any other failure of the operating system.
@@ -147,6 +149,7 @@ const NAMES: [(ErrorKind, &str); 27] = [
 impl ErrorKind {
     /// The name that programs know it by: in `--json`, and between a daemon and its commands.
     pub fn name(self) -> &'static str {
+        // `Waits` reaches no caller: it has no name of its own.
         let named = match self {
             Self::Io(_) => Self::Io(None),
             other => other,
@@ -167,7 +170,9 @@ impl ErrorKind {
             Self::NotFound | Self::NotAStore => Exit::NotFound,
             Self::AlreadyExists => Exit::Exists,
             Self::ReadOnly | Self::PermissionDenied | Self::Busy | Self::NoAnswer => Exit::Refused,
-            Self::NoSpace | Self::Unsupported | Self::UnsupportedSchema | Self::Io(_) => Exit::Environment,
+            Self::NoSpace | Self::Unsupported | Self::UnsupportedSchema | Self::Io(_) | Self::Waits => {
+                Exit::Environment
+            }
             Self::Posix(rule) => match rule {
                 Posix::NotADirectory | Posix::IsADirectory | Posix::NameTooLong | Posix::Range => Exit::Usage,
                 Posix::NotEmpty | Posix::TooManyLinks | Posix::NotPermitted | Posix::CrossesDevices => {
@@ -194,6 +199,7 @@ impl ErrorKind {
             Self::NoAnswer => libc::ETIMEDOUT,
             Self::NoSpace => libc::ENOSPC,
             Self::Unsupported => libc::EOPNOTSUPP,
+            Self::Waits => libc::EAGAIN,
             Self::Posix(rule) => match rule {
                 Posix::NotADirectory => libc::ENOTDIR,
                 Posix::IsADirectory => libc::EISDIR,

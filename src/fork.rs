@@ -70,6 +70,7 @@ pub use names::{MAX_LINKS, NewFile, RenameMode};
 pub use node::{Attr, Body, Content, Guard, Inode, Name};
 pub use owners::{Given, Owners};
 pub use pieces::{BlobRef, Piece, Pieces, Src};
+pub use policy::can_be_there;
 pub use refs::{References, references};
 pub use registry::{Options, Registry};
 pub use replaced::{ChangedName, Comparison};

@@ -6,6 +6,7 @@
 
 #[cfg(test)]
 mod model;
+pub(crate) mod wait;
 
 #[cfg(test)]
 pub(crate) use model::*;

@@ -9,6 +9,7 @@
 mod advice;
 mod announce;
 mod answer;
+mod attempt;
 mod audited;
 mod autoseal;
 mod called;
@@ -42,6 +43,8 @@ use advice::Advice;
 pub use advice::Refusal;
 pub use announce::{Announcement, What};
 pub use answer::{Attr, Data, Entry};
+pub use attempt::{Attempt, Stop};
+use attempt::{OnDisk, may_wait};
 pub use autoseal::{SealPolicy, Tell};
 pub use caller::Process;
 pub(crate) use catalog::{Changes, Watched};
@@ -56,7 +59,7 @@ pub use inode::Ino;
 use memory::Most;
 pub use metrics::{Metrics, Op};
 pub(crate) use push::MARKER;
-pub use push::Pusher;
+pub use push::{LeftWrite, Pusher};
 pub use readdir::{DirEntry, Emit};
 pub use replaced::Replaced;
 pub use snap::{AfterSeal, Stale};
@@ -69,13 +72,12 @@ use crate::layers::effects::Secret;
 use crate::layers::world::MAX_NAME;
 use crate::ops::seal::Sealer;
 use crate::store::{BlobError, Store};
-use crate::sync::Mutex;
+use crate::sync::{Mutex, wait};
 use crate::vfs::readahead::Ahead;
 use announce::Announcing;
 use audited::Audit;
 use autoseal::AutoSeal;
 use catalog::Catalog;
-use facts::Facts;
 use forks::Forks;
 use image::Images;
 use inode::{Fixed, Keyed, Node, Place, Recorded, Seen, Shown, UNKNOWN_SIZE};
@@ -85,35 +87,22 @@ use reader::Reader;
 use snap::Seals;
 use trees::Trees;
 
-/// Outcome of an operation. The kind alone decides the errno; what there is to tell was logged where it was known.
+/// Outcome of an operation that never waits for the disk. The kind alone decides the errno; what there is to tell was logged where it
+/// was known.
 pub type Outcome<T> = Result<T, ErrorKind>;
 
 /// How long the kernel may keep what never changes: ten years.
 pub const FOREVER: Duration = Duration::from_hours(10 * 365 * 24);
 
-/// Largest payload, in bytes, that a request fills by itself instead of leaving it to a worker.
-const INLINE_FILL: u64 = 256 << 10;
-
 /// Length of every folder, in bytes: that of a small one on ext4. Scripts take one without a length for empty (`test -s`).
 const FOLDER_SIZE: u64 = 4096;
 
-/// An operation that may take long is not done where it would hold up other requests.
-#[derive(Debug)]
-pub enum Step<T> {
-    /// Done.
-    Done(T),
-    /// It has to wait for a decompression: ask again where blocking is allowed.
-    Blocks,
-}
-
-/// How long a caller can wait.
+/// How much is wanted of a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Patience {
-    /// As long as it takes.
-    Blocking,
-    /// No longer than a small blob takes to decompress.
-    Brief,
-    /// Not at all: it only lists names. What is not known is left open, with a lifetime of zero.
+pub(super) enum Look {
+    /// All there is to know.
+    Whole,
+    /// It is only listed. What is not known is left open, with a lifetime of zero.
     Listing,
 }
 
@@ -150,9 +139,30 @@ pub fn fork_reader(store: Arc<Store>, cache: Arc<Cache>) -> Arc<dyn BaseReader> 
     Arc::new(Reader::new(store, cache, Arc::new(Trees::new(0)), false))
 }
 
+/// What a read needs of a blob.
+enum Filled {
+    Whole(Payload),
+    Part(Data),
+}
+
+/// What the kernel knows no more. To be dropped where the disk may be waited for, if that is worth a thread.
+#[derive(Debug)]
+#[must_use]
+pub struct Forgotten(Option<Node>);
+
+impl Forgotten {
+    /// Whether dropping it may remove the files of a fork that is gone.
+    pub fn is_of_a_fork_that_is_gone(&self) -> bool {
+        match &self.0 {
+            Some(Node::Forked { mounted, .. } | Node::Snap { mounted }) => mounted.fork.is_discarded(),
+            _ => false,
+        }
+    }
+}
+
 /// A mounted store.
 pub struct Vfs {
-    store: Arc<Store>,
+    store: OnDisk,
     cache: Arc<Cache>,
     config: VfsConfig,
     owners: fork::Owners,
@@ -218,7 +228,7 @@ impl Vfs {
             audit: Audit::new(&store),
             announcing: Announcing::default(),
             advice: Advice::default(),
-            store,
+            store: OnDisk::new(store),
             cache,
             owners: owners(config.uid, config.gid),
             config,
@@ -228,11 +238,6 @@ impl Vfs {
     /// The counters.
     pub fn metrics(&self) -> &Metrics {
         &self.metrics
-    }
-
-    /// The store below.
-    pub fn store(&self) -> &Store {
-        &self.store
     }
 
     /// Whether extended attributes are answered at all.
@@ -245,82 +250,68 @@ impl Vfs {
     }
 
     /// Finds a name in a folder and counts the lookup. A name that never can be there is [`Entry::ABSENT`].
-    pub fn lookup(&self, parent: Ino, name: &[u8], patience: Patience) -> Outcome<Step<Entry>> {
+    pub fn lookup(&self, parent: Ino, name: &[u8]) -> Attempt<Entry> {
+        self.find(parent, name, Look::Whole)
+    }
+
+    pub(super) fn find(&self, parent: Ino, name: &[u8], look: Look) -> Attempt<Entry> {
         // `NAME@SOURCE` is no name of a file, and may be longer.
         let makes_fork = parent == Self::FORKS && name.contains(&b'@');
         if name.len() > MAX_NAME && !makes_fork {
-            return Err(ErrorKind::Posix(Posix::NameTooLong));
+            return Err(ErrorKind::Posix(Posix::NameTooLong).into());
         }
         match self.node(parent)? {
-            // The log may be long, and another program may be appending to it.
-            Node::Fixed(Fixed::Control) if patience == Patience::Brief && control::reads_disk(name) => {
-                Ok(Step::Blocks)
-            }
-            Node::Fixed(fixed) => self.lookup_fixed(fixed, name, patience),
-            Node::Agent(agent) => self.lookup_agent(&agent, name, patience),
-            Node::ImageDir { image, dir } => self.lookup_in_image(image, dir, name, patience),
+            Node::Fixed(fixed) => self.lookup_fixed(fixed, name, look),
+            Node::Agent(agent) => self.lookup_agent(&agent, name),
+            Node::ImageDir { image, dir } => self.lookup_in_image(image, dir, name, look),
             Node::Dir { image, node } => {
-                if patience == Patience::Brief && self.has_to_read(image, Facts::World) {
-                    return Ok(Step::Blocks);
-                }
                 let tree = self.tree(image)?;
                 // A tree never changes, so that the kernel may remember what is not in it as well.
-                let Some(child) = tree.lookup(node, name) else { return Ok(Step::Done(Entry::ABSENT)) };
-                Ok(Step::Done(self.entry_of(self.tree_node(&tree, image, child), FOREVER)?))
+                let Some(child) = tree.lookup(node, name) else { return Ok(Entry::ABSENT) };
+                self.entry_of(self.tree_node(&tree, image, child)?, FOREVER)
             }
-            Node::Forked { mounted, ino: fork::Ino::TOP } if name == snap::NAME => {
-                self.snap_entry(&mounted).map(Step::Done)
-            }
-            Node::Forked { mounted, ino } => self.lookup_forked(&mounted, ino, name, patience),
-            Node::Snap { mounted } => self.lookup_snap(&mounted, name, patience),
-            Node::Stub { .. } => Err(ErrorKind::NotFound),
-            _ => Err(ErrorKind::Posix(Posix::NotADirectory)),
+            Node::Forked { mounted, ino: fork::Ino::TOP } if name == snap::NAME => self.snap_entry(&mounted),
+            Node::Forked { mounted, ino } => self.lookup_forked(&mounted, ino, name),
+            Node::Snap { mounted } => self.lookup_snap(&mounted, name),
+            Node::Stub { .. } => Err(ErrorKind::NotFound.into()),
+            _ => Err(ErrorKind::Posix(Posix::NotADirectory).into()),
         }
     }
 
     /// Attributes of an inode, and how long they may be believed.
-    pub fn getattr(&self, ino: Ino, patience: Patience) -> Outcome<Step<(Attr, Duration)>> {
+    pub fn getattr(&self, ino: Ino) -> Attempt<(Attr, Duration)> {
         let mut node = self.node(ino)?;
-        if self.is_left_to_a_worker(&node, patience) {
-            return Ok(Step::Blocks);
-        }
         if let Node::File { digest, size: size @ UNKNOWN_SIZE, shown, seen, .. } = &mut node {
-            match self.find_size(digest, *shown, *seen, patience)? {
-                Step::Done(found) => *size = found,
-                Step::Blocks => return Ok(Step::Blocks),
-            }
+            *size = self.find_size(digest, *shown, *seen)?;
             self.inodes.set_size(ino, *size);
         }
         if let Node::Link { target, key, .. } = &node
             && target.is_empty()
         {
-            if patience == Patience::Brief {
-                return Ok(Step::Blocks);
-            }
             node = self.follow_latest(*key)?;
         }
         if let Node::Forked { mounted, ino: in_fork } = &node {
-            return Ok(Step::Done((Attr { ino, ..Self::getattr_forked(mounted, *in_fork)? }, FOREVER)));
+            return Ok((Attr { ino, ..Self::getattr_forked(mounted, *in_fork)? }, FOREVER));
         }
-        Ok(Step::Done((self.attr(ino, &node)?, FOREVER)))
+        Ok((self.attr(ino, &node)?, FOREVER))
     }
 
     /// A symlink's target.
-    pub fn readlink(&self, ino: Ino) -> Outcome<Vec<u8>> {
+    pub fn readlink(&self, ino: Ino) -> Attempt<Vec<u8>> {
         match self.node(ino)? {
             Node::Symlink { target, .. } => Ok(target.to_vec()),
-            Node::Forked { mounted, ino } => mounted.fork.readlink(ino).map_err(|error| error.kind()),
+            Node::Forked { mounted, ino } => Ok(mounted.fork.readlink(ino).map_err(|error| error.kind())?),
             Node::Link { target, key, .. } if target.is_empty() => match self.follow_latest(key)? {
                 Node::Link { target, .. } => Ok(target.as_bytes().to_vec()),
-                _ => Err(ErrorKind::NotFound),
+                _ => Err(ErrorKind::NotFound.into()),
             },
             Node::Link { target, .. } => Ok(target.as_bytes().to_vec()),
-            _ => Err(ErrorKind::InvalidInput),
+            _ => Err(ErrorKind::InvalidInput.into()),
         }
     }
 
     /// Reads up to `size` bytes from `offset`; fewer only at the end.
-    pub fn read(&self, ino: Ino, offset: u64, size: u32, patience: Patience) -> Outcome<Step<Data>> {
+    pub fn read(&self, ino: Ino, offset: u64, size: u32) -> Attempt<Data> {
         let slice = |len: usize| {
             let start = usize::try_from(offset).unwrap_or(usize::MAX).min(len);
             (start, start.saturating_add(size as usize).min(len))
@@ -331,47 +322,65 @@ impl Vfs {
                     Shown::Raw => self.cache.peek(&digest),
                     Shown::Redacted => self.images.redacted(&digest).map(Payload::Heap),
                 };
-                if let (Place::World(node), 0, Patience::Brief) = (seen.place, offset, patience)
+                // Once for a request: the event loop asks first.
+                if let (Place::World(node), 0, false) = (seen.place, offset, wait::is_allowed())
                     && let Ok(tree) = self.tree(seen.image)
                 {
                     self.ahead.was_read(&tree, node, cached.is_some());
                 }
                 let payload = match cached {
                     Some(payload) if declared == UNKNOWN_SIZE || payload.len() as u64 == declared => payload,
-                    _ if patience != Patience::Blocking && declared > INLINE_FILL => return Ok(Step::Blocks),
-                    _ if matches!(shown, Shown::Raw) && self.cache.is_read_in_parts(declared) => {
-                        let failed = |error: Arc<BlobError>| self.report(seen, &error);
-                        let length = match declared {
-                            UNKNOWN_SIZE => self.cache.length(&digest).map_err(failed)?,
-                            declared => declared,
-                        };
-                        let range = self.cache.range(&digest, length, offset, size as usize);
-                        let (payload, range) = range.map_err(failed)?;
-                        return Ok(Step::Done(Data::Blob(payload, range.start, range.end)));
-                    }
-                    _ => self.payload(&digest, declared, shown, seen)?,
+                    _ => match self.fill(&digest, declared, shown, seen, (offset, size))? {
+                        Filled::Whole(payload) => payload,
+                        Filled::Part(data) => return Ok(data),
+                    },
                 };
                 let (start, end) = slice(payload.len());
-                Ok(Step::Done(Data::Blob(payload, start, end)))
+                Ok(Data::Blob(payload, start, end))
             }
             Node::Doc { bytes, key, .. } => {
                 self.unread.read(key);
                 let (start, end) = slice(bytes.len());
-                Ok(Step::Done(Data::Doc(bytes, start, end)))
+                Ok(Data::Doc(bytes, start, end))
             }
-            Node::Forked { mounted, ino } => self.read_forked(&mounted, ino, offset, size, patience),
+            Node::Forked { mounted, ino } => self.read_forked(&mounted, ino, offset, size),
             Node::Marker => {
                 self.late.passes(offset);
-                Ok(Step::Done(Data::Doc(Arc::from([0u8].as_slice()), 0, 1)))
+                Ok(Data::Doc(Arc::from([0u8].as_slice()), 0, 1))
             }
             Node::Fixed(_)
             | Node::Agent(_)
             | Node::ImageDir { .. }
             | Node::Dir { .. }
             | Node::Snap { .. }
-            | Node::Stub { .. } => Err(ErrorKind::Posix(Posix::IsADirectory)),
-            Node::Symlink { .. } | Node::Link { .. } | Node::Special { .. } => Err(ErrorKind::InvalidInput),
+            | Node::Stub { .. } => Err(ErrorKind::Posix(Posix::IsADirectory).into()),
+            Node::Symlink { .. } | Node::Link { .. } | Node::Special { .. } => {
+                Err(ErrorKind::InvalidInput.into())
+            }
         }
+    }
+
+    /// What a read needs of a blob that is not in the cache.
+    fn fill(
+        &self,
+        digest: &Digest,
+        declared: u64,
+        shown: Shown,
+        seen: Seen,
+        (offset, size): (u64, u32),
+    ) -> Attempt<Filled> {
+        may_wait()?;
+        if matches!(shown, Shown::Raw) && self.cache.is_read_in_parts(declared) {
+            let failed = |error: Arc<BlobError>| self.report(seen, &error);
+            let length = match declared {
+                UNKNOWN_SIZE => self.cache.length(digest).map_err(failed)?,
+                declared => declared,
+            };
+            let range = self.cache.range(digest, length, offset, size as usize);
+            let (payload, range) = range.map_err(failed)?;
+            return Ok(Filled::Part(Data::Blob(payload, range.start, range.end)));
+        }
+        Ok(Filled::Whole(self.payload(digest, declared, shown, seen)?))
     }
 
     fn payload(&self, digest: &Digest, declared: u64, shown: Shown, seen: Seen) -> Outcome<Payload> {
@@ -387,21 +396,27 @@ impl Vfs {
         }
     }
 
-    /// Takes back lookups.
-    pub fn forget(&self, ino: Ino, lookups: u64) {
-        self.inodes.forget(ino, lookups, |node| {
+    /// Takes back lookups. What the kernel does not know any more is returned: dropping it may remove files.
+    pub fn forget(&self, ino: Ino, lookups: u64) -> Forgotten {
+        Forgotten(self.inodes.forget(ino, lookups, |node| {
             if let Node::Forked { mounted, ino: in_fork } = node {
                 if self.config.late_writes {
                     self.ledger_ends.forget(ino);
                 }
                 mounted.fork.forget(*in_fork);
             }
-        });
+        }))
+    }
+
+    /// Takes back a lookup that the kernel was not told of.
+    pub(super) fn take_back(&self, ino: Ino) {
+        drop(self.forget(ino, 1));
     }
 
     /// Space of the filesystem that holds the store.
-    pub fn statfs(&self) -> Outcome<rustix::fs::StatVfs> {
-        rustix::fs::statvfs(self.store.root()).map_err(|e| ErrorKind::Io(Some(e.raw_os_error())))
+    pub fn statfs(&self) -> Attempt<rustix::fs::StatVfs> {
+        may_wait()?;
+        rustix::fs::statvfs(self.store.root()).map_err(|e| ErrorKind::Io(Some(e.raw_os_error())).into())
     }
 
     /// Where the watcher starts.
@@ -456,22 +471,22 @@ impl Vfs {
     }
 
     /// Interns a node whose name and attributes never change.
-    fn entry(&self, node: Node) -> Outcome<Entry> {
+    fn entry(&self, node: Node) -> Attempt<Entry> {
         self.entry_with(node, FOREVER)
     }
 
-    fn entry_with(&self, node: Node, entry_ttl: Duration) -> Outcome<Entry> {
+    fn entry_with(&self, node: Node, entry_ttl: Duration) -> Attempt<Entry> {
         self.entry_of(self.keyed(node), entry_ttl)
     }
 
-    fn entry_of(&self, keyed: Keyed, entry_ttl: Duration) -> Outcome<Entry> {
+    fn entry_of(&self, keyed: Keyed, entry_ttl: Duration) -> Attempt<Entry> {
         // Attributes first: after interning nothing may fail, or the lookup would never be taken back.
         let mut attr = self.attr(0, &keyed.node)?;
         (attr.ino, _) = self.inodes.intern(keyed)?;
         Ok(Entry { attr, entry_ttl, attr_ttl: FOREVER })
     }
 
-    fn attr(&self, ino: Ino, node: &Node) -> Outcome<Attr> {
+    fn attr(&self, ino: Ino, node: &Node) -> Attempt<Attr> {
         let attr = |kind, mode, size, mtime_ns| Attr {
             ino,
             kind,
@@ -500,7 +515,7 @@ impl Vfs {
                 folder(2, self.catalog.newest_of(name).unwrap_or_else(|| self.info.lock().started_ns()))
             }
             Node::ImageDir { image, dir } => {
-                folder(dir.links(), self.time_of_image(&self.catalog.id(*image)))
+                folder(dir.links(), self.time_of_image(&self.catalog.id(*image))?)
             }
             Node::Marker => attr(Kind::File, 0o400, MARKER_SIZE, self.info.lock().started_ns()),
             Node::File { size, recorded: r, .. } => recorded(Kind::File, r, *size),
@@ -509,7 +524,7 @@ impl Vfs {
             Node::Doc { bytes, mtime_ns, .. } => attr(Kind::File, 0o444, bytes.len() as u64, *mtime_ns),
             Node::Dir { image, node } | Node::Special { image, node } => {
                 let tree = self.tree(*image)?;
-                let mut attr = recorded(tree.kind(*node), &self.recorded(*image, &tree, *node), 0);
+                let mut attr = recorded(tree.kind(*node), &self.recorded(*image, &tree, *node)?, 0);
                 if attr.kind == Kind::Dir {
                     attr.size = FOLDER_SIZE;
                     attr.nlink = tree.subdirs(*node).saturating_add(2);

@@ -162,3 +162,27 @@ pub fn without_links(command: &mut std::process::Command, error: i32) {
     // SAFETY: two system calls; nothing is allocated and no lock is taken between fork and exec.
     unsafe { command.pre_exec(install) };
 }
+
+/// A filesystem of its own for a store, unmounted when dropped. For root.
+pub struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    pub fn of_mebibytes(size: u32) -> Self {
+        let dir = tempfile::tempdir().expect("a folder");
+        let size = format!("size={size}m");
+        let args = ["-t", "tmpfs", "-o", &size, "tmpfs"];
+        let args = args.iter().map(std::ffi::OsStr::new).chain([dir.path().as_os_str()]);
+        super::cli::tool("mount", args).exits(0);
+        Self(dir)
+    }
+
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = rustix::mount::unmount(self.0.path(), rustix::mount::UnmountFlags::DETACH);
+    }
+}

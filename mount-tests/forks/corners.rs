@@ -9,6 +9,7 @@ use rustix::fs::{Access, CWD, FallocateFlags, RenameFlags, renameat_with};
 use super::MODES;
 use crate::common::cli::{pfimg_on, tool};
 use crate::common::forks::{fallocate, fork, map_shared, open_rw, small_store, world};
+use crate::common::system::SmallDisk;
 use crate::common::{Mount, errno, is_root, names, wait_until};
 
 /// Changes files of another user in every way, by a process that is in the groups of its second argument, and says the modes after
@@ -226,25 +227,6 @@ fn fallocate_takes_no_more_than_the_disk_has() {
     }
 }
 
-/// A separate filesystem for a store, unmounted when dropped.
-struct Small(tempfile::TempDir);
-
-impl Small {
-    fn of_mebibytes(size: u32) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let size = format!("size={size}m");
-        let args = ["-t", "tmpfs", "-o", &size, "tmpfs"];
-        tool("mount", args.iter().map(std::ffi::OsStr::new).chain([dir.path().as_os_str()])).exits(0);
-        Self(dir)
-    }
-}
-
-impl Drop for Small {
-    fn drop(&mut self) {
-        let _ = rustix::mount::unmount(self.0.path(), rustix::mount::UnmountFlags::DETACH);
-    }
-}
-
 #[test]
 fn what_fallocate_set_aside_can_be_written_on_a_disk_that_is_full_since() {
     const SIZE: usize = 8 << 20;
@@ -254,8 +236,8 @@ fn what_fallocate_set_aside_can_be_written_on_a_disk_that_is_full_since() {
     }
     let (seedling, id) = small_store();
     for writes in MODES {
-        let small = Small::of_mebibytes(32);
-        let store = small.0.path().join("store");
+        let small = SmallDisk::of_mebibytes(32);
+        let store = small.path().join("store");
         tool("cp", ["-r".as_ref(), seedling.root().as_os_str(), store.as_os_str()]).exits(0);
         let mount = Mount::of(&store).args(["--writes", writes, "--seal", "manual"]).start();
         let w = fork(&mount, "f", &id);
@@ -265,8 +247,8 @@ fn what_fallocate_set_aside_can_be_written_on_a_disk_that_is_full_since() {
         let sizes = [&grown, &kept].map(|path| fs::metadata(path).unwrap().len());
         assert_eq!(sizes, [SIZE as u64, 0], "{writes}");
         assert!(fs::read(&grown).unwrap().iter().all(|byte| *byte == 0));
-        let free = || rustix::fs::statvfs(small.0.path()).unwrap().f_bavail;
-        let ballast = fs::write(small.0.path().join("ballast"), vec![1; 32 << 20]);
+        let free = || rustix::fs::statvfs(small.path()).unwrap().f_bavail;
+        let ballast = fs::write(small.path().join("ballast"), vec![1; 32 << 20]);
         assert_eq!((errno(ballast), free()), (libc::ENOSPC, 0), "{writes}");
         for (path, step) in [(&grown, 4096), (&kept, 1 << 20)] {
             let file = open_rw(path).unwrap();
@@ -280,7 +262,7 @@ fn what_fallocate_set_aside_can_be_written_on_a_disk_that_is_full_since() {
         let written = more.write_all_at(&vec![1; 1 << 20], 0);
         let closed = crate::common::forks::close(more);
         assert_eq!(errno(written.and(closed)), libc::ENOSPC, "{writes}");
-        fs::remove_file(small.0.path().join("ballast")).unwrap();
+        fs::remove_file(small.path().join("ballast")).unwrap();
         mount.unmount();
     }
 }

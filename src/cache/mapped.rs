@@ -23,7 +23,7 @@ use super::folder;
 use super::unkept::{Keeping, Trouble};
 use crate::digest::Digest;
 use crate::store::BlobError;
-use crate::sync::Mutex;
+use crate::sync::{Mutex, wait};
 
 /// Bytes read through a mapping after which its pages are released: hot pages are in the kernel's page cache.
 const RELEASE_AFTER: usize = 8 << 20;
@@ -171,11 +171,14 @@ impl Mapped {
                 inner.bytes += len;
             }
         }
-        self.shrink(&mut inner, None);
+        let gone = self.shrink(&mut inner, None);
+        drop(inner);
+        self.remove(&gone);
     }
 
     /// Maps a file of an earlier run or another mount, if its bytes still match the digest.
     pub(super) fn reopen(&self, digest: &Digest) -> Option<Arc<Mapping>> {
+        wait::disk("cache");
         let path = self.path(digest);
         let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY;
         let file = File::options().read(true).custom_flags(flags).open(&path).ok()?;
@@ -239,7 +242,9 @@ impl Mapped {
         if let Some(old) = inner.files.put(digest, known) {
             inner.bytes -= old.len;
         }
-        self.shrink(&mut inner, Some(&digest));
+        let gone = self.shrink(&mut inner, Some(&digest));
+        drop(inner);
+        self.remove(&gone);
         mapping
     }
 
@@ -251,8 +256,10 @@ impl Mapped {
     }
 
     /// Drops the least recently used files until the budget holds, but never `keep`: otherwise each read
-    /// would decompress a blob larger than the budget again.
-    fn shrink(&self, inner: &mut Inner, keep: Option<&Digest>) {
+    /// would decompress a blob larger than the budget again. Returns the dropped ones, whose files the caller removes
+    /// without the lock: every look at the cache takes it.
+    fn shrink(&self, inner: &mut Inner, keep: Option<&Digest>) -> Vec<(Digest, Known)> {
+        let mut gone = Vec::new();
         while inner.bytes > self.budget {
             match inner.files.peek_lru() {
                 Some((digest, _)) if Some(digest) != keep => {}
@@ -260,9 +267,17 @@ impl Mapped {
             }
             if let Some((digest, known)) = inner.files.pop_lru() {
                 inner.bytes -= known.len;
-                let _ = fs::remove_file(self.path(&digest));
                 self.evictions.fetch_add(1, Ordering::Relaxed);
+                gone.push((digest, known));
             }
+        }
+        gone
+    }
+
+    fn remove(&self, gone: &[(Digest, Known)]) {
+        for (digest, _) in gone {
+            // One that another thread has just made anew is good without a name.
+            let _ = fs::remove_file(self.path(digest));
         }
     }
 }

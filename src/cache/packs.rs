@@ -299,14 +299,18 @@ impl Packs {
         }
         let mut writing = self.writing.lock();
         if writing.is_none() {
-            match Writing::new(&self.dir) {
-                Ok(new) => *writing = Some(new),
+            // Made without the lock. Of two that are made at once one is not needed, and has no name.
+            drop(writing);
+            let new = match Writing::new(&self.dir) {
+                Ok(new) => new,
                 Err(error) => {
                     self.trouble.met(&error);
                     self.off.store(true, Ordering::Relaxed);
                     return;
                 }
-            }
+            };
+            writing = self.writing.lock();
+            writing.get_or_insert(new);
         }
         let Some(pack) = writing.as_mut() else { return };
         pack.push(*digest, compressed);
@@ -347,14 +351,17 @@ impl Packs {
         let finished = pack.finish(&self.dir).map(Pack::open);
         match finished {
             Ok(Some(pack)) => {
-                let mut packs = self.finished.write();
-                packs.retain(|other| {
-                    other.path != pack.path && !absorbed.iter().any(|a| Arc::ptr_eq(a, other))
-                });
-                for old in absorbed.iter().filter(|old| old.path != pack.path) {
+                let path = pack.path.clone();
+                {
+                    let mut packs = self.finished.write();
+                    packs.retain(|other| {
+                        other.path != path && !absorbed.iter().any(|a| Arc::ptr_eq(a, other))
+                    });
+                    packs.push(Arc::new(pack));
+                }
+                for old in absorbed.iter().filter(|old| old.path != path) {
                     let _ = fs::remove_file(&old.path);
                 }
-                packs.push(Arc::new(pack));
             }
             Ok(None) => {}
             Err(error) => self.trouble.met(&error),
@@ -391,12 +398,18 @@ impl Packs {
 
     /// Deletes the oldest packs until the rest is within the budget.
     fn shrink(&self) {
-        let mut packs = self.finished.write();
-        let mut bytes: u64 = packs.iter().map(|pack| pack.bytes()).sum();
-        while bytes > self.budget && !packs.is_empty() {
-            let oldest = packs.remove(0);
-            bytes -= oldest.bytes();
-            let _ = fs::remove_file(&oldest.path);
+        let mut gone = Vec::new();
+        {
+            let mut packs = self.finished.write();
+            let mut bytes: u64 = packs.iter().map(|pack| pack.bytes()).sum();
+            while bytes > self.budget && !packs.is_empty() {
+                let oldest = packs.remove(0);
+                bytes -= oldest.bytes();
+                gone.push(oldest);
+            }
+        }
+        for pack in gone {
+            let _ = fs::remove_file(&pack.path);
         }
     }
 }

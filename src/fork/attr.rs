@@ -13,6 +13,7 @@ use crate::error::{Error, ErrorKind, Posix, Result};
 use crate::layers::acl::{self, Acl};
 use crate::layers::world::Kind;
 use crate::sync::atomic::Ordering;
+use crate::sync::wait;
 
 /// A time to set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -241,6 +242,7 @@ impl Fork {
     /// Makes everything that was acknowledged durable: all of the fork, since a durable journal must not
     /// refer to data that is not durable. Writers continue during the call.
     pub fn fsync(&self) -> Result<()> {
+        wait::required()?;
         let generations = self.live.read().generations.clone();
         for generation in &generations {
             generation
@@ -273,9 +275,15 @@ impl Fork {
         io.sync_dir(&dir).and_then(|()| io.sync_dir(&self.shared.forks)).map_err(failed)
     }
 
+    /// Whether there is data without references.
+    pub fn has_trash(&self) -> bool {
+        self.live.read().generations.iter().any(|generation| generation.has_trash())
+    }
+
     /// Frees the space of data without references. Makes the fork durable first, so that no power cut brings
     /// back a name whose data is removed. Returns whether there was anything to do.
     pub fn reap(&self) -> Result<bool> {
+        wait::required()?;
         let generations = self.live.read().generations.clone();
         let trash: Vec<_> =
             generations.iter().filter(|g| g.has_trash()).map(|g| (g, g.take_trash())).collect();

@@ -33,17 +33,18 @@ const BYTES: u64 = 1 << 20;
 impl Fork {
     /// Whether [`Fork::checkpoint`] would pay: the journals are large, and mostly say what is not true any more.
     pub fn wants_checkpoint(&self) -> bool {
-        let live = self.live.read();
-        let journals: u64 = live
-            .generations
-            .iter()
-            .filter_map(|g| Some(std::fs::metadata(g.journal_path()).ok()?.len()))
-            .sum();
+        // A clone takes pointers. Neither the disk nor all files are looked at under the lock.
+        let (generations, state) = {
+            let live = self.live.read();
+            (live.generations.clone(), live.state.clone())
+        };
+        let journals: u64 =
+            generations.iter().filter_map(|g| Some(std::fs::metadata(g.journal_path()).ok()?.len())).sum();
         if journals < SMALL {
             return false;
         }
-        let mut needed = 128 * (live.state.dirty_names.len() + live.state.dirty_nodes.len()) as u64;
-        live.state.each_content(&mut |_, content| {
+        let mut needed = 128 * (state.dirty_names.len() + state.dirty_nodes.len()) as u64;
+        state.each_content(&mut |_, content| {
             let inline = content.pieces.all().filter(|(_, piece)| matches!(piece.src, Src::Journal(_)));
             needed += inline.map(|(_, piece)| piece.len + 64).sum::<u64>();
         });

@@ -1,6 +1,7 @@
 //! Operations on what a file holds: read, write, cut, holes.
 
 use std::io;
+use std::sync::Arc;
 
 use super::caller::{Caller, mode_after_write, stripped};
 use super::disk::DataFile;
@@ -24,6 +25,12 @@ const INLINE_PIECES: usize = 64;
 const FRAGMENTED: usize = 256;
 
 const PAGE: u64 = 4096;
+
+/// How often a write to a file in many pieces begins anew because another one came between.
+const TRIES: usize = 4;
+
+/// The same for a file that only grows, of which it has to be known what is there already.
+const TRIES_OF_RECORDS: usize = 1000;
 
 /// Space set aside in the journal for a record that speaks of data files.
 const RECORD_ROOM: u64 = 8192;
@@ -131,7 +138,7 @@ impl Fork {
         bytes: &[u8],
         time: impl Fn(&Inode) -> i64 + Copy,
     ) -> Result<usize> {
-        let _whole = self.operation();
+        let _whole = self.operation_or_wait()?;
         let mut done = 0;
         while done < bytes.len() {
             done += self.write_at(ino, Some(offset + done as u64), &bytes[done..], false, time)?;
@@ -157,32 +164,42 @@ impl Fork {
         if !fits(offset.unwrap_or(0)) {
             return Err(too_large());
         }
-        self.settle(ino)?;
-        let mut live = self.live.write();
-        live.writable()?;
-        let inode = live.need(ino)?;
-        let offset = match offset {
-            Some(offset) => live.meant(ino, &inode, offset),
-            None => file_of(&inode)?.known_size(),
-        };
-        if !fits(offset) {
-            return Err(too_large());
-        }
-        let content = file_of(&inode)?.settled();
-        let already = match inode.guard {
-            Guard::Append(_) if offset < content.size => {
-                self.written_already(&inode, &content, offset, bytes)?
+        let mut tries = 0;
+        let (mut live, inode, content, offset, before) = loop {
+            let before = self.look_before(ino, offset, bytes)?;
+            let live = self.live.write();
+            live.writable()?;
+            let inode = live.need(ino)?;
+            let offset = match offset {
+                Some(offset) => live.meant(ino, &inode, offset),
+                None => file_of(&inode)?.known_size(),
+            };
+            if !fits(offset) {
+                return Err(too_large());
             }
-            _ => {
-                policy::may_change(&inode, offset)?;
-                0
+            let content = file_of(&inode)?.settled();
+            let before = before.filter(|before| before.is_of(&inode, offset));
+            let most = if inode.guard == Guard::None { TRIES } else { TRIES_OF_RECORDS };
+            if before.is_none() && has_to_be_read(&inode, &content, offset) && tries < most {
+                // It was written to meanwhile.
+                tries += 1;
+                continue;
             }
+            break (live, inode, content, offset, before);
         };
-        let (offset, bytes) = (offset + already as u64, &bytes[already..]);
+        let already = if let Some(before) = &before {
+            before.already
+        } else {
+            policy::may_change(&inode, offset)?;
+            0
+        };
+        let offset = offset + already as u64;
+        let bytes = &bytes[already..];
         if bytes.is_empty() {
             return Ok(already);
         }
-        let written = live.place(self, &inode, &content, ino, offset, bytes)?;
+        let around = before.and_then(|before| before.around);
+        let written = live.place(around.as_ref(), &inode, &content, ino, offset, bytes)?;
         let size = content.size.max(offset + written.len);
         let strip = live.strip(ino, &inode, by, time(&inode))?;
         live.drop_capability(ino, &inode, time(&inode))?;
@@ -199,6 +216,52 @@ impl Fork {
         drop((inode, content));
         live.commit(Record::Splice(splice))?;
         Ok(already + written.len as usize)
+    }
+
+    /// Reads what a write has to know of a file, before the fork is locked: that may lie in a blob. Finds out the file's length too.
+    fn look_before(&self, ino: Ino, offset: Option<u64>, bytes: &[u8]) -> Result<Option<Before>> {
+        let (lazy, inode, offset) = {
+            let live = self.live.read();
+            let own = match live.state.at(ino) {
+                Some(super::state::At::Own(inode)) => Some(inode),
+                Some(super::state::At::Base(_)) => None,
+                None => live.orphans.get(&ino),
+            };
+            let Some((inode, content)) = own.and_then(|inode| Some((inode, inode.content()?))) else {
+                return Ok(None);
+            };
+            let offset = offset.map_or(content.known_size(), |offset| live.meant(ino, inode, offset));
+            let read = has_to_be_read(inode, content, offset).then(|| Arc::clone(inode));
+            (content.unsettled().cloned(), read, offset)
+        };
+        if let Some(lazy) = lazy {
+            super::live::settle(&lazy, &*self.shared.reader)?;
+            // What its length means for the write is not known before.
+            return self.look_before(ino, Some(offset), bytes);
+        }
+        let Some(inode) = inode else { return Ok(None) };
+        let content = file_of(&inode)?.settled();
+        let already = match inode.guard {
+            Guard::Append(_) if offset < content.size => {
+                self.written_already(&inode, &content, offset, bytes)?
+            }
+            _ => {
+                policy::may_change(&inode, offset)?;
+                0
+            }
+        };
+        let (start, len) = (offset + already as u64, (bytes.len() - already) as u64);
+        let around = match pages(&inode, &content, start, len) {
+            Some((from, to)) if len > 0 && content.pieces.count() > FRAGMENTED => {
+                let (mut head, mut tail) =
+                    (vec![0; (start - from) as usize], vec![0; (to - start - len) as usize]);
+                self.read_content(&content, from, &mut head)?;
+                self.read_content(&content, start + len, &mut tail)?;
+                Some(Around { head, tail })
+            }
+            _ => None,
+        };
+        Ok(Some(Before { inode, offset, already, around }))
     }
 
     /// Allocates, punches or zeroes a range.
@@ -280,6 +343,42 @@ pub(super) fn read_content(
     Ok(len as usize)
 }
 
+/// What a write at an offset has to know of a file, as it was.
+struct Before {
+    inode: Arc<Inode>,
+    offset: u64,
+    /// How many of the bytes are there already, in a file that only grows.
+    already: usize,
+    /// What lies around the others in their pages, where these are filled up.
+    around: Option<Around>,
+}
+
+impl Before {
+    fn is_of(&self, inode: &Arc<Inode>, offset: u64) -> bool {
+        Arc::ptr_eq(&self.inode, inode) && self.offset == offset
+    }
+}
+
+/// What lies around bytes in the pages that they are in.
+pub(super) struct Around {
+    head: Vec<u8>,
+    tail: Vec<u8>,
+}
+
+/// Whether a file has to be read before it is written at an offset.
+fn has_to_be_read(inode: &Inode, content: &Content, offset: u64) -> bool {
+    content.pieces.count() > FRAGMENTED
+        || (matches!(inode.guard, Guard::Append(_)) && offset < content.known_size())
+}
+
+/// The pages of a file that a range is in, counted from what can be changed of it, as far as they are in the file.
+fn pages(inode: &Inode, content: &Content, offset: u64, len: u64) -> Option<(u64, u64)> {
+    let floor = inode.floor();
+    let start = offset.checked_sub(floor)?;
+    let end = start.checked_add(len)?.checked_next_multiple_of(PAGE)?.checked_add(floor)?;
+    Some((floor + start / PAGE * PAGE, end.min(content.size.max(offset + len))))
+}
+
 /// Where written bytes ended up.
 pub(super) struct Placed {
     /// How many of them, from the first on.
@@ -305,10 +404,13 @@ impl Live {
         Ok(false)
     }
 
-    /// Finds a place for bytes: in the record to come, or in the file's own data file, where they are written at once.
+    /// Finds a place for bytes: in the record to come, or in the file's own data file, where they are written at once; `around` fills
+    /// their pages up.
+    ///
+    /// This is a part of the write that acknowledges an operation, as the record is: it makes, writes and reserves, and reads nothing.
     pub(super) fn place(
         &mut self,
-        fork: &Fork,
+        around: Option<&Around>,
         inode: &Inode,
         content: &Content,
         ino: Ino,
@@ -330,16 +432,8 @@ impl Live {
             Some(own) => own,
             None => DataFile::create(&generation).map_err(failed)?,
         };
-        let (mut at, mut filled) = (offset, None);
-        if content.pieces.count() > FRAGMENTED {
-            let from = floor + (offset - floor) / PAGE * PAGE;
-            let to =
-                (floor + (offset + len - floor).next_multiple_of(PAGE)).min(content.size.max(offset + len));
-            let mut page = vec![0; (to - from) as usize];
-            fork.read_content(content, from, &mut page)?;
-            page[(offset - from) as usize..(offset - from + len) as usize].copy_from_slice(bytes);
-            (at, filled) = (from, Some(page));
-        }
+        let filled = around.map(|around| [&around.head[..], bytes, &around.tail].concat());
+        let at = around.map_or(offset, |around| offset - around.head.len() as u64);
         let out = filled.as_deref().unwrap_or(bytes);
         let covered = own.write_at(out, at - floor).map_err(failed)? as u64;
         let written = (at + covered).min(offset + len).saturating_sub(offset);

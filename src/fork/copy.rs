@@ -10,6 +10,7 @@ use super::record::{From, Part, Record, Splice};
 use super::records::may_clear;
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Posix, Result};
+use crate::sync::wait;
 
 /// The source of a copy.
 #[derive(Clone, Debug)]
@@ -90,6 +91,12 @@ impl Fork {
             fork.freeze()?;
             (source, mtime) = from.content()?;
         }
+        let ends = from_offset.saturating_add(len);
+        if source.pieces.range(from_offset, ends).iter().any(|(_, piece)| !matches!(piece.src, Src::Blob(_)))
+        {
+            // Sharing a data file gives it a second name, on the disk.
+            wait::required()?;
+        }
         let whole = len >= source.size;
         let len = len.min(source.size.saturating_sub(from_offset));
         let end = offset.checked_add(len).filter(|end| *end <= MAX_SIZE);
@@ -103,9 +110,12 @@ impl Fork {
             return Err(Error::new(ErrorKind::InvalidInput, "the two ranges overlap"));
         }
         self.settle(ino)?;
-        let mut done = 0;
+        let (mut done, mut shares) = (0, true);
         while done < len {
-            let copied = self.copy_some(&source, from_offset + done, ino, offset + done, len - done, by)?;
+            let from = from_offset + done;
+            let copied = self.copy_some(&source, (from, len - done), ino, offset + done, by, shares)?;
+            // What cannot be shared is read first, and without the fork's lock.
+            shares = copied.len > 0;
             done += copied.len;
             if copied.short {
                 break;
@@ -117,15 +127,16 @@ impl Fork {
         Ok(done)
     }
 
-    /// Copies a part of it: as many pieces as one record takes.
+    /// Copies a part of it: as many pieces as one record takes. Copies nothing if the first piece cannot be shared: the caller
+    /// then calls again with `shares` false, which reads it.
     fn copy_some(
         &self,
         source: &Content,
-        from: u64,
+        (from, len): (u64, u64),
         ino: Ino,
         to: u64,
-        len: u64,
         by: impl Caller,
+        shares: bool,
     ) -> Result<Copied> {
         // Bytes are read before the lock is taken: they may be in another fork or a blob.
         let mut plan = Vec::new();
@@ -141,7 +152,7 @@ impl Fork {
                 Src::Blob(blob) => self.shared.reader.is_held_back(&blob.digest)?,
                 _ => false,
             };
-            if shareable(&piece) && !held_back {
+            if shareable(&piece) && !held_back && (shares || !plan.is_empty()) {
                 at = start + piece.len;
                 plan.push((start, Step::Share(piece)));
                 continue;
@@ -188,20 +199,15 @@ impl Fork {
                     Err(e) => {
                         // That file cannot have a second name: its bytes are copied, in a separate call.
                         tracing::debug!("cannot share a data file: {e}");
-                        if at > 0 {
-                            covered = at;
-                            break;
+                        if at == 0 {
+                            return Ok(Copied { len: 0, short: false });
                         }
-                        let mut buf = vec![0; piece.len.min(BYTES) as usize];
-                        super::pieces::fill(&piece, 0, &mut buf, &mut |b, o, buf| self.read_blob(b, o, buf))?;
-                        let placed = live.place_exact(self, &inode, &content, ino, to, &buf)?;
-                        covered = placed.1;
-                        parts.push(Part { at: 0, len: placed.1, from: placed.0 });
+                        covered = at;
                         break;
                     }
                 },
                 Step::Bytes(buf) => {
-                    let (from, wrote) = live.place_exact(self, &inode, &content, ino, to + at, &buf)?;
+                    let (from, wrote) = live.place_exact(&inode, &content, ino, to + at, &buf)?;
                     if let From::There(_, Src::Data(own)) = &from {
                         content.own = Some(own.clone());
                     }
@@ -258,7 +264,6 @@ impl super::live::Live {
     /// Like [`super::live::Live::place`], but exactly these bytes.
     fn place_exact(
         &mut self,
-        fork: &Fork,
         inode: &super::node::Inode,
         content: &Content,
         ino: Ino,
@@ -267,7 +272,7 @@ impl super::live::Live {
     ) -> Result<(From, u64)> {
         // Without other pieces there is no page to fill up.
         let alone = Content { pieces: Pieces::default(), ..content.clone() };
-        let placed = self.place(fork, inode, &alone, ino, offset, bytes)?;
+        let placed = self.place(None, inode, &alone, ino, offset, bytes)?;
         Ok((placed.from, placed.len))
     }
 }

@@ -9,12 +9,12 @@ use std::sync::{Arc, OnceLock};
 
 use lru::LruCache;
 use rustix::fs::FallocateFlags;
-use rustix::io::Errno;
+use rustix::io::{Errno, ReadWriteFlags};
 
 use crate::error::{Error, Result};
 use crate::store::{Sharing, StoreIo};
-use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::{Mutex, wait};
 
 /// Descriptors that stay open: the system's limit may be as low as 1,024, and forks have many files.
 const OPEN_FILES: usize = 256;
@@ -84,6 +84,7 @@ pub trait Io: StoreIo {
 
     /// Makes a file's content durable.
     fn sync_data(&self, file: &File) -> io::Result<()> {
+        wait::disk("sync-data");
         file.sync_data()
     }
 }
@@ -110,12 +111,21 @@ pub(super) struct Files {
     /// Who may use new files.
     pub(super) sharing: Sharing,
     pub(super) io: Arc<dyn Io>,
+    /// Folders of generations that are to be removed, by a thread that may wait.
+    left: Mutex<Vec<PathBuf>>,
+}
+
+impl Drop for Files {
+    fn drop(&mut self) {
+        self.remove_left();
+    }
 }
 
 impl Files {
     pub(super) fn new(io: Arc<dyn Io>, sharing: Sharing, writable: bool) -> Self {
         let capacity = std::num::NonZeroUsize::new(OPEN_FILES).unwrap_or(std::num::NonZeroUsize::MIN);
-        Self { open: Mutex::new(LruCache::new(capacity)), writable, links: OnceLock::new(), sharing, io }
+        let (open, left) = (Mutex::new(LruCache::new(capacity)), Mutex::default());
+        Self { open, writable, links: OnceLock::new(), sharing, io, left }
     }
 
     /// Gives a data file a second name, in the folder `data`. A filesystem without hard links is detected
@@ -156,14 +166,31 @@ impl Files {
         let _ = self.links.set(linked.is_ok());
     }
 
-    fn get(&self, key: FileKey, path: &Path) -> io::Result<Arc<File>> {
+    /// Removes what an event loop left to do.
+    pub(super) fn remove_left(&self) {
+        let left = std::mem::take(&mut *self.left.lock());
+        for dir in left {
+            remove_generation(&dir);
+        }
+    }
+
+    /// An open file; a closed one is opened. What is written waits for that on an event loop too, as a part of the write.
+    fn get(&self, key: FileKey, path: impl FnOnce() -> PathBuf) -> io::Result<Arc<File>> {
         if let Some(file) = self.open.lock().get(&key) {
             return Ok(file.clone());
         }
-        let file = Arc::new(File::options().read(true).write(self.writable).open(path)?);
+        let file = Arc::new(File::options().read(true).write(self.writable).open(path())?);
         // The last holder closes the evicted file, outside the lock.
         let _evicted = self.open.lock().push(key, file.clone());
         Ok(file)
+    }
+
+    /// The same for reading, which an event loop leaves to a worker where the file is closed.
+    fn get_to_read(&self, key: FileKey, path: impl FnOnce() -> PathBuf) -> io::Result<Arc<File>> {
+        if !wait::is_allowed() {
+            return self.open.lock().get(&key).cloned().ok_or_else(|| io::ErrorKind::WouldBlock.into());
+        }
+        self.get(key, path)
     }
 
     fn forget(&self, key: FileKey) {
@@ -179,6 +206,40 @@ impl Files {
         drop(open);
         drop(closed);
     }
+}
+
+fn remove_generation(dir: &Path) {
+    wait::disk("remove-generation");
+    if let Err(e) = fs::remove_dir_all(dir)
+        && e.kind() != io::ErrorKind::NotFound
+    {
+        // Nothing refers to it, so the next opener collects it.
+        tracing::warn!("cannot remove {}: {e}", dir.display());
+    }
+}
+
+/// Fills a buffer from a file. On an event loop only with what the kernel has in memory: else the error is
+/// [`io::ErrorKind::WouldBlock`].
+fn read_exact(file: &File, buf: &mut [u8], offset: u64) -> io::Result<()> {
+    if wait::is_allowed() {
+        wait::disk("data");
+        return file.read_exact_at(buf, offset);
+    }
+    let mut done = 0;
+    while done < buf.len() {
+        let part = &mut [io::IoSliceMut::new(&mut buf[done..])];
+        match rustix::io::preadv2(file, part, offset + done as u64, ReadWriteFlags::NOWAIT) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(read) => done += read,
+            Err(Errno::INTR) => {}
+            // Not every filesystem tells.
+            Err(Errno::AGAIN | Errno::NOTSUP | Errno::NOSYS | Errno::INVAL) => {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Ok(())
 }
 
 /// A part of a fork's history: a journal and its data files. The last one of a fork is written, all others
@@ -282,7 +343,13 @@ impl Generation {
     }
 
     pub(super) fn journal(&self) -> io::Result<Arc<File>> {
-        self.files.get(FileKey::Journal(self.id), &self.journal_path())
+        self.files.get(FileKey::Journal(self.id), || self.journal_path())
+    }
+
+    /// Fills a buffer from its journal; see [`read_exact`].
+    pub(super) fn read_journal(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        let file = self.files.get_to_read(FileKey::Journal(self.id), || self.journal_path())?;
+        read_exact(&file, buf, offset)
     }
 
     pub(super) fn io(&self) -> &dyn Io {
@@ -340,7 +407,7 @@ impl Generation {
         }
         let dirty: Vec<u64> = std::mem::take(&mut *self.unsynced.lock()).into_iter().collect();
         for (at, number) in dirty.iter().enumerate() {
-            let synced = match self.files.get(FileKey::Data(self.id, *number), &self.data_path(*number)) {
+            let synced = match self.files.get(FileKey::Data(self.id, *number), || self.data_path(*number)) {
                 Ok(file) => self.sync_data(&file),
                 // Removed in between: nothing refers to it.
                 Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -440,12 +507,13 @@ impl Generation {
 impl Drop for Generation {
     fn drop(&mut self) {
         self.files.forget_all(self.id);
-        if *self.doomed.get_mut()
-            && let Err(e) = fs::remove_dir_all(&self.dir)
-            && e.kind() != io::ErrorKind::NotFound
-        {
-            // Nothing refers to it, so the next opener removes it.
-            tracing::warn!("cannot remove {}: {e}", self.dir.display());
+        if !*self.doomed.get_mut() {
+            return;
+        }
+        if wait::is_allowed() {
+            remove_generation(&self.dir);
+        } else {
+            self.files.left.lock().push(std::mem::take(&mut self.dir));
         }
     }
 }
@@ -521,12 +589,15 @@ impl DataFile {
     }
 
     fn file(&self) -> io::Result<Arc<File>> {
-        let path = self.generation.data_path(self.number);
-        self.generation.files.get(FileKey::Data(self.generation.id, self.number), &path)
+        let key = FileKey::Data(self.generation.id, self.number);
+        self.generation.files.get(key, || self.generation.data_path(self.number))
     }
 
+    /// Fills a buffer; see [`read_exact`].
     pub(super) fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
-        self.file()?.read_exact_at(buf, offset)
+        let key = FileKey::Data(self.generation.id, self.number);
+        let path = || self.generation.data_path(self.number);
+        read_exact(&*self.generation.files.get_to_read(key, path)?, buf, offset)
     }
 
     /// Writes as much as possible; returns how much that was, if anything.

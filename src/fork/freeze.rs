@@ -18,8 +18,8 @@ use super::state::{LayerBase, State};
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::layers::world::Kind;
-use crate::sync::MutexGuard;
 use crate::sync::atomic::Ordering;
+use crate::sync::{MutexGuard, wait};
 
 /// A fork as it stood at one moment. Nothing changes it; the fork goes on.
 #[derive(Clone)]
@@ -286,6 +286,7 @@ impl Fork {
     /// Takes a pointer to the fork as it stands. The fork goes on at once, in a new generation. Operations of several steps
     /// are waited for, a second at most.
     pub fn freeze(&self) -> Result<Frozen> {
+        wait::required()?;
         self.operations.pause(|pending| {
             let mut head = self.head.lock();
             let frozen = self.freeze_locked(&mut head)?;
@@ -294,6 +295,7 @@ impl Fork {
     }
 
     pub(super) fn freeze_locked(&self, head: &mut MutexGuard<'_, Head>) -> Result<Frozen> {
+        wait::required()?;
         self.may_write()?;
         {
             let mut live = self.live.write();
@@ -469,6 +471,7 @@ impl Fork {
     pub(super) fn switch_head(&self, head: &mut MutexGuard<'_, Head>, next: Head) -> Result<bool> {
         // Asked under the head's lock: a fork that was discarded meanwhile must not come back, over a new one of its name.
         self.may_write()?;
+        wait::disk("switch-head");
         let io = &*self.shared.files.io;
         next.write(&self.shared.files, &self.shared.forks, true)?;
         **head = next;

@@ -15,7 +15,7 @@ use super::disk::{DataFile, GenId, Generation};
 use super::ino::Ino;
 use super::record::{self, HEADER, Record};
 use super::state::State;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Posix, Result};
 
 /// Bytes in front of a record's payload.
 pub(super) const FRAME: usize = 17;
@@ -105,6 +105,8 @@ pub(super) struct Writer {
     pub(super) next_number: u64,
     /// Why nothing more can be written.
     pub(super) broken: Option<String>,
+    /// Whether the fork is about to be replaced by another one: what was written now would be lost.
+    pub(super) leaving: bool,
     /// Frozen files of other generations that have a second name here.
     linked: HashMap<(GenId, u64), Weak<DataFile>>,
     /// Files that hold parts of those that cannot have a second name.
@@ -126,6 +128,7 @@ impl Writer {
             numbers: HashMap::new(),
             next_number: 1,
             broken: None,
+            leaving: false,
             linked: HashMap::new(),
             copied: HashMap::new(),
             reserved: 0,
@@ -141,6 +144,9 @@ impl Writer {
     /// Fails if nothing can be written any more.
     pub(super) fn check(&self) -> Result<()> {
         match &self.broken {
+            None if self.leaving => {
+                Err(Error::new(ErrorKind::Posix(Posix::Stale), "the fork is being put back to a seal"))
+            }
             None => Ok(()),
             Some(why) => Err(Error::new(ErrorKind::ReadOnly, format!("the fork is read-only: {why}"))
                 .with_hint("mount the store again; what was acknowledged is kept")),
@@ -184,7 +190,7 @@ impl Writer {
                 continue;
             }
             let path = state.path(ino).ok_or_else(|| {
-                Error::new(ErrorKind::Posix(crate::error::Posix::Stale), "the file is gone from its fork")
+                Error::new(ErrorKind::Posix(Posix::Stale), "the file is gone from its fork")
             })?;
             let payload = record::encode_bind(next, &path);
             let offset = self.end + out.len() as u64;

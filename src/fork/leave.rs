@@ -9,7 +9,7 @@ use super::head::{self, Head};
 use super::journal::Writer;
 use super::live::{Fork, Live, now as now_ns};
 use super::registry::{Registry, Slot};
-use super::state::State;
+use super::state::{Base, State};
 use super::stats::ForkInfo;
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
@@ -33,6 +33,38 @@ impl Seen {
     }
 }
 
+fn written_to(name: &str) -> Error {
+    Error::new(ErrorKind::Busy, format!("fork {name:?} was written to since it was sealed"))
+        .with_hint("try again, best when no program writes to it")
+}
+
+/// A fork that takes no change, because another one is about to take its place. It does again when this is dropped.
+struct Leaving<'a>(&'a Fork);
+
+impl<'a> Leaving<'a> {
+    /// Begins, if nothing was changed since the fork was at this version.
+    fn begin(fork: &'a Fork, version: (GenId, u64)) -> Option<Self> {
+        let mut live = fork.live.write();
+        if live.version() != version {
+            return None;
+        }
+        live.writer.leaving = true;
+        Some(Self(fork))
+    }
+
+    /// The other one has taken its place.
+    fn has_left(self) {
+        self.0.discarded.store(true, Ordering::Release);
+        self.0.live.write().writer.broken = Some("it was put back to a seal".into());
+    }
+}
+
+impl Drop for Leaving<'_> {
+    fn drop(&mut self) {
+        self.0.live.write().writer.leaving = false;
+    }
+}
+
 impl Registry {
     /// Puts a fork onto an image, with nothing of what it was: the same name, but another fork from now on. Programs that
     /// have something of the old one open can read on. `judge` sees it before it is put there; if it fails the fork is as
@@ -51,6 +83,8 @@ impl Registry {
         adopt: &dyn Fn(&Arc<Fork>),
     ) -> Result<Arc<Fork>> {
         self.may_write()?;
+        // Read before any lock is taken.
+        let base = self.shared.base(Some(image), 0)?;
         loop {
             let seen = self.sync_sharers(name)?;
             let restored = self.with_slot(name, |_, slot| {
@@ -58,7 +92,7 @@ impl Registry {
                     let message = format!("fork {name:?} was replaced in the meantime");
                     return Err(Error::new(ErrorKind::Busy, message));
                 }
-                let Some(restored) = self.replace(fork, seen.as_ref(), image, judge)? else {
+                let Some(restored) = self.replace(fork, seen.as_ref(), (image, &base), judge)? else {
                     return Ok(None);
                 };
                 *slot = Slot::Loaded(restored.clone());
@@ -72,28 +106,30 @@ impl Registry {
     }
 
     /// Puts another fork in the place of one whose slot is locked. None if it was branched since it was looked at.
+    ///
+    /// All is made and judged while the fork is read and written. Then it is looked at again, and takes no change any more while the
+    /// head is switched: what was acknowledged from then on would be lost.
     fn replace(
         &self,
         fork: &Fork,
         seen: Option<&Seen>,
-        image: Digest,
+        (image, base): (Digest, &Arc<Base>),
         judge: &dyn Fn(&Fork) -> Result<()>,
     ) -> Result<Option<Arc<Fork>>> {
-        let mut state = State::over(self.shared.base(Some(image), 0)?);
+        let mut state = State::over(Arc::clone(base));
         let baseline = Arc::new(state.detached());
         let mut head = fork.head.lock();
         if seen != Some(&Seen::of(&head, Some(fork))) {
             return Ok(None);
         }
-        // Held until it is another fork: what is acknowledged from here on would be lost.
-        let mut written = fork.live.write();
-        if written.is_changed() {
-            let message = format!("fork {:?} was written to since it was sealed", head.name);
-            return Err(Error::new(ErrorKind::Busy, message)
-                .with_hint("try again, best when no program writes to it"));
-        }
-        // The folders around its files keep mode and owner, which no image records.
-        let folders = Frame::of(&written.state);
+        let (version, folders) = {
+            let live = fork.live.read();
+            if live.is_changed() {
+                return Err(written_to(&head.name));
+            }
+            // The folders around its files keep mode and owner, which no image records.
+            (live.version(), Frame::of(&live.state))
+        };
         folders.apply(&mut state);
         let active = self.shared.new_generation()?;
         let next = Head {
@@ -111,14 +147,16 @@ impl Registry {
         let switched = judge(&restored)
             .and_then(|()| fork.inherit_seals(&next.uid))
             .map(|()| beside::inherit(&self.shared.forks, self.shared.files.sharing, &fork.uid, &next.uid))
-            .and_then(|()| fork.switch_head(&mut head, next.clone()));
+            .and_then(|()| {
+                let leaving = Leaving::begin(fork, version).ok_or_else(|| written_to(&head.name))?;
+                let durable = fork.switch_head(&mut head, next.clone())?;
+                leaving.has_left();
+                Ok(durable)
+            });
         let durable = switched.inspect_err(|_| {
             Fork::forget_seals(&self.shared.forks, &next.uid);
             self.shared.drop_refs(&next.generations);
         })?;
-        fork.discarded.store(true, Ordering::Release);
-        written.writer.broken = Some("it was put back to a seal".into());
-        drop(written);
         if durable {
             self.shared.drop_refs(&released);
         }

@@ -146,6 +146,11 @@ impl Live {
         }
     }
 
+    /// See [`Fork::version`].
+    pub(super) fn version(&self) -> (super::GenId, u64) {
+        (self.writer.generation.id, self.writer.seq)
+    }
+
     /// Whether anything was changed since the last seal.
     pub(super) fn is_changed(&self) -> bool {
         self.state.dirt().any(|epoch| self.settled.is_none_or(|settled| epoch > settled))
@@ -248,6 +253,10 @@ pub struct Fork {
     pub(super) shared: Arc<Shared>,
     /// Random, 128 bits; stays with the fork through renames.
     pub(super) uid: String,
+    /// See [`Fork::created_ns`].
+    pub(super) created_ns: i64,
+    /// See [`Fork::numbered_by`].
+    pub(super) numbered_by: String,
     /// Held while the head on disk changes, always before `live`.
     pub(super) head: Mutex<Head>,
     pub(super) live: RwLock<Live>,
@@ -325,7 +334,7 @@ impl Fork {
 
     /// When it was made, in nanoseconds since 1970.
     pub fn created_ns(&self) -> i64 {
-        self.head.lock().created_ns
+        self.created_ns
     }
 
     /// Whether anything was changed since the last seal. May say yes where changes cancelled each other out.
@@ -340,8 +349,7 @@ impl Fork {
 
     /// Something that is another with every change.
     pub fn version(&self) -> (super::GenId, u64) {
-        let live = self.live.read();
-        (live.writer.generation.id, live.writer.seq)
+        self.live.read().version()
     }
 
     /// Waits until nobody else seals it; nobody does until the guard is dropped.

@@ -11,7 +11,7 @@ use super::ino::Ino;
 use super::live::Fork;
 use super::node::Attr;
 use crate::digest::Digest;
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 use crate::layers::world::Kind;
 use crate::tree::NodeId;
 
@@ -120,6 +120,20 @@ impl Fork {
             self.set_mtime(ino, mtime)?;
         }
         Ok(())
+    }
+
+    /// Makes sure that what [`Fork::take_time_of_empty`] looks at is in memory; to be called before a file is made.
+    pub fn prepare_to_take_times(&self) -> Result<()> {
+        let image = match &*self.making.lock() {
+            Making::From(Source::Image(image)) => *image,
+            _ => return Ok(()),
+        };
+        let reader = &self.shared.reader;
+        match reader.tree(&image).and_then(|_| reader.times(&image)) {
+            Err(error) if error.kind() == ErrorKind::Waits => Err(error),
+            // Without the image the time is not taken.
+            _ => Ok(()),
+        }
     }
 
     /// Gives an empty file that was made just now the time that an empty one of the same path has where the others come from: no byte

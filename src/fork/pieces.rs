@@ -3,7 +3,6 @@
 
 use std::fmt;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use imbl::OrdMap;
@@ -324,6 +323,9 @@ pub(super) fn fill(piece: &Piece, skip: u64, buf: &mut [u8], blob: &mut ReadBlob
     let failed = |e: io::Error, what: &dyn fmt::Debug| {
         let damaged = matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof);
         let message = format!("cannot read {len} bytes at {offset} of {what:?}");
+        if e.kind() == io::ErrorKind::WouldBlock {
+            return crate::Error::new(crate::ErrorKind::Waits, message);
+        }
         if damaged {
             crate::Error::new(crate::ErrorKind::Damaged, message).with_source(e)
         } else {
@@ -332,7 +334,7 @@ pub(super) fn fill(piece: &Piece, skip: u64, buf: &mut [u8], blob: &mut ReadBlob
     };
     match &piece.src {
         Src::Blob(of) => blob(of, offset, buf),
-        Src::Journal(generation) => match generation.journal().and_then(|f| f.read_exact_at(buf, offset)) {
+        Src::Journal(generation) => match generation.read_journal(buf, offset) {
             Ok(()) => Ok(()),
             Err(e) => Err(failed(e, generation)),
         },

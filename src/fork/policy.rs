@@ -17,9 +17,13 @@ fn is_page(name: &[u8]) -> bool {
     name.len() == 10 && name[..8].iter().all(u8::is_ascii_digit) && matches!(&name[8..], b".k" | b".v")
 }
 
-/// Says whether a file of this kind may have the name `name` in `folder`.
-pub(super) fn admit(folder: Ino, name: &[u8], kind: Kind) -> Result<()> {
-    let admitted = match (folder, kind) {
+/// Whether anything can be called `name` in `folder`: outside of `world/fs` layers' names are all there are.
+pub fn can_be_there(folder: Ino, name: &[u8]) -> bool {
+    [Kind::File, Kind::Dir].into_iter().any(|kind| is_admitted(folder, name, kind))
+}
+
+fn is_admitted(folder: Ino, name: &[u8], kind: Kind) -> bool {
+    match (folder, kind) {
         _ if !is_frame(folder) => true,
         // A copy of an image includes its folder of links to its parents.
         (Ino::TOP, Kind::Dir) if name == b"parents" => true,
@@ -31,8 +35,12 @@ pub(super) fn admit(folder: Ino, name: &[u8], kind: Kind) -> Result<()> {
         (Ino::EFFECTS, Kind::File) => name == b"ledger.jsonl",
         (Ino::TRACE, Kind::File) => name == b"messages.jsonl",
         _ => false,
-    };
-    if admitted {
+    }
+}
+
+/// Says whether a file of this kind may be called `name` in `folder`.
+pub(super) fn admit(folder: Ino, name: &[u8], kind: Kind) -> Result<()> {
+    if is_admitted(folder, name, kind) {
         return Ok(());
     }
     tracing::info!(name = %name.escape_ascii(), "refused: outside of world/fs a fork takes layers' names only");
@@ -104,5 +112,7 @@ mod tests {
         }
         assert!(dir(Ino::WORLD, "fs") && !dir(Ino::MODEL, "fs") && dir(Ino::FS, "anything"));
         assert!(admit(Ino::MODEL, b"base", Kind::Symlink).is_err());
+        assert!(can_be_there(Ino::TOP, b"model") && can_be_there(Ino::TOP, b"parents"));
+        assert!(!can_be_there(Ino::TOP, b"Cargo.toml") && can_be_there(Ino::FS, b"Cargo.toml"));
     }
 }

@@ -12,7 +12,7 @@
 //! - A slot whose fork is discarded says so ([`Slot::Gone`]) to the threads that got hold of it before.
 //! - Locks are taken in this order: slot, head, live, map. The map's lock is held for a look or a change alone.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -34,7 +34,7 @@ use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Posix, Result};
 use crate::store::{Sharing, rename_new, tags};
 use crate::sync::atomic::{AtomicBool, Ordering};
-use crate::sync::{Mutex, RwLock};
+use crate::sync::{Mutex, RwLock, wait};
 
 /// How to open the forks of a store.
 pub struct Options {
@@ -329,10 +329,10 @@ impl Registry {
             self.report("a fork's head is damaged: generations that no fork names are kept".into());
             return;
         }
-        let refs = self.shared.refs.lock();
+        let refs: HashSet<GenId> = self.shared.refs.lock().keys().copied().collect();
         for entry in fs::read_dir(self.shared.forks.join("gen")).into_iter().flatten().flatten() {
             let id = entry.file_name().to_str().and_then(GenId::parse);
-            if id.is_some_and(|id| !refs.contains_key(&id)) {
+            if id.is_some_and(|id| !refs.contains(&id)) {
                 tracing::info!("removing {}, which no fork names", entry.path().display());
                 if let Err(e) = fs::remove_dir_all(entry.path()) {
                     tracing::warn!("cannot remove {}: {e}", entry.path().display());
@@ -351,10 +351,21 @@ impl Registry {
         self.slots.lock().contains_key(name)
     }
 
-    /// Whether a fork is in memory, so that it can be had without reading anything.
-    pub fn is_loaded(&self, name: &str) -> bool {
-        let slot = self.slots.lock().get(name).cloned();
-        slot.is_some_and(|slot| slot.try_lock().is_some_and(|slot| matches!(*slot, Slot::Loaded(_))))
+    /// A fork that is in memory, if its slot is free just now: whoever reads it back or discards it holds that over the disk.
+    pub fn loaded_named(&self, name: &str) -> Option<Arc<Fork>> {
+        let slot = self.slots.lock().get(name).cloned()?;
+        match &*slot.try_lock()? {
+            // Renamed or discarded meanwhile, it is not that name's any more.
+            Slot::Loaded(fork) if self.slots.lock().get(name).is_some_and(|now| Arc::ptr_eq(now, &slot)) => {
+                Some(Arc::clone(fork))
+            }
+            _ => None,
+        }
+    }
+
+    /// Removes the files of generations that an event loop let go of. To be called now and then.
+    pub fn remove_left(&self) {
+        self.shared.files.remove_left();
     }
 
     fn slot(&self, name: &str) -> Result<Arc<Mutex<Slot>>> {
@@ -411,7 +422,10 @@ impl Registry {
         Ok(fork)
     }
 
+    /// Reads a fork back, over the lock of its slot: whoever wants it waits for just that. Event loops do not, see
+    /// [`Registry::loaded_named`].
     fn load(&self, mut head: Head) -> Result<Arc<Fork>> {
+        wait::disk("load");
         if !self.shared.writable {
             // Its writer may have gone on since it was read here.
             head = Head::read(&head::path(&self.shared.forks, &head.name), &head.name)?;
@@ -438,6 +452,8 @@ impl Registry {
         Arc::new_cyclic(|this| Fork {
             shared: self.shared.clone(),
             uid: head.uid.clone(),
+            created_ns: head.created_ns,
+            numbered_by: head.numbered_by.clone().unwrap_or_else(|| head.uid.clone()),
             head: Mutex::new(head),
             live: RwLock::new(live),
             damage,

@@ -141,9 +141,8 @@ impl Fork {
     }
 
     /// What the kernel's numbers for files of this fork begin with: the same after the fork was put back.
-    pub fn numbered_by(&self) -> String {
-        let head = self.head.lock();
-        head.numbered_by.clone().unwrap_or_else(|| head.uid.clone())
+    pub fn numbered_by(&self) -> &str {
+        &self.numbered_by
     }
 }
 

@@ -9,9 +9,9 @@ use super::freeze::Frozen;
 use super::journal::FRAME;
 use super::live::Fork;
 use super::record::HEADER;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::sync::atomic::{AtomicU32, Ordering};
-use crate::sync::{RwLock, RwLockReadGuard};
+use crate::sync::{RwLock, RwLockReadGuard, wait};
 
 /// How long a freeze waits for operations of several steps. Whoever still goes on then is counted.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -47,6 +47,17 @@ impl Drop for Operation<'_> {
 }
 
 impl Fork {
+    /// The same on any thread: a freeze waits for the disk, and an event loop does not wait for the freeze.
+    pub(super) fn operation_or_wait(&self) -> Result<Operation<'_>> {
+        if wait::is_allowed() {
+            return Ok(self.operation());
+        }
+        let turn = self.operations.turn.try_read();
+        let turn = turn.ok_or_else(|| Error::new(ErrorKind::Waits, "the fork is being frozen"))?;
+        self.operations.pending.fetch_add(1, Ordering::Acquire);
+        Ok(Operation { operations: &self.operations, _turn: turn })
+    }
+
     /// Begins an operation of several steps, which ends when the guard is dropped. One is not to begin within another.
     pub fn operation(&self) -> Operation<'_> {
         let turn = self.operations.turn.read();

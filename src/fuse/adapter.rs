@@ -7,18 +7,21 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::ThreadId;
 
-use fuser::{FopenFlags, INodeNo, Notifier, ReplyEmpty, ReplyEntry, Request};
+use fuser::{INodeNo, Notifier, ReplyEmpty, ReplyEntry, Request};
 
 use super::announce::Announcer;
 use super::guarded;
 use super::reply::{answer_empty, answer_entry, permissions};
 use super::session::SessionConfig;
 use super::watch::tell;
-use crate::error::ErrorKind;
 use crate::fuse::pool::Workers;
 use crate::fuse::spin::{Company, Turn};
-use crate::vfs::{AfterSeal, Op, Outcome, Patience, Stale, Step, Vfs};
+use crate::sync::wait;
+use crate::vfs::{AfterSeal, Attempt, Op, Outcome, Stale, Stop, Vfs};
 use crate::vfs::{Kind, NewFile};
+
+/// So many requests can wait for the disk at once, on any number of cores.
+const LEAST_WORKERS: usize = 4;
 
 /// What looks different once a fork has come or gone.
 const LISTINGS_OF_FORKS: [Stale; 2] = [Stale::Inode(Vfs::FORKS), Stale::Inode(Vfs::WORK)];
@@ -70,7 +73,8 @@ impl Adapter {
         announcer: Announcer,
     ) -> io::Result<Self> {
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
-        let workers = Workers::start("pfimg-worker", cores)?;
+        // They wait for the disk more than they compute.
+        let workers = Workers::start("pfimg-worker", cores.max(LEAST_WORKERS))?;
         let company = if config.spin { Company::start()? } else { None };
         let notices = Workers::start("pfimg-notify", 1)?;
         let sealers = Workers::start("pfimg-sealer", cores)?;
@@ -98,22 +102,9 @@ impl Adapter {
         move || resting.as_ref().map_or_else(Vec::new, |resting| resting())
     }
 
-    /// How the kernel is to treat a file that it opens. It is asked for no NOFLUSH: what was written through a mapping has to come
-    /// when the file is closed.
-    pub(super) fn opened(&self, ino: u64, writes: bool) -> FopenFlags {
-        // A kernel that writes back believes no length but its own: of a file that a seal made longer it would show too little, and
-        // append in the middle. It also drops no set-group-id bit without group execution, and of a late write nobody knows any more
-        // who wrote it.
-        let by_name = |ino| writes && self.vfs.goes_by_the_writers_group(ino);
-        if self.writeback && (self.vfs.is_resized_by_seals(ino) || by_name(ino)) {
-            FopenFlags::FOPEN_DIRECT_IO
-        } else {
-            FopenFlags::FOPEN_KEEP_CACHE
-        }
-    }
-
-    /// Counts a request. What it returns lives until the request was answered or handed to a worker.
+    /// Counts a request of the calling event loop. What it returns lives until the request was answered or handed to a worker.
     pub(super) fn turn(&self, op: Op, req: &Request) -> Option<Turn<'_>> {
+        wait::never();
         self.vfs.metrics().count(op);
         let own = req.pid() != 0 && req.pid() == self.own_thread.load(Ordering::Relaxed);
         let own = own || self.announces(req);
@@ -130,63 +121,67 @@ impl Adapter {
         &self,
         (op, req): (Op, &Request),
         reply: R,
-        call: impl FnOnce(&Vfs) -> Outcome<T> + Send + 'static,
+        call: impl FnOnce(&Vfs) -> Attempt<T> + Send + 'static,
         answer: impl FnOnce(R, Outcome<T>) + Send + 'static,
     ) {
         let _turn = self.turn(op, req);
         let vfs = Arc::clone(&self.vfs);
-        self.workers.run(move || guarded(op, || answer(reply, call(&vfs))));
+        self.workers.run(move || guarded(op, || answer(reply, call(&vfs).map_err(Stop::kind))));
     }
 
     /// Answers that thread, which removes a name that is gone.
     pub(super) fn removed(&self, op: Op, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let name = name.as_bytes().to_vec();
-        let call = move |vfs: &Vfs| vfs.remove_announced(parent.0, &name);
+        let call = move |vfs: &Vfs| vfs.remove_announced(parent.0, &name).map_err(Stop::from);
         self.announced((op, req), reply, call, answer_empty);
     }
 
-    /// Does now what can be done now, and leaves to a worker what has to wait.
-    pub(super) fn patiently<R: Send + 'static, T: 'static>(
+    /// Answers a request, on a worker where that takes waiting for the disk: `call` is then made anew there.
+    pub(super) fn attempt<R: Send + 'static, T: 'static>(
         &self,
         op: Op,
         req: &Request,
         reply: R,
-        call: impl Fn(&Vfs, Patience) -> Outcome<Step<T>> + Send + 'static,
+        call: impl Fn(&Vfs) -> Attempt<T> + Send + 'static,
         answer: impl FnOnce(R, Outcome<T>) + Send + 'static,
     ) {
         let _turn = self.turn(op, req);
-        guarded(op, || match call(&self.vfs, Patience::Brief) {
-            Ok(Step::Done(done)) => answer(reply, Ok(done)),
-            Err(kind) => answer(reply, Err(kind)),
-            Ok(Step::Blocks) => {
-                let vfs = Arc::clone(&self.vfs);
+        guarded(op, || {
+            let attempt = call(&self.vfs);
+            self.finish(op, reply, attempt, || call, answer);
+        });
+    }
+
+    /// Answers a request whose attempt came to this; `again` makes what a worker calls where it has to wait.
+    pub(super) fn finish<R, T, L>(
+        &self,
+        op: Op,
+        reply: R,
+        attempt: Attempt<T>,
+        again: impl FnOnce() -> L,
+        answer: impl FnOnce(R, Outcome<T>) + Send + 'static,
+    ) where
+        R: Send + 'static,
+        L: FnOnce(&Vfs) -> Attempt<T> + Send + 'static,
+    {
+        match attempt {
+            Ok(done) => answer(reply, Ok(done)),
+            Err(Stop::Failed(kind)) => answer(reply, Err(kind)),
+            Err(Stop::Waits) => {
+                let (vfs, again) = (Arc::clone(&self.vfs), again());
                 let unanswered = Unanswered::one(&self.unanswered);
                 self.workers.run(move || {
                     let _until_answered = unanswered;
-                    match call(&vfs, Patience::Blocking) {
-                        Ok(Step::Done(done)) => answer(reply, Ok(done)),
-                        Ok(Step::Blocks) => answer(reply, Err(ErrorKind::Io(None))),
-                        Err(kind) => answer(reply, Err(kind)),
-                    }
+                    guarded(op, || answer(reply, again(&vfs).map_err(Stop::kind)));
                 });
             }
-        });
+        }
     }
 
     /// A file that a request makes.
     pub(super) fn new_file(&self, req: &Request, kind: Kind, mode: u32, umask: u32) -> NewFile<'static> {
         let umask = self.vfs.xattrs().then(|| permissions(umask));
         NewFile { umask, ..NewFile::new(kind, permissions(mode), req.uid(), req.gid()) }
-    }
-
-    /// Tells the kernel something from another thread, where no request waits for it.
-    pub(super) fn notify(&self, tell: impl FnOnce(&Notifier) + Send + 'static) {
-        let notifier = Arc::clone(&self.notifier);
-        self.notices.run(move || {
-            if let Some(notifier) = notifier.get() {
-                tell(notifier);
-            }
-        });
     }
 
     pub(super) fn make(
@@ -207,7 +202,15 @@ impl Adapter {
         if parent.0 == Vfs::FORKS {
             return self.make_fork(op, name, new, reply);
         }
-        guarded(op, || answer_entry(reply, self.vfs.create(parent.0, name.as_bytes(), new)));
+        guarded(op, || {
+            let attempt = self.vfs.create(parent.0, name.as_bytes(), new);
+            let again = || {
+                let (name, target) = (name.as_bytes().to_vec(), new.target.to_vec());
+                let new = NewFile { target: &[], ..new.clone() };
+                move |vfs: &Vfs| vfs.create(parent.0, &name, &NewFile { target: &target, ..new })
+            };
+            self.finish(op, reply, attempt, again, answer_entry);
+        });
     }
 
     /// Makes a fork, on a worker: its image has to be read, and those behind it for the times that it does not record.
@@ -217,28 +220,35 @@ impl Adapter {
         let (told, announcer) = (Arc::clone(&self.vfs), self.announcer.clone());
         let (name, new) = (name.as_bytes().to_vec(), NewFile { target: &[], ..new.clone() });
         self.workers.run(move || {
-            guarded(op, || answer_entry(reply, vfs.create(Vfs::FORKS, &name, &new)));
+            guarded(op, || answer_entry(reply, vfs.create(Vfs::FORKS, &name, &new).map_err(Stop::kind)));
             notices.run(move || {
                 notifier.get().inspect(|notifier| forks_changed(&told, notifier, &announcer));
             });
         });
     }
 
-    /// Answers a listing, on a worker where it has to wait.
-    pub(super) fn list(
+    /// Answers a listing, on a worker where it has to wait before its first entry.
+    pub(super) fn list<R: Send + 'static>(
         &self,
         op: Op,
         req: &Request,
-        ino: INodeNo,
-        answer: impl FnOnce(&Vfs) + Send + 'static,
+        mut reply: R,
+        fill: impl Fn(&Vfs, &mut R) -> Attempt<()> + Send + 'static,
+        answer: impl FnOnce(R, Outcome<()>) + Send + 'static,
     ) {
         let _turn = self.turn(op, req);
-        if self.vfs.is_listed_by_a_worker(ino.0) {
-            let vfs = Arc::clone(&self.vfs);
-            self.workers.run(move || answer(&vfs));
-        } else {
-            guarded(op, || answer(&self.vfs));
-        }
+        guarded(op, || match fill(&self.vfs, &mut reply) {
+            Err(Stop::Waits) => {
+                let vfs = Arc::clone(&self.vfs);
+                self.workers.run(move || {
+                    guarded(op, || {
+                        let filled = fill(&vfs, &mut reply).map_err(Stop::kind);
+                        answer(reply, filled);
+                    });
+                });
+            }
+            filled => answer(reply, filled.map_err(Stop::kind)),
+        });
     }
 
     /// Seals a fork, on a worker: it takes as long as the disk does, and all cores.
@@ -256,7 +266,7 @@ impl Adapter {
                 announcer.forget(notifier, &dropped);
             }
             let (made, AfterSeal { stale, replaced, frozen }) = vfs.make_in_snap(parent.0, &name);
-            answer_entry(reply, made);
+            answer_entry(reply, made.map_err(Stop::kind));
             // Not from here: the next mkdir in that folder holds it until a worker answers.
             notices.run(move || {
                 if let Some(notifier) = notifier.get() {
@@ -280,28 +290,56 @@ impl Adapter {
         let (told, announcer) = (Arc::clone(&self.vfs), self.announcer.clone());
         let new = NewFile { target: &[], ..new.clone() };
         self.branchers.run(move || {
-            answer_entry(reply, vfs.create(Vfs::FORKS, &name, &new));
+            answer_entry(reply, vfs.create(Vfs::FORKS, &name, &new).map_err(Stop::kind));
             notices.run(move || {
                 notifier.get().inspect(|notifier| forks_changed(&told, notifier, &announcer));
             });
         });
     }
 
-    /// `work/` lists what `forks/` lists, which the kernel cannot know.
-    pub(super) fn forks_changed(&self, parent: INodeNo) {
-        if parent.0 == Vfs::FORKS {
-            let (vfs, announcer) = (Arc::clone(&self.vfs), self.announcer.clone());
-            self.notify(move |notifier| forks_changed(&vfs, notifier, &announcer));
+    /// What tells the kernel of changes, from any thread.
+    pub(super) fn teller(&self) -> Teller {
+        Teller {
+            vfs: Arc::clone(&self.vfs),
+            notifier: Arc::clone(&self.notifier),
+            notices: self.notices.clone(),
+            announcer: self.announcer.clone(),
         }
+    }
+}
+
+/// Tells the kernel what requests changed that it cannot know; from a thread of its own, where no request waits for it.
+pub(super) struct Teller {
+    pub(super) vfs: Arc<Vfs>,
+    notifier: Arc<OnceLock<Notifier>>,
+    notices: Workers,
+    announcer: Announcer,
+}
+
+impl Teller {
+    /// Tells the kernel something.
+    pub(super) fn notify(&self, tell: impl FnOnce(&Notifier) + Send + 'static) {
+        let notifier = Arc::clone(&self.notifier);
+        self.notices.run(move || {
+            if let Some(notifier) = notifier.get() {
+                tell(notifier);
+            }
+        });
+    }
+
+    /// `work/` lists what `forks/` lists, which the kernel cannot know.
+    pub(super) fn forks_changed(&self) {
+        let (vfs, announcer) = (Arc::clone(&self.vfs), self.announcer.clone());
+        self.notify(move |notifier| forks_changed(&vfs, notifier, &announcer));
     }
 
     /// Tells of a fork that was moved into `.pfimg/` and so discarded, and of the name that the kernel has just given it.
-    pub(super) fn fork_discarded(&self, name: &OsStr) {
-        let (vfs, announcer, name) = (Arc::clone(&self.vfs), self.announcer.clone(), name.to_owned());
+    pub(super) fn fork_discarded(&self, name: Vec<u8>) {
+        let (vfs, announcer) = (Arc::clone(&self.vfs), self.announcer.clone());
         self.notify(move |notifier| {
             forks_changed(&vfs, notifier, &announcer);
-            let _ = notifier.inval_entry(INodeNo(Vfs::CONTROL), &name);
-            vfs.shows_discarded(name.as_bytes());
+            let _ = notifier.inval_entry(INodeNo(Vfs::CONTROL), OsStr::from_bytes(&name));
+            vfs.shows_discarded(&name);
         });
     }
 }

@@ -222,6 +222,11 @@ impl Pushing {
                 thread::sleep(PAUSE.min(Duration::from_micros(20) * (read - AT_ONCE + 1)));
             }
         }
+        // An event loop may have left some of it to workers.
+        let left = self.vfs.writes_left();
+        while !self.vfs.are_written(left) {
+            thread::sleep(PAUSE);
+        }
         Ok(taken.unwrap_or_default())
     }
 }

@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use fuser::{
-    Errno, FileAttr, Generation, ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry, ReplyXattr, Request, TimeOrNow,
+    Errno, FileAttr, FileHandle, FopenFlags, Generation, ReplyAttr, ReplyCreate, ReplyData, ReplyEmpty,
+    ReplyEntry, ReplyXattr, Request, TimeOrNow,
 };
 
 use super::{errno, file_attr, nanoseconds};
-use crate::vfs::{Attr, Data, Entry, Outcome, Process};
+use crate::vfs::{Attr, Data, Entry, Outcome, Process, Vfs};
 use crate::vfs::{Kind, SetTime};
 
 pub(super) fn answer_entry(reply: ReplyEntry, outcome: Outcome<Entry>) {
@@ -86,4 +87,24 @@ pub(super) fn permissions(mode: u32) -> u16 {
 /// The process that waits for an answer.
 pub(super) fn process(req: &Request) -> Process {
     Process { pid: req.pid(), gid: req.gid() }
+}
+
+/// How the kernel is to treat a file that it opens. It is asked for no NOFLUSH: what was written through a mapping has to come
+/// when the file is closed.
+pub(super) fn opened(vfs: &Vfs, writeback: bool, ino: u64, writes: bool) -> FopenFlags {
+    // A kernel that writes back believes no length but its own: of a file that a seal made longer it would show too little, and
+    // append in the middle. It also drops no set-group-id bit without group execution, and of a late write nobody knows any more
+    // who wrote it.
+    let by_name = |ino| writes && vfs.goes_by_the_writers_group(ino);
+    if writeback && (vfs.is_resized_by_seals(ino) || by_name(ino)) {
+        FopenFlags::FOPEN_DIRECT_IO
+    } else {
+        FopenFlags::FOPEN_KEEP_CACHE
+    }
+}
+
+/// A file that was made, and is open.
+pub(super) fn answer_created(reply: ReplyCreate, entry: &Entry, flags: FopenFlags) {
+    let attr = file_attr(&entry.attr);
+    reply.created(&entry.entry_ttl, &attr, Generation(0), FileHandle(0), flags);
 }

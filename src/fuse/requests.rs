@@ -16,22 +16,20 @@ use fuser::{
 
 use super::adapter::Adapter;
 use super::reply::{
-    answer_attr, answer_data, answer_empty, answer_entry, answer_xattr, kind_of, name_only, permissions,
-    process, set_time,
+    answer_attr, answer_created, answer_data, answer_empty, answer_entry, answer_xattr, kind_of, name_only,
+    opened, permissions, process, set_time,
 };
 use super::watch::tell;
 use super::{errno, file_attr, file_type, guarded, nanoseconds};
+use crate::sync::wait;
 use crate::vfs::{Allocate, Kind, NewFile, RenameMode, SetAttr, XattrMode};
-use crate::vfs::{Op, Vfs, Writer};
+use crate::vfs::{Op, Outcome, Vfs, Writer};
 
 /// Largest write or read in one request, in bytes: what the kernel's `max_pages_limit` allows.
 const MAX_REQUEST: u32 = 1 << 20;
 
 /// Requests the kernel may have under way without anyone waiting for them (readahead, mostly).
 const MAX_BACKGROUND: u16 = 64;
-
-/// Copies of more bytes are left to a worker: they may have to be read.
-const INLINE_COPY: u64 = 4 << 20;
 
 impl Filesystem for Adapter {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
@@ -53,29 +51,25 @@ impl Filesystem for Adapter {
             let call = move |vfs: &Vfs| vfs.lookup_announced(parent.0, &name);
             return self.announced((Op::Lookup, req), reply, call, answer_entry);
         }
-        self.patiently(
-            Op::Lookup,
-            req,
-            reply,
-            move |vfs, patience| vfs.lookup(parent.0, &name, patience),
-            answer_entry,
-        );
+        let call = move |vfs: &Vfs| vfs.lookup(parent.0, &name);
+        self.attempt(Op::Lookup, req, reply, call, answer_entry);
     }
 
     fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
         // Nobody waits for the answer.
+        wait::never();
         self.vfs.metrics().count(Op::Forget);
-        guarded(Op::Forget, || self.vfs.forget(ino.0, nlookup));
+        guarded(Op::Forget, || {
+            let forgotten = self.vfs.forget(ino.0, nlookup);
+            if forgotten.is_of_a_fork_that_is_gone() {
+                // The last of it takes its files along.
+                self.workers.run(move || drop(forgotten));
+            }
+        });
     }
 
     fn getattr(&self, req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        self.patiently(
-            Op::Getattr,
-            req,
-            reply,
-            move |vfs, patience| vfs.getattr(ino.0, patience),
-            answer_attr,
-        );
+        self.attempt(Op::Getattr, req, reply, move |vfs: &Vfs| vfs.getattr(ino.0), answer_attr);
     }
 
     fn setattr(
@@ -106,15 +100,17 @@ impl Filesystem for Adapter {
             mtime: mtime.map(set_time),
             ctime: ctime.map(nanoseconds),
         };
-        guarded(Op::Setattr, || answer_attr(reply, self.vfs.setattr(ino.0, &set, process(req))));
+        let by = process(req);
+        let call = move |vfs: &Vfs| vfs.setattr(ino.0, &set, by);
+        guarded(Op::Setattr, || self.finish(Op::Setattr, reply, call(&self.vfs), || call, answer_attr));
     }
 
     fn readlink(&self, req: &Request, ino: INodeNo, reply: ReplyData) {
-        let _turn = self.turn(Op::Readlink, req);
-        guarded(Op::Readlink, || match self.vfs.readlink(ino.0) {
+        let answer = |reply: ReplyData, target: Outcome<Vec<u8>>| match target {
             Ok(target) => reply.data(&target),
             Err(kind) => reply.error(errno(kind)),
-        });
+        };
+        self.attempt(Op::Readlink, req, reply, move |vfs: &Vfs| vfs.readlink(ino.0), answer);
     }
 
     fn mknod(
@@ -153,7 +149,14 @@ impl Filesystem for Adapter {
             return self.removed(Op::Unlink, req, parent, name, reply);
         }
         let _turn = self.turn(Op::Unlink, req);
-        guarded(Op::Unlink, || answer_empty(reply, self.vfs.unlink(parent.0, name.as_bytes())));
+        guarded(Op::Unlink, || {
+            let attempt = self.vfs.unlink(parent.0, name.as_bytes());
+            let again = || {
+                let name = name.as_bytes().to_vec();
+                move |vfs: &Vfs| vfs.unlink(parent.0, &name)
+            };
+            self.finish(Op::Unlink, reply, attempt, again, answer_empty);
+        });
     }
 
     fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -161,8 +164,25 @@ impl Filesystem for Adapter {
             return self.removed(Op::Rmdir, req, parent, name, reply);
         }
         let _turn = self.turn(Op::Rmdir, req);
-        guarded(Op::Rmdir, || answer_empty(reply, self.vfs.rmdir(parent.0, name.as_bytes())));
-        self.forks_changed(parent);
+        guarded(Op::Rmdir, || {
+            let attempt = self.vfs.rmdir(parent.0, name.as_bytes());
+            if parent.0 != Vfs::FORKS {
+                let again = || {
+                    let name = name.as_bytes().to_vec();
+                    move |vfs: &Vfs| vfs.rmdir(parent.0, &name)
+                };
+                return self.finish(Op::Rmdir, reply, attempt, again, answer_empty);
+            }
+            let again = || {
+                let name = name.as_bytes().to_vec();
+                move |vfs: &Vfs| vfs.rmdir(parent.0, &name)
+            };
+            let teller = self.teller();
+            self.finish(Op::Rmdir, reply, attempt, again, move |reply, removed| {
+                answer_empty(reply, removed);
+                teller.forks_changed();
+            });
+        });
     }
 
     fn symlink(&self, req: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
@@ -195,18 +215,36 @@ impl Filesystem for Adapter {
             _ => return reply.error(Errno::EINVAL),
         };
         guarded(Op::Rename, || {
-            let renamed = self.vfs.rename(parent.0, name.as_bytes(), newparent.0, newname.as_bytes(), mode);
-            answer_empty(reply, renamed);
-            if renamed.is_ok() && newparent.0 == Vfs::CONTROL {
-                self.fork_discarded(newname);
+            let attempt = self.vfs.rename(parent.0, name.as_bytes(), newparent.0, newname.as_bytes(), mode);
+            let again = || {
+                let (name, newname) = (name.as_bytes().to_vec(), newname.as_bytes().to_vec());
+                move |vfs: &Vfs| vfs.rename(parent.0, &name, newparent.0, &newname, mode)
+            };
+            if parent.0 != Vfs::FORKS {
+                return self.finish(Op::Rename, reply, attempt, again, answer_empty);
             }
+            let (teller, discarded) = (self.teller(), newparent.0 == Vfs::CONTROL);
+            let newname = newname.as_bytes().to_vec();
+            self.finish(Op::Rename, reply, attempt, again, move |reply, renamed| {
+                answer_empty(reply, renamed);
+                if renamed.is_ok() && discarded {
+                    teller.fork_discarded(newname);
+                }
+                teller.forks_changed();
+            });
         });
-        self.forks_changed(parent);
     }
 
     fn link(&self, req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
         let _turn = self.turn(Op::Link, req);
-        guarded(Op::Link, || answer_entry(reply, self.vfs.link(ino.0, newparent.0, newname.as_bytes())));
+        guarded(Op::Link, || {
+            let attempt = self.vfs.link(ino.0, newparent.0, newname.as_bytes());
+            let again = || {
+                let newname = newname.as_bytes().to_vec();
+                move |vfs: &Vfs| vfs.link(ino.0, newparent.0, &newname)
+            };
+            self.finish(Op::Link, reply, attempt, again, answer_entry);
+        });
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -217,7 +255,7 @@ impl Filesystem for Adapter {
         }
         let writes = flags.acc_mode() != OpenAccMode::O_RDONLY;
         guarded(Op::Open, || match self.vfs.open(ino.0, writes) {
-            Ok(()) => reply.opened(FileHandle(0), self.opened(ino.0, writes)),
+            Ok(()) => reply.opened(FileHandle(0), opened(&self.vfs, self.writeback, ino.0, writes)),
             Err(kind) => reply.error(errno(kind)),
         });
     }
@@ -233,13 +271,7 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        self.patiently(
-            Op::Read,
-            req,
-            reply,
-            move |vfs, patience| vfs.read(ino.0, offset, size, patience),
-            answer_data,
-        );
+        self.attempt(Op::Read, req, reply, move |vfs: &Vfs| vfs.read(ino.0, offset, size), answer_data);
     }
 
     fn write(
@@ -258,19 +290,33 @@ impl Filesystem for Adapter {
         // Pages that the kernel writes for a mapping come from nobody in particular.
         let cached = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
         let by = if cached { Writer::Pages } else { Writer::Call(process(req)) };
-        guarded(Op::Write, || match self.vfs.write(ino.0, offset, data, by) {
-            Ok(written) => reply.written(written as u32),
-            Err(kind) => {
-                reply.error(errno(kind));
-                // The kernel may hold pages now that say otherwise than the daemon. Without OPEN nobody was asked
-                // whether the file can be written at all. One that writes back holds another length as well, and forgets
-                // it once nobody has the file open if no name leads to it.
-                let names = if self.writeback { self.vfs.names_of(ino.0) } else { Vec::new() };
-                self.notify(move |notifier| {
-                    let _ = notifier.inval_inode(ino, 0, 0);
-                    tell(notifier, &names);
-                });
+        guarded(Op::Write, || {
+            let attempt = self.vfs.write(ino.0, offset, data, by);
+            if let Ok(written) = attempt {
+                return reply.written(written as u32);
             }
+            let again = || {
+                let (data, left) = (data.to_vec(), self.vfs.leave_write());
+                move |vfs: &Vfs| {
+                    let _until_written = left;
+                    vfs.write(ino.0, offset, &data, by)
+                }
+            };
+            let (teller, writeback) = (self.teller(), self.writeback);
+            self.finish(Op::Write, reply, attempt, again, move |reply, written| match written {
+                Ok(written) => reply.written(written as u32),
+                Err(kind) => {
+                    reply.error(errno(kind));
+                    // The kernel may hold pages now that say otherwise than the daemon. Without OPEN nobody was asked
+                    // whether the file can be written at all. One that writes back holds another length as well, and forgets
+                    // it once nobody has the file open if no name leads to it.
+                    let names = if writeback { teller.vfs.names_of(ino.0) } else { Vec::new() };
+                    teller.notify(move |notifier| {
+                        let _ = notifier.inval_inode(ino, 0, 0);
+                        tell(notifier, &names);
+                    });
+                }
+            });
         });
     }
 
@@ -306,9 +352,7 @@ impl Filesystem for Adapter {
     }
 
     fn fsync(&self, req: &Request, ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        let _turn = self.turn(Op::Fsync, req);
-        let vfs = Arc::clone(&self.vfs);
-        self.workers.run(move || answer_empty(reply, vfs.fsync(ino.0)));
+        self.attempt(Op::Fsync, req, reply, move |vfs: &Vfs| vfs.fsync(ino.0), answer_empty);
     }
 
     fn opendir(&self, req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
@@ -316,16 +360,16 @@ impl Filesystem for Adapter {
         reply.error(Errno::ENOSYS);
     }
 
-    fn readdir(&self, req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        self.list(Op::Readdir, req, ino, move |vfs| {
-            let listed = vfs.readdir(ino.0, offset, false, &mut |entry| {
+    fn readdir(&self, req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, reply: ReplyDirectory) {
+        let fill = move |vfs: &Vfs, reply: &mut ReplyDirectory| {
+            vfs.readdir(ino.0, offset, false, &mut |entry| {
                 let name = OsStr::from_bytes(entry.name);
                 !reply.add(INodeNo(entry.ino), entry.cookie, file_type(entry.kind), name)
-            });
-            match listed {
-                Ok(()) => reply.ok(),
-                Err(kind) => reply.error(errno(kind)),
-            }
+            })
+        };
+        self.list(Op::Readdir, req, reply, fill, |reply, listed| match listed {
+            Ok(()) => reply.ok(),
+            Err(kind) => reply.error(errno(kind)),
         });
     }
 
@@ -335,11 +379,11 @@ impl Filesystem for Adapter {
         ino: INodeNo,
         _fh: FileHandle,
         offset: u64,
-        mut reply: ReplyDirectoryPlus,
+        reply: ReplyDirectoryPlus,
     ) {
         let writeback = self.writeback;
-        self.list(Op::Readdirplus, req, ino, move |vfs| {
-            let listed = vfs.readdir(ino.0, offset, true, &mut |entry| {
+        let fill = move |vfs: &Vfs, reply: &mut ReplyDirectoryPlus| {
+            vfs.readdir(ino.0, offset, true, &mut |entry| {
                 let name = OsStr::from_bytes(entry.name);
                 let (attr, ttl) = match &entry.entry {
                     // A kernel that writes back believes the first length it is told for ever.
@@ -356,11 +400,11 @@ impl Filesystem for Adapter {
                     None => (name_only(vfs.nobody(), entry.kind), Duration::ZERO),
                 };
                 !reply.add(INodeNo(entry.ino), entry.cookie, name, &ttl, &attr, Generation(0))
-            });
-            match listed {
-                Ok(()) => reply.ok(),
-                Err(kind) => reply.error(errno(kind)),
-            }
+            })
+        };
+        self.list(Op::Readdirplus, req, reply, fill, |reply, listed| match listed {
+            Ok(()) => reply.ok(),
+            Err(kind) => reply.error(errno(kind)),
         });
     }
 
@@ -377,14 +421,11 @@ impl Filesystem for Adapter {
     }
 
     fn fsyncdir(&self, req: &Request, ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        let _turn = self.turn(Op::Fsyncdir, req);
-        let vfs = Arc::clone(&self.vfs);
-        self.workers.run(move || answer_empty(reply, vfs.fsync(ino.0)));
+        self.attempt(Op::Fsyncdir, req, reply, move |vfs: &Vfs| vfs.fsync(ino.0), answer_empty);
     }
 
     fn statfs(&self, req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
-        let _turn = self.turn(Op::Statfs, req);
-        guarded(Op::Statfs, || match self.vfs.statfs() {
+        self.attempt(Op::Statfs, req, reply, Vfs::statfs, |reply: ReplyStatfs, space| match space {
             Ok(s) => {
                 let (bsize, frsize) = (s.f_bsize as u32, s.f_frsize as u32);
                 reply.statfs(s.f_blocks, s.f_bfree, s.f_bavail, s.f_files, s.f_ffree, bsize, 255, frsize);
@@ -414,7 +455,12 @@ impl Filesystem for Adapter {
         };
         let by = process(req);
         guarded(Op::Setxattr, || {
-            answer_empty(reply, self.vfs.setxattr(ino.0, name.as_bytes(), value, mode, by));
+            let attempt = self.vfs.setxattr(ino.0, name.as_bytes(), value, mode, by);
+            let again = || {
+                let (name, value) = (name.as_bytes().to_vec(), value.to_vec());
+                move |vfs: &Vfs| vfs.setxattr(ino.0, &name, &value, mode, by)
+            };
+            self.finish(Op::Setxattr, reply, attempt, again, answer_empty);
         });
     }
 
@@ -424,7 +470,16 @@ impl Filesystem for Adapter {
         if !self.vfs.xattrs() {
             return reply.error(Errno::ENOSYS);
         }
-        guarded(Op::Getxattr, || answer_xattr(reply, size, self.vfs.getxattr(ino.0, name.as_bytes())));
+        guarded(Op::Getxattr, || {
+            let attempt = self.vfs.getxattr(ino.0, name.as_bytes());
+            let again = || {
+                let name = name.as_bytes().to_vec();
+                move |vfs: &Vfs| vfs.getxattr(ino.0, &name)
+            };
+            self.finish(Op::Getxattr, reply, attempt, again, move |reply, value| {
+                answer_xattr(reply, size, value);
+            });
+        });
     }
 
     fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
@@ -433,11 +488,19 @@ impl Filesystem for Adapter {
             return reply.error(Errno::ENOSYS);
         }
         guarded(Op::Listxattr, || {
-            let names = self
-                .vfs
-                .listxattr(ino.0)
-                .map(|names| names.into_iter().flat_map(|name| name.into_iter().chain([0])).collect());
-            answer_xattr(reply, size, names);
+            let call = move |vfs: &Vfs| vfs.listxattr(ino.0);
+            self.finish(
+                Op::Listxattr,
+                reply,
+                call(&self.vfs),
+                || call,
+                move |reply, names| {
+                    let joined = names.map(|names| {
+                        names.into_iter().flat_map(|name| name.into_iter().chain([0])).collect()
+                    });
+                    answer_xattr(reply, size, joined);
+                },
+            );
         });
     }
 
@@ -446,7 +509,14 @@ impl Filesystem for Adapter {
         if !self.vfs.xattrs() {
             return reply.error(Errno::ENOSYS);
         }
-        guarded(Op::Removexattr, || answer_empty(reply, self.vfs.removexattr(ino.0, name.as_bytes())));
+        guarded(Op::Removexattr, || {
+            let attempt = self.vfs.removexattr(ino.0, name.as_bytes());
+            let again = || {
+                let name = name.as_bytes().to_vec();
+                move |vfs: &Vfs| vfs.removexattr(ino.0, &name)
+            };
+            self.finish(Op::Removexattr, reply, attempt, again, answer_empty);
+        });
     }
 
     fn create(
@@ -463,11 +533,22 @@ impl Filesystem for Adapter {
         let new = self.new_file(req, Kind::File, mode, umask);
         guarded(Op::Create, || match self.vfs.create(parent.0, name.as_bytes(), &new) {
             Ok(entry) => {
-                let attr = file_attr(&entry.attr);
-                let flags = self.opened(entry.attr.ino, true);
-                reply.created(&entry.entry_ttl, &attr, Generation(0), FileHandle(0), flags);
+                let flags = opened(&self.vfs, self.writeback, entry.attr.ino, true);
+                answer_created(reply, &entry, flags);
             }
-            Err(kind) => reply.error(errno(kind)),
+            attempt => {
+                let again = || {
+                    let name = name.as_bytes().to_vec();
+                    move |vfs: &Vfs| vfs.create(parent.0, &name, &new)
+                };
+                let (vfs, writeback) = (Arc::clone(&self.vfs), self.writeback);
+                self.finish(Op::Create, reply, attempt, again, move |reply, made| match made {
+                    Ok(entry) => {
+                        answer_created(reply, &entry, opened(&vfs, writeback, entry.attr.ino, true));
+                    }
+                    Err(kind) => reply.error(errno(kind)),
+                });
+            }
         });
     }
 
@@ -492,14 +573,11 @@ impl Filesystem for Adapter {
             ZERO_KEEP => Allocate::ZeroRange { keep_size: true },
             _ => return reply.error(Errno::EOPNOTSUPP),
         };
-        let (vfs, by) = (Arc::clone(&self.vfs), process(req));
-        let allocate = move || answer_empty(reply, vfs.fallocate(ino.0, offset, length, what, by));
-        if length > INLINE_COPY {
-            // The disk may have to look for the space.
-            self.workers.run(allocate);
-        } else {
-            guarded(Op::Fallocate, allocate);
-        }
+        let by = process(req);
+        let call = move |vfs: &Vfs| vfs.fallocate(ino.0, offset, length, what, by);
+        guarded(Op::Fallocate, || {
+            self.finish(Op::Fallocate, reply, call(&self.vfs), || call, answer_empty);
+        });
     }
 
     fn lseek(
@@ -520,21 +598,18 @@ impl Filesystem for Adapter {
         let (Ok(offset), libc::SEEK_DATA | libc::SEEK_HOLE) = (u64::try_from(offset), whence) else {
             return reply.error(Errno::EINVAL);
         };
-        guarded(Op::Lseek, || match self.vfs.seek(ino.0, offset, whence == libc::SEEK_DATA) {
+        let call = move |vfs: &Vfs| vfs.seek(ino.0, offset, whence == libc::SEEK_DATA);
+        let answer = |reply: ReplyLseek, found: Outcome<u64>| match found {
             Ok(found) => reply.offset(i64::try_from(found).unwrap_or(i64::MAX)),
             Err(kind) => reply.error(errno(kind)),
-        });
+        };
+        guarded(Op::Lseek, || self.finish(Op::Lseek, reply, call(&self.vfs), || call, answer));
     }
 
     fn access(&self, req: &Request, ino: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
         let (runs, writes) = (mask.contains(AccessFlags::X_OK), mask.contains(AccessFlags::W_OK));
-        self.patiently(
-            Op::Access,
-            req,
-            reply,
-            move |vfs, patience| vfs.access_by_root(ino.0, runs, writes, patience),
-            answer_empty,
-        );
+        let call = move |vfs: &Vfs| vfs.access_by_root(ino.0, runs, writes);
+        self.attempt(Op::Access, req, reply, call, answer_empty);
     }
 
     /// There are none. Asked all the same, and each time: Python wants to know of every file it opens whether it is a terminal.
@@ -569,15 +644,14 @@ impl Filesystem for Adapter {
         let _turn = self.turn(Op::CopyFileRange, req);
         // The reply has room for 32 bits.
         let len = len.min(u64::from(u32::MAX) & !0xfff);
-        let (vfs, by) = (Arc::clone(&self.vfs), process(req));
-        let copy = move || match vfs.copy_range(ino_in.0, offset_in, ino_out.0, offset_out, len, by) {
+        let by = process(req);
+        let call = move |vfs: &Vfs| vfs.copy_range(ino_in.0, offset_in, ino_out.0, offset_out, len, by);
+        let answer = |reply: ReplyWrite, copied: Outcome<u64>| match copied {
             Ok(copied) => reply.written(copied as u32),
             Err(kind) => reply.error(errno(kind)),
         };
-        if len > INLINE_COPY {
-            self.workers.run(copy);
-        } else {
-            guarded(Op::CopyFileRange, copy);
-        }
+        guarded(Op::CopyFileRange, || {
+            self.finish(Op::CopyFileRange, reply, call(&self.vfs), || call, answer);
+        });
     }
 }

@@ -20,6 +20,7 @@ use super::unsynced::Unsynced;
 use super::write::TempNames;
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind};
+use crate::sync::wait;
 
 /// What is known of a payload's length before it is decompressed, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -222,6 +223,7 @@ impl Blobs {
     }
 
     pub(super) fn open(&self, digest: &Digest) -> Result<(File, u64), BlobError> {
+        wait::disk("blob");
         // Non-blocking, so that a fifo planted under a blob's name cannot hang the reader.
         let file = File::options()
             .read(true)
@@ -263,6 +265,7 @@ impl Blobs {
         declared: u64,
         keep: impl FnOnce(&[u8]),
     ) -> Result<Vec<u8>, BlobError> {
+        wait::disk("blob");
         COMPRESSED
             .with_borrow_mut(|scratch| {
                 let mut file = File::options()

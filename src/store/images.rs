@@ -10,6 +10,7 @@ use super::manifest::{Manifest, ManifestError};
 use super::tags::Tags;
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
+use crate::sync::wait;
 
 /// Largest manifest in bytes: 16 MiB, room for 200,000 parents.
 pub const MAX_MANIFEST: u64 = 16 << 20;
@@ -100,11 +101,13 @@ impl Images {
 
     /// Whether an image's marker exists.
     pub fn contains(&self, id: &Digest) -> bool {
+        wait::disk("marker");
         self.marker(id).exists()
     }
 
     /// Ids of all markers, sorted. Reads names only. Entries that are not markers go to `odd`.
     pub fn ids(&self, odd: &mut dyn FnMut(PathBuf)) -> Result<Vec<Digest>> {
+        wait::disk("markers");
         let entries = match fs::read_dir(&self.dir) {
             Ok(entries) => entries,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -135,6 +138,7 @@ impl Images {
     /// Returns the manifest's bytes from the marker, or, if the marker does not hash to its name, from its
     /// blob. The second value is the digest of the marker's bytes in that case.
     pub fn bytes(&self, blobs: &Blobs, id: &Digest) -> Result<(Vec<u8>, Option<Digest>), MarkerError> {
+        wait::disk("manifest");
         let failed = |source: io::Error| {
             if source.kind() == io::ErrorKind::NotFound {
                 MarkerError::Absent(*id)

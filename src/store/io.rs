@@ -8,6 +8,7 @@ use rustix::fs::{AtFlags, CWD, RenameFlags, Timespec, Timestamps, UTIME_NOW, UTI
 use rustix::io::Errno;
 
 use super::Sharing;
+use crate::sync::wait;
 
 /// Every call that changes a store. A trait, so that tests can make each call fail, or be the last one.
 pub trait StoreIo: Send + Sync + 'static {
@@ -29,12 +30,14 @@ pub trait StoreIo: Send + Sync + 'static {
 
     /// Renames a file. A file that has the new name is replaced.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        wait::disk("rename");
         fs::rename(from, to)
     }
 
     /// Renames a file in one step; the new name must be free. Not every filesystem supports this;
     /// `rename_new` works everywhere.
     fn rename_noreplace(&self, from: &Path, to: &Path) -> io::Result<()> {
+        wait::disk("rename");
         Ok(rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE)?)
     }
 
@@ -45,6 +48,7 @@ pub trait StoreIo: Send + Sync + 'static {
 
     /// Removes a file.
     fn remove(&self, path: &Path) -> io::Result<()> {
+        wait::disk("remove");
         fs::remove_file(path)
     }
 
@@ -64,16 +68,19 @@ pub trait StoreIo: Send + Sync + 'static {
 
     /// Makes a file durable.
     fn sync_file(&self, _path: &Path, file: &File) -> io::Result<()> {
+        wait::disk("sync-file");
         file.sync_all()
     }
 
     /// Makes a folder's names durable.
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        wait::disk("sync-dir");
         File::open(dir)?.sync_all()
     }
 
     /// Makes everything in the filesystem of `dir` durable.
     fn sync_fs(&self, dir: &Path) -> io::Result<()> {
+        wait::disk("sync-fs");
         Ok(rustix::fs::syncfs(File::open(dir)?)?)
     }
 }

@@ -16,6 +16,7 @@ use super::io::{StoreIo, rename_new};
 use super::write::write_durably;
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
+use crate::sync::wait;
 use crate::util::names::refuse_new_name;
 
 /// Longest tag in bytes, the longest file name.
@@ -90,6 +91,7 @@ impl Tags {
     /// The image a tag names. [`ErrorKind::NotFound`] if there is no such tag, [`ErrorKind::Damaged`] if its file
     /// holds no digest.
     pub fn get(&self, name: &str) -> Result<Digest> {
+        wait::disk("tag");
         if let Some(why) = refuse_tag_name(name) {
             return Err(Error::new(ErrorKind::InvalidInput, format!("{name:?} cannot be a tag: {why}")));
         }
@@ -110,6 +112,7 @@ impl Tags {
 
     /// Every tag's name, sorted. Files whose names cannot be tags (temp files) are left out.
     pub fn names(&self) -> Result<Vec<String>> {
+        wait::disk("tags");
         let entries = match fs::read_dir(&self.dir) {
             Ok(entries) => entries,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),

@@ -87,7 +87,9 @@ impl Batch<'_> {
         let blobs = self.blobs();
         let failed = |e| Error::io(e, format!("cannot make the blobs in {} durable", blobs.root().display()));
         for _ in 0..SYNCS {
-            for digest in blobs.unsynced().doubted(&self.relied_on.lock()) {
+            // Others may rely on more meanwhile.
+            let doubted = blobs.unsynced().doubted(&self.relied_on.lock());
+            for digest in doubted {
                 blobs.store_again(&digest)?;
             }
             let pending = blobs.unsynced().pending();

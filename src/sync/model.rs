@@ -185,6 +185,14 @@ impl<T> RwLock<T> {
         }))
     }
 
+    pub(crate) fn try_read(&self) -> Option<RwLockReadGuard<'_, T>> {
+        let held = match &self.0 {
+            Held::Real(lock) => Held::Real(lock.try_read()?),
+            Held::Searched(lock) => Held::Searched(tried(lock.try_read())?),
+        };
+        Some(RwLockReadGuard(Some(held)))
+    }
+
     /// No time passes in a search: the time may be over whenever another thread holds the lock.
     pub(crate) fn try_write_for(&self, patience: Duration) -> Option<RwLockWriteGuard<'_, T>> {
         let held = match &self.0 {

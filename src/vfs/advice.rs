@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use super::inode::{Fixed, Ino, Node};
-use super::{Outcome, Vfs};
+use super::{Attempt, Stop, Vfs};
 use crate::error::{ErrorKind, Posix};
 use crate::sync::Mutex;
 
@@ -56,8 +56,9 @@ impl Vfs {
     }
 
     /// Passes an outcome on, and says why a name in a folder was refused where another place would take it.
-    pub(super) fn advised<T>(&self, folder: Ino, name: &[u8], outcome: Outcome<T>) -> Outcome<T> {
-        if let Err(kind @ (ErrorKind::ReadOnly | ErrorKind::Posix(Posix::NotPermitted))) = &outcome
+    pub(super) fn advised<T>(&self, folder: Ino, name: &[u8], outcome: Attempt<T>) -> Attempt<T> {
+        if let Err(Stop::Failed(kind @ (ErrorKind::ReadOnly | ErrorKind::Posix(Posix::NotPermitted)))) =
+            &outcome
             && let Ok(folder) = self.node(folder)
             && let Some(what) = advice(&folder, &String::from_utf8_lossy(name), *kind)
         {
@@ -77,7 +78,8 @@ fn advice(folder: &Node, name: &str, kind: ErrorKind) -> Option<String> {
             "{name} beside images/ and forks/: the mount has these folders alone (`mkdir forks/NAME` makes a fork to write in)"
         )),
         Node::Forked { mounted, ino } if by_rule && ino.is_frame() => {
-            let fork = mounted.fork.name();
+            // Its head may be on its way to the disk.
+            let fork = mounted.fork.name_if_free().unwrap_or_else(|| "NAME".into());
             Some(format!(
                 "{name} in forks/{fork}: layers keep their names and records (write files into forks/{fork}/world/fs)"
             ))

@@ -8,9 +8,10 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use super::attempt::may_wait;
 use super::inode::{Fixed, Ino, Node};
 use super::replaced::Replaced;
-use super::{Attr, Entry, FOREVER, Outcome, Patience, Stale, Step, Vfs};
+use super::{Attempt, Attr, Entry, FOREVER, Look, Outcome, Stale, Vfs};
 use crate::digest::Digest;
 use crate::error::{ErrorKind, Posix};
 use crate::fork;
@@ -122,10 +123,11 @@ impl Vfs {
 
     /// What came and went of tags since the last call, and which lead elsewhere now.
     pub(super) fn announce_tags(&self) -> Vec<Announcement> {
-        let Ok(names) = self.store.tags().names() else { return Vec::new() };
+        let Ok(store) = self.store.here() else { return Vec::new() };
+        let Ok(names) = store.tags().names() else { return Vec::new() };
         let now: BTreeMap<_, _> = names
             .into_iter()
-            .filter_map(|name| self.store.tags().get(&name).ok().map(|image| (name, image)))
+            .filter_map(|name| store.tags().get(&name).ok().map(|image| (name, image)))
             .collect();
         let before = std::mem::replace(&mut *self.announcing.tags.lock(), now.clone());
         let tag = |name: &String, what| Announcement::of(Fixed::Tags, name.as_str(), what);
@@ -140,7 +142,8 @@ impl Vfs {
     }
 
     /// Answers a lookup of the thread that announces.
-    pub fn lookup_announced(&self, parent: Ino, name: &[u8]) -> Outcome<Entry> {
+    pub fn lookup_announced(&self, parent: Ino, name: &[u8]) -> Attempt<Entry> {
+        may_wait()?;
         let (what, replaced, is_name) = {
             let current = self.announcing.current.lock();
             let current = current.as_ref().ok_or(ErrorKind::NotFound)?;
@@ -151,7 +154,7 @@ impl Vfs {
             // "Not there" would take a directory away from programs that stand in it already.
             What::Made(Kind::Dir) if is_name && replaced.is_none() => self.lookup_if_known(parent, name),
             // It is made in a moment.
-            What::Made(_) if is_name => Err(ErrorKind::NotFound),
+            What::Made(_) if is_name => Err(ErrorKind::NotFound.into()),
             _ => match &replaced {
                 Some(replaced) => self.lookup_past(replaced, parent, name),
                 None => match what {
@@ -163,48 +166,46 @@ impl Vfs {
     }
 
     /// Looks a name up if another lookup of its inode counts already.
-    fn lookup_if_known(&self, parent: Ino, name: &[u8]) -> Outcome<Entry> {
+    fn lookup_if_known(&self, parent: Ino, name: &[u8]) -> Attempt<Entry> {
         let entry = self.lookup_now(parent, name)?;
         if self.inodes.lookups(entry.attr.ino) > 1 {
             return Ok(entry);
         }
-        self.forget(entry.attr.ino, 1);
-        Err(ErrorKind::NotFound)
+        drop(self.forget(entry.attr.ino, 1));
+        Err(ErrorKind::NotFound.into())
     }
 
-    pub(super) fn lookup_now(&self, parent: Ino, name: &[u8]) -> Outcome<Entry> {
-        match self.lookup(parent, name, Patience::Blocking)? {
-            Step::Done(entry) if entry.attr.ino != 0 => Ok(entry),
-            _ => Err(ErrorKind::NotFound),
+    pub(super) fn lookup_now(&self, parent: Ino, name: &[u8]) -> Attempt<Entry> {
+        match self.lookup(parent, name)? {
+            entry if entry.attr.ino != 0 => Ok(entry),
+            _ => Err(ErrorKind::NotFound.into()),
         }
     }
 
     /// Something that is not there, for the kernel to remove.
-    pub(super) fn stub_of(&self, kind: Kind) -> Outcome<Entry> {
+    pub(super) fn stub_of(&self, kind: Kind) -> Attempt<Entry> {
         let stub = self.stub()?;
         let attr = Attr { kind, ..stub.attr };
         Ok(Entry { attr, ..stub })
     }
 
     /// Answers the making of a name by the thread that announces: with what is there.
-    pub fn make_announced(&self, parent: Ino, name: &[u8]) -> Outcome<Entry> {
+    pub fn make_announced(&self, parent: Ino, name: &[u8]) -> Attempt<Entry> {
+        may_wait()?;
         let kind = match self.announced(parent, name)? {
             What::Made(kind) => kind,
-            What::Gone(_) => return Err(ErrorKind::Posix(Posix::NotPermitted)),
+            What::Gone(_) => return Err(ErrorKind::Posix(Posix::NotPermitted).into()),
         };
         let listed = matches!(self.node(parent)?, Node::Fixed(Fixed::Root));
         let entry = if listed {
             // Which image it leads to may take reading every manifest.
-            match self.lookup(parent, name, Patience::Listing)? {
-                Step::Done(entry) => entry,
-                Step::Blocks => return Err(ErrorKind::NotFound),
-            }
+            self.find(parent, name, Look::Listing)?
         } else {
             self.lookup_now(parent, name)?
         };
         if entry.attr.kind != kind {
-            self.forget(entry.attr.ino, 1);
-            return Err(ErrorKind::Posix(Posix::Stale));
+            self.take_back(entry.attr.ino);
+            return Err(ErrorKind::Posix(Posix::Stale).into());
         }
         Ok(entry)
     }

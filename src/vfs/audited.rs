@@ -10,9 +10,10 @@ use std::time::Duration;
 
 use serde_json::json;
 
+use super::attempt::{logged, may_wait};
 use super::called::At;
 use super::inode::{Fixed, Ino, Node};
-use super::{Attr, Entry, Op, Outcome, Patience, Process, Step, Vfs, Writer};
+use super::{Attempt, Attr, Entry, Op, Outcome, Process, Stop, Vfs, Writer};
 use crate::audit::{Follower, Log, follow, note};
 use crate::error::{Error, ErrorKind, Posix, Result};
 use crate::fork::{Allocate, Fork, NewFile, Registry, RenameMode, SetAttr};
@@ -20,7 +21,7 @@ use crate::layers::world::Kind;
 use crate::ops::recover;
 use crate::store::Store;
 use crate::sync::Mutex;
-use crate::vfs::root::logged;
+use crate::sync::wait::{self, MayWait};
 
 /// How much of the log `.pfimg/events.jsonl` shows, in bytes: its newest lines.
 const SHOWN: u64 = 1 << 20;
@@ -64,12 +65,13 @@ impl Vfs {
     }
 
     /// Tells the log which call was refused, and for want of what.
-    fn audited<T>(&self, op: Op, at: At<'_>, outcome: Outcome<T>) -> Outcome<T> {
-        let reason = match &outcome {
-            Err(ErrorKind::ReadOnly) => "read-only",
-            Err(ErrorKind::PermissionDenied) => "no right to it",
-            Err(ErrorKind::Posix(Posix::NotPermitted)) => "not permitted to anyone",
-            Err(ErrorKind::NoSpace) => {
+    fn audited<T>(&self, op: Op, at: At<'_>, outcome: Attempt<T>) -> Attempt<T> {
+        let Err(Stop::Failed(kind)) = &outcome else { return outcome };
+        let reason = match kind {
+            ErrorKind::ReadOnly => "read-only",
+            ErrorKind::PermissionDenied => "no right to it",
+            ErrorKind::Posix(Posix::NotPermitted) => "not permitted to anyone",
+            ErrorKind::NoSpace => {
                 self.log().note(note::budget_exceeded("disk", op.name()));
                 return outcome;
             }
@@ -84,26 +86,18 @@ impl Vfs {
     }
 
     /// Whether root may use a file: always, but root neither writes what cannot be written nor runs what nobody may run.
-    pub fn access_by_root(
-        &self,
-        ino: Ino,
-        runs: bool,
-        writes: bool,
-        patience: Patience,
-    ) -> Outcome<Step<()>> {
+    pub fn access_by_root(&self, ino: Ino, runs: bool, writes: bool) -> Attempt<()> {
         if writes {
             self.may_be_written(ino)?;
         }
         if !runs {
-            return self.node(ino).map(|_| Step::Done(()));
+            return Ok(self.node(ino).map(|_| ())?);
         }
-        match self.getattr(ino, patience)? {
-            Step::Blocks => Ok(Step::Blocks),
-            Step::Done((attr, _)) if attr.kind != Kind::Dir && attr.mode & 0o111 == 0 => {
-                Err(ErrorKind::PermissionDenied)
-            }
-            Step::Done(_) => Ok(Step::Done(())),
+        let (attr, _) = self.getattr(ino)?;
+        if attr.kind != Kind::Dir && attr.mode & 0o111 == 0 {
+            return Err(ErrorKind::PermissionDenied.into());
         }
+        Ok(())
     }
 
     /// Fails if a file or folder cannot be written, whoever asks.
@@ -132,15 +126,18 @@ impl Vfs {
     }
 
     /// `.pfimg/events.jsonl`: the newest lines of the log.
-    pub(super) fn events_doc(&self) -> Vec<u8> {
+    pub(super) fn events_doc(&self, _: MayWait) -> Vec<u8> {
         self.tell_of_cache();
+        wait::disk("audit");
         self.log().flush();
         follow::last_lines(self.store.root(), SHOWN)
     }
 
     /// `.pfimg/audit.json`: what the whole log adds up to, kept up to date line by line.
-    pub(super) fn audit_doc(&self) -> Outcome<Vec<u8>> {
+    pub(super) fn audit_doc(&self) -> Attempt<Vec<u8>> {
+        may_wait()?;
         self.tell_of_cache();
+        wait::disk("audit");
         self.log().flush();
         let report = self.audit.follower.lock().catch_up().map_err(logged)?;
         Ok(format!("{:#}\n", json!(report)).into_bytes())
@@ -148,31 +145,36 @@ impl Vfs {
 
     /// Reads a fork; one that was not in use yet is judged.
     pub(super) fn read_back(&self, registry: &Registry, name: &str) -> Result<Arc<Fork>> {
+        // An event loop takes what is in memory and in use.
+        let Ok(wait) = wait::required() else {
+            let fork = registry.loaded_named(name).filter(|fork| self.forks.knows(fork));
+            return fork.ok_or_else(|| Error::new(ErrorKind::Waits, "the fork has to be read back"));
+        };
         let fork = registry.get(name).inspect_err(|error| {
             // One that was discarded meanwhile is no damage.
             if registry.contains(name) {
-                self.judge_unreadable(registry, name, error);
+                self.judge_unreadable(wait, registry, name, error);
             }
         })?;
         if !self.forks.knows(&fork) {
             // A damaged fork can be read as far as it is sound: whoever writes to it gets the error.
-            recover::judge(&self.store, name, &fork, self.log());
+            recover::judge(self.store.at(wait), name, &fork, self.log());
         }
         Ok(fork)
     }
 
     /// Judges a fork that cannot be read back at all; once.
-    fn judge_unreadable(&self, registry: &Registry, name: &str, error: &Error) {
+    fn judge_unreadable(&self, wait: MayWait, registry: &Registry, name: &str, error: &Error) {
         let mut told = self.audit.unreadable.lock();
         if !told.contains(name)
-            && recover::judge_unreadable(&self.store, registry, name, error, self.log()).is_some()
+            && recover::judge_unreadable(self.store.at(wait), registry, name, error, self.log()).is_some()
         {
             told.insert(name.to_owned());
         }
     }
 
     /// Makes a file, folder, symlink or special. Under `forks/`, a folder is a fork; under `tags/`, a symlink is a tag.
-    pub fn create(&self, parent: Ino, name: &[u8], new: &NewFile<'_>) -> Outcome<Entry> {
+    pub fn create(&self, parent: Ino, name: &[u8], new: &NewFile<'_>) -> Attempt<Entry> {
         self.audited(
             Op::Create,
             At::Name(parent, name),
@@ -181,7 +183,7 @@ impl Vfs {
     }
 
     /// Gives a file another name.
-    pub fn link(&self, ino: Ino, parent: Ino, name: &[u8]) -> Outcome<Entry> {
+    pub fn link(&self, ino: Ino, parent: Ino, name: &[u8]) -> Attempt<Entry> {
         self.audited(
             Op::Link,
             At::Name(parent, name),
@@ -190,7 +192,7 @@ impl Vfs {
     }
 
     /// Takes a name away.
-    pub fn unlink(&self, parent: Ino, name: &[u8]) -> Outcome<()> {
+    pub fn unlink(&self, parent: Ino, name: &[u8]) -> Attempt<()> {
         self.audited(
             Op::Unlink,
             At::Name(parent, name),
@@ -199,34 +201,35 @@ impl Vfs {
     }
 
     /// Removes an empty folder. Under `forks/`, an empty fork is discarded.
-    pub fn rmdir(&self, parent: Ino, name: &[u8]) -> Outcome<()> {
+    pub fn rmdir(&self, parent: Ino, name: &[u8]) -> Attempt<()> {
         self.audited(Op::Rmdir, At::Name(parent, name), self.do_rmdir(parent, name))
     }
 
     /// Renames. Forks are renamed under `forks/`, tags under `tags/`; a fork that is moved into `.pfimg/` is discarded,
     /// whatever it holds.
-    pub fn rename(&self, from: Ino, name: &[u8], to: Ino, new_name: &[u8], mode: RenameMode) -> Outcome<()> {
+    pub fn rename(&self, from: Ino, name: &[u8], to: Ino, new_name: &[u8], mode: RenameMode) -> Attempt<()> {
         let renamed = self.do_rename(from, name, to, new_name, mode);
         self.audited(Op::Rename, At::Name(from, name), self.advised(to, new_name, renamed))
     }
 
     /// Sets attributes.
-    pub fn setattr(&self, ino: Ino, set: &SetAttr, by: Process) -> Outcome<(Attr, Duration)> {
+    pub fn setattr(&self, ino: Ino, set: &SetAttr, by: Process) -> Attempt<(Attr, Duration)> {
         self.audited(Op::Setattr, At::File(ino), self.do_setattr(ino, set, by))
     }
 
     /// Whether a file can be opened: for writing only in a fork.
     pub fn open(&self, ino: Ino, writes: bool) -> Outcome<()> {
-        self.audited(Op::Open, At::File(ino), self.do_open(ino, writes))
+        let opened = self.do_open(ino, writes).map_err(Stop::from);
+        self.audited(Op::Open, At::File(ino), opened).map_err(Stop::kind)
     }
 
     /// Writes.
-    pub fn write(&self, ino: Ino, offset: u64, bytes: &[u8], by: Writer) -> Outcome<usize> {
+    pub fn write(&self, ino: Ino, offset: u64, bytes: &[u8], by: Writer) -> Attempt<usize> {
         self.audited(Op::Write, At::File(ino), self.do_write(ino, offset, bytes, by))
     }
 
     /// Allocates, punches or zeroes a range.
-    pub fn fallocate(&self, ino: Ino, offset: u64, len: u64, what: Allocate, by: Process) -> Outcome<()> {
+    pub fn fallocate(&self, ino: Ino, offset: u64, len: u64, what: Allocate, by: Process) -> Attempt<()> {
         self.audited(Op::Fallocate, At::File(ino), self.do_fallocate(ino, offset, len, what, by))
     }
 
@@ -239,7 +242,7 @@ impl Vfs {
         offset: u64,
         len: u64,
         by: Process,
-    ) -> Outcome<u64> {
+    ) -> Attempt<u64> {
         self.audited(
             Op::CopyFileRange,
             At::File(to),

@@ -54,7 +54,11 @@ struct Index {
 pub(super) struct Catalog {
     store: Arc<Store>,
     listing: Mutex<Listing>,
-    index: Mutex<Index>,
+    /// The list that was made last, for those who do not wait for a newer one.
+    listed: RwLock<Arc<[Digest]>>,
+    index: RwLock<Arc<Index>>,
+    /// Held while an index is made.
+    indexing: Mutex<()>,
     numbers: RwLock<(HashMap<Digest, ImageNo>, Vec<Digest>)>,
     pub(super) home: Home,
 }
@@ -89,7 +93,8 @@ impl Catalog {
         let listing =
             Mutex::new(Listing { stamp: None, settled: false, ids: Arc::new([]), changes: 0, hash: 0 });
         let home = Home::new(store.root());
-        Self { store, listing, index: Mutex::default(), numbers: RwLock::default(), home }
+        let (index, indexing, numbers) = Default::default();
+        Self { store, listing, listed: RwLock::new(Arc::new([])), index, indexing, numbers, home }
     }
 
     /// Ids of all images, sorted. Lists the folder only if it changed.
@@ -111,12 +116,18 @@ impl Catalog {
             if *listing.ids != *ids {
                 listing.hash = ids.iter().fold(1, |hash, id| mix(hash, hash_bytes(id.as_bytes())));
                 listing.ids = ids.into();
+                *self.listed.write() = Arc::clone(&listing.ids);
                 listing.changes += 1;
             }
             listing.stamp = stamp;
             listing.settled = is_settled(stamp);
         }
         Ok((Arc::clone(&listing.ids), listing.hash))
+    }
+
+    /// Whether an image was there when the folder was looked at last; reads nothing.
+    pub(super) fn listed(&self, id: &Digest) -> bool {
+        self.listed.read().binary_search(id).is_ok()
     }
 
     /// The number that stands for an image in this mount.
@@ -150,7 +161,7 @@ impl Catalog {
 
     /// Names of the agents' folders as far as someone has looked already; reads nothing.
     pub(super) fn agents_looked_at(&self) -> Vec<Arc<str>> {
-        self.index.lock().agents.keys().cloned().collect()
+        self.index.read().agents.keys().cloned().collect()
     }
 
     /// An agent's images by name of link.
@@ -160,7 +171,7 @@ impl Catalog {
 
     /// When an agent's newest image was made, in nanoseconds since 1970, as far as someone has looked already; reads nothing.
     pub(super) fn newest_of(&self, agent: &str) -> Option<i64> {
-        self.index.lock().newest.get(agent).map(nanoseconds)
+        self.index.read().newest.get(agent).map(nanoseconds)
     }
 
     /// One of an agent's images.
@@ -175,25 +186,29 @@ impl Catalog {
 
     fn with_index<T>(&self, f: impl FnOnce(&Index) -> T) -> Result<T> {
         let (ids, hash) = self.ids_hashed()?;
-        let mut index = self.index.lock();
-        if !Arc::ptr_eq(&index.ids, &ids) {
-            self.reindex(&mut index, ids);
-            index.hash = hash;
+        let of_these = |index: &Index| Arc::ptr_eq(&index.ids, &ids);
+        let mut index = Arc::clone(&self.index.read());
+        if !of_these(&index) {
+            // The old one can be looked at meanwhile.
+            let _turn = self.indexing.lock();
+            index = Arc::clone(&self.index.read());
+            if !of_these(&index) {
+                index = Arc::new(self.reindex(&index, ids, hash));
+                *self.index.write() = Arc::clone(&index);
+            }
         }
         Ok(f(&index))
     }
 
-    /// Brings the index up to a list of ids, reading only what is new.
-    fn reindex(&self, index: &mut Index, ids: Arc<[Digest]>) {
+    /// The index of a list of ids. Reads only what the one before it does not know.
+    fn reindex(&self, before: &Index, ids: Arc<[Digest]>, hash: u64) -> Index {
+        let mut index = Index { hash, ..Index::default() };
         let mut known = HashMap::with_capacity(ids.len());
         let mut names: HashMap<String, Arc<str>> = HashMap::new();
-        index.agents.clear();
-        index.newest.clear();
-        index.latest = None;
         let mut newest = None;
         for id in &*ids {
-            let entry = match index.known.remove(id) {
-                Some(entry) => entry,
+            let entry = match before.known.get(id) {
+                Some(entry) => entry.clone(),
                 None => match self.store.image(id) {
                     Ok(image) => {
                         let folder = agent_folder(&image.manifest.agent.kind);
@@ -219,6 +234,7 @@ impl Catalog {
         index.latest = newest.map(|(_, id)| id);
         index.known = known;
         index.ids = ids;
+        index
     }
 
     /// What a watcher that has seen nothing yet compares with.

@@ -11,19 +11,16 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::{Map, json};
 
+use super::attempt::may_wait;
 use super::inode::Node;
-use super::{Entry, Numbering, Op, Outcome, Vfs};
+use super::{Attempt, Entry, Numbering, Op, Vfs};
 use crate::audit::Packs;
 use crate::error::ErrorKind;
 use crate::sync::Mutex;
+use crate::sync::wait::MayWait;
 
 /// Names in `.pfimg/`.
 pub(super) const DOCS: [&str; 4] = ["audit.json", "events.jsonl", "metrics", "status.json"];
-
-/// Whether a document is made of what is on disk: the store's log, or its crash packs.
-pub(super) fn reads_disk(name: &[u8]) -> bool {
-    DOCS.iter().any(|doc| name == doc.as_bytes())
-}
 
 /// What a mount knows of itself. As JSON, bytes of a path that are no UTF-8 are shown as U+FFFD.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -97,16 +94,17 @@ impl MountInfo {
 }
 
 impl Vfs {
-    pub(super) fn lookup_control(&self, name: &str) -> Outcome<Entry> {
+    pub(super) fn lookup_control(&self, name: &str) -> Attempt<Entry> {
         static VERSION: AtomicU64 = AtomicU64::new(1);
         if let Some(node) = self.unread.of(name) {
             return self.entry_with(node, Duration::ZERO);
         }
         let bytes = match name {
             "audit.json" => self.audit_doc()?,
-            "events.jsonl" => self.events_doc(),
-            "metrics" => self.metrics_text().into_bytes(),
-            "status.json" => self.status().into_bytes(),
+            // The log may be long, and another program may be appending to it.
+            "events.jsonl" => self.events_doc(may_wait()?),
+            "metrics" => self.metrics_text(may_wait()?).into_bytes(),
+            "status.json" => self.status(may_wait()?).into_bytes(),
             _ => {
                 let number = name.strip_prefix("done-").and_then(|name| name.strip_suffix(".json"));
                 number.and_then(|number| self.outcome(number)).ok_or(ErrorKind::NotFound)?.to_vec()
@@ -119,7 +117,7 @@ impl Vfs {
         self.entry_with(node, Duration::ZERO)
     }
 
-    fn status(&self) -> String {
+    fn status(&self, _: MayWait) -> String {
         let info = self.info.lock().clone();
         let stats = self.cache.stats();
         let requests: Map<_, _> = Op::ALL
@@ -155,7 +153,7 @@ impl Vfs {
     }
 
     /// Prometheus text format, version 0.0.4.
-    fn metrics_text(&self) -> String {
+    fn metrics_text(&self, _: MayWait) -> String {
         let stats = self.cache.stats();
         let mut out = String::new();
         let mut family = |name: &str, kind: &str, help: &str, samples: &[(String, u64)]| {

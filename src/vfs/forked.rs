@@ -4,21 +4,24 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::attempt::{logged, may_wait};
 use super::forks::{DISCARD_SEALED, Only};
 use super::inode::{Fixed, Ino, Key, Keyed, Node, Shown, UNKNOWN_SIZE};
 use super::place::Place;
 use super::readdir::DirEntry;
 use super::{
-    Attr, Data, Emit, Entry, FOLDER_SIZE, FOREVER, INLINE_FILL, Outcome, Patience, Process, Stale, Step, Vfs,
-    fault,
+    Attempt, Attr, Data, Emit, Entry, FOLDER_SIZE, FOREVER, Outcome, Process, Stale, Stop, Vfs, fault,
 };
 use crate::error::{Error, ErrorKind, Posix};
 use crate::fork::{self, Allocate, CopySource, Fork, NewFile, RenameMode, SetAttr, XattrMode};
 use crate::layers::world::Kind;
-use crate::vfs::root::logged;
+use crate::sync::wait;
 
 /// Entries of a folder that are taken at a time, without holding its fork's lock while they are handed on.
 const BATCH: usize = 256;
+
+/// Longer ranges are allocated by a worker, in bytes.
+const SHORT: u64 = 4 << 20;
 
 /// A fork's place in the numbers of inodes.
 pub(super) type Slot = u16;
@@ -57,16 +60,25 @@ pub enum Writer {
 }
 
 /// Tells what failed where it is worth a line, and gives the kind.
-fn kind(error: Error) -> ErrorKind {
+fn kind(error: Error) -> Stop {
     match error.kind() {
         ErrorKind::Missing | ErrorKind::Damaged | ErrorKind::NoSpace | ErrorKind::Io(_) => logged(error),
-        kind => kind,
+        kind => kind.into(),
     }
 }
 
 /// The kind alone: a request for more space than there is says nothing about the disk that a log should have.
-fn refused(error: Error) -> ErrorKind {
-    if error.kind() == ErrorKind::NoSpace { ErrorKind::NoSpace } else { kind(error) }
+fn refused(error: Error) -> Stop {
+    if error.kind() == ErrorKind::NoSpace { ErrorKind::NoSpace.into() } else { kind(error) }
+}
+
+/// Gives back the space of what was deleted, where there is none for a change. Returns whether any was given back.
+fn make_room(fork: &Fork, error: &Error) -> Attempt<bool> {
+    if error.kind() != ErrorKind::NoSpace || !fork.has_trash() {
+        return Ok(false);
+    }
+    may_wait()?;
+    Ok(fork.reap().is_ok_and(|freed| freed))
 }
 
 impl Vfs {
@@ -85,9 +97,13 @@ impl Vfs {
     }
 
     /// The kind of an error in a fork, whose files are not at their paths if the store was moved.
-    fn or_moved(&self, kind: ErrorKind) -> ErrorKind {
-        let moved = if kind == ErrorKind::NotFound { self.catalog.home.require().err() } else { None };
-        moved.map_or(kind, |moved| moved.kind())
+    fn or_moved(&self, stop: Stop) -> Stop {
+        if stop != Stop::Failed(ErrorKind::NotFound) {
+            return stop;
+        }
+        // Nothing was changed.
+        let moved = may_wait().map(|_| self.catalog.home.require().err());
+        moved.map_or_else(|waits| waits, |moved| moved.map_or(stop, |moved| moved.kind().into()))
     }
 
     /// Attributes of a file in a fork, but for its number.
@@ -125,7 +141,7 @@ impl Vfs {
         found: &fork::Attr,
         entry_ttl: Duration,
         find: impl Fn() -> crate::Result<fork::Attr>,
-    ) -> Outcome<Entry> {
+    ) -> Attempt<Entry> {
         let mut found = *found;
         loop {
             let (ino, new) = self.inodes.intern(self.keyed_in_fork(mounted, found.ino))?;
@@ -135,7 +151,7 @@ impl Vfs {
                 let again = match find() {
                     Ok(again) => again,
                     Err(error) => {
-                        self.forget(ino, 1);
+                        self.take_back(ino);
                         return Err(kind(error));
                     }
                 };
@@ -143,14 +159,14 @@ impl Vfs {
                 found = again;
                 if !same {
                     // Replaced meanwhile: the name has been there all the time.
-                    self.forget(ino, 1);
+                    self.take_back(ino);
                     continue;
                 }
             }
             if let Err(gone) = Self::is_past(mounted) {
                 // Asked behind the counting: the inodes of a fork that is put back from now on are given to the new one.
-                self.forget(ino, 1);
-                return Err(gone);
+                self.take_back(ino);
+                return Err(gone.into());
             }
             let attr = Attr { ino, ..Self::fork_attr(&found) };
             self.note_length(mounted, found.ino, &attr, new);
@@ -168,33 +184,27 @@ impl Vfs {
     }
 
     /// A fork's own folder.
-    pub(super) fn fork_top(&self, mounted: &Mounted) -> Outcome<Entry> {
+    pub(super) fn fork_top(&self, mounted: &Mounted) -> Attempt<Entry> {
         let find = || mounted.fork.getattr(fork::Ino::TOP);
         let found = find().map_err(kind)?;
         self.fork_entry(mounted, &found, FOREVER, find)
     }
 
-    pub(super) fn lookup_forked(
-        &self,
-        mounted: &Mounted,
-        parent: fork::Ino,
-        name: &[u8],
-        patience: Patience,
-    ) -> Outcome<Step<Entry>> {
+    pub(super) fn lookup_forked(&self, mounted: &Mounted, parent: fork::Ino, name: &[u8]) -> Attempt<Entry> {
         Self::is_past(mounted)?;
-        // Outside of world/fs lengths may have to be found out by decompressing.
-        if patience == Patience::Brief && parent.is_frame() {
-            return Ok(Step::Blocks);
-        }
         let find = || mounted.fork.lookup(parent, name);
         let found = match find() {
-            // Whatever makes that name comes by way of the kernel, which may remember until then that it is not there.
-            Err(error) if error.kind() == ErrorKind::NotFound && self.changes_come_by_here(parent) => {
-                return Ok(Step::Done(Entry::ABSENT));
+            // Whatever makes that name comes by way of the kernel, which may remember until then that it is not there. Among the
+            // layers there are layers' names alone, whoever makes them.
+            Err(error)
+                if error.kind() == ErrorKind::NotFound
+                    && (self.changes_come_by_here(parent) || !fork::can_be_there(parent, name)) =>
+            {
+                return Ok(Entry::ABSENT);
             }
             found => found.map_err(kind)?,
         };
-        self.fork_entry(mounted, &found, self.lifetime(parent, name), find).map(Step::Done)
+        self.fork_entry(mounted, &found, self.lifetime(parent, name), find)
     }
 
     /// Whether nobody but the kernel of this mount puts names into a folder of a fork: not where another mount writes the
@@ -203,7 +213,7 @@ impl Vfs {
         !folder.is_frame() && self.forks.are_written_here()
     }
 
-    pub(super) fn getattr_forked(mounted: &Mounted, ino: fork::Ino) -> Outcome<Attr> {
+    pub(super) fn getattr_forked(mounted: &Mounted, ino: fork::Ino) -> Attempt<Attr> {
         let attr = mounted.fork.getattr(ino).map_err(kind)?;
         // Of a fork that is gone a program may still have something open, as of a removed file.
         let nlink = if mounted.fork.is_discarded() { 0 } else { attr.nlink };
@@ -216,19 +226,20 @@ impl Vfs {
         ino: fork::Ino,
         offset: u64,
         size: u32,
-        patience: Patience,
-    ) -> Outcome<Step<Data>> {
+    ) -> Attempt<Data> {
         // What nobody wrote to is served from the cache as it lies there.
         if let Some(blob) = mounted.fork.whole_blob(ino).map_err(kind)? {
-            let cached = self.reader.peek(&blob.digest, blob.size);
-            if let (0, Patience::Brief) = (offset, patience)
+            let cached = self.reader.part_known(&blob.digest, blob.size, offset, size as usize);
+            // Once for a request: the event loop asks first.
+            if let (0, false) = (offset, wait::is_allowed())
                 && let Some((tree, node)) = mounted.fork.base_place(ino)
             {
                 self.ahead.was_read(&tree, node, cached.is_some());
             }
-            if cached.is_none() && patience == Patience::Brief && blob.size > INLINE_FILL {
-                return Ok(Step::Blocks);
+            if let Some((payload, part)) = cached {
+                return Ok(Data::Blob(payload, part.start, part.end));
             }
+            may_wait()?;
             let part = self.reader.part(&blob.digest, blob.size, offset, size as usize);
             let (payload, part) = part.map_err(|error| {
                 let path = mounted.fork.path(ino).unwrap_or_default();
@@ -236,11 +247,11 @@ impl Vfs {
                 tracing::error!(fork = mounted.fork.uid(), path, digest = %blob.digest, "cannot be read: {error}");
                 ErrorKind::Damaged
             })?;
-            return Ok(Step::Done(Data::Blob(payload, part.start, part.end)));
+            return Ok(Data::Blob(payload, part.start, part.end));
         }
         let bytes = mounted.fork.read_vec(ino, offset, size as usize).map_err(kind)?;
         let len = bytes.len();
-        Ok(Step::Done(Data::Doc(bytes.into(), 0, len)))
+        Ok(Data::Doc(bytes.into(), 0, len))
     }
 
     pub(super) fn list_forked(
@@ -251,7 +262,7 @@ impl Vfs {
         cookie: u64,
         plus: bool,
         emit: Emit<'_>,
-    ) -> Outcome<()> {
+    ) -> Attempt<()> {
         Self::is_past(mounted)?;
         let (mut at, end) = if let Some(place) = Place::of(cookie) {
             (place.at, Some(place.end))
@@ -280,7 +291,8 @@ impl Vfs {
                     match find().map_err(kind).and_then(|attr| self.fork_entry(mounted, &attr, ttl, find)) {
                         Ok(entry) => Some(entry),
                         // Gone meanwhile.
-                        Err(ErrorKind::NotFound) => continue,
+                        Err(Stop::Failed(ErrorKind::NotFound)) => continue,
+                        Err(Stop::Waits) => return Err(Stop::Waits),
                         // What is damaged or missing takes nothing else along: it is listed, and an error to look at.
                         Err(_) => None,
                     }
@@ -294,7 +306,7 @@ impl Vfs {
                 debug_assert_ne!(number, own);
                 if !emit(DirEntry { ino: number, cookie, kind: found.kind, name: &found.name, entry }) {
                     if entry.is_some() {
-                        self.forget(number, 1);
+                        self.take_back(number);
                     }
                     return Ok(());
                 }
@@ -305,13 +317,15 @@ impl Vfs {
         }
     }
 
-    pub(super) fn make(&self, parent: Ino, name: &[u8], new: &NewFile<'_>) -> Outcome<Entry> {
+    pub(super) fn make(&self, parent: Ino, name: &[u8], new: &NewFile<'_>) -> Attempt<Entry> {
         match self.node(parent)? {
             Node::Fixed(Fixed::Forks) => return self.make_fork(name, new),
             Node::Fixed(Fixed::Tags) => return self.make_tag(name, new),
             _ => {}
         }
         let (mounted, parent) = self.in_fork(parent)?;
+        // Before anything is made.
+        mounted.fork.prepare_to_take_times().map_err(kind)?;
         let mut made = mounted.fork.create(parent, name, new).map_err(kind)?;
         if let Some(taken) = mounted.fork.take_time_of_empty(&made).map_err(kind)? {
             made = taken;
@@ -319,17 +333,17 @@ impl Vfs {
         self.fork_entry(&mounted, &made, self.lifetime(parent, name), || mounted.fork.lookup(parent, name))
     }
 
-    pub(super) fn do_link(&self, ino: Ino, parent: Ino, name: &[u8]) -> Outcome<Entry> {
+    pub(super) fn do_link(&self, ino: Ino, parent: Ino, name: &[u8]) -> Attempt<Entry> {
         let (mounted, parent) = self.in_fork(parent)?;
         let (source, ino) = self.in_fork(ino).map_err(|_| ErrorKind::Posix(Posix::CrossesDevices))?;
         if !source.is_same(&mounted) {
-            return Err(ErrorKind::Posix(Posix::CrossesDevices));
+            return Err(ErrorKind::Posix(Posix::CrossesDevices).into());
         }
         let linked = mounted.fork.link(ino, parent, name).map_err(kind)?;
         self.fork_entry(&mounted, &linked, self.lifetime(parent, name), || mounted.fork.lookup(parent, name))
     }
 
-    pub(super) fn do_unlink(&self, parent: Ino, name: &[u8]) -> Outcome<()> {
+    pub(super) fn do_unlink(&self, parent: Ino, name: &[u8]) -> Attempt<()> {
         if let Node::Fixed(Fixed::Tags) = self.node(parent)? {
             return self.remove_tag(name);
         }
@@ -340,7 +354,7 @@ impl Vfs {
         Ok(())
     }
 
-    pub(super) fn do_rmdir(&self, parent: Ino, name: &[u8]) -> Outcome<()> {
+    pub(super) fn do_rmdir(&self, parent: Ino, name: &[u8]) -> Attempt<()> {
         if let Node::Fixed(Fixed::Forks) = self.node(parent)? {
             return self.discard_fork(name, Only::Empty, None);
         }
@@ -364,7 +378,7 @@ impl Vfs {
         to: Ino,
         new_name: &[u8],
         mode: RenameMode,
-    ) -> Outcome<()> {
+    ) -> Attempt<()> {
         self.catalog.home.check()?;
         match (self.node(from)?, self.node(to)?) {
             (Node::Fixed(Fixed::Forks), Node::Fixed(Fixed::Forks)) => self.rename_fork(name, new_name, mode),
@@ -375,7 +389,7 @@ impl Vfs {
             (Node::Fixed(Fixed::Tags), Node::Fixed(Fixed::Tags)) => self.rename_tag(name, new_name, mode),
             (Node::Forked { mounted, ino: from }, Node::Forked { mounted: other, ino: to }) => {
                 if !mounted.is_same(&other) {
-                    return Err(ErrorKind::Posix(Posix::CrossesDevices));
+                    return Err(ErrorKind::Posix(Posix::CrossesDevices).into());
                 }
                 mounted.fork.end_making();
                 let gone = mounted.fork.rename(from, name, to, new_name, mode).map_err(kind)?;
@@ -385,16 +399,16 @@ impl Vfs {
                 Ok(())
             }
             (Node::Forked { .. }, _) | (_, Node::Forked { .. }) => {
-                Err(ErrorKind::Posix(Posix::CrossesDevices))
+                Err(ErrorKind::Posix(Posix::CrossesDevices).into())
             }
             (_, work @ Node::Fixed(Fixed::Work)) | (work @ Node::Fixed(Fixed::Work), _) => {
-                Err(self.outside_forks(&work))
+                Err(self.outside_forks(&work).into())
             }
-            _ => Err(ErrorKind::ReadOnly),
+            _ => Err(ErrorKind::ReadOnly.into()),
         }
     }
 
-    pub(super) fn do_setattr(&self, ino: Ino, set: &SetAttr, by: Process) -> Outcome<(Attr, Duration)> {
+    pub(super) fn do_setattr(&self, ino: Ino, set: &SetAttr, by: Process) -> Attempt<(Attr, Duration)> {
         let (mounted, in_fork) = self.in_fork(ino)?;
         if set.mtime.is_some() || set.size.is_some_and(|size| size > 0) {
             mounted.fork.end_making();
@@ -422,7 +436,7 @@ impl Vfs {
         }
         // A kernel that keeps writes for a while takes them as soon as the file is open.
         let (mounted, ino) = self.in_fork(ino)?;
-        mounted.fork.may_be_written(ino).map_err(kind)
+        mounted.fork.may_be_written(ino).map_err(|error| error.kind())
     }
 
     /// Whether it depends on the writer's groups what a write does to the mode of a file.
@@ -435,7 +449,7 @@ impl Vfs {
         })
     }
 
-    pub(super) fn do_write(&self, ino: Ino, offset: u64, bytes: &[u8], by: Writer) -> Outcome<usize> {
+    pub(super) fn do_write(&self, ino: Ino, offset: u64, bytes: &[u8], by: Writer) -> Attempt<usize> {
         let (mounted, in_fork) = match by {
             Writer::Call { .. } => self.in_fork(ino)?,
             // A program was told before the store was moved that these are written: files that are open still take them.
@@ -452,14 +466,16 @@ impl Vfs {
         };
         let written = match fault::write(fork, by).and_then(|()| write()) {
             // What was deleted may not have been given back yet.
-            Err(error) if error.kind() == ErrorKind::NoSpace && fork.reap().is_ok_and(|freed| freed) => {
-                write().map_err(kind)
-            }
-            written => written.map_err(kind),
+            Err(error) => match make_room(fork, &error) {
+                Ok(true) => write().map_err(kind),
+                Ok(false) => Err(kind(error)),
+                Err(waits) => Err(waits),
+            },
+            Ok(written) => Ok(written),
         };
-        let written = written.map_err(|kind| self.or_moved(kind));
-        if by == Writer::Pages {
-            self.late.was_handed_in(fork, in_fork, written.as_ref().err().copied());
+        let written = written.map_err(|stop| self.or_moved(stop));
+        if by == Writer::Pages && !matches!(written, Err(Stop::Waits)) {
+            self.late.was_handed_in(fork, in_fork, written.as_ref().err().map(|stop| stop.kind()));
         }
         written
     }
@@ -471,13 +487,17 @@ impl Vfs {
         len: u64,
         what: Allocate,
         by: Process,
-    ) -> Outcome<()> {
+    ) -> Attempt<()> {
+        if len > SHORT {
+            // The disk may have to look for the space.
+            may_wait()?;
+        }
         let (mounted, ino) = self.in_fork(ino)?;
         let fork = &mounted.fork;
         fork.end_making();
         match fork.fallocate(ino, offset, len, what, by) {
             // What was deleted may not have been given back yet.
-            Err(error) if error.kind() == ErrorKind::NoSpace && fork.reap().is_ok_and(|freed| freed) => {
+            Err(error) if make_room(fork, &error)? => {
                 fork.fallocate(ino, offset, len, what, by).map_err(refused)
             }
             done => done.map_err(refused),
@@ -485,7 +505,7 @@ impl Vfs {
     }
 
     /// The next data or hole from an offset on.
-    pub fn seek(&self, ino: Ino, offset: u64, data: bool) -> Outcome<u64> {
+    pub fn seek(&self, ino: Ino, offset: u64, data: bool) -> Attempt<u64> {
         match self.node(ino)? {
             Node::Forked { mounted, ino } => mounted.fork.seek(ino, offset, data).map_err(kind),
             Node::File { size, .. } if offset < size && size != UNKNOWN_SIZE => {
@@ -494,7 +514,7 @@ impl Vfs {
             Node::Doc { bytes, .. } if offset < bytes.len() as u64 => {
                 Ok(if data { offset } else { bytes.len() as u64 })
             }
-            _ => Err(ErrorKind::Posix(Posix::NoSuchOffset)),
+            _ => Err(ErrorKind::Posix(Posix::NoSuchOffset).into()),
         }
     }
 
@@ -506,7 +526,7 @@ impl Vfs {
         offset: u64,
         len: u64,
         by: Process,
-    ) -> Outcome<u64> {
+    ) -> Attempt<u64> {
         let (target, ino) = self.in_fork(to)?;
         match self.node(from)? {
             Node::Forked { mounted, ino: source } => {
@@ -515,16 +535,19 @@ impl Vfs {
             }
             Node::File { digest, size, shown: Shown::Raw, recorded, seen, .. } if size != UNKNOWN_SIZE => {
                 let (blob, image) = (fork::BlobRef { digest, size }, self.catalog.id(seen.image));
-                let path = if target.fork.is_being_made() { self.path_of_bytes(seen) } else { Vec::new() };
+                let path = if target.fork.is_being_made() {
+                    self.tree(seen.image)?;
+                    self.path_of_bytes(seen)
+                } else {
+                    Vec::new()
+                };
                 let source = CopySource::Image { blob, image, path: &path, mtime: recorded.mtime_ns };
                 target.fork.copy_range(&source, from_offset, ino, offset, len, by).map_err(kind)
             }
             // Bytes that are in no blob of their own.
             _ => {
                 let size = u32::try_from(len).unwrap_or(u32::MAX).min(1 << 20);
-                let Step::Done(data) = self.read(from, from_offset, size, Patience::Blocking)? else {
-                    return Err(ErrorKind::Io(None));
-                };
+                let data = self.read(from, from_offset, size)?;
                 if data.bytes().is_empty() {
                     return Ok(0);
                 }
@@ -534,34 +557,35 @@ impl Vfs {
     }
 
     /// Makes everything in the inode's fork durable. What is not in a fork is durable already.
-    pub fn fsync(&self, ino: Ino) -> Outcome<()> {
+    pub fn fsync(&self, ino: Ino) -> Attempt<()> {
         match self.node(ino)? {
             Node::Forked { mounted, .. } => {
+                may_wait()?;
                 self.late.held_back();
-                mounted.fork.fsync().map_err(kind).map_err(|kind| self.or_moved(kind))
+                mounted.fork.fsync().map_err(kind).map_err(|stop| self.or_moved(stop))
             }
             _ => Ok(()),
         }
     }
 
     /// An extended attribute of what is in a fork or an image.
-    pub fn getxattr(&self, ino: Ino, name: &[u8]) -> Outcome<Vec<u8>> {
+    pub fn getxattr(&self, ino: Ino, name: &[u8]) -> Attempt<Vec<u8>> {
         match self.node(ino)? {
             Node::Forked { mounted, ino } => mounted.fork.getxattr(ino, name).map_err(kind),
             node => {
                 let xattrs = self.xattrs_of(&node)?;
                 let value = xattrs.as_ref().and_then(|xattrs| xattrs.get(name));
-                value.cloned().ok_or(if fork::is_bare_prefix(name) {
+                Ok(value.cloned().ok_or(if fork::is_bare_prefix(name) {
                     ErrorKind::InvalidInput
                 } else {
                     ErrorKind::Posix(Posix::NoAttribute)
-                })
+                })?)
             }
         }
     }
 
     /// Names of extended attributes.
-    pub fn listxattr(&self, ino: Ino) -> Outcome<Vec<Vec<u8>>> {
+    pub fn listxattr(&self, ino: Ino) -> Attempt<Vec<Vec<u8>>> {
         match self.node(ino)? {
             Node::Forked { mounted, ino } => mounted.fork.listxattr(ino).map_err(kind),
             node => {
@@ -571,13 +595,13 @@ impl Vfs {
     }
 
     /// Sets an extended attribute.
-    pub fn setxattr(&self, ino: Ino, name: &[u8], value: &[u8], mode: XattrMode, by: Process) -> Outcome<()> {
+    pub fn setxattr(&self, ino: Ino, name: &[u8], value: &[u8], mode: XattrMode, by: Process) -> Attempt<()> {
         let (mounted, ino) = self.in_fork(ino)?;
         mounted.fork.setxattr_by(ino, name, value, mode, by).map_err(kind)
     }
 
     /// Removes an extended attribute.
-    pub fn removexattr(&self, ino: Ino, name: &[u8]) -> Outcome<()> {
+    pub fn removexattr(&self, ino: Ino, name: &[u8]) -> Attempt<()> {
         let (mounted, ino) = self.in_fork(ino)?;
         mounted.fork.removexattr(ino, name).map_err(kind)
     }

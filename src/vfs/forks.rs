@@ -5,19 +5,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use super::attempt::{logged, may_wait};
 use super::forked::{Mounted, Slot};
 use super::inode::{Fixed, Ino, hash_bytes};
 use super::reader::Reader;
 use super::replaced::Replaced;
 use super::snap::Stale;
-use super::{Announcement, Entry, Outcome, Vfs, What};
+use super::{Announcement, Attempt, Entry, Outcome, Stop, Vfs, What};
 use crate::audit::note;
 use crate::error::{Error, ErrorKind, Posix, Result};
 use crate::fork::{self, Fork, NewFile, Registry, RenameMode};
 use crate::layers::world::Kind;
 use crate::ops::line;
-use crate::sync::Mutex;
-use crate::vfs::root::logged;
+use crate::sync::{Mutex, wait};
 
 /// Forks that can be in use at once: what fits beside the number of a file.
 const SLOTS: Slot = 1 << 14;
@@ -47,6 +47,8 @@ pub(super) struct Forks {
     made: Mutex<VecDeque<Made>>,
     /// Whether the kernel was told that there are forks now.
     appeared: AtomicBool,
+    /// Whether this mount is the one that writes them.
+    written_here: AtomicBool,
 }
 
 /// A fork that was made by the name `NAME@SOURCE`, which it does not have.
@@ -93,7 +95,7 @@ impl Slots {
             // It was read anew: what the kernel knows of it may be another.
             self.discard(fork.uid());
         }
-        let slot = self.take(fork, &fork.numbered_by(), known)?;
+        let slot = self.take(fork, fork.numbered_by(), known)?;
         let numbers = Numbers { slot, aside: None };
         self.by_uid.insert(fork.uid().to_owned(), numbers.clone());
         Some(numbers.of(fork))
@@ -157,8 +159,8 @@ impl Slots {
 
 impl Forks {
     pub(super) fn new(reader: Arc<Reader>, read_only: bool) -> Self {
-        let (registry, slots, lengths, made, appeared) = Default::default();
-        Self { registry, reader, read_only, slots, lengths, made, appeared }
+        let (registry, slots, lengths, made, appeared, written_here) = Default::default();
+        Self { registry, reader, read_only, slots, lengths, made, appeared, written_here }
     }
 
     /// Forks that were looked at.
@@ -178,7 +180,7 @@ impl Forks {
 
     /// Whether this mount is the one that writes them.
     pub(super) fn are_written_here(&self) -> bool {
-        self.registry.lock().as_ref().is_some_and(|registry| registry.is_writable())
+        self.written_here.load(Ordering::Acquire)
     }
 
     /// Remembers by which name a fork was made.
@@ -218,6 +220,11 @@ impl Forks {
 impl Vfs {
     /// The forks, if there are any; with `make`, room for the first one.
     pub(super) fn registry(&self, make: bool) -> Result<Option<Arc<Registry>>> {
+        // Whoever opens them holds the lock meanwhile.
+        if let Some(open) = self.forks.registry.try_lock().as_deref().and_then(Option::as_ref) {
+            return Ok(Some(Arc::clone(open)));
+        }
+        wait::required()?;
         let mut registry = self.forks.registry.lock();
         if let Some(open) = &*registry {
             return Ok(Some(Arc::clone(open)));
@@ -243,6 +250,7 @@ impl Vfs {
             }
             other => other?,
         };
+        self.forks.written_here.store(opened.is_writable(), Ordering::Release);
         Ok(Some(Arc::clone(registry.insert(Arc::new(opened)))))
     }
 
@@ -282,6 +290,7 @@ impl Vfs {
         {
             let mut registry = self.forks.registry.lock();
             self.forks.slots.lock().discard_all();
+            self.forks.written_here.store(new.is_writable(), Ordering::Release);
             *registry = Some(Arc::new(new));
         }
         let names = folders
@@ -304,29 +313,12 @@ impl Vfs {
         Ok(self.registry(false)?.map_or_else(Vec::new, |registry| registry.names()))
     }
 
-    /// Whether a fork has to be read back first, which an event loop does not wait for.
-    pub(super) fn has_to_read_fork(&self, name: &str) -> bool {
-        match self.forks.registry.try_lock().as_deref() {
-            Some(Some(registry)) => registry.contains(name) && !registry.is_loaded(name),
-            Some(None) => self.store.root().join("forks").is_dir(),
-            None => true,
-        }
-    }
-
-    /// Whether any fork has to be read back first.
-    pub(super) fn has_to_read_forks(&self) -> bool {
-        match self.forks.registry.try_lock().as_deref() {
-            Some(Some(registry)) => registry.names().iter().any(|name| !registry.is_loaded(name)),
-            _ => true,
-        }
-    }
-
     /// A fork by its name.
-    pub(super) fn fork_named(&self, name: &str) -> Outcome<Mounted> {
+    pub(super) fn fork_named(&self, name: &str) -> Attempt<Mounted> {
         let registry = self.registry(false).map_err(logged)?.ok_or(ErrorKind::NotFound)?;
         loop {
             if !registry.contains(name) {
-                return Err(ErrorKind::NotFound);
+                return Err(ErrorKind::NotFound.into());
             }
             let fork = match self.read_back(&registry, name) {
                 Ok(fork) => fork,
@@ -335,7 +327,7 @@ impl Vfs {
                 Err(error) => {
                     return Err(match logged(error) {
                         // The fork is there; it is its image that is not.
-                        ErrorKind::NotFound => ErrorKind::Missing,
+                        Stop::Failed(ErrorKind::NotFound) => ErrorKind::Missing.into(),
                         other => other,
                     });
                 }
@@ -343,7 +335,7 @@ impl Vfs {
             match self.mounted(&fork) {
                 // The same: another fork may have the name now.
                 Err(ErrorKind::NotFound) => {}
-                mounted => return mounted,
+                mounted => return Ok(mounted?),
             }
         }
     }
@@ -370,11 +362,11 @@ impl Vfs {
         folder == Self::FORKS && name.contains(&b'@')
     }
 
-    pub(super) fn lookup_fork(&self, name: &str) -> Outcome<Entry> {
+    pub(super) fn lookup_fork(&self, name: &str) -> Attempt<Entry> {
         if let Some((name, uid)) = self.forks.made_as(name) {
             let mounted = self.fork_named(&name)?;
             if mounted.fork.uid() != uid {
-                return Err(ErrorKind::NotFound);
+                return Err(ErrorKind::NotFound.into());
             }
             return Ok(Entry { entry_ttl: Duration::ZERO, ..self.fork_top(&mounted)? });
         }
@@ -383,11 +375,12 @@ impl Vfs {
     }
 
     /// `mkdir forks/NAME@SOURCE`, or `mkdir forks/NAME` for an empty one.
-    pub(super) fn make_fork(&self, name: &[u8], new: &NewFile<'_>) -> Outcome<Entry> {
+    pub(super) fn make_fork(&self, name: &[u8], new: &NewFile<'_>) -> Attempt<Entry> {
+        may_wait()?;
         let text = std::str::from_utf8(name).map_err(|_| ErrorKind::InvalidInput)?;
         if new.kind != Kind::Dir {
             tracing::info!("refused: forks/{text:?} can only be a folder, a fork");
-            return Err(ErrorKind::Posix(Posix::NotPermitted));
+            return Err(ErrorKind::Posix(Posix::NotPermitted).into());
         }
         let (name, source) = match text.split_once('@') {
             Some((name, source)) => (name, Some(source)),
@@ -420,7 +413,7 @@ impl Vfs {
                     return registry.branch_as(&source, name, mode);
                 }
                 _ => Some(
-                    line::image(&self.store, source)
+                    line::image(self.store.here()?, source)
                         .map_err(|e| e.context(format_args!("cannot make fork {name:?} of {source:?}")))?,
                 ),
             },
@@ -430,11 +423,12 @@ impl Vfs {
         registry.create_as(name, image, mode)
     }
 
-    pub(super) fn rename_fork(&self, name: &[u8], new_name: &[u8], mode: RenameMode) -> Outcome<()> {
+    pub(super) fn rename_fork(&self, name: &[u8], new_name: &[u8], mode: RenameMode) -> Attempt<()> {
+        may_wait()?;
         let utf8 = |name| std::str::from_utf8(name).map_err(|_| ErrorKind::InvalidInput);
         let (name, new_name) = (utf8(name)?, utf8(new_name)?);
         if !matches!(mode, RenameMode::Replace | RenameMode::NoReplace) {
-            return Err(ErrorKind::InvalidInput);
+            return Err(ErrorKind::InvalidInput.into());
         }
         self.catalog.home.require().map_err(|error| error.kind())?;
         let registry = self.registry(false).map_err(logged)?.ok_or(ErrorKind::NotFound)?;
@@ -453,7 +447,8 @@ impl Vfs {
         name: &[u8],
         only: Only,
         place: Option<(Fixed, Vec<u8>)>,
-    ) -> Outcome<()> {
+    ) -> Attempt<()> {
+        may_wait()?;
         let name = std::str::from_utf8(name).map_err(|_| ErrorKind::NotFound)?;
         self.catalog.home.require().map_err(|error| error.kind())?;
         let registry = self.registry(false).map_err(logged)?.ok_or(ErrorKind::NotFound)?;
@@ -482,7 +477,7 @@ impl Vfs {
         };
         let gone = gone.map_err(|error| match error.kind() {
             // What `rmdir` says of any folder with something in it.
-            kind @ ErrorKind::Posix(Posix::NotEmpty) => kind,
+            kind @ ErrorKind::Posix(Posix::NotEmpty) => kind.into(),
             _ => logged(error),
         })?;
         self.log().note(note::fork_discarded(name, gone.base.as_ref()));
@@ -498,6 +493,10 @@ impl Vfs {
     /// Keeps journals short and gives space back that nothing needs any more. To be called now and then.
     pub(crate) fn keep_house(&self) {
         self.tell_of_cache();
+        let open = self.forks.registry.lock().clone();
+        if let Some(registry) = open {
+            registry.remove_left();
+        }
         self.cache.settle(false);
         self.most.now(self.inodes.len());
         if self.catalog.home.check().is_err() {

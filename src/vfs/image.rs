@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use lru::LruCache;
 
-use super::facts::{Facts, LAYER_MODE};
+use super::attempt::may_wait;
+use super::facts::LAYER_MODE;
 use super::inode::{ImageDir, ImageNo, Keyed, MANIFEST, Node, Place, Seen, Shown, UNKNOWN_SIZE, hash_bytes};
-use super::{Attr, Entry, FOREVER, INLINE_FILL, Outcome, Patience, Step, Vfs};
+use super::{Attempt, Attr, Entry, FOREVER, Look, Vfs};
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind};
 use crate::layers::FormatError;
@@ -100,12 +101,12 @@ impl Images {
 
 impl Vfs {
     /// An image's manifest.
-    pub(super) fn image(&self, image: ImageNo) -> Outcome<Arc<Image>> {
+    pub(super) fn image(&self, image: ImageNo) -> Attempt<Arc<Image>> {
         if let Some(found) = self.images.manifests.lock().get(&image) {
             return Ok(Arc::clone(found));
         }
         let id = self.catalog.id(image);
-        let found = self.store.image(&id).map_err(|error| match error {
+        let found = self.store.at(may_wait()?).image(&id).map_err(|error| match error {
             MarkerError::Absent(_) => ErrorKind::NotFound,
             error => self.report_image(image, &id, error),
         })?;
@@ -159,24 +160,32 @@ impl Vfs {
     }
 
     /// An image's file tree.
-    pub(super) fn tree(&self, image: ImageNo) -> Outcome<Arc<Tree>> {
+    pub(super) fn tree(&self, image: ImageNo) -> Attempt<Arc<Tree>> {
+        let id = self.catalog.id(image);
+        if let Some(tree) = self.reader.times().tree_known(&id).and_then(|tree| self.trees.peek(&tree)) {
+            return Ok(tree);
+        }
+        let store = self.store.at(may_wait()?);
         let digest = self.image(image)?.manifest.world.fs;
+        // So that the next one need not wait.
+        let _ = self.time_of_image(&id);
         let seen = Seen { image, place: Place::Layer(LayerFile::WorldFs) };
-        self.trees.get(&digest, || {
-            let bytes =
-                self.store.blobs().read_metadata(&digest).map_err(|error| self.report(seen, &error))?;
+        let tree = self.trees.get(&digest, || {
+            let bytes = store.blobs().read_metadata(&digest).map_err(|error| self.report(seen, &error))?;
             Tree::parse(&bytes).map_err(|error| self.report_format(seen, &digest, &error))
-        })
+        })?;
+        Ok(tree)
     }
 
     /// An image's cache pages.
-    pub(super) fn pages(&self, image: ImageNo) -> Outcome<Arc<Pages>> {
+    pub(super) fn pages(&self, image: ImageNo) -> Attempt<Arc<Pages>> {
         let digest = self.image(image)?.manifest.cache.manifest;
         if let Some(pages) = self.images.pages.lock().get(&digest) {
             return Ok(Arc::clone(pages));
         }
         let seen = Seen { image, place: Place::Layer(LayerFile::CacheManifest) };
-        let bytes = self.store.blobs().read_metadata(&digest).map_err(|error| self.report(seen, &error))?;
+        let blobs = self.store.at(may_wait()?).blobs();
+        let bytes = blobs.read_metadata(&digest).map_err(|error| self.report(seen, &error))?;
         let manifest =
             PageManifest::parse(&bytes).map_err(|error| self.report_format(seen, &digest, &error))?;
         let page_bytes = manifest.page_bytes();
@@ -192,21 +201,13 @@ impl Vfs {
         image: ImageNo,
         dir: ImageDir,
         name: &[u8],
-        patience: Patience,
-    ) -> Outcome<Step<Entry>> {
+        look: Look,
+    ) -> Attempt<Entry> {
         let name = std::str::from_utf8(name).map_err(|_| ErrorKind::NotFound)?;
-        let facts = match (dir, name) {
-            (ImageDir::World, "fs") => Facts::World,
-            (ImageDir::Pages, _) => Facts::Pages,
-            _ => Facts::Layers,
-        };
-        if patience == Patience::Brief && self.has_to_read(image, facts) {
-            return Ok(Step::Blocks);
-        }
-        let folder = |dir| self.entry(Node::ImageDir { image, dir }).map(Step::Done);
-        let layer = |file| self.layer_entry(image, file, patience);
+        let folder = |dir| self.entry(Node::ImageDir { image, dir });
+        let layer = |file| self.layer_entry(image, file, look);
         match (dir, name) {
-            (ImageDir::Top, "manifest.json") => self.manifest_entry(image).map(Step::Done),
+            (ImageDir::Top, "manifest.json") => self.manifest_entry(image),
             (ImageDir::Top, "model") => folder(ImageDir::Model),
             (ImageDir::Top, "cache") => folder(ImageDir::Cache),
             (ImageDir::Top, "world") => folder(ImageDir::World),
@@ -219,10 +220,10 @@ impl Vfs {
             (ImageDir::Cache, "pages") => folder(ImageDir::Pages),
             (ImageDir::World, "fs") => {
                 let node = Node::Dir { image, node: NodeId::ROOT };
-                if patience == Patience::Listing {
-                    return self.entry_to_be_asked(self.keyed(node), Kind::Dir, FOREVER).map(Step::Done);
+                if look == Look::Listing {
+                    return self.entry_to_be_asked(self.keyed(node), Kind::Dir, FOREVER);
                 }
-                self.entry(node).map(Step::Done)
+                self.entry(node)
             }
             (ImageDir::World, "env.json") => layer(LayerFile::WorldEnv),
             (ImageDir::World, "procs.json") => layer(LayerFile::WorldProcs),
@@ -232,33 +233,34 @@ impl Vfs {
                 let pages = self.pages(image)?;
                 let (ix, key, digest) = pages.find(name).ok_or(ErrorKind::NotFound)?;
                 let seen = Seen { image, place: Place::Page { ix, key } };
-                self.blob_entry(digest, pages.page_bytes, Shown::Raw, seen, patience)
+                self.blob_entry(digest, pages.page_bytes, Shown::Raw, seen, look)
             }
             (ImageDir::Parents, name) => {
                 let parents = &self.image(image)?.manifest.parents;
                 let parent = parents.iter().find(|id| id.hex() == name).ok_or(ErrorKind::NotFound)?;
                 let target = format!("../../{}", parent.hex()).into();
                 // The parent may be gone or come back: the link stands all the same, with the time of the image that it is in.
-                let mtime_ns = self.time_of_image(&self.catalog.id(image));
+                let mtime_ns = self.time_of_image(&self.catalog.id(image))?;
                 let place = [b"parents", &self.catalog.id(image).as_bytes()[..]].concat();
-                self.entry_with(Node::link(&place, target, mtime_ns), Duration::ZERO).map(Step::Done)
+                self.entry_with(Node::link(&place, target, mtime_ns), Duration::ZERO)
             }
-            _ => Err(ErrorKind::NotFound),
+            _ => Err(ErrorKind::NotFound.into()),
         }
     }
 
-    fn manifest_entry(&self, image: ImageNo) -> Outcome<Entry> {
+    fn manifest_entry(&self, image: ImageNo) -> Attempt<Entry> {
         // Shown even if it is of a newer schema: the bytes are whole.
         let id = self.catalog.id(image);
-        let (bytes, _) = self.store.images().bytes(self.store.blobs(), &id).map_err(|error| match error {
+        let store = self.store.at(may_wait()?);
+        let (bytes, _) = store.images().bytes(store.blobs(), &id).map_err(|error| match error {
             MarkerError::Absent(_) => ErrorKind::NotFound,
             error => self.report_image(image, &id, error),
         })?;
         let key = hash_bytes(id.as_bytes()) | MANIFEST;
-        self.entry(Node::Doc { bytes: bytes.into(), mtime_ns: self.time_of_image(&id), key })
+        self.entry(Node::Doc { bytes: bytes.into(), mtime_ns: self.time_of_image(&id)?, key })
     }
 
-    fn layer_entry(&self, image: ImageNo, file: LayerFile, patience: Patience) -> Outcome<Step<Entry>> {
+    fn layer_entry(&self, image: ImageNo, file: LayerFile, look: Look) -> Attempt<Entry> {
         let manifest = &self.image(image)?.manifest;
         let digest = match file {
             LayerFile::ModelBase => manifest.model.base,
@@ -275,7 +277,7 @@ impl Vfs {
         } else {
             Shown::Raw
         };
-        self.blob_entry(digest, None, shown, Seen { image, place: Place::Layer(file) }, patience)
+        self.blob_entry(digest, None, shown, Seen { image, place: Place::Layer(file) }, look)
     }
 
     /// The file that shows a blob. Its size is declared, known from before, or found out by decompressing it.
@@ -285,8 +287,8 @@ impl Vfs {
         declared: Option<u64>,
         shown: Shown,
         seen: Seen,
-        patience: Patience,
-    ) -> Outcome<Step<Entry>> {
+        look: Look,
+    ) -> Attempt<Entry> {
         let file = |size| self.layer_node(digest, size, shown, seen);
         let known = match shown {
             Shown::Raw => declared.or_else(|| self.images.sizes.lock().get(&digest).copied()),
@@ -294,33 +296,19 @@ impl Vfs {
         };
         let size = match known {
             Some(size) => size,
-            None if patience == Patience::Listing => {
-                return self.entry_to_be_asked(file(UNKNOWN_SIZE), Kind::File, FOREVER).map(Step::Done);
+            None if look == Look::Listing => {
+                return self.entry_to_be_asked(file(UNKNOWN_SIZE)?, Kind::File, FOREVER);
             }
-            None => match self.find_size(&digest, shown, seen, patience)? {
-                Step::Done(size) => size,
-                Step::Blocks => return Ok(Step::Blocks),
-            },
+            None => self.find_size(&digest, shown, seen)?,
         };
-        self.entry_of(file(size), FOREVER).map(Step::Done)
+        self.entry_of(file(size)?, FOREVER)
     }
 
     /// Finds out how long a blob is that nothing declares the size of.
-    pub(super) fn find_size(
-        &self,
-        digest: &Digest,
-        shown: Shown,
-        seen: Seen,
-        patience: Patience,
-    ) -> Outcome<Step<u64>> {
-        if patience != Patience::Blocking
-            && self.cache.peek(digest).is_none()
-            && self.store.blobs().compressed_size(digest).is_ok_and(|size| size > INLINE_FILL)
-        {
-            return Ok(Step::Blocks);
-        }
+    pub(super) fn find_size(&self, digest: &Digest, shown: Shown, seen: Seen) -> Attempt<u64> {
+        may_wait()?;
         let failed = |error: Arc<BlobError>| self.report(seen, &error);
-        Ok(Step::Done(match shown {
+        Ok(match shown {
             Shown::Raw => {
                 let length = self.cache.length(digest).map_err(failed)?;
                 self.images.sizes.lock().put(*digest, length);
@@ -330,11 +318,11 @@ impl Vfs {
                 let payload = self.cache.get(digest, None).map_err(failed)?;
                 self.images.redact(digest, &payload).len() as u64
             }
-        }))
+        })
     }
 
     /// An entry whose attributes were not found out: whoever wants them asks for them.
-    pub(super) fn entry_to_be_asked(&self, keyed: Keyed, kind: Kind, entry_ttl: Duration) -> Outcome<Entry> {
+    pub(super) fn entry_to_be_asked(&self, keyed: Keyed, kind: Kind, entry_ttl: Duration) -> Attempt<Entry> {
         let mode = if kind == Kind::Dir { 0o755 } else { LAYER_MODE };
         let (uid, gid) = (self.config.uid, self.config.gid);
         let (ino, _) = self.inodes.intern(keyed)?;

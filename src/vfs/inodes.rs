@@ -81,7 +81,8 @@ impl Inodes {
     pub(super) fn intern(&self, Keyed { mut key, node }: Keyed) -> Outcome<(Ino, bool)> {
         loop {
             let ino = self.shown(key)?;
-            match self.shard(ino).lock().entry(ino) {
+            let mut shard = self.shard(ino).lock();
+            match shard.entry(ino) {
                 MapEntry::Vacant(slot) => {
                     slot.insert(Held { node, lookups: 1 });
                     return Ok((ino, true));
@@ -89,9 +90,11 @@ impl Inodes {
                 MapEntry::Occupied(mut slot) if slot.get().node.same(&node) => {
                     let held = slot.get_mut();
                     held.lookups += 1;
-                    if held.node.is_older_than(&node) {
-                        held.node = node;
-                    }
+                    let older =
+                        held.node.is_older_than(&node).then(|| std::mem::replace(&mut held.node, node));
+                    // What it held is dropped without the lock.
+                    drop(shard);
+                    drop(older);
                     return Ok((ino, false));
                 }
                 MapEntry::Occupied(_) => key = key.next(),
@@ -120,19 +123,20 @@ impl Inodes {
     }
 
     /// Takes back `lookups` lookups. `gone` is called for what is not known any more, before anyone can look it up
-    /// again.
-    pub(super) fn forget(&self, ino: Ino, lookups: u64, gone: impl FnOnce(&Node)) {
-        if let MapEntry::Occupied(mut slot) = self.shard(ino).lock().entry(ino) {
-            let held = slot.get_mut();
-            held.lookups = held.lookups.saturating_sub(lookups);
-            if held.lookups == 0 {
-                gone(&held.node);
-                let Held { node, .. } = slot.remove();
-                if let Some(counted) = self.counted.as_ref().filter(|_| node.comes_once()) {
-                    counted.forget(Keyed::of(node, |_| Digest::of(b"")).key);
-                }
-            }
+    /// again. It is returned, to be dropped without a lock: the last of a fork that is gone takes its files along.
+    pub(super) fn forget(&self, ino: Ino, lookups: u64, gone: impl FnOnce(&Node)) -> Option<Node> {
+        let mut shard = self.shard(ino).lock();
+        let held = shard.get_mut(&ino)?;
+        held.lookups = held.lookups.saturating_sub(lookups);
+        if held.lookups > 0 {
+            return None;
         }
+        gone(&held.node);
+        let Held { node, .. } = shard.remove(&ino)?;
+        if let Some(counted) = self.counted.as_ref().filter(|_| node.comes_once()) {
+            counted.forget(Keyed::of(node.clone(), |_| Digest::of(b"")).key);
+        }
+        Some(node)
     }
 
     /// Slots of forks of which the kernel knows an inode.
@@ -238,11 +242,11 @@ mod tests {
             let x = || file("p", b"x", 0o644);
             let (ino, _) = inodes.intern(x()).unwrap();
             inodes.intern(x()).unwrap();
-            inodes.forget(ino, 1, |_| ());
+            assert!(inodes.forget(ino, 1, |_| ()).is_none());
             assert!(inodes.get(ino).is_some());
-            inodes.forget(ino, 1, |_| ());
+            assert!(inodes.forget(ino, 1, |_| ()).is_some());
             assert!(inodes.get(ino).is_none());
-            inodes.forget(ino, 1, |_| ());
+            assert!(inodes.forget(ino, 1, |_| ()).is_none());
             assert_eq!(inodes.len(), 0);
             assert_ne!(inodes.intern(file("q", b"x", 0o644)).unwrap().0, ino);
             assert_eq!(inodes.intern(x()).unwrap(), (ino, true));

@@ -5,9 +5,9 @@
 //! comparison first has the kernel hand in all that it keeps: [`Vfs::push`], which nothing that takes a snapshot goes around.
 //!
 //! `fuse::barrier` does the work, since it takes calls on the mount. Here is what it needs to know: which failure belongs to
-//! which fork, and which event loops have answered all that was handed in before.
+//! which fork, and which event loops have answered all that was handed in before, or left it to a worker that has not done it.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, ThreadId};
@@ -56,6 +56,28 @@ pub(super) struct Late {
     marks: AtomicU64,
     /// The event loops that have read the file at the offset of the newest ticket.
     passed: Mutex<HashSet<ThreadId>>,
+    left: Mutex<Left>,
+}
+
+/// Writes that event loops left to workers.
+#[derive(Default)]
+struct Left {
+    /// How many there were so far.
+    count: u64,
+    /// Those that are not done, by their number.
+    under_way: BTreeSet<u64>,
+}
+
+/// A write that an event loop leaves to a worker, until it is done.
+pub struct LeftWrite {
+    late: Arc<Late>,
+    number: u64,
+}
+
+impl Drop for LeftWrite {
+    fn drop(&mut self) {
+        self.late.left.lock().under_way.remove(&self.number);
+    }
 }
 
 impl Late {
@@ -135,6 +157,25 @@ impl Vfs {
     /// Has the kernel hand in what programs wrote before the call, whatever of it belongs to this fork.
     pub(super) fn push(&self, fork: &Fork) -> Result<()> {
         self.late.push(fork)
+    }
+
+    /// Notes that the calling event loop leaves a write to a worker.
+    pub fn leave_write(&self) -> LeftWrite {
+        let mut left = self.late.left.lock();
+        left.count += 1;
+        let number = left.count;
+        left.under_way.insert(number);
+        LeftWrite { late: Arc::clone(&self.late), number }
+    }
+
+    /// How many writes were left to workers so far.
+    pub(crate) fn writes_left(&self) -> u64 {
+        self.late.left.lock().count
+    }
+
+    /// Whether as many of them are done, the first ones.
+    pub(crate) fn are_written(&self, first: u64) -> bool {
+        self.late.left.lock().under_way.first().is_none_or(|number| *number > first)
     }
 
     /// Writes that were handed in so far, and calls that hold some back.

@@ -1,14 +1,14 @@
 //! Listings. A folder that can change is listed in the order of its cookies, so that an entry that is there
 //! throughout comes exactly once, whatever comes and goes between two calls.
 
+use super::attempt::{logged, may_wait};
 use super::inode::{Fixed, ImageDir, Ino, Node, hash_bytes};
-use super::{Entry, FOREVER, Numbering, Outcome, Patience, Step, Vfs, control};
+use super::{Attempt, Entry, FOREVER, Look, Numbering, Stop, Vfs, control};
 use crate::digest::Digest;
 use crate::error::{ErrorKind, Posix};
 use crate::fork;
 use crate::layers::world::Kind;
 use crate::tree::{NodeId, Tree};
-use crate::vfs::root::logged;
 
 /// Cookies 1 and 2 are those of `.` and `..`.
 const FIRST_COOKIE: u64 = 3;
@@ -33,9 +33,29 @@ pub type Emit<'a> = &'a mut dyn FnMut(DirEntry<'_>) -> bool;
 
 impl Vfs {
     /// Lists a folder from a cookie on (0: from the start). With `plus`, entries of file trees come with their
-    /// attributes and count as looked up.
-    pub fn readdir(&self, ino: Ino, cookie: u64, plus: bool, emit: Emit<'_>) -> Outcome<()> {
+    /// attributes and count as looked up. Where it would have to wait it ends early: with [`Stop::Waits`] only before the first entry.
+    pub fn readdir(&self, ino: Ino, cookie: u64, plus: bool, emit: Emit<'_>) -> Attempt<()> {
+        let mut some = false;
+        let mut emit = |entry: DirEntry<'_>| {
+            let taken = emit(entry);
+            some |= taken;
+            taken
+        };
+        match self.list(ino, cookie, plus, &mut emit) {
+            // Whoever lists goes on from what was taken.
+            Err(Stop::Waits) if some => Ok(()),
+            listed => listed,
+        }
+    }
+
+    fn list(&self, ino: Ino, cookie: u64, plus: bool, emit: Emit<'_>) -> Attempt<()> {
         let node = self.node(ino)?;
+        if Self::is_listed_on_disk(&node, plus) {
+            may_wait()?;
+        }
+        if let Node::Dir { image, .. } = &node {
+            self.tree(*image)?;
+        }
         match &node {
             Node::Fixed(_)
             | Node::Agent(_)
@@ -44,7 +64,7 @@ impl Vfs {
             | Node::Snap { .. }
             | Node::Stub { .. }
             | Node::Forked { .. } => {}
-            _ => return Err(ErrorKind::Posix(Posix::NotADirectory)),
+            _ => return Err(ErrorKind::Posix(Posix::NotADirectory).into()),
         }
         // The kernel takes these two for names only, and counts no lookup.
         for (dots, name) in [(1, &b"."[..]), (2, b"..")] {
@@ -65,28 +85,28 @@ impl Vfs {
         let (mut failed, of_forks) = (None, matches!(node, Node::Fixed(Fixed::Forks | Fixed::Work)));
         // A listing is a lookup of each name, which gives it its number; the kernel counts it only with attributes.
         let mut looked_up = |mut entry: DirEntry<'_>| {
-            match self.lookup(ino, entry.name, Patience::Listing) {
-                Ok(Step::Done(found)) => {
+            match self.find(ino, entry.name, Look::Listing) {
+                Ok(found) => {
                     entry.ino = found.attr.ino;
                     if plus {
                         entry.entry = Some(found);
                     } else {
-                        self.forget(found.attr.ino, 1);
+                        self.take_back(found.attr.ino);
                     }
                 }
                 // Gone meanwhile, or damaged and logged as such.
-                Ok(Step::Blocks) | Err(ErrorKind::NotFound) => return true,
+                Err(Stop::Failed(ErrorKind::NotFound)) => return true,
                 // A fork that cannot be read is listed all the same.
                 Err(_) if of_forks => {}
-                Err(kind) => {
-                    failed = Some(kind);
+                Err(stop) => {
+                    failed = Some(stop);
                     return true;
                 }
             }
             let (ino, counted) = (entry.ino, entry.entry.is_some());
             let taken = emit(entry);
             if !taken && counted {
-                self.forget(ino, 1);
+                self.take_back(ino);
             }
             taken
         };
@@ -113,7 +133,7 @@ impl Vfs {
     }
 
     /// The number of the folder that a folder is in; of the mount's own top that of itself.
-    fn parent(&self, ino: Ino, node: &Node) -> Outcome<Ino> {
+    fn parent(&self, ino: Ino, node: &Node) -> Attempt<Ino> {
         let parent = match node {
             Node::Fixed(_) => Node::Fixed(Fixed::Root),
             Node::Agent(_) => Node::Fixed(Fixed::Agents),
@@ -127,11 +147,11 @@ impl Vfs {
             Node::Snap { mounted } => Node::Forked { mounted: mounted.clone(), ino: fork::Ino::TOP },
             Node::Forked { ino: fork::Ino::TOP, .. } => Node::Fixed(Fixed::Forks),
             Node::Forked { mounted, ino } => {
-                return self.inodes.number(&self.keyed_in_fork(mounted, mounted.fork.parent(*ino)));
+                return Ok(self.inodes.number(&self.keyed_in_fork(mounted, mounted.fork.parent(*ino)))?);
             }
             _ => return Ok(ino),
         };
-        self.inodes.number(&self.keyed(parent))
+        Ok(self.inodes.number(&self.keyed(parent))?)
     }
 
     fn list_tree(
@@ -142,12 +162,12 @@ impl Vfs {
         cookie: u64,
         plus: bool,
         emit: Emit<'_>,
-    ) -> Outcome<()> {
+    ) -> Attempt<()> {
         let children = tree.children(dir);
         let skip = u32::try_from(cookie.saturating_sub(FIRST_COOKIE - 1)).unwrap_or(u32::MAX);
         for child in children.start.saturating_add(skip)..children.end {
             let id = NodeId(child);
-            let node = self.tree_node(tree, image, id);
+            let node = self.tree_node(tree, image, id)?;
             let cookie = u64::from(child - children.start) + FIRST_COOKIE;
             let (ino, entry) = if plus {
                 let entry = self.entry_of(node, FOREVER)?;
@@ -157,7 +177,7 @@ impl Vfs {
             };
             if !emit(DirEntry { ino, cookie, kind: tree.kind(id), name: tree.name(id), entry }) {
                 if entry.is_some() {
-                    self.forget(ino, 1);
+                    self.take_back(ino);
                 }
                 break;
             }
@@ -170,7 +190,7 @@ impl Vfs {
         self.config.inodes == Numbering::Counted
     }
 
-    fn list_fixed(&self, dir: Fixed, cookie: u64, emit: Emit<'_>) -> Outcome<()> {
+    fn list_fixed(&self, dir: Fixed, cookie: u64, emit: Emit<'_>) -> Attempt<()> {
         let narrow = self.is_narrow();
         match dir {
             Fixed::Root => {
@@ -186,7 +206,7 @@ impl Vfs {
                 let empty =
                     self.catalog.ids().map_or_else(|error| Err(logged(error)), |ids| Ok(ids.is_empty()));
                 let empty =
-                    empty.or_else(|kind| self.catalog.home.check().map_or(Ok(true), |()| Err(kind)))?;
+                    empty.or_else(|stop| self.catalog.home.check().map_or(Ok(true), |()| Err(stop)))?;
                 list_changing(
                     names.into_iter().filter(|(name, _)| !(empty && *name == "latest")),
                     cookie,
@@ -210,7 +230,7 @@ impl Vfs {
                 }
             }
             Fixed::Tags => {
-                let names = self.store.tags().names().map_err(logged)?;
+                let names = self.store.at(may_wait()?).tags().names().map_err(logged)?;
                 list_changing(names.iter().map(|name| (name.as_str(), Kind::Symlink)), cookie, narrow, emit);
             }
             Fixed::Agents => {
@@ -229,7 +249,7 @@ impl Vfs {
         Ok(())
     }
 
-    fn list_image(&self, image: u32, dir: ImageDir, cookie: u64, emit: Emit<'_>) -> Outcome<()> {
+    fn list_image(&self, image: u32, dir: ImageDir, cookie: u64, emit: Emit<'_>) -> Attempt<()> {
         let fixed: &[(&str, Kind)] = match dir {
             ImageDir::Top => &[
                 ("cache", Kind::Dir),

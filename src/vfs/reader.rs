@@ -15,7 +15,7 @@ use crate::fork::{BaseReader, BaseTimes, LayerBase};
 use crate::images::times::{PageList, PageTimes, Times, page_time};
 use crate::layers::cache::PageManifest;
 use crate::store::{BlobError, LayerFile, Store};
-use crate::sync::{Mutex, RwLock};
+use crate::sync::{Mutex, RwLock, wait};
 use crate::tree::{NodeTimes, Tree};
 
 /// How long a ledger is as it is shown: nothing known yet, or its length without the secret; none where there is no secret in it.
@@ -53,6 +53,7 @@ impl Reader {
         if let Some(known) = self.times.nodes_known(image) {
             return Ok(known);
         }
+        wait::required()?;
         let tree = self.tree(image)?;
         // Trees of other images take no place from those that are looked at.
         let read = |digest: &Digest| {
@@ -98,8 +99,28 @@ impl Reader {
         self.cache.range(digest, size, offset, length)
     }
 
+    /// The same of what is in memory.
+    pub(super) fn part_known(
+        &self,
+        digest: &Digest,
+        size: u64,
+        offset: u64,
+        length: usize,
+    ) -> Option<(Payload, Range<usize>)> {
+        let known = self.ledgers.read().get(digest).copied();
+        let payload = match known {
+            Some(Some(Some(shown))) if shown == size => {
+                Payload::Heap(Arc::clone(self.shown.lock().get(digest)?))
+            }
+            _ => self.peek(digest, size)?,
+        };
+        let start = usize::try_from(offset).unwrap_or(usize::MAX).min(payload.len());
+        let end = start.saturating_add(length).min(payload.len());
+        Some((payload, start..end))
+    }
+
     /// A payload that needs no waiting for.
-    pub(super) fn peek(&self, digest: &Digest, size: u64) -> Option<Payload> {
+    fn peek(&self, digest: &Digest, size: u64) -> Option<Payload> {
         self.cache.peek(digest).filter(|payload| payload.len() as u64 == size)
     }
 
@@ -134,6 +155,7 @@ fn shared(error: Arc<BlobError>) -> Error {
 
 impl BaseReader for Reader {
     fn size(&self, digest: &Digest) -> Result<u64> {
+        wait::required()?;
         if self.ledgers.read().contains_key(digest)
             && let Some(redacted) = self.redact(digest).map_err(shared)?
         {
@@ -143,7 +165,12 @@ impl BaseReader for Reader {
     }
 
     fn read(&self, digest: &Digest, size: u64, offset: u64, buf: &mut [u8]) -> Result<usize> {
-        let (payload, part) = self.part(digest, size, offset, buf.len()).map_err(shared)?;
+        let (payload, part) = if let Some(known) = self.part_known(digest, size, offset, buf.len()) {
+            known
+        } else {
+            wait::required()?;
+            self.part(digest, size, offset, buf.len()).map_err(shared)?
+        };
         let n = part.len();
         buf[..n].copy_from_slice(&payload[part]);
         payload.was_read(n);
@@ -151,11 +178,19 @@ impl BaseReader for Reader {
     }
 
     fn is_held_back(&self, digest: &Digest) -> Result<bool> {
-        let is_ledger = self.ledgers.read().contains_key(digest);
-        Ok(is_ledger && self.redact(digest).map_err(shared)?.is_some())
+        match self.ledgers.read().get(digest) {
+            None => return Ok(false),
+            Some(Some(shown)) => return Ok(shown.is_some()),
+            Some(None) => wait::required()?,
+        };
+        Ok(self.redact(digest).map_err(shared)?.is_some())
     }
 
     fn tree(&self, image: &Digest) -> Result<Arc<Tree>> {
+        if let Some(tree) = self.times.tree_known(image).and_then(|tree| self.trees.peek(&tree)) {
+            return Ok(tree);
+        }
+        wait::required()?;
         let digest = self.store.image(image)?.manifest.world.fs;
         self.trees.get(&digest, || {
             let bytes = self.store.blobs().read_metadata(&digest)?;
@@ -164,6 +199,9 @@ impl BaseReader for Reader {
     }
 
     fn times(&self, image: &Digest) -> Result<BaseTimes> {
+        if self.times.created_known(image).is_none() {
+            wait::required()?;
+        }
         let created_ns = self.times.created(image)?;
         let nodes = if self.tree(image)?.lacks_times() {
             self.node_times(image)?
@@ -178,6 +216,7 @@ impl BaseReader for Reader {
     }
 
     fn layers(&self, image: &Digest) -> Result<Vec<LayerBase>> {
+        wait::required()?;
         let found = self.store.image(image)?;
         let mut layers = vec![LayerBase {
             path: "manifest.json".into(),

@@ -13,7 +13,7 @@ use std::sync::{Arc, OnceLock};
 use super::announce::{Announcement, Known, What};
 use super::forked::{Mounted, Slot};
 use super::inode::{Fixed, Ino, Key, Node};
-use super::{Entry, FOREVER, Outcome, Stale, Vfs};
+use super::{Attempt, Entry, FOREVER, Stale, Vfs};
 use crate::error::ErrorKind;
 use crate::fork::{self, Fork};
 use crate::layers::world::Kind;
@@ -209,7 +209,7 @@ impl Vfs {
     }
 
     /// Finds a name as it was in a fork that is gone, for the thread that announces.
-    pub(super) fn lookup_past(&self, replaced: &Replaced, parent: Ino, name: &[u8]) -> Outcome<Entry> {
+    pub(super) fn lookup_past(&self, replaced: &Replaced, parent: Ino, name: &[u8]) -> Attempt<Entry> {
         let old = &replaced.old.fork;
         let found = if let Some(folder) = self.past_folder(replaced, parent) {
             old.lookup(folder, name)

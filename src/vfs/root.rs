@@ -2,120 +2,129 @@
 
 use std::time::Duration;
 
+use super::attempt::{logged, may_wait};
 use super::inode::{Fixed, ImageDir, Node, hash_bytes, mix};
-use super::{Entry, Outcome, Patience, Step, Vfs};
+use super::{Attempt, Entry, Look, Stop, Vfs};
 use crate::digest::Digest;
-use crate::error::{Error, ErrorKind, Posix};
+use crate::error::{ErrorKind, Posix};
 use crate::layers::world::Kind;
 
-/// How long an image's name may be believed. The watcher tells of images that go, but one that comes and goes
-/// between two of its looks would stay in the kernel for ever.
-const IMAGE_TTL: Duration = Duration::from_millis(500);
+/// How long the name of an image, or of a link to one, may be believed. The watcher tells of images that go, but one that comes and
+/// goes between two of its looks would stay in the kernel for ever; and another program may move a tag.
+pub(super) const IMAGE_TTL: Duration = Duration::from_millis(500);
+
+/// How long a link in `work/` may be believed. A stale one leads to `forks/NAME`, of which the kernel is told.
+const WORK_TTL: Duration = Duration::from_secs(1);
+
+/// Names in `/` that there are, or can be.
+const IN_ROOT: [&str; 8] = ["images", "tags", "agents", "forks", "work", ".pfimg", "latest", super::MARKER];
+
+/// Whether a name in one of the mount's own folders never can be there, so that the kernel may remember that it is not: tools look for
+/// `.git`, `.ignore` or `Cargo.toml` in every folder above the one that they work in.
+fn never_there(dir: Fixed, name: &str) -> bool {
+    match dir {
+        Fixed::Root => !IN_ROOT.contains(&name),
+        // No name of an image, a tag or a fork begins with a dot; an agent's that would is escaped.
+        _ => name.starts_with('.'),
+    }
+}
 
 impl Vfs {
-    pub(super) fn lookup_fixed(&self, dir: Fixed, name: &[u8], patience: Patience) -> Outcome<Step<Entry>> {
+    pub(super) fn lookup_fixed(&self, dir: Fixed, name: &[u8], look: Look) -> Attempt<Entry> {
         // Names of ours are UTF-8; a name that is not cannot be one of them.
         let name = std::str::from_utf8(name).map_err(|_| ErrorKind::NotFound)?;
-        let done = |entry: Outcome<Entry>| entry.map(Step::Done);
+        if never_there(dir, name) {
+            return Ok(Entry::ABSENT);
+        }
         match dir {
             Fixed::Root => match name {
-                "images" => done(self.entry(Node::Fixed(Fixed::Images))),
-                "tags" => done(self.entry(Node::Fixed(Fixed::Tags))),
-                "agents" => done(self.entry(Node::Fixed(Fixed::Agents))),
-                "forks" => done(self.entry(Node::Fixed(Fixed::Forks))),
-                "work" => done(self.entry(Node::Fixed(Fixed::Work))),
-                ".pfimg" => done(self.entry(Node::Fixed(Fixed::Control))),
-                super::MARKER => done(self.entry(Node::Marker)),
-                "latest" => match patience {
-                    Patience::Listing => done(self.listed_latest()),
-                    // Which one it is may take reading every manifest.
-                    Patience::Brief => Ok(Step::Blocks),
-                    Patience::Blocking => done(self.entry_with(self.latest()?, Duration::ZERO)),
-                },
-                _ => Err(ErrorKind::NotFound),
+                "images" => self.entry(Node::Fixed(Fixed::Images)),
+                "tags" => self.entry(Node::Fixed(Fixed::Tags)),
+                "agents" => self.entry(Node::Fixed(Fixed::Agents)),
+                "forks" => self.entry(Node::Fixed(Fixed::Forks)),
+                "work" => self.entry(Node::Fixed(Fixed::Work)),
+                ".pfimg" => self.entry(Node::Fixed(Fixed::Control)),
+                super::MARKER => self.entry(Node::Marker),
+                _ if look == Look::Listing => self.listed_latest(),
+                // Which one it is may take reading every manifest.
+                _ => self.entry_with(self.latest()?, IMAGE_TTL),
             },
-            Fixed::Images => self.lookup_image(name, patience),
-            Fixed::Tags => self.lookup_tag(name, patience),
-            // Whether there is one may take reading every manifest.
-            Fixed::Agents if patience == Patience::Brief => Ok(Step::Blocks),
+            Fixed::Images => self.lookup_image(name, look),
+            Fixed::Tags => self.lookup_tag(name),
             Fixed::Agents => {
+                // Whether there is one may take reading every manifest.
+                may_wait()?;
                 let name = self.catalog.agent_name(name).map_err(logged)?.ok_or(ErrorKind::NotFound)?;
-                done(self.entry_with(Node::Agent(name), Duration::ZERO))
+                self.entry_with(Node::Agent(name), Duration::ZERO)
             }
-            Fixed::Control => done(self.lookup_control(name)),
-            // A fork that was not looked at yet is read back, with its image.
-            Fixed::Forks | Fixed::Work if patience == Patience::Brief && self.has_to_read_fork(name) => {
-                Ok(Step::Blocks)
-            }
-            Fixed::Forks => done(self.lookup_fork(name)),
+            Fixed::Control => self.lookup_control(name),
+            Fixed::Forks => self.lookup_fork(name),
             Fixed::Work => {
                 let made = self.fork_named(name)?.fork.created_ns();
                 let target = format!("../forks/{name}/world/fs").into();
-                done(self.entry_with(Node::link(b"work", target, made), Duration::ZERO))
+                self.entry_with(Node::link(b"work", target, made), WORK_TTL)
             }
         }
     }
 
-    fn lookup_image(&self, name: &str, patience: Patience) -> Outcome<Step<Entry>> {
+    fn lookup_image(&self, name: &str, look: Look) -> Attempt<Entry> {
         if let Ok(id) = Digest::from_hex(name) {
-            return self.image_entry(&id, patience);
+            return self.image_entry(&id, look);
         }
         // Prefixes resolve as links, unlisted.
         let digits = name.strip_prefix("sha256:").unwrap_or(name);
-        let found = self.store.images().with_prefix(digits).map_err(logged)?;
+        let found = self.store.at(may_wait()?).images().with_prefix(digits).map_err(logged)?;
         match found.as_slice() {
             [id] => {
                 let place = ["images", name].concat();
-                self.link_to(place.as_bytes(), id.hex(), id, patience)
+                self.link_to(place.as_bytes(), id.hex(), id, IMAGE_TTL)
             }
-            _ => Err(ErrorKind::NotFound),
+            _ => Err(ErrorKind::NotFound.into()),
         }
     }
 
     /// An image's folder. A listing asks the disk whether its marker is there, and nothing more: its time is asked for.
-    fn image_entry(&self, id: &Digest, patience: Patience) -> Outcome<Step<Entry>> {
-        if !self.store.images().contains(id) {
-            self.catalog.home.require().map_err(|error| error.kind())?;
-            return Err(ErrorKind::NotFound);
+    fn image_entry(&self, id: &Digest, look: Look) -> Attempt<Entry> {
+        match self.store.here() {
+            Ok(store) if !store.images().contains(id) => {
+                self.catalog.home.require().map_err(|error| error.kind())?;
+                return Err(ErrorKind::NotFound.into());
+            }
+            Ok(_) => {}
+            // An event loop believes the watcher, which looks five times a second.
+            Err(_) if self.catalog.home.check().is_ok() && self.catalog.listed(id) => {}
+            Err(_) => return Err(Stop::Waits),
         }
         let node = Node::ImageDir { image: self.catalog.number(id), dir: ImageDir::Top };
-        if self.reader.times().created_known(id).is_none() {
-            match patience {
-                Patience::Brief => return Ok(Step::Blocks),
-                Patience::Listing => {
-                    let entry = self.entry_to_be_asked(self.keyed(node), Kind::Dir, IMAGE_TTL)?;
-                    return Ok(Step::Done(entry));
-                }
-                Patience::Blocking => {}
-            }
+        if look == Look::Listing && self.reader.times().created_known(id).is_none() {
+            return self.entry_to_be_asked(self.keyed(node), Kind::Dir, IMAGE_TTL);
         }
-        self.entry_with(node, IMAGE_TTL).map(Step::Done)
+        self.entry_with(node, IMAGE_TTL)
     }
 
-    /// A link of ours to an image; its time is the image's. Asked for anew each time.
+    /// A link of ours to an image; its time is the image's.
     pub(super) fn link_to(
         &self,
         place: &[u8],
         target: String,
         id: &Digest,
-        patience: Patience,
-    ) -> Outcome<Step<Entry>> {
-        if patience == Patience::Brief && self.reader.times().created_known(id).is_none() {
-            return Ok(Step::Blocks);
-        }
-        let mtime_ns = self.time_of_image(id);
-        self.entry_with(Node::link(place, target.into(), mtime_ns), Duration::ZERO).map(Step::Done)
+        lifetime: Duration,
+    ) -> Attempt<Entry> {
+        let mtime_ns = self.time_of_image(id)?;
+        self.entry_with(Node::link(place, target.into(), mtime_ns), lifetime)
     }
 
     /// `latest`. Its number follows from which images there are, and not from which of them it leads to: a listing tells
     /// the number, and finding out the latter takes reading every manifest.
-    fn latest(&self) -> Outcome<Node> {
+    fn latest(&self) -> Attempt<Node> {
+        may_wait()?;
         let (id, images) = self.catalog.latest().map_err(logged)?.ok_or(ErrorKind::NotFound)?;
-        let (target, mtime_ns) = (format!("images/{}", id.hex()).into(), self.time_of_image(&id));
+        let (target, mtime_ns) = (format!("images/{}", id.hex()).into(), self.time_of_image(&id)?);
         Ok(Node::Link { target, mtime_ns, key: latest_key(images) })
     }
 
-    fn listed_latest(&self) -> Outcome<Entry> {
+    fn listed_latest(&self) -> Attempt<Entry> {
+        may_wait()?;
         let (_, images) = self.catalog.ids_hashed().map_err(logged)?;
         let mtime_ns = self.info.lock().started_ns();
         let node = Node::Link { target: "".into(), mtime_ns, key: latest_key(images) };
@@ -124,32 +133,23 @@ impl Vfs {
     }
 
     /// What a `latest` leads to that was only listed.
-    pub(super) fn follow_latest(&self, listed: u64) -> Outcome<Node> {
+    pub(super) fn follow_latest(&self, listed: u64) -> Attempt<Node> {
         match self.latest()? {
             node @ Node::Link { key, .. } if key == listed => Ok(node),
             // Images came or went since: the kernel must not keep the new one under the old number, and looks it up again.
-            _ => Err(ErrorKind::Posix(Posix::Stale)),
+            _ => Err(ErrorKind::Posix(Posix::Stale).into()),
         }
     }
 
-    pub(super) fn lookup_agent(&self, agent: &str, name: &[u8], patience: Patience) -> Outcome<Step<Entry>> {
-        if patience == Patience::Brief {
-            return Ok(Step::Blocks);
-        }
+    pub(super) fn lookup_agent(&self, agent: &str, name: &[u8]) -> Attempt<Entry> {
+        may_wait()?;
         let name = std::str::from_utf8(name).map_err(|_| ErrorKind::NotFound)?;
         let id = self.catalog.agent_image(agent, name).map_err(logged)?.ok_or(ErrorKind::NotFound)?;
         let place = ["agents", agent, name].join("/");
-        self.link_to(place.as_bytes(), format!("../../images/{}", id.hex()), &id, patience)
+        self.link_to(place.as_bytes(), format!("../../images/{}", id.hex()), &id, Duration::ZERO)
     }
 }
 
 fn latest_key(images: u64) -> u64 {
     mix(hash_bytes(b"latest"), images)
-}
-
-/// Logs an error that names its path itself.
-#[allow(clippy::needless_pass_by_value)]
-pub(super) fn logged(error: Error) -> ErrorKind {
-    tracing::error!("{error}");
-    error.kind()
 }

@@ -19,11 +19,12 @@ use chrono::DateTime;
 use lru::LruCache;
 use serde_json::{Value, json};
 
+use super::attempt::{logged, may_wait};
 use super::forked::Mounted;
 use super::inode::{Fixed, Ino, Key, Node};
 use super::readdir::{DirEntry, Emit};
 use super::replaced::Replaced;
-use super::{Entry, Outcome, Patience, Step, Vfs};
+use super::{Attempt, Entry, Vfs};
 use crate::audit::Log;
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Posix, Result};
@@ -32,7 +33,6 @@ use crate::layers::world::Kind;
 use crate::ops::line::{self, Line};
 use crate::ops::seal::{Sealed, Sealer, Tag};
 use crate::sync::Mutex;
-use crate::vfs::root::logged;
 
 pub(super) const NAME: &[u8] = b".snap";
 
@@ -137,7 +137,7 @@ impl Vfs {
         matches!(self.node(ino), Ok(Node::Snap { .. }))
     }
 
-    pub(super) fn snap_entry(&self, mounted: &Mounted) -> Outcome<Entry> {
+    pub(super) fn snap_entry(&self, mounted: &Mounted) -> Attempt<Entry> {
         self.entry_with(Node::Snap { mounted: mounted.clone() }, Duration::ZERO)
     }
 
@@ -147,8 +147,9 @@ impl Vfs {
 
     /// The seals of a fork whose images are there, oldest first.
     fn seals_of(&self, fork: &Fork) -> Result<Vec<Seal>> {
+        let store = self.store.here()?;
         let mut seals = fork.seals()?;
-        seals.retain(|seal| self.store.images().contains(&seal.image));
+        seals.retain(|seal| store.images().contains(&seal.image));
         Ok(seals)
     }
 
@@ -157,32 +158,30 @@ impl Vfs {
         if let Some(seal) = self.seals_of(fork)?.iter().find(|seal| seal_name(seal) == name) {
             return Ok(seal.image);
         }
-        line::find(&self.store, &fork.name(), &Line::of_fork(&self.store, fork)?, name)
+        let store = self.store.here()?;
+        line::find(store, &fork.name(), &Line::of_fork(store, fork)?, name)
     }
 
-    pub(super) fn lookup_snap(
-        &self,
-        mounted: &Mounted,
-        name: &[u8],
-        patience: Patience,
-    ) -> Outcome<Step<Entry>> {
+    pub(super) fn lookup_snap(&self, mounted: &Mounted, name: &[u8]) -> Attempt<Entry> {
         let name = std::str::from_utf8(name).map_err(|_| ErrorKind::NotFound)?;
         if name == "latest" || name.starts_with('.') {
-            return Err(ErrorKind::NotFound);
+            return Err(ErrorKind::NotFound.into());
         }
+        may_wait()?;
         let found = self.find_seal(&mounted.fork, name).map_err(|error| match error.kind() {
-            ErrorKind::NotFound => ErrorKind::NotFound,
+            ErrorKind::NotFound => ErrorKind::NotFound.into(),
             _ => logged(error),
         })?;
         let place = ["snap", mounted.fork.uid(), name].join("/");
-        self.link_to(place.as_bytes(), format!("../../../images/{}", found.hex()), &found, patience)
+        self.link_to(place.as_bytes(), format!("../../../images/{}", found.hex()), &found, Duration::ZERO)
     }
 
-    pub(super) fn list_snap(&self, mounted: &Mounted, cookie: u64, emit: Emit<'_>) -> Outcome<()> {
+    pub(super) fn list_snap(&self, mounted: &Mounted, cookie: u64, emit: Emit<'_>) -> Attempt<()> {
         let seals = self.seals_of(&mounted.fork).map_err(logged)?;
         let mut tags: Vec<(Digest, String)> = Vec::new();
-        for name in self.store.tags().names().map_err(logged)? {
-            if let Ok(image) = self.store.tags().get(&name) {
+        let store_tags = self.store.at(may_wait()?).tags();
+        for name in store_tags.names().map_err(logged)? {
+            if let Ok(image) = store_tags.get(&name) {
                 tags.push((image, name));
             }
         }
@@ -208,12 +207,15 @@ impl Vfs {
     }
 
     /// `mkdir` in `.snap/`. Answers with a folder that means nothing and is forgotten at once.
-    pub fn make_in_snap(&self, parent: Ino, name: &[u8]) -> (Outcome<Entry>, AfterSeal) {
-        let failed = |kind| (Err(kind), AfterSeal::default());
+    pub fn make_in_snap(&self, parent: Ino, name: &[u8]) -> (Attempt<Entry>, AfterSeal) {
+        let failed = |stop| (Err(stop), AfterSeal::default());
+        if let Err(stop) = may_wait() {
+            return failed(stop);
+        }
         let Ok(Node::Snap { mounted }) = self.node(parent) else {
-            return failed(ErrorKind::Posix(Posix::Stale));
+            return failed(ErrorKind::Posix(Posix::Stale).into());
         };
-        let Ok(name) = std::str::from_utf8(name) else { return failed(ErrorKind::InvalidInput) };
+        let Ok(name) = std::str::from_utf8(name) else { return failed(ErrorKind::InvalidInput.into()) };
         let mut replaced = None;
         let (number, done) = match Ask::parse(name) {
             Ask::Seal { number, tag } => (number, self.seal_mounted(&mounted, tag, false)),
@@ -244,7 +246,7 @@ impl Vfs {
         }
     }
 
-    pub(super) fn stub(&self) -> Outcome<Entry> {
+    pub(super) fn stub(&self) -> Attempt<Entry> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         self.entry_with(Node::Stub { key: NEXT.fetch_add(1, Ordering::Relaxed) }, Duration::ZERO)
     }
@@ -313,9 +315,11 @@ impl Vfs {
         if sealed.new {
             tracing::info!(fork, image = %sealed.image, "sealed");
             stale.extend(self.listings_of_images().into_iter().map(Stale::Inode));
+            stale.push(Stale::Name(Fixed::Root.ino(), b"latest".to_vec()));
         }
         stale.extend(self.inodes.known(Self::snap_key(mounted)).map(Stale::Inode));
-        if tag.is_some() {
+        if let Some(tag) = tag {
+            stale.push(Stale::Name(Fixed::Tags.ino(), tag.name.as_bytes().to_vec()));
             stale.push(Stale::Inode(Fixed::Tags.ino()));
         }
         Ok((sealed, stale))

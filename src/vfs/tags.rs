@@ -2,14 +2,15 @@
 
 use std::path::{Component, Path, PathBuf};
 
-use super::{Entry, Outcome, Patience, Step, Vfs};
+use super::attempt::{logged, may_wait};
+use super::root::IMAGE_TTL;
+use super::{Attempt, Entry, Outcome, Vfs};
 use crate::audit::note;
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Posix, Result};
 use crate::fork::{NewFile, RenameMode};
 use crate::layers::world::Kind;
 use crate::store::tags::refuse_new_tag;
-use crate::vfs::root::logged;
 
 /// Logs why something was refused that looked as if it could work, and gives the kind.
 fn refused(kind: ErrorKind, why: &str) -> ErrorKind {
@@ -52,39 +53,37 @@ fn named_by(target: &Path, mountpoint: &Path) -> Option<String> {
 }
 
 impl Vfs {
-    pub(super) fn lookup_tag(&self, name: &str, patience: Patience) -> Outcome<Step<Entry>> {
-        let id = self.store.tags().get(name).map_err(|error| match error.kind() {
-            ErrorKind::NotFound | ErrorKind::InvalidInput => ErrorKind::NotFound,
+    pub(super) fn lookup_tag(&self, name: &str) -> Attempt<Entry> {
+        let tags = self.store.at(may_wait()?).tags();
+        let id = tags.get(name).map_err(|error| match error.kind() {
+            ErrorKind::NotFound | ErrorKind::InvalidInput => ErrorKind::NotFound.into(),
             _ => logged(error),
         })?;
         let target = format!("../images/{}", id.hex());
-        // Other programs change tags too: asked for anew each time.
         let place = ["tags", name].concat();
-        self.link_to(place.as_bytes(), target, &id, patience)
+        self.link_to(place.as_bytes(), target, &id, IMAGE_TTL)
     }
 
-    fn may_write_tags(&self) -> Outcome<()> {
+    fn may_write_tags(&self) -> Attempt<()> {
+        may_wait()?;
         self.catalog.home.require().map_err(|error| error.kind())?;
-        if self.config.read_only { Err(ErrorKind::ReadOnly) } else { Ok(()) }
+        if self.config.read_only { Err(ErrorKind::ReadOnly.into()) } else { Ok(()) }
     }
 
     /// `ln -s ../images/<id> tags/NAME`, or `cp -P` of another tag. Nothing but such links can be made there.
-    pub(super) fn make_tag(&self, name: &[u8], new: &NewFile<'_>) -> Outcome<Entry> {
+    pub(super) fn make_tag(&self, name: &[u8], new: &NewFile<'_>) -> Attempt<Entry> {
         self.may_write_tags()?;
         let name = utf8(name)?;
         if new.kind != Kind::Symlink {
             let why =
                 format!("tags/{name:?} can only be a symlink to an image: ln -s ../images/ID tags/NAME");
-            return Err(refused(ErrorKind::Posix(Posix::NotPermitted), &why));
+            return Err(refused(ErrorKind::Posix(Posix::NotPermitted), &why).into());
         }
         let image =
             self.set_tag(name, new.target).map_err(|error| refused(error.kind(), &error.to_string()))?;
         self.announcing.knows_tag(name, Some(image));
         self.log().note(note::tags_changed(&[name], &[], Some(&image)));
-        match self.lookup_tag(name, Patience::Blocking)? {
-            Step::Done(entry) => Ok(entry),
-            Step::Blocks => Err(ErrorKind::Io(None)),
-        }
+        self.lookup_tag(name)
     }
 
     fn set_tag(&self, name: &str, target: &[u8]) -> Result<Digest> {
@@ -99,36 +98,35 @@ impl Vfs {
                 format!("tags/{name} cannot lead to {}: that is no image of this mount", target.display());
             Error::new(ErrorKind::Posix(Posix::NotPermitted), what)
         })?;
-        let image = self.store.resolve(&source)?;
-        if !self.store.images().contains(&image) {
+        let store = self.store.here()?;
+        let image = store.resolve(&source)?;
+        if !store.images().contains(&image) {
             return Err(Error::new(ErrorKind::NotFound, format!("there is no image {image}")));
         }
-        self.store.tags().set(name, &image, false)?;
+        store.tags().set(name, &image, false)?;
         Ok(image)
     }
 
-    pub(super) fn remove_tag(&self, name: &[u8]) -> Outcome<()> {
+    pub(super) fn remove_tag(&self, name: &[u8]) -> Attempt<()> {
         self.may_write_tags()?;
         let name = std::str::from_utf8(name).map_err(|_| ErrorKind::NotFound)?;
-        let image = self.store.tags().remove(name).map_err(logged)?;
+        let image = self.store.at(may_wait()?).tags().remove(name).map_err(logged)?;
         self.announcing.knows_tag(name, None);
         self.log().note(note::tags_changed(&[], &[name], image.as_ref()));
         Ok(())
     }
 
-    pub(super) fn rename_tag(&self, name: &[u8], new_name: &[u8], mode: RenameMode) -> Outcome<()> {
+    pub(super) fn rename_tag(&self, name: &[u8], new_name: &[u8], mode: RenameMode) -> Attempt<()> {
         self.may_write_tags()?;
         let (name, new_name) = (utf8(name)?, utf8(new_name)?);
         let replace = match mode {
             RenameMode::Replace => true,
             RenameMode::NoReplace => false,
-            RenameMode::Exchange | RenameMode::Whiteout { .. } => return Err(ErrorKind::InvalidInput),
+            RenameMode::Exchange | RenameMode::Whiteout { .. } => return Err(ErrorKind::InvalidInput.into()),
         };
-        self.store
-            .tags()
-            .rename(name, new_name, replace)
-            .map_err(|error| refused(error.kind(), &error.to_string()))?;
-        let image = self.store.tags().get(new_name).ok();
+        let tags = self.store.at(may_wait()?).tags();
+        tags.rename(name, new_name, replace).map_err(|error| refused(error.kind(), &error.to_string()))?;
+        let image = tags.get(new_name).ok();
         self.announcing.knows_tag(name, None);
         self.announcing.knows_tag(new_name, image);
         self.log().note(note::tags_changed(&[new_name], &[name], image.as_ref()));

@@ -47,11 +47,7 @@ fn vfs() -> (tempfile::TempDir, Vfs, Digest) {
 #[test]
 fn a_name_that_is_not_in_a_tree_is_absent_for_ever_and_elsewhere_not_found_for_now() {
     let (_dir, vfs, id) = vfs();
-    let find = |parent, name: &str| match vfs.lookup(parent, name.as_bytes(), Patience::Blocking) {
-        Ok(Step::Done(entry)) => Ok(entry),
-        Ok(Step::Blocks) => panic!("{name} blocks"),
-        Err(kind) => Err(kind),
-    };
+    let find = |parent, name: &str| vfs.lookup(parent, name.as_bytes());
     let mut folder = 1;
     for name in ["images", &id.hex(), "world", "fs", "src"] {
         // What can come at any time must be asked for each time.
