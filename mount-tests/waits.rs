@@ -51,7 +51,7 @@ impl Holds {
         names.filter(|name| name.to_string_lossy().starts_with(&prefix)).count()
     }
 
-    /// Lets it go on.
+    /// Lets it continue.
     fn release(&self, what: &str) {
         let path = self.folder.join(what);
         let open = openat(CWD, &path, OFlags::WRONLY | OFlags::NONBLOCK, Mode::empty());

@@ -29,7 +29,7 @@ impl Output {
         self
     }
 
-    /// What the command came to by its JSON, of which the envelope is checked.
+    /// The result in the command's JSON; checks the envelope.
     #[track_caller]
     pub(crate) fn json(&self) -> Value {
         let whole: Value =

@@ -28,7 +28,7 @@ impl Output {
         self
     }
 
-    /// What the command came to by its JSON, of which the envelope is checked.
+    /// The result in the command's JSON; checks the envelope.
     #[track_caller]
     pub fn json(&self) -> serde_json::Value {
         let whole: serde_json::Value =
