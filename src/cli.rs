@@ -144,26 +144,9 @@ pub fn definition() -> clap::Command {
 
 /// Runs the command line and returns the exit code; [`Exit`](crate::error::Exit) says what each means.
 pub fn run() -> ExitCode {
-    let args = as_called_by_mount(std::env::args_os().collect());
-    let mut definition = definition();
-    if args.len() < 2 {
-        // Not an error: the bare name asks for the list of commands.
-        let _ = definition.print_help();
-        return ExitCode::SUCCESS;
-    }
-    envelope::begin(&args, &definition);
-    let args = json_behind_command(args, &definition);
-    if let Err(error) = limits::raise() {
-        return envelope::fail(&error);
-    }
-    let args = match run::with_command_apart(args) {
-        Ok(args) => args,
-        Err(error) => return envelope::fail(&error),
-    };
-    let parsed = definition.try_get_matches_from(&args).and_then(|matches| Cli::from_arg_matches(&matches));
-    let cli = match parsed {
+    let cli = match parse() {
         Ok(cli) => cli,
-        Err(error) => return envelope::refuse(&with_usage_of_command(error, &args)),
+        Err(code) => return code,
     };
     // What runs in a fork gets the signals that its caller has it get.
     if !matches!(cli.command, Command::Run(_)) {
@@ -173,6 +156,27 @@ pub fn run() -> ExitCode {
         Ok(code) => code,
         Err(error) => envelope::fail(&near::explain(&cli.store, error)),
     }
+}
+
+/// Parses the command line, or says why not and returns the exit code.
+fn parse() -> Result<Cli, ExitCode> {
+    let args = as_called_by_mount(std::env::args_os().collect());
+    // The parser needs more stack than some shells allow.
+    limits::raise().map_err(|error| {
+        envelope::begin_unparsed(&args);
+        envelope::fail(&error)
+    })?;
+    let mut definition = definition();
+    if args.len() < 2 {
+        // Not an error: the bare name asks for the list of commands.
+        let _ = definition.print_help();
+        return Err(ExitCode::SUCCESS);
+    }
+    envelope::begin(&args, &definition);
+    let args = json_behind_command(args, &definition);
+    let args = run::with_command_apart(args).map_err(|error| envelope::fail(&error))?;
+    let parsed = definition.try_get_matches_from(&args).and_then(|matches| Cli::from_arg_matches(&matches));
+    parsed.map_err(|error| envelope::refuse(&with_usage_of_command(error, &args)))
 }
 
 /// Moves a `--json` that stands before the command behind it, where each command has it. Without a command there is none to move it to.

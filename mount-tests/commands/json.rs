@@ -65,10 +65,11 @@ fn every_command_prints_one_object_with_json_on_a_good_input_and_on_a_bad_one() 
         ("import", vec![&project, "--tag", "project"], 0, vec![&none], 5, "not-found"),
         ("export", vec!["project", &out], 0, vec!["project", &project], 7, "not-empty"),
         ("fixture", vec!["--world-files", "1"], 0, vec!["--tag", "project"], 6, "exists"),
-        // What the command prints is its own.
-        ("run", vec!["--help"], 0, vec!["b", "--", "true"], 125, "not-found"),
         ("mount", vec![&mnt], 0, vec![&project], 7, "not-empty"),
         ("status", vec![&mnt], 0, vec![&project], 5, "not-found"),
+        // The command's own output is its own.
+        ("run", vec!["--help"], 0, vec!["b@nothing", "--", "true"], 125, "not-found"),
+        ("output", vec!["--help"], 0, vec!["nothing"], 5, "not-found"),
         ("fork", vec!["project", "a"], 0, vec!["project", "a"], 6, "exists"),
         ("mv", vec!["a", "b"], 0, vec!["a", "b"], 5, "not-found"),
         ("forks", vec![], 0, vec!["--store", &none], 5, "not-a-store"),

@@ -69,6 +69,11 @@ pub(crate) fn begin(args: &[OsString], cli: &Command) {
     let _ = CALL.set(Call::of(args, cli));
 }
 
+/// Remembers of a call whether it asks for JSON, where its command line cannot be parsed.
+pub(crate) fn begin_unparsed(args: &[OsString]) {
+    let _ = CALL.set(Call { command: None, json: words(args).iter().any(|word| word == "--json") });
+}
+
 fn command() -> Option<&'static str> {
     CALL.get()?.command.as_deref()
 }

@@ -257,7 +257,13 @@ pub(crate) fn refuse_unsealed(store: &Arc<Store>, place: &Place, name: &str) -> 
         Place::Disk(registry) => registry.get(name).map(|fork| fork.damage().is_some() || fork.is_changed()),
     };
     let unsealed = unsealed.map_err(|error| {
-        let what = format_args!("cannot tell whether fork {name:?} holds work that is in no seal");
+        let what = format!("cannot tell whether fork {name:?} holds work that is in no seal");
+        // The fork is there, and its image is not: damage.
+        let is_there = || fork::beside::OnDisk::read(store.root(), name).is_ok();
+        if error.kind() == ErrorKind::NotFound && is_there() {
+            return Error::new(ErrorKind::Missing, format!("{what}: {}", error.message()))
+                .with_hint("--force discards it all the same");
+        }
         error.context(what).with_hint("--force discards it all the same")
     })?;
     if !unsealed {

@@ -220,7 +220,7 @@ impl Fork {
 
     /// Reads what a write has to know of a file, before the fork is locked: that may lie in a blob. Finds out the file's length too.
     fn look_before(&self, ino: Ino, offset: Option<u64>, bytes: &[u8]) -> Result<Option<Before>> {
-        let (lazy, inode, offset) = {
+        let (lazy, inode, at) = {
             let live = self.live.read();
             let own = match live.state.at(ino) {
                 Some(super::state::At::Own(inode)) => Some(inode),
@@ -230,16 +230,16 @@ impl Fork {
             let Some((inode, content)) = own.and_then(|inode| Some((inode, inode.content()?))) else {
                 return Ok(None);
             };
-            let offset = offset.map_or(content.known_size(), |offset| live.meant(ino, inode, offset));
-            let read = has_to_be_read(inode, content, offset).then(|| Arc::clone(inode));
-            (content.unsettled().cloned(), read, offset)
+            let at = offset.map_or(content.known_size(), |offset| live.meant(ino, inode, offset));
+            let read = has_to_be_read(inode, content, at).then(|| Arc::clone(inode));
+            (content.unsettled().cloned(), read, at)
         };
         if let Some(lazy) = lazy {
             super::live::settle(&lazy, &*self.shared.reader)?;
             // What its length means for the write is not known before.
-            return self.look_before(ino, Some(offset), bytes);
+            return self.look_before(ino, offset, bytes);
         }
-        let Some(inode) = inode else { return Ok(None) };
+        let (Some(inode), offset) = (inode, at) else { return Ok(None) };
         let content = file_of(&inode)?.settled();
         let already = match inode.guard {
             Guard::Append(_) if offset < content.size => {

@@ -17,7 +17,7 @@ use super::watch::tell;
 use crate::fuse::pool::Workers;
 use crate::fuse::spin::{Company, Turn};
 use crate::sync::wait;
-use crate::vfs::{AfterSeal, Attempt, Op, Outcome, Stale, Stop, Vfs};
+use crate::vfs::{AfterSeal, Attempt, Op, Outcome, Replaced, Stale, Stop, Vfs};
 use crate::vfs::{Kind, NewFile};
 
 /// So many requests can wait for the disk at once, on any number of cores.
@@ -222,7 +222,7 @@ impl Adapter {
         self.workers.run(move || {
             guarded(op, || answer_entry(reply, vfs.create(Vfs::FORKS, &name, &new).map_err(Stop::kind)));
             notices.run(move || {
-                notifier.get().inspect(|notifier| forks_changed(&told, notifier, &announcer));
+                notifier.get().inspect(|notifier| drop(forks_changed(&told, notifier, &announcer)));
             });
         });
     }
@@ -292,7 +292,7 @@ impl Adapter {
         self.branchers.run(move || {
             answer_entry(reply, vfs.create(Vfs::FORKS, &name, &new).map_err(Stop::kind));
             notices.run(move || {
-                notifier.get().inspect(|notifier| forks_changed(&told, notifier, &announcer));
+                notifier.get().inspect(|notifier| drop(forks_changed(&told, notifier, &announcer)));
             });
         });
     }
@@ -330,25 +330,30 @@ impl Teller {
     /// `work/` lists what `forks/` lists, which the kernel cannot know.
     pub(super) fn forks_changed(&self) {
         let (vfs, announcer) = (Arc::clone(&self.vfs), self.announcer.clone());
-        self.notify(move |notifier| forks_changed(&vfs, notifier, &announcer));
+        self.notify(move |notifier| drop(forks_changed(&vfs, notifier, &announcer)));
     }
 
     /// Tells of a fork that was moved into `.pfimg/` and so discarded, and of the name that the kernel has just given it.
     pub(super) fn fork_discarded(&self, name: Vec<u8>) {
         let (vfs, announcer) = (Arc::clone(&self.vfs), self.announcer.clone());
         self.notify(move |notifier| {
-            forks_changed(&vfs, notifier, &announcer);
+            let departed = forks_changed(&vfs, notifier, &announcer);
             let _ = notifier.inval_entry(INodeNo(Vfs::CONTROL), OsStr::from_bytes(&name));
             vfs.shows_discarded(&name);
+            // The last holder of a fork removes its files: the command does not wait for that.
+            drop(departed);
         });
     }
 }
 
 /// Tells the kernel what looks different once forks have come or gone, and programs that watch.
-fn forks_changed(vfs: &Vfs, notifier: &Notifier, announcer: &Announcer) {
+/// Returns the forks that are gone.
+fn forks_changed(vfs: &Vfs, notifier: &Notifier, announcer: &Announcer) -> Vec<Arc<Replaced>> {
     tell(notifier, &LISTINGS_OF_FORKS);
-    for departed in vfs.take_departed() {
-        announcer.depart(vfs, notifier, &departed);
+    let departed = vfs.take_departed();
+    for replaced in &departed {
+        announcer.depart(vfs, notifier, replaced);
     }
     announcer.announce(notifier, vfs.take_announcements());
+    departed
 }

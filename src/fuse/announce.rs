@@ -24,9 +24,9 @@ use super::watch::tell;
 use crate::vfs::Kind;
 use crate::vfs::{Announcement, Replaced, Stale, Vfs, What};
 
-/// So many requests make sure that an event loop has read what the kernel has forgotten: after 16 times eight requests it hands
-/// that out first (`fuse_dev_do_read`).
-const REQUESTS: u32 = 24;
+/// After so many requests an event loop has read what the kernel has forgotten: the kernel hands that out after eight other
+/// requests at the latest (`fuse_dev_do_read`). The rest is for the event loop to take it in.
+const REQUESTS: u32 = 12;
 
 /// How often a name is tried that other programs look up meanwhile.
 const TRIES: u32 = 4;

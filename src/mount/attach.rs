@@ -362,7 +362,13 @@ fn detach(path: &Path, lazily: bool) -> Result<()> {
         return Ok(());
     }
     let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-    let kind = if said.contains("busy") { ErrorKind::Busy } else { ErrorKind::Io(None) };
+    let kind = if said.contains("busy") {
+        ErrorKind::Busy
+    } else if said.contains("not permitted") {
+        ErrorKind::PermissionDenied
+    } else {
+        ErrorKind::Io(None)
+    };
     let error = Error::new(kind, format!("cannot unmount {}: {said}", path.display()));
     Err(if kind == ErrorKind::Busy { error } else { hints::helper_refused(error, FUSERMOUNT) })
 }
