@@ -4,6 +4,7 @@
 mod adapter;
 mod announce;
 mod barrier;
+mod changes;
 mod own;
 mod pool;
 mod reply;

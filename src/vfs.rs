@@ -35,6 +35,7 @@ mod replaced;
 mod snap;
 mod tags;
 mod trees;
+mod xattrs;
 
 use std::sync::Arc;
 use std::time::Duration;

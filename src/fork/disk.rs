@@ -1,5 +1,7 @@
 //! A fork's files on disk: generations, their data files, and the few open descriptors.
 
+mod data;
+
 use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -15,12 +17,10 @@ use crate::error::{Error, Result};
 use crate::store::{Sharing, StoreIo};
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{Mutex, wait};
+pub(super) use data::DataFile;
 
 /// Descriptors that stay open: the system's limit may be as low as 1,024, and forks have many files.
 const OPEN_FILES: usize = 256;
-
-/// Bytes that are copied together from one data file to another.
-const COPIED_AT_ONCE: u64 = 1 << 20;
 
 /// A generation's name: 128 random bits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -521,132 +521,5 @@ impl Drop for Generation {
 impl fmt::Debug for Generation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "generation {}", self.id)
-    }
-}
-
-/// A sparse file of a generation. When the last piece of a file in it is removed, and the generation is still
-/// being written, the data file goes to the trash.
-pub struct DataFile {
-    /// The generation whose folder it is in.
-    pub generation: Arc<Generation>,
-    /// Its name there.
-    pub number: u64,
-    /// Whether it represents a frozen file of another generation, and so is never written after that: a hard
-    /// link to it or, without hard links, a copy of the needed ranges.
-    pub shared: bool,
-}
-
-impl DataFile {
-    pub(super) fn known(generation: &Arc<Generation>, number: u64, shared: bool) -> Arc<Self> {
-        generation.saw_data(number);
-        Arc::new(Self { generation: generation.clone(), number, shared })
-    }
-
-    /// Makes a new, empty one.
-    pub(super) fn create(generation: &Arc<Generation>) -> io::Result<Arc<Self>> {
-        let number = generation.next_number();
-        generation.io().create(&generation.data_path(number), generation.files.sharing)?;
-        Ok(Self::known(generation, number, false))
-    }
-
-    /// Gives a frozen file a second name in `generation`.
-    pub(super) fn link(&self, generation: &Arc<Generation>) -> io::Result<Arc<Self>> {
-        let number = generation.next_number();
-        let (from, to) = (self.generation.data_path(self.number), generation.data_path(number));
-        generation.files.link(&from, &generation.dir.join("data"), &to)?;
-        // The bytes may still be on their way to disk under the old name.
-        generation.unsynced.lock().insert(number);
-        Ok(Self::known(generation, number, true))
-    }
-
-    /// Makes a file in `generation` that will hold bytes of a frozen one, each at the same offset. Like a
-    /// second name of the frozen one, it belongs to no file alone.
-    pub(super) fn twin(generation: &Arc<Generation>) -> io::Result<Arc<Self>> {
-        let number = generation.next_number();
-        generation.io().create(&generation.data_path(number), generation.files.sharing)?;
-        Ok(Self::known(generation, number, true))
-    }
-
-    /// Copies a range from another data file, to the same offset.
-    pub(super) fn copy_from(&self, from: &Self, start: u64, len: u64) -> io::Result<()> {
-        let end = start.checked_add(len).ok_or(io::ErrorKind::InvalidInput)?;
-        let mut buf = vec![0; len.min(COPIED_AT_ONCE) as usize];
-        let mut at = start;
-        while at < end {
-            let now = &mut buf[..(end - at).min(COPIED_AT_ONCE) as usize];
-            from.read_exact_at(now, at)?;
-            let mut done = 0;
-            while done < now.len() {
-                done += self.write_at(&now[done..], at + done as u64)?;
-            }
-            at += now.len() as u64;
-        }
-        Ok(())
-    }
-
-    pub(super) fn is_frozen(&self) -> bool {
-        self.shared || self.generation.is_frozen()
-    }
-
-    fn file(&self) -> io::Result<Arc<File>> {
-        let key = FileKey::Data(self.generation.id, self.number);
-        self.generation.files.get(key, || self.generation.data_path(self.number))
-    }
-
-    /// Fills a buffer; see [`read_exact`].
-    pub(super) fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
-        let key = FileKey::Data(self.generation.id, self.number);
-        let path = || self.generation.data_path(self.number);
-        read_exact(&*self.generation.files.get_to_read(key, path)?, buf, offset)
-    }
-
-    /// Writes as much as possible; returns how much that was, if anything.
-    pub(super) fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<usize> {
-        let file = self.file()?;
-        let mut done = 0;
-        // Noted again after the write: a sync in between covers only earlier bytes.
-        self.generation.unsynced.lock().insert(self.number);
-        while done < bytes.len() {
-            match self.generation.io().write_at(&file, &bytes[done..], offset + done as u64) {
-                Ok(0) if done == 0 => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(0) => break,
-                Ok(n) => done += n,
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) if done == 0 => return Err(e),
-                Err(_) => break,
-            }
-        }
-        self.generation.unsynced.lock().insert(self.number);
-        Ok(done)
-    }
-
-    /// Reserves space for writes of `len` bytes at `offset`.
-    pub(super) fn set_aside(&self, offset: u64, len: u64) -> io::Result<()> {
-        self.generation.io().set_aside(&*self.file()?, offset, len)
-    }
-
-    /// Bytes it occupies on disk.
-    pub(super) fn allocated(&self) -> io::Result<u64> {
-        use std::os::unix::fs::MetadataExt;
-        Ok(self.file()?.metadata()?.blocks() * 512)
-    }
-
-    /// Its length in bytes.
-    pub(super) fn len(&self) -> io::Result<u64> {
-        Ok(fs::metadata(self.generation.data_path(self.number))?.len())
-    }
-}
-
-impl Drop for DataFile {
-    fn drop(&mut self) {
-        if !self.generation.is_frozen() {
-            self.generation.trash.lock().push(self.number);
-        }
-    }
-}
-
-impl fmt::Debug for DataFile {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.generation.id, self.number)
     }
 }

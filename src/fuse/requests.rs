@@ -19,7 +19,6 @@ use super::reply::{
     answer_attr, answer_created, answer_data, answer_empty, answer_entry, answer_xattr, kind_of, name_only,
     opened, permissions, process, set_time,
 };
-use super::watch::tell;
 use super::{errno, file_attr, file_type, guarded, nanoseconds};
 use crate::sync::wait;
 use crate::vfs::{Allocate, Kind, NewFile, RenameMode, SetAttr, XattrMode};
@@ -164,25 +163,7 @@ impl Filesystem for Adapter {
             return self.removed(Op::Rmdir, req, parent, name, reply);
         }
         let _turn = self.turn(Op::Rmdir, req);
-        guarded(Op::Rmdir, || {
-            let attempt = self.vfs.rmdir(parent.0, name.as_bytes());
-            if parent.0 != Vfs::FORKS {
-                let again = || {
-                    let name = name.as_bytes().to_vec();
-                    move |vfs: &Vfs| vfs.rmdir(parent.0, &name)
-                };
-                return self.finish(Op::Rmdir, reply, attempt, again, answer_empty);
-            }
-            let again = || {
-                let name = name.as_bytes().to_vec();
-                move |vfs: &Vfs| vfs.rmdir(parent.0, &name)
-            };
-            let teller = self.teller();
-            self.finish(Op::Rmdir, reply, attempt, again, move |reply, removed| {
-                answer_empty(reply, removed);
-                teller.forks_changed();
-            });
-        });
+        self.removed_folder(parent, name, reply);
     }
 
     fn symlink(&self, req: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
@@ -214,25 +195,7 @@ impl Filesystem for Adapter {
             },
             _ => return reply.error(Errno::EINVAL),
         };
-        guarded(Op::Rename, || {
-            let attempt = self.vfs.rename(parent.0, name.as_bytes(), newparent.0, newname.as_bytes(), mode);
-            let again = || {
-                let (name, newname) = (name.as_bytes().to_vec(), newname.as_bytes().to_vec());
-                move |vfs: &Vfs| vfs.rename(parent.0, &name, newparent.0, &newname, mode)
-            };
-            if parent.0 != Vfs::FORKS {
-                return self.finish(Op::Rename, reply, attempt, again, answer_empty);
-            }
-            let (teller, discarded) = (self.teller(), newparent.0 == Vfs::CONTROL);
-            let newname = newname.as_bytes().to_vec();
-            self.finish(Op::Rename, reply, attempt, again, move |reply, renamed| {
-                answer_empty(reply, renamed);
-                if renamed.is_ok() && discarded {
-                    teller.fork_discarded(newname);
-                }
-                teller.forks_changed();
-            });
-        });
+        self.renamed((parent, name), (newparent, newname), mode, reply);
     }
 
     fn link(&self, req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
@@ -290,34 +253,7 @@ impl Filesystem for Adapter {
         // Pages that the kernel writes for a mapping come from nobody in particular.
         let cached = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
         let by = if cached { Writer::Pages } else { Writer::Call(process(req)) };
-        guarded(Op::Write, || {
-            let attempt = self.vfs.write(ino.0, offset, data, by);
-            if let Ok(written) = attempt {
-                return reply.written(written as u32);
-            }
-            let again = || {
-                let (data, left) = (data.to_vec(), self.vfs.leave_write());
-                move |vfs: &Vfs| {
-                    let _until_written = left;
-                    vfs.write(ino.0, offset, &data, by)
-                }
-            };
-            let (teller, writeback) = (self.teller(), self.writeback);
-            self.finish(Op::Write, reply, attempt, again, move |reply, written| match written {
-                Ok(written) => reply.written(written as u32),
-                Err(kind) => {
-                    reply.error(errno(kind));
-                    // The kernel may hold pages now that say otherwise than the daemon. Without OPEN nobody was asked
-                    // whether the file can be written at all. One that writes back holds another length as well, and forgets
-                    // it once nobody has the file open if no name leads to it.
-                    let names = if writeback { teller.vfs.names_of(ino.0) } else { Vec::new() };
-                    teller.notify(move |notifier| {
-                        let _ = notifier.inval_inode(ino, 0, 0);
-                        tell(notifier, &names);
-                    });
-                }
-            });
-        });
+        self.written(ino, offset, data, by, reply);
     }
 
     fn flush(

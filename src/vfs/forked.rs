@@ -13,7 +13,7 @@ use super::{
     Attempt, Attr, Data, Emit, Entry, FOLDER_SIZE, FOREVER, Outcome, Process, Stale, Stop, Vfs, fault,
 };
 use crate::error::{Error, ErrorKind, Posix};
-use crate::fork::{self, Allocate, CopySource, Fork, NewFile, RenameMode, SetAttr, XattrMode};
+use crate::fork::{self, Allocate, CopySource, Fork, NewFile, RenameMode, SetAttr};
 use crate::layers::world::Kind;
 use crate::sync::wait;
 
@@ -60,7 +60,7 @@ pub enum Writer {
 }
 
 /// Tells what failed where it is worth a line, and gives the kind.
-fn kind(error: Error) -> Stop {
+pub(super) fn kind(error: Error) -> Stop {
     match error.kind() {
         ErrorKind::Missing | ErrorKind::Damaged | ErrorKind::NoSpace | ErrorKind::Io(_) => logged(error),
         kind => kind.into(),
@@ -566,43 +566,5 @@ impl Vfs {
             }
             _ => Ok(()),
         }
-    }
-
-    /// An extended attribute of what is in a fork or an image.
-    pub fn getxattr(&self, ino: Ino, name: &[u8]) -> Attempt<Vec<u8>> {
-        match self.node(ino)? {
-            Node::Forked { mounted, ino } => mounted.fork.getxattr(ino, name).map_err(kind),
-            node => {
-                let xattrs = self.xattrs_of(&node)?;
-                let value = xattrs.as_ref().and_then(|xattrs| xattrs.get(name));
-                Ok(value.cloned().ok_or(if fork::is_bare_prefix(name) {
-                    ErrorKind::InvalidInput
-                } else {
-                    ErrorKind::Posix(Posix::NoAttribute)
-                })?)
-            }
-        }
-    }
-
-    /// Names of extended attributes.
-    pub fn listxattr(&self, ino: Ino) -> Attempt<Vec<Vec<u8>>> {
-        match self.node(ino)? {
-            Node::Forked { mounted, ino } => mounted.fork.listxattr(ino).map_err(kind),
-            node => {
-                Ok(self.xattrs_of(&node)?.map_or_else(Vec::new, |xattrs| xattrs.keys().cloned().collect()))
-            }
-        }
-    }
-
-    /// Sets an extended attribute.
-    pub fn setxattr(&self, ino: Ino, name: &[u8], value: &[u8], mode: XattrMode, by: Process) -> Attempt<()> {
-        let (mounted, ino) = self.in_fork(ino)?;
-        mounted.fork.setxattr_by(ino, name, value, mode, by).map_err(kind)
-    }
-
-    /// Removes an extended attribute.
-    pub fn removexattr(&self, ino: Ino, name: &[u8]) -> Attempt<()> {
-        let (mounted, ino) = self.in_fork(ino)?;
-        mounted.fork.removexattr(ino, name).map_err(kind)
     }
 }

@@ -1,0 +1,95 @@
+//! Changes after which the kernel is told something.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+
+use fuser::{INodeNo, ReplyEmpty, ReplyWrite};
+
+use super::adapter::Adapter;
+use super::reply::answer_empty;
+use super::watch::tell;
+use super::{errno, guarded};
+use crate::vfs::RenameMode;
+use crate::vfs::{Op, Vfs, Writer};
+
+impl Adapter {
+    /// Removes a folder; of a fork the kernel is told.
+    pub(super) fn removed_folder(&self, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        guarded(Op::Rmdir, || {
+            let attempt = self.vfs.rmdir(parent.0, name.as_bytes());
+            let again = || {
+                let name = name.as_bytes().to_vec();
+                move |vfs: &Vfs| vfs.rmdir(parent.0, &name)
+            };
+            if parent.0 != Vfs::FORKS {
+                return self.finish(Op::Rmdir, reply, attempt, again, answer_empty);
+            }
+            let teller = self.teller();
+            self.finish(Op::Rmdir, reply, attempt, again, move |reply, removed| {
+                answer_empty(reply, removed);
+                teller.forks_changed();
+            });
+        });
+    }
+
+    /// Renames; of forks the kernel is told.
+    pub(super) fn renamed(
+        &self,
+        (parent, name): (INodeNo, &OsStr),
+        (newparent, newname): (INodeNo, &OsStr),
+        mode: RenameMode,
+        reply: ReplyEmpty,
+    ) {
+        guarded(Op::Rename, || {
+            let attempt = self.vfs.rename(parent.0, name.as_bytes(), newparent.0, newname.as_bytes(), mode);
+            let again = || {
+                let (name, newname) = (name.as_bytes().to_vec(), newname.as_bytes().to_vec());
+                move |vfs: &Vfs| vfs.rename(parent.0, &name, newparent.0, &newname, mode)
+            };
+            if parent.0 != Vfs::FORKS {
+                return self.finish(Op::Rename, reply, attempt, again, answer_empty);
+            }
+            let (teller, discarded) = (self.teller(), newparent.0 == Vfs::CONTROL);
+            let newname = newname.as_bytes().to_vec();
+            self.finish(Op::Rename, reply, attempt, again, move |reply, renamed| {
+                answer_empty(reply, renamed);
+                if renamed.is_ok() && discarded {
+                    teller.fork_discarded(newname);
+                }
+                teller.forks_changed();
+            });
+        });
+    }
+
+    /// Writes; of what failed the kernel is told.
+    pub(super) fn written(&self, ino: INodeNo, offset: u64, data: &[u8], by: Writer, reply: ReplyWrite) {
+        guarded(Op::Write, || {
+            let attempt = self.vfs.write(ino.0, offset, data, by);
+            if let Ok(written) = attempt {
+                return reply.written(written as u32);
+            }
+            let again = || {
+                let (data, left) = (data.to_vec(), self.vfs.leave_write());
+                move |vfs: &Vfs| {
+                    let _until_written = left;
+                    vfs.write(ino.0, offset, &data, by)
+                }
+            };
+            let (teller, writeback) = (self.teller(), self.writeback);
+            self.finish(Op::Write, reply, attempt, again, move |reply, written| match written {
+                Ok(written) => reply.written(written as u32),
+                Err(kind) => {
+                    reply.error(errno(kind));
+                    // The kernel may hold pages now that say otherwise than the daemon. Without OPEN nobody was asked
+                    // whether the file can be written at all. One that writes back holds another length as well, and forgets
+                    // it once nobody has the file open if no name leads to it.
+                    let names = if writeback { teller.vfs.names_of(ino.0) } else { Vec::new() };
+                    teller.notify(move |notifier| {
+                        let _ = notifier.inval_inode(ino, 0, 0);
+                        tell(notifier, &names);
+                    });
+                }
+            });
+        });
+    }
+}
