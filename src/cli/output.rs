@@ -10,9 +10,9 @@ use super::envelope::print_json;
 use super::run::copy_output;
 use crate::error::Result;
 
-/// Print the output of the last run in a fork: of one of several, or of one with --json.
+/// Print the output of the last run in a fork.
 ///
-/// Of more than 16 MiB the first 4 and the last 12 are kept.
+/// Runs of several forks and runs with --json keep their output. Of more than 16 MiB pfimg keeps the first 4 and the last 12.
 #[derive(Debug, Args)]
 pub(crate) struct OutputArgs {
     /// The fork's name
