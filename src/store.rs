@@ -26,7 +26,7 @@ pub mod tags;
 mod unsynced;
 mod write;
 
-use crate::digest::Digest;
+pub use crate::digest::Digest;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
