@@ -353,7 +353,7 @@ fn a_copy_of_a_fork_or_of_an_image_is_a_fork() {
             "{name}"
         );
     }
-    let rows = pfimg_on(store.root(), ["forks", "--json"]).exits(0).json()["forks"].clone();
+    let rows = pfimg_on(store.root(), ["forks", "--long", "--json"]).exits(0).json()["forks"].clone();
     for row in rows.as_array().unwrap() {
         assert_eq!(row["base"].as_str().unwrap().trim_start_matches("sha256:"), id, "{row}");
     }

@@ -105,13 +105,17 @@ impl Run {
     /// A program that leaves a daemon behind must have let go of its output by then.
     #[track_caller]
     pub fn run(mut self) -> Output {
-        let mut child = self
-            .command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap_or_else(|e| panic!("cannot start pfimg {}: {e}", self.shown));
+        self.command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut started = None;
+        // A copy of a program cannot be started as long as a process that another test is just starting has it open for writing.
+        wait_at_most(PATIENCE, || {
+            let spawned = self.command.spawn();
+            let is_busy = spawned.as_ref().is_err_and(|e| e.kind() == std::io::ErrorKind::ExecutableFileBusy);
+            started = Some(spawned);
+            !is_busy
+        });
+        let spawned = started.expect("a try");
+        let mut child = spawned.unwrap_or_else(|e| panic!("cannot start pfimg {}: {e}", self.shown));
         let mut stdout = child.stdout.take().expect("a pipe");
         let mut stderr = child.stderr.take().expect("a pipe");
         let stdout = std::thread::spawn(move || drain(&mut stdout));

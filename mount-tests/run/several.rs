@@ -48,7 +48,7 @@ fn several_runs_are_told_in_a_line_each_and_their_output_is_kept() {
         assert!(time("started") <= time("ended"), "{record:#}");
         // A fork without such a run has none.
         home.sh("alone", "echo alone").exits(0);
-        let said = home.pfimg(&["output", "alone"]).run().exits(2);
+        let said = home.pfimg(&["output", "alone"]).run().exits(5);
         assert!(said.stderr.contains("no output"), "{said:?}");
         // By number, with the name or without.
         home.run(&["-n", "2", "new", "--", "true"]).exits(0);
