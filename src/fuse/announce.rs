@@ -24,11 +24,11 @@ use super::watch::tell;
 use crate::vfs::Kind;
 use crate::vfs::{Announcement, Replaced, Stale, Vfs, What};
 
-/// After so many requests an event loop has read what the kernel has forgotten: the kernel hands that out after eight other
+/// After this number of requests an event loop has read what the kernel has forgotten: the kernel hands that out after eight other
 /// requests at the latest (`fuse_dev_do_read`). The rest is for the event loop to take it in.
 const REQUESTS: u32 = 12;
 
-/// How often a name is tried that other programs look up meanwhile.
+/// How often a name is tried that other programs look up at the same time.
 const TRIES: u32 = 4;
 
 enum Job {

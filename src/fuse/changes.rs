@@ -1,4 +1,4 @@
-//! Changes after which the kernel is told something.
+//! Changes after which the daemon notifies the kernel.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -13,7 +13,7 @@ use crate::vfs::RenameMode;
 use crate::vfs::{Op, Vfs, Writer};
 
 impl Adapter {
-    /// Removes a folder; of a fork the kernel is told.
+    /// Removes a folder; notifies the kernel if it is a fork.
     pub(super) fn removed_folder(&self, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         guarded(Op::Rmdir, || {
             let attempt = self.vfs.rmdir(parent.0, name.as_bytes());
@@ -32,7 +32,7 @@ impl Adapter {
         });
     }
 
-    /// Renames; of forks the kernel is told.
+    /// Renames; notifies the kernel of forks.
     pub(super) fn renamed(
         &self,
         (parent, name): (INodeNo, &OsStr),
@@ -61,7 +61,7 @@ impl Adapter {
         });
     }
 
-    /// Writes; of what failed the kernel is told.
+    /// Writes; notifies the kernel of a failure.
     pub(super) fn written(&self, ino: INodeNo, offset: u64, data: &[u8], by: Writer, reply: ReplyWrite) {
         guarded(Op::Write, || {
             let attempt = self.vfs.write(ino.0, offset, data, by);
@@ -80,7 +80,7 @@ impl Adapter {
                 Ok(written) => reply.written(written as u32),
                 Err(kind) => {
                     reply.error(errno(kind));
-                    // The kernel may hold pages now that say otherwise than the daemon. Without OPEN nobody was asked
+                    // The kernel may hold pages now that say otherwise than the daemon. Without OPEN the kernel did not ask
                     // whether the file can be written at all. One that writes back holds another length as well, and forgets
                     // it once nobody has the file open if no name leads to it.
                     let names = if writeback { teller.vfs.names_of(ino.0) } else { Vec::new() };

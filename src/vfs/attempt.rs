@@ -1,7 +1,7 @@
 //! Operations that may have to wait for the disk.
 //!
 //! An operation answers with [`Attempt`] if it may, and with [`Outcome`](super::Outcome) if it never does. On an event loop an attempt ends with
-//! [`Stop::Waits`] before it has changed anything, and a worker makes it anew; what it has looked up before is looked up again.
+//! [`Stop::Waits`] before it has changed anything, and a worker makes it again, lookups included.
 
 use std::sync::Arc;
 
