@@ -275,7 +275,7 @@ fn a_fork_is_put_back_to_one_of_its_seals_and_nothing_is_lost() {
     let first = seal(&store, &["f", "--tag", "one"]);
     fs::write(world.join("new"), "2").unwrap();
     fs::remove_file(world.join("README")).unwrap();
-    let wrong = pfimg_on(store.root(), ["restore", "f@latest"]).exits(5);
+    let wrong = pfimg_on(store.root(), ["restore", "f@nothing"]).exits(5);
     assert!(wrong.stderr.contains("is no seal of fork"), "{}", wrong.stderr);
     let out = pfimg_on(store.root(), ["restore", "f", "one", "--json"]).exits(0).json();
     assert_eq!(

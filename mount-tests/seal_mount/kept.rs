@@ -76,7 +76,7 @@ fn every_snapshot_holds_what_was_written_through_a_mapping_just_before() {
         assert_eq!(image(&seal(&store, &["f"])), "seal!", "{writes}");
 
         held.write("brnch");
-        let branch = fork(&mount, "by-mkdir", "f");
+        let branch = fork(&mount, "branched", "f");
         assert_eq!(at(&branch.join("db"), 5), "brnch", "{writes}");
 
         held.write("fork!");
