@@ -86,11 +86,20 @@ impl OwnMount {
         if KEPT.get_or_init(Mutex::default).lock().contains(&self.folder) {
             return Ok(false);
         }
+        if !self.is_ours() {
+            return Ok(false);
+        }
         match File::open(self.lock_file()) {
             Ok(file) => self.hold(file).map(|()| true),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(error) => Err(self.failed(error)),
         }
+    }
+
+    /// Whether the folder is there and this user's. In a folder of another user, such as root's in a user namespace, there is no mount
+    /// of this user, and a lock there must hold nothing up.
+    fn is_ours(&self) -> bool {
+        is_private(&self.folder).is_ok_and(|is| is)
     }
 
     fn failed(&self, error: io::Error) -> Error {
@@ -163,6 +172,9 @@ impl OwnMount {
 
     /// Ends the mount if it is there and nothing uses it, so that another one can write the store's forks. Without a mount, does nothing.
     pub(crate) fn end_if_idle(&self) {
+        if !self.is_ours() {
+            return;
+        }
         let Ok(file) = File::open(self.lock_file()) else { return };
         let is_mounted = || mounted_at(&self.mountpoint()).is_ok_and(|mounted| mounted.is_some());
         if !is_mounted() || rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
@@ -233,6 +245,24 @@ mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;
+
+    #[test]
+    fn in_a_folder_that_others_may_enter_there_is_no_mount_to_keep() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("abc");
+        let own = OwnMount { top: dir.path().to_owned(), folder: folder.clone(), store: "/store".into() };
+        assert!(!own.keep().unwrap());
+        DirBuilder::new().mode(0o700).create(&folder).unwrap();
+        let lock = File::create(own.lock_file()).unwrap();
+        fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)).unwrap();
+        // Its owner would hold every command up.
+        rustix::fs::flock(&lock, FlockOperation::LockExclusive).unwrap();
+        assert!(!own.keep().unwrap());
+        own.end_if_idle();
+        drop(lock);
+        fs::set_permissions(&folder, fs::Permissions::from_mode(0o700)).unwrap();
+        assert!(own.keep().unwrap());
+    }
 
     #[test]
     fn a_folder_that_others_may_enter_is_refused() {
