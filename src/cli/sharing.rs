@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use clap::Args;
 
@@ -24,6 +25,10 @@ pub(crate) struct SharingArg {
     store_mode: Option<StoreMode>,
 }
 
+/// How often, and how many times, a directory is looked at that is not a store: another program may be making one there.
+const MAKING_LOOK: Duration = Duration::from_millis(5);
+const MAKING_LOOKS: u32 = 20;
+
 impl SharingArg {
     /// Opens a store; where there is nothing at all, makes one. A folder of other things stays as it is.
     pub(crate) fn open_or_create(self, path: &Path) -> Result<Store> {
@@ -31,23 +36,31 @@ impl SharingArg {
             StoreMode::Private => Sharing::Private,
             StoreMode::Group => Sharing::Group,
         });
-        match Store::open(path) {
-            Err(error) if error.kind() == ErrorKind::NotAStore => {
-                let nothing_there = match fs::read_dir(path) {
-                    Ok(mut entries) => entries.next().is_none(),
-                    Err(e) => e.kind() == std::io::ErrorKind::NotFound,
-                };
-                if nothing_there {
-                    Store::create_shared(path, wanted.unwrap_or_default())
-                } else {
-                    Err(error)
+        let mut looks = 0;
+        loop {
+            let opened = match Store::open(path) {
+                Err(error) if error.kind() == ErrorKind::NotAStore => error,
+                Ok(store) => {
+                    return match wanted.filter(|wanted| *wanted != store.sharing()) {
+                        Some(wanted) => share(store, wanted),
+                        None => Ok(store),
+                    };
                 }
+                other => return other,
+            };
+            let nothing_there = match fs::read_dir(path) {
+                Ok(mut entries) => entries.next().is_none(),
+                Err(e) => e.kind() == std::io::ErrorKind::NotFound,
+            };
+            if nothing_there {
+                return Store::create_shared(path, wanted.unwrap_or_default());
             }
-            Ok(store) => match wanted.filter(|wanted| *wanted != store.sharing()) {
-                Some(wanted) => share(store, wanted),
-                None => Ok(store),
-            },
-            other => other,
+            // Another program may be making the store: it was not there, or empty, a moment ago.
+            looks += 1;
+            if looks == MAKING_LOOKS {
+                return Err(opened);
+            }
+            std::thread::sleep(MAKING_LOOK);
         }
     }
 }
@@ -117,5 +130,20 @@ mod tests {
         assert_eq!(open(None), Sharing::Group);
         assert_eq!(open(Some(StoreMode::Private)), Sharing::Private);
         assert_eq!(open(None), Sharing::Private);
+    }
+
+    #[test]
+    fn programs_that_make_one_store_at_the_same_time_all_get_it() {
+        for store_mode in [None, Some(StoreMode::Group)] {
+            for _ in 0..50 {
+                let dir = tempfile::tempdir().unwrap();
+                let path = dir.path().join("store");
+                std::thread::scope(|scope| {
+                    for _ in 0..8 {
+                        scope.spawn(|| SharingArg { store_mode }.open_or_create(&path).unwrap());
+                    }
+                });
+            }
+        }
     }
 }
