@@ -186,7 +186,8 @@ fn cells(row: &Row) -> [String; 7] {
     let (run, by_the_run) = row.run.as_ref().map_or_else(|| ("-".into(), String::new()), run_cells);
     [
         row.name.clone(),
-        row.base.as_ref().map_or_else(|| "(empty)".into(), short),
+        // A copy made file by file names its image in its files, which the short list does not read.
+        row.base.as_ref().map_or_else(|| "-".into(), short),
         row.last_seal.as_ref().map_or_else(|| "-".into(), short),
         age(row.age_seconds),
         run,
@@ -197,6 +198,7 @@ fn cells(row: &Row) -> [String; 7] {
 
 fn long_cells(row: &Row) -> [String; 9] {
     let [name, base, last_seal, age, run, by_the_run, damage] = cells(row);
+    let base = if row.base.is_none() { "(empty)".into() } else { base };
     let changed = row.changed.map_or_else(|| "-".into(), |changed| changed.to_string());
     let own = row.own_bytes.map_or_else(|| "-".into(), format_bytes);
     [name, base, last_seal, age, run, by_the_run, changed, own, damage]
