@@ -51,7 +51,7 @@ impl Place {
         let (guard, dir) = temp_dir();
         set_mode(&dir, 0o755);
         let program = dir.join("pfimg");
-        fs::copy(crate::common::PFIMG, &program).unwrap();
+        crate::common::cli::copy_program(crate::common::PFIMG, &program);
         set_mode(&program, 0o755);
         Self { _dir: guard, dir, program }
     }

@@ -458,7 +458,7 @@ fn an_ordinary_user_mounts_and_reads_through_fusermount3() {
     let id = store.image(&Spec { fs: Some(fs), ..Spec::default() });
     let (_dir, dir) = temp_dir();
     let program = dir.join("pfimg");
-    std::fs::copy(crate::common::PFIMG, &program).unwrap();
+    crate::common::cli::copy_program(crate::common::PFIMG, &program);
     for path in [dir.as_path(), store.root().parent().unwrap(), program.as_path()] {
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
     }

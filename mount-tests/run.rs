@@ -52,7 +52,7 @@ impl Place {
         };
         let outside = tempfile::Builder::new().prefix("outside-").tempdir_in(beside()).unwrap();
         if let Some(user) = user {
-            fs::copy(PFIMG, &program).unwrap();
+            crate::common::cli::copy_program(PFIMG, &program);
             let every = |path: &Path| fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
             [dir.as_path(), &program].into_iter().for_each(every);
             Command::new("chown").args(["-R", &format!("{user}:{user}")]).arg(store.root()).status().unwrap();

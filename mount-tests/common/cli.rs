@@ -106,15 +106,7 @@ impl Run {
     #[track_caller]
     pub fn run(mut self) -> Output {
         self.command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut started = None;
-        // A copy of a program cannot be started as long as a process that another test is just starting has it open for writing.
-        wait_at_most(PATIENCE, || {
-            let spawned = self.command.spawn();
-            let is_busy = spawned.as_ref().is_err_and(|e| e.kind() == std::io::ErrorKind::ExecutableFileBusy);
-            started = Some(spawned);
-            !is_busy
-        });
-        let spawned = started.expect("a try");
+        let spawned = self.command.spawn();
         let mut child = spawned.unwrap_or_else(|e| panic!("cannot start pfimg {}: {e}", self.shown));
         let mut stdout = child.stdout.take().expect("a pipe");
         let mut stderr = child.stderr.take().expect("a pipe");
@@ -135,6 +127,15 @@ impl Run {
         assert!(ended.is_some(), "pfimg {shown} does not end\n--- stdout\n{stdout}\n--- stderr\n{stderr}");
         Output { code, stdout, stderr }
     }
+}
+
+/// Copies a program that a test is going to start.
+///
+/// A process of its own does it. If this process had the copy open for writing, so would each program that another
+/// thread is just starting, and the kernel starts no program that is open for writing (ETXTBSY).
+#[track_caller]
+pub fn copy_program(from: &str, to: &Path) {
+    tool("cp", [OsStr::new(from), to.as_os_str()]).exits(0);
 }
 
 fn drain(pipe: &mut impl std::io::Read) -> String {

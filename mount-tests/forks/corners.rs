@@ -113,7 +113,7 @@ fn a_program_that_another_user_wrote_to_runs_without_its_owners_rights() {
                   os.execv(path, ['id'])\n";
     let run = |folder: &Path| {
         let program = folder.join("id");
-        fs::copy("/usr/bin/id", &program).unwrap();
+        crate::common::cli::copy_program("/usr/bin/id", &program);
         fs::set_permissions(&program, fs::Permissions::from_mode(0o6777)).unwrap();
         tool("python3", ["-c".as_ref(), script.as_ref(), program.as_os_str()]).exits(0).stdout
     };

@@ -197,7 +197,7 @@ fn images_are_compared_by_whoever_may_read_them_alone() {
     let dir = tempfile::tempdir().unwrap();
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let program = dir.path().join("pfimg");
-    fs::copy(PFIMG, &program).unwrap();
+    crate::common::cli::copy_program(PFIMG, &program);
     let as_other = |args: &[&str]| {
         let run = Run::program(&program, ["diff"].iter().chain(args)).env("PF_STORE", store.root());
         run.env("HOME", "/nonexistent").user(Some(65_534)).run()

@@ -36,7 +36,7 @@ impl Home {
         let guard = tempfile::Builder::new().prefix("home-").tempdir_in(beside()).unwrap();
         let dir = guard.path().canonicalize().unwrap();
         let program = dir.join("pfimg");
-        fs::copy(PFIMG, &program).unwrap();
+        crate::common::cli::copy_program(PFIMG, &program);
         let project = dir.join("shop");
         fs::create_dir_all(project.join("docs")).unwrap();
         fs::create_dir_all(project.join("src/deep")).unwrap();

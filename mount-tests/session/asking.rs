@@ -251,7 +251,7 @@ fn a_user_without_a_name_is_told_what_helps_and_it_does() {
     let (store, _) = small_store();
     let (dir, home) = temp_dir();
     let program = home.join("pfimg");
-    std::fs::copy(crate::common::PFIMG, &program).unwrap();
+    crate::common::cli::copy_program(crate::common::PFIMG, &program);
     std::fs::create_dir(home.join("mnt")).unwrap();
     for path in [dir.path(), store.root(), store.root().parent().unwrap()] {
         tool("chown", [OsStr::new("-R"), OsStr::new("54321:54321"), path.as_os_str()]).exits(0);

@@ -16,7 +16,7 @@ fn ordinary() -> (Option<u32>, tempfile::TempDir, PathBuf, FastStore) {
     let (store, _) = small_store();
     let (dir, home) = temp_dir();
     let program = home.join("pfimg");
-    std::fs::copy(crate::common::PFIMG, &program).unwrap();
+    crate::common::cli::copy_program(crate::common::PFIMG, &program);
     std::fs::create_dir(home.join("mnt")).unwrap();
     let user = is_root().then_some(65534);
     if let Some(user) = user {

@@ -342,7 +342,7 @@ fn mounts_of_another_user_come_last_and_are_no_error() {
     }
     let (dir, programs) = temp_dir();
     let program = programs.join("pfimg");
-    std::fs::copy(PFIMG, &program).unwrap();
+    crate::common::cli::copy_program(PFIMG, &program);
     std::fs::set_permissions(&programs, std::fs::Permissions::from_mode(0o755)).unwrap();
     let (theirs, _) = small_store();
     let owner = format!("{NOBODY}:{NOBODY}");
@@ -376,7 +376,7 @@ fn ended_daemons_of_another_user_are_one_line_in_all() {
     }
     let (_programs, dir) = temp_dir();
     let program = dir.join("pfimg");
-    std::fs::copy(PFIMG, &program).unwrap();
+    crate::common::cli::copy_program(PFIMG, &program);
     std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o755)).unwrap();
     let (store, _) = small_store();
     let start = || Mount::of(store.root()).args(["--allow-other"]).start();
