@@ -131,8 +131,8 @@ impl Run {
 
 /// Copies a program that a test is going to start.
 ///
-/// A process of its own does it. If this process had the copy open for writing, so would each program that another
-/// thread is just starting, and the kernel starts no program that is open for writing (ETXTBSY).
+/// `cp` does it in its own process. A child that another thread starts meanwhile would inherit the descriptor that is
+/// open for writing, and the kernel refuses to start a program that is open for writing (ETXTBSY).
 #[track_caller]
 pub fn copy_program(from: &str, to: &Path) {
     tool("cp", [OsStr::new(from), to.as_os_str()]).exits(0);
