@@ -31,6 +31,8 @@ pub enum ErrorKind {
     Damaged,
     /// The operating system refused for lack of permission.
     PermissionDenied,
+    /// Two sides changed one path, so that the operation would lose a change.
+    Conflict,
     /// Held by another process.
     Busy,
     /// A daemon did not answer in time.
@@ -115,7 +117,7 @@ impl From<Exit> for ExitCode {
 }
 
 /// Every kind, with the name that programs know it by. A name never changes its meaning.
-const NAMES: [(ErrorKind, &str); 27] = [
+const NAMES: [(ErrorKind, &str); 28] = [
     (ErrorKind::NotFound, "not-found"),
     (ErrorKind::AlreadyExists, "exists"),
     (ErrorKind::InvalidInput, "invalid-input"),
@@ -125,6 +127,7 @@ const NAMES: [(ErrorKind, &str); 27] = [
     (ErrorKind::Missing, "missing"),
     (ErrorKind::Damaged, "damaged"),
     (ErrorKind::PermissionDenied, "permission-denied"),
+    (ErrorKind::Conflict, "conflict"),
     (ErrorKind::Busy, "busy"),
     (ErrorKind::NoAnswer, "no-answer"),
     (ErrorKind::NoSpace, "no-space"),
@@ -169,6 +172,7 @@ impl ErrorKind {
             Self::Missing | Self::Damaged => Exit::Damage,
             Self::NotFound | Self::NotAStore => Exit::NotFound,
             Self::AlreadyExists => Exit::Exists,
+            Self::Conflict => Exit::Conflict,
             Self::ReadOnly | Self::PermissionDenied | Self::Busy | Self::NoAnswer => Exit::Refused,
             Self::NoSpace | Self::Unsupported | Self::UnsupportedSchema | Self::Io(_) | Self::Waits => {
                 Exit::Environment
@@ -195,7 +199,7 @@ impl ErrorKind {
             // that the name vanished.
             Self::Missing | Self::Damaged | Self::NotAStore | Self::UnsupportedSchema => libc::EIO,
             Self::PermissionDenied => libc::EACCES,
-            Self::Busy => libc::EBUSY,
+            Self::Busy | Self::Conflict => libc::EBUSY,
             Self::NoAnswer => libc::ETIMEDOUT,
             Self::NoSpace => libc::ENOSPC,
             Self::Unsupported => libc::EOPNOTSUPP,

@@ -131,7 +131,7 @@ impl Run {
 
 /// Copies a program that a test is going to start.
 ///
-/// `cp` does it in its own process. A child that another thread starts meanwhile would inherit the descriptor that is
+/// `cp` does it in its own process. A child that another thread starts at that moment inherits a descriptor that is
 /// open for writing, and the kernel refuses to start a program that is open for writing (ETXTBSY).
 #[track_caller]
 pub fn copy_program(from: &str, to: &Path) {
