@@ -1,5 +1,6 @@
 //! Operations on stores: seals, imports, exports, and maintenance.
 
+pub mod apply;
 pub mod export;
 pub mod fixture;
 pub mod gc;
