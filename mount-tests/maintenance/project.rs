@@ -303,10 +303,10 @@ fn an_image_of_a_commit_stands_there_and_is_clean_and_the_project_stays_as_it_is
     for (rev, head, stands) in
         [("old", "HEAD", "old"), ("HEAD~1", "HEAD", "main~1"), ("side", "refs/heads/side", "side")]
     {
-        let refreshed = from(&project, rev).unwrap();
-        assert!(refreshed.imported && line.parents(&refreshed.image).is_empty(), "{refreshed:?}");
-        assert_eq!((refreshed.name.as_str(), &refreshed.warnings[..]), ("shop", &[][..]));
-        let out = line.export(&refreshed.image, &format!("out-{stands}"));
+        let report = from(&project, rev).unwrap();
+        assert!(report.new && report.reports.is_empty(), "{report:?}");
+        assert_eq!(line.parents(&report.image), []);
+        let out = line.export(&report.image, &format!("out-{stands}"));
         assert_eq!(git(&out, &["status", "--porcelain"]), "", "{rev}");
         assert_eq!(git(&out, &["rev-parse", "--symbolic-full-name", "HEAD"]).trim(), head);
         assert_eq!(git(&out, &["rev-parse", "HEAD"]), git(&dir, &["rev-parse", stands]));
@@ -349,6 +349,31 @@ fn an_image_of_a_commit_stands_there_and_is_clean_and_the_project_stays_as_it_is
     // No repository, no commit.
     let error = from(&Project::at(&line.dir("cache")).unwrap(), "HEAD").unwrap_err().to_string();
     assert!(error.contains("not a git repository"), "{error}");
+}
+
+#[test]
+fn the_command_imports_a_commit_under_a_tag_and_the_line_of_the_folder_stays() {
+    let line = Line::new();
+    let dir = line.dir("shop");
+    repository(&dir, &[]);
+    git(&dir, &["tag", "old"]);
+    commit(&dir, "a", "2");
+    let path = dir.to_str().unwrap();
+    let by_hand = line.house.pfimg(["import", path, "--tag", "shop"]).exits(0).stdout;
+    let made =
+        line.house.pfimg(["import", path, "--from-commit", "old", "--tag", "then", "--json"]).exits(0).json();
+    let image: Digest = made["image"].as_str().unwrap().parse().unwrap();
+    assert_eq!((line.tag("then"), line.parents(&image), &made["new"]), (image, vec![], &true.into()));
+    let out = line.export(&image, "out");
+    assert_eq!(git(&out, &["status", "--porcelain"]), "");
+    assert_eq!(git(&out, &["rev-parse", "HEAD"]), git(&dir, &["rev-parse", "old"]));
+    // The next import of the folder continues the last one of the folder.
+    fs::write(dir.join("a"), "3").unwrap();
+    let next: Digest = line.house.pfimg(["import", path]).exits(0).stdout.trim().parse().unwrap();
+    assert_eq!(line.parents(&next), [by_hand.trim().parse().unwrap()]);
+    let wrong = line.house.pfimg(["import", path, "--from-commit", "none"]).exits(5).stderr;
+    assert!(wrong.contains("has no commit \"none\""), "{wrong}");
+    line.house.pfimg(["import", path, "--from-commit", "old", "--no-parent"]).exits(2);
 }
 
 /// One change of a folder that its stamps may hardly show.

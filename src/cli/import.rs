@@ -16,7 +16,7 @@ use super::sharing::{SharingArg, tell_if_open};
 use super::text::{count, plain, print};
 use crate::audit::note;
 use crate::error::{Error, ErrorKind, Result};
-use crate::ops::import::project;
+use crate::ops::import::project::{self, Project};
 use crate::ops::import::{Large, Options, Parent, Progress, Report, import, rules};
 use crate::store::tags::check_new_tag;
 use crate::util::parallel::default_jobs;
@@ -50,6 +50,9 @@ pub(crate) struct ImportArgs {
     /// Make an image that comes from no other one
     #[arg(long, conflicts_with = "parent")]
     no_parent: bool,
+    /// Import the files of this commit and not those in the folder; the image holds the repository too, checked out there and clean
+    #[arg(long, value_name = "REV", conflicts_with_all = ["parent", "no_parent", "pf_ignores"])]
+    from_commit: Option<String>,
     /// Leave out what matches: a name, names with slashes between, or a pattern with * ? [ ]
     #[arg(long, value_name = "PATTERN")]
     ignore: Vec<String>,
@@ -107,7 +110,7 @@ pub(crate) fn run(store: &StoreArg, args: &ImportArgs) -> Result<ExitCode> {
     }
     let parent = match &args.parent {
         Some(parent) => Parent::Image(super::place::image(&store, parent)?),
-        None if args.no_parent => Parent::None,
+        None if args.no_parent || args.from_commit.is_some() => Parent::None,
         None => args.tag.as_ref().map_or(Parent::Last, |tag| project::parent(&store, &args.dir, tag)),
     };
     let cache_dir = args.cache_dir.clone().unwrap_or_else(super::mount::default_cache_dir);
@@ -124,7 +127,11 @@ pub(crate) fn run(store: &StoreArg, args: &ImportArgs) -> Result<ExitCode> {
     };
     let bar = Bar::new();
     bar.style("{spinner} {pos} files and folders found");
-    let report = import(&store, &options, &bar);
+    let report = match &args.from_commit {
+        Some(commit) => Project::at(&args.dir)
+            .and_then(|project| project::from_commit(&store, &project, commit, &options, &bar)),
+        None => import(&store, &options, &bar),
+    };
     bar.finish();
     let mut report = report?;
     report.reports.splice(..0, refused);
@@ -138,7 +145,8 @@ pub(crate) fn run(store: &StoreArg, args: &ImportArgs) -> Result<ExitCode> {
         })?;
         options.log.note(note::tags_changed(&[tag], &[], Some(&report.image)));
     }
-    if let Some(tag) = &args.tag {
+    // The folder may hold other files than the commit, so the next import of the folder does not continue this image.
+    if let Some(tag) = args.tag.as_ref().filter(|_| args.from_commit.is_none()) {
         project::remember(&store, &args.dir, tag, &report.image, moved)?;
     }
     if args.json {

@@ -5,12 +5,11 @@ use std::fs;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Instant;
 
 use super::git::Standing;
-use super::project::{Project, Refreshed};
+use super::project::Project;
 use super::rules::add_file;
-use super::{Options, Parent, Progress, Special, import_as};
+use super::{Options, Parent, Progress, Report, Special, import_as};
 use crate::error::{Error, ErrorKind, Result};
 use crate::layers::ignore::IGNORE_FILE;
 use crate::store::Store;
@@ -33,8 +32,7 @@ pub fn from_commit(
     rev: &str,
     options: &Options,
     progress: &dyn Progress,
-) -> Result<Refreshed> {
-    let started = Instant::now();
+) -> Result<Report> {
     let git = Git { root: &project.root, args: Vec::new(), index: None };
     if rev.is_empty() || rev.starts_with('-') {
         return Err(Error::new(ErrorKind::InvalidInput, format!("{rev:?} is no commit")));
@@ -75,8 +73,9 @@ pub fn from_commit(
     let options = Options { dir: work, parent: Parent::None, ignore, ..options.clone() };
     let standing = Some(Standing { head, index });
     let special = Special { brief: false, standing, known_as: Some(project.root.clone()) };
-    let report = import_as(store, &options, &special, progress)?;
-    Ok(Refreshed::of(report, project.name.clone(), started, warnings))
+    let mut report = import_as(store, &options, &special, progress)?;
+    report.reports.splice(..0, warnings);
+    Ok(report)
 }
 
 /// Git in the user's own project. It is never started where a fork is the repository.
