@@ -48,14 +48,18 @@ fn a_fork_with_work_that_is_in_no_seal_is_discarded_by_force_alone() {
             refused.contains("in no seal") && refused.contains("pfimg seal b") && refused.contains("--force"),
             "{refused}"
         );
-        // One that stays takes no other along, and is named.
-        let said = run(&store, &["discard", "b", "a", "none", "--json"]).exits(1);
+        // A mistyped name costs no other fork.
+        let said = run(&store, &["discard", "a", "none", "--force"]).exits(5).stderr;
+        assert!(said.contains("\"none\"") && said.contains("no fork was discarded"), "{said}");
+        assert_eq!(forks(&store), ["a", "b"]);
+        // A fork that stays is named, and the other one is discarded.
+        let said = run(&store, &["discard", "b", "a", "--json"]).exits(1);
         assert_eq!(said.json()["discarded"], json!(["a"]));
         let failed = said.json()["failed"].clone();
         let kinds: Vec<(&Value, &Value)> =
             failed.as_array().unwrap().iter().map(|row| (&row["fork"], &row["error"]["kind"])).collect();
-        assert_eq!(kinds, [(&json!("b"), &json!("busy")), (&json!("none"), &json!("not-found"))]);
-        assert!(said.stderr.contains("\"b\"") && said.stderr.contains("\"none\""), "{}", said.stderr);
+        assert_eq!(kinds, [(&json!("b"), &json!("busy"))]);
+        assert!(said.stderr.contains("\"b\""), "{}", said.stderr);
         assert_eq!(forks(&store), ["b"]);
         if let Some(mount) = &mount {
             assert_eq!(fs::read(world(mount, "b").join("new")).unwrap(), b"not sealed");
@@ -79,8 +83,10 @@ fn forks_are_discarded_by_patterns_and_all_of_them() {
         }
         run(&store, &["discard", "try-{1..2}"]).exits(0);
         assert_eq!(forks(&store), ["more", "other", "try-3", "try-4"]);
-        let said = run(&store, &["discard", "try-*", "no-*"]).exits(1).stderr;
+        let said = run(&store, &["discard", "try-*", "no-*"]).exits(5).stderr;
         assert!(said.contains("no fork fits \"no-*\""), "{said}");
+        assert_eq!(forks(&store), ["more", "other", "try-3", "try-4"]);
+        run(&store, &["discard", "try-*"]).exits(0);
         assert_eq!(forks(&store), ["more", "other"]);
         run(&store, &["discard", "no-*"]).exits(5);
         run(&store, &["discard", "more", "--all"]).exits(2);

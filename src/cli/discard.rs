@@ -17,7 +17,7 @@ use super::text::{count, plain};
 use super::{StoreArg, audit, near, pattern, prune, runs};
 use crate::audit::note;
 use crate::digest::Digest;
-use crate::error::{Error, Exit, Result};
+use crate::error::{Error, ErrorKind, Exit, Result};
 use crate::mount::mountinfo::runs_in;
 use crate::ops::gc;
 use crate::ops::line::Line;
@@ -58,17 +58,17 @@ pub(crate) fn run(store_arg: &StoreArg, args: &DiscardArgs) -> Result<ExitCode> 
     let store = Arc::new(store_arg.open()?);
     let place = place::find(&store)?;
     let there = place.names()?;
-    let (mut wanted, mut errors) = (Vec::new(), Vec::new());
-    for word in if args.all { &there } else { &args.names } {
-        let names = if args.all { Ok(vec![word.clone()]) } else { pattern::names(word, &there) };
-        match names {
-            Ok(names) => wanted.extend(names),
-            Err(error) => errors.push((word.clone(), error)),
-        }
-    }
+    // A mistyped name must not cost the forks that are named with it.
+    let known = |word: &String| names(word, &there).map_err(|error| near::explain(store_arg, error));
+    let mut wanted = if args.all {
+        there.clone()
+    } else {
+        args.names.iter().map(known).collect::<Result<Vec<_>>>()?.concat()
+    };
     let mut seen = HashSet::new();
     wanted.retain(|name| seen.insert(name.clone()));
-    let several = wanted.len() + errors.len() > 1;
+    let several = wanted.len() > 1;
+    let mut errors = Vec::new();
     let (mut gone, mut seals) = (Vec::new(), Vec::new());
     for name in wanted {
         match discard(&store, &place, &name, args, &mut seals) {
@@ -86,6 +86,17 @@ pub(crate) fn run(store_arg: &StoreArg, args: &DiscardArgs) -> Result<ExitCode> 
     let removed = if args.seals && !gone.is_empty() { Some(clear(&store, &seals)?) } else { None };
     report(args, &gone, &errors, removed.as_ref())?;
     Ok(if errors.is_empty() { ExitCode::SUCCESS } else { Exit::Differs.into() })
+}
+
+/// The forks that a word names. Fails if one of them is not there.
+fn names(word: &str, there: &[String]) -> Result<Vec<String>> {
+    let names = pattern::names(word, there)?;
+    match names.iter().find(|name| !there.contains(name)) {
+        Some(missing) => Err(Error::new(ErrorKind::NotFound, format!("there is no fork {missing:?}"))
+            .with_name(missing)
+            .with_hint("`pfimg forks` lists them; no fork was discarded")),
+        None => Ok(names),
+    }
 }
 
 /// Discards one fork, and adds its seals to `seals`.
