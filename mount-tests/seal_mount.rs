@@ -261,7 +261,7 @@ fn a_seal_that_fails_leaves_the_fork_as_it_is_is_told_once_and_tried_again() {
     assert_eq!(fs::read(world.join("new")).unwrap(), b"kept");
     fs::write(pages.join("00000100.v"), vec![0; 2048]).unwrap();
     wait_until("it is tried again", || snaps(&mount, "f").len() == 1);
-    assert_eq!(mount.log_lines(&["it stays as it is, and is tried again"]).len(), 1);
+    assert_eq!(mount.log_lines(&["the fork stays unsealed, and pfimg tries again"]).len(), 1);
     verify(&store);
     mount.unmount();
 }

@@ -333,7 +333,7 @@ impl Filesystem for Adapter {
                         (name_only(entry.ino, entry.kind), Duration::ZERO)
                     }
                     // Not looked up, and not to be forgotten either.
-                    None => (name_only(vfs.nobody(), entry.kind), Duration::ZERO),
+                    None => (name_only(vfs.unused(), entry.kind), Duration::ZERO),
                 };
                 !reply.add(INodeNo(entry.ino), entry.cookie, name, &ttl, &attr, Generation(0))
             })
