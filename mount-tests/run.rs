@@ -371,7 +371,7 @@ fn more_can_be_written_shown_and_hidden() {
         said.exits(0);
         assert!(fs::exists(&file).unwrap() && !fs::exists(format!("{shared}/new")).unwrap());
         let both = place.run(&["--read", &shared, "--write", &shared, "a", "true"]).exits(125);
-        assert!(both.stderr.contains("name it once"), "{both:?}");
+        assert!(both.stderr.contains("name it in one option only"), "{both:?}");
         // What is shown does not bring back what is hidden in it.
         let root = place.store.root().parent().unwrap().to_str().unwrap();
         let store = place.store.root().display();

@@ -49,7 +49,7 @@ fn a_fork_is_at_its_projects_own_path_and_the_project_stays_as_it_is() {
         // One that is missing in the fork.
         let said = here("docs", "try");
         assert_eq!(said.stdout, format!("{project}\n"));
-        assert!(said.stderr.contains(&format!("{project}/docs is no folder of fork \"try\"")), "{said:?}");
+        assert!(said.stderr.contains(&format!("{project}/docs is not a folder of fork \"try\"")), "{said:?}");
         // The older form does so, too, in the project; elsewhere it is in the fork's own place.
         let said = home.pfimg(&["run", "try", "pwd"]).dir(&home.path("shop/src")).run().exits(0);
         assert_eq!(said.stdout, format!("{project}/src\n"));

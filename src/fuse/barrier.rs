@@ -14,8 +14,9 @@
 //! syncfs(2) skips three kinds of pages, so one pass is not enough if there were dirty pages:
 //!
 //! - Pages that are being written and have changed since. The next pass writes them.
-//! - All pages, if the kernel calls the connection congested because of many background requests. The daemon counts the requests that came during a pass and those that workers had not answered. If there were few, the pass was *calm*: the
-//!   connection was not congested.
+//! - All pages, if the kernel calls the connection congested because of many background requests. The daemon counts the requests
+//!   that came during a pass and those that workers had not answered. If there were few, the pass was *calm*: the connection was
+//!   not congested.
 //! - Pages of a file that another call syncs, closes or truncates at that moment. Such a call causes a WRITE, an FSYNC or a
 //!   SETATTR.
 //!
