@@ -108,7 +108,7 @@ fn nothing_is_needed_before_a_run() {
         // One project is as good as another, and none is a home folder or the root.
         for dir in [home.path(""), "/".into()] {
             let said = home.pfimg(&["run", "--", "true"]).dir(&dir).run().exits(125);
-            assert!(said.stderr.contains("no project"), "{said:?}");
+            assert!(said.stderr.contains("not a project"), "{said:?}");
         }
         let said = home.pfimg(&["run", "--from", "shop/docs", "--", "ls"]).dir(&home.path("")).run().exits(0);
         assert!(said.stdout == "one.md\ntwo.md\n" && said.stderr.contains("  docs-1  exit 0"), "{said:?}");
