@@ -276,7 +276,7 @@ impl Mapped {
 
     fn remove(&self, gone: &[(Digest, Known)]) {
         for (digest, _) in gone {
-            // One that another thread has just made anew is good without a name.
+            // Another thread may just have made the file again. Its mapping does not need the name.
             let _ = fs::remove_file(self.path(digest));
         }
     }
