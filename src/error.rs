@@ -61,7 +61,7 @@ pub enum Posix {
     NotEmpty,
     /// A name of more than 255 bytes, or a target of more than 4095.
     NameTooLong,
-    /// The file has the largest number of links.
+    /// The file already has the maximum number of links.
     TooManyLinks,
     /// Not allowed for any user.
     NotPermitted,
