@@ -34,7 +34,7 @@ fn timed(program: &Path, args: &[&str]) -> Result<Duration> {
 fn change(folder: &Path, files: &[&str], run: usize) -> Result<()> {
     for n in 0..CHANGED {
         let file = files[(run * 977 + n * (files.len() / CHANGED + 1)) % files.len()];
-        fs::write(folder.join(file), format!("changed beside {run} {n}\n").repeat(20))?;
+        fs::write(folder.join(file), format!("changed by run {run} {n}\n").repeat(20))?;
     }
     Ok(())
 }

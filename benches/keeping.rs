@@ -43,8 +43,8 @@ enum Group {
     Import,
     /// A large file with a small change.
     Big,
-    /// What others take.
-    Beside,
+    /// The same work in other systems.
+    Peers,
     /// Commands in a fork.
     Run,
 }
@@ -131,7 +131,7 @@ fn main() -> Result<()> {
     if wants(Group::Seal) {
         sealing::rows(args.runs, &scratch, &mut figures)?;
     }
-    if wants(Group::Import) || wants(Group::Beside) {
+    if wants(Group::Import) || wants(Group::Peers) {
         let tree = SourceTree::new(args.files, 1);
         let folder = scratch.fresh("tree")?;
         tree.write(&folder, &scratch)?;
@@ -141,7 +141,7 @@ fn main() -> Result<()> {
         } else {
             None
         };
-        if wants(Group::Beside) {
+        if wants(Group::Peers) {
             beside::rows(&args, &scratch, &tree, &folder, &mut figures)?;
         }
         if let Some(first) = first {

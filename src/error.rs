@@ -380,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn every_kind_has_a_name_of_its_own_that_leads_back_to_it() {
+    fn every_kind_has_a_unique_name_that_leads_back_to_it() {
         for (kind, name) in NAMES.iter().filter(|(_, name)| *name != "usage") {
             assert_eq!((kind.name(), ErrorKind::named(name)), (*name, Some(*kind)));
         }

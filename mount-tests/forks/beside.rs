@@ -84,7 +84,7 @@ fn commands_go_to_the_mount_that_writes_the_forks() {
 }
 
 #[test]
-fn a_path_is_no_forks_name_for_a_command_beside_a_mount() {
+fn a_command_next_to_a_mount_refuses_a_path_as_the_name_of_a_fork() {
     let (store, id) = small_store();
     let mount = Mount::of(store.root()).args(["--seal", "manual"]).start();
     let files = fork(&mount, "try", &id);

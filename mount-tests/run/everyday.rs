@@ -317,7 +317,7 @@ fn what_a_command_leaves_behind_may_write_its_last_words() {
 
 /// As in a session of systemd's, where a user may change the group that a terminal and all in it is in.
 #[test]
-fn a_run_whose_user_may_change_its_group_has_one_of_its_own() {
+fn a_run_whose_user_may_change_its_group_has_a_separate_group() {
     let unified =
         pfimg::mount::mountinfo::mounts().unwrap().into_iter().find(|mounted| mounted.fs_type == "cgroup2");
     let Some(unified) = unified.filter(|_| is_root()) else { return };

@@ -18,7 +18,7 @@ fn a_fork_is_at_its_projects_own_path_and_the_project_stays_as_it_is() {
         let script = "pwd; echo $PWD; cat ignored untracked src/price.py; git status --short; git fsck --no-progress
             echo 3 > src/price.py; echo new > new; rm -r docs; git add -A; git commit -qm second; git log --format=%s
             git config core.fsmonitor \"touch $0\"; echo \"touch $0\" > .git/hooks/post-checkout; chmod +x .git/hooks/*";
-        // What git is told to start in the fork starts nowhere else.
+        // A program that git starts in the fork does not run outside of it.
         let planted = home.path("runtime/planted");
         let said = home.run(&["try", "--", "sh", "-c", script, planted.to_str().unwrap()]).exits(0);
         let expected = format!(
@@ -105,14 +105,14 @@ fn nothing_is_needed_before_a_run() {
         // The exit code is the command's, and --quiet prints nothing.
         let said = home.run(&["-q", "other", "--", "sh", "-c", "exit 7"]).exits(7);
         assert_eq!(said.stderr, "");
-        // One project is as good as another, and none is a home folder or the root.
+        // A home folder and the root folder are not projects.
         for dir in [home.path(""), "/".into()] {
             let said = home.pfimg(&["run", "--", "true"]).dir(&dir).run().exits(125);
             assert!(said.stderr.contains("not a project"), "{said:?}");
         }
         let said = home.pfimg(&["run", "--from", "shop/docs", "--", "ls"]).dir(&home.path("")).run().exits(0);
         assert!(said.stdout == "one.md\ntwo.md\n" && said.stderr.contains("  docs-1  exit 0"), "{said:?}");
-        // What is kept beside forks is for its user alone.
+        // The records next to forks are closed to other users.
         for path in [".runs", ".runs/shop-2.json", "projects"] {
             let metadata = fs::metadata(home.store().join("forks").join(path)).unwrap();
             assert_eq!(metadata.mode() & 0o077, 0, "{path}");
@@ -186,7 +186,7 @@ fn a_fork_keeps_its_project_through_renames_and_restores_until_it_is_discarded()
     assert_eq!(fs::read_dir(home.store().join("forks/.runs")).unwrap().count(), 0);
     // The other fork of the name belongs to another project.
     let said = home.pfimg(&["run", "--from", "docs", "c", "--", "pwd"]).run();
-    assert_eq!(said.code, 125, "a name without a slash is no folder: {said:?}");
+    assert_eq!(said.code, 125, "a name without a slash does not mean a folder: {said:?}");
     let said = home.pfimg(&["run", "--from", "./docs", "c", "--", "pwd"]).run().exits(0);
     assert_eq!(said.stdout, format!("{}/docs\n", home.project.display()));
 }

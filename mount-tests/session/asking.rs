@@ -191,7 +191,7 @@ fn mount_options_are_those_of_mount_8_and_unknown_ones_are_refused() {
 }
 
 #[test]
-fn without_fusermount3_an_ordinary_user_is_told_the_package() {
+fn without_fusermount3_the_error_names_the_package() {
     if is_root() {
         // Root needs no helper: an empty search path must not matter.
         let (store, id) = small_store();

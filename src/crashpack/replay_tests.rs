@@ -246,7 +246,7 @@ fn a_pack_with_any_byte_changed_is_refused() {
 }
 
 #[test]
-fn every_kind_of_tampering_is_damage_and_what_is_no_pack_is_not_found() {
+fn every_kind_of_tampering_is_damage_and_a_folder_that_is_not_a_pack_is_not_found() {
     let dir = tempfile::tempdir().unwrap();
     assert_eq!(replay(dir.path(), &[]).unwrap_err().kind(), ErrorKind::NotFound);
     assert_eq!(replay(&dir.path().join("none"), &[]).unwrap_err().kind(), ErrorKind::NotFound);

@@ -41,12 +41,12 @@ fn taken_away_twice(second: fn(&Registry) -> Option<Arc<Fork>>) {
 }
 
 #[test]
-fn no_fork_is_lost_and_no_branch_is_damaged_when_two_discard_one_and_a_third_makes_it_anew() {
+fn no_fork_is_lost_and_no_branch_is_damaged_when_two_threads_discard_a_fork_and_a_third_makes_it_again() {
     search(|| taken_away_twice(|registry| registry.discard("N").ok().and(None)));
 }
 
 #[test]
-fn no_fork_is_lost_and_no_branch_is_damaged_when_one_is_discarded_and_renamed_and_made_anew() {
+fn no_fork_is_lost_and_no_branch_is_damaged_when_a_fork_is_discarded_and_renamed_and_made_again() {
     search(|| taken_away_twice(|registry| registry.rename("N", "M").ok().and(None)));
 }
 
@@ -70,7 +70,7 @@ fn a_fork_that_is_discarded_while_another_thread_reads_it_back_takes_no_write() 
 }
 
 #[test]
-fn a_fork_that_is_put_back_while_it_is_discarded_and_made_anew_is_either_and_whole() {
+fn a_fork_that_is_restored_while_it_is_discarded_and_made_again_is_one_of_the_two_and_whole() {
     search(|| {
         let world = World::new();
         let first = world.fork("N", "of N");

@@ -326,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn groups_are_counted_apart_and_what_is_held_is_kept_beside_the_count() {
+    fn groups_are_counted_separately_and_needed_images_are_kept_in_addition() {
         let planned = plan(
             vec![
                 candidate("a", 1, &[]),

@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_with_a_zero_in_its_first_line_is_no_script() {
+    fn a_file_with_a_zero_in_its_first_line_is_not_a_script() {
         let dir = tempfile::tempdir().unwrap();
         for (text, is) in [(&b"echo\n\0"[..], true), (b"", true), (b"\x7fELF\0", false), (b"text", true)] {
             let file = dir.path().join("file");

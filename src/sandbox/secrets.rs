@@ -283,7 +283,7 @@ mod tests {
     use std::fs;
 
     #[test]
-    fn credentials_are_told_by_their_names() {
+    fn credentials_are_recognized_by_their_names() {
         let held = [
             "AWS_ACCESS_KEY_ID",
             "AWS_PROFILE",

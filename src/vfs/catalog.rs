@@ -314,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_and_goes_is_noticed_and_latest_follows() {
+    fn added_and_removed_images_are_noticed_and_latest_follows() {
         let dir = tempfile::tempdir().unwrap();
         let store = Arc::new(Store::create(dir.path()).unwrap());
         let catalog = Catalog::new(Arc::clone(&store));

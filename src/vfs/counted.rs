@@ -97,7 +97,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_key_has_a_number_of_its_own_which_stays() {
+    fn each_key_has_a_unique_number_which_stays() {
         let counted = Counted::new();
         let keys: Vec<Key> = (0..1000).map(|n| Key(FIRST_COMPUTED + (n << 40))).collect();
         assert_eq!(counted.known(keys[0]), None);

@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_once_leaves_nothing_behind_and_no_number_comes_back() {
+    fn a_key_that_is_used_once_leaves_nothing_behind_and_no_number_is_reused() {
         let inodes = Inodes::new(Numbering::Counted);
         let mut seen = std::collections::HashSet::new();
         for key in 0..100 {
