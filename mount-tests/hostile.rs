@@ -1,5 +1,5 @@
-//! Hostile stores: whatever an image claims, it is refused with a clear line or shown safely, memory stays bounded, and
-//! the rest of the store stays usable.
+//! Hostile stores: a mount refuses a bad image with a clear line or shows it safely. Memory stays bounded, and the rest of the store
+//! stays usable.
 
 use std::path::Path;
 
@@ -16,7 +16,7 @@ fn mount(store: &FastStore) -> Mount {
     Mount::of(store.root()).args(["--reveal-secrets", "--cache-size", "64MiB"]).start()
 }
 
-/// An image that nothing is wrong with, to see that it stays usable.
+/// A sound image, to check that it stays usable.
 fn sound_image(store: &mut FastStore) -> String {
     let entry = store.file("dir/sound.txt", b"sound");
     let fs = store.tree(&[dir_entry("dir"), entry]);

@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::support::{House, cid, everything, exact, id};
 use crate::common::{Rng, bare, is_root, tree};
 
-/// Makes a file look as if it had been there for long: what is young is always read again.
+/// Makes a file look old, since young files are always read again.
 fn age(path: &Path) {
     let old = std::time::SystemTime::now() - std::time::Duration::from_hours(1);
     fs::File::open(path).unwrap().set_modified(old).unwrap();
@@ -111,7 +111,7 @@ fn a_folder_that_did_not_change_is_not_read_again_and_is_no_new_image() {
         fs::write(&path, format!("file {n}")).unwrap();
         age(&path);
     }
-    // Changed just now, every file is read again: whether it changes once more cannot be seen by its times.
+    // Files that changed just now are read again, since their times would not show another change.
     let first = house.import(&dir, &[]);
     assert_eq!((&first["new"], first["files_read"].as_u64()), (&true.into(), Some(300)));
     crate::common::wait_until("the files are older than the next index", || {

@@ -252,7 +252,7 @@ fn the_ignore_file_holds_for_a_project_and_options_of_the_caller_too() {
     let refreshed = refresh(&line.store, &Project::at(&dir).unwrap(), &options, &()).unwrap();
     assert_eq!((refreshed.files, refreshed.warnings.len()), (4, 1));
     assert!(refreshed.warnings[0].contains("\"!x\" is not followed"), "{refreshed:?}");
-    // A file that becomes a rule's is gone from the next image, though nothing else changed.
+    // A file that a new rule covers is missing in the next image, even if nothing else has changed.
     write(&dir, ".pfignore", "*.log\nkept\n");
     let next = refresh(&line.store, &Project::at(&dir).unwrap(), &options, &()).unwrap();
     assert!(next.imported && next.files == 3 && line.parents(&next.image) == [refreshed.image]);

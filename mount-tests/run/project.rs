@@ -1,4 +1,4 @@
-//! A run in a project: at the project's own path, and with nothing done before it.
+//! A run in a project: at the project's own path, and without preparation.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
@@ -46,11 +46,11 @@ fn a_fork_is_at_its_projects_own_path_and_the_project_stays_as_it_is() {
         assert_eq!(said.stdout, format!("{project}/src/deep\n"), "{said:?}");
         assert!(!said.stderr.contains("imported") && said.stderr.contains("no changes"), "{said:?}");
         assert_eq!(home.read("try", "src/price.py").unwrap(), "3\n");
-        // One that is missing in the fork.
+        // The caller's folder is missing in the fork.
         let said = here("docs", "try");
         assert_eq!(said.stdout, format!("{project}\n"));
         assert!(said.stderr.contains(&format!("{project}/docs is not a folder of fork \"try\"")), "{said:?}");
-        // The older form does so, too, in the project; elsewhere it is in the fork's own place.
+        // In the project the older form does so too; elsewhere the command starts in the fork's folder.
         let said = home.pfimg(&["run", "try", "pwd"]).dir(&home.path("shop/src")).run().exits(0);
         assert_eq!(said.stdout, format!("{project}/src\n"));
         let said = home.pfimg(&["run", "try", "pwd"]).dir(&home.path("")).run().exits(0);
@@ -210,7 +210,7 @@ fn no_other_path_leads_to_the_project_and_a_fork_is_shown_elsewhere_on_request()
     std::os::unix::fs::symlink(&home.project, home.path("link")).unwrap();
     let said = home.sh("a", &format!("cat {}/x", home.path("link").display())).exits(0);
     assert_eq!(said.stdout, "x\n");
-    // What is hidden in the project is hidden in the fork, and what can be written there is the machine's.
+    // A path that is hidden in the project is hidden in the fork, and a writable path is the machine's.
     let (docs, src) = (home.path("shop/docs"), home.path("shop/src"));
     let options = ["--hide", docs.to_str().unwrap(), "--write", src.to_str().unwrap()];
     let said =
@@ -249,7 +249,7 @@ fn a_run_goes_on_in_a_fork_that_is_restored_at_its_projects_path() {
 fn a_mount_of_the_users_own_is_used() {
     let home = Home::new(None);
     home.sh("a", "true").exits(0);
-    // The mount that nothing uses makes way.
+    // An unused mount of runs ends for it.
     let own = home.mountpoint();
     let point = home.path("pf");
     fs::create_dir(&point).unwrap();
