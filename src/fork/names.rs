@@ -73,7 +73,7 @@ impl Live {
     /// Checks that `parent` is a folder that still has a place.
     fn folder(&self, parent: Ino) -> Result<()> {
         match self.state.kind(parent) {
-            // A folder that was removed while a program stands in it.
+            // A folder that was removed while it is a program's working directory.
             Some(Kind::Dir) if self.hidden.has_ino(parent) => Err(not_found()),
             Some(Kind::Dir) => Ok(()),
             Some(_) => Err(posix(Posix::NotADirectory, "not a folder")),

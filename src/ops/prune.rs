@@ -198,7 +198,7 @@ fn needed_again(store: &Store, removed: &mut HashMap<Digest, Vec<u8>>) -> Result
 /// Images, and why each is kept.
 type Needed = BTreeMap<Digest, Vec<Reason>>;
 
-/// Images that are kept whatever the policy. Fails if they cannot be determined.
+/// Images that every policy keeps. Fails if they cannot be determined.
 fn needed(store: &Store) -> Result<Needed> {
     let mut needed = Needed::new();
     for name in store.tags().names()? {
