@@ -1,10 +1,10 @@
-//! What the audit log costs: the same work on two mounts, one with `--audit on` and one with `--audit off`, in turn.
+//! Measures the cost of the audit log: the same work on two mounts, one with `--audit on` and one with `--audit off`, in turn.
 //!
 //! ```text
 //! cargo bench --bench audit -- [--runs 21] [--workload NAME] [--json FILE] [--workdir DIR]
 //! ```
-//! All of it is made of small requests, which is where a price for each would show. Each round does the work on both, in
-//! the order on, off, then off, on; the bench reports the ratio of the medians, and the median of the rounds' ratios.
+//! The work consists of small requests, so that a cost of each would show. Each round does the work on both mounts, in the order on,
+//! off, then off, on. The bench reports the ratio of the medians, and the median of the rounds' ratios.
 
 #![allow(missing_docs)]
 
@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
-/// Files that are made, looked at, read, renamed and removed, and folders they are in.
+/// Number of files that are created, looked at, read, renamed and removed, and of their folders.
 const FILES: usize = 5_000;
 const FOLDERS: usize = 50;
 
@@ -88,7 +88,7 @@ impl Mounted {
         let mut this = Self { audit, dir, image, lives: false, folders: 0 };
         this.mount()?;
         fs::create_dir(this.path("forks/bench@latest"))?;
-        // An event, so that there is a log from the start wherever one is written.
+        // Causes an event, so that a log exists from the start if one is written.
         let _ = fs::create_dir(this.path("images/x"));
         Ok(this)
     }
@@ -122,7 +122,7 @@ impl Mounted {
         pfimg(&["umount", &self.dir.join("mnt").to_string_lossy()]).map(drop)
     }
 
-    /// A folder of the fork that nothing was done in yet.
+    /// Makes an unused folder in the fork.
     fn fresh(&mut self) -> Result<PathBuf> {
         self.folders += 1;
         let folder = self.path("forks/bench/world/fs").join(format!("work-{}", self.folders));
@@ -139,10 +139,10 @@ impl Drop for Mounted {
     }
 }
 
-/// What is done: made ready, then measured.
+/// A piece of work: prepared first, then measured.
 struct Workload {
     name: &'static str,
-    /// Whether its requests are ordinary ones: each of the others is an event.
+    /// Whether its requests are ordinary ones. Each request of other work causes an event.
     is_ordinary: bool,
     ready: fn(&mut Mounted) -> Result<PathBuf>,
     work: fn(&Mounted, &Path) -> Result<()>,

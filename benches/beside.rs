@@ -11,7 +11,7 @@ use crate::sealing::{self, CHANGED, Mounted};
 use crate::source::SourceTree;
 use crate::{Args, Figures, Result, files, run};
 
-/// Bytes of the disk that btrfs is put on; a hole at first.
+/// Bytes of the disk image for btrfs, which is sparse at first.
 const DISK: u64 = 4 << 30;
 
 /// Where a program is in $PATH.
@@ -20,7 +20,7 @@ fn which(program: &str) -> Option<PathBuf> {
     std::env::split_paths(&path).map(|dir| dir.join(program)).find(|file| file.is_file())
 }
 
-/// Runs something and says how long it took.
+/// Runs a program and returns its duration.
 fn timed(program: &Path, args: &[&str]) -> Result<Duration> {
     let start = Instant::now();
     let out = Command::new(program).args(args).stdin(Stdio::null()).output()?;
@@ -34,7 +34,7 @@ fn timed(program: &Path, args: &[&str]) -> Result<Duration> {
 fn change(folder: &Path, files: &[&str], run: usize) -> Result<()> {
     for n in 0..CHANGED {
         let file = files[(run * 977 + n * (files.len() / CHANGED + 1)) % files.len()];
-        fs::write(folder.join(file), format!("changed beside {run} {n}\n").repeat(20))?;
+        fs::write(folder.join(file), format!("changed by run {run} {n}\n").repeat(20))?;
     }
     Ok(())
 }
@@ -58,7 +58,7 @@ pub(crate) fn rows(
     figures.row(&format!("first seal of a fork of this tree, {what}"), first);
     mounted.end()?;
     if let Some(pf) = args.pf.clone().or_else(|| which("pf")) {
-        // It has every blob from the import.
+        // The store has every blob from the import.
         let store = store.display().to_string();
         let folder_arg = folder.display().to_string();
         let snapshot =

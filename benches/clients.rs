@@ -9,18 +9,17 @@ use crate::Result;
 use crate::measure::{Bench, Done, Row, measure, turns};
 use crate::systems::{State, System};
 
-/// How many at once.
+/// Numbers of clients at once.
 const CLIENTS: [usize; 3] = [1, 2, 8];
 
-/// Files that each finds in its folder.
+/// Files in the folder of each client.
 const FILES: usize = 100;
 
-/// Operations in one turn of the mix: of eight files that are there a stat each, four reads, two looks at names that are
-/// not there, one listing, one new file.
+/// Operations in one turn of the mix: a stat of each of eight files, four reads, two lookups of missing names, one listing, one new
+/// file.
 const MIX: u64 = 16;
 
-/// Measures them on each system in turn, each for the same time. The time of a row is that of 10,000
-/// operations.
+/// Measures the clients on each system in turn, each for the same time. The time of a row is that of 10,000 operations.
 pub(crate) fn measure_all(
     bench: &Bench<'_>,
     systems: &mut [Box<dyn System + '_>],
@@ -85,7 +84,7 @@ fn folders(system: &dyn System, clients: usize, round: usize) -> Result<Vec<Path
     Ok(folders)
 }
 
-/// How many operations each did.
+/// Runs all clients for `time`, and returns the number of operations of each.
 fn together(folders: &[PathBuf], time: Duration) -> Result<Vec<u64>> {
     let start = Barrier::new(folders.len());
     std::thread::scope(|scope| {

@@ -119,7 +119,7 @@ impl Forking {
         Ok(this)
     }
 
-    /// Measures the discards: after all else, since what is created within a minute of deleting many files takes longer.
+    /// Measures the discards. This comes last, since creating files within a minute of deleting many takes longer.
     pub(crate) fn discard(mut self, bench: &Bench<'_>, native: &Native) -> Result<Vec<Row>> {
         let rows = &mut self.rows;
         for (round, copy) in self.copies.iter().enumerate() {
@@ -159,7 +159,7 @@ fn asked(mount: &Pfimg, what: &str, args: &[&str]) -> Result<()> {
     }
 }
 
-/// Mounting an overlay is what others do for a fork.
+/// Mounts an overlay, which other systems use in place of a fork.
 fn overlay(
     bench: &Bench<'_>,
     rows: &mut Rows,
@@ -192,7 +192,7 @@ fn read_and_write(tree: &Path, files: &[PathBuf]) -> Result<()> {
     Ok(())
 }
 
-/// A fork's whole life but for its end.
+/// Measures the operations on a fork, except discards.
 fn forks(rows: &mut Rows, files: &[PathBuf], mount: &Pfimg, round: usize) -> Result<()> {
     let forks = mount.mountpoint().join("forks");
     let tree = |name: &str| forks.join(name).join("world/fs").join(TREE);
@@ -220,7 +220,7 @@ fn forks(rows: &mut Rows, files: &[PathBuf], mount: &Pfimg, round: usize) -> Res
     let run = measure(mount, copy)?;
     rows.push("branch by cp -r", mount.name(), run, mount);
     changed(&other)?;
-    // The seal of `one` that the branch began behind the answer must not be measured as this one's.
+    // The branch began a seal of `one` after its answer, which must not count as part of this seal.
     let (before, after) = (format!("before-{round}"), format!("after-{round}"));
     let sealed = |name: &str| forks.join(&one).join(".snap").join(name);
     fs::create_dir(sealed(&before))?;
@@ -229,7 +229,7 @@ fn forks(rows: &mut Rows, files: &[PathBuf], mount: &Pfimg, round: usize) -> Res
     rows.push("seal", mount.name(), run, mount);
     let run = measure(mount, || timed(|| asked(mount, "restore", &[&one, &before])))?;
     rows.push("restore", mount.name(), run, mount);
-    // The kernel may still show what it knew.
+    // The kernel may still show cached data.
     let started = Instant::now();
     while let Err(error) = changed(&one) {
         if started.elapsed() > Duration::from_secs(5) {

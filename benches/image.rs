@@ -1,4 +1,4 @@
-//! Stores and images, written by the library alone.
+//! Stores and images that only the library writes.
 
 use std::fs;
 use std::path::Path;
@@ -76,7 +76,7 @@ pub(crate) fn write_tree(path: &Path, files: usize, in_one: bool, scratch: &Scra
         }
         let folder = if in_one { 0 } else { n / IN_A_FOLDER };
         let mut entry = Entry::new(format!("d{folder:05}/f{n:07}"), Kind::File, 0o644);
-        // All different, as real ones are: what compresses more than 64 times is taken for a bomb.
+        // All times differ, as in real trees: a tree that compresses more than 64 times would be taken for a bomb.
         entry.mtime_ns = Some((random.next() >> 3) as i64);
         let (blob, size) = blobs[n % blobs.len()];
         (entry.blob, entry.size) = (Some(blob), size);

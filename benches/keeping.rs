@@ -5,9 +5,9 @@
 //! cargo bench --bench keeping -- [--files 20000] [--sample 400] [--runs 5] [--big-mib 1024] [--only seal] [--pf FILE]
 //!     [--json FILE] [--workdir DIR]
 //! ```
-//! The real capture (`pf_world::WalkFsCapture`, which `pf snapshot` calls) takes minutes for a whole tree, so that it is
-//! given every n-th file and its time is scaled. `pf snapshot` itself is given a store that has every blob already. Each row
-//! is the median of its runs, with the least and the most.
+//! The real capture (`pf_world::WalkFsCapture`, which `pf snapshot` calls) takes minutes for a whole tree. So it gets every n-th
+//! file, and its time is scaled. `pf snapshot` itself gets a store that already has every blob. Each row is the median of its
+//! runs, with the least and the most.
 
 #![allow(missing_docs)]
 
@@ -34,7 +34,7 @@ use source::{Kind, SourceTree};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
-/// What is measured.
+/// A group of rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Group {
     /// Seals.
@@ -43,8 +43,8 @@ enum Group {
     Import,
     /// A large file with a small change.
     Big,
-    /// What others take.
-    Beside,
+    /// The same work in other systems.
+    Peers,
     /// Commands in a fork.
     Run,
 }
@@ -85,12 +85,12 @@ fn load() -> String {
     fs::read_to_string("/proc/loadavg").unwrap_or_default().split(' ').take(3).collect::<Vec<_>>().join(" ")
 }
 
-/// What was measured, printed as it comes.
+/// The figures, printed as they are measured.
 #[derive(Default)]
 pub(crate) struct Figures(Vec<Value>);
 
 impl Figures {
-    /// A row; returns its median in seconds.
+    /// Adds a row, and returns its median in seconds.
     pub(crate) fn row(&mut self, name: &str, mut times: Vec<Duration>) -> f64 {
         times.sort_unstable();
         let (median, least, most) = (times[times.len() / 2], times[0], times[times.len() - 1]);
@@ -102,7 +102,7 @@ impl Figures {
         median.as_secs_f64()
     }
 
-    /// How many times longer one thing takes than another.
+    /// Adds a ratio of two times.
     pub(crate) fn ratio(&mut self, name: &str, ratio: f64) {
         println!("| {name} | {ratio:.1} × | | |");
         self.0.push(json!({"name": name, "ratio": ratio}));
@@ -131,7 +131,7 @@ fn main() -> Result<()> {
     if wants(Group::Seal) {
         sealing::rows(args.runs, &scratch, &mut figures)?;
     }
-    if wants(Group::Import) || wants(Group::Beside) {
+    if wants(Group::Import) || wants(Group::Peers) {
         let tree = SourceTree::new(args.files, 1);
         let folder = scratch.fresh("tree")?;
         tree.write(&folder, &scratch)?;
@@ -141,7 +141,7 @@ fn main() -> Result<()> {
         } else {
             None
         };
-        if wants(Group::Beside) {
+        if wants(Group::Peers) {
             beside::rows(&args, &scratch, &tree, &folder, &mut figures)?;
         }
         if let Some(first) = first {
@@ -164,7 +164,7 @@ fn files(tree: &SourceTree) -> Vec<&str> {
     tree.items.iter().filter(|i| matches!(i.kind, Kind::File { .. })).map(|i| i.path.as_str()).collect()
 }
 
-/// Import and export; returns what the first import takes.
+/// Measures import and export. Returns the time of the first import in seconds.
 fn import(
     args: &Args,
     scratch: &Scratch,
@@ -172,7 +172,7 @@ fn import(
     folder: &Path,
     figures: &mut Figures,
 ) -> Result<f64> {
-    // What is younger than this is read again.
+    // Files that are younger than this would be read again.
     std::thread::sleep(Duration::from_secs(3));
     let path = |name: &str, n: usize| scratch.path().join(format!("{name}-{n}"));
     let what = format!("{} files, {} MB", args.files, tree.bytes() / 1_000_000);
@@ -210,7 +210,7 @@ fn import(
     Ok(first)
 }
 
-/// The real capture of some of the files, compared with the import of all, which took `first` seconds.
+/// Measures the real capture of some files. Compares it with the import of all files, which took `first` seconds.
 fn capture(
     args: &Args,
     scratch: &Scratch,
@@ -235,7 +235,7 @@ fn capture(
     Ok(())
 }
 
-/// A file in which 4 KiB change.
+/// Measures a large file in which 4 KiB change.
 fn big(args: &Args, scratch: &Scratch, figures: &mut Figures) -> Result<()> {
     if args.big_mib == 0 {
         return Ok(());

@@ -1,4 +1,4 @@
-//! Measures workloads on several systems in turn (A B A B …), on a machine that others use too.
+//! Measures workloads on several systems in turn (A B A B …), on a machine that other programs use too.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -9,10 +9,10 @@ use crate::Result;
 use crate::scratch::Scratch;
 use crate::systems::{Memory, Requests, State, System, drop_page_cache, memory};
 
-/// What others may use of a core while nothing is measured, for the machine to count as quiet.
+/// The share of a core that other programs may use on a machine that counts as quiet.
 const QUIET: f64 = 0.10;
 
-/// How long the machine is watched to find out, and how long to wait for quiet before each workload.
+/// How long to watch the machine in order to find out whether it is quiet.
 const LOOK: Duration = Duration::from_millis(200);
 
 /// A clock tick of /proc in seconds.
@@ -36,7 +36,7 @@ pub(crate) struct Job<'a> {
 /// Work that was done.
 pub(crate) struct Done {
     pub(crate) time: Duration,
-    /// Something that must be the same on each system: lines of output, for instance.
+    /// A value that must be the same on each system, for instance the number of lines of output.
     pub(crate) check: u64,
 }
 
@@ -94,7 +94,7 @@ impl Series {
     }
 }
 
-/// One workload on all systems; the first is what the others are compared to.
+/// One workload on all systems. The others are compared with the first.
 #[derive(Clone, Debug)]
 pub(crate) struct Row {
     pub(crate) group: &'static str,
@@ -124,13 +124,13 @@ impl Row {
         Self { group, name: name.into(), state, series, notes: Vec::new() }
     }
 
-    /// The name and what was remembered.
+    /// The name and the remarks.
     pub(crate) fn label(&self) -> String {
         let separator = if self.state.label().is_empty() { "" } else { ", " };
         format!("{}{separator}{}", self.name, self.state.label())
     }
 
-    /// Fails unless every run on every system gave the same.
+    /// Fails unless every run on every system gave the same result.
     pub(crate) fn agree(&self) -> Result<()> {
         let first = self.series.iter().flat_map(|s| &s.runs).map(|run| run.check).next();
         for series in &self.series {
@@ -160,7 +160,7 @@ impl Row {
         }
     }
 
-    /// Share of a core that others used while this was measured: the median over all runs.
+    /// The share of a core that other programs used during the measurement: the median over all runs.
     pub(crate) fn disturbance(&self) -> f64 {
         let runs = self.series.iter().flat_map(|series| &series.runs);
         median(runs.map(|run| run.foreign_cpu / run.seconds.max(TICK)).collect())
@@ -200,13 +200,13 @@ impl<'a> Bench<'a> {
         self.progress.set_message(what.into());
     }
 
-    /// Says something that stays, with the time since the start.
+    /// Prints a line with the time since the start.
     pub(crate) fn tell(&self, what: &str) {
         let line = format!("[{:>4} s] {what}", self.progress.elapsed().as_secs());
         self.progress.suspend(|| eprintln!("{line}"));
     }
 
-    /// Waits until others leave the machine alone, or until the patience is used up.
+    /// Waits until other programs do not use the machine, or until the patience is used up.
     pub(crate) fn wait_for_quiet(&self, patience: &mut Duration) -> Result<()> {
         let started = Instant::now();
         while started.elapsed() < *patience {
@@ -222,7 +222,7 @@ impl<'a> Bench<'a> {
         Ok(())
     }
 
-    /// Measures a workload on each system in turn, again and again.
+    /// Measures a workload on each system in turn, in several rounds.
     pub(crate) fn compare(
         &self,
         group: &'static str,
@@ -274,7 +274,7 @@ impl<'a> Bench<'a> {
     }
 }
 
-/// The order in which systems are measured: another one comes first in every round, so that none always follows the same.
+/// The order in which systems are measured. Each round starts with another one, so that none always follows the same one.
 pub(crate) fn turns(systems: usize, round: usize) -> impl Iterator<Item = usize> {
     (0..systems).map(move |n| (n + round) % systems)
 }
@@ -301,7 +301,7 @@ pub(crate) fn measure(system: &dyn System, work: impl FnOnce() -> Result<Done>) 
     })
 }
 
-/// What was asked between two looks, less what one look costs.
+/// The requests between two readings of the counters, without those of one reading.
 fn difference(before: &Requests, after: &Requests, asking: &Requests) -> Requests {
     let at = |all: &Requests, kind: &str| all.get(kind).copied().unwrap_or(0);
     after

@@ -1,4 +1,4 @@
-//! Draws ratios as bars on a logarithmic axis: a picture in SVG, by hand, since it is only rectangles and text.
+//! Draws ratios as bars on a logarithmic axis, in SVG. Uses no library, since there are only rectangles and text.
 
 use std::fmt::Write as _;
 
@@ -14,11 +14,11 @@ const WIDTH: f64 = 760.0;
 const RIGHT: f64 = 60.0;
 const TOP: f64 = 86.0;
 
-/// The axis: from a quarter to 64 times as long. What is beyond is cut and says so.
+/// The axis: from a quarter to 64 times as long. Longer bars are cut off and marked.
 const LEAST: f64 = 0.25;
 const MOST: f64 = 64.0;
 
-/// One for each system; told apart by people who see no red or green, too.
+/// One colour for each system. People who cannot tell red from green can distinguish them.
 const COLOURS: [(&str, &str); 6] = [
     ("image", "#56b4e9"),
     ("fork, through", "#0072b2"),

@@ -43,7 +43,7 @@ impl Figure {
     }
 }
 
-/// One thing as it grows.
+/// The figures of one kind of growth.
 pub(crate) struct Growth {
     what: &'static str,
     rows: Vec<(usize, Vec<(&'static str, Figure)>)>,
@@ -109,7 +109,7 @@ fn timed<T>(work: impl FnOnce() -> Result<T>) -> Result<(Figure, T)> {
     Ok((Figure::Seconds(started.elapsed().as_secs_f64()), done))
 }
 
-/// A mount with forks that are not sealed by themselves.
+/// A mount without automatic seals.
 fn mount(dir: &Path, store: &Path) -> Result<Mount> {
     let mountpoint = dir.join("mnt");
     fs::create_dir_all(&mountpoint)?;
@@ -248,7 +248,7 @@ fn tree(bench: &Bench<'_>, count: usize) -> Result<Vec<(&'static str, Figure)>> 
     figures.push(("bytes an inode there", Figure::Number(of_fork)));
     if fs::write("/proc/sys/vm/drop_caches", "2").is_ok() {
         settle(mount.pid);
-        // Free memory is given back every five seconds.
+        // The daemon returns free memory every five seconds.
         std::thread::sleep(Duration::from_secs(6));
         figures.push(("forgotten", Figure::Bytes(resident())));
     }

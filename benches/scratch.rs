@@ -1,4 +1,4 @@
-//! A folder for everything that a run makes. Whatever happens, no mount and no file of it is left.
+//! A folder for all files and mounts of a run. It leaves none of them behind, even after an error.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -81,7 +81,7 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        // Twice: what is busy at first may be free when its users are gone.
+        // Twice: a mount that is busy at first may be free after its users have ended.
         for _ in 0..2 {
             for mountpoint in mounts_below(self.path()).into_iter().rev() {
                 let gone = pfimg("umount").arg(&mountpoint).stderr(Stdio::null()).status();
@@ -97,7 +97,7 @@ impl Drop for Scratch {
             self.dir.disable_cleanup(true);
             return;
         }
-        // What was unmounted just now may still be written to.
+        // A mount that was unmounted just now may still be written to.
         let started = Instant::now();
         while self.cleans_up && fs::remove_dir_all(self.path()).is_err() && started.elapsed() < END {
             std::thread::sleep(Duration::from_millis(100));

@@ -47,7 +47,7 @@ impl Mounted {
         self.mnt.join("forks/f/world/fs")
     }
 
-    /// Seals the fork; the first time is not like the others, since the tree is read then.
+    /// Seals the fork. The first seal takes longer, since it reads the tree.
     pub(crate) fn seal(&mut self) -> Result<Duration> {
         self.seals += 1;
         seal(&self.mnt, "f", self.seals)
@@ -144,13 +144,12 @@ pub(crate) fn rows(runs: usize, scratch: &Scratch, figures: &mut Figures) -> Res
     seed(runs, scratch, figures)
 }
 
-/// The seeds of two images must differ above these bits: a page or file is made of the seed with its number xor-ed in, so that
-/// seeds which differ below have the same ones in another order.
+/// The seeds of two images must differ above these bits. A page or file is made from the seed xor its number, so seeds that differ
+/// only below them give the same pages and files in another order.
 const NUMBERS: u32 = 16;
 
-/// The whole of a fixture image, written into an empty fork: everything in it is new. Compared with the same
-/// bytes written into a native folder, and with its blobs alone, which every program must make that keeps the
-/// store's format.
+/// Measures the seal of a whole fixture image that was written into an empty fork, so that everything in it is new. Compares it with
+/// writing the same bytes to a native folder, and with writing only the blobs, which every program with this format must write.
 fn seed(runs: usize, scratch: &Scratch, figures: &mut Figures) -> Result<()> {
     let store = scratch.path().join("seeds");
     fixture(&store, &["--seed", "0"])?;
@@ -177,7 +176,7 @@ fn seed(runs: usize, scratch: &Scratch, figures: &mut Figures) -> Result<()> {
             contents.push((path.to_owned(), fs::read(&file)?));
         }
         mounted.end()?;
-        // A seal waits for what is written into its fork, but not for what the bench wrote elsewhere.
+        // A seal waits for writes to its fork, so the bench first syncs its other writes.
         rustix::fs::sync();
         let put = filled(&target.mnt, &format!("seed{run}"), &contents)?;
         bytes = contents.iter().map(|(_, content)| content.len()).sum();

@@ -1,4 +1,4 @@
-//! The rooms of `src` import each other only along the arrows that docs/ARCHITECTURE.md lists.
+//! Checks that the rooms of `src` import each other only along the arrows in docs/ARCHITECTURE.md.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -38,7 +38,7 @@ fn sources() -> Vec<Source> {
     found
 }
 
-/// The text with comments, strings and characters blanked, line by line as long as before.
+/// Blanks comments, strings and characters in a text. Lines keep their lengths.
 fn code(text: &str) -> String {
     let (bytes, mut out) = (text.as_bytes(), String::with_capacity(text.len()));
     let mut at = 0;
@@ -353,7 +353,7 @@ fn an_arrow_that_is_planted_is_found_however_it_is_written() {
         let wrong = judge(&source, &table, &mut BTreeSet::new());
         assert!(!wrong.is_empty(), "{text} is not found");
     }
-    // Comments, strings, tests and paths inside of a room are no arrows.
+    // Comments, strings, tests and paths inside a room do not count as arrows.
     for text in [
         "// use crate::fork::Fork;",
         "const S: &str = \"crate::fork::Fork\";",

@@ -130,7 +130,7 @@ fn images_and_tags_that_come_and_go_are_in_the_log_whoever_makes_them() {
 }
 
 #[test]
-fn a_command_whose_log_somebody_holds_does_its_work_and_says_what_is_not_in_the_log() {
+fn a_command_whose_log_is_locked_does_its_work_and_says_what_the_log_lacks() {
     let (store, id) = small_store();
     pfimg_on(store.root(), ["fork", &id, "f"]).exits(0);
     let lock = fs::File::open(store.root().join("audit/.lock")).unwrap();

@@ -1,4 +1,4 @@
-//! Crash packs where people look for them, what is in them, and calls that were refused.
+//! Crash packs: where they are reported, and what they contain. Also refused calls in the log.
 
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::PermissionsExt as _;

@@ -48,7 +48,7 @@ fn images_are_listed_newest_first_with_agent_parents_and_tags() {
 }
 
 #[test]
-fn damaged_markers_are_told_on_stderr_and_hide_no_other_image() {
+fn stderr_names_damaged_markers_and_other_images_are_still_listed() {
     let store = RealStore::new();
     let (sound, mended, lost) = (store.snapshot(1, &[]), store.snapshot(2, &[]), store.snapshot(3, &[]));
     std::fs::write(store.marker(&mended), "x").unwrap();
@@ -71,7 +71,7 @@ fn damaged_markers_are_told_on_stderr_and_hide_no_other_image() {
 }
 
 #[test]
-fn an_empty_store_lists_nothing_and_what_is_no_store_is_bad_input() {
+fn an_empty_store_lists_nothing_and_a_path_that_is_not_a_store_is_bad_input() {
     let store = RealStore::new();
     let output = store.pfimg(&["images"]).exits(0);
     assert!(output.stdout.is_empty() && output.stderr.contains("no image"), "{}", output.stderr);
@@ -365,7 +365,7 @@ fn an_id_is_its_image_even_where_pf_tagged_another_one_with_it() {
 }
 
 #[test]
-fn the_operators_secret_verifies_what_nobody_else_can() {
+fn the_operators_secret_verifies_a_ledger_that_nothing_else_can() {
     let store = RealStore::new();
     let id = store.snapshot(1, &[]);
     store.change(&id, |m| m.effects.ledger = store.put(support::ledger(b"kept", false).as_bytes()));

@@ -1,5 +1,5 @@
-//! Damage: whatever happens to the files of a store, no wrong byte is ever served, what is sound stays readable, and
-//! the log and `verify` name what is not.
+//! Damage to any file of a store: a mount never serves a wrong byte, sound files stay readable, and the log and `verify` name the
+//! damaged ones.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
@@ -10,13 +10,13 @@ use crate::common::fast::{FastStore, Spec, dir_entry, expected_files, file_entry
 use crate::common::{Mount, Rng, bare, names};
 use serde_json::Value;
 
-/// What can happen to a file.
+/// A kind of damage to a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Damage {
     BitFlip,
     Truncation,
     Missing,
-    /// Something sound that is something else, of another length.
+    /// Sound bytes of another file, with another length.
     WrongSize,
 }
 
@@ -71,7 +71,7 @@ impl Pair {
     }
 }
 
-/// Does `damage` to `path`; `other` is what a file of the wrong size holds.
+/// Does `damage` to `path`. `other` is the content of a file of the wrong size.
 fn harm(path: &Path, damage: Damage, other: &[u8]) {
     let mut bytes = std::fs::read(path).unwrap();
     match damage {
@@ -131,7 +131,7 @@ fn verify(store: &Path, exit: i32) -> Vec<(String, String)> {
     findings
 }
 
-/// Damages what `target` names in every way and checks what the mount, the log and `verify` make of it.
+/// Damages the blob that `target` names in every way, and checks the mount, the log and `verify`.
 ///
 /// `failing` says which files must answer EIO; all others must be right.
 fn damaged_blob(target: impl Fn(&Pair) -> String, path_in_log: &str, failing: impl Fn(&str) -> bool) {
@@ -144,7 +144,7 @@ fn damaged_blob(target: impl Fn(&Pair) -> String, path_in_log: &str, failing: im
         harm_blob(&pair.store, &digest, damage);
         let mount = Mount::of(pair.store.root()).args(["--reveal-secrets"]).start();
         let expected: BTreeSet<String> = victim.keys().filter(|path| failing(path)).cloned().collect();
-        // Twice: what failed once must not come right, or wrong, the second time.
+        // Twice: a read that failed must not succeed, or give wrong bytes, the second time.
         for round in 0..2 {
             assert_eq!(read_all(&mount, &pair.victim, &victim), expected, "{damage:?}, round {round}");
             assert_eq!(read_all(&mount, &pair.bystander, &bystander), BTreeSet::new(), "{damage:?}");
@@ -233,7 +233,7 @@ fn a_damaged_marker_gives_right_bytes_or_eio_and_is_named() {
         let pair = Pair::new();
         let victim = expected_files(&pair.store, &pair.victim);
         let bystander = expected_files(&pair.store, &pair.bystander);
-        // Sound in itself, but of another image: nothing of it may be taken for this one.
+        // The marker of another image, which is sound: none of it may be shown for this image.
         let other = std::fs::read(pair.store.marker_path(&pair.bystander)).unwrap();
         harm(&pair.store.marker_path(&pair.victim), damage, &other);
         let mount = Mount::of(pair.store.root()).args(["--reveal-secrets"]).start();
@@ -292,7 +292,7 @@ fn a_ledger_whose_chain_is_broken_is_shown_as_it_is_and_named_by_verify() {
     let mut store = FastStore::new();
     let sound = crate::common::real::ledger(1, &crate::common::fast::secret(1), 4).unwrap();
     let text = String::from_utf8(sound).unwrap();
-    // The bytes hash to their digest, so they are served; what they say was tampered with before they were stored.
+    // The bytes match their digest, so they are served. Their content was tampered with before they were stored.
     let forged = store.blob(text.replace("tool_2", "tool_9").as_bytes());
     let id = store.image(&Spec { ledger: Some(forged), ..Spec::default() });
     let mount = Mount::of(store.root()).args(["--reveal-secrets"]).start();
@@ -362,7 +362,7 @@ fn damage_that_comes_while_mounted_never_shows_wrong_bytes() {
         bytes[middle] ^= 1;
         std::fs::write(&path, bytes).unwrap();
     }
-    // What was read before may come from memory; what was not must fail. Neither may be wrong.
+    // Files that were read before may come from memory. Others must fail. No file may be wrong.
     read_all(&mount, &pair.victim, &victim);
     let bystander = expected_marker_only(&pair);
     let failed = read_all(&mount, &pair.bystander, &bystander);

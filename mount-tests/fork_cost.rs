@@ -116,7 +116,7 @@ fn a_branch_keeps_the_four_properties_of_a_copy_by_manifest() {
     };
     assert_eq!(heads(&after), heads(&before) + 1, "one file names what it is made of");
     let refused = |name: &str| fs::create_dir(forks(name)).unwrap_err().raw_os_error().unwrap();
-    assert_eq!(refused("c@nobody"), libc::ENOENT);
+    assert_eq!(refused("c@missing"), libc::ENOENT);
     assert_eq!(refused("b@a"), libc::EEXIST);
     assert_eq!(refused("a@a"), libc::EEXIST);
     assert_eq!(refused("@a"), libc::EINVAL);

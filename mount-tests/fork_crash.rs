@@ -1,4 +1,4 @@
-//! What is left of forks after the daemon was killed at any moment, and when the disk is full.
+//! Forks after the daemon was killed at any moment, and on a full disk.
 //!
 //! `PFIMG_ROUNDS` sets how often the daemon is killed, `PFIMG_SEED` with which seed the writers start.
 
@@ -17,12 +17,12 @@ use crate::common::{Mount, Rng, is_root, system, temp_dir, wait_at_most, wait_un
 
 /// Threads that write at once, each in a separate fork.
 const WRITERS: usize = 4;
-/// A round lasts no longer, however little was written.
+/// The longest duration of a round.
 const LONGEST_ROUND: Duration = Duration::from_secs(20);
 /// Branches that each of them keeps.
 const BRANCHES: usize = 3;
 
-/// What a fork's files should hold, as far as it was acknowledged.
+/// The expected content of a fork's files: all acknowledged writes.
 type Files = BTreeMap<String, Vec<u8>>;
 
 /// An operation: applied to the disk and, once acknowledged, to the model.
@@ -194,12 +194,12 @@ fn torn(files: &mut Files, is: &Files, step: &Step, name: &str, at: u64, len: us
     }
 }
 
-/// Checks what is there against what was acknowledged. What was under way may have happened or not.
+/// Compares the files with the acknowledged writes. An operation that was under way may have happened or not.
 fn check(mount: &Mount, n: usize, writer: &mut Writer, late: bool, context: &str) {
     let is = files_of(&world(mount, &format!("w{n}")));
     if let Some(step) = writer.pending.take() {
         match &step {
-            // The kernel had it, and sends it page by page.
+            // The kernel had cached the write, and sends it page by page.
             Step::Write(name, ..) | Step::Append(name, _) if late => {
                 writer.files.insert(name.clone(), is[name].clone());
             }
@@ -336,7 +336,7 @@ fn what_was_written_through_a_mapping_survives_the_daemon_once_its_file_is_close
     for writes in ["through", "back"] {
         let mut mount = Mount::of(store.root()).args(["--writes", writes]).start();
         let root = fork(&mount, writes, &id);
-        // The kernel keeps different flags of a file that was there and of one that it created.
+        // The kernel keeps different flags for an existing file and for one that it created.
         let maps = [("big", crate::common::forks::BIG), ("new", 10_000)].map(|(name, len)| {
             let path = root.join(name);
             let file =
@@ -348,7 +348,7 @@ fn what_was_written_through_a_mapping_survives_the_daemon_once_its_file_is_close
             map
         });
         mount.kill();
-        // Mapped until now: nothing but the close can have sent it.
+        // The files were mapped until now, so only the close can have sent the bytes.
         drop(maps);
         drop(mount);
         let mount = Mount::of(store.root()).start();
@@ -365,7 +365,7 @@ fn a_file_that_is_closed_after_the_daemons_death_is_not_said_to_be_written() {
     let (store, id) = small_store();
     let mut mount = Mount::of(store.root()).args(["--writes", "back"]).start();
     let root = fork(&mount, "try", &id);
-    // A file that was there is opened, a new one created: the kernel keeps different flags of them.
+    // Opens an existing file and creates a new one: the kernel keeps different flags for them.
     let name = |kind: &str| root.join(kind);
     let mut files = [open_rw(&name("README")).unwrap(), File::create_new(name("new")).unwrap()];
     for file in &mut files {
@@ -424,7 +424,7 @@ fn a_full_disk_is_told_to_the_writer_and_costs_nothing_that_was_acknowledged() {
         let small = Small::of_mebibytes(24);
         let store = small.0.join("store");
         tool("cp", ["-r".as_ref(), seedling.root().as_os_str(), store.as_os_str()]).exits(0);
-        // What a seal writes is not the writer's.
+        // No automatic seals: their writes do not belong to the writer.
         let args = ["--writes", writes, "--seal", "manual"];
         let mut mount = Mount::of(&store).args(args).start();
         fork(&mount, "try", &id);
@@ -464,10 +464,10 @@ fn a_full_disk_is_told_to_the_writer_and_costs_nothing_that_was_acknowledged() {
                             if writes == "back" {
                                 files.remove(name);
                                 uncertain.insert(name.clone());
-                                // The kernel tells the next one who asks once more; that one is here.
+                                // The kernel reports the error once more to the next caller of fsync, which is this one.
                                 let _ = open_rw(&root.join(name)).and_then(|file| file.sync_all());
                             } else {
-                                // It may have happened in part: look.
+                                // The write may have happened in part, so its result is read.
                                 files.insert(name.clone(), fs::read(root.join(name)).unwrap());
                             }
                         }

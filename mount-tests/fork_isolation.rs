@@ -105,7 +105,7 @@ impl Model {
     }
 }
 
-/// One step in one fork: on disk, then in the model. Gives what was done, to be told when a comparison fails.
+/// Does one step in one fork: on disk, then in the model. Returns a description for failed comparisons.
 fn step(rng: &mut Rng, root: &Path, model: &mut Model) -> String {
     match rng.below(100) {
         0..30 => {
@@ -225,7 +225,7 @@ fn step(rng: &mut Rng, root: &Path, model: &mut Model) -> String {
     }
 }
 
-/// Panics with where they differ unless the folder is what the model says.
+/// Panics with the differences unless the folder equals the model.
 #[track_caller]
 fn compare(root: &Path, model: &Model, context: &dyn Fn() -> String) {
     let mut found = BTreeMap::new();
@@ -297,7 +297,7 @@ fn run(seed: u64) {
     let mut rng = Rng::new(seed);
     let (store, id) = small_store();
     let writes = if seed.is_multiple_of(2) { "through" } else { "back" };
-    // Some are sealed all the time: no program may notice.
+    // Some forks are sealed all the time, which no program may notice.
     let seal = if seed.is_multiple_of(5) { "interval:50ms" } else { "manual" };
     let args = ["--writes", writes, "--seal", seal];
     let mut mount = Mount::of(store.root()).args(args).start();

@@ -9,7 +9,7 @@ use crate::common::fast::FastStore;
 use crate::common::forks::{fork, small_store, world};
 use crate::common::{Mount, system, temp_dir, tree};
 
-/// Runs a shell script in a folder; panics with what it said unless it ends well.
+/// Runs a shell script in a folder. Panics with its output if it fails.
 #[track_caller]
 fn sh(dir: &Path, script: &str) -> Output {
     for program in script
@@ -278,7 +278,7 @@ fn npm_installs_a_local_package_which_lasts_and_is_branched() {
     let branch = fork(&mount, "branch", "try");
     sh(&branch.join("app"), "npm uninstall --offline --no-audit --no-fund --silent package");
     assert!(!branch.join("app/node_modules/.bin/sum").exists());
-    // What a branch uninstalled is still here, also after a remount.
+    // A package that a branch uninstalled is still here, even after a remount.
     let (mount, world) = remounted(&store, mount);
     works(&world);
     mount.unmount();

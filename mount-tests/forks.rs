@@ -1,4 +1,4 @@
-//! Forks: how they come, what they show, what they refuse, and that they last.
+//! Forks: how they are made, what they show and refuse, and that they last.
 
 mod back;
 mod beside;
@@ -175,7 +175,7 @@ fn refusals(expected: i32) -> Vec<i32> {
     if is_root() { vec![expected] } else { vec![expected, libc::EACCES] }
 }
 
-/// Whether the kernel takes a change into its pages before it asks: what is refused then is dropped a moment later.
+/// Whether the kernel accepts a change in its pages before it asks. A refused change is then dropped a moment later.
 fn cached(what: &str, writes: &str) -> bool {
     what == "mapping" || writes == "back"
 }
@@ -437,7 +437,7 @@ fn a_read_only_mount_writes_nothing() {
     assert!(!store.root().join("forks").exists(), "looking at a store must write nothing into it");
 }
 
-/// What has to last: path, inode number, times, mode and owner of every entry, and contents.
+/// Everything that must last: path, inode number, times, mode and owner of every entry, and contents.
 fn lasting(root: &Path) -> Vec<(PathBuf, [i64; 10], tree::Node)> {
     let row = |(path, node): (PathBuf, tree::Node)| {
         let m = fs::symlink_metadata(root.join(&path)).unwrap();

@@ -1,5 +1,5 @@
-//! Hostile stores: whatever an image claims, it is refused with a clear line or shown safely, memory stays bounded, and
-//! the rest of the store stays usable.
+//! Hostile stores: a mount refuses a bad image with a clear line or shows it safely. Memory stays bounded, and the rest of the store
+//! stays usable.
 
 use std::path::Path;
 
@@ -16,7 +16,7 @@ fn mount(store: &FastStore) -> Mount {
     Mount::of(store.root()).args(["--reveal-secrets", "--cache-size", "64MiB"]).start()
 }
 
-/// An image that nothing is wrong with, to see that it stays usable.
+/// A sound image, to check that it stays usable.
 fn sound_image(store: &mut FastStore) -> String {
     let entry = store.file("dir/sound.txt", b"sound");
     let fs = store.tree(&[dir_entry("dir"), entry]);
@@ -311,7 +311,7 @@ fn layers_that_are_bombs_do_not_take_the_memory_of_the_machine() {
 }
 
 #[test]
-fn a_blob_that_is_no_regular_file_fails_and_hangs_nothing() {
+fn a_blob_that_is_not_a_regular_file_fails_and_hangs_no_reader() {
     let mut store = FastStore::new();
     let sound = sound_image(&mut store);
     let shapes = ["fifo", "folder", "endless", "loop", "outside"];
@@ -343,7 +343,7 @@ fn a_blob_that_is_no_regular_file_fails_and_hangs_nothing() {
 }
 
 #[test]
-fn a_marker_that_is_no_regular_file_hangs_nothing() {
+fn a_marker_that_is_not_a_regular_file_hangs_no_reader() {
     let mut store = FastStore::new();
     let sound = sound_image(&mut store);
     let fifo = store.marker_path(&"1".repeat(64));
@@ -366,7 +366,7 @@ fn a_marker_that_is_no_regular_file_hangs_nothing() {
 }
 
 #[test]
-fn an_agent_whose_kind_is_no_name_escapes_nowhere() {
+fn an_agent_whose_kind_cannot_be_a_name_stays_in_the_agents_folder() {
     let mut store = FastStore::new();
     let kinds = ["../../x", "..", ".", "", "/", "a/b", "a\0b", "\n", &"k".repeat(300), "ok"];
     let ids: Vec<String> = kinds
@@ -513,7 +513,7 @@ fn tags_that_are_nonsense_hide_no_image_and_lead_nowhere() {
 }
 
 #[test]
-fn a_log_that_is_no_file_is_not_waited_for() {
+fn no_command_waits_for_a_log_that_is_not_a_file() {
     let mut store = FastStore::new();
     let sound = sound_image(&mut store);
     let audit = store.root().join("audit");

@@ -193,7 +193,7 @@ fn a_store_without_images_shows_the_first_one_when_it_comes() {
 }
 
 #[test]
-fn files_that_are_no_markers_are_no_images() {
+fn files_that_are_not_markers_are_not_images() {
     let mut store = FastStore::new();
     let id = store.image(&Spec::default());
     let mount = Mount::of(store.root()).start();

@@ -285,7 +285,7 @@ fn a_forks_folders_keep_mode_and_owner_through_seal_branch_restore_and_remount()
     let mount = Mount::of(store.root()).args(["--seal", "manual"]).start();
     check(&mount, "f", "after a restore and a remount");
     check(&mount, "b", "of a branch after a seal and a remount");
-    // What no image keeps is nothing to seal.
+    // Attributes that images do not keep do not count as changes to seal.
     set_mode(top(&mount, "b"), 0o755);
     let sealed = pfimg_on(store.root(), ["seal", "b", "--json"]).exits(0).json();
     assert_eq!(sealed["new"], false, "{sealed}");

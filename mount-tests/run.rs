@@ -51,7 +51,7 @@ impl Place {
             Some(_) => dir.join("pfimg"),
             None => PathBuf::from(PFIMG),
         };
-        let outside = tempfile::Builder::new().prefix("outside-").tempdir_in(beside()).unwrap();
+        let outside = tempfile::Builder::new().prefix("outside-").tempdir_in(visible_folder()).unwrap();
         if let Some(user) = user {
             crate::common::cli::copy_program(PFIMG, &program);
             let every = |path: &Path| fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
@@ -122,9 +122,9 @@ impl Drop for Running {
     }
 }
 
-/// A folder that commands see as it is. Any user can get to what is in it. The home folder, and the checkout, may lie in a folder of
-/// which commands have their own.
-fn beside() -> PathBuf {
+/// Returns a folder that commands see unchanged, and that any user can reach. The home folder and the checkout may lie in a folder
+/// that commands see a private copy of.
+fn visible_folder() -> PathBuf {
     let target = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
     let usual = [Some("/var/lib".into()), std::env::home_dir(), Some(target), Some("/run/lock".into())];
     let own = ["/tmp", "/var/tmp", "/dev/shm"];
@@ -253,7 +253,7 @@ fn a_command_sees_its_own_processes_only_and_none_outlives_it() {
         assert!(place.user.is_none() || mask == 0, "{mask:x}");
         assert_eq!(place.sh("a", "cat README").exits(0).stdout, "read me\n");
     });
-    // What it leaves behind ends with it, and everything with the program that the caller knows.
+    // Processes that the command left behind end with it, and all of them with the program that the caller started.
     let place = Place::new();
     let mark = "PFIMG_TEST_LEFT_BEHIND";
     let left = |name: &str| processes_with(&format!("{mark}={name}"));
@@ -372,8 +372,8 @@ fn more_can_be_written_shown_and_hidden() {
         said.exits(0);
         assert!(fs::exists(&file).unwrap() && !fs::exists(format!("{shared}/new")).unwrap());
         let both = place.run(&["--read", &shared, "--write", &shared, "a", "true"]).exits(125);
-        assert!(both.stderr.contains("name it once"), "{both:?}");
-        // What is shown does not bring back what is hidden in it.
+        assert!(both.stderr.contains("name it in one option only"), "{both:?}");
+        // Showing a folder does not show the hidden files in it.
         let root = place.store.root().parent().unwrap().to_str().unwrap();
         let store = place.store.root().display();
         assert_eq!(
@@ -451,12 +451,12 @@ fn a_command_starts_where_its_caller_stands_and_seals_its_own_fork() {
     assert_eq!(fs::read(place.mount.join("tags/green/world/fs/file")).unwrap(), b"1\n");
     assert_eq!(fs::read(world(&place.mount, "a").join("file")).unwrap(), b"2\n");
     let script = "mkdir $PFIMG_SNAP/red; echo $PFIMG_SNAP; \"$0\" forks";
-    // The program may lie where commands see no files of the machine.
+    // The program may lie in a folder that is hidden from commands.
     let said = place.run(&["--read", PFIMG, "a", "sh", "-c", script, PFIMG]).exits(5);
     assert!(said.stderr.contains("mkdir") && said.stderr.contains("/.snap/NAME"), "{said:?}");
     assert_eq!(said.stdout, format!("{}\n", at("forks/a/.snap")));
     assert!(fs::exists(place.mount.join("tags/red")).unwrap());
-    // The secret with which ledgers are chained is not handed on.
+    // The command does not get the secret that chains ledgers.
     let run = place.pfimg(&["run", "a", "sh", "-c", "echo \"<$PF_SESSION_SECRET>\""]);
     assert_eq!(run.env("PF_SESSION_SECRET", "00".repeat(32)).run().exits(0).stdout, "<>\n");
 }
@@ -528,7 +528,7 @@ fn who_puts_a_fork_back_or_discards_it_hears_of_a_command_in_it() {
     place.sh("a@before", "true").exits(0);
     place.pfimg(&["seal", "a", "--tag", "one"]).run().exits(0);
     let ready = world(&place.mount, "a").join("ready");
-    let beside = |place: &Place| {
+    let spawned = |place: &Place| {
         let run = place.spawn("a", ": > ready; sleep 1000");
         wait_until("it runs", || ready.exists());
         run
@@ -543,7 +543,7 @@ fn who_puts_a_fork_back_or_discards_it_hears_of_a_command_in_it() {
     let went = world(&place.mount, "a").join("went");
     wait_until("it sees that", || fs::read(&went).is_ok_and(|text| text == b"on\n"));
     drop(run);
-    let _run = beside(&place);
+    let _run = spawned(&place);
     let said = place.pfimg(&["discard", "--force", "a"]).run().exits(0);
     assert!(said.stderr.contains("pfimg run") && said.stderr.contains("\"a\""), "{said:?}");
 }

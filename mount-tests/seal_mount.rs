@@ -1,4 +1,4 @@
-//! Seals through a mount: by `mkdir`, by command, by themselves, and while others write.
+//! Seals through a mount: by `mkdir`, by command, automatically, and while other programs write.
 
 mod adverse;
 mod kept;
@@ -109,7 +109,7 @@ fn a_fork_that_was_sealed_before_anything_changed_can_be_put_back_to_that() {
     assert!(!world_of(&mount, "f").join("new").exists());
     pfimg_on(store.root(), ["restore", "f", &sealed[..12]]).exits(0);
     assert_eq!(fs::read(world_of(&mount, "f").join("new")).unwrap(), b"new");
-    // It was there before the fork, which does not own it: thinning its seals must not take it.
+    // The image existed before the fork, so pruning the fork's seals must not remove it.
     pfimg_on(store.root(), ["untag", "start"]).exits(0);
     pfimg_on(store.root(), ["prune", "--keep-last", "1"]).exits(0);
     assert!(mount.image(&id).exists());
@@ -261,7 +261,7 @@ fn a_seal_that_fails_leaves_the_fork_as_it_is_is_told_once_and_tried_again() {
     assert_eq!(fs::read(world.join("new")).unwrap(), b"kept");
     fs::write(pages.join("00000100.v"), vec![0; 2048]).unwrap();
     wait_until("it is tried again", || snaps(&mount, "f").len() == 1);
-    assert_eq!(mount.log_lines(&["it stays as it is, and is tried again"]).len(), 1);
+    assert_eq!(mount.log_lines(&["the fork stays unsealed, and pfimg tries again"]).len(), 1);
     verify(&store);
     mount.unmount();
 }
@@ -308,7 +308,7 @@ fn once_a_fork_is_put_back_it_is_read_and_written_as_it_is_now() {
         fs::write(world.join("new"), later).unwrap();
         fs::write(world.join(format!("only-{round}")), "x").unwrap();
         pfimg_on(store.root(), ["restore", "f", &image]).exits(0);
-        // At once: what the kernel still knew of the fork as it was must not be seen, nor written to.
+        // At once: programs must neither see nor write what the kernel still had cached of the old fork.
         assert_eq!(fs::read_to_string(mount.join("work/f/new")).unwrap(), sealed, "round {round}");
         assert!(!world.join(format!("only-{round}")).exists(), "round {round}");
         fs::write(mount.join("work/f/after"), round.to_string()).unwrap();

@@ -94,7 +94,7 @@ fn removing_either_of_two_tags_of_an_image_leaves_the_other_whole() {
 }
 
 #[test]
-fn tags_are_made_listed_moved_and_removed_by_the_command_and_mistakes_are_told() {
+fn the_command_makes_lists_moves_and_removes_tags_and_reports_mistakes() {
     let (store, first, second) = two_images();
     let run = |args: &[&str]| pfimg_on(store.root(), args);
     run(&["tag", &first[..8], "a"]).exits(0);

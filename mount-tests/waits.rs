@@ -1,5 +1,5 @@
-//! No request waits for the disk on an event loop: a test holds the daemon where it reaches the disk, for as many requests as there are
-//! event loops, and other requests are answered meanwhile.
+//! No request waits for the disk on an event loop. A test holds the daemon where it reaches the disk, with as many requests as there
+//! are event loops. The daemon must still answer other requests.
 
 use std::fs::{self, File};
 use std::io;
@@ -22,7 +22,7 @@ use crate::common::{Mount, errno, is_root, temp_dir, wait_until};
 /// A `stat` that takes longer waits for something.
 const AT_ONCE: Duration = Duration::from_secs(10);
 
-/// Where a daemon is held; see `sync::wait::disk`.
+/// The places at which a daemon is held; see `sync::wait::disk`.
 struct Holds {
     folder: PathBuf,
     _dir: tempfile::TempDir,
@@ -72,11 +72,11 @@ impl Drop for Holds {
     }
 }
 
-/// Something in the mount that is asked for its attributes while others wait.
+/// Files in the mount whose attributes are asked for while other requests wait.
 struct Elsewhere(Vec<(String, OwnedFd)>);
 
 impl Elsewhere {
-    /// The mount's own folder, and what is at these paths in it.
+    /// The mountpoint, and the files at these paths in it.
     fn of(mount: &Mount, paths: &[&str]) -> Self {
         let open = |path: &&str| {
             let flags = OFlags::PATH | OFlags::CLOEXEC;
@@ -85,9 +85,9 @@ impl Elsewhere {
         Self([""].iter().chain(paths).map(open).collect())
     }
 
-    /// Asks the daemon for all of it, more often than there are event loops.
+    /// Asks the daemon for all attributes, more often than there are event loops.
     #[track_caller]
-    fn is_answered(&self, beside: &str) {
+    fn is_answered(&self, held: &str) {
         for (path, file) in self.0.iter().cycle().take(4 * self.0.len()) {
             let file = file.try_clone().unwrap();
             let (sender, answered) = mpsc::channel();
@@ -96,7 +96,7 @@ impl Elsewhere {
                 let _ = sender.send(statx(&file, "", asked, StatxFlags::BASIC_STATS).map(|_| ()));
             });
             let outcome = answered.recv_timeout(AT_ONCE);
-            assert_eq!(outcome, Ok(Ok(())), "a stat of {path:?} waits beside {beside}");
+            assert_eq!(outcome, Ok(Ok(())), "a stat of {path:?} waits while another request is held: {held}");
         }
     }
 }
@@ -107,7 +107,7 @@ fn request(call: impl FnOnce() -> io::Result<()> + Send + 'static) -> Request {
     Box::new(call)
 }
 
-/// Makes requests that are held at their places, asks elsewhere, and lets them go on.
+/// Makes requests that are held at their places, asks elsewhere, and lets them continue.
 #[track_caller]
 fn while_held(holds: &Holds, elsewhere: &Elsewhere, requests: Vec<(&str, Request)>) {
     let mut places: Vec<&str> = requests.iter().map(|(place, _)| *place).collect();
@@ -277,7 +277,7 @@ fn a_stat_is_answered_while_a_write_makes_room_on_a_full_disk() {
     let ballast = fs::write(small.path().join("ballast"), vec![1; 32 << 20]);
     assert_eq!(errno(ballast), libc::ENOSPC);
     fs::remove_file(files.join("gone")).unwrap();
-    // The daemon may hear a moment later that nothing of the removed file is in use.
+    // The daemon may learn a moment later that no program uses the removed file.
     let write = request(move || {
         loop {
             match grown.write_all_at(&vec![1; SIZE / 2], 0) {
@@ -309,8 +309,8 @@ fn a_fork_is_read_while_it_is_put_back_and_takes_no_write() {
     holds.hold("switch-head");
     let restored = std::thread::spawn(move || fs::create_dir(restore));
     wait_until("the head is switched", || holds.held("switch-head") > 0);
-    elsewhere.is_answered("a fork that is put back");
-    // It would be lost.
+    elsewhere.is_answered("a restore");
+    // The restore would lose the write.
     assert_eq!(errno(open.write_all_at(b"new", 0)), libc::ESTALE);
     holds.release("switch-head");
     restored.join().unwrap().unwrap();
@@ -321,7 +321,7 @@ fn a_fork_is_read_while_it_is_put_back_and_takes_no_write() {
     mount.unmount();
 }
 
-/// Lookups that the kernel makes while `call` is called so often.
+/// Counts the lookups that the kernel makes during `calls` calls of `call`.
 fn lookups(mount: &Mount, calls: usize, call: impl Fn()) -> f64 {
     call();
     let before = mount.requests("lookup");

@@ -14,7 +14,7 @@ M=$T/small-mnt
 "$P" mount "$M" --seal manual --cache-dir "$T/tiny/cache" || exit 1
 trap '"$P" umount "$M" >/dev/null 2>&1' EXIT
 
-# The folder of the cache takes no blob of this size.
+# The cache's folder has no space for a blob of this size.
 same "a full cache folder keeps no file from being read" "$(cmp "$T/tree/large" "$M/tags/base/world/fs/large" 2>&1)" ""
 
 "$P" fork base f > /dev/null
@@ -24,7 +24,7 @@ sync "$F/kept"
 said=$(head -c 20000000 /dev/urandom 2>/dev/null | LC_ALL=C dd of="$F/huge" bs=64k 2>&1)
 same "a full disk is reported as one" "$(grep -o 'No space left on device' <<< "$said" | head -1)" "No space left on device"
 same "what was there stays" "$(cat "$F/kept" "$F/file" 2>&1 | tr '\n' ' ')" "kept small "
-# What dd counted is there.
+# The file has all bytes that dd counted.
 written=$(stat -c %s "$F/huge")
 same "what was taken is there" "$(head -c "$written" "$F/huge" | wc -c)" "$written"
 rm "$F/huge"

@@ -2,8 +2,8 @@
 # A day of work with pfimg: mounts, imports, runs everyday programs in forks, restores, fills a disk, stops a foreign daemon.
 # Usage: scripts/day.sh [PFIMG]     as root or as an ordinary user; no network but loopback
 #
-# Prints `ok` or `BAD` for each thing that happened or did not, judged by what is on the disk afterwards. Ends with a summary;
-# the exit code is 1 if anything is BAD. What cannot be tried here is skipped, with the reason.
+# Prints `ok` or `BAD` for each check of the files on the disk, and a summary at the end. The exit code is 1 if a check is BAD.
+# Steps that are impossible on this machine are skipped, with the reason.
 set -uo pipefail
 umask 022
 cd "$(dirname "$0")/.."
@@ -42,7 +42,7 @@ end() {
   cd /
   local it
   for it in "${stopped[@]}"; do kill -CONT "$it" 2>/dev/null; done
-  # Only jobs of the day that still run: another program may have the number of one that has ended.
+  # Only jobs of this script that still run: another program may have the number of an ended one.
   for it in $(jobs -rp); do kill "$it" 2>/dev/null; done
   for it in "${mounts[@]}"; do
     mountpoint -q "$it" && { timeout -k 3 30 "$P" umount "$it" >/dev/null 2>&1 || umount -l "$it" 2>/dev/null || fusermount3 -uz "$it"; }
@@ -85,7 +85,7 @@ same "nothing shows 1970" "$(find "$M/tags/base/" -not -newermt 1971-01-01 2>&1 
 echo "== a run with ssh and git"
 if has ssh; then
   mkdir "$T/ssh"
-  # A proxy that leaves a trace where it was started: ssh refused its settings or came so far.
+  # A proxy that creates a file when ssh starts it, which shows that ssh accepted its settings.
   printf 'Include /etc/ssh/ssh_config\nHost far\n  ProxyCommand touch reached; exit 1\n' > "$T/ssh/config"
   printf '#!/bin/sh\nexec ssh -F %s/ssh/config "$@"\n' "$T" > "$T/ssh/ssh"
   chmod 755 "$T/ssh/ssh"

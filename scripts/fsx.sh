@@ -17,7 +17,7 @@ trap end EXIT
 mkdir "$work/mnt"
 export PF_STORE=$work/store HOME=$work
 
-# The second kind keeps the file's length: there the base's own bytes stay below what is written for longer.
+# The second kind keeps the file's length, so that bytes of the base stay in the file for longer.
 weights='invalidate = 2
 mapread = 10
 mapwrite = 10

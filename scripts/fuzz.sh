@@ -1,7 +1,7 @@
 #!/bin/sh
 # Fuzzes every parser for a while; fails if one panics, or takes too much time or memory.
 # Usage: scripts/fuzz.sh [SECONDS for each target, 60 if not said] [TARGET…]
-# Finds are kept in scripts/fuzz/artifacts/, what was learned in scripts/fuzz/corpus/ (neither is committed).
+# Failing inputs are kept in scripts/fuzz/artifacts/, other useful inputs in scripts/fuzz/corpus/ (neither is committed).
 set -eu
 cd "$(dirname "$0")/fuzz"
 
@@ -18,7 +18,7 @@ failed=
 for target; do
     mkdir -p "corpus/$target"
     echo "fuzz: $target for $seconds s"
-    # 8 KiB of input is plenty for these formats; what takes more than 10 s or 1 GiB is a find.
+    # 8 KiB of input is enough for these formats. An input that takes more than 10 s or 1 GiB is a failure.
     fuzz run "$target" "corpus/$target" "seeds/$target" -- \
         -max_total_time="$seconds" -max_len=8192 -timeout=10 -rss_limit_mb=1024 -verbosity=0 || failed="$failed $target"
 done

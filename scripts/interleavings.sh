@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 schedules=${1:-20000}
-# Not with `cargo test`: each test is to say how long it took.
+# Runs the tests without `cargo test`, in order to print the time of each.
 tests=$(cargo test --lib --no-run --message-format=json --quiet | sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -1)
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The installed pf and this program on one store: each takes what the other makes. Fails at the first thing that is not so.
+# Checks that the installed pf and this program can use each other's images in one store. Fails at the first error.
 # Usage: scripts/interop.sh   (PFIMG, PF: programs to use; without PF it is installed, which takes minutes)
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -24,7 +24,7 @@ seen() { for _ in $(seq 200); do [ -e "$mnt/images/$1/manifest.json" ] && return
 same() { diff -r --no-dereference -x .pfcid -x fifo "$1" "$2"; }
 effect() { printf '{"ts":"2026-05-05T14:11:0%sZ","tool_id":"t","args_hash":"sha256:%064d","idempotency_key":"k%s","result_hash":"sha256:%064d","side_effect_class":"pure"}\n' "$1" "$1" "$1" "$1"; }
 all_verify() { "$PF" verify --fail-on-unverifiable-ledgers >/dev/null; "$PFIMG" verify >/dev/null; }
-# What pf merges has a ledger without a chain, which pf skips: two of those, and every other one verifies.
+# pf's merges have a ledger without a chain, which pf skips: there are two of them, and every other ledger verifies.
 merged_verify() { "$PF" verify | grep -q ' 0 bad\. effects ledgers: .* 0 bad, 2 skipped'; "$PFIMG" verify >/dev/null; }
 
 for file in left right both; do echo "$file of the base" >"$work/tree/src/$file"; done
@@ -76,14 +76,14 @@ done
 merged_verify
 says "siblings are merged, clean and in conflict, and forks of both sealed"
 
-# Not of a: pf opens a fifo and waits for ever.
+# Does not use a: pf opens a fifo and waits for ever.
 snapshot=$("$PF" snapshot --fs-root "$mnt/work/b/" --allow-empty-engine-layers --parent "sha256:$b" 2>/dev/null | grep -o '[0-9a-f]\{64\}' | tail -n 1)
 seen "$snapshot"; same "$mnt/images/$snapshot/world/fs" "$mnt/work/b/"
 says "a snapshot of pf's of a mounted fork is what the fork is"
 
 echo "not sealed" >"$mnt/work/unsealed/src/left"; head -c 300000 /dev/urandom >"$mnt/work/unsealed/large"
 cp -r "$mnt/work/unsealed/" "$work/unsealed"
-# What an image had that is gone: garbage, which gc must take, and nothing else.
+# Blobs of a removed image are garbage: gc must delete them, and no others.
 mkdir "$work/garbage"; head -c 5000 /dev/urandom >"$work/garbage/file"
 digest=$(sha256sum <"$work/garbage/file" | cut -c -64); garbage=$PF_STORE/blobs/sha256/${digest:0:2}/$digest.zst
 gone=$("$PFIMG" import "$work/garbage" 2>/dev/null); [ -f "$garbage" ]

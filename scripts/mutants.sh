@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Changes the code line by line and runs the unit tests against each change: what no test notices is named.
+# Changes the code line by line and runs the unit tests against each change. Prints the changes that no test notices.
 # Over the audit, the crash packs, the oracles, tags, manifests, fixtures and the registry of forks.
 # Usage: scripts/mutants.sh [FILE…]   (a path as git lists it; JOBS, 2: how many changes are tried at once; SHARD, 1/8)
 # IN_PLACE=1 changes this working tree instead of copies, one change at a time: it needs no first build.
@@ -13,7 +13,7 @@ if [ ${#files[@]} = 0 ]; then
         'src/store/tags/*.rs' 'src/store/manifest.rs' 'src/ops/fixture.rs' 'src/fork/registry.rs')
 fi
 for file in "${files[@]}"; do args+=(--file "$file"); done
-# The tests of what is changed: all unit tests would take minutes for each change.
+# Runs only the tests of the changed module: all unit tests would take minutes for each change.
 tests=(audit crashpack oracle recover store::tags store::manifest fixture fork verify)
 # Functions that only write to a terminal or to the log of a daemon, and those that tests use.
 skip=('impl Debug for' 'impl fmt::Debug' 'failing')

@@ -12,7 +12,7 @@ PJDFSTEST=${PJDFSTEST:-$(command -v pjdfstest || true)}
     PJDFSTEST=${CARGO_HOME:-$HOME/.cargo}/bin/pjdfstest
 }
 getent group nogroup >/dev/null || groupadd nogroup
-id -u nobody >/dev/null 2>&1 || useradd -g nogroup nobody
+id -u "nobody" >/dev/null 2>&1 || useradd -g nogroup "nobody"
 id -u pjdtest >/dev/null 2>&1 || useradd -M pjdtest
 
 work=$(mktemp -d)

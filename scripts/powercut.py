@@ -18,7 +18,7 @@ def content(number):
 if mode == "write":
     os.chdir(root)
     rng = random.Random(int(arg))
-    # A fork of a fork that was sealed has files of the same names.
+    # A fork of a sealed fork has files of the same names.
     base = sorted(os.path.normpath(os.path.join(d, f)) for d, _, files in os.walk(".") for f in files)
     while True:
         number = rng.randrange(1 << 40)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Power cuts: the store on a loop-mounted filesystem that is shut down under the daemon; everything fsynced must be there.
-# With `seal` in the middle of seals: acknowledged ones are there, and no image lacks a blob.
+# Power cuts: shuts down the loop-mounted filesystem of a store under the daemon. All fsynced data must survive.
+# With `seal`, cuts the power during seals: acknowledged seals must survive, and no image may lack a blob.
 # Usage: scripts/powercut.sh [ROUNDS on each filesystem, 50] [seal]   Needs root.   (PFIMG: program to use)
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -22,7 +22,7 @@ trap end EXIT
 mkdir "$work/mnt" "$work/disk"
 export PF_STORE=$work/disk/store HOME=$work
 
-# Seals without a pause, and says of each that it was made.
+# Seals without a pause, and prints each finished seal.
 sealer() {
     for n in $(seq 100000); do
         mkdir "$work/mnt/forks/r$1/.snap/r$1-$n" 2>/dev/null || return 0
@@ -35,7 +35,7 @@ for type in ext4 xfs; do
     "mkfs.$type" -q "$work/$type"
     mount -o loop "$work/$type" "$work/disk"
     "$PFIMG" fixture --world-files 20 --world-file-bytes 100000 >/dev/null
-    # Not the latest: that is what was sealed of the round before.
+    # Does not use latest, which is a seal of the previous round.
     image=$(basename "$PF_STORE"/images/*.json .json)
     sync
     for round in $(seq "$rounds"); do
@@ -64,9 +64,9 @@ for type in ext4 xfs; do
         mount -o loop "$work/$type" "$work/disk"
         "$PFIMG" mount "$PF_STORE" "$work/mnt" >/dev/null
         python3 scripts/powercut.py check "$work/mnt/work/r$round/" "$work/said" "$before"
-        # What a cut tore before any image referred to it is garbage.
+        # A torn blob that no image refers to is garbage.
         code=0; "$PFIMG" verify >"$work/verified" 2>&1 || code=$?
-        # What it finds is judged below, and that it looked.
+        # Its findings are checked below, and that it ran.
         { [ "$code" -eq 0 ] || [ "$code" -eq 4 ]; } && grep -q '^pfimg: verified ' "$work/verified" ||
             { cat "$work/verified"; exit 1; }
         if grep '^verify: ' "$work/verified" | grep -v 'odd-file\|no image that was looked at refers to it'; then exit 1; fi

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Counts the lines that match a pattern of scripts/riddles.txt (phrases that make a reader stop), per directory, and fails where a
+# Counts the lines of each directory that match a pattern of scripts/riddles.txt (phrases that make a reader stop). Fails if a
 # directory has more than scripts/riddles.max allows. `--list [PATH…]` prints the lines, `--lower` writes the present counts.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -1,4 +1,4 @@
-# Sourced by demo.sh and test.sh: sees to it that what they use is installed. The only list of packages.
+# Sourced by demo.sh and test.sh: makes sure that the programs they use are installed. This is the only list of packages.
 # Usage: . scripts/setup.sh; setup demo|test
 # As root it installs what is missing (Debian, Ubuntu); as an ordinary user it names the line to type and ends with 1.
 
@@ -14,7 +14,7 @@ setup() {
   for tool in "${tools[@]}"; do
     command -v "${tool%%:*}" >/dev/null || missing+=("${tool##*:}")
   done
-  # Debian has the header files of the C library, and the pip of a new environment, in packages of their own.
+  # Debian has the header files of the C library, and the pip of a new environment, in separate packages.
   [ -e /usr/include/stdlib.h ] || missing+=(libc6-dev)
   if [ "$1" = test ] && ! python3 -c 'import ensurepip' 2>/dev/null; then missing+=(python3-venv); fi
 

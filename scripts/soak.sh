@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What takes too long for every run: many forks written at once, kill rounds, isolation programs.
+# Tests that take too long for every run: many forks written at once, kill rounds, isolation programs.
 # Usage: scripts/soak.sh [KILL ROUNDS, 200] [ISOLATION RUNS, 20000] [SECONDS of 64 writers, 60]   (PFIMG: program to use)
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -25,7 +25,7 @@ write() {
         [ "$(cat "d$((n % 9))/moved")" = "$1 $n" ]
         [ $((n % 200)) -ne 199 ] || : >log
     done
-    # Every file that was moved, and the log, in the end; a line of another fork fails.
+    # In the end every moved file must exist, and the log must not have a line of another fork.
     [ -f d0/moved ] && [ -f log ] && ! cat d*/moved log | grep -v "^$1 "
 }
 for n in $(seq 64); do mkdir "$work/mnt/forks/f$n@latest"; done

@@ -41,7 +41,7 @@ pub enum ErrorKind {
     NoSpace,
     /// This kernel, store or build does not support it.
     Unsupported,
-    /// An event loop would have to wait for the disk. A worker does it then, and no caller of a file operation gets this.
+    /// An event loop would have to wait for the disk. A worker then repeats the operation, so no caller ever gets this.
     Waits,
     /// A file operation that the rules of a filesystem refuse.
     Posix(Posix),
@@ -61,7 +61,7 @@ pub enum Posix {
     NotEmpty,
     /// A name of more than 255 bytes, or a target of more than 4095.
     NameTooLong,
-    /// The file has the largest number of links.
+    /// The file already has the maximum number of links.
     TooManyLinks,
     /// Not allowed for any user.
     NotPermitted,
@@ -79,7 +79,7 @@ pub enum Posix {
     Stale,
 }
 
-/// What the exit code of a command says. docs/TROUBLESHOOTING.md has the same table; `pfimg run` has more.
+/// The meaning of a command's exit code. docs/TROUBLESHOOTING.md has the same table; `pfimg run` has further codes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 #[repr(u8)]
@@ -88,7 +88,7 @@ pub enum Exit {
     Success = 0,
     /// A comparison found a difference, a replay found its violation again, or some of several things failed.
     Differs = 1,
-    /// The command line or what it names makes no sense.
+    /// The command line, or a value in it, is invalid.
     Usage = 2,
     /// Two sides changed the same thing.
     Conflict = 3,
@@ -98,7 +98,7 @@ pub enum Exit {
     NotFound = 5,
     /// The name is taken.
     Exists = 6,
-    /// Another process holds it, or a rule or a lack of rights forbids it.
+    /// Another process holds it, or a rule or missing permission forbids it.
     Refused = 7,
     /// The machine lacks something: FUSE, namespaces, disk space.
     Environment = 8,
@@ -145,14 +145,14 @@ const NAMES: [(ErrorKind, &str); 28] = [
     (ErrorKind::Posix(Posix::TooLarge), "too-large"),
     (ErrorKind::Posix(Posix::NoSuchOffset), "no-such-offset"),
     (ErrorKind::Posix(Posix::Stale), "stale"),
-    // What the parser of the command line refuses has no kind of its own here; see `cli::envelope`.
+    // Errors of the command line's parser share this kind; see `cli::envelope`.
     (ErrorKind::InvalidInput, "usage"),
 ];
 
 impl ErrorKind {
     /// The name that programs know it by: in `--json`, and between a daemon and its commands.
     pub fn name(self) -> &'static str {
-        // `Waits` reaches no caller: it has no name of its own.
+        // `Waits` never reaches a caller, so it needs no name.
         let named = match self {
             Self::Io(_) => Self::Io(None),
             other => other,
@@ -160,12 +160,12 @@ impl ErrorKind {
         NAMES.iter().find(|(kind, _)| *kind == named).map_or("io", |(_, name)| name)
     }
 
-    /// The kind of a name; nothing for a name that this version does not know.
+    /// Returns the kind with a name, or none if this version does not know the name.
     pub fn named(name: &str) -> Option<Self> {
         NAMES.iter().find(|(_, known)| *known == name).map(|(kind, _)| *kind)
     }
 
-    /// What the exit code of a command says that fails so. The only place where one is decided.
+    /// Returns the exit code of a command that fails with this kind. No other place decides exit codes.
     pub fn exit(self) -> Exit {
         match self {
             Self::InvalidInput => Exit::Usage,
@@ -188,15 +188,15 @@ impl ErrorKind {
         }
     }
 
-    /// The errno a file operation answers with. The only place where one is decided.
+    /// Returns the errno of a file operation that fails with this kind. No other place decides an errno.
     pub fn errno(self) -> i32 {
         match self {
             Self::NotFound => libc::ENOENT,
             Self::AlreadyExists => libc::EEXIST,
             Self::InvalidInput => libc::EINVAL,
             Self::ReadOnly => libc::EROFS,
-            // To the reader of a listed file a missing blob is an I/O error: with ENOENT, tools would believe
-            // that the name vanished.
+            // For the reader of a listed file a missing blob is an I/O error. ENOENT would make tools believe that the name no
+            // longer exists.
             Self::Missing | Self::Damaged | Self::NotAStore | Self::UnsupportedSchema => libc::EIO,
             Self::PermissionDenied => libc::EACCES,
             Self::Busy | Self::Conflict => libc::EBUSY,
@@ -210,7 +210,7 @@ impl ErrorKind {
                 Posix::NotEmpty => libc::ENOTEMPTY,
                 Posix::NameTooLong => libc::ENAMETOOLONG,
                 Posix::TooManyLinks => libc::EMLINK,
-                // Not EACCES: permissions do not matter here, even root is refused.
+                // EPERM instead of EACCES, since even root is refused.
                 Posix::NotPermitted => libc::EPERM,
                 Posix::CrossesDevices => libc::EXDEV,
                 Posix::NoAttribute => libc::ENODATA,
@@ -234,7 +234,7 @@ pub struct Error {
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
 
-/// What an error is about, for programs.
+/// The subject of an error, for programs.
 #[derive(Debug)]
 enum Subject {
     Path(PathBuf),
@@ -269,14 +269,14 @@ impl Error {
         self
     }
 
-    /// Adds the path that it is about.
+    /// Adds the path that the error is about.
     #[must_use]
     pub fn with_path(mut self, path: impl AsRef<Path>) -> Self {
         self.subject = Some(Box::new(Subject::Path(path.as_ref().to_owned())));
         self
     }
 
-    /// Adds the name that was looked for and that nothing has.
+    /// Adds the name that was not found.
     #[must_use]
     pub fn with_name(mut self, name: &str) -> Self {
         self.subject = Some(Box::new(Subject::Name(name.to_owned())));
@@ -307,7 +307,7 @@ impl Error {
         self.hint.as_deref()
     }
 
-    /// The path that it is about, if it says one.
+    /// The path that the error is about, if it has one.
     pub fn path(&self) -> Option<&Path> {
         match self.subject.as_deref() {
             Some(Subject::Path(path)) => Some(path),
@@ -315,7 +315,7 @@ impl Error {
         }
     }
 
-    /// The name that was looked for and that nothing has, if it says one.
+    /// The name that was not found, if the error has one.
     pub fn missing_name(&self) -> Option<&str> {
         match self.subject.as_deref() {
             Some(Subject::Name(name)) => Some(name),
@@ -335,7 +335,7 @@ impl Error {
         message
     }
 
-    /// The errno a file operation answers with.
+    /// The errno of a file operation that fails with this.
     pub fn errno(&self) -> i32 {
         self.kind.errno()
     }
@@ -380,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn every_kind_has_a_name_of_its_own_that_leads_back_to_it() {
+    fn every_kind_has_a_unique_name_that_leads_back_to_it() {
         for (kind, name) in NAMES.iter().filter(|(_, name)| *name != "usage") {
             assert_eq!((kind.name(), ErrorKind::named(name)), (*name, Some(*kind)));
         }

@@ -9,7 +9,7 @@
 //! Journals and data files are grouped in generations. Forking a fork freezes its present generation; both
 //! forks continue in new ones. The format is described in `docs/FORMAT-forks.md`.
 //!
-//! This module does not know mounts, lookup counts or users: permissions are checked by the kernel.
+//! This module does not know mounts, lookup counts or users: the kernel checks permissions.
 
 mod apply;
 mod aside;

@@ -1,5 +1,5 @@
-//! The thin adapter between the kernel and the [`Vfs`](crate::vfs::Vfs): decode, call, reply. No meaning lives here, and no type of
-//! the FUSE library leaves this module.
+//! The thin adapter between the kernel and the [`Vfs`](crate::vfs::Vfs): it decodes, calls and replies. It decides nothing
+//! about the meaning of a request, and no type of the FUSE library leaves this module.
 
 mod adapter;
 mod announce;
@@ -29,13 +29,10 @@ fn errno(kind: ErrorKind) -> Errno {
     Errno::from_i32(kind.errno())
 }
 
-/// Runs a handler. A panic must not end the event loop: the reply it dropped answers EIO.
+/// Runs a handler. A panic in it does not end the event loop: the dropped reply answers EIO.
 fn guarded(op: Op, handler: impl FnOnce()) {
     if catch_unwind(AssertUnwindSafe(handler)).is_err() {
-        tracing::error!(
-            "a {} request failed by a fault of this program; it was answered with EIO",
-            op.name()
-        );
+        tracing::error!("an error in pfimg made a {} request fail; the program got EIO", op.name());
     }
 }
 
@@ -77,12 +74,12 @@ fn file_attr(attr: &Attr) -> FileAttr {
     }
 }
 
-/// Nanoseconds since 1970 of a time that the kernel sent; what does not fit is cut to what does.
+/// Converts a time from the kernel to nanoseconds since 1970. A time out of range becomes the nearest one in range.
 fn nanoseconds(time: SystemTime) -> i64 {
     match time.duration_since(UNIX_EPOCH) {
         Ok(since) => i64::try_from(since.as_nanos()).unwrap_or(i64::MAX),
         Err(before) => {
-            // The kernel counts nanoseconds forward from a negative second; fuser 0.18.0 takes them off it.
+            // The kernel adds nanoseconds to a negative second; fuser 0.18.0 subtracts them.
             let (seconds, nanos) = (before.duration().as_secs(), before.duration().subsec_nanos());
             let ns = i128::from(nanos) - i128::from(seconds) * 1_000_000_000;
             i64::try_from(ns).unwrap_or(i64::MIN)

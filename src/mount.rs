@@ -1,4 +1,4 @@
-//! Mountpoints: attaching, detaching, and what the kernel says of mounts.
+//! Mountpoints: mounts and unmounts stores, and reads the kernel's list of mounts.
 
 pub(crate) mod attach;
 pub(crate) mod hints;

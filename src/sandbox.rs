@@ -1,15 +1,20 @@
-//! Runs a command where it can change nothing but a fork.
+//! Runs a command in a sandbox, where it can change only a fork.
 //!
-//! The command sees the machine it runs on, read-only. What it may write is its fork, temporary files that are gone when it
-//! ends, and what the caller names. The store, other forks, images, and the processes and devices of the machine are hidden.
-//! All of that is made of namespaces, which an ordinary user may have (Linux 5.12 and later); nothing is installed or started
-//! by root.
+//! The command sees the machine read-only. It may write to its fork, to temporary files that are removed when it ends, and to
+//! paths that the caller names. The store, other forks, images, and the machine's processes and devices are hidden. The sandbox
+//! consists of namespaces, which an ordinary user may create (Linux 5.12 and later). Root installs and starts nothing.
 //!
-//! Four processes are in a row. The *starter* is the one that the caller knows: it maps users into the new namespace, which has
-//! to be done from outside, and hands signals on. The *builder* has namespaces of its own and makes the view. *Init* is the
-//! first process in the new process namespace: when it ends, the kernel ends all that the command left behind. The last one is
-//! the command. Each ends when the one before it is killed. The first three share a channel: the starter and the builder make
-//! themselves known to each other by it, then the starter and init tell each other what happens.
+//! Four processes start each other:
+//!
+//! - The *starter* is the process that the caller knows. It maps users into the new namespace, which is only possible from
+//!   outside, and forwards signals.
+//! - The *builder* enters new namespaces and makes the view.
+//! - *Init* is the first process in the new process namespace. When it ends, the kernel ends all processes that the command
+//!   left behind.
+//! - The *command*.
+//!
+//! Each of them ends when the one before it is killed. The first three share a channel. The starter and the builder use it
+//! first; then the starter and init report events to each other.
 
 mod channel;
 mod descriptors;
@@ -44,40 +49,42 @@ use crate::sandbox::variables::Variables;
 use crate::error::{Error, Result};
 use crate::util::limits;
 
-/// The exit code when it is not the command that failed, but running it; that of env(1), timeout(1) and containers.
+/// The exit code when pfimg could not run the command, as in env(1), timeout(1) and containers.
 pub const CANNOT_RUN: u8 = 125;
-/// The exit code when there is something of the command's name that cannot be executed.
+/// The exit code when the command was found but cannot be executed.
 pub const NOT_EXECUTABLE: u8 = 126;
-/// The exit code when there is no such command.
+/// The exit code when the command was not found.
 pub const NO_COMMAND: u8 = 127;
 
-/// What a command sees and may do.
+/// The view of a command: what it sees, and what it may write.
 #[derive(Clone, Debug, Default)]
 pub struct View {
-    /// Where the store is mounted. All of it but the fork is hidden.
+    /// Where the store is mounted. Everything in it except the fork is hidden.
     pub mountpoint: PathBuf,
     /// The fork's name.
     pub fork: String,
-    /// Where the fork's `world/fs` shows besides, over what is there: at the path of its project.
+    /// A further place where the fork's `world/fs` is shown, over the folder there: the path of its project.
     pub at: Option<PathBuf>,
-    /// Where the command starts, below the fork's `world/fs`. Where that is not there, it starts in the nearest folder above.
+    /// The folder below the fork's `world/fs` in which the command starts. If it does not exist, the command starts in the
+    /// nearest existing folder above it.
     pub start: PathBuf,
-    /// More that it may write: files, folders, devices.
+    /// Further files, folders and devices that the command may write.
     pub write: Vec<PathBuf>,
-    /// What it may read although it lies in something hidden.
+    /// Paths in hidden folders that the command may read.
     pub read: Vec<PathBuf>,
-    /// What is hidden besides: a folder is empty then, a file too.
+    /// Further paths to hide. A hidden folder or file looks empty.
     pub hide: Vec<PathBuf>,
-    /// Files and folders with credentials, which are hidden unless they are named above.
+    /// Files and folders with credentials. They are hidden unless `write` or `read` names them.
     pub keys: Vec<PathBuf>,
-    /// The variables with credentials that the command gets. A socket that one names can be reached.
+    /// Variables with credentials that the command gets. If one names a socket, the command can reach it.
     pub variables: Vec<OsString>,
 }
 
-/// The builder: makes the view, has init run in it, and gives the command's exit code.
+/// Acts as the builder: makes the view, runs init in it, and returns the command's exit code.
 ///
-/// `view` is asked for once no mount is added any more; `init` are the arguments with which this program is init; `channel` is the
-/// number that the starter named. To be called before this process opens anything or starts a thread.
+/// Calls `view` in the new mount namespace, where no other program adds mounts. `init` are the arguments with which this program
+/// acts as init. `channel` is the number that the starter named. Must be called before this process opens a file or starts a
+/// thread.
 pub fn build(
     network: bool,
     view: impl FnOnce() -> Result<View>,
@@ -86,13 +93,13 @@ pub fn build(
 ) -> Result<u8> {
     let mut starter = Channel::of(sys::take(channel)?);
     call_this(c"pfimg-run");
-    // Owners and groups are told apart out here alone.
+    // Done first, since in the new namespace owners and groups cannot be distinguished.
     let is_root = rustix::process::geteuid().is_root();
     let settings = if is_root { Vec::new() } else { ssh::settings_of_root(std::env::home_dir().as_deref()) };
     let groups = namespaces::other_groups();
     namespaces::leave(network)?;
     end_with_parent()?;
-    // Where the starter has failed it has said why; where it is gone there is nobody to tell.
+    // A starter that failed has printed the reason. If it was killed, this process ends quietly.
     if !starter.say(Message::Left) || starter.hear() != Some(Message::Mapped) {
         return Ok(CANNOT_RUN);
     }
@@ -130,7 +137,7 @@ pub fn build(
         .env("PFIMG_FORK", &view.fork)
         .env("PFIMG_SNAP", view.fork_folder().join(".snap"));
     let init = limits::with_original(|| command.spawn()).map_err(|e| cannot_start(e, &view))?;
-    // Init notices by its end of the channel that the starter is gone.
+    // With this copy closed, init sees the end of its channel when the starter ends.
     drop(starter);
     let init = pid_of(&init);
     loop {
@@ -147,12 +154,13 @@ pub(crate) fn end_by(signal: i32) {
     sys::die_of(signal);
 }
 
-/// Says something on stderr. A terminal may stop who writes to it from the background, where the builder and init are.
+/// Prints a message of this program to stderr. Ignores SIGTTOU while it does: a terminal may stop processes in the background,
+/// such as the builder and init, when they write to it.
 pub fn tell(what: &dyn fmt::Display) {
     sys::ignoring(libc::SIGTTOU, || eprintln!("pfimg: {what}"));
 }
 
-/// Says something on stderr without naming this program.
+/// Prints a message to stderr without the name of this program.
 pub(crate) fn say(what: &dyn fmt::Display) {
     sys::ignoring(libc::SIGTTOU, || eprintln!("{what}"));
 }
@@ -161,56 +169,56 @@ fn cannot_start(error: io::Error, view: &View) -> Error {
     let missing = error.kind() == io::ErrorKind::NotFound;
     let error = Error::io(error, format!("cannot start a process in {}", view.files().display()));
     if missing && !view.hide.is_empty() {
-        return error.with_hint("--hide hides what every program needs, such as /usr");
+        return error.with_hint("check --hide: it must not hide what every program needs, such as /usr");
     }
     error
 }
 
 impl View {
-    /// The folder of the mount that is shown.
+    /// The fork's folder in the mount.
     fn fork_folder(&self) -> PathBuf {
         self.mountpoint.join("forks").join(&self.fork)
     }
 
-    /// Where its files are.
+    /// The folder of the fork's files in the mount.
     pub fn work(&self) -> PathBuf {
         self.fork_folder().join("world/fs")
     }
 
-    /// Where the command finds these files.
+    /// The folder in which the command finds the fork's files.
     fn files(&self) -> PathBuf {
         self.at.clone().unwrap_or_else(|| self.work())
     }
 
-    /// Where the command starts. To be called in the finished view.
+    /// Returns the folder in which the command starts. Must be called in the finished view.
     fn start_folder(&self) -> PathBuf {
         let files = self.files();
-        // Joining nothing would leave a slash at the end.
+        // Joining an empty path would leave a slash at the end.
         let wanted = self.start.components().fold(files.clone(), |path, name| path.join(name));
         let start = wanted.ancestors().take_while(|path| **path != files).find(|path| path.is_dir());
         let start = start.map_or(files, Path::to_owned);
         if start != wanted {
             let (wanted, start) = (wanted.display(), start.display());
             tell(&format_args!(
-                "{wanted} is no folder of fork {:?}: the command starts in {start}",
+                "{wanted} is not a folder of fork {:?}: the command starts in {start}",
                 self.fork
             ));
         }
         start
     }
 
-    /// The shorter name of the files in the mount.
+    /// The shorter path of the fork's files in the mount.
     fn shown_work(&self) -> PathBuf {
         self.mountpoint.join("work").join(&self.fork)
     }
 }
 
-/// Gives this process a name for process lists, which would call it `exe`.
+/// Gives this process a name for process lists, which would show `exe`.
 fn call_this(name: &CStr) {
     let _ = rustix::thread::set_name(name);
 }
 
-/// This program, whatever became of its file.
+/// A command that runs this program, even if its file was replaced or removed.
 fn this_program() -> Command {
     let mut command = Command::new("/proc/self/exe");
     if let Some(name) = std::env::args_os().next() {
@@ -223,8 +231,8 @@ fn pid_of(child: &Child) -> Pid {
     Pid::from_child(child)
 }
 
-/// Has the kernel kill this process when the one that started it ends.
+/// Makes the kernel kill this process when its parent ends.
 fn end_with_parent() -> Result<()> {
     set_parent_process_death_signal(Some(Signal::KILL))
-        .map_err(|e| Error::io(e.into(), "cannot be ended with the process that started this one"))
+        .map_err(|e| Error::io(e.into(), "cannot ask the kernel to end this process with its parent"))
 }

@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_store_is_told_apart() {
+    fn a_path_that_is_not_a_store_gives_an_error_that_says_why() {
         let dir = tempfile::tempdir().unwrap();
         let says = |path: &Path| Store::open(path).unwrap_err().to_string();
         assert!(says(&dir.path().join("nowhere")).contains("there is no store at"));

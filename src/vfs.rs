@@ -1,10 +1,10 @@
-//! What the mounted filesystem means, without a word of FUSE in it.
+//! The meaning of paths and operations in a mounted store, independent of FUSE.
 //!
 //! ```text
 //! images/<hex64>/…  tags/<name>  agents/<kind>/<time>-<hex12>  latest  .pfimg/{status.json,metrics}
 //! ```
-//! Everything an image holds is immutable, so that it may be cached for ever; names that can change are answered
-//! with a lifetime of zero or invalidated by the watcher. Nothing is parsed before someone looks.
+//! The content of an image is immutable, so the kernel may cache it for ever. Names that can change have a lifetime of zero,
+//! or the watcher invalidates them. Layers are parsed when a program first looks at them.
 
 mod advice;
 mod announce;
@@ -88,71 +88,71 @@ use reader::Reader;
 use snap::Seals;
 use trees::Trees;
 
-/// Outcome of an operation that never waits for the disk. The kind alone decides the errno; what there is to tell was logged where it
-/// was known.
+/// Outcome of an operation that never waits for the disk. An error's kind alone decides the errno; its details were logged
+/// where it occurred.
 pub type Outcome<T> = Result<T, ErrorKind>;
 
-/// How long the kernel may keep what never changes: ten years.
+/// How long the kernel may cache what never changes: ten years.
 pub const FOREVER: Duration = Duration::from_hours(10 * 365 * 24);
 
-/// Length of every folder, in bytes: that of a small one on ext4. Scripts take one without a length for empty (`test -s`).
+/// Length of every folder in bytes: that of a small folder on ext4. Scripts take a folder of length 0 for empty (`test -s`).
 const FOLDER_SIZE: u64 = 4096;
 
-/// How much is wanted of a name.
+/// How much a caller has to know about a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Look {
-    /// All there is to know.
+    /// All attributes.
     Whole,
-    /// It is only listed. What is not known is left open, with a lifetime of zero.
+    /// Only what a listing needs. Unknown attributes are left open, with a lifetime of zero.
     Listing,
 }
 
 /// How the filesystem behaves.
 #[derive(Clone, Debug)]
-#[allow(clippy::struct_excessive_bools, reason = "each is an option of its own")]
+#[allow(clippy::struct_excessive_bools, reason = "each is a separate option")]
 pub struct VfsConfig {
-    /// Owner of everything whose owner is not recorded.
+    /// Owner of files without a recorded owner.
     pub uid: u32,
-    /// Group of everything whose group is not recorded.
+    /// Group of files without a recorded group.
     pub gid: u32,
-    /// Whether what another user is recorded to own is shown as this user's.
+    /// Whether files of other users are shown as this user's.
     pub mine: bool,
-    /// Whether ledgers are shown with the session secret some hold.
+    /// Whether ledgers are shown with the session secret that some of them hold.
     pub reveal_secrets: bool,
     /// Whether extended attributes are answered at all.
     pub xattrs: bool,
-    /// What inodes are numbered by.
+    /// How inodes are numbered.
     pub inodes: Numbering,
     /// Whether nothing may be written, forks included.
     pub read_only: bool,
-    /// Whether the kernel keeps writes for a while, and sets their times itself.
+    /// Whether the kernel caches writes, and sets their times itself.
     pub late_writes: bool,
-    /// Bytes of file trees kept parsed.
+    /// Bytes of parsed file trees to keep in memory.
     pub tree_bytes: u64,
-    /// When forks are sealed by themselves.
+    /// When the mount seals forks automatically.
     pub seal: SealPolicy,
-    /// What chains ledgers at a seal in place of a secret of each ledger's own.
+    /// The secret that chains ledgers at a seal. Without it each ledger has its own.
     pub session_secret: Option<Secret>,
 }
 
-/// What forks read of the images they rest on, for programs that change them without a mount.
+/// Returns the reader of forks' base images, for programs that change forks without a mount.
 pub fn fork_reader(store: Arc<Store>, cache: Arc<Cache>) -> Arc<dyn BaseReader> {
     Arc::new(Reader::new(store, cache, Arc::new(Trees::new(0)), false))
 }
 
-/// What a read needs of a blob.
+/// The part of a blob that a read needs.
 enum Filled {
     Whole(Payload),
     Part(Data),
 }
 
-/// What the kernel knows no more. To be dropped where the disk may be waited for, if that is worth a thread.
+/// An inode that the kernel has forgotten. Dropping it may remove files, so a thread that may wait should do it.
 #[derive(Debug)]
 #[must_use]
 pub struct Forgotten(Option<Node>);
 
 impl Forgotten {
-    /// Whether dropping it may remove the files of a fork that is gone.
+    /// Whether dropping it may remove the files of a discarded fork.
     pub fn is_of_a_fork_that_is_gone(&self) -> bool {
         match &self.0 {
             Some(Node::Forked { mounted, .. } | Node::Snap { mounted }) => mounted.fork.is_discarded(),
@@ -194,7 +194,7 @@ impl std::fmt::Debug for Vfs {
 }
 
 impl Vfs {
-    /// Makes the filesystem of a store. Reads nothing yet.
+    /// Makes the filesystem of a store. Does not read the store.
     pub fn new(store: Arc<Store>, cache: Arc<Cache>, config: VfsConfig, info: MountInfo) -> Self {
         let trees = Arc::new(Trees::new(config.tree_bytes));
         let reader = Arc::new(Reader::new(
@@ -250,13 +250,13 @@ impl Vfs {
         self.inodes.get(ino).ok_or(ErrorKind::Posix(Posix::Stale))
     }
 
-    /// Finds a name in a folder and counts the lookup. A name that never can be there is [`Entry::ABSENT`].
+    /// Finds a name in a folder and counts the lookup. Returns [`Entry::ABSENT`] for a name that can never exist there.
     pub fn lookup(&self, parent: Ino, name: &[u8]) -> Attempt<Entry> {
         self.find(parent, name, Look::Whole)
     }
 
     pub(super) fn find(&self, parent: Ino, name: &[u8], look: Look) -> Attempt<Entry> {
-        // `NAME@SOURCE` is no name of a file, and may be longer.
+        // `NAME@SOURCE` asks for a fork. It may be longer than a file's name.
         let makes_fork = parent == Self::FORKS && name.contains(&b'@');
         if name.len() > MAX_NAME && !makes_fork {
             return Err(ErrorKind::Posix(Posix::NameTooLong).into());
@@ -267,7 +267,7 @@ impl Vfs {
             Node::ImageDir { image, dir } => self.lookup_in_image(image, dir, name, look),
             Node::Dir { image, node } => {
                 let tree = self.tree(image)?;
-                // A tree never changes, so that the kernel may remember what is not in it as well.
+                // A tree never changes, so the kernel may also remember that a name is not in it.
                 let Some(child) = tree.lookup(node, name) else { return Ok(Entry::ABSENT) };
                 self.entry_of(self.tree_node(&tree, image, child)?, FOREVER)
             }
@@ -279,7 +279,7 @@ impl Vfs {
         }
     }
 
-    /// Attributes of an inode, and how long they may be believed.
+    /// Returns the attributes of an inode, and how long the kernel may cache them.
     pub fn getattr(&self, ino: Ino) -> Attempt<(Attr, Duration)> {
         let mut node = self.node(ino)?;
         if let Node::File { digest, size: size @ UNKNOWN_SIZE, shown, seen, .. } = &mut node {
@@ -323,7 +323,7 @@ impl Vfs {
                     Shown::Raw => self.cache.peek(&digest),
                     Shown::Redacted => self.images.redacted(&digest).map(Payload::Heap),
                 };
-                // Once for a request: the event loop asks first.
+                // Noted once for each request: only by the event loop, which tries it first.
                 if let (Place::World(node), 0, false) = (seen.place, offset, wait::is_allowed())
                     && let Ok(tree) = self.tree(seen.image)
                 {
@@ -361,7 +361,7 @@ impl Vfs {
         }
     }
 
-    /// What a read needs of a blob that is not in the cache.
+    /// Reads the part of a blob that a read needs and that is not in the cache.
     fn fill(
         &self,
         digest: &Digest,
@@ -397,7 +397,7 @@ impl Vfs {
         }
     }
 
-    /// Takes back lookups. What the kernel does not know any more is returned: dropping it may remove files.
+    /// Takes back lookups. Returns an inode that the kernel no longer knows, since dropping it may remove files.
     pub fn forget(&self, ino: Ino, lookups: u64) -> Forgotten {
         Forgotten(self.inodes.forget(ino, lookups, |node| {
             if let Node::Forked { mounted, ino: in_fork } = node {
@@ -409,25 +409,25 @@ impl Vfs {
         }))
     }
 
-    /// Takes back a lookup that the kernel was not told of.
+    /// Takes back a lookup that was not reported to the kernel.
     pub(super) fn take_back(&self, ino: Ino) {
         drop(self.forget(ino, 1));
     }
 
-    /// Space of the filesystem that holds the store.
+    /// Returns the space of the filesystem that holds the store.
     pub fn statfs(&self) -> Attempt<rustix::fs::StatVfs> {
         may_wait()?;
         rustix::fs::statvfs(self.store.root()).map_err(|e| ErrorKind::Io(Some(e.raw_os_error())).into())
     }
 
-    /// Where the watcher starts.
+    /// Returns the state from which the watcher starts.
     pub(crate) fn watch(&self) -> Watched {
         let watched = self.catalog.watch();
         let _ = self.announce_tags();
         watched
     }
 
-    /// What changed in the store since the watcher looked last, and what of it can be announced.
+    /// Returns what has changed in the store since `watched`, and the changes that can be announced.
     pub(crate) fn changes(&self, watched: &mut Watched) -> (Changes, Vec<Announcement>) {
         let changes = self.catalog.changes(watched);
         let mut all = announce::of_images(&changes.removed, &changes.added, watched.images());
@@ -437,7 +437,7 @@ impl Vfs {
         (changes, all)
     }
 
-    /// Folders whose cached listings are outdated when images come or go.
+    /// Lists the folders whose cached listings are outdated after images were added or removed.
     pub(crate) fn listings_of_images(&self) -> Vec<Ino> {
         let mut listings = vec![Fixed::Images.ino(), Fixed::Agents.ino()];
         let agents = self.catalog.agents_looked_at();
@@ -446,7 +446,7 @@ impl Vfs {
         listings
     }
 
-    /// The folders of seals, which list tags of images that are there.
+    /// Lists the folders of seals. They list tags of existing images.
     pub(crate) fn listings_of_seals(&self) -> Vec<Ino> {
         self.forks.in_use().iter().filter_map(|fork| self.inodes.known(Self::snap_key(fork))).collect()
     }
@@ -459,12 +459,12 @@ impl Vfs {
     pub(crate) const FORKS: Ino = Fixed::Forks.ino();
     pub(crate) const WORK: Ino = Fixed::Work.ino();
 
-    /// The folder where a fork goes to be discarded.
+    /// The folder into which a fork is moved to be discarded.
     pub(crate) const CONTROL: Ino = Fixed::Control.ino();
 
-    /// A number that no inode has.
-    pub fn nobody(&self) -> Ino {
-        self.inodes.nobody()
+    /// Returns a number that no inode has.
+    pub fn unused(&self) -> Ino {
+        self.inodes.unused()
     }
 
     fn keyed(&self, node: Node) -> Keyed {
@@ -481,7 +481,7 @@ impl Vfs {
     }
 
     fn entry_of(&self, keyed: Keyed, entry_ttl: Duration) -> Attempt<Entry> {
-        // Attributes first: after interning nothing may fail, or the lookup would never be taken back.
+        // Attributes first: after interning no step may fail, or the lookup would never be taken back.
         let mut attr = self.attr(0, &keyed.node)?;
         (attr.ino, _) = self.inodes.intern(keyed)?;
         Ok(Entry { attr, entry_ttl, attr_ttl: FOREVER })

@@ -1,7 +1,7 @@
-//! What the mount tests share: a mount that always ends, the command, and stores to look at.
+//! Support for the mount tests: a mount that always ends, the command, and stores.
 //!
-//! Nothing here uses the product's code, but for the crash packs that failing tests leave. A mount is the real binary on the real `/dev/fuse`; where that cannot be had
-//! the test fails and says so.
+//! Only the crash packs of failing tests use the product's code. A mount is the real binary on the real `/dev/fuse`. Without
+//! `/dev/fuse` the tests fail and say so.
 
 #![allow(dead_code, unreachable_pub, unused_imports, reason = "every test target uses its own part of this")]
 
@@ -25,7 +25,7 @@ use sha2::Digest as _;
 /// The program under test.
 pub const PFIMG: &str = env!("CARGO_BIN_EXE_pfimg");
 
-/// How long a condition may take to come true. Generous: it only bounds how long a broken build hangs.
+/// How long a condition may take to come true. It is long, since it only limits how long a broken build hangs.
 pub const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Bytes in a mebibyte.
@@ -57,7 +57,7 @@ pub fn wait_at_most(limit: Duration, mut condition: impl FnMut() -> bool) -> Opt
         if start.elapsed() > limit {
             return None;
         }
-        // Not a delay anything relies on: it only keeps the polling from taking a whole core.
+        // No test relies on this delay: it only keeps the polling from using a whole core.
         std::thread::sleep(Duration::from_millis(3));
     }
     Some(start.elapsed())

@@ -146,7 +146,7 @@ pub struct Mount {
     status: Option<ExitStatus>,
     started: Instant,
     answered: Duration,
-    /// What is mounted at the mountpoint is no longer this guard's business.
+    /// Whether this guard must not unmount the mountpoint.
     abandoned: bool,
     _dir: tempfile::TempDir,
 }

@@ -122,8 +122,8 @@ pub fn is_plain(path: &Path) -> bool {
     path.as_os_str().as_bytes().iter().all(|b| !b.is_ascii_control())
 }
 
-/// Has every hard link fail with this error for a command, as on a filesystem that has none. A program with set-user-id
-/// gets no rights there unless root starts it: an ordinary user cannot mount.
+/// Makes every hard link of a command fail with this error, as on a filesystem without hard links. A set-user-id program gets no
+/// rights there unless root starts it, so an ordinary user cannot mount.
 #[allow(
     unsafe_code,
     reason = "there is no other way to prepare a process that is about to be another program"
@@ -163,7 +163,7 @@ pub fn without_links(command: &mut std::process::Command, error: i32) {
     unsafe { command.pre_exec(install) };
 }
 
-/// A filesystem of its own for a store, unmounted when dropped. For root.
+/// A separate filesystem for a store, which is unmounted when dropped. For root.
 pub struct SmallDisk(tempfile::TempDir);
 
 impl SmallDisk {

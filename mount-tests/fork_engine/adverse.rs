@@ -1,4 +1,4 @@
-//! What forks rest on, and what becomes of it: blobs of older images, files that are open, heads, numbers.
+//! Forks when the things that they use are removed or changed: blobs of older images, open files, heads, numbers.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -166,7 +166,7 @@ fn a_discard_does_not_take_along_what_a_branch_needs() {
     let log = watch.log.lock().clone();
     let named = log.iter().find_map(|line| line.strip_prefix("name ")).unwrap();
     let temp = named.split(' ').next().unwrap();
-    // The power goes. What ext4 leaves of a file that was made and never synced, in a folder that was: its name.
+    // A power cut. Of an unsynced file in a synced folder, ext4 keeps the name.
     let head = dir.path().join("forks/heads/b.json");
     let synced = [format!("sync_file {temp}"), format!("sync_file {}", head.display())];
     let was_synced = log.iter().any(|line| synced.contains(line));
@@ -312,7 +312,7 @@ fn the_name_of_a_fork_whose_making_was_cut_off_is_set_aside_and_free() {
     let images = Arc::new(Images::default());
     let (image, _) = images.sample();
     drop(open(dir.path(), &images));
-    // What a crash leaves where a name is taken by an empty file first.
+    // A crash leaves this if an empty file takes the name first.
     fs::write(dir.path().join("forks/heads/a.json"), b"").unwrap();
     let registry = open(dir.path(), &images);
     assert!(!registry.contains("a"));

@@ -1,4 +1,4 @@
-//! What two forks differ in is what their models differ in.
+//! Two forks have the same differences as their models.
 
 use std::collections::BTreeMap;
 

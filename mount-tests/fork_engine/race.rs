@@ -51,7 +51,7 @@ fn start(
     })
 }
 
-/// What holds of forks that take writes, and of those that are listed.
+/// Asserts what must hold for forks that take writes, and for listed forks.
 fn judge(dir: &Path, registry: &Registry, made: impl Iterator<Item = Arc<Fork>>, round: usize) {
     let head =
         |name: &str| fs::read_to_string(dir.join(format!("forks/heads/{name}.json"))).unwrap_or_default();

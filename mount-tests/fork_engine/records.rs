@@ -1,4 +1,4 @@
-//! The ledger and the trace of a fork: whatever is done to their names, they hold what was recorded.
+//! The ledger and the trace of a fork keep their records, even if programs remove or change their names.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -31,7 +31,7 @@ impl Records {
     }
 }
 
-/// What an image holds of them.
+/// The records in an image.
 fn sealed(images: &Images, image: &Digest) -> [Vec<u8>; 2] {
     let layers = images.layers_of(image);
     [0, 1].map(|place| {
@@ -40,7 +40,7 @@ fn sealed(images: &Images, image: &Digest) -> [Vec<u8>; 2] {
     })
 }
 
-/// What the next seal would hold of them.
+/// The records that the next seal would contain.
 fn kept(fork: &Fork) -> [Vec<u8>; 2] {
     let frozen = fork.freeze().unwrap();
     [0, 1].map(|place| {
@@ -99,7 +99,7 @@ impl Family {
         let errno = |result: pfimg::Result<()>| result.map_err(|e| e.errno());
         let refused = |result: pfimg::Result<()>| assert!(result.is_err());
         match self.rng.below(16) {
-            // Also by a program that has it open, whatever became of its name.
+            // A program that has the record open can append too, even if its name was removed.
             0..4 => {
                 let bytes = format!("{{\"n\":{}}}\n", self.rng.next()).into_bytes();
                 let written = if self.rng.chance(2) {
@@ -213,9 +213,9 @@ impl Family {
         assert_eq!(sealed(&self.images, &image), before.text, "{name}: an image lacks what was recorded");
         self.seals.push((image, before.shown()));
         // Appended during the seal, maybe to a file without a name.
-        fork.append(self.inos[0], b"meanwhile\n", true).unwrap();
+        fork.append(self.inos[0], b"during\n", true).unwrap();
         let model = self.models.get_mut(name).unwrap();
-        model.text[0].extend_from_slice(b"meanwhile\n");
+        model.text[0].extend_from_slice(b"during\n");
         *model = model.shown();
         fork.rebase(&frozen, image, &layers, &blobs).unwrap();
     }

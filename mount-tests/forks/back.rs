@@ -1,4 +1,4 @@
-//! What a kernel that keeps writes for a while (`--writes back`) must not get wrong: it believes no length and no time but its own.
+//! Forks under a kernel that caches writes (`--writes back`), which uses only its own lengths and times of files.
 
 use std::fs::{self, File};
 use std::io::Write as _;
@@ -82,7 +82,7 @@ fn what_cannot_be_written_cannot_be_opened_for_it() {
     let manifest = mount.join("forks/f/manifest.json");
     let before = fs::read(&manifest).unwrap();
     let append = |path: &Path| File::options().append(true).open(path);
-    // Root is asked by no permissions.
+    // For root, permissions do not matter.
     assert!([libc::EPERM, libc::EACCES].contains(&errno(append(&manifest))));
     assert_eq!(fs::read(&manifest).unwrap(), before);
     let second = back(store.root());
@@ -90,7 +90,7 @@ fn what_cannot_be_written_cannot_be_opened_for_it() {
     assert_eq!(fs::read(world(&second, "f").join("file")).unwrap(), b"hello\n");
     second.unmount();
 
-    // A program that stands in a folder of a restored fork writes to the restored files, and loses no word.
+    // A program whose working folder is in a restored fork writes to the restored files, and loses no byte.
     pfimg_on(store.root(), ["seal", "f", "--tag", "there"]).exits(0);
     fs::write(files.join("later"), "later\n").unwrap();
     let script = "pfimg restore f there >/dev/null || exit 9; echo more >> file";
@@ -113,7 +113,7 @@ fn times_are_after_a_remount_what_they_were_before() {
     fs::write(files.join("source"), "source").unwrap();
     for n in 0..20 {
         let file = |what: &str| at(&format!("{what}{n}"));
-        // Over what is there, as cp does.
+        // Over an existing file, as cp does.
         fs::write(file("cp"), "old").unwrap();
         fs::copy(files.join("source"), file("cp")).unwrap();
         let cut = File::create(file("fallocate")).unwrap();
@@ -123,7 +123,7 @@ fn times_are_after_a_remount_what_they_were_before() {
             fs::FileTimes::new().set_modified(std::time::UNIX_EPOCH + std::time::Duration::from_secs(1000));
         open_rw(&file("truncate")).unwrap().set_times(past).unwrap();
         tool("truncate", ["-s".as_ref(), "11".as_ref(), file("truncate").as_os_str()]).exits(0);
-        // Made first, and no newer than what is written then.
+        // Created first, so it must not be newer than the files that are written later.
         File::create(file("empty")).unwrap();
         fs::write(file("written"), "x").unwrap();
         let time = |what| fs::metadata(file(what)).map(|m| (m.mtime(), m.mtime_nsec())).unwrap();
@@ -144,7 +144,7 @@ fn holes_are_not_told_of_before_what_was_written_is_known() {
     let args = ["mount", "--holes", "--writes", "back"].map(std::ffi::OsStr::new);
     let said = Run::new(args.into_iter().chain([store.root().as_os_str(), dir.path().as_os_str()])).run();
     assert!(said.code == 2 && said.stderr.contains("--holes"), "{said:?}");
-    // Without it a copy of what is still being written is whole.
+    // Without `--holes`, a copy of a file that is still being written is whole.
     let mount = back(store.root());
     fs::create_dir_all(world(&mount, "f")).unwrap();
     let path = world(&mount, "f").join("open");

@@ -60,7 +60,7 @@ fn a_second_mount_shows_what_the_first_one_makes_of_the_forks_and_writes_them_on
 fn commands_go_to_the_mount_that_writes_the_forks() {
     let (store, id) = small_store();
     let mounts = [1, 2, 3].map(|_| Mount::of(store.root()).args(["--seal", "manual"]).start());
-    // Whichever is asked first writes.
+    // The mount that first opens the forks writes them.
     let writes = &mounts[2];
     fs::write(fork(writes, "try", &id).join("mine"), "1").unwrap();
     for mount in &mounts[..2] {
@@ -68,7 +68,7 @@ fn commands_go_to_the_mount_that_writes_the_forks() {
     }
     let status = pfimg(["status".as_ref(), writes.path(), "--json".as_ref()]).exits(0).json();
     assert_eq!(status["writes_forks"], true);
-    // A status that was looked at and not read stays valid for a moment.
+    // A status that no program has read stays valid for a moment.
     for mount in &mounts[..2] {
         wait_until("the others say that they do not write", || {
             pfimg(["status".as_ref(), mount.path()]).exits(0).stdout.contains("can only be read here")
@@ -84,7 +84,7 @@ fn commands_go_to_the_mount_that_writes_the_forks() {
 }
 
 #[test]
-fn a_path_is_no_forks_name_for_a_command_beside_a_mount() {
+fn a_command_next_to_a_mount_refuses_a_path_as_the_name_of_a_fork() {
     let (store, id) = small_store();
     let mount = Mount::of(store.root()).args(["--seal", "manual"]).start();
     let files = fork(&mount, "try", &id);

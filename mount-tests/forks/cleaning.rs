@@ -1,4 +1,4 @@
-//! Listing forks with what ran in them, and throwing them away.
+//! Lists forks with the commands that ran in them, and discards them.
 
 use std::fs;
 
@@ -22,7 +22,7 @@ fn image(store: &FastStore, fork: &str) -> String {
     run(store, &["seal", fork]).exits(0).stdout.trim().trim_start_matches("sha256:").to_owned()
 }
 
-/// Forks `a` and `b`, of which `b` has work that is in no seal.
+/// Makes forks `a` and `b`. `b` has unsealed work.
 fn two_forks(mount: &Mount, store: &FastStore, id: &str) {
     for name in ["a", "b"] {
         fs::write(fork(mount, name, id).join("new"), "sealed").unwrap();
@@ -122,7 +122,7 @@ fn seals_go_with_their_fork_but_for_those_that_something_else_needs() {
     assert!(freed > 0, "{said}");
     let collected = run(&store, &["gc", "--grace", "0s", "--json"]).exits(0).json();
     assert_eq!(collected["freed_bytes"].as_u64().unwrap(), freed);
-    // A branch rests on the seal of another fork.
+    // The base of a branch is a seal of another fork.
     let files = fork(&mount, "g", "kept");
     fs::write(files.join("new"), "g").unwrap();
     let seal = image(&store, "g");

@@ -1,4 +1,4 @@
-//! What becomes of times when a fork is branched by copying its folder.
+//! Times of files in a fork that was branched by copying its folder.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
@@ -63,14 +63,14 @@ fn a_branch_by_cp_has_its_files_times_so_that_make_builds_what_the_source_would(
         (fs::metadata(a.join("b.o")).unwrap().nlink(), fs::metadata(fresh.join("b.o")).unwrap().nlink()),
         (2, 1)
     );
-    // Edited and not built yet: the branch has to build it, what is empty as well.
+    // Sources that were edited but not built: the branch has to build them, including empty ones.
     let later = SystemTime::now() + Duration::from_secs(1);
     fs::write(a.join("a.c"), "2").unwrap();
     fs::File::options().write(true).open(a.join("a.c")).unwrap().set_modified(later).unwrap();
     let stale = copy(&mount, &mount.join("forks/a"), "stale");
     assert_eq!(make(&stale), ["built a.o", "built stamp"]);
     assert_eq!(fs::read_to_string(stale.join("a.o")).unwrap(), "2");
-    // Of an image likewise.
+    // The same with a copy of an image.
     let of_image = copy(&mount, &mount.image(bare(&id)), "of-image");
     for file in ["a.c", "d/x", "empty"] {
         assert_eq!(time(&of_image.join(file)), time(&mount.image(&id).join("world/fs").join(file)), "{file}");

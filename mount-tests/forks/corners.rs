@@ -1,4 +1,4 @@
-//! Corners of POSIX in which programs find out whether a filesystem is a disk. A plain folder is the judge wherever it can be one.
+//! Corners of POSIX by which programs notice that a filesystem is not a disk. If possible, the tests compare with a plain folder.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
@@ -12,8 +12,8 @@ use crate::common::forks::{fallocate, fork, map_shared, open_rw, small_store, wo
 use crate::common::system::SmallDisk;
 use crate::common::{Mount, errno, is_root, names, wait_until};
 
-/// Changes files of another user in every way, by a process that is in the groups of its second argument, and says the modes after
-/// it. A second file of each mode is changed by a mapping, which takes no bit away.
+/// Changes files of another user in every way, by a process in the groups of its second argument, and prints the resulting modes. A
+/// second file of each mode is changed through a mapping, which clears no bit.
 const CHANGE: &str = r#"
 import ctypes, mmap, os, sys
 folder, groups = sys.argv[1], [int(gid) for gid in sys.argv[2:]]
@@ -62,7 +62,7 @@ fn open_to_all(store: &Path, writes: &str, id: &str) -> (Mount, std::path::PathB
     for dir in w.ancestors().take(3) {
         fs::set_permissions(dir, fs::Permissions::from_mode(0o755)).unwrap();
     }
-    // The folder of the mountpoint is the test's alone.
+    // Only this test uses the folder of the mountpoint.
     fs::set_permissions(mount.path().parent().unwrap(), fs::Permissions::from_mode(0o755)).unwrap();
     let folder = w.join("all");
     fs::create_dir(&folder).unwrap();
@@ -107,7 +107,7 @@ fn a_program_that_another_user_wrote_to_runs_without_its_owners_rights() {
     }
     let (store, id) = small_store();
     let plain = plain_for_all();
-    // Without a look at the file between the write and the start: what the kernel knew of its mode has to be new.
+    // Without a look at the file between the write and the start, so the kernel itself must know the new mode.
     let script = "import os, sys\npath = sys.argv[1]\nos.setgroups([]); os.setgid(65534); os.setuid(65534)\n\
                   file = os.open(path, os.O_RDWR)\nos.pwrite(file, os.pread(file, 4, 0), 0)\nos.close(file)\n\
                   os.execv(path, ['id'])\n";
@@ -122,7 +122,7 @@ fn a_program_that_another_user_wrote_to_runs_without_its_owners_rights() {
     for writes in MODES {
         let (mount, folder) = open_to_all(store.root(), writes, &id);
         assert_eq!(run(&folder), expected, "{writes}");
-        // Root that may not keep the bits loses them as well.
+        // A write by root without the capability to keep the bits clears them too.
         let program = folder.join("root's");
         fs::write(&program, "program").unwrap();
         fs::set_permissions(&program, fs::Permissions::from_mode(0o4755)).unwrap();
@@ -151,7 +151,7 @@ fn a_listing_ends_although_its_reader_renames_or_makes_what_it_lists() {
             File::create(folder.join(format!("f{n:05}"))).unwrap();
         }
     }
-    // Says how many entries came; some more than the names that there are may, as on a disk.
+    // Returns the number of entries. As on a disk, there may be more entries than names.
     let list = |folder: &Path, each: &dyn Fn(&Path, usize)| {
         let mut seen = 0;
         for entry in fs::read_dir(folder).unwrap() {
@@ -358,7 +358,7 @@ fn what_can_never_be_written_says_so_to_whoever_asks() {
         for path in
             fixed.map(|path| image.join(path)).iter().chain(&["", "images", "work"].map(|p| mount.join(p)))
         {
-            // Where the kernel checks modes, for an ordinary user, it asks nothing else.
+            // For an ordinary user the kernel checks modes itself, and asks the daemon nothing.
             if is_root() {
                 assert_eq!(may(path), Err(rustix::io::Errno::ROFS), "{writes} {}", path.display());
             }
@@ -369,7 +369,7 @@ fn what_can_never_be_written_says_so_to_whoever_asks() {
         let open = File::options().append(true).open(image.join("world/fs/README"));
         match writes {
             "back" => assert_eq!(errno(open), libc::EROFS),
-            // The kernel opens without a question: the first write says it.
+            // The kernel opens the file without asking, so the first write gives the error.
             _ => assert_eq!(errno(open.unwrap().write_at(b"x", 0)), libc::EROFS),
         }
         assert_eq!(errno(File::create(image.join("world/fs/README"))), libc::EROFS, "{writes}");
@@ -417,7 +417,7 @@ fn a_rename_can_leave_a_whiteout_which_lasts() {
         let links = |path: &Path| fs::metadata(path).unwrap().nlink();
         let expected = 2 + fs::read_dir(&w).unwrap().filter(|e| e.as_ref().unwrap().path().is_dir()).count();
         assert_eq!(links(&w), expected as u64, "{writes}");
-        // Killed, so that nothing but the journal tells of it.
+        // The daemon is killed, so that only the journal has the whiteout.
         let mut mount = mount;
         mount.kill();
         drop(mount);
@@ -518,7 +518,7 @@ fn bytes_behind_the_end_of_a_file_do_not_become_its_content_once_its_pages_are_w
                 let bytes = fs::read(&path).unwrap();
                 assert!(!bytes.contains(&b'X') && bytes[50..60] == [b'm'; 10], "{writes} {name} {cut}");
                 drop((map, file));
-                // The daemon has the same: a copy goes past the kernel's pages.
+                // The daemon has the same bytes: a copy does not use the kernel's pages.
                 let copy = w.join("a copy");
                 let _ = fs::remove_file(&copy);
                 fs::copy(&path, &copy).unwrap();

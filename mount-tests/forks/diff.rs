@@ -1,4 +1,4 @@
-//! `pfimg diff`: what forks and images differ in.
+//! `pfimg diff`: the differences between forks and images.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -20,7 +20,7 @@ fn diff(store: &FastStore, args: &[&str]) -> Vec<String> {
     out.stdout.lines().map(str::to_owned).collect()
 }
 
-/// What GNU diff says of two folders, as lines of `pfimg diff` below `world/fs`.
+/// The output of GNU diff for two folders, as lines of `pfimg diff` below `world/fs`.
 fn told_by_gnu(before: &Path, after: &Path) -> BTreeSet<String> {
     let args = ["-rq", "--no-dereference"].map(Path::new);
     let out = tool("diff", args.iter().copied().chain([before, after]));
@@ -113,8 +113,8 @@ fn what_a_fork_changed_is_listed_with_letters_and_as_json() {
     assert_eq!(change("world/fs/new")["after"], side("dir", "0755", None, Some(2)));
     assert_eq!(change("world/fs/empty")["before"]["kind"], "dir");
 
-    // Sealed it is an image that differs from its parent in the same, and the fork differs from it in nothing; but it still
-    // is what it is by all that was done to it.
+    // The seal is an image with the same differences from its parent. The fork has no difference from the seal, but still all
+    // differences from the image that it was made from.
     fs::create_dir(mount.join("forks/f/.snap/sealed")).unwrap();
     assert_eq!(diff(&store, &["sealed"])[1..], expected[1..]);
     assert_eq!(diff(&store, &["sealed", "f"]), [""; 0]);
@@ -239,7 +239,7 @@ fn forks_and_images_differ_in_what_gnu_diff_says() {
         for _ in 0..4 {
             let path = files.join(rng.pick(&names));
             let other = files.join(rng.pick(&names));
-            // What does not go is not done.
+            // A step that fails is skipped.
             let _ = match rng.below(8) {
                 0 => fs::remove_file(&path),
                 1 => fs::remove_dir_all(&path),

@@ -42,7 +42,8 @@ fn a_file_of_several_names_is_imported_whatever_becomes_of_the_first_ones() {
             fs::hard_link(file(first), file(&format!("{first}{more}"))).unwrap();
         }
     }
-    // Whichever is read for the others: all but one go, and of the second ones all but one become other files.
+    // During the import, all names of `a` but one are removed, and all names of `p` but one become other files. The result must
+    // not depend on the name that the import reads.
     let image = import_while(&house, &dir, || {
         for name in ["a", "a1", "a2"] {
             fs::remove_file(file(name)).unwrap();

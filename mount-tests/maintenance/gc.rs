@@ -1,4 +1,4 @@
-//! `pfimg gc` and `pfimg prune`, judged by a walk of their own over the store.
+//! `pfimg gc` and `pfimg prune`. The tests walk through the store themselves to check the results.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -276,7 +276,7 @@ fn while_forks_are_written_and_pf_snapshots_nothing_is_lost_and_all_garbage_goes
                         let path = world.join(format!("w{}", expected.len()));
                         let source = rng.pick(doomed);
                         let from = mount.image(source).join(format!("world/fs/f{}", rng.below(10)));
-                        // It may be gone, or go meanwhile: then nothing was promised.
+                        // The image may be gone, or may be removed at the same time. Then nothing was promised.
                         match (fs::read(&from), rng.chance(50)) {
                             (Ok(content), true) if fs::copy(&from, &path).is_ok() => {
                                 expected.push((path, content));
@@ -311,7 +311,7 @@ fn while_forks_are_written_and_pf_snapshots_nothing_is_lost_and_all_garbage_goes
         assert!(fs::read(path).unwrap() == *content, "{}", path.display());
     }
     mount.unmount();
-    // What of the doomed is left is what forks took; everything else of them is gone.
+    // Of the doomed blobs only those that forks took are left.
     let taken: BTreeSet<String> =
         written.iter().map(|(_, content)| crate::common::hex_digest(content)).collect();
     let left: BTreeSet<String> = garbage.intersection(&blobs(&root)).cloned().collect();

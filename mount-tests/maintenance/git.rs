@@ -1,4 +1,4 @@
-//! Git repositories that rest on another folder are whole in the image; real git judges what an export of it holds.
+//! Git repositories that depend on another folder are complete in the image. Real git checks an export of it.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, symlink};
@@ -517,7 +517,7 @@ fn git_files_and_links_that_lead_elsewhere_become_what_they_lead_to_or_are_named
         is_whole(&copy, &from);
         originals.iter().for_each(is_as);
     }
-    // What leads nowhere stays as it is, and what cannot be taken in is left out: git in a fork must not write there.
+    // A link that leads nowhere stays, and a repository that cannot be added is left out: git in a fork must not write there.
     let dead = dir("dead");
     fs::create_dir(&dead).unwrap();
     fs::write(dead.join(".git"), "gitdir: /no/such/place\n").unwrap();

@@ -1,5 +1,4 @@
-//! What git's files in a folder that another user or an agent wrote may bring into an image, and what not; and git that is at work
-//! while its repository is imported.
+//! Imports of folders whose git files another user or an agent wrote, and imports of repositories in which git is working.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -83,10 +82,10 @@ fn from_a_fork_nothing_outside_of_it_is_taken_in() {
 fn git_that_works_while_its_repository_is_imported_leaves_a_sound_one_in_the_image() {
     type Work = fn(&Path);
     let works: [(&str, Work); 4] = [
-        ("a commit", |dir| commit(dir, "a", "meanwhile")),
+        ("a commit", |dir| commit(dir, "a", "during")),
         ("a gc", |dir| drop(git(dir, &["gc", "-q", "--prune=now"]))),
         ("a gc after a commit", |dir| {
-            commit(dir, "a", "meanwhile");
+            commit(dir, "a", "during");
             git(dir, &["gc", "-q", "--prune=now"]);
         }),
         ("another branch", |dir| drop(git(dir, &["checkout", "-q", "-b", "new"]))),
@@ -98,7 +97,7 @@ fn git_that_works_while_its_repository_is_imported_leaves_a_sound_one_in_the_ima
             repository(&main, &[]);
             git(&main, &["worktree", "add", "-q", tree.to_str().unwrap(), "-b", "side"]);
             let dir = if worktree { tree } else { main };
-            // Once: what is read for it afterwards would bring it about again.
+            // Only once: the files that are read afterwards would trigger it again.
             let done = AtomicBool::new(false);
             let image = import_while(&house, &dir, || {
                 if !done.swap(true, Ordering::SeqCst) {
@@ -120,7 +119,7 @@ fn git_that_works_while_its_repository_is_imported_leaves_a_sound_one_in_the_ima
 }
 
 #[test]
-fn a_folder_that_git_keeps_a_worktrees_state_in_is_no_way_to_the_original() {
+fn the_folder_of_a_worktrees_state_gives_no_access_to_the_original() {
     let house = House::new();
     let (main, tree) = (house.dir.join("main"), house.dir.join("tree"));
     repository(&main, &[]);

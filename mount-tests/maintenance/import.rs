@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::support::{House, cid, everything, exact, id};
 use crate::common::{Rng, bare, is_root, tree};
 
-/// Makes a file look as if it had been there for long: what is young is always read again.
+/// Makes a file look old, since young files are always read again.
 fn age(path: &Path) {
     let old = std::time::SystemTime::now() - std::time::Duration::from_hours(1);
     fs::File::open(path).unwrap().set_modified(old).unwrap();
@@ -111,7 +111,7 @@ fn a_folder_that_did_not_change_is_not_read_again_and_is_no_new_image() {
         fs::write(&path, format!("file {n}")).unwrap();
         age(&path);
     }
-    // Changed just now, every file is read again: whether it changes once more cannot be seen by its times.
+    // Files that changed just now are read again, since their times would not show another change.
     let first = house.import(&dir, &[]);
     assert_eq!((&first["new"], first["files_read"].as_u64()), (&true.into(), Some(300)));
     crate::common::wait_until("the files are older than the next index", || {
@@ -199,7 +199,7 @@ fn everything_is_imported_but_what_the_ignore_file_and_the_caller_name_and_with_
 }
 
 #[test]
-fn the_other_layers_are_the_parents_or_what_pf_has_where_nobody_filled_them() {
+fn the_other_layers_are_the_parents_or_pfs_empty_forms() {
     let house = House::new();
     house.pfimg(["fixture", "--tag", "base"]).exits(0);
     let dir = house.dir.join("tree");
@@ -232,7 +232,7 @@ fn the_other_layers_are_the_parents_or_what_pf_has_where_nobody_filled_them() {
 }
 
 #[test]
-fn a_store_inside_the_folder_is_no_part_of_the_image() {
+fn the_image_does_not_contain_a_store_inside_the_folder() {
     let house = House::new();
     fs::write(house.dir.join("a"), "a").unwrap();
     let report = house.import(&house.dir, &[]);
@@ -264,7 +264,7 @@ fn what_cannot_be_imported_leaves_no_image_and_is_named() {
 }
 
 #[test]
-fn a_tag_that_names_the_image_already_is_no_failure_and_one_that_names_another_is_told() {
+fn a_tag_that_already_names_the_image_is_accepted_and_one_that_names_another_is_an_error() {
     let house = House::new();
     let dir = house.dir.join("tree");
     fs::create_dir(&dir).unwrap();

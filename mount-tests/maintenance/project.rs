@@ -252,7 +252,7 @@ fn the_ignore_file_holds_for_a_project_and_options_of_the_caller_too() {
     let refreshed = refresh(&line.store, &Project::at(&dir).unwrap(), &options, &()).unwrap();
     assert_eq!((refreshed.files, refreshed.warnings.len()), (4, 1));
     assert!(refreshed.warnings[0].contains("\"!x\" is not followed"), "{refreshed:?}");
-    // A file that becomes a rule's is gone from the next image, though nothing else changed.
+    // A file that a new rule covers is missing in the next image, even if nothing else has changed.
     write(&dir, ".pfignore", "*.log\nkept\n");
     let next = refresh(&line.store, &Project::at(&dir).unwrap(), &options, &()).unwrap();
     assert!(next.imported && next.files == 3 && line.parents(&next.image) == [refreshed.image]);
@@ -320,8 +320,8 @@ fn an_image_of_a_commit_stands_there_and_is_clean_and_the_project_stays_as_it_is
     // The objects were known from the import before.
     for (rev, why) in [
         ("none", "has no commit \"none\""),
-        ("--help", "is no commit"),
-        ("", "is no commit"),
+        ("--help", "is not a commit"),
+        ("", "is not a commit"),
         ("old:a", "has no commit"),
     ] {
         let error = from(&project, rev).unwrap_err().to_string();

@@ -1,4 +1,4 @@
-//! A store to keep house in, and folders compared to the last bit.
+//! A store for maintenance tests, and exact comparisons of folders.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -96,7 +96,7 @@ pub(crate) fn cid(image: &str) -> Digest256 {
     Digest256::parse(&format!("sha256:{}", bare(image))).expect("a digest")
 }
 
-/// Everything that `stat` and friends tell of a file, and a digest of its content.
+/// All attributes of a file, and a digest of its content.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Exact {
     kind: String,

@@ -1,4 +1,4 @@
-//! What an import takes in and what not: mounts, other filesystems, pfimg's own folders, deep paths, and what it says of that.
+//! Which files an import includes, and what it reports: mounts, other filesystems, pfimg's own folders, deep paths.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -120,7 +120,7 @@ fn the_cache_and_the_logs_of_pfimg_are_in_no_image() {
     };
     import();
     use_it(&[]);
-    // One that is its user's choice carries the mark as well.
+    // A cache folder that the user chose has the mark too.
     let other = home.join("cache of mine");
     use_it(&["--cache-dir", other.to_str().unwrap()]);
     for cache in [&home.join(".cache/pfimg"), &other] {
@@ -249,7 +249,7 @@ fn what_was_left_out_is_named_or_counted_with_the_rules_that_did() {
         (report["left_out_by"]["ignore_file"].as_u64(), list(&report, "left_out_paths").len()),
         (Some(301), 100)
     );
-    // What is wrong with a tag is what the hint is about.
+    // The hint concerns the problem with the tag.
     let tagged = |text: &str, args: &[&str]| {
         fs::write(dir.join("keep"), text).unwrap();
         import(args)

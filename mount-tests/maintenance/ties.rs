@@ -1,4 +1,4 @@
-//! What in an imported tree names the place that it came from is named by the import.
+//! An import reports files in a tree that name the place from which it was imported.
 
 use std::fs;
 use std::os::unix::fs::symlink;

@@ -1,4 +1,4 @@
-//! What is one file and what is two: inode numbers and link counts, of listings and of lookups.
+//! Which paths are the same file: inode numbers and link counts, in listings and lookups.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::{DirEntryExt as _, MetadataExt as _};

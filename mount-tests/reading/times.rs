@@ -1,4 +1,4 @@
-//! Times of what pf records none of: when its content appeared at its path, along the line of images.
+//! Times of files without a recorded time: when their content appeared at their path, along the line of images.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
@@ -155,7 +155,7 @@ fn tools_that_go_by_size_and_time_take_over_what_changed_from_image_to_image() {
     let makefile = "all: a.o b.o\n%.o: %.src\n\tcp $< $@\n\t@echo built $@\n";
     let mut store = FastStore::new();
     let mut line: Vec<String> = Vec::new();
-    // Changed with the size that it had, and changed back.
+    // The file changes without a new size, and changes back.
     for (at, text) in [(1, "a 1\n"), (2, "a 2\n"), (3, "a 1\n")] {
         let files = [("Makefile", makefile), ("a.src", text), ("b.src", "b 1\n"), ("mod.py", "V = 1\n")];
         let mut spec = world(&mut store, &files);
@@ -244,7 +244,7 @@ fn neighbours_agree_however_long_the_line_is_and_with_and_without_what_was_remem
             files.iter().map(|(path, text)| (path.as_str(), text.as_str())).collect();
         let parents = line.last().map(|id| format!("sha256:{id}")).into_iter().collect();
         let created_at = Some(format!("2026-01-{:02}T{:02}:00:00Z", 1 + n / 24, n % 24));
-        // Fixed points come as they come.
+        // Whether an image is a fixed point is left to chance.
         let spec = Spec { created_at, parents, ..world(&mut store, &borrowed) };
         line.push(store.image(&spec));
     }
@@ -261,7 +261,7 @@ fn neighbours_agree_however_long_the_line_is_and_with_and_without_what_was_remem
     assert!(read <= behind as f64, "{read} trees were read of a line of {behind}");
     for at in 0..LINE - 1 {
         let same = seen(&mount, at) == seen(&mount, at + 1);
-        // At a fixed point everything that has no time recorded has its image's.
+        // At a fixed point, all files without a recorded time have the image's time.
         assert_eq!(same, !is_fixed_point(&line[at + 1]), "image {at} and its child");
     }
     mount.unmount();

@@ -1,4 +1,4 @@
-//! Credentials: what stays outside, and how it is handed over.
+//! Credentials: which ones a run does not get, and how to pass them to it.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -37,7 +37,7 @@ fn variables_with_credentials_stay_outside_unless_they_are_named() {
         };
         let said = shows(&[]);
         assert_eq!(said.stdout, "MY_VAR=mine ");
-        // One line names them, and what to type.
+        // One line names the variables and the option that passes them.
         assert_eq!(said.stderr.lines().count(), 1, "{said:?}");
         for word in [
             "AWS_ACCESS_KEY_ID, AWS_PROFILE, AZURE_STORAGE_KEY",
@@ -55,7 +55,7 @@ fn variables_with_credentials_stay_outside_unless_they_are_named() {
             shows(&["--env", "HF_TOKEN", "--env", "aws_*", "--env", "NONE", "--env", "MY_VAR=other=1"]);
         assert_eq!(said.stdout, "AWS_ACCESS_KEY_ID=K1 AWS_PROFILE=K2 HF_TOKEN=K6 MY_VAR=other=1 ");
         assert!(!said.stderr.contains("AWS") && said.stderr.contains("OCI_TOKEN"), "{said:?}");
-        // The secret of ledgers is not to be had.
+        // No option passes the secret of ledgers.
         assert_eq!(shows(&["--env", "PF_*", "-q"]).stdout, "MY_VAR=mine ");
         let said = place.run(&["--env", "PF_SESSION_SECRET", "a", "true"]).exits(2);
         assert!(said.stderr.contains("signs ledgers"), "{said:?}");
@@ -172,7 +172,7 @@ fn files_with_credentials_are_hidden_unless_they_are_named() {
         let said =
             run(&["--write", &named(".aws")], &format!("echo new > {home}/.aws/credentials; cat {every}"));
         assert!(said.stdout.starts_with("new\n"), "{said:?}");
-        // A folder around them does not bring them back, and one that is hidden does not say which there are.
+        // Showing the folder around them does not show them, and a hidden folder does not reveal their names.
         assert_eq!(run(&["--write", &home], &format!("cat {every}")).stdout, "fine".repeat(3));
         // (The folder of a cache is hidden by its path, which has to be there.)
         assert_eq!(run(&["--hide", &home], &format!("ls -A {home}")).exits(0).stdout, ".cache\n");

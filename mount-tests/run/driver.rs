@@ -1,13 +1,12 @@
 //! A program that drives many forks at once and reads only what `--json` prints.
 
-use super::NOBODY;
 use super::home::Home;
 use crate::common::cli::Run;
 use crate::common::is_root;
 
 #[test]
 fn a_python_script_drives_eight_forks_at_once_by_json_alone() {
-    let home = Home::new(is_root().then_some(NOBODY));
+    let home = Home::new(is_root().then_some(super::NOBODY));
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/mount-tests/run/driver.py");
     // The checkout may be closed to other users.
     let text = std::fs::read_to_string(script).unwrap();

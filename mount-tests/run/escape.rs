@@ -1,4 +1,4 @@
-//! Ways out: what a command, its caller or a moment might open.
+//! Ways out of the sandbox that a command, its caller or a bad moment might open.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
@@ -41,7 +41,7 @@ fn what_the_caller_has_open_and_what_runs_the_command_lead_nowhere() {
         let lines = place.outside("lines");
         write(&lines, "one\ntwo\n");
         let said = run(&format!("6> {log} 7< {all} 8< {mine} 9< {lines} < {all}"), script).exits(0);
-        // What was opened for reading is read on from where it was, and what was opened for writing is written.
+        // A file that is open for reading is read on from its position, and one that is open for writing can be written.
         assert_eq!(said.stdout, "beforetwo\n");
         assert_eq!(fs::read_to_string(&log).unwrap(), "more\n");
         assert_eq!(fs::read_to_string(&mine).unwrap(), "before");
@@ -62,7 +62,7 @@ fn what_the_caller_has_open_and_what_runs_the_command_lead_nowhere() {
     });
 }
 
-/// However early it is ended, and by whom.
+/// Ends a run at every stage of its start, by every process that can.
 #[test]
 fn a_run_that_is_ended_while_it_starts_leaves_nothing_and_hears_of_it() {
     let place = Place::new();
@@ -126,7 +126,7 @@ os.execv('{program}', ['pfimg', 'run', 'a', 'true'])"
     let mut run = Running(command.stdin(Stdio::null()).spawn().unwrap());
     wait_until("it runs", || ready.exists());
     run.signal(Signal::HUP);
-    // What would come of that has come once this has arrived.
+    // When this signal has arrived, the effects of the earlier ones have been seen.
     run.signal(Signal::USR1);
     assert_eq!(run.code(), Some(5));
 }
@@ -216,7 +216,7 @@ fn what_keeps_a_command_in_cannot_be_undone_from_inside() {
     });
 }
 
-/// The kernel lets root's command give files capabilities, since it lets it make namespaces of users for no less.
+/// Root's command has SETFCAP, since the kernel requires it for making namespaces of users.
 #[test]
 fn a_command_of_roots_gives_no_file_of_its_fork_capabilities() {
     if !is_root() {

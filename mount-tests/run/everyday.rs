@@ -1,4 +1,4 @@
-//! Everyday programs: ssh, chgrp, sandboxes of their own, scripts, and what variables name.
+//! Everyday programs in a run: ssh, chgrp, programs with sandboxes, scripts, and paths in variables.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
@@ -10,7 +10,7 @@ use crate::common::cli::Run;
 use crate::common::forks::{fork, world};
 use crate::common::{Output, is_root};
 
-/// A user with a name, as which the kernel shows no owner that it cannot map.
+/// A user with a name, who is not the kernel's substitute for unmapped owners.
 const NAMED: u32 = 1;
 
 /// As an ordinary user.
@@ -126,7 +126,7 @@ fn programs_make_sandboxes_of_their_own() {
 fn a_namespace_of_control_groups_shows_no_group_that_can_be_changed_but_the_runs_own() {
     for_every_user(|place| {
         place.sh("a@before", "true").exits(0);
-        // All that it finds writable in any version, it uses.
+        // Uses every writable control group in either version.
         let script = "for type in cgroup2 cgroup; do mount -t $type none /mnt 2>/dev/null && find /mnt \
              \\( -name cgroup.kill -o -name cgroup.freeze \\) -exec sh -c 'echo 1 > {}' \\; 2>/dev/null; umount /mnt 2>/dev/null; done; true";
         let mut bystander = place.pfimg_bystander();
@@ -141,7 +141,7 @@ fn a_namespace_of_control_groups_shows_no_group_that_can_be_changed_but_the_runs
             "-c",
             script,
         ]);
-        // It may be refused at the first call; it may have ended itself.
+        // The command may be refused at the first call, or may have ended itself.
         assert!([0, 1, 137].contains(&said.code), "{said:?}");
         assert!(bystander.try_wait().unwrap().is_none(), "{said:?}");
         bystander.kill().unwrap();
@@ -307,7 +307,7 @@ fn a_command_stands_in_the_real_folder_of_its_fork() {
 fn what_a_command_leaves_behind_may_write_its_last_words() {
     let place = Place::new();
     place.sh("a@before", "true").exits(0);
-    // A machine with much to do may hold it up for longer than a run waits.
+    // On a busy machine the process may take longer than a run waits.
     let written = || {
         place.sh("a", "rm -f late; (sleep 0.02; echo late > late) &").exits(0);
         world(&place.mount, "a").join("late").exists()
@@ -315,9 +315,9 @@ fn what_a_command_leaves_behind_may_write_its_last_words() {
     assert!((0..5).any(|_| written()));
 }
 
-/// As in a session of systemd's, where a user may change the group that a terminal and all in it is in.
+/// As in a session of systemd, where a user may change the group of a terminal and all its processes.
 #[test]
-fn a_run_whose_user_may_change_its_group_has_one_of_its_own() {
+fn a_run_whose_user_may_change_its_group_has_a_separate_group() {
     let unified =
         pfimg::mount::mountinfo::mounts().unwrap().into_iter().find(|mounted| mounted.fs_type == "cgroup2");
     let Some(unified) = unified.filter(|_| is_root()) else { return };

@@ -9,7 +9,7 @@ use std::process::{Child, Stdio};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use super::{NOBODY, beside, clean_signals};
+use super::{NOBODY, clean_signals, visible_folder};
 use crate::common::cli::{Output, Run};
 use crate::common::{PFIMG, hex_digest_of_file, is_root, names, system, wait_at_most, wait_until};
 
@@ -33,7 +33,7 @@ impl Home {
 
     pub(super) fn with_idle(user: Option<u32>, idle: &'static str) -> Self {
         system::require_fuse();
-        let guard = tempfile::Builder::new().prefix("home-").tempdir_in(beside()).unwrap();
+        let guard = tempfile::Builder::new().prefix("home-").tempdir_in(visible_folder()).unwrap();
         let dir = guard.path().canonicalize().unwrap();
         let program = dir.join("pfimg");
         crate::common::cli::copy_program(PFIMG, &program);
@@ -103,7 +103,7 @@ impl Home {
     }
 
     /// Starts `pfimg run` while the test continues.
-    pub(super) fn spawn(&self, args: &[&str]) -> Beside {
+    pub(super) fn spawn(&self, args: &[&str]) -> Spawned {
         let mut command = clean_signals(&self.program);
         command.arg("run").args(args).current_dir(&self.project).stdin(Stdio::null()).stderr(Stdio::null());
         command.env("HOME", &self.dir).env("XDG_RUNTIME_DIR", self.path("runtime"));
@@ -112,7 +112,7 @@ impl Home {
             use std::os::unix::process::CommandExt as _;
             command.uid(user).gid(user);
         }
-        Beside(command.spawn().unwrap())
+        Spawned(command.spawn().unwrap())
     }
 
     /// The mountpoints that runs have made.
@@ -179,9 +179,9 @@ impl Drop for Home {
 }
 
 /// A run during the test. Ended when dropped.
-pub(super) struct Beside(pub(super) Child);
+pub(super) struct Spawned(pub(super) Child);
 
-impl Beside {
+impl Spawned {
     pub(super) fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.0), signal).unwrap();
     }
@@ -193,7 +193,7 @@ impl Beside {
     }
 }
 
-impl Drop for Beside {
+impl Drop for Spawned {
     fn drop(&mut self) {
         if self.0.try_wait().is_ok_and(|ended| ended.is_none()) {
             let _ = kill_process(Pid::from_child(&self.0), Signal::TERM);

@@ -1,4 +1,4 @@
-//! The mount that runs make for themselves: it ends when nothing uses it, and not before.
+//! The mount that runs make for themselves ends when no program uses it, and not before.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -27,7 +27,7 @@ fn the_mount_of_a_run_seals_and_ends_when_it_is_idle() {
         // The next run makes a new one, and finds everything.
         assert_eq!(home.sh("a", "cat a").exits(0).stdout, "a\n");
         assert_ne!(home.daemon(), daemon);
-        // One that another user could have made is refused.
+        // A mountpoint that another user could have made is refused.
         wait_until("the mount ends", || home.mountpoints().is_empty());
         let folder = home.path("runtime/pfimg");
         fs::set_permissions(&folder, fs::Permissions::from_mode(0o777)).unwrap();
@@ -173,7 +173,7 @@ fn many_runs_at_once_share_one_mount_also_while_it_ends() {
 #[test]
 fn a_folder_in_tmp_takes_the_place_of_a_runtime_folder() {
     let home = Home::with_idle(None, IDLE);
-    // One that is not the user's alone is as good as none.
+    // A runtime folder that other users can enter is not used.
     fs::set_permissions(home.path("runtime"), fs::Permissions::from_mode(0o755)).unwrap();
     home.sh("a", "echo a > a").exits(0);
     let own =

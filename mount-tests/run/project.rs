@@ -1,4 +1,4 @@
-//! A run in a project: at the project's own path, and with nothing done before it.
+//! A run in a project: at the project's own path, and without preparation.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
@@ -18,7 +18,7 @@ fn a_fork_is_at_its_projects_own_path_and_the_project_stays_as_it_is() {
         let script = "pwd; echo $PWD; cat ignored untracked src/price.py; git status --short; git fsck --no-progress
             echo 3 > src/price.py; echo new > new; rm -r docs; git add -A; git commit -qm second; git log --format=%s
             git config core.fsmonitor \"touch $0\"; echo \"touch $0\" > .git/hooks/post-checkout; chmod +x .git/hooks/*";
-        // What git is told to start in the fork starts nowhere else.
+        // A program that git starts in the fork does not run outside of it.
         let planted = home.path("runtime/planted");
         let said = home.run(&["try", "--", "sh", "-c", script, planted.to_str().unwrap()]).exits(0);
         let expected = format!(
@@ -46,11 +46,11 @@ fn a_fork_is_at_its_projects_own_path_and_the_project_stays_as_it_is() {
         assert_eq!(said.stdout, format!("{project}/src/deep\n"), "{said:?}");
         assert!(!said.stderr.contains("imported") && said.stderr.contains("no changes"), "{said:?}");
         assert_eq!(home.read("try", "src/price.py").unwrap(), "3\n");
-        // One that is missing in the fork.
+        // The caller's folder is missing in the fork.
         let said = here("docs", "try");
         assert_eq!(said.stdout, format!("{project}\n"));
-        assert!(said.stderr.contains(&format!("{project}/docs is no folder of fork \"try\"")), "{said:?}");
-        // The older form does so, too, in the project; elsewhere it is in the fork's own place.
+        assert!(said.stderr.contains(&format!("{project}/docs is not a folder of fork \"try\"")), "{said:?}");
+        // In the project the older form does so too; elsewhere the command starts in the fork's folder.
         let said = home.pfimg(&["run", "try", "pwd"]).dir(&home.path("shop/src")).run().exits(0);
         assert_eq!(said.stdout, format!("{project}/src\n"));
         let said = home.pfimg(&["run", "try", "pwd"]).dir(&home.path("")).run().exits(0);
@@ -105,14 +105,14 @@ fn nothing_is_needed_before_a_run() {
         // The exit code is the command's, and --quiet prints nothing.
         let said = home.run(&["-q", "other", "--", "sh", "-c", "exit 7"]).exits(7);
         assert_eq!(said.stderr, "");
-        // One project is as good as another, and none is a home folder or the root.
+        // A home folder and the root folder are not projects.
         for dir in [home.path(""), "/".into()] {
             let said = home.pfimg(&["run", "--", "true"]).dir(&dir).run().exits(125);
-            assert!(said.stderr.contains("no project"), "{said:?}");
+            assert!(said.stderr.contains("not a project"), "{said:?}");
         }
         let said = home.pfimg(&["run", "--from", "shop/docs", "--", "ls"]).dir(&home.path("")).run().exits(0);
         assert!(said.stdout == "one.md\ntwo.md\n" && said.stderr.contains("  docs-1  exit 0"), "{said:?}");
-        // What is kept beside forks is for its user alone.
+        // The records next to forks are closed to other users.
         for path in [".runs", ".runs/shop-2.json", "projects"] {
             let metadata = fs::metadata(home.store().join("forks").join(path)).unwrap();
             assert_eq!(metadata.mode() & 0o077, 0, "{path}");
@@ -186,7 +186,7 @@ fn a_fork_keeps_its_project_through_renames_and_restores_until_it_is_discarded()
     assert_eq!(fs::read_dir(home.store().join("forks/.runs")).unwrap().count(), 0);
     // The other fork of the name belongs to another project.
     let said = home.pfimg(&["run", "--from", "docs", "c", "--", "pwd"]).run();
-    assert_eq!(said.code, 125, "a name without a slash is no folder: {said:?}");
+    assert_eq!(said.code, 125, "a name without a slash does not mean a folder: {said:?}");
     let said = home.pfimg(&["run", "--from", "./docs", "c", "--", "pwd"]).run().exits(0);
     assert_eq!(said.stdout, format!("{}/docs\n", home.project.display()));
 }
@@ -210,7 +210,7 @@ fn no_other_path_leads_to_the_project_and_a_fork_is_shown_elsewhere_on_request()
     std::os::unix::fs::symlink(&home.project, home.path("link")).unwrap();
     let said = home.sh("a", &format!("cat {}/x", home.path("link").display())).exits(0);
     assert_eq!(said.stdout, "x\n");
-    // What is hidden in the project is hidden in the fork, and what can be written there is the machine's.
+    // A path that is hidden in the project is hidden in the fork, and a writable path is the machine's.
     let (docs, src) = (home.path("shop/docs"), home.path("shop/src"));
     let options = ["--hide", docs.to_str().unwrap(), "--write", src.to_str().unwrap()];
     let said =
@@ -249,7 +249,7 @@ fn a_run_goes_on_in_a_fork_that_is_restored_at_its_projects_path() {
 fn a_mount_of_the_users_own_is_used() {
     let home = Home::new(None);
     home.sh("a", "true").exits(0);
-    // The mount that nothing uses makes way.
+    // An unused mount of runs ends for it.
     let own = home.mountpoint();
     let point = home.path("pf");
     fs::create_dir(&point).unwrap();

@@ -1,4 +1,4 @@
-//! Commands at a terminal, and what they and their caller send each other.
+//! Commands at a terminal, and signals between them and their caller.
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
@@ -20,7 +20,7 @@ struct Shell {
     program: Child,
     keys: File,
     shown: Receiver<Vec<u8>>,
-    /// What was shown and not looked at yet.
+    /// Output that was shown and not yet checked.
     rest: String,
     prompts: usize,
 }
@@ -78,13 +78,13 @@ impl Shell {
     }
 }
 
-/// What a shell says, and nothing that was shown before.
+/// Reads the output of a shell, without earlier output.
 impl Shell {
     #[track_caller]
     fn prompts(&mut self, prompt: &str) {
         self.sees(prompt);
         self.prompts += 1;
-        // In two words, so that what is typed is not what is waited for.
+        // In two words, so that the typed text differs from the expected output.
         let mark = self.prompts;
         self.types(&format!("echo mark'-'{mark}\n"), &format!("mark-{mark}\r\n"));
         self.sees(prompt);
@@ -155,7 +155,7 @@ fn a_terminal_is_the_commands_when_it_wants_it_and_the_shells_again() {
     shell.types(CTRL_Z, "Stopped");
     shell.prompts("IN> ");
     shell.does("kill -KILL %1", "\n", "IN> ");
-    // Nothing is typed before the program that reads it is there: shells have terminals in other modes until then.
+    // Types only once the reading program has started: before that, shells use other terminal modes.
     let reads = "sh -c 'echo up-$((1 + 1)); read -r word; echo \"<$word>\"'";
     shell.types(&format!("{reads}\n"), "up-2");
     shell.types("typed\n", "<typed>");
@@ -168,7 +168,7 @@ fn a_terminal_is_the_commands_when_it_wants_it_and_the_shells_again() {
     shell.does("echo code $?", "code 7", "OUT> ");
     // One in the background that reads waits for the foreground.
     shell.types(&format!("$P run a {reads} &\n"), "up-2");
-    // What the job says may come before the prompt or after it: this brings another.
+    // The job's output may come before or after the prompt, so this asks for another prompt.
     shell.types("\n", "\n");
     shell.prompts("OUT> ");
     shell.types("fg\n", "run a sh -c");
@@ -177,7 +177,7 @@ fn a_terminal_is_the_commands_when_it_wants_it_and_the_shells_again() {
     shell.types(&format!("$P run a {reads} | cat\n"), "up-2");
     shell.types("piped\n", "<piped>");
     shell.prompts("OUT> ");
-    // Several that do not read leave it alone, also where terminals stop who writes from the background.
+    // Several commands that do not read do not use the terminal, even if it stops background processes that write.
     shell.does("(for i in 1 2 3; do $P run a sh -c \"echo one-$i\" & done; wait)", "one-3", "OUT> ");
     shell.does("stty tostop; $P run a echo told; stty -tostop", "told\r\n", "OUT> ");
     // With the terminal, all ends.
@@ -192,7 +192,7 @@ fn a_terminal_is_the_commands_when_it_wants_it_and_the_shells_again() {
 fn signals_reach_the_command_once_and_none_of_its_own_the_caller() {
     let place = Place::new();
     place.sh("a@before", "true").exits(0);
-    // Its own group is its own.
+    // Signals to the command's own group do not reach the caller.
     let script = format!("{} run a sh -c 'kill -TERM 0; sleep 1000'; echo code $?", place.program.display());
     let said = Run::program(Path::new("/bin/sh"), ["-c", &script]).env("PF_STORE", place.store.root()).run();
     assert_eq!(said.exits(0).stdout, "code 143\n");
@@ -212,7 +212,7 @@ print(sorted(counts.items()))";
         let run = Run::program(Path::new("timeout"), timeout).env("PF_STORE", place.store.root());
         run.run().stdout
     };
-    // It sends them one after the other, and may be held up between the two; the program may be held up before it counts.
+    // timeout sends the two signals one after the other, and may be delayed between them. The program may be delayed before it counts.
     assert!(["0.5", "1", "2", "4", "8"].into_iter().any(|seconds| counted(seconds) == "[(15, 1)]\n"));
     std::fs::remove_file(world(&place.mount, "a").join("ready")).unwrap();
     let mut command = clean_signals(&place.program);
@@ -226,7 +226,7 @@ print(sorted(counts.items()))";
     run.0.stdout.take().unwrap().read_to_string(&mut said).unwrap();
     assert_eq!(said, "[(1, 1), (2, 1), (10, 1), (12, 1), (14, 1), (15, 1)]\n");
     assert_eq!(run.code(), Some(0));
-    // Who is ended by SIGINT is seen to be, as without `pfimg run`.
+    // The caller sees that SIGINT ended the command, as without `pfimg run`.
     let mut run = place.spawn("a", ": > again; exec sleep 1000");
     wait_until("it runs", || world(&place.mount, "a").join("again").exists());
     run.signal(Signal::INT);

@@ -401,7 +401,7 @@ fn the_torn_end_of_a_frozen_generation_is_cut_for_good() {
     let tmp = tempfile::tempdir().unwrap();
     let (place, journal) = frozen_and_not_synced(&tmp.path().join("s"));
     let journal = File::options().write(true).open(journal).unwrap();
-    // A power cut: of what was not fsynced the end is missing.
+    // A power cut removes the end of unsynced data.
     journal.set_len(journal.metadata().unwrap().len() - 3).unwrap();
     let registry = place.registry();
     let fork = registry.get("f").unwrap();
@@ -431,7 +431,7 @@ fn zeros_at_the_end_of_a_frozen_generation_stop_no_seal() {
     assert!(sealed.is_ok(), "{}", sealed.unwrap_err());
 }
 
-/// Seals a fork with a chain of folders, if that can be made; whatever comes of it, the fork is there after a restart.
+/// Seals a fork with a chain of folders, if it can be made. In any case the fork exists after a restart.
 fn chain(depth: usize, name: usize) {
     let tmp = tempfile::tempdir().unwrap();
     let place = Place::new(tmp.path());

@@ -53,7 +53,7 @@ fn fork_to_seal(ignoring: bool) -> Sealing {
     Sealing { _dir: dir, disk, place, registry, fork, base }
 }
 
-/// What must never be lost. Of the ledger the words, since a seal signs it.
+/// The data that must never be lost. For the ledger this is its text, since a seal signs it.
 #[derive(Debug, PartialEq)]
 struct Kept {
     world: BTreeMap<Vec<u8>, Shown>,
@@ -72,7 +72,7 @@ fn kept(fork: &Fork) -> Kept {
     }
 }
 
-/// Every marker reaches whole blobs, and the fork is what it was, on its old image or the new one.
+/// Asserts that every marker leads to whole blobs, and that the fork has its files and its old or new base.
 fn judge(root: &Path, old: &Digest, before: &Kept, about: &str) {
     let place = Place::new(root);
     let pf = Pf::open(&place);

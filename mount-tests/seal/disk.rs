@@ -1,4 +1,4 @@
-//! A disk that fails at a call of choice, or ends with it, and knows what a power cut would leave.
+//! A disk that fails at a chosen call, or stops after it, and knows what a power cut would leave.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -11,23 +11,23 @@ use parking_lot::Mutex;
 use pfimg::fork::{Io, RealIo};
 use pfimg::store::{Sharing, StoreIo, SystemIo};
 
-/// What happens at the call with the number that was chosen.
+/// What happens at the chosen call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
-    /// It fails, and the next ones do not.
+    /// The call fails, and later ones succeed.
     Fails,
-    /// It is the last one: all others fail.
+    /// The call is the last one that succeeds.
     Last,
 }
 
-/// What is left of what was not synced.
+/// What a power cut leaves of unsynced data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Left {
     /// Everything: only the program ended.
     All,
-    /// Names, but not what the files hold.
+    /// Names of files, but not their content.
     Names,
-    /// What files hold, as far as they had their names before.
+    /// Only the content of files whose names were durable.
     Nothing,
 }
 
@@ -37,7 +37,7 @@ struct Known {
     synced: BTreeMap<u64, Vec<u8>>,
     /// Files and folders whose names are durable.
     names: BTreeSet<PathBuf>,
-    /// What each durable name stands for.
+    /// The file of each durable name.
     stands_for: BTreeMap<PathBuf, u64>,
     /// Removed files that still have a durable name, and whose number another file has now.
     outlived: u64,

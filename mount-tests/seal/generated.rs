@@ -1,4 +1,4 @@
-//! Generated forks: whatever was done to them, pf restores their seals, and they come back from them as they were.
+//! Generated forks with random changes: pf restores their seals, and a fork of a seal equals the sealed fork.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
@@ -10,7 +10,7 @@ use pfimg::layers::world::Kind;
 use super::support::{Pf, Place, Rng, Shown, append, dir, world, write};
 use crate::common::failing;
 
-/// Names to choose from: few, so that they meet. Some are no UTF-8, and some look like how those are shown.
+/// Names to choose from: few, so that they are used often. Some are not UTF-8, and some look like the texts of such names.
 const NAMES: [&[u8]; 14] = [
     &[b'\xfe'; 255],
     &[b'\xfe'; 254],
@@ -61,7 +61,7 @@ impl Program<'_> {
         if self.rng.below(2) == 0 { vec![b'x'; len] } else { self.rng.bytes(len) }
     }
 
-    /// Does something. What a filesystem would refuse is refused, and no harm done.
+    /// Makes a random change. A refused change must do no harm.
     pub fn step(&mut self) {
         let (folder, name) = (self.folder(), self.name());
         let found = self.fork.lookup(folder, name).ok();
@@ -248,7 +248,7 @@ fn whatever_was_done_to_a_fork_its_seal_holds_it_exactly_and_pf_restores_it() {
     }
 }
 
-/// What the forks had that were sealed: a test that seals nothing of a kind proves nothing of it.
+/// Counts what the sealed forks contained: a test that seals no file of a kind proves nothing about it.
 #[derive(Default)]
 struct Seen {
     kinds: HashSet<Kind>,

@@ -1,4 +1,4 @@
-//! What a `.pfignore` names stays in its fork and is in none of its images.
+//! Files that a `.pfignore` names stay in the fork and are in none of its images.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -71,7 +71,7 @@ fn what_pfignore_names_is_in_no_image_and_stays_in_the_fork() {
         let again = place.seal(&fork);
         assert_eq!((again.image, again.new), (sealed.image, false));
     }
-    // A file that is kept out changes: the image does not.
+    // A change of a file that is left out does not change the image.
     write(&fork, "world/fs/run.log", b"12");
     write(&fork, "world/fs/build/large", "3".repeat(300_000).as_bytes());
     let before = world(&fork);

@@ -152,7 +152,11 @@ fn a_daemon_killed_in_the_middle_of_seals_loses_nothing_and_leaves_no_image_with
         });
         // On a slow machine the kill comes earlier; failing seals are not slowness.
         wait_at_most(LONGEST_ROUND, || snaps(&mount, "f").len() > before + (round as usize % 3));
-        assert_eq!(mount.log_lines(&["it stays as it is, and is tried again"]), [""; 0], "round {round}");
+        assert_eq!(
+            mount.log_lines(&["the fork stays unsealed, and pfimg tries again"]),
+            [""; 0],
+            "round {round}"
+        );
         std::thread::sleep(Duration::from_micros(round * 1777 % 20_000));
         mount.kill();
         writers.end();

@@ -1,4 +1,4 @@
-//! How a mount is asked for: stores, places, options, paths, users. What cannot be had is refused in clear words.
+//! Ways to ask for a mount: stores, places, options, paths, users. Impossible requests are refused with clear messages.
 
 use super::*;
 use crate::common::cli::tool;
@@ -191,7 +191,7 @@ fn mount_options_are_those_of_mount_8_and_unknown_ones_are_refused() {
 }
 
 #[test]
-fn without_fusermount3_an_ordinary_user_is_told_the_package() {
+fn without_fusermount3_the_error_names_the_package() {
     if is_root() {
         // Root needs no helper: an empty search path must not matter.
         let (store, id) = small_store();
@@ -234,7 +234,7 @@ fn a_mount_does_without_a_log_where_the_home_cannot_be_written() {
             assert!(point.join("images").join(&id).is_dir());
             pfimg([OsStr::new("umount"), point.as_os_str()]).exits(0);
         } else {
-            // One that was asked for is not left out.
+            // A log that the caller asked for must exist.
             assert!(said.code != 0 && said.stderr.contains("/proc/none/log"), "{said:?}");
         }
     }

@@ -1,4 +1,4 @@
-//! Limits of the shell that mounts, and folders without room: a message names them, and no mount is left without a daemon.
+//! Limits of the shell that mounts, and full folders: a message names them, and no mount is left without a daemon.
 
 use super::*;
 use crate::common::cli::tool;
@@ -118,7 +118,7 @@ fn a_log_that_takes_no_more_ends_no_mount() {
     Run::new(args).env("HOME", &home).run().exits(0);
     let _guard = Background { point: point.clone(), pid: pid_at(&point) };
     assert_eq!(std::fs::read(point.join("images").join(&id).join("world/fs/file")).unwrap(), b"content");
-    // The kernel and the daemon say that of damage.
+    // The daemon reports damage, which the log cannot take.
     std::fs::remove_file(store.marker_path(&id)).unwrap();
     wait_until("the image is gone", || names(&point.join("images")).unwrap().is_empty());
     pfimg([OsStr::new("umount"), point.as_os_str()]).exits(0);

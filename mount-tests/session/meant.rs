@@ -49,7 +49,7 @@ fn a_folder_that_is_not_empty_is_refused_with_what_was_probably_meant() {
         mount.unmount();
         assert_eq!(std::fs::read(project.join("main.c")).unwrap(), b"mine");
     }
-    // What a killed daemon left there is no content of the folder's.
+    // A dead mount does not count as content of the folder.
     let empty = home.join("empty");
     std::fs::create_dir(&empty).unwrap();
     let mut killed = Mount::of(store.root()).at(&empty).start();
@@ -136,7 +136,7 @@ fn a_mountpoint_given_as_the_store_means_the_store_that_is_mounted_there() {
             }
         }
     }
-    // What writes, writes into the store, and nothing into the mount itself.
+    // Commands that write do so in the store, not in the mount.
     let before = names(&point).unwrap();
     std::fs::write(home.join("file"), b"imported").unwrap();
     let on = |args: &[&str]| ask(&point, args, true).0;
@@ -192,7 +192,7 @@ fn a_daemon_in_another_mount_namespace_is_named_with_its_process_and_can_be_ende
     let args =
         ["-m", "--propagation", "private", crate::common::PFIMG, "mount", text(store.root()), text(&inner)];
     let mounted = Run::program(Path::new("/usr/bin/unshare"), args).env("HOME", &home).run();
-    // Ends it, too, when the test fails.
+    // Ends the daemon even if the test fails.
     let mut guard = Background { point: inner.clone(), pid: None };
     mounted.exits(0);
     assert!(system::types_at(&inner).is_empty(), "it shows here");

@@ -46,7 +46,7 @@ fn an_ordinary_user_with_no_new_privileges_is_told_of_them_at_mount_and_umount()
     let said = behind(&bound, &program, &umount, &home, user);
     assert!(said.code == 7 && said.stderr.contains("without no_new_privs"), "{said:?}");
     assert!(said.stderr.contains(&format!("`kill {pid}`")), "{said:?}");
-    // The daemon may what the command may not.
+    // The daemon can unmount, unlike the command.
     behind(&bound, Path::new("kill"), &[OsStr::new(&pid.to_string())], &home, user).exits(0);
     wait_until("the mount is gone", || system::types_at(&point).is_empty());
 }
@@ -115,7 +115,7 @@ fn a_mount_can_be_made_read_only_by_pfimg_and_by_mount_8() {
     );
     remount("remount,rw").exits(0);
     std::fs::write(&file, "3").unwrap();
-    // mount(8) has pfimg do it, by way of mount.fuse, which finds pfimg in the system's path. Here only a namespace has it there.
+    // mount(8) runs pfimg through mount.fuse, which looks for pfimg in the system's path. Here only a namespace has it there.
     let script = "mount -t tmpfs none /usr/local/bin && cp \"$0\" /usr/local/bin/pfimg && mount -o \"$1\" \"$2\" \
          && grep \" $2 \" /proc/self/mountinfo";
     let by_mount_8 = |options: &str, is: &str| {
@@ -181,7 +181,7 @@ fn a_store_that_is_moved_while_it_is_mounted_is_noticed_and_begins_nowhere_anew(
         let mut map = map_shared(&open_rw(&files.join("mapped")).unwrap()).unwrap();
         map[..6].copy_from_slice(b"mapped");
         std::fs::rename(&old, &new).unwrap();
-        // At once: before the daemon has looked. Whatever is acknowledged is kept.
+        // At once, before the daemon has noticed the move. Every acknowledged write is kept.
         let kept: Vec<String> = (0..50)
             .map(|n| format!("kept-{n}"))
             .filter(|name| {
@@ -294,7 +294,7 @@ fn a_store_named_with_a_tilde_is_in_the_home_folder() {
     assert!(home.join("one/images").is_dir());
     run(&["--store=~/one", "images"], None).exits(0);
     assert_eq!(names(&here.1).unwrap(), [""; 0], "no folder named ~ is made");
-    let said = run(&["images"], Some("~nobody-of-this-name/one")).exits(2);
+    let said = run(&["images"], Some("~no-user-of-this-name/one")).exits(2);
     assert!(said.stderr.contains("full path"), "{said:?}");
     std::fs::create_dir_all(here.1.join("~/one")).unwrap();
     let said = run(&["images"], Some("~/one")).exits(2);

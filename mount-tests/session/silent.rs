@@ -30,7 +30,7 @@ impl Stopped {
         Self(mount)
     }
 
-    /// Whether a text says all that a user needs to know of it.
+    /// Whether a text says everything that a user needs to know about the daemon.
     fn is_named(&self, text: &str) -> bool {
         let pid = self.0.pid();
         let says = [
@@ -229,7 +229,7 @@ fn the_daemon_of_an_unmounted_store_asks_no_other_mount_that_has_its_number() {
     }
 }
 
-/// The builder looks for what is to be shown, in a mount that does not answer.
+/// Signals a run whose builder waits for a mount that does not answer.
 #[test]
 fn a_signal_ends_commands_that_wait_at_any_stage() {
     let (store, id) = crate::common::forks::small_store();
@@ -333,7 +333,7 @@ fn a_daemon_that_has_taken_a_request_and_does_not_answer_holds_up_no_command() {
     mount.unmount();
 }
 
-/// What another user mounted is that user's business, dead or alive.
+/// Mounts of other users, dead or alive, are not errors.
 #[test]
 fn mounts_of_another_user_come_last_and_are_no_error() {
     const NOBODY: u32 = 65534;
@@ -361,7 +361,7 @@ fn mounts_of_another_user_come_last_and_are_no_error() {
         assert_eq!(status.stdout.lines().next(), Some(mount.path().to_str().unwrap()), "{alive}: {status:?}");
         assert!(!status.stderr.contains(their_mount.path().to_str().unwrap()), "{alive}: {status:?}");
     }
-    // Its user hears of it.
+    // The mount's own user sees the daemon.
     let status = Run::program(&program, ["status"]).user(Some(NOBODY)).run().exits(0);
     assert!(status.stderr.contains(their_mount.path().to_str().unwrap()), "{status:?}");
     mount.unmount();

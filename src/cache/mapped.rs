@@ -63,7 +63,7 @@ impl Mapping {
         Ok(Self { map, read: AtomicUsize::new(0) })
     }
 
-    /// Asks the disk for a stretch that will be read soon; bytes behind the end are left out.
+    /// Asks the kernel to read a stretch from the disk soon. Leaves out bytes after the end.
     pub(super) fn will_need(&self, start: usize, length: usize) {
         if let Some(map) = &self.map {
             let length = length.min(map.len().saturating_sub(start));
@@ -160,8 +160,8 @@ impl Mapped {
                 }
             }
         }
-        // Newest first: each goes behind the ones before it, so the oldest is the next to be evicted, and all
-        // of them come after the files in use.
+        // Newest first: each is listed after the newer ones, so the oldest is the next to be evicted. The files
+        // in use stay longest.
         found.sort_unstable_by(|a, b| b.cmp(a));
         let mut inner = self.inner.lock();
         for (_, digest, len) in found {
@@ -276,7 +276,7 @@ impl Mapped {
 
     fn remove(&self, gone: &[(Digest, Known)]) {
         for (digest, _) in gone {
-            // One that another thread has just made anew is good without a name.
+            // Another thread may just have made the file again. Its mapping does not need the name.
             let _ = fs::remove_file(self.path(digest));
         }
     }

@@ -533,7 +533,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_that_cannot_be_written_is_told_once_and_reading_goes_on() {
+    fn a_folder_that_cannot_be_written_is_logged_once_and_reading_continues() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("packs"), b"a file is in the way").unwrap();
         let packs = reopened(dir.path(), 64 << 20);

@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn trouble_is_told_once_and_over_when_something_can_be_kept() {
+    fn trouble_is_logged_once_and_ends_when_a_blob_can_be_kept() {
         let trouble = Trouble::new(Path::new("/cache"));
         assert!(!trouble.is_recent() && trouble.reason().is_none());
         trouble.met(&"no space");

@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn steps_that_show_nothing_are_not_needed_for_a_state_that_was_told() {
+    fn steps_that_show_nothing_are_dropped_if_the_state_is_given() {
         let state = crate::oracle::TransferState { journal_gaps: 1, ..Default::default() };
         let transfer = crate::oracle::Transfer { kind: TransferKind::Seal, subject: "f".into(), state };
         let pack =

@@ -1,4 +1,4 @@
-//! Judges a crash pack again, from its files alone.
+//! Judges a crash pack again. It reads only the pack's files.
 
 use std::fs::{self, File};
 use std::io::{self, Read};

@@ -44,14 +44,18 @@ fn text(pack: &Crashpack, name: &str) -> String {
     String::from_utf8(pack.files().unwrap()[name].clone()).unwrap()
 }
 
-/// A pack of five violations whose steps show them, with an event of each kind and each word that a log uses.
+/// A pack of five violations with the steps that show them, and events of each kind and each word that the logs use.
 fn golden_pack() -> Crashpack {
     let mut steps = Steps::new();
     let image = Digest::of(b"image");
     steps.did("checkpoint", "froze fork packet-symbol");
     steps.saw_journal(2);
     steps.saw_pending(3);
-    steps.saw_manifest(&image, Digest::of(b"other").to_string(), Some("the marker is another one"));
+    steps.saw_manifest(
+        &image,
+        Digest::of(b"other").to_string(),
+        Some("the marker differs from the manifest"),
+    );
     steps.saw_leaked("temporary files left behind", 4);
     steps.saw_paths("forks/f", [("world/fs/a\nb", "otherwise in the tree".to_owned())]);
     for kind in crate::crashpack::PATH_KINDS {
@@ -242,7 +246,7 @@ fn a_pack_with_any_byte_changed_is_refused() {
 }
 
 #[test]
-fn every_kind_of_tampering_is_damage_and_what_is_no_pack_is_not_found() {
+fn every_kind_of_tampering_is_damage_and_a_folder_that_is_not_a_pack_is_not_found() {
     let dir = tempfile::tempdir().unwrap();
     assert_eq!(replay(dir.path(), &[]).unwrap_err().kind(), ErrorKind::NotFound);
     assert_eq!(replay(&dir.path().join("none"), &[]).unwrap_err().kind(), ErrorKind::NotFound);

@@ -1,8 +1,8 @@
-//! Space that fallocate(2) sets aside, so that later writes into a range cannot fail for want of it.
+//! Reserves space for fallocate(2), so that later writes into a range cannot fail for lack of it.
 //!
-//! It is space in the file's own data file, where writes into the range go from then on, and space in the journal for the records
-//! of those writes. Both belong to the generation that is being written. A seal, a branch or a remount ends the promise: each begins
-//! a generation, or reads one back, in which the file is as long as before and its space is not set aside.
+//! Space is reserved in the file's own data file, which takes all later writes into the range, and in the journal for the
+//! records of those writes. Both belong to the generation that is being written. A seal, a branch or a remount ends the
+//! promise: it begins a generation, or reads one back, in which the file keeps its length but has no reserved space.
 
 use std::sync::Arc;
 
@@ -44,7 +44,7 @@ impl Live {
         Ok(())
     }
 
-    /// Has a file's next writes go to a data file of its own.
+    /// Directs a file's next writes to its own data file.
     fn give_own(&mut self, ino: Ino, own: Arc<DataFile>) {
         let inode = match self.orphans.get_mut(&ino) {
             Some(inode) => Some(Arc::make_mut(inode)),

@@ -176,19 +176,19 @@ impl Fork {
             return Err(no_attribute(name));
         }
         if !PREFIXES.iter().any(|prefix| name.starts_with(prefix)) {
-            return Err(Error::new(ErrorKind::Unsupported, "there are no attributes of that kind"));
+            return Err(Error::new(ErrorKind::Unsupported, "forks do not support attributes of this kind"));
         }
         if name == CAPABILITY && is_of_confined_root(value) {
             return Err(posix(
                 Posix::NotPermitted,
-                "root gives files capabilities outside of user namespaces alone",
+                "root can give files capabilities only outside of user namespaces",
             ));
         }
         let mut live = self.live.write();
         let inode = live.need(ino)?;
         match (mode, inode.xattrs.contains_key(name)) {
             (XattrMode::Create, true) => {
-                return Err(Error::new(ErrorKind::AlreadyExists, "the attribute is there already"));
+                return Err(Error::new(ErrorKind::AlreadyExists, "the attribute exists already"));
             }
             (XattrMode::Replace, false) => return Err(no_attribute(name)),
             _ => {}
@@ -200,13 +200,13 @@ impl Fork {
     /// kept.
     fn set_acl(&self, ino: Ino, name: &[u8], value: &[u8], by: impl Caller) -> Result<()> {
         let acl = Acl::parse(value)
-            .ok_or_else(|| Error::new(ErrorKind::InvalidInput, "that is no access control list"))?;
+            .ok_or_else(|| Error::new(ErrorKind::InvalidInput, "the value is not an access control list"))?;
         let mut live = self.live.write();
         let inode = live.need(ino)?;
         let (name, time) = (name.to_vec(), self.now());
         if name == acl::DEFAULT {
             if !inode.is_dir() {
-                return Err(Error::new(ErrorKind::PermissionDenied, "folders alone hand a list on"));
+                return Err(Error::new(ErrorKind::PermissionDenied, "only folders have a default list"));
             }
             return live.commit(Record::Xattr { ino, name, value: Some(acl.value()), time });
         }
@@ -260,7 +260,7 @@ impl Fork {
         Ok(())
     }
 
-    /// Does the same for a fork that another thread may discard: then nothing needs to be durable.
+    /// Like [`Fork::fsync`], but succeeds without doing anything once another thread has discarded the fork.
     pub(super) fn fsync_unless_discarded(&self) -> Result<()> {
         self.fsync().or_else(|error| if self.is_discarded() { Ok(()) } else { Err(error) })
     }
@@ -320,11 +320,11 @@ fn no_attribute(name: &[u8]) -> Error {
     posix(Posix::NoAttribute, "no such extended attribute")
 }
 
-/// Whether capabilities were given in a user namespace whose root is also the machine's root: by root's
-/// command in `pfimg run`.
+/// Whether capabilities come from a user namespace whose root is also the machine's root: root ran
+/// `pfimg run`, and the command gave them.
 ///
-/// The kernel stores the namespace's root with them (`VFS_CAP_REVISION_3` in linux/capability.h). Outside
-/// they would count as if they had been given there: an export restores them.
+/// The kernel stores the namespace's root with them (`VFS_CAP_REVISION_3` in linux/capability.h). Outside of
+/// the namespace they would count as if the machine's root had given them, since an export restores them.
 fn is_of_confined_root(value: &[u8]) -> bool {
     value.get(3) == Some(&3) && value.get(20..24) == Some(&[0; 4])
 }

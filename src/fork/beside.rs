@@ -1,7 +1,7 @@
-//! What is kept beside a fork: the project that it is of, and who runs in it.
+//! Keeps records next to a fork: its project, and its runs.
 //!
-//! Neither is part of a fork: a reader of forks needs none of it, and an older program passes it over. The project goes by the
-//! fork's `uid`, as its list of seals does, so that it follows a rename by itself. The files of runs go by the fork's name.
+//! They are not part of the fork: the engine does not need them, and an older program ignores them. The project is stored
+//! under the fork's `uid`, like its list of seals, so that a rename does not affect it. The files of runs have the fork's name.
 
 use std::ffi::OsString;
 use std::fs;
@@ -17,36 +17,36 @@ use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::{Sharing, SystemIo, write_whole};
 
-/// The folder of projects, and that of runs.
+/// The folders of projects and of runs, in `forks/`.
 const PROJECTS: &str = "projects";
 const RUNS: &str = ".runs";
 
-/// The files of one fork's runs: the record of the last one, its output, and what it deleted where that is too long for the record.
+/// The files of a fork's last run: its record, its output, and the list of deleted paths if that is too long for the record.
 const RECORD: &str = "json";
 const OUTPUT: &str = "out";
 const DELETIONS: &str = "gone";
 
-/// All of these.
+/// All files of a run.
 const OF_RUNS: [&str; 3] = [RECORD, OUTPUT, DELETIONS];
 
-/// The longest path that is read, in bytes: more than the kernel takes.
+/// The longest path in bytes that is read: longer than any path that the kernel accepts.
 const MAX_PATH: u64 = 64 << 10;
 
-/// A fork as its head on disk has it.
+/// What a fork's head on disk says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OnDisk {
-    /// What it is known by; another one after a restore.
+    /// The fork's identity. A restore changes it.
     pub uid: String,
     /// When it was made, in nanoseconds since 1970. Stays through renames and restores.
     pub created_ns: i64,
     /// The image it rests on.
     pub base: Option<Digest>,
-    /// Whether nothing was done in it since it rests on that image.
+    /// Whether the fork has no changes over that image.
     pub is_untouched: bool,
 }
 
 impl OnDisk {
-    /// Reads a fork's head, and nothing else of it. [`ErrorKind::NotFound`] where there is no such fork.
+    /// Reads a fork's head and the lengths of its journals. Fails with [`ErrorKind::NotFound`] if there is no such fork.
     pub fn read(store: &Path, fork: &str) -> Result<Self> {
         let forks = store.join("forks");
         let head = head_of(&forks, fork)?;
@@ -73,7 +73,7 @@ fn head_of(forks: &Path, fork: &str) -> Result<Head> {
     })
 }
 
-/// The folder whose project a fork is, as it was recorded. The folder need not be there.
+/// Returns the project folder that was recorded for a fork. The folder may no longer exist.
 pub fn project(store: &Path, fork: &str) -> Result<Option<PathBuf>> {
     let forks = store.join("forks");
     let path = forks.join(PROJECTS).join(head_of(&forks, fork)?.uid);
@@ -93,7 +93,7 @@ pub fn project(store: &Path, fork: &str) -> Result<Option<PathBuf>> {
     }
 }
 
-/// Records the folder whose project a fork is: the bytes of its path.
+/// Records a fork's project folder, as the bytes of its path.
 pub fn set_project(store: &Path, fork: &str, root: &Path) -> Result<()> {
     let (forks, sharing) = (store.join("forks"), Sharing::of(store));
     let folder = forks.join(PROJECTS);
@@ -104,7 +104,7 @@ pub fn set_project(store: &Path, fork: &str, root: &Path) -> Result<()> {
     written.map_err(|e| Error::io(e, format!("cannot record the project of fork {fork:?}")))
 }
 
-/// Gives the fork that takes another one's place the project of that one.
+/// Copies the project of a fork to the fork that replaces it.
 pub(super) fn inherit(forks: &Path, sharing: Sharing, from: &str, to: &str) {
     let folder = forks.join(PROJECTS);
     let copied = fs::read(folder.join(from))
@@ -117,28 +117,28 @@ pub(super) fn inherit(forks: &Path, sharing: Sharing, from: &str, to: &str) {
     }
 }
 
-/// Forgets the project of a fork that is gone.
+/// Removes the project record of a fork that no longer exists.
 pub(super) fn forget_project(forks: &Path, uid: &str) {
     let _ = fs::remove_file(forks.join(PROJECTS).join(uid));
 }
 
-/// The record of the run that is in a fork, or was in it last: `forks/.runs/NAME.json`.
+/// The record of a fork's present or last run: `forks/.runs/NAME.json`.
 pub fn run_record(store: &Path, fork: &str) -> PathBuf {
     run_file(&store.join("forks"), fork, RECORD)
 }
 
-/// What the last run in a fork printed, where it was kept: `forks/.runs/NAME.out`.
+/// The kept output of a fork's last run: `forks/.runs/NAME.out`.
 pub fn run_output(store: &Path, fork: &str) -> PathBuf {
     run_file(&store.join("forks"), fork, OUTPUT)
 }
 
-/// What the last run in a fork deleted, where the record says that it is kept apart: `forks/.runs/NAME.gone`.
+/// The paths that a fork's last run deleted, if the record refers to this file: `forks/.runs/NAME.gone`.
 pub fn run_deletions(store: &Path, fork: &str) -> PathBuf {
     run_file(&store.join("forks"), fork, DELETIONS)
 }
 
 fn run_file(forks: &Path, fork: &str, kind: &str) -> PathBuf {
-    // No fork's name begins with a dot, and the ending comes behind whatever the name has.
+    // No fork's name begins with a dot, and the ending is appended even if the name already has one.
     forks.join(RUNS).join(format!("{fork}.{kind}"))
 }
 
@@ -154,18 +154,18 @@ pub fn make_runs(store: &Path) -> io::Result<()> {
     Sharing::of(store).create_dir_below(store, &store.join("forks").join(RUNS))
 }
 
-/// Takes the files of runs along with a fork that got another name.
+/// Renames the files of runs with their fork.
 pub(super) fn renamed(forks: &Path, from: &str, to: &str) {
     for kind in OF_RUNS {
         let (from, to) = (run_file(forks, from, kind), run_file(forks, to, kind));
-        // What an earlier fork of the new name left is not this one's.
+        // A file that an earlier fork of the new name left belongs to another run.
         if fs::rename(&from, &to).is_err() {
             let _ = fs::remove_file(&to);
         }
     }
 }
 
-/// Removes the files of runs of a fork that is gone.
+/// Removes the files of runs of a fork that no longer exists.
 pub(super) fn gone(forks: &Path, fork: &str) {
     for kind in OF_RUNS {
         let _ = fs::remove_file(run_file(forks, fork, kind));

@@ -1,11 +1,11 @@
-//! Set-user-id and set-group-id bits, and how a change of a file takes them away.
+//! Decides when a change of a file clears its set-user-id and set-group-id bits.
 //!
-//! The rules are those of the kernel (`setattr_should_drop_suidgid` in its fs/attr.c). A filesystem has to follow them itself: the
-//! kernel asks no FUSE daemon to drop a set-group-id bit without group execution.
+//! The rules are those of the kernel (`setattr_should_drop_suidgid` in its fs/attr.c). A filesystem has to follow them itself:
+//! the kernel never asks a FUSE daemon to clear a set-group-id bit without group execution.
 
-/// Says who changes a file, as far as the set-user-id and set-group-id bits go by it.
+/// What the rules for set-user-id and set-group-id bits have to know of the process that changes a file.
 ///
-/// `true` stands for a stranger, who is in no group, and `false` for root.
+/// `true` stands for a process that is in no group, and `false` for root.
 pub trait Caller: Copy {
     /// Whether these bits stay when the caller changes a file's content (`CAP_FSETID`).
     fn keeps_bits(self) -> bool;
@@ -24,20 +24,21 @@ impl Caller for bool {
     }
 }
 
-/// The mode of a regular file of group `gid` once `caller` has changed its content.
+/// Returns the mode of a regular file of group `gid` after `caller` has changed its content.
 pub(super) fn mode_after_write(mode: u16, gid: u32, caller: impl Caller) -> u16 {
-    // Most files have no such bits, and then nothing is asked about the caller.
+    // Most files have no such bits; then the caller's groups are not looked up.
     if mode & 0o6000 == 0 || caller.keeps_bits() { mode } else { mode_after_chown(mode, gid, caller) }
 }
 
-/// The mode of a regular file of group `gid` once `caller` has given it to another owner or group: root loses the bits as well.
+/// Returns the mode of a regular file of group `gid` after `caller` has changed its owner or group. Root clears the bits as
+/// well.
 pub(super) fn mode_after_chown(mode: u16, gid: u32, caller: impl Caller) -> u16 {
     let after = stripped(mode);
     if after & 0o2000 != 0 && !caller.is_in(gid) && !caller.keeps_bits() { after & !0o2000 } else { after }
 }
 
-/// A mode without set-user-id, and without set-group-id where that gives the rights of the group. The bit stays without group
-/// execution, where it once marked mandatory locking. Journals mean this by a splice that takes the bits away.
+/// Clears set-user-id, and set-group-id if the group may execute the file. Without group execution the bit stays: it once
+/// marked mandatory locking. A journal's splice with `strip` means this change.
 pub(super) fn stripped(mode: u16) -> u16 {
     if mode & 0o2010 == 0o2010 { mode & !0o6000 } else { mode & !0o4000 }
 }

@@ -1,4 +1,4 @@
-//! Writes a fork's generations anew, as one that says only what is still true.
+//! Rewrites a fork's generations as one, which records only the present state.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -23,17 +23,17 @@ use crate::layers::world::Kind;
 /// A journal of fewer bytes than this is never worth a checkpoint.
 const SMALL: u64 = 32 << 20;
 
-/// How many times larger than what it would become a journal has to be.
+/// How many times larger a journal must be than the checkpoint would be.
 const WORTH: u64 = 4;
 
-/// Most parts and bytes in one record.
+/// The most parts and bytes in one record.
 const PARTS: usize = 64;
 const BYTES: u64 = 1 << 20;
 
 impl Fork {
-    /// Whether [`Fork::checkpoint`] would pay: the journals are large, and mostly say what is not true any more.
+    /// Whether [`Fork::checkpoint`] would pay: the journals are large, and most of their records are outdated.
     pub fn wants_checkpoint(&self) -> bool {
-        // A clone takes pointers. Neither the disk nor all files are looked at under the lock.
+        // A clone takes pointers: the lock is not held while the disk and all files are looked at.
         let (generations, state) = {
             let live = self.live.read();
             (live.generations.clone(), live.state.clone())
@@ -51,10 +51,12 @@ impl Fork {
         journals > WORTH * needed
     }
 
-    /// Writes what the fork's generations say into a new one and lets go of them. The fork goes on meanwhile: nothing
-    /// waits but for the freeze and the switch. Returns whether there was anything to write.
+    /// Writes the state that the fork's generations describe into a new one, and releases the old ones. Returns whether there
+    /// was anything to write.
+    ///
+    /// Programs can use the fork during the call: they wait only for the freeze and for the switch of the head.
     pub fn checkpoint(&self) -> Result<bool> {
-        // A seal under way does the same and more.
+        // A seal is running, which includes a checkpoint's work.
         let Some(_only_one) = self.sealing.try_lock() else { return Ok(false) };
         let frozen = self.freeze()?;
         if frozen.generations.is_empty() {
@@ -62,7 +64,7 @@ impl Fork {
         }
         let shared = &self.shared;
         let base = shared.base(frozen.image, self.created_ns())?;
-        // Not from memory: that still stands on the image before the last seal. What is on disk counts.
+        // Replays the generations on disk: the state in memory still rests on the image before the last seal.
         let mut target = State::over(base.clone());
         let before = self.head.lock().folders.clone();
         before.apply(&mut target);
@@ -90,7 +92,7 @@ impl Fork {
         let mut head = self.head.lock();
         let released = frozen.ids();
         if !head.generations.starts_with(&released) || head.base != frozen.image {
-            // Sealed meanwhile, which does the same and more.
+            // A seal came first, which includes a checkpoint's work.
             shared.drop_refs(&[new.id]);
             return Ok(false);
         }
@@ -123,7 +125,7 @@ impl Fork {
     }
 }
 
-/// A state that is led from the base to the target, and the journal of how.
+/// A state that is changed step by step from the base to the target, with the journal of these changes.
 pub(super) struct Scratch<'a> {
     pub(super) state: State,
     pub(super) writer: Writer,
@@ -148,7 +150,7 @@ impl Scratch<'_> {
         self.lead(target, &*target.changes()?)
     }
 
-    /// Makes changes of the target's true.
+    /// Applies the target's changes to the state.
     pub(super) fn lead(&mut self, target: &Frozen, changes: &Changes) -> Result<()> {
         for path in &changes.removed {
             self.remove_all(path)?;
@@ -156,14 +158,14 @@ impl Scratch<'_> {
         let mut made: HashMap<Ino, Ino> = HashMap::new();
         let mut as_it_is = HashSet::new();
         for put in changes.put.values().filter(|put| put.inode.links.len() > 1) {
-            // A name that is not among the changes leads to a file that is as it should be.
+            // A name that is not among the changes already leads to the right file.
             let others = target.names(&put.inode).filter(|path| !changes.put.contains_key(path));
             for ino in others.filter_map(|path| self.state.resolve(&path)) {
                 made.insert(put.ino, ino);
                 as_it_is.insert(ino);
             }
         }
-        // A file that is there under any of its names is not made again.
+        // A file that already exists under one of its names is not created again.
         for (path, put) in &changes.put {
             if let Some(ino) = self.state.resolve(path) {
                 made.entry(put.ino).or_insert(ino);
@@ -192,14 +194,14 @@ impl Scratch<'_> {
                 self.fill(ino, &put.inode)?;
             }
         }
-        // Last, since all of the above touches times.
+        // Last, since all steps above change times.
         for (path, put) in &changes.put {
             let ino = self.state.resolve(path).ok_or_else(unfit)?;
             if as_it_is.contains(&ino) {
                 continue;
             }
             let attr = target.attr(put);
-            // A base file that was moved is made anew, and then has times although nobody set them.
+            // A moved base file is created again, so its times count as set although no program set them.
             let or_shown = |time: Option<i64>, shown| time.or(created.contains(&ino).then_some(shown));
             self.commit(Record::Attr(Attrs {
                 ino,

@@ -14,25 +14,24 @@ use super::record::{Attrs, From, Part, Record, Splice};
 use super::records::may_clear;
 use crate::error::{Error, ErrorKind, Posix, Result};
 
-/// A file's own bytes go into the journal up to this many in a generation, and into a sparse file of its own beyond.
+/// Bytes of a file that one generation keeps in the journal. Further bytes go to the file's own sparse data file.
 pub const INLINE: u64 = 64 << 10;
 
-/// As many pieces a file may have before it gets a file of its own although it is small.
+/// Pieces that a small file may have before it gets its own data file.
 const INLINE_PIECES: usize = 64;
 
-/// A file in so many pieces has the pages it is written in filled up, so that their number stays bounded by its
-/// length.
+/// Pieces from which on a write fills up the pages that it touches. The file's length then bounds their number.
 const FRAGMENTED: usize = 256;
 
 const PAGE: u64 = 4096;
 
-/// How often a write to a file in many pieces begins anew because another one came between.
+/// Attempts of a write to a file in many pieces when other writes keep changing the file.
 const TRIES: usize = 4;
 
-/// The same for a file that only grows, of which it has to be known what is there already.
+/// The same for an append-only file: a write must know which bytes the file already holds.
 const TRIES_OF_RECORDS: usize = 1000;
 
-/// Space set aside in the journal for a record that speaks of data files.
+/// Journal space in bytes to reserve for a record that refers to data files.
 const RECORD_ROOM: u64 = 8192;
 
 /// Longest file in bytes: offsets are signed.
@@ -41,13 +40,13 @@ pub const MAX_SIZE: u64 = i64::MAX as u64;
 /// What to do to a range of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Allocate {
-    /// Set space aside for it; the file grows to its end.
+    /// Reserve space; the file grows to the range's end.
     Extend,
-    /// Set space aside for it, behind the end of the file as well; the length stays.
+    /// Reserve space, after the end of the file as well; the length stays.
     KeepSize,
-    /// Make a hole of it; the length stays.
+    /// Turn the range into a hole; the length stays.
     PunchHole,
-    /// Make zeros of it; the file grows to its end unless told not to.
+    /// Fill the range with zeros. The file grows to the range's end unless `keep_size` is set.
     ZeroRange {
         /// Whether the length stays.
         keep_size: bool,
@@ -69,7 +68,7 @@ pub(super) fn failed(e: io::Error) -> Error {
 }
 
 impl Fork {
-    /// Reads into `buf` from `offset` on; returns how many bytes, less than asked only at the end of the file.
+    /// Reads into `buf` from `offset` on. Returns the number of bytes: fewer than the buffer has only at the end of the file.
     pub fn read(&self, ino: Ino, offset: u64, buf: &mut [u8]) -> Result<usize> {
         self.settle(ino)?;
         let inode = self.live.read().need(ino)?;
@@ -77,7 +76,7 @@ impl Fork {
         self.read_content(&content, offset, buf)
     }
 
-    /// The same, as a new vector.
+    /// Like [`Fork::read`], into a new vector.
     pub fn read_vec(&self, ino: Ino, offset: u64, len: usize) -> Result<Vec<u8>> {
         let size = self.getattr(ino)?.size;
         let mut buf = vec![0; size.saturating_sub(offset).min(len as u64) as usize];
@@ -86,18 +85,18 @@ impl Fork {
         Ok(buf)
     }
 
-    /// Reads content that was looked up before, whatever became of its file since.
+    /// Reads content that was looked up before, even if its file has changed or gone since.
     pub(super) fn read_content(&self, content: &Content, offset: u64, buf: &mut [u8]) -> Result<usize> {
         read_content(content, offset, buf, &mut |blob, offset, buf| self.read_blob(blob, offset, buf))
     }
 
-    /// The blob that is the whole of a file's content, if one is: nobody wrote to it.
+    /// Returns the blob that is a file's whole content; none if the file was written to.
     pub fn whole_blob(&self, ino: Ino) -> Result<Option<super::pieces::BlobRef>> {
         self.settle(ino)?;
         Ok(file_of(&*self.live.read().need(ino)?)?.whole_blob())
     }
 
-    /// Writes at `offset`; returns how many bytes, less than asked only when the disk filled up on the way.
+    /// Writes at `offset`. Returns the number of bytes: fewer than given only if the disk filled up during the write.
     pub fn write(&self, ino: Ino, offset: u64, bytes: &[u8], by: impl Caller) -> Result<usize> {
         // The kernel does not look at the times of a file that is written past its cache.
         let time = |inode: &Inode| match inode.guard {
@@ -107,18 +106,18 @@ impl Fork {
         self.write_at(ino, Some(offset), bytes, by, time)
     }
 
-    /// Writes at the end, wherever that is by now.
+    /// Writes at the end that the file has when the fork is locked.
     pub fn append(&self, ino: Ino, bytes: &[u8], by: impl Caller) -> Result<usize> {
         self.write_at(ino, None, bytes, by, |_| self.now())
     }
 
-    /// Writes whole pages of which somebody changed something earlier: through a mapping, or by a late write, whose times the
-    /// kernel also sets where they changed.
+    /// Writes whole pages that a program changed earlier, through a mapping or by a late write. For a late write the kernel
+    /// sets the times that changed.
     ///
-    /// A page may begin before the end of what was recorded. What is appended in it is taken, and the rest refused only
-    /// if it differs: a program that appends wrote nothing there.
+    /// In an append-only file a page may begin before the end of the recorded bytes. The appended part is written. The rest
+    /// is refused only if it differs, since a program that appends did not change it.
     ///
-    /// Either all is written or it fails: the kernel does not look how much of its pages was taken.
+    /// Writes all bytes or fails: the kernel does not check how many bytes of its pages were written.
     pub fn write_pages(&self, ino: Ino, offset: u64, bytes: &[u8]) -> Result<usize> {
         let time = |inode: &Inode| self.time_of_change(inode);
         let end = self.getattr(ino)?.size;
@@ -146,7 +145,7 @@ impl Fork {
         Ok(done)
     }
 
-    /// Without an offset at the end.
+    /// Writes at `offset`, or at the end if there is none.
     fn write_at(
         &self,
         ino: Ino,
@@ -181,7 +180,7 @@ impl Fork {
             let before = before.filter(|before| before.is_of(&inode, offset));
             let most = if inode.guard == Guard::None { TRIES } else { TRIES_OF_RECORDS };
             if before.is_none() && has_to_be_read(&inode, &content, offset) && tries < most {
-                // It was written to meanwhile.
+                // Another write changed the file after `look_before`.
                 tries += 1;
                 continue;
             }
@@ -218,7 +217,8 @@ impl Fork {
         Ok(already + written.len as usize)
     }
 
-    /// Reads what a write has to know of a file, before the fork is locked: that may lie in a blob. Finds out the file's length too.
+    /// Reads the bytes of a file that a write has to know, without the fork's lock, since they may lie in a blob. Also finds
+    /// out the file's length.
     fn look_before(&self, ino: Ino, offset: Option<u64>, bytes: &[u8]) -> Result<Option<Before>> {
         let (lazy, inode, at) = {
             let live = self.live.read();
@@ -236,7 +236,7 @@ impl Fork {
         };
         if let Some(lazy) = lazy {
             super::live::settle(&lazy, &*self.shared.reader)?;
-            // What its length means for the write is not known before.
+            // How the write has to treat the file depends on the length.
             return self.look_before(ino, offset, bytes);
         }
         let (Some(inode), offset) = (inode, at) else { return Ok(None) };
@@ -285,21 +285,21 @@ impl Fork {
             policy::may_change(&inode, offset)?;
         }
         if !cleared && new_size == size && inode.guard != Guard::None {
-            // A record shows no change that nothing was appended by.
+            // In a ledger or trace only appended bytes count as a change.
             return Ok(());
         }
         may_clear(&inode, if cleared { offset } else { size }, end)?;
         if !cleared {
             live.set_aside(&inode, &content, ino, offset, len)?;
         }
-        // A hole behind the end would be cut again; an extension clears nothing.
+        // A hole after the end would be cut off again; an extension clears nothing.
         let cleared_len = if cleared { end.min(new_size).saturating_sub(offset) } else { 0 };
         let off = if cleared_len > 0 { offset } else { size };
         let time = self.time_of_change(&inode);
         let strip = live.strip(ino, &inode, by, time)?;
         live.drop_capability(ino, &inode, time)?;
         drop((inode, content));
-        // Also where no byte changes: it counts as a change of the file, which has a time.
+        // Recorded even if no byte changes: the call counts as a change of the file and sets its times.
         live.commit(Record::Splice(Splice {
             ino,
             off,
@@ -311,7 +311,7 @@ impl Fork {
         }))
     }
 
-    /// The next offset with data (`data`) or in a hole, from `offset` on, as `lseek` tells them.
+    /// Finds the next offset with data (`data`) or in a hole, from `offset` on, as lseek(2) does.
     pub fn seek(&self, ino: Ino, offset: u64, data: bool) -> Result<u64> {
         self.settle(ino)?;
         let inode = self.live.read().need(ino)?;
@@ -319,7 +319,7 @@ impl Fork {
         content
             .pieces
             .seek(offset, content.size, data)
-            .ok_or_else(|| posix(Posix::NoSuchOffset, "nothing lies at or behind that offset"))
+            .ok_or_else(|| posix(Posix::NoSuchOffset, "there is nothing at or after that offset"))
     }
 }
 
@@ -343,13 +343,13 @@ pub(super) fn read_content(
     Ok(len as usize)
 }
 
-/// What a write at an offset has to know of a file, as it was.
+/// What a write has to know of the file before the write.
 struct Before {
     inode: Arc<Inode>,
     offset: u64,
-    /// How many of the bytes are there already, in a file that only grows.
+    /// Number of the bytes that an append-only file already holds.
     already: usize,
-    /// What lies around the others in their pages, where these are filled up.
+    /// The other bytes of the pages, if the write fills these up.
     around: Option<Around>,
 }
 
@@ -359,7 +359,7 @@ impl Before {
     }
 }
 
-/// What lies around bytes in the pages that they are in.
+/// The bytes before and after a range, to the edges of its pages.
 pub(super) struct Around {
     head: Vec<u8>,
     tail: Vec<u8>,
@@ -371,7 +371,7 @@ fn has_to_be_read(inode: &Inode, content: &Content, offset: u64) -> bool {
         || (matches!(inode.guard, Guard::Append(_)) && offset < content.known_size())
 }
 
-/// The pages of a file that a range is in, counted from what can be changed of it, as far as they are in the file.
+/// The pages of a file that a range touches: from the first byte that may change, to the end of the file at most.
 fn pages(inode: &Inode, content: &Content, offset: u64, len: u64) -> Option<(u64, u64)> {
     let floor = inode.floor();
     let start = offset.checked_sub(floor)?;
@@ -381,16 +381,17 @@ fn pages(inode: &Inode, content: &Content, offset: u64, len: u64) -> Option<(u64
 
 /// Where written bytes ended up.
 pub(super) struct Placed {
-    /// How many of them, from the first on.
+    /// Number of bytes written, from the first on.
     pub(super) len: u64,
-    /// Where the piece starts in the file, and its length: more than was written if pages were filled up.
+    /// Where the piece starts in the file. The piece is longer than the written bytes if pages were filled up.
     pub(super) at: u64,
     pub(super) covered: u64,
     pub(super) from: From,
 }
 
 impl Live {
-    /// Takes suid and sgid from a file whose content `by` is about to change. Returns whether the record of that change has to do it.
+    /// Clears suid and sgid of a file whose content `by` is about to change. Returns whether the record of that change has
+    /// to clear them.
     pub(super) fn strip(&mut self, ino: Ino, inode: &Inode, by: impl Caller, time: i64) -> Result<bool> {
         if inode.mode & 0o6000 == 0 {
             return Ok(false);
@@ -399,15 +400,17 @@ impl Live {
         if mode == inode.mode || mode == stripped(inode.mode) {
             return Ok(mode != inode.mode);
         }
-        // A splice cannot say so. Better a bit is lost without a write than kept beside one.
+        // A splice cannot record this mode, so it takes a separate record. That one comes first: if the write then fails,
+        // a bit is lost, which is safer than a write that leaves the bit.
         self.commit(Record::Attr(Attrs { mode: Some(mode), ..Attrs::of(ino, time) }))?;
         Ok(false)
     }
 
-    /// Finds a place for bytes: in the record to come, or in the file's own data file, where they are written at once; `around` fills
-    /// their pages up.
+    /// Finds a place for bytes: in the next record, or in the file's own data file, which gets them at once. `around` fills up
+    /// their pages.
     ///
-    /// This is a part of the write that acknowledges an operation, as the record is: it makes, writes and reserves, and reads nothing.
+    /// Like the record, this is part of the write that acknowledges an operation: it creates, writes and reserves, but reads
+    /// nothing.
     pub(super) fn place(
         &mut self,
         around: Option<&Around>,
@@ -425,7 +428,7 @@ impl Live {
         if own.is_none() && small && !self.orphans.contains_key(&ino) {
             return Ok(Placed { len, at: offset, covered: len, from: From::Bytes(bytes.to_vec()) });
         }
-        // Bytes in place cannot be taken back should there be no room for the record that tells of them.
+        // The bytes cannot be removed again if the journal has no room for the record that refers to them.
         self.writer.reserve(RECORD_ROOM).map_err(failed)?;
         let floor = inode.floor();
         let own = match own {

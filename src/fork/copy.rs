@@ -35,10 +35,10 @@ pub enum CopySource<'a> {
 /// The most bytes that one record copies as bytes.
 const BYTES: u64 = 4 << 20;
 
-/// Shorter pieces of other forks are copied: a hard link costs more.
+/// Pieces of other forks below this many bytes are copied: a hard link would cost more.
 const WORTH_A_LINK: u64 = 64 << 10;
 
-/// Most parts of one record.
+/// The most parts in one record.
 const PARTS: usize = 64;
 
 impl CopySource<'_> {
@@ -64,8 +64,8 @@ impl CopySource<'_> {
 }
 
 impl Fork {
-    /// Copies up to `len` bytes; returns how many, maybe fewer: then the caller calls it again. Blobs and
-    /// frozen data are shared, other bytes are copied.
+    /// Copies up to `len` bytes and returns the number copied. After a short copy the caller calls it again. Blobs and frozen
+    /// data are shared, other bytes are copied.
     pub fn copy_range(
         &self,
         from: &CopySource<'_>,
@@ -114,7 +114,7 @@ impl Fork {
         while done < len {
             let from = from_offset + done;
             let copied = self.copy_some(&source, (from, len - done), ino, offset + done, by, shares)?;
-            // What cannot be shared is read first, and without the fork's lock.
+            // A piece that cannot be shared is read first, without the fork's lock.
             shares = copied.len > 0;
             done += copied.len;
             if copied.short {
@@ -127,8 +127,8 @@ impl Fork {
         Ok(done)
     }
 
-    /// Copies a part of it: as many pieces as one record takes. Copies nothing if the first piece cannot be shared: the caller
-    /// then calls again with `shares` false, which reads it.
+    /// Copies as many pieces as one record takes. With `shares`, copies nothing if the first piece cannot be shared. The caller
+    /// then calls again without `shares`, which reads the piece.
     fn copy_some(
         &self,
         source: &Content,
@@ -261,7 +261,7 @@ fn shareable(piece: &Piece) -> bool {
 }
 
 impl super::live::Live {
-    /// Like [`super::live::Live::place`], but exactly these bytes.
+    /// Like [`super::live::Live::place`], but without filling up pages.
     fn place_exact(
         &mut self,
         inode: &super::node::Inode,
@@ -270,7 +270,7 @@ impl super::live::Live {
         offset: u64,
         bytes: &[u8],
     ) -> Result<(From, u64)> {
-        // Without other pieces there is no page to fill up.
+        // A content without other pieces has no page to fill up.
         let alone = Content { pieces: Pieces::default(), ..content.clone() };
         let placed = self.place(None, inode, &alone, ino, offset, bytes)?;
         Ok((placed.from, placed.len))

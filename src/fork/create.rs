@@ -1,4 +1,4 @@
-//! Forks that are made: of an image, of another fork, or empty.
+//! Makes forks: from an image, from another fork, or empty.
 
 use std::sync::Arc;
 
@@ -14,10 +14,10 @@ use crate::digest::Digest;
 use crate::error::Result;
 use crate::sync::Mutex;
 
-/// What a fork begins with.
+/// The initial state of a fork.
 struct NewFork {
     image: Option<Digest>,
-    /// The mode of its own folder.
+    /// The mode of the fork's top folder.
     mode: u16,
     /// Modes and owners of the folders around its files.
     folders: Frame,
@@ -29,12 +29,12 @@ struct NewFork {
 }
 
 impl Registry {
-    /// Makes a fork of an image, or an empty one.
+    /// Makes a fork from an image, or an empty one.
     pub fn create(&self, name: &str, image: Option<Digest>) -> Result<Arc<Fork>> {
         self.create_as(name, image, FOLDER_MODE)
     }
 
-    /// The same with a mode for its own folder.
+    /// Like [`Registry::create`], with a mode for the top folder.
     pub fn create_as(&self, name: &str, image: Option<Digest>, mode: u16) -> Result<Arc<Fork>> {
         self.check_new(name)?;
         let created_ns = now();
@@ -44,12 +44,12 @@ impl Registry {
         self.establish(name, NewFork { image, mode, folders, state, baseline, generations, created_ns })
     }
 
-    /// Makes a fork of a fork as it stands.
+    /// Makes a fork from the present state of another fork.
     pub fn branch(&self, source: &Fork, name: &str) -> Result<Arc<Fork>> {
         self.branch_as(source, name, 0o7777)
     }
 
-    /// The same with a mode for its own folder, less the bits that the folder of the source lacks.
+    /// Like [`Registry::branch`], with a mode for the top folder. Bits that the source's folder lacks are cleared.
     pub fn branch_as(&self, source: &Fork, name: &str, mode: u16) -> Result<Arc<Fork>> {
         self.check_new(name)?;
         // Held until the new head names the generations, so that none of them is released before.
@@ -86,7 +86,7 @@ impl Registry {
         self.shared.add_refs(&ids);
         let writer = Writer::new(active);
         let mut live = Live::new(state, baseline, writer, generations, image);
-        // Before the fork has a name, so that it is never more open than it should be.
+        // Set before the fork has a name, so that the fork is never more open than it should be.
         let closed = live.set_mode(Ino::TOP, mode);
         if let Err(e) = closed.and_then(|()| head.write(&self.shared.files, &self.shared.forks, false)) {
             self.shared.drop_refs(&ids);

@@ -111,7 +111,7 @@ pub(super) struct Files {
     /// Who may use new files.
     pub(super) sharing: Sharing,
     pub(super) io: Arc<dyn Io>,
-    /// Folders of generations that are to be removed, by a thread that may wait.
+    /// Folders of generations that a thread which may wait will remove.
     left: Mutex<Vec<PathBuf>>,
 }
 
@@ -166,7 +166,7 @@ impl Files {
         let _ = self.links.set(linked.is_ok());
     }
 
-    /// Removes what an event loop left to do.
+    /// Removes the folders that an event loop has left.
     pub(super) fn remove_left(&self) {
         let left = std::mem::take(&mut *self.left.lock());
         for dir in left {
@@ -174,7 +174,7 @@ impl Files {
         }
     }
 
-    /// An open file; a closed one is opened. What is written waits for that on an event loop too, as a part of the write.
+    /// Returns an open file, opening it if necessary. An event loop also opens a file to write, as a part of the write.
     fn get(&self, key: FileKey, path: impl FnOnce() -> PathBuf) -> io::Result<Arc<File>> {
         if let Some(file) = self.open.lock().get(&key) {
             return Ok(file.clone());
@@ -185,7 +185,7 @@ impl Files {
         Ok(file)
     }
 
-    /// The same for reading, which an event loop leaves to a worker where the file is closed.
+    /// Like [`Files::get`], for reading. An event loop leaves a closed file to a worker.
     fn get_to_read(&self, key: FileKey, path: impl FnOnce() -> PathBuf) -> io::Result<Arc<File>> {
         if !wait::is_allowed() {
             return self.open.lock().get(&key).cloned().ok_or_else(|| io::ErrorKind::WouldBlock.into());
@@ -218,8 +218,8 @@ fn remove_generation(dir: &Path) {
     }
 }
 
-/// Fills a buffer from a file. On an event loop only with what the kernel has in memory: else the error is
-/// [`io::ErrorKind::WouldBlock`].
+/// Fills a buffer from a file. On an event loop it fails with [`io::ErrorKind::WouldBlock`] unless the kernel has the bytes
+/// in memory.
 fn read_exact(file: &File, buf: &mut [u8], offset: u64) -> io::Result<()> {
     if wait::is_allowed() {
         wait::disk("data");
@@ -232,7 +232,7 @@ fn read_exact(file: &File, buf: &mut [u8], offset: u64) -> io::Result<()> {
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(read) => done += read,
             Err(Errno::INTR) => {}
-            // Not every filesystem tells.
+            // Not every filesystem can read without waiting.
             Err(Errno::AGAIN | Errno::NOTSUP | Errno::NOSYS | Errno::INVAL) => {
                 return Err(io::ErrorKind::WouldBlock.into());
             }
@@ -397,9 +397,9 @@ impl Generation {
     /// Makes everything it holds durable: data first, so that no durable record refers to bytes that are not
     /// durable. Everything written before the call is durable after it, also with concurrent calls.
     ///
-    /// If it fails once it fails always: the kernel keeps pages that it could not write as if they were
-    /// written, and reports the error once. Their content is in memory, and a seal can store it in an image;
-    /// the next generation starts new.
+    /// After one failure every call fails. The kernel reports such an error once, and then treats the pages that it could not
+    /// write as written. Their content is still in memory, so a seal can store it in an image. The next generation is not
+    /// affected.
     pub(super) fn sync(&self) -> io::Result<()> {
         let _turn = self.syncing.lock();
         if self.doubted.load(Ordering::Acquire) {

@@ -1,4 +1,4 @@
-//! Forks that another program writes: what it made of them since they were read here, and whether it still does.
+//! Follows forks that another program writes: finds out whether they changed, and whether that program still runs.
 
 use std::collections::HashMap;
 use std::fs;
@@ -12,8 +12,8 @@ use super::live::Fork;
 use super::registry::{self, Options, Registry};
 use crate::error::Result;
 
-/// Lengths of journals when they were last found to be others than what was read of them, in bytes. One whose end was never
-/// finished stays so.
+/// Lengths in bytes of journals that are longer or shorter than what was read of them, when that was last seen. A journal
+/// with an unfinished record at its end stays in this state.
 pub type Lengths = HashMap<GenId, u64>;
 
 pub(super) fn changed_at(folder: &Path) -> Option<SystemTime> {
@@ -21,14 +21,16 @@ pub(super) fn changed_at(folder: &Path) -> Option<SystemTime> {
 }
 
 impl Registry {
-    /// Opens the forks anew if that shows something else: if another program, which writes them, changed any that was read
-    /// here, made one or took one away; or if nobody writes them any more, so that this program can. Nothing if not.
+    /// Opens the forks again if they look different now. Returns [`None`] if they do not.
+    ///
+    /// They do if the program that writes them made or removed a fork, or changed one that was read here. They also do if no
+    /// program writes them now, because this program then can.
     pub fn newer(&self, options: Options, lengths: &mut Lengths) -> Result<Option<Self>> {
         if self.is_writable() {
             return Ok(None);
         }
         let shared = &self.shared;
-        // What cannot be locked, on a disk that cannot be written, can be read all the same.
+        // A read-only disk takes no lock, but the forks on it can still be read.
         let held = if options.read_only {
             None
         } else {
@@ -46,7 +48,7 @@ impl Registry {
         if changed_at(&forks.join("heads")) != self.heads_seen {
             return true;
         }
-        // All of them are looked at, for their lengths.
+        // Checks all forks, not only up to the first outdated one: each check notes lengths.
         self.loaded().iter().filter(|fork| fork.is_outdated(forks, lengths)).count() > 0
     }
 }

@@ -1,6 +1,6 @@
 //! Mode and owner of a fork's own folder and of its layers' folders. No image keeps them, so the fork's head does.
 //!
-//! The head says what they are before its first generation; the journals say what became of them since.
+//! The head records them as they are before its first generation; the journals record later changes.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,11 +10,11 @@ use serde::{Deserialize, Serialize};
 use super::ino::Ino;
 use super::state::{FOLDERS, State};
 
-/// What every fork's folders have if nothing says otherwise.
+/// The mode of a fork's folders if nothing else is recorded.
 pub(super) const FOLDER_MODE: u16 = 0o755;
 
-/// What is known of the folders around `world/fs`, by path; the fork's own one has the empty path. Those that are as any
-/// fork's are not listed.
+/// Mode and owner of the folders around `world/fs`, by path. The fork's top folder has the empty path. Folders with the
+/// default mode and owner are left out.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub(super) struct Frame(BTreeMap<String, Folder>);
@@ -40,7 +40,7 @@ mod octal {
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u16, D::Error> {
         let text = String::deserialize(deserializer)?;
         let mode = u16::from_str_radix(&text, 8).ok().filter(|mode| *mode <= 0o7777);
-        mode.ok_or_else(|| serde::de::Error::custom(format!("{text:?} is no mode")))
+        mode.ok_or_else(|| serde::de::Error::custom(format!("{text:?} is not a mode")))
     }
 }
 
@@ -57,12 +57,12 @@ fn paths() -> impl Iterator<Item = (String, Ino)> {
 }
 
 impl Frame {
-    /// Whether nothing of it is other than in any fork.
+    /// Whether all folders have the default mode and owner.
     pub(super) fn is_plain(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// What a fork's folders have now.
+    /// Reads the present mode and owner of a fork's folders.
     pub(super) fn of(state: &State) -> Self {
         let folder = |ino| {
             let inode = state.nodes.get(&ino)?;
@@ -73,7 +73,7 @@ impl Frame {
         Self(paths().filter_map(|(path, ino)| Some((path, folder(ino)?))).collect())
     }
 
-    /// Gives a fork's folders what they have, as far as they are there.
+    /// Sets mode and owner of those folders that the fork has.
     pub(super) fn apply(&self, state: &mut State) {
         if self.is_plain() {
             return;

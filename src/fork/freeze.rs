@@ -1,4 +1,4 @@
-//! A fork as it stood at one moment, and putting the fork onto an image made of it.
+//! Freezes a fork's state at one moment, and moves the fork to an image made of that state.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -21,7 +21,7 @@ use crate::layers::world::Kind;
 use crate::sync::atomic::Ordering;
 use crate::sync::{MutexGuard, wait};
 
-/// A fork as it stood at one moment. Nothing changes it; the fork goes on.
+/// The state of a fork at one moment. Later changes of the fork do not affect it.
 #[derive(Clone)]
 pub struct Frozen {
     pub(super) state: State,
@@ -31,31 +31,30 @@ pub struct Frozen {
     uid: String,
     pub(super) pending: u32,
     reader: Arc<dyn BaseReader>,
-    /// How it differs from its image, once somebody asked.
+    /// Its differences from its image, once [`Frozen::changes`] was called.
     changes: OnceLock<Arc<Changes>>,
 }
 
-/// A file that a frozen fork has and its image has not, or has otherwise.
+/// A file that a frozen fork has and its image lacks, or has in another version.
 #[derive(Clone, Debug)]
 pub struct Put {
     /// Its number; two paths with one number are one file.
     pub ino: Ino,
-    /// All of it. Times and owners that nobody ever set are unset.
+    /// The file itself. Times and owners that no program ever set are unset.
     pub inode: Arc<Inode>,
 }
 
-/// How a frozen fork differs from its image. To make the one of the other: remove, then put.
+/// How a frozen fork differs from its image. Removing, then putting, turns the image into the fork.
 #[derive(Clone, Debug, Default)]
 pub struct Changes {
-    /// Paths that are gone or another file now, sorted, each with everything below it.
+    /// Paths that no longer exist or are another file now, sorted. Each stands for everything below it as well.
     pub removed: Vec<Vec<u8>>,
-    /// Paths that are new, another file now, or changed, sorted. Of a folder that is new or was moved all that is in
-    /// it is listed.
+    /// Paths that are new, another file now, or changed, sorted. A new or moved folder is listed with everything in it.
     pub put: BTreeMap<Vec<u8>, Put>,
 }
 
 impl Changes {
-    /// Whether there are none.
+    /// Whether there are no differences.
     pub fn is_empty(&self) -> bool {
         self.removed.is_empty() && self.put.is_empty()
     }
@@ -67,7 +66,7 @@ impl Frozen {
         self.image
     }
 
-    /// Whether anything was changed since the last seal. May say yes where changes cancelled each other out.
+    /// Whether anything was changed since the last seal. May also be true if the changes cancel each other out.
     pub fn is_changed(&self) -> bool {
         self.state.dirt().next().is_some()
     }
@@ -78,12 +77,12 @@ impl Frozen {
         Some((ino, self.settled(self.state.inode(ino)?).ok()?))
     }
 
-    /// Whether a path is there. Asks for no file's length.
+    /// Whether a path exists. Does not look up the length of any file.
     pub fn contains(&self, path: &[u8]) -> bool {
         self.state.resolve(path).is_some()
     }
 
-    /// What is recorded of a file, with owners filled in.
+    /// Returns a file's recorded attributes, with default owners filled in.
     pub fn attr(&self, put: &Put) -> Attr {
         self.state.recorded(put.ino, &put.inode)
     }
@@ -98,7 +97,7 @@ impl Frozen {
         entries
     }
 
-    /// Reads from a file's content; returns how many bytes, less than asked only at its end.
+    /// Reads from a file's content. Returns the number of bytes: fewer than the buffer has only at the end.
     pub fn read(&self, content: &Content, offset: u64, buf: &mut [u8]) -> Result<usize> {
         if let Some(lazy) = content.unsettled() {
             settle(lazy, &*self.reader)?;
@@ -123,7 +122,7 @@ impl Frozen {
         Ok(Arc::new(inode))
     }
 
-    /// How it differs from its image. Costs what was changed, the first time.
+    /// Returns the differences from its image. The cost of the first call grows with the changes.
     pub fn changes(&self) -> Result<Arc<Changes>> {
         if let Some(changes) = self.changes.get() {
             return Ok(Arc::clone(changes));
@@ -136,7 +135,7 @@ impl Frozen {
         let mut removed = Vec::new();
         let mut put = BTreeMap::new();
         for (dir, name) in self.state.dirty_names.keys() {
-            // What was in a folder that is gone went with it, or turns up where it is now.
+            // Files of a removed folder went with it, or are found at their new place.
             let Some(folder) = self.state.nodes.get(dir) else { continue };
             let now = self.state.child(*dir, name).and_then(|ino| Some((ino, self.state.inode(ino)?)));
             let then_dir = before(&self.baseline, *dir, folder);
@@ -172,7 +171,7 @@ impl Frozen {
         removed.sort_unstable();
         removed.dedup();
         let mut outer: Vec<Vec<u8>> = Vec::new();
-        // Sorted by bytes, "a.b" comes between "a" and "a/b": every ancestor is looked for.
+        // In byte order "a.b" comes between "a" and "a/b", so every ancestor is looked up.
         let all: HashSet<Vec<u8>> = removed.iter().cloned().collect();
         for path in removed {
             let covered = (0..path.len()).any(|i| path[i] == b'/' && all.contains(&path[..i]));
@@ -183,7 +182,7 @@ impl Frozen {
         Ok(Changes { removed: outer, put })
     }
 
-    /// What is at a path, with all that is below it.
+    /// Returns the file at a path, with everything below it.
     pub fn below(&self, path: &[u8]) -> Result<BTreeMap<Vec<u8>, Put>> {
         let mut put = BTreeMap::new();
         if let Some((ino, inode)) =
@@ -191,7 +190,7 @@ impl Frozen {
         {
             self.put_all(path.to_vec(), ino, inode, &mut put)?;
         }
-        // Other names of what is there may lie elsewhere.
+        // A file found here may have other names elsewhere.
         put.retain(|found, _| found.starts_with(path) && matches!(found.get(path.len()), None | Some(b'/')));
         Ok(put)
     }
@@ -223,7 +222,7 @@ impl Frozen {
             }
             let inode = self.settled(inode)?;
             if inode.links.len() > 1 {
-                // All names of a file change together: what says that they are one file may be new.
+                // All names of a file are listed together, since the link between them may be new.
                 for (parent, name) in inode.links.iter() {
                     let path = join(&self.state.path(*parent).ok_or_else(lost)?, name);
                     put.insert(path, Put { ino, inode: inode.clone() });
@@ -234,7 +233,7 @@ impl Frozen {
         Ok(())
     }
 
-    /// The same fork with other states.
+    /// A copy with other states.
     pub(super) fn with(&self, state: State, baseline: State) -> Self {
         Self { state, baseline: Arc::new(baseline), changes: OnceLock::new(), ..self.clone() }
     }
@@ -271,20 +270,21 @@ fn before(then: &State, ino: Ino, now: &Inode) -> Option<Ino> {
     then.number_of(now.base?)
 }
 
-/// Whether a file is one that only grows, and of which sealing may change what was appended.
+/// Whether a file is append-only, and sealing may change the appended lines.
 fn is_log(path: &[u8]) -> bool {
     matches!(path, b"effects/ledger.jsonl" | b"trace/messages.jsonl")
 }
 
-/// Seals after which an end that was known before them is still told from another place.
+/// Number of seals after which a program's old offset of the end is still recognized.
 const MOVES: usize = 1000;
 
 /// Content of a file after a seal, by its path in the fork.
 pub type Sealed = HashMap<Vec<u8>, BlobRef>;
 
 impl Fork {
-    /// Takes a pointer to the fork as it stands. The fork goes on at once, in a new generation. Operations of several steps
-    /// are waited for, a second at most.
+    /// Freezes the present state, which takes a pointer. The fork continues at once in a new generation.
+    ///
+    /// Waits for operations of several steps, for one second at most.
     pub fn freeze(&self) -> Result<Frozen> {
         wait::required()?;
         self.operations.pause(|pending| {
@@ -302,7 +302,7 @@ impl Fork {
             live.writable()?;
             if live.writer.is_empty() {
                 let frozen = self.frozen(&live, 1);
-                // What comes from now on is told apart from what is frozen.
+                // Tells later changes apart from the frozen ones.
                 live.state.epoch += 1;
                 return Ok(frozen);
             }
@@ -311,8 +311,8 @@ impl Fork {
         self.shared.add_refs(&[new.id]);
         let mut next = head.clone();
         next.generations.push(new.id);
-        // The head names the new generation before anything is written to it, and the old one goes on being written
-        // until then: whoever reads this back finds everything.
+        // The head names the new generation before anything is written to it. Until then operations go to the old one.
+        // Either head therefore leads to all of them.
         if let Err(e) = next.write(&self.shared.files, &self.shared.forks, true) {
             self.shared.drop_refs(&[new.id]);
             return Err(e);
@@ -329,7 +329,7 @@ impl Fork {
         Ok(frozen)
     }
 
-    /// `behind` generations at the end hold nothing of it.
+    /// The last `behind` generations hold nothing of the frozen state.
     fn frozen(&self, live: &super::live::Live, behind: usize) -> Frozen {
         let kept = live.generations.len() - behind;
         Frozen {
@@ -344,10 +344,11 @@ impl Fork {
         }
     }
 
-    /// Puts the fork onto an image that was made of `frozen`: what `frozen` holds is released, what came since stays.
-    /// The image and its blobs must be durable. `sealed` names the content of every changed file; that of append-only
-    /// files may have another length. Returns the files whose content or length looks different now, and
-    /// those that were replaced: of these, [`Fork::forget`] what nobody knows.
+    /// Makes an image of `frozen` the fork's base. Releases the generations of `frozen` and keeps later changes.
+    ///
+    /// The image and its blobs must be durable. `sealed` names the content of every changed file. For an append-only
+    /// file it may have another length. Returns the files whose content or length looks different now, and those that were
+    /// replaced. The caller must call [`Fork::forget`] for the ones whose number the kernel does not know.
     pub fn rebase(
         &self,
         frozen: &Frozen,
@@ -358,7 +359,7 @@ impl Fork {
         self.rebase_keeping(frozen, image, layers, sealed, &Kept::new())
     }
 
-    /// The same of an image that some of the fork was kept out of. That stays in the fork.
+    /// Like [`Fork::rebase`], with an image that lacks the files in `kept`. These stay in the fork.
     pub fn rebase_keeping(
         &self,
         frozen: &Frozen,
@@ -375,15 +376,15 @@ impl Fork {
             let shown = String::from_utf8_lossy(path);
             match sealed.get(path) {
                 Some(blob) if blob.size == content.size || is_log(path) => {}
-                // The base has it already, or there is nothing to have.
+                // The base has the content already, or the file is empty.
                 None if content.size == 0 || content.whole_blob().is_some() => {}
                 Some(blob) => {
                     let message =
-                        format!("{shown}: sealed with {} bytes, but it has {}", blob.size, content.size);
+                        format!("{shown}: the seal has {} bytes, the file has {}", blob.size, content.size);
                     return Err(Error::new(ErrorKind::InvalidInput, message));
                 }
                 None => {
-                    let message = format!("{shown}: not in the seal, it would be lost");
+                    let message = format!("{shown}: the seal lacks the file, which would be lost");
                     return Err(Error::new(ErrorKind::InvalidInput, message));
                 }
             }
@@ -420,12 +421,12 @@ impl Fork {
             let mut changed = Vec::new();
             for (path, put) in sealed_of() {
                 let Some(blob) = sealed.get(path) else { continue };
-                // What changes are told against needs no content: it would keep what is released on disk.
+                // The baseline needs no content: pieces in it would keep released data on disk.
                 baseline.forget_content(put.ino, *blob);
                 let was = put.inode.content().cloned().unwrap_or_default();
                 let mut seal = |content: &mut Content, guard: &mut Guard| {
                     if is_log(path) && *guard == Guard::None {
-                        // What is sealed can only be appended to from now on.
+                        // From now on the sealed part cannot be changed, only appended to.
                         *guard = Guard::Append(Some(0));
                     }
                     seal_content(content, guard, &was, *blob, &gone)
@@ -436,7 +437,7 @@ impl Fork {
                     live.resized += 1;
                     let all = live.moved.entry(put.ino).or_default();
                     all.push(moved);
-                    // Who has not looked for so long is refused.
+                    // Older offsets are rejected.
                     all.drain(..all.len().saturating_sub(MOVES));
                 }
             }
@@ -453,7 +454,7 @@ impl Fork {
                 if let Some((ino, inode)) =
                     state.replace_layer(layers, path, |ino| orphans.contains_key(&ino))
                 {
-                    // Whoever has it open reads it to its end.
+                    // A program that has it open can read it to its end.
                     orphans.insert(ino, inode);
                     changed.push(ino);
                 }
@@ -466,10 +467,11 @@ impl Fork {
         Ok(changed)
     }
 
-    /// Makes a head the fork's. If that is durable, and only then, what it does not name may be removed afterwards:
-    /// the rest is left to the next opener. An error means that the head is the old one.
+    /// Replaces the fork's head. Returns whether the new head is durable. Only then may the caller remove generations that it
+    /// does not name; otherwise the next opener does. After an error the fork has its old head.
     pub(super) fn switch_head(&self, head: &mut MutexGuard<'_, Head>, next: Head) -> Result<bool> {
-        // Asked under the head's lock: a fork that was discarded meanwhile must not come back, over a new one of its name.
+        // Checked under the head's lock: a fork that another thread has discarded must not come back and replace a new fork of
+        // its name.
         self.may_write()?;
         wait::disk("switch-head");
         let io = &*self.shared.files.io;
@@ -514,15 +516,15 @@ impl Live {
     }
 }
 
-/// Every piece must have been replaced by now; what was not stays readable as long as the fork is in memory.
+/// Reports a piece that was not replaced, which is an error in this program. It stays readable while the fork is in memory.
 fn replace_gone(content: &Content, gone: &HashSet<GenId>) {
     let left = content.pieces.all().any(|(_, p)| p.src.generation().is_some_and(|g| gone.contains(&g.id)));
     if left {
-        tracing::error!("a file still rests on a generation that was released");
+        tracing::error!("a file still uses a generation that was released");
     }
 }
 
-/// Whether a piece of a file is one that it had at the same place when it was frozen.
+/// Whether the frozen file had the same piece at the same place.
 fn was_there(was: &Content, at: u64, piece: &Piece) -> bool {
     let Src::Blob(blob) = &piece.src else { return false };
     let mut end = at;
@@ -536,7 +538,7 @@ fn was_there(was: &Content, at: u64, piece: &Piece) -> bool {
     end == at + piece.len
 }
 
-/// Puts a sealed blob in the place of what was frozen, which is `was`. True if the content looks different now.
+/// Replaces the frozen pieces `was` of a file by a sealed blob. Returns whether the content looks different now.
 fn seal_content(
     content: &mut Content,
     guard: &mut Guard,
@@ -546,7 +548,7 @@ fn seal_content(
 ) -> bool {
     let (src, size) = (Src::Blob(Arc::new(blob)), was.size);
     if let Guard::Append(floor) = guard {
-        // Sealing may have rewritten the lines that were frozen; what came since stands behind them.
+        // Sealing may have rewritten the frozen lines; lines that were appended later follow them.
         let mut pieces = content.pieces.shift(size, blob.size);
         if blob.size > 0 {
             pieces.put(0, Piece { len: blob.size, off: 0, src });
@@ -559,7 +561,7 @@ fn seal_content(
     // A piece never moves within its file, so the seal has the same bytes at the same place.
     let old = std::mem::take(&mut content.pieces);
     for (at, piece) in old.all() {
-        // Blobs of images before, too: those may be thinned out, and nothing else needs them.
+        // Blobs of earlier images are replaced as well: prune may remove those images, and nothing else needs the blobs.
         let released = piece.src.generation().is_some_and(|generation| gone.contains(&generation.id))
             || was_there(was, at, piece);
         let piece =
@@ -569,7 +571,7 @@ fn seal_content(
     false
 }
 
-/// Like a seal, but the bytes lie in other pieces now.
+/// Like [`seal_content`], with other pieces that hold the same bytes.
 pub(super) fn take_pieces(content: &mut Content, gone: &HashSet<GenId>, from: &Pieces) {
     let old = std::mem::take(&mut content.pieces);
     for (at, piece) in old.all() {

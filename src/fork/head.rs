@@ -1,4 +1,4 @@
-//! What a fork is on disk: `heads/<name>.json`, the only file that names it.
+//! Reads and writes a fork's head: `heads/<name>.json`, the only file that names the fork.
 
 use std::fs::{self, File};
 use std::io;
@@ -28,10 +28,11 @@ pub(super) struct Head {
     /// Its generations, oldest first. The last one is written, all others are frozen.
     #[serde(with = "hex")]
     pub(super) generations: Vec<GenId>,
-    /// What its folders around `world/fs` have before the first of these.
+    /// Mode and owner of the folders around `world/fs`, before the first of these generations.
     #[serde(default, skip_serializing_if = "Frame::is_plain")]
     pub(super) folders: Frame,
-    /// What a mount's numbers for its files follow from, where that is not `uid`: the first fork of those that were put back.
+    /// What a mount derives inode numbers from if it is not `uid`. After a restore it is the `uid` that the fork had before
+    /// its first restore.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) numbered_by: Option<String>,
     /// Keys this program does not know.
@@ -51,8 +52,9 @@ mod hex {
         Vec::<String>::deserialize(deserializer)?
             .iter()
             .map(|text| {
-                GenId::parse(text)
-                    .ok_or_else(|| serde::de::Error::custom(format!("{text:?} is no generation")))
+                GenId::parse(text).ok_or_else(|| {
+                    serde::de::Error::custom(format!("{text:?} is not the name of a generation"))
+                })
             })
             .collect()
     }
@@ -80,14 +82,14 @@ pub fn refuse_fork_name(name: &str) -> Option<&'static str> {
     }
 }
 
-/// Whether a name is too long for a fork, which a file operation tells apart.
+/// Whether a name is too long for a fork. File operations have a separate error for it.
 pub(super) fn is_too_long(name: &str) -> bool {
     name.len() > MAX_NAME
 }
 
-/// The same for one that is to be made.
+/// Like [`refuse_fork_name`], for a new fork.
 pub fn refuse_new_fork_name(name: &str) -> Option<&'static str> {
-    // `latest` as a source would be the fork from then on.
+    // Otherwise `@latest` as a source would mean this fork.
     if name == "latest" {
         return Some("it is reserved for the newest image");
     }
@@ -112,18 +114,21 @@ impl Head {
     pub(super) fn read(path: &Path, name: &str) -> Result<Self> {
         let bytes = fs::read(path).map_err(|e| Error::io(e, format!("cannot read {}", path.display())))?;
         let mut head: Self = serde_json::from_slice(&bytes).map_err(|e| {
-            let message = format!("{} is no fork's head", path.display());
+            let message = format!("{} is not a valid fork head", path.display());
             Error::new(ErrorKind::Damaged, message).with_source(e)
         })?;
         if head.generations.is_empty() || GenId::parse(&head.uid).is_none() {
-            return Err(Error::new(ErrorKind::Damaged, format!("{} is no fork's head", path.display())));
+            return Err(Error::new(
+                ErrorKind::Damaged,
+                format!("{} is not a valid fork head", path.display()),
+            ));
         }
         name.clone_into(&mut head.name);
         Ok(head)
     }
 
-    /// Writes it, whole or not at all. A head that replaces one is durable before it does, so that no power cut
-    /// leaves neither; a new one becomes durable with the fork's first fsync.
+    /// Writes the head, whole or not at all. A head that replaces another is made durable first, so that one of the two
+    /// survives a power cut. A new head becomes durable with the fork's first fsync.
     pub(super) fn write(&self, files: &Files, forks: &Path, replace: bool) -> Result<()> {
         let path = path(forks, &self.name);
         let failed = |e: io::Error| match e.kind() {
@@ -150,8 +155,8 @@ struct Format {
 const FORMAT: &str = "pfimg.forks";
 const VERSION: u32 = 1;
 
-/// Checks `format.json`, and makes it where `create` says for whom. Returns whether the forks may be written: features that only a writer
-/// must know leave them readable.
+/// Checks `format.json`, and makes it if `create` is given. Returns whether the forks may be written: forks with an unknown
+/// feature that concerns only writers stay readable.
 pub(super) fn check_format(forks: &Path, create: Option<Sharing>) -> Result<bool> {
     let path = forks.join("format.json");
     let bytes = match fs::read(&path) {

@@ -2,7 +2,7 @@
 
 use super::disk::GenId;
 
-/// What stands at the start of a journal: magic, version, the generation's name, CRC-32C of those.
+/// Length in bytes of a journal's header: magic, version, the generation's name, CRC-32C of those.
 pub(super) const HEADER: usize = 32;
 
 const MAGIC: &[u8; 8] = b"pfimgjnl";
@@ -19,11 +19,11 @@ pub(super) fn header(id: GenId) -> Vec<u8> {
     out
 }
 
-/// Says why `bytes` are no header of a journal of generation `id`, or nothing if they are.
+/// Says why `bytes` are not the header of a journal of generation `id`. Returns nothing if they are.
 pub(super) fn refuse_header(bytes: &[u8], id: GenId) -> Option<String> {
     let Some(head) = bytes.get(..HEADER) else { return Some("the journal's header is cut off".into()) };
     if head[..8] != MAGIC[..] {
-        return Some("it is no journal".into());
+        return Some("the file is not a journal".into());
     }
     if head == header(id) {
         return None;

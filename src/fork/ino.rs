@@ -9,8 +9,7 @@ use std::sync::Arc;
 use crate::sync::RwLock;
 use crate::tree::NodeId;
 
-/// A file's number in its fork. Never 0, and never more than 48 bits, so that a mount can put the fork's own number
-/// beside it.
+/// A file's number in its fork. Never 0, and at most 48 bits, so that a mount has room for the fork's own number.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Ino(pub u64);
 
@@ -64,15 +63,15 @@ impl fmt::Debug for Ino {
     }
 }
 
-/// Room for so many numbers is worth nothing.
+/// Spare capacity below this many numbers is not worth freeing.
 const ROOM: usize = 1 << 10;
 
-/// Which unchanged base entries have been looked at, by number: a hash cannot be turned round. Entries can be
-/// dropped when nobody knows the number any more.
+/// Maps numbers to unchanged base entries that were looked up, since a hash cannot be inverted. An entry can be dropped once
+/// the kernel has forgotten the number.
 #[derive(Debug, Default)]
 pub(super) struct Intern {
     maps: RwLock<Maps>,
-    /// The one that gives the numbers out.
+    /// The map that assigns the numbers.
     from: Option<Arc<Intern>>,
 }
 
@@ -108,8 +107,8 @@ impl Intern {
         known.or_else(|| self.from.as_ref()?.node(ino))
     }
 
-    /// The number of a base entry that is `name` in `parent`, giving it one that neither `taken` nor another
-    /// base entry has.
+    /// Returns the number of the base entry `name` in `parent`. A new number is neither `taken` nor one of another base
+    /// entry.
     pub(super) fn ino(&self, node: NodeId, parent: Ino, name: &[u8], taken: impl Fn(Ino) -> bool) -> Ino {
         let first = Ino::derive(parent, name, 0);
         {
@@ -147,7 +146,7 @@ impl Intern {
         first
     }
 
-    /// Another one with the same numbers, in which none is forgotten that is forgotten here.
+    /// Makes a map with the same numbers, which keeps a number that this one forgets.
     pub(super) fn detached(this: &Arc<Self>) -> Self {
         Self { maps: RwLock::default(), from: Some(Arc::clone(this)) }
     }
@@ -190,7 +189,7 @@ mod tests {
         let given = intern.ino(NodeId(7), Ino::FS, b"x", |ino| ino == first);
         assert_ne!(given, first);
         assert_eq!(intern.node(given), Some(NodeId(7)));
-        // The clash may be over by now; the number stays.
+        // The number stays even when nothing else has the first one.
         assert_eq!(intern.ino(NodeId(7), Ino::FS, b"x", |_| false), given);
         // Two base entries with one hash: the second gets another number.
         let other = Intern::default();

@@ -1,7 +1,7 @@
-//! Forks under a scheduler that searches interleavings: see [`crate::sync`], and `scripts/interleavings.sh` for many.
+//! Tests forks under a scheduler that searches interleavings, see [`crate::sync`].
 //!
-//! Each test says what must hold whatever its threads did first. It tries some hundred schedules in a plain
-//! `cargo test`.
+//! Each test asserts what must hold after every order of its threads' steps. A plain `cargo test` tries some hundred orders;
+//! `scripts/interleavings.sh` tries many more.
 
 mod support;
 
@@ -12,12 +12,12 @@ use crate::error::ErrorKind;
 use crate::sync::search;
 use support::{World, empty, ended, read, write};
 
-/// Longer than what a journal takes in: it lies in a data file.
+/// Content that is too long for the journal, so that it lies in a data file.
 fn large(byte: u8) -> Vec<u8> {
     vec![byte; super::INLINE as usize + 4096]
 }
 
-/// A fork that is made as soon as its name is free.
+/// Makes a fork as soon as its name is free.
 fn made_anew(registry: &Registry, name: &str) -> Option<Arc<Fork>> {
     (0..20).find_map(|_| {
         crate::sync::step();
@@ -25,7 +25,7 @@ fn made_anew(registry: &Registry, name: &str) -> Option<Arc<Fork>> {
     })
 }
 
-/// `take_away` twice, one of them beside the other and beside a thread that makes a fork of the name that becomes free.
+/// Runs a discard, `second`, and a thread that makes a fork of the freed name, all at once.
 fn taken_away_twice(second: fn(&Registry) -> Option<Arc<Fork>>) {
     let world = World::new();
     let first = world.fork("N", "of N");
@@ -41,12 +41,12 @@ fn taken_away_twice(second: fn(&Registry) -> Option<Arc<Fork>>) {
 }
 
 #[test]
-fn no_fork_is_lost_and_no_branch_is_damaged_when_two_discard_one_and_a_third_makes_it_anew() {
+fn no_fork_is_lost_and_no_branch_is_damaged_when_two_threads_discard_a_fork_and_a_third_makes_it_again() {
     search(|| taken_away_twice(|registry| registry.discard("N").ok().and(None)));
 }
 
 #[test]
-fn no_fork_is_lost_and_no_branch_is_damaged_when_one_is_discarded_and_renamed_and_made_anew() {
+fn no_fork_is_lost_and_no_branch_is_damaged_when_a_fork_is_discarded_and_renamed_and_made_again() {
     search(|| taken_away_twice(|registry| registry.rename("N", "M").ok().and(None)));
 }
 
@@ -70,7 +70,7 @@ fn a_fork_that_is_discarded_while_another_thread_reads_it_back_takes_no_write() 
 }
 
 #[test]
-fn a_fork_that_is_put_back_while_it_is_discarded_and_made_anew_is_either_and_whole() {
+fn a_fork_that_is_restored_while_it_is_discarded_and_made_again_is_one_of_the_two_and_whole() {
     search(|| {
         let world = World::new();
         let first = world.fork("N", "of N");
@@ -113,7 +113,7 @@ fn a_branch_made_while_its_source_is_discarded_holds_all_of_it_or_is_not_made() 
     });
 }
 
-/// Writes that follow each other, each acknowledged before the next: a small file, a large one, and over both.
+/// Writes in sequence, each acknowledged before the next: a small file, a large one, then both again.
 fn written(fork: &Fork) {
     write(fork, "small", b"1").unwrap();
     write(fork, "large", &large(1)).unwrap();
@@ -127,7 +127,7 @@ fn is_all_written(world: &World, name: &str) {
     assert!(world.read(name, "large") == Some(large(2)), "the large file has another content");
 }
 
-/// A moment of [`written`]: nothing later is there without what came before it.
+/// Asserts that a fork is a prefix of [`written`]: a later write is there only if all earlier ones are.
 fn is_a_moment(fork: &Fork) {
     let small = read(fork, "small").unwrap_or_default();
     let large_ = read(fork, "large").unwrap_or_default();
@@ -136,7 +136,7 @@ fn is_a_moment(fork: &Fork) {
     assert!(!twos || small == b"2", "the large file was written over before the small one");
 }
 
-/// Judges fork N, all of which was written, and its branch B, which is a moment of that.
+/// Asserts that fork N has all writes, and that its branch B has a prefix of them.
 fn is_kept_and_branched(world: World, given: Vec<Option<Arc<Fork>>>, fork: Arc<Fork>) {
     let made: Vec<_> = given.into_iter().flatten().chain([fork]).collect();
     is_a_moment(&made[0]);
@@ -150,7 +150,7 @@ fn sealed(world: &World, fork: Arc<Fork>) -> impl FnOnce(&Registry) -> Option<Ar
     move |_| {
         let frozen = fork.freeze().unwrap();
         let (image, sealed) = images.seal(&frozen).unwrap();
-        // Another seal may have been faster: then this one is nothing but an image.
+        // Another seal may have been faster. Then this one only makes an image.
         match fork.rebase(&frozen, image, &[], &sealed) {
             Err(error) if error.kind() != ErrorKind::InvalidInput => panic!("{error}"),
             _ => None,

@@ -1,11 +1,10 @@
-//! A generation's journal: a header, then records one behind the other, each with its length, sequence number and
-//! checksum.
+//! A generation's journal: a header, then records in sequence, each with its length, sequence number and checksum.
 //!
 //! ```text
 //! crc32c u32 │ length of the payload u32 │ sequence number u64 │ kind u8 │ payload
 //! ```
 //! Little-endian. The checksum covers the generation's name, the record's offset in the journal, and everything
-//! behind the checksum: bytes that a file holds cannot pass for a record, wherever they lie.
+//! after the checksum. A file's content therefore never passes for a record.
 
 use std::collections::HashMap;
 use std::io;
@@ -40,7 +39,7 @@ fn put_frame(out: &mut Vec<u8>, id: GenId, offset: u64, seq: u64, kind: u8, payl
     out[start..start + 4].copy_from_slice(&crc.to_le_bytes());
 }
 
-/// A record as it lies in a journal.
+/// A record in a journal, not yet decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Frame<'a> {
     pub(super) kind: u8,
@@ -71,7 +70,7 @@ pub(super) fn frame_at(journal: &[u8], id: GenId, offset: usize) -> Option<Frame
     })
 }
 
-/// Whether any sound record of a number from `seq` on lies behind `offset`.
+/// Returns where a sound record with a number of at least `seq` starts after `offset`, if any does.
 pub(super) fn sound_behind(journal: &[u8], id: GenId, offset: usize, seq: u64) -> Option<u64> {
     (offset..journal.len().saturating_sub(FRAME - 1)).find_map(|at| {
         // Most offsets are ruled out by the number alone.
@@ -83,8 +82,8 @@ pub(super) fn sound_behind(journal: &[u8], id: GenId, offset: usize, seq: u64) -
     })
 }
 
-/// The number of a later record that lies whole at `offset`, where record `seq` should: what was between was taken out.
-/// An operation that was not finished has the number that comes next, or none.
+/// Returns the number of a later record that lies whole at `offset`, where record `seq` should be. The records between them
+/// were removed. An unfinished operation looks different: it has number `seq` or none.
 pub(super) fn out_of_place(journal: &[u8], offset: usize, seq: u64) -> Option<u64> {
     let rest = journal.get(offset..)?;
     let len = u32::from_le_bytes(rest.get(4..8)?.try_into().ok()?);
@@ -105,18 +104,18 @@ pub(super) struct Writer {
     pub(super) next_number: u64,
     /// Why nothing more can be written.
     pub(super) broken: Option<String>,
-    /// Whether the fork is about to be replaced by another one: what was written now would be lost.
+    /// Whether another fork is about to replace this one, so that writes would be lost.
     pub(super) leaving: bool,
     /// Frozen files of other generations that have a second name here.
     linked: HashMap<(GenId, u64), Weak<DataFile>>,
-    /// Files that hold parts of those that cannot have a second name.
+    /// Files that hold parts of files which cannot have a second name.
     copied: HashMap<(GenId, u64), Weak<DataFile>>,
     reserved: u64,
-    /// Bytes of journal that are kept in hand for writes into space that was set aside.
+    /// Journal bytes that are reserved for writes into space of fallocate(2).
     promised: u64,
 }
 
-/// Journal space is set aside in steps of this many bytes.
+/// Journal space is reserved in steps of this many bytes.
 const RESERVE: u64 = 16 << 10;
 
 impl Writer {
@@ -141,19 +140,19 @@ impl Writer {
         self.end == HEADER as u64
     }
 
-    /// Fails if nothing can be written any more.
+    /// Fails if the journal takes no more records.
     pub(super) fn check(&self) -> Result<()> {
         match &self.broken {
             None if self.leaving => {
-                Err(Error::new(ErrorKind::Posix(Posix::Stale), "the fork is being put back to a seal"))
+                Err(Error::new(ErrorKind::Posix(Posix::Stale), "the fork is being restored to a seal"))
             }
             None => Ok(()),
             Some(why) => Err(Error::new(ErrorKind::ReadOnly, format!("the fork is read-only: {why}"))
-                .with_hint("mount the store again; what was acknowledged is kept")),
+                .with_hint("mount the store again; every acknowledged write is kept")),
         }
     }
 
-    /// Sets space for a record of up to `len` bytes aside, so that writing it cannot fail for want of it.
+    /// Reserves space for a record of up to `len` bytes, so that writing it cannot fail for lack of space.
     pub(super) fn reserve(&mut self, len: u64) -> io::Result<()> {
         let needed = self.end + len;
         if needed + self.promised <= self.reserved {
@@ -163,21 +162,21 @@ impl Writer {
         let step = len.max(RESERVE) + self.promised;
         match self.generation.io().reserve(&file, self.end, step) {
             Ok(()) => self.reserved = self.end + step,
-            // The disk is full, for which space was kept in hand.
+            // The disk is full: the space that was reserved for this case is enough.
             Err(_) if needed <= self.reserved => {}
             Err(e) => return Err(e),
         }
         Ok(())
     }
 
-    /// Keeps `len` bytes of journal in hand, beyond those that were promised before.
+    /// Reserves `len` more bytes of journal for writes into space of fallocate(2).
     pub(super) fn promise(&mut self, len: u64) -> io::Result<()> {
         self.promised += len;
         self.reserve(RESERVE).inspect_err(|_| self.promised -= len)
     }
 
-    /// Records an operation: one write. On failure nothing has happened; should even the traces of the attempt
-    /// stay, nothing more is written.
+    /// Records an operation with one write. On failure nothing has happened. If the traces of the attempt cannot be
+    /// removed, the journal takes no more records.
     pub(super) fn commit(&mut self, state: &State, record: &mut Record, floor: u64) -> Result<()> {
         self.check()?;
         let id = self.generation.id;
@@ -190,7 +189,7 @@ impl Writer {
                 continue;
             }
             let path = state.path(ino).ok_or_else(|| {
-                Error::new(ErrorKind::Posix(Posix::Stale), "the file is gone from its fork")
+                Error::new(ErrorKind::Posix(Posix::Stale), "the fork no longer has the file")
             })?;
             let payload = record::encode_bind(next, &path);
             let offset = self.end + out.len() as u64;
@@ -199,7 +198,7 @@ impl Writer {
             (seq, next) = (seq + 1, next + 1);
         }
         if let Some(create) = record.made() {
-            // It may carry a number from a former life.
+            // A file that had this `Ino` before may have left a number.
             new.push((create.ino, next));
             next += 1;
         }
@@ -231,20 +230,20 @@ impl Writer {
                     self.generation.note_journal_write();
                     return Ok(());
                 }
-                // What is missing did not fit.
+                // The rest of the record did not fit.
                 Ok(_) => break io::Error::from_raw_os_error(libc::ENOSPC),
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) => break e,
             }
         };
         if let Err(e) = self.generation.io().truncate(&file, self.end) {
-            self.broken = Some(format!("a failed write could not be taken back: {e}"));
+            self.broken = Some(format!("cannot remove the traces of a failed write: {e}"));
         }
         self.reserved = 0;
         Err(failed(error))
     }
 
-    /// A frozen data file under a name of this generation.
+    /// Gives a frozen data file a name in this generation.
     pub(super) fn link(&mut self, file: &Arc<DataFile>) -> io::Result<Arc<DataFile>> {
         if Arc::ptr_eq(&file.generation, &self.generation) {
             return Ok(file.clone());
@@ -258,8 +257,8 @@ impl Writer {
         Ok(linked)
     }
 
-    /// The same for a range of it. Where the file cannot have a second name, a file of this generation holds the range, at
-    /// the same place. For a generation that is written to its end before anything names it.
+    /// Like [`Writer::link`], for a range of the file. If the file cannot have a second name, the range is copied to a file of
+    /// this generation, at the same offset. Only for a generation that is complete before any head names it.
     pub(super) fn link_or_copy(
         &mut self,
         file: &Arc<DataFile>,

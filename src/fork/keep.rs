@@ -1,4 +1,4 @@
-//! What a seal kept out of its image stays in the fork: in a generation of its own, over the image.
+//! Keeps the files that a seal left out of its image in the fork: in a separate generation over the image.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -15,10 +15,10 @@ use super::state::State;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 
-/// What is kept out of an image, by its path in the fork: each path with all that is below it.
+/// The files that are left out of an image, by path in the fork. Everything below a path is listed too.
 pub type Kept = BTreeMap<Vec<u8>, Put>;
 
-/// The generation that holds what was kept out, and what it was written for.
+/// The generation that holds the files left out of an image, and what it was written for.
 #[derive(Clone)]
 pub(super) struct Leftover {
     pub(super) generation: Arc<Generation>,
@@ -26,13 +26,13 @@ pub(super) struct Leftover {
     folders: Folders,
 }
 
-/// Folders of an image that hold something which is kept out of it, with the times that they show: modified and changed.
+/// Folders of an image from which something was left out, with the times that they show: modified and changed.
 type Folders = BTreeMap<Vec<u8>, (i64, i64)>;
 
-/// What becomes of what is kept out at a seal.
+/// The files that a seal leaves out, written for the fork.
 pub(super) struct Keeping {
     pub(super) leftover: Leftover,
-    /// Where it lies from now on, if the generation was written just now.
+    /// The state that refers to the generation, if it is new.
     pub(super) state: Option<State>,
 }
 
@@ -42,8 +42,8 @@ fn folder_of(path: &[u8]) -> (&[u8], &[u8]) {
 }
 
 impl Fork {
-    /// Writes what is kept out into a generation over the image that lacks it, durably; or finds that the one which was
-    /// written at the last seal will do.
+    /// Writes the files that are left out of an image to a durable generation over that image. Reuses the generation of the
+    /// last seal if it still fits.
     pub(super) fn keeping(&self, frozen: &Frozen, image: Digest, kept: &Kept) -> Result<Option<Keeping>> {
         if kept.is_empty() {
             return Ok(None);
@@ -72,7 +72,7 @@ impl Fork {
         scratch.state.raise_floors();
         let changes = Changes { removed: Vec::new(), put: kept.clone() };
         let written = scratch.lead(frozen, &changes).and_then(|()| {
-            // Making something in a folder touched its times.
+            // Creating files in a folder has changed its times.
             for (folder, (mtime, ctime)) in &folders {
                 let ino = scratch.state.resolve(folder).ok_or_else(unfit)?;
                 scratch.commit(Record::Attr(Attrs {
@@ -94,7 +94,7 @@ impl Fork {
         Ok(Some(Keeping { leftover: Leftover { generation, paths, folders }, state: Some(scratch.state) }))
     }
 
-    /// The generation of the last seal, if nothing of what it holds was changed since.
+    /// Returns the generation of the last seal, if none of its files has changed since.
     fn still_right(
         &self,
         frozen: &Frozen,
@@ -105,7 +105,7 @@ impl Fork {
         let live = self.live.read();
         let last = live.leftover.as_ref()?;
         let unchanged = |put: &Put| {
-            // Of a file that has a name elsewhere that name may be another by now.
+            // If a file also has a name elsewhere, that name may have changed.
             let inside =
                 put.inode.links.len() <= 1 || frozen.names(&put.inode).all(|path| kept.contains_key(&path));
             let epoch = frozen.state.dirty_nodes.get(&put.ino);
@@ -120,8 +120,8 @@ impl Fork {
 }
 
 impl Live {
-    /// Has what was kept out count as changed still, as it will when the fork is read back, and takes it out of what
-    /// changes are told against.
+    /// Marks the files that were left out as changed, as they will be when the fork is read back, and removes them from the
+    /// baseline.
     pub(super) fn keep(
         &mut self,
         frozen: &Frozen,
@@ -136,7 +136,7 @@ impl Live {
             let Some(parent) = frozen.state.resolve(folder) else { continue };
             let name: Name = name.into();
             if !kept.contains_key(folder) {
-                // Only a folder of its own is asked for what changed in it.
+                // Changes are looked for only in folders that the fork's maps hold.
                 let _ = self.state.own(parent);
                 baseline.clear_entry(parent, &name, put.inode.is_dir());
             }
@@ -165,7 +165,7 @@ impl Live {
         });
     }
 
-    /// Has a file's content lie where it was written anew.
+    /// Points a file's content to its copy in the new generation.
     fn lie_in(&mut self, state: &State, path: &[u8], put: &Put, gone: &HashSet<GenId>) {
         let Some(inode) = state.resolve(path).and_then(|ino| state.inode(ino)) else { return };
         let Some(content) = inode.content().map(Content::settled) else { return };

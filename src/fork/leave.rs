@@ -1,4 +1,4 @@
-//! Forks that go: discarded, or put back onto an image.
+//! Discards forks, and restores them to an image.
 
 use std::sync::Arc;
 
@@ -16,14 +16,14 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::sync::Mutex;
 use crate::sync::atomic::Ordering;
 
-/// Says whether a fork may go.
+/// Decides whether a fork may be removed or replaced: an error says why not.
 type Judge<'a> = &'a dyn Fn(&Fork) -> Result<()>;
 
-/// A fork as it was when it was looked at: its identity, and when it was last frozen. A branch freezes it.
+/// What was seen of a fork: its identity, and its epoch. A branch freezes the fork, which raises the epoch.
 #[derive(PartialEq, Eq)]
 struct Seen {
     uid: String,
-    /// None if nothing but its head was read.
+    /// None if only the head was read.
     epoch: Option<u64>,
 }
 
@@ -35,14 +35,14 @@ impl Seen {
 
 fn written_to(name: &str) -> Error {
     Error::new(ErrorKind::Busy, format!("fork {name:?} was written to since it was sealed"))
-        .with_hint("try again, best when no program writes to it")
+        .with_hint("stop the programs that write to it, and try again")
 }
 
-/// A fork that takes no change, because another one is about to take its place. It does again when this is dropped.
+/// Blocks changes of a fork that is about to be replaced. Dropping it allows changes again.
 struct Leaving<'a>(&'a Fork);
 
 impl<'a> Leaving<'a> {
-    /// Begins, if nothing was changed since the fork was at this version.
+    /// Begins, unless the fork has changed since it had this version.
     fn begin(fork: &'a Fork, version: (GenId, u64)) -> Option<Self> {
         let mut live = fork.live.write();
         if live.version() != version {
@@ -52,10 +52,10 @@ impl<'a> Leaving<'a> {
         Some(Self(fork))
     }
 
-    /// The other one has taken its place.
+    /// Notes that the other fork has replaced this one, which then never takes changes again.
     fn has_left(self) {
         self.0.discarded.store(true, Ordering::Release);
-        self.0.live.write().writer.broken = Some("it was put back to a seal".into());
+        self.0.live.write().writer.broken = Some("it was restored to a seal".into());
     }
 }
 
@@ -66,14 +66,15 @@ impl Drop for Leaving<'_> {
 }
 
 impl Registry {
-    /// Puts a fork onto an image, with nothing of what it was: the same name, but another fork from now on. Programs that
-    /// have something of the old one open can read on. `judge` sees it before it is put there; if it fails the fork is as
-    /// it was.
+    /// Restores a fork to an image: a new fork with the same name replaces it. Programs can still read the files of the old
+    /// fork that they have open.
+    ///
+    /// `judge` sees the new fork before it replaces the old one. If `judge` fails, the old fork stays unchanged.
     pub fn put_back(&self, name: &str, fork: &Fork, image: Digest, judge: Judge<'_>) -> Result<Arc<Fork>> {
         self.put_back_and(name, fork, image, judge, &|_| ())
     }
 
-    /// Does the same, and hands the new fork to `adopt` before any other thread can find it by its name.
+    /// Like [`Registry::put_back`], and hands the new fork to `adopt` before other threads can find it by name.
     pub fn put_back_and(
         &self,
         name: &str,
@@ -105,10 +106,10 @@ impl Registry {
         }
     }
 
-    /// Puts another fork in the place of one whose slot is locked. None if it was branched since it was looked at.
+    /// Replaces a fork whose slot is locked by a new one. Returns [`None`] if the fork was branched after `seen`.
     ///
-    /// All is made and judged while the fork is read and written. Then it is looked at again, and takes no change any more while the
-    /// head is switched: what was acknowledged from then on would be lost.
+    /// Programs can read and write the old fork while the new one is made and judged. Then the old fork is checked again and
+    /// takes no more changes while the head is switched, since those would be lost.
     fn replace(
         &self,
         fork: &Fork,
@@ -164,14 +165,14 @@ impl Registry {
         Ok(Some(restored))
     }
 
-    /// Makes the forks durable that rest on what a fork rests on, and are not: a power cut would leave nothing that names what
-    /// was durable in it. Returns the fork that it looked at. Branches made of that one since are not durable yet.
+    /// Makes those forks durable that share generations with a fork. Otherwise a power cut after its discard could leave
+    /// durable data that no head names. Returns what it saw of the fork. Branches that are made later are not yet durable.
     fn sync_sharers(&self, name: &str) -> Result<Option<Seen>> {
         let looked = self.with_slot(name, |_, slot| {
             Ok(match slot {
                 Slot::Known(head) => Some((Seen::of(head, None), head.generations.clone())),
                 Slot::Loaded(fork) => {
-                    // A branch holds the head until it is in the map.
+                    // A branch holds the source's head until it is in the map itself.
                     let head = fork.head.lock();
                     Some((Seen::of(&head, Some(fork)), head.generations.clone()))
                 }
@@ -191,13 +192,15 @@ impl Registry {
         Ok(Some(seen))
     }
 
-    /// Discards a fork: its head goes first, and with it the fork; then what only it needed. Programs that still have it
-    /// open can read on. The head of a damaged fork is kept in `damaged/`, with what it names. Returns what the fork was.
+    /// Discards a fork and returns what was known of it.
+    ///
+    /// Removes the head first, and with it the fork; then the generations that only this fork used. Programs can still read
+    /// the files that they have open. The head of a damaged fork moves to `damaged/`, and its generations stay.
     pub fn discard(&self, name: &str) -> Result<ForkInfo> {
         self.discard_judged(name, None)
     }
 
-    /// The same if `judge` allows it, which is shown the very fork that goes.
+    /// Like [`Registry::discard`], if `judge` allows it. `judge` sees the very fork that would be removed.
     pub fn discard_if(&self, name: &str, judge: Judge<'_>) -> Result<ForkInfo> {
         self.discard_judged(name, Some(judge))
     }
@@ -218,7 +221,7 @@ impl Registry {
         }
     }
 
-    /// Discards the fork of a slot that is locked. None if it is another one than was looked at, or was branched since.
+    /// Discards the fork of a locked slot. Returns [`None`] if it is a different fork than `seen`, or was branched since.
     fn take_away(
         &self,
         name: &str,
@@ -229,10 +232,11 @@ impl Registry {
         let io = &*self.shared.files.io;
         let path = head::path(&self.shared.forks, name);
         let failed = |e| Error::io(e, format!("cannot discard fork {name:?}"));
-        // Whether it is gone after a power cut too.
+        // Returns whether the removal is durable.
         let remove = || {
             io.remove(&path).map_err(failed)?;
-            // Before its generations go: a power cut must not bring the head back without them. It is gone in any case.
+            // Before the generations are removed: a power cut must not bring the head back without them. If this fails, the
+            // fork is removed nevertheless.
             let durable = io.sync_dir(&self.shared.forks.join("heads"));
             if let Err(e) = &durable {
                 tracing::error!("a power cut may bring fork {name:?} back: {e}");
@@ -263,7 +267,7 @@ impl Registry {
             Slot::Gone => return Ok(None),
         };
         *now = Slot::Gone;
-        // While the name is this fork's: the next one of it may have runs.
+        // While this fork still has the name: the next fork of that name may have runs.
         beside::gone(&self.shared.forks, name);
         self.unlist(name, slot);
         if durable {

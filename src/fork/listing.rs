@@ -9,34 +9,36 @@ use crate::tree::NodeId;
 /// One line of a folder's listing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DirEntry {
-    /// Where to go on reading behind this entry.
+    /// Where a listing continues after this entry.
     pub cookie: u64,
     /// Its name; `.` and `..` are not listed.
     pub name: Name,
     /// The file.
     pub ino: Ino,
-    /// What it is.
+    /// Its kind.
     pub kind: Kind,
 }
 
-/// Cookies of a folder's own entries start here, behind those of any base: a tree of at most 1 GiB of text has far fewer
-/// entries. 32-bit programs take no cookie of 2^31 and more.
+/// The first cookie of a folder's own entries. Base entries have lower ones: a tree of at most 1 GiB of text has far fewer
+/// entries. 32-bit programs accept only cookies below 2^31.
 const OWN_COOKIES: u64 = 1 << 30;
 
 impl State {
-    /// Where a listing of a folder that begins now ends: the place of the entry that came last.
+    /// Returns where a listing that begins now ends: at the entry that was added last.
     pub(super) fn end_of_list(&self, ino: Ino) -> u64 {
         self.nodes.get(&ino).and_then(|inode| inode.dir()).map_or(0, |dir| dir.next)
     }
 
-    /// Lists a folder from behind `cookie` on (0: from the start) until `each` answers false. An entry that is there
-    /// throughout is listed exactly once, whatever comes and goes between two calls. [`None`] if it is no folder.
+    /// Lists a folder from after `cookie` on (0: from the start) until `each` returns false.
+    ///
+    /// An entry that exists throughout is listed exactly once, even if others are added and removed between two calls.
+    /// Returns [`None`] if `ino` is not a folder.
     pub(super) fn list(&self, ino: Ino, cookie: u64, each: &mut dyn FnMut(DirEntry) -> bool) -> Option<()> {
         self.list_to(ino, cookie, None, each)
     }
 
-    /// The same without files that came after `end` ([`State::end_of_list`]). Files of the base are listed there as well: they can only
-    /// come by a rename, and may not have been listed under another name.
+    /// Like [`State::list`], without files that were added after `end` ([`State::end_of_list`]). Files of the base are listed
+    /// even after it: they were renamed, and the listing may not have shown their old name.
     pub(super) fn list_to(
         &self,
         ino: Ino,

@@ -1,4 +1,4 @@
-//! A fork that is being written: its state, its journal, and the files that are open but have no name any more.
+//! A fork in memory: its state, its journal, and files that are open but no longer have a name.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
@@ -35,21 +35,21 @@ pub struct BaseTimes {
 }
 
 impl Default for BaseTimes {
-    /// Everything is of 1970.
+    /// All times are 0, the start of 1970.
     fn default() -> Self {
         Self { created_ns: 0, nodes: Arc::new(NodeTimes::all(0)) }
     }
 }
 
-/// Reads what forks are based on. The caller's cache stands behind it.
+/// Reads the base images of forks. The caller implements it over its cache.
 pub trait BaseReader: Send + Sync {
     /// A blob's length in bytes, uncompressed.
     fn size(&self, digest: &Digest) -> Result<u64>;
 
-    /// Reads from a blob of `size` bytes at `offset`; returns how many bytes, less than asked only at its end.
+    /// Reads from a blob of `size` bytes at `offset`. Returns the number of bytes: fewer than asked only at its end.
     fn read(&self, digest: &Digest, size: u64, offset: u64, buf: &mut [u8]) -> Result<usize>;
 
-    /// Whether a blob is shown otherwise than it is, without its secret: then it must not become another file's content.
+    /// Whether a blob is shown without the secret that it holds. Such a blob must not become the content of another file.
     fn is_held_back(&self, digest: &Digest) -> Result<bool> {
         let _ = digest;
         Ok(false)
@@ -64,7 +64,7 @@ pub trait BaseReader: Send + Sync {
         Ok(BaseTimes::default())
     }
 
-    /// How many images are behind one in the line along which times are derived.
+    /// Counts the images before `image` in the line along which times are derived.
     fn line_behind(&self, image: &Digest) -> u32 {
         let _ = image;
         0
@@ -82,14 +82,14 @@ pub(super) fn not_found() -> Error {
     Error::new(ErrorKind::NotFound, "no such file or folder")
 }
 
-/// Now, in nanoseconds since 1970.
+/// The present time in nanoseconds since 1970.
 pub(super) fn now() -> i64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |d| i64::try_from(d.as_nanos()).unwrap_or(i64::MAX))
 }
 
-/// The same by the clock that the kernel takes files' times from, which may lie some milliseconds back.
+/// The present time by the clock that the kernel uses for files' times, which may be some milliseconds late.
 fn coarse_now() -> i64 {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::RealtimeCoarse);
     time.tv_sec.saturating_mul(1_000_000_000).saturating_add(time.tv_nsec)
@@ -101,24 +101,24 @@ pub(super) const CAPABILITY: &[u8] = b"security.capability";
 /// What the fork's lock protects.
 pub(super) struct Live {
     pub(super) state: State,
-    /// The state at the last seal, which changes are told against.
+    /// The state at the last seal. Changes are differences from it.
     pub(super) baseline: Arc<State>,
-    /// Files without a name that somebody still uses. A restart ends them, so they are not recorded.
+    /// Files without a name that a program still has open. They end with this process, so no record is written for them.
     pub(super) orphans: HashMap<Ino, Arc<Inode>>,
     pub(super) writer: Writer,
     /// All generations, oldest first; the last one is the writer's.
     pub(super) generations: Vec<Arc<Generation>>,
-    /// The image it rests on on disk, which the last seal may have replaced.
+    /// The fork's base image on disk, which the last seal may have replaced.
     pub(super) image: Option<Digest>,
-    /// What was changed up to this epoch is sealed, or was kept out of the seal.
+    /// Changes up to this epoch are sealed, or were left out of the seal.
     pub(super) settled: Option<u64>,
-    /// The generation that holds what was kept out, once there is one.
+    /// The generation with the files that the last seal left out, if there is one.
     pub(super) leftover: Option<Leftover>,
-    /// By how many bytes each seal moved the end of a file that only grows. Whoever has it open may not know.
+    /// By how many bytes each seal moved the end of an append-only file. Programs that have it open may use the old end.
     pub(super) moved: HashMap<Ino, Vec<i64>>,
     /// See [`Fork::resized`].
     pub(super) resized: u32,
-    /// Names of the records that were taken away. A restart shows them again, so they are not recorded.
+    /// Removed names of the ledger and the trace. A restart shows them again, so no record is written for them.
     pub(super) hidden: Hidden,
 }
 
@@ -161,11 +161,11 @@ impl Live {
     }
 
     pub(super) fn need(&self, ino: Ino) -> Result<Arc<Inode>> {
-        self.inode(ino).ok_or_else(|| posix(Posix::Stale, "the file is gone from its fork"))
+        self.inode(ino).ok_or_else(|| posix(Posix::Stale, "the fork no longer has the file"))
     }
 
-    /// Where bytes are meant to go that are written at `offset`: of a file that only grows, one that was its end before seals
-    /// rewrote what was appended means its end now.
+    /// Returns the offset that a write at `offset` means. In an append-only file an old end means the present end: a seal may
+    /// have rewritten the appended lines to another length.
     pub(super) fn meant(&self, ino: Ino, inode: &Inode, offset: u64) -> u64 {
         let (Guard::Append(_), Some(content)) = (inode.guard, inode.content()) else { return offset };
         let end = content.known_size();
@@ -179,7 +179,7 @@ impl Live {
         if was == Some(offset) { end } else { offset }
     }
 
-    /// Takes a file's capabilities from it, as another content or owner does: they were given to what it was.
+    /// Removes a file's capabilities. A change of content or owner does this, since they were given to the old file.
     pub(super) fn drop_capability(&mut self, ino: Ino, inode: &Inode, time: i64) -> Result<()> {
         if !inode.xattrs.contains_key(CAPABILITY) {
             return Ok(());
@@ -187,7 +187,7 @@ impl Live {
         self.commit(Record::Xattr { ino, name: CAPABILITY.to_vec(), value: None, time })
     }
 
-    /// A number for a new file.
+    /// Returns an unused number for a new file.
     pub(super) fn fresh(&self, parent: Ino, name: &[u8]) -> Ino {
         let mut probe = 0;
         loop {
@@ -199,10 +199,10 @@ impl Live {
         }
     }
 
-    /// Records an operation and makes it true.
+    /// Records an operation and applies it to the state.
     pub(super) fn commit(&mut self, mut record: Record) -> Result<()> {
         let generation = self.writer.generation.id;
-        // A file without a name has nobody to tell after a restart.
+        // A file without a name does not survive a restart, so nothing is recorded.
         if let [Some(ino), None] = record.inos()
             && record.made().is_none()
             && !matches!(record, Record::Remove { .. })
@@ -220,7 +220,7 @@ impl Live {
         };
         self.writer.commit(&self.state, &mut record, floor)?;
         let Ok(Applied { unlinked }) = apply::apply(&mut self.state, &record, generation) else {
-            // The journal now says what did not happen. It must not be added to.
+            // The journal now has a record of something that did not happen. No further record may follow it.
             self.writer.broken = Some("an operation was recorded that could not be applied".into());
             return Err(senseless());
         };
@@ -231,7 +231,7 @@ impl Live {
         Ok(())
     }
 
-    /// Gives a folder a mode, if it has another one.
+    /// Changes a folder's mode, if it is different.
     pub(super) fn set_mode(&mut self, ino: Ino, mode: u16) -> Result<()> {
         if self.need(ino)?.mode == mode {
             return Ok(());
@@ -245,7 +245,7 @@ impl Live {
 }
 
 fn senseless() -> Error {
-    Error::new(ErrorKind::Io(None), "an operation that does not fit the fork's state")
+    Error::new(ErrorKind::Io(None), "the operation does not fit the fork's state")
 }
 
 /// One fork, loaded.
@@ -260,25 +260,25 @@ pub struct Fork {
     /// Held while the head on disk changes, always before `live`.
     pub(super) head: Mutex<Head>,
     pub(super) live: RwLock<Live>,
-    /// What is wrong with it, if anything: then it can only be read.
+    /// Its damage, if any. A damaged fork can only be read.
     pub(super) damage: Option<Damage>,
     pub(super) discarded: AtomicBool,
     pub(super) head_unsynced: AtomicBool,
     /// Held while the head is made durable.
     pub(super) syncing: Mutex<()>,
-    /// Whether what was sealed keeps its name; see [`Fork::set_guarded`].
+    /// Whether sealed files keep their names; see [`Fork::set_guarded`].
     pub(super) guarded: AtomicBool,
-    /// Held while it is sealed, or its journals are written anew.
+    /// Held during a seal or a checkpoint.
     pub(super) sealing: Mutex<()>,
-    /// Itself.
+    /// A reference to this value itself.
     pub(super) this: Weak<Fork>,
-    /// What it is being copied together from, as long as it is.
+    /// The source that it is being copied from, while that lasts.
     pub(super) making: Mutex<Making>,
-    /// Those of several steps, which a freeze waits for.
+    /// Running operations of several steps, which a freeze waits for.
     pub(super) operations: super::witness::Operations,
 }
 
-/// Longer files are no manifests, in bytes.
+/// The longest manifest in bytes.
 const MAX_MANIFEST: u64 = 1 << 20;
 
 impl std::fmt::Debug for Fork {
@@ -303,24 +303,23 @@ impl Fork {
         self.head.try_lock().map(|head| head.name.clone())
     }
 
-    /// What is wrong with it, if anything. A damaged fork can be read as far as it is sound, and not be written.
+    /// The fork's damage in words, if any. A damaged fork is readable up to the damaged record, and cannot be written.
     pub fn damage(&self) -> Option<&str> {
         self.damage.as_ref().map(|damage| damage.what.as_str())
     }
 
-    /// Numbers that were missing in its journals when they were read back, up to where it is sound. Damage of any other
-    /// kind is one.
+    /// Counts the record numbers that were missing when the journals were read back. Any other damage counts as one.
     pub fn journal_gaps(&self) -> u32 {
         self.damage.as_ref().map_or(0, |damage| damage.gaps)
     }
 
-    /// The image it rests on on disk.
+    /// The fork's base image on disk.
     pub fn base(&self) -> Option<Digest> {
         self.live.read().image
     }
 
-    /// The image it descends from: the one it rests on, or the one whose manifest it holds, as a copy of a fork's
-    /// folder does. Whether the store still has that image is not looked at.
+    /// The image it descends from: its base, or the image whose manifest it holds, as in a copy of a fork's folder. The store
+    /// may no longer have that image.
     pub fn lineage(&self) -> Result<Option<Digest>> {
         if let Some(image) = self.base() {
             return Ok(Some(image));
@@ -337,39 +336,40 @@ impl Fork {
         self.created_ns
     }
 
-    /// Whether anything was changed since the last seal. May say yes where changes cancelled each other out.
+    /// Whether anything was changed since the last seal. May also be true if the changes cancel each other out.
     pub fn is_changed(&self) -> bool {
         self.live.read().is_changed()
     }
 
-    /// Whether it holds anything that its image does not: what was changed since, or kept out of it.
+    /// Whether it holds anything that its image lacks: later changes, or files that the seal left out.
     pub fn is_unlike_its_image(&self) -> bool {
         self.live.read().state.dirt().next().is_some()
     }
 
-    /// Something that is another with every change.
+    /// A value that is different after every change.
     pub fn version(&self) -> (super::GenId, u64) {
         self.live.read().version()
     }
 
-    /// Waits until nobody else seals it; nobody does until the guard is dropped.
+    /// Waits until no other seal of this fork runs. None begins until the guard is dropped.
     pub(crate) fn sealing(&self) -> MutexGuard<'_, ()> {
         self.sealing.lock()
     }
 
-    /// Whether it began empty and nothing was put into it yet.
+    /// Whether it began empty and still is.
     pub fn is_blank(&self) -> bool {
         let live = self.live.read();
         live.image.is_none() && live.state.dirt().next().is_none()
     }
 
-    /// Now, as files' times tell it. What the kernel sets itself must not be older than what is set here before.
+    /// The present time for files. With late writes it comes from the kernel's clock: a time that the kernel sets later must
+    /// not be older than one that was set here.
     pub(super) fn now(&self) -> i64 {
         if self.shared.late_writes { coarse_now() } else { now() }
     }
 
-    /// The time of a change of content. One within the same tick of the kernel's clock as the change before it sets none
-    /// where the kernel sets the times, and must not get another one here.
+    /// The time of a change of content. If the kernel sets the times, it sets none for a second change within one tick of its
+    /// clock. Such a change must keep the time of the first.
     pub(super) fn time_of_change(&self, inode: &Inode) -> i64 {
         match (inode.mtime, inode.ctime) {
             (Some(mtime), Some(ctime)) if self.shared.late_writes && mtime == ctime => mtime,
@@ -377,14 +377,14 @@ impl Fork {
         }
     }
 
-    /// Fails if a file, or all of the fork, cannot be written at all. What is sealed of a file that only grows is another thing.
+    /// Fails if a file, or the whole fork, cannot be written at all. The sealed part of an append-only file is not checked.
     pub fn may_be_written(&self, ino: Ino) -> Result<()> {
         self.may_write()?;
         let inode = self.live.read().need(ino)?;
         if inode.guard == Guard::Fixed { super::policy::may_change(&inode, 0) } else { Ok(()) }
     }
 
-    /// Whether it was discarded, or put back to a seal and so replaced by another fork.
+    /// Whether it was discarded, or replaced by a restore.
     pub(crate) fn is_discarded(&self) -> bool {
         self.discarded.load(Ordering::Acquire)
     }
@@ -392,7 +392,7 @@ impl Fork {
     pub(crate) fn may_write(&self) -> Result<()> {
         if let Some(damage) = self.damage() {
             return Err(Error::new(ErrorKind::Damaged, format!("the fork is damaged: {damage}"))
-                .with_hint("it can still be read as far as it is sound"));
+                .with_hint("the fork is readable up to the damaged record"));
         }
         if !self.shared.writable {
             return Err(Error::new(ErrorKind::ReadOnly, "another daemon writes this store's forks")
@@ -404,7 +404,7 @@ impl Fork {
         Ok(())
     }
 
-    /// Finds out the length of a file whose blob nobody has looked at yet, outside of any lock.
+    /// Finds out the length of a file whose blob was not yet looked at. Takes no lock while it reads.
     pub(super) fn settle(&self, ino: Ino) -> Result<()> {
         let lazy: Option<Arc<LazyBlob>> = {
             let live = self.live.read();
@@ -425,7 +425,7 @@ impl Fork {
         read_blob(&*self.shared.reader, blob, offset, buf)
     }
 
-    /// Tells that nobody knows the number any more: a file without a name goes for good, its space with it.
+    /// Notes that the kernel no longer knows the number. A file without a name is then removed, and its space freed.
     pub fn forget(&self, ino: Ino) {
         {
             let live = self.live.read();
@@ -434,17 +434,17 @@ impl Fork {
                 return;
             }
         }
-        // Dropped behind the lock: its data file may be large.
+        // Dropped after the lock is released: the data file may be large.
         let _gone = self.live.write().orphans.remove(&ino);
     }
 
-    /// Numbers of unchanged files that are remembered, and files without a name.
+    /// Counts the numbers of unchanged files that are remembered, and the files without a name.
     pub fn remembered(&self) -> (usize, usize) {
         let live = self.live.read();
         (live.state.intern.len(), live.orphans.len())
     }
 
-    /// The tree that a file comes from and its place there, where it has one.
+    /// The tree that a file comes from and its place there, if it has one.
     pub fn base_place(&self, ino: Ino) -> Option<(Arc<Tree>, NodeId)> {
         let live = self.live.read();
         let node = live.state.base_node(ino)?;
@@ -461,20 +461,20 @@ impl Fork {
         self.live.read().state.child(Ino::EFFECTS, b"ledger.jsonl") == Some(ino)
     }
 
-    /// Notes that somebody's knowledge of the ledger's length is not true any more.
+    /// Notes that the kernel may have an outdated length of the ledger.
     pub fn resize(&self) {
         self.live.write().resized += 1;
     }
 
-    /// How often the ledger's length became another without everybody's knowledge since it was read back: by a seal, or as
-    /// [`Fork::resize`] says. Of any other file it does not.
+    /// Counts how often the ledger's length has changed without the kernel's knowledge since the fork was read back: by a
+    /// seal, or noted by [`Fork::resize`]. For any other file it returns 0.
     pub fn resized(&self, ino: Ino) -> u32 {
         let live = self.live.read();
         let is_ledger = live.resized > 0 && live.state.child(Ino::EFFECTS, b"ledger.jsonl") == Some(ino);
         if is_ledger { live.resized } else { 0 }
     }
 
-    /// Whether a file takes no change at all, or only appending behind the returned length.
+    /// Returns which changes a file allows, and the length from which on bytes can be appended.
     pub fn guard(&self, ino: Ino) -> Result<(Guard, u64)> {
         self.settle(ino)?;
         let inode = self.live.read().need(ino)?;

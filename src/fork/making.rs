@@ -1,7 +1,9 @@
-//! A fork that is being copied together: `cp -r` sets no times, but takes the files of another fork or of an image one by one. As
-//! long as nothing else is done in the new fork, a file whose whole content comes from the same path keeps the time that it has
-//! there. Else each file would be as young as its copy, in the order of the copying, and make would take what was edited and not yet
-//! built for built. Copies stay files of their own: nothing becomes a hard link.
+//! Keeps file times while a fork is being filled by `cp -r`.
+//!
+//! `cp -r` copies the files of another fork or of an image one by one, and sets no times. While nothing else happens in the
+//! new fork, a file whose whole content comes from the same path keeps its time. Otherwise each file would be as new as its
+//! copy, in the order of copying, and make would take an edited source that is not yet built for built. Copies stay separate
+//! files: none becomes a hard link.
 
 use std::sync::Weak;
 
@@ -15,10 +17,10 @@ use crate::error::{ErrorKind, Result};
 use crate::layers::world::Kind;
 use crate::tree::NodeId;
 
-/// What a fork is being copied together from.
+/// The source that a fork is being copied from.
 #[derive(Debug, Default)]
 pub(super) enum Making {
-    /// It is not, or not any more.
+    /// The fork is not being copied, or the copying has ended.
     #[default]
     No,
     /// Nothing was copied yet.
@@ -38,33 +40,33 @@ impl Source {
     fn is(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Fork(one), Self::Fork(two)) => one.ptr_eq(two),
-            // A file is known by the image that it was seen in first, which may be another one of the line.
+            // A file's image is the one where it was first seen, which may be another image of the line.
             (Self::Image(_), Self::Image(_)) => true,
             _ => false,
         }
     }
 }
 
-/// Where a file comes from that is copied to the path that it has there.
+/// The source of a file that is copied to the same path.
 pub(super) struct Origin(Source);
 
 impl Fork {
-    /// Notes that it was made with nothing in it.
+    /// Notes that the fork was made empty.
     pub(super) fn begin_making(&self) {
         *self.making.lock() = Making::Begun;
     }
 
-    /// Notes that more is done in it than copying a fork or an image: times are those of what is done from now on.
+    /// Notes that a program does something else in the fork than copying a fork or an image. From now on no times are kept.
     pub fn end_making(&self) {
         *self.making.lock() = Making::No;
     }
 
-    /// Whether it is being copied together.
+    /// Whether the fork is being copied from another.
     pub fn is_being_made(&self) -> bool {
         !matches!(*self.making.lock(), Making::No)
     }
 
-    /// Where the content comes from that is copied into a file; nothing if its time is not to be taken along.
+    /// Returns the source of content that is copied into a file, if the file keeps its time.
     pub(super) fn origin(
         &self,
         from: &CopySource<'_>,
@@ -89,7 +91,7 @@ impl Fork {
             CopySource::Fork(fork, other) => {
                 let live = fork.live.read();
                 let inode = live.need(*other)?;
-                // Of several names any will do.
+                // A file with several names matches by any of them.
                 let names = inode.links.iter().filter_map(|(folder, name)| {
                     let folder = live.state.path(*folder)?;
                     Some(if folder.is_empty() { name.to_vec() } else { [&folder[..], name].join(&b'/') })
@@ -112,7 +114,7 @@ impl Fork {
         Ok(Some(Origin(source)))
     }
 
-    /// Gives a file of `size` bytes, all of which were copied, the time that it has where it comes from.
+    /// Sets a file's time to that of its source, if all `size` bytes were copied.
     pub(super) fn take_time(&self, ino: Ino, origin: &Origin, mtime: i64, size: u64) -> Result<()> {
         let same = matches!(&*self.making.lock(), Making::From(source) if source.is(&origin.0));
         let as_copied = self.getattr(ino).is_ok_and(|attr| attr.size == size);
@@ -122,7 +124,9 @@ impl Fork {
         Ok(())
     }
 
-    /// Makes sure that what [`Fork::take_time_of_empty`] looks at is in memory; to be called before a file is made.
+    /// Loads what [`Fork::take_time_of_empty`] needs into memory. Must be called before a file is created.
+    ///
+    /// Fails with [`ErrorKind::Waits`] on an event loop if that takes the disk.
     pub fn prepare_to_take_times(&self) -> Result<()> {
         let image = match &*self.making.lock() {
             Making::From(Source::Image(image)) => *image,
@@ -136,8 +140,8 @@ impl Fork {
         }
     }
 
-    /// Gives an empty file that was made just now the time that an empty one of the same path has where the others come from: no byte
-    /// of it is copied. Returns what `stat` tells of it then.
+    /// Sets the time of a newly created empty file to that of an empty file at the same path in the source. No byte of such a
+    /// file is copied, so [`Fork::copy_range`] never sees it. Returns the file's new attributes.
     pub fn take_time_of_empty(&self, made: &Attr) -> Result<Option<Attr>> {
         if made.kind != Kind::File {
             return Ok(None);

@@ -12,7 +12,7 @@ use crate::error::{Error, ErrorKind, Posix, Result};
 use crate::layers::acl::{self, Acl};
 use crate::layers::world::{Kind, MAX_DEPTH, MAX_TARGET};
 
-/// Most links a file can have, as on ext4.
+/// The most links that a file can have, as on ext4.
 pub const MAX_LINKS: usize = 65_000;
 
 /// The attributes of a new file.
@@ -73,7 +73,7 @@ impl Live {
     /// Checks that `parent` is a folder that still has a place.
     fn folder(&self, parent: Ino) -> Result<()> {
         match self.state.kind(parent) {
-            // A folder that was removed while a program stands in it.
+            // A folder that was removed while it is a program's working directory.
             Some(Kind::Dir) if self.hidden.has_ino(parent) => Err(not_found()),
             Some(Kind::Dir) => Ok(()),
             Some(_) => Err(posix(Posix::NotADirectory, "not a folder")),
@@ -205,7 +205,7 @@ impl Fork {
             drop(live);
             return self.getattr(ino);
         }
-        // No other file takes its place.
+        // No other file can take the place of a sealed one.
         let sealed = policy::is_frame(parent)
             && live
                 .baseline
@@ -328,7 +328,7 @@ impl Fork {
             return Err(posix(Posix::NotEmpty, "the folder is not empty"));
         }
         if dir.len > 0 {
-            // It still holds a record.
+            // The folder still holds a record.
             live.hide(parent, name, ino, self.now())?;
             return Ok(ino);
         }

@@ -1,4 +1,4 @@
-//! One file, folder or link of a fork, as far as it is its own.
+//! One new or changed file, folder or link of a fork.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
@@ -16,20 +16,20 @@ use crate::tree::NodeId;
 /// A name in a folder.
 pub type Name = Arc<[u8]>;
 
-/// What a changed or new file is.
+/// A new or changed file.
 #[derive(Clone, Debug)]
 pub struct Inode {
     /// Permission bits.
     pub mode: u16,
-    /// Owner; unset where the base does not say and nobody changed it.
+    /// Owner; unset if neither the base nor an operation sets it.
     pub uid: Option<u32>,
     /// Group, likewise.
     pub gid: Option<u32>,
-    /// Which of the two were given to it since the store was mounted.
+    /// Which of the two an operation has set since the store was mounted.
     pub given: Given,
-    /// Access time in nanoseconds since 1970. Only changed when somebody sets it.
+    /// Access time in nanoseconds since 1970. Changes only when a program sets it.
     pub atime: Option<i64>,
-    /// Modification time, likewise; unset where the base does not say.
+    /// Modification time in nanoseconds since 1970; unset if neither the base nor an operation sets it.
     pub mtime: Option<i64>,
     /// Change time.
     pub ctime: Option<i64>,
@@ -41,27 +41,27 @@ pub struct Inode {
     pub base: Option<NodeId>,
     /// Extended attributes.
     pub xattrs: Arc<BTreeMap<Vec<u8>, Vec<u8>>>,
-    /// Tells files apart that had the same number one after the other; 0 for those of the base.
+    /// Distinguishes files that had the same number one after the other; 0 for files of the base.
     pub birth: u64,
-    /// What may be done to its content.
+    /// Which changes its content allows.
     pub guard: Guard,
-    /// What it holds.
+    /// Its content, by kind.
     pub body: Body,
 }
 
-/// What may be done to a file's content and name.
+/// Which changes a file's content and name allow.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Guard {
-    /// Anything.
+    /// Every change.
     #[default]
     None,
-    /// Nothing.
+    /// No change.
     Fixed,
-    /// Appending behind what there was at this length; [`None`] stands for the base's whole length.
+    /// Only appending after this length in bytes; [`None`] stands for the whole length of the base.
     Append(Option<u64>),
 }
 
-/// What a file holds, by kind.
+/// The content of a file, by kind.
 #[derive(Clone, Debug)]
 pub enum Body {
     /// A regular file.
@@ -79,9 +79,9 @@ pub enum Body {
 pub struct Content {
     /// Length in bytes; for `lazy` content see there.
     pub size: u64,
-    /// Where they lie; all of it below `size`.
+    /// Where the bytes lie; all pieces end at `size` at most.
     pub pieces: Pieces,
-    /// A whole blob of the base whose length nobody has asked for yet. Replaces the two above.
+    /// A whole blob of the base whose length was not yet looked up. Replaces `size` and `pieces`.
     pub lazy: Option<Arc<LazyBlob>>,
     /// The file's own data file, if it has one in the generation that is being written.
     pub own: Option<Arc<DataFile>>,
@@ -96,7 +96,7 @@ pub struct Content {
 pub struct LazyBlob {
     /// Its name.
     pub digest: Digest,
-    /// Its length in bytes, once somebody asked.
+    /// Its length in bytes, once it was looked up.
     pub size: OnceLock<u64>,
 }
 
@@ -106,7 +106,7 @@ impl Content {
         Self { size, pieces: Pieces::blob(BlobRef { digest, size }), ..Self::default() }
     }
 
-    /// The file's own data file, if `generation` is that of it, so that it can be written.
+    /// The file's own data file, if it belongs to `generation` and so can be written.
     pub(super) fn own_of(&self, generation: &Arc<Generation>) -> Option<Arc<DataFile>> {
         self.own.clone().filter(|own| Arc::ptr_eq(&own.generation, generation) && !own.shared)
     }
@@ -119,12 +119,12 @@ impl Content {
         }
     }
 
-    /// The blob whose length has to be found out before anything else is done.
+    /// The blob whose length must be looked up before anything else is done.
     pub(super) fn unsettled(&self) -> Option<&Arc<LazyBlob>> {
         self.lazy.as_ref().filter(|lazy| lazy.size.get().is_none())
     }
 
-    /// Turns lazy content, whose length is known by now, into pieces.
+    /// Turns lazy content into pieces, once its length is known.
     pub(super) fn settle(&mut self) {
         if let Some(lazy) = self.lazy.take() {
             let size = lazy.size.get().copied().unwrap_or(0);
@@ -140,7 +140,7 @@ impl Content {
         content
     }
 
-    /// Sets the length, cutting what lies behind it.
+    /// Sets the length, and cuts off bytes after it.
     pub(super) fn resize(&mut self, size: u64) {
         self.settle();
         if size < self.size {
@@ -149,7 +149,7 @@ impl Content {
         self.size = size;
     }
 
-    /// Whether it is exactly a blob.
+    /// Whether the content is exactly this blob.
     pub(super) fn holds(&self, digest: &Digest) -> bool {
         match &self.lazy {
             Some(lazy) => lazy.digest == *digest,
@@ -174,16 +174,16 @@ impl Content {
     }
 }
 
-/// What a folder holds beyond the base folder below it.
+/// A folder of a fork: a base folder and the changes to its entries.
 #[derive(Clone, Debug, Default)]
 pub struct Dir {
     /// The base folder whose entries it shows unless `names` says otherwise.
     pub base: Option<NodeId>,
-    /// Names that are its own.
+    /// Added, replaced and removed names.
     pub names: OrdMap<Name, Slot>,
-    /// Its own entries in the order they came, which is the order they are listed in.
+    /// Its own entries in the order in which they were added and are listed.
     pub order: OrdMap<u64, Name>,
-    /// Number of the next one.
+    /// Number of the next own entry.
     pub next: u64,
     /// How many of its entries are folders.
     pub subdirs: u32,
@@ -191,7 +191,7 @@ pub struct Dir {
     pub len: u64,
 }
 
-/// What a folder says of a name.
+/// What a folder records about a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Slot {
     /// The base's entry is not shown.
@@ -206,7 +206,7 @@ pub enum Slot {
 }
 
 impl Inode {
-    /// What it is.
+    /// Its kind.
     pub fn kind(&self) -> Kind {
         match &self.body {
             Body::File(_) => Kind::File,
@@ -226,7 +226,7 @@ impl Inode {
         if let Body::File(content) = &self.body { Some(content) } else { None }
     }
 
-    /// What it holds, if it is a folder.
+    /// Its entries, if it is a folder.
     pub fn dir(&self) -> Option<&Dir> {
         if let Body::Dir(dir) = &self.body { Some(dir) } else { None }
     }
@@ -240,14 +240,14 @@ impl Inode {
         }
     }
 
-    /// Writes the floor down before the content grows past it.
+    /// Fixes the floor before the content grows past it.
     pub(super) fn fix_floor(&mut self) {
         if matches!(self.guard, Guard::Append(None)) {
             self.guard = Guard::Append(Some(self.floor()));
         }
     }
 
-    /// Number of names, or for a folder 2 and one for each folder in it.
+    /// The link count: the number of names; for a folder 2, plus one for each folder in it.
     pub fn nlink(&self, top: bool) -> u32 {
         match &self.body {
             Body::Dir(dir) if top || !self.links.is_empty() => dir.subdirs.saturating_add(2),
@@ -255,7 +255,7 @@ impl Inode {
         }
     }
 
-    /// What writing to a file does to its mode: suid goes, and sgid where it means the group.
+    /// Changes the mode as a write does: clears suid, and sgid if the group may execute the file.
     pub(super) fn strip_suid(&mut self) {
         if !self.is_dir() {
             self.mode = super::caller::stripped(self.mode);
@@ -263,16 +263,16 @@ impl Inode {
     }
 }
 
-/// What `stat` tells of a file.
+/// The attributes of a file, as stat(2) returns them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Attr {
     /// Its number.
     pub ino: Ino,
-    /// What it is.
+    /// Its kind.
     pub kind: Kind,
     /// Permission bits.
     pub mode: u16,
-    /// Links; folders: 2 and one for each folder in it.
+    /// The link count: the number of names; for a folder 2, plus one for each folder in it.
     pub nlink: u32,
     /// Owner.
     pub uid: u32,

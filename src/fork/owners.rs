@@ -1,9 +1,9 @@
-//! Whose files are: as recorded, or the mounting user's where another user's are recorded.
+//! Decides which owner a file shows: the recorded one, or the mounting user instead of another user.
 //!
-//! Only what is shown depends on it, and with it what the kernel lets the user do. What is recorded stays, and so does
-//! what a seal writes, until somebody gives the file away.
+//! This changes only the shown owner, and with it what the kernel allows the user to do. The recorded owner, which a seal
+//! writes, stays the same until a program changes it.
 
-/// Which of a file's owner and group were given to it since the store was mounted: these are shown as given.
+/// Whether an operation has set a file's owner and group since the store was mounted. If so, they are shown as set.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Given {
     /// The owner.
@@ -17,17 +17,17 @@ pub struct Given {
 pub struct Owners {
     user: u32,
     group: u32,
-    /// Where other users' files are shown as this user's: the groups that the user is in.
+    /// The groups of the user, if other users' files are shown as the user's own.
     groups: Option<Vec<u32>>,
 }
 
 impl Owners {
-    /// Shows every owner that is recorded. What has none belongs to the user.
+    /// Shows recorded owners. Files without one belong to the user.
     pub fn kept(user: u32, group: u32) -> Self {
         Self { user, group, groups: None }
     }
 
-    /// Shows what other users own as the user's own.
+    /// Shows the user as the owner of other users' files.
     pub fn mine(user: u32, group: u32) -> Self {
         let groups = rustix::process::getgroups().unwrap_or_default();
         let groups = groups.into_iter().map(rustix::process::Gid::as_raw).chain([group]).collect();
@@ -39,19 +39,19 @@ impl Owners {
         self.groups.is_some()
     }
 
-    /// What is recorded, with the user and the group for what is not.
+    /// The recorded owner and group, or the user and group for an unset one.
     pub fn recorded(&self, uid: Option<u32>, gid: Option<u32>) -> (u32, u32) {
         (uid.unwrap_or(self.user), gid.unwrap_or(self.group))
     }
 
-    /// What is shown.
+    /// The owner and group that are shown.
     pub fn shown(&self, uid: Option<u32>, gid: Option<u32>, given: Given) -> (u32, u32) {
         let (owner, group) = self.recorded(uid, gid);
         let Some(groups) = &self.groups else { return (owner, group) };
         if owner == self.user {
             return (owner, group);
         }
-        // A group that the user is in says something to the user. Any other may be another one on this machine.
+        // A group that the user is in is kept. Any other number may belong to an unrelated group on this machine.
         let keeps_group = given.gid || groups.contains(&group);
         (if given.uid { owner } else { self.user }, if keeps_group { group } else { self.group })
     }

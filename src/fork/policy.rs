@@ -1,4 +1,4 @@
-//! Which names a fork accepts outside of `world/fs`, and which operations on them.
+//! Decides which names a fork accepts outside of `world/fs`, and which operations on them.
 
 use super::ino::Ino;
 use super::live::posix;
@@ -17,7 +17,7 @@ fn is_page(name: &[u8]) -> bool {
     name.len() == 10 && name[..8].iter().all(u8::is_ascii_digit) && matches!(&name[8..], b".k" | b".v")
 }
 
-/// Whether anything can be called `name` in `folder`: outside of `world/fs` layers' names are all there are.
+/// Whether a file can be called `name` in `folder`: outside of `world/fs` there are only layers' names.
 pub fn can_be_there(folder: Ino, name: &[u8]) -> bool {
     [Kind::File, Kind::Dir].into_iter().any(|kind| is_admitted(folder, name, kind))
 }
@@ -38,7 +38,7 @@ fn is_admitted(folder: Ino, name: &[u8], kind: Kind) -> bool {
     }
 }
 
-/// Says whether a file of this kind may be called `name` in `folder`.
+/// Refuses a name in `folder` that a file of this kind must not have.
 pub(super) fn admit(folder: Ino, name: &[u8], kind: Kind) -> Result<()> {
     if is_admitted(folder, name, kind) {
         return Ok(());
@@ -53,7 +53,7 @@ pub(super) fn check_name(name: &[u8]) -> Result<()> {
         return Err(posix(Posix::NameTooLong, "the name is longer than 255 bytes"));
     }
     if matches!(name, b"" | b"." | b"..") || name.contains(&b'/') || name.contains(&0) {
-        return Err(Error::new(ErrorKind::InvalidInput, "that cannot be a file's name"));
+        return Err(Error::new(ErrorKind::InvalidInput, "this cannot be a file's name"));
     }
     Ok(())
 }
@@ -83,10 +83,10 @@ pub(super) fn may_move(from: (Ino, &[u8]), to: (Ino, &[u8]), moved: [Option<Ino>
 
 /// The error for a change of the content of the ledger or the trace.
 pub(super) fn recorded() -> Error {
-    posix(Posix::NotPermitted, "what was recorded can only be appended to")
+    posix(Posix::NotPermitted, "the ledger and the trace can only be appended to")
 }
 
-/// Refuses to change a file's bytes from `offset` on if an image may have them.
+/// Refuses to change a file's bytes from `offset` on if an image may contain them.
 pub(super) fn may_change(inode: &Inode, offset: u64) -> Result<()> {
     match inode.guard {
         Guard::None => Ok(()),

@@ -1,9 +1,9 @@
-//! The ledger and the trace of a fork: they only grow, and what they hold cannot be taken away.
+//! The records of a fork, which are its ledger and its trace: they can only be appended to.
 //!
-//! A program may take their names away, and those of their folders: `rm -rf` of a fork has to get through. The name alone goes:
-//! the fork keeps the file as it is, open files append to it, and the next seal has all of it. No journal says that a name
-//! went, so the name is there again once the fork is sealed, branched or read back. A program that makes the file anew
-//! finds what it held, and can append to it.
+//! A program may remove their names and those of their folders, so that `rm -rf` of a fork succeeds. This removes only the
+//! name: the fork keeps the file, programs that have it open can append to it, and the next seal includes all of it. No
+//! journal records the removal. The name is therefore back after a seal, in a branch, and when the fork is read back. A
+//! program that creates the file again finds its old content, and can append to it.
 
 use super::ino::Ino;
 use super::live::{Fork, Live};
@@ -22,7 +22,7 @@ pub(super) fn is_record(folder: Ino, name: &[u8]) -> bool {
     RECORDS.contains(&(folder, name))
 }
 
-/// Names that were taken away.
+/// Removed names of the records and their folders.
 #[derive(Default)]
 pub(super) struct Hidden {
     names: Vec<HiddenName>,
@@ -33,9 +33,9 @@ pub(super) struct Hidden {
 struct HiddenName {
     folder: Ino,
     name: Name,
-    /// What the name stands for.
+    /// The file or folder that had the name.
     ino: Ino,
-    /// When it went, as [`State::epoch`] counts.
+    /// When the name was removed, as a [`State::epoch`].
     epoch: u64,
 }
 
@@ -44,7 +44,7 @@ impl Hidden {
         self.names.iter().any(|hidden| hidden.folder == folder && *hidden.name == *name)
     }
 
-    /// Whether the name of a file or folder was taken away.
+    /// Whether the name of a file or folder was removed.
     pub(super) fn has_ino(&self, ino: Ino) -> bool {
         self.names.iter().any(|hidden| hidden.ino == ino)
     }
@@ -53,7 +53,7 @@ impl Hidden {
         self.names.iter().filter(|hidden| hidden.folder == folder).count() as u64
     }
 
-    /// Counts that a folder is there again: its old number is that of a removed folder to the kernel.
+    /// Counts that a folder is shown again: the kernel takes its old number for a removed folder.
     fn count_again(&mut self, ino: Ino) {
         match ino {
             Ino::EFFECTS => self.shown_again[0] += 1,
@@ -64,7 +64,7 @@ impl Hidden {
 }
 
 impl Live {
-    /// The child of a folder, unless its name was taken away.
+    /// The child of a folder, unless its name was removed.
     pub(super) fn shown_child(&self, folder: Ino, name: &[u8]) -> Option<Ino> {
         if self.hidden.has(folder, name) {
             return None;
@@ -72,7 +72,7 @@ impl Live {
         self.state.child(folder, name)
     }
 
-    /// What `stat` tells of a file. One whose name was taken away has no link.
+    /// The attributes of a file. A file whose name was removed has link count 0.
     pub(super) fn attr_of(&self, ino: Ino, inode: &Inode) -> Attr {
         let mut attr = self.state.attr(ino, inode);
         if !self.hidden.names.is_empty() {
@@ -99,7 +99,7 @@ impl Live {
         self.hidden.names.is_empty() || !self.hidden.has(folder, name)
     }
 
-    /// Takes a name away and leaves the file.
+    /// Removes a name and keeps the file.
     pub(super) fn hide(&mut self, folder: Ino, name: &[u8], ino: Ino, time: i64) -> Result<()> {
         self.touch(folder, time)?;
         let epoch = self.state.epoch;
@@ -107,7 +107,7 @@ impl Live {
         Ok(())
     }
 
-    /// Shows a name again that was taken away. Returns what it stands for, or [`None`] if none was.
+    /// Shows a removed name again. Returns its file or folder, or [`None`] if the name was not removed.
     pub(super) fn show(&mut self, folder: Ino, name: &[u8], time: i64) -> Result<Option<Ino>> {
         let Some(at) =
             self.hidden.names.iter().position(|hidden| hidden.folder == folder && *hidden.name == *name)
@@ -120,7 +120,7 @@ impl Live {
         Ok(Some(ino))
     }
 
-    /// Shows every name again that went up to an epoch. Returns the folders that list more now.
+    /// Shows all names again that were removed up to an epoch. Returns the folders that list more now.
     pub(super) fn show_all(&mut self, epoch: u64) -> Vec<Ino> {
         let (back, still): (Vec<_>, Vec<_>) =
             std::mem::take(&mut self.hidden.names).into_iter().partition(|hidden| hidden.epoch <= epoch);
@@ -146,9 +146,9 @@ impl Live {
 }
 
 impl Fork {
-    /// Shows every name of the records again that was taken away. Returns the folders that list more now.
+    /// Shows all removed names of the records again. Returns the folders that list more now.
     pub(crate) fn show_records(&self) -> Vec<Ino> {
-        // Most forks have none: nobody waits for a look.
+        // Most forks have none, so this first looks under the read lock, which holds up no readers.
         if self.live.read().hidden.names.is_empty() {
             return Vec::new();
         }
@@ -157,8 +157,8 @@ impl Fork {
         live.show_all(epoch)
     }
 
-    /// How often a folder of the records was shown again after its name was taken away. It is another folder to the kernel then:
-    /// the old one it takes for removed. Of anything else this is 0.
+    /// Counts how often a folder of the records was shown again after its name was removed. Each time it needs a new number,
+    /// since the kernel takes the old folder for removed. For any other file this is 0.
     pub fn shown_again(&self, ino: Ino) -> u32 {
         match ino {
             Ino::EFFECTS => self.live.read().hidden.shown_again[0],
@@ -167,9 +167,10 @@ impl Fork {
         }
     }
 
-    /// Judges a write into what a file that only grows holds already: bytes that stand there can be written again, and zeros
-    /// behind the floor were not written yet, as a file that was made longer has them. Returns how many of the bytes
-    /// need not be written.
+    /// Checks a write over bytes that an append-only file already holds, and returns how many bytes need not be written.
+    ///
+    /// The same bytes may be written again. Zeros after the floor may be replaced: a file that was made longer has them, and
+    /// they do not count as written. Any other change fails.
     pub(super) fn written_already(
         &self,
         inode: &Inode,
@@ -195,7 +196,7 @@ impl Fork {
     }
 }
 
-/// Refuses to clear a range of a file that only grows, unless nothing was ever written there.
+/// Refuses to clear a range of an append-only file, unless nothing was ever written there.
 pub(super) fn may_clear(inode: &Inode, from: u64, to: u64) -> Result<()> {
     policy::may_change(inode, from)?;
     let (Guard::Append(_), Some(content)) = (inode.guard, inode.content()) else { return Ok(()) };
@@ -207,7 +208,7 @@ pub(super) fn may_clear(inode: &Inode, from: u64, to: u64) -> Result<()> {
 }
 
 impl State {
-    /// What may be done to a new file of that name.
+    /// Which changes a new file of this name allows.
     pub(super) fn guard_of_new(folder: Ino, name: &[u8]) -> Guard {
         if is_record(folder, name) { Guard::Append(Some(0)) } else { Guard::None }
     }

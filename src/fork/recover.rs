@@ -1,4 +1,4 @@
-//! Reads a fork back from its generations, judging every record.
+//! Reads a fork back from its generations, and checks every record.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs;
@@ -18,22 +18,22 @@ use super::state::{Base, State};
 use crate::error::{Error, Result};
 use crate::layers::world::Kind;
 
-/// What was found in a fork's generations.
+/// A fork as its generations on disk describe it.
 pub(super) struct Recovered {
     pub(super) state: State,
-    /// Writes on where the last journal ends.
+    /// Continues where the last journal ends.
     pub(super) writer: Writer,
-    /// What is wrong, if anything.
+    /// The damage, if any.
     pub(super) damage: Option<Damage>,
     /// Bytes of an operation that was never acknowledged, cut from the end of the last journal.
     pub(super) cut: u64,
 }
 
-/// What is wrong with a fork's generations.
+/// Damage of a fork's generations.
 #[derive(Clone, Debug)]
 pub(super) struct Damage {
     pub(super) what: String,
-    /// Numbers that are missing in a journal. Damage of any other kind is one.
+    /// Record numbers that are missing in a journal. Any other damage counts as one.
     pub(super) gaps: u32,
 }
 
@@ -43,7 +43,7 @@ impl From<String> for Damage {
     }
 }
 
-/// Reads generations, oldest first, over a base. What is sound up to the first damage is in the state.
+/// Reads generations, oldest first, over a base. The state includes all records up to the first damage.
 pub(super) fn recover(
     shared: &Shared,
     base: Arc<Base>,
@@ -64,7 +64,7 @@ pub(super) fn recover(
     let mut cut = 0;
     let mut replay = Replay::new(last);
     if damage.is_none() {
-        // A power cut may leave the name of a new generation and nothing of itself.
+        // A power cut may leave an empty folder for a new generation.
         if unwritten(last) {
             if shared.writable {
                 last.restart(&record::header(last.id))?;
@@ -92,7 +92,7 @@ pub(super) fn recover(
     Ok(Recovered { state, writer, damage, cut })
 }
 
-/// Makes true what frozen generations say, up to the damage that is returned, if any.
+/// Applies frozen generations to a state, up to the first damage. Returns that damage, if any.
 pub(super) fn replay(
     state: &mut State,
     generations: &[Arc<Generation>],
@@ -110,12 +110,12 @@ fn replay_frozen(
 ) -> Result<Option<Damage>> {
     let mend = mend.filter(|shared| shared.writable);
     for (i, generation) in generations.iter().enumerate() {
-        // Nothing durable can follow what was never finished: what follows must be empty.
+        // No durable record can follow an unfinished one, so all later generations must be empty.
         let is_empty = |later: &Arc<Generation>| {
             fs::metadata(later.journal_path()).map_or(true, |m| m.len() <= HEADER as u64)
         };
         let is_last = || generations[i + 1..].iter().chain(later).all(is_empty);
-        // A power cut leaves what was not synced in any order: of two generations the names may be there, and nothing else.
+        // Unsynced files reach the disk in any order, so a power cut may leave two empty generations.
         if unwritten(generation) && is_last() {
             if mend.is_some() {
                 generation.restart(&record::header(generation.id))?;
@@ -133,13 +133,13 @@ fn replay_frozen(
         if replay.torn > 0 {
             if !is_last() {
                 let what = format!(
-                    "the journal of generation {} is cut off at byte {}, and others build on it",
+                    "the journal of generation {} is cut off at byte {}, and later generations depend on it",
                     generation.id, replay.end
                 );
                 return Ok(Some(what.into()));
             }
             if let Some(shared) = mend {
-                // At once: what is written next builds on it.
+                // Made durable at once: the next records depend on it.
                 shared.set_aside_tail(generation, replay.end)?;
                 durable(generation)?;
             }
@@ -149,7 +149,7 @@ fn replay_frozen(
     Ok(None)
 }
 
-/// Makes a frozen generation durable that was mended.
+/// Makes a repaired frozen generation durable.
 fn durable(generation: &Generation) -> Result<()> {
     let (path, io) = (generation.path(), generation.io());
     let synced = generation
@@ -168,14 +168,15 @@ fn unwritten(generation: &Generation) -> bool {
     }
 }
 
-/// Nothing is known of what a generation found on disk has made durable.
+/// Marks a generation found on disk as not durable, since its earlier fsyncs are unknown.
 fn adopt(generation: &Generation) {
     let data = fs::read_dir(generation.path().join("data")).into_iter().flatten().flatten();
     let numbers = data.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     generation.assume_unsynced(numbers.collect());
 }
 
-/// Looks for the files that the state speaks of, and has those removed that nothing does.
+/// Returns a description of a data file that the state refers to and that is missing or short. Marks unused data files for
+/// removal if there is none.
 fn missing_data(state: &State, last: &Arc<Generation>) -> Option<String> {
     let mut ends: HashMap<(super::disk::GenId, u64), (Arc<DataFile>, u64)> = HashMap::new();
     let mut used = BTreeSet::new();
@@ -196,10 +197,10 @@ fn missing_data(state: &State, last: &Arc<Generation>) -> Option<String> {
     state.each_content(&mut note);
     let missing = ends.values().find_map(|(file, end)| match file.len() {
         Ok(len) if len >= *end => None,
-        Ok(len) => Some(format!("data file {file:?} has {len} bytes, {end} were written")),
+        Ok(len) => Some(format!("data file {file:?} has {len} bytes instead of {end}")),
         Err(e) => Some(format!("data file {file:?}: {e}")),
     });
-    // Replay drops what it passes by; only what is unused in the end may go.
+    // Replay has dropped files that later records no longer use. Only files unused at the end may be removed.
     last.take_trash();
     if missing.is_none() {
         last.put_back(last.known_data().into_iter().filter(|number| !used.contains(number)).collect());
@@ -251,7 +252,7 @@ impl<'a> Replay<'a> {
                 let record = format!("record {} at byte {at} of generation {id}", self.seq);
                 if let Some(sound) = sound_behind(&journal, id, at, self.seq) {
                     let next = frame_at(&journal, id, sound as usize).map_or(self.seq, |frame| frame.seq);
-                    let what = format!("{record} is damaged, and sound ones follow at byte {sound}");
+                    let what = format!("{record} is damaged, and sound records follow at byte {sound}");
                     self.damage = Some(self.up_to(next, what));
                 } else if let Some(found) = out_of_place(&journal, at, self.seq) {
                     let what = format!("{record} is missing, and record {found} is in its place");
@@ -263,7 +264,7 @@ impl<'a> Replay<'a> {
             };
             if !self.step(state, &frame, reader)? {
                 let record = format!("record {} at byte {at} of generation {id}", self.seq);
-                self.damage = Some(format!("{record} does not fit what is before it").into());
+                self.damage = Some(format!("{record} does not fit the records before it").into());
                 break;
             }
             at = frame.end as usize;
@@ -279,7 +280,7 @@ impl<'a> Replay<'a> {
         Damage { what, gaps: u32::try_from(gaps).unwrap_or(u32::MAX) }
     }
 
-    /// Makes one record true; false if it cannot be.
+    /// Applies one record. Returns false if it does not fit.
     fn step(&mut self, state: &mut State, frame: &Frame<'_>, reader: &dyn BaseReader) -> Result<bool> {
         if frame.kind == kind::BIND {
             let Some((number, path)) = record::decode_bind(frame.payload) else { return Ok(false) };
@@ -307,7 +308,7 @@ impl<'a> Replay<'a> {
         if let Some(create) = record.made_mut() {
             let unmade = state.nodes.get(&create.ino).is_some_and(|inode| inode.is_dir() && inode.birth == 0);
             if create.kind == Kind::Dir && create.ino.0 <= Ino::TRACE.0 && unmade {
-                // The base has it, by a seal, and it is the same folder.
+                // A seal has put the folder into the base, and it is the same folder.
                 if let Some(inode) = state.edit(create.ino) {
                     (inode.mode, inode.uid, inode.gid) = (create.mode, Some(create.uid), Some(create.gid));
                 }
@@ -316,7 +317,7 @@ impl<'a> Replay<'a> {
             if !renamed_from {
                 state.give_way(create.parent, &create.name, create.time);
             }
-            // The base may have given the number to another file since, by a seal.
+            // A seal may have given the number to another file of the base since.
             let mut probe = 0;
             while state.taken(create.ino) && create.ino.0 > Ino::TRACE.0 {
                 create.ino = Ino::derive(create.parent, &create.name, probe);
@@ -330,7 +331,7 @@ impl<'a> Replay<'a> {
         }
         let applied = apply(state, &record, self.generation.id).is_ok();
         if applied && state.base.owners.are_mine() {
-            // It was given by another mount: here it counts as recorded.
+            // Another mount set the owner, so it counts as recorded here.
             let given = match &record {
                 Record::Attr(attrs) => Some(attrs.ino),
                 record => record.made().map(|create| create.ino),

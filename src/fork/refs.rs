@@ -1,4 +1,4 @@
-//! What the forks of a store refer to, read from disk without a fork being opened: for collecting garbage.
+//! Reads what the forks of a store refer to, for the garbage collection. Opens no fork.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
@@ -12,27 +12,29 @@ use super::record::{self, HEADER, kind};
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
 
-/// So often the forks are listed until two lists in a row agree.
+/// How often the forks are listed at most, until two lists in a row agree.
 const LOOKS: usize = 20;
 
-/// What forks refer to.
+/// The images and blobs that forks refer to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct References {
     /// The image that each fork rests on, by the fork's name.
     pub bases: BTreeMap<String, Option<Digest>>,
     /// Blobs that unsealed changes refer to.
     pub blobs: HashSet<Digest>,
-    /// Images that were sealed of each fork, oldest first, by the fork's name. They may be gone from the store.
+    /// Images that were sealed from each fork, oldest first, by the fork's name. The store may no longer have them.
     pub seals: BTreeMap<String, Vec<Digest>>,
-    /// What cannot be read, in words: what that refers to is not known.
+    /// Descriptions of heads and journals that cannot be read, so that their references are unknown.
     pub problems: Vec<String>,
 }
 
-/// Heads by name, and the generations that are there.
+/// Heads by name, and the generations on disk.
 type Listing = (BTreeMap<String, std::result::Result<Head, String>>, Vec<GenId>);
 
-/// Reads what the forks of a store refer to. Somebody may write them meanwhile: what they referred to when this was
-/// called is found. Every generation counts, also those that no fork names (any more).
+/// Reads what the forks of a store refer to. Finds at least what they referred to at the time of the call, even if another
+/// program writes them. Includes generations that no fork names.
+///
+/// Fails with [`ErrorKind::Busy`] if the list of forks keeps changing.
 pub fn references(store: &Path) -> Result<References> {
     let forks = store.join("forks");
     if forks.join("format.json").exists() {
@@ -40,15 +42,18 @@ pub fn references(store: &Path) -> Result<References> {
     }
     let mut last = None;
     for _ in 0..LOOKS {
-        // A fork that is renamed while names are listed may be missed once, but not by two lists that agree.
+        // A fork that is renamed during a listing may be missed once, but not by two lists that agree.
         let listing = list(&forks)?;
         if last.as_ref() == Some(&listing) {
             return Ok(read(&forks, listing));
         }
         last = Some(listing);
     }
-    Err(Error::new(ErrorKind::Busy, format!("forks come and go too fast in {}", forks.display()))
-        .with_hint("try again"))
+    Err(Error::new(
+        ErrorKind::Busy,
+        format!("the list of forks kept changing while reading {}", forks.display()),
+    )
+    .with_hint("try again"))
 }
 
 fn list(forks: &Path) -> Result<Listing> {
@@ -75,9 +80,9 @@ fn list(forks: &Path) -> Result<Listing> {
         let path = head::path(forks, name);
         match Head::read(&path, name) {
             Ok(head) => drop(heads.insert(name.to_owned(), Ok(head))),
-            // Discarded or renamed meanwhile.
+            // The fork was discarded or renamed after the listing.
             Err(e) if e.kind() == ErrorKind::NotFound => {}
-            // A name that reached the disk before anything else of a new fork.
+            // A power cut came before the content of a new head reached the disk.
             Err(_) if fs::metadata(&path).is_ok_and(|metadata| metadata.len() == 0) => {}
             Err(e) => drop(heads.insert(name.to_owned(), Err(e.to_string()))),
         }
@@ -105,7 +110,7 @@ fn read(forks: &Path, (heads, generations): Listing) -> References {
                     found.problems.push(format!("{}: {why}", path.display()));
                 }
             }
-            // Gone with its fork meanwhile.
+            // The generation was removed with its fork after the listing.
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             Err(e) => found.problems.push(format!("cannot read {}: {e}", path.display())),
         }
@@ -113,7 +118,7 @@ fn read(forks: &Path, (heads, generations): Listing) -> References {
     found
 }
 
-/// Images that a fork's list of seals says were made of it.
+/// Images that were made of a fork, by its list of seals.
 fn seals(path: &Path) -> Vec<Digest> {
     let seals = super::seals::parse(&fs::read(path).unwrap_or_default());
     seals.into_iter().filter(|seal| seal.made).map(|seal| seal.image).collect()
@@ -121,7 +126,7 @@ fn seals(path: &Path) -> Vec<Digest> {
 
 /// Adds the blobs that a journal refers to.
 fn blobs(journal: &[u8], id: GenId, found: &mut HashSet<Digest>) -> std::result::Result<(), String> {
-    // A power cut, or a look at the wrong moment, leaves the name of a new journal and nothing of itself.
+    // A new journal has no content yet, or lost it in a power cut.
     if journal.len() < HEADER || (journal.len() == HEADER && journal.iter().all(|b| *b == 0)) {
         return Ok(());
     }
@@ -131,17 +136,17 @@ fn blobs(journal: &[u8], id: GenId, found: &mut HashSet<Digest>) -> std::result:
     let (mut at, mut seq) = (HEADER, 1);
     while at < journal.len() {
         let Some(frame) = frame_at(journal, id, at).filter(|frame| frame.seq == seq) else {
-            // An operation that is being written, or never was to its end; or damage.
+            // An operation is being written or was never finished, or the journal is damaged.
             return match sound_behind(journal, id, at, seq) {
-                Some(sound) => {
-                    Err(format!("record {seq} at byte {at} is damaged, and sound ones follow at {sound}"))
-                }
+                Some(sound) => Err(format!(
+                    "record {seq} at byte {at} is damaged, and sound records follow at byte {sound}"
+                )),
                 None => Ok(()),
             };
         };
         if frame.kind == kind::SPLICE {
             let blobs = record::splice_blobs(frame.payload)
-                .ok_or_else(|| format!("record {seq} at byte {at} makes no sense"))?;
+                .ok_or_else(|| format!("record {seq} at byte {at} is invalid"))?;
             found.extend(blobs);
         }
         at = frame.end as usize;

@@ -1,16 +1,16 @@
-//! The forks of a store: which there are, and how they come and go.
+//! The registry of a store's forks: lists, opens, renames and removes them.
 //!
-//! Names are taken and given up by several threads at once. What keeps them apart:
+//! Several threads take and give up names at once. These rules keep them apart:
 //!
-//! - **Look again after each wait.** A slot that was waited for may have been discarded meanwhile, or have another name.
-//!   [`Registry::with_slot`] asks, once it has the slot's lock, whether the map still leads from the name to this very
-//!   slot, and begins anew if not. No other function locks a slot in order to act on a name.
-//! - A head file is made and renamed only to a name that is free on disk. Of two threads that want a name one gets it,
-//!   whatever each of them found in the map before. That one enters its slot into the map.
-//! - A thread that gives a name up, in the file system and then in the map, holds the slot's lock. It takes out its own
-//!   slot only: the next fork of that name may be in the map already.
-//! - A slot whose fork is discarded says so ([`Slot::Gone`]) to the threads that got hold of it before.
-//! - Locks are taken in this order: slot, head, live, map. The map's lock is held for a look or a change alone.
+//! - **Look again after each wait.** While a thread waits for a slot, another may discard or rename the fork. So
+//!   [`Registry::with_slot`] checks, once it has the slot's lock, that the map still leads from the name to this slot, and
+//!   starts again if not. No other function locks a slot in order to act on a name.
+//! - A head file is created at, or renamed to, a name only if the name is free on disk. If two threads want a name, one of
+//!   them gets it, whatever each found in the map before. That thread enters its slot into the map.
+//! - A thread that gives up a name, on disk and then in the map, holds the slot's lock. It removes only its own slot: the next
+//!   fork of that name may already be in the map.
+//! - The slot of a discarded fork says so ([`Slot::Gone`]), for threads that have a reference to it.
+//! - Locks are taken in this order: slot, head, live, map. The map's lock is held only for a look or a change.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{self, File};
@@ -40,9 +40,9 @@ use crate::sync::{Mutex, RwLock, wait};
 pub struct Options {
     /// How owners are shown.
     pub owners: Owners,
-    /// Open them for reading only, whether somebody else writes them or not.
+    /// Open them for reading only, even if no other program writes them.
     pub read_only: bool,
-    /// Whether writes come late, from a kernel that keeps them for a while and sets their times itself.
+    /// Whether writes come late, from a kernel that caches them and sets their times itself.
     pub late_writes: bool,
     /// The calls that change files.
     pub io: Arc<dyn Io>,
@@ -55,7 +55,7 @@ impl Default for Options {
     }
 }
 
-/// What all forks of a store share.
+/// The data that all forks of a store share.
 pub(super) struct Shared {
     pub(super) forks: PathBuf,
     pub(super) files: Arc<Files>,
@@ -64,14 +64,14 @@ pub(super) struct Shared {
     pub(super) late_writes: bool,
     owners: Owners,
     bases: Mutex<HashMap<Option<Digest>, Weak<Base>>>,
-    /// Generations in memory: one value each, however many forks rest on it.
+    /// Generations in memory: one value for each, shared by all forks that use it.
     generations: Mutex<HashMap<GenId, Weak<Generation>>>,
     /// How many heads name a generation.
     pub(super) refs: Mutex<HashMap<GenId, usize>>,
 }
 
 impl Shared {
-    /// The base of forks of an image; of one that began empty at a moment it is its own.
+    /// Returns the base of an image, which its forks share. Without an image, makes an empty one with this time.
     pub(super) fn base(&self, image: Option<Digest>, created_ns: i64) -> Result<Arc<Base>> {
         let Some(id) = image else { return Ok(Arc::new(Base::empty(self.owners.clone(), created_ns))) };
         if let Some(base) = self.bases.lock().get(&image).and_then(Weak::upgrade) {
@@ -120,8 +120,8 @@ impl Shared {
         }
     }
 
-    /// Takes references away; generations that no head names any more are removed, at the latest when nothing in
-    /// memory reads them any more.
+    /// Releases references of heads. Generations that no head names are then removed, at the latest when nothing in memory
+    /// reads them.
     pub(super) fn drop_refs(&self, ids: &[GenId]) {
         let mut unused = Vec::new();
         {
@@ -144,7 +144,7 @@ impl Shared {
         }
     }
 
-    /// Keeps what was cut from a journal's end, and cuts it.
+    /// Copies the torn end of a journal to a file, and cuts it off.
     pub(super) fn set_aside_tail(&self, generation: &Generation, from: u64) -> Result<()> {
         let path = generation.journal_path();
         let failed = |e| Error::io(e, format!("cannot cut the torn end of {}", path.display()));
@@ -157,7 +157,7 @@ impl Shared {
         let file = generation.journal().map_err(failed)?;
         generation.io().truncate(&file, from).map_err(failed)?;
         tracing::warn!(
-            "{}: cut {} bytes of an operation that was not finished; they are kept in {}",
+            "{}: cut off {} bytes of an unfinished operation; they are kept in {}",
             path.display(),
             tail.len(),
             kept.display()
@@ -168,12 +168,12 @@ impl Shared {
 
 #[derive(Clone)]
 pub(super) enum Slot {
-    /// Its head is read, nothing else.
+    /// Only its head was read.
     Known(Head),
     Loaded(Arc<Fork>),
     /// Its head cannot be read.
     Bad(String),
-    /// Its fork was discarded; the map has it no more.
+    /// Its fork was discarded, and the map no longer has it.
     Gone,
 }
 
@@ -181,10 +181,10 @@ pub(super) enum Slot {
 pub struct Registry {
     pub(super) shared: Arc<Shared>,
     pub(super) slots: Mutex<BTreeMap<String, Arc<Mutex<Slot>>>>,
-    /// Holds the lock as long as it is open.
+    /// Holds the lock while it is open.
     _lock: Option<File>,
     reports: Mutex<Vec<String>>,
-    /// When a head had last come or gone before they were read.
+    /// Change time of `heads/` before the heads were read.
     pub(super) heads_seen: Option<SystemTime>,
 }
 
@@ -212,8 +212,8 @@ pub(super) fn lock(forks: &Path, sharing: Sharing) -> Result<Option<File>> {
 }
 
 impl Registry {
-    /// Opens the forks of the store in `store`, reading their heads only. Somebody else writing them leaves them
-    /// readable here; see [`Registry::is_writable`].
+    /// Opens the forks of the store in `store`, reading only their heads. If another program writes them, they can still be
+    /// read here; see [`Registry::is_writable`].
     pub fn open(store: &Path, reader: Arc<dyn BaseReader>, options: Options) -> Result<Self> {
         let (forks, sharing) = (store.join("forks"), Sharing::of(store));
         let mut held = None;
@@ -261,12 +261,12 @@ impl Registry {
         Ok(this)
     }
 
-    /// Whether this program writes the forks; else another one may.
+    /// Whether this program writes the forks. Otherwise another one may.
     pub fn is_writable(&self) -> bool {
         self.shared.writable
     }
 
-    /// What was found and done that somebody should know of, in words; empties the list.
+    /// Returns messages about what was found and repaired, for the user. Empties the list.
     pub fn take_reports(&self) -> Vec<String> {
         std::mem::take(&mut self.reports.lock())
     }
@@ -293,11 +293,11 @@ impl Registry {
                     self.shared.add_refs(&head.generations);
                     Slot::Known(head)
                 }
-                // A name that reached the disk before anything else of a new fork: nothing of it is lost.
+                // A power cut came before the content of a new head reached the disk. Nothing of the fork was durable.
                 Err(_) if self.shared.writable && entry.metadata().is_ok_and(|m| m.len() == 0) => {
                     let kept = self.shared.forks.join("damaged").join(&file_name);
                     let moved = fs::rename(entry.path(), &kept);
-                    self.report(format!("fork {name:?} was never finished; set aside: {moved:?}"));
+                    self.report(format!("fork {name:?} was never finished; its head was moved: {moved:?}"));
                     continue;
                 }
                 Err(error) => {
@@ -310,8 +310,8 @@ impl Registry {
         Ok(())
     }
 
-    /// Removes what no head names: leftovers of a discard or of a program that died. As long as any head is damaged
-    /// nothing is, since it may be the one that names them.
+    /// Removes generations that no head names: leftovers of a discard or of a program that died. Removes nothing while a head
+    /// is damaged, since that head may name them.
     fn collect(&self) {
         let heads = self.shared.forks.join("heads");
         for entry in fs::read_dir(&heads).into_iter().flatten().flatten() {
@@ -351,11 +351,12 @@ impl Registry {
         self.slots.lock().contains_key(name)
     }
 
-    /// A fork that is in memory, if its slot is free just now: whoever reads it back or discards it holds that over the disk.
+    /// Returns a fork that is in memory, if its slot is free now. A thread that reads a fork back or discards it holds the
+    /// slot while it waits for the disk.
     pub fn loaded_named(&self, name: &str) -> Option<Arc<Fork>> {
         let slot = self.slots.lock().get(name).cloned()?;
         match &*slot.try_lock()? {
-            // Renamed or discarded meanwhile, it is not that name's any more.
+            // If another thread has renamed or discarded the fork, the name no longer leads to it.
             Slot::Loaded(fork) if self.slots.lock().get(name).is_some_and(|now| Arc::ptr_eq(now, &slot)) => {
                 Some(Arc::clone(fork))
             }
@@ -363,7 +364,7 @@ impl Registry {
         }
     }
 
-    /// Removes the files of generations that an event loop let go of. To be called now and then.
+    /// Removes the files of generations that an event loop has released. Must be called from time to time.
     pub fn remove_left(&self) {
         self.shared.files.remove_left();
     }
@@ -376,8 +377,8 @@ impl Registry {
         self.slots.lock().values().cloned().collect()
     }
 
-    /// Hands the slot that has a name to `act`, locked. Whatever was discarded or renamed while this waited for the lock:
-    /// it is the slot that has the name now, and it keeps the name until `act` returns or gives it up.
+    /// Hands the locked slot of a name to `act`. The slot has the name even if forks were discarded or renamed while this
+    /// waited for the lock, and keeps it until `act` returns or gives it up.
     pub(super) fn with_slot<T>(
         &self,
         name: &str,
@@ -393,7 +394,7 @@ impl Registry {
         }
     }
 
-    /// Takes a name from a slot, unless another one has it already.
+    /// Removes a name from the map, unless another slot already has it.
     pub(super) fn unlist(&self, name: &str, slot: &Arc<Mutex<Slot>>) {
         let mut slots = self.slots.lock();
         if slots.get(name).is_some_and(|now| Arc::ptr_eq(now, slot)) {
@@ -401,13 +402,13 @@ impl Registry {
         }
     }
 
-    /// A fork, read from disk if it was not yet.
+    /// Returns a fork, and reads it from disk if necessary.
     pub fn get(&self, name: &str) -> Result<Arc<Fork>> {
         // Only threads that want the same fork wait here.
         self.with_slot(name, |_, slot| self.get_in(name, slot))
     }
 
-    /// The fork of a slot, read from disk if it was not yet.
+    /// Returns the fork of a slot, and reads it from disk if necessary.
     pub(super) fn get_in(&self, name: &str, slot: &mut Slot) -> Result<Arc<Fork>> {
         let head = match &*slot {
             Slot::Loaded(fork) => return Ok(fork.clone()),
@@ -422,12 +423,12 @@ impl Registry {
         Ok(fork)
     }
 
-    /// Reads a fork back, over the lock of its slot: whoever wants it waits for just that. Event loops do not, see
+    /// Reads a fork back. Its slot stays locked, so that other threads that want the fork wait. Event loops do not wait, see
     /// [`Registry::loaded_named`].
     fn load(&self, mut head: Head) -> Result<Arc<Fork>> {
         wait::disk("load");
         if !self.shared.writable {
-            // Its writer may have gone on since it was read here.
+            // Another program writes the fork, and may have replaced the head since it was read here.
             head = Head::read(&head::path(&self.shared.forks, &head.name), &head.name)?;
         }
         let base = self.shared.base(head.base, head.created_ns)?;
@@ -438,10 +439,7 @@ impl Registry {
         if let Some(damage) = &damage {
             self.report(format!("fork {:?} is damaged: {}", head.name, damage.what));
         } else if cut > 0 {
-            self.report(format!(
-                "fork {:?}: cut {cut} bytes of an operation that was not finished",
-                head.name
-            ));
+            self.report(format!("fork {:?}: cut off {cut} bytes of an unfinished operation", head.name));
         }
         let image = head.base;
         let live = Live::new(state, baseline, writer, generations, image);
@@ -497,7 +495,7 @@ impl Registry {
         Ok(())
     }
 
-    /// Gives a fork another name. Returns what is known of the fork that has it now.
+    /// Renames a fork. Returns what is known of it.
     pub fn rename(&self, name: &str, new_name: &str) -> Result<ForkInfo> {
         self.slot(name)?;
         self.check_new(new_name)?;
@@ -529,7 +527,7 @@ impl Registry {
                 }
                 Slot::Gone => return Err(no_fork(name)),
             };
-            // While the old name is this fork's: the next one of it may have runs.
+            // While this fork still has the old name: the next fork of that name may have runs.
             beside::renamed(&self.shared.forks, name, new_name);
             self.unlist(name, slot);
             self.slots.lock().insert(new_name.to_owned(), Arc::clone(slot));
@@ -537,7 +535,7 @@ impl Registry {
         })
     }
 
-    /// Images that forks rest on: they must not be collected.
+    /// Lists the base images of forks, which must not be collected.
     pub fn bases(&self) -> Vec<Digest> {
         let base = |slot: &Arc<Mutex<Slot>>| match &*slot.lock() {
             Slot::Known(head) => head.base,
@@ -547,7 +545,7 @@ impl Registry {
         self.all_slots().iter().filter_map(base).collect()
     }
 
-    /// Makes every fork durable that is in use.
+    /// Makes every fork in memory durable.
     pub fn sync(&self) -> Result<()> {
         if self.shared.writable {
             self.loaded().iter().try_for_each(|fork| fork.fsync_unless_discarded())?;
@@ -555,7 +553,7 @@ impl Registry {
         Ok(())
     }
 
-    /// The forks that were read from disk. No lock is held then.
+    /// Lists the forks in memory. Holds no lock when it returns.
     pub(super) fn loaded(&self) -> Vec<Arc<Fork>> {
         let loaded = |slot: &Arc<Mutex<Slot>>| match &*slot.lock() {
             Slot::Loaded(fork) => Some(Arc::clone(fork)),

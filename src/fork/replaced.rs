@@ -1,4 +1,4 @@
-//! What a fork that was put back has in common with the fork that it replaced. A mount keeps those inodes for the kernel.
+//! Compares a restored fork with the fork that it replaced. A mount keeps the inodes that both have in common.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -10,24 +10,24 @@ use super::state::State;
 use crate::error::Result;
 use crate::layers::world::Kind;
 
-/// A name in a folder that is there before and after, and that stands for something else now.
+/// A name that changed in a folder that both forks have.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChangedName {
     /// The name.
     pub name: Vec<u8>,
-    /// What it stood for.
+    /// The kind of its file before, if it existed.
     pub before: Option<Kind>,
-    /// What it stands for.
+    /// The kind of its file now, if it exists.
     pub after: Option<Kind>,
 }
 
-/// Compares a fork with the one that it replaced, as both stood when it was made. Looking costs no lock.
+/// Compares a fork with the one that it replaced, in the states of one moment. Takes no lock.
 pub struct Comparison {
     old: State,
     new: State,
-    /// The folders around `world/fs`, and that itself, as far as they stay.
+    /// Those of `world/fs` and the folders around it that stay.
     frame: HashSet<Ino>,
-    /// Whether a folder that was asked for stays.
+    /// Results of [`Comparison::folder_stays`].
     folders: HashMap<Ino, bool>,
     all_times: bool,
 }
@@ -39,7 +39,7 @@ impl std::fmt::Debug for Comparison {
 }
 
 impl Comparison {
-    /// Whether a number stands for the same thing as before: a folder at the same path, or a file that did not change.
+    /// Whether a number means the same as before: a folder at the same path, or an unchanged file.
     pub fn stays(&mut self, ino: Ino) -> bool {
         if ino.is_frame() || ino == Ino::FS {
             return self.frame.contains(&ino);
@@ -51,7 +51,7 @@ impl Comparison {
         kinds.0.is_some() && self.is_in_place(ino) && kinds.0 == self.new.kind(ino) && self.is_unchanged(ino)
     }
 
-    /// Whether a folder stays.
+    /// Whether both forks have the folder at the same path.
     pub fn folder_stays(&mut self, ino: Ino) -> bool {
         if ino.is_frame() || ino == Ino::FS {
             return self.frame.contains(&ino);
@@ -66,7 +66,7 @@ impl Comparison {
         stays
     }
 
-    /// Whether the path that leads to a file leads to the same number. Layers' files have none that stay.
+    /// Whether the file's path leads to the same number in both forks. For layers' files it never does.
     fn is_in_place(&mut self, ino: Ino) -> bool {
         let Some((folder, name)) = self.old.place(ino) else { return false };
         !folder.is_frame() && self.folder_stays(folder) && self.new.child(folder, &name) == Some(ino)
@@ -84,9 +84,9 @@ impl Comparison {
 }
 
 impl Fork {
-    /// Compares this fork with the one that it replaced. With `all_times` a file with another change time changed.
+    /// Compares this fork with the one that it replaced. With `all_times`, a file with another change time counts as changed.
     pub fn compare_with(&self, old: &Self, all_times: bool) -> Comparison {
-        // The kernel may take a folder for removed that was shown again.
+        // The kernel may take a folder that was shown again for a removed one.
         let stays =
             |ino: &Ino| old.shown_again(*ino) == 0 && old.resolve_folder(*ino) && self.resolve_folder(*ino);
         let all =
@@ -100,12 +100,12 @@ impl Fork {
         }
     }
 
-    /// Whether one of the folders that every fork can have is there.
+    /// Whether the fork has this one of the fixed folders.
     fn resolve_folder(&self, ino: Ino) -> bool {
         self.path(ino).is_some_and(|path| self.resolve(&path) == Some(ino))
     }
 
-    /// Names in a folder of both forks that mean something else in this fork than in the one that it replaced.
+    /// Lists the names in a folder of both forks that lead to a different file than in the fork that was replaced.
     pub fn changed_names(
         &self,
         old: &Self,
@@ -130,7 +130,7 @@ impl Fork {
         Ok(changed)
     }
 
-    /// What is in a folder, by name.
+    /// Lists the files in a folder, by name.
     pub fn listed(&self, folder: Ino) -> Result<BTreeMap<Name, (Ino, Kind)>> {
         let mut listed = BTreeMap::new();
         self.readdir(folder, 0, &mut |entry| {
@@ -140,7 +140,7 @@ impl Fork {
         Ok(listed)
     }
 
-    /// What the kernel's numbers for files of this fork begin with: the same after the fork was put back.
+    /// The `uid` from which a mount derives the inode numbers of this fork's files. A restore does not change it.
     pub fn numbered_by(&self) -> &str {
         &self.numbered_by
     }

@@ -1,4 +1,4 @@
-//! The images made of a fork: `seals/<uid>`, a line each, oldest first.
+//! The list of images made of a fork: `seals/<uid>`, one line for each, oldest first.
 //!
 //! ```text
 //! sha256:<hex64> <nanoseconds since 1970>
@@ -64,7 +64,7 @@ impl Fork {
             }
             let sharing = self.shared.files.sharing;
             let file = sharing.open_or_create(File::options().append(true), &path)?;
-            // At the beginning as well: a truncated line must not run into this one.
+            // A newline at the beginning too, so that this line does not join a truncated one.
             let line = format!("\n{line}\n");
             let end = file.metadata()?.len();
             let mut done = 0;
@@ -107,7 +107,7 @@ impl Fork {
     }
 }
 
-/// What a fork of a store, by its identity, was sealed as, oldest first. Reads its list alone.
+/// Lists the images that a fork was sealed as, by its `uid`, oldest first. Reads only the list.
 pub fn sealed_as(store: &Path, uid: &str) -> Result<Vec<Seal>> {
     let path = store.join("forks/seals").join(uid);
     match fs::read(&path) {
@@ -117,7 +117,7 @@ pub fn sealed_as(store: &Path, uid: &str) -> Result<Vec<Seal>> {
     }
 }
 
-/// What the disk says of a fork of a store, and what it was sealed as. Reads its head and its list of seals alone.
+/// Reads what the disk records of a fork, and its seals. Reads only its head and its list of seals.
 pub fn on_disk(store: &Path, name: &str) -> Result<(ForkInfo, Vec<Seal>)> {
     let read = || match refuse_fork_name(name) {
         Some(_) => Err(no_fork(name)),

@@ -1,10 +1,10 @@
-//! Times that a fork shows and that are recorded nowhere: which of them a seal has to record.
+//! Finds the times that a seal has to record because the fork shows them without recording them.
 
 use std::collections::{BTreeMap, HashSet};
 
 use super::freeze::{Changes, Frozen, Put};
 
-/// Where the files of an image lie.
+/// The folder of an image's files.
 const WORLD: &[u8] = b"world/fs";
 
 fn is_in_world(path: &[u8]) -> bool {
@@ -12,8 +12,11 @@ fn is_in_world(path: &[u8]) -> bool {
 }
 
 impl Frozen {
-    /// The times that are shown, are nowhere recorded, and would be others in an image that does not record them: of what was moved or
-    /// linked or was kept out of the last image, and of folders in which something changed. By path in `world/fs`.
+    /// Returns times, by path in `world/fs`, that the fork shows without recording them, and that an image would show
+    /// differently.
+    ///
+    /// These are the times of files that were moved, linked or left out of the last image, and of folders in which something
+    /// changed.
     pub fn times_to_record(&self, changes: &Changes) -> BTreeMap<Vec<u8>, i64> {
         let mut times = BTreeMap::new();
         let mut folders: HashSet<&[u8]> = HashSet::new();
@@ -28,8 +31,8 @@ impl Frozen {
         };
         changes.removed.iter().filter(|path| is_in_world(path)).for_each(|path| above(path));
         for (path, put) in changes.put.iter().filter(|(path, _)| is_in_world(path)) {
-            // Another mode or owner changes no folder's content.
-            // A name that counts as changed is one that the last image lacks: it was moved there, or a rule kept it out.
+            // A changed mode or owner does not change the content of a folder.
+            // A name that counts as changed is missing in the last image: the file was moved there, or a rule left it out.
             let moved = !put.inode.links.iter().all(|(folder, name)| {
                 self.state.is_in_place(*folder, name)
                     && !self.state.dirty_names.contains_key(&(*folder, name.clone()))

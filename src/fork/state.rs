@@ -322,7 +322,7 @@ impl State {
         self.dirty_names.values().copied().chain(nodes)
     }
 
-    /// Returns a file for a change; the fork holds it from now on, and it counts as changed.
+    /// Returns a file for a change. From now on the fork's maps hold it, and it counts as changed.
     pub(super) fn edit(&mut self, ino: Ino) -> Option<&mut Inode> {
         self.own(ino)?;
         self.dirty_nodes.insert(ino, self.epoch);

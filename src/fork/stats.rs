@@ -1,4 +1,4 @@
-//! What forks are and what they cost.
+//! Describes forks and the disk space that they take.
 
 use std::fs;
 
@@ -7,20 +7,20 @@ use super::registry::{Registry, Slot, no_fork};
 use crate::digest::Digest;
 use crate::error::Result;
 
-/// What is known of a fork without reading it.
+/// What is known of a fork without reading its journals.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ForkInfo {
     /// Its name.
     pub name: String,
     /// Its identity, if its head can be read.
     pub uid: Option<String>,
-    /// The image it rests on.
+    /// Its base image.
     pub base: Option<Digest>,
     /// When it was made, in nanoseconds since 1970.
     pub created_ns: i64,
-    /// Generations it has on disk.
+    /// Number of its generations on disk.
     pub generations: usize,
-    /// What is wrong with it, as far as is known.
+    /// Its damage, if any is known.
     pub damage: Option<String>,
 }
 
@@ -36,19 +36,19 @@ impl ForkInfo {
         }
     }
 
-    /// Of a fork whose head cannot be read.
+    /// Describes a fork whose head cannot be read.
     pub(super) fn damaged(name: &str, damage: &str) -> Self {
         let (name, damage) = (name.to_owned(), Some(damage.to_owned()));
         Self { name, uid: None, base: None, created_ns: 0, generations: 0, damage }
     }
 }
 
-/// What a fork costs.
+/// The disk space of a fork, and the number of its changes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ForkStats {
-    /// Files, folders and names that were changed since the last seal.
+    /// Number of files, folders and names that were changed since the last seal.
     pub changed: u64,
-    /// Bytes on disk of generations that no other fork rests on.
+    /// Bytes on disk of generations that no other fork uses.
     pub own_bytes: u64,
     /// Bytes on disk of all its generations.
     pub all_bytes: u64,
@@ -61,7 +61,7 @@ pub struct ForkStats {
 }
 
 impl Registry {
-    /// What is known of a fork without reading it.
+    /// Returns what is known of a fork without reading its journals.
     pub fn info(&self, name: &str) -> Result<ForkInfo> {
         self.with_slot(name, |_, slot| {
             Ok(match slot {
@@ -73,7 +73,7 @@ impl Registry {
         })
     }
 
-    /// What a fork costs. Reads it from disk if it was not yet.
+    /// Returns the disk space of a fork. Reads the fork from disk if necessary.
     pub fn stats(&self, name: &str) -> Result<ForkStats> {
         let fork = self.get(name)?;
         let (changed, generations) = {

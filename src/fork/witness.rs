@@ -1,4 +1,4 @@
-//! What there is to see of a freeze: operations that were under way, and gaps in the journals that were frozen.
+//! Observes a freeze: counts operations that were still running, and gaps in the frozen journals.
 
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -13,13 +13,13 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::sync::atomic::{AtomicU32, Ordering};
 use crate::sync::{RwLock, RwLockReadGuard, wait};
 
-/// How long a freeze waits for operations of several steps. Whoever still goes on then is counted.
+/// How long a freeze waits for operations of several steps. It counts the operations that still run then.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Bytes of a journal that are looked at together.
 const WINDOW: usize = 64 << 10;
 
-/// Operations of several steps: a freeze between two of them would hold half of one.
+/// The running operations of several steps. A freeze between two steps would catch half an operation.
 #[derive(Default)]
 pub(super) struct Operations {
     turn: RwLock<()>,
@@ -33,7 +33,8 @@ pub struct Operation<'a> {
 }
 
 impl Operations {
-    /// Waits for those under way, and counts what does not end. None begins until `freeze` is done.
+    /// Waits for the running operations and hands `freeze` the number of those that do not end. No operation begins until
+    /// `freeze` returns.
     pub(super) fn pause<T>(&self, freeze: impl FnOnce(u32) -> T) -> T {
         let _turn = self.turn.try_write_for(PATIENCE);
         freeze(self.pending.load(Ordering::Acquire))
@@ -47,7 +48,8 @@ impl Drop for Operation<'_> {
 }
 
 impl Fork {
-    /// The same on any thread: a freeze waits for the disk, and an event loop does not wait for the freeze.
+    /// Like [`Fork::operation`], on any thread. A freeze waits for the disk, so an event loop gets
+    /// [`ErrorKind::Waits`] while one runs.
     pub(super) fn operation_or_wait(&self) -> Result<Operation<'_>> {
         if wait::is_allowed() {
             return Ok(self.operation());
@@ -58,7 +60,7 @@ impl Fork {
         Ok(Operation { operations: &self.operations, _turn: turn })
     }
 
-    /// Begins an operation of several steps, which ends when the guard is dropped. One is not to begin within another.
+    /// Begins an operation of several steps, which ends when the guard is dropped. Operations must not nest.
     pub fn operation(&self) -> Operation<'_> {
         let turn = self.operations.turn.read();
         self.operations.pending.fetch_add(1, Ordering::Acquire);
@@ -67,12 +69,14 @@ impl Fork {
 }
 
 impl Frozen {
-    /// Operations of several steps that had begun and not ended at that moment.
+    /// Counts the operations of several steps that were still running at the freeze.
     pub fn pending_operations(&self) -> u32 {
         self.pending
     }
 
-    /// Numbers missing or out of order in its journals as they lie on disk. Costs what was changed.
+    /// Counts record numbers that are missing or out of order in the journals on disk. The cost grows with the changes.
+    ///
+    /// Fails if a journal cannot be read.
     pub fn journal_gaps(&self) -> Result<u32> {
         self.generations.iter().try_fold(0_u32, |gaps, generation| {
             let found = gaps_of(generation)
@@ -104,7 +108,7 @@ fn gaps_of(generation: &Generation) -> io::Result<u32> {
         };
         let seq = word(8) | word(12) << 32;
         if seq != next {
-            // One gap for each number that is passed over; a number that comes again is one.
+            // Each skipped number counts as one gap; a repeated number also counts as one.
             gaps += seq.checked_sub(next).map_or(1, |missing| missing.max(1));
         }
         next = seq.saturating_add(1);

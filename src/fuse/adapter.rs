@@ -1,4 +1,4 @@
-//! What serves a connection, and what its requests have in common: counting, waiting on a worker, telling the kernel.
+//! Serves a connection: counts requests, hands waiting ones to workers, and notifies the kernel of changes.
 
 use std::ffi::OsStr;
 use std::io;
@@ -20,10 +20,10 @@ use crate::sync::wait;
 use crate::vfs::{AfterSeal, Attempt, Op, Outcome, Replaced, Stale, Stop, Vfs};
 use crate::vfs::{Kind, NewFile};
 
-/// So many requests can wait for the disk at once, on any number of cores.
+/// Number of requests that can wait for the disk at once on a machine with few cores.
 const LEAST_WORKERS: usize = 4;
 
-/// What looks different once a fork has come or gone.
+/// Listings that are outdated after a fork was added or removed.
 const LISTINGS_OF_FORKS: [Stale; 2] = [Stale::Inode(Vfs::FORKS), Stale::Inode(Vfs::WORK)];
 
 /// A request that a worker has not answered yet.
@@ -46,20 +46,20 @@ impl Drop for Unanswered {
 pub(super) struct Adapter {
     pub(super) vfs: Arc<Vfs>,
     pub(super) workers: Workers,
-    /// One thread of its own, which no request ever waits for: the kernel holds a notification up until requests on
-    /// the same file or folder are answered, and some of those are answered by workers.
+    /// One thread that no request ever waits for. The kernel delays a notification until requests on the same file or folder
+    /// are answered, and workers answer some of those.
     notices: Workers,
-    /// Seals take long, and must not keep everybody else waiting for a worker.
+    /// Threads for seals, which take long, so that other requests need not wait for a worker.
     sealers: Workers,
-    /// Branches wait for what programs wrote to reach the daemon.
+    /// Threads for branches, which wait until cached writes have reached the daemon.
     branchers: Workers,
     notifier: Arc<OnceLock<Notifier>>,
     pub(super) writeback: bool,
     pub(super) holes: bool,
     company: Option<Company>,
-    /// Requests that workers have not answered yet, of those that may be in the kernel's background queue.
+    /// Number of requests that workers have not answered yet and that may be in the kernel's background queue.
     pub(super) unanswered: Arc<AtomicU64>,
-    /// The thread whose requests are the daemon's own.
+    /// The daemon's thread that makes requests itself.
     own_thread: Arc<AtomicU32>,
     announcer: Announcer,
 }
@@ -73,7 +73,7 @@ impl Adapter {
         announcer: Announcer,
     ) -> io::Result<Self> {
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
-        // They wait for the disk more than they compute.
+        // More threads than cores may help, since workers mostly wait for the disk.
         let workers = Workers::start("pfimg-worker", cores.max(LEAST_WORKERS))?;
         let company = if config.spin { Company::start()? } else { None };
         let notices = Workers::start("pfimg-notify", 1)?;
@@ -96,13 +96,14 @@ impl Adapter {
         })
     }
 
-    /// Tells which event loops rest at the moment and hold no request.
+    /// Returns a function that lists the event loops which rest now and hold no request.
     pub(super) fn resting(&self) -> impl Fn() -> Vec<ThreadId> + Send + use<> {
         let resting = self.company.as_ref().map(Company::resting);
         move || resting.as_ref().map_or_else(Vec::new, |resting| resting())
     }
 
-    /// Counts a request of the calling event loop. What it returns lives until the request was answered or handed to a worker.
+    /// Counts a request of the calling event loop. The caller keeps the result until the request is answered or handed to a
+    /// worker.
     pub(super) fn turn(&self, op: Op, req: &Request) -> Option<Turn<'_>> {
         wait::never();
         self.vfs.metrics().count(op);
@@ -111,12 +112,12 @@ impl Adapter {
         self.company.as_ref().filter(|_| !own).map(|company| company.request(req.pid()))
     }
 
-    /// Whether a request comes from the thread that announces what came and went without the kernel.
+    /// Whether a request comes from the thread that announces changes.
     pub(super) fn announces(&self, req: &Request) -> bool {
         self.announcer.is_its_own(req.pid())
     }
 
-    /// Answers that thread, on a worker.
+    /// Answers a request of the thread that announces changes, on a worker.
     pub(super) fn announced<R: Send + 'static, T: 'static>(
         &self,
         (op, req): (Op, &Request),
@@ -129,14 +130,14 @@ impl Adapter {
         self.workers.run(move || guarded(op, || answer(reply, call(&vfs).map_err(Stop::kind))));
     }
 
-    /// Answers that thread, which removes a name that is gone.
+    /// Answers the removal of a name by the thread that announces changes.
     pub(super) fn removed(&self, op: Op, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let name = name.as_bytes().to_vec();
         let call = move |vfs: &Vfs| vfs.remove_announced(parent.0, &name).map_err(Stop::from);
         self.announced((op, req), reply, call, answer_empty);
     }
 
-    /// Answers a request, on a worker where that takes waiting for the disk: `call` is then made anew there.
+    /// Answers a request. If `call` has to wait for the disk, a worker makes the call again.
     pub(super) fn attempt<R: Send + 'static, T: 'static>(
         &self,
         op: Op,
@@ -152,7 +153,7 @@ impl Adapter {
         });
     }
 
-    /// Answers a request whose attempt came to this; `again` makes what a worker calls where it has to wait.
+    /// Answers a request with the result of an attempt. If the attempt has to wait, a worker calls what `again` makes.
     pub(super) fn finish<R, T, L>(
         &self,
         op: Op,
@@ -178,7 +179,7 @@ impl Adapter {
         }
     }
 
-    /// A file that a request makes.
+    /// The attributes of a file that a request creates.
     pub(super) fn new_file(&self, req: &Request, kind: Kind, mode: u32, umask: u32) -> NewFile<'static> {
         let umask = self.vfs.xattrs().then(|| permissions(umask));
         NewFile { umask, ..NewFile::new(kind, permissions(mode), req.uid(), req.gid()) }
@@ -213,7 +214,7 @@ impl Adapter {
         });
     }
 
-    /// Makes a fork, on a worker: its image has to be read, and those behind it for the times that it does not record.
+    /// Makes a fork, on a worker: it has to read the image, and earlier ones for times that the image does not record.
     fn make_fork(&self, op: Op, name: &OsStr, new: &NewFile<'_>, reply: ReplyEntry) {
         let (vfs, notifier, notices) =
             (Arc::clone(&self.vfs), Arc::clone(&self.notifier), self.notices.clone());
@@ -227,7 +228,7 @@ impl Adapter {
         });
     }
 
-    /// Answers a listing, on a worker where it has to wait before its first entry.
+    /// Answers a listing. If it has to wait before its first entry, a worker answers it.
     pub(super) fn list<R: Send + 'static>(
         &self,
         op: Op,
@@ -251,7 +252,7 @@ impl Adapter {
         });
     }
 
-    /// Seals a fork, on a worker: it takes as long as the disk does, and all cores.
+    /// Seals a fork, on a separate thread: it waits for the disk and uses all cores.
     pub(super) fn seal(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let _turn = self.turn(Op::Mkdir, req);
         if let Some(company) = &self.company {
@@ -267,7 +268,7 @@ impl Adapter {
             }
             let (made, AfterSeal { stale, replaced, frozen }) = vfs.make_in_snap(parent.0, &name);
             answer_entry(reply, made.map_err(Stop::kind));
-            // Not from here: the next mkdir in that folder holds it until a worker answers.
+            // On the notifier's thread: the next mkdir in that folder delays the notification until a worker answers.
             notices.run(move || {
                 if let Some(notifier) = notifier.get() {
                     tell(notifier, &stale);
@@ -281,7 +282,7 @@ impl Adapter {
         });
     }
 
-    /// Branches a fork, on a worker: what programs wrote to the fork has to reach the daemon first.
+    /// Branches a fork, on a separate thread: cached writes to the fork have to reach the daemon first.
     pub(super) fn branch(&self, req: &Request, name: &OsStr, new: &NewFile<'_>, reply: ReplyEntry) {
         let _turn = self.turn(Op::Mkdir, req);
         let (vfs, notifier, notices) =
@@ -297,7 +298,7 @@ impl Adapter {
         });
     }
 
-    /// What tells the kernel of changes, from any thread.
+    /// Returns the handle by which any thread notifies the kernel of changes.
     pub(super) fn teller(&self) -> Teller {
         Teller {
             vfs: Arc::clone(&self.vfs),
@@ -308,7 +309,7 @@ impl Adapter {
     }
 }
 
-/// Tells the kernel what requests changed that it cannot know; from a thread of its own, where no request waits for it.
+/// Notifies the kernel of changes by requests that it cannot know. A separate thread does so, for which no request waits.
 pub(super) struct Teller {
     pub(super) vfs: Arc<Vfs>,
     notifier: Arc<OnceLock<Notifier>>,
@@ -317,7 +318,7 @@ pub(super) struct Teller {
 }
 
 impl Teller {
-    /// Tells the kernel something.
+    /// Runs a notification on that thread.
     pub(super) fn notify(&self, tell: impl FnOnce(&Notifier) + Send + 'static) {
         let notifier = Arc::clone(&self.notifier);
         self.notices.run(move || {
@@ -327,27 +328,26 @@ impl Teller {
         });
     }
 
-    /// `work/` lists what `forks/` lists, which the kernel cannot know.
+    /// Notifies the kernel that forks changed: it cannot know that `work/` lists the same names as `forks/`.
     pub(super) fn forks_changed(&self) {
         let (vfs, announcer) = (Arc::clone(&self.vfs), self.announcer.clone());
         self.notify(move |notifier| drop(forks_changed(&vfs, notifier, &announcer)));
     }
 
-    /// Tells of a fork that was moved into `.pfimg/` and so discarded, and of the name that the kernel has just given it.
+    /// Notifies the kernel of a fork that was discarded by a move into `.pfimg/`, and of its name there.
     pub(super) fn fork_discarded(&self, name: Vec<u8>) {
         let (vfs, announcer) = (Arc::clone(&self.vfs), self.announcer.clone());
         self.notify(move |notifier| {
             let departed = forks_changed(&vfs, notifier, &announcer);
             let _ = notifier.inval_entry(INodeNo(Vfs::CONTROL), OsStr::from_bytes(&name));
             vfs.shows_discarded(&name);
-            // The last holder of a fork removes its files: the command does not wait for that.
+            // Dropping the last reference to a fork removes its files. The command does not wait for that.
             drop(departed);
         });
     }
 }
 
-/// Tells the kernel what looks different once forks have come or gone, and programs that watch.
-/// Returns the forks that are gone.
+/// Notifies the kernel, and programs that watch, of forks that were added or removed. Returns the removed ones.
 fn forks_changed(vfs: &Vfs, notifier: &Notifier, announcer: &Announcer) -> Vec<Arc<Replaced>> {
     tell(notifier, &LISTINGS_OF_FORKS);
     let departed = vfs.take_departed();

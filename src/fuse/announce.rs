@@ -1,7 +1,7 @@
 //! Raises events for programs that watch folders, by calls on the mount itself; see `vfs/announce.rs`.
 //!
-//! One thread makes these calls, and the daemon answers them without changing anything. The thread keeps nothing open between two
-//! jobs, since that would keep the mount from being unmounted. No request waits for it, and it holds no lock.
+//! One thread makes these calls, and the daemon answers them without changing anything. Between two jobs the thread has no file
+//! of the mount open, since that would prevent an unmount. No request waits for it, and it holds no lock.
 
 use std::ffi::OsStr;
 use std::io;
@@ -24,20 +24,20 @@ use super::watch::tell;
 use crate::vfs::Kind;
 use crate::vfs::{Announcement, Replaced, Stale, Vfs, What};
 
-/// After this number of requests an event loop has read what the kernel has forgotten: the kernel hands that out after eight other
-/// requests at the latest (`fuse_dev_do_read`). The rest is for the event loop to take it in.
+/// Number of requests after which an event loop has read which inodes the kernel has forgotten. The kernel sends that after
+/// eight other requests at the latest (`fuse_dev_do_read`). The rest gives the event loop time to process it.
 const REQUESTS: u32 = 12;
 
-/// How often a name is tried that other programs look up at the same time.
+/// Attempts for a name that other programs look up at the same time.
 const TRIES: u32 = 4;
 
 enum Job {
-    /// Waits until what the kernel has forgotten was read.
+    /// Waits until the daemon knows which inodes the kernel has forgotten.
     Settle,
     Announce(Vec<Announcement>, Option<Arc<Replaced>>),
 }
 
-/// What the kernel has to be told instead of what could not be announced.
+/// Returns invalidations in place of names that could not be announced.
 type Answer = Sender<Vec<Stale>>;
 
 /// Raises events.
@@ -48,7 +48,7 @@ pub(super) struct Announcer {
     over: Arc<AtomicBool>,
 }
 
-/// The thread, before there is a mount.
+/// The thread, before the store is mounted.
 pub(super) struct Prepared {
     start: Sender<(Arc<Vfs>, Place)>,
     announcer: Announcer,
@@ -66,7 +66,7 @@ impl Prepared {
 }
 
 impl Announcer {
-    /// Starts the thread. To be called before the connection to the kernel is opened.
+    /// Starts the thread. Must be called before the connection to the kernel is opened.
     pub(super) fn prepare() -> io::Result<Prepared> {
         let (jobs, queue) = unbounded();
         let (start, started) = bounded::<(Arc<Vfs>, Place)>(1);
@@ -87,10 +87,10 @@ impl Announcer {
         pid != 0 && pid == self.thread.load(Ordering::Relaxed)
     }
 
-    /// Announces nothing from now on: the mount is to be unmounted.
+    /// Ends all announcements, before the store is unmounted.
     pub(super) fn stop(&self) {
         self.over.store(true, Ordering::Release);
-        // What is being announced comes to its end.
+        // Waits for the announcement under way.
         self.run(Job::Settle);
     }
 
@@ -100,21 +100,21 @@ impl Announcer {
         sent.ok().and_then(|()| answered.recv().ok()).unwrap_or_default()
     }
 
-    /// Announces names. Not to be called where a request waits for it.
+    /// Announces names. Must not be called while a request waits for it.
     pub(super) fn announce(&self, notifier: &Notifier, all: Vec<Announcement>) {
         if !all.is_empty() {
             tell(notifier, &self.run(Job::Announce(all, None)));
         }
     }
 
-    /// Has the kernel drop something, and waits until the daemon knows what it has forgotten of it. Not to be called where a request
-    /// on it waits.
+    /// Makes the kernel drop cached inodes and names, and waits until the daemon knows what it has forgotten. Must not be called
+    /// while a request on them waits.
     pub(super) fn forget(&self, notifier: &Notifier, stale: &[Stale]) {
         tell(notifier, stale);
         self.run(Job::Settle);
     }
 
-    /// Tells the kernel of a fork that is gone, and programs that watch it. Not to be called where a request waits for it.
+    /// Notifies the kernel, and programs that watch, of a removed fork. Must not be called while a request waits for it.
     pub(super) fn depart(&self, vfs: &Vfs, notifier: &Notifier, replaced: &Arc<Replaced>) {
         self.forget(notifier, &vfs.outdated(replaced));
         let (all, stale) = vfs.departures(replaced);
@@ -140,7 +140,7 @@ fn serve(vfs: &Vfs, place: &Place, queue: &Receiver<(Job, Answer)>, over: &Atomi
     }
 }
 
-/// Asks for attributes a few times: meanwhile the event loops read what the kernel has forgotten.
+/// Asks for attributes a few times, so that the event loops read which inodes the kernel has forgotten.
 fn settle(place: &Place) {
     let Ok(root) = place.root() else { return };
     let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_FORCE_SYNC;
@@ -151,7 +151,7 @@ fn settle(place: &Place) {
     }
 }
 
-/// Returns what the kernel has to be told instead.
+/// Announces names. Returns the invalidations to use for those that could not be announced.
 fn announce(
     vfs: &Vfs,
     place: &Place,
@@ -171,7 +171,7 @@ fn announce(
             call(at, &one)
         });
         match done {
-            // Other programs use the name already: dropping it would take it from them.
+            // Other programs already use the name; an invalidation would take it from them.
             Ok(()) | Err(Errno::EXIST) => {}
             Err(error) => {
                 tracing::debug!("cannot announce {:?}: {error}", String::from_utf8_lossy(&one.name));
@@ -205,7 +205,7 @@ fn call(at: &OwnedFd, one: &Announcement) -> Result<(), Errno> {
             What::Made(kind) => mknodat(at, name, file_type(kind), Mode::from_raw_mode(0o644), makedev(0, 0)),
         };
         match called {
-            // Another program looked it up in this moment.
+            // Another program looked the name up at the same moment.
             Err(Errno::EXIST) if matches!(one.what, What::Made(_)) && tries.next().is_some() => {}
             called => return called,
         }

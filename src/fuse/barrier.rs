@@ -1,28 +1,32 @@
-//! Has the kernel hand in all that programs wrote and it still keeps, before a snapshot is taken.
+//! Makes the kernel hand in all cached writes before a snapshot is taken.
 //!
-//! One thread does it, with calls on the mount itself. A pass is:
+//! One thread does this, with calls on the mount itself. It makes passes. Each pass has three steps:
 //!
-//! 1. syncfs(2). The kernel makes WRITE requests of dirty pages. When the call returns they are in the kernel's queue of background
-//!    requests; the kernel need not have waited for the answers. Kernels up to 6.15 never do for FUSE, later ones do not either with
-//!    `--writes back`, and since the spring of 2026 in no mode (`SB_I_NO_DATA_INTEGRITY`, also in stable kernels).
-//! 2. A read of a marker file past the page cache, which goes through the same queue (`FUSE_ASYNC_DIO`). The kernel hands that queue out
-//!    in order: an event loop has taken each of those WRITEs before one takes the read.
-//! 3. More such reads, until each event loop has answered one since the first, or rests ([`crate::fuse::spin`]). An event loop answers one request after the other,
-//!    and answers a WRITE itself: then it has answered those that it had taken before.
+//! 1. It calls syncfs(2). The kernel turns dirty pages into WRITE requests. When the call returns, these are in the kernel's
+//!    queue of background requests, but may not be answered. Kernels up to 6.15 never wait for the answers with FUSE, and later
+//!    ones do not with `--writes back`. Since the spring of 2026 they wait in no mode (`SB_I_NO_DATA_INTEGRITY`, also in stable
+//!    kernels).
+//! 2. It reads a marker file without the page cache. The read goes through the same queue (`FUSE_ASYNC_DIO`), which the kernel
+//!    hands out in order. So the event loops have taken each of those WRITEs before one takes the read.
+//! 3. It repeats the read until each event loop has answered one, or rests ([`crate::fuse::spin`]). An event loop answers
+//!    requests one after the other, and answers WRITEs itself. So by then it has answered all WRITEs that it took before.
 //!
-//! syncfs(2) passes over three kinds of pages, so one pass is not enough where there was anything to write:
+//! syncfs(2) skips three kinds of pages, so one pass is not enough if there were dirty pages:
 //!
-//! - those that are being written already, and were changed since: the next pass writes them;
-//! - all, where so many background requests are under way that the kernel calls the connection congested. From the requests that
-//!   came during a pass, and those that workers had not answered, the daemon knows that there were fewer: the pass was *calm*;
-//! - those of a file that another call syncs, closes or truncates at that moment: a WRITE, an FSYNC or a SETATTR comes of that.
+//! - Pages that are being written and have changed since. The next pass writes them.
+//! - All pages, if the kernel calls the connection congested because of many background requests. The daemon counts the requests
+//!   that came during a pass and those that workers had not answered. If there were few, the pass was *calm*: the connection was
+//!   not congested.
+//! - Pages of a file that another call syncs, closes or truncates at that moment. Such a call causes a WRITE, an FSYNC or a
+//!   SETATTR.
 //!
-//! So passes go on until a calm one brings nothing. Where programs write all the time, some calm ones are enough: each page that was dirty
-//! at the beginning has been written by then.
+//! The thread makes passes until a calm one brings no writes. If programs write all the time, it stops after a few calm passes:
+//! by then each page that was dirty at the beginning has been written.
 //!
-//! With nothing dirty that is one pass: a system call of some microseconds and a handful of requests, however many files the kernel knows.
+//! Without dirty pages one pass is enough. It takes a system call of some microseconds and a few requests, independent of the
+//! number of files.
 //!
-//! The thread has a table of descriptors of its own; see [`super::own`].
+//! The thread has a separate table of descriptors; see [`super::own`].
 
 use std::fmt::Display;
 use std::fs::File;
@@ -40,30 +44,31 @@ use super::own::{Place, prepare_thread};
 use crate::error::{Error, ErrorKind, Result};
 use crate::vfs::{MARKER, Pusher, Vfs};
 
-/// So many calm passes are enough where programs write all the time.
+/// Number of calm passes that are enough if programs write all the time.
 const CALM: u32 = 4;
 
-/// So many background requests at most in a calm pass: well below what the kernel calls congested, 3/4 of `max_background`.
+/// The most background requests in a calm pass. The kernel calls a connection congested at 3/4 of `max_background`, which is
+/// far more.
 const FEW: u64 = 32;
 
-/// No barrier takes so many passes, unless programs dirty pages faster than the daemon takes them.
+/// Number of passes after which a barrier gives up: programs write faster than the daemon can take the pages.
 const PASSES: u32 = 10_000;
 
-/// Reads of the marker that follow each other at once, and the longest pause between later ones.
+/// Reads of the marker without a pause between them, and the longest pause between later ones.
 const AT_ONCE: u32 = 4;
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// How often a caller looks whether it should wait no longer.
+/// How often a caller checks whether it should stop waiting.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// Why nothing was handed in.
+/// Why a barrier failed.
 #[derive(Clone, Debug)]
 enum Failed {
-    /// The connection to the kernel is gone: it keeps nothing any more.
+    /// The connection to the kernel has ended, so the kernel has no cached writes.
     Ended,
-    /// The mount is there, but not to be found.
+    /// The mount exists, but cannot be reached.
     Unreachable(String),
-    /// Programs wrote, or read, faster than the kernel could hand in what they wrote.
+    /// Programs wrote or read so fast that the kernel could not hand in all writes.
     Restless,
 }
 
@@ -75,25 +80,25 @@ pub(super) struct Barrier {
     thread: Arc<AtomicU32>,
 }
 
-/// What its thread needs to know.
+/// The state of the barrier's thread.
 struct Pushing {
     vfs: Arc<Vfs>,
     place: Place,
     loops: usize,
-    /// Requests that workers have not answered yet.
+    /// Number of requests that workers have not answered yet.
     unanswered: Arc<AtomicU64>,
-    /// Tells which event loops rest and hold no request.
+    /// Lists the event loops that rest and hold no request.
     resting: Box<dyn Fn() -> Vec<ThreadId> + Send>,
 }
 
-/// The thread, before there is a mount.
+/// The thread, before the store is mounted.
 pub(super) struct Prepared {
     start: Sender<Pushing>,
     barrier: Barrier,
 }
 
 impl Barrier {
-    /// Starts its thread. To be called before the connection to the kernel is opened.
+    /// Starts the thread. Must be called before the connection to the kernel is opened.
     pub(super) fn prepare() -> io::Result<Prepared> {
         let (jobs, queue) = unbounded();
         let (start, started) = bounded::<Pushing>(1);
@@ -109,19 +114,19 @@ impl Barrier {
         Ok(Prepared { start, barrier: Self { jobs, thread } })
     }
 
-    /// The number of its thread, once it is known.
+    /// The thread's id, once it is known.
     pub(super) fn thread(&self) -> Arc<AtomicU32> {
         Arc::clone(&self.thread)
     }
 }
 
 impl Prepared {
-    /// The number of the thread, once it is known.
+    /// The thread's id, once it is known; 0 before.
     pub(super) fn thread(&self) -> Arc<AtomicU32> {
         self.barrier.thread()
     }
 
-    /// Gives it the mount to work on.
+    /// Gives the thread the mount to work on.
     pub(super) fn start(
         self,
         vfs: Arc<Vfs>,
@@ -150,7 +155,7 @@ impl Pusher for Barrier {
                         format!("the kernel may still keep bytes that programs wrote: {why}"),
                     )
                     .with_hint(
-                        "unmount what covers the mount, or unmount the store: all forks are sealed then",
+                        "unmount the mount that covers this one, or unmount the store, which seals all forks",
                     ));
                 }
                 Ok(Err(Failed::Restless)) => {
@@ -170,7 +175,7 @@ impl Pusher for Barrier {
 impl Pushing {
     fn serve(&self, queue: &Receiver<Answer>) {
         while let Ok(first) = queue.recv() {
-            // All that asked before it begins are answered by one.
+            // One barrier answers all callers that asked before it begins.
             let asked: Vec<Answer> = std::iter::once(first).chain(queue.try_iter()).collect();
             let done = self.push();
             for answer in asked {
@@ -185,7 +190,7 @@ impl Pushing {
         for _ in 0..PASSES {
             let unanswered = self.unanswered.load(Ordering::Acquire);
             let (handed_in, requests) = (self.vfs.handed_in(), self.vfs.background_requests());
-            // Its error may be of any fork: the daemon knows each write that failed.
+            // Ignores other errors: they may concern any fork, and the daemon knows each write that failed.
             if let Err(Errno::NOTCONN | Errno::CONNABORTED) = rustix::fs::syncfs(&root) {
                 return Err(Failed::Ended);
             }
@@ -201,8 +206,8 @@ impl Pushing {
         Err(Failed::Restless)
     }
 
-    /// Waits until the event loops have answered what was queued before the call. Returns how many background requests they have
-    /// ever taken: all that were queued when the call began are among them.
+    /// Waits until the event loops have answered all requests that were queued before the call. Returns the number of background
+    /// requests that they have ever taken, which includes all that were queued when the call began.
     fn drain(&self, root: &File) -> Result<u64, Failed> {
         let flags = OFlags::RDONLY | OFlags::DIRECT | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let marker = openat(root, MARKER, flags, Mode::empty()).map_err(ended)?;
@@ -210,7 +215,7 @@ impl Pushing {
         let mut taken = None;
         for read in 0.. {
             rustix::io::pread(&marker, &mut [0u8; 1][..], ticket).map_err(ended)?;
-            // The kernel gives numbers of devices out again: another daemon may have answered, at the end of this one's mount.
+            // The kernel reuses device numbers: after this mount has ended, another daemon may have answered.
             if self.vfs.loops_passed(&[]) == 0 {
                 return Err(Failed::Ended);
             }
@@ -222,7 +227,7 @@ impl Pushing {
                 thread::sleep(PAUSE.min(Duration::from_micros(20) * (read - AT_ONCE + 1)));
             }
         }
-        // An event loop may have left some of it to workers.
+        // Event loops may have left some of the writes to workers.
         let left = self.vfs.writes_left();
         while !self.vfs.are_written(left) {
             thread::sleep(PAUSE);

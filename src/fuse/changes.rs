@@ -1,4 +1,4 @@
-//! Changes after which the daemon notifies the kernel.
+//! Answers changes after which the daemon notifies the kernel.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -80,9 +80,9 @@ impl Adapter {
                 Ok(written) => reply.written(written as u32),
                 Err(kind) => {
                     reply.error(errno(kind));
-                    // The kernel may hold pages now that say otherwise than the daemon. Without OPEN the kernel did not ask
-                    // whether the file can be written at all. One that writes back holds another length as well, and forgets
-                    // it once nobody has the file open if no name leads to it.
+                    // The kernel may now have pages that differ from the daemon's. Without OPEN it did not ask whether the file
+                    // can be written at all. A kernel that writes back also has another length. It forgets that length once no
+                    // program has the file open and no name leads to it.
                     let names = if writeback { teller.vfs.names_of(ino.0) } else { Vec::new() };
                     teller.notify(move |notifier| {
                         let _ = notifier.inval_inode(ino, 0, 0);

@@ -1,7 +1,7 @@
-//! The mount as a thread of the daemon reaches it: for calls on the mount itself.
+//! Lets threads of the daemon make calls on its own mount.
 //!
-//! Such a thread needs a table of descriptors of its own, without the connection to the kernel in it. A process that is killed while
-//! one of its threads waits for its own mount would else hold the connection open for ever, and wait for ever.
+//! Such a thread needs a separate table of descriptors without the connection to the kernel. Otherwise a process that is killed
+//! while one of its threads waits for its own mount would hold the connection open, and wait for ever.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -11,34 +11,36 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags, openat, statx};
 use crate::mount::mountinfo::{Mounted, mounts};
 use crate::sandbox::own_descriptors;
 
-/// Gives the calling thread its own table of descriptors. To be called before the connection to the kernel is opened.
+/// Gives the calling thread its own table of descriptors. Must be called before the connection to the kernel is opened.
 pub(super) fn prepare_thread() {
     if let Err(error) = own_descriptors() {
         tracing::info!(
-            "this kernel has no close_range(2) ({error}): kill the daemon while it seals, and it may hang"
+            "this kernel has no close_range(2) ({error}): a daemon that is killed while it seals may hang"
         );
     }
 }
 
-/// Where the mount is.
+/// The place of the mount.
 #[derive(Clone, Debug)]
 pub(super) struct Place {
     /// The mountpoint.
     pub(super) path: PathBuf,
     /// The device of the mount, as `major:minor`.
     pub(super) device: String,
-    /// The store, as the list of mounts calls it.
+    /// The store, as the list of mounts names it.
     pub(super) source: PathBuf,
 }
 
 impl Place {
-    /// Opens the mount's own folder, wherever it is mounted: the one that other mounts may lie on is told apart by its device.
+    /// Opens the root of the mount, also if it was moved. Recognizes it by its device, since other mounts may cover it.
+    ///
+    /// An error says in words why the mount cannot be reached.
     pub(super) fn root(&self) -> Result<File, String> {
         if let Some(root) = self.open(&self.path) {
             return Ok(root);
         }
         let all = mounts().map_err(|error| error.to_string())?;
-        // The kernel gives the number of a device out again once its mount is gone.
+        // The kernel reuses a device number once its mount has ended.
         let is_this = |mounted: &&Mounted| {
             mounted.is_ours()
                 && mounted.device == self.device
@@ -55,7 +57,7 @@ impl Place {
     fn open(&self, path: &Path) -> Option<File> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let place = openat(CWD, path, flags, Mode::empty()).ok()?;
-        // The kernel only is asked what it is: what lies on the mount may never answer.
+        // Asks only the kernel: the daemon of a mount that covers this one may never answer.
         let asked = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
         let found = statx(&place, "", asked, StatxFlags::empty()).ok()?;
         if format!("{}:{}", found.stx_dev_major, found.stx_dev_minor) != self.device {

@@ -1,4 +1,4 @@
-//! Threads for what would hold up the event loop: a large blob to decompress, a word to the kernel.
+//! Threads for work that would hold up an event loop, such as decompressing a large blob or notifying the kernel.
 
 use std::io;
 use std::thread;
@@ -10,7 +10,7 @@ use crate::vfs::Op;
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// A pool of threads. The kernel bounds how many requests can be under way.
+/// A pool of threads with an unbounded queue. The kernel limits the number of requests.
 #[derive(Clone)]
 pub(super) struct Workers {
     jobs: Sender<Job>,
@@ -30,7 +30,7 @@ impl Workers {
         Ok(Self { jobs })
     }
 
-    /// Hands a job over. A job that cannot be taken is dropped, which answers its request with EIO.
+    /// Hands a job to the pool. A job that the pool cannot take is dropped, which answers its request with EIO.
     pub(super) fn run(&self, job: impl FnOnce() + Send + 'static) {
         let _ = self.jobs.send(Box::new(job));
     }

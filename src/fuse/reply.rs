@@ -1,4 +1,4 @@
-//! From the filesystem's words to the library's, and back.
+//! Converts between the types of the filesystem and those of the FUSE library.
 
 use std::time::Duration;
 
@@ -45,7 +45,7 @@ pub(super) fn answer_empty(reply: ReplyEmpty, outcome: Outcome<()>) {
     }
 }
 
-/// An attribute's value, or its length to who asks with no room at all.
+/// Answers with an attribute's value, or with its length if the caller's buffer has size 0.
 pub(super) fn answer_xattr(reply: ReplyXattr, size: u32, outcome: Outcome<Vec<u8>>) {
     match outcome {
         Ok(value) if size == 0 => reply.size(value.len() as u32),
@@ -55,13 +55,13 @@ pub(super) fn answer_xattr(reply: ReplyXattr, size: u32, outcome: Outcome<Vec<u8
     }
 }
 
-/// Attributes in a listing of which the kernel takes name, number and kind. The length is one that no file can have: the kernel
-/// lists the entry, makes no inode of it, and forgets the number again.
+/// Returns attributes for an entry of a listing. The length is one that no file can have, so the kernel uses only name, number
+/// and kind: it lists the entry without making an inode, and forgets the number again.
 pub(super) fn name_only(ino: u64, kind: Kind) -> FileAttr {
     file_attr(&Attr { ino, kind, size: u64::MAX, ..Attr::default() })
 }
 
-/// What a mode's type bits say.
+/// Returns the kind of file in a mode's type bits.
 pub(super) fn kind_of(mode: u32) -> Option<Kind> {
     Some(match mode & libc::S_IFMT {
         0 | libc::S_IFREG => Kind::File,
@@ -89,12 +89,12 @@ pub(super) fn process(req: &Request) -> Process {
     Process { pid: req.pid(), gid: req.gid() }
 }
 
-/// How the kernel is to treat a file that it opens. It is asked for no NOFLUSH: what was written through a mapping has to come
-/// when the file is closed.
+/// Returns how the kernel has to treat a file that it opens. NOFLUSH is not set, since writes through a mapping must come when
+/// the file is closed.
 pub(super) fn opened(vfs: &Vfs, writeback: bool, ino: u64, writes: bool) -> FopenFlags {
-    // A kernel that writes back believes no length but its own: of a file that a seal made longer it would show too little, and
-    // append in the middle. It also drops no set-group-id bit without group execution, and of a late write nobody knows any more
-    // who wrote it.
+    // A kernel that writes back uses only its own length of a file. If a seal has made the file longer, the kernel would show
+    // too little and append in the middle. Nor does it clear a set-group-id bit without group execution, and a late write does
+    // not say which program wrote it.
     let by_name = |ino| writes && vfs.goes_by_the_writers_group(ino);
     if writeback && (vfs.is_resized_by_seals(ino) || by_name(ino)) {
         FopenFlags::FOPEN_DIRECT_IO
@@ -103,7 +103,7 @@ pub(super) fn opened(vfs: &Vfs, writeback: bool, ino: u64, writes: bool) -> Fope
     }
 }
 
-/// A file that was made, and is open.
+/// Answers with a file that was created and is open.
 pub(super) fn answer_created(reply: ReplyCreate, entry: &Entry, flags: FopenFlags) {
     let attr = file_attr(&entry.attr);
     reply.created(&entry.entry_ttl, &attr, Generation(0), FileHandle(0), flags);

@@ -24,15 +24,15 @@ use crate::sync::wait;
 use crate::vfs::{Allocate, Kind, NewFile, RenameMode, SetAttr, XattrMode};
 use crate::vfs::{Op, Outcome, Vfs, Writer};
 
-/// Largest write or read in one request, in bytes: what the kernel's `max_pages_limit` allows.
+/// The largest read or write in one request, in bytes: the limit of the kernel's `max_pages_limit`.
 const MAX_REQUEST: u32 = 1 << 20;
 
-/// Requests the kernel may have under way without anyone waiting for them (readahead, mostly).
+/// The most requests in the kernel's background queue, for which no program waits (mostly readahead).
 const MAX_BACKGROUND: u16 = 64;
 
 impl Filesystem for Adapter {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        // One by one: a kernel that lacks one of them works without.
+        // Adds the flags one by one, since a kernel may lack some of them.
         for flag in self.wanted() {
             if config.add_capabilities(flag).is_err() {
                 tracing::info!("this kernel lacks {flag:?}");
@@ -44,7 +44,7 @@ impl Filesystem for Adapter {
     }
 
     fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        // Owned for the sake of a worker; names are short.
+        // A copy that can go to a worker; names are short.
         let name = name.as_bytes().to_vec();
         if self.announces(req) {
             let call = move |vfs: &Vfs| vfs.lookup_announced(parent.0, &name);
@@ -55,13 +55,13 @@ impl Filesystem for Adapter {
     }
 
     fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
-        // Nobody waits for the answer.
+        // The request has no answer, but the event loop must not wait either.
         wait::never();
         self.vfs.metrics().count(Op::Forget);
         guarded(Op::Forget, || {
             let forgotten = self.vfs.forget(ino.0, nlookup);
             if forgotten.is_of_a_fork_that_is_gone() {
-                // The last of it takes its files along.
+                // Dropping a fork's last inode removes its files.
                 self.workers.run(move || drop(forgotten));
             }
         });
@@ -213,7 +213,7 @@ impl Filesystem for Adapter {
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let _turn = self.turn(Op::Open, req);
         if !self.writeback {
-            // Once, and the kernel opens without asking from then on.
+            // After one such answer the kernel opens files without asking.
             return reply.error(Errno::ENOSYS);
         }
         let writes = flags.acc_mode() != OpenAccMode::O_RDONLY;
@@ -250,7 +250,7 @@ impl Filesystem for Adapter {
         reply: ReplyWrite,
     ) {
         let _turn = self.turn(Op::Write, req);
-        // Pages that the kernel writes for a mapping come from nobody in particular.
+        // The kernel does not say which process changed the pages of a mapping that it writes.
         let cached = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
         let by = if cached { Writer::Pages } else { Writer::Call(process(req)) };
         self.written(ino, offset, data, by, reply);
@@ -266,8 +266,8 @@ impl Filesystem for Adapter {
     ) {
         let _turn = self.turn(Op::Flush, req);
         if self.writeback {
-            // A kernel whose daemon is gone drops late writes and has no error for close(2): only this request, which
-            // it cannot get rid of either, has one. What was written before it has been answered.
+            // If the daemon is dead, the kernel drops late writes, and close(2) would return no error for them. This request is
+            // what makes close(2) fail then. Here there is nothing to do: all earlier writes have been answered.
             return reply.ok();
         }
         reply.error(Errno::ENOSYS);
@@ -322,18 +322,18 @@ impl Filesystem for Adapter {
             vfs.readdir(ino.0, offset, true, &mut |entry| {
                 let name = OsStr::from_bytes(entry.name);
                 let (attr, ttl) = match &entry.entry {
-                    // A kernel that writes back believes the first length it is told for ever.
+                    // A kernel that writes back keeps the first length that it gets for ever.
                     Some(found) if writeback && entry.kind == Kind::File && found.attr_ttl.is_zero() => {
                         (name_only(entry.ino, entry.kind), Duration::ZERO)
                     }
-                    // One lifetime for both is all that can be told here.
+                    // This answer has room for one lifetime, for both name and attributes.
                     Some(found) => (file_attr(&found.attr), found.entry_ttl.min(found.attr_ttl)),
-                    // Of `.` and `..` the kernel takes the name alone.
+                    // For `.` and `..` the kernel uses only the name.
                     None if matches!(entry.name, b"." | b"..") => {
                         (name_only(entry.ino, entry.kind), Duration::ZERO)
                     }
-                    // Not looked up, and not to be forgotten either.
-                    None => (name_only(vfs.nobody(), entry.kind), Duration::ZERO),
+                    // The entry was not looked up, so the kernel must not forget it either.
+                    None => (name_only(vfs.unused(), entry.kind), Duration::ZERO),
                 };
                 !reply.add(INodeNo(entry.ino), entry.cookie, name, &ttl, &attr, Generation(0))
             })
@@ -402,7 +402,7 @@ impl Filesystem for Adapter {
 
     fn getxattr(&self, req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
         let _turn = self.turn(Op::Getxattr, req);
-        // ENOSYS once, and the kernel does not ask again: `ls -l` would, for every file, every time.
+        // After ENOSYS the kernel does not ask again. Otherwise `ls -l` would make it ask for every file, every time.
         if !self.vfs.xattrs() {
             return reply.error(Errno::ENOSYS);
         }
@@ -527,8 +527,8 @@ impl Filesystem for Adapter {
     ) {
         let _turn = self.turn(Op::Lseek, req);
         if !self.holes {
-            // The kernel never asks again, and takes all of a file for data. One that keeps writes for a while asks without handing
-            // them in first.
+            // After ENOSYS the kernel never asks again, and takes all of a file for data. A kernel that caches writes would ask
+            // without handing them in first.
             return reply.error(Errno::ENOSYS);
         }
         let (Ok(offset), libc::SEEK_DATA | libc::SEEK_HOLE) = (u64::try_from(offset), whence) else {
@@ -548,7 +548,7 @@ impl Filesystem for Adapter {
         self.attempt(Op::Access, req, reply, call, answer_empty);
     }
 
-    /// There are none. Asked all the same, and each time: Python wants to know of every file it opens whether it is a terminal.
+    /// Refuses all ioctls. It must answer each time: for every file that Python opens, it asks whether the file is a terminal.
     fn ioctl(
         &self,
         req: &Request,
@@ -578,7 +578,7 @@ impl Filesystem for Adapter {
         reply: ReplyWrite,
     ) {
         let _turn = self.turn(Op::CopyFileRange, req);
-        // The reply has room for 32 bits.
+        // The reply has 32 bits for the length.
         let len = len.min(u64::from(u32::MAX) & !0xfff);
         let by = process(req);
         let call = move |vfs: &Vfs| vfs.copy_range(ino_in.0, offset_in, ino_out.0, offset_out, len, by);

@@ -1,8 +1,8 @@
-//! A mounted store from mount to unmount.
+//! Serves a mounted store from mount to unmount.
 //!
-//! The session ends when the kernel says that the mount is gone, whoever unmounted it. A signal (SIGTERM, SIGINT, SIGHUP, SIGXCPU)
-//! unmounts it first, and one that comes while it ends cuts short what is left: it waits neither for whoever has something
-//! open nor for seals. Nothing durable waits for the end.
+//! The session ends when the kernel says that the mount has ended, even if another program unmounted it. A signal (SIGTERM,
+//! SIGINT, SIGHUP, SIGXCPU) unmounts it first. A second signal shortens the end: the session then waits neither for programs
+//! that have files open nor for seals. Durability does not depend on the end.
 
 use std::fs::File;
 use std::io;
@@ -28,13 +28,13 @@ use crate::mount::attach::{OwnMount, Unmounted, absolute, mount, prepare};
 use crate::mount::options::MountOptions;
 use crate::vfs::{Pusher, Vfs};
 
-/// Event loops. Two with a queue of their own each measured best on two cores.
+/// Number of event loops. Two, each with its own queue, measured best on two cores.
 const THREADS: usize = 2;
 
-/// How long programs that use a mount may go on with it after SIGTERM.
+/// How long programs may continue to use a mount after SIGTERM.
 const GRACE: Duration = Duration::from_secs(10);
 
-/// How long a mount that does not answer is given to turn out to be gone.
+/// How long to wait for news that a mount which does not answer has ended.
 const SETTLE: Duration = Duration::from_secs(1);
 
 /// Where and how to mount.
@@ -42,43 +42,43 @@ const SETTLE: Duration = Duration::from_secs(1);
 pub struct SessionConfig {
     /// The mountpoint, a folder.
     pub mountpoint: PathBuf,
-    /// What is mounted, as `df` and `/proc/self/mountinfo` tell it: the store's folder.
+    /// The store's folder, which `df` and `/proc/self/mountinfo` show as the source.
     pub source: PathBuf,
-    /// Its options.
+    /// Mount options.
     pub options: MountOptions,
-    /// Whether the kernel keeps what was written for a while before it tells (`FUSE_WRITEBACK_CACHE`).
+    /// Whether the kernel caches writes (`FUSE_WRITEBACK_CACHE`).
     pub writeback: bool,
     /// Whether a second core may be kept busy while requests come in a row.
     pub spin: bool,
-    /// Whether lseek(2) is told where files have holes, by a request each time; else all of a file is data to it.
+    /// Whether lseek(2) finds holes in files, which costs a request each time. Otherwise it takes all of a file for data.
     pub holes: bool,
 }
 
 enum End {
-    /// The kernel's connection is gone.
+    /// The connection to the kernel has ended.
     Session(io::Result<()>),
     /// A signal came in.
     Signal(i32),
-    /// What programs had written has been handed in.
+    /// The kernel has handed in its cached writes.
     Pushed,
 }
 
 impl SessionConfig {
-    /// Looks whether the mountpoint can be used, clearing a dead mount of ours, and makes its path absolute.
+    /// Checks that the mountpoint can be used, and makes its path absolute. Unmounts a dead mount of pfimg there.
     pub fn prepare(&mut self) -> Result<()> {
         self.mountpoint = absolute(&self.mountpoint)?;
         prepare(&self.mountpoint)
     }
 }
 
-/// Mounts, calls `ready` once requests are served, and serves until the store is unmounted or a signal comes.
+/// Mounts the store, calls `ready` once it serves requests, and serves until the store is unmounted or a signal comes.
 ///
-/// `ready` must not look at the mount from this process: killed while it waits for itself, a process holds its own
+/// `ready` must not look at the mount from this process. A process that is killed while it waits for itself holds its own
 /// connection open for ever.
 pub fn serve(vfs: Arc<Vfs>, config: &SessionConfig, ready: impl FnOnce() -> Result<()>) -> Result<()> {
     let failed = |what: &'static str| move |e| Error::io(e, what);
     let (events, ended) = mpsc::channel();
-    // Before the mount, so that no signal can end this process and leave a dead one.
+    // Before mounting, so that no signal can end this process and leave a dead mount.
     let mut signals =
         Signals::new([SIGTERM, SIGINT, SIGHUP, SIGXCPU]).map_err(failed("cannot handle signals"))?;
     let (signal_events, over) = (events.clone(), Arc::new(AtomicBool::new(false)));
@@ -87,7 +87,7 @@ pub fn serve(vfs: Arc<Vfs>, config: &SessionConfig, ready: impl FnOnce() -> Resu
         .name("pfimg-signals".into())
         .spawn(move || {
             for signal in &mut signals {
-                // The first that comes to a mount unmounts it, and nothing else.
+                // The first signal to a mount only unmounts it. A later one, or one after the mount has ended, stops seals.
                 if ending.swap(true, Ordering::AcqRel) {
                     sealing.stop_sealing();
                 }
@@ -97,14 +97,14 @@ pub fn serve(vfs: Arc<Vfs>, config: &SessionConfig, ready: impl FnOnce() -> Resu
         .map_err(failed("cannot start a thread"))?;
 
     let notifiers = Arc::new(OnceLock::new());
-    // Before the connection is opened, which its thread must not hold.
+    // Before the connection is opened, so that the thread does not hold it.
     let barrier = Barrier::prepare().map_err(failed("cannot start a thread"))?;
     let announcer = Announcer::prepare().map_err(failed("cannot start a thread"))?;
     let announces = announcer.announcer();
     let adapter =
         Adapter::new(Arc::clone(&vfs), Arc::clone(&notifiers), config, barrier.thread(), announces.clone())
             .map_err(failed("cannot start a thread"))?;
-    // What changes from here on is told.
+    // The watcher reports changes from here on.
     let watched = vfs.watch();
     let (fd, own) = mount(&config.mountpoint, &config.source, &config.options)?;
     let guard = UnmountOnDrop(&own);
@@ -119,7 +119,7 @@ pub fn serve(vfs: Arc<Vfs>, config: &SessionConfig, ready: impl FnOnce() -> Resu
     }
     let mut fuser_config = Config::default();
     fuser_config.n_threads = Some(THREADS);
-    // A second connection has to open the device again, which an ordinary user may not be allowed to.
+    // A second connection has to open the device again, for which an ordinary user may lack permission.
     fuser_config.clone_fd = File::options().read(true).write(true).open("/dev/fuse").is_ok();
     let acl = if config.options.allow_other { SessionACL::All } else { SessionACL::Owner };
     fuser_config.acl = acl;
@@ -146,7 +146,7 @@ pub fn serve(vfs: Arc<Vfs>, config: &SessionConfig, ready: impl FnOnce() -> Resu
             };
             wait(&own, &ended, &log, push)
         }
-        // Somebody may have unmounted it before anybody looked.
+        // Another program may have unmounted the store before `ready` looked.
         Err(error) => match session_end(&ended, SETTLE) {
             Some(result) => gone(result, &own),
             None => Err(error),
@@ -157,16 +157,16 @@ pub fn serve(vfs: Arc<Vfs>, config: &SessionConfig, ready: impl FnOnce() -> Resu
         left.stop_sealing();
     }
     drop(watcher);
-    // What the kernel still keeps now, it keeps for itself.
+    // From here on the kernel hands in no cached writes.
     left.push_by(None);
     if matches!(outcome, Ok(Ended::Gone)) {
-        // The kernel says that nothing of this mount is left: whatever is at its path now is somebody else's.
+        // The kernel says that this mount has ended completely, so a mount at its path belongs to another program.
         std::mem::forget(guard);
     }
     outcome.map(|_| ())
 }
 
-/// Waits for the session to end, whatever signals come in meanwhile.
+/// Waits for the session to end, and ignores signals.
 fn session_end(ended: &mpsc::Receiver<End>, at_most: Duration) -> Option<io::Result<()>> {
     let until = Instant::now() + at_most;
     loop {
@@ -178,7 +178,7 @@ fn session_end(ended: &mpsc::Receiver<End>, at_most: Duration) -> Option<io::Res
     }
 }
 
-/// Waits for the session to end, for as long as programs may go on; a signal cuts that short.
+/// Waits for the session to end while programs may still use it. A signal ends the wait.
 fn end_or_signal(ended: &mpsc::Receiver<End>) -> Option<io::Result<()>> {
     let until = Instant::now() + GRACE;
     loop {
@@ -193,13 +193,13 @@ fn end_or_signal(ended: &mpsc::Receiver<End>) -> Option<io::Result<()>> {
 
 /// How serving ended.
 enum Ended {
-    /// The mount is gone, and everything that was open.
+    /// The mount has ended, and no program has its files open.
     Gone,
-    /// This process goes; somebody may still have something open.
+    /// This process ends while programs may still have files open.
     Detached,
 }
 
-/// Has the kernel hand in what programs wrote, and says when that is done.
+/// Makes the kernel hand in cached writes, and sends an event when it has.
 fn push(barrier: &Arc<Barrier>, events: mpsc::Sender<End>) {
     let barrier = Arc::clone(barrier);
     let pushing = thread::Builder::new().name("pfimg-push".into()).spawn(move || {
@@ -209,7 +209,7 @@ fn push(barrier: &Arc<Barrier>, events: mpsc::Sender<End>) {
         let _ = events.send(End::Pushed);
     });
     if let Err(error) = pushing {
-        tracing::warn!("cannot start a thread to take in what programs wrote: {error}");
+        tracing::warn!("cannot start a thread to collect cached writes: {error}");
     }
 }
 
@@ -221,13 +221,13 @@ fn wait(own: &OwnMount, ended: &mpsc::Receiver<End>, log: &Log, push: impl FnOnc
         Ok(End::Pushed) | Err(_) => return Ok(Ended::Detached),
     };
     if signal == SIGXCPU {
-        tracing::warn!("the time that the shell allows a program (ulimit -t) is used up: unmounting {shown}");
+        tracing::warn!("the daemon has used up its CPU time (ulimit -t): unmounting {shown}");
     } else {
         tracing::info!("signal {signal}: unmounting {shown}");
     }
     let name = signal_hook::low_level::signal_name(signal).unwrap_or("unknown");
     log.note_quietly(note::signal(name, "unmount"));
-    // Once the mount is detached, nothing reaches what programs wrote through mappings that they keep.
+    // Before the mount is detached: later the daemon cannot collect writes through mappings that programs keep.
     push();
     let mut hurried = false;
     match ended.recv_timeout(GRACE) {
@@ -241,27 +241,27 @@ fn wait(own: &OwnMount, ended: &mpsc::Receiver<End>, log: &Log, push: impl FnOnc
     };
     match left {
         Unmounted::Clean | Unmounted::Absent => {}
-        // Nobody is to be waited for, and nobody will say that it is over.
+        // No program has to be waited for, and no event would report the end.
         Unmounted::Held => {
             tracing::info!("unmounted {shown}");
             return Ok(Ended::Detached);
         }
         Unmounted::Shows(other) => tracing::warn!(
-            "{shown} also shows at {}: that is served for {} s more",
+            "{shown} is also mounted at {}, which is served for {} s more",
             other.display(),
             GRACE.as_secs()
         ),
         Unmounted::Busy => tracing::warn!(
-            "{shown} is in use: it was detached, and is served for {} s more to whoever has it open",
+            "{shown} is in use: it was detached, and is served for {} s more to programs that have it open",
             GRACE.as_secs()
         ),
     }
-    // After a second signal no program is waited for any longer, but the end may be on its way.
+    // After a second signal this waits for no program, but the end may already be on its way.
     let result = if hurried { session_end(ended, SETTLE) } else { end_or_signal(ended) };
     if let Some(result) = result {
         return gone(result, own);
     }
-    tracing::warn!("{shown} is still in use; whoever has it open gets ENOTCONN from now on");
+    tracing::warn!("{shown} is still in use; programs that have it open get ENOTCONN from now on");
     Ok(Ended::Detached)
 }
 
@@ -278,13 +278,13 @@ fn gone(result: io::Result<()>, own: &OwnMount) -> Result<Ended> {
     }
 }
 
-/// Whether the end came while a request was being read: the kernel says ECONNABORTED then, after an unmount as well
-/// (`fuse_dev_do_read`), and ENODEV otherwise.
+/// Whether the mount ended while a request was being read. The kernel then returns ECONNABORTED, even after an unmount
+/// (`fuse_dev_do_read`), and otherwise ENODEV.
 fn was_reading(error: &io::Error) -> bool {
     error.raw_os_error() == Some(libc::ECONNABORTED)
 }
 
-/// Leaves no mount behind, whatever happened between mounting and the end.
+/// Unmounts when it is dropped, so that no error leaves a mount behind.
 struct UnmountOnDrop<'a>(&'a OwnMount);
 
 impl Drop for UnmountOnDrop<'_> {

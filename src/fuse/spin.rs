@@ -1,17 +1,17 @@
 //! Keeps requests on one core, on machines that have two.
 //!
-//! Where a request's caller and the daemon run on different cores, each request wakes a core that went to sleep,
-//! twice. In a virtual machine that is most of what a request costs: 45 µs against 17 µs if both take turns on one
-//! core (measured: stat of a missing name, two cores, Linux 6.18). The scheduler looks for an idle core for whoever
-//! wakes up, so it spreads the two whenever it can. While requests come in a row, the event loops stay on one core, and a
-//! thread here keeps the other one busy, so that it is not idle and the caller comes to the first.
+//! If a request's caller and the daemon run on different cores, each request wakes a sleeping core twice. In a virtual machine
+//! this is most of a request's time: 45 µs, against 17 µs if both take turns on one core (measured: stat of a missing name, two
+//! cores, Linux 6.18). The scheduler gives a thread that wakes up an idle core, so it spreads the two whenever it can. While
+//! requests come in a row, this module therefore keeps the event loops on one core. A thread, the *company*, keeps the other
+//! core busy, so that the scheduler puts the caller on the first.
 //!
-//! Two event loops would take turns there as well; so one of them rests meanwhile. Where several programs make requests at
-//! the same time they have the cores busy themselves, and the two loops serve them better.
+//! Two event loops would take turns on that core too, so one of them rests. If several programs make requests at the same time,
+//! they keep the cores busy themselves, and two event loops serve them better.
 //!
-//! It is busy with nothing, and must cost nobody anything: it stops as soon as requests pause, and for a while when
-//! somebody else wants its core. With more cores it would need a thread for each of them but one, which is too much to ask;
-//! with one there is nothing to spread to.
+//! The company only spins, so it must not slow down other programs. It stops as soon as requests pause. It also stays away for
+//! a while when another program needs its core. With more than two cores it would need a thread for each core but one, which
+//! would be too expensive. With one core there is nothing to do.
 
 use std::cell::Cell;
 use std::hint::spin_loop;
@@ -26,31 +26,31 @@ use rustix::thread::{CpuSet, gettid, sched_getaffinity, sched_getcpu, sched_seta
 
 use crate::sync::{Condvar, Mutex};
 
-/// Requests are looked at so many at a time.
+/// Number of requests after which the company is considered.
 const ROW: u64 = 16;
 
-/// So many requests within this time are a row.
+/// [`ROW`] requests within this time are a row.
 const ROW_WITHIN: Duration = Duration::from_millis(4);
 
-/// Of so many requests one may come from another caller than the one before: a program that starts another does that.
+/// One of this many requests may come from another caller than the one before it: a program may start another.
 const SEVERAL: u64 = 4;
 
-/// A pause in the row that ends the company.
+/// A pause between requests that ends the company.
 const PAUSE: Duration = Duration::from_micros(300);
 
-/// And at its beginning: who makes the requests may wait for just this core.
+/// The same before the first request. It is shorter, since the caller may be waiting for the very core that is kept busy.
 const FIRST: Duration = Duration::from_micros(60);
 
-/// A look at the clock that took this long was interrupted by somebody who wants the core.
+/// If reading the clock took this long, another program has interrupted the thread.
 const INTERRUPTED: Duration = Duration::from_micros(30);
 
-/// How much of its time is looked at at once.
+/// The time over which interruptions are added up.
 const WINDOW: Duration = Duration::from_millis(2);
 
-/// How long it keeps away once the core was wanted, at first and at most.
+/// How long the company stays away after another program needed the core: at first, and at most.
 const AWAY: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(320));
 
-/// The thread that keeps requests company.
+/// The thread that keeps the second core busy while requests come in a row.
 pub(super) struct Company {
     shared: Arc<Shared>,
     thread: Thread,
@@ -63,20 +63,20 @@ struct Shared {
     /// The event loops' threads.
     loops: Mutex<Vec<Pid>>,
     requests: AtomicU64,
-    /// When the last look at the requests was, in nanoseconds since the start.
+    /// When requests were last looked at, in nanoseconds since the start.
     looked: AtomicU64,
-    /// The core that a request of the row was answered on.
+    /// The core on which a request of the row was answered.
     core: AtomicUsize,
-    /// Who made the last request, and how often it was another one than before.
+    /// The thread that made the last request, and how often that changed.
     caller: AtomicU32,
     callers: AtomicU64,
-    /// Whether it is there, or keeps away.
+    /// Whether the company is at work or stays away.
     busy: AtomicBool,
-    /// The event loop that answers requests as long as there is company; 0 if there is none.
+    /// The event loop that answers requests during company; 0 without company.
     serving: AtomicUsize,
-    /// Whether it is asked to go.
+    /// Whether the company is asked to end.
     dismissed: AtomicBool,
-    /// The event loops that rest as long as there is company.
+    /// The event loops that rest during company.
     resting: Mutex<Vec<ThreadId>>,
     /// Held while `serving` is set to 0.
     ending: Mutex<()>,
@@ -88,7 +88,7 @@ thread_local! {
     static LOOP: Cell<usize> = const { Cell::new(0) };
 }
 
-/// A request that is being answered. Dropped once it is.
+/// A request that is being answered. It is dropped after the answer.
 pub(super) struct Turn<'a>(&'a Shared);
 
 impl Drop for Turn<'_> {
@@ -100,7 +100,7 @@ impl Drop for Turn<'_> {
     }
 }
 
-/// The cores this process may use, if they are two.
+/// Returns the cores that this process may use, if they are two.
 fn two_cores() -> Option<[usize; 2]> {
     let allowed = sched_getaffinity(None).ok()?;
     let mut cores = (0..CpuSet::MAX_CPU).filter(|core| allowed.is_set(*core));
@@ -109,7 +109,7 @@ fn two_cores() -> Option<[usize; 2]> {
 }
 
 impl Company {
-    /// Starts it where it makes sense.
+    /// Starts the thread on a machine with two cores. Returns none on others.
     pub(super) fn start() -> io::Result<Option<Self>> {
         two_cores().map(Self::on).transpose()
     }
@@ -135,8 +135,8 @@ impl Company {
         Ok(Self { shared, thread: thread.thread().clone(), started: Instant::now() })
     }
 
-    /// Counts a request of a thread of some program that an event loop has taken, and calls for company if it is one of
-    /// a row.
+    /// Counts a request that an event loop has taken, of the program's thread `caller`. Starts the company if the request is
+    /// one of a row.
     pub(super) fn request(&self, caller: u32) -> Turn<'_> {
         let shared = &*self.shared;
         if LOOP.get() == 0 {
@@ -144,7 +144,7 @@ impl Company {
             loops.push(gettid());
             LOOP.set(loops.len());
         }
-        // Not all at once: a count that is a little off does no harm.
+        // These steps are not atomic together: a small error in the count does no harm.
         if shared.caller.load(Ordering::Relaxed) != caller {
             shared.caller.store(caller, Ordering::Relaxed);
             shared.callers.fetch_add(1, Ordering::Relaxed);
@@ -156,18 +156,19 @@ impl Company {
         Turn(shared)
     }
 
-    /// Ends it: there is work for both cores. Who is woken while one is kept busy may wait for milliseconds for the other.
+    /// Ends the company, because both cores have work. A thread that wakes up while one core is kept busy may wait for the other
+    /// for milliseconds.
     pub(super) fn dismiss(&self) {
         self.shared.dismissed.store(true, Ordering::Relaxed);
     }
 
-    /// Tells which event loops rest at the moment: each has answered the request that it took last.
+    /// Returns a function that lists the resting event loops. Each of them has answered the last request that it took.
     pub(super) fn resting(&self) -> impl Fn() -> Vec<ThreadId> + Send + use<> {
         let shared = Arc::clone(&self.shared);
         move || shared.resting.lock().clone()
     }
 
-    /// Calls for company if the last requests came in a row, and from one caller.
+    /// Starts the company if the last requests came in a row, and from one caller.
     fn look(&self) {
         let shared = &*self.shared;
         let now = self.started.elapsed().as_nanos() as u64;
@@ -181,14 +182,14 @@ impl Company {
     }
 }
 
-/// Why company ended.
+/// Why the company ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ended {
-    /// Not a single request came.
+    /// No request came at all.
     Alone,
     /// No request came for a while.
     Paused,
-    /// Somebody else wants the core, or several make requests.
+    /// Another program needs the core, or several programs make requests.
     Wanted,
 }
 
@@ -203,7 +204,7 @@ impl Shared {
                 if self.core.load(Ordering::Relaxed) == one { (one, two) } else { (two, one) };
             let mut ended = self.keep_busy(core, other);
             if ended == Ended::Alone {
-                // Who makes the requests waits for just the core that was kept busy.
+                // The caller is waiting for the very core that was kept busy.
                 ended = self.keep_busy(other, core);
             }
             self.serving.store(0, Ordering::Relaxed);
@@ -219,7 +220,7 @@ impl Shared {
         }
     }
 
-    /// Lets an event loop rest as long as there is company for another one.
+    /// Makes an event loop rest while another one has company.
     fn rest(&self) {
         let own = thread::current().id();
         let mut ending = self.ending.lock();
@@ -230,14 +231,14 @@ impl Shared {
         self.resting.lock().retain(|resting| *resting != own);
     }
 
-    /// Has the event loops on one core, and keeps the other one busy.
+    /// Puts the event loops on one core, and keeps the other core busy.
     fn keep_busy(&self, loops_on: usize, busy: usize) -> Ended {
         let place = |thread, cores: &[usize]| {
             let mut set = CpuSet::new();
             for core in cores {
                 set.set(*core);
             }
-            // What may not be placed stays where it is.
+            // A thread that cannot be moved stays where it is.
             let _ = sched_setaffinity(thread, &set);
         };
         let loops = self.loops.lock().clone();
@@ -252,7 +253,7 @@ impl Shared {
         ended
     }
 
-    /// Keeps this thread's core busy until requests pause or somebody else wants it.
+    /// Keeps this thread's core busy until requests pause or another program needs it.
     fn spin(&self) -> Ended {
         let mut now = Instant::now();
         let begun = now;
@@ -296,11 +297,11 @@ impl Shared {
 mod tests {
     use super::*;
 
-    fn wait(company: &Company, busy: bool, meanwhile: impl Fn()) {
+    fn wait(company: &Company, busy: bool, each_time: impl Fn()) {
         let until = Instant::now() + Duration::from_secs(20);
         while company.shared.busy.load(Ordering::Relaxed) != busy {
             assert!(Instant::now() < until, "busy is not {busy}");
-            meanwhile();
+            each_time();
         }
     }
 
@@ -317,7 +318,7 @@ mod tests {
     fn company_goes_when_it_is_dismissed() {
         let company = Company::on(two_cores().unwrap_or([0, 0])).unwrap();
         wait(&company, true, || drop(company.request(1)));
-        // Requests go on.
+        // Requests continue.
         wait(&company, false, || {
             company.dismiss();
             company.shared.requests.fetch_add(1, Ordering::Relaxed);

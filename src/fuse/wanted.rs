@@ -1,11 +1,11 @@
-//! What the kernel is asked to do for a connection.
+//! The features that a connection asks the kernel for.
 
 use fuser::InitFlags;
 
 use super::adapter::Adapter;
 
 impl Adapter {
-    /// What is asked for beyond what the library asks for itself.
+    /// Lists the features to ask for, in addition to those that the library asks for itself.
     pub(super) fn wanted(&self) -> Vec<InitFlags> {
         let mut wanted = vec![
             InitFlags::FUSE_NO_OPENDIR_SUPPORT,
@@ -13,27 +13,27 @@ impl Adapter {
             InitFlags::FUSE_PARALLEL_DIROPS,
             InitFlags::FUSE_CACHE_SYMLINKS,
             InitFlags::FUSE_ASYNC_DIO,
-            // A file handle names an inode that the kernel may forget, and most numbers of inodes are hashes, which lead to no file. So
-            // the kernel hands out no handles, rather than some that are stale when its memory is short.
+            // A file handle names an inode that the kernel may forget, and most inode numbers are hashes, which cannot be looked
+            // up. So the kernel hands out no handles. Otherwise some would become stale when its memory is short.
             InitFlags::FUSE_NO_EXPORT_SUPPORT,
         ];
         if self.vfs.xattrs() {
-            // The kernel then goes by access control lists, and leaves the umask to the daemon: a list that a folder hands on counts
-            // in its place.
+            // With these the kernel checks access control lists, and leaves the umask to the daemon: a folder's default list
+            // replaces the umask.
             wanted.extend([InitFlags::FUSE_POSIX_ACL, InitFlags::FUSE_DONT_MASK]);
         }
         if self.writeback {
-            // The kernel would take writes to what cannot be written, and own the size of it from then on: every
-            // open has to be asked for.
+            // A kernel that caches writes would accept them for files that cannot be written, and keep its own size of those.
+            // So it has to ask for every open.
             wanted.push(InitFlags::FUSE_WRITEBACK_CACHE);
-            // What is opened past its cache can be mapped all the same.
+            // Allows a program to map a file that is opened without the kernel's cache.
             wanted.push(InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP);
         } else {
             wanted.push(InitFlags::FUSE_NO_OPEN_SUPPORT);
         }
-        // Not FUSE_HANDLE_KILLPRIV. With it the kernel leaves set-user-id bits to the daemon, and goes on with the mode it knows: a
-        // program that another user has just written to would still run with the rights of its owner. Without it the kernel takes
-        // the bits away itself, by a request before the write.
+        // Does not ask for FUSE_HANDLE_KILLPRIV. With it the kernel leaves set-user-id bits to the daemon, and continues to use
+        // the mode that it knows: a program that another user has just changed would still run with the rights of its owner.
+        // Without it the kernel clears the bits itself, by a request before the write.
         wanted
     }
 }

@@ -1,5 +1,4 @@
-//! What a mount does by itself: it tells the kernel what other programs changed in the store, so that its caches do
-//! not show it any longer, and tidies up its forks.
+//! Background work of a mount: it invalidates the kernel's caches after other programs changed the store, and tidies up forks.
 
 use std::ffi::OsStr;
 use std::io;
@@ -14,30 +13,30 @@ use fuser::{INodeNo, Notifier};
 use super::announce::Announcer;
 use crate::vfs::{Stale, Tell, Vfs, Watched};
 
-/// How often the store is looked at: one stat of a folder each time. Promised is a second.
+/// How often the store is checked, by one stat of each folder. The promise is one second.
 const LOOK: Duration = Duration::from_millis(200);
 
-/// How often a change of a listing is told: one that was under way meanwhile can reach the kernel's cache after the
-/// first time.
+/// How often a change of a listing is reported to the kernel. A listing that runs at the same time may reach its cache after the
+/// first report.
 const TELL: u32 = 3;
 
 /// How often forks are tidied up.
 const TIDY: Duration = Duration::from_secs(5);
 
-/// How often is looked whether another mount changed the forks, where one writes them.
+/// How often forks that another mount writes are checked for changes.
 const FOLLOW: Duration = Duration::from_millis(500);
 
-/// How often forks are looked at that may have to be sealed.
+/// How often forks are checked for an automatic seal.
 const SEAL: Duration = Duration::from_millis(250);
 
-/// The threads that do so.
+/// The threads of the background work.
 pub(super) struct Watcher {
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
 }
 
 impl Watcher {
-    /// Starts them. `watched` is the store as it was before anybody could look at the mount.
+    /// Starts the threads. `watched` is the state of the store before any program could look at the mount.
     pub(super) fn start(
         vfs: Arc<Vfs>,
         mut watched: Watched,
@@ -50,7 +49,7 @@ impl Watcher {
         let (follower, follows, mut before) = (Arc::clone(&vfs), notifier.clone(), Vec::new());
         this.every("pfimg-watch", LOOK, move || {
             let (changes, announcements) = vfs.changes(&mut watched);
-            // No lock is held here. An inode the kernel does not know is an error that means nothing.
+            // No lock is held here. If the kernel does not know an inode, its error is ignored.
             for id in &changes.removed {
                 let _ = notifier.inval_entry(INodeNo(Vfs::IMAGES), OsStr::new(&id.hex()));
             }
@@ -79,14 +78,15 @@ impl Watcher {
                 let _ = notifier.inval_inode(INodeNo(Vfs::TAGS), 0, 0);
             }
         })?;
-        // A thread of its own: a checkpoint takes as long as the disk does.
+        // On a separate thread, since a checkpoint waits for the disk.
         this.every("pfimg-tidy", TIDY, move || tidied.keep_house())?;
-        // So is this: a seal reads and compresses all that was written.
+        // On a separate thread too, since a seal reads and compresses all changes.
         let tell_of_seal: Tell = Arc::new(move |stale| tell(&told, stale));
         this.every("pfimg-seal", SEAL, move || sealed.seal_due(&tell_of_seal))?;
         this.every("pfimg-follow", FOLLOW, move || {
             let stale = follower.follow_forks();
-            // What was under way meanwhile can reach the kernel's cache after the first time.
+            // Reported again, since a request that ran at the same time may have reached the kernel's cache after the first
+            // report.
             tell(&follows, &before);
             tell(&follows, &stale);
             before = stale;
@@ -114,10 +114,10 @@ impl Watcher {
     }
 }
 
-/// Tells the kernel what looks different after a seal. Not to be called where a request waits for it.
+/// Sends invalidations to the kernel. Must not be called while a request waits for it.
 pub(super) fn tell(notifier: &Notifier, stale: &[Stale]) {
     for stale in stale {
-        // What the kernel does not know is an error that means nothing.
+        // The kernel's error for an inode or name that it does not know is ignored.
         let _ = match stale {
             Stale::Inode(ino) => notifier.inval_inode(INodeNo(*ino), 0, 0),
             Stale::Name(folder, name) => notifier.inval_entry(INodeNo(*folder), OsStr::from_bytes(name)),

@@ -1,8 +1,8 @@
-//! Mounting and unmounting: as root by mount(2), else through fusermount3 (FUSE's `_FUSE_COMMFD` protocol).
+//! Mounts and unmounts: as root by mount(2), otherwise through fusermount3 (FUSE's `_FUSE_COMMFD` protocol).
 //!
-//! The FUSE library's own way is not used: it can unmount another filesystem that was mounted at the same path
-//! meanwhile, and fails while files are open. Here a mount is known by a number the kernel gives out once, and only that
-//! one is ever unmounted.
+//! The FUSE library's own functions are not used: they fail while files are open, and can unmount another filesystem that was
+//! later mounted at the same path. Here a mount is identified by a number that the kernel never reuses, and only that mount is
+//! unmounted.
 
 use std::fs::{self, File};
 use std::io::{self, IoSliceMut};
@@ -27,11 +27,11 @@ use crate::mount::silent::{self, Answer, Question};
 
 const FUSERMOUNT: &str = "fusermount3";
 
-/// How long another mount at the same place is waited for, and how often it is looked whether it is done.
+/// How long to wait for another program that mounts at the same place, and how often to check.
 const PATIENCE: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_millis(5);
 
-/// How long a mount that answers is given to turn out to be that of a daemon which was killed, and how often it is looked at meanwhile.
+/// How long to watch a mount that answers, since its daemon may just have been killed, and how often to check.
 const DYING: Duration = Duration::from_millis(200);
 const PREPARES: u32 = 10;
 
@@ -41,15 +41,15 @@ const OWN_USE: Duration = Duration::from_millis(300);
 /// How long `pfimg run` may take to hide the mounts of other stores from what it runs.
 const HIDING: Duration = Duration::from_millis(200);
 
-/// A mount of ours that is there.
+/// A mount of this program.
 #[derive(Debug)]
 pub(crate) struct OwnMount {
     pub(crate) path: PathBuf,
     identity: Identity,
 }
 
-/// What tells one mount from another at the same path. The kernel gives device numbers out again at once, so that
-/// they alone do not; since Linux 6.8 it also has a number for each mount that never comes back.
+/// Distinguishes a mount from others at the same path. The device number alone is not enough, since the kernel reuses it at
+/// once. Since Linux 6.8 each mount also has a number that is never reused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Identity {
     device: String,
@@ -62,7 +62,7 @@ struct Identity {
 const MNT_ID_UNIQUE: StatxFlags = StatxFlags::from_bits_retain(0x4000);
 
 impl Identity {
-    /// That of what shows at `path`. Asks the kernel only, not the daemon behind the mount.
+    /// Returns the identity of the mount that shows at `path`. Asks only the kernel, not the daemon of the mount.
     fn at(path: &Path, mounted: &Mounted) -> Self {
         let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC;
         let unique = rustix::fs::statx(rustix::fs::CWD, path, flags, MNT_ID_UNIQUE)
@@ -73,23 +73,23 @@ impl Identity {
     }
 }
 
-/// How an unmounting went.
+/// The result of an unmount.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Unmounted {
-    /// It is gone.
+    /// The mount has ended.
     Clean,
-    /// It is gone from the tree of files; programs that use it keep what they have open.
+    /// The mount was detached from its path. Programs can still use the files that they have open.
     Busy,
-    /// It is gone from that path, and shows at another one: one of the two is a bind mount of the other.
+    /// The mount was removed from its path, and still shows at another: one of the two is a bind mount of the other.
     Shows(PathBuf),
-    /// It is gone, but where nobody gets to it: below what hides it from a command that is kept to a fork of another store. Its daemon
-    /// is not told of the end, and has to be.
+    /// The mount is left only in the view of a `pfimg run` of another store, which hides it, so no program can reach it. The kernel
+    /// does not tell its daemon of the end, so the daemon has to end by itself.
     Held,
-    /// It was gone already.
+    /// The mount had already ended.
     Absent,
 }
 
-/// The absolute path of a mountpoint, also where a dead mount answers nothing but ENOTCONN.
+/// Returns the absolute path of a mountpoint, even of a dead mount, which answers only ENOTCONN.
 pub(crate) fn absolute(mountpoint: &Path) -> Result<PathBuf> {
     let failed = |e| Error::io(e, format!("cannot use {} as a mountpoint", mountpoint.display()));
     match fs::canonicalize(mountpoint) {
@@ -104,7 +104,7 @@ pub(crate) fn absolute(mountpoint: &Path) -> Result<PathBuf> {
     }
 }
 
-/// Makes sure that something can be mounted at `path`: clears a dead mount of ours, refuses a live one.
+/// Makes sure that a store can be mounted at `path`: unmounts a dead mount of this program, and refuses a live one.
 pub(crate) fn prepare(path: &Path) -> Result<()> {
     prepare_within(path, PREPARES)
 }
@@ -125,9 +125,9 @@ fn prepare_within(path: &Path, patience: u32) -> Result<()> {
         match (mounted.is_ours(), dead) {
             (true, true) => {
                 detach(path, true)?;
-                tracing::info!("cleared the dead mount that an ended daemon left at {shown}");
+                tracing::info!("unmounted the dead mount that an ended daemon left at {shown}");
             }
-            // A daemon that is being killed has its connection for a moment.
+            // A daemon that was killed keeps its connection for a moment.
             (true, false) if patience > 0 => {
                 std::thread::sleep(DYING / PREPARES);
                 return prepare_within(path, patience - 1);
@@ -162,9 +162,9 @@ fn prepare_within(path: &Path, patience: u32) -> Result<()> {
     }
 }
 
-/// Whether the daemon of what is mounted at a path has ended; nothing if it does not answer.
+/// Whether the daemon of the mount at a path has ended. Returns none if the daemon does not answer.
 ///
-/// Not by stat: the kernel goes on answering it from what it knows.
+/// Does not use stat(2), which the kernel would answer from its cache.
 fn is_dead(path: &Path) -> Option<bool> {
     match silent::ask_one(Question::Space(path.to_owned())) {
         Answer::Failed(e) => Some(silent::has_ended(&e)),
@@ -173,7 +173,7 @@ fn is_dead(path: &Path) -> Option<bool> {
     }
 }
 
-/// Takes away a mount of ours whose daemon has just ended, if one shows at a path.
+/// Unmounts a dead mount of this program at a path, if there is one. Its daemon may have ended just now.
 pub(crate) fn clear_dead(mountpoint: &Path) -> Result<()> {
     for _ in 0..PREPARES {
         if !mounted_at(mountpoint)?.is_some_and(|mounted| mounted.is_ours()) {
@@ -182,22 +182,22 @@ pub(crate) fn clear_dead(mountpoint: &Path) -> Result<()> {
         if is_dead(mountpoint) == Some(true) {
             return detach(mountpoint, true);
         }
-        // A daemon that was killed has its connection for a moment.
+        // A daemon that was killed keeps its connection for a moment.
         std::thread::sleep(DYING / PREPARES);
     }
     Ok(())
 }
 
-/// Mounts and returns the connection to the kernel.
+/// Mounts a store and returns the connection to the kernel.
 ///
-/// `source` is what the list of mounts calls what is mounted.
+/// `source` is the name that the list of mounts shows: the store's folder.
 pub(crate) fn mount(path: &Path, source: &Path, options: &MountOptions) -> Result<(OwnedFd, OwnMount)> {
-    // Two that start at once must not lie on each other: the second would pass for the first.
+    // Two mounts at the same time must not cover each other: the second would be taken for the first.
     let _alone = alone_at(path)?;
     prepare(path)?;
     let fd = if rustix::process::geteuid().is_root() {
         match mount_directly(path, source, options) {
-            // Root in a container need not have the capability, but fusermount3 may help all the same.
+            // Root in a container may lack the capability, but fusermount3 may still be able to mount.
             Err(error) if error.kind() == ErrorKind::PermissionDenied => {
                 mount_by_helper(path, source, options)
                     .map_err(|helper| hints::root_refused(error.with_source(helper)))?
@@ -206,29 +206,32 @@ pub(crate) fn mount(path: &Path, source: &Path, options: &MountOptions) -> Resul
         }
     } else {
         if options.suid || options.dev {
-            return Err(Error::new(ErrorKind::PermissionDenied, "only root may mount with suid or dev"));
+            return Err(Error::new(ErrorKind::PermissionDenied, "only root can mount with suid or dev"));
         }
         mount_by_helper(path, source, options)?
     };
     let mounted = mounted_at(path)?.filter(Mounted::is_ours).ok_or_else(|| {
-        Error::new(ErrorKind::Io(None), format!("{} was mounted but is not in mountinfo", path.display()))
+        Error::new(
+            ErrorKind::Io(None),
+            format!("{} was mounted but is missing in /proc/self/mountinfo", path.display()),
+        )
     })?;
     Ok((fd, OwnMount { path: path.to_owned(), identity: Identity::at(path, &mounted) }))
 }
 
-/// Locks the folder that will be covered, until what is returned is dropped.
+/// Locks the mountpoint's folder until the result is dropped.
 fn alone_at(path: &Path) -> Result<Option<File>> {
-    // A folder that may be mounted on need not be readable. Then two at once are not told apart.
+    // A mountpoint need not be readable. Without a lock, two programs that mount there at the same time are not detected.
     let Ok(folder) = File::open(path) else { return Ok(None) };
     let asked = Instant::now();
     loop {
         match rustix::fs::flock(&folder, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => return Ok(Some(folder)),
-            // Not every filesystem has locks.
+            // The filesystem has no locks.
             Err(e) if e != rustix::io::Errno::WOULDBLOCK => return Ok(None),
             Err(_) if asked.elapsed() < PATIENCE => std::thread::sleep(LOOK),
             Err(_) => {
-                let what = format!("somebody else is mounting at {}, or has locked it", path.display());
+                let what = format!("another program is mounting at {}, or has locked it", path.display());
                 return Err(Error::new(ErrorKind::Busy, what));
             }
         }
@@ -242,7 +245,7 @@ fn device_error(e: io::Error) -> Error {
             error.with_hint("load the kernel module: modprobe fuse; in a container, pass --device /dev/fuse")
         }
         ErrorKind::PermissionDenied => {
-            error.with_hint("it needs mode 0666, which Debian's package fuse3 sets at boot")
+            error.with_hint("set its mode to 0666, as Debian's package fuse3 does at boot")
         }
         _ => error,
     }
@@ -261,7 +264,7 @@ fn mount_directly(path: &Path, source: &Path, options: &MountOptions) -> Result<
     let data =
         CString::new(data).map_err(|_| Error::new(ErrorKind::InvalidInput, "mount options contain NUL"))?;
     rustix::mount::mount(source, path, FS_TYPE, options.flags(), &*data).map_err(|e| {
-        // EPERM is "not allowed" here, whatever else it may mean.
+        // EPERM means here that the caller may not mount.
         let kind = if e == rustix::io::Errno::PERM {
             ErrorKind::PermissionDenied
         } else {
@@ -274,7 +277,7 @@ fn mount_directly(path: &Path, source: &Path, options: &MountOptions) -> Result<
 
 fn mount_by_helper(path: &Path, source: &Path, options: &MountOptions) -> Result<OwnedFd> {
     let failed = |e: rustix::io::Errno| Error::io(e.into(), "cannot make a socket for fusermount3");
-    // The helper's end has to survive exec, ours must not.
+    // The helper's end must stay open across exec; this program's end must not.
     let (ours, theirs) =
         rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::empty(), None)
             .map_err(failed)?;
@@ -303,9 +306,9 @@ fn mount_by_helper(path: &Path, source: &Path, options: &MountOptions) -> Result
                 format!("fusermount3 cannot mount at {}: {said}", path.display()),
             );
             Err(if said.contains("user_allow_other") {
-                error.with_hint("root has to put user_allow_other into /etc/fuse.conf")
+                error.with_hint("add user_allow_other to /etc/fuse.conf, as root")
             } else if said.contains("/dev/fuse") {
-                error.with_hint("/dev/fuse needs mode 0666, which Debian's package fuse3 sets at boot")
+                error.with_hint("set the mode of /dev/fuse to 0666, as Debian's package fuse3 does at boot")
             } else if said.contains("determine username") {
                 error.with_hint(
                     "this user has no name: add a line for the user to /etc/passwd, or mount in a user namespace: \
@@ -337,7 +340,7 @@ fn receive_fd(socket: &OwnedFd) -> rustix::io::Result<Option<OwnedFd>> {
     Ok(fd)
 }
 
-/// Takes a mount off its path, lazily if told so.
+/// Detaches the mount at a path; with `lazily` even if programs use it.
 fn detach(path: &Path, lazily: bool) -> Result<()> {
     let failed = |e| Error::io(e, format!("cannot unmount {}", path.display()));
     if rustix::process::geteuid().is_root() {
@@ -373,7 +376,7 @@ fn detach(path: &Path, lazily: bool) -> Result<()> {
     Err(if kind == ErrorKind::Busy { error } else { hints::helper_refused(error, FUSERMOUNT) })
 }
 
-/// Takes a mount off its path if it is the one that shows there; lazily if it is busy.
+/// Detaches a mount if it is the one that shows at its path, even if programs use it.
 fn unmount_identity(path: &Path, identity: &Identity) -> Result<Unmounted> {
     match mounted_at(path)? {
         Some(mounted) if mounted.is_ours() => {
@@ -392,7 +395,7 @@ fn unmount_identity(path: &Path, identity: &Identity) -> Result<Unmounted> {
     }
     let asked = Instant::now();
     let mut detached = detach(path, false);
-    // After a seal or a restore the daemon itself has something of its mount open for a moment.
+    // After a seal or a restore the daemon itself has files of its mount open for a moment.
     while detached.as_ref().is_err_and(|e| e.errno() == libc::EBUSY) && asked.elapsed() < OWN_USE {
         std::thread::sleep(4 * LOOK);
         detached = detach(path, false);
@@ -400,17 +403,17 @@ fn unmount_identity(path: &Path, identity: &Identity) -> Result<Unmounted> {
     match detached {
         Ok(()) => Ok(left_of(identity)),
         Err(error) if error.errno() == libc::EBUSY => detach(path, true).map(|()| Unmounted::Busy),
-        // Gone between the look and the call.
+        // Another program unmounted it between the check and the call.
         Err(error) if matches!(error.errno(), libc::EINVAL | libc::ENOENT) => Ok(Unmounted::Absent),
         Err(error) => Err(error),
     }
 }
 
-/// What is left of a mount that was unmounted here.
+/// Finds out whether a mount that was unmounted here still exists elsewhere.
 fn left_of(identity: &Identity) -> Unmounted {
     let device = &identity.device;
     let here = mounts().unwrap_or_default();
-    // The kernel may have given the device number to another store's mount by now.
+    // The kernel may have reused the device number for the mount of another store.
     let is_same = |mounted: &Mounted| {
         mounted.is_ours() && mounted.device == *device && mounted.source == identity.source
     };
@@ -419,7 +422,7 @@ fn left_of(identity: &Identity) -> Unmounted {
     }
     let asked = Instant::now();
     let mut left = elsewhere(device);
-    // A command that is being started has not hidden it yet.
+    // A `pfimg run` that is just starting has not hidden the mount yet.
     while left == Elsewhere::Seen && asked.elapsed() < HIDING {
         std::thread::sleep(LOOK);
         left = elsewhere(device);
@@ -432,7 +435,7 @@ fn left_of(identity: &Identity) -> Unmounted {
 }
 
 impl OwnMount {
-    /// What is left of it once it is unmounted, whoever did that.
+    /// Finds out whether the mount still exists elsewhere after any program has unmounted it here.
     pub(crate) fn left(&self) -> Unmounted {
         left_of(&self.identity)
     }
@@ -442,12 +445,12 @@ impl OwnMount {
         &self.identity.device
     }
 
-    /// Unmounts this mount and no other.
+    /// Unmounts this mount, but no other one at its path.
     pub(crate) fn unmount(&self) -> Result<Unmounted> {
         unmount_identity(&self.path, &self.identity)
     }
 
-    /// Whether it is there still, as far as can be told.
+    /// Whether the mount still exists, as far as the kernel's list of mounts shows.
     pub(crate) fn is_mounted(&self) -> bool {
         match mounted_at(&self.path) {
             Ok(Some(mounted)) => mounted.is_ours() && Identity::at(&self.path, &mounted) == self.identity,
@@ -457,7 +460,7 @@ impl OwnMount {
     }
 }
 
-/// A mount that shows at a path, for its daemon to end.
+/// A mount that shows at a path and that its daemon may end.
 #[derive(Debug)]
 pub(crate) struct MountHere {
     path: PathBuf,
@@ -465,7 +468,7 @@ pub(crate) struct MountHere {
 }
 
 impl MountHere {
-    /// The one that shows at a path now. Asks the kernel alone.
+    /// Returns the mount that shows at a path now. Asks only the kernel.
     pub(crate) fn at(path: &Path) -> Result<Self> {
         let mounted = mounted_at(path)?.filter(Mounted::is_ours).ok_or_else(|| {
             Error::new(ErrorKind::NotFound, format!("no store is mounted at {}", path.display()))
@@ -473,11 +476,11 @@ impl MountHere {
         Ok(Self { path: path.to_owned(), identity: Identity::at(path, &mounted) })
     }
 
-    /// Unmounts it if no program uses it, and says whether it is gone. A folder that a program stands in is in use.
+    /// Unmounts it if no program uses it, and returns whether it has ended. A working folder of a program counts as use.
     pub(crate) fn unmount_unless_busy(&self) -> Result<bool> {
         match mounted_at(&self.path)? {
             Some(mounted) if mounted.is_ours() && Identity::at(&self.path, &mounted) == self.identity => {}
-            // Another mount lies on it, or it is gone, which its daemon hears of by itself.
+            // Another mount covers this one, or this one has ended, and the kernel tells its daemon.
             Some(_) => return Ok(false),
             None => return Ok(true),
         }
@@ -491,13 +494,14 @@ impl MountHere {
 }
 
 impl MountHere {
-    /// Whether it shows in another mount namespace, once it is unmounted here.
+    /// Whether it shows in another mount namespace after it was unmounted here.
     pub(crate) fn shows_elsewhere(&self) -> bool {
         left_of(&self.identity) != Unmounted::Clean
     }
 }
 
-/// Changes the options of the mount at `mountpoint` that mount(2) can change, by lists in the words of mount(8): root only.
+/// Changes options of the mount at `mountpoint` that mount(2) can change. `lists` use the words of mount(8). Only root can do
+/// this.
 pub(crate) fn remount(mountpoint: &Path, lists: &[String]) -> Result<()> {
     let path = absolute(mountpoint)?;
     let shown = path.display();
@@ -505,7 +509,7 @@ pub(crate) fn remount(mountpoint: &Path, lists: &[String]) -> Result<()> {
         return Err(Error::new(ErrorKind::NotFound, format!("no store is mounted at {shown}"))
             .with_hint("run `pfimg status` to list what is mounted"));
     };
-    // What no list names stays.
+    // Options that no list names stay.
     let mut options = MountOptions::default();
     for word in mounted.options.split(',') {
         // Another program may have added words that pfimg does not know.
@@ -516,7 +520,7 @@ pub(crate) fn remount(mountpoint: &Path, lists: &[String]) -> Result<()> {
     }
     rustix::mount::mount_remount(&path, options.flags(), c"").map_err(|e| {
         if e == rustix::io::Errno::PERM {
-            let what = format!("cannot remount {shown}: only root may");
+            let what = format!("cannot remount {shown}: only root can");
             return Error::new(ErrorKind::PermissionDenied, what)
                 .with_hint("run `pfimg umount`, then `pfimg mount --read-only`");
         }
@@ -524,7 +528,7 @@ pub(crate) fn remount(mountpoint: &Path, lists: &[String]) -> Result<()> {
     })
 }
 
-/// Unmounts the store that is mounted at `mountpoint`, dead or alive. Anything else there is left alone.
+/// Unmounts the store that is mounted at `mountpoint`, dead or alive. Refuses to unmount another filesystem.
 pub(crate) fn unmount(mountpoint: &Path) -> Result<Unmounted> {
     let path = absolute(mountpoint)?;
     let nothing = |what: String| {
@@ -533,7 +537,7 @@ pub(crate) fn unmount(mountpoint: &Path) -> Result<Unmounted> {
     match mounted_at(&path)? {
         Some(mounted) if mounted.is_ours() => unmount_identity(&path, &Identity::at(&path, &mounted)),
         Some(mounted) => {
-            nothing(format!("what is mounted at {} is not a store but {}", path.display(), mounted.fs_type))
+            nothing(format!("the mount at {} is not a store but {}", path.display(), mounted.fs_type))
         }
         None => nothing(format!("nothing is mounted at {}", path.display())),
     }

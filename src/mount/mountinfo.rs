@@ -1,4 +1,4 @@
-//! What is mounted where: `/proc/self/mountinfo`, proc(5).
+//! Reads which filesystems are mounted where: `/proc/self/mountinfo`, proc(5).
 
 use std::collections::HashSet;
 use std::ffi::OsString;
@@ -14,44 +14,44 @@ pub(crate) const FS_TYPE: &str = "fuse.pfimg";
 /// A mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mounted {
-    /// The kernel's number for it, and for the one it lies on.
+    /// The kernel's number for this mount.
     pub id: u64,
-    /// See `id`.
+    /// The number of the mount that it lies on.
     pub parent: u64,
-    /// Where.
+    /// Its mountpoint.
     pub path: PathBuf,
-    /// Which folder of its filesystem is mounted.
+    /// The folder of its filesystem that is mounted.
     pub root: PathBuf,
-    /// Device, as `major:minor`. Tells this mount from another one at the same path.
+    /// Device, as `major:minor`. Distinguishes this mount from others at the same path.
     pub device: String,
     /// Type of the filesystem.
     pub fs_type: String,
-    /// What is mounted: the store's folder, if the mount is one of ours.
+    /// The source of the mount: the store's folder, for a mount of this program.
     pub source: PathBuf,
     /// Options of the mount and of the filesystem, separated by commas.
     pub options: String,
 }
 
 impl Mounted {
-    /// Whether it is one of this program's.
+    /// Whether it is a mount of this program.
     pub fn is_ours(&self) -> bool {
         self.fs_type == FS_TYPE
     }
 
-    /// The user who mounted it, where it is one of this program's.
+    /// The id of the user who mounted it, for a mount of this program.
     pub(crate) fn user(&self) -> Option<u32> {
         self.options.split(',').find_map(|option| option.strip_prefix("user_id="))?.parse().ok()
     }
 }
 
-/// All mounts this process sees, in the order in which they were made: of several at one path the last one shows.
+/// Returns all mounts that this process sees, in the order in which they were made. The last of several at one path shows.
 pub fn mounts() -> Result<Vec<Mounted>> {
     let path = "/proc/self/mountinfo";
     let text = fs::read(path).map_err(|e| Error::io(e, format!("cannot read {path}")))?;
     Ok(parse(&text))
 }
 
-/// Where else the files of a folder, or some of them, are mounted. Its path has to be without links.
+/// Returns other places where a folder's files, or some of them, are mounted. Its path must contain no links.
 pub fn aliases(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(aliases_among(&mounts()?, folder))
 }
@@ -70,23 +70,22 @@ fn aliases_among(mounts: &[Mounted], folder: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
-/// What shows at a path.
+/// Returns the mount at a mountpoint, if there is one.
 pub(crate) fn mounted_at(path: &Path) -> Result<Option<Mounted>> {
     Ok(mounts()?.into_iter().rfind(|mounted| mounted.path == path))
 }
 
-/// Where one of this program's mounts goes on that was unmounted here: in another mount namespace, that of a container or of a
-/// command that is kept to a fork.
+/// Whether a mount that was unmounted here still exists in another mount namespace: that of a container or of a `pfimg run`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Elsewhere {
     Nowhere,
-    /// Only below other mounts, where nobody gets to it.
+    /// Only below other mounts, so that no program can reach it.
     Covered,
-    /// Somebody may use it.
+    /// A program may use it.
     Seen,
 }
 
-/// Looks as far as processes may be looked at.
+/// Looks for a mount in other mount namespaces, as far as this user may inspect their processes.
 pub(crate) fn elsewhere(device: &str) -> Elsewhere {
     namespaces().map(|(_, mounts)| seen_among(&mounts, device)).max().unwrap_or(Elsewhere::Nowhere)
 }
@@ -100,13 +99,13 @@ fn seen_among(mounts: &[Mounted], device: &str) -> Elsewhere {
     ours.map(seen).max().unwrap_or(Elsewhere::Nowhere)
 }
 
-/// The mount that shows at a path: from the root on, always the next one on the way that lies on the one before. Their order in the
-/// list does not tell: it is that of their making, and one that was made may be put in place later.
+/// Returns the mount that shows at a path. Follows the mounts on the way from the root, each on top of the one before. The order
+/// of the list cannot be used: it is that of creation, and a mount may be moved into place later.
 fn shown_at<'a>(mounts: &'a [Mounted], path: &Path) -> Option<&'a Mounted> {
     let is_root =
         |mounted: &&Mounted| mounts.iter().all(|other| other.id != mounted.parent || other.id == mounted.id);
     let mut shown = mounts.iter().find(is_root)?;
-    // Each step goes on to another mount: there are no more steps than mounts.
+    // Each step leads to another mount, so there are no more steps than mounts.
     for _ in mounts {
         let on_the_way =
             |next: &&Mounted| next.parent == shown.id && next.id != shown.id && path.starts_with(&next.path);
@@ -119,7 +118,7 @@ fn shown_at<'a>(mounts: &'a [Mounted], path: &Path) -> Option<&'a Mounted> {
     Some(shown)
 }
 
-/// Whether a command is kept to this fork of the store that is mounted there.
+/// Whether a `pfimg run` is confined to this fork of the store at `mountpoint`.
 pub fn runs_in(mountpoint: &Path, fork: &str) -> bool {
     let Ok(Some(here)) = mounted_at(mountpoint) else { return false };
     let folder = Path::new("/forks").join(fork);
@@ -128,7 +127,8 @@ pub fn runs_in(mountpoint: &Path, fork: &str) -> bool {
     })
 }
 
-/// The mounts of every mount namespace that has a process which may be looked at, and that process's folder in /proc.
+/// Returns the mounts of each mount namespace that has a process which this user may inspect, with that process's folder in
+/// /proc.
 fn namespaces() -> impl Iterator<Item = (PathBuf, Vec<Mounted>)> {
     let mut known = HashSet::new();
     fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(move |process| {
@@ -142,8 +142,9 @@ fn namespaces() -> impl Iterator<Item = (PathBuf, Vec<Mounted>)> {
     })
 }
 
-/// This program's mounts that show in other mount namespaces and not in this one, as far as processes may be looked at. Each
-/// with the folder in /proc of a process that sees it: what is mounted there can be read below that folder's `root`.
+/// Returns this program's mounts that show only in other mount namespaces, as far as this user may inspect their processes.
+///
+/// Each comes with the folder in /proc of a process that sees it. The mount's files can be read below that folder's `root`.
 pub(crate) fn mounts_elsewhere() -> Result<Vec<(PathBuf, Mounted)>> {
     let mut known: HashSet<String> = mounts()?.into_iter().map(|mounted| mounted.device).collect();
     let mut found = Vec::new();
@@ -158,12 +159,12 @@ pub(crate) fn mounts_elsewhere() -> Result<Vec<(PathBuf, Mounted)>> {
     Ok(found)
 }
 
-/// All mounts that a process sees, by its folder in /proc; none if it may not be looked at.
+/// Returns all mounts that a process sees, given its folder in /proc. Returns none if this user may not inspect it.
 pub(crate) fn mounts_of(process: &Path) -> Vec<Mounted> {
     fs::read(process.join("mountinfo")).map(|text| parse(&text)).unwrap_or_default()
 }
 
-/// The mount that shows at a path without links, and where in its filesystem the path is.
+/// Returns the mount that contains a path without links, and the path inside its filesystem.
 pub(crate) fn holding(path: &Path) -> Result<Option<(Mounted, PathBuf)>> {
     Ok(holding_among(&mounts()?, path).map(|(mounted, inside)| (mounted.clone(), inside)))
 }
@@ -174,7 +175,7 @@ pub(crate) fn holding_among<'a>(mounts: &'a [Mounted], path: &Path) -> Option<(&
     Some((mounted, mounted.root.join(below)))
 }
 
-/// The mounts that show below a folder whose path has no links.
+/// Returns the mounts that show below a folder whose path contains no links.
 pub(crate) fn below(folder: &Path) -> Result<Vec<Mounted>> {
     let mounts = mounts()?;
     let shows = |mounted: &&Mounted| {
@@ -271,7 +272,7 @@ mod tests {
         assert_eq!(seen(ours(2, 1, "/a/b") + &other(3, 2, "/a/b")), Elsewhere::Covered);
         assert_eq!(seen(ours(2, 1, "/a/b") + &other(3, 1, "/a")), Elsewhere::Covered);
         assert_eq!(seen(other(2, 1, "/a") + &ours(3, 2, "/a/b")), Elsewhere::Seen);
-        // One that was made before what it is put into.
+        // This mount was made before the one that it is moved into.
         let fork = ours(3, 5, "/a/b/forks/f");
         assert_eq!(
             seen(ours(2, 1, "/a/b") + &fork + &other(4, 1, "/a") + &other(5, 4, "/a/b")),

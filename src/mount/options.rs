@@ -9,15 +9,15 @@ use rustix::thread::CapabilitySet;
 
 use crate::error::{Error, ErrorKind, Result};
 
-/// Words of the kernel for a FUSE mount, which `/proc/mounts` lists.
+/// The kernel's own options of a FUSE mount, which `/proc/mounts` lists.
 const KERNEL_WORDS: [&str; 7] =
     ["fd=", "rootmode=", "user_id=", "group_id=", "max_read=", "blksize=", "subtype="];
 
-/// How to mount. The defaults are what an ordinary user may have.
+/// Mount options. The defaults are those that an ordinary user may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(clippy::struct_excessive_bools)]
 pub struct MountOptions {
-    /// Nothing can be written.
+    /// Allow no writes.
     pub read_only: bool,
     /// Honour set-user-id bits; root only.
     pub suid: bool,
@@ -25,13 +25,13 @@ pub struct MountOptions {
     pub dev: bool,
     /// Allow programs to be run.
     pub exec: bool,
-    /// Let other users than the mounting one in.
+    /// Allow access by users other than the mounting one.
     pub allow_other: bool,
-    /// Have the kernel check modes and owners even where that changes nothing.
+    /// Make the kernel check modes and owners even if only root can access the mount.
     pub default_permissions: bool,
-    /// Whether a folder that is not empty may be mounted on. For callers to heed: the kernel does not mind.
+    /// Allow a mountpoint that is not empty. Callers must check this, since the kernel does not.
     pub nonempty: bool,
-    /// Change the options of a mount that is there.
+    /// Change the options of an existing mount.
     pub remount: bool,
     noatime: bool,
     nodiratime: bool,
@@ -59,10 +59,10 @@ impl Default for MountOptions {
 }
 
 impl MountOptions {
-    /// Applies a comma-separated list. Later words override earlier ones; a word that is not known is an error.
+    /// Applies a comma-separated list. Later words override earlier ones. An unknown word is an error.
     ///
-    /// mount(8) puts the options that a mount has before `remount`: there the kernel's own words for FUSE are passed over, which it
-    /// does not let anybody change.
+    /// mount(8) lists the present options of a mount before `remount`. There the kernel's own options for FUSE are ignored, since
+    /// they cannot be changed.
     pub fn apply(&mut self, list: &str) -> Result<()> {
         let remounts = list.split(',').any(|word| word == "remount");
         for word in list.split(',').filter(|word| !word.is_empty()) {
@@ -121,8 +121,8 @@ impl MountOptions {
         flags
     }
 
-    /// Whether the kernel has to check modes and owners. Where only root comes in, who may do everything, it need not;
-    /// and each change of a folder then spares a request for the folder's attributes before the next look into it.
+    /// Whether the kernel has to check modes and owners. It need not if only root has access, since root may do everything. Each
+    /// change of a folder then saves a request for the folder's attributes at the next lookup in it.
     pub(crate) fn need_checks(&self) -> bool {
         let all = CapabilitySet::DAC_OVERRIDE | CapabilitySet::DAC_READ_SEARCH | CapabilitySet::FOWNER;
         let may_do_everything = || {
@@ -132,7 +132,8 @@ impl MountOptions {
         self.allow_other || self.default_permissions || !may_do_everything()
     }
 
-    /// For fusermount3, which always adds nosuid and nodev for an ordinary user. `source` is what is mounted.
+    /// Returns the options for fusermount3, which always adds nosuid and nodev for an ordinary user. `source` is the store's
+    /// folder.
     pub(crate) fn for_fusermount(&self, source: &Path) -> OsString {
         let mut out = b"fsname=".to_vec();
         for byte in source.as_os_str().as_bytes() {

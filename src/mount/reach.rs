@@ -1,5 +1,5 @@
-//! Paths of any length below an opened folder. The kernel takes at most 4,095 bytes of a path at once, and trees may be
-//! deeper: package managers, `tar` and `rm` walk them by openat(2), so this program has to as well.
+//! Uses paths of any length below an opened folder. The kernel accepts at most 4,095 bytes of a path at once, and trees may be
+//! deeper. Package managers, `tar` and `rm` walk them by openat(2), so this program has to do the same.
 
 use std::fs::File;
 use std::io;
@@ -10,16 +10,16 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, Stat, openat, openat2, readlinkat, statat};
 use rustix::io::Errno;
 
-/// The kernel is given at most this many bytes of a path at once.
+/// The most bytes of a path that one call gets.
 const AT_ONCE: usize = 4000;
 
-/// Flags that open a folder, and never by a link.
+/// Flags that open a folder without following a link.
 const FOLDER: OFlags = OFlags::DIRECTORY.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
-/// Opens a path that leads over no link, not even where one has replaced a folder on the way.
+/// Opens a path without following any link, even if a link has replaced a folder on the way.
 fn open_at(folder: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> io::Result<OwnedFd> {
     match openat2(folder, path, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS) {
-        // A sandbox may not know the call. Then only the last name is sure to be no link.
+        // A sandbox may lack the call. Then this is only sure that the last name is not a link.
         Err(Errno::NOSYS | Errno::PERM) => Ok(openat(folder, path, flags, Mode::empty())?),
         opened => Ok(opened?),
     }
@@ -32,7 +32,7 @@ pub(crate) struct Top {
     folder: OwnedFd,
 }
 
-/// The end of a path that one call can take, and the folder that it starts from.
+/// The rest of a path that fits into one call, and the folder that it starts from.
 #[derive(Debug)]
 struct Reached<'a> {
     top: BorrowedFd<'a>,
@@ -54,18 +54,18 @@ impl Top {
         Ok(Self { path: path.to_owned(), folder })
     }
 
-    /// Opens a folder by a path that leads over no link.
+    /// Opens a folder without following any link in its path.
     pub(crate) fn open_without_links(path: &Path) -> io::Result<Self> {
         let folder = open_at(rustix::fs::CWD, path.as_os_str().as_bytes(), FOLDER | OFlags::RDONLY)?;
         Ok(Self { path: path.to_owned(), folder })
     }
 
-    /// Its own path.
+    /// The folder's path.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// A path below it as one for people to read. The kernel may not take it.
+    /// Returns a path below the folder for messages. It may be too long for the kernel.
     pub(crate) fn shown(&self, path: &[u8]) -> PathBuf {
         if path.is_empty() { self.path.clone() } else { self.path.join(std::ffi::OsStr::from_bytes(path)) }
     }
@@ -74,7 +74,7 @@ impl Top {
         let rest = if path.is_empty() { b"." } else { path };
         let mut reached = Reached { top: self.folder.as_fd(), opened: None, rest };
         while reached.rest.len() > AT_ONCE {
-            // A name is at most 255 bytes. A longer one is left to the kernel, which refuses it.
+            // A name has at most 255 bytes. The kernel refuses a longer one.
             let Some(at) = reached.rest[..AT_ONCE].iter().rposition(|b| *b == b'/') else { break };
             let (before, after) = (&reached.rest[..at], &reached.rest[at + 1..]);
             let opened = open_at(reached.folder(), before, FOLDER | OFlags::PATH)?;
@@ -84,32 +84,33 @@ impl Top {
         Ok(reached)
     }
 
-    /// Opens a folder below it, or itself, for listing.
+    /// Opens the folder, or one below it, for listing.
     pub(crate) fn folder(&self, path: &[u8]) -> io::Result<OwnedFd> {
         let reached = self.reach(path)?;
         open_at(reached.folder(), reached.rest, FOLDER | OFlags::RDONLY)
     }
 
-    /// Opens a file below it for reading. A fifo is not waited for, and a link is not followed.
+    /// Opens a file below the folder for reading. Does not wait for a fifo, and does not follow a link.
     pub(crate) fn file(&self, path: &[u8]) -> io::Result<File> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
         let reached = self.reach(path)?;
         Ok(open_at(reached.folder(), reached.rest, flags)?.into())
     }
 
-    /// Looks at a path below it, not at what a link leads to.
+    /// Returns the attributes of a path below the folder. Does not follow a link.
     pub(crate) fn stat(&self, path: &[u8]) -> io::Result<Stat> {
         let reached = self.reach(path)?;
         Ok(statat(reached.folder(), reached.rest, AtFlags::SYMLINK_NOFOLLOW)?)
     }
 
-    /// Reads a link below it.
+    /// Returns the target of a link below the folder.
     pub(crate) fn link(&self, path: &[u8]) -> io::Result<Vec<u8>> {
         let reached = self.reach(path)?;
         Ok(readlinkat(reached.folder(), reached.rest, Vec::new())?.into_bytes())
     }
 
-    /// Has `call` use a path below it that the kernel takes as a whole, for calls that know no folder to start from.
+    /// Calls `call` with a path to a file below the folder that is short enough for the kernel. For calls that cannot start from
+    /// an open folder.
     pub(crate) fn with_path<T>(&self, path: &[u8], call: impl FnOnce(&Path) -> T) -> io::Result<T> {
         if path.len() + self.path.as_os_str().len() < AT_ONCE {
             return Ok(call(&self.shown(path)));
@@ -153,7 +154,7 @@ mod tests {
         );
         let errno = |path: &[u8]| top.file(path).unwrap_err().raw_os_error();
         assert_eq!(errno(&path("link")), Some(libc::ELOOP));
-        // Nor does one on the way.
+        // Nor is a link on the way followed.
         std::os::unix::fs::symlink(".", dir.path().join("way")).unwrap();
         std::fs::write(dir.path().join("plain"), "").unwrap();
         assert_eq!((errno(b"way/plain"), top.file(b"plain").is_ok()), (Some(libc::ELOOP), true));

@@ -1,10 +1,10 @@
-//! Daemons that do not answer: stopped, frozen, or too busy.
+//! Deals with daemons that do not answer, because they are stopped, frozen or too busy.
 //!
-//! A program that asks such a daemon waits in the kernel, and once the daemon has taken the request not even a signal ends that. So a
-//! process of its own asks, for which this one waits a short time only. The kernel's own knowledge needs no daemon:
-//! `/proc/self/mountinfo`, and statx(2) with `AT_STATX_DONT_SYNC`.
+//! A program that asks such a daemon waits in the kernel. Once the daemon has taken the request, not even a signal ends the
+//! wait. So a separate process asks, and this one waits for it only for a short time. Some questions need no daemon, since the
+//! kernel itself answers them: `/proc/self/mountinfo`, and statx(2) with `AT_STATX_DONT_SYNC`.
 
-// fork(2) is in no safe wrapper; the child makes system calls alone, with memory that was prepared before.
+// No library has a safe function for fork(2). The child only makes system calls, with memory that was prepared before.
 #![allow(unsafe_code)]
 
 use std::ffi::CString;
@@ -24,32 +24,32 @@ use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions, kill_process, pidfd_
 use crate::error::{Error, ErrorKind};
 use crate::mount::mountinfo::Mounted;
 
-/// How long a daemon is waited for.
+/// How long to wait for a daemon's answer.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(2);
 
-/// How long a process that was killed is given to end.
+/// How long a killed process may take to end.
 const ENDING: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 
-/// What a filesystem is asked.
+/// A question to a filesystem.
 #[derive(Clone, Debug)]
 pub(crate) enum Question {
-    /// The bytes of a file.
+    /// What bytes does this file have?
     Read(PathBuf),
-    /// How much space there is, which every filesystem knows and the kernel never does.
+    /// How much space is there? Every filesystem can answer this, and the kernel never caches the answer.
     Space(PathBuf),
 }
 
-/// What came of asking.
+/// The result of a question.
 #[derive(Debug)]
 pub(crate) enum Answer {
-    /// The bytes, if bytes were asked for.
+    /// An answer, with the bytes of the file if these were asked for.
     Is(Vec<u8>),
     Failed(io::Error),
-    /// There was none in time.
+    /// No answer in time.
     None,
 }
 
-/// Asks all at once, and waits for all of them together no longer than [`PATIENCE`].
+/// Asks all questions at once, and waits at most [`PATIENCE`] for all answers together.
 pub(crate) fn ask(questions: &[Question]) -> Vec<Answer> {
     let until = Instant::now() + PATIENCE;
     let asking: Vec<_> = questions.iter().map(Asking::start).collect();
@@ -58,7 +58,7 @@ pub(crate) fn ask(questions: &[Question]) -> Vec<Answer> {
     asking.into_iter().map(finish).collect()
 }
 
-/// Asks one.
+/// Asks one question.
 pub(crate) fn ask_one(question: Question) -> Answer {
     ask(&[question]).pop().unwrap_or(Answer::None)
 }
@@ -77,7 +77,7 @@ impl Asking {
         let is_read = matches!(question, Question::Read(_));
         let (heard, said) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
         let mut buffer = vec![0u8; 64 << 10];
-        // SAFETY: the child calls nothing but `answer`, which makes system calls alone, allocates nothing and does not return.
+        // SAFETY: the child calls only `answer`, which only makes system calls, allocates no memory and does not return.
         let child = unsafe { libc::fork() };
         if child == 0 {
             // SAFETY: as above; path and buffer are this process's copies.
@@ -88,7 +88,8 @@ impl Asking {
         Ok(Self { child, heard, bytes: buffer })
     }
 
-    /// Ends the process, which keeps the mount busy until then. One whose request the daemon has taken ends with the daemon.
+    /// Ends the process, which keeps the mount busy until then. If the daemon has taken its request, it ends only with the
+    /// daemon.
     fn give_up(&self) {
         let _ = kill_process(self.child, Signal::KILL);
         if let Ok(process) = pidfd_open(self.child, PidfdFlags::empty()) {
@@ -117,7 +118,7 @@ impl Asking {
                 Err(e) => return Answer::Failed(e.into()),
             }
         }
-        // It has closed its end with its last call.
+        // The process has closed its end of the pipe, so it is about to end.
         match rustix::io::retry_on_intr(|| waitpid(Some(self.child), WaitOptions::empty())) {
             Ok(Some((_, status))) => match status.exit_status() {
                 Some(0) => Answer::Is(found),
@@ -130,15 +131,15 @@ impl Asking {
     }
 }
 
-/// Asks, writes the bytes that come to `to` and ends this process, with the number of an error for an exit code.
+/// Asks the filesystem, writes the bytes of the answer to `to`, and ends this process. Its exit code is the number of an error.
 ///
 /// # Safety
-/// For a process just forked: this closes every descriptor, and ends it.
+/// Must run in a process that was just forked: it closes every descriptor and ends the process.
 unsafe fn answer(path: &CString, is_read: bool, buffer: &mut [u8], to: RawFd) -> ! {
-    // SAFETY: system calls with pointers to memory that outlives them.
+    // SAFETY: these are system calls, with pointers to memory that outlives them.
     unsafe {
         libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-        // Who reads what the caller writes must not wait for this process, nor who waits for a lock of the caller's.
+        // Closes the caller's descriptors, so that no program waits for this process to close a pipe or to release a lock.
         if to != 0 {
             libc::dup2(to, 0);
         }
@@ -156,7 +157,7 @@ unsafe fn answer(path: &CString, is_read: bool, buffer: &mut [u8], to: RawFd) ->
         if file < 0 {
             fail();
         }
-        // The pipe does not wait, for the sake of the reader.
+        // The pipe was set not to wait for its reader; writes here have to wait.
         libc::fcntl(0, libc::F_SETFL, libc::O_WRONLY);
         loop {
             let length = libc::read(file, buffer.as_mut_ptr().cast(), buffer.len());
@@ -179,13 +180,13 @@ unsafe fn answer(path: &CString, is_read: bool, buffer: &mut [u8], to: RawFd) ->
     }
 }
 
-/// Whether an error says that there is no daemon: it has ended before, or while it was asked, or before the kernel knew it.
+/// Whether an error says that the daemon has ended: before the question, during it, or before the kernel knew the daemon.
 pub(crate) fn has_ended(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOTCONN | libc::ECONNABORTED | libc::ECONNREFUSED))
 }
 
-/// What the kernel knows of what lies at a path, if anything, without asking a daemon: type and mode bits. Nothing where this user may
-/// not look.
+/// Returns the type and mode bits of a file that the kernel knows, without asking a daemon. Returns none if it knows none, or if
+/// this user may not look at the file.
 pub(crate) fn mode_known(path: &Path) -> Option<u32> {
     let flags = AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC;
     let found = rustix::fs::statx(rustix::fs::CWD, path, flags, StatxFlags::TYPE | StatxFlags::MODE).ok()?;
@@ -197,22 +198,22 @@ pub(crate) fn mode_known(path: &Path) -> Option<u32> {
 pub(crate) struct Daemon {
     pub(crate) pid: u32,
     pub(crate) user: u32,
-    /// By a signal, or by a debugger.
+    /// Whether a signal or a debugger has stopped it.
     pub(crate) is_stopped: bool,
 }
 
 impl Daemon {
-    /// The process `pid`, if it is there.
+    /// Returns the process `pid`, if it exists.
     pub(crate) fn of(pid: u32) -> Option<Self> {
         let process = PathBuf::from(format!("/proc/{pid}"));
         let user = fs::metadata(&process).ok()?.uid();
         let stat = fs::read_to_string(process.join("stat")).ok()?;
-        // The name in parentheses may hold anything.
+        // The name in parentheses may contain any characters.
         let state = stat.rsplit_once(')')?.1.trim_start().chars().next()?;
         (!matches!(state, 'Z' | 'X')).then_some(Self { pid, user, is_stopped: matches!(state, 'T' | 't') })
     }
 
-    /// The daemon of a mount, if one process alone can be it.
+    /// Returns the daemon of a mount, if only one process can be it.
     pub(crate) fn serving(mounted: &Mounted) -> Option<Self> {
         let mut likely = Vec::new();
         for pid in fs::read_dir("/proc").ok()?.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok())
@@ -230,7 +231,8 @@ impl Daemon {
     }
 }
 
-/// Whether a process serves a mount; nothing where the kernel does not tell: an older one, or of another user's process.
+/// Whether a process serves a mount. Returns none if the kernel does not say: it is too old, or the process belongs to another
+/// user.
 pub(crate) fn serves(pid: u32, mounted: &Mounted) -> Option<bool> {
     let connections = connections(pid).filter(|connections| !connections.is_empty())?;
     let (_, number) = mounted.device.split_once(':')?;
@@ -248,7 +250,7 @@ fn is_daemon(pid: u32) -> bool {
     ["mount", "--foreground"].iter().all(|word| arguments.iter().any(|argument| argument == word.as_bytes()))
 }
 
-/// The numbers of the FUSE connections that a process serves, as far as the kernel (Linux 6.14 and later) tells.
+/// Returns the numbers of the FUSE connections that a process serves, if the kernel shows them (Linux 6.14 and later).
 fn connections(pid: u32) -> Option<Vec<u64>> {
     let files = fs::read_dir(format!("/proc/{pid}/fdinfo")).ok()?.flatten();
     let texts = files.filter_map(|file| fs::read_to_string(file.path()).ok());
@@ -260,7 +262,8 @@ fn connection(text: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix("fuse_connection:"))?.trim().parse().ok()
 }
 
-/// Whether a process was started with a mountpoint, which may be written in relation to a folder that is not known here.
+/// Whether a process was started with this mountpoint as an argument. A relative argument only has to fit, since the folder that
+/// it starts from is unknown.
 fn names(pid: u32, mountpoint: &Path) -> bool {
     arguments(pid).iter().any(|argument| {
         let argument = Path::new(std::ffi::OsStr::from_bytes(argument));
@@ -270,7 +273,7 @@ fn names(pid: u32, mountpoint: &Path) -> bool {
     })
 }
 
-/// The error of a command that has to ask the daemon of a mount, which does not answer.
+/// Makes the error of a command that has to ask the daemon of a mount, which does not answer.
 pub(crate) fn no_answer(mounted: &Mounted) -> Error {
     let (mountpoint, store) = (mounted.path.display(), mounted.source.display());
     let waited = PATIENCE.as_secs();

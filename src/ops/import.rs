@@ -1,9 +1,9 @@
-//! Import: a folder becomes an image.
+//! Imports a folder as an image.
 //!
-//! The folder is listed, and what is in it hashed, compressed and stored, on all cores; a file that an index of the last
-//! import knows by its times, size and inode is not read again. Git repositories that rest on another folder become whole
-//! ones. The layers that a folder does not have are the parent's, or `pf`'s empty forms. Nothing changed: the image that is
-//! there already, and no new one.
+//! The import lists the folder, then hashes, compresses and stores its files on all cores. It does not read a file again if the
+//! index of the last import knows its times, size and inode. A git repository that depends on another folder becomes a complete
+//! one in the image. Layers that a folder does not have come from the parent, or are `pf`'s empty forms. If nothing changed, the
+//! result is the existing image.
 
 mod commit;
 mod contents;
@@ -62,37 +62,37 @@ use crate::store::manifest::{
 use crate::store::{Batch, Image, Manifest, MarkerError, Store};
 use crate::sync::Mutex;
 
-/// What layers say that nobody filled.
+/// The note in empty layers. It is a part of images, so it must not change.
 const NOTE: &str = "imported from a folder";
 
-/// What an agent is called that is none.
+/// The agent of an image that no agent made.
 const AGENT: &str = "pfimg";
 
-/// What to import, and how.
+/// The options of an import.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// The folder.
+    /// The folder to import.
     pub dir: PathBuf,
-    /// What the new image comes from; the layers of that are taken over but for the files.
+    /// The parent of the new image, which gets the parent's layers except the files.
     pub parent: Parent,
-    /// What to leave out.
+    /// The rules for paths to leave out.
     pub ignore: Ignore,
-    /// Whether other filesystems are not entered: their mountpoints become empty folders.
+    /// Whether to skip other filesystems: their mountpoints become empty folders.
     pub one_file_system: bool,
-    /// Folders of this program's own (caches, logs), which are no part of an image.
+    /// Folders of this program, such as caches and logs, which images never contain.
     pub own: Vec<PathBuf>,
-    /// Where the indices of earlier imports are kept; without one every file is read.
+    /// The folder of the indices of earlier imports. Without one, every file is read.
     pub index_dir: Option<PathBuf>,
-    /// Whether every file is read though the index knows it.
+    /// Whether to read every file, even if the index knows it.
     pub reread: bool,
-    /// How many threads work.
+    /// The number of threads.
     pub jobs: NonZeroUsize,
-    /// What is told of an import that is not what was meant.
+    /// The log that gets violations.
     pub log: Log,
 }
 
 impl Options {
-    /// Everything of a folder, with nothing kept for the next import.
+    /// Options to import all of a folder, without an index.
     pub fn new(dir: impl Into<PathBuf>, log: Log) -> Self {
         Self {
             dir: dir.into(),
@@ -108,43 +108,43 @@ impl Options {
     }
 }
 
-/// What an import came to.
+/// The result of an import.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Report {
     /// The image that holds the folder.
     pub image: Digest,
-    /// Whether it was made just now; else an earlier one holds the same.
+    /// Whether the image is new. If not, an earlier one has the same content.
     pub new: bool,
-    /// Files, and the bytes in them.
+    /// Number of files.
     pub files: u64,
     /// Bytes in files.
     pub bytes: u64,
-    /// Files that had to be read.
+    /// Number of files that were read.
     pub files_read: u64,
-    /// Bytes that had to be read.
+    /// Bytes that were read.
     pub bytes_read: u64,
-    /// Paths that a rule left out.
+    /// Number of paths that a rule left out.
     pub left_out: u64,
-    /// The same by where the rule comes from.
+    /// Number of paths left out, by the source of the rule.
     pub left_out_by: LeftOutBy,
     /// The first of the paths left out, in order.
     pub left_out_paths: Vec<String>,
-    /// Large folders that look as if they can be made again.
+    /// Large folders that tools can probably make again.
     pub large: Vec<Large>,
-    /// Git repositories that the image holds whole, and the folder does not.
+    /// Git repositories that are complete only in the image.
     pub mended: Vec<Mended>,
-    /// Folders that were not entered: mounts of this program, its own folders, and other filesystems if they were not wanted.
+    /// Folders that were not entered: mounts of this program, its own folders, and with `one_file_system` other filesystems.
     pub not_entered: Vec<String>,
-    /// What names the place that it was imported from: the first of each kind, in order.
+    /// Files that refer to the imported folder by its path: the first of each kind, in order.
     pub ties: Vec<Tie>,
-    /// How much of that there is in all.
+    /// Total number of such files.
     pub ties_total: u64,
-    /// What somebody should know of, in words.
+    /// Messages for the user.
     pub reports: Vec<String>,
 }
 
 impl Report {
-    /// What is known before the folder's files are looked at.
+    /// The parts of a report that are known before files are read.
     fn of(listing: &Listing, found: &[Found]) -> Self {
         let (files, bytes) = totals(found.iter().map(|found| &found.meta));
         Self {
@@ -167,19 +167,19 @@ impl Report {
     }
 }
 
-/// Is told how far an import is.
+/// Receives the progress of an import.
 pub trait Progress: Sync {
-    /// So many more files, folders and links were found.
+    /// The number of files, folders and links found since the last call.
     fn found(&self, more: u64) {
         let _ = more;
     }
 
-    /// So many bytes are to be read.
+    /// The number of bytes to read.
     fn to_read(&self, bytes: u64) {
         let _ = bytes;
     }
 
-    /// So many more were.
+    /// The number of bytes read since the last call.
     fn read(&self, bytes: u64) {
         let _ = bytes;
     }
@@ -192,14 +192,14 @@ pub fn import(store: &Store, options: &Options, progress: &dyn Progress) -> Resu
     import_as(store, options, &Special::default(), progress)
 }
 
-/// How an import differs from that of a folder as it is.
+/// Settings of an import of a project or a commit.
 #[derive(Default)]
 struct Special {
-    /// Whether a folder that did not change needs no report of what it holds. That is the fastest way to notice it.
+    /// Whether the report of an unchanged folder may lack its content. This is the fastest way to find that nothing changed.
     brief: bool,
-    /// Where the repository at the top stands.
+    /// The state of the repository at the top of the image.
     standing: Option<Standing>,
-    /// The folder whose index tells what need not be read. That index is not replaced.
+    /// The folder whose index says which files need not be read. The import does not replace that index.
     known_as: Option<PathBuf>,
 }
 
@@ -215,7 +215,7 @@ fn import_as(store: &Store, options: &Options, special: &Special, progress: &dyn
     let top = Top::open(&dir).map_err(failed)?;
     let root = top.stat(b"").map_err(failed)?;
     if fs::canonicalize(store.root()).is_ok_and(|store| dir.starts_with(store)) {
-        let message = format!("{} is in the store that it would be imported into", dir.display());
+        let message = format!("{} is in the store into which it would be imported", dir.display());
         return Err(Error::new(ErrorKind::InvalidInput, message));
     }
     let known_as = special.known_as.as_deref().unwrap_or(&dir);
@@ -244,21 +244,21 @@ fn import_as(store: &Store, options: &Options, special: &Special, progress: &dyn
     }
     if let (Some(path), Some(records), None) = (index_path, records, &special.known_as) {
         let records: Vec<_> = records.iter().map(|(path, record)| (path.as_slice(), *record)).collect();
-        // An index that cannot be kept costs the next import time, and nothing else.
+        // Without an index the next import only takes longer.
         if let Err(e) = keep_index(&path, &Index::write(started_ns, &report.image, &records)) {
-            tracing::warn!("cannot keep {}: {e}; the next import reads everything again", path.display());
+            tracing::warn!("cannot write {}: {e}; the next import reads all files again", path.display());
         }
     }
     Ok(report)
 }
 
-/// The image that the last import of a folder into a store made, as its index in `index_dir` says.
+/// Returns the image that the last import of a folder into a store made, from its index in `index_dir`.
 fn last_image(store: &Store, dir: &Path, index_dir: &Path) -> Option<Digest> {
     let bytes = fs::read(index_dir.join(index_name(store, dir))).ok()?;
     Index::parse(&bytes)?.image
 }
 
-/// An index's name: it is of one store and one folder.
+/// Returns the name of the index of one store and one folder.
 fn index_name(store: &Store, dir: &Path) -> String {
     use std::os::unix::ffi::OsStrExt;
     let names = [store.root().as_os_str().as_bytes(), dir.as_os_str().as_bytes()].join(&0);
@@ -274,22 +274,22 @@ fn keep_index(path: &Path, bytes: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// What the image's paths looked like, for the next import.
+/// The records of all paths of an image, for the next import.
 type Records = Vec<(Vec<u8>, Record)>;
 
-/// A file whose content is not known yet, as its place among the items, with what the index knows of it.
+/// A file whose content is not yet stored: its place among the items, and its content by the index.
 struct Pending {
     item: usize,
     known: Option<Digest>,
 }
 
-/// What is known of something that was looked at.
+/// What is known of a file after it was looked at.
 enum Known {
-    /// Everything: it is no file.
+    /// Everything: it is not a regular file.
     All,
-    /// A file's content, by the index.
+    /// The content of a regular file, by the index.
     Content(Digest),
-    /// Nothing of a file's content.
+    /// Nothing about the content of a regular file.
     Nothing,
 }
 
@@ -306,7 +306,7 @@ struct Importing<'a> {
 }
 
 impl Importing<'_> {
-    /// Imports the folder. The index is as good as before where it returns no records.
+    /// Imports the folder. Returns no records if the index is still up to date.
     fn run(&mut self, root: &Meta) -> Result<(Report, Option<Records>)> {
         let own = self.own_folders();
         let limits = Limits {
@@ -338,7 +338,7 @@ impl Importing<'_> {
         (report.ties_total, report.ties) = (ties.total(), ties.first);
         let left = self.store.blobs().files_left();
         let batch = self.store.begin();
-        // What an image holds that is there still needs no look at every blob.
+        // If an existing image has this content, its blobs need not be checked one by one.
         let mut image = None;
         if pending.iter().all(|pending| pending.known.is_some()) {
             let tree = text(root, &root_xattrs, &items)?;
@@ -379,7 +379,7 @@ impl Importing<'_> {
         Ok((report, (!same).then_some(records)))
     }
 
-    /// The image that the last import made, if everything is as the index has it and the image would be no other one.
+    /// Returns the image of the last import, if all paths match the index, and a new image would be the same.
     fn unchanged(&self, root: &Meta, found: &[Found]) -> Option<Digest> {
         let image =
             self.parent.as_ref().map(|parent| parent.id).filter(|id| self.index.image == Some(*id))?;
@@ -400,7 +400,7 @@ impl Importing<'_> {
         self.reports.lock().push(what);
     }
 
-    /// An image that holds just what would be imported: the one that the last import made, or the parent.
+    /// Returns an existing image with exactly the content to import: the parent, or the image of the last import.
     fn same(&self, tree: Digest) -> Result<Option<Digest>> {
         let layers = self.layers(tree, &|bytes| Ok(Digest::of(&bytes)))?;
         if let Some(parent) = &self.parent
@@ -434,7 +434,7 @@ impl Importing<'_> {
         Ok(manifest)
     }
 
-    /// The manifest with its layers: the parent's, or `pf`'s empty forms, which `put` says the digests of.
+    /// Makes the manifest. Its other layers are the parent's, or `pf`'s empty forms, whose digests `put` returns.
     fn layers(&self, tree: Digest, put: &dyn Fn(Vec<u8>) -> Result<Digest>) -> Result<Manifest> {
         let name = self.dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
         if let Some(parent) = &self.parent {
@@ -464,23 +464,23 @@ impl Importing<'_> {
     }
 }
 
-/// How many files there are, and the bytes in them.
+/// Counts files and their bytes.
 fn totals<'a>(all: impl Iterator<Item = &'a Meta>) -> (u64, u64) {
     let files = all.filter(|meta| meta.kind == Kind::File);
     files.fold((0, 0), |(files, bytes), meta| (files + 1, bytes + meta.stamp.size))
 }
 
-/// A path of the folder as text.
+/// Returns a path of the folder as text.
 fn shown(path: &[u8]) -> String {
     String::from_utf8_lossy(path).into_owned()
 }
 
-/// A ledger in which nothing was done.
+/// Returns an empty ledger.
 fn empty_ledger() -> Vec<u8> {
     Ledger { header: Header::default(), entries: Vec::new() }.to_bytes()
 }
 
-/// The tree's bytes.
+/// Returns the bytes of the tree.
 fn text(root: &Meta, root_xattrs: &Xattrs, items: &[Item]) -> Result<Vec<u8>> {
     tree::build(root, root_xattrs, items.to_vec())
         .to_bytes()

@@ -163,7 +163,7 @@ pub fn prune(store: &Store, options: &Options, lineage: &[Digest]) -> Result<Rep
     Ok(report)
 }
 
-/// Removes images, but for those that something needs by now. Returns what is gone, and why the others stay.
+/// Removes images, except those that are needed by then. Returns the removed images, and why the others stay.
 fn remove(store: &Store, doomed: &[Digest]) -> Result<(Vec<Digest>, HashMap<Digest, Reason>)> {
     let mut removed = HashMap::new();
     for id in doomed {
@@ -181,7 +181,7 @@ fn remove(store: &Store, doomed: &[Digest]) -> Result<(Vec<Digest>, HashMap<Dige
     Ok((removed.into_keys().collect(), back))
 }
 
-/// Restores the images that are needed now, and says why.
+/// Restores the images that are needed now, and returns the reasons.
 fn needed_again(store: &Store, removed: &mut HashMap<Digest, Vec<u8>>) -> Result<HashMap<Digest, Reason>> {
     let needed = needed(store)?;
     let mut back = HashMap::new();
@@ -198,7 +198,7 @@ fn needed_again(store: &Store, removed: &mut HashMap<Digest, Vec<u8>>) -> Result
 /// Images, and why each is kept.
 type Needed = BTreeMap<Digest, Vec<Reason>>;
 
-/// Images that are kept whatever the policy. Fails if they cannot be determined.
+/// Images that every policy keeps. Fails if they cannot be determined.
 fn needed(store: &Store) -> Result<Needed> {
     let mut needed = Needed::new();
     for name in store.tags().names()? {
@@ -326,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn groups_are_counted_apart_and_what_is_held_is_kept_beside_the_count() {
+    fn groups_are_counted_separately_and_needed_images_are_kept_in_addition() {
         let planned = plan(
             vec![
                 candidate("a", 1, &[]),

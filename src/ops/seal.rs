@@ -173,7 +173,7 @@ impl Sealer {
         self.seal_some(fork, tag, false)
     }
 
-    /// Seals all of a fork, whatever its `.pfignore` names.
+    /// Seals all of a fork, including what its `.pfignore` names.
     pub fn seal_everything(&self, fork: &Fork) -> Result<Sealed> {
         self.seal_some(fork, None, true)
     }

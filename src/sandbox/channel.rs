@@ -1,4 +1,4 @@
-//! What the processes of a run tell each other, and how they notice each other's end.
+//! The channel by which the processes of a run send messages and notice each other's end.
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
@@ -11,29 +11,30 @@ use crate::error::{Error, Result};
 /// A message; two bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Message {
-    /// The builder is in namespaces of its own.
+    /// The builder has entered its new namespaces.
     Left,
-    /// Its users are mapped.
+    /// The starter has mapped the builder's users.
     Mapped,
-    /// Whether the command may make namespaces of control groups. The builder is in the group that it is to be in.
+    /// The starter has moved the builder to its control group. The value says whether the command may make namespaces of control
+    /// groups.
     Grouped(bool),
     /// The command runs.
     Started,
-    /// The command is to get this signal.
+    /// Send this signal to the command.
     Signal(u8),
-    /// It is to go on.
+    /// Continue the command.
     Continue,
-    /// It is to have the terminal, and to go on.
+    /// Give the command the terminal, and continue it.
     Foreground,
-    /// This signal stopped it.
+    /// This signal stopped the command.
     Stopped(u8),
 }
 
-/// One end.
+/// One end of a channel.
 pub(super) struct Channel(File);
 
 impl Channel {
-    /// Both ends. The second survives exec.
+    /// Makes both ends of a channel. The second one stays open across exec.
     pub(super) fn pair() -> Result<(Self, OwnedFd)> {
         let failed = |e: rustix::io::Errno| Error::io(e.into(), "cannot make a socket");
         let flags = SocketFlags::CLOEXEC;
@@ -47,13 +48,13 @@ impl Channel {
         Self(fd.into())
     }
 
-    /// Has the next program that is executed get it.
+    /// Keeps this end open for the next program that is executed.
     pub(super) fn hand_on(&self) -> Result<()> {
         rustix::io::fcntl_setfd(&self.0, rustix::io::FdFlags::empty())
-            .map_err(|e| Error::io(e.into(), "cannot hand on a socket"))
+            .map_err(|e| Error::io(e.into(), "cannot pass a socket to the next process"))
     }
 
-    /// Says something. Whether somebody is there to hear it.
+    /// Sends a message. Returns whether the other end is still open.
     pub(super) fn say(&mut self, message: Message) -> bool {
         let bytes = match message {
             Message::Left => [0, 0],
@@ -68,7 +69,7 @@ impl Channel {
         self.0.write_all(&bytes).is_ok()
     }
 
-    /// Waits for a message. `None` if nobody is there any more.
+    /// Waits for a message. Returns [`None`] once the other end is closed.
     pub(super) fn hear(&mut self) -> Option<Message> {
         let mut bytes = [0; 2];
         self.0.read_exact(&mut bytes).ok()?;

@@ -1,8 +1,8 @@
-//! What the caller has open, and the command gets.
+//! Decides which of the caller's open descriptors the command gets.
 //!
-//! A descriptor was opened outside of the view, where the machine's files can be written. From a folder everything else is
-//! reached, and what was opened for reading is opened for writing through /proc/self/fd. So folders are not handed on, and
-//! files that were opened for reading are opened again, write-protected. What was opened for writing is the command's.
+//! A descriptor was opened outside of the view, where the machine's files can be written. An open folder leads to all other
+//! files. A file that is open for reading can be opened for writing through /proc/self/fd. So the command gets no folders, and
+//! files that are open for reading are opened again, write-protected. Files that the caller opened for writing are passed on.
 
 use std::fs::{self, File};
 use std::io::{self, Seek as _, SeekFrom};
@@ -15,7 +15,7 @@ use rustix::fs::Access;
 use super::{sys, view};
 use crate::error::{Error, ErrorKind, Result};
 
-/// An open descriptor, as /proc tells of it.
+/// An open descriptor, as /proc describes it.
 struct Open {
     number: RawFd,
     flags: i32,
@@ -41,34 +41,34 @@ impl Open {
         format!("/proc/self/fd/{}", self.number).into()
     }
 
-    /// Whether it is a way to the machine's files that the command must not have, and whether it can be opened again without.
+    /// Decides whether the command may get the descriptor: as it is, opened again with write protection, or not at all.
     fn judge(&self) -> io::Result<Verdict> {
         let metadata = fs::metadata(self.path())?;
         let kind = metadata.file_type();
         if self.has(libc::O_PATH) || kind.is_dir() || kind.is_block_device() {
             return Ok(Verdict::Close);
         }
-        // What has no name any more is nobody else's.
+        // A file without a name belongs to no other program.
         if !kind.is_file() || metadata.nlink() == 0 || self.flags & libc::O_ACCMODE != libc::O_RDONLY {
             return Ok(Verdict::Keep);
         }
-        // Its owner can let itself write.
+        // A file's owner can change its mode to write it.
         let writable = metadata.uid() == rustix::process::geteuid().as_raw()
             || rustix::fs::access(self.path(), Access::WRITE_OK).is_ok();
         Ok(if writable { Verdict::OpenAgain } else { Verdict::Keep })
     }
 
-    /// Opens the same file through a mount of its own that is write-protected.
+    /// Opens the same file through a separate, write-protected mount.
     fn open_again(&self) -> Result<()> {
         let name = fs::read_link(self.path()).map_err(|e| Error::io(e, "cannot read a link in /proc"))?;
-        let failed = |e: io::Error| Error::io(e, format!("cannot hand on {}", name.display()));
+        let failed = |e: io::Error| Error::io(e, format!("cannot pass {} to the command", name.display()));
         let tree = view::tree(&name, false)?;
         let (there, here) =
             (rustix::fs::fstat(&tree).map_err(|e| failed(e.into()))?, fs::metadata(self.path()));
         if here.is_ok_and(|here| (here.dev(), here.ino()) != (there.st_dev, there.st_ino)) {
             return Err(Error::new(
                 ErrorKind::NotFound,
-                format!("{} is another file by now", name.display()),
+                format!("{} was replaced after it was opened", name.display()),
             ));
         }
         view::protect_tree(&tree, libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NODEV)?;
@@ -85,7 +85,7 @@ enum Verdict {
     OpenAgain,
 }
 
-/// Goes through all that programs which are executed from here on would get. To be called where what is hidden is still seen.
+/// Checks all descriptors that executed programs would get. Must be called before files are hidden.
 pub(super) fn close_ways_out() -> Result<()> {
     let failed = |e| Error::io(e, "cannot look through the descriptors of the caller");
     let entries: Vec<_> = fs::read_dir("/proc/self/fd").map_err(failed)?.flatten().collect();
@@ -97,9 +97,9 @@ pub(super) fn close_ways_out() -> Result<()> {
             Verdict::OpenAgain => match open.open_again() {
                 Ok(()) => {}
                 Err(error) if open.number < 3 => {
-                    return Err(error.with_hint("give it to the command by a pipe: `cat FILE | pfimg run …`"));
+                    return Err(error.with_hint("use a pipe: `cat FILE | pfimg run …`"));
                 }
-                // Nobody has said that the command should have it.
+                // The caller did not ask for the command to get this one.
                 Err(_) => sys::keep_from_programs(open.number).map_err(failed)?,
             },
         }

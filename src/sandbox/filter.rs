@@ -1,18 +1,18 @@
-//! Has chgrp(2) to a group that the user is in answer as elsewhere where it cannot be done.
+//! Makes chgrp(2) to a group that the user is in fail with EPERM instead of EINVAL.
 //!
-//! An ordinary user's namespace has one group. To the kernel every other number in it is nonsense (`EINVAL`), which programs take for
-//! a fault of theirs. They know how to go on after "not permitted" (`EPERM`). The filter looks at the numbers of the user's own groups
-//! alone: a namespace that a command makes for itself may give a meaning to others, such as 0.
+//! An ordinary user's namespace has one group. For every other number the kernel returns EINVAL, which programs take for an
+//! error of their own. After EPERM they continue. The filter concerns only the numbers of the user's own groups: a namespace
+//! that a command makes may give a meaning to others, such as 0.
 
 use super::sys;
 
-/// A filter has 4096 instructions at most, two a group.
+/// The most groups that a filter checks. A filter has at most 4096 instructions, and each group takes two.
 const MAX_GROUPS: usize = 1000;
 
 /// An instruction of a filter, `seccomp(2)`.
 pub(super) type Instruction = libc::sock_filter;
 
-/// Refuses to give files to these groups, for this process and those that it starts. Where a kernel has no filters it answers as before.
+/// Refuses to give files to these groups, for this process and those that it starts. Does nothing on a kernel without filters.
 pub(super) fn refuse_groups(groups: &[u32]) {
     if let (Some(calls), false) = (CALLS, groups.is_empty()) {
         let _ = sys::install_filter(&program(&calls, &groups[..groups.len().min(MAX_GROUPS)]));
@@ -23,9 +23,9 @@ pub(super) fn refuse_groups(groups: &[u32]) {
 struct Calls {
     /// `AUDIT_ARCH_…` of linux/audit.h.
     architecture: u32,
-    /// Those with the group for their third argument.
+    /// Calls whose third argument is the group.
     third: &'static [libc::c_long],
-    /// Those with the group for their fourth argument.
+    /// Calls whose fourth argument is the group.
     fourth: &'static [libc::c_long],
 }
 
@@ -43,7 +43,7 @@ const CALLS: Option<Calls> =
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 const CALLS: Option<Calls> = None;
 
-/// Offsets in `struct seccomp_data`. Of an argument the half that counts comes first, on machines with the least byte first.
+/// Offsets in `struct seccomp_data`. The lower half of an argument comes first, since these machines are little-endian.
 const NUMBER: u32 = 0;
 const ARCHITECTURE: u32 = 4;
 const THIRD: u32 = 16 + 2 * 8;
@@ -53,12 +53,12 @@ fn load(offset: u32) -> Instruction {
     Instruction { code: (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16, jt: 0, jf: 0, k: offset }
 }
 
-/// Goes on behind the next instruction if it is equal, else with the next.
+/// Skips the next instruction if the value is equal.
 fn skip_if(value: u32) -> Instruction {
     Instruction { code: (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16, jt: 1, jf: 0, k: value }
 }
 
-/// Goes on behind the next instruction if it is not equal, else with the next.
+/// Skips the next instruction unless the value is equal.
 fn skip_unless(value: u32) -> Instruction {
     Instruction { code: (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16, jt: 0, jf: 1, k: value }
 }
@@ -75,7 +75,7 @@ fn program(calls: &Calls, groups: &[u32]) -> Vec<Instruction> {
     let allow = answer(libc::SECCOMP_RET_ALLOW);
     let refuse = answer(libc::SECCOMP_RET_ERRNO | libc::EPERM as u32);
     let mut program = vec![load(ARCHITECTURE), skip_if(calls.architecture), allow, load(NUMBER)];
-    // Each call leads to one of two instructions behind them, with another answer before these for all that is left.
+    // Each call jumps to one of two instructions after the list. Before these, all other calls are allowed.
     let all = (calls.third.len() + calls.fourth.len()) as u32;
     let number = |call: &libc::c_long| *call as u32;
     for (index, call) in calls.third.iter().chain(calls.fourth).enumerate() {

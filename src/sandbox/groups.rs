@@ -1,8 +1,8 @@
 //! Control groups of a run.
 //!
-//! A process that makes a namespace of control groups may mount the groups below its own, and change those that its user may change: end
-//! or freeze what is in them. So a run that could change its caller's group is moved into a group of its own. Where that cannot be done,
-//! it can make no such namespace.
+//! A process that makes a namespace of control groups may mount the groups below its own. There it may end or freeze the
+//! processes in groups that its user may change. So a run that could change its caller's group is moved into a separate group.
+//! If that fails, the run can make no such namespace.
 
 use std::fs;
 use std::io;
@@ -13,16 +13,16 @@ use std::time::Duration;
 
 use rustix::process::Pid;
 
-/// What a group of a run is called, before the number of the process that made it.
+/// Start of the name of a run's group. The id of the process that made it follows.
 const NAME: &str = "pfimg-run-";
 
-/// Groups that are looked at before it is assumed that one can be changed.
+/// Number of groups to check. If none of them can be changed, it is assumed that a further one can.
 const MAX_GROUPS: usize = 10_000;
 
 /// The files of a group that move, end or freeze processes.
 const POWERS: [&str; 5] = ["cgroup.procs", "tasks", "cgroup.kill", "cgroup.freeze", "freezer.state"];
 
-/// How often, and how long apart, a group is tried to be removed: the kernel empties it a moment after its last process has ended.
+/// Attempts to remove a group, and the pause between them: the kernel empties it shortly after its last process has ended.
 const TRIES: usize = 20;
 const APART: Duration = Duration::from_millis(5);
 
@@ -35,20 +35,20 @@ pub struct ControlGroup {
     pub unified: bool,
 }
 
-/// A mounted hierarchy, as `/proc/self/mountinfo` has it.
+/// A mounted hierarchy, from `/proc/self/mountinfo`.
 #[derive(Clone, Copy, Debug)]
 pub struct Hierarchy<'a> {
-    /// `cgroup` or `cgroup2`; others are passed over.
+    /// `cgroup` or `cgroup2`; others are ignored.
     pub fs_type: &'a str,
-    /// The controllers of `cgroup` are among them.
+    /// Mount options, which include the controllers of a `cgroup`.
     pub options: &'a str,
-    /// Which group is mounted.
+    /// The group that is mounted.
     pub root: &'a Path,
-    /// Where.
+    /// Its mountpoint.
     pub path: &'a Path,
 }
 
-/// The groups that `/proc/self/cgroup` names.
+/// Returns the groups that `/proc/self/cgroup` names.
 pub fn control_groups(text: &str, mounted: &[Hierarchy]) -> Vec<ControlGroup> {
     let groups = text.lines().filter_map(|line| {
         let (_, rest) = line.split_once(':')?;
@@ -69,10 +69,10 @@ pub fn control_groups(text: &str, mounted: &[Hierarchy]) -> Vec<ControlGroup> {
     groups.collect()
 }
 
-/// What a run does about control groups. Removes its group when it is dropped.
+/// The control group of a run. Dropping it removes the group.
 pub(super) struct Groups {
     own: Option<PathBuf>,
-    /// Whether namespaces of groups harm nothing, if the run is in its own group.
+    /// Whether the run may make namespaces of groups once it is in its own group.
     free: bool,
 }
 
@@ -97,7 +97,7 @@ impl Groups {
         this
     }
 
-    /// Moves a process into the group. Whether namespaces of groups harm nothing then.
+    /// Moves a process into the group. Returns whether it may make namespaces of groups.
     pub(super) fn take_in(&self, process: Pid) -> bool {
         let moved =
             |own: &PathBuf| fs::write(own.join("cgroup.procs"), process.as_raw_nonzero().to_string()).is_ok();
@@ -117,7 +117,7 @@ impl Drop for Groups {
     }
 }
 
-/// Removes a group and those in it.
+/// Removes a group and the groups in it.
 fn remove(group: &Path) -> io::Result<()> {
     for inner in fs::read_dir(group)?.flatten() {
         if inner.file_type().is_ok_and(|kind| kind.is_dir()) {
@@ -127,7 +127,7 @@ fn remove(group: &Path) -> io::Result<()> {
     fs::remove_dir(group)
 }
 
-/// Removes what runs left that were killed.
+/// Removes groups that killed runs left behind.
 fn sweep(parent: &Path) {
     for group in fs::read_dir(parent).into_iter().flatten().flatten() {
         let name = group.file_name();
@@ -138,8 +138,8 @@ fn sweep(parent: &Path) {
     }
 }
 
-/// Whether this user may change a group or one in it. Modes tell, and not access(2): a mount that is write-protected protects that mount
-/// alone.
+/// Whether this user may change a group or one in it. Checks modes instead of access(2): the group may also be mounted elsewhere
+/// without write protection.
 fn can_change(group: &Path, left: &mut usize) -> bool {
     let user = rustix::process::geteuid();
     let may_write = |path: &Path| {

@@ -22,20 +22,20 @@ use super::{
 };
 use crate::error::{Error, Result};
 
-/// What a command left behind may end by itself within this time: `tee` in `> >(tee log)` of a shell still writes then.
+/// How long processes that the command left behind may continue: in a shell's `> >(tee log)`, `tee` is still writing.
 const GRACE: Duration = Duration::from_millis(200);
 
-/// Init: runs the command, and waits for what becomes a child of it meanwhile. When this process ends, the kernel ends all that
-/// the command left behind.
+/// Acts as init: runs the command, reaps orphans, and returns the command's exit code. When this process ends, the kernel ends
+/// all processes that the command left behind.
 ///
 /// `channel` is the number that the starter named.
 pub fn first_process(command: &[OsString], channel: i32) -> Result<u8> {
     let mut starter = Channel::of(sys::take(channel)?);
     end_with_parent()?;
     call_this(c"pfimg-init");
-    // Its program was opened outside the view: who could look at that by /proc could change its mode.
+    // This program's file was opened outside of the view. A process that could reach it through /proc could change its mode.
     set_dumpable_behavior(DumpableBehavior::NotDumpable)
-        .map_err(|e| Error::io(e.into(), "cannot be kept from being looked into"))?;
+        .map_err(|e| Error::io(e.into(), "cannot protect the first process from being inspected"))?;
     show_processes()?;
     sys::leave_session_keyring();
     namespaces::drop_capabilities()?;
@@ -61,7 +61,7 @@ pub fn first_process(command: &[OsString], channel: i32) -> Result<u8> {
                 starter.say(Message::Stopped(signal as u8));
             }
             None => {
-                // Also where the builder was killed and this process with it, but for the moment before it could be.
+                // The starter has ended, or the builder was killed and this process is about to be.
                 if signals.wait(Some(&starter), None)? && !obey(&mut starter, child) {
                     return Ok(CANNOT_RUN);
                 }
@@ -71,12 +71,12 @@ pub fn first_process(command: &[OsString], channel: i32) -> Result<u8> {
     }
 }
 
-/// Does what the starter says. Whether it is there.
+/// Obeys a message of the starter. Returns false if the starter has ended.
 fn obey(starter: &mut Channel, child: Pid) -> bool {
     match starter.hear() {
         Some(Message::Signal(number)) => {
             let Some(signal) = Signal::from_named_raw(i32::from(number)) else { return true };
-            // A terminal sends these to all that is in a group.
+            // A terminal sends these signals to all processes of a group.
             let _ = if matches!(
                 signal,
                 Signal::INT | Signal::QUIT | Signal::HUP | Signal::TSTP | Signal::WINCH
@@ -94,7 +94,7 @@ fn obey(starter: &mut Channel, child: Pid) -> bool {
             if given {
                 let _ = kill_process_group(child, Signal::CONT);
             } else {
-                // It would stop again, and again.
+                // If continued without the terminal, the command would only stop again.
                 starter.say(Message::Stopped(libc::SIGSTOP as u8));
             }
         }
@@ -104,12 +104,12 @@ fn obey(starter: &mut Channel, child: Pid) -> bool {
     true
 }
 
-/// Has /proc show the processes of the run, and no others.
+/// Makes /proc show only the processes of the run.
 fn show_processes() -> Result<()> {
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     if let Err(error) = mount("proc", "/proc", "proc", flags, None) {
-        // In containers that hide parts of /proc the kernel shows no other one. The old one is read-only; what it shows cannot
-        // be sent signals or looked into from here.
+        // In containers that hide parts of /proc the kernel allows no new one. The old one is read-only, and the command can
+        // neither signal nor inspect the processes that it shows.
         if matches!(error, rustix::io::Errno::PERM | rustix::io::Errno::ACCESS) {
             return Ok(());
         }
@@ -121,7 +121,7 @@ fn show_processes() -> Result<()> {
     Ok(())
 }
 
-/// Write-protects what belongs to the whole machine in /proc: its root may write it, who is root in a run as well.
+/// Write-protects those files in /proc that belong to the whole machine. Root may write them, and stays root in a run.
 fn write_protect_machine() -> Result<()> {
     let failed = |path: &Path| {
         let what = format!("cannot write-protect {}", path.display());

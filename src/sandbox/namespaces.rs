@@ -13,9 +13,9 @@ use rustix::thread::{CapabilitySet, CapabilitySets, UnshareFlags};
 use super::{sys, view};
 use crate::error::{Error, ErrorKind, Result};
 
-/// What root may do in a run: as much of it as has to do with files and users, and nothing that makes or changes mounts.
+/// The capabilities of root in a run: those that concern files and users, and none that makes or changes mounts.
 ///
-/// Without `SETFCAP` the kernel lets no root make a namespace of users in which it is root.
+/// `SETFCAP` is included because without it the kernel does not let root make a namespace of users in which it is root.
 const ROOTS: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::DAC_OVERRIDE)
     .union(CapabilitySet::FOWNER)
@@ -27,7 +27,7 @@ const ROOTS: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::NET_BIND_SERVICE)
     .union(CapabilitySet::SYS_CHROOT);
 
-/// Says what to do where namespaces are not to be had.
+/// Adds a hint to an error of namespaces.
 pub(super) fn explain(error: io::Error, doing: &'static str) -> Error {
     let forbidden =
         matches!(error.raw_os_error(), Some(libc::EPERM | libc::EACCES | libc::ENOSPC | libc::EUSERS));
@@ -39,13 +39,13 @@ pub(super) fn explain(error: io::Error, doing: &'static str) -> Error {
              elsewhere: sysctl user.max_user_namespaces=10000; in a container: start it with --security-opt seccomp=unconfined",
         )
     } else if unknown {
-        error.with_hint("it takes Linux 5.12 or later, with user namespaces")
+        error.with_hint("use Linux 5.12 or later, with user namespaces")
     } else {
         error
     }
 }
 
-/// Leaves the namespaces of the caller; the processes that are started from here on are in a process namespace of their own.
+/// Leaves the caller's namespaces. Processes that are started later are in a new process namespace.
 pub(super) fn leave(network: bool) -> Result<()> {
     let mut flags = UnshareFlags::NEWUSER | UnshareFlags::NEWNS | UnshareFlags::NEWPID | UnshareFlags::NEWIPC;
     if !network {
@@ -54,9 +54,9 @@ pub(super) fn leave(network: bool) -> Result<()> {
     sys::unshare(flags).map_err(|e| explain(e, "cannot make namespaces to run the command in"))
 }
 
-/// Maps users of a new namespace onto themselves: all of them if this process may, which is root; else itself alone.
+/// Maps users of a new namespace to themselves: all users if this process runs as root, otherwise only its own user.
 ///
-/// A namespace in which a user is mapped can only be told so from outside.
+/// A process outside of the namespace has to do this.
 pub(super) fn map_users(process: Pid) -> Result<()> {
     let at = |file: &str| format!("/proc/{}/{file}", process.as_raw_nonzero());
     let failed = |what: &'static str| move |e| explain(e, what);
@@ -68,14 +68,14 @@ pub(super) fn map_users(process: Pid) -> Result<()> {
     {
         return fs::write(at("gid_map"), onto_themselves(&groups)).map_err(failed("cannot map groups"));
     }
-    // Who could change groups could drop one that keeps it out of something.
+    // A process that can change its groups could leave one that denies it access to a file.
     fs::write(at("setgroups"), "deny").map_err(failed("cannot map users"))?;
     fs::write(at("uid_map"), format!("{uid} {uid} 1\n")).map_err(failed("cannot map users"))?;
     fs::write(at("gid_map"), format!("{gid} {gid} 1\n")).map_err(failed("cannot map groups"))
 }
 
-/// The groups of this process that [`map_users`] maps for root alone: all but its own one, and the kernel's substitute for what is not
-/// mapped, as which they are shown. To be called before it leaves its namespaces.
+/// Returns the groups of this process that [`map_users`] maps only for root: all except its own. Also returns the kernel's
+/// substitute for unmapped groups, as which the others are shown. Must be called before the process leaves its namespaces.
 pub(super) fn other_groups() -> Vec<u32> {
     if rustix::process::geteuid().is_root() {
         return Vec::new();
@@ -95,23 +95,23 @@ pub(super) fn other_groups() -> Vec<u32> {
     groups
 }
 
-/// Where the kernel limits the namespaces that can be made in the namespace of users of this process.
+/// The folder with the kernel's limits on namespaces that can be made in this process's namespace of users.
 const LIMITS: &str = "/proc/sys/user";
 
-/// The number of control group namespaces that can be made there.
+/// The limit on control group namespaces.
 pub(super) struct Limit(Option<OwnedFd>);
 
-/// Takes hold of that limit, which a finished view write-protects.
+/// Opens that limit, which a finished view write-protects.
 ///
-/// A mount cannot be write-protected while a file in it is open for writing: this is another mount.
+/// Uses a separate mount, since a mount cannot be write-protected while a file in it is open for writing.
 pub(super) fn control_group_limit() -> Limit {
     Limit(view::tree(Path::new(LIMITS), true).ok())
 }
 
 impl Limit {
-    /// Sets it to zero. A process with such a namespace may mount the machine's groups, writable as far as they belong to the same user, and
-    /// there end the processes in a group. Where /proc/sys was write-protected before (in containers that are let make namespaces) the
-    /// limit cannot be set.
+    /// Sets the limit to zero. With such a namespace a process could mount the machine's groups, write to those that belong to
+    /// the same user, and end the processes in them. If /proc/sys is already write-protected, as in containers that may make
+    /// namespaces, the limit cannot be set.
     pub(super) fn set(&self) {
         let Some(limits) = &self.0 else { return };
         let flags = OFlags::WRONLY | OFlags::CLOEXEC;
@@ -121,7 +121,7 @@ impl Limit {
     }
 }
 
-/// What this namespace has, mapped onto itself.
+/// Returns a map of this namespace's users or groups to themselves.
 fn onto_themselves(map: &str) -> String {
     let mut out = String::new();
     for line in map.lines() {
@@ -133,10 +133,10 @@ fn onto_themselves(map: &str) -> String {
     out
 }
 
-/// Has the next program that is executed keep what it takes to finish the view and to give the rest up; other users than root
-/// lose all of it otherwise.
+/// Makes the next executed program keep the capabilities that it needs to finish the view and to give up the rest. Otherwise
+/// users other than root would lose all of them.
 pub(super) fn keep_capabilities() -> Result<()> {
-    let failed = |e: rustix::io::Errno| Error::io(e.into(), "cannot hand on capabilities");
+    let failed = |e: rustix::io::Errno| Error::io(e.into(), "cannot keep capabilities for the next process");
     let kept = [CapabilitySet::SYS_ADMIN, CapabilitySet::SETPCAP];
     let mut sets = rustix::thread::capabilities(None).map_err(failed)?;
     sets.inheritable = kept[0] | kept[1];
@@ -147,8 +147,8 @@ pub(super) fn keep_capabilities() -> Result<()> {
     Ok(())
 }
 
-/// Gives up what the command must not have, for this process and all that it starts: set-user-id bits and file capabilities
-/// bring none of it back.
+/// Gives up capabilities that the command must not have, for this process and all that it starts. Neither set-user-id bits nor
+/// file capabilities can regain them.
 pub(super) fn drop_capabilities() -> Result<()> {
     let failed = |e: rustix::io::Errno| Error::io(e.into(), "cannot give up capabilities");
     rustix::thread::set_no_new_privs(true).map_err(failed)?;
@@ -159,18 +159,21 @@ pub(super) fn drop_capabilities() -> Result<()> {
             continue;
         }
         match rustix::thread::remove_capability_from_bounding_set(capability) {
-            // This kernel knows no more.
+            // This kernel has no higher numbers.
             Err(rustix::io::Errno::INVAL) if number > 0 => break,
             other => other.map_err(failed)?,
         }
     }
-    // Not every kernel has it; then there is nothing in it.
+    // Ignores a kernel without an ambient set.
     let _ = rustix::thread::clear_ambient_capability_set();
     let sets = CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() };
     rustix::thread::set_capabilities(None, sets).map_err(failed)?;
     let left = rustix::thread::capabilities(None).map_err(failed)?;
     if left.permitted != kept {
-        return Err(Error::new(ErrorKind::PermissionDenied, "capabilities are left that were given up"));
+        return Err(Error::new(
+            ErrorKind::PermissionDenied,
+            "the kernel kept capabilities that were given up",
+        ));
     }
     Ok(())
 }

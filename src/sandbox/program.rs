@@ -1,4 +1,4 @@
-//! Starting a program as execvp(3) does, and saying why one cannot be started.
+//! Starts a program as execvp(3) does, and explains why one cannot be started.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
@@ -12,19 +12,19 @@ use rustix::fs::Access;
 
 use crate::util::limits;
 
-/// The program that scripts without an interpreter's name are given to.
+/// The program that runs scripts without an interpreter's name.
 const SHELL: &str = "/bin/sh";
 
-/// As much of a file as names what it needs: the kernel reads 256 bytes of a script's first line.
+/// Bytes at a file's start to search for its interpreter. The kernel reads 256 bytes of a script's first line.
 const HEAD: u64 = 4096;
 
-/// Interpreters of interpreters that the kernel follows.
+/// The longest chain of interpreters that the kernel follows.
 const MAX_INTERPRETERS: usize = 5;
 
-/// Starts a program in a process group of its own: it must be able to send signals to that.
+/// Starts a program in a new process group, since the program must be able to send signals to its group.
 ///
 /// # Errors
-/// Those of execve(2), but for a script that names no interpreter: that is given to the shell.
+/// Those of execve(2). A script that names no interpreter is not an error: the shell runs it.
 pub(super) fn spawn(program: &OsStr, args: &[OsString]) -> io::Result<Child> {
     let start = |command: &mut Command| limits::with_original(|| command.process_group(0).spawn());
     match start(Command::new(program).args(args)) {
@@ -37,7 +37,7 @@ pub(super) fn spawn(program: &OsStr, args: &[OsString]) -> io::Result<Child> {
     }
 }
 
-/// Why a program could not be started, in words for its caller.
+/// Explains to the caller why a program could not be started.
 pub(super) fn explain(program: &OsStr, error: &io::Error) -> String {
     let name = Path::new(program).display();
     let file = find(program);
@@ -56,7 +56,7 @@ pub(super) fn explain(program: &OsStr, error: &io::Error) -> String {
     }
 }
 
-/// The file that execvp(3) runs for this name.
+/// Finds the file that execvp(3) runs for this name.
 fn find(program: &OsStr) -> Option<PathBuf> {
     if program.as_bytes().contains(&b'/') {
         return Some(program.into());
@@ -76,13 +76,13 @@ fn head(file: &Path) -> Vec<u8> {
     head
 }
 
-/// Whether a shell could make something of it: there is no NUL in its first line.
+/// Whether a shell would take a file for a script: its first line has no NUL.
 fn is_script(file: &Path) -> bool {
     let head = head(file);
     !head.iter().take_while(|byte| **byte != b'\n').any(|byte| *byte == 0)
 }
 
-/// The program that a file cannot run without and that is not there, in words.
+/// Describes a missing interpreter without which a file cannot run, if there is one.
 fn lost_interpreter(file: &Path) -> Option<String> {
     let mut file = file.to_owned();
     for _ in 0..MAX_INTERPRETERS {
@@ -96,12 +96,12 @@ fn lost_interpreter(file: &Path) -> Option<String> {
         match fs::metadata(path) {
             Err(_) if interpreter.ends_with(b"\r") => {
                 return Some(format!(
-                    "{named}: the line ends in CR LF, as on Windows; take it out with `sed -i 's/\\r$//' {}`",
+                    "{named}: the line ends in CR LF, as on Windows; remove the CR with `sed -i 's/\\r$//' {}`",
                     file.display()
                 ));
             }
             Err(error) => return Some(format!("{named}: {error}; install it, or change the name")),
-            Ok(metadata) if !metadata.is_file() => return Some(format!("{named}, which is no file")),
+            Ok(metadata) if !metadata.is_file() => return Some(format!("{named}, which is not a file")),
             Ok(_) if rustix::fs::access(path, Access::EXEC_OK).is_err() => {
                 return Some(format!("{named}, which is not executable; try `chmod +x`"));
             }
@@ -116,11 +116,11 @@ fn shown(path: &[u8]) -> String {
     String::from_utf8_lossy(path).escape_debug().to_string()
 }
 
-/// The interpreter that a script's first line names, with the carriage return that the kernel takes for a part of it.
+/// The interpreter that a script's first line names. It includes a carriage return, as for the kernel.
 fn script_interpreter(head: &[u8]) -> Option<&[u8]> {
     let line = head.strip_prefix(b"#!")?.split(|byte| *byte == b'\n').next()?;
     let word = line.trim_ascii_start();
-    // A carriage return ends no word for the kernel, unlike here.
+    // For the kernel a carriage return is a part of the word.
     let start = line.len() - word.len();
     let word = line[start..].split(|byte| matches!(byte, b' ' | b'\t' | 0)).next()?;
     (!word.is_empty()).then_some(word)
@@ -133,7 +133,7 @@ fn program_interpreter(head: &[u8]) -> Option<&[u8]> {
         let bytes = head.get(at..at.checked_add(len)?)?;
         Some(bytes.iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte)))
     };
-    // Numbers are least byte first on all machines that this runs on.
+    // Numbers are little-endian on all supported machines.
     let wide = match head.get(..6)? {
         [0x7f, b'E', b'L', b'F', 1, 1] => false,
         [0x7f, b'E', b'L', b'F', 2, 1] => true,
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_with_a_zero_in_its_first_line_is_no_script() {
+    fn a_file_with_a_zero_in_its_first_line_is_not_a_script() {
         let dir = tempfile::tempdir().unwrap();
         for (text, is) in [(&b"echo\n\0"[..], true), (b"", true), (b"\x7fELF\0", false), (b"text", true)] {
             let file = dir.path().join("file");

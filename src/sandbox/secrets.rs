@@ -1,16 +1,16 @@
-//! Where credentials are found: the variables that hold them, and the files below a home folder.
+//! Lists where credentials are: in which variables, and in which files below a home folder.
 //!
-//! A command in a run can send away what it can read. docs/SECURITY.md shows both lists.
+//! A command in a run could send away everything that it can read. docs/SECURITY.md shows both lists.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-/// The variable with which ledgers are forged. No command gets it, and no option changes that.
+/// The variable whose value allows forging ledgers. No command gets it, and no option changes that.
 pub const LEDGER_SECRET: &str = "PF_SESSION_SECRET";
 
-/// Names of variables that hold credentials. `*` stands for any text; upper and lower case are the same.
+/// Names of variables that hold credentials. `*` matches any text; case does not matter.
 const VARIABLES: &[&str] = &[
     "AWS_*",
     "GOOGLE_*",
@@ -68,7 +68,7 @@ const VARIABLES: &[&str] = &[
     "SOPS_AGE_KEY*",
 ];
 
-/// Variables that the list means and that name no credential: folders, and certificates that anybody may see.
+/// Variables that match the list without holding a credential: folders, and public certificates.
 const SETTINGS_ALONE: &[&str] = &["AWS_CA_BUNDLE", "HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE"];
 
 /// Files and folders below a home folder that hold credentials.
@@ -147,7 +147,7 @@ const KEYS: &[&str] = &[
     ".var/app/com.microsoft.Edge",
 ];
 
-/// Settings below a home folder that hold a credential if one of these words is in them.
+/// Settings files below a home folder that hold a credential if they contain one of these words.
 const SETTINGS: &[(&str, &[&str])] = &[
     (".npmrc", &["_auth", "_password"]),
     (".yarnrc.yml", &["npmAuth"]),
@@ -157,7 +157,7 @@ const SETTINGS: &[(&str, &[&str])] = &[
     (".pip/pip.conf", &["@"]),
 ];
 
-/// Variables that say where a part of a home folder is instead.
+/// Variables that move a part of a home folder elsewhere.
 const MOVED: &[(&str, &str)] = &[
     ("XDG_CONFIG_HOME", ".config"),
     ("XDG_DATA_HOME", ".local/share"),
@@ -171,7 +171,7 @@ const MOVED: &[(&str, &str)] = &[
     ("HF_HOME", ".cache/huggingface"),
 ];
 
-/// Variables that name files with credentials, several of them behind colons.
+/// Variables that name files with credentials, separated by colons.
 const NAMED: &[&str] = &[
     "GOOGLE_APPLICATION_CREDENTIALS",
     "AWS_SHARED_CREDENTIALS_FILE",
@@ -193,7 +193,7 @@ pub fn is_credential(name: &OsStr) -> bool {
     is_meant(VARIABLES) && !is_meant(SETTINGS_ALONE)
 }
 
-/// Whether a name is one of those that a pattern means. `*` stands for any text; upper and lower case are the same.
+/// Whether a name matches a pattern. `*` matches any text; case does not matter.
 pub fn matches(pattern: &str, name: &OsStr) -> bool {
     fn rest(pattern: &[u8], name: &[u8]) -> bool {
         match (pattern, name) {
@@ -206,13 +206,13 @@ pub fn matches(pattern: &str, name: &OsStr) -> bool {
     rest(pattern.as_bytes(), name.as_bytes())
 }
 
-/// The home folders whose credentials a user could read: their own and, for root, those of everybody in `passwd`.
+/// Returns the home folders whose credentials a user could read: the user's own and, for root, those of all users in `passwd`.
 pub fn homes(uid: u32, passwd: &str, home: Option<PathBuf>) -> Vec<PathBuf> {
     let listed = passwd.lines().filter_map(|line| {
         let mut fields = line.split(':').skip(2);
         let of: u32 = fields.next()?.parse().ok()?;
         let home = (uid == 0 || of == uid).then(|| fields.nth(2).map(PathBuf::from))??;
-        // Users of services have folders of the system's for a home, in which they keep nothing.
+        // Users of services have a folder of the system as their home, in which they keep no credentials.
         (of == uid || std::fs::metadata(&home).is_ok_and(|metadata| metadata.uid() == of)).then_some(home)
     });
     let mut homes: Vec<PathBuf> = home.into_iter().chain(listed).collect();
@@ -222,8 +222,10 @@ pub fn homes(uid: u32, passwd: &str, home: Option<PathBuf>) -> Vec<PathBuf> {
     homes
 }
 
-/// The files and folders with credentials in home folders. `variable` gives a variable's value; `handed` says whether the command gets a
-/// variable, and with it the files that it names; `aliases` gives the other paths of a folder.
+/// Returns the files and folders with credentials in home folders.
+///
+/// `variable` returns a variable's value. `handed` says whether the command gets a variable, and with it the files that it
+/// names. `aliases` returns the other paths of a folder.
 pub fn keys(
     homes: &[PathBuf],
     variable: impl Fn(&str) -> Option<OsString>,
@@ -235,7 +237,7 @@ pub fn keys(
     let path_of = |name: &str| variable(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let moved: Vec<(PathBuf, &str)> =
         MOVED.iter().filter_map(|(name, part)| Some((path_of(name)?, *part))).collect();
-    // Below each home, and where a variable says that a part of the home is.
+    // Below each home, and at the place to which a variable moves a part of the home.
     let places = |key: &str| -> Vec<PathBuf> {
         let below = roots.iter().map(|root| root.join(key));
         let instead = moved.iter().filter_map(|(to, part)| {
@@ -254,7 +256,7 @@ pub fn keys(
             value.as_bytes().split(|byte| *byte == b':').map(|path| PathBuf::from(OsStr::from_bytes(path)));
         keys.extend(paths.filter(|path| path.is_absolute()));
     }
-    // What a whole home lies in is no key, whatever a variable says.
+    // A folder that contains a whole home is not a key, even if a variable names it.
     keys.retain(|key| key.parent().is_some() && !homes.iter().any(|home| home.starts_with(key)));
     keys.retain(|key| key.exists());
     keys.sort();
@@ -262,7 +264,7 @@ pub fn keys(
     keys
 }
 
-/// Settings longer than this, in bytes, are taken to hold a credential.
+/// Settings files longer than this, in bytes, are assumed to hold a credential.
 const MAX_SETTINGS: u64 = 1 << 20;
 
 fn holds(path: &Path, words: &[&str]) -> bool {
@@ -281,7 +283,7 @@ mod tests {
     use std::fs;
 
     #[test]
-    fn credentials_are_told_by_their_names() {
+    fn credentials_are_recognized_by_their_names() {
         let held = [
             "AWS_ACCESS_KEY_ID",
             "AWS_PROFILE",

@@ -1,4 +1,4 @@
-//! Signals and ended children of a process of a run, as things to wait for beside others.
+//! Waits for signals, ended children and messages in a process of a run.
 
 use std::fs;
 use std::io;
@@ -16,13 +16,13 @@ use super::channel::Channel;
 use super::sys;
 use crate::error::{Error, Result};
 
-/// Signals that are taken, SIGCHLD among them.
+/// The signals that this process handles, including SIGCHLD.
 pub(super) struct Taken(SignalDelivery<UnixStream, SignalOnly>);
 
 impl Taken {
-    /// Takes signals, and those that were blocked. To be made before a child is started, so that none is missed.
+    /// Handles these signals, even if they were blocked. Must be called before a child is started, so that none is missed.
     ///
-    /// What the caller has this process ignore, as nohup(1) does, goes on to be ignored, by the command as well.
+    /// A signal that the caller made this process ignore, as nohup(1) does, stays ignored, by the command too.
     pub(super) fn new(signals: &[i32]) -> Result<Self> {
         let ignored = ignored();
         let mut taken: Vec<i32> = signals.to_vec();
@@ -35,34 +35,34 @@ impl Taken {
         Ok(Self(taken_here))
     }
 
-    /// Waits for a signal, for something in the channel if there is one, or for the time to pass. Whether there is something in
-    /// the channel, or nobody at its other end.
+    /// Waits for a signal, for a message in the channel if there is one, or for `at_most`. Returns whether the channel has a
+    /// message, or its other end is closed.
     pub(super) fn wait(&mut self, channel: Option<&Channel>, at_most: Option<&Timespec>) -> Result<bool> {
         let signals = self.0.get_read().as_fd();
         let mut fds = vec![PollFd::from_borrowed_fd(signals, PollFlags::IN)];
         fds.extend(channel.map(|channel| PollFd::new(channel, PollFlags::IN)));
         match poll(&mut fds, at_most) {
-            // A signal, whose handler has written to the pipe.
+            // A signal came: its handler has written to the pipe.
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(e) => return Err(Error::io(e.into(), "cannot wait for signals")),
         }
         Ok(fds.get(1).is_some_and(|fd| !fd.revents().is_empty()))
     }
 
-    /// The signals that came, but for SIGCHLD.
+    /// Returns the signals that came, without SIGCHLD.
     pub(super) fn pending(&mut self) -> Vec<i32> {
         self.0.pending().filter(|signal| *signal != SIGCHLD).collect()
     }
 }
 
-/// The signals that this process ignores, a bit each (`proc_pid_status(5)`).
+/// Returns the signals that this process ignores, as one bit each (`proc_pid_status(5)`).
 fn ignored() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
 }
 
-/// What became of a child.
+/// A change of a child's state.
 pub(super) enum Became {
     /// It ended: its exit code, or 128 and the number of the signal that ended it.
     Ended(u8),
@@ -70,7 +70,7 @@ pub(super) enum Became {
     Stopped(i32),
 }
 
-/// What became of `child` since this was asked last. Whatever else became a child of this process and has ended is seen off.
+/// Returns the change of state of `child` since the last call, if any. Reaps other children of this process that have ended.
 pub(super) fn look_at(child: Pid) -> Result<Option<Became>> {
     let failed = |e: rustix::io::Errno| Error::io(io::Error::from(e), "cannot wait for a process");
     while let Some((pid, status)) = wait(WaitOptions::NOHANG | WaitOptions::UNTRACED).map_err(failed)? {
@@ -84,7 +84,7 @@ pub(super) fn look_at(child: Pid) -> Result<Option<Became>> {
     Ok(None)
 }
 
-/// Waits for whatever else is a child of this process, but no longer than this.
+/// Waits for all other children of this process, for `at_most` at most.
 pub(super) fn see_off(signals: &mut Taken, at_most: Duration) -> Result<()> {
     let until = Instant::now() + at_most;
     loop {
@@ -99,7 +99,7 @@ pub(super) fn see_off(signals: &mut Taken, at_most: Duration) -> Result<()> {
                 signals.wait(None, Some(&left))?;
                 signals.pending();
             }
-            // There is none left.
+            // No child is left.
             Err(_) => return Ok(()),
         }
     }

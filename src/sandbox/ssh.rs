@@ -1,7 +1,7 @@
-//! Settings that OpenSSH accepts from their owner alone.
+//! Finds root's settings files that OpenSSH would refuse in a run.
 //!
-//! `ssh` refuses a file of settings that belongs neither to root nor to its user. An ordinary user's namespace has that user and no
-//! other, so that root's files show the kernel's substitute for an owner. The view shows copies of them, which belong to the user.
+//! `ssh` refuses a settings file that belongs neither to root nor to its user. An ordinary user's namespace contains only that
+//! user, so root's files show the kernel's substitute for an owner. The view therefore shows copies that belong to the user.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,17 +10,17 @@ use std::path::{Path, PathBuf};
 
 use super::secrets;
 
-/// Settings of the whole system. Some distributions keep theirs in the second place.
+/// Settings files of the whole system. Some distributions use the second path.
 const SYSTEM: [&str; 2] = ["/etc/ssh/ssh_config", "/usr/etc/ssh/ssh_config"];
 
-/// As deep as OpenSSH follows `Include`.
+/// The depth to which OpenSSH follows `Include`.
 const MAX_DEPTH: usize = 16;
-/// More files than anybody's settings have.
+/// The most settings files that are read. No real settings have as many.
 const MAX_FILES: usize = 256;
-/// Files longer than this, in bytes, are left alone.
+/// The longest settings file in bytes that is copied.
 const MAX_BYTES: u64 = 1 << 20;
 
-/// A file of root's, to be shown as the user's.
+/// A file of root's that the view shows as the user's.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Settings {
     pub(super) path: PathBuf,
@@ -28,7 +28,8 @@ pub(super) struct Settings {
     pub(super) mode: u32,
 }
 
-/// The files of root's that `ssh` reads for this user. To be called where owners can be told.
+/// Returns root's files that `ssh` reads for this user. Must be called before this process enters a new namespace, where owners
+/// are not shown.
 pub(super) fn settings_of_root(home: Option<&Path>) -> Vec<Settings> {
     let mut found = BTreeMap::new();
     for system in SYSTEM {
@@ -49,7 +50,7 @@ pub(super) fn settings_of_root(home: Option<&Path>) -> Vec<Settings> {
         .collect()
 }
 
-/// Content and mode of each file that was read, `None` where it is not root's.
+/// Content and mode of each file that was read; `None` if it does not belong to root.
 type Found = BTreeMap<PathBuf, Option<(Vec<u8>, u32)>>;
 
 fn read(path: &Path, base: &Path, home: Option<&Path>, depth: usize, found: &mut Found) {
@@ -78,7 +79,7 @@ fn read(path: &Path, base: &Path, home: Option<&Path>, depth: usize, found: &mut
     }
 }
 
-/// The patterns that a line includes, as `ssh_config(5)` has it.
+/// Returns the patterns that a line includes, by the rules of `ssh_config(5)`.
 fn included(line: &str) -> Vec<String> {
     let Some((word, rest)) = line.trim().split_once([' ', '\t', '=']) else { return Vec::new() };
     if !word.eq_ignore_ascii_case("include") {
@@ -99,7 +100,7 @@ fn included(line: &str) -> Vec<String> {
     patterns
 }
 
-/// The files that a pattern with `*` and `?` in it means.
+/// Returns the files that match a pattern with `*` and `?`.
 fn expand(pattern: &Path) -> Vec<PathBuf> {
     let mut paths = vec![PathBuf::from("/")];
     for part in pattern.components().skip(1) {
@@ -119,7 +120,7 @@ fn matching(folder: &Path, pattern: &str) -> Vec<PathBuf> {
     names.map(|name| folder.join(name)).collect()
 }
 
-/// A pattern with `*` in place of `?` and `[…]`. It means more files, which harms nothing: the view shows each as it is.
+/// Replaces `?` and `[…]` in a pattern by `*`. It then matches more files, which does no harm: the view shows each unchanged.
 fn widened(pattern: &str) -> String {
     let mut wide = String::new();
     let mut rest = pattern.chars();

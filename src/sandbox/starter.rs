@@ -1,8 +1,8 @@
-//! The process of a run that its caller knows.
+//! The starter: the process of a run that its caller knows.
 //!
-//! The command is in a process group of its own: what it sends to its group must not reach the caller's. So the terminal, which
-//! knows groups, is handed over when the command wants it, and what happens to this process (a signal, being stopped and continued) is
-//! done to the command, and the other way round, as if they were one.
+//! The command is in a separate process group, since signals that it sends to its group must not reach the caller's. A terminal
+//! serves one group, so the starter hands it over when the command needs it. Signals, stops and continues of the starter are
+//! passed to the command, and stops of the command to the starter, as if the two were one process.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -26,26 +26,26 @@ use super::{namespaces, pid_of, sys, this_program};
 use crate::error::{Error, Result};
 use crate::util::limits;
 
-/// What is handed on to the command.
+/// Signals that are passed to the command.
 const SIGNALS: [i32; 10] =
     [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGALRM, SIGWINCH, SIGTSTP, SIGCONT];
 
-/// Those of them that end a process which does nothing about them.
+/// Those of them that end a process by default.
 const ENDING: [i32; 7] = [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGALRM];
 
-/// How often is looked whether the terminal is free, while the command waits for it.
+/// How often to check whether the terminal is free while the command waits for it.
 const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
 
-/// What comes within this time comes together.
+/// Signals of one number within this time count as one.
 const TOGETHER: Duration = Duration::from_millis(5);
 
-/// The code of a command that SIGINT ended.
+/// The exit code of a command that SIGINT ended.
 const INTERRUPTED: u8 = 128 + SIGINT as u8;
 
-/// How the command's variables differ from the caller's.
+/// Changes of the caller's variables for the command.
 #[derive(Clone, Debug, Default)]
 pub struct Environment {
-    /// Variables that stay outside.
+    /// Variables that the command does not get.
     pub held: Vec<OsString>,
     /// Variables with new values.
     pub set: Vec<(OsString, OsString)>,
@@ -56,11 +56,11 @@ pub struct Environment {
 pub struct Outcome {
     /// The command's exit code, or 128 and the number of the signal that ended it.
     pub code: u8,
-    /// Whether the command was ended since its time was up.
+    /// Whether the command was ended because its time was up.
     pub timed_out: bool,
-    /// The signal by which this process is to end as well.
+    /// The signal by which this process has to end too.
     ending: Option<i32>,
-    /// Whether the caller's group gets that signal, too.
+    /// Whether the caller's group gets that signal too.
     tells_group: bool,
 }
 
@@ -69,7 +69,7 @@ impl Outcome {
         Self { code, timed_out: false, ending: None, tells_group: false }
     }
 
-    /// Ends this process if a signal is to end it. To be called last.
+    /// Ends this process if a signal has to end it; otherwise returns the exit code. Must be called last.
     pub fn pass_on(self) -> u8 {
         if let Some(signal) = self.ending {
             if self.tells_group {
@@ -81,16 +81,16 @@ impl Outcome {
     }
 }
 
-/// How long a command whose time is up may take to end after SIGTERM.
+/// How long a command may take to end after SIGTERM when its time is up.
 const LAST_WORDS: Duration = Duration::from_secs(10);
 
-/// Starts the builder and waits.
+/// Starts the builder and waits for the command's end.
 ///
-/// `groups` are the control groups of this process. `arguments` are those with which this program is the builder, given the number of
-/// its channel. After `timeout` the command gets SIGTERM, and is killed if it does not end.
+/// `groups` are the control groups of this process. `arguments` returns the arguments with which this program acts as the
+/// builder, given the number of its channel. After `timeout` the command gets SIGTERM, and is killed if it does not end.
 ///
 /// # Errors
-/// If no process can be started, or no namespace made.
+/// If no process can be started, or no namespace can be made.
 pub fn start(
     environment: Environment,
     groups: &[ControlGroup],
@@ -109,7 +109,7 @@ pub fn start(
         .envs(environment.set)
         .env_remove(LEDGER_SECRET)
         .args(arguments(theirs.as_raw_fd()))
-        // What is sent to the caller's group gets to the command by this process, once.
+        // A signal to the caller's group reaches the command through this process, and only once.
         .process_group(0);
     let builder = limits::with_original(|| builder.spawn())
         .map_err(|e| Error::io(e, "cannot start a process to run the command in"))?;
@@ -134,20 +134,20 @@ pub fn start(
 #[allow(clippy::struct_excessive_bools)]
 struct Starter {
     builder: Pid,
-    /// Until the end, after which a group of the run is removed.
+    /// The run's control group, which is removed at the end.
     groups: Option<Groups>,
     signals: Taken,
-    /// To the builder, and then to init, while that is there.
+    /// The channel to the builder and later to init, while these exist.
     channel: Option<Channel>,
-    /// Whether the command runs.
+    /// Whether the command has started.
     started: bool,
-    /// Signals for the command that came before it ran.
+    /// Signals for the command that came before it started.
     held: Vec<i32>,
     terminal: Option<File>,
     /// Whether the command waits for the terminal, and whether it had it.
     wanted: bool,
     given: bool,
-    /// When the command's time is up, or that to end in.
+    /// When the command's time is up; after SIGTERM, when it is killed.
     deadline: Option<Instant>,
     timed_out: bool,
 }
@@ -190,7 +190,7 @@ impl Starter {
         }
     }
 
-    /// How long nothing has to be looked at.
+    /// Returns how long to wait for events before the clock or the terminal has to be checked.
     fn pause(&self) -> Option<Timespec> {
         let left = self.deadline.map(|deadline| {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -204,7 +204,7 @@ impl Starter {
         }
     }
 
-    /// Ends a command whose time is up: first by a signal that it may act on, then for good.
+    /// Ends a command whose time is up: first by SIGTERM, which it may handle, then by SIGKILL.
     fn look_at_the_clock(&mut self) {
         if self.deadline.is_none_or(|deadline| Instant::now() < deadline) {
             return;
@@ -220,13 +220,13 @@ impl Starter {
         self.timed_out = true;
     }
 
-    /// Does what the builder needs from outside, until init says that the command runs.
+    /// Does what the builder needs from outside, until init reports that the command has started.
     fn prepare(&mut self) -> Result<()> {
         match self.channel.as_mut().and_then(Channel::hear) {
             Some(Message::Left) => {
                 namespaces::map_users(self.builder)?;
                 self.say(Message::Mapped);
-                // The kernel takes its time to move a process, in which the builder makes the view.
+                // Moving a process takes the kernel some time. The builder makes the view during it.
                 let free = self.groups.as_ref().is_some_and(|groups| groups.take_in(self.builder));
                 self.say(Message::Grouped(free));
             }
@@ -239,22 +239,22 @@ impl Starter {
                 }
             }
             Some(_) => {}
-            // The builder has failed and said why, or is about to.
+            // The builder has failed and printed the reason, or is about to.
             None => self.channel = None,
         }
         Ok(())
     }
 
-    /// Ends before the command runs, by the signal that asks for it. The builder may wait for a disk, or a daemon, that does not answer:
-    /// it is not waited for.
+    /// Ends by a signal before the command has started. Does not wait for the builder, which may be waiting for a disk or a daemon
+    /// that does not answer.
     fn give_up(&mut self, signal: i32) -> Outcome {
         let _ = kill_process(self.builder, Signal::KILL);
         self.groups = None;
         Outcome { ending: Some(signal), ..Outcome::of(128 + signal as u8) }
     }
 
-    /// The signals that came. Those of a number that come together are one, as they are for a process that was not asked yet:
-    /// timeout(1) sends its own to a process and to its group.
+    /// Returns the signals that came. Signals of one number that come together count as one, as the kernel treats pending ones:
+    /// timeout(1) sends a signal both to a process and to its group.
     fn come(&mut self) -> Vec<i32> {
         let mut signals = self.signals.pending();
         if !signals.is_empty() {
@@ -282,15 +282,16 @@ impl Starter {
         self.say(Message::Foreground);
     }
 
-    /// The command was stopped.
+    /// Acts on a stop of the command.
     fn stopped(&mut self, signal: i32) {
         if matches!(signal, SIGTTIN | SIGTTOU) && self.terminal.is_some() {
-            // By using a terminal that it does not have. Who else is in the caller's group is not stopped for that.
+            // The command used a terminal that it does not have. Other processes of the caller's group are not stopped for this.
             self.wanted = true;
             return;
         }
         if signal == SIGTSTP && self.given {
-            // The terminal told the command's group alone. This process takes it like anybody else: it stops below.
+            // The terminal sent the signal only to the command's group, so this sends it to the caller's group. This process
+            // takes its own copy from the queue, and stops below.
             let _ = kill_current_process_group(Signal::TSTP);
             for signal in self.signals.pending() {
                 if signal != SIGTSTP && signal != SIGCONT {
@@ -299,7 +300,7 @@ impl Starter {
             }
         }
         let _ = kill_process(getpid(), Signal::STOP);
-        // Whoever stops a job takes the terminal, and continues it with or without.
+        // A shell that stops a job takes the terminal, and continues the job with or without it.
         self.go_on();
     }
 
@@ -311,19 +312,19 @@ impl Starter {
         }
     }
 
-    /// Ends as the command did.
+    /// Returns the outcome of a command that ended with this code.
     fn end(&mut self, code: u8) -> Outcome {
         if self.given
             && let Some(terminal) = &self.terminal
         {
-            // Who is in the background would be stopped for it.
+            // A process in the background would be stopped by SIGTTOU for this call.
             let _ = sys::ignoring(libc::SIGTTOU, || tcsetpgrp(terminal, getpgrp()));
         }
         self.groups = None;
         if code != INTERRUPTED {
             return Outcome::of(code);
         }
-        // A shell ends its loops and scripts if what it waited for was ended by SIGINT, and not where that is an exit code.
+        // A shell ends its loops and scripts only if SIGINT itself ended the process that it waited for, not for an exit code.
         Outcome { ending: Some(SIGINT), tells_group: self.given, ..Outcome::of(code) }
     }
 }

@@ -1,6 +1,6 @@
-//! The few calls that no library has safely.
+//! The few system calls that no library offers as safe functions.
 
-// mount_setattr(2) and the ioctls of network interfaces are in no safe wrapper; each takes memory of known length.
+// No library has safe functions for mount_setattr(2) and the ioctls of network interfaces. Each takes memory of known length.
 #![allow(unsafe_code)]
 
 use std::ffi::CStr;
@@ -13,35 +13,36 @@ use rustix::thread::UnshareFlags;
 
 use crate::error::{Error, Result};
 
-/// The descriptor of this number, which a process got from the one that started it, and does not hand on again.
+/// Takes ownership of the descriptor that this process got from its parent under this number. Programs that it executes do not
+/// get it.
 pub(super) fn take(number: RawFd) -> Result<OwnedFd> {
     let failed = |e| Error::io(e, format!("descriptor {number} is not one of the starter's"));
     if number < 3 {
         return Err(failed(io::Error::from_raw_os_error(libc::EBADF)));
     }
     keep_from_programs(number).map_err(failed)?;
-    // SAFETY: it is open, or that had been EBADF. Nothing in this process has opened a descriptor yet: it was made by the starter
-    // for this process, and nobody else here knows of it.
+    // SAFETY: the descriptor is open, since the call above did not fail with EBADF. This process has not opened any descriptor
+    // yet. The starter made this one for it, and no other code here uses it.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
-/// Has a descriptor of this process closed when a program is executed.
+/// Makes the kernel close a descriptor of this process when a program is executed.
 pub(super) fn keep_from_programs(number: RawFd) -> io::Result<()> {
-    // SAFETY: a plain call on a number. It changes what the next program gets, and nothing in this process.
+    // SAFETY: a plain call on a number. It changes what the next program gets, but nothing in this process.
     let answer = unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) };
     if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Makes `number` another descriptor of the same file, which is handed on to programs.
+/// Makes `number` another descriptor of the same file, which executed programs get.
 pub(super) fn put_in_place(file: &File, number: RawFd) -> io::Result<()> {
-    // SAFETY: a plain call on numbers. The one that is replaced was handed to this process by its caller, for programs it executes:
-    // nothing here owns it.
+    // SAFETY: a plain call on numbers. This process got the descriptor that is replaced from its caller, for programs that it
+    // executes: no code here owns it.
     if unsafe { libc::dup2(file.as_raw_fd(), number) } < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Takes signals that whoever started this process had blocked.
+/// Unblocks signals that the parent of this process had blocked.
 pub(super) fn unblock(signals: &[libc::c_int]) {
-    // SAFETY: all zeros are a valid value of this plain structure, and the calls get pointers to it that outlive them.
+    // SAFETY: all zeros are a valid value of this plain structure, and it outlives the calls that get pointers to it.
     unsafe {
         let mut set: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&raw mut set);
@@ -52,9 +53,9 @@ pub(super) fn unblock(signals: &[libc::c_int]) {
     }
 }
 
-/// Ignores a signal while something is done.
+/// Ignores a signal while `work` runs.
 pub(super) fn ignoring<T>(signal: libc::c_int, work: impl FnOnce() -> T) -> T {
-    // SAFETY: no handler is called for what is ignored, and the one that was there before is put back.
+    // SAFETY: no handler is called for an ignored signal, and the earlier one is restored.
     let before = unsafe { libc::signal(signal, libc::SIG_IGN) };
     let done = work();
     if before != libc::SIG_ERR {
@@ -66,39 +67,39 @@ pub(super) fn ignoring<T>(signal: libc::c_int, work: impl FnOnce() -> T) -> T {
 
 /// Ends this process by a signal, as if it had no handler for it.
 pub(super) fn die_of(signal: libc::c_int) {
-    // SAFETY: no handler is called from here on, but the kernel's own.
+    // SAFETY: from here on only the kernel's default handler is called.
     unsafe {
         libc::signal(signal, libc::SIG_DFL);
         libc::raise(signal);
     }
 }
 
-/// Leaves the caller's keys in the kernel (keyrings(7)) for a session that has none. Where a system forbids that, it forbids
-/// using keys too.
+/// Replaces the caller's keys in the kernel (keyrings(7)) by an empty session. A system that forbids this also forbids using
+/// keys.
 pub(super) fn leave_session_keyring() {
     const KEYCTL_JOIN_SESSION_KEYRING: libc::c_long = 1;
-    // SAFETY: no name is given, so that no memory is looked at.
+    // SAFETY: no name is given, so the call reads no memory.
     unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, std::ptr::null::<libc::c_char>()) };
 }
 
-/// Gives the calling thread a table of descriptors of its own, in which the three standard ones alone are open.
+/// Gives the calling thread a separate table of descriptors, in which only the three standard ones are open.
 pub(crate) fn own_descriptors() -> io::Result<()> {
-    // SAFETY: no memory is looked at. The other threads keep their table; this one must not own a descriptor beyond the standard
-    // ones yet, and gets none from them later: its callers start it for that.
+    // SAFETY: the call reads no memory. Other threads keep their table. This thread must not own a descriptor beyond the standard
+    // ones yet, and gets none from them later: callers start a new thread for this.
     let answer =
         unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_UNSHARE) };
     if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Leaves namespaces, for new ones.
+/// Leaves namespaces and enters new ones.
 pub(super) fn unshare(flags: UnshareFlags) -> io::Result<()> {
     assert!(!flags.contains(UnshareFlags::FILES), "descriptors stay shared");
-    // SAFETY: unsafe with FILES alone.
+    // SAFETY: the call is unsafe only with FILES.
     Ok(unsafe { rustix::thread::unshare_unsafe(flags) }?)
 }
 
-/// Sets and clears attributes of the mount at `path`, below `dir` if it is relative or that itself if it is empty; and of all
-/// that is mounted below it, if told so.
+/// Sets and clears attributes of the mount at `path`, and with `recursively` those of all mounts below it. A relative path
+/// starts at `dir`; an empty one means `dir` itself.
 pub(super) fn change_mount(
     dir: BorrowedFd<'_>,
     path: &CStr,
@@ -110,7 +111,7 @@ pub(super) fn change_mount(
         flags |= libc::AT_RECURSIVE;
     }
     let attr = libc::mount_attr { attr_set: set, attr_clr: clear, propagation: 0, userns_fd: 0 };
-    // SAFETY: the path ends with NUL, and `attr` is of the length that is told; both outlive the call.
+    // SAFETY: the path ends with NUL, and `attr` has the length that the call gets; both outlive the call.
     let answer = unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,
@@ -124,11 +125,12 @@ pub(super) fn change_mount(
     if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Installs a filter of system calls, for this process and all that it starts. To be called where it has `CAP_SYS_ADMIN`.
+/// Installs a filter of system calls, for this process and all that it starts. The process must have `CAP_SYS_ADMIN`.
 pub(super) fn install_filter(program: &[libc::sock_filter]) -> io::Result<()> {
     let len = u16::try_from(program.len()).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
     let program = libc::sock_fprog { len, filter: program.as_ptr().cast_mut() };
-    // Kernels before 5.16 would slow down all that is filtered, against an attack on what the filter itself keeps secret: nothing.
+    // Without this flag, kernels before 5.16 would slow down filtered processes to protect secrets in a filter. This one has
+    // none.
     let flags = libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW;
     // SAFETY: the kernel reads `len` instructions, which outlive the call, and checks them.
     let answer =

@@ -1,4 +1,4 @@
-//! The variables of a command: each that names a socket or folder names one that the command finds.
+//! Adapts the variables of a command, so that each one that names a socket or folder names one that the command can reach.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -13,17 +13,17 @@ use super::view::TMP;
 
 const RUNTIME_DIR: &str = "XDG_RUNTIME_DIR";
 
-/// Folders for temporary files, by the names that different programs look for.
+/// Variables that different programs read for the folder of temporary files.
 const TEMPORARY: [&str; 3] = ["TMP", "TEMP", "TEMPDIR"];
 
-/// Files and folders that go with sockets of the caller's session.
+/// Variables that name files and folders which belong to sockets of the caller's session.
 const BESIDE_SOCKETS: [&str; 5] =
     ["XAUTHORITY", "ICEAUTHORITY", "PULSE_RUNTIME_PATH", "PIPEWIRE_RUNTIME_DIR", "GNOME_KEYRING_CONTROL"];
 
-/// Names of the caller's terminal.
+/// Variables that name the caller's terminal.
 const TERMINALS: [&str; 2] = ["GPG_TTY", "SSH_TTY"];
 
-/// What is about the caller's own process, its session, or its place in a service manager, and misleads any other.
+/// Variables about the caller's process, its session or its service manager, which would mislead another process.
 const CALLERS_OWN: [&str; 11] = [
     LEDGER_SECRET,
     "SESSION_MANAGER",
@@ -42,17 +42,17 @@ const BUS: &str = "DBUS_SESSION_BUS_ADDRESS";
 const WAYLAND: &str = "WAYLAND_DISPLAY";
 const X11: &str = "DISPLAY";
 
-/// What the variables of this process name outside of the view.
+/// Variables of this process that name paths outside of the view.
 pub(super) struct Variables {
-    /// Variables that name a socket, or something beside one, and its path.
+    /// Variables that name a socket or a file that belongs to one, and its path.
     named: Vec<(OsString, PathBuf)>,
-    /// Those that the command gets as they are, since the caller named them.
+    /// Variables that the command gets unchanged because the caller named them.
     handed: Vec<OsString>,
     home: Option<PathBuf>,
 }
 
 impl Variables {
-    /// To be made where the machine's sockets are seen.
+    /// Reads the variables. Must be called while the machine's sockets are visible.
     pub(super) fn look(handed: &[OsString]) -> Self {
         let named = std::env::vars_os()
             .filter_map(|(name, value)| {
@@ -63,8 +63,8 @@ impl Variables {
                 } else {
                     address(&value)?
                 };
-                let beside = BESIDE_SOCKETS.iter().any(|known| name == *known);
-                let is_named = if beside { path.exists() } else { is_socket(&path) };
+                let is_other = BESIDE_SOCKETS.iter().any(|known| name == *known);
+                let is_named = if is_other { path.exists() } else { is_socket(&path) };
                 is_named.then_some((name, path))
             })
             .collect();
@@ -72,7 +72,7 @@ impl Variables {
         Self { named, handed: handed.to_vec(), home }
     }
 
-    /// The sockets, and what is beside them, of variables that the caller named.
+    /// Returns the sockets, and files that belong to them, of variables that the caller named.
     pub(super) fn handed_sockets(&self) -> Vec<PathBuf> {
         let handed = self.named.iter().filter(|(name, _)| self.is_handed(name));
         handed.map(|(_, path)| path.clone()).collect()
@@ -82,10 +82,11 @@ impl Variables {
         self.handed.iter().any(|handed| handed == name)
     }
 
-    /// The variables that change for the command, `None` for those it does not get. To be called in the finished view.
+    /// Returns the variables that change for the command, with `None` for those that it does not get. Must be called in the
+    /// finished view.
     pub(super) fn changes(&self, runtime: &Path) -> Vec<(OsString, Option<OsString>)> {
         if let Some(home) = &self.home {
-            // One that lies in a hidden folder for temporary files. Elsewhere nothing can be made.
+            // Creates a home folder in a hidden folder for temporary files. Elsewhere the view is read-only.
             let _ = fs::create_dir_all(home);
         }
         let mut changes: Vec<(OsString, Option<OsString>)> = Vec::new();
@@ -109,7 +110,7 @@ impl Variables {
         let gone =
             self.named.iter().filter(|(name, path)| !path.exists() && !is_reached_otherwise(name, path));
         changes.extend(gone.map(|(name, _)| (name.clone(), None)));
-        // A bus starts programs outside. An address without a path leads to one in spite of the view.
+        // A message bus can start programs outside, and the view cannot hide an address without a path.
         if !self.named.iter().any(|(name, _)| name == BUS) {
             changes.push((BUS.into(), None));
         }
@@ -119,12 +120,12 @@ impl Variables {
     }
 }
 
-/// The folder for sockets that a command has for its own, in memory: where the caller's is, or where it usually is.
+/// Returns where to put the command's own folder for sockets: at the caller's, or at the usual place. It is kept in memory.
 ///
-/// What lies in one of the folders `shown` can be nothing of its own.
+/// It cannot lie in one of the folders `shown`.
 pub(super) fn runtime_dir<'a>(shown: impl Iterator<Item = &'a PathBuf>) -> PathBuf {
     let uid = rustix::process::geteuid().as_raw();
-    // As it has to be by its specification; anything else is a mistake.
+    // The specification requires owner and mode; another folder is a mistake.
     let is_own = |own: &PathBuf| {
         let metadata = fs::metadata(own);
         let private = |metadata: &fs::Metadata| metadata.uid() == uid && metadata.mode() & 0o777 == 0o700;
@@ -143,7 +144,7 @@ pub(super) fn runtime_dir<'a>(shown: impl Iterator<Item = &'a PathBuf>) -> PathB
     places.into_iter().find(is_free).unwrap_or_else(|| format!("/dev/shm/runtime-{uid}").into())
 }
 
-/// The path in `PATH`, `unix:path=PATH,…`, `unix://PATH` and `unix:PATH`.
+/// Returns the path in `PATH`, `unix:path=PATH,…`, `unix://PATH` and `unix:PATH`.
 fn address(value: &OsStr) -> Option<PathBuf> {
     let bytes = value.as_bytes();
     let path = [&b"unix:path="[..], b"unix://", b"unix:", b""]
@@ -153,7 +154,7 @@ fn address(value: &OsStr) -> Option<PathBuf> {
     path.starts_with(b"/").then(|| OsStr::from_bytes(path).into())
 }
 
-/// The socket of a display of this machine: `:0`, `:0.0`, `unix:0`.
+/// Returns the socket of a display of this machine: `:0`, `:0.0`, `unix:0`.
 fn display_socket(value: &OsStr) -> Option<PathBuf> {
     let number = value.to_str()?;
     let number = number.strip_prefix("unix").unwrap_or(number).strip_prefix(':')?;
@@ -162,7 +163,7 @@ fn display_socket(value: &OsStr) -> Option<PathBuf> {
     is_number.then(|| format!("/tmp/.X11-unix/X{number}").into())
 }
 
-/// Whether a display has a socket that belongs to the network namespace as well, and that is the caller's.
+/// Whether a display also has a socket in the network namespace, and the command shares the caller's.
 fn is_reached_otherwise(name: &OsStr, path: &Path) -> bool {
     let listed = || fs::read_to_string("/proc/net/unix").unwrap_or_default();
     name == X11 && listed().lines().any(|line| line.ends_with(&format!(" @{}", path.display())))

@@ -1,4 +1,4 @@
-//! What a command sees: the machine's files, read-only, with some of it hidden, and a fork in it.
+//! Makes the view of a command: the machine's files, read-only and partly hidden, with a fork in them.
 
 use std::collections::BTreeMap;
 use std::ffi::{CString, OsStr};
@@ -20,10 +20,10 @@ use super::{View, namespaces, sys};
 use crate::error::{Error, ErrorKind, Result};
 use crate::mount::silent::mode_known;
 
-/// Where the command keeps temporary files, which only it sees.
+/// The folder of the command's temporary files, which only it sees.
 pub(super) const TMP: &str = "/tmp";
 
-/// Devices that any program may expect, and that give access to nothing.
+/// Devices that any program may expect, and that give no access to the machine.
 const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
 
 /// Links that any program may expect in /dev.
@@ -35,42 +35,43 @@ const DEVICE_LINKS: [(&str, &str); 5] = [
     ("ptmx", "pts/ptmx"),
 ];
 
-/// What is put over a path.
+/// What covers a path in the view.
 enum Cover {
-    /// An empty folder: with this mode and for good, or to be written.
+    /// An empty folder with this mode, writable or not.
     Empty { mode: u32, writable: bool },
-    /// Something that was there before, or elsewhere.
+    /// A folder or file that was there before, or is elsewhere.
     Shown(OwnedFd),
-    /// Terminals of the command's own.
+    /// The command's own terminals.
     Terminals,
 }
 
-/// A folder comes before what is below it, and at the same path what is hidden before what is shown.
+/// The order of covers: a folder before the paths below it, and at the same path a hidden one before a shown one.
 type Place = (usize, PathBuf, bool);
 
 struct Plan {
-    /// What lies over each path.
+    /// The covers, by path.
     covers: BTreeMap<Place, Cover>,
-    /// Links in emptied folders, and where they lead.
+    /// Links to create in empty folders, and their targets.
     links: Vec<(PathBuf, PathBuf)>,
 }
 
-/// What was found on the machine for a view.
+/// Parts of the machine that a view needs.
 pub(super) struct Found {
-    /// A private folder for sockets, to be made.
+    /// A private folder for sockets, which the view creates.
     pub(super) runtime: PathBuf,
-    /// Sockets, and files beside them, that the command is to reach.
+    /// Sockets, and files that belong to them, that the command can reach.
     pub(super) sockets: Vec<PathBuf>,
-    /// Settings of `ssh` that have to be the user's own.
+    /// Settings files of `ssh` that must belong to the user.
     pub(super) settings: Vec<Settings>,
 }
 
 /// Makes the view in the mount namespace of this process.
 pub(super) fn make(view: &View, found: &Found) -> Result<()> {
-    // Nothing of this reaches the machine, and nothing that is mounted there later is seen here, writable.
+    // Separates the mounts. Later changes here do not reach the machine, and later mounts there do not appear here, where they
+    // would be writable.
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
-        .map_err(|e| namespaces::explain(e.into(), "cannot have mounts of its own"))?;
-    // What is shown is taken before it is hidden or write-protected.
+        .map_err(|e| namespaces::explain(e.into(), "cannot separate mounts from those of the machine"))?;
+    // The plan copies the mounts to show before they are hidden or write-protected.
     let plan = Plan::of(view, found)?;
     protect(CWD, Path::new("/"), libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NODEV, true)
         .map_err(|e| namespaces::explain(e, "cannot write-protect the machine's files"))?;
@@ -80,10 +81,10 @@ pub(super) fn make(view: &View, found: &Found) -> Result<()> {
             Cover::Shown(tree) => show(tree, path),
             Cover::Terminals => terminals(path),
         }
-        .map_err(|e| Error::io(e, format!("cannot put together what is shown at {}", path.display())))?;
+        .map_err(|e| Error::io(e, format!("cannot prepare {} for the command", path.display())))?;
     }
     for (path, target) in &plan.links {
-        // Where something else is shown in place of the empty folder, that has what it has.
+        // Ignores errors: if another folder is shown in place of the empty one, it may already have the name.
         let _ = fs::create_dir_all(path.parent().unwrap_or(path)).and_then(|()| symlink(target, path));
     }
     for ((_, path, _), cover) in &plan.covers {
@@ -99,14 +100,15 @@ impl Plan {
     fn of(view: &View, found: &Found) -> Result<Self> {
         let mut plan = Self { covers: BTreeMap::new(), links: Vec::new() };
         let at = plan.files(view)?;
-        // The first word on a path counts: folders that the command needs stay writable, and what was asked for is done.
+        // The first cover of a path counts. So the command's temporary folders stay writable, and the caller's options come before
+        // the covers of the view itself.
         for tmp in [TMP, "/var/tmp"] {
             plan.empty(Path::new(tmp), 0o1777, true);
         }
         for path in &view.hide {
             let path = real(path)?;
             match at.as_deref().and_then(|at| path.strip_prefix(at).ok()) {
-                // The fork lies over it.
+                // The fork already covers this path.
                 Some(below) if below.as_os_str().is_empty() => {}
                 Some(below) => plan.hide_like(&view.work().join(below), &path)?,
                 None => plan.hide(path)?,
@@ -121,14 +123,16 @@ impl Plan {
         for path in &view.write {
             let path = real(path)?;
             if at.as_ref() == Some(&path) {
-                let what =
-                    format!("{} is where the fork is shown, and cannot be written itself", path.display());
+                let what = format!(
+                    "{} is where the fork is shown, and cannot be written as a whole",
+                    path.display()
+                );
                 return Err(Error::new(ErrorKind::InvalidInput, what)
                     .with_hint("name a folder in it, or show the fork elsewhere with --at"));
             }
             if plan.is_shown(&path) {
-                let what = format!("{} is to be shown or hidden and to be written", path.display());
-                return Err(Error::new(ErrorKind::InvalidInput, what).with_hint("name it once"));
+                let what = format!("options ask to show or hide {} and also to write it", path.display());
+                return Err(Error::new(ErrorKind::InvalidInput, what).with_hint("name it in one option only"));
             }
             let shown = tree(&path, true)?;
             plan.show(path, shown);
@@ -142,7 +146,7 @@ impl Plan {
         plan.settings(&found.settings)?;
         plan.empty(&view.mountpoint, 0o755, false);
         let fork = view.fork_folder();
-        // With what is mounted in it, which is the machine's.
+        // Includes mounts in the fork's folder. These belong to the machine, so they stay read-only.
         let shown = tree(&fork, true)?;
         protect_tree(&shown, libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NODEV)?;
         sys::change_mount(shown.as_fd(), c"", (0, libc::MOUNT_ATTR_RDONLY), false)
@@ -152,7 +156,7 @@ impl Plan {
         Ok(plan)
     }
 
-    /// Shows the fork's files over its project, if they are to show there. Gives the path without links.
+    /// Shows the fork's files over its project, if the view asks for it. Returns that path without links.
     fn files(&mut self, view: &View) -> Result<Option<PathBuf>> {
         let Some(at) = &view.at else { return Ok(None) };
         let refused =
@@ -170,7 +174,7 @@ impl Plan {
             let mountpoint = view.mountpoint.display();
             let what = format!("the fork cannot be shown at {shown}: its store is mounted at {mountpoint}");
             return Err(Error::new(ErrorKind::InvalidInput, what).with_hint(format!(
-                "run `pfimg umount {mountpoint}`: `pfimg run` mounts the store elsewhere by itself"
+                "run `pfimg umount {mountpoint}`: `pfimg run` then mounts the store elsewhere"
             )));
         }
         let files = view.work();
@@ -182,7 +186,7 @@ impl Plan {
         Ok(Some(at))
     }
 
-    /// Hides the machine's devices, but for a few.
+    /// Hides the machine's devices, except a few.
     fn devices(&mut self) -> Result<()> {
         let dev = Path::new("/dev");
         self.empty(dev, 0o755, false);
@@ -190,12 +194,12 @@ impl Plan {
             let path = dev.join(name);
             if path.exists() {
                 let device = tree(&path, false)?;
-                // Of a device this protects mode and times: it can be written to all the same.
+                // Protects the mode and times of the device. Programs can still write to it.
                 protect_tree(&device, libc::MOUNT_ATTR_RDONLY)?;
                 self.show(path, device);
             }
         }
-        // By this name the terminal is found that has none in the command's own /dev/pts.
+        // Programs find the caller's terminal by this name, since the command's own /dev/pts does not have it.
         if let Ok(terminal) = rustix::termios::ttyname(io::stdin(), Vec::new()) {
             let terminal = tree(Path::new(OsStr::from_bytes(terminal.as_bytes())), false)?;
             protect_tree(&terminal, libc::MOUNT_ATTR_RDONLY)?;
@@ -207,7 +211,7 @@ impl Plan {
         Ok(())
     }
 
-    /// Hides the sockets through which programs outside can be told to do something, but not how names are looked up.
+    /// Hides the sockets through which a command could control programs outside. Keeps the files for looking up host names.
     fn services(&mut self, runtime: &Path) -> Result<()> {
         self.put(runtime.to_owned(), Cover::Empty { mode: 0o700, writable: true });
         let run = Path::new("/run");
@@ -215,7 +219,7 @@ impl Plan {
             return Ok(());
         }
         self.empty(run, 0o755, false);
-        // NixOS has its programs behind one.
+        // Keeps links: on NixOS one leads to the system's programs.
         let entries = fs::read_dir(run).map_err(|e| Error::io(e, "cannot list /run"))?;
         for entry in entries.flatten() {
             if let Ok(target) = fs::read_link(entry.path()) {
@@ -229,23 +233,23 @@ impl Plan {
         Ok(())
     }
 
-    /// Shows a socket, or a file beside one, under the path by which the command knows it.
+    /// Shows a socket, or a file that belongs to one, at the path that the command knows.
     fn socket(&mut self, path: &Path) -> Result<()> {
         let real = real(path)?;
         self.read_only(&real, false)?;
-        // Its path may lead through a link that is hidden.
+        // The path may lead through a hidden link.
         if real != path && matches!(self.nearest(path), Some(Cover::Empty { .. })) {
             self.links.push((path.to_owned(), real));
         }
         Ok(())
     }
 
-    /// Hides files with credentials, but for those that the caller named, and those in folders that are hidden as a whole.
+    /// Hides files with credentials, except those that the caller named, and those in folders that are already hidden.
     fn keys(&mut self, view: &View, at: Option<&Path>) -> Result<()> {
         for key in &view.keys {
-            // It may have gone since it was found.
+            // The file may have been removed since it was found.
             let Ok(key) = real(key) else { continue };
-            // The fork is the command's, also where it is a home folder.
+            // The fork belongs to the command, even if it is shown over a home folder.
             if !key.starts_with(&view.mountpoint)
                 && !at.is_some_and(|at| key.starts_with(at))
                 && !self.is_shown(&key)
@@ -257,7 +261,7 @@ impl Plan {
         Ok(())
     }
 
-    /// Shows copies of files in their place, which belong to the user.
+    /// Shows copies of files in their place. The copies belong to the user.
     fn settings(&mut self, settings: &[Settings]) -> Result<()> {
         let mut settings: Vec<_> = settings.iter().collect();
         settings.retain(|settings| {
@@ -267,7 +271,7 @@ impl Plan {
         if settings.is_empty() {
             return Ok(());
         }
-        // The mount goes at once, and its files stay as long as they are shown.
+        // Uses a temporary mount, which is unmounted at once. Its files exist while they are shown.
         let scratch = Path::new("/dev");
         let failed = |e: io::Error| Error::io(e, "cannot copy the settings of ssh");
         empty_folder(scratch, 0o700).map_err(failed)?;
@@ -287,16 +291,16 @@ impl Plan {
         Ok(())
     }
 
-    /// Lays an empty folder over a folder, or an empty file over a file.
+    /// Covers a folder with an empty folder, or a file with an empty file.
     fn hide(&mut self, path: PathBuf) -> Result<()> {
-        // A mount whose daemon does not answer is hidden as any other.
+        // Asks only the kernel for the mode, since the daemon of a mount may not answer.
         let mode = mode_known(&path);
         self.hide_as(path, mode)
     }
 
-    /// Hides what the fork has at a path below the folder it is shown at; nothing where it has nothing there.
+    /// Hides a file of the fork at a path below the folder where the fork is shown, if there is one.
     fn hide_like(&mut self, own: &Path, path: &Path) -> Result<()> {
-        // What a link leads to is hidden by its own path.
+        // The target of a link is hidden by its own path.
         if fs::canonicalize(own).is_ok_and(|real| real == own) {
             self.hide_as(path.to_owned(), mode_known(own))?;
         }
@@ -307,7 +311,7 @@ impl Plan {
         if let Some(mode) = mode
             && mode & libc::S_IFMT == libc::S_IFDIR
         {
-            // Programs look at the modes of folders that hold their keys.
+            // Keeps the mode, since programs check the modes of folders with their keys.
             self.put(path, Cover::Empty { mode: mode & 0o777 | 0o500, writable: false });
             return Ok(());
         }
@@ -317,7 +321,7 @@ impl Plan {
         Ok(())
     }
 
-    /// What lies over a path, or over the nearest folder above it.
+    /// Returns the cover of a path, or of the nearest covered folder above it.
     fn nearest(&self, path: &Path) -> Option<&Cover> {
         path.ancestors().find_map(|path| {
             let cover = |shown| self.covers.get(&(depth(path), path.to_owned(), shown));
@@ -325,7 +329,7 @@ impl Plan {
         })
     }
 
-    /// Puts an empty folder over one, if it is there.
+    /// Covers a folder with an empty one, if it exists.
     fn empty(&mut self, path: &Path, mode: u32, writable: bool) {
         if let Ok(path) = fs::canonicalize(path)
             && path.is_dir()
@@ -368,24 +372,23 @@ fn real(path: &Path) -> Result<PathBuf> {
         );
     }
     if real.starts_with("/proc") {
-        return Err(invalid("what is in /proc is the command's own, and can neither be shown nor hidden"));
+        return Err(invalid("files in /proc belong to the command, and can be neither shown nor hidden"));
     }
     Ok(real)
 }
 
-/// The same for a folder that need not be there: below the nearest one that is.
+/// Like [`real`], for a folder that need not exist: resolves the nearest existing folder above it.
 fn real_place(path: &Path) -> Result<PathBuf> {
     if path.exists() {
         return real(path);
     }
-    let (parent, name) = path
-        .parent()
-        .zip(path.file_name())
-        .ok_or_else(|| Error::new(ErrorKind::InvalidInput, format!("{} names no folder", path.display())))?;
+    let (parent, name) = path.parent().zip(path.file_name()).ok_or_else(|| {
+        Error::new(ErrorKind::InvalidInput, format!("{} does not name a folder", path.display()))
+    })?;
     Ok(real_place(parent)?.join(name))
 }
 
-/// A copy of the mount that has `path`, with `path` for its root and, if told so, with all that is mounted below it.
+/// Copies the mount that contains `path`, with `path` as the root of the copy. With `whole`, includes all mounts below it.
 pub(super) fn tree(path: &Path, whole: bool) -> Result<OwnedFd> {
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     flags.set(OpenTreeFlags::AT_RECURSIVE, whole);
@@ -394,7 +397,7 @@ pub(super) fn tree(path: &Path, whole: bool) -> Result<OwnedFd> {
 
 pub(super) fn protect_tree(tree: &OwnedFd, attributes: u64) -> Result<()> {
     protect(tree.as_fd(), Path::new(""), attributes, true)
-        .map_err(|e| Error::io(e, "cannot write-protect what is shown"))
+        .map_err(|e| Error::io(e, "cannot write-protect a mount of the view"))
 }
 
 fn protect(dir: BorrowedFd<'_>, path: &Path, attributes: u64, whole: bool) -> io::Result<()> {
@@ -402,12 +405,12 @@ fn protect(dir: BorrowedFd<'_>, path: &Path, attributes: u64, whole: bool) -> io
     sys::change_mount(dir, &path, (attributes | libc::MOUNT_ATTR_NOSUID, 0), whole)
 }
 
-/// Lets nothing be written to the mount at `path`.
+/// Write-protects the mount at `path`.
 pub(super) fn write_protect(path: &Path) -> io::Result<()> {
     protect(CWD, path, libc::MOUNT_ATTR_RDONLY, false)
 }
 
-/// Mounts an empty folder that is kept in memory. What is not there is made, in one that is.
+/// Mounts an empty folder in memory at `path`. Creates the mountpoint if it lies in such a folder itself.
 fn empty_folder(path: &Path, mode: u32) -> io::Result<()> {
     if mode_known(path).is_none() {
         fs::create_dir_all(path)?;
@@ -416,7 +419,7 @@ fn empty_folder(path: &Path, mode: u32) -> io::Result<()> {
     Ok(mount("tmpfs", path, "tmpfs", MountFlags::NOSUID | MountFlags::NODEV, &*options)?)
 }
 
-/// Mounts terminals of which there is none yet.
+/// Mounts a new instance of terminals, without any terminal yet.
 fn terminals(path: &Path) -> io::Result<()> {
     fs::create_dir_all(path)?;
     let flags = MountFlags::NOSUID | MountFlags::NOEXEC;

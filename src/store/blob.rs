@@ -505,7 +505,7 @@ mod tests {
     }
 
     #[test]
-    fn a_large_tree_of_files_that_are_all_alike_is_no_bomb() {
+    fn a_large_tree_of_equal_files_does_not_count_as_a_bomb() {
         let (_dir, blobs) = store();
         let rest = format!(r#","mode":"0644","size":0,"kind":"file","blob":"sha256:{:064}"}},"#, 0);
         let mut text = String::new();

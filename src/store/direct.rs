@@ -48,7 +48,7 @@ impl<'a> Direct<'a> {
         Self { io, path, file, buffer, start, filled: 0, written: 0, past_cache }
     }
 
-    /// Writes all of `bytes` behind the earlier bytes.
+    /// Appends all of `bytes`.
     pub(super) fn write(&mut self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
             let n = bytes.len().min(CHUNK - self.filled);

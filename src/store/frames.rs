@@ -110,7 +110,7 @@ fn pack(text: &[u8], old: &Packed, known: bool, taken: &[Taken]) -> io::Result<P
             continue;
         }
         let at = taken.at + (start - taken.from);
-        // The bytes left in between are joined with the bytes behind them.
+        // So few bytes get no frame: they are compressed together with the bytes after them.
         let short = at > done && at - done < TOO_SHORT;
         if at < done || short {
             continue;
@@ -145,7 +145,7 @@ fn fill(out: &mut Packed, text: &[u8]) -> io::Result<()> {
 impl Blobs {
     /// Reads stretches of a stored document and decompresses only the frames that hold them, which `packed`
     /// may name. The stretches are sorted. The result is not checked: the caller compares it with what it
-    /// should be. A stretch behind the end is empty.
+    /// should be. A stretch after the end is empty.
     pub fn read_stretches(
         &self,
         digest: &Digest,

@@ -17,7 +17,7 @@ use crate::error::{Error, ErrorKind, Posix, Result};
 #[derive(Debug)]
 pub(crate) struct Home {
     path: PathBuf,
-    /// The folder itself, wherever it is. Nothing if it could not be opened: then the path is trusted.
+    /// The folder itself, even after it was moved. [`None`] if it could not be opened: then the path is trusted.
     folder: Option<File>,
     /// Whether it was elsewhere at the last check.
     moved: AtomicBool,
@@ -48,7 +48,7 @@ impl Home {
         is_there
     }
 
-    /// Returns the store's present path, as far as the kernel knows it; nothing if it is at its path.
+    /// Returns the store's present path, as far as the kernel knows it. [`None`] if the store was not moved.
     pub(crate) fn moved_to(&self) -> Option<String> {
         if self.look() {
             return None;

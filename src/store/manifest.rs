@@ -293,7 +293,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_newer_schema_is_told_apart_from_garbage() {
+    fn a_newer_schema_is_distinguished_from_garbage() {
         for other in [0, 2, u64::MAX] {
             let bytes = serde_json::to_vec(&sample()).unwrap();
             let bytes =

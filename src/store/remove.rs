@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn an_image_that_was_removed_can_be_put_back() {
+    fn a_removed_image_can_be_restored() {
         let (_dir, store) = store();
         let id = store.put_manifest(&sample()).unwrap();
         let marker = store.remove_image(&id).unwrap().unwrap();
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn a_blob_is_removed_only_if_it_is_old_and_nobody_made_it_young_meanwhile() {
+    fn a_blob_is_removed_only_if_it_is_old_and_no_program_made_it_young_during_the_call() {
         let (dir, store) = store();
         let digest = store.blobs().put(b"payload").unwrap();
         let path = store.blobs().path(&digest);

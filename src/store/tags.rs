@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tag_is_renamed_and_removed_and_what_is_not_there_or_taken_is_told() {
+    fn a_tag_is_renamed_and_removed_and_missing_and_taken_names_are_errors() {
         let dir = tempfile::tempdir().unwrap();
         let tags = Tags::new(dir.path(), Arc::new(SystemIo), Sharing::Private);
         let (a, b) = (Digest::of(b"a"), Digest::of(b"b"));
@@ -314,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tag_that_is_no_regular_file_is_damage_and_hangs_nothing() {
+    fn a_tag_that_is_not_a_regular_file_is_damage_and_hangs_no_reader() {
         let dir = tempfile::tempdir().unwrap();
         let tags = Tags::new(dir.path(), Arc::new(SystemIo), Sharing::Private);
         fs::create_dir_all(tags.dir().join("folder")).unwrap();

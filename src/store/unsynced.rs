@@ -87,7 +87,7 @@ impl Batch<'_> {
         let blobs = self.blobs();
         let failed = |e| Error::io(e, format!("cannot make the blobs in {} durable", blobs.root().display()));
         for _ in 0..SYNCS {
-            // Others may rely on more meanwhile.
+            // Checked in each round, since other threads may rely on further blobs by then.
             let doubted = blobs.unsynced().doubted(&self.relied_on.lock());
             for digest in doubted {
                 blobs.store_again(&digest)?;

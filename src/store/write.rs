@@ -425,7 +425,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_compressed_in_pieces_is_one_payload_to_everybody() {
+    fn a_payload_compressed_in_pieces_is_one_payload_to_every_reader() {
         let (dir, store) = store();
         for length in [2 * PIECE - 1, 2 * PIECE, 3 * PIECE + 5, SEEKABLE_FROM as usize] {
             let payload: Vec<u8> =

@@ -1,4 +1,4 @@
-//! Why a change was refused that looks possible: a caller sees an errno and nothing else.
+//! Explains refused changes that look possible. The caller sees only an errno.
 
 use std::time::{Duration, Instant};
 
@@ -10,10 +10,10 @@ use super::{Attempt, Stop, Vfs};
 use crate::error::{ErrorKind, Posix};
 use crate::sync::Mutex;
 
-/// How long the log does not repeat an advice.
+/// How long the log does not repeat the same advice.
 const AGAIN: Duration = Duration::from_mins(1);
 
-/// The change that was refused last.
+/// A refused change.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refusal {
     /// What was refused, why, and what to do.
@@ -22,11 +22,11 @@ pub struct Refusal {
     pub at: DateTime<Utc>,
 }
 
-/// What callers were refused, for the log and `.pfimg/status.json`.
+/// Refused changes, for the log and `.pfimg/status.json`.
 #[derive(Default)]
 pub(super) struct Advice {
     last: Mutex<Option<Refusal>>,
-    /// What the log has, and since when.
+    /// The last advice in the log, and when it was logged.
     logged: Mutex<Option<(String, Instant)>>,
 }
 
@@ -46,8 +46,8 @@ impl Advice {
 }
 
 impl Vfs {
-    /// The kind of error for a change outside of forks. The kernel answers for a mount that is read-only, so that `work/` of a mount
-    /// that writes forks is no read-only filesystem: its links follow from `forks/`.
+    /// Returns the kind of error for a change outside of forks. In a mount that writes forks, `work/` is not called a
+    /// read-only filesystem, since its links follow `forks/`. For a read-only mount the kernel itself answers.
     pub(super) fn outside_forks(&self, node: &Node) -> ErrorKind {
         if matches!(node, Node::Fixed(Fixed::Work)) && self.forks.are_written_here() {
             return ErrorKind::Posix(Posix::NotPermitted);
@@ -55,7 +55,7 @@ impl Vfs {
         ErrorKind::ReadOnly
     }
 
-    /// Passes an outcome on, and says why a name in a folder was refused where another place would take it.
+    /// Returns the outcome unchanged. Logs why a name was refused, if another place would accept it.
     pub(super) fn advised<T>(&self, folder: Ino, name: &[u8], outcome: Attempt<T>) -> Attempt<T> {
         if let Err(Stop::Failed(kind @ (ErrorKind::ReadOnly | ErrorKind::Posix(Posix::NotPermitted)))) =
             &outcome
@@ -75,10 +75,10 @@ fn advice(folder: &Node, name: &str, kind: ErrorKind) -> Option<String> {
             "work/{name}: work/ holds one link for each fork (`mkdir forks/NAME` makes a fork, `pfimg discard NAME` removes one)"
         )),
         Node::Fixed(Fixed::Root) => Some(format!(
-            "{name} beside images/ and forks/: the mount has these folders alone (`mkdir forks/NAME` makes a fork to write in)"
+            "{name} next to images/ and forks/: the mount takes no other folders or files there (`mkdir forks/NAME` makes a fork to write in)"
         )),
         Node::Forked { mounted, ino } if by_rule && ino.is_frame() => {
-            // Its head may be on its way to the disk.
+            // Another thread may be writing the head.
             let fork = mounted.fork.name_if_free().unwrap_or_else(|| "NAME".into());
             Some(format!(
                 "{name} in forks/{fork}: layers keep their names and records (write files into forks/{fork}/world/fs)"

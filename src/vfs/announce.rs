@@ -1,9 +1,9 @@
-//! Events for programs that watch folders (inotify(7)).
+//! Raises events for programs that watch folders (inotify(7)).
 //!
-//! The kernel raises events for what programs do through the mount, and has no call by which a daemon could raise them. So a thread
-//! of the daemon makes or removes by name, through the mount, what came or went without the kernel ([`crate::fuse`]). The daemon
-//! knows the requests of that thread, changes nothing for them, and answers with what is there: to the kernel the name was made or
-//! removed just then.
+//! The kernel raises events for what programs do through the mount. It has no call by which a daemon could raise them. So a
+//! thread of the daemon creates or removes names through the mount that appeared or disappeared without the kernel
+//! ([`crate::fuse`]). The daemon recognizes the requests of that thread, changes nothing, and answers with the present
+//! state. To the kernel, the name was created or removed at that moment.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -21,24 +21,24 @@ use crate::sync::Mutex;
 /// What happened to a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum What {
-    /// It is gone; this is what it was.
+    /// It was removed; this was its kind.
     Gone(Kind),
-    /// It is there; this is what it is.
+    /// It was added; this is its kind.
     Made(Kind),
 }
 
-/// A name that came or went without the kernel.
+/// A name that was added or removed without the kernel.
 #[derive(Clone, Debug)]
 pub struct Announcement {
-    /// The path of the folder, from the mount's own folder.
+    /// The path of the folder, from the mountpoint.
     pub folder: Vec<u8>,
     /// The name in it.
     pub name: Vec<u8>,
     /// What happened to it.
     pub what: What,
-    /// The folder's number, in a fork.
+    /// The folder's number, if it is in a fork.
     pub(super) of_fork: Option<fork::Ino>,
-    /// What the kernel is told instead where the name cannot be announced.
+    /// The invalidation to use if the name cannot be announced.
     pub instead: Option<Stale>,
 }
 
@@ -50,13 +50,13 @@ impl Announcement {
     }
 }
 
-/// What is being announced.
+/// The announcement under way.
 struct Current {
     what: Announcement,
     replaced: Option<Arc<Replaced>>,
 }
 
-/// What is to be announced, and what is being announced.
+/// Pending announcements, and the one under way.
 #[derive(Default)]
 pub(super) struct Announcing {
     current: Mutex<Option<Current>>,
@@ -67,17 +67,17 @@ pub(super) struct Announcing {
 }
 
 impl Announcing {
-    /// Notes what a request changed and the kernel does not know.
+    /// Notes a change by a request that the kernel does not know.
     pub(super) fn add(&self, what: Announcement) {
         self.pending.lock().push(what);
     }
 
-    /// Notes a fork that is gone.
+    /// Notes a fork that was discarded or replaced.
     pub(super) fn depart(&self, replaced: Arc<Replaced>) {
         self.departed.lock().push(replaced);
     }
 
-    /// Notes a change of tags that came by way of the kernel.
+    /// Notes a change of tags that came through the kernel.
     pub(super) fn knows_tag(&self, name: &str, image: Option<Digest>) {
         let mut tags = self.tags.lock();
         match image {
@@ -87,13 +87,14 @@ impl Announcing {
     }
 }
 
-/// What came and went of images, by the ids of those that did.
+/// Returns the announcements for removed and added images. `all` is the number of images now.
 pub(super) fn of_images(removed: &[Digest], added: &[Digest], all: usize) -> Vec<Announcement> {
-    // An image that goes is not announced: it may be back by then, and the call would take its name from programs that use it.
+    // Removed images are not announced: an image may be back by then, and the call would take the name from programs that
+    // use it.
     let made = |id: &Digest| Announcement::of(Fixed::Images, id.hex(), What::Made(Kind::Dir));
     let mut all_of_them: Vec<_> = added.iter().map(made).collect();
     if !added.is_empty() || !removed.is_empty() {
-        // `latest` is another inode for other images; see `Vfs::latest`.
+        // `latest` has another inode when the images change; see `Vfs::latest`.
         if all + removed.len() > added.len() {
             all_of_them.push(Announcement::of(Fixed::Root, "latest", What::Gone(Kind::Symlink)));
         }
@@ -105,23 +106,23 @@ pub(super) fn of_images(removed: &[Digest], added: &[Digest], all: usize) -> Vec
 }
 
 impl Vfs {
-    /// What requests changed since the last call and the kernel does not know.
+    /// Takes the changes by requests since the last call that the kernel does not know.
     pub fn take_announcements(&self) -> Vec<Announcement> {
         std::mem::take(&mut self.announcing.pending.lock())
     }
 
-    /// The forks that were discarded since the last call.
+    /// Takes the forks that were discarded since the last call.
     pub fn take_departed(&self) -> Vec<Arc<Replaced>> {
         std::mem::take(&mut self.announcing.departed.lock())
     }
 
-    /// Begins to announce something; without anything it ends.
+    /// Begins an announcement, or without `what` ends the present one.
     pub fn announce(&self, what: Option<&Announcement>, replaced: Option<&Arc<Replaced>>) {
         let current = |what: &Announcement| Current { what: what.clone(), replaced: replaced.cloned() };
         *self.announcing.current.lock() = what.map(current);
     }
 
-    /// What came and went of tags since the last call, and which lead elsewhere now.
+    /// Returns announcements for tags that were added, removed or moved since the last call.
     pub(super) fn announce_tags(&self) -> Vec<Announcement> {
         let Ok(store) = self.store.here() else { return Vec::new() };
         let Ok(names) = store.tags().names() else { return Vec::new() };
@@ -151,9 +152,9 @@ impl Vfs {
             (what.what, current.replaced.clone(), what.name == name && self.is_folder_of(current, parent))
         };
         match what {
-            // "Not there" would take a directory away from programs that stand in it already.
+            // The answer that it does not exist would take a folder away from programs that use it already.
             What::Made(Kind::Dir) if is_name && replaced.is_none() => self.lookup_if_known(parent, name),
-            // It is made in a moment.
+            // The thread creates it next.
             What::Made(_) if is_name => Err(ErrorKind::NotFound.into()),
             _ => match &replaced {
                 Some(replaced) => self.lookup_past(replaced, parent, name),
@@ -165,7 +166,7 @@ impl Vfs {
         }
     }
 
-    /// Looks a name up if another lookup of its inode counts already.
+    /// Looks a name up if the kernel already knows its inode.
     fn lookup_if_known(&self, parent: Ino, name: &[u8]) -> Attempt<Entry> {
         let entry = self.lookup_now(parent, name)?;
         if self.inodes.lookups(entry.attr.ino) > 1 {
@@ -182,14 +183,14 @@ impl Vfs {
         }
     }
 
-    /// Something that is not there, for the kernel to remove.
+    /// Returns an entry that stands for a removed file, for the kernel to remove.
     pub(super) fn stub_of(&self, kind: Kind) -> Attempt<Entry> {
         let stub = self.stub()?;
         let attr = Attr { kind, ..stub.attr };
         Ok(Entry { attr, ..stub })
     }
 
-    /// Answers the making of a name by the thread that announces: with what is there.
+    /// Answers the creation of a name by the thread that announces, with the existing file.
     pub fn make_announced(&self, parent: Ino, name: &[u8]) -> Attempt<Entry> {
         may_wait()?;
         let kind = match self.announced(parent, name)? {
@@ -198,7 +199,7 @@ impl Vfs {
         };
         let listed = matches!(self.node(parent)?, Node::Fixed(Fixed::Root));
         let entry = if listed {
-            // Which image it leads to may take reading every manifest.
+            // Finding the image that it leads to may take reading every manifest.
             self.find(parent, name, Look::Listing)?
         } else {
             self.lookup_now(parent, name)?
@@ -228,7 +229,7 @@ impl Vfs {
         }
     }
 
-    /// Whether a folder is the one in which something is being announced: others may have been renamed to its path.
+    /// Whether a folder is the one of the announcement: another may have been renamed to its path.
     fn is_folder_of(&self, current: &Current, parent: Ino) -> bool {
         match (current.what.of_fork, &current.replaced) {
             (Some(folder), Some(replaced)) => self.past_folder(replaced, parent) == Some(folder),
@@ -238,7 +239,7 @@ impl Vfs {
         }
     }
 
-    /// Counts a lookup of an inode of a fork that is gone.
+    /// Counts a lookup of an inode of a removed fork.
     pub(super) fn entry_again(&self, number: Ino, attr: &fork::Attr) -> Option<Entry> {
         let attr = Attr { ino: number, ..Self::fork_attr(attr) };
         let entry = Entry { attr, entry_ttl: std::time::Duration::ZERO, attr_ttl: FOREVER };
@@ -246,5 +247,5 @@ impl Vfs {
     }
 }
 
-/// What the kernel knows of a fork that is gone, by the numbers in the fork.
+/// Inodes of a removed fork that the kernel knows, by their numbers in the fork.
 pub(super) type Known = HashMap<fork::Ino, Ino>;

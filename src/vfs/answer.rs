@@ -1,4 +1,4 @@
-//! What operations answer with.
+//! The answers of operations.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use crate::layers::world::Kind;
 pub struct Attr {
     /// Number.
     pub ino: Ino,
-    /// What it is.
+    /// Its kind.
     pub kind: Kind,
     /// Permission bits.
     pub mode: u16,
@@ -35,7 +35,7 @@ pub struct Attr {
 }
 
 impl Default for Attr {
-    /// A folder of nothing.
+    /// An empty folder.
     fn default() -> Self {
         Self {
             ino: 0,
@@ -58,14 +58,14 @@ impl Default for Attr {
 pub struct Entry {
     /// Its inode, looked up once more.
     pub attr: Attr,
-    /// How long the name may be believed.
+    /// How long the kernel may cache the name.
     pub entry_ttl: Duration,
-    /// How long the attributes may be believed.
+    /// How long the kernel may cache the attributes.
     pub attr_ttl: Duration,
 }
 
 impl Entry {
-    /// Says that a name is not there and never will be. Inode 0, as FUSE has it; counts as no lookup.
+    /// Says that a name does not exist and never will. Inode 0 means this in FUSE, and counts no lookup.
     pub const ABSENT: Self = Self {
         attr: Attr {
             ino: 0,
@@ -103,7 +103,7 @@ impl Data {
         }
     }
 
-    /// To be told once the bytes were sent.
+    /// Notes that the bytes were sent.
     pub fn sent(&self) {
         if let Self::Blob(payload, start, end) = self {
             payload.was_read(end - start);

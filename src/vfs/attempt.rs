@@ -1,7 +1,7 @@
 //! Operations that may have to wait for the disk.
 //!
-//! An operation answers with [`Attempt`] if it may, and with [`Outcome`](super::Outcome) if it never does. On an event loop an attempt ends with
-//! [`Stop::Waits`] before it has changed anything, and a worker makes it again, lookups included.
+//! An operation that may wait returns an [`Attempt`], others an [`Outcome`](super::Outcome). On an event loop an attempt ends
+//! with [`Stop::Waits`] before it has changed anything. A worker then repeats all of it, including lookups.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use crate::error::{Error, ErrorKind};
 use crate::store::Store;
 use crate::sync::wait::{self, MayWait};
 
-/// Why an attempt brought nothing.
+/// Why an attempt gave no result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stop {
     /// The calling thread never waits for the disk.

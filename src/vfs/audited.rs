@@ -1,7 +1,7 @@
-//! The operations that change something, and what the audit log is told of them.
+//! Operations that change something, and their events in the audit log.
 //!
-//! What succeeds is not told one by one, it is in the fork; what is refused is, and so is what the forks, tags and the
-//! cache come to.
+//! A successful operation has no event, since the fork records it. Refused operations are logged, as are events of forks,
+//! tags and the cache as a whole.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -23,18 +23,18 @@ use crate::store::Store;
 use crate::sync::Mutex;
 use crate::sync::wait::{self, MayWait};
 
-/// How much of the log `.pfimg/events.jsonl` shows, in bytes: its newest lines.
+/// Bytes of the log that `.pfimg/events.jsonl` shows: its newest lines.
 const SHOWN: u64 = 1 << 20;
 
-/// What a mount has to do with the audit.
+/// The audit log of a mount, and what was logged.
 pub(super) struct Audit {
     log: Log,
     follower: Mutex<Follower>,
-    /// Fills, their bytes, and evictions that the log was told of.
+    /// Logged fills of the cache, their bytes, and evictions.
     told: Mutex<[u64; 3]>,
-    /// Forks that could not be read back, which is told once.
+    /// Forks that could not be read back. Each is logged once.
     unreadable: Mutex<HashSet<String>>,
-    /// How many calls were refused.
+    /// Number of refused calls.
     refused: AtomicU64,
 }
 
@@ -51,7 +51,7 @@ impl Audit {
 }
 
 impl Vfs {
-    /// The same filesystem with a log that is told what happens; without, nothing is.
+    /// Sets the audit log. Without one, no events are logged.
     #[must_use]
     pub fn with_log(mut self, log: Log) -> Self {
         self.sealing.log_to(log.clone());
@@ -64,13 +64,13 @@ impl Vfs {
         &self.audit.log
     }
 
-    /// Tells the log which call was refused, and for want of what.
+    /// Logs a refused call, with the reason.
     fn audited<T>(&self, op: Op, at: At<'_>, outcome: Attempt<T>) -> Attempt<T> {
         let Err(Stop::Failed(kind)) = &outcome else { return outcome };
         let reason = match kind {
             ErrorKind::ReadOnly => "read-only",
-            ErrorKind::PermissionDenied => "no right to it",
-            ErrorKind::Posix(Posix::NotPermitted) => "not permitted to anyone",
+            ErrorKind::PermissionDenied => "permission denied",
+            ErrorKind::Posix(Posix::NotPermitted) => "not permitted for any user",
             ErrorKind::NoSpace => {
                 self.log().note(note::budget_exceeded("disk", op.name()));
                 return outcome;
@@ -85,7 +85,8 @@ impl Vfs {
         outcome
     }
 
-    /// Whether root may use a file: always, but root neither writes what cannot be written nor runs what nobody may run.
+    /// Fails if root may not use a file. Root may do everything but write a file that cannot be changed, or run a file that
+    /// no user may run.
     pub fn access_by_root(&self, ino: Ino, runs: bool, writes: bool) -> Attempt<()> {
         if writes {
             self.may_be_written(ino)?;
@@ -100,17 +101,17 @@ impl Vfs {
         Ok(())
     }
 
-    /// Fails if a file or folder cannot be written, whoever asks.
+    /// Fails if no user can write a file or folder.
     fn may_be_written(&self, ino: Ino) -> Outcome<()> {
         match self.node(ino)? {
             Node::Forked { mounted, ino } => mounted.fork.may_be_written(ino).map_err(|error| error.kind()),
-            // Forks, seals and tags are made there, and forks moved there to be discarded.
+            // Programs make forks, seals and tags in these folders, and move forks there to discard them.
             Node::Fixed(Fixed::Forks | Fixed::Tags | Fixed::Control) | Node::Snap { .. } => Ok(()),
             _ => Err(ErrorKind::ReadOnly),
         }
     }
 
-    /// Tells the log what the cache did since it was told last. To be called now and then.
+    /// Logs what the cache has done since the last call. Must be called from time to time.
     pub(crate) fn tell_of_cache(&self) {
         let stats = self.cache.stats();
         let mut told = self.audit.told.lock();
@@ -133,7 +134,7 @@ impl Vfs {
         follow::last_lines(self.store.root(), SHOWN)
     }
 
-    /// `.pfimg/audit.json`: what the whole log adds up to, kept up to date line by line.
+    /// `.pfimg/audit.json`: the summary of the whole log, updated line by line.
     pub(super) fn audit_doc(&self) -> Attempt<Vec<u8>> {
         may_wait()?;
         self.tell_of_cache();
@@ -143,27 +144,27 @@ impl Vfs {
         Ok(format!("{:#}\n", json!(report)).into_bytes())
     }
 
-    /// Reads a fork; one that was not in use yet is judged.
+    /// Reads a fork, and judges it when it is first used.
     pub(super) fn read_back(&self, registry: &Registry, name: &str) -> Result<Arc<Fork>> {
-        // An event loop takes what is in memory and in use.
+        // An event loop takes only a fork that is in memory and in use.
         let Ok(wait) = wait::required() else {
             let fork = registry.loaded_named(name).filter(|fork| self.forks.knows(fork));
-            return fork.ok_or_else(|| Error::new(ErrorKind::Waits, "the fork has to be read back"));
+            return fork.ok_or_else(|| Error::new(ErrorKind::Waits, "the fork must be read back"));
         };
         let fork = registry.get(name).inspect_err(|error| {
-            // One that was discarded meanwhile is no damage.
+            // A fork that was discarded in the meantime is not damaged.
             if registry.contains(name) {
                 self.judge_unreadable(wait, registry, name, error);
             }
         })?;
         if !self.forks.knows(&fork) {
-            // A damaged fork can be read as far as it is sound: whoever writes to it gets the error.
+            // A damaged fork is readable up to the damage. A program that writes to it gets the error.
             recover::judge(self.store.at(wait), name, &fork, self.log());
         }
         Ok(fork)
     }
 
-    /// Judges a fork that cannot be read back at all; once.
+    /// Judges a fork that cannot be read back at all. Does so once for each fork.
     fn judge_unreadable(&self, wait: MayWait, registry: &Registry, name: &str, error: &Error) {
         let mut told = self.audit.unreadable.lock();
         if !told.contains(name)
@@ -182,7 +183,7 @@ impl Vfs {
         )
     }
 
-    /// Gives a file another name.
+    /// Makes a hard link.
     pub fn link(&self, ino: Ino, parent: Ino, name: &[u8]) -> Attempt<Entry> {
         self.audited(
             Op::Link,
@@ -191,7 +192,7 @@ impl Vfs {
         )
     }
 
-    /// Takes a name away.
+    /// Removes a name.
     pub fn unlink(&self, parent: Ino, name: &[u8]) -> Attempt<()> {
         self.audited(
             Op::Unlink,
@@ -205,8 +206,8 @@ impl Vfs {
         self.audited(Op::Rmdir, At::Name(parent, name), self.do_rmdir(parent, name))
     }
 
-    /// Renames. Forks are renamed under `forks/`, tags under `tags/`; a fork that is moved into `.pfimg/` is discarded,
-    /// whatever it holds.
+    /// Renames a file. Forks are renamed under `forks/`, tags under `tags/`. A fork that is moved into `.pfimg/` is discarded,
+    /// even if it holds files.
     pub fn rename(&self, from: Ino, name: &[u8], to: Ino, new_name: &[u8], mode: RenameMode) -> Attempt<()> {
         let renamed = self.do_rename(from, name, to, new_name, mode);
         self.audited(Op::Rename, At::Name(from, name), self.advised(to, new_name, renamed))
@@ -217,13 +218,13 @@ impl Vfs {
         self.audited(Op::Setattr, At::File(ino), self.do_setattr(ino, set, by))
     }
 
-    /// Whether a file can be opened: for writing only in a fork.
+    /// Fails if a file cannot be opened. For writing, that is any file outside of forks.
     pub fn open(&self, ino: Ino, writes: bool) -> Outcome<()> {
         let opened = self.do_open(ino, writes).map_err(Stop::from);
         self.audited(Op::Open, At::File(ino), opened).map_err(Stop::kind)
     }
 
-    /// Writes.
+    /// Writes to a file of a fork.
     pub fn write(&self, ino: Ino, offset: u64, bytes: &[u8], by: Writer) -> Attempt<usize> {
         self.audited(Op::Write, At::File(ino), self.do_write(ino, offset, bytes, by))
     }
@@ -233,7 +234,7 @@ impl Vfs {
         self.audited(Op::Fallocate, At::File(ino), self.do_fallocate(ino, offset, len, what, by))
     }
 
-    /// Copies a range into a file of a fork, sharing what can be shared. Returns how many bytes, maybe fewer.
+    /// Copies a range into a file of a fork, and shares data if possible. Returns the number of bytes, maybe fewer than asked.
     pub fn copy_range(
         &self,
         from: Ino,

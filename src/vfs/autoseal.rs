@@ -1,4 +1,4 @@
-//! Seals that nobody asked for: of forks that rest, or every now and then, and when the mount ends.
+//! Seals forks automatically: after a pause in writes or at an interval, and when the mount ends.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,57 +12,57 @@ use crate::error::{ErrorKind, Posix};
 use crate::fork::{Fork, GenId};
 use crate::sync::Mutex;
 
-/// When forks are sealed by themselves.
+/// When the mount seals forks automatically.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SealPolicy {
-    /// When nothing was written to a fork for so long, and when the mount ends.
+    /// After this time without writes, and when the mount ends.
     Idle(Duration),
-    /// So long after the first change since the last seal, and when the mount ends.
+    /// This time after the first unsealed change, and when the mount ends.
     Interval(Duration),
     /// Never.
     Manual,
 }
 
-/// A seal that failed is tried again after this, then after twice as long, and so on.
+/// Pause before a failed seal is tried again. It doubles after each further failure.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LAST_RETRY: Duration = Duration::from_mins(5);
 
-/// A fork that began empty is not sealed before it rested for so long, or is so old: whoever puts it together file by file, as
-/// `cp -r` does, is not done yet, and a seal would put a manifest where the copied one has to go.
+/// A fork that began empty is sealed only after this time without writes, or at this age. Until then a program such as
+/// `cp -r` may still be filling it, and a seal would create a manifest where the copied one has to go.
 const PUT_TOGETHER: Duration = Duration::from_secs(5);
 const PUT_TOGETHER_AT_LAST: Duration = Duration::from_mins(10);
 
-/// One fork after the other is sealed, each with all cores. Where that takes longer, the others do not wait: another thread
-/// goes on with them.
+/// Forks are sealed one after the other, each with all cores. If one takes longer than this, another thread continues with
+/// the other forks.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// That many threads at most.
+/// The most threads that seal.
 const THREADS: usize = 8;
 
-/// What is known of a fork that has unsealed changes.
+/// A fork that has unsealed changes.
 struct Waiting {
     version: (GenId, u64),
-    /// Since when it is at this version.
+    /// When it reached this version.
     still_since: Instant,
-    /// Since when it has unsealed changes.
+    /// When its first unsealed change was seen.
     changed_since: Instant,
     failures: u32,
     retry_at: Option<Instant>,
-    /// What went wrong last, which is said once.
+    /// The last failure, which is logged once.
     said: String,
 }
 
-/// Tells the kernel what looks different now.
+/// Invalidates what the kernel has cached.
 pub type Tell = Arc<dyn Fn(&[Stale]) + Send + Sync>;
 
-/// Forks by identity.
+/// The state of automatic seals. Forks are listed by identity.
 #[derive(Default)]
 pub(super) struct AutoSeal {
-    /// Those that wait to be sealed.
+    /// Forks that wait to be sealed.
     waiting: Mutex<HashMap<String, Waiting>>,
-    /// Those that are sealed now, and since when.
+    /// Forks that are being sealed, and when that began.
     under_way: Mutex<HashMap<String, Instant>>,
-    /// Threads that do so.
+    /// Number of threads that seal.
     threads: AtomicUsize,
     /// Whether the mount has ended.
     ended: AtomicBool,
@@ -87,7 +87,7 @@ impl Drop for Counted {
 }
 
 impl AutoSeal {
-    /// Since when a fork waits whose time has come. To be asked now and then.
+    /// Returns when the first unsealed change of a fork was seen, if the fork is due. Must be called from time to time.
     fn due_since(&self, fork: &Fork, policy: SealPolicy, now: Instant) -> Option<Instant> {
         let mut waiting = self.waiting.lock();
         if !fork.is_changed() {
@@ -106,7 +106,7 @@ impl AutoSeal {
         if entry.version != version {
             (entry.version, entry.still_since) = (version, now);
             if matches!(policy, SealPolicy::Idle(_)) {
-                // What failed may be mended by what was written since.
+                // Later writes may have removed the cause of the failure.
                 entry.retry_at = None;
             }
         }
@@ -130,14 +130,14 @@ impl AutoSeal {
         self.waiting.lock().remove(fork.uid());
     }
 
-    /// Notes a failure. Whether it is worth telling: another than the last.
+    /// Notes a failure. Returns whether it differs from the last one, and so should be logged.
     fn failed(&self, fork: &Fork, error: &str, now: Instant) -> bool {
         let mut waiting = self.waiting.lock();
         let Some(entry) = waiting.get_mut(fork.uid()) else { return true };
         let pause = FIRST_RETRY.saturating_mul(1 << entry.failures.min(16)).min(LAST_RETRY);
         entry.failures += 1;
         entry.retry_at = Some(now + pause);
-        // Freezing may have put it into a new generation, which is no change.
+        // The freeze may have begun a new generation, which does not count as a change.
         (entry.version, entry.still_since) = (fork.version(), entry.still_since);
         let news = entry.said != error;
         error.clone_into(&mut entry.said);
@@ -146,7 +146,7 @@ impl AutoSeal {
 }
 
 impl AutoSeal {
-    /// Whether nobody seals the fork yet; then the caller does.
+    /// Claims a fork for the caller to seal. Returns none if another thread already seals it.
     fn begin(self: &Arc<Self>, fork: &Fork) -> Option<UnderWay> {
         let mut under_way = self.under_way.lock();
         if under_way.contains_key(fork.uid()) {
@@ -156,7 +156,7 @@ impl AutoSeal {
         Some(UnderWay(Arc::clone(self), fork.uid().to_owned()))
     }
 
-    /// Whether whoever seals is at it for so long that others should not wait for it.
+    /// Whether another thread should seal the other forks, since the running seals take too long.
     fn needs_thread(&self) -> bool {
         let long = self.under_way.lock().values().filter(|since| since.elapsed() > PATIENCE).count();
         let threads = self.threads.load(Ordering::Relaxed);
@@ -165,8 +165,9 @@ impl AutoSeal {
 }
 
 impl Vfs {
-    /// Seals the forks whose time has come, on threads of its own; `tell` is given what the kernel has to be told. To be
-    /// called now and then, by one thread.
+    /// Seals the forks that are due, on separate threads. `tell` gets the invalidations for the kernel.
+    ///
+    /// Must be called from time to time, by one thread.
     pub fn seal_due(self: &Arc<Self>, tell: &Tell) {
         if self.config.seal == SealPolicy::Manual {
             return;
@@ -175,7 +176,7 @@ impl Vfs {
         let Some(first) = first.filter(|_| needs_thread) else { return };
         let (vfs, tell) = (Arc::clone(self), Arc::clone(tell));
         self.auto_seal.threads.fetch_add(1, Ordering::Relaxed);
-        // Counted until it is dropped, whatever becomes of the thread.
+        // Counted until it is dropped, even if the thread does not start.
         let counted = Counted(Arc::clone(&self.auto_seal));
         let seal = move || {
             let _counted = counted;
@@ -190,14 +191,14 @@ impl Vfs {
         }
     }
 
-    /// A fork whose time has come and that nobody seals yet.
+    /// Claims the fork that has been due longest and is not yet being sealed.
     fn due(&self) -> Option<(Mounted, UnderWay)> {
         if self.auto_seal.ended.load(Ordering::Relaxed) {
             return None;
         }
         let now = Instant::now();
-        // All are looked at: each look notes how long a fork has rested. The one that waits longest is first, or those behind it
-        // would never be.
+        // Looks at all forks, since each look notes how long a fork has had no writes. Takes the one that has been due longest,
+        // so that each gets its turn.
         let since = |mounted: Mounted| {
             Some((self.auto_seal.due_since(&mounted.fork, self.config.seal, now)?, mounted))
         };
@@ -209,13 +210,13 @@ impl Vfs {
         })
     }
 
-    /// Whether a fork waits to be sealed by itself, of those that were looked at.
+    /// Whether a fork in use waits for an automatic seal.
     pub fn has_unsealed(&self) -> bool {
         self.config.seal != SealPolicy::Manual
             && self.forks.in_use().iter().any(|mounted| mounted.fork.is_changed())
     }
 
-    /// Seals every fork that has unsealed changes, as far as it was looked at, after the mount has ended.
+    /// Seals every fork in use that has unsealed changes. Called after the mount has ended.
     pub fn seal_all(&self) {
         self.auto_seal.ended.store(true, Ordering::Relaxed);
         if self.config.seal == SealPolicy::Manual {
@@ -225,17 +226,18 @@ impl Vfs {
         let next = AtomicUsize::new(0);
         let seal = || {
             while let Some(mounted) = forks.get(next.fetch_add(1, Ordering::Relaxed)) {
-                // One that is being sealed is waited for.
+                // A fork that is already being sealed is waited for.
                 if mounted.fork.is_changed() && !self.sealing.sealer.is_stopped() {
                     self.seal_by_itself(mounted);
                 }
             }
         };
-        // One that takes long does not keep the others from it, whatever happens to this process meanwhile.
+        // Several threads, so that one large fork does not delay the others, in case the process is killed before all are
+        // sealed.
         thread::scope(|scope| {
             for _ in 1..THREADS.min(forks.len()) {
                 if let Err(error) = thread::Builder::new().spawn_scoped(scope, seal) {
-                    // Those that are there seal all of them.
+                    // The threads that did start seal all forks.
                     tracing::warn!("cannot start a thread to seal forks: {error}");
                     break;
                 }
@@ -247,12 +249,12 @@ impl Vfs {
         }
     }
 
-    /// Ends what is being sealed, and seals nothing more: it stays in the forks as it is.
+    /// Stops running seals and begins no more. Unsealed changes stay in the forks.
     pub fn stop_sealing(&self) {
         self.auto_seal.ended.store(true, Ordering::Relaxed);
         self.late.end();
         if self.sealing.sealer.stop() {
-            tracing::warn!("sealing is ended: what is not sealed yet stays in the forks");
+            tracing::warn!("sealing was stopped: unsealed changes stay in the forks");
         }
     }
 
@@ -263,15 +265,18 @@ impl Vfs {
                 self.auto_seal.succeeded(fork);
                 stale
             }
-            // Discarded meanwhile, or not ours to write.
+            // The fork was discarded, or another program writes it.
             Err(error) if matches!(error.kind(), ErrorKind::Posix(Posix::Stale) | ErrorKind::ReadOnly) => {
                 Vec::new()
             }
-            // That was told.
+            // `stop_sealing` has logged it.
             Err(_) if self.sealing.sealer.is_stopped() => Vec::new(),
             Err(error) => {
                 if self.auto_seal.failed(fork, &error.to_string(), Instant::now()) {
-                    tracing::error!(fork = fork.name(), "{error}; it stays as it is, and is tried again");
+                    tracing::error!(
+                        fork = fork.name(),
+                        "{error}; the fork stays unsealed, and pfimg tries again"
+                    );
                 }
                 Vec::new()
             }

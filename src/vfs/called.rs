@@ -1,10 +1,10 @@
-//! What a program called: the path, for the audit log. Waits for no disk and for no other request.
+//! Finds the path of a call, for the audit log. Waits neither for the disk nor for other requests.
 
 use super::Vfs;
 use super::inode::{Fixed, ImageDir, Ino, Node, Place, Seen};
 use crate::tree::NodeId;
 
-/// Where a call went to: a file, or a name in a folder.
+/// The target of a call: a file, or a name in a folder.
 #[derive(Clone, Copy)]
 pub(super) enum At<'a> {
     File(Ino),
@@ -12,7 +12,7 @@ pub(super) enum At<'a> {
 }
 
 impl Vfs {
-    /// The path of a call below the mountpoint; nothing for a file whose path takes a look at the disk.
+    /// Returns the path of a call below the mountpoint. Returns none for a file whose path can only be read from disk.
     pub(super) fn called(&self, at: At<'_>) -> Option<String> {
         let (ino, name) = match at {
             At::File(ino) => (ino, None),

@@ -1,4 +1,4 @@
-//! The process that a request comes from, as far as set-user-id and set-group-id bits go by it.
+//! The process that a request comes from, for the rules on set-user-id and set-group-id bits.
 
 use std::fs;
 
@@ -7,16 +7,18 @@ use crate::fork::Caller;
 /// The capability to keep these bits, by its number in linux/capability.h.
 const CAP_FSETID: u32 = 4;
 
-/// What `/proc/PID/ns/user` says in the first user namespace (`PROC_USER_INIT_INO`). Capabilities of another one keep no bits.
+/// The target of `/proc/PID/ns/user` in the first user namespace (`PROC_USER_INIT_INO`). Capabilities of another namespace
+/// keep no bits.
 const FIRST_NAMESPACE: &str = "user:[4026531837]";
 
 /// A process that waits for the answer to a request.
 ///
-/// A request has no capabilities and one group. The others are in `/proc`, which is read for files with such bits alone. What cannot
-/// be read there the process does not have: then a bit falls that would have stayed.
+/// A request names one group and no capabilities. The other groups and the capabilities are in `/proc`, which is read only for
+/// files with such bits. If they cannot be read, the process counts as having none, and a bit is cleared that might have
+/// stayed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Process {
-    /// Its thread, by the number that this program sees; 0 if it sees none.
+    /// Its thread id in this program's namespace; 0 if it has none there.
     pub pid: u32,
     /// The group that its new files get.
     pub gid: u32,
@@ -77,7 +79,7 @@ mod tests {
         let groups = rustix::process::getgroups().unwrap();
         assert!(groups.iter().all(|group| this.is_in(group.as_raw())));
         assert!(!this.is_in(4_000_000_000));
-        let nobody = Process { pid: 0, gid: 7 };
-        assert!(nobody.is_in(7) && !nobody.is_in(8) && !nobody.keeps_bits());
+        let unseen = Process { pid: 0, gid: 7 };
+        assert!(unseen.is_in(7) && !unseen.is_in(8) && !unseen.keeps_bits());
     }
 }

@@ -1,4 +1,4 @@
-//! Which images and tags there are, now: names without parsing, and the order of creation once someone asks.
+//! Lists the present images and tags. Reads names only; reads manifests when the order of creation is needed.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
@@ -15,13 +15,13 @@ use crate::images::times::nanoseconds;
 use crate::store::{Home, MarkerError, Store};
 use crate::sync::{Mutex, RwLock};
 
-/// A folder that changed less than this before it was listed may change again without its time moving on.
+/// A folder that changed less than this before it was listed may change again without a new time.
 const SETTLED: Duration = Duration::from_millis(100);
 
-/// Longest name of an agent's folder, in bytes.
+/// The longest name of an agent's folder, in bytes.
 const MAX_AGENT: usize = 200;
 
-/// A folder's time, and whether it was old enough when seen to tell the next change.
+/// A folder's modification time in seconds and nanoseconds; none if it cannot be read.
 type Stamp = Option<(i64, i64)>;
 
 struct Listing {
@@ -30,14 +30,14 @@ struct Listing {
     ids: Arc<[Digest]>,
     /// Hash of `ids`.
     hash: u64,
-    /// Counts how often `ids` changed: what came and went again leaves the same list behind.
+    /// Counts changes of `ids`: an image that was added and removed again leaves the same list.
     changes: u64,
 }
 
-/// When an image was made and which agent's folder shows it; nothing if its manifest cannot be read.
+/// When an image was made, and which agent's folder shows it. None if its manifest cannot be read.
 type Made = Option<(DateTime<Utc>, Arc<str>)>;
 
-/// What the manifests say about when and by whom images were made.
+/// The times and agents of images, from their manifests.
 #[derive(Default)]
 struct Index {
     /// The list it was made from.
@@ -54,7 +54,7 @@ struct Index {
 pub(super) struct Catalog {
     store: Arc<Store>,
     listing: Mutex<Listing>,
-    /// The list that was made last, for those who do not wait for a newer one.
+    /// The last list, for callers that do not wait for a newer one.
     listed: RwLock<Arc<[Digest]>>,
     index: RwLock<Arc<Index>>,
     /// Held while an index is made.
@@ -63,10 +63,10 @@ pub(super) struct Catalog {
     pub(super) home: Home,
 }
 
-/// What changed in the store since the watcher looked last.
+/// Changes in the store since the watcher last looked.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Changes {
-    /// Whether the list of images was another one at any time.
+    /// Whether the list of images has changed, even if it is the same again.
     pub(crate) images: bool,
     pub(crate) removed: Vec<Digest>,
     pub(crate) added: Vec<Digest>,
@@ -82,7 +82,7 @@ pub(crate) struct Watched {
 }
 
 impl Watched {
-    /// How many images there were.
+    /// Number of images at that time.
     pub(super) fn images(&self) -> usize {
         self.ids.len()
     }
@@ -97,12 +97,12 @@ impl Catalog {
         Self { store, listing, listed: RwLock::new(Arc::new([])), index, indexing, numbers, home }
     }
 
-    /// Ids of all images, sorted. Lists the folder only if it changed.
+    /// Returns the ids of all images, sorted. Lists the folder only if it has changed.
     pub(super) fn ids(&self) -> Result<Arc<[Digest]>> {
         self.ids_hashed().map(|(ids, _)| ids)
     }
 
-    /// The same with a number that is another for other images, and the same after a remount.
+    /// Like [`Catalog::ids`], with a hash of the list, which stays the same after a remount.
     pub(super) fn ids_hashed(&self) -> Result<(Arc<[Digest]>, u64)> {
         let mut listing = self.listing.lock();
         let stamp = self.store.images().changed_at();
@@ -111,7 +111,7 @@ impl Catalog {
         }
         if !listing.settled || listing.stamp != stamp {
             let ids = self.store.images().ids(&mut |odd| {
-                tracing::debug!("{} is no image marker", odd.display());
+                tracing::debug!("{} is not an image marker", odd.display());
             })?;
             if *listing.ids != *ids {
                 listing.hash = ids.iter().fold(1, |hash, id| mix(hash, hash_bytes(id.as_bytes())));
@@ -125,12 +125,12 @@ impl Catalog {
         Ok((Arc::clone(&listing.ids), listing.hash))
     }
 
-    /// Whether an image was there when the folder was looked at last; reads nothing.
+    /// Whether an image existed when the folder was last listed. Does not read the disk.
     pub(super) fn listed(&self, id: &Digest) -> bool {
         self.listed.read().binary_search(id).is_ok()
     }
 
-    /// The number that stands for an image in this mount.
+    /// Returns the number of an image in this mount.
     pub(super) fn number(&self, id: &Digest) -> ImageNo {
         if let Some(number) = self.numbers.read().0.get(id) {
             return *number;
@@ -143,13 +143,12 @@ impl Catalog {
         })
     }
 
-    /// The image a number stands for.
+    /// Returns the image with this number.
     pub(super) fn id(&self, number: ImageNo) -> Digest {
         self.numbers.read().1[number as usize]
     }
 
-    /// The newest image, and the number of the images that it is the newest of. Reads the manifests that were not read
-    /// before.
+    /// Returns the newest image, and the hash of the list of images. Reads manifests that were not read before.
     pub(super) fn latest(&self) -> Result<Option<(Digest, u64)>> {
         self.with_index(|index| index.latest.map(|id| (id, index.hash)))
     }
@@ -159,7 +158,7 @@ impl Catalog {
         self.with_index(|index| index.agents.keys().cloned().collect())
     }
 
-    /// Names of the agents' folders as far as someone has looked already; reads nothing.
+    /// Names of the agents' folders in the present index. Does not read the disk.
     pub(super) fn agents_looked_at(&self) -> Vec<Arc<str>> {
         self.index.read().agents.keys().cloned().collect()
     }
@@ -169,7 +168,7 @@ impl Catalog {
         self.with_index(|index| index.agents.get(name).cloned())
     }
 
-    /// When an agent's newest image was made, in nanoseconds since 1970, as far as someone has looked already; reads nothing.
+    /// When an agent's newest image was made, in nanoseconds since 1970, from the present index. Does not read the disk.
     pub(super) fn newest_of(&self, agent: &str) -> Option<i64> {
         self.index.read().newest.get(agent).map(nanoseconds)
     }
@@ -189,7 +188,7 @@ impl Catalog {
         let of_these = |index: &Index| Arc::ptr_eq(&index.ids, &ids);
         let mut index = Arc::clone(&self.index.read());
         if !of_these(&index) {
-            // The old one can be looked at meanwhile.
+            // Other threads can use the old index while this one is built.
             let _turn = self.indexing.lock();
             index = Arc::clone(&self.index.read());
             if !of_these(&index) {
@@ -200,7 +199,7 @@ impl Catalog {
         Ok(f(&index))
     }
 
-    /// The index of a list of ids. Reads only what the one before it does not know.
+    /// Builds the index of a list of ids. Reads only manifests that the index before it lacks.
     fn reindex(&self, before: &Index, ids: Arc<[Digest]>, hash: u64) -> Index {
         let mut index = Index { hash, ..Index::default() };
         let mut known = HashMap::with_capacity(ids.len());
@@ -217,7 +216,7 @@ impl Catalog {
                     }
                     Err(MarkerError::Absent(_)) => None,
                     Err(error) => {
-                        tracing::warn!("{error}; left out of latest and agents/");
+                        tracing::warn!("{error}; latest and agents/ leave the image out");
                         None
                     }
                 },
@@ -237,18 +236,18 @@ impl Catalog {
         index
     }
 
-    /// What a watcher that has seen nothing yet compares with.
+    /// Returns the state that a new watcher compares with.
     pub(super) fn watch(&self) -> Watched {
         let ids = self.ids().unwrap_or_default();
         Watched { ids, changes: self.listing.lock().changes, tags: stamp(self.store.tags().dir()) }
     }
 
-    /// What changed since `watched`, which is brought up to date.
+    /// Returns the changes since `watched`, and updates it.
     pub(super) fn changes(&self, watched: &mut Watched) -> Changes {
         let mut changes = Changes::default();
         self.home.watch();
         if self.home.check().is_err() {
-            // Nothing came or went: the store did.
+            // The store was moved; no image was added or removed.
             return changes;
         }
         if self.ids().is_ok() {
@@ -266,7 +265,7 @@ impl Catalog {
             }
         }
         let tags = stamp(self.store.tags().dir());
-        // An unsettled stamp counts as a change once more, lest the last of a burst is missed.
+        // An unsettled stamp counts as a change again, so that the last change of a burst is not missed.
         changes.tags = tags != watched.tags || !is_settled(tags);
         watched.tags = tags;
         changes
@@ -284,7 +283,8 @@ fn is_settled(stamp: Stamp) -> bool {
     SystemTime::now().duration_since(changed).is_ok_and(|age| age >= SETTLED)
 }
 
-/// The folder that shows an agent's images. Kinds are any text: what cannot be a name is escaped.
+/// Returns the name of the folder that shows an agent's images. A kind is any text, so characters that a name cannot have are
+/// escaped.
 fn agent_folder(kind: &str) -> String {
     let mut name = String::with_capacity(kind.len());
     for c in kind.chars() {
@@ -314,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_and_goes_is_noticed_and_latest_follows() {
+    fn added_and_removed_images_are_noticed_and_latest_follows() {
         let dir = tempfile::tempdir().unwrap();
         let store = Arc::new(Store::create(dir.path()).unwrap());
         let catalog = Catalog::new(Arc::clone(&store));
@@ -330,7 +330,7 @@ mod tests {
         assert_eq!(catalog.changes(&mut watched).removed, [b]);
         assert_eq!(latest(&catalog), Some(a));
         assert!(!catalog.changes(&mut watched).images);
-        // What somebody lists between two looks may be listed wrongly afterwards, whatever is there now.
+        // A program may list the folder between two looks, so the change counts even if the list is the same again.
         let c = image(&store, 3, "x");
         assert_eq!(catalog.ids().unwrap().len(), 2);
         std::fs::remove_file(store.images().marker(&c)).unwrap();

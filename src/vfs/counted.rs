@@ -1,6 +1,8 @@
-//! Numbers below 2^32, for programs that know no others. A hash of 32 bits would give two of 70,000 files one number, so
-//! they are counted: given out at the first look, and never to another file while the mount lasts, since `tar` and
-//! `rsync` remember what the kernel has long forgotten. This takes about 23 bytes for each file that was looked at.
+//! Inode numbers below 2^32, for programs that do not support larger ones.
+//!
+//! A hash of 32 bits would give two of 70,000 files the same number, so numbers are counted instead. A file gets its number
+//! when it is first looked up. No other file gets it while the mount lasts, since `tar` and `rsync` remember files that the
+//! kernel has forgotten. This takes about 23 bytes of memory for each file that was looked up.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -12,14 +14,14 @@ use super::Outcome;
 use super::inode::{FIRST_COMPUTED, Ino, Key};
 use crate::error::ErrorKind;
 
-/// What inodes of images are numbered by.
+/// How inodes of images are numbered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Numbering {
     /// The same file at the same path is one inode in every image.
     #[default]
     #[serde(rename = "shared")]
     Shared,
-    /// Every image has inodes of its own.
+    /// Each image has separate inodes.
     #[serde(rename = "distinct")]
     Distinct,
     /// As with `Shared`, but numbers are counted and stay below 2^32.
@@ -29,19 +31,19 @@ pub enum Numbering {
 
 const SHARDS: usize = 64;
 
-/// The numbers that were given out.
+/// The assigned numbers.
 pub(super) struct Counted {
     given: Vec<Mutex<BTreeMap<Key, u32>>>,
     next: AtomicU32,
-    /// The first number that is not given out.
+    /// The first unused number.
     end: u32,
-    /// Whether it was told that none is left.
+    /// Whether the log says that no number is left.
     told: AtomicBool,
 }
 
 impl Counted {
     /// A number that no inode has.
-    pub(super) const NOBODY: Ino = u32::MAX as Ino;
+    pub(super) const UNUSED: Ino = u32::MAX as Ino;
 
     pub(super) fn new() -> Self {
         Self::up_to(u32::MAX)
@@ -56,7 +58,7 @@ impl Counted {
         &self.given[(key.0 >> 20) as usize % SHARDS]
     }
 
-    /// The number of a key, given out now if it has none.
+    /// Returns the number of a key, and assigns one if it has none.
     pub(super) fn number(&self, key: Key) -> Outcome<Ino> {
         let mut given = self.shard(key).lock();
         if let Some(number) = given.get(&key) {
@@ -79,12 +81,12 @@ impl Counted {
         Ok(number.into())
     }
 
-    /// The number of a key that has one.
+    /// Returns the number of a key, if it has one.
     pub(super) fn known(&self, key: Key) -> Option<Ino> {
         self.shard(key).lock().get(&key).map(|number| (*number).into())
     }
 
-    /// Forgets a key that is never made again. Its number is not given out again either.
+    /// Forgets a key that is never used again. Its number is not reused.
     pub(super) fn forget(&self, key: Key) {
         self.shard(key).lock().remove(&key);
     }
@@ -95,7 +97,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_key_has_a_number_of_its_own_which_stays() {
+    fn each_key_has_a_unique_number_which_stays() {
         let counted = Counted::new();
         let keys: Vec<Key> = (0..1000).map(|n| Key(FIRST_COMPUTED + (n << 40))).collect();
         assert_eq!(counted.known(keys[0]), None);

@@ -1,5 +1,4 @@
-//! What an image's files show beside their bytes. Every attribute of an image is made here, its time as well, and what
-//! tells its files apart.
+//! Attributes, times and identities of an image's files.
 
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
@@ -16,10 +15,10 @@ use crate::tree::{NodeId, PathHash, Tree};
 
 const SECOND: i64 = 1_000_000_000;
 
-/// Layer files are plain readable files.
+/// The mode of layer files: every user can read them.
 pub(super) const LAYER_MODE: u16 = 0o644;
 
-/// Where a path is meant. Files of different spaces are never one.
+/// The space of a path. Files of different spaces never share an inode.
 #[derive(Clone, Copy, Debug)]
 enum Space {
     World = 1,
@@ -28,11 +27,11 @@ enum Space {
 }
 
 impl Vfs {
-    /// Whether a listing takes waiting for the disk as a rule. Links to images come with the times of these.
+    /// Whether a listing usually has to wait for the disk. A link to an image shows the image's time.
     pub(super) fn is_listed_on_disk(node: &Node, plus: bool) -> bool {
         match node {
             Node::Fixed(_) | Node::Agent(_) | Node::Snap { .. } | Node::ImageDir { .. } => true,
-            // Lengths of layers may have to be found out by decompressing.
+            // Finding the lengths of layers may take decompressing them.
             Node::Forked { ino, .. } => plus && ino.is_frame(),
             _ => false,
         }
@@ -75,8 +74,8 @@ impl Vfs {
         found.map_or_else(|| self.time_of_image(&id), Ok)
     }
 
-    /// The time of an image, of its manifest, its folders and links to it, in nanoseconds since 1970: when it was made. Of one whose
-    /// manifest cannot be read it is the marker's time.
+    /// The time when an image was made, in nanoseconds since 1970. Its manifest, its folders and links to it show it. If the
+    /// manifest cannot be read, it is the marker's time.
     pub(super) fn time_of_image(&self, image: &Digest) -> Attempt<i64> {
         if let Some(made) = self.reader.times().created_known(image) {
             return Ok(made);
@@ -94,7 +93,7 @@ impl Vfs {
         ))
     }
 
-    /// Attributes of an entry of an image's tree. Of a file with several names they are the same for each.
+    /// Attributes of an entry of an image's tree. All names of a file have the same.
     pub(super) fn recorded(&self, image: ImageNo, tree: &Tree, node: NodeId) -> Attempt<Recorded> {
         let owner = tree.owner(node);
         let (uid, gid) = self.owners.shown(owner.uid, owner.gid, Given::default());
@@ -121,9 +120,9 @@ impl Vfs {
         })
     }
 
-    /// What an entry of an image's tree is in the mount.
+    /// The node of an entry of an image's tree.
     pub(super) fn tree_node(&self, tree: &Tree, image: ImageNo, id: NodeId) -> Attempt<Keyed> {
-        // A file with several names is one inode, which goes by the first of them.
+        // A file with several names is one inode, identified by the first of them.
         let first = tree.file(id).0;
         let at = self.at(image, Space::World, tree.path_hash(first));
         Ok(match (tree.kind(id), tree.blob(id), tree.target(id)) {
@@ -140,7 +139,7 @@ impl Vfs {
         })
     }
 
-    /// What a layer's file or a page is in the mount.
+    /// The node of a layer's file or of a page.
     pub(super) fn layer_node(&self, digest: Digest, size: u64, shown: Shown, seen: Seen) -> Attempt<Keyed> {
         let Seen { image, place } = seen;
         let (space, path) = match place {
@@ -155,7 +154,7 @@ impl Vfs {
         Ok(Keyed::file(self.at(image, space, path), (digest, size), recorded, shown, seen))
     }
 
-    /// A path as it counts for what is there.
+    /// The hash of a path that identifies a file.
     fn at(&self, image: ImageNo, space: Space, path: PathHash) -> PathHash {
         let path = path.salted(space as u64);
         if self.config.inodes == Numbering::Distinct {
@@ -165,7 +164,7 @@ impl Vfs {
         path
     }
 
-    /// Extended attributes of what is in an image.
+    /// Extended attributes of a file of an image.
     pub(super) fn xattrs_of(&self, node: &Node) -> Attempt<Option<Arc<Xattrs>>> {
         Ok(match node {
             Node::File { recorded, .. } | Node::Symlink { recorded, .. } => recorded.xattrs.clone(),

@@ -1,7 +1,7 @@
-//! Faults that a test asks for. Only debug builds have them.
+//! Faults that a test requests. Only debug builds have them.
 //!
-//! `PFIMG_TEST_WRITES` lists them, separated by commas: `delay=MS` delays each write by so many milliseconds, `fail=FORK` fails
-//! each write into that fork that the kernel had kept.
+//! `PFIMG_TEST_WRITES` lists them, separated by commas. `delay=MS` delays each write by this many milliseconds. `fail=FORK`
+//! fails each write into that fork that the kernel had cached.
 
 use super::Writer;
 use crate::error::Result;
@@ -34,7 +34,7 @@ pub(super) fn write(fork: &Fork, by: Writer) -> Result<()> {
         std::thread::sleep(delay);
     }
     if by == Writer::Pages && FAULTS.fail.as_ref().is_some_and(|name| *name == fork.name()) {
-        return Err(Error::new(ErrorKind::Io(Some(libc::EIO)), "a test asked for this failure"));
+        return Err(Error::new(ErrorKind::Io(Some(libc::EIO)), "a test requested this failure"));
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Operations in forks: the fork engine means them, this finds the fork and counts the lookups.
+//! Operations in forks: finds the fork, calls the engine, and counts lookups.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -17,22 +17,21 @@ use crate::fork::{self, Allocate, CopySource, Fork, NewFile, RenameMode, SetAttr
 use crate::layers::world::Kind;
 use crate::sync::wait;
 
-/// Entries of a folder that are taken at a time, without holding its fork's lock while they are handed on.
+/// Entries of a folder that are read at a time, so that the fork's lock is not held while they are passed on.
 const BATCH: usize = 256;
 
-/// Longer ranges are allocated by a worker, in bytes.
+/// The longest range in bytes that an event loop allocates. A worker allocates longer ones.
 const SHORT: u64 = 4 << 20;
 
-/// A fork's place in the numbers of inodes.
+/// A fork's range of inode numbers.
 pub(super) type Slot = u16;
 
 /// A fork of this mount.
 #[derive(Clone, Debug)]
 pub(super) struct Mounted {
-    /// Where the numbers of its files are.
+    /// The range of its files' numbers.
     pub(super) slot: Slot,
-    /// Files whose numbers are in another slot: in the first one the kernel knows others by these, of the fork that this one
-    /// replaced.
+    /// Files whose numbers are in another slot. In `slot` the kernel knows files of the replaced fork by these numbers.
     pub(super) aside: Option<Arc<HashMap<fork::Ino, Slot>>>,
     pub(super) fork: Arc<Fork>,
 }
@@ -50,16 +49,16 @@ impl Mounted {
     }
 }
 
-/// Who writes.
+/// The origin of a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Writer {
-    /// A program, just now.
+    /// A program that waits for the answer.
     Call(Process),
-    /// The kernel, whole pages that a program changed earlier.
+    /// The kernel, which writes whole pages that a program changed earlier.
     Pages,
 }
 
-/// Tells what failed where it is worth a line, and gives the kind.
+/// Logs an error if it deserves a line, and returns its kind.
 pub(super) fn kind(error: Error) -> Stop {
     match error.kind() {
         ErrorKind::Missing | ErrorKind::Damaged | ErrorKind::NoSpace | ErrorKind::Io(_) => logged(error),
@@ -67,12 +66,12 @@ pub(super) fn kind(error: Error) -> Stop {
     }
 }
 
-/// The kind alone: a request for more space than there is says nothing about the disk that a log should have.
+/// Returns an error's kind without logging it: a request for too much space says nothing about the disk.
 fn refused(error: Error) -> Stop {
     if error.kind() == ErrorKind::NoSpace { ErrorKind::NoSpace.into() } else { kind(error) }
 }
 
-/// Gives back the space of what was deleted, where there is none for a change. Returns whether any was given back.
+/// Frees the space of deleted data if a change failed for lack of space. Returns whether any was freed.
 fn make_room(fork: &Fork, error: &Error) -> Attempt<bool> {
     if error.kind() != ErrorKind::NoSpace || !fork.has_trash() {
         return Ok(false);
@@ -82,13 +81,13 @@ fn make_room(fork: &Fork, error: &Error) -> Attempt<bool> {
 }
 
 impl Vfs {
-    /// The fork that an inode is in, and its number there, for a change. What is not in a fork cannot be changed.
+    /// Returns the fork of an inode and its number there, for a change. Fails if the inode is not in a fork.
     pub(super) fn in_fork(&self, ino: Ino) -> Outcome<(Mounted, fork::Ino)> {
         self.catalog.home.check()?;
         self.place_in_fork(ino)
     }
 
-    /// The same wherever the store lies.
+    /// Like [`Vfs::in_fork`], even if the store was moved.
     pub(super) fn place_in_fork(&self, ino: Ino) -> Outcome<(Mounted, fork::Ino)> {
         match self.node(ino)? {
             Node::Forked { mounted, ino } => Ok((mounted, ino)),
@@ -96,17 +95,17 @@ impl Vfs {
         }
     }
 
-    /// The kind of an error in a fork, whose files are not at their paths if the store was moved.
+    /// Adapts an error in a fork: if the store was moved, the fork's files are not at their paths.
     fn or_moved(&self, stop: Stop) -> Stop {
         if stop != Stop::Failed(ErrorKind::NotFound) {
             return stop;
         }
-        // Nothing was changed.
+        // Nothing was changed yet, so a worker may repeat the operation.
         let moved = may_wait().map(|_| self.catalog.home.require().err());
         moved.map_or_else(|waits| waits, |moved| moved.map_or(stop, |moved| moved.kind().into()))
     }
 
-    /// Attributes of a file in a fork, but for its number.
+    /// Attributes of a file in a fork, except its inode number.
     pub(super) fn fork_attr(attr: &fork::Attr) -> Attr {
         Attr {
             ino: 0,
@@ -123,7 +122,7 @@ impl Vfs {
         }
     }
 
-    /// A file in a fork as an inode.
+    /// The node of a file in a fork.
     pub(super) fn keyed_in_fork(&self, mounted: &Mounted, ino: fork::Ino) -> Keyed {
         let node = Node::Forked { mounted: mounted.clone(), ino };
         Keyed { key: self.key_in_fork(mounted, ino), node }
@@ -146,8 +145,8 @@ impl Vfs {
         loop {
             let (ino, new) = self.inodes.intern(self.keyed_in_fork(mounted, found.ino))?;
             if new {
-                // Between finding and counting, another thread may have forgotten the file for good, and with it the
-                // fork what its number stands for. Now that it is counted, this cannot happen again.
+                // Between finding and counting, another thread may have forgotten the file, and the fork its number. Now
+                // that the lookup is counted, this cannot happen again.
                 let again = match find() {
                     Ok(again) => again,
                     Err(error) => {
@@ -158,13 +157,13 @@ impl Vfs {
                 let same = again.ino == found.ino;
                 found = again;
                 if !same {
-                    // Replaced meanwhile: the name has been there all the time.
+                    // Another file has replaced this one: the name existed all the time.
                     self.take_back(ino);
                     continue;
                 }
             }
             if let Err(gone) = Self::is_past(mounted) {
-                // Asked behind the counting: the inodes of a fork that is put back from now on are given to the new one.
+                // Checked after the counting: if a restore begins later, it hands the counted inodes to the new fork.
                 self.take_back(ino);
                 return Err(gone.into());
             }
@@ -174,16 +173,17 @@ impl Vfs {
         }
     }
 
-    /// How long the kernel may remember what a name in a folder of a fork stands for. A seal replaces manifests, and the ledger for a
-    /// kernel that keeps writes: it would have to tell, which waits in the kernel for whoever looks something up in that folder,
-    /// and a daemon that is killed meanwhile waits for itself.
+    /// How long the kernel may cache a name in a folder of a fork.
+    ///
+    /// A seal replaces manifests and, if the kernel caches writes, the ledger. For cached names it would have to notify the
+    /// kernel. The notification waits for lookups in that folder, and a daemon that is killed during it would wait for itself.
     fn lifetime(&self, folder: fork::Ino, name: &[u8]) -> Duration {
         let manifest = (folder == fork::Ino::TOP || folder == fork::Ino::CACHE) && name == b"manifest.json";
         let ledger = folder == fork::Ino::EFFECTS && name == b"ledger.jsonl" && self.config.late_writes;
         if manifest || ledger { Duration::ZERO } else { FOREVER }
     }
 
-    /// A fork's own folder.
+    /// Looks up a fork's top folder.
     pub(super) fn fork_top(&self, mounted: &Mounted) -> Attempt<Entry> {
         let find = || mounted.fork.getattr(fork::Ino::TOP);
         let found = find().map_err(kind)?;
@@ -194,8 +194,8 @@ impl Vfs {
         Self::is_past(mounted)?;
         let find = || mounted.fork.lookup(parent, name);
         let found = match find() {
-            // Whatever makes that name comes by way of the kernel, which may remember until then that it is not there. Among the
-            // layers there are layers' names alone, whoever makes them.
+            // The name can only be created through the kernel, which may remember until then that it does not exist. Among
+            // the layers, names that layers do not have never exist.
             Err(error)
                 if error.kind() == ErrorKind::NotFound
                     && (self.changes_come_by_here(parent) || !fork::can_be_there(parent, name)) =>
@@ -207,15 +207,15 @@ impl Vfs {
         self.fork_entry(mounted, &found, self.lifetime(parent, name), find)
     }
 
-    /// Whether nobody but the kernel of this mount puts names into a folder of a fork: not where another mount writes the
-    /// forks, nor among the layers, whose files a seal may make.
+    /// Whether all changes of names in a fork's folder come through this mount's kernel. This is not so if another mount
+    /// writes the forks, nor among the layers, since a seal may create their files.
     fn changes_come_by_here(&self, folder: fork::Ino) -> bool {
         !folder.is_frame() && self.forks.are_written_here()
     }
 
     pub(super) fn getattr_forked(mounted: &Mounted, ino: fork::Ino) -> Attempt<Attr> {
         let attr = mounted.fork.getattr(ino).map_err(kind)?;
-        // Of a fork that is gone a program may still have something open, as of a removed file.
+        // A program may still have files of a discarded fork open, like removed files.
         let nlink = if mounted.fork.is_discarded() { 0 } else { attr.nlink };
         Ok(Attr { nlink, ..Self::fork_attr(&attr) })
     }
@@ -227,10 +227,10 @@ impl Vfs {
         offset: u64,
         size: u32,
     ) -> Attempt<Data> {
-        // What nobody wrote to is served from the cache as it lies there.
+        // A file without writes is served from the cache directly.
         if let Some(blob) = mounted.fork.whole_blob(ino).map_err(kind)? {
             let cached = self.reader.part_known(&blob.digest, blob.size, offset, size as usize);
-            // Once for a request: the event loop asks first.
+            // Noted once for each request: only by the event loop, which tries it first.
             if let (0, false) = (offset, wait::is_allowed())
                 && let Some((tree, node)) = mounted.fork.base_place(ino)
             {
@@ -267,8 +267,8 @@ impl Vfs {
         let (mut at, end) = if let Some(place) = Place::of(cookie) {
             (place.at, Some(place.end))
         } else {
-            // A listing begins, or its places are short, or so many files were made in the folder that they are not. The two dots have
-            // cookies 1 and 2.
+            // Either a listing begins, or this one uses plain cookies: short ones were asked for, or too many files were created
+            // in the folder for a place to fit. `.` and `..` have cookies 1 and 2.
             let begins = cookie <= 2 && !self.is_narrow();
             (cookie.saturating_sub(2), begins.then(|| mounted.fork.end_of_listing(dir)))
         };
@@ -290,16 +290,16 @@ impl Vfs {
                     let ttl = self.lifetime(dir, &found.name);
                     match find().map_err(kind).and_then(|attr| self.fork_entry(mounted, &attr, ttl, find)) {
                         Ok(entry) => Some(entry),
-                        // Gone meanwhile.
+                        // The file was removed after the listing.
                         Err(Stop::Failed(ErrorKind::NotFound)) => continue,
                         Err(Stop::Waits) => return Err(Stop::Waits),
-                        // What is damaged or missing takes nothing else along: it is listed, and an error to look at.
+                        // A damaged file does not affect the others: it is listed, and looking it up is an error.
                         Err(_) => None,
                     }
                 } else {
                     None
                 };
-                // It may have been replaced since it was listed.
+                // The file may have been replaced after the listing.
                 let number = entry.as_ref().map_or(number, |entry: &Entry| entry.attr.ino);
                 let place = end.and_then(|end| Place { at: found.cookie, end }.cookie());
                 let cookie = place.unwrap_or(found.cookie + 2);
@@ -324,7 +324,7 @@ impl Vfs {
             _ => {}
         }
         let (mounted, parent) = self.in_fork(parent)?;
-        // Before anything is made.
+        // Before the file is created, since this may have to wait.
         mounted.fork.prepare_to_take_times().map_err(kind)?;
         let mut made = mounted.fork.create(parent, name, new).map_err(kind)?;
         if let Some(taken) = mounted.fork.take_time_of_empty(&made).map_err(kind)? {
@@ -364,7 +364,7 @@ impl Vfs {
         Ok(())
     }
 
-    /// What the kernel does not know any more either is gone for good.
+    /// Lets the fork forget a file that the kernel no longer knows.
     pub(super) fn forget_unless_known(&self, mounted: &Mounted, gone: fork::Ino) {
         if self.known_in_fork(mounted, gone).and_then(|ino| self.inodes.get(ino)).is_none() {
             mounted.fork.forget(gone);
@@ -420,7 +420,7 @@ impl Vfs {
         Ok((Attr { ino, ..Self::fork_attr(&attr) }, FOREVER))
     }
 
-    /// All that leads to a file in a fork.
+    /// Lists all names of a file in a fork.
     pub fn names_of(&self, ino: Ino) -> Vec<Stale> {
         let Ok((mounted, ino)) = self.place_in_fork(ino) else { return Vec::new() };
         let links = mounted.fork.links(ino).into_iter();
@@ -434,12 +434,12 @@ impl Vfs {
         if !writes {
             return self.node(ino).map(|_| ());
         }
-        // A kernel that keeps writes for a while takes them as soon as the file is open.
+        // A kernel that caches writes accepts them as soon as the file is open, so the check comes here.
         let (mounted, ino) = self.in_fork(ino)?;
         mounted.fork.may_be_written(ino).map_err(|error| error.kind())
     }
 
-    /// Whether it depends on the writer's groups what a write does to the mode of a file.
+    /// Whether a write's effect on a file's mode depends on the writer's groups.
     pub fn goes_by_the_writers_group(&self, ino: Ino) -> bool {
         self.in_fork(ino).is_ok_and(|(mounted, ino)| {
             mounted
@@ -452,7 +452,7 @@ impl Vfs {
     pub(super) fn do_write(&self, ino: Ino, offset: u64, bytes: &[u8], by: Writer) -> Attempt<usize> {
         let (mounted, in_fork) = match by {
             Writer::Call { .. } => self.in_fork(ino)?,
-            // A program was told before the store was moved that these are written: files that are open still take them.
+            // The write was acknowledged to a program before the store was moved: open files still accept it.
             Writer::Pages => self.place_in_fork(ino)?,
         };
         let fork = &mounted.fork;
@@ -465,7 +465,7 @@ impl Vfs {
             Writer::Pages => fork.write_pages(in_fork, offset, bytes),
         };
         let written = match fault::write(fork, by).and_then(|()| write()) {
-            // What was deleted may not have been given back yet.
+            // The space of deleted data may not have been freed yet.
             Err(error) => match make_room(fork, &error) {
                 Ok(true) => write().map_err(kind),
                 Ok(false) => Err(kind(error)),
@@ -496,7 +496,7 @@ impl Vfs {
         let fork = &mounted.fork;
         fork.end_making();
         match fork.fallocate(ino, offset, len, what, by) {
-            // What was deleted may not have been given back yet.
+            // The space of deleted data may not have been freed yet.
             Err(error) if make_room(fork, &error)? => {
                 fork.fallocate(ino, offset, len, what, by).map_err(refused)
             }
@@ -504,7 +504,7 @@ impl Vfs {
         }
     }
 
-    /// The next data or hole from an offset on.
+    /// Finds the next data or hole from an offset on.
     pub fn seek(&self, ino: Ino, offset: u64, data: bool) -> Attempt<u64> {
         match self.node(ino)? {
             Node::Forked { mounted, ino } => mounted.fork.seek(ino, offset, data).map_err(kind),
@@ -544,7 +544,7 @@ impl Vfs {
                 let source = CopySource::Image { blob, image, path: &path, mtime: recorded.mtime_ns };
                 target.fork.copy_range(&source, from_offset, ino, offset, len, by).map_err(kind)
             }
-            // Bytes that are in no blob of their own.
+            // Other files do not show a blob of known length as it is, so their bytes are copied.
             _ => {
                 let size = u32::try_from(len).unwrap_or(u32::MAX).min(1 << 20);
                 let data = self.read(from, from_offset, size)?;
@@ -556,7 +556,7 @@ impl Vfs {
         }
     }
 
-    /// Makes everything in the inode's fork durable. What is not in a fork is durable already.
+    /// Makes the inode's whole fork durable. Files outside of forks are durable already.
     pub fn fsync(&self, ino: Ino) -> Attempt<()> {
         match self.node(ino)? {
             Node::Forked { mounted, .. } => {

@@ -1,4 +1,4 @@
-//! `forks/` and `work/`: which forks there are, and how they come and go.
+//! `forks/` and `work/`: lists, makes and discards forks.
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -19,52 +19,52 @@ use crate::layers::world::Kind;
 use crate::ops::line;
 use crate::sync::{Mutex, wait};
 
-/// Forks that can be in use at once: what fits beside the number of a file.
+/// The most forks in use at once. A fork's number and a file's number share the 64 bits of an inode number.
 const SLOTS: Slot = 1 << 14;
 
 /// Which forks may be discarded.
 #[derive(Clone, Copy)]
 pub(super) enum Only {
     Any,
-    /// One that holds nothing.
+    /// Only an empty fork.
     Empty,
-    /// One whose work is in its seals.
+    /// Only a fork without unsealed changes.
     Sealed,
 }
 
-/// What the new name of a fork begins with that is moved into `.pfimg/` and may be discarded only if it is sealed.
+/// Start of the name in `.pfimg/` to which a fork is moved that may be discarded only if it is sealed.
 pub(super) const DISCARD_SEALED: &[u8] = b"discarded-sealed-";
 
 /// The forks of the mounted store.
 pub(super) struct Forks {
-    /// Opened when there is one or the first is made: looking at a store writes nothing into it.
+    /// Opened when there is a fork, or the first one is made: looking at a store must not write to it.
     registry: Mutex<Option<Arc<Registry>>>,
     reader: Arc<Reader>,
     read_only: bool,
     slots: Mutex<Slots>,
     lengths: Mutex<fork::Lengths>,
-    /// What was made lately.
+    /// Forks that were made recently.
     made: Mutex<VecDeque<Made>>,
-    /// Whether the kernel was told that there are forks now.
+    /// Whether the kernel knows that the store has forks now.
     appeared: AtomicBool,
-    /// Whether this mount is the one that writes them.
+    /// Whether this mount writes the forks.
     written_here: AtomicBool,
 }
 
-/// A fork that was made by the name `NAME@SOURCE`, which it does not have.
+/// A fork that was made by the name `NAME@SOURCE`, which is not the fork's own name.
 struct Made {
     text: String,
     uid: String,
     at: Instant,
 }
 
-/// How long the name that a fork was made by leads to it: `mkdir -m` sets the mode of what it has made, by that name.
+/// How long the name `NAME@SOURCE` leads to the new fork: `mkdir -m` sets the mode by that name.
 const MADE: Duration = Duration::from_secs(10);
 
-/// Most forks that such a name is remembered of.
+/// The most such names that are remembered.
 const MOST_MADE: usize = 256;
 
-/// Where the numbers of a fork's files are; see [`Mounted`].
+/// The ranges of the numbers of a fork's files; see [`Mounted`].
 #[derive(Clone)]
 struct Numbers {
     slot: Slot,
@@ -80,19 +80,19 @@ impl Numbers {
 #[derive(Default)]
 struct Slots {
     by_uid: HashMap<String, Numbers>,
-    /// Each slot's fork; nothing once it was discarded, as long as the kernel may know inodes of it.
+    /// The fork of each slot. None after its discard, while the kernel may know inodes of it.
     taken: HashMap<Slot, Option<Arc<Fork>>>,
 }
 
 impl Slots {
-    /// A fork's numbers: the same after a remount, unless another one took them.
+    /// Returns a fork's numbers. They are the same after a remount, unless another fork has taken them.
     fn of(&mut self, fork: &Arc<Fork>, known: impl FnOnce() -> HashSet<Slot>) -> Option<Mounted> {
         if let Some(numbers) = self.by_uid.get(fork.uid()) {
             let taken = self.taken.get(&numbers.slot).and_then(Option::as_ref);
             if taken.is_some_and(|taken| Arc::ptr_eq(taken, fork)) {
                 return Some(numbers.clone().of(fork));
             }
-            // It was read anew: what the kernel knows of it may be another.
+            // The fork was read again, so the kernel may know an outdated state of it.
             self.discard(fork.uid());
         }
         let slot = self.take(fork, fork.numbered_by(), known)?;
@@ -101,10 +101,10 @@ impl Slots {
         Some(numbers.of(fork))
     }
 
-    /// Takes a free slot for a fork, if possible the one that follows from `seed`.
+    /// Takes a free slot for a fork, if possible the one derived from `seed`.
     fn take(&mut self, fork: &Arc<Fork>, seed: &str, known: impl FnOnce() -> HashSet<Slot>) -> Option<Slot> {
         if self.taken.len() >= usize::from(SLOTS) {
-            // Never one of which an inode is left: its number would mean a file of another fork.
+            // Keeps a slot while the kernel knows an inode in it: the inode's number would mean a file of another fork.
             let known = known();
             self.taken.retain(|slot, fork| fork.is_some() || known.contains(slot));
         }
@@ -114,8 +114,8 @@ impl Slots {
         Some(free)
     }
 
-    /// Gives a fork the numbers of the one that it replaces, but for those that are `given` to it elsewhere, or that it cannot
-    /// have because the kernel knows other files by them.
+    /// Gives a fork the numbers of the fork that it replaces. Files in `given` have numbers in another slot. Files in `barred`
+    /// get new ones, since the kernel knows other files by their numbers.
     fn hand_over(
         &mut self,
         old: &Mounted,
@@ -147,7 +147,7 @@ impl Slots {
         self.taken.values_mut().for_each(|fork| *fork = None);
     }
 
-    /// Gives a discarded fork's slots back as soon as it can be.
+    /// Frees a discarded fork's slots once the kernel has forgotten its inodes.
     fn discard(&mut self, uid: &str) -> Option<Mounted> {
         let numbers = self.by_uid.remove(uid)?;
         let fork = self.taken.get(&numbers.slot)?.clone()?;
@@ -163,7 +163,7 @@ impl Forks {
         Self { registry, reader, read_only, slots, lengths, made, appeared, written_here }
     }
 
-    /// Forks that were looked at.
+    /// Lists the forks in use.
     pub(super) fn in_use(&self) -> Vec<Mounted> {
         let slots = self.slots.lock();
         let mounted = |numbers: &Numbers| {
@@ -173,17 +173,17 @@ impl Forks {
         slots.by_uid.values().filter_map(mounted).collect()
     }
 
-    /// Whether a fork was looked at.
+    /// Whether a fork is in use.
     pub(super) fn knows(&self, fork: &Fork) -> bool {
         self.slots.lock().by_uid.contains_key(fork.uid())
     }
 
-    /// Whether this mount is the one that writes them.
+    /// Whether this mount writes the forks.
     pub(super) fn are_written_here(&self) -> bool {
         self.written_here.load(Ordering::Acquire)
     }
 
-    /// Remembers by which name a fork was made.
+    /// Remembers the name by which a fork was made.
     fn note_made(&self, text: &str, uid: &str) {
         let mut made = self.made.lock();
         made.retain(|made| made.text != text && made.at.elapsed() < MADE);
@@ -191,7 +191,7 @@ impl Forks {
         made.push_front(Made { text: text.to_owned(), uid: uid.to_owned(), at: Instant::now() });
     }
 
-    /// The name and the identity of the fork that was made lately by a name.
+    /// Returns the name and the identity of the fork that was recently made by a name.
     fn made_as(&self, text: &str) -> Option<(String, String)> {
         let (name, _) = text.split_once('@')?;
         let made = self.made.lock();
@@ -211,16 +211,16 @@ impl Forks {
         self.slots.lock().hand_over(old, new, given, barred, known)
     }
 
-    /// A fork is gone; whoever has something of it open keeps it.
+    /// Notes that a fork was discarded. Programs can still read the files that they have open.
     pub(super) fn discarded(&self, uid: &str) -> Option<Mounted> {
         self.slots.lock().discard(uid)
     }
 }
 
 impl Vfs {
-    /// The forks, if there are any; with `make`, room for the first one.
+    /// Returns the registry of forks, if there are any. With `make`, creates it for the first one.
     pub(super) fn registry(&self, make: bool) -> Result<Option<Arc<Registry>>> {
-        // Whoever opens them holds the lock meanwhile.
+        // The thread that opens the forks holds the lock while it does.
         if let Some(open) = self.forks.registry.try_lock().as_deref().and_then(Option::as_ref) {
             return Ok(Some(Arc::clone(open)));
         }
@@ -237,7 +237,7 @@ impl Vfs {
             Registry::open(self.store.root(), self.forks.reader.clone(), self.fork_options(read_only))
         };
         let opened = match open(self.forks.read_only) {
-            // A store that cannot be written: its forks can be read all the same.
+            // The store cannot be written, but its forks can be read.
             Err(error)
                 if matches!(error.kind(), ErrorKind::ReadOnly | ErrorKind::PermissionDenied) && !make =>
             {
@@ -245,7 +245,7 @@ impl Vfs {
                 open(true)?
             }
             Ok(opened) if !opened.is_writable() && !self.forks.read_only => {
-                tracing::warn!("another mount of this store writes its forks: here they are read-only");
+                tracing::warn!("another mount writes this store's forks: in this mount they are read-only");
                 opened
             }
             other => other?,
@@ -260,13 +260,14 @@ impl Vfs {
         fork::Options { owners, read_only, late_writes, ..fork::Options::default() }
     }
 
-    /// Where another program writes the forks: has them shown as they are now, and written here once nobody does any more.
-    /// To be called now and then, by one thread. Returns what the kernel has to be told. What it knows of a fork goes on
-    /// showing that as it was.
+    /// Follows forks that another program writes: shows their present state, and takes over writing when that program has
+    /// ended. Returns the invalidations for the kernel. Inodes that the kernel already knows keep showing the old state.
+    ///
+    /// Must be called from time to time, by one thread.
     pub fn follow_forks(&self) -> Vec<Stale> {
         let folders = [Fixed::Forks, Fixed::Work].map(Fixed::ino);
         let Some(old) = self.forks.registry.lock().clone() else {
-            // Not opened from here: who makes the first fork must be the one who writes it.
+            // Does not open the forks: the program that makes the first one must be able to lock them.
             let appeared =
                 self.store.root().join("forks").is_dir() && !self.forks.appeared.swap(true, Ordering::AcqRel);
             return if appeared { folders.map(Stale::Inode).to_vec() } else { Vec::new() };
@@ -279,12 +280,12 @@ impl Vfs {
             Ok(Some(new)) => new,
             Ok(None) => return Vec::new(),
             Err(error) => {
-                tracing::debug!("cannot read the forks anew: {error}");
+                tracing::debug!("cannot read the forks again: {error}");
                 return Vec::new();
             }
         };
         if new.is_writable() {
-            tracing::info!("the program that wrote this store's forks has ended: they are written here now");
+            tracing::info!("the program that wrote this store's forks has ended: this mount writes them now");
         }
         let names: BTreeSet<String> = old.names().into_iter().chain(new.names()).collect();
         {
@@ -299,7 +300,7 @@ impl Vfs {
         names.chain(folders.map(Stale::Inode)).collect()
     }
 
-    /// Whether forks are, or would be, written by this mount.
+    /// Whether this mount writes the forks, or would write the first one.
     pub(super) fn writes_forks(&self) -> bool {
         match self.registry(false) {
             Ok(Some(registry)) => registry.is_writable(),
@@ -322,29 +323,29 @@ impl Vfs {
             }
             let fork = match self.read_back(&registry, name) {
                 Ok(fork) => fork,
-                // It was discarded while this waited for it.
+                // Another thread discarded the fork while this one waited for it.
                 Err(error) if error.kind() == ErrorKind::NotFound && !registry.contains(name) => continue,
                 Err(error) => {
                     return Err(match logged(error) {
-                        // The fork is there; it is its image that is not.
+                        // The fork exists, but its image is missing.
                         Stop::Failed(ErrorKind::NotFound) => ErrorKind::Missing.into(),
                         other => other,
                     });
                 }
             };
             match self.mounted(&fork) {
-                // The same: another fork may have the name now.
+                // The fork was discarded too: another fork may have the name now.
                 Err(ErrorKind::NotFound) => {}
                 mounted => return Ok(mounted?),
             }
         }
     }
 
-    /// Gives a fork its inode numbers. Not found if it is discarded.
+    /// Gives a fork its inode numbers. Fails with [`ErrorKind::NotFound`] if it was discarded.
     fn mounted(&self, fork: &Arc<Fork>) -> Outcome<Mounted> {
         let mounted = self.forks.slots.lock().of(fork, || self.inodes.fork_slots());
         if fork.is_discarded() {
-            // Asked behind the above: a discard from now on finds the numbers and gives them back itself.
+            // Checked after the numbers are taken: a later discard finds and frees them itself.
             self.forks.discarded(fork.uid());
             return Err(ErrorKind::NotFound);
         }
@@ -352,12 +353,12 @@ impl Vfs {
             tracing::error!("more than {SLOTS} forks are in use");
             ErrorKind::NoSpace
         })?;
-        // `rm -rf` has to get through; what was sealed is protected otherwise.
+        // `rm -rf` must succeed. Sealed content is protected by other means.
         fork.set_guarded(false);
         Ok(mounted)
     }
 
-    /// Whether making something of this name in this folder makes a fork of another one, or of an image.
+    /// Whether creating this name in this folder makes a fork from another fork or from an image.
     pub fn branches(folder: Ino, name: &[u8]) -> bool {
         folder == Self::FORKS && name.contains(&b'@')
     }
@@ -390,11 +391,11 @@ impl Vfs {
         let made = self.fork_from(name, source, mode).map_err(logged)?;
         let mounted = self.mounted(&made)?;
         self.log().note(note::fork_made(name, mounted.fork.base().as_ref()));
-        // The name itself is not announced: the kernel would drop it, and mounts below it, where a program uses it already.
+        // The name itself is not announced. If a program already uses it, the kernel would drop it and mounts below it.
         self.announcing.add(Announcement::of(Fixed::Work, name, What::Made(Kind::Symlink)));
         let mut entry = self.fork_top(&mounted)?;
         if source.is_some() {
-            // It is called otherwise.
+            // The fork's own name is different.
             self.forks.note_made(text, mounted.fork.uid());
             entry.entry_ttl = Duration::ZERO;
         }
@@ -403,7 +404,7 @@ impl Vfs {
 
     fn fork_from(&self, name: &str, source: Option<&str>, mode: u16) -> Result<Arc<Fork>> {
         self.catalog.home.require()?;
-        // Found before anything is made: a source that is not there must leave nothing behind.
+        // Finds the source first, so that a missing one leaves nothing behind.
         let image = match source {
             None => None,
             Some(source) => match self.registry(false)? {
@@ -441,7 +442,7 @@ impl Vfs {
         Ok(())
     }
 
-    /// Discards a fork, if it is one of those. The kernel has its folder at `place` then.
+    /// Discards a fork, if `only` allows it. `place` is where the kernel has the fork's folder.
     pub(super) fn discard_fork(
         &self,
         name: &[u8],
@@ -452,7 +453,7 @@ impl Vfs {
         let name = std::str::from_utf8(name).map_err(|_| ErrorKind::NotFound)?;
         self.catalog.home.require().map_err(|error| error.kind())?;
         let registry = self.registry(false).map_err(logged)?.ok_or(ErrorKind::NotFound)?;
-        // Judged as it goes: the name may lead to another fork than it did a moment ago.
+        // Judged during the discard, since before it the name may come to lead to another fork.
         let is_empty = |fork: &Fork| {
             let mut empty = true;
             fork.readdir(fork::Ino::TOP, 0, &mut |_| {
@@ -476,7 +477,7 @@ impl Vfs {
             Only::Sealed => registry.discard_if(name, &is_sealed),
         };
         let gone = gone.map_err(|error| match error.kind() {
-            // What `rmdir` says of any folder with something in it.
+            // The usual answer of `rmdir` for a folder that is not empty.
             kind @ ErrorKind::Posix(Posix::NotEmpty) => kind.into(),
             _ => logged(error),
         })?;
@@ -490,7 +491,7 @@ impl Vfs {
         Ok(())
     }
 
-    /// Keeps journals short and gives space back that nothing needs any more. To be called now and then.
+    /// Shortens journals and frees unused space. Must be called from time to time.
     pub(crate) fn keep_house(&self) {
         self.tell_of_cache();
         let open = self.forks.registry.lock().clone();
@@ -506,7 +507,7 @@ impl Vfs {
             let kept =
                 fork.reap().and_then(|_| if fork.wants_checkpoint() { fork.checkpoint() } else { Ok(false) });
             if let Err(error) = kept {
-                tracing::warn!(fork = fork.uid(), "cannot give space back yet: {error}");
+                tracing::warn!(fork = fork.uid(), "cannot free unused space yet: {error}");
             }
         }
     }

@@ -1,4 +1,4 @@
-//! An image's folder: its layers as files.
+//! The folder of an image, which shows its layers as files.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -27,7 +27,7 @@ const REDACTED: usize = 16;
 const SIZES: usize = 65_536;
 const REPORTED: usize = 4096;
 
-/// What was learned of images, each within a bound.
+/// Caches for images, each of bounded size.
 pub(super) struct Images {
     manifests: Mutex<LruCache<ImageNo, Arc<Image>>>,
     pages: Mutex<LruCache<Digest, Arc<Pages>>>,
@@ -44,7 +44,7 @@ fn bounded<K: std::hash::Hash + Eq, V>(capacity: usize) -> Mutex<LruCache<K, V>>
 pub(super) struct Pages {
     /// (index, K, V), sorted by index.
     pages: Vec<(u32, Digest, Digest)>,
-    /// Bytes of each, where the page manifest tells.
+    /// Bytes of each page, if the page manifest says so.
     page_bytes: Option<u64>,
 }
 
@@ -56,7 +56,7 @@ impl Pages {
     fn find(&self, name: &str) -> Option<(u32, bool, Digest)> {
         let (digits, suffix) = name.split_once('.')?;
         let ix: u32 = digits.parse().ok()?;
-        // One name for each page: neither 1.k nor +0000001.k is another one for 00000001.k.
+        // Each page has one name: 1.k and +0000001.k do not mean 00000001.k.
         if format!("{ix:08}") != digits {
             return None;
         }
@@ -80,7 +80,7 @@ impl Images {
         }
     }
 
-    /// Whether this damage was not told before.
+    /// Whether this damage was not logged before.
     pub(super) fn first_report(&self, what: (Digest, ImageNo)) -> bool {
         self.reported.lock().put(what, ()).is_none()
     }
@@ -124,7 +124,7 @@ impl Vfs {
         error.kind()
     }
 
-    /// Logs damage, once for each blob and image, and returns what the reader gets.
+    /// Logs damage, once for each blob and image, and returns the reader's error.
     pub(super) fn report(&self, seen: Seen, error: &BlobError) -> ErrorKind {
         use std::sync::atomic::Ordering;
         if let BlobError::Missing(_) = error
@@ -149,7 +149,7 @@ impl Vfs {
         kind
     }
 
-    /// Logs a layer whose bytes are whole but make no sense, once.
+    /// Logs a layer whose bytes are whole but invalid. Does so once.
     fn report_format(&self, seen: Seen, digest: &Digest, error: &FormatError) -> ErrorKind {
         self.metrics.damaged.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         if self.images.first_report((*digest, seen.image)) {
@@ -167,7 +167,7 @@ impl Vfs {
         }
         let store = self.store.at(may_wait()?);
         let digest = self.image(image)?.manifest.world.fs;
-        // So that the next one need not wait.
+        // Reads the time now, so that the next caller need not wait for it.
         let _ = self.time_of_image(&id);
         let seen = Seen { image, place: Place::Layer(LayerFile::WorldFs) };
         let tree = self.trees.get(&digest, || {
@@ -239,7 +239,7 @@ impl Vfs {
                 let parents = &self.image(image)?.manifest.parents;
                 let parent = parents.iter().find(|id| id.hex() == name).ok_or(ErrorKind::NotFound)?;
                 let target = format!("../../{}", parent.hex()).into();
-                // The parent may be gone or come back: the link stands all the same, with the time of the image that it is in.
+                // The link exists even if the store lacks the parent, so it shows the time of the image that it is in.
                 let mtime_ns = self.time_of_image(&self.catalog.id(image))?;
                 let place = [b"parents", &self.catalog.id(image).as_bytes()[..]].concat();
                 self.entry_with(Node::link(&place, target, mtime_ns), Duration::ZERO)
@@ -280,7 +280,7 @@ impl Vfs {
         self.blob_entry(digest, None, shown, Seen { image, place: Place::Layer(file) }, look)
     }
 
-    /// The file that shows a blob. Its size is declared, known from before, or found out by decompressing it.
+    /// Looks up the file that shows a blob. Its size is declared, known from before, or found by decompressing the blob.
     fn blob_entry(
         &self,
         digest: Digest,
@@ -304,7 +304,7 @@ impl Vfs {
         self.entry_of(file(size)?, FOREVER)
     }
 
-    /// Finds out how long a blob is that nothing declares the size of.
+    /// Finds the size of a blob that no layer declares, by decompressing it.
     pub(super) fn find_size(&self, digest: &Digest, shown: Shown, seen: Seen) -> Attempt<u64> {
         may_wait()?;
         let failed = |error: Arc<BlobError>| self.report(seen, &error);
@@ -321,7 +321,7 @@ impl Vfs {
         })
     }
 
-    /// An entry whose attributes were not found out: whoever wants them asks for them.
+    /// Returns an entry with placeholder attributes of lifetime zero, so that the kernel asks for them when needed.
     pub(super) fn entry_to_be_asked(&self, keyed: Keyed, kind: Kind, entry_ttl: Duration) -> Attempt<Entry> {
         let mode = if kind == Kind::Dir { 0o755 } else { LAYER_MODE };
         let (uid, gid) = (self.config.uid, self.config.gid);
@@ -330,7 +330,7 @@ impl Vfs {
         Ok(Entry { attr, entry_ttl, attr_ttl: Duration::ZERO })
     }
 
-    /// Where a file is, from the image's folder on.
+    /// The path of a file from the image's folder on, as bytes.
     pub(super) fn path_of_bytes(&self, seen: Seen) -> Vec<u8> {
         match seen.place {
             Place::Layer(file) => file.path().into(),
@@ -342,7 +342,7 @@ impl Vfs {
         }
     }
 
-    /// Where a file is, for messages.
+    /// The path of a file from the image's folder on, for messages.
     pub(super) fn path_of(&self, seen: Seen) -> String {
         String::from_utf8_lossy(&self.path_of_bytes(seen)).escape_debug().to_string()
     }

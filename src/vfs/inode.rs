@@ -1,7 +1,7 @@
-//! What an inode is, and the key that follows from it.
+//! Nodes, which describe inodes, and the keys derived from them.
 //!
-//! A key is computed from what the inode is, so that it is the same after the kernel forgot it, after a remount, and in
-//! every image that has the same file at the same place. The table in `inodes.rs` makes it a number.
+//! A key is computed from its node. So it is the same after the kernel has forgotten the inode, after a remount, and in every
+//! image that has the same file at the same place. The table in `inodes.rs` turns it into a number.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use crate::store::LayerFile;
 use crate::tree::{NodeId, PathHash};
 pub(super) use crate::tree::{hash_bytes, mix};
 
-/// An inode's number, unique in the mount. 1 is the root, as FUSE wants it.
+/// An inode's number, unique in the mount. FUSE requires 1 for the root.
 pub type Ino = u64;
 
 /// Numbers below this belong to the fixed folders.
@@ -25,7 +25,7 @@ const MARKER: Ino = 8;
 /// An image's number in this mount; see [`super::catalog::Catalog`].
 pub(super) type ImageNo = u32;
 
-/// The folders that are always there.
+/// The folders that every mount has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u64)]
 pub(super) enum Fixed {
@@ -43,7 +43,7 @@ impl Fixed {
         self as Ino
     }
 
-    /// Its path from the mount's own folder.
+    /// Its path from the mountpoint.
     pub(super) const fn path(self) -> &'static [u8] {
         match self {
             Self::Root => b"",
@@ -56,7 +56,7 @@ impl Fixed {
         }
     }
 
-    /// Link count: 2 and one for each folder that is listed in it, or 1 where folders come and go and are not counted.
+    /// The link count: 2, plus one for each folder listed in it. It is 1 if the folders in it change and are not counted.
     pub(super) const fn links(self) -> u32 {
         match self {
             Self::Root => 2 + 5,
@@ -66,7 +66,7 @@ impl Fixed {
     }
 }
 
-/// The folders of an image that are not its files'.
+/// The folders of an image outside of its files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum ImageDir {
     Top,
@@ -80,7 +80,7 @@ pub(super) enum ImageDir {
 }
 
 impl ImageDir {
-    /// Link count: 2 and one for each folder in it.
+    /// The link count: 2, plus one for each folder in it.
     pub(super) const fn links(self) -> u32 {
         match self {
             Self::Top => 2 + 6,
@@ -90,20 +90,20 @@ impl ImageDir {
     }
 }
 
-/// Attributes of a file of an image. They are part of what it is.
+/// Attributes of a file of an image. They are part of its identity.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Recorded {
     pub(super) mode: u16,
     pub(super) mtime_ns: i64,
     pub(super) uid: u32,
     pub(super) gid: u32,
-    /// How many names it has.
+    /// Number of its names.
     pub(super) links: u32,
-    /// Extended attributes, where they are shown and there are any.
+    /// Extended attributes, if it has any and they are shown.
     pub(super) xattrs: Option<Arc<Xattrs>>,
 }
 
-/// Size of a file that was only listed: finding it out means decompressing it.
+/// Size of a file that was only listed. Finding the real size would take decompressing the file.
 pub(super) const UNKNOWN_SIZE: u64 = u64::MAX;
 
 /// Where a file was first seen, for messages.
@@ -121,7 +121,7 @@ pub(super) enum Place {
     World(NodeId),
 }
 
-/// What a blob is shown as.
+/// How a blob is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Shown {
     /// Its exact bytes.
@@ -130,7 +130,7 @@ pub(super) enum Shown {
     Redacted,
 }
 
-/// What an inode is.
+/// Describes an inode.
 #[derive(Clone, Debug)]
 pub(super) enum Node {
     Fixed(Fixed),
@@ -152,30 +152,30 @@ pub(super) enum Node {
         recorded: Recorded,
         shown: Shown,
         seen: Seen,
-        /// The second hash of its path. The first one is in its key.
+        /// The second hash of its path. Its key contains the first one.
         path: u64,
     },
     /// A symlink that a tree records.
     Symlink {
         target: Arc<[u8]>,
         recorded: Recorded,
-        /// See above.
+        /// The second hash of its path. Its key contains the first one.
         path: u64,
     },
-    /// A fifo, socket or device that a tree records; of several names the one that stands for it.
+    /// A fifo, socket or device that a tree records. If it has several names, this is the first.
     Special {
         image: ImageNo,
         node: NodeId,
     },
-    /// A symlink of our own.
+    /// A symlink that the mount itself shows.
     Link {
-        /// Empty for a `latest` that was only listed.
+        /// Its target. Empty for a `latest` that was only listed.
         target: Arc<str>,
         mtime_ns: i64,
-        /// Hash of its place and of what it leads to.
+        /// Hash of its place and its target.
         key: u64,
     },
-    /// Anything in a fork.
+    /// A file or folder in a fork.
     Forked {
         mounted: Mounted,
         ino: fork::Ino,
@@ -186,23 +186,23 @@ pub(super) enum Node {
     },
     /// The file that a barrier reads; see [`super::push`].
     Marker,
-    /// A folder that is forgotten as soon as it was made.
+    /// A folder that is forgotten as soon as it is made.
     Stub {
         key: u64,
     },
-    /// Bytes made by the daemon. Each version is an inode of its own.
+    /// Bytes made by the daemon. Each version is a separate inode.
     Doc {
         bytes: Arc<[u8]>,
         mtime_ns: i64,
-        /// What told it apart when its number was given.
+        /// Distinguishes versions.
         key: u64,
     },
 }
 
-/// Keys of forks have this bit set, the fork's slot behind it, and the file's number in its fork in the last 48.
+/// The bit that is set in keys of forks. The fork's slot follows, then the file's number in its fork in the last 48 bits.
 pub(super) const FORKED: u64 = 1 << 62;
 
-/// What an inode is, as a number of 63 bits. It is the number that is shown, unless those are counted.
+/// Identifies an inode by a number of 63 bits. The mount shows this number, unless it counts numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Key(pub(super) u64);
 
@@ -217,12 +217,13 @@ impl Key {
         ((self.0 & !FORKED) >> 48) as Slot
     }
 
-    /// Positive as a signed number, for programs that print inodes so, and apart from those of forks.
+    /// Makes a key that differs from those of forks. It is positive as a signed number, since some programs print inode numbers
+    /// as signed.
     fn hashed(hash: u64) -> Self {
         Self((hash >> 2).max(FIRST_COMPUTED))
     }
 
-    /// The key to try if this one is another node's.
+    /// The key to try next if another node has this one.
     pub(super) fn next(self) -> Self {
         Self(((self.0 + 1) & (FORKED - 1)).max(FIRST_COMPUTED))
     }
@@ -272,7 +273,7 @@ impl Keyed {
         Self { key: Key::hashed(hash), node }
     }
 
-    /// Anything else, given the ids of images.
+    /// The key of any other node. `image_id` returns the ids of images.
     pub(super) fn of(node: Node, image_id: impl Fn(ImageNo) -> Digest) -> Self {
         let hash = match &node {
             Node::Fixed(fixed) => return Self { key: Key(fixed.ino()), node },
@@ -297,13 +298,14 @@ impl Keyed {
 }
 
 impl Node {
-    /// A symlink of our own, at a place that no other has. What it leads to is part of what it is: the kernel keeps it.
+    /// A symlink that the mount itself shows, at a unique place. The target is part of its identity, since the kernel caches
+    /// it.
     pub(super) fn link(place: &[u8], target: Arc<str>, mtime_ns: i64) -> Self {
         let key = mix(hash_bytes(place), hash_bytes(target.as_bytes()));
         Self::Link { target, mtime_ns, key }
     }
 
-    /// Whether both are the same inode. Where they were seen does not count, nor what was not found out yet.
+    /// Whether both are the same inode. Ignores where they were seen, and attributes that are not yet known.
     pub(super) fn same(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Fixed(one), Self::Fixed(two)) => one == two,
@@ -351,12 +353,12 @@ impl Node {
         }
     }
 
-    /// Whether a later look at the same inode knows more, or newer things, than the first.
+    /// Whether `newer`, a later look at the same inode, knows more than this one.
     pub(super) fn is_older_than(&self, newer: &Self) -> bool {
         match (self, newer) {
             (Self::File { size, .. }, _) => *size == UNKNOWN_SIZE,
             (Self::Link { .. }, Self::Link { target, .. }) => !target.is_empty(),
-            // It is the fork's that replaced the one of the first look.
+            // A restore replaced the fork of the first look.
             (Self::Forked { mounted, .. }, Self::Forked { mounted: new, .. })
             | (Self::Snap { mounted }, Self::Snap { mounted: new }) => {
                 mounted.fork.is_discarded() && !mounted.is_same(new)
@@ -365,7 +367,7 @@ impl Node {
         }
     }
 
-    /// Whether its key is never made again once the kernel has forgotten it.
+    /// Whether its key is never used again once the kernel has forgotten it.
     pub(super) fn comes_once(&self) -> bool {
         match self {
             Self::Doc { key, .. } => key & MANIFEST == 0,

@@ -1,4 +1,4 @@
-//! Inodes: what the kernel holds on to, by number. The table keeps only what the kernel has looked up.
+//! The table of inodes that the kernel knows, by number. It holds only inodes that the kernel has looked up.
 
 use std::collections::btree_map::Entry as MapEntry;
 use std::collections::{BTreeMap, HashSet};
@@ -23,10 +23,10 @@ type Shard = BTreeMap<Ino, Held>;
 
 const SHARDS: usize = 256;
 
-/// The inodes the kernel knows, with how often it has looked each up.
+/// The inodes that the kernel knows, each with its number of lookups.
 pub(super) struct Inodes {
     shards: Vec<Mutex<Shard>>,
-    /// Gives the numbers out where they are not the keys.
+    /// Assigns the numbers, if these are not the keys.
     counted: Option<Counted>,
 }
 
@@ -39,11 +39,11 @@ impl Inodes {
     }
 
     fn shard(&self, ino: Ino) -> &Mutex<Shard> {
-        // Hashes are even in every part, counted numbers in their last bits.
+        // All bits of hashes are evenly distributed; of counted numbers only the last ones are.
         &self.shards[(ino ^ (ino >> 20)) as usize % SHARDS]
     }
 
-    /// The number of a key. A counted one is given out with the first look.
+    /// Returns the number of a key. A counted number is assigned when first asked for.
     fn shown(&self, key: Key) -> Outcome<Ino> {
         match &self.counted {
             Some(counted) if key.0 >= FIRST_COMPUTED => counted.number(key),
@@ -51,7 +51,7 @@ impl Inodes {
         }
     }
 
-    /// The number of a key, unless the kernel cannot know it.
+    /// Returns the number of a key, unless the kernel cannot know it.
     pub(super) fn known(&self, key: Key) -> Option<Ino> {
         match &self.counted {
             Some(counted) if key.0 >= FIRST_COMPUTED => counted.known(key),
@@ -59,12 +59,12 @@ impl Inodes {
         }
     }
 
-    /// A number that no inode has.
-    pub(super) fn nobody(&self) -> Ino {
-        if self.counted.is_some() { Counted::NOBODY } else { Ino::MAX }
+    /// Returns a number that no inode has.
+    pub(super) fn unused(&self) -> Ino {
+        if self.counted.is_some() { Counted::UNUSED } else { Ino::MAX }
     }
 
-    /// The number that a lookup of the node would return now, without counting one. Good for listings.
+    /// Returns the number that a lookup of the node would return now, without counting a lookup. For listings.
     pub(super) fn number(&self, keyed: &Keyed) -> Outcome<Ino> {
         let mut key = keyed.key;
         loop {
@@ -92,7 +92,7 @@ impl Inodes {
                     held.lookups += 1;
                     let older =
                         held.node.is_older_than(&node).then(|| std::mem::replace(&mut held.node, node));
-                    // What it held is dropped without the lock.
+                    // The old node is dropped without the lock.
                     drop(shard);
                     drop(older);
                     return Ok((ino, false));
@@ -102,7 +102,7 @@ impl Inodes {
         }
     }
 
-    /// What a number stands for.
+    /// Returns the node with a number.
     pub(super) fn get(&self, ino: Ino) -> Option<Node> {
         match ino {
             1 => Some(Node::Fixed(Fixed::Root)),
@@ -110,7 +110,7 @@ impl Inodes {
         }
     }
 
-    /// How often the kernel has looked an inode up and not forgotten it.
+    /// Counts the lookups of an inode that the kernel has not taken back.
     pub(super) fn lookups(&self, ino: Ino) -> u64 {
         self.shard(ino).lock().get(&ino).map_or(0, |held| held.lookups)
     }
@@ -122,8 +122,10 @@ impl Inodes {
         }
     }
 
-    /// Takes back `lookups` lookups. `gone` is called for what is not known any more, before anyone can look it up
-    /// again. It is returned, to be dropped without a lock: the last of a fork that is gone takes its files along.
+    /// Takes back `lookups` lookups. When none is left, calls `gone` with the node before another thread can look it up again,
+    /// and returns the node.
+    ///
+    /// The caller must drop the node without a lock: with the last node of a discarded fork its files are removed.
     pub(super) fn forget(&self, ino: Ino, lookups: u64, gone: impl FnOnce(&Node)) -> Option<Node> {
         let mut shard = self.shard(ino).lock();
         let held = shard.get_mut(&ino)?;
@@ -139,7 +141,7 @@ impl Inodes {
         Some(node)
     }
 
-    /// Slots of forks of which the kernel knows an inode.
+    /// Lists the slots of forks that have an inode in the kernel.
     pub(super) fn fork_slots(&self) -> HashSet<Slot> {
         let mut slots = HashSet::new();
         self.each(|_, node| match node {
@@ -150,14 +152,14 @@ impl Inodes {
         slots
     }
 
-    /// Shows each inode that the kernel knows.
+    /// Calls `show` with each inode that the kernel knows.
     fn each(&self, mut show: impl FnMut(Ino, &Node)) {
         for shard in &self.shards {
             shard.lock().iter().for_each(|(ino, held)| show(*ino, &held.node));
         }
     }
 
-    /// What the kernel knows of a fork.
+    /// Lists the inodes of a fork that the kernel knows.
     pub(super) fn known_of(&self, fork: &Arc<Fork>) -> Vec<(Ino, fork::Ino)> {
         let mut known = Vec::new();
         self.each(|number, node| {
@@ -170,7 +172,7 @@ impl Inodes {
         known
     }
 
-    /// Makes inodes of a fork those of the one that replaces it: what `kept` allows, and its list of seals.
+    /// Hands inodes of a fork to the fork that replaces it: those that `kept` allows, and its list of seals.
     pub(super) fn hand_over(&self, old: &Arc<Fork>, new: &Mounted, kept: impl Fn(fork::Ino) -> bool) {
         for shard in &self.shards {
             for (_, held) in shard.lock().iter_mut() {
@@ -190,7 +192,7 @@ impl Inodes {
         self.shard(ino).lock().get_mut(&ino).map(|held| held.lookups += 1).is_some()
     }
 
-    /// How many inodes the kernel knows.
+    /// Counts the inodes that the kernel knows.
     pub(super) fn len(&self) -> usize {
         self.shards.iter().map(|shard| shard.lock().len()).sum()
     }
@@ -265,7 +267,7 @@ mod tests {
                     assert!(seen.insert(ino));
                 }
             }
-            assert!(!seen.contains(&inodes.nobody()));
+            assert!(!seen.contains(&inodes.unused()));
         }
     }
 
@@ -283,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_once_leaves_nothing_behind_and_no_number_comes_back() {
+    fn a_key_that_is_used_once_leaves_nothing_behind_and_no_number_is_reused() {
         let inodes = Inodes::new(Numbering::Counted);
         let mut seen = std::collections::HashSet::new();
         for key in 0..100 {

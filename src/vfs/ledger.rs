@@ -1,6 +1,8 @@
-//! The ledger under a kernel that keeps writes for a while. That believes no length of a file but the first it is told, and its own;
-//! but a seal makes the ledger longer. So it is opened past the kernel's cache, is another file to the kernel whenever it has
-//! become longer without its knowledge, and who has an older one open goes on appending at the end.
+//! Shows the ledger to a kernel that caches writes.
+//!
+//! Such a kernel takes a file's length from the first answer, and from then on only from its own writes. But a seal makes the
+//! ledger longer. So the ledger is opened without the kernel's cache, and gets a new inode whenever it grew without the
+//! kernel's knowledge. A program that has an older inode open still appends at the end.
 
 use std::collections::HashMap;
 
@@ -11,7 +13,7 @@ use crate::error::Result;
 use crate::fork;
 use crate::sync::Mutex;
 
-/// Where the kernel takes the end of each ledger to be that it knows.
+/// The end of each ledger as the kernel knows it.
 #[derive(Default)]
 pub(super) struct Ends(Mutex<HashMap<Ino, u64>>);
 
@@ -22,16 +24,16 @@ impl Ends {
 }
 
 impl Vfs {
-    /// Whether a file's length changes without anybody writing to it.
+    /// Whether seals change the length of a file.
     pub fn is_resized_by_seals(&self, ino: Ino) -> bool {
         self.place_in_fork(ino).is_ok_and(|(mounted, ino)| mounted.fork.is_ledger(ino))
     }
 
-    /// The key of a file in a fork, as the kernel is to see it.
+    /// Returns the key under which the kernel knows a file in a fork now.
     pub(super) fn key_in_fork(&self, mounted: &Mounted, ino: fork::Ino) -> Key {
         let again = mounted.fork.shown_again(ino);
         if again > 0 {
-            // A folder that was removed stays so to the kernel, as long as a program stands in it.
+            // The kernel keeps the removed folder while a program uses it, so the one that is shown again needs another key.
             return mounted.key(fork::Ino::derive(ino, b"again", again));
         }
         let resized = if self.config.late_writes { mounted.fork.resized(ino) } else { 0 };
@@ -39,8 +41,8 @@ impl Vfs {
         mounted.key(ino)
     }
 
-    /// The number of a folder in a fork, or that which any other file has if no seal made it longer; none if the kernel
-    /// cannot know it.
+    /// Returns the number of a folder in a fork; for another file, the number that it has before any seal resizes it. Returns
+    /// none if the kernel cannot know it.
     pub(super) fn known_folder(&self, mounted: &Mounted, ino: fork::Ino) -> Option<Ino> {
         if mounted.fork.shown_again(ino) > 0 {
             return self.inodes.known(self.key_in_fork(mounted, ino));
@@ -48,15 +50,15 @@ impl Vfs {
         self.known_in_fork(mounted, ino)
     }
 
-    /// Notes what the kernel is told of a ledger's length; where the file is not `new` to it, it goes on with what it knew.
+    /// Notes the length of a ledger that the kernel gets. If the inode is not `new` to the kernel, it keeps its own length.
     pub(super) fn note_length(&self, mounted: &Mounted, ino: fork::Ino, attr: &Attr, new: bool) {
         if new && self.config.late_writes && mounted.fork.is_ledger(ino) {
             self.ledger_ends.0.lock().insert(attr.ino, attr.size);
         }
     }
 
-    /// Writes what a program has just written past the kernel's cache. To a ledger, what the kernel puts where it takes the end to
-    /// be goes to its end.
+    /// Writes bytes that a program wrote without the kernel's cache. In a ledger, a write at the end that the kernel knows goes
+    /// to the real end.
     pub(super) fn write_late(
         &self,
         mounted: &Mounted,
@@ -73,7 +75,7 @@ impl Vfs {
         let written = fork.append(in_fork, bytes, by)?;
         self.ledger_ends.0.lock().insert(ino, offset + written as u64);
         if self.inodes.known(self.key_in_fork(mounted, in_fork)) != Some(ino) {
-            // Who has the newest one does not know of it.
+            // The newest inode of the ledger does not show this write, so the ledger needs another one.
             fork.resize();
         }
         Ok(written)

@@ -1,19 +1,19 @@
-//! Memory that is free goes back to the system.
+//! Returns free memory to the system.
 
 #![allow(unsafe_code)]
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// So many inodes take enough memory to be worth it.
+/// The number of inodes from which on returning their memory is worth the time.
 const MANY: usize = 20_000;
 
-/// The most inodes there were since memory was given back.
+/// The largest number of inodes since memory was last returned.
 #[derive(Debug, Default)]
 pub(super) struct Most(AtomicUsize);
 
 impl Most {
-    /// Gives memory back if the kernel has forgotten most of what it knew, and says whether it did. To be called now and
-    /// then.
+    /// Returns memory to the system if the kernel has forgotten most inodes, and says whether it did. Must be called from time
+    /// to time.
     pub(super) fn now(&self, inodes: usize) -> bool {
         let most = self.0.fetch_max(inodes, Ordering::Relaxed);
         let forgotten = most >= MANY && inodes < most / 2;
@@ -25,7 +25,7 @@ impl Most {
     }
 }
 
-/// The C library keeps what was freed in the middle of its heaps, for ever.
+/// Returns freed memory to the system: the C library would keep freed memory in the middle of its heaps for ever.
 fn give_back() {
     // SAFETY: it takes no pointer, and may be called by any thread at any time.
     #[cfg(all(target_os = "linux", target_env = "gnu"))]

@@ -1,4 +1,4 @@
-//! Counters: requests by kind, and what went wrong.
+//! Counters of requests by kind, and of failures.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

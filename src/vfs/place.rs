@@ -1,7 +1,7 @@
-//! Places in a listing of a folder that changes, as numbers.
+//! Encodes a place in the listing of a changing folder as a number.
 
-/// How far a listing of a folder has come, and where it ends. The kernel hands it back as a number: without OPENDIR there is nothing else
-/// to tell two listings apart by.
+/// How far a listing of a folder has come, and where it ends. The kernel passes it back as a number. Without OPENDIR this
+/// number is all that distinguishes two listings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Place {
     /// The fork's cookie of the entry that was listed last.
@@ -11,17 +11,17 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// Set in numbers of places, which are positive all the same.
+    /// The bit that marks a number as a place. Such a number is still positive.
     const MARK: u64 = 1 << 62;
     const BITS: u32 = 31;
 
-    /// The number, unless one of the two is too large.
+    /// Returns the number, unless `at` or `end` is too large.
     pub(super) fn cookie(self) -> Option<u64> {
         let fits = self.at >> Self::BITS == 0 && self.end >> Self::BITS == 0;
         fits.then_some(Self::MARK | self.end << Self::BITS | self.at)
     }
 
-    /// What a number says.
+    /// Decodes a number, if it is a place.
     pub(super) fn of(cookie: u64) -> Option<Self> {
         let low = (1 << Self::BITS) - 1;
         (cookie & Self::MARK != 0).then_some(Self { at: cookie & low, end: cookie >> Self::BITS & low })

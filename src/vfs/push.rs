@@ -1,11 +1,11 @@
-//! What programs wrote and the kernel still keeps: it is handed in before a snapshot is taken.
+//! Makes the kernel hand in cached writes before a snapshot is taken.
 //!
 //! A program that writes through a shared mapping changes pages of the kernel, and reads show the new bytes at once. The daemon
-//! gets them when the kernel writes the pages back; with `--writes back`, those of write(2) too. So each seal, branch and
-//! comparison first has the kernel hand in all that it keeps: [`Vfs::push`], which nothing that takes a snapshot goes around.
+//! gets the bytes only when the kernel writes the pages back. With `--writes back` this also holds for write(2). So each seal,
+//! branch and comparison first calls [`Vfs::push`].
 //!
-//! `fuse::barrier` does the work, since it takes calls on the mount. Here is what it needs to know: which failure belongs to
-//! which fork, and which event loops have answered all that was handed in before, or left it to a worker that has not done it.
+//! `fuse::barrier` does the work, since it needs calls on the mount. This file records which failure belongs to which fork,
+//! which event loops have answered all writes that were handed in before, and which of these writes workers still have to do.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -18,41 +18,41 @@ use super::{Op, Vfs};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fork::{self, Fork};
 
-/// The name, in the mount's own folder, of the file that a barrier reads. It is not listed.
+/// The name, at the mountpoint, of the file that a barrier reads. It is not listed.
 pub(crate) const MARKER: &str = ".pfimg-barrier";
 
-/// The length of that file: each barrier reads at an offset of its own.
+/// The length of that file in bytes. Each barrier reads at another offset.
 pub(super) const MARKER_SIZE: u64 = 1 << 62;
 
-/// The distance between two of those offsets, a multiple of every block size.
+/// The distance in bytes between two of those offsets, a multiple of every block size.
 const STEP: u64 = 1 << 16;
 
-/// Has the kernel hand in what it keeps.
+/// Makes the kernel hand in cached writes.
 pub trait Pusher: Send + Sync {
-    /// Returns once everything that was written before the call has been handed in, the mount has ended, or `ended` says so.
+    /// Returns once all writes before the call have been handed in, the mount has ended, or `ended` returns true.
     fn push(&self, ended: &dyn Fn() -> bool) -> Result<()>;
 }
 
-/// A write that the kernel had kept and that failed when it was handed in.
+/// A cached write that failed when the kernel handed it in.
 #[derive(Clone, Debug)]
 struct Failure {
-    /// How many there were in that fork.
+    /// Number of such writes in that fork.
     count: u64,
     kind: ErrorKind,
     path: String,
 }
 
-/// What a mount knows of writes that the kernel keeps.
+/// A mount's knowledge of writes that the kernel caches.
 #[derive(Default)]
 pub(super) struct Late {
     pusher: Mutex<Option<Arc<dyn Pusher>>>,
     ended: AtomicBool,
     /// By the fork's identity.
     failures: Mutex<HashMap<String, Failure>>,
-    /// Writes that were handed in, and calls during which the kernel holds writes of a file back.
+    /// Number of writes that were handed in, and of calls during which the kernel holds back the writes of a file.
     handed_in: AtomicU64,
     ticket: AtomicU64,
-    /// Reads of the marker.
+    /// Number of reads of the marker.
     marks: AtomicU64,
     /// The event loops that have read the file at the offset of the newest ticket.
     passed: Mutex<HashSet<ThreadId>>,
@@ -62,13 +62,13 @@ pub(super) struct Late {
 /// Writes that event loops left to workers.
 #[derive(Default)]
 struct Left {
-    /// How many there were so far.
+    /// Number of such writes so far.
     count: u64,
-    /// Those that are not done, by their number.
+    /// Numbers of the writes that are not done.
     under_way: BTreeSet<u64>,
 }
 
-/// A write that an event loop leaves to a worker, until it is done.
+/// A write that an event loop has left to a worker. Dropping it means that the write is done.
 pub struct LeftWrite {
     late: Arc<Late>,
     number: u64,
@@ -85,10 +85,10 @@ impl Late {
         self.failures.lock().get(fork.uid()).map_or(0, |failure| failure.count)
     }
 
-    /// Has the kernel hand in what programs wrote before the call. An error is of this fork, or of the mount as a whole.
+    /// Makes the kernel hand in the writes before the call. Fails if a write of this fork failed, or the whole mount.
     pub(super) fn push(&self, fork: &Fork) -> Result<()> {
         let pusher = self.pusher.lock().clone();
-        // Without a mount the kernel keeps nothing, and of a fork that is not written here neither.
+        // The kernel caches no writes without a mount, and none of a fork that this mount does not write.
         let Some(pusher) = pusher.filter(|_| fork.may_write().is_ok()) else { return Ok(()) };
         let before = self.failures_of(fork);
         pusher.push(&|| self.ended.load(Ordering::Relaxed))?;
@@ -97,24 +97,24 @@ impl Late {
             Some(Failure { count, kind, path }) if count != before => Err(Error::new(
                 kind,
                 format!(
-                    "pfimg could not store bytes that a program wrote to {path} of fork {:?} and that the kernel had kept",
+                    "pfimg could not store bytes that a program wrote to {path} of fork {:?} and that the kernel had cached",
                     fork.name()
                 ),
             )
-            .with_hint("make space if the disk is full, write the file again and try again")),
+            .with_hint("free space if the disk is full, write the file again and repeat the command")),
             _ => Ok(()),
         }
     }
 
-    /// Ends waiting.
+    /// Ends all waiting for the kernel.
     pub(super) fn end(&self) {
         self.ended.store(true, Ordering::Relaxed);
     }
 
-    /// Notes how a write went that the kernel had kept.
+    /// Notes the result of a write that the kernel had cached.
     pub(super) fn was_handed_in(&self, fork: &Fork, ino: fork::Ino, failed: Option<ErrorKind>) {
         self.handed_in.fetch_add(1, Ordering::Relaxed);
-        // What the rules of a fork refuse has to be missing from a snapshot.
+        // A write that the rules of a fork refuse must be missing from a snapshot, so it is not a failure.
         let kind = failed.filter(|kind| {
             !matches!(kind, ErrorKind::ReadOnly | ErrorKind::PermissionDenied | ErrorKind::Posix(_))
         });
@@ -125,12 +125,12 @@ impl Late {
         failures.insert(fork.uid().to_owned(), Failure { count, kind, path });
     }
 
-    /// Notes a call during which the kernel holds the writes of a file back.
+    /// Notes a call during which the kernel holds back the writes of a file.
     pub(super) fn held_back(&self) {
         self.handed_in.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Notes that the calling event loop answers the reading of the marker at this offset.
+    /// Notes that the calling event loop answers a read of the marker at this offset.
     pub(super) fn passes(&self, offset: u64) {
         self.marks.fetch_add(1, Ordering::Relaxed);
         let mut passed = self.passed.lock();
@@ -149,12 +149,12 @@ impl Late {
 }
 
 impl Vfs {
-    /// Has this one push what the kernel keeps, from now on; or no one.
+    /// Sets the pusher to use from now on, or none.
     pub fn push_by(&self, pusher: Option<Arc<dyn Pusher>>) {
         *self.late.pusher.lock() = pusher;
     }
 
-    /// Has the kernel hand in what programs wrote before the call, whatever of it belongs to this fork.
+    /// Makes the kernel hand in the writes to this fork before the call. Fails if one of them failed.
     pub(super) fn push(&self, fork: &Fork) -> Result<()> {
         self.late.push(fork)
     }
@@ -168,34 +168,34 @@ impl Vfs {
         LeftWrite { late: Arc::clone(&self.late), number }
     }
 
-    /// How many writes were left to workers so far.
+    /// Counts the writes that were left to workers so far.
     pub(crate) fn writes_left(&self) -> u64 {
         self.late.left.lock().count
     }
 
-    /// Whether as many of them are done, the first ones.
+    /// Whether the first `first` of these writes are done.
     pub(crate) fn are_written(&self, first: u64) -> bool {
         self.late.left.lock().under_way.first().is_none_or(|number| *number > first)
     }
 
-    /// Writes that were handed in so far, and calls that hold some back.
+    /// Counts the writes that were handed in so far, and the calls that hold back some.
     pub(crate) fn handed_in(&self) -> u64 {
         self.late.handed_in.load(Ordering::Relaxed)
     }
 
-    /// Requests so far of the kinds that the kernel queues as background requests, but for reads of the marker.
+    /// Counts the requests so far of kinds that the kernel queues in the background, without reads of the marker.
     pub(crate) fn background_requests(&self) -> u64 {
         let kinds = [Op::Read, Op::Write, Op::Release, Op::Releasedir];
         let all: u64 = kinds.iter().map(|op| self.metrics.requests(*op)).sum();
         all.saturating_sub(self.late.marks.load(Ordering::Relaxed))
     }
 
-    /// An offset to read the marker at. Only reads at the newest one count.
+    /// Returns an offset at which to read the marker. Only reads at the newest one count.
     pub(crate) fn new_ticket(&self) -> u64 {
         self.late.new_ticket()
     }
 
-    /// How many event loops have answered a read at the newest ticket, or are among these others.
+    /// Counts the event loops that have answered a read at the newest ticket, or are in `others`.
     pub(crate) fn loops_passed(&self, others: &[ThreadId]) -> usize {
         let passed = self.late.passed.lock();
         passed.len() + others.iter().filter(|other| !passed.contains(other)).count()

@@ -1,8 +1,8 @@
-//! Fills blobs ahead of whoever reads a tree file by file, as the kernel reads ahead in a file.
+//! Fills the cache ahead of programs that read a tree file by file, as the kernel reads ahead in a file.
 //!
-//! Two reads in a row of files that follow each other in the tree, the first of which was not in the cache, begin a
-//! stream: what comes next, folder after folder, is filled by threads of its own. A stream grows while its files are
-//! read in turn and ends with the first reader that goes elsewhere. A single file that is read costs nothing extra.
+//! A stream begins when a program reads two files that are neighbours in the tree, and the first was not in the cache. Separate
+//! threads then fill the blobs of the next files, folder after folder. A stream grows while its files are read in order. It
+//! ends with the first read elsewhere. Reading a single file costs nothing extra.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,21 +16,20 @@ use crate::layers::world::Kind;
 use crate::sync::Mutex;
 use crate::tree::{NodeId, Tree};
 
-/// Streams that are known at a time: as many readers at once find theirs again.
+/// Number of streams that are remembered, and so of readers that can be followed at once.
 const STREAMS: usize = 8;
 
-/// Files that a new stream fills ahead, and the most that it ever does.
+/// Files that a stream fills ahead: at first, and at most.
 const FIRST: usize = 8;
 const MOST: usize = 256;
 
-/// Larger files are filled when they are read, and nothing is filled beyond them until then.
+/// The largest file in bytes that is filled ahead. A larger one is filled when it is read, and until then no file after it is.
 const LARGEST: u64 = 1 << 20;
 
-/// Bytes that all streams together may be ahead, at most; less if the cache is small.
+/// The most bytes that all streams together fill ahead; less if the cache is small.
 const BYTES: u64 = 16 << 20;
 
-/// Nodes that are looked at to tell whether a file comes right after another one: folders, links and what is cached
-/// lie between.
+/// Nodes to search in order to find whether a file follows another. Folders, links and cached files may lie between them.
 const NEAR: usize = 24;
 
 /// One blob to fill.
@@ -41,13 +40,13 @@ struct Job {
 
 /// A reader that goes through a tree.
 struct Stream {
-    /// Not kept for its sake.
+    /// The tree that is read. The stream does not keep it in memory.
     tree: Weak<Tree>,
     /// The last file that was read.
     last: NodeId,
-    /// The last node that was filled ahead, or passed over.
+    /// The last node that was filled ahead or skipped.
     issued: NodeId,
-    /// What was filled ahead and not read yet, by the order in which it was.
+    /// Files that were filled ahead and not yet read, in the order of filling.
     waiting: HashMap<NodeId, u64>,
     count: u64,
     window: usize,
@@ -62,7 +61,7 @@ struct Streams {
 }
 
 impl Streams {
-    /// Notes that a file was read; returns what to fill now.
+    /// Notes that a file was read. Returns the nodes to fill next.
     fn read(&mut self, tree: &Arc<Tree>, node: NodeId, cached: bool) -> Vec<NodeId> {
         self.clock += 1;
         let clock = self.clock;
@@ -71,7 +70,7 @@ impl Streams {
             stream.used = clock;
             stream.last = node;
             let at = stream.waiting.remove(&node).unwrap_or(0);
-            // What the reader passed over will hardly be read.
+            // A file that the reader has skipped will hardly be read later.
             stream.waiting.retain(|_, order| *order > at);
             stream.window = (stream.window * 2).min(MOST);
             return if stream.waiting.len() < stream.window / 2 { stream.go_on(tree) } else { Vec::new() };
@@ -104,7 +103,7 @@ impl Streams {
 }
 
 impl Stream {
-    /// The next files, as many as the window takes.
+    /// Returns the next files to fill, as many as the window allows.
     fn go_on(&mut self, tree: &Tree) -> Vec<NodeId> {
         let mut found = Vec::new();
         while self.waiting.len() < self.window {
@@ -121,8 +120,7 @@ impl Stream {
     }
 }
 
-/// The node after this one in the order in which `tar`, `grep -r` and `find` go through a tree: each folder before
-/// what is in it, and that before its neighbours.
+/// Returns the next node in the order of `tar`, `grep -r` and `find`: a folder, then the files in it, then its neighbours.
 fn after(tree: &Tree, node: NodeId) -> Option<NodeId> {
     let children = tree.children(node);
     if !children.is_empty() {
@@ -148,10 +146,10 @@ fn follows(tree: &Tree, last: NodeId, node: NodeId) -> bool {
 pub(super) struct Ahead {
     cache: Arc<Cache>,
     streams: Mutex<Streams>,
-    /// Bytes asked for and not filled yet, and how many there may be.
+    /// Bytes that were requested and not yet filled, and their limit.
     pending: Arc<AtomicU64>,
     budget: u64,
-    /// Threads start with the first stream.
+    /// The threads' queue. The threads start with the first stream.
     jobs: OnceLock<Option<Sender<Job>>>,
     asked: AtomicU64,
 }
@@ -169,14 +167,14 @@ impl Ahead {
         }
     }
 
-    /// Blobs that were asked for ahead of their readers.
+    /// Counts the blobs that were requested ahead of their readers.
     pub(super) fn asked(&self) -> u64 {
         self.asked.load(Ordering::Relaxed)
     }
 
-    /// Tells that a file was read, and whether its blob was in the cache.
+    /// Notes that a file was read, and whether its blob was in the cache.
     pub(super) fn was_read(&self, tree: &Arc<Tree>, node: NodeId, cached: bool) {
-        // Whoever meets another reader here goes without: nothing depends on it.
+        // If another reader holds the lock, this read is not noted: no correctness depends on it.
         let Some(mut streams) = self.streams.try_lock() else { return };
         let wanted = streams.read(tree, node, cached);
         drop(streams);
@@ -206,7 +204,7 @@ impl Ahead {
             let (queue, cache, pending) = (queue.clone(), Arc::clone(&self.cache), Arc::clone(&self.pending));
             let spawned = std::thread::Builder::new().name(format!("pfimg-ahead-{i}")).spawn(move || {
                 for job in queue {
-                    // What fails here fails again, and is told, when it is read.
+                    // An error here occurs again when the file is read, and is logged then.
                     let _ = cache.get(&job.digest, Some(job.size));
                     pending.fetch_sub(job.size, Ordering::Relaxed);
                 }

@@ -1,5 +1,5 @@
-//! Listings. A folder that can change is listed in the order of its cookies, so that an entry that is there
-//! throughout comes exactly once, whatever comes and goes between two calls.
+//! Lists folders. A folder that can change is listed in the order of its cookies. So an entry that exists throughout is listed
+//! exactly once, even if others are added and removed between two calls.
 
 use super::attempt::{logged, may_wait};
 use super::inode::{Fixed, ImageDir, Ino, Node, hash_bytes};
@@ -16,15 +16,15 @@ const FIRST_COOKIE: u64 = 3;
 /// One name in a folder.
 #[derive(Debug)]
 pub struct DirEntry<'a> {
-    /// Inode; never 0. The same that a lookup returns, but for what cannot be looked up.
+    /// Inode; never 0. It is the one that a lookup returns, if the name can be looked up.
     pub ino: Ino,
-    /// Where to go on after this entry.
+    /// Where the listing continues after this entry.
     pub cookie: u64,
-    /// What it is.
+    /// Its kind.
     pub kind: Kind,
     /// Its name.
     pub name: &'a [u8],
-    /// Its attributes, looked up and counted, where the caller wanted them.
+    /// Its attributes, if the caller asked for them. They count as looked up.
     pub entry: Option<Entry>,
 }
 
@@ -32,8 +32,10 @@ pub struct DirEntry<'a> {
 pub type Emit<'a> = &'a mut dyn FnMut(DirEntry<'_>) -> bool;
 
 impl Vfs {
-    /// Lists a folder from a cookie on (0: from the start). With `plus`, entries of file trees come with their
-    /// attributes and count as looked up. Where it would have to wait it ends early: with [`Stop::Waits`] only before the first entry.
+    /// Lists a folder from a cookie on (0: from the start). With `plus`, entries have their attributes and count as looked up.
+    ///
+    /// Where it would have to wait for the disk, the listing ends early. It fails with [`Stop::Waits`] only before the first
+    /// entry.
     pub fn readdir(&self, ino: Ino, cookie: u64, plus: bool, emit: Emit<'_>) -> Attempt<()> {
         let mut some = false;
         let mut emit = |entry: DirEntry<'_>| {
@@ -42,7 +44,7 @@ impl Vfs {
             taken
         };
         match self.list(ino, cookie, plus, &mut emit) {
-            // Whoever lists goes on from what was taken.
+            // The caller continues after the entries that it got.
             Err(Stop::Waits) if some => Ok(()),
             listed => listed,
         }
@@ -66,7 +68,7 @@ impl Vfs {
             | Node::Forked { .. } => {}
             _ => return Err(ErrorKind::Posix(Posix::NotADirectory).into()),
         }
-        // The kernel takes these two for names only, and counts no lookup.
+        // The kernel counts no lookup of these two names.
         for (dots, name) in [(1, &b"."[..]), (2, b"..")] {
             if cookie >= dots {
                 continue;
@@ -83,7 +85,7 @@ impl Vfs {
             return self.list_forked(ino, mounted, *dir, cookie, plus, emit);
         }
         let (mut failed, of_forks) = (None, matches!(node, Node::Fixed(Fixed::Forks | Fixed::Work)));
-        // A listing is a lookup of each name, which gives it its number; the kernel counts it only with attributes.
+        // Each name is looked up to get its number. The kernel counts the lookup only if the entry has attributes.
         let mut looked_up = |mut entry: DirEntry<'_>| {
             match self.find(ino, entry.name, Look::Listing) {
                 Ok(found) => {
@@ -94,9 +96,9 @@ impl Vfs {
                         self.take_back(found.attr.ino);
                     }
                 }
-                // Gone meanwhile, or damaged and logged as such.
+                // The file was removed, or is damaged and was logged.
                 Err(Stop::Failed(ErrorKind::NotFound)) => return true,
-                // A fork that cannot be read is listed all the same.
+                // A fork that cannot be read is listed too.
                 Err(_) if of_forks => {}
                 Err(stop) => {
                     failed = Some(stop);
@@ -132,7 +134,7 @@ impl Vfs {
         }
     }
 
-    /// The number of the folder that a folder is in; of the mount's own top that of itself.
+    /// Returns the number of a folder's parent. The root is its own parent.
     fn parent(&self, ino: Ino, node: &Node) -> Attempt<Ino> {
         let parent = match node {
             Node::Fixed(_) => Node::Fixed(Fixed::Root),
@@ -185,7 +187,7 @@ impl Vfs {
         Ok(())
     }
 
-    /// Whether cookies must be short: a program that knows no long inode numbers knows no long places in a folder either.
+    /// Whether cookies must be short: a program without support for long inode numbers has none for long cookies either.
     pub(super) fn is_narrow(&self) -> bool {
         self.config.inodes == Numbering::Counted
     }
@@ -202,7 +204,7 @@ impl Vfs {
                     ("tags", Kind::Dir),
                     ("work", Kind::Dir),
                 ];
-                // Without its store the rest of the mount can still be listed.
+                // If the store is missing, the rest of the mount can still be listed.
                 let empty =
                     self.catalog.ids().map_or_else(|error| Err(logged(error)), |ids| Ok(ids.is_empty()));
                 let empty =
@@ -216,8 +218,8 @@ impl Vfs {
             }
             Fixed::Images => {
                 let ids = self.catalog.ids().map_err(logged)?;
-                // Sorted by id, so that the cookie, made of the id's first bits, tells where to go on. With few bits two of
-                // them may be one: then none can be passed over.
+                // Images are sorted by id, and the cookie is the first bits of the id, so it says where to continue. Short
+                // cookies of two images may be equal, so all images are gone through.
                 let start = if narrow { 0 } else { ids.partition_point(|id| id_cookie(id) <= cookie) };
                 let hashes = ids[start..].iter().map(id_cookie);
                 for (id, at) in
@@ -294,7 +296,7 @@ fn list_fixed_order<'a>(names: impl Iterator<Item = (&'a str, Kind)>, cookie: u6
     }
 }
 
-/// Lists what can change between two calls: the cookie is a hash of the name, and they come in its order.
+/// Lists names that can change between two calls. The cookie is a hash of the name, and the names are in its order.
 fn list_changing<'a>(
     names: impl Iterator<Item = (&'a str, Kind)>,
     cookie: u64,
@@ -312,7 +314,7 @@ fn list_changing<'a>(
     }
 }
 
-/// Cookies in the order of hashes of 62 bits, no two of them the same. Narrow ones have 31 bits.
+/// Makes unequal cookies in the order of hashes of 62 bits. Narrow ones have 31 bits.
 fn cookies(hashes: impl Iterator<Item = u64>, narrow: bool) -> impl Iterator<Item = u64> {
     hashes.scan(FIRST_COOKIE - 1, move |last, hash| {
         *last = (if narrow { hash >> 31 } else { hash }).max(*last + 1);
@@ -324,7 +326,7 @@ fn name_cookie(name: &str) -> u64 {
     (hash_bytes(name.as_bytes()) >> 2).max(FIRST_COOKIE)
 }
 
-/// The first 62 bits of an id, which keep the order of ids.
+/// Returns the first 62 bits of an id. They have the same order as the ids.
 fn id_cookie(id: &Digest) -> u64 {
     let mut first = [0; 8];
     first.copy_from_slice(&id.as_bytes()[..8]);

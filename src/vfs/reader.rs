@@ -1,4 +1,4 @@
-//! What forks read of the images they rest on, through the mount's cache.
+//! Reads the base images of forks through the mount's cache.
 
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
@@ -18,20 +18,21 @@ use crate::store::{BlobError, LayerFile, Store};
 use crate::sync::{Mutex, RwLock, wait};
 use crate::tree::{NodeTimes, Tree};
 
-/// How long a ledger is as it is shown: nothing known yet, or its length without the secret; none where there is no secret in it.
+/// How a ledger is shown. The outer option is none while that is unknown. The inner one is the length in bytes without the
+/// secret, or none if the ledger has no secret.
 type Redacted = Option<Option<u64>>;
 
-/// Ledgers of which the bytes are kept as they are shown. Any is made again when it is looked at.
+/// Number of ledgers whose shown bytes are kept in memory. Those of others are made again when needed.
 const SHOWN: NonZeroUsize = NonZeroUsize::new(4).unwrap();
 
-/// The store behind forks.
+/// The reader of forks' base images.
 pub(super) struct Reader {
     store: Arc<Store>,
     cache: Arc<Cache>,
     trees: Arc<Trees>,
     times: Times,
     reveal_secrets: bool,
-    /// Ledgers of images that forks rest on.
+    /// Ledgers of base images of forks.
     ledgers: RwLock<HashMap<Digest, Redacted>>,
     shown: Mutex<LruCache<Digest, Arc<[u8]>>>,
 }
@@ -43,7 +44,7 @@ impl Reader {
         Self { store, cache, trees, times, reveal_secrets, ledgers: RwLock::default(), shown }
     }
 
-    /// What is known of images' times.
+    /// Derived times of images.
     pub(super) fn times(&self) -> &Times {
         &self.times
     }
@@ -55,7 +56,7 @@ impl Reader {
         }
         wait::required()?;
         let tree = self.tree(image)?;
-        // Trees of other images take no place from those that are looked at.
+        // Trees of the line are not kept, so that they do not displace trees that programs look at.
         let read = |digest: &Digest| {
             self.trees.peek(digest).or_else(|| {
                 let bytes = self.store.blobs().read_metadata(digest).ok()?;
@@ -79,7 +80,8 @@ impl Reader {
         Ok(pages)
     }
 
-    /// A part of a payload of `size` bytes: bytes that hold it, and where in them it is. A ledger's secret is not shown in forks either.
+    /// Reads a part of a payload of `size` bytes. Returns bytes that contain it, and its range in them. A ledger's secret is not
+    /// shown in forks either.
     pub(super) fn part(
         &self,
         digest: &Digest,
@@ -99,7 +101,7 @@ impl Reader {
         self.cache.range(digest, size, offset, length)
     }
 
-    /// The same of what is in memory.
+    /// Like [`Reader::part`], if the payload is in memory.
     pub(super) fn part_known(
         &self,
         digest: &Digest,
@@ -119,7 +121,7 @@ impl Reader {
         Some((payload, start..end))
     }
 
-    /// A payload that needs no waiting for.
+    /// Returns a payload that is in memory.
     fn peek(&self, digest: &Digest, size: u64) -> Option<Payload> {
         self.cache.peek(digest).filter(|payload| payload.len() as u64 == size)
     }
@@ -142,7 +144,7 @@ impl Reader {
     }
 }
 
-/// Every waiter gets the same error, so that it cannot be taken apart.
+/// Converts a shared error: every waiter gets the same one, so this cannot take it apart.
 #[allow(clippy::needless_pass_by_value)]
 fn shared(error: Arc<BlobError>) -> Error {
     let kind = match &*error {

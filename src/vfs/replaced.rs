@@ -1,11 +1,12 @@
-//! Forks that were put back to a seal or discarded, and what the kernel still knows of them.
+//! Forks that were restored or discarded, and the inodes of them that the kernel still knows.
 //!
-//! A fork that is put back is another fork, but its folders stay the same inodes where they are at the same path, and so do files
-//! that did not change: a shell that stands in such a folder sees the restored files. All else that the kernel knows stays with the
-//! old fork: open files can be read to their end, folders answer ESTALE. The new fork takes other numbers for these files.
+//! A restored fork is a new fork. Its unchanged files, and folders at the same path, keep their inodes, so a shell in such a
+//! folder sees the restored files. All other inodes that the kernel knows stay with the old fork: open files can be read to
+//! their end, and folders answer ESTALE. The new fork uses other numbers for these files.
 //!
-//! Then the kernel drops the names that mean something else now, and forgets what no program uses. What it does not forget is open,
-//! watched or some program's working directory, and that is announced by name (see `announce.rs`): removed, and made.
+//! Then the kernel drops names that lead to other files now, and forgets inodes that no program uses. Those that it does not
+//! forget are open, watched, or some program's working directory. They are announced by name (see `announce.rs`): as removed,
+//! and as created.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, OnceLock};
@@ -19,25 +20,25 @@ use crate::fork::{self, Fork};
 use crate::layers::world::Kind;
 use crate::sync::Mutex;
 
-/// So many names are announced of one fork; more are dropped without an event.
+/// The most names of one fork that are announced. Further names are dropped without an event.
 const MOST: usize = 8192;
 
-/// A fork that is gone, and the one in its place.
+/// A removed fork, and the fork that replaced it.
 #[derive(Debug)]
 pub struct Replaced {
     old: Mounted,
     new: Option<Mounted>,
-    /// Folders that the new fork has as well.
+    /// Folders that the new fork has too.
     kept: HashSet<fork::Ino>,
-    /// Where its own folder is, from the mount's own folder. Without a path nothing of it can be reached any more.
+    /// The place of its top folder in the mount. Without one, none of its files can be reached.
     place: Option<(Fixed, Vec<u8>)>,
     known: OnceLock<Known>,
-    /// Folders of the old fork that the kernel did not know any more, by the numbers that stand in for them.
+    /// Folders of the old fork that the kernel had forgotten, by the numbers that stand for them now.
     stubs: Mutex<HashMap<Ino, fork::Ino>>,
 }
 
 impl Replaced {
-    /// A fork that was discarded, and whose folder the kernel has at `place`.
+    /// Describes a discarded fork whose folder the kernel has at `place`.
     pub(super) fn discarded(old: Mounted, place: Option<(Fixed, Vec<u8>)>) -> Arc<Self> {
         let (new, kept, known, stubs) = Default::default();
         Arc::new(Self { old, new, kept, place, known, stubs })
@@ -51,7 +52,7 @@ impl Replaced {
 }
 
 impl Vfs {
-    /// Gives the inodes of a fork that was put back to the one that replaces it.
+    /// Hands the inodes of a fork to the restored fork that replaces it.
     pub(super) fn hand_over(&self, old: &Mounted, new: &Arc<Fork>) -> Option<Replaced> {
         let all_times = self.config.late_writes;
         let known = self.inodes.known_of(&old.fork);
@@ -86,7 +87,7 @@ impl Vfs {
         Some(Replaced { old: old.clone(), new: Some(mounted), kept: folders, place, known, stubs })
     }
 
-    /// What the kernel is to drop before a request puts a fork back: then few of its inodes are left to be looked at, those that
+    /// Lists what the kernel has to drop before a request restores a fork. It then knows few inodes of the fork: those that
     /// programs use.
     pub fn before_restore(&self, parent: Ino, name: &[u8]) -> Vec<Stale> {
         let Ok(Node::Snap { mounted }) = self.node(parent) else { return Vec::new() };
@@ -102,7 +103,7 @@ impl Vfs {
         self.inodes.known(mounted.key(ino)).is_some_and(|number| self.inodes.get(number).is_some())
     }
 
-    /// What the kernel has to drop first.
+    /// Lists what the kernel has to drop first after a fork was replaced.
     pub fn outdated(&self, replaced: &Replaced) -> Vec<Stale> {
         let old = &replaced.old;
         let Some(new) = &replaced.new else {
@@ -118,14 +119,14 @@ impl Vfs {
             let is_kept =
                 |ino: fork::Ino| (ino.is_frame() || ino == fork::Ino::FS) && replaced.kept.contains(&ino);
             let gone = was.iter().filter(|(_, (ino, _))| self.is_known(old, *ino) && !is_kept(*ino));
-            // The kernel may remember that they are not there.
+            // The kernel may have cached that these names do not exist.
             let come = is.iter().filter(|(name, _)| !was.contains_key(*name));
             stale.extend(gone.chain(come).map(|(name, _)| Stale::Name(number, name.to_vec())));
         }
         stale
     }
 
-    /// What is to be announced, once the kernel has forgotten what no program uses; and what it has to drop in any case.
+    /// Returns the announcements to make once the kernel has forgotten unused inodes, and what it has to drop in any case.
     pub fn departures(&self, replaced: &Replaced) -> (Vec<Announcement>, Vec<Stale>) {
         let old = &replaced.old.fork;
         let left: Known = self.inodes.known_of(old).into_iter().map(|(number, ino)| (ino, number)).collect();
@@ -178,12 +179,12 @@ impl Vfs {
             }
         }
         if let (None, Some((folder, name))) = (&replaced.new, &replaced.place) {
-            // Its own folder, the last of all.
+            // The fork's top folder comes last.
             gone.push(Announcement::of(*folder, name.clone(), What::Gone(Kind::Dir)));
         }
         let _ = replaced.known.set(left);
         let depth = |told: &Announcement| told.folder.split(|b| *b == b'/').count();
-        // What is in a folder goes before the folder.
+        // Files in a folder are removed before the folder.
         gone.sort_by_key(|told| std::cmp::Reverse(depth(told)));
         made.sort_by_key(depth);
         let mut all: Vec<_> = gone.into_iter().chain(made).collect();
@@ -193,7 +194,7 @@ impl Vfs {
         (all, stale)
     }
 
-    /// The number in the old fork of a folder, to the thread that announces.
+    /// Returns the number of a folder in the old fork, for the thread that announces.
     pub(super) fn past_folder(&self, replaced: &Replaced, folder: Ino) -> Option<fork::Ino> {
         if let Some(ino) = replaced.stubs.lock().get(&folder) {
             return Some(*ino);
@@ -208,7 +209,7 @@ impl Vfs {
         }
     }
 
-    /// Finds a name as it was in a fork that is gone, for the thread that announces.
+    /// Finds a name in the old fork, for the thread that announces.
     pub(super) fn lookup_past(&self, replaced: &Replaced, parent: Ino, name: &[u8]) -> Attempt<Entry> {
         let old = &replaced.old.fork;
         let found = if let Some(folder) = self.past_folder(replaced, parent) {
@@ -239,7 +240,7 @@ impl Vfs {
         Ok(stub)
     }
 
-    /// Whether something is a fork's that is gone, and that a program still has from before.
+    /// Fails with ESTALE if a fork was discarded or replaced: a program may still use its inodes.
     pub(super) fn is_past(mounted: &Mounted) -> Result<(), ErrorKind> {
         if mounted.fork.is_discarded() { Err(ErrorKind::Posix(crate::error::Posix::Stale)) } else { Ok(()) }
     }

@@ -9,29 +9,30 @@ use crate::digest::Digest;
 use crate::error::{ErrorKind, Posix};
 use crate::layers::world::Kind;
 
-/// How long the name of an image, or of a link to one, may be believed. The watcher tells of images that go, but one that comes and
-/// goes between two of its looks would stay in the kernel for ever; and another program may move a tag.
+/// How long the kernel may cache the name of an image or of a link to one. The watcher invalidates removed images, but it
+/// would miss an image that is added and removed between two of its looks. Another program may also move a tag.
 pub(super) const IMAGE_TTL: Duration = Duration::from_millis(500);
 
-/// How long a link in `work/` may be believed. A stale one leads to `forks/NAME`, of which the kernel is told.
+/// How long the kernel may cache a link in `work/`. An outdated link does no harm: it leads to `forks/NAME`, which is
+/// invalidated.
 const WORK_TTL: Duration = Duration::from_secs(1);
 
-/// Names in `/` that there are, or can be.
+/// Names that exist or can exist in `/`.
 const IN_ROOT: [&str; 8] = ["images", "tags", "agents", "forks", "work", ".pfimg", "latest", super::MARKER];
 
-/// Whether a name in one of the mount's own folders never can be there, so that the kernel may remember that it is not: tools look for
+/// Whether a name can never exist in one of the mount's own folders, so that the kernel may cache its absence. Tools look for
 /// `.git`, `.ignore` or `Cargo.toml` in every folder above the one that they work in.
 fn never_there(dir: Fixed, name: &str) -> bool {
     match dir {
         Fixed::Root => !IN_ROOT.contains(&name),
-        // No name of an image, a tag or a fork begins with a dot; an agent's that would is escaped.
+        // Names of images, tags and forks never begin with a dot; in the name of an agent's folder it is escaped.
         _ => name.starts_with('.'),
     }
 }
 
 impl Vfs {
     pub(super) fn lookup_fixed(&self, dir: Fixed, name: &[u8], look: Look) -> Attempt<Entry> {
-        // Names of ours are UTF-8; a name that is not cannot be one of them.
+        // All names in these folders are UTF-8.
         let name = std::str::from_utf8(name).map_err(|_| ErrorKind::NotFound)?;
         if never_there(dir, name) {
             return Ok(Entry::ABSENT);
@@ -46,13 +47,13 @@ impl Vfs {
                 ".pfimg" => self.entry(Node::Fixed(Fixed::Control)),
                 super::MARKER => self.entry(Node::Marker),
                 _ if look == Look::Listing => self.listed_latest(),
-                // Which one it is may take reading every manifest.
+                // Finding the newest image may take reading every manifest.
                 _ => self.entry_with(self.latest()?, IMAGE_TTL),
             },
             Fixed::Images => self.lookup_image(name, look),
             Fixed::Tags => self.lookup_tag(name),
             Fixed::Agents => {
-                // Whether there is one may take reading every manifest.
+                // Finding the agent may take reading every manifest.
                 may_wait()?;
                 let name = self.catalog.agent_name(name).map_err(logged)?.ok_or(ErrorKind::NotFound)?;
                 self.entry_with(Node::Agent(name), Duration::ZERO)
@@ -83,7 +84,7 @@ impl Vfs {
         }
     }
 
-    /// An image's folder. A listing asks the disk whether its marker is there, and nothing more: its time is asked for.
+    /// Looks up an image's folder. A listing only checks on disk that its marker exists; the kernel asks for its time later.
     fn image_entry(&self, id: &Digest, look: Look) -> Attempt<Entry> {
         match self.store.here() {
             Ok(store) if !store.images().contains(id) => {
@@ -91,7 +92,7 @@ impl Vfs {
                 return Err(ErrorKind::NotFound.into());
             }
             Ok(_) => {}
-            // An event loop believes the watcher, which looks five times a second.
+            // An event loop uses the watcher's list, which is updated five times a second.
             Err(_) if self.catalog.home.check().is_ok() && self.catalog.listed(id) => {}
             Err(_) => return Err(Stop::Waits),
         }
@@ -102,7 +103,7 @@ impl Vfs {
         self.entry_with(node, IMAGE_TTL)
     }
 
-    /// A link of ours to an image; its time is the image's.
+    /// Returns a link that the mount shows to an image, with the image's time.
     pub(super) fn link_to(
         &self,
         place: &[u8],
@@ -114,8 +115,8 @@ impl Vfs {
         self.entry_with(Node::link(place, target.into(), mtime_ns), lifetime)
     }
 
-    /// `latest`. Its number follows from which images there are, and not from which of them it leads to: a listing tells
-    /// the number, and finding out the latter takes reading every manifest.
+    /// Returns `latest`. Its number is derived from the list of images, not from its target: a listing needs the number, and
+    /// finding the target takes reading every manifest.
     fn latest(&self) -> Attempt<Node> {
         may_wait()?;
         let (id, images) = self.catalog.latest().map_err(logged)?.ok_or(ErrorKind::NotFound)?;
@@ -128,15 +129,16 @@ impl Vfs {
         let (_, images) = self.catalog.ids_hashed().map_err(logged)?;
         let mtime_ns = self.info.lock().started_ns();
         let node = Node::Link { target: "".into(), mtime_ns, key: latest_key(images) };
-        // Whoever wants more than the name asks again.
+        // Lifetimes of zero: the kernel asks again for the attributes.
         self.entry_with(node, Duration::ZERO).map(|entry| Entry { attr_ttl: Duration::ZERO, ..entry })
     }
 
-    /// What a `latest` leads to that was only listed.
+    /// Finds the target of a `latest` that was only listed.
     pub(super) fn follow_latest(&self, listed: u64) -> Attempt<Node> {
         match self.latest()? {
             node @ Node::Link { key, .. } if key == listed => Ok(node),
-            // Images came or went since: the kernel must not keep the new one under the old number, and looks it up again.
+            // Images were added or removed since. ESTALE makes the kernel look `latest` up again, so that it does not cache the
+            // new target under the old number.
             _ => Err(ErrorKind::Posix(Posix::Stale).into()),
         }
     }

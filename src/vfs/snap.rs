@@ -1,14 +1,14 @@
-//! `.snap/` in a fork's folder: the images that were made of it, and making one by `mkdir`.
+//! `.snap/` in a fork's folder lists the images that were made of it, and seals the fork by `mkdir`.
 //!
 //! ```text
 //! forks/F/.snap/                      unlisted; a link for each seal, oldest first
-//! mkdir forks/F/.snap/NAME            seals F and calls the image NAME
-//! mkdir forks/F/.snap/.seal-N         seals F; with `=TAG` or `!TAG` behind it gives (or forces) a tag
-//! mkdir forks/F/.snap/.restore-N=SEAL seals F, then puts it back to one of its seals
-//! mkdir forks/F/.snap/.push-N         has the kernel hand in what programs wrote to F, for a command that reads F on disk
-//! .pfimg/done-N.json                  what came of either
+//! mkdir forks/F/.snap/NAME            seals F and tags the image NAME
+//! mkdir forks/F/.snap/.seal-N         seals F; with `=TAG` or `!TAG` appended, also sets (or moves) a tag
+//! mkdir forks/F/.snap/.restore-N=SEAL seals F, then restores it to one of its seals
+//! mkdir forks/F/.snap/.push-N         makes the kernel hand in cached writes to F, for a command that reads F on disk
+//! .pfimg/done-N.json                  the outcome of any of these
 //! ```
-//! The dotted names are the command line's, which wants to know more than an errno says. N is its own choice.
+//! The command line uses the dotted names, since an errno does not tell it enough. It chooses N.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -36,42 +36,43 @@ use crate::sync::Mutex;
 
 pub(super) const NAME: &[u8] = b".snap";
 
-/// Its number in its fork: one of those that no file gets.
+/// The number of `.snap/` in its fork, which no file gets.
 const SNAP: fork::Ino = fork::Ino(9);
 
-/// Tags of one seal that are listed.
+/// The most tags of one seal that are listed.
 const NAMES: u64 = 1 << 16;
 
-/// How often a fork that is written to is sealed before it is put back.
+/// How often a restore seals a fork again because programs keep writing to it.
 const SEALED_AGAIN: usize = 8;
 
-/// Outcomes that are remembered for whoever asked.
+/// Number of outcomes that are remembered for the command line.
 const REMEMBERED: usize = 256;
 
-/// What the kernel has to be told after a seal.
+/// An invalidation for the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Stale {
-    /// A file looks different, or a folder lists something else.
+    /// A file looks different, or a folder has another listing.
     Inode(Ino),
-    /// A name in a folder means something else.
+    /// A name in a folder leads to another file.
     Name(Ino, Vec<u8>),
 }
 
-/// What is left to do after a seal, when its caller has been answered.
+/// What is left to do after a seal, once its caller has the answer.
 #[derive(Debug, Default)]
 pub struct AfterSeal {
-    /// What the kernel has to be told.
+    /// Invalidations for the kernel.
     pub stale: Vec<Stale>,
-    /// The fork that was put back.
+    /// The fork that was replaced by a restore.
     pub replaced: Option<Arc<Replaced>>,
-    /// To be dropped, which removes files.
+    /// A frozen state to drop, which removes files.
     pub frozen: Option<Frozen>,
 }
 
-/// What came of something the command line asked for.
+/// The outcome of a request of the command line.
 struct Answer {
     text: Arc<[u8]>,
-    /// Whether the kernel shows it already. Until then nobody is told: who is would look, and see what was before.
+    /// Whether the kernel already shows the new state. The outcome is hidden until then, so that a caller who has it does not
+    /// see the old state.
     shows: bool,
 }
 
@@ -94,7 +95,7 @@ impl Seals {
     }
 }
 
-/// What a folder made in `.snap/` asks for.
+/// What the name of a folder made in `.snap/` asks for.
 enum Ask<'a> {
     Seal { number: Option<&'a str>, tag: Option<Tag<'a>> },
     Restore { number: &'a str, seal: &'a str },
@@ -127,12 +128,12 @@ fn seal_name(seal: &Seal) -> String {
 }
 
 impl Vfs {
-    /// Whether a folder of this name in `.snap/` asks for a fork to be put back.
+    /// Whether making a folder of this name in `.snap/` restores the fork.
     pub(super) fn restores(name: &[u8]) -> bool {
         std::str::from_utf8(name).is_ok_and(|name| matches!(Ask::parse(name), Ask::Restore { .. }))
     }
 
-    /// Whether making something in this folder seals a fork, which takes its time.
+    /// Whether making a folder in this one seals a fork, which takes time.
     pub fn seals(&self, ino: Ino) -> bool {
         matches!(self.node(ino), Ok(Node::Snap { .. }))
     }
@@ -145,7 +146,7 @@ impl Vfs {
         Key::of_fork(mounted.slot, SNAP)
     }
 
-    /// The seals of a fork whose images are there, oldest first.
+    /// Lists the seals of a fork whose images exist, oldest first.
     fn seals_of(&self, fork: &Fork) -> Result<Vec<Seal>> {
         let store = self.store.here()?;
         let mut seals = fork.seals()?;
@@ -185,7 +186,7 @@ impl Vfs {
                 tags.push((image, name));
             }
         }
-        // Seals are only added, so that the place in the list tells where to go on. Two dots come first.
+        // Seals are only added, so the place in the list says where to continue. `.` and `..` come first.
         let (first, named) = (cookie.saturating_sub(3) / NAMES, cookie.saturating_sub(3) % NAMES);
         for (at, seal) in seals.iter().enumerate().skip(usize::try_from(first).unwrap_or(usize::MAX)) {
             let tags = tags.iter().filter(|(image, _)| *image == seal.image).map(|(_, tag)| tag.clone());
@@ -206,7 +207,7 @@ impl Vfs {
         Ok(())
     }
 
-    /// `mkdir` in `.snap/`. Answers with a folder that means nothing and is forgotten at once.
+    /// Does what `mkdir` in `.snap/` asks for. The answer is a placeholder folder that is forgotten at once.
     pub fn make_in_snap(&self, parent: Ino, name: &[u8]) -> (Attempt<Entry>, AfterSeal) {
         let failed = |stop| (Err(stop), AfterSeal::default());
         if let Err(stop) = may_wait() {
@@ -238,8 +239,8 @@ impl Vfs {
         }
         match done {
             Ok((sealed, stale)) => {
-                // That the name is a link now the kernel finds out by itself: the folder's entry is outdated at once. To
-                // tell it of the name would wait for the next seal, which holds `.snap`, and nobody could end that.
+                // The kernel need not be told that the name is a link now, since the folder's entry expires at once. An
+                // invalidation of the name would wait for the next seal, which holds `.snap`, and could not be interrupted.
                 (self.stub(), AfterSeal { stale, replaced: replaced.map(Arc::new), frozen: sealed.frozen })
             }
             Err(error) => failed(logged(error)),
@@ -261,13 +262,13 @@ impl Vfs {
         self.sealing.outcomes.lock().put(number.to_owned(), answer);
     }
 
-    /// What came of something the command line asked for, once it shows.
+    /// Returns the outcome of a request of the command line, once the kernel shows the new state.
     pub(super) fn outcome(&self, number: &str) -> Option<Arc<[u8]>> {
         let mut outcomes = self.sealing.outcomes.lock();
         outcomes.get(number).filter(|answer| answer.shows).map(|answer| Arc::clone(&answer.text))
     }
 
-    /// To be called once the kernel was told what a folder of this name in a `.snap/` changed.
+    /// Notes that the kernel knows what the folder of this name in a `.snap/` changed.
     pub fn shows(&self, name: &[u8]) {
         let (Ask::Seal { number: Some(number), .. } | Ask::Restore { number, .. } | Ask::Push { number }) =
             Ask::parse(std::str::from_utf8(name).unwrap_or_default())
@@ -279,7 +280,7 @@ impl Vfs {
         }
     }
 
-    /// To be called once the kernel was told of a fork that was moved to this name in `.pfimg/`.
+    /// Notes that the kernel knows that the fork moved to this name in `.pfimg/` is discarded.
     pub fn shows_discarded(&self, name: &[u8]) {
         let number = std::str::from_utf8(name).ok().and_then(|name| name.strip_prefix("discarded-"));
         if let Some(number) = number {
@@ -288,7 +289,7 @@ impl Vfs {
         }
     }
 
-    /// Seals a fork of this mount; or `everything` of it, whatever its `.pfignore` names.
+    /// Seals a fork of this mount. With `everything`, files that its `.pfignore` lists are sealed as well.
     pub(super) fn seal_mounted(
         &self,
         mounted: &Mounted,
@@ -307,7 +308,7 @@ impl Vfs {
             tracing::warn!(fork, image = %sealed.image, "{report}");
         }
         let mut stale = Vec::new();
-        // A layer that had been taken away comes back, whether there is a new image or not.
+        // A layer whose name was removed is shown again, even if there is no new image.
         for ino in &sealed.changed {
             self.forget_unless_known(mounted, *ino);
             stale.extend(self.known_folder(mounted, *ino).map(Stale::Inode));
@@ -333,13 +334,13 @@ impl Vfs {
     ) -> Result<(Sealed, Vec<Stale>)> {
         let fork = &mounted.fork;
         let image = self.find_seal(fork, seal)?;
-        // Nothing is lost: what was not sealed is.
+        // Seals unsealed changes first, so that nothing is lost.
         let (mut sealed, mut stale) = self.seal_mounted(mounted, None, true)?;
         let registry =
             self.registry(false)?.ok_or_else(|| Error::new(ErrorKind::NotFound, "there are no forks"))?;
-        // What is written while it is sealed is sealed as well, unless that goes on and on.
+        // Writes during the seal need another seal. Gives up if programs keep writing.
         let mut again = 0..SEALED_AGAIN;
-        // Asked for its name each time: it may be renamed meanwhile.
+        // The name is read each time, since another thread may rename the fork.
         let adopted = Mutex::new(None);
         let adopt = |new: &Arc<Fork>| *adopted.lock() = self.hand_over(mounted, new);
         while let Err(error) = self.sealing.sealer.restore_and(&registry, &fork.name(), fork, &image, &adopt)
@@ -354,7 +355,7 @@ impl Vfs {
         let name = fork.name();
         *replaced = adopted.into_inner();
         if replaced.is_none() {
-            // It has other numbers, and the kernel finds it by its name.
+            // The restored fork has other numbers. The kernel has to look up its name again.
             self.forks.discarded(fork.uid());
             stale.push(Stale::Name(Fixed::Forks.ino(), name.clone().into_bytes()));
         }

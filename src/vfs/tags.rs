@@ -1,4 +1,4 @@
-//! `tags/`: names given to images, as symlinks that any tool can make, rename and remove.
+//! `tags/`: names of images, as symlinks that any tool can create, rename and remove.
 
 use std::path::{Component, Path, PathBuf};
 
@@ -12,7 +12,7 @@ use crate::fork::{NewFile, RenameMode};
 use crate::layers::world::Kind;
 use crate::store::tags::refuse_new_tag;
 
-/// Logs why something was refused that looked as if it could work, and gives the kind.
+/// Logs why a change that looks possible was refused, and returns the kind of error.
 fn refused(kind: ErrorKind, why: &str) -> ErrorKind {
     tracing::info!("refused: {why}");
     kind
@@ -22,8 +22,8 @@ fn utf8(name: &[u8]) -> Outcome<&str> {
     std::str::from_utf8(name).map_err(|_| refused(ErrorKind::InvalidInput, "a tag's name is not UTF-8"))
 }
 
-/// What a link in `tags/` leads to, as the words of a store: a tag, an image's id or prefix, or `latest`. Relative
-/// targets start in `tags/`, absolute ones at the mountpoint. Pure.
+/// Returns the image that a link in `tags/` names: a tag, an image's id or prefix, or `latest`. Relative targets start in
+/// `tags/`, absolute ones at the mountpoint. Does not read the disk.
 fn named_by(target: &Path, mountpoint: &Path) -> Option<String> {
     let from_top: PathBuf = match target.strip_prefix(mountpoint) {
         Ok(below) if target.is_absolute() => below.to_owned(),
@@ -70,7 +70,7 @@ impl Vfs {
         if self.config.read_only { Err(ErrorKind::ReadOnly.into()) } else { Ok(()) }
     }
 
-    /// `ln -s ../images/<id> tags/NAME`, or `cp -P` of another tag. Nothing but such links can be made there.
+    /// Makes a tag: `ln -s ../images/<id> tags/NAME`, or `cp -P` of another tag. Only such links can be made in `tags/`.
     pub(super) fn make_tag(&self, name: &[u8], new: &NewFile<'_>) -> Attempt<Entry> {
         self.may_write_tags()?;
         let name = utf8(name)?;
@@ -94,8 +94,10 @@ impl Vfs {
         let target = Path::new(std::ffi::OsStr::from_bytes(target));
         let mountpoint = self.info.lock().mountpoint.clone();
         let source = named_by(target, &mountpoint).ok_or_else(|| {
-            let what =
-                format!("tags/{name} cannot lead to {}: that is no image of this mount", target.display());
+            let what = format!(
+                "tags/{name} cannot lead to {}: this is not an image of this mount",
+                target.display()
+            );
             Error::new(ErrorKind::Posix(Posix::NotPermitted), what)
         })?;
         let store = self.store.here()?;

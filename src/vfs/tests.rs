@@ -50,7 +50,7 @@ fn a_name_that_is_not_in_a_tree_is_absent_for_ever_and_elsewhere_not_found_for_n
     let find = |parent, name: &str| vfs.lookup(parent, name.as_bytes());
     let mut folder = 1;
     for name in ["images", &id.hex(), "world", "fs", "src"] {
-        // What can come at any time must be asked for each time. Nothing but the mount's own names is ever in `/`.
+        // A name that may be added at any time must be asked for each time. In `/` there are only the mount's own names.
         assert_eq!(find(folder, "nothing").is_ok(), name == "src" || folder == 1);
         folder = find(folder, name).unwrap().attr.ino;
     }

@@ -14,10 +14,10 @@ struct Kept {
     bytes: u64,
 }
 
-/// Trees that were looked at lately. Images with the same files share one.
+/// Recently used trees. Images with the same files share one.
 pub(super) struct Trees {
     kept: Mutex<Kept>,
-    /// One builder a tree, however many ask.
+    /// Locks so that only one thread builds a tree at a time.
     building: Mutex<HashMap<Digest, Arc<Mutex<()>>>>,
     budget: u64,
 }
@@ -28,7 +28,7 @@ impl Trees {
         Self { kept, building: Mutex::default(), budget }
     }
 
-    /// A tree that is in memory.
+    /// Returns a tree that is in memory.
     pub(super) fn peek(&self, digest: &Digest) -> Option<Arc<Tree>> {
         self.kept.lock().trees.get(digest).cloned()
     }
@@ -61,7 +61,7 @@ impl Trees {
         if let Some(old) = kept.trees.put(digest, Arc::clone(&tree)) {
             kept.bytes -= old.heap_bytes() as u64;
         }
-        // The newest stays, however large: it would be parsed again for every lookup.
+        // The newest tree stays even if it exceeds the budget. Otherwise each lookup would parse it again.
         while kept.bytes > self.budget && kept.trees.len() > 1 {
             let Some((_, old)) = kept.trees.pop_lru() else { break };
             kept.bytes -= old.heap_bytes() as u64;
@@ -70,7 +70,7 @@ impl Trees {
         tree
     }
 
-    /// Bytes of trees kept.
+    /// Bytes of the trees in memory.
     pub(super) fn bytes(&self) -> u64 {
         self.kept.lock().bytes
     }

@@ -1,4 +1,4 @@
-//! Extended attributes of what is in a fork or an image.
+//! Extended attributes of files in forks and images.
 
 use super::forked::kind;
 use super::inode::{Ino, Node};
@@ -7,7 +7,7 @@ use crate::error::{ErrorKind, Posix};
 use crate::fork::{self, XattrMode};
 
 impl Vfs {
-    /// An extended attribute of what is in a fork or an image.
+    /// Returns an extended attribute of a file in a fork or an image.
     pub fn getxattr(&self, ino: Ino, name: &[u8]) -> Attempt<Vec<u8>> {
         match self.node(ino)? {
             Node::Forked { mounted, ino } => mounted.fork.getxattr(ino, name).map_err(kind),
@@ -23,7 +23,7 @@ impl Vfs {
         }
     }
 
-    /// Names of extended attributes.
+    /// Lists the names of a file's extended attributes.
     pub fn listxattr(&self, ino: Ino) -> Attempt<Vec<Vec<u8>>> {
         match self.node(ino)? {
             Node::Forked { mounted, ino } => mounted.fork.listxattr(ino).map_err(kind),

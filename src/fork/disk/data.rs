@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::{FileKey, Generation, read_exact};
 
-/// Bytes that are copied together from one data file to another.
+/// Bytes that are copied at a time from one data file to another.
 const COPIED_AT_ONCE: u64 = 1 << 20;
 
 /// A sparse file of a generation. When the last piece of a file in it is removed, and the generation is still
@@ -86,7 +86,7 @@ impl DataFile {
         read_exact(&*self.generation.files.get_to_read(key, path)?, buf, offset)
     }
 
-    /// Writes as much as possible; returns how much that was, if anything.
+    /// Writes as many bytes as possible and returns their number. Fails if it can write none.
     pub(in crate::fork) fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<usize> {
         let file = self.file()?;
         let mut done = 0;

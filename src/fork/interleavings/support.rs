@@ -1,4 +1,4 @@
-//! Images in memory, files whose every change lets another thread run, and what must hold of forks whatever ran.
+//! Support for interleaving tests: images in memory, file calls that let other threads run, and checks of forks.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -18,7 +18,7 @@ use crate::store::{Sharing, StoreIo, SystemIo};
 use crate::sync::{Mutex, step};
 use crate::tree::Tree;
 
-/// Each call lets another thread run first. What is made durable is in memory: no schedule cuts the power.
+/// File calls that let another thread run first. An fsync does nothing, since no schedule cuts the power.
 pub(super) struct Steps;
 
 impl StoreIo for Steps {
@@ -155,7 +155,7 @@ pub(super) struct World {
 
 impl World {
     pub(super) fn new() -> Self {
-        // In memory where that can be: each of thousands of schedules makes its own.
+        // In memory if possible: each of thousands of schedules makes a store.
         let memory = Path::new("/dev/shm");
         let dir = tempfile::tempdir_in(memory).or_else(|_| tempfile::tempdir()).unwrap();
         let images = Arc::new(Images::default());
@@ -164,9 +164,9 @@ impl World {
         Self { images, registry, dir }
     }
 
-    /// Has another program open it: nothing of any fork is in memory then.
+    /// Opens the store again, as another program would: no fork is in memory then.
     pub(super) fn reopen(mut self) -> Self {
-        drop(Arc::into_inner(self.registry).expect("no thread has the registry any more"));
+        drop(Arc::into_inner(self.registry).expect("no thread uses the registry"));
         self.registry = Arc::new(open(self.dir.path(), &self.images));
         self
     }
@@ -190,9 +190,8 @@ impl World {
         std::fs::read_to_string(self.dir.path().join(format!("forks/heads/{name}.json"))).unwrap_or_default()
     }
 
-    /// What holds of a store's forks whatever ran beside what: a fork that takes writes has its head and is in the list,
-    /// each name leads to its own fork, and all are sound when they are opened again. `made` are forks that a thread
-    /// was given.
+    /// Asserts what must hold after every schedule: a fork that takes writes has a head and is listed, each name leads to its
+    /// own fork, and all forks are sound when they are opened again. `made` are the forks that threads were given.
     pub(super) fn judge(self, made: Vec<Arc<Fork>>) -> Self {
         for fork in made {
             if write(&fork, "probe", b"probe").is_err() {
@@ -228,7 +227,7 @@ fn open(dir: &Path, images: &Arc<Images>) -> Registry {
     Registry::open(dir, images.clone(), options).unwrap()
 }
 
-/// Waits for threads, and gives what they returned.
+/// Waits for threads and returns their results.
 pub(super) fn ended<T>(threads: impl IntoIterator<Item = JoinHandle<T>>) -> Vec<T> {
     threads.into_iter().map(|thread| thread.join().unwrap()).collect()
 }
@@ -238,7 +237,7 @@ fn file(fork: &Fork, name: &str) -> Result<Attr> {
     fork.lookup(Ino::FS, name.as_bytes()).or_else(|_| fork.create(Ino::FS, name.as_bytes(), &new))
 }
 
-/// Gives a file of a fork this content, from its beginning on.
+/// Writes this content to a file of a fork, from its beginning on.
 pub(super) fn write(fork: &Fork, name: &str, bytes: &[u8]) -> Result<()> {
     let file = file(fork, name)?;
     let mut done = 0;

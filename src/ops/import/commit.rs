@@ -1,4 +1,4 @@
-//! An image of a commit of a project's repository, and not of the files that are there.
+//! Makes an image of a commit of a project's repository, instead of the project's present files.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -14,7 +14,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::layers::ignore::IGNORE_FILE;
 use crate::store::Store;
 
-/// Settings by which git runs no program beside itself and its filters, and writes a plain index.
+/// Git settings that prevent other programs than git and its filters from running, and give a plain index.
 const SETTINGS: [&str; 6] = [
     "core.hooksPath=/dev/null",
     "core.fsmonitor=false",
@@ -24,8 +24,8 @@ const SETTINGS: [&str; 6] = [
     "submodule.recurse=false",
 ];
 
-/// Makes an image of a commit of a project: its files, and the project's repository, which stands at that commit and is clean.
-/// If `rev` is a branch, that branch is checked out. The image gets no tag and has no parent.
+/// Makes an image of a commit of a project. It contains the commit's files and the project's repository, with that commit checked
+/// out and clean. If `rev` is a branch, that branch is checked out. The image has no tag and no parent.
 pub fn from_commit(
     store: &Store,
     project: &Project,
@@ -35,7 +35,7 @@ pub fn from_commit(
 ) -> Result<Report> {
     let git = Git { root: &project.root, args: Vec::new(), index: None };
     if rev.is_empty() || rev.starts_with('-') {
-        return Err(Error::new(ErrorKind::InvalidInput, format!("{rev:?} is no commit")));
+        return Err(Error::new(ErrorKind::InvalidInput, format!("{rev:?} is not a commit")));
     }
     let own = PathBuf::from(std::ffi::OsString::from_vec(git.run(&["rev-parse", "--absolute-git-dir"])?));
     let common = git.run(&["rev-parse", "--git-common-dir"])?;
@@ -56,7 +56,7 @@ pub fn from_commit(
     };
     let failed = |e| Error::io(e, format!("cannot check out a commit of {}", project.root.display()));
     let temp = tempfile::tempdir().map_err(failed)?;
-    // The image is called after the folder.
+    // The image gets the name of this folder.
     let work = temp.path().join(project.root.file_name().unwrap_or("project".as_ref()));
     fs::create_dir(&work).map_err(failed)?;
     let mode = fs::metadata(&project.root).map_err(failed)?.permissions();
@@ -64,7 +64,7 @@ pub fn from_commit(
     let args = [["--git-dir".as_ref(), own.as_os_str()], ["--work-tree".as_ref(), work.as_os_str()]];
     let there = Git { root: &work, args: args.concat(), index: Some(&index) };
     there.run(&["read-tree", "--reset", "-u", &String::from_utf8_lossy(&commit)])?;
-    // The import makes a whole repository of it, which stands as said.
+    // The import turns this file into a complete repository in the given state.
     fs::write(work.join(".git"), [b"gitdir: ", own.as_os_str().as_bytes(), b"\n"].concat())
         .map_err(failed)?;
     fs::set_permissions(&work, mode).map_err(failed)?;
@@ -78,7 +78,7 @@ pub fn from_commit(
     Ok(report)
 }
 
-/// Git in the user's own project. It is never started where a fork is the repository.
+/// Runs git in the user's own project. Git is never started in a fork's repository.
 struct Git<'a> {
     root: &'a Path,
     args: Vec<&'a OsStr>,
@@ -86,10 +86,10 @@ struct Git<'a> {
 }
 
 impl Git<'_> {
-    /// Runs it, and returns what it prints without the last newline.
+    /// Runs git, and returns its output without the last newline.
     fn run(&self, args: &[&str]) -> Result<Vec<u8>> {
         let mut command = Command::new("git");
-        // What the caller's environment says of another repository does not count here.
+        // Removes variables by which the caller's environment may name another repository.
         let foreign = std::env::vars_os().map(|(name, _)| name);
         for name in foreign.filter(|name| name.as_bytes().starts_with(b"GIT_")) {
             command.env_remove(name);

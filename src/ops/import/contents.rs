@@ -1,4 +1,4 @@
-//! Reads what an import found, and stores it.
+//! Reads and stores the content of the files that an import found.
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
@@ -16,17 +16,17 @@ use crate::sync::Mutex;
 use crate::util::meter::Meter;
 use crate::util::parallel::try_each;
 
-/// Files up to this many bytes are held in memory as a whole, by each thread.
+/// The largest file in bytes that a thread holds in memory as a whole.
 const WHOLE: u64 = 8 << 20;
 
-/// A file that changes while it is read is read this often.
+/// How often a file that changes while it is read is read again.
 const ATTEMPTS: usize = 4;
 
-/// A file that was read, as its place among the items; nothing if it was gone by then.
+/// A file that was read: its place among the items, and the result. None if the file no longer existed.
 type Done = (usize, Option<(Meta, Digest)>);
 
 impl Importing<'_> {
-    /// Stores every content. Takes files off the items that vanished since they were listed.
+    /// Stores the content of all files. Removes items whose files were removed after they were listed.
     pub(super) fn store_contents(
         &self,
         batch: &Batch<'_>,
@@ -34,7 +34,7 @@ impl Importing<'_> {
         pending: &[Pending],
         report: &mut Report,
     ) -> Result<()> {
-        // Of the names of one file the first stands for all, so that they hold the same.
+        // The first name of a file represents all of its names, so that they have the same content.
         let mut leaders: HashMap<(u64, u64), usize> = HashMap::new();
         let mut work = Vec::new();
         let mut followers = Vec::new();
@@ -50,7 +50,7 @@ impl Importing<'_> {
                 followers.push((pending.item, leader));
             }
         }
-        // Large files first, so that none is left over at the end for one thread.
+        // Large files first, so that no thread has to read one alone at the end.
         work.sort_by_key(|pending| std::cmp::Reverse(items[pending.item].meta.stamp.size.max(WHOLE)));
         let unknown = work.iter().filter(|pending| pending.known.is_none());
         self.progress.to_read(unknown.map(|pending| items[pending.item].meta.stamp.size).sum());
@@ -92,12 +92,12 @@ impl Importing<'_> {
         let mut stands: HashMap<usize, usize> = HashMap::new();
         for (item, leader) in followers {
             let stand = *stands.get(&leader).unwrap_or(&leader);
-            // Its metadata is that of when it was found.
+            // The item's metadata is still that of the listing, so its inode says whether both names are one file.
             if !gone.contains(&stand) && inode(&items[stand]) == inode(&items[item]) {
                 (items[item].meta, items[item].body) = (items[stand].meta, items[stand].body.clone());
                 continue;
             }
-            // The name that was read for it is gone, or another file's by now.
+            // The name that was read for this file no longer exists, or now belongs to another file.
             report.files_read += 1;
             match self.read(batch, &items[item])? {
                 Some((meta, digest)) => {
@@ -120,8 +120,8 @@ impl Importing<'_> {
         Ok(())
     }
 
-    /// Reads a file and stores it; nothing if it is gone. What it returns fits together: the content is that of the
-    /// file when it had these times, unless another program keeps writing into it.
+    /// Reads and stores a file. Returns none if the file no longer exists. The returned content and times are of the same moment,
+    /// unless another program keeps writing to the file.
     fn read(&self, batch: &Batch<'_>, item: &Item) -> Result<Option<(Meta, Digest)>> {
         if let Some(Source::Made(bytes)) = item.source.as_deref() {
             return Ok(Some((item.meta, batch.put(bytes)?)));
@@ -142,10 +142,9 @@ impl Importing<'_> {
             let look = |file: &fs::File| rustix::fs::fstat(file).map_err(|e| failed(e.into()));
             let before = Meta::of(&look(&file)?);
             if before.kind != Kind::File {
-                let message = format!("{} became something else while it was imported", full.display());
-                return Err(
-                    Error::new(ErrorKind::Busy, message).with_hint("try again when no program writes there")
-                );
+                let message = format!("{} was replaced while it was imported", full.display());
+                return Err(Error::new(ErrorKind::Busy, message)
+                    .with_hint("stop programs that write there, and try again"));
             }
             let size = before.stamp.size;
             let mut bytes = Vec::new();
@@ -165,7 +164,10 @@ impl Importing<'_> {
                 continue;
             }
             if changed {
-                self.report(format!("{} changed while it was read; a mixture is imported", full.display()));
+                self.report(format!(
+                    "{} changed while being read; the imported copy may mix old and new data",
+                    full.display()
+                ));
                 after.stamp.size = length;
             }
             let digest = match streamed {
@@ -173,7 +175,7 @@ impl Importing<'_> {
                 None => batch.put(&bytes).map_err(|e| e.context(full.display()))?,
             };
             if item.source.is_some() {
-                // Its other names are not in the image.
+                // The file's other names are not in the image.
                 after.links = 1;
             }
             meter.finish();

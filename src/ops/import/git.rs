@@ -1,6 +1,8 @@
-//! Makes the git repositories of an image whole. A worktree, a submodule that is imported alone and a repository with
-//! alternates rest on other folders: git in a fork would write to these, or find nothing. The image holds a repository of
-//! its own in their place. The folder that is imported does not change, and git is never started: the files say everything.
+//! Makes the git repositories of an image complete.
+//!
+//! A worktree, a submodule that is imported alone, and a repository with alternates depend on other folders. Git in a fork would
+//! write to these folders, or find nothing. The image therefore contains a complete repository in their place. The imported
+//! folder does not change. The import never starts git: it reads git's files itself.
 
 mod config;
 mod links;
@@ -25,13 +27,13 @@ use crate::error::{Error, Result};
 use crate::layers::world::Kind;
 use crate::mount::reach::Top;
 
-/// Bytes of one of git's small files that are read. Longer ones are none that git would make.
+/// The longest of git's small files in bytes that is read. Git makes no longer ones.
 const MAX_FILE: u64 = 16 << 20;
 
-/// Most lines in words for each kind.
+/// The most messages for each kind.
 const NAMED: usize = 5;
 
-/// How a repository became whole.
+/// How a repository was made complete.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -44,20 +46,20 @@ pub enum MendedKind {
     Worktrees,
     /// `core.worktree` is unset, or leads to the same folder of the image.
     CoreWorktree,
-    /// A repository has the objects that it took from another one.
+    /// Objects that a repository took from another one were added to it.
     Alternates,
-    /// A link out of a repository became what it led to.
+    /// A link out of a repository was replaced by its target.
     Link,
 }
 
-/// A repository that became whole.
+/// A repository that was made complete.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Mended {
-    /// How.
+    /// How it was made complete.
     pub kind: MendedKind,
-    /// Where in the image.
+    /// The path in the image.
     pub path: String,
-    /// What it rested on.
+    /// The path that it depended on.
     pub from: String,
 }
 
@@ -74,23 +76,23 @@ impl Mended {
             }
             MendedKind::CoreWorktree => format!("{path} names no work tree in the image: here, {from}"),
             MendedKind::Alternates => format!("{path} has the objects of {from} in the image"),
-            MendedKind::Link => format!("{path} is no link in the image: here, it leads to {from}"),
+            MendedKind::Link => format!("{path} is not a link in the image: here, it leads to {from}"),
         }
     }
 }
 
 /// The repositories of a listing.
 pub(super) struct Whole {
-    /// How they became whole.
+    /// How they were made complete.
     pub(super) mended: Vec<Mended>,
-    /// What could not be mended.
+    /// Dependencies that could not be removed.
     pub(super) ties: Vec<Tie>,
-    /// Their folders, by the image's paths.
+    /// Their folders, as paths of the image.
     pub(super) repositories: Vec<Vec<u8>>,
 }
 
 impl Importing<'_> {
-    /// Makes the repositories of a listing whole, and names what cannot be.
+    /// Makes the repositories of a listing complete, and lists dependencies that it cannot remove.
     pub(super) fn mend(
         &self,
         listing: &mut Listing,
@@ -126,9 +128,9 @@ impl Importing<'_> {
         Ok(Whole { mended, ties, repositories })
     }
 
-    /// Says in words what became whole, at the first import of a line.
+    /// Reports which repositories were made complete, at the first import of a line.
     pub(super) fn report_mended(&self, report: &Report) {
-        // A commit's repository is put together by the import itself.
+        // The import of a commit makes the repository itself.
         if !report.new || self.parent.is_some() || self.special.standing.is_some() {
             return;
         }
@@ -147,13 +149,13 @@ struct Mender<'a> {
     limits: &'a Limits<'a>,
     progress: &'a dyn Progress,
     listing: &'a mut Listing,
-    /// Whether nothing outside of the folder is taken in, once that was asked.
+    /// Whether paths outside of the folder are refused, once that was determined.
     confined: Option<bool>,
-    /// Repositories that the image has in the place of a `.git` file.
+    /// Repositories that replace a `.git` file in the image.
     whole: HashSet<Vec<u8>>,
-    /// Paths that the image does not have, nor anything below them.
+    /// Paths that the image leaves out, with everything below them.
     dropped: Vec<Vec<u8>>,
-    /// Folders whose own files the image does not have, since it has others there.
+    /// Folders whose own files the image replaces by others.
     replaced: Vec<Vec<u8>>,
     mended: Vec<Mended>,
     ties: Vec<Tie>,
@@ -169,13 +171,14 @@ impl Mender<'_> {
         self.mended.push(Mended { kind, path, from: from.display().to_string() });
     }
 
-    /// Whether a path without links may be taken in. What an agent wrote in a fork must not bring other folders into an image.
+    /// Whether a path without links may be added to the image. Files that an agent wrote in a fork must not bring other folders
+    /// into an image.
     fn may_take(&mut self, path: &Path) -> bool {
         let importing = self.importing;
         path.starts_with(importing.dir) || !*self.confined.get_or_insert_with(|| importing.is_in_mount())
     }
 
-    /// Goes through the repositories of the image, and returns their folders.
+    /// Handles the repositories of the image, and returns their folders.
     fn repositories(&mut self) -> Result<Vec<Vec<u8>>> {
         let members = Members::of(&self.listing.found);
         let repositories = members.repositories(self.top(), &self.listing.found);
@@ -201,7 +204,7 @@ impl Mender<'_> {
         Ok(repositories)
     }
 
-    /// Lists a folder that lies elsewhere, with itself first, as what the image has at `at`.
+    /// Lists a folder that lies elsewhere and that the image gets at `at`. The folder itself comes first.
     fn copy(
         &mut self,
         at: &[u8],
@@ -222,7 +225,7 @@ impl Mender<'_> {
         let below = copied.found.into_iter().map(|mut found| {
             let path = std::mem::take(&mut found.path);
             found.path = joined(at, &path).into_owned();
-            // Its other names are not in the image.
+            // The file's other names are not in the image.
             found.meta.links = 1;
             found.source = source(path);
             found
@@ -231,7 +234,7 @@ impl Mender<'_> {
     }
 }
 
-/// Paths of a listing by which repositories are known, with their places in it.
+/// Paths of a listing that identify repositories, with their places in it.
 struct Members(HashMap<Vec<u8>, usize>);
 
 impl Members {
@@ -265,7 +268,7 @@ impl Members {
                 return false;
             }
             let has = |name: &[u8]| {
-                // Rules may leave the objects out.
+                // Rules may leave out the objects.
                 let (top, head) = found[head].place(top);
                 self.get(folder, name).is_some() || top.stat(&joined(split(head).0, name)).is_ok()
             };
@@ -279,7 +282,7 @@ impl Members {
     }
 }
 
-/// One file that lies elsewhere, as what the image has at `at`; nothing if it is gone.
+/// Returns a file that lies elsewhere and that the image gets at `at`. Returns none if it does not exist.
 fn copy_file(at: &[u8], from: &Path) -> Option<Found> {
     let name = from.file_name()?.as_bytes().to_vec();
     let top = Top::open_without_links(from.parent()?).ok()?;
@@ -289,7 +292,7 @@ fn copy_file(at: &[u8], from: &Path) -> Option<Found> {
     Some(Found { path: at.to_vec(), meta, closed: false, source })
 }
 
-/// Whether a path is a repository's `HEAD`: it names a branch or a commit. It may be a link to the branch, too.
+/// Whether a path is a repository's `HEAD`: it names a branch or a commit, or is a link to the branch.
 fn is_head(top: &Top, path: &[u8]) -> bool {
     let text = match top.link(path) {
         Ok(target) => return target.starts_with(b"refs/"),
@@ -313,7 +316,7 @@ fn as_path(bytes: &[u8]) -> &Path {
     Path::new(OsStr::from_bytes(bytes))
 }
 
-/// A path without links, if there is one.
+/// Resolves all links of a path, if it exists.
 fn canonical(path: &Path) -> Option<PathBuf> {
     std::fs::canonicalize(path).ok()
 }

@@ -1,4 +1,4 @@
-//! What an earlier import of the same folder found and read, so that what did not change is not read again.
+//! The index of an earlier import of a folder, so that unchanged files are not read again.
 //!
 //! ```text
 //! "pfimgidx" │ version u32 │ started i64 │ image 32 │ count u32 │ records │ crc32c u32
@@ -6,8 +6,8 @@
 //! ```
 //! Each path of the image has a record. The folder itself has the empty path.
 //!
-//! Little-endian, times in nanoseconds since 1970. The checksum covers everything before it. An index that is not whole
-//! counts as none: it costs time, never a wrong byte.
+//! Little-endian, times in nanoseconds since 1970. The checksum covers everything before it. A damaged index counts as none:
+//! the import then takes longer, but is never wrong.
 
 use std::collections::HashMap;
 
@@ -16,7 +16,7 @@ use crate::digest::Digest;
 const MAGIC: &[u8; 8] = b"pfimgidx";
 const VERSION: u32 = 2;
 
-/// Bytes of a record besides its path: two for the path's length. Those of files have a digest as well.
+/// Bytes of a record without its path: two of them for the path's length. Records of files also have a digest.
 const FIXED: usize = 2 + 8 * 5 + 1;
 
 /// Set in a record's flags if the file has extended attributes.
@@ -25,15 +25,15 @@ const HAS_XATTRS: u8 = 1;
 /// Set in a record's flags if it has a digest.
 const HAS_CONTENT: u8 = 2;
 
-/// A change within this many nanoseconds of another may leave the same time: kernels count in ticks.
+/// Two changes within this many nanoseconds may leave the same time, since kernels count in ticks.
 const TICK: i64 = 100_000_000;
 
-/// The same where times are whole seconds, as on some filesystems.
+/// The same, on filesystems whose times are whole seconds.
 const COARSE_TICK: i64 = 2_000_000_000;
 
 const SECOND: i64 = 1_000_000_000;
 
-/// What tells whether a file is still the same without reading it.
+/// Attributes that show whether a file has changed, without reading it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stamp {
     /// Length in bytes.
@@ -48,10 +48,10 @@ pub struct Stamp {
     pub dev: u64,
 }
 
-/// A path of an image.
+/// What an index records of a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Record {
-    /// As it was then.
+    /// Its attributes at that time.
     pub stamp: Stamp,
     /// A file's content.
     pub content: Option<Digest>,
@@ -59,19 +59,19 @@ pub struct Record {
     pub xattrs: bool,
 }
 
-/// An import's memory. Paths are relative to the folder.
+/// An index. Paths are relative to the folder.
 #[derive(Debug, Default)]
 pub struct Index<'a> {
-    /// When the import began to look, in nanoseconds since 1970, by the clock that file times come from.
+    /// When the import began, in nanoseconds since 1970, by the clock of file times.
     pub started_ns: i64,
     /// The image that it made.
     pub image: Option<Digest>,
-    /// What the image holds, by path.
+    /// The records of the image's files, by path.
     pub records: HashMap<&'a [u8], Record>,
 }
 
 impl<'a> Index<'a> {
-    /// Reads an index; nothing if it is not whole.
+    /// Reads an index. Returns none if it is damaged.
     pub fn parse(bytes: &'a [u8]) -> Option<Self> {
         let (body, crc) = bytes.split_last_chunk::<4>()?;
         if crc32c::crc32c(body) != u32::from_le_bytes(*crc) {
@@ -84,7 +84,7 @@ impl<'a> Index<'a> {
         let started_ns = i64::from_le_bytes(take(&mut rest)?);
         let image = Digest::from_bytes(take(&mut rest)?);
         let count = u32::from_le_bytes(take(&mut rest)?) as usize;
-        // What a count claims is not believed before the records are there.
+        // Does not allocate for a count that the length of the file contradicts.
         let mut records = HashMap::with_capacity(count.min(rest.len() / FIXED));
         for _ in 0..count {
             let length = usize::from(u16::from_le_bytes(take(&mut rest)?));
@@ -137,8 +137,8 @@ impl<'a> Index<'a> {
         out
     }
 
-    /// What is known of a path that looks like this now. Nothing if it changed, or changed so shortly before it was
-    /// looked at that a later change might have left the same times.
+    /// Returns the record of a path with these attributes. Returns none if the path has changed. Also returns none if it changed
+    /// shortly before it was looked at, since a later change may have left the same times.
     pub fn unchanged(&self, path: &[u8], now: &Stamp) -> Option<Record> {
         let record = self.records.get(path)?;
         let tick = if now.mtime_ns % SECOND == 0 { COARSE_TICK } else { TICK };

@@ -1,4 +1,4 @@
-//! Large folders that tools can make again. A user may want to leave them out.
+//! Finds large folders that tools can make again, since a user may want to leave them out.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -41,7 +41,7 @@ const REBUILT: &[&str] = &[
     "Pods",
 ];
 
-/// A large folder that looks as if it can be made again.
+/// A large folder that tools can probably make again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Large {
     /// The folder, relative to what was imported.
@@ -53,7 +53,7 @@ pub struct Large {
 }
 
 impl Large {
-    /// What to do about it, in words.
+    /// Returns advice for the user.
     pub fn words(&self) -> String {
         let Self { path, bytes, ignore } = self;
         format!(
@@ -63,7 +63,7 @@ impl Large {
     }
 }
 
-/// The topmost folders that look as if they can be made again and hold `least` bytes or more, in order.
+/// Returns the topmost folders that tools can probably make again and that have at least `least` bytes, in order.
 pub(super) fn find(found: &[Found], least: u64) -> Vec<Large> {
     let mut sizes: BTreeMap<&[u8], u64> = BTreeMap::new();
     let mut counted = HashSet::new();
@@ -84,7 +84,7 @@ pub(super) fn find(found: &[Found], least: u64) -> Vec<Large> {
         .collect()
 }
 
-/// The topmost folder on the way to a file that tools make by its name.
+/// Returns the topmost folder above a file whose name says that tools make it.
 fn rebuilt(path: &[u8]) -> Option<&[u8]> {
     let mut start = 0;
     for (end, _) in path.iter().enumerate().filter(|(_, byte)| **byte == b'/') {
@@ -100,9 +100,9 @@ fn rebuilt(path: &[u8]) -> Option<&[u8]> {
     None
 }
 
-/// A rule that covers a path and as little else as the rules allow. One name covers all folders of that name.
+/// Returns a rule that covers a path, and as few others as possible. A rule of one name covers all folders of that name.
 fn rule(path: &str) -> String {
-    // A comment, what takes something back in, and blanks at the ends are read otherwise.
+    // In a rule, `#` and `!` at the start, blanks at the ends and wildcards have a special meaning.
     let plain = !path.starts_with(['#', '!']) && path.trim() == path && !path.contains(['*', '?', '[', '\n']);
     if plain { path.to_owned() } else { path.rsplit('/').next().unwrap_or(path).to_owned() }
 }
@@ -126,7 +126,7 @@ mod tests {
             file("target/build/b", 40, 2, 1),
             file("x/node_modules/a/dist/c", 99, 3, 1),
             file("y/node_modules/d", 100, 4, 2),
-            // The same file once more.
+            // Another name of the same file.
             file("y/node_modules/e", 100, 4, 2),
             file("y/dist", 1000, 5, 1),
             file("src/targets/f", 1000, 6, 1),

@@ -1,4 +1,4 @@
-//! What an import does not take in: mounts of this program, and what it keeps for itself.
+//! Keeps mounts and folders of this program out of imports.
 
 use std::collections::{BTreeSet, HashSet};
 use std::fs;
@@ -10,10 +10,10 @@ use super::walk::Closed;
 use crate::error::{Error, ErrorKind, Result};
 use crate::mount::mountinfo;
 
-/// Of folders that were not entered, so many are named.
+/// The most folders that were not entered and are named in messages.
 const NAMED: usize = 20;
 
-/// Refuses what a mount of this program shows beside the files of images and forks.
+/// Refuses folders of a mount of this program, except the files of images and forks.
 pub(super) fn refuse_mount(dir: &Path) -> Result<()> {
     let Ok(Some((mounted, inside))) = mountinfo::holding(dir) else { return Ok(()) };
     let names: Vec<_> = inside.iter().skip(1).collect();
@@ -36,7 +36,7 @@ impl Importing<'_> {
         mountinfo::holding(self.dir).is_ok_and(|held| held.is_some_and(|(mounted, _)| mounted.is_ours()))
     }
 
-    /// Folders that no image may hold: the store would grow while it is read, and what is kept of it for the next mount with it.
+    /// Returns the folders that no image may contain: the store and the cache would grow while they are read.
     pub(super) fn own_folders(&self) -> HashSet<(u64, u64)> {
         let own = self.options.own.iter().map(PathBuf::as_path);
         own.chain(self.options.index_dir.as_deref())
@@ -46,7 +46,7 @@ impl Importing<'_> {
             .collect()
     }
 
-    /// Names folders that were not entered.
+    /// Reports folders that were not entered.
     pub(super) fn report_closed(&self, closed: &BTreeSet<(Vec<u8>, Closed)>) {
         for (path, why) in closed.iter().take(NAMED) {
             let path = self.top.shown(path);

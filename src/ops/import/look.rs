@@ -1,4 +1,4 @@
-//! Looks at what was found, but for the content of files: links, extended attributes, and what the last import knew.
+//! Reads everything about the listed files except their content: links, extended attributes, and records of the last import.
 
 use std::io;
 use std::path::Path;
@@ -17,12 +17,13 @@ use crate::mount::reach::Top;
 use crate::sync::Mutex;
 use crate::util::parallel::try_each;
 
-/// Bytes of a list of names that most lists fit in, and those of the longest list and value there can be.
+/// Bytes that most lists of names need, and bytes of the longest possible list or value.
 const SHORT_LIST: usize = 256;
 const MAX_XATTR: usize = 64 << 10;
 
 impl Importing<'_> {
-    /// Looks at everything that was found but for the content of files, of which it returns what the index knows.
+    /// Reads everything about the listed files except their content. Returns also the files whose content is still to store, with
+    /// what the index knows of it.
     pub(super) fn look(&self, found: &[Found]) -> Result<(Vec<Item>, Vec<Pending>)> {
         let looked: Mutex<Vec<(Item, Known)>> = Mutex::new(Vec::with_capacity(found.len()));
         let pieces: Vec<&[Found]> = found.chunks(256).collect();
@@ -49,7 +50,7 @@ impl Importing<'_> {
         Ok((items, pending))
     }
 
-    /// Looks at one of them; nothing if it is gone.
+    /// Looks at one file. Returns none if it no longer exists.
     fn look_at(&self, found: &Found) -> Result<Option<(Item, Known)>> {
         let Found { path, meta, closed, source } = found;
         let mut item = Item {
@@ -90,19 +91,19 @@ impl Importing<'_> {
                 let digest = Digest::of(&target);
                 item.body = Body::Target(target, digest);
             }
-            // Fifos, sockets and devices have access control lists as well.
+            // Fifos, sockets and devices can have access control lists too.
             _ => item.xattrs = read_xattrs(top, at)?,
         }
         Ok(Some((item, Known::All)))
     }
 }
 
-/// Extended attributes that belong to a file wherever it lies. What the system sets by its own rules does not.
+/// Whether an extended attribute belongs to the file itself. Attributes that the system sets by its own rules do not.
 fn is_kept(name: &[u8]) -> bool {
     name.starts_with(b"user.") || name == b"security.capability" || name.starts_with(b"system.posix_acl_")
 }
 
-/// A file's or folder's extended attributes; none where there cannot be any.
+/// Reads the extended attributes of a file or folder. Returns none if the filesystem has none.
 pub(super) fn read_xattrs(top: &Top, path: &[u8]) -> Result<Xattrs> {
     let read = top.with_path(path, |path| xattrs_at(path).map_err(io::Error::from)).flatten();
     match read {
@@ -115,7 +116,7 @@ pub(super) fn read_xattrs(top: &Top, path: &[u8]) -> Result<Xattrs> {
 
 fn xattrs_at(path: &Path) -> Result<Xattrs, Errno> {
     let mut found = Xattrs::new();
-    // Most files have none, which one call tells.
+    // For most files, which have none, this one call is enough.
     let mut list = vec![0; SHORT_LIST];
     let length = loop {
         match rustix::fs::llistxattr(path, &mut list[..]) {
@@ -130,7 +131,7 @@ fn xattrs_at(path: &Path) -> Result<Xattrs, Errno> {
     for name in list.split(|b| *b == 0).filter(|name| is_kept(name)) {
         match rustix::fs::lgetxattr(path, name, &mut value[..]) {
             Ok(length) => drop(found.insert(name.to_vec(), value[..length].to_vec())),
-            // Removed since the list was made.
+            // The attribute or file was removed after the listing.
             Err(Errno::NODATA | Errno::NOENT) => {}
             Err(e) => return Err(e),
         }

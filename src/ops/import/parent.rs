@@ -1,32 +1,32 @@
-//! What an imported image comes from.
+//! Chooses the parent of an imported image.
 
 use crate::digest::Digest;
 use crate::error::Result;
 use crate::store::{Image, Store};
 
-/// Longest line that is followed, in images.
+/// The longest line of images that is followed.
 const LINE: usize = 1000;
 
-/// What an imported image comes from.
+/// The parent of an imported image.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Parent {
-    /// The image that the last import of the folder into this store made, if it is still there. So imports form a line, along which
-    /// what did not change is seen as the same.
+    /// The image that the last import of the folder into this store made, if it still exists. So imports form a line, along which
+    /// unchanged files count as the same.
     #[default]
     Last,
-    /// The newest image of a line: this one, or the last import of the folder if that comes from this one. Where this one is gone,
-    /// the last import of the folder.
+    /// The newest image of a line: this image, or the last import of the folder if it descends from this image. If this image no
+    /// longer exists, the last import of the folder.
     Line(Digest),
     /// This image.
     Image(Digest),
-    /// Nothing.
+    /// No parent.
     None,
 }
 
 impl Parent {
-    /// The image, where the last import made `last`.
+    /// Returns the parent's image, given the image `last` of the last import.
     pub(super) fn image(self, store: &Store, last: Option<Digest>) -> Result<Option<Image>> {
-        // One that is gone or damaged is nothing to come from.
+        // A missing or damaged image cannot be a parent.
         let found = |id: Option<Digest>| id.and_then(|id| store.image(&id).ok());
         Ok(match self {
             Self::Image(id) => Some(store.image(&id)?),
@@ -41,7 +41,7 @@ impl Parent {
     }
 }
 
-/// Whether an image is `old`, or comes from it by first parents.
+/// Whether an image is `old`, or descends from it by first parents.
 pub(super) fn comes_from(store: &Store, image: Digest, old: Digest) -> bool {
     let mut at = image;
     for _ in 0..LINE {

@@ -1,7 +1,7 @@
-//! A folder that agents work on: where it begins, what it is called, and the image that holds it as it is now.
+//! Finds the project of a folder, its name, and an image of its present state.
 //!
-//! The imports of a project form a line, whose name is a tag of its newest image. A store remembers the folder of a line:
-//! of two folders with one name, the second one's line gets a number.
+//! The imports of a project form a line, whose name is a tag of its newest image. A store remembers the folder of each line. If
+//! two folders have the same name, the line of the second one gets a number.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -20,33 +20,35 @@ use crate::store::Store;
 use crate::store::projects::Line;
 use crate::store::tags::check_new_tag;
 
-/// What marks the top of a git work tree: a folder, or a file in worktrees and submodules.
+/// The folder that marks the top of a git work tree. In worktrees and submodules it is a file.
 const GIT: &str = ".git";
 
-/// What a project is called whose folder's name can be no tag.
+/// The name of a project whose folder's name cannot be a tag.
 const NAMELESS: &str = "project";
 
-/// Longest name in bytes that a project has by itself. Behind it come a dash and a number.
+/// The longest name of a project in bytes, without the dash and number that may follow.
 const MAX_NAME: usize = 150;
 
 /// A folder that agents work on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Project {
-    /// Its folder, by its path without links.
+    /// Its folder, as a path without links.
     pub root: PathBuf,
-    /// The folder's name as that of a tag and of forks. In a store it may have a number behind it: [`Refreshed::name`].
+    /// The folder's name, adapted for tags and forks. In a store a number may follow it: [`Refreshed::name`].
     pub name: String,
 }
 
 impl Project {
-    /// The project that a folder is in: the git work tree around it, or else the folder itself.
+    /// Finds the project that a folder is in: the git work tree around it, or the folder itself.
+    ///
+    /// Fails for a home folder and the root folder.
     pub fn find(cwd: &Path) -> Result<Self> {
         Self::find_below(cwd, std::env::home_dir().and_then(|home| fs::canonicalize(home).ok()).as_deref())
     }
 
     fn find_below(cwd: &Path, home: Option<&Path>) -> Result<Self> {
         let here = real(cwd)?;
-        // A home folder under git holds settings. What lies in it is not that project.
+        // A home folder under git holds settings. A folder in it does not belong to that repository.
         let within = here.ancestors().take_while(|path| home != Some(path));
         let root = within.into_iter().find(|path| is_work_tree(path)).unwrap_or(&here);
         if home == Some(root) {
@@ -55,7 +57,7 @@ impl Project {
         Self::at(root)
     }
 
-    /// The project of exactly this folder.
+    /// Returns the project whose top is exactly this folder.
     pub fn at(dir: &Path) -> Result<Self> {
         let root = real(dir)?;
         if !fs::metadata(&root).is_ok_and(|metadata| metadata.is_dir()) {
@@ -70,7 +72,7 @@ impl Project {
 }
 
 fn no_project(root: &Path, is: &str) -> Error {
-    Error::new(ErrorKind::InvalidInput, format!("{} is {is}, which is no project", root.display()))
+    Error::new(ErrorKind::InvalidInput, format!("{} is {is}, not a project", root.display()))
         .with_hint("go to the folder of a project, or name one with --from DIR")
 }
 
@@ -78,13 +80,13 @@ fn real(dir: &Path) -> Result<PathBuf> {
     fs::canonicalize(dir).map_err(|e| Error::io(e, format!("cannot find {}", dir.display())))
 }
 
-/// Whether a folder is the top of a git work tree. An empty `.git` folder makes none, as with git.
+/// Whether a folder is the top of a git work tree. An empty `.git` folder does not count, as in git.
 fn is_work_tree(folder: &Path) -> bool {
     let git = folder.join(GIT);
     fs::metadata(&git).is_ok_and(|meta| !meta.is_dir() || fs::symlink_metadata(git.join("HEAD")).is_ok())
 }
 
-/// The folder's name as that of a tag and of forks.
+/// Returns the folder's name, adapted for tags and forks.
 fn name_of(root: &Path) -> String {
     let name = root.file_name().unwrap_or_default().to_string_lossy();
     let plain = |c: char| if c.is_alphanumeric() || "._-+".contains(c) { c } else { '-' };
@@ -96,22 +98,22 @@ fn name_of(root: &Path) -> String {
     if is_name { name.to_owned() } else { NAMELESS.to_owned() }
 }
 
-/// What bringing a project's image up to date came to.
+/// The result of updating a project's image.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Refreshed {
-    /// The image that holds the project as it is.
+    /// The image with the project's present state.
     pub image: Digest,
     /// The line's name in this store, which is also the tag of the image.
     pub name: String,
-    /// Whether the image was made just now; else an earlier one holds the same.
+    /// Whether the image is new. If not, an earlier one has the same content.
     pub imported: bool,
-    /// Files in it.
+    /// Number of files in it.
     pub files: u64,
     /// Bytes in files.
     pub bytes: u64,
-    /// How long it took.
+    /// Duration in seconds.
     pub seconds: f64,
-    /// What the user should know of, in words.
+    /// Warnings for the user.
     pub warnings: Vec<String>,
 }
 
@@ -129,8 +131,10 @@ impl Refreshed {
     }
 }
 
-/// Imports a project if it changed since its last import, which is then the new image's first parent, and tags the image with
-/// the line's name. `options` say how, but for the folder and the parent. Its `.pfignore` is followed.
+/// Imports a project if it has changed since its last import, and tags the image with the line's name.
+///
+/// The image of the last import becomes the new image's first parent. `options` set everything except the folder and the parent.
+/// The import follows the project's `.pfignore`.
 pub fn refresh(
     store: &Store,
     project: &Project,
@@ -139,7 +143,7 @@ pub fn refresh(
 ) -> Result<Refreshed> {
     let started = Instant::now();
     let name = claim(store, project, options)?;
-    // Of several programs that begin at once the first imports, and the others find that nothing changed.
+    // If several programs begin at once, the first imports, and the others find that nothing changed.
     let _lock = store.lock_project(&name)?;
     let line = store.projects().get(&name)?.filter(|line| line.dir == project.root);
     let before = line.and_then(|line| line.image);
@@ -164,12 +168,12 @@ pub fn refresh(
     Ok(Refreshed::of(report, name, started, warnings))
 }
 
-/// The name of a project's line in a store: that of the project, with a number if something else has it.
+/// Returns the name of a project's line in a store: the project's name, with a number if it is taken.
 fn claim(store: &Store, project: &Project, options: &Options) -> Result<String> {
     let _lock = store.lock_projects()?;
     let projects = store.projects();
     for name in projects.names()?.into_iter().filter(|name| is_numbered(name, &project.name)) {
-        // One that cannot be read is not this folder's.
+        // A line that cannot be read counts as another folder's.
         if projects.get(&name).ok().flatten().is_some_and(|line| line.dir == project.root) {
             return Ok(name);
         }
@@ -191,14 +195,14 @@ fn claim(store: &Store, project: &Project, options: &Options) -> Result<String> 
     Ok(name)
 }
 
-/// Whether a name is this one, or this one with a number behind it.
+/// Whether a name is `base`, or `base` with a number.
 fn is_numbered(name: &str, base: &str) -> bool {
     let Some(rest) = name.strip_prefix(base) else { return false };
     rest.is_empty()
         || rest.strip_prefix('-').is_some_and(|number| number.parse::<u64>().is_ok_and(|number| number > 1))
 }
 
-/// Gives the line's tag to its newest image; a warning if the tag is on an image that is not of the line.
+/// Moves the line's tag to its newest image. Returns a warning if the tag is on an image that is not in the line.
 fn move_tag(
     store: &Store,
     name: &str,
@@ -211,7 +215,7 @@ fn move_tag(
         Ok(tagged) if tagged == *image => return Ok(None),
         Ok(tagged) if Some(tagged) != before && !comes_from(store, *image, tagged) => {
             return Ok(Some(format!(
-                "tag {name} is on image {tagged}, which is no import of {}; it stays there",
+                "tag {name} is on image {tagged}, which is not an import of {}; the tag stays there",
                 options.dir.display()
             )));
         }
@@ -222,19 +226,20 @@ fn move_tag(
     Ok(None)
 }
 
-/// What the next import of a folder into a tag comes from: the last one, if the tag is of a line of that folder.
+/// Returns the parent of the next import of a folder with a tag: the newest image of the tag's line, if that is a line of the
+/// folder.
 pub fn parent(store: &Store, dir: &Path, tag: &str) -> Parent {
     let line = store.projects().get(tag).ok().flatten();
     let line = line.filter(|line| real(dir).is_ok_and(|dir| dir == line.dir));
     line.and_then(|line| line.image).map_or(Parent::Last, Parent::Line)
 }
 
-/// Remembers that a folder's import has a tag, so that the next ones are of the same line. The line of another folder stays, unless
+/// Records that a folder's import has a tag, so that the next imports join the same line. The line of another folder stays, unless
 /// the tag `moved` to this import.
 pub fn remember(store: &Store, dir: &Path, tag: &str, image: &Digest, moved: bool) -> Result<()> {
     let line = Line { dir: real(dir)?, image: Some(*image) };
     let _lock = store.lock_projects()?;
-    // What cannot be read is no line.
+    // A line that cannot be read counts as none.
     let old = store.projects().get(tag).ok().flatten();
     if old.is_some_and(|old| old == line || old.dir != line.dir && !moved) {
         return Ok(());
@@ -256,13 +261,13 @@ mod tests {
         let at = |root: &Path, name: &str| Project { root: root.to_owned(), name: name.into() };
         assert_eq!(find(&deep).unwrap(), at(&deep, "deep"));
         fs::create_dir(top.join(GIT)).unwrap();
-        assert_eq!(find(&deep).unwrap(), at(&deep, "deep"), "an empty folder is no repository");
+        assert_eq!(find(&deep).unwrap(), at(&deep, "deep"), "an empty folder is not a repository");
         fs::write(top.join(".git/HEAD"), "ref: refs/heads/main\n").unwrap();
         assert_eq!(find(&deep).unwrap(), at(&top, "shop"));
-        // A worktree or submodule in it.
+        // A worktree or submodule in the work tree.
         fs::write(top.join("src/.git"), "gitdir: elsewhere\n").unwrap();
         assert_eq!(find(&deep).unwrap(), at(&top.join("src"), "src"));
-        // Settings in the home folder are under git.
+        // The home folder itself is under git, for its settings.
         fs::create_dir_all(home.join(GIT)).unwrap();
         fs::write(home.join(".git/HEAD"), "").unwrap();
         fs::create_dir(home.join("notes")).unwrap();

@@ -1,4 +1,4 @@
-//! Which rules leave paths of a folder out of its image.
+//! Reads the rules that leave paths of a folder out of its image.
 
 use std::fs;
 use std::io;
@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::error::{Error, Result};
 use crate::layers::ignore::{IGNORE_FILE, Ignore, PF_IGNORE_FILE, Rule};
 
-/// How many paths each source of rules left out.
+/// Number of paths that each source of rules left out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct LeftOutBy {
     /// `pf`'s built-in list.
@@ -36,9 +36,10 @@ impl LeftOutBy {
     }
 }
 
-/// Reads the rules of a folder: its `.pfignore`, and those that the caller asks for. With `pf_ignores` also `pf`'s built-in
-/// list and, where there is no `.pfignore`, the `.gitignore`, as `pf` does. The second part of the result says which lines cannot
-/// be followed.
+/// Reads the rules of a folder: its `.pfignore`, and those that the caller asks for.
+///
+/// With `pf_ignores`, adds `pf`'s built-in list and, if there is no `.pfignore`, the `.gitignore`, as `pf` does. The second part of
+/// the result says which lines cannot be followed.
 pub fn rules(dir: &Path, pf_ignores: bool, asked: &[String]) -> Result<(Ignore, Vec<String>)> {
     let mut ignore = if pf_ignores { Ignore::pf_rules() } else { Ignore::default() };
     let files = if pf_ignores { &[IGNORE_FILE, PF_IGNORE_FILE][..] } else { &[IGNORE_FILE] };

@@ -1,5 +1,7 @@
-//! Repositories that git writes to during an import. Git writes objects before the references that name them, and packs
-//! before it removes what is in them. An image must not hold a reference that is newer than its objects, nor miss an object in both forms.
+//! Handles repositories that git writes to during an import.
+//!
+//! Git writes objects before the references to them, and writes a pack before it removes the objects that it contains. So an
+//! import could get a reference without its objects, or miss an object both loose and packed.
 
 use std::collections::HashMap;
 
@@ -13,7 +15,7 @@ use crate::store::Batch;
 const LOOKS: usize = 4;
 
 impl Importing<'_> {
-    /// Looks at the repositories again once all is read, and takes in what changed, until nothing does.
+    /// Looks at the repositories again after all files are read, and imports changes, until there are none.
     pub(super) fn settle(
         &self,
         batch: &Batch<'_>,
@@ -35,7 +37,7 @@ impl Importing<'_> {
             let mut found = listing.found;
             found.retain(|found| is_inside(&found.path));
             let now: HashMap<&[u8], &Meta> = found.iter().map(|f| (f.path.as_slice(), &f.meta)).collect();
-            // What was there before, as it is now; a link's text and the like are told by the stamp.
+            // Checks whether an item is unchanged. The stamp also covers a link's target.
             let is_same = |item: &Item| {
                 let meta = now.get(item.path.as_slice());
                 meta.is_some_and(|meta| meta.stamp == item.meta.stamp && meta.kind == item.meta.kind)

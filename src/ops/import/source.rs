@@ -1,4 +1,4 @@
-//! Where the bytes of an image's path come from.
+//! The sources of the bytes of an image's paths.
 
 use std::io::{self, Read as _};
 use std::path::PathBuf;
@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::walk::Found;
 use crate::mount::reach::Top;
 
-/// Where the bytes of an image's path come from, where that is not the same path of the folder.
+/// The source of a path's bytes, if it is not the same path of the folder.
 #[derive(Debug)]
 pub(super) enum Source {
     /// A path below another folder.
@@ -17,18 +17,18 @@ pub(super) enum Source {
 }
 
 impl Found {
-    /// The folder and the path below it that it is read from. Bytes that the import made are at no path.
+    /// Returns the folder and the path below it to read from. Bytes that the import made have an empty path.
     pub(super) fn place<'a>(&'a self, top: &'a Top) -> (&'a Top, &'a [u8]) {
         place(self.source.as_deref(), top, &self.path)
     }
 
-    /// Its path on the disk.
+    /// Returns its path on the disk.
     pub(super) fn origin(&self, top: &Top) -> PathBuf {
         let (top, path) = self.place(top);
         top.shown(path)
     }
 
-    /// Up to `most` of its bytes; nothing if it is longer or cannot be read.
+    /// Reads its bytes. Returns none if there are more than `most`, or it cannot be read.
     pub(super) fn text(&self, top: &Top, most: u64) -> Option<Vec<u8>> {
         if let Some(Source::Made(bytes)) = self.source.as_deref() {
             return Some(bytes.clone());
@@ -37,7 +37,7 @@ impl Found {
         read(top, path, most).ok().flatten()
     }
 
-    /// Gives it other bytes.
+    /// Replaces its bytes.
     pub(super) fn make(&mut self, bytes: Vec<u8>) {
         self.meta.stamp.size = bytes.len() as u64;
         self.meta.links = 1;
@@ -45,7 +45,7 @@ impl Found {
     }
 }
 
-/// The folder and the path below it that `path` of the image is read from.
+/// Returns the folder and the path below it from which `path` of the image is read.
 pub(super) fn place<'a>(source: Option<&'a Source>, top: &'a Top, path: &'a [u8]) -> (&'a Top, &'a [u8]) {
     match source {
         Some(Source::Elsewhere(top, path)) => (top, path),
@@ -53,7 +53,7 @@ pub(super) fn place<'a>(source: Option<&'a Source>, top: &'a Top, path: &'a [u8]
     }
 }
 
-/// A file's bytes; nothing if there are more than `most`.
+/// Reads a file's bytes. Returns none if there are more than `most`.
 pub(super) fn read(top: &Top, path: &[u8], most: u64) -> io::Result<Option<Vec<u8>>> {
     let mut text = Vec::new();
     top.file(path)?.take(most + 1).read_to_end(&mut text)?;

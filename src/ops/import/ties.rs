@@ -1,5 +1,7 @@
-//! What in an imported tree names the place that it came from. From a fork or an export it leads back there: programs then
-//! read the original's files in place of the copy's, or write to them. Nothing is changed here; an import names it.
+//! Finds ties: files in an imported tree that name the folder from which it came.
+//!
+//! From a fork or an export such a file leads back to the original. Programs then read the original's files instead of the copy's,
+//! or write to them. The import does not change these files, but reports them.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -13,27 +15,27 @@ use super::tree::{Body, Item};
 use crate::layers::world::Kind;
 use crate::mount::reach::Top;
 
-/// Of each kind, so many are kept, and so many are named in words.
+/// The most ties of each kind that are kept, and that are named in messages.
 const KEPT: usize = 100;
 const NAMED: usize = 5;
 
-/// Bytes of a file that are looked at. Those that matter are shorter.
+/// Bytes of a file to look at. Files that matter are shorter.
 const MAX_FILE: u64 = 1 << 20;
 
-/// What it is.
+/// The kind of a tie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum TieKind {
-    /// A `.git` file that leads to no repository.
+    /// A `.git` file that does not lead to a repository.
     GitFile,
-    /// A `.git` file that leads to a repository that cannot be made whole. The image leaves it out.
+    /// A `.git` file that leads to a repository which cannot be made complete. The image leaves it out.
     GitLeftOut,
-    /// `core.worktree` in a repository's settings, of a folder that is not in the image. It is unset there.
+    /// A `core.worktree` in a repository's settings that names a folder outside of the image. In the image it is unset.
     GitWorktree,
-    /// `objects/info/alternates` that names objects which cannot be taken in.
+    /// An `objects/info/alternates` that names objects which cannot be added.
     GitAlternates,
-    /// A value of a repository's settings that names the original, or that another place gives another meaning.
+    /// A value of a repository's settings that names the original, or that has another meaning at another place.
     GitConfig,
     /// Settings of a repository that cannot be read.
     GitUnread,
@@ -47,32 +49,32 @@ pub enum TieKind {
     Cmake,
 }
 
-/// Something that names the place it was imported from.
+/// A file, link or folder that names the place from which it was imported.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Tie {
-    /// What it is.
+    /// Its kind.
     pub kind: TieKind,
-    /// Which file, link or folder, relative to what was imported.
+    /// Its path, relative to the imported folder.
     pub path: String,
-    /// What it names.
+    /// The path that it names.
     pub target: String,
 }
 
 impl Tie {
-    /// What goes wrong with it in a copy.
+    /// Describes the problem that it causes in a copy.
     fn words(&self) -> String {
         let Self { kind, path, target } = self;
         match kind {
             TieKind::GitFile => {
                 format!(
-                    "{path} points to {target}, which is no repository: git in a fork finds none, as here"
+                    "{path} points to {target}, which is not a repository: git in a fork finds none, as here"
                 )
             }
             TieKind::GitLeftOut => format!(
                 "{path} is left out: pfimg cannot make a whole repository of {target}; git in a fork finds none"
             ),
             TieKind::GitWorktree => format!(
-                "{path} set core.worktree to {target}; in the image it is unset, and git works on the files beside it"
+                "{path} set core.worktree to {target}; in the image it is unset, and git works on the files next to it"
             ),
             TieKind::GitAlternates => {
                 format!(
@@ -83,7 +85,7 @@ impl Tie {
                 format!("{path} sets {target}: git in a fork uses the original there, or does not find it")
             }
             TieKind::GitUnread => {
-                format!("{path} cannot be read ({target}): what it ties a fork to is not known")
+                format!("{path} cannot be read ({target}): it may tie a fork to the original")
             }
             TieKind::Link => format!("{path} is a link to {target}: in a fork it leads to the original"),
             TieKind::Venv => format!(
@@ -99,7 +101,7 @@ impl Tie {
     }
 }
 
-/// What was found.
+/// The ties of an import.
 #[derive(Debug, Default)]
 pub(super) struct Ties {
     /// The first of each kind, in order.
@@ -123,7 +125,7 @@ impl Ties {
         self.counts.values().sum()
     }
 
-    /// A line for each, and one for those of a kind that would be too many.
+    /// Returns a message for each tie, and one for further ties of a kind.
     pub(super) fn words(&self) -> Vec<String> {
         let mut lines = Vec::new();
         for (kind, count) in &self.counts {
@@ -137,13 +139,13 @@ impl Ties {
     }
 }
 
-/// The place that is imported: its paths, as given and without links.
+/// The imported folder, by its paths as given and without links.
 pub(super) struct Place<'a> {
     pub(super) top: &'a Top,
     names: Vec<PathBuf>,
 }
 
-/// Looks for what names the place among what was found. What git's files name is `known`.
+/// Finds ties among the items. `known` are ties of git's files.
 pub(super) fn find(top: &Top, given: &Path, items: &[Item], known: Vec<Tie>) -> Ties {
     let place = Place::new(top, given);
     let mut ties = known;
@@ -170,13 +172,13 @@ pub(super) fn tie(kind: TieKind, path: &[u8], target: &Path) -> Tie {
 impl<'a> Place<'a> {
     pub(super) fn new(top: &'a Top, given: &Path) -> Self {
         let mut names = vec![top.path().to_owned()];
-        // Not by `..`, which is another folder behind a link.
+        // Removes `..` from the given path by name, without following links.
         names.extend(std::path::absolute(given).ok().map(|path| resolved(Path::new("/"), &path)));
         names.dedup();
         Self { top, names }
     }
 
-    /// Whether a path is the place or lies below it.
+    /// Whether a path is the imported folder or lies below it.
     pub(super) fn holds(&self, path: &Path) -> bool {
         let path = resolved(Path::new("/"), path);
         self.names.iter().any(|name| path.starts_with(name))
@@ -185,13 +187,13 @@ impl<'a> Place<'a> {
     fn text(&self, path: &[u8]) -> Vec<u8> {
         let mut text = Vec::new();
         if let Ok(file) = self.top.file(path) {
-            // What cannot be read says nothing; an import that needs it says so itself.
+            // Ignores a file that cannot be read. If the import needs it, that reports the error.
             let _ = file.take(MAX_FILE).read_to_end(&mut text);
         }
         text
     }
 
-    /// The folder that a file lies in, as an absolute path.
+    /// Returns the folder of a file as an absolute path.
     fn folder(&self, path: &[u8]) -> PathBuf {
         self.top.path().join(OsStr::from_bytes(split(path).0))
     }
@@ -224,7 +226,7 @@ impl<'a> Place<'a> {
     }
 }
 
-/// A path's folder and last name.
+/// Splits a path into its folder and last name.
 pub(super) fn split(path: &[u8]) -> (&[u8], &[u8]) {
     match path.iter().rposition(|b| *b == b'/') {
         Some(at) => (&path[..at], &path[at + 1..]),
@@ -232,7 +234,7 @@ pub(super) fn split(path: &[u8]) -> (&[u8], &[u8]) {
     }
 }
 
-/// A path with `.` and `..` taken out, and nothing looked up.
+/// Resolves `.` and `..` in a path without looking at the disk.
 pub(super) fn resolved(from: &Path, path: &Path) -> PathBuf {
     let mut all = PathBuf::from("/");
     for component in from.join(path).components() {
@@ -245,7 +247,7 @@ pub(super) fn resolved(from: &Path, path: &Path) -> PathBuf {
     all
 }
 
-/// Whether a Python environment says of itself that it can be moved.
+/// Whether a Python environment's settings say that it can be moved.
 fn is_relocatable(text: &[u8]) -> bool {
     text.split(|b| *b == b'\n').any(|line| {
         let mut parts = line.splitn(2, |b| *b == b'=').map(<[u8]>::trim_ascii);
@@ -254,7 +256,7 @@ fn is_relocatable(text: &[u8]) -> bool {
     })
 }
 
-/// The folder of sources that a build folder of `CMake` names.
+/// Returns the folder of sources that a build folder of `CMake` names.
 fn cmake_sources(text: &[u8]) -> Option<&[u8]> {
     let line = text.split(|b| *b == b'\n').find_map(|line| line.strip_prefix(b"CMAKE_HOME_DIRECTORY:"))?;
     let at = line.iter().position(|b| *b == b'=')?;

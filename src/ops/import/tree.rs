@@ -1,4 +1,4 @@
-//! From what was found in a folder to the tree that says so. Pure.
+//! Makes the tree of an image from the listing of a folder. Does not read the disk.
 
 use std::cmp::Ordering;
 use std::collections::{HashMap, HashSet};
@@ -10,10 +10,10 @@ use crate::digest::Digest;
 use crate::layers::world::{Entry, FsTree, Header, Kind, MAX_NAME, Root};
 use crate::layers::xattrs::{self, Xattrs};
 
-/// What a file is made of.
+/// The content of a file.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Body {
-    /// A folder or a special: nothing.
+    /// None: a folder or a special file.
     Nothing,
     /// A file's content.
     Content(Digest),
@@ -21,18 +21,18 @@ pub(super) enum Body {
     Target(Vec<u8>, Digest),
 }
 
-/// A file with all that a tree says of it.
+/// A file with everything that a tree records of it.
 #[derive(Clone, Debug)]
 pub(super) struct Item {
     pub(super) path: Vec<u8>,
     pub(super) meta: Meta,
     pub(super) body: Body,
     pub(super) xattrs: Xattrs,
-    /// Where its bytes come from, if not from the folder's same path.
+    /// The source of its bytes, if it is not the same path of the folder.
     pub(super) source: Option<Arc<Source>>,
 }
 
-/// The order of `pf`'s entries: by component, so that a folder comes right before what is in it.
+/// The order of `pf`'s entries: by component, so that a folder comes right before its files.
 pub(super) fn order(a: &[u8], b: &[u8]) -> Ordering {
     let rank = |byte: Option<&u8>| match byte {
         None => 0,
@@ -43,7 +43,7 @@ pub(super) fn order(a: &[u8], b: &[u8]) -> Ordering {
     rank(a.get(at)).cmp(&rank(b.get(at)))
 }
 
-/// Makes the tree of a folder and what is below it.
+/// Makes the tree of a folder with everything below it.
 pub(super) fn build(root: &Meta, root_xattrs: &Xattrs, mut items: Vec<Item>) -> FsTree {
     items.sort_unstable_by(|a, b| order(&a.path, &b.path));
     let mut texts = Texts::new(&items);
@@ -70,7 +70,7 @@ pub(super) fn build(root: &Meta, root_xattrs: &Xattrs, mut items: Vec<Item>) -> 
         }
     }
     if texts.odd {
-        // Some stand where their bytes would, not where their text does.
+        // Sorts again: names that are not UTF-8 were sorted by their bytes, not by their text.
         for list in [&mut tree.entries, &mut tree.specials] {
             list.sort_by(|a, b| order(a.path.as_bytes(), b.path.as_bytes()));
         }
@@ -102,7 +102,7 @@ fn entry(meta: Meta, body: Body, xattrs: &Xattrs) -> Entry<'static> {
     entry
 }
 
-/// Numbers of files that have several names in the tree, from 1 in the order of their first names.
+/// Numbers the files that have several names in the tree, from 1 in the order of their first names.
 fn groups(items: &[Item]) -> HashMap<(u64, u64), u64> {
     let key = |item: &Item| (item.meta.stamp.dev, item.meta.stamp.ino);
     let linked = || items.iter().filter(|item| item.meta.kind != Kind::Dir && item.meta.links > 1);
@@ -118,15 +118,15 @@ fn groups(items: &[Item]) -> HashMap<(u64, u64), u64> {
     groups
 }
 
-/// How paths are written that are not UTF-8: each such name as text that none of its neighbours has.
+/// Texts for paths that are not UTF-8. Each such name gets a text that none of its neighbours has.
 struct Texts {
-    /// Whether there are any.
+    /// Whether there are such paths.
     odd: bool,
-    /// All paths as they are.
+    /// All paths, as bytes.
     paths: HashSet<Vec<u8>>,
-    /// Texts of folders that have another text than their bytes.
+    /// Texts of folders whose text differs from their bytes.
     folders: HashMap<Vec<u8>, String>,
-    /// Texts that were made up.
+    /// Texts that were generated.
     given: HashSet<String>,
 }
 
@@ -137,7 +137,7 @@ impl Texts {
         Self { odd, paths, folders: HashMap::new(), given: HashSet::new() }
     }
 
-    /// A path's text, and the last name's bytes where the text does not say them. Folders come before what is in them.
+    /// Returns a path's text, and the last name's bytes if the text differs from them. Must be called for a folder before its files.
     fn of(&mut self, path: &[u8], is_folder: bool) -> (String, Option<Vec<u8>>) {
         if !self.odd {
             return (String::from_utf8_lossy(path).into_owned(), None);
@@ -175,8 +175,8 @@ impl Texts {
     }
 }
 
-/// A text that stands in for a name that is none, no longer than a name may be, so that `pf` can restore it. Of names
-/// that come to the same text, each gets another `number`, from 1 on.
+/// Returns a text in place of a name that is not UTF-8. It is not longer than a name may be, so that `pf` can restore it. Names with
+/// the same text get different values of `number`, from 1 on.
 fn stand_in(name: &[u8], number: u32) -> String {
     let suffix = if number > 1 { format!("~{number}") } else { String::new() };
     let mut text = String::from_utf8_lossy(name).into_owned();
@@ -225,7 +225,7 @@ mod tests {
             file(b"a/y", 7, 2),
             folder(b"a"),
             file(b"a.x", 8, 1),
-            // Its other name is not in the folder.
+            // The file's other name is not in the folder.
             file(b"c", 9, 2),
         ]);
         let paths: Vec<_> = tree.entries.iter().map(|entry| (&*entry.path, entry.hardlink)).collect();

@@ -25,16 +25,16 @@ use crate::mount::mountinfo::{self, Mounted};
 use crate::mount::reach::Top;
 use crate::sync::{Condvar, Mutex};
 
-/// Of the paths that rules leave out, so many are named.
+/// The most paths left out by rules that are named.
 const NAMED: usize = 100;
 
-/// Bytes of a folder's list that are read at once.
+/// Bytes of a folder's listing to read at once.
 const LIST: usize = 32 << 10;
 
-/// What `statfs` says of a FUSE filesystem, of linux/magic.h.
+/// The type of a FUSE filesystem in `statfs`, from linux/magic.h.
 const FUSE_SUPER_MAGIC: u64 = 0x6573_5546;
 
-/// What `stat` tells of a file, as far as a tree records it.
+/// Attributes of a file that a tree records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Meta {
     pub(super) kind: Kind,
@@ -78,8 +78,8 @@ impl Meta {
         }
     }
 
-    /// What stands for a mountpoint that is not looked at: what is mounted there may not answer, and changes with each mount.
-    /// Nothing but the folder that it lies in decides it, so that mounting and unmounting make no new image.
+    /// Returns attributes for a mountpoint that is not looked at, since the mount's daemon may not answer. They depend only on the
+    /// folder that contains the mountpoint, so that mounting and unmounting do not cause a new image.
     fn of_mountpoint_in(folder: &Self) -> Self {
         Self {
             kind: Kind::Dir,
@@ -100,22 +100,22 @@ pub(super) struct Found {
     pub(super) meta: Meta,
     /// A mountpoint that is recorded as an empty folder, and not looked at.
     pub(super) closed: bool,
-    /// Where its bytes come from, if not from the folder's same path.
+    /// The source of its bytes, if it is not the same path of the folder.
     pub(super) source: Option<Arc<Source>>,
 }
 
-/// What an import does not take in.
+/// The limits of a listing: what an import leaves out.
 pub(super) struct Limits<'a> {
     pub(super) ignore: &'a Ignore,
-    /// Where the folder lies in the image. The rules speak of the image's paths.
+    /// The folder's place in the image, since rules concern the image's paths.
     pub(super) prefix: &'a [u8],
-    /// Whether a path below the folder is wanted at all. What is not is not counted as left out.
+    /// Whether a path below the folder is wanted at all. Other paths are not counted as left out.
     pub(super) wanted: &'a (dyn Fn(&[u8]) -> bool + Sync),
-    /// This program's own folders, by device and inode.
+    /// Folders of this program, by device and inode.
     pub(super) own: &'a HashSet<(u64, u64)>,
-    /// What is mounted below the folder, by path.
+    /// Mounts below the folder, by path.
     pub(super) mounts: HashMap<Vec<u8>, Mounted>,
-    /// Whether other filesystems are not entered.
+    /// Whether to skip other filesystems.
     pub(super) one_file_system: bool,
 }
 
@@ -124,20 +124,20 @@ pub(super) struct Limits<'a> {
 pub(super) enum Closed {
     /// This store is mounted there.
     Store(PathBuf),
-    /// Another filesystem is.
+    /// Another filesystem is mounted there.
     Filesystem,
-    /// It is one of this program's own.
+    /// It is a folder of this program.
     Own,
 }
 
-/// What rules left out.
+/// The paths that rules left out.
 #[derive(Debug, Default)]
 pub(super) struct LeftOut {
-    /// How many paths; what is below them was not looked at.
+    /// Number of these paths. Paths below them were not looked at.
     pub(super) count: u64,
-    /// Which rules they are covered by.
+    /// Number of paths by source of the rules.
     pub(super) by: LeftOutBy,
-    /// The first in order.
+    /// The first of these paths, in order.
     pub(super) first: BTreeSet<Vec<u8>>,
 }
 
@@ -161,19 +161,19 @@ impl LeftOut {
     }
 }
 
-/// What a folder holds.
+/// A listing of everything below a folder.
 #[derive(Debug, Default)]
 pub(super) struct Listing {
-    /// In no order.
+    /// The files, in no order.
     pub(super) found: Vec<Found>,
     pub(super) left_out: LeftOut,
     /// Folders that were not entered, in order.
     pub(super) closed: BTreeSet<(Vec<u8>, Closed)>,
-    /// Folders that turned out to be caches of this program when they were entered.
+    /// Folders that are caches of this program, as found when they were entered.
     caches: HashSet<Vec<u8>>,
 }
 
-/// A folder that is to be listed, with the device that it lies on.
+/// A folder to list, and its device.
 struct Todo {
     path: Vec<u8>,
     dev: u64,
@@ -181,7 +181,7 @@ struct Todo {
 
 struct State {
     todo: Vec<Todo>,
-    /// Threads that are in a folder, and may find more.
+    /// Number of threads that are listing a folder and may find more.
     busy: usize,
     failed: Option<Error>,
     listing: Listing,
@@ -255,7 +255,7 @@ impl Walk<'_> {
         listing.caches.extend(own.caches);
     }
 
-    /// Adds what is in a folder to `own` and returns the folders among it.
+    /// Adds the files of a folder to `own`, and returns the folders among them.
     fn list(&self, dir: &Todo, own: &mut Listing) -> Result<Vec<Todo>> {
         let is_top = dir.path.is_empty();
         let failed = |e: io::Error| {
@@ -263,7 +263,7 @@ impl Walk<'_> {
         };
         let folder = match self.top.folder(&dir.path) {
             Ok(folder) => folder,
-            // Removed since its parent was listed; the folder asked for must be there.
+            // The folder was removed after its parent was listed. Only the imported folder itself must exist.
             Err(e) if e.kind() == io::ErrorKind::NotFound && !is_top => return Ok(Vec::new()),
             Err(e) => return Err(failed(e)),
         };
@@ -295,7 +295,7 @@ impl Walk<'_> {
             if depth >= MAX_DEPTH {
                 let path = self.top.shown(&dir.path);
                 let what = format!(
-                    "{} holds files more than {MAX_DEPTH} folders deep, which no image can",
+                    "{} holds files more than {MAX_DEPTH} folders deep, too deep for an image",
                     path.display()
                 );
                 return Err(Error::new(ErrorKind::InvalidInput, what).with_hint("leave it out with --ignore"));
@@ -316,7 +316,7 @@ impl Walk<'_> {
         Ok(folders)
     }
 
-    /// Looks at one of a folder's names, and adds it.
+    /// Looks at one name in a folder, and adds its file.
     fn entry(
         &self,
         folder: impl AsFd,
@@ -332,14 +332,14 @@ impl Walk<'_> {
             own.closed.insert((path.to_vec(), why));
             Ok(())
         };
-        // Not even looked at: its daemon may not answer.
+        // Does not look at the mount, since its daemon may not answer.
         if let Some(mounted) = mounted.filter(|mounted| mounted.is_ours()) {
             return closed(own, Closed::Store(mounted.source.clone()));
         }
         let meta = match statat(folder, name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => Meta::of(&stat),
             Err(Errno::NOENT) => return Ok(()),
-            // Another user's, or one whose server has ended.
+            // The mount belongs to another user, or its server has ended.
             Err(Errno::ACCESS | Errno::NOTCONN | Errno::IO | Errno::STALE)
                 if mounted.is_some() && self.limits.one_file_system =>
             {
@@ -369,7 +369,7 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// The store that is mounted at a path, where another device begins, if it was mounted after the import began.
+    /// Returns the store that was mounted at a path after the import began, if any. Called where another device begins.
     fn store_mounted_meanwhile(&self, folder: BorrowedFd<'_>, path: &[u8], name: &[u8]) -> Option<PathBuf> {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let opened = openat(folder, name, flags, Mode::empty()).ok()?;
@@ -381,7 +381,7 @@ impl Walk<'_> {
     }
 }
 
-/// A path below a path of an image.
+/// Joins a path to a folder of an image.
 pub(super) fn joined<'a>(folder: &[u8], path: &'a [u8]) -> Cow<'a, [u8]> {
     if folder.is_empty() {
         Cow::Borrowed(path)
@@ -392,7 +392,7 @@ pub(super) fn joined<'a>(folder: &[u8], path: &'a [u8]) -> Cow<'a, [u8]> {
     }
 }
 
-/// Whether a folder's mark says that it is a cache of this program.
+/// Whether a folder has the mark of a cache of this program.
 fn is_cache(folder: BorrowedFd<'_>) -> bool {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let Ok(mark) = openat(folder, cache::MARK, flags, Mode::empty()) else { return false };
@@ -401,7 +401,7 @@ fn is_cache(folder: BorrowedFd<'_>) -> bool {
     read.is_ok() && cache::is_ours(&begin)
 }
 
-/// What is mounted below a folder whose path has no links, by path relative to it.
+/// Returns the mounts below a folder whose path has no links, by path relative to it.
 pub(super) fn mounts_below(folder: &std::path::Path) -> HashMap<Vec<u8>, Mounted> {
     let mounts = mountinfo::below(folder).unwrap_or_default();
     let relative = |mounted: Mounted| {
@@ -411,5 +411,5 @@ pub(super) fn mounts_below(folder: &std::path::Path) -> HashMap<Vec<u8>, Mounted
     mounts.into_iter().filter_map(relative).collect()
 }
 
-/// What helps where something cannot be read.
+/// The hint for files that cannot be read.
 pub(super) const READABLE: &str = "run this as a user who may read it, or leave it out with --ignore";

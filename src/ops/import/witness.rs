@@ -1,4 +1,4 @@
-//! What there is to see of an import, for the oracle to judge.
+//! The observations of an import, for the oracle to judge.
 
 use super::tree::{Body, Item};
 use super::{Importing, Report};
@@ -10,8 +10,9 @@ use crate::oracle::TransferKind;
 use crate::tree::Tree;
 
 impl Importing<'_> {
-    /// Judges an import. `left` is how many files had been left behind before it. The tree of a new image
-    /// is read back and held against what was found; of one that was there already only the manifest is looked at.
+    /// Judges an import. `left` is the number of files that were left behind before it.
+    ///
+    /// Reads the tree of a new image back and compares it with the folder's listing. For an existing image, checks only the manifest.
     pub(super) fn judge(&self, report: &Report, left: u64, items: &[Item]) -> Result<()> {
         let mut steps = Steps::new();
         let folder = self.dir.display().to_string();
@@ -35,7 +36,7 @@ impl Importing<'_> {
         })
     }
 
-    /// Paths that the image shows otherwise than the folder, each with how.
+    /// Paths that differ between the image and the folder, each with the difference.
     fn differing_paths(&self, report: &Report, items: &[Item]) -> Vec<(String, String)> {
         let tree = self.store.image(&report.image).map_err(|e| e.to_string()).and_then(|image| {
             let text =

@@ -1,4 +1,4 @@
-//! Removing the seals of forks that are discarded.
+//! Removes the seals of discarded forks.
 
 use std::collections::{HashMap, HashSet};
 
@@ -8,19 +8,19 @@ use crate::error::{Error, Result};
 use crate::fork;
 use crate::store::{MarkerError, Store};
 
-/// What became of seals.
+/// The result of removing seals.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SealsRemoved {
     /// The images that were removed.
     pub removed: Vec<Digest>,
-    /// How many stay because a tag, a fork, another image or a program at work needs them.
+    /// Number of images that stay because a tag, a fork, another image or a running program needs them.
     pub kept: u64,
-    /// What somebody should know of, in words.
+    /// Remarks for the user.
     pub notes: Vec<String>,
 }
 
-/// Removes the images that discarded forks were sealed as, but for those that a tag, another fork, another image or a program at
-/// work needs. `lineage` are images that forks descend from though they do not rest on them.
+/// Removes the images that discarded forks were sealed as, except those that a tag, another fork, another image or a running
+/// program needs. `lineage` are images that forks descend from, apart from their bases.
 pub fn remove_seals(store: &Store, seals: &[Digest], lineage: &[Digest]) -> Result<SealsRemoved> {
     let there: HashSet<Digest> =
         seals.iter().filter(|image| store.images().contains(image)).copied().collect();
@@ -36,9 +36,8 @@ pub fn remove_seals(store: &Store, seals: &[Digest], lineage: &[Digest]) -> Resu
         Ok(parents) => keep_parents(&mut doomed, &parents),
         Err(unreadable) => {
             if !doomed.is_empty() {
-                notes.push(format!(
-                    "no seal is removed, since an image may need it that cannot be read: {unreadable}"
-                ));
+                notes
+                    .push(format!("no seal is removed, since an unreadable image may need it: {unreadable}"));
             }
             doomed.clear();
         }
@@ -51,13 +50,13 @@ pub fn remove_seals(store: &Store, seals: &[Digest], lineage: &[Digest]) -> Resu
     Ok(SealsRemoved { removed, kept, notes })
 }
 
-/// What each image was made from; or the first image that cannot be read.
+/// Returns the parents of each image, or the error of the first image that cannot be read.
 fn parents(store: &Store) -> Result<std::result::Result<HashMap<Digest, Vec<Digest>>, Error>> {
     let mut parents = HashMap::new();
     for id in store.images().ids(&mut |_| {})? {
         match store.image(&id) {
             Ok(image) => drop(parents.insert(id, image.manifest.parents)),
-            // Another program removed it just now.
+            // Another program removed the image after the listing.
             Err(MarkerError::Absent(_)) => {}
             Err(error) => return Ok(Err(error.into())),
         }
@@ -65,7 +64,7 @@ fn parents(store: &Store) -> Result<std::result::Result<HashMap<Digest, Vec<Dige
     Ok(Ok(parents))
 }
 
-/// Spares what an image that stays was made from.
+/// Keeps the parents of each image that stays.
 fn keep_parents(doomed: &mut HashSet<Digest>, parents: &HashMap<Digest, Vec<Digest>>) {
     let mut stays: Vec<Digest> = parents.keys().filter(|id| !doomed.contains(id)).copied().collect();
     while let Some(id) = stays.pop() {
@@ -82,7 +81,7 @@ mod tests {
     use super::*;
     use crate::store::manifest::tests::sample;
 
-    /// A store with images, each with those before it that it was made from.
+    /// Makes a store with images, each with the listed earlier ones as parents.
     fn family(images: &[&[usize]]) -> (tempfile::TempDir, Store, Vec<Digest>) {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::create(dir.path()).unwrap();

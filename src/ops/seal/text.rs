@@ -230,8 +230,7 @@ impl Texts {
         Some(text)
     }
 
-    /// Keeps the text of a tree that was sealed just now, in place of the one it was made from, which its
-    /// fork no longer needs.
+    /// Keeps the text of a tree that was just sealed, in place of its base's text, which the fork no longer needs.
     pub(super) fn keep(&self, tree: Digest, text: Text, base: Option<&Digest>) {
         self.0.lock().retain(|known| known.read || Some(&known.tree) != base);
         self.put(tree, text, false);

@@ -231,7 +231,7 @@ mod tests {
     /// Of two faults at once the first in the planner's order is reported: the names, the source, the
     /// destination, the blobs.
     #[test]
-    fn two_faults_at_once_are_told_in_the_planners_order() {
+    fn of_two_faults_the_first_in_the_planners_order_is_reported() {
         for (src, dst, named) in [
             ("../x", "../y", "../x"),
             ("nothing", "../y", "../y"),
@@ -265,17 +265,17 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_source_is_no_name() {
+    fn an_empty_source_is_refused() {
         assert!(matches!(refusal("", "x:y"), CopyError::InvalidTag(..)));
     }
 
     #[test]
-    fn an_empty_destination_is_no_name() {
+    fn an_empty_destination_is_refused() {
         assert!(matches!(refusal("agent:green", ""), CopyError::InvalidTag(..)));
     }
 
     #[test]
-    fn a_path_is_no_name_whichever_way_its_separators_lean() {
+    fn a_path_is_refused_as_a_name_with_either_separator() {
         for (src, dst) in
             [("agent:green", "../evil"), ("agent:green", r"a\b"), ("../evil", "x"), (r"a\b", "x")]
         {

@@ -1,4 +1,4 @@
-//! Git's settings files: read as git reads them, and edited without a change to the other lines.
+//! Reads git's settings files as git does, and edits them without changing other lines.
 
 use std::ops::Range;
 
@@ -14,7 +14,7 @@ pub(super) struct Setting {
 }
 
 impl Setting {
-    /// Whether it says yes to a question.
+    /// Whether the value is true, by git's rules.
     pub(super) fn is_true(&self) -> bool {
         let Some(value) = &self.value else { return true };
         [&b"true"[..], b"yes", b"on"].iter().any(|yes| value.eq_ignore_ascii_case(yes))
@@ -47,7 +47,7 @@ impl Reader<'_> {
         self.at >= self.text.len()
     }
 
-    /// The section's name with a dot behind it, after the `[`.
+    /// Reads the section's name after the `[`, and appends a dot.
     fn section(&mut self) -> Option<Vec<u8>> {
         let mut name = Vec::new();
         loop {
@@ -88,7 +88,7 @@ impl Reader<'_> {
         (self.next() == b']').then_some(())
     }
 
-    /// A value, after the `=`.
+    /// Reads a value after the `=`.
     fn value(&mut self) -> Option<Vec<u8>> {
         let (mut value, mut quoted, mut comment) = (Vec::new(), false, false);
         // Blanks at the end do not count, unless they are quoted.
@@ -107,7 +107,7 @@ impl Reader<'_> {
                 b';' | b'#' if !quoted => comment = true,
                 b'\\' => {
                     match self.next() {
-                        // The value goes on in the next line.
+                        // The value continues in the next line.
                         b'\n' if self.is_at_end() => return None,
                         b'\n' => continue,
                         b't' => value.push(b'\t'),
@@ -133,7 +133,7 @@ impl Reader<'_> {
     }
 }
 
-/// The settings of a file in order; nothing where git would not read it either.
+/// Returns the settings of a file in order. Returns none if git would not read the file either.
 pub(super) fn parse(text: &[u8]) -> Option<Vec<Setting>> {
     let mark = b"\xef\xbb\xbf";
     let mut reader = Reader { text, at: if text.starts_with(mark) { mark.len() } else { 0 } };
@@ -175,14 +175,14 @@ pub(super) fn parse(text: &[u8]) -> Option<Vec<Setting>> {
     Some(settings)
 }
 
-/// What becomes of a setting.
+/// An edit of a setting.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Edit {
     Remove,
     Set(Vec<u8>),
 }
 
-/// Edits settings of a file, which come in the order of the file. Everything else stays as it is.
+/// Edits settings of a file, given in the order of the file. All other text stays the same.
 pub(super) fn edit(text: &[u8], edits: &[(&Setting, Edit)]) -> Vec<u8> {
     let (mut out, mut done) = (Vec::with_capacity(text.len()), 0);
     for (setting, edit) in edits {
@@ -210,7 +210,7 @@ pub(super) fn edit(text: &[u8], edits: &[(&Setting, Edit)]) -> Vec<u8> {
     out
 }
 
-/// A value as it is written so that any bytes come back.
+/// Quotes a value, so that reading it gives the same bytes.
 fn quoted(value: &[u8]) -> Vec<u8> {
     let mut out = vec![b'"'];
     for byte in value {

@@ -1,5 +1,5 @@
-//! Links in a repository that lead out of it: `git new-workdir` and other tools make repositories of such links. Git in a
-//! fork would write to where they lead.
+//! Replaces links that lead out of a repository. `git new-workdir` and other tools make repositories of such links, and git in a
+//! fork would write to their targets.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use crate::layers::world::Kind;
 use crate::mount::reach::Top;
 
 impl Mender<'_> {
-    /// Puts what they lead to in the place of links that lead out of the image, or to the original.
+    /// Replaces links that lead out of the image, or to the original, by their targets.
     pub(super) fn links(&mut self) -> Result<()> {
         let found = &self.listing.found;
         if !found.iter().any(|found| found.meta.kind == Kind::Symlink) {
@@ -20,7 +20,7 @@ impl Mender<'_> {
         if repositories.is_empty() {
             return Ok(());
         }
-        // The part of the repository that a path is, such as `objects`.
+        // Returns the part of the repository that a path names, such as `objects`.
         let part = |path: &[u8]| -> Option<Vec<u8>> {
             let below = |folder: &Vec<u8>| match &**folder {
                 b"" => Some(path.to_vec()),
@@ -71,7 +71,7 @@ impl Mender<'_> {
     }
 }
 
-/// Whether a path is that part of a repository. A link in a hostile folder may lead anywhere else.
+/// Whether a path is really this part of a repository. In a hostile folder a link may lead to any other file.
 fn is_part(path: &Path, part: &[u8]) -> bool {
     let depth = part.split(|b| *b == b'/').count();
     let Some(folder) = path.ancestors().nth(depth) else { return false };
@@ -81,7 +81,7 @@ fn is_part(path: &Path, part: &[u8]) -> bool {
         && Top::open_without_links(folder).is_ok_and(|top| is_head(&top, b"HEAD"))
 }
 
-/// What git keeps in a repository, and links may stand for. Scripts among the hooks may be links of their own.
+/// Parts of a repository that may be links. Scripts among the hooks may be links too.
 const PARTS: [&[u8]; 15] = [
     b"config",
     b"hooks",

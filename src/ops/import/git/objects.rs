@@ -1,4 +1,4 @@
-//! Alternates: objects that a repository takes from another one.
+//! Adds the objects of alternates, which a repository takes from another one.
 
 use std::collections::{HashSet, VecDeque};
 use std::path::{Path, PathBuf};
@@ -10,11 +10,11 @@ use super::{MAX_FILE, Members, MendedKind, Mender, as_path, canonical, is_at_or_
 use crate::error::Result;
 use crate::mount::reach::Top;
 
-/// Folders of objects that are followed from one to the next; git itself follows five.
+/// The longest chain of alternates that is followed; git itself follows five.
 const MAX_DEPTH: usize = 5;
 
 impl Mender<'_> {
-    /// Takes in the objects that the repository takes from elsewhere. `objects` and `alternates` are places in the listing.
+    /// Adds the objects that the repository takes from elsewhere. `objects` and `alternates` are places in the listing.
     pub(super) fn alternates(&mut self, members: &Members, objects: usize, alternates: usize) -> Result<()> {
         let (folder, origin) = {
             let found = &self.listing.found[objects];
@@ -73,7 +73,7 @@ impl Mender<'_> {
         Ok(())
     }
 
-    /// Whether the image has a folder of objects where a relative path leads to it.
+    /// Whether a relative path leads to a folder of objects inside the image.
     fn is_in_image(&self, members: &Members, written: &Path, target: &Path, end: &Path) -> bool {
         let inside = end.strip_prefix(self.top().path()).ok();
         written.is_relative()
@@ -82,8 +82,8 @@ impl Mender<'_> {
     }
 }
 
-/// Whether a repository needs a path of the objects that it took from elsewhere: objects, packs, and graphs that its own graph may
-/// rest on. The rest describes the other repository.
+/// Whether a repository needs this path of the objects that it took from elsewhere. It needs objects, packs, and graphs that its
+/// own graph may depend on. Other files describe the other repository.
 fn is_object(path: &[u8]) -> bool {
     let mut names = path.split(|b| *b == b'/');
     let (first, second, third) = (names.next().unwrap_or_default(), names.next(), names.next());
@@ -103,13 +103,13 @@ fn is_object(path: &[u8]) -> bool {
     }
 }
 
-/// The lines of `objects/info/alternates` that name folders, each with the path that it means.
+/// Returns the lines of `objects/info/alternates` that name folders, each with its path.
 fn lines(text: &[u8]) -> impl Iterator<Item = (&[u8], Vec<u8>)> {
     let lines = text.split(|b| *b == b'\n').filter(|line| !line.is_empty() && !line.starts_with(b"#"));
     lines.map(|line| (line, unquoted(line).unwrap_or_else(|| line.to_vec())))
 }
 
-/// A path that is quoted as C quotes strings; nothing if it is not.
+/// Returns the path in a quoted C string. Returns none if the line is not quoted.
 fn unquoted(line: &[u8]) -> Option<Vec<u8>> {
     let mut bytes = line.strip_prefix(b"\"")?.iter();
     let mut out = Vec::new();

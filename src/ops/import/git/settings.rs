@@ -1,4 +1,4 @@
-//! What a repository's settings say of other folders.
+//! Adapts settings of a repository that name other folders.
 
 use std::path::{Path, PathBuf};
 
@@ -7,7 +7,7 @@ use super::config::{self, Edit, Setting};
 use super::{MAX_FILE, MendedKind, Mender, as_path};
 
 impl Mender<'_> {
-    /// Mends the settings of the repository in `folder` that are at `index` of the listing.
+    /// Adapts the settings file at `index` of the listing, which belongs to the repository in `folder`.
     pub(super) fn settings(&mut self, folder: &[u8], index: usize) {
         let found = &self.listing.found[index];
         let path = found.path.clone();
@@ -19,12 +19,12 @@ impl Mender<'_> {
             self.ties.push(tie(TieKind::GitUnread, &path, Path::new("not in git's format")));
             return;
         };
-        // Relative paths begin where the file is read from.
+        // Relative paths start at the folder from which the file is read.
         let origin = split_path(found.origin(self.top()));
         let moved = found.source.is_some();
         let mut edits = Vec::new();
         let names_worktree = |setting: &&Setting| setting.name == b"core.worktree" && setting.value.is_some();
-        // The last one counts, as with git.
+        // The last setting counts, as in git.
         let last = settings.iter().rev().find(names_worktree).cloned();
         for setting in &settings {
             let edit = if setting.name == b"core.worktree" {
@@ -42,7 +42,7 @@ impl Mender<'_> {
                     Becomes::Path(path) => Some(Edit::Set(path)),
                 }
             } else if setting.name == b"core.bare" && self.whole.contains(folder) && setting.is_true() {
-                // The repository that a worktree belongs to may have no work tree of its own.
+                // A worktree may belong to a bare repository.
                 Some(Edit::Set(b"false".to_vec()))
             } else {
                 self.name_settings(&path, moved, setting);
@@ -60,7 +60,7 @@ impl Mender<'_> {
         let Some(value) = setting.value.as_deref().filter(|value| !value.is_empty()) else {
             return Becomes::Same;
         };
-        // One that came along with another repository is a submodule without its files. Git sets it when it makes these.
+        // The repository of a submodule was added without the submodule's files. Git sets this when it creates them.
         if self.whole.contains(folder) || moved {
             return Becomes::Unset;
         }
@@ -82,12 +82,12 @@ impl Mender<'_> {
                 let path: PathBuf = up.map(PathBuf::from).chain([inside.to_owned()]).collect();
                 Becomes::Path(path.into_os_string().into_encoded_bytes())
             }
-            // By another name of the folder.
+            // The setting uses another name of the folder.
             Err(_) => Becomes::Lost,
         }
     }
 
-    /// Names a setting by which git in a fork would work with the original.
+    /// Reports a setting that would make git in a fork use the original.
     fn name_settings(&mut self, path: &[u8], moved: bool, setting: &Setting) {
         let Some(value) = setting.value.as_deref() else { return };
         let written = as_path(value);
@@ -102,20 +102,20 @@ impl Mender<'_> {
     }
 }
 
-/// What becomes of a `core.worktree`.
+/// What happens to a `core.worktree` in the image.
 #[derive(PartialEq, Eq)]
 enum Becomes {
-    /// It is right in the image as well.
+    /// It is right in the image too.
     Same,
-    /// It is unset, since the work tree is the folder that the repository lies in.
+    /// It is unset, since the work tree is the folder that contains the repository.
     Unset,
     /// It is unset, since its folder is not in the image.
     Lost,
-    /// Another path.
+    /// It gets another path.
     Path(Vec<u8>),
 }
 
-/// The folder of a path.
+/// Returns the folder of a path.
 fn split_path(path: PathBuf) -> PathBuf {
     path.parent().map(Path::to_owned).unwrap_or(path)
 }

@@ -1,4 +1,4 @@
-//! A `.git` file becomes the repository that it leads to.
+//! Replaces a `.git` file by the repository that it leads to.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use crate::layers::world::Kind;
 use crate::mount::reach::Top;
 use crate::sync::Mutex;
 
-/// What all worktrees of a repository share.
+/// Files that all worktrees of a repository share.
 const SHARED: [&[u8]; 14] = [
     b"branches",
     b"common",
@@ -30,10 +30,10 @@ const SHARED: [&[u8]; 14] = [
     b"shallow",
 ];
 
-/// The same of other tools.
+/// Shared files of other tools.
 const SHARED_BY_TOOLS: [&[u8]; 4] = [b"annex", b"lfs", b"reftable", b"svn"];
 
-/// What each worktree has for itself, by names that are not those of references such as `ORIG_HEAD`.
+/// Files that each worktree has for itself, apart from references such as `ORIG_HEAD`.
 const OWN: [&[u8]; 10] = [
     b"commondir",
     b"config.worktree",
@@ -59,41 +59,41 @@ const OWN_BELOW: [&[u8]; 8] = [
     b"refs/worktree",
 ];
 
-/// Where the repository at the top of an image stands, if not where the folder's does.
+/// The state of the repository at the top of an image, if it differs from the folder's.
 #[derive(Clone, Debug)]
 pub(in super::super) struct Standing {
-    /// What `HEAD` holds.
+    /// The content of `HEAD`.
     pub(in super::super) head: Vec<u8>,
     /// The file that becomes the index.
     pub(in super::super) index: PathBuf,
 }
 
-/// A folder that git keeps a work tree's state in, and the one with what all work trees share. They may be the same.
+/// The folder of a work tree's state, and the folder that all work trees share. They may be the same.
 struct GitDir {
     own: PathBuf,
     common: PathBuf,
 }
 
-/// Where a `.git` file or link leads.
+/// The target of a `.git` file or link.
 enum Leads {
-    /// To a repository of the image, by a path that is right there, too. Or the file is none of git's.
+    /// A repository of the image, by a path that is right there too. Or the file is not one of git's.
     Right,
-    /// To nothing.
+    /// A path that does not exist.
     Nowhere(PathBuf),
-    /// To something that is no repository this program can take in.
+    /// A file or folder that pfimg cannot add as a repository.
     Odd(PathBuf),
     To(GitDir),
 }
 
 impl Mender<'_> {
-    /// Takes in the repositories that `.git` files and links lead to.
+    /// Adds the repositories that `.git` files and links lead to.
     pub(super) fn git_files(&mut self) -> Result<()> {
         let found = &self.listing.found;
         let is_git = |found: &Found| {
             split(&found.path).1 == b".git"
                 && match found.meta.kind {
                     Kind::File | Kind::Symlink => true,
-                    // A copy of the folder that git keeps a worktree's state in.
+                    // A copy of the folder of a worktree's state.
                     Kind::Dir => self.top().stat(&joined(&found.path, b"commondir")).is_ok(),
                     _ => false,
                 }
@@ -137,7 +137,7 @@ impl Mender<'_> {
             if end.is_dir() {
                 (target, true)
             } else {
-                // A link to such a file.
+                // The link leads to a `.git` file.
                 let text = Top::open(end.parent().unwrap_or(&end)).and_then(|top| {
                     read(&top, end.file_name().unwrap_or_default().as_encoded_bytes(), MAX_FILE)
                 });
@@ -161,7 +161,7 @@ impl Mender<'_> {
         let is_right = written.is_relative()
             && git_dir.own == git_dir.common
             && self.place.holds(&target)
-            // A link's way there may lead over other links.
+            // A link may lead to its target through other links.
             && (!is_link || target == git_dir.own)
             && inside.is_some_and(|path| {
                 let in_worktrees = |folder: &Vec<u8>| {
@@ -178,7 +178,7 @@ impl Mender<'_> {
         }
     }
 
-    /// Puts a repository in the place of the `.git` file that leads to it. What is in `taken` gets a place of its own.
+    /// Replaces a `.git` file by the repository that it leads to. Repositories in `taken` are added at their own places.
     fn take_in(&mut self, index: usize, git_dir: &GitDir, taken: &HashSet<PathBuf>) -> Result<()> {
         let at = self.listing.found[index].path.clone();
         let GitDir { own, common } = git_dir;
@@ -225,7 +225,7 @@ impl Mender<'_> {
     }
 }
 
-/// Makes a repository stand elsewhere, with nothing half done.
+/// Gives a repository another state, and removes traces of unfinished operations.
 fn stand(all: &mut BTreeMap<Vec<u8>, Found>, standing: &Standing) {
     let is_state = |path: &[u8]| {
         let name = path.strip_prefix(b".git/").unwrap_or_default();
@@ -244,7 +244,7 @@ fn stand(all: &mut BTreeMap<Vec<u8>, Found>, standing: &Standing) {
 }
 
 impl GitDir {
-    /// The one at a path without links; nothing if there is none that can be taken in.
+    /// Returns the repository at a path without links. Returns none if there is none that can be added.
     fn at(own: PathBuf) -> Option<Self> {
         let top = Top::open_without_links(&own).ok()?;
         let common = match read(&top, b"commondir", MAX_FILE) {
@@ -253,7 +253,7 @@ impl GitDir {
             Err(_) => return None,
         };
         let has_table = common.join("reftable").exists();
-        // The references of a worktree would have to be written into the table.
+        // Refuses a worktree with a reftable, since its references would have to be written into the table.
         let is_sound = is_head(&top, b"HEAD")
             && common.join("objects").is_dir()
             && (common.join("refs").is_dir() || has_table)
@@ -262,15 +262,15 @@ impl GitDir {
     }
 }
 
-/// Whether the image of a worktree has a path of the folder that all worktrees share. Adds names to `unknown` that git does
-/// not have.
+/// Whether the image of a worktree gets this path of the folder that all worktrees share. Adds names that git does not use to
+/// `unknown`.
 fn is_shared(common: &Path, path: &[u8], unknown: &Mutex<BTreeSet<String>>) -> bool {
     let first = path.split(|b| *b == b'/').next().unwrap_or_default();
     let is_top = first.len() == path.len();
     if is_lock(path) || OWN_BELOW.contains(&path) {
         return false;
     }
-    // What lies below a name that was not wanted is never asked for.
+    // Paths below a refused name are never asked for.
     if !is_top || SHARED.contains(&first) || SHARED_BY_TOOLS.contains(&first) {
         return true;
     }
@@ -282,7 +282,7 @@ fn is_shared(common: &Path, path: &[u8], unknown: &Mutex<BTreeSet<String>>) -> b
     if is_own {
         return false;
     }
-    // A bare repository may lie in one folder with its worktrees, and with anything else.
+    // The folder of a bare repository may also contain its worktrees and other files.
     if common.join(as_path(path)).join(".git").exists() {
         return false;
     }
@@ -298,14 +298,14 @@ fn is_reference(name: &[u8]) -> bool {
     !name.is_empty() && name.iter().all(|b| b.is_ascii_uppercase() || *b == b'_' || *b == b'-')
 }
 
-/// Whether a path is a lock of a program that works on the repository right now. No reference has such a name.
+/// Whether a path is the lock of a program that is working on the repository. No reference has such a name.
 fn is_lock(path: &[u8]) -> bool {
     let (folder, name) = path.split_at(path.iter().position(|b| *b == b'/').unwrap_or(0));
     path == b"gc.pid"
         || name.ends_with(b".lock") && [&b""[..], b"info", b"logs", b"objects", b"refs"].contains(&folder)
 }
 
-/// Where a `.git` file leads.
+/// Returns the path that a `.git` file names.
 fn git_file(text: &[u8]) -> Option<&[u8]> {
     let target = text.strip_prefix(b"gitdir:")?;
     let target = target.strip_prefix(b" ").unwrap_or(target);
