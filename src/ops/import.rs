@@ -195,8 +195,9 @@ pub fn import(store: &Store, options: &Options, progress: &dyn Progress) -> Resu
 /// Settings of an import of a project or a commit.
 #[derive(Default)]
 struct Special {
-    /// Whether the report of an unchanged folder may lack its content. This is the fastest way to find that nothing changed.
-    brief: bool,
+    /// Whether it is for a run. The report of an unchanged folder may then lack its content, which is the fastest way to find that
+    /// nothing changed.
+    for_run: bool,
     /// The state of the repository at the top of the image.
     standing: Option<Standing>,
     /// The folder whose index says which files need not be read. The import does not replace that index.
@@ -323,7 +324,7 @@ impl Importing<'_> {
         let found = std::mem::take(&mut listing.found);
         let mut report = Report::of(&listing, &found);
         report.mended = whole.mended;
-        if self.special.brief
+        if self.special.for_run
             && let Some(image) = self.unchanged(root, &found)
         {
             report.image = image;
@@ -334,7 +335,8 @@ impl Importing<'_> {
         let (mut items, pending) = self.look(&found)?;
         drop(found);
         let ties = ties::find(self.top, &self.options.dir, &items, whole.ties);
-        ties.words().into_iter().for_each(|line| self.report(line));
+        // A run shows its fork at the project's own path.
+        ties.words(self.special.for_run).into_iter().for_each(|line| self.report(line));
         (report.ties_total, report.ties) = (ties.total(), ties.first);
         let left = self.store.blobs().files_left();
         let batch = self.store.begin();

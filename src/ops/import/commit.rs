@@ -72,7 +72,7 @@ pub fn from_commit(
     let warnings = add_file(&mut ignore, &work, &[IGNORE_FILE])?;
     let options = Options { dir: work, parent: Parent::None, ignore, ..options.clone() };
     let standing = Some(Standing { head, index });
-    let special = Special { brief: false, standing, known_as: Some(project.root.clone()) };
+    let special = Special { for_run: false, standing, known_as: Some(project.root.clone()) };
     let mut report = import_as(store, &options, &special, progress)?;
     report.reports.splice(..0, warnings);
     Ok(report)

@@ -155,7 +155,7 @@ pub fn refresh(
         ignore,
         ..options.clone()
     };
-    let special = Special { brief: true, ..Special::default() };
+    let special = Special { for_run: true, ..Special::default() };
     let mut report = import_as(store, &options, &special, progress)?;
     for large in &report.large {
         report.reports.push(large.words());

@@ -60,6 +60,13 @@ pub struct Tie {
     pub target: String,
 }
 
+impl TieKind {
+    /// Whether it matters only where the files are at another path than they were imported from.
+    fn needs_another_path(self) -> bool {
+        matches!(self, Self::GitConfig | Self::Link | Self::Venv | Self::PythonPath | Self::Cmake)
+    }
+}
+
 impl Tie {
     /// Describes the problem that it causes in a copy.
     fn words(&self) -> String {
@@ -125,10 +132,12 @@ impl Ties {
         self.counts.values().sum()
     }
 
-    /// Returns a message for each tie, and one for further ties of a kind.
-    pub(super) fn words(&self) -> Vec<String> {
+    /// Returns a message for each tie, and one for further ties of a kind. With `same_path` the files are used at the path that they
+    /// were imported from.
+    pub(super) fn words(&self, same_path: bool) -> Vec<String> {
         let mut lines = Vec::new();
-        for (kind, count) in &self.counts {
+        for (kind, count) in self.counts.iter().filter(|(kind, _)| !(same_path && kind.needs_another_path()))
+        {
             let of_kind = self.first.iter().filter(|tie| tie.kind == *kind);
             lines.extend(of_kind.take(NAMED).map(Tie::words));
             if *count > NAMED as u64 {
@@ -292,7 +301,8 @@ mod tests {
         all.push(tie(TieKind::GitLeftOut, b".git", Path::new("/r")));
         let ties = Ties::of(all);
         assert_eq!((ties.total(), ties.first.len()), (1001, 1 + KEPT));
-        let words = ties.words();
+        assert_eq!(ties.words(true).len(), 1);
+        let words = ties.words(false);
         assert_eq!(words.len(), 1 + NAMED + 1);
         assert!(words[0].starts_with(".git is left out") && words[1].starts_with("l0000"), "{words:?}");
         assert!(words.last().unwrap().starts_with("995 more"), "{words:?}");
