@@ -54,6 +54,10 @@ pub struct Side {
     pub kind: Kind,
     /// Permission bits.
     pub mode: u16,
+    /// Owner, if recorded.
+    pub uid: Option<u32>,
+    /// Group, if recorded.
+    pub gid: Option<u32>,
     /// Length in bytes, of a file.
     pub size: Option<u64>,
     /// The number of files in a folder that only this side has, and in the folders below, unless they are
@@ -72,6 +76,8 @@ pub struct Difference {
     pub before: Option<Side>,
     /// The file in the second.
     pub after: Option<Side>,
+    /// The names of extended attributes that differ, where both trees have a file there.
+    pub attributes: Vec<Vec<u8>>,
 }
 
 /// The options of a comparison.
@@ -126,7 +132,18 @@ pub fn compare(
     options: Compare,
     each: &mut dyn FnMut(Difference) -> Result<()>,
 ) -> Result<()> {
-    let both = Both { before, after, options };
+    compare_where(before, after, options, &|_| true, each)
+}
+
+/// Does the same for the paths that are `wanted`. A path that is not is not looked at, nor is anything below it.
+pub fn compare_where(
+    before: &View,
+    after: &View,
+    options: Compare,
+    wanted: &dyn Fn(&[u8]) -> bool,
+    each: &mut dyn FnMut(Difference) -> Result<()>,
+) -> Result<()> {
+    let both = Both { before, after, options, wanted };
     let mut todo = both.children(&[], Some(Ino::TOP), Some(Ino::TOP));
     todo.retain(|pair| pair.path != b"manifest.json");
     while let Some(pair) = todo.pop() {
@@ -147,6 +164,7 @@ struct Both<'a> {
     before: &'a View,
     after: &'a View,
     options: Compare,
+    wanted: &'a dyn Fn(&[u8]) -> bool,
 }
 
 impl Both<'_> {
@@ -178,7 +196,7 @@ impl Both<'_> {
             let Some((name, _)) = left.as_ref().or(right.as_ref()) else { return pairs };
             let path = if path.is_empty() { name.to_vec() } else { [path, name].join(&b'/') };
             let pair = Pair { path, before: left.map(|(_, ino)| ino), after: right.map(|(_, ino)| ino) };
-            if !self.is_untouched(&pair) {
+            if !self.is_untouched(&pair) && (self.wanted)(&pair.path) {
                 pairs.push(pair);
             }
         }
@@ -214,13 +232,19 @@ impl Both<'_> {
             let (Some(ino), Some(inode)) = (ino, mine) else { return Ok(None) };
             let below = if alone(mine, other) { view.count(ino) } else { 0 };
             let size = inode.content().map(|content| view.size(content)).transpose()?;
-            Ok::<_, Error>(Some(Side { kind: inode.kind(), mode: inode.mode, size, below }))
+            let (mode, uid, gid) = (inode.mode, inode.uid, inode.gid);
+            Ok::<_, Error>(Some(Side { kind: inode.kind(), mode, uid, gid, size, below }))
+        };
+        let attributes = match inodes {
+            (Some(a), Some(b)) if is_in_world(&pair.path) => other_attributes(a, b),
+            _ => Vec::new(),
         };
         Ok(Some(Difference {
             path: pair.path.clone(),
             how,
             before: side(self.before, pair.before, &inodes.0, &inodes.1)?,
             after: side(self.after, pair.after, &inodes.1, &inodes.0)?,
+            attributes,
         }))
     }
 
@@ -265,6 +289,33 @@ impl Both<'_> {
 }
 
 impl View {
+    /// The bytes of a file or the target of a link, if they are at most `most`; nothing for what is neither.
+    pub fn bytes(&self, path: &[u8], most: u64) -> Result<Option<Vec<u8>>> {
+        let Some(inode) = self.inode(self.state.resolve(path))? else { return Ok(None) };
+        let content = match &inode.body {
+            Body::Symlink(target) => {
+                let fits = target.len() as u64 <= most;
+                return Ok(fits.then(|| target.to_vec()));
+            }
+            Body::File(content) => content,
+            _ => return Ok(None),
+        };
+        let about = |e: Error| e.context(format_args!("cannot read {}", String::from_utf8_lossy(path)));
+        let size = self.size(content).map_err(about)?;
+        if size > most {
+            return Ok(None);
+        }
+        let mut bytes = vec![0; usize::try_from(size).unwrap_or(usize::MAX)];
+        let read = self.read(&content.settled(), 0, &mut bytes).map_err(about)?;
+        bytes.truncate(read);
+        Ok(Some(bytes))
+    }
+
+    /// Whether anything is at a path.
+    pub fn contains(&self, path: &[u8]) -> bool {
+        self.state.resolve(path).is_some()
+    }
+
     fn inode(&self, ino: Option<Ino>) -> Result<Option<Arc<Inode>>> {
         let lost = || Error::new(ErrorKind::Damaged, "a listed file is not there");
         ino.map(|ino| self.state.inode(ino).ok_or_else(lost)).transpose()
@@ -328,5 +379,21 @@ fn same_attributes(a: &Inode, b: &Inode) -> bool {
     // An attribute that an image does not record is equal to any.
     let same = |a: Option<u32>, b: Option<u32>| a.is_none() || b.is_none() || a == b;
     let mode = matches!(a.body, Body::Symlink(_)) || a.mode == b.mode;
-    mode && same(a.uid, b.uid) && same(a.gid, b.gid) && a.xattrs == b.xattrs
+    let xattrs = Arc::ptr_eq(&a.xattrs, &b.xattrs) || other_attributes(a, b).is_empty();
+    mode && same(a.uid, b.uid) && same(a.gid, b.gid) && xattrs
+}
+
+/// The names of the extended attributes that differ.
+fn other_attributes(a: &Inode, b: &Inode) -> Vec<Vec<u8>> {
+    let mut names: Vec<&Vec<u8>> = a.xattrs.keys().chain(b.xattrs.keys()).collect();
+    names.sort_unstable();
+    names.dedup();
+    names.retain(|name| !is_of_overlay(name) && a.xattrs.get(*name) != b.xattrs.get(*name));
+    names.into_iter().cloned().collect()
+}
+
+/// Whether an attribute only says where an overlay filesystem has a file from. Copying a file sets it, without any change to the file.
+fn is_of_overlay(name: &[u8]) -> bool {
+    let users = [&b"user.overlay.origin"[..], b"user.overlay.impure", b"user.overlay.nlink"];
+    name.starts_with(b"trusted.overlay.") || users.contains(&name)
 }
