@@ -71,7 +71,7 @@ pub(crate) struct DiffArgs {
     /// When to use colours
     #[arg(long, value_name = "WHEN", value_enum, default_value = "auto", default_missing_value = "always", num_args = 0..=1, require_equals = true)]
     color: When,
-    /// Do not use a pager at a terminal ($PFIMG_PAGER, $GIT_PAGER, $PAGER, or less)
+    /// Do not use a pager at a terminal; `PFIMG_PAGER`, `GIT_PAGER` or `PAGER` names one, else it is less
     #[arg(long)]
     no_pager: bool,
     /// Print JSON
@@ -185,7 +185,7 @@ impl Compared {
             let mut total = Total::default();
             if args.stat {
                 let rows = files.rows()?;
-                rows.iter().for_each(|row| total += row.count);
+                total = Total::of(&rows);
                 stat::write(&rows, pager::columns(), paint, &mut writer.kept);
                 if args.patch && !rows.is_empty() {
                     writer.kept.push(b'\n');
@@ -223,8 +223,7 @@ impl Compared {
         if args.patch || args.stat {
             let files = self.files();
             let rows = files.rows()?;
-            let mut total = Total::default();
-            rows.iter().for_each(|row| total += row.count);
+            let total = Total::of(&rows);
             stat = Some(Stat {
                 files: total.files,
                 added_lines: total.added,

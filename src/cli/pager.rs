@@ -81,7 +81,8 @@ impl Output {
         });
         if child.is_some() {
             // The interrupt is the pager's: without this program it would not have the terminal any more.
-            let _ = signal_hook::flag::register(signal_hook::consts::SIGINT, Arc::new(AtomicBool::new(false)));
+            let _ =
+                signal_hook::flag::register(signal_hook::consts::SIGINT, Arc::new(AtomicBool::new(false)));
         }
         Self { pager: child, is_open: true }
     }
@@ -141,9 +142,7 @@ mod tests {
     #[test]
     fn the_first_variable_names_the_pager_and_an_empty_one_names_none() {
         let with = |variables: &[(&str, &str)]| {
-            pager(|name| {
-                variables.iter().find(|(its, _)| *its == name).map(|(_, value)| (*value).to_owned())
-            })
+            pager(|name| variables.iter().find(|(its, _)| *its == name).map(|(_, value)| (*value).to_owned()))
         };
         assert_eq!(with(&[]).as_deref(), Some(PAGER));
         assert_eq!(with(&[("PAGER", "more"), ("GIT_PAGER", "delta")]).as_deref(), Some("delta"));

@@ -27,7 +27,7 @@ enum Limit {
 /// Which paths are compared.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Limits {
-    limits: Vec<Limit>,
+    asked: Vec<Limit>,
     /// Whether all layers are, by their paths in an image.
     pub(super) layers: bool,
     /// Whether git's folders are too.
@@ -50,7 +50,7 @@ impl Limits {
             }
             limits.push(Limit::At(inside));
         }
-        Ok(Self { limits, layers, git, directory: None })
+        Ok(Self { asked: limits, layers, git, directory: None })
     }
 
     /// The path of a file as users see it; nothing for what is not shown.
@@ -91,17 +91,17 @@ impl Limits {
         if !self.git && !is_gone && is_git(shown) {
             return false;
         }
-        self.limits.is_empty() || self.limits.iter().any(|limit| limit.covers(shown))
+        self.asked.is_empty() || self.asked.iter().any(|limit| limit.covers(shown))
     }
 
     fn is_near(&self, path: &[u8]) -> bool {
-        self.limits.is_empty() || self.limits.iter().any(|limit| limit.covers(path) || limit.may_be_below(path))
+        self.asked.is_empty() || self.asked.iter().any(|limit| limit.covers(path) || limit.may_be_below(path))
     }
 
     /// Paths that were asked for and are no patterns.
     pub(super) fn plain(&self) -> impl Iterator<Item = &[u8]> {
         let is_pattern = |path: &[u8]| path.iter().any(|byte| b"*?[".contains(byte));
-        self.limits.iter().filter_map(move |limit| match limit {
+        self.asked.iter().filter_map(move |limit| match limit {
             Limit::At(path) if !is_pattern(path) => Some(path.as_slice()),
             _ => None,
         })
@@ -145,7 +145,8 @@ fn is_in_git(path: &[u8]) -> bool {
 
 fn pattern(inside: &[u8]) -> Result<GlobMatcher> {
     let shown = String::from_utf8_lossy(inside);
-    let invalid = |why: String| Error::new(ErrorKind::InvalidInput, format!("{shown:?} is no pattern: {why}"));
+    let invalid =
+        |why: String| Error::new(ErrorKind::InvalidInput, format!("{shown:?} is no pattern: {why}"));
     let text = std::str::from_utf8(inside).map_err(|e| invalid(e.to_string()))?;
     let glob = GlobBuilder::new(text).literal_separator(false).backslash_escape(true).build();
     Ok(glob.map_err(|e| invalid(e.kind().to_string()))?.compile_matcher())
@@ -202,7 +203,8 @@ mod tests {
         assert!(!here.is_entered(b"model") && here.is_entered(b"world"));
         assert!(is(&limits(&["."], ""), "anything") && is(&limits(&[".."], "src"), "anything"));
         let patterns = limits(&["*.rs", "[ab]"], "");
-        for (path, covered) in [("src/x.rs", true), ("a", true), ("b/c", true), ("c", false), ("x.rst", false)]
+        for (path, covered) in
+            [("src/x.rs", true), ("a", true), ("b/c", true), ("c", false), ("x.rst", false)]
         {
             assert_eq!(is(&patterns, path), covered, "{path}");
         }

