@@ -137,7 +137,9 @@ impl<'a> Headings<'a> {
         let found = (self.looked_at..line).rev().map(|line| edits.old(line)).find(begins);
         self.looked_at = line;
         self.last = found.or(self.last);
-        self.last.map(|text| text[..text.len().min(HEADING)].trim_ascii_end())
+        let text = self.last.map(|text| text[..text.len().min(HEADING)].trim_ascii_end())?;
+        // Up to the first byte that is no text, as git has it.
+        text.utf8_chunks().next().map(|chunk| chunk.valid().as_bytes()).or(Some(text))
     }
 }
 
