@@ -26,6 +26,8 @@ const COLOURS: [(&str, &str); 6] = [
     ("overlayfs", "#e69f00"),
     ("fuse-overlayfs", "#d55e00"),
     ("pfimg diff", "#cc79a7"),
+    ("pfimg diff -p", "#882255"),
+    ("pfimg --version", "#999999"),
 ];
 
 fn colour(system: &str) -> &'static str {

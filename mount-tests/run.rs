@@ -1,6 +1,7 @@
 //! `pfimg run`: a command that can change nothing but a fork.
 
 mod credentials;
+mod diff;
 mod escape;
 mod everyday;
 mod home;

@@ -94,7 +94,7 @@ fn what_a_fork_changed_is_listed_with_letters_and_as_json() {
     ];
     assert_eq!(layers(&store, &["f"]), expected);
     assert_eq!(layers(&store, &["base", "f"]), expected);
-    // What the layers besides the files hold is not asked for by most.
+    // By default the files alone are compared.
     let files: Vec<_> = expected[1..].iter().map(|line| line.replace("world/fs/", "")).collect();
     assert_eq!(diff(&store, &["f"]), files);
     let all = layers(&store, &["-r", "f"]);

@@ -27,10 +27,10 @@ use crate::store::Store;
 use crate::util::patch::paint::Paint;
 use crate::util::patch::stat::{self, Total};
 
-/// How often it is begun anew because another program seals, discards or writes what is compared.
+/// How often a comparison begins again because another program seals, discards or writes what is compared.
 const ATTEMPTS: usize = 3;
 
-/// So many bytes of a patch are kept until they are written: as long as nothing is, it can be begun anew.
+/// The first bytes of a patch are kept until there are this many. Until they are written the comparison can begin again.
 const KEPT: usize = 4 << 20;
 
 /// List the paths that differ between two forks, images or directories. A added, D deleted, M other content, T another kind of file,
@@ -253,7 +253,7 @@ impl Compared {
     }
 }
 
-/// Keeps the beginning of the output until it is certain that it need not be made anew.
+/// Keeps the beginning of the output: as long as nothing is written, a comparison that fails can begin again.
 struct Writer {
     output: Option<Output>,
     kept: Vec<u8>,

@@ -80,14 +80,14 @@ impl Output {
             command.spawn().ok()
         });
         if child.is_some() {
-            // The interrupt is the pager's: without this program it would not have the terminal any more.
+            // An interrupt is for the pager, which would lose the terminal if this program ended.
             let _ =
                 signal_hook::flag::register(signal_hook::consts::SIGINT, Arc::new(AtomicBool::new(false)));
         }
         Self { pager: child, is_open: true }
     }
 
-    /// Writes. A reader that has seen enough is no failure.
+    /// Writes. It does not fail where the reader has seen enough.
     pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<()> {
         if !self.is_open {
             return Ok(());

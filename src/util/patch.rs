@@ -11,7 +11,7 @@ use self::name::Named;
 use self::paint::{Colour, Paint};
 use self::stat::Count;
 
-/// Git looks for a zero byte in so many bytes to tell binary files from text.
+/// To tell binary files from text, git looks for a zero byte in the first bytes, this many.
 const LOOKED_AT: usize = 8000;
 
 /// What git records of a file's kind and mode.

@@ -23,7 +23,7 @@ pub(super) struct Shown<'a> {
     /// With -p. Bytes that are not UTF-8 are U+FFFD; `patch_b64` has them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) patch: Option<String>,
-    /// The patch in base64, where it is no UTF-8.
+    /// The patch in base64, if it is not UTF-8.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) patch_b64: Option<String>,
 }

@@ -128,7 +128,7 @@ impl Limit {
     }
 }
 
-/// Whether a path is another one, or below it. All is below the empty path.
+/// Whether a path equals another one or lies below it. Every path lies below the empty one.
 fn is_at_or_below(path: &[u8], folder: &[u8]) -> bool {
     folder.is_empty() || path.strip_prefix(folder).is_some_and(|rest| rest.is_empty() || rest[0] == b'/')
 }
@@ -145,8 +145,9 @@ fn is_in_git(path: &[u8]) -> bool {
 
 fn pattern(inside: &[u8]) -> Result<GlobMatcher> {
     let shown = String::from_utf8_lossy(inside);
-    let invalid =
-        |why: String| Error::new(ErrorKind::InvalidInput, format!("{shown:?} is no pattern: {why}"));
+    let invalid = |why: String| {
+        Error::new(ErrorKind::InvalidInput, format!("{shown:?} cannot be read as a pattern: {why}"))
+    };
     let text = std::str::from_utf8(inside).map_err(|e| invalid(e.to_string()))?;
     let glob = GlobBuilder::new(text).literal_separator(false).backslash_escape(true).build();
     Ok(glob.map_err(|e| invalid(e.kind().to_string()))?.compile_matcher())

@@ -12,7 +12,7 @@ use crate::cli::text::{plain, plain_bytes};
 use crate::cli::{audit, mount, place};
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
-use crate::fork::{Registry, View, beside};
+use crate::fork::{self, Registry, View};
 use crate::mount::mountinfo::{Mounted, holding_among, mounts};
 use crate::ops::import::project::{self, Project};
 use crate::ops::import::{Options, folder, rules};
@@ -30,7 +30,7 @@ pub(super) enum Name {
     Fork(String),
     Image(Digest),
     Directory(String),
-    /// What comes from no image.
+    /// No files: the origin of what was not made of an image.
     Nothing,
 }
 
@@ -57,7 +57,7 @@ pub(super) enum Operand {
     Here(PathBuf),
 }
 
-/// What is said of the folder that the user stands in.
+/// Where the user stands.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Standing {
     /// The folder, without links.
@@ -119,7 +119,7 @@ impl Operand {
     fn project(&self, store: &Store) -> Option<PathBuf> {
         let of_fork = |name: &str| {
             let name = name.split_once('@').map_or(name, |(fork, _)| fork);
-            beside::project(store.root(), name).ok().flatten()
+            fork::beside::project(store.root(), name).ok().flatten()
         };
         let of_tag = |name: &str| Some(store.projects().get(name).ok()??.dir);
         match self {
@@ -160,7 +160,7 @@ fn in_mount(mounts: &[Mounted], path: &Path, store: &Store, word: &str) -> Resul
         [folder, name, ..] if folder == "tags" || folder == "images" => Operand::Image(name.clone()),
         [latest] if latest == "latest" => Operand::Image(latest.clone()),
         _ => {
-            let what = format!("{word} is neither a fork nor an image: it lies beside them in the mount");
+            let what = format!("{word} is neither a fork nor an image of the mount");
             return Err(invalid(what).with_hint("name a fork or an image"));
         }
     }))
@@ -349,7 +349,7 @@ impl<'a> Sides<'a> {
 
     /// The line of imports of the project that a fork is of.
     fn line_of(&self, fork: &str) -> Option<String> {
-        let root = beside::project(self.store.root(), fork).ok()??;
+        let root = fork::beside::project(self.store.root(), fork).ok()??;
         let projects = self.store.projects();
         let is_of = |name: &String| projects.get(name).ok().flatten().is_some_and(|line| line.dir == root);
         projects.names().ok()?.into_iter().find(is_of)
@@ -362,7 +362,7 @@ impl<'a> Sides<'a> {
     }
 }
 
-/// The rules by which an import leaves paths of a directory out; those that cannot be followed are told.
+/// The rules by which an import leaves paths of a directory out. Prints a line for each rule that cannot be followed.
 pub(super) fn rules_of(dir: &Path) -> Result<crate::layers::ignore::Ignore> {
     let (ignore, refused) = rules(dir, false, &[])?;
     for line in refused {

@@ -195,7 +195,7 @@ fn claim(store: &Store, project: &Project, options: &Options) -> Result<String> 
 pub fn newest(store: &Store, dir: &Path, index_dir: &Path) -> Result<Option<Digest>> {
     let projects = store.projects();
     for name in projects.names()? {
-        // What cannot be read is no line.
+        // A file that cannot be read names no image.
         let line = projects.get(&name).ok().flatten();
         if let Some(image) = line.filter(|line| line.dir == dir).and_then(|line| line.image) {
             return Ok(Some(image));

@@ -76,25 +76,24 @@ impl<'a> Edits<'a> {
         out.push(b'\n');
         let mut at = from;
         for change in changes {
-            (at..change.before.start).for_each(|line| self.write_line(self.old(line), None, paint, out));
+            (at..change.before.start).for_each(|line| Self::write_line(self.old(line), None, paint, out));
             for line in change.before.clone() {
-                self.write_line(self.old(line), Some(Colour::Old), paint, out);
+                Self::write_line(self.old(line), Some(Colour::Old), paint, out);
             }
             for line in change.after.clone() {
                 let line = self.input.interner[self.input.after[line as usize]];
-                self.write_line(line, Some(Colour::New), paint, out);
+                Self::write_line(line, Some(Colour::New), paint, out);
             }
             at = change.before.end;
         }
-        (at..to).for_each(|line| self.write_line(self.old(line), None, paint, out));
+        (at..to).for_each(|line| Self::write_line(self.old(line), None, paint, out));
     }
 
     fn old(&self, line: u32) -> &'a [u8] {
         self.input.interner[self.input.before[line as usize]]
     }
 
-    #[allow(clippy::unused_self)] // reads better beside the others
-    fn write_line(&self, line: &[u8], colour: Option<Colour>, paint: Paint, out: &mut Vec<u8>) {
+    fn write_line(line: &[u8], colour: Option<Colour>, paint: Paint, out: &mut Vec<u8>) {
         let text = line.strip_suffix(b"\n").unwrap_or(line);
         let mark = match colour {
             Some(Colour::Old) => b'-',
@@ -138,7 +137,7 @@ impl<'a> Headings<'a> {
         self.looked_at = line;
         self.last = found.or(self.last);
         let text = self.last.map(|text| text[..text.len().min(HEADING)].trim_ascii_end())?;
-        // Up to the first byte that is no text, as git has it.
+        // Git cuts it before the first byte that is not UTF-8.
         text.utf8_chunks().next().map(|chunk| chunk.valid().as_bytes()).or(Some(text))
     }
 }

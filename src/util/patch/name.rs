@@ -37,7 +37,7 @@ pub(crate) fn quoted(path: &[u8]) -> String {
     Named::new("", path).to_string()
 }
 
-/// Whether a character would end a line, a quote, or turn round what stands beside it.
+/// Whether a character would end the line or the quotes, or change the direction of its neighbours.
 fn needs_escape(c: char) -> bool {
     c.is_control()
         || matches!(c, '"' | '\\')

@@ -18,7 +18,7 @@ pub(crate) enum Count {
         /// Lines that are gone.
         deleted: u64,
     },
-    /// The bytes of both sides, of a file that is no text.
+    /// The lengths of both sides in bytes, of a binary file.
     Bytes {
         /// Before.
         before: u64,
@@ -105,7 +105,7 @@ fn digits(number: u64) -> usize {
     number.checked_ilog10().unwrap_or(0) as usize + 1
 }
 
-/// How many of `width` signs stand for a number of which the largest is `most`. At least one, where there is something to show.
+/// Scales a number, at most `most`, to at most `width` signs. A number above 0 gets at least one.
 fn scaled(number: u64, width: usize, most: u64) -> usize {
     if number == 0 {
         return 0;
@@ -114,7 +114,7 @@ fn scaled(number: u64, width: usize, most: u64) -> usize {
     1 + usize::try_from(others).unwrap_or(width)
 }
 
-/// Writes the table for a terminal of so many columns, with the sum below it. Nothing for no rows.
+/// Writes the table, at most `columns` wide, and the sum below it. Without rows it writes nothing.
 pub(crate) fn write(rows: &[Row], columns: usize, paint: Paint, out: &mut Vec<u8>) {
     if rows.is_empty() {
         return;
@@ -201,7 +201,7 @@ fn signs(added: u64, deleted: u64, width: usize, most: u64) -> (usize, usize) {
     }
 }
 
-/// A name that takes at most so many columns: its end, behind dots, from a slash on if there is one.
+/// Cuts a name to at most `width` columns: dots and its end, which begins at a slash if there is one.
 fn cut(name: &str, width: usize) -> (&'static str, &str) {
     let wide = name.width();
     if wide <= width {
@@ -273,7 +273,7 @@ mod tests {
         assert!(rows[0].starts_with(&format!(" {name}")), "{text}");
         assert!(rows[0].contains(" | 1010 ") && rows[0].width() <= 80, "{text}");
         assert!(rows[1].ends_with(" |    2 +-"), "{text}");
-        // However narrow the terminal is said to be.
+        // Even for a terminal of no columns.
         assert!(table(&[(&long, lines(7, 7))], 0).lines().all(|row| row.width() < 60));
     }
 }
