@@ -19,7 +19,7 @@ const LEAST: f64 = 0.25;
 const MOST: f64 = 64.0;
 
 /// One for each system; told apart by people who see no red or green, too.
-const COLOURS: [(&str, &str); 6] = [
+const COLOURS: [(&str, &str); 8] = [
     ("image", "#56b4e9"),
     ("fork, through", "#0072b2"),
     ("fork, back", "#009e73"),

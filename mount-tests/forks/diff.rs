@@ -6,6 +6,7 @@ use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use rustix::fs::XattrFlags;
 use serde_json::{Value, json};
 
 use crate::common::cli::{Run, pfimg_on, tool};
@@ -95,8 +96,8 @@ fn what_a_fork_changed_is_listed_with_letters_and_as_json() {
     assert_eq!(layers(&store, &["f"]), expected);
     assert_eq!(layers(&store, &["base", "f"]), expected);
     // By default the files alone are compared.
-    let files: Vec<_> = expected[1..].iter().map(|line| line.replace("world/fs/", "")).collect();
-    assert_eq!(diff(&store, &["f"]), files);
+    let plain: Vec<_> = expected[1..].iter().map(|line| line.replace("world/fs/", "")).collect();
+    assert_eq!(diff(&store, &["f"]), plain);
     let all = layers(&store, &["-r", "f"]);
     assert_eq!(all[6..9], ["A world/fs/new/", "A world/fs/new/in/", "A world/fs/new/in/file"]);
     let rows = pfimg_on(store.root(), ["forks", "--long", "--json"]).exits(0).json()["forks"].clone();
@@ -149,6 +150,35 @@ fn what_a_fork_changed_is_listed_with_letters_and_as_json() {
     // If its source image is gone, from the next image that exists: the first seal, to which it was restored.
     fs::remove_file(store.marker_path(&id)).unwrap();
     assert_eq!(layers(&store, &["f"]), [""; 0]);
+}
+
+#[test]
+fn other_attributes_are_named_and_those_that_overlays_leave_are_no_change() {
+    let (store, id) = small_store();
+    tag(&store, "base", &id);
+    let mount = Mount::of(store.root()).args(["--seal", "manual", "--xattrs"]).start();
+    let files = fork(&mount, "f", "base");
+    let set = |path: &str, name: &str| {
+        let value = format!("{path} {name}");
+        rustix::fs::setxattr(files.join(path), name, value.as_bytes(), XattrFlags::empty()).unwrap();
+    };
+    for name in ["user.overlay.origin", "user.overlay.impure", "user.overlay.nlink"] {
+        set("README", name);
+        set("src", name);
+    }
+    assert_eq!(diff(&store, &["f"]), [""; 0]);
+    set("README", "user.note");
+    set("README", "user.overlay.opaque");
+    fs::set_permissions(files.join("src/lib.rs"), fs::Permissions::from_mode(0o755)).unwrap();
+    let expected = ["P README  user.note, user.overlay.opaque", "P src/lib.rs  mode 0644 → 0755"];
+    assert_eq!(diff(&store, &["f"]), expected);
+    let told = pfimg_on(store.root(), ["diff", "f", "--json"]).exits(0).json();
+    assert_eq!(told["entries"][0]["attributes"], json!(["user.note", "user.overlay.opaque"]));
+    assert_eq!(told["entries"][1]["changed"], json!(["mode"]));
+    let said = pfimg_on(store.root(), ["diff", "f", "-p"]).exits(0);
+    assert_eq!(said.stdout, "diff --git a/src/lib.rs b/src/lib.rs\nold mode 100644\nnew mode 100755\n");
+    assert!(said.stderr.contains("1 file (1 path in no patch"), "{said:?}");
+    mount.unmount();
 }
 
 #[test]
