@@ -93,7 +93,7 @@ fn node(rng: &mut Rng) -> Node {
         3 => [b"text, and then \0".as_slice(), &vec![0; rng.below(5000) as usize]].concat(),
         _ => {
             let number = *rng.pick(&[1, 2, 5, 20, 60, 300]);
-            let lines: Vec<_> = (0..1 + rng.below(number)).map(|_| line(rng)).collect();
+            let lines: Vec<_> = (0..=rng.below(number)).map(|_| line(rng)).collect();
             let end = if rng.chance(15) { &b"\r\n"[..] } else { b"\n" };
             text(&lines, end, !rng.chance(20))
         }
