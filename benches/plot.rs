@@ -19,13 +19,15 @@ const LEAST: f64 = 0.25;
 const MOST: f64 = 64.0;
 
 /// One colour for each system. People who cannot tell red from green can distinguish them.
-const COLOURS: [(&str, &str); 6] = [
+const COLOURS: [(&str, &str); 8] = [
     ("image", "#56b4e9"),
     ("fork, through", "#0072b2"),
     ("fork, back", "#009e73"),
     ("overlayfs", "#e69f00"),
     ("fuse-overlayfs", "#d55e00"),
     ("pfimg diff", "#cc79a7"),
+    ("pfimg diff -p", "#882255"),
+    ("pfimg --version", "#999999"),
 ];
 
 fn colour(system: &str) -> &'static str {

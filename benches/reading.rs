@@ -316,7 +316,8 @@ fn id_of(path: &Path) -> &OsStr {
 pub(crate) fn diff(bench: &Bench<'_>, image: &mut Pfimg, one: &Path, two: &Path) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     for state in [State::Unmounted, State::Warm] {
-        let mut series = [Series::new("find of both"), Series::new("image"), Series::new("pfimg diff")];
+        let names = ["find of both", "image", "pfimg diff", "pfimg diff -p", "pfimg --version"];
+        let mut series = names.map(Series::new);
         let mut patience = bench.patience;
         for round in 1..=bench.runs {
             bench.say(format!("diff -r, {}: {round}/{}", state.label(), bench.runs));
@@ -325,9 +326,14 @@ pub(crate) fn diff(bench: &Bench<'_>, image: &mut Pfimg, one: &Path, two: &Path)
                 bench.scratch.go_on()?;
                 image.reset(state)?;
                 let run = |system: &Pfimg| {
-                    if series.system == "pfimg diff" {
-                        let mut command = pfimg("diff");
-                        command.env("PF_STORE", system.store()).args([one, two].map(id_of));
+                    if let Some(words) = series.system.strip_prefix("pfimg ") {
+                        let mut words = words.split(' ');
+                        let mut command = pfimg(words.next().unwrap_or_default());
+                        command.env("PF_STORE", system.store()).args(words);
+                        // What a process takes to start, which both comparisons contain.
+                        if series.system != "pfimg --version" {
+                            command.args([one, two].map(id_of));
+                        }
                         return printing(command, &[0]);
                     }
                     let (program, args, ok): (_, &[&str], _) = match series.system {

@@ -5,6 +5,7 @@
 mod damage;
 mod demo;
 mod json;
+mod patch;
 mod support;
 mod usage;
 

@@ -23,6 +23,7 @@ mod near;
 mod output;
 mod own;
 mod packs;
+mod pager;
 mod pattern;
 mod place;
 mod probe;

@@ -57,7 +57,7 @@ pub use attr::{SetAttr, SetTime, XattrMode, is_bare_prefix};
 pub use caller::Caller;
 pub use content::{Allocate, INLINE, MAX_SIZE};
 pub use copy::CopySource;
-pub use diff::{Compare, Difference, How, Side, View, compare};
+pub use diff::{Compare, Difference, How, Side, View, compare, compare_where};
 pub use disk::{GenId, Generation, Io, RealIo};
 pub use follow::Lengths;
 pub use freeze::{Changes, Frozen, Put, Sealed};

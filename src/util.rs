@@ -4,4 +4,5 @@ pub(crate) mod limits;
 pub(crate) mod meter;
 pub(crate) mod names;
 pub mod parallel;
+pub(crate) mod patch;
 pub(crate) mod units;

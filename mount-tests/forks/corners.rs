@@ -427,7 +427,7 @@ fn a_rename_can_leave_a_whiteout_which_lasts() {
         pfimg_on(store.root(), ["seal", &name, "--tag", &tag]).exits(0);
         judge(&mount.join("tags").join(&tag).join("world/fs"), "sealed");
         judge(&fork(&mount, &format!("again-{writes}"), &tag), "forked");
-        assert_eq!(pfimg_on(store.root(), ["diff", &name, &tag]).exits(0).stdout, "", "{writes}");
+        assert_eq!(pfimg_on(store.root(), ["diff", "--layers", &name, &tag]).exits(0).stdout, "", "{writes}");
         let changed = pfimg_on(store.root(), ["diff", &id, &tag]).exits(0).stdout;
         assert!(changed.lines().any(|line| line.starts_with('T') && line.ends_with("README")), "{changed}");
         mount.unmount();

@@ -6,6 +6,7 @@ use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use rustix::fs::XattrFlags;
 use serde_json::{Value, json};
 
 use crate::common::cli::{Run, pfimg_on, tool};
@@ -20,7 +21,13 @@ fn diff(store: &FastStore, args: &[&str]) -> Vec<String> {
     out.stdout.lines().map(str::to_owned).collect()
 }
 
-/// The output of GNU diff for two folders, as lines of `pfimg diff` below `world/fs`.
+/// The lines of `pfimg diff --layers`.
+#[track_caller]
+fn layers(store: &FastStore, args: &[&str]) -> Vec<String> {
+    diff(store, &[&["--layers"], args].concat())
+}
+
+/// The output of GNU diff for two folders, as lines of `pfimg diff`.
 fn told_by_gnu(before: &Path, after: &Path) -> BTreeSet<String> {
     let args = ["-rq", "--no-dereference"].map(Path::new);
     let out = tool("diff", args.iter().copied().chain([before, after]));
@@ -28,7 +35,7 @@ fn told_by_gnu(before: &Path, after: &Path) -> BTreeSet<String> {
     let mut lines = BTreeSet::new();
     let after_fs = |path: &str| {
         let below = path.strip_prefix(after.to_str().unwrap()).unwrap();
-        format!("world/fs{below}")
+        below.trim_start_matches('/').to_owned()
     };
     for line in out.stdout.lines() {
         if let Some(only) = line.strip_prefix("Only in ") {
@@ -36,7 +43,7 @@ fn told_by_gnu(before: &Path, after: &Path) -> BTreeSet<String> {
             let (letter, top) =
                 if folder.starts_with(after.to_str().unwrap()) { ('A', after) } else { ('D', before) };
             let below = folder.strip_prefix(top.to_str().unwrap()).unwrap();
-            lines.insert(format!("{letter} world/fs{below}/{name}"));
+            lines.insert(format!("{letter} {}", format!("{below}/{name}").trim_start_matches('/')));
         } else if let Some(both) = line.strip_suffix(" differ") {
             lines.insert(format!("M {}", after_fs(both.rsplit_once(" and ").unwrap().1)));
         } else {
@@ -48,10 +55,10 @@ fn told_by_gnu(before: &Path, after: &Path) -> BTreeSet<String> {
     lines
 }
 
-/// Of `world/fs`, without the slash and the number that folders have, and without what GNU diff does not look at.
+/// Without the slash and the number that folders have, and without what GNU diff does not look at.
 fn in_world(store: &FastStore, before: &str, after: &str) -> BTreeSet<String> {
     let lines = diff(store, &[before, after]).into_iter();
-    let lines = lines.filter(|line| !line.starts_with("P ") && line[2..].starts_with("world/fs"));
+    let lines = lines.filter(|line| !line.starts_with("P "));
     lines.map(|line| line.split("  (").next().unwrap().trim_end_matches('/').to_owned()).collect()
 }
 
@@ -79,61 +86,99 @@ fn what_a_fork_changed_is_listed_with_letters_and_as_json() {
         "M model/diff.json",
         "M world/fs/README",
         "M world/fs/big",
-        "P world/fs/bin/tool",
+        "P world/fs/bin/tool  mode 0755 → 0700",
         "T world/fs/empty",
         "M world/fs/link",
         "A world/fs/new/  (2 in it)",
         "D world/fs/src/main.rs",
         "A world/fs/src/other.rs",
     ];
-    assert_eq!(diff(&store, &["f"]), expected);
-    assert_eq!(diff(&store, &["base", "f"]), expected);
-    let all = diff(&store, &["-r", "f"]);
+    assert_eq!(layers(&store, &["f"]), expected);
+    assert_eq!(layers(&store, &["base", "f"]), expected);
+    // By default the files alone are compared.
+    let plain: Vec<_> = expected[1..].iter().map(|line| line.replace("world/fs/", "")).collect();
+    assert_eq!(diff(&store, &["f"]), plain);
+    let all = layers(&store, &["-r", "f"]);
     assert_eq!(all[6..9], ["A world/fs/new/", "A world/fs/new/in/", "A world/fs/new/in/file"]);
     let rows = pfimg_on(store.root(), ["forks", "--long", "--json"]).exits(0).json()["forks"].clone();
     // Files written with the same length are not compared.
     assert_eq!(rows[0]["changed"], all.len() + 1, "{rows}");
-    let back = diff(&store, &["f", "base"]);
+    let back = layers(&store, &["f", "base"]);
     assert!(back.contains(&"D world/fs/new/  (2 in it)".to_owned()), "{back:?}");
-    let told = pfimg_on(store.root(), ["diff", "f", "--json"]).exits(0).json();
+    let told = pfimg_on(store.root(), ["diff", "--layers", "f", "--json"]).exits(0).json();
     assert_eq!(
         (&told["from"], &told["to"]),
         (&json!({"image": format!("sha256:{id}")}), &json!({"fork": "f"}))
     );
     let change = |path: &str| -> Value {
-        let all = told["changes"].as_array().unwrap();
+        let all = told["entries"].as_array().unwrap();
         all.iter().find(|change| change["path"] == path).unwrap().clone()
     };
-    let side = |kind: &str, mode: &str, size: Option<u64>, below: Option<u64>| json!({"kind": kind, "mode": mode, "size": size, "below": below});
+    let side = |kind: &str, mode: &str, size: Option<u64>, below: Option<u64>| {
+        let mut side = json!({"kind": kind, "mode": mode, "size": size, "below": below});
+        (side["uid"], side["gid"]) = (Value::Null, Value::Null);
+        side
+    };
     assert_eq!(
         change("world/fs/README"),
-        json!({"change": "content", "path": "world/fs/README",
+        json!({"status": "M", "path": "world/fs/README", "changed": ["content"], "attributes": [],
                "before": side("file", "0644", Some(8), None), "after": side("file", "0644", Some(8), None)})
     );
-    assert_eq!(change("world/fs/new")["after"], side("dir", "0755", None, Some(2)));
+    let made = &change("world/fs/new")["after"];
+    assert_eq!((&made["kind"], &made["mode"], &made["below"]), (&json!("dir"), &json!("0755"), &json!(2)));
+    assert_eq!(change("world/fs/bin/tool")["changed"], json!(["mode"]));
     assert_eq!(change("world/fs/empty")["before"]["kind"], "dir");
 
     // The seal is an image with the same differences from its parent. The fork has no difference from the seal, but still all
     // differences from the image that it was made from.
     fs::create_dir(mount.join("forks/f/.snap/sealed")).unwrap();
-    assert_eq!(diff(&store, &["sealed"])[1..], expected[1..]);
-    assert_eq!(diff(&store, &["sealed", "f"]), [""; 0]);
+    assert_eq!(layers(&store, &["sealed"])[1..], expected[1..]);
+    assert_eq!(layers(&store, &["sealed", "f"]), [""; 0]);
     fs::remove_file(files.join("src/other.rs")).unwrap();
     fs::create_dir(mount.join("forks/f/.snap/again")).unwrap();
-    assert_eq!(diff(&store, &["again"]), ["D world/fs/src/other.rs"]);
-    assert_eq!(diff(&store, &["f"])[1..], expected[1..8]);
+    assert_eq!(layers(&store, &["again"]), ["D world/fs/src/other.rs"]);
+    assert_eq!(layers(&store, &["f"])[1..], expected[1..8]);
     let rows = pfimg_on(store.root(), ["forks", "--long", "--json"]).exits(0).json()["forks"].clone();
     assert_eq!((&rows[0]["base"], &rows[0]["changed"]), (&json!(format!("sha256:{id}")), &json!(10)));
     pfimg_on(store.root(), ["restore", "f", "sealed"]).exits(0);
-    assert_eq!(diff(&store, &["f"])[1..], expected[1..]);
+    assert_eq!(layers(&store, &["f"])[1..], expected[1..]);
     let said = pfimg_on(store.root(), ["diff", "nobody"]).exits(5);
     assert!(said.stderr.contains("no fork") && said.stderr.contains("nobody"), "{said:?}");
     mount.unmount();
     // Without a mount as well.
-    assert_eq!(diff(&store, &["base", "f"])[1..], expected[1..]);
+    assert_eq!(layers(&store, &["base", "f"])[1..], expected[1..]);
     // If its source image is gone, from the next image that exists: the first seal, to which it was restored.
     fs::remove_file(store.marker_path(&id)).unwrap();
+    assert_eq!(layers(&store, &["f"]), [""; 0]);
+}
+
+#[test]
+fn other_attributes_are_named_and_those_that_overlays_leave_are_no_change() {
+    let (store, id) = small_store();
+    tag(&store, "base", &id);
+    let mount = Mount::of(store.root()).args(["--seal", "manual", "--xattrs"]).start();
+    let files = fork(&mount, "f", "base");
+    let set = |path: &str, name: &str| {
+        let value = format!("{path} {name}");
+        rustix::fs::setxattr(files.join(path), name, value.as_bytes(), XattrFlags::empty()).unwrap();
+    };
+    for name in ["user.overlay.origin", "user.overlay.impure", "user.overlay.nlink"] {
+        set("README", name);
+        set("src", name);
+    }
     assert_eq!(diff(&store, &["f"]), [""; 0]);
+    set("README", "user.note");
+    set("README", "user.overlay.opaque");
+    fs::set_permissions(files.join("src/lib.rs"), fs::Permissions::from_mode(0o755)).unwrap();
+    let expected = ["P README  user.note, user.overlay.opaque", "P src/lib.rs  mode 0644 → 0755"];
+    assert_eq!(diff(&store, &["f"]), expected);
+    let told = pfimg_on(store.root(), ["diff", "f", "--json"]).exits(0).json();
+    assert_eq!(told["entries"][0]["attributes"], json!(["user.note", "user.overlay.opaque"]));
+    assert_eq!(told["entries"][1]["changed"], json!(["mode"]));
+    let said = pfimg_on(store.root(), ["diff", "f", "-p"]).exits(0);
+    assert_eq!(said.stdout, "diff --git a/src/lib.rs b/src/lib.rs\nold mode 100644\nnew mode 100755\n");
+    assert!(said.stderr.contains("1 file (1 path in no patch"), "{said:?}");
+    mount.unmount();
 }
 
 #[test]
@@ -148,14 +193,11 @@ fn a_name_that_means_two_things_is_told_and_a_path_says_which() {
     tag(&store, "try", sealed.trim().trim_start_matches("sha256:"));
     fs::write(files.join("later"), "x").unwrap();
     let out = pfimg_on(store.root(), ["diff", "base", "try"]).exits(0);
-    assert_eq!(out.stdout, "M world/fs/README\nA world/fs/later\n");
-    assert!(
-        out.stderr.contains("tags/try is the image") && out.stderr.contains("to fork try: 2 paths"),
-        "{out:?}"
-    );
-    assert_eq!(diff(&store, &["tags/base", "tags/try"]), ["M world/fs/README"]);
+    assert_eq!(out.stdout, "M README\nA later\n");
+    assert!(out.stderr.contains("tags/try is the image") && out.stderr.contains("→ try: 2 paths"), "{out:?}");
+    assert_eq!(diff(&store, &["tags/base", "tags/try"]), ["M README"]);
     let (tag, fork) = (mount.join("tags/try"), mount.join("work/try/"));
-    assert_eq!(diff(&store, &[tag.to_str().unwrap(), fork.to_str().unwrap()]), ["A world/fs/later"]);
+    assert_eq!(diff(&store, &[tag.to_str().unwrap(), fork.to_str().unwrap()]), ["A later"]);
     assert_eq!(diff(&store, &[&format!("images/{id}"), "forks/try"]).len(), 2);
     // If a fork's name is given as an image, the error says what to do.
     fork_alone(&mount);
@@ -202,8 +244,8 @@ fn images_are_compared_by_whoever_may_read_them_alone() {
         let run = Run::program(&program, ["diff"].iter().chain(args)).env("PF_STORE", store.root());
         run.env("HOME", "/nonexistent").user(Some(65_534)).run()
     };
-    assert_eq!(as_other(&["base", "sealed"]).exits(0).stdout, "A world/fs/new\n");
-    assert_eq!(as_other(&["sealed"]).exits(0).stdout, "A world/fs/new\n");
+    assert_eq!(as_other(&["base", "sealed"]).exits(0).stdout, "A new\n");
+    assert_eq!(as_other(&["sealed"]).exits(0).stdout, "A new\n");
     assert_ne!(as_other(&["f"]).code, 0);
 }
 
@@ -286,7 +328,7 @@ fn beside_seals_a_diff_shows_one_moment_and_never_fails() {
         let mut looked = 0;
         while !done.load(Ordering::Relaxed) || looked == 0 {
             let found = diff(&store, &[&id, "f"]);
-            assert!(found.is_empty() || found == ["M world/fs/README"], "{found:?}");
+            assert!(found.is_empty() || found == ["M README"], "{found:?}");
             looked += 1;
         }
     });

@@ -58,8 +58,8 @@ def drive(number):
     assert (ended["event"], ended["exit"], ended["added"], ended["deleted"]) == ("ended", exit_code, 1, 1), ended
     assert ended["deletions"] == ["docs/one.md"], ended
 
-    changes = {change["path"] for change in result("diff", name)["changes"]}
-    assert {path.removeprefix("world/fs/") for path in changes} == {"result", "docs/one.md"}, changes
+    changes = {(entry["status"], entry["path"]) for entry in result("diff", name)["entries"]}
+    assert changes == {("A", "result"), ("D", "docs/one.md")}, changes
     sealed = result("seal", name, "--tag", f"result-{number}")
     first = sealed["image"]
     run(name, "--", "sh", "-c", "echo more >> result")

@@ -268,3 +268,21 @@ fn runs_side_by_side_have_a_live_line_each_and_all_end_by_ctrl_c() {
     assert!(!shell.rest.contains("went-on"), "{}", shell.rest);
     shell.does("echo $?", "130", "OUT> ");
 }
+
+#[test]
+fn a_comparison_goes_through_a_pager_and_has_colours_at_a_terminal_alone() {
+    let place = Place::new();
+    place.sh("a@before", "echo 1 > new").exits(0);
+    let mut shell = Shell::new(&place);
+    shell.does("PFIMG_PAGER='sed s/^/paged:/' PAGER=false $P diff a", "paged:A new\r\n", "OUT> ");
+    shell.does("echo '<'; PFIMG_PAGER='sed s/^/paged:/' $P diff a --no-pager", "<\r\nA new\r\n", "OUT> ");
+    shell.does("echo '<'; PFIMG_PAGER='sed s/^/paged:/' $P diff a | cat", "<\r\nA new\r\n", "OUT> ");
+    // The same by default, where all fits on the screen.
+    shell.does("TERM=xterm $P diff a --stat", "1 file changed, 1 insertion(+)", "OUT> ");
+    // A pager that reads nothing makes no failure.
+    shell.does("GIT_PAGER=true $P diff a -p; echo code $?", "code 0", "OUT> ");
+    let coloured = "\x1b[1mdiff --git a/new b/new\x1b[m";
+    shell.does("env -u NO_COLOR TERM=xterm $P diff a -p --no-pager", coloured, "OUT> ");
+    let plain = "<\r\ndiff --git a/new b/new\r\n";
+    shell.does("echo '<'; TERM=xterm $P diff a -p --no-pager", plain, "OUT> ");
+}

@@ -1,283 +1,327 @@
-//! `pfimg diff`: what an image or fork has other than another.
+//! `pfimg diff`: what an image, a fork or a directory has other than another.
 
+mod json;
+mod limits;
+mod names;
+mod patch;
+mod sides;
+
+use std::ffi::OsString;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Args;
-use serde::Serialize;
 
+use self::json::{Row, Shown, Stat, StatRow};
+use self::limits::{FILES, Limits};
+use self::patch::Files;
+use self::sides::{Name, Side, Sides, Standing};
 use super::StoreArg;
 use super::envelope::print_json;
-use super::images::short;
-use super::place;
-use super::text::{count, plain, plain_bytes, print};
-use crate::digest::Digest;
+use super::pager::{self, Output, When};
+use super::run::{Commits, MAX_LOG};
+use super::text::count;
 use crate::error::{Error, ErrorKind, Exit, Result};
-use crate::fork::{self, Compare, Difference, How, Registry, View, compare};
-use crate::layers::world::Kind;
-use crate::ops::line;
+use crate::fork::{Compare, Difference, How, compare_where};
 use crate::store::Store;
+use crate::util::patch::paint::Paint;
+use crate::util::patch::stat::{self, Total};
 
-/// Longer paths are cut, in characters.
-const WIDEST: usize = 4096;
-
-/// How often it is begun anew because another program seals or discards what is compared.
+/// How often a comparison begins again because another program seals, discards or writes what is compared.
 const ATTEMPTS: usize = 3;
 
-/// List the paths that differ between two forks or images. A added, D deleted, M other content, T another kind of file,
-/// P other permissions, owner or attributes. Times and manifests are not compared.
+/// The first bytes of a patch are kept until there are this many. Until they are written the comparison can begin again.
+const KEPT: usize = 4 << 20;
+
+/// List the paths that differ between two forks, images or directories. A added, D deleted, M other content, T another kind of file,
+/// P other permissions, owner or attributes. Times are not compared.
+///
+/// Without TO: what a fork differs in from the image that it was made of, an image from its first parent, a directory from its last
+/// import. A DIR has a slash or is `.`; `.` is the project around it, or the fork in whose files it is.
 #[derive(Debug, Args)]
+#[allow(clippy::struct_excessive_bools)] // each is an option
 pub(crate) struct DiffArgs {
-    /// A fork or an image (tag, prefix, sha256:…, latest, FORK@SEAL), or its path under a mount; without TO, what it differs in from the
-    /// image that the fork was made of, or from the image's first parent
+    /// A fork, an image (tag, prefix, sha256:…, latest, FORK@SEAL), or a DIR
     #[arg(value_name = "FROM")]
     from: String,
-    /// The fork or image to compare it with
+    /// What to compare it with
     #[arg(value_name = "TO")]
     to: Option<String>,
+    /// Compare these paths alone, relative to where you are in the project or fork; `*` also stands for slashes
+    #[arg(value_name = "PATH", last = true)]
+    paths: Vec<OsString>,
+    /// Show what changed in each file, as a patch for `git apply`
+    #[arg(short, long)]
+    patch: bool,
+    /// Count the lines that changed in each file
+    #[arg(long)]
+    stat: bool,
+    /// List paths without letters
+    #[arg(long, conflicts_with_all = ["patch", "stat"])]
+    name_only: bool,
     /// List all that is in folders which only one of them has
     #[arg(short, long)]
     recursive: bool,
+    /// Compare all layers, with paths such as world/fs/README, and `.git` too
+    #[arg(long, conflicts_with_all = ["patch", "stat"])]
+    layers: bool,
     /// Exit with 1 if there is a difference
     #[arg(long)]
     exit_code: bool,
+    /// When to use colours
+    #[arg(long, value_name = "WHEN", value_enum, default_value = "auto", default_missing_value = "always", num_args = 0..=1, require_equals = true)]
+    color: When,
+    /// Do not use a pager at a terminal; `PFIMG_PAGER`, `GIT_PAGER` or `PAGER` names one, else it is less
+    #[arg(long)]
+    no_pager: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
 }
 
-/// What is compared.
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "snake_case")]
-enum Name {
-    Fork(String),
-    Image(Digest),
-    /// What comes from no image.
-    Nothing,
-}
-
-/// A path that differs, as JSON. Bytes that are not UTF-8 are U+FFFD in `path`; `path_b64` has the exact name.
-#[derive(Debug, Serialize)]
-struct Row {
-    change: &'static str,
-    path: String,
-    /// The path's bytes in base64, where they are no UTF-8.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    path_b64: Option<String>,
-    before: Option<RowSide>,
-    after: Option<RowSide>,
-}
-
-#[derive(Debug, Serialize)]
-struct RowSide {
-    kind: Kind,
-    /// Octal.
-    mode: String,
-    /// In bytes, of a file.
-    size: Option<u64>,
-    /// How many things are in it, of a folder that only one side has and that is not listed.
-    below: Option<u64>,
-}
-
-#[derive(Debug, Serialize)]
-struct Shown<'a> {
-    from: &'a Name,
-    to: &'a Name,
-    changes: Vec<Row>,
+/// Two sides, compared.
+struct Compared {
+    from: Side,
+    to: Side,
+    limits: Limits,
+    /// What differs, listed in full.
+    found: Vec<Difference>,
+    /// Commits that the second side has more.
+    commits: Option<u64>,
 }
 
 pub(crate) fn run(store: &StoreArg, args: &DiffArgs) -> Result<ExitCode> {
     let store = Arc::new(store.open()?);
     let mut attempt = 1;
-    let (from, to, found) = loop {
-        match differences(&store, args) {
-            Err(e) if attempt < ATTEMPTS && matches!(e.kind(), ErrorKind::Missing | ErrorKind::Damaged) => {
+    loop {
+        let mut written = false;
+        match compare_and_print(&store, args, &mut written) {
+            Err(e)
+                if attempt < ATTEMPTS
+                    && !written
+                    && matches!(e.kind(), ErrorKind::Missing | ErrorKind::Damaged | ErrorKind::Busy) =>
+            {
                 attempt += 1;
             }
-            found => break found?,
+            done => return done,
         }
-    };
-    if args.json {
-        print_json(&Shown { from: &from, to: &to, changes: found.iter().map(Row::of).collect() })?;
-    } else {
-        let mut text = String::new();
-        for difference in &found {
-            text.push_str(&line(difference));
-        }
-        print(&text)?;
-        eprintln!("pfimg: from {from} to {to}: {}", summary(&found));
     }
-    let differ = args.exit_code && !found.is_empty();
+}
+
+fn compare_and_print(store: &Arc<Store>, args: &DiffArgs, written: &mut bool) -> Result<ExitCode> {
+    let compared = Compared::read(store, args)?;
+    let differ = args.exit_code && !compared.found.is_empty();
+    if args.json {
+        let result = compared.shown(args)?;
+        *written = true;
+        print_json(&result)?;
+    } else {
+        let last = compared.print(args, written)?;
+        eprintln!("pfimg: {} → {}: {last}", compared.from.label, compared.to.label);
+    }
     Ok(if differ { Exit::Differs.into() } else { ExitCode::SUCCESS })
 }
 
-fn differences(store: &Arc<Store>, args: &DiffArgs) -> Result<(Name, Name, Vec<Difference>)> {
-    // Who may read the images need not be allowed to read the forks.
-    let forks = match place::registry(store, true) {
-        Ok(registry) => Some(registry),
-        Err(error) if error.kind() == ErrorKind::PermissionDenied => None,
-        Err(error) => return Err(error),
-    };
-    let side = Side { store, forks: forks.as_ref() };
-    let (from, to) = if let Some(to) = &args.to {
-        // Most of it is reading and parsing two trees.
-        std::thread::scope(|scope| {
-            let other = scope.spawn(|| side.find(to));
-            let from = side.find(&args.from)?;
-            let to = other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-            Ok::<_, Error>((from, to))
-        })?
-    } else {
-        let (name, view) = side.find(&args.from)?;
-        (side.origin(&name)?, (name, view))
-    };
-    let mut found = Vec::new();
-    let options = Compare { all: args.recursive, read: true };
-    compare(&from.1, &to.1, options, &mut |difference| {
-        found.push(difference);
-        Ok(())
-    })?;
-    Ok((from.0, to.0, found))
-}
-
-/// Where the two sides come from.
-struct Side<'a> {
-    store: &'a Arc<Store>,
-    forks: Option<&'a Registry>,
-}
-
-impl Side<'_> {
-    /// A fork, or else an image, of that name. A path under a mount says which.
-    fn find(&self, name: &str) -> Result<(Name, View)> {
-        let (folder, name) = split(name);
-        let is_fork =
-            |forks: &&Registry| folder != Some("tags") && folder != Some("images") && forks.contains(name);
-        if let Some(forks) = self.forks.filter(is_fork) {
-            if folder.is_none() && self.store.resolve(name).is_ok() {
-                eprintln!(
-                    "pfimg: {name:?} is a fork and an image; this is the fork. tags/{name} is the image"
-                );
+impl Compared {
+    fn read(store: &Arc<Store>, args: &DiffArgs) -> Result<Self> {
+        let sides = Sides::new(store, &args.from, args.to.as_deref())?;
+        let (prefix, root) = sides.start(&Standing::here(store));
+        // Paths of an image are not those of the project.
+        let (prefix, root) = if args.layers { Default::default() } else { (prefix, root) };
+        let mut limits = Limits::new(&args.paths, args.layers, &prefix, root.as_deref())?;
+        if let Some(dir) = sides.directory() {
+            if args.layers {
+                let what = format!("{} has no layers: it is a directory", dir.display());
+                return Err(Error::new(ErrorKind::InvalidInput, what).with_hint("leave --layers out"));
             }
-            place::take_in(self.store, name)?;
-            return Ok((Name::Fork(name.to_owned()), forks.get(name)?.view()));
+            limits.directory = Some(sides::rules_of(dir)?);
         }
-        let image = line::image(self.store, name).map_err(|e| match e.kind() {
-            ErrorKind::NotFound => e.context("no fork has that name (`pfimg forks` lists them)"),
-            _ => e,
+        let (from, to) = sides.read(&limits)?;
+        let mut found = Vec::new();
+        let options = Compare { all: true, read: true };
+        compare_where(&from.view, &to.view, options, &|path| limits.is_entered(path), &mut |difference| {
+            let is_gone = matches!(difference.how, How::Removed | How::Kind);
+            if limits.shown(&difference.path).is_some_and(|shown| limits.is_covered(shown, is_gone)) {
+                found.push(difference);
+            }
+            Ok(())
         })?;
-        Ok((Name::Image(image), self.image(Some(image))?))
+        for path in limits.plain() {
+            let path = if args.layers { path.to_vec() } else { [FILES, b"/", path].concat() };
+            if !from.view.contains(&path) && !to.view.contains(&path) {
+                let shown = limits.shown(&path).unwrap_or(&path);
+                eprintln!("pfimg: neither side has {}", crate::util::patch::name::quoted(shown));
+            }
+        }
+        let commits = commits(&from, &to);
+        Ok(Self { from, to, limits, found, commits })
     }
 
-    /// What something comes from: a fork from the image it was made of, an image from its first parent.
-    fn origin(&self, name: &Name) -> Result<(Name, View)> {
-        let image = match name {
-            Name::Fork(name) => match self.forks {
-                Some(forks) => place::origin(self.store, &*forks.get(name)?)?,
-                None => None,
-            },
-            Name::Image(image) => self.store.image(image)?.manifest.parents.first().copied(),
-            Name::Nothing => None,
-        };
-        let view = self.image(image).map_err(|e| {
-            e.context("what it comes from cannot be read").with_hint("name what to compare it with")
-        })?;
-        Ok((image.map_or(Name::Nothing, Name::Image), view))
+    fn files(&self) -> Files<'_> {
+        Files::of(&self.from.view, &self.to.view, &self.limits, &self.found)
     }
 
-    fn image(&self, image: Option<Digest>) -> Result<View> {
-        match self.forks {
-            Some(forks) => forks.view(image),
-            None => View::of_image(place::reader(self.store), image),
+    /// What is listed: folders that only one side has as one, unless all is to be listed.
+    fn listed(&self, args: &DiffArgs) -> Vec<Difference> {
+        if args.name_only {
+            names::without_full_folders(self.found.clone())
+        } else if args.recursive {
+            self.found.clone()
+        } else {
+            names::fold(self.found.clone())
         }
     }
-}
 
-/// The last part of a name, and the folder under a mount that it is in, if the name is such a path.
-fn split(name: &str) -> (Option<&str>, &str) {
-    let path = name.trim_end_matches('/');
-    let Some((above, last)) = path.rsplit_once('/') else { return (None, path) };
-    let folder = above.rsplit('/').next().unwrap_or_default();
-    if matches!(folder, "forks" | "work" | "tags" | "images") { (Some(folder), last) } else { (None, name) }
-}
+    /// Prints to stdout, and returns what the last line says.
+    fn print(&self, args: &DiffArgs, written: &mut bool) -> Result<String> {
+        let paint = args.color.paint();
+        let mut summary = "no difference".to_owned();
+        if self.found.is_empty() {
+            return Ok(self.with_commits(summary));
+        }
+        let mut writer = Writer { output: None, kept: Vec::new(), paged: !args.no_pager };
+        if args.patch || args.stat {
+            let files = self.files();
+            let mut total = Total::default();
+            if args.stat {
+                let rows = files.rows()?;
+                total = Total::of(&rows);
+                stat::write(&rows, pager::columns(), paint, &mut writer.kept);
+                if args.patch && !rows.is_empty() {
+                    writer.kept.push(b'\n');
+                }
+            }
+            if args.patch {
+                total = files.patches(paint, &mut |text| writer.add(text, written))?;
+            }
+            summary = words(&total, files.others);
+        } else {
+            let listed = self.listed(args);
+            for difference in &listed {
+                let line = if args.name_only {
+                    names::path(difference, &self.limits) + "\n"
+                } else {
+                    names::line(difference, &self.limits)
+                };
+                writer.kept.extend_from_slice(line.as_bytes());
+            }
+            summary = names::summary(&listed);
+        }
+        writer.end(written)?;
+        Ok(self.with_commits(summary))
+    }
 
-impl std::fmt::Display for Name {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Fork(name) => write!(f, "fork {}", plain(name, WIDEST)),
-            Self::Image(image) => write!(f, "image {}", short(image)),
-            Self::Nothing => f.write_str("nothing"),
+    fn with_commits(&self, summary: String) -> String {
+        match self.commits {
+            Some(commits) if commits > 0 => format!("{summary}, {}", count(commits, "commit")),
+            _ => summary,
         }
     }
-}
 
-fn letter(how: How) -> char {
-    match how {
-        How::Added => 'A',
-        How::Removed => 'D',
-        How::Content => 'M',
-        How::Kind => 'T',
-        How::Attributes => 'P',
+    fn shown(&self, args: &DiffArgs) -> Result<Shown<'_>> {
+        let (mut stat, mut patch) = (None, None);
+        if args.patch || args.stat {
+            let files = self.files();
+            let rows = files.rows()?;
+            let total = Total::of(&rows);
+            stat = Some(Stat {
+                files: total.files,
+                added_lines: total.added,
+                deleted_lines: total.deleted,
+                in_no_patch: files.others,
+                rows: rows.iter().map(|row| StatRow::of(&row.path, row.count)).collect(),
+            });
+            if args.patch {
+                let mut text = Vec::new();
+                files.patches(Paint::default(), &mut |part| {
+                    text.extend_from_slice(part);
+                    Ok(true)
+                })?;
+                patch = Some(json::text(&text));
+            }
+        }
+        let (patch, patch_b64) = patch.map_or((None, None), |(patch, b64)| (Some(patch), b64));
+        Ok(Shown {
+            from: &self.from.name,
+            to: &self.to.name,
+            commits: self.commits,
+            entries: self.listed(args).iter().map(|found| Row::of(found, &self.limits)).collect(),
+            stat,
+            patch,
+            patch_b64,
+        })
     }
 }
 
-fn line(difference: &Difference) -> String {
-    let path = plain_bytes(&difference.path, WIDEST);
-    let side = difference.after.or(difference.before);
-    let slash = if side.is_some_and(|side| side.kind == Kind::Dir) { "/" } else { "" };
-    let below = |side: Option<fork::Side>| side.map_or(0, |side| side.below);
-    let below = match (below(difference.before), below(difference.after)) {
-        (0, 0) => String::new(),
-        (was, 0) if difference.how == How::Kind => format!("  ({was} were in it)"),
-        (was, is) => format!("  ({} in it)", was + is),
+/// Keeps the beginning of the output: as long as nothing is written, a comparison that fails can begin again.
+struct Writer {
+    output: Option<Output>,
+    kept: Vec<u8>,
+    paged: bool,
+}
+
+impl Writer {
+    /// Adds text; returns whether more is wanted.
+    fn add(&mut self, text: &[u8], written: &mut bool) -> Result<bool> {
+        self.kept.extend_from_slice(text);
+        if self.kept.len() < KEPT {
+            return Ok(true);
+        }
+        Ok(self.flush(written)?.is_open())
+    }
+
+    fn flush(&mut self, written: &mut bool) -> Result<&mut Output> {
+        *written = true;
+        let output = self.output.get_or_insert_with(|| Output::begin(self.paged));
+        output.write(&self.kept)?;
+        self.kept.clear();
+        Ok(output)
+    }
+
+    fn end(mut self, written: &mut bool) -> Result<()> {
+        if !self.kept.is_empty() {
+            self.flush(written)?;
+        }
+        self.output.map_or(Ok(()), Output::end)
+    }
+}
+
+/// How many commits the second side has more. A directory's repository is not read.
+fn commits(from: &Side, to: &Side) -> Option<u64> {
+    let read = |side: &Side| match side.name {
+        Name::Directory(_) => None,
+        _ => Some(Commits::of(&|path| {
+            let path = [FILES, b"/", path.as_bytes()].concat();
+            side.view.bytes(&path, MAX_LOG).ok().flatten()
+        })),
     };
-    format!("{} {path}{slash}{below}\n", letter(difference.how))
+    read(to)?.since(&read(from)?)
 }
 
-fn summary(found: &[Difference]) -> String {
-    let words = [
-        (How::Added, "added"),
-        (How::Removed, "deleted"),
-        (How::Content, "changed"),
-        (How::Kind, "of another kind"),
-        (How::Attributes, "with other attributes"),
-    ];
-    let of = |how: How| found.iter().filter(|difference| difference.how == how).count();
-    let parts: Vec<String> = words
-        .iter()
-        .filter(|(how, _)| of(*how) > 0)
-        .map(|(how, word)| format!("{} {word}", of(*how)))
-        .collect();
-    if parts.is_empty() {
-        "no difference".into()
-    } else {
-        format!("{}: {}", count(found.len() as u64, "path"), parts.join(", "))
+/// What a patch comes to.
+fn words(total: &Total, others: u64) -> String {
+    let mut words = count(total.files, "file");
+    if total.added + total.deleted > 0 {
+        let part = |sign: &str, lines: u64| if lines > 0 { format!("{sign}{lines}") } else { String::new() };
+        let parts = [part("+", total.added), part("-", total.deleted)];
+        let parts: Vec<&str> = parts.iter().filter(|part| !part.is_empty()).map(String::as_str).collect();
+        words = format!("{words}, {}", parts.join(" "));
     }
-}
-
-impl Row {
-    fn of(difference: &Difference) -> Self {
-        let change = match difference.how {
-            How::Added => "added",
-            How::Removed => "deleted",
-            How::Content => "content",
-            How::Kind => "kind",
-            How::Attributes => "attributes",
-        };
-        let path = String::from_utf8_lossy(&difference.path).into_owned();
-        let odd = path.as_bytes() != difference.path;
-        Self {
-            change,
-            path,
-            path_b64: odd.then(|| data_encoding::BASE64.encode(&difference.path)),
-            before: difference.before.map(RowSide::of),
-            after: difference.after.map(RowSide::of),
-        }
+    if others > 0 {
+        words = format!("{words} ({} in no patch: `pfimg diff` lists all)", count(others, "path"));
     }
+    words
 }
 
-impl RowSide {
-    fn of(side: fork::Side) -> Self {
-        let below = (side.below > 0).then_some(side.below);
-        Self { kind: side.kind, mode: format!("{:04o}", side.mode), size: side.size, below }
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_line_says_what_a_patch_comes_to() {
+        let total = |files, added, deleted| Total { files, added, deleted };
+        assert_eq!(words(&total(3, 2, 3), 0), "3 files, +2 -3");
+        assert_eq!(words(&total(1, 0, 1), 0), "1 file, -1");
+        assert_eq!(words(&total(1, 0, 0), 2), "1 file (2 paths in no patch: `pfimg diff` lists all)");
     }
 }

@@ -22,6 +22,7 @@ use clap::builder::{OsStringValueParser, TypedValueParser as _};
 use clap::{Args, CommandFactory as _};
 use rustix::process::{Signal, set_parent_process_death_signal};
 
+pub(in crate::cli) use self::changes::{Commits, MAX_LOG};
 pub(crate) use self::kept::copy as copy_output;
 use super::text::print;
 use super::{Cli, StoreArg, envelope, near};

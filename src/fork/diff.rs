@@ -15,6 +15,7 @@ use super::state::{At, Base, State};
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::layers::world::Kind;
+use crate::tree::{NodeId, Tree};
 
 /// Bytes of two files that are compared at a time.
 const STEP: usize = 256 << 10;
@@ -54,6 +55,10 @@ pub struct Side {
     pub kind: Kind,
     /// Permission bits.
     pub mode: u16,
+    /// Owner, if recorded.
+    pub uid: Option<u32>,
+    /// Group, if recorded.
+    pub gid: Option<u32>,
     /// Length in bytes, of a file.
     pub size: Option<u64>,
     /// The number of files in a folder that only this side has, and in the folders below, unless they are
@@ -72,6 +77,8 @@ pub struct Difference {
     pub before: Option<Side>,
     /// The file in the second.
     pub after: Option<Side>,
+    /// The names of extended attributes that differ, where both trees have a file there.
+    pub attributes: Vec<Vec<u8>>,
 }
 
 /// The options of a comparison.
@@ -126,7 +133,18 @@ pub fn compare(
     options: Compare,
     each: &mut dyn FnMut(Difference) -> Result<()>,
 ) -> Result<()> {
-    let both = Both { before, after, options };
+    compare_where(before, after, options, &|_| true, each)
+}
+
+/// Does the same for the paths that are `wanted`. A path that is not is not looked at, nor is anything below it.
+pub fn compare_where(
+    before: &View,
+    after: &View,
+    options: Compare,
+    wanted: &dyn Fn(&[u8]) -> bool,
+    each: &mut dyn FnMut(Difference) -> Result<()>,
+) -> Result<()> {
+    let both = Both { before, after, options, wanted };
     let mut todo = both.children(&[], Some(Ino::TOP), Some(Ino::TOP));
     todo.retain(|pair| pair.path != b"manifest.json");
     while let Some(pair) = todo.pop() {
@@ -147,6 +165,7 @@ struct Both<'a> {
     before: &'a View,
     after: &'a View,
     options: Compare,
+    wanted: &'a dyn Fn(&[u8]) -> bool,
 }
 
 impl Both<'_> {
@@ -163,6 +182,12 @@ impl Both<'_> {
 
     /// The entries of a folder of one or both sides that may differ, the last name first.
     fn children(&self, path: &[u8], before: Option<Ino>, after: Option<Ino>) -> Vec<Pair> {
+        if let (Some(before), Some(after)) = (before, after)
+            && let Some(At::Base(was)) = self.before.state.at(before)
+            && let Some(At::Base(is)) = self.after.state.at(after)
+        {
+            return self.children_of_bases(path, (before, was), (after, is));
+        }
         let (was, is) = (self.before.list(before), self.after.list(after));
         let (mut was, mut is) = (was.into_iter().rev().peekable(), is.into_iter().rev().peekable());
         let mut pairs = Vec::new();
@@ -178,6 +203,44 @@ impl Both<'_> {
             let Some((name, _)) = left.as_ref().or(right.as_ref()) else { return pairs };
             let path = if path.is_empty() { name.to_vec() } else { [path, name].join(&b'/') };
             let pair = Pair { path, before: left.map(|(_, ino)| ino), after: right.map(|(_, ino)| ino) };
+            if !self.is_untouched(&pair) && (self.wanted)(&pair.path) {
+                pairs.push(pair);
+            }
+        }
+    }
+
+    /// The same for two folders that no fork changed. Equal files cost no more than a look at both trees.
+    fn children_of_bases(
+        &self,
+        path: &[u8],
+        (before, was): (Ino, NodeId),
+        (after, is): (Ino, NodeId),
+    ) -> Vec<Pair> {
+        let (a, b) = (&self.before.state, &self.after.state);
+        let (one, two) = (&*a.base.tree, &*b.base.tree);
+        let (mut was, mut is) = (one.children(was).rev().peekable(), two.children(is).rev().peekable());
+        let mut pairs = Vec::new();
+        loop {
+            let order = match (was.peek(), is.peek()) {
+                (None, None) => return pairs,
+                (Some(_), None) => Ordering::Greater,
+                (None, Some(_)) => Ordering::Less,
+                (Some(was), Some(is)) => one.name(NodeId(*was)).cmp(two.name(NodeId(*is))),
+            };
+            let left = if order.is_ge() { was.next().map(NodeId) } else { None };
+            let right = if order.is_le() { is.next().map(NodeId) } else { None };
+            let name = match (left, right) {
+                (Some(left), Some(right)) if are_equal_files((one, left), (two, right)) => continue,
+                (Some(left), _) => one.name(left),
+                (None, Some(right)) => two.name(right),
+                (None, None) => return pairs,
+            };
+            let path = [path, name].join(&b'/');
+            if !(self.wanted)(&path) {
+                continue;
+            }
+            let left = left.map(|node| a.ino_in(before, node));
+            let pair = Pair { path, before: left, after: right.map(|node| b.ino_in(after, node)) };
             if !self.is_untouched(&pair) {
                 pairs.push(pair);
             }
@@ -214,13 +277,19 @@ impl Both<'_> {
             let (Some(ino), Some(inode)) = (ino, mine) else { return Ok(None) };
             let below = if alone(mine, other) { view.count(ino) } else { 0 };
             let size = inode.content().map(|content| view.size(content)).transpose()?;
-            Ok::<_, Error>(Some(Side { kind: inode.kind(), mode: inode.mode, size, below }))
+            let (mode, uid, gid) = (inode.mode, inode.uid, inode.gid);
+            Ok::<_, Error>(Some(Side { kind: inode.kind(), mode, uid, gid, size, below }))
+        };
+        let attributes = match inodes {
+            (Some(a), Some(b)) if is_in_world(&pair.path) => other_attributes(a, b),
+            _ => Vec::new(),
         };
         Ok(Some(Difference {
             path: pair.path.clone(),
             how,
             before: side(self.before, pair.before, &inodes.0, &inodes.1)?,
             after: side(self.after, pair.after, &inodes.1, &inodes.0)?,
+            attributes,
         }))
     }
 
@@ -265,6 +334,33 @@ impl Both<'_> {
 }
 
 impl View {
+    /// The bytes of a file or the target of a link, if they are at most `most`; nothing for what is neither.
+    pub fn bytes(&self, path: &[u8], most: u64) -> Result<Option<Vec<u8>>> {
+        let Some(inode) = self.inode(self.state.resolve(path))? else { return Ok(None) };
+        let content = match &inode.body {
+            Body::Symlink(target) => {
+                let fits = target.len() as u64 <= most;
+                return Ok(fits.then(|| target.to_vec()));
+            }
+            Body::File(content) => content,
+            _ => return Ok(None),
+        };
+        let about = |e: Error| e.context(format_args!("cannot read {}", String::from_utf8_lossy(path)));
+        let size = self.size(content).map_err(about)?;
+        if size > most {
+            return Ok(None);
+        }
+        let mut bytes = vec![0; usize::try_from(size).unwrap_or(usize::MAX)];
+        let read = self.read(&content.settled(), 0, &mut bytes).map_err(about)?;
+        bytes.truncate(read);
+        Ok(Some(bytes))
+    }
+
+    /// Whether anything is at a path.
+    pub fn contains(&self, path: &[u8]) -> bool {
+        self.state.resolve(path).is_some()
+    }
+
     fn inode(&self, ino: Option<Ino>) -> Result<Option<Arc<Inode>>> {
         let lost = || Error::new(ErrorKind::Damaged, "a listed file is not there");
         ino.map(|ino| self.state.inode(ino).ok_or_else(lost)).transpose()
@@ -325,8 +421,45 @@ pub(super) fn digest(content: &Content) -> Option<Digest> {
 }
 
 fn same_attributes(a: &Inode, b: &Inode) -> bool {
-    // An attribute that an image does not record is equal to any.
-    let same = |a: Option<u32>, b: Option<u32>| a.is_none() || b.is_none() || a == b;
     let mode = matches!(a.body, Body::Symlink(_)) || a.mode == b.mode;
-    mode && same(a.uid, b.uid) && same(a.gid, b.gid) && a.xattrs == b.xattrs
+    let xattrs = Arc::ptr_eq(&a.xattrs, &b.xattrs) || other_attributes(a, b).is_empty();
+    mode && same_owner(a.uid, b.uid) && same_owner(a.gid, b.gid) && xattrs
+}
+
+/// An owner that an image does not record is equal to any.
+fn same_owner(a: Option<u32>, b: Option<u32>) -> bool {
+    a.is_none() || b.is_none() || a == b
+}
+
+/// Whether two entries of trees are no folders and equal in all that is compared. A file with several names may have been changed
+/// under another one, and counts as unequal.
+fn are_equal_files((one, was): (&Tree, NodeId), (two, is): (&Tree, NodeId)) -> bool {
+    let kind = one.kind(was);
+    let (before, after) = (one.owner(was), two.owner(is));
+    kind == two.kind(is)
+        && kind != Kind::Dir
+        && (kind == Kind::Symlink || one.mode(was) == two.mode(is))
+        && one.blob(was) == two.blob(is)
+        && one.target(was) == two.target(is)
+        && one.rdev(was) == two.rdev(is)
+        && same_owner(before.uid, after.uid)
+        && same_owner(before.gid, after.gid)
+        && one.xattrs(was) == two.xattrs(is)
+        && one.hardlink(was).is_none()
+        && two.hardlink(is).is_none()
+}
+
+/// The names of the extended attributes that differ.
+fn other_attributes(a: &Inode, b: &Inode) -> Vec<Vec<u8>> {
+    let mut names: Vec<&Vec<u8>> = a.xattrs.keys().chain(b.xattrs.keys()).collect();
+    names.sort_unstable();
+    names.dedup();
+    names.retain(|name| !is_of_overlay(name) && a.xattrs.get(*name) != b.xattrs.get(*name));
+    names.into_iter().cloned().collect()
+}
+
+/// Whether an attribute only says where an overlay filesystem has a file from. Copying a file sets it, without any change to the file.
+fn is_of_overlay(name: &[u8]) -> bool {
+    let users = [&b"user.overlay.origin"[..], b"user.overlay.impure", b"user.overlay.nlink"];
+    name.starts_with(b"trusted.overlay.") || users.contains(&name)
 }

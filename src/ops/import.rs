@@ -7,6 +7,7 @@
 
 mod commit;
 mod contents;
+pub mod folder;
 mod git;
 mod index;
 mod large;

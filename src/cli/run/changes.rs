@@ -22,7 +22,7 @@ use crate::store::Store;
 const ATTEMPTS: usize = 3;
 
 /// Longest list of commits that is read, in bytes.
-const MAX_LOG: u64 = 16 << 20;
+pub(in crate::cli) const MAX_LOG: u64 = 16 << 20;
 
 /// More deletions than this get a line each.
 const IN_LINE: usize = 4;
@@ -167,7 +167,7 @@ fn named(path: &[u8], is_folder: bool) -> String {
 
 /// What git's files in a fork tell of its commits. Git itself is never started there: a fork's settings can name programs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Commits {
+pub(in crate::cli) struct Commits {
     /// The lines of `.git/logs/HEAD`: each time that HEAD came to name another commit.
     log: Option<Vec<u8>>,
     /// What HEAD names, where there is no such file.
@@ -177,17 +177,18 @@ pub(super) struct Commits {
 impl Commits {
     /// Reads them below a fork's files. Links are not followed, wherever the fork has them.
     pub(super) fn read(files: &Path) -> Self {
-        let log = read_below(files, ".git/logs/HEAD");
-        let head = if log.is_none() {
-            read_below(files, ".git/HEAD").map(|head| resolve(files, head))
-        } else {
-            None
-        };
+        Self::of(&|path| read_below(files, path))
+    }
+
+    /// Does the same with `file`, which reads one of a fork's files of at most [`MAX_LOG`] bytes.
+    pub(in crate::cli) fn of(file: &dyn Fn(&str) -> Option<Vec<u8>>) -> Self {
+        let log = file(".git/logs/HEAD");
+        let head = if log.is_none() { file(".git/HEAD").map(|head| resolve(file, head)) } else { None };
         Self { log, head }
     }
 
     /// How many commits were made since `before` was read. Nothing where no repository is.
-    pub(super) fn since(&self, before: &Self) -> Option<u64> {
+    pub(in crate::cli) fn since(&self, before: &Self) -> Option<u64> {
         let Some(log) = &self.log else {
             let head = self.head.as_ref()?;
             return Some(u64::from(before.head.as_ref().is_some_and(|before| before != head)));
@@ -220,9 +221,9 @@ fn is_commit(line: &[u8]) -> bool {
 }
 
 /// The commit that a HEAD names, or the HEAD itself where that cannot be told.
-fn resolve(files: &Path, head: Vec<u8>) -> Vec<u8> {
+fn resolve(file: &dyn Fn(&str) -> Option<Vec<u8>>, head: Vec<u8>) -> Vec<u8> {
     let name = head.strip_prefix(b"ref: ").and_then(|name| std::str::from_utf8(name.trim_ascii()).ok());
-    name.and_then(|name| read_below(files, &format!(".git/{name}"))).unwrap_or(head)
+    name.and_then(|name| file(&format!(".git/{name}"))).unwrap_or(head)
 }
 
 /// A regular file below a folder, without following any link. Nothing if it is not there, or too long.
@@ -284,7 +285,7 @@ mod tests {
     fn difference(how: How, path: &str) -> Difference {
         let is_folder = path.ends_with('/');
         let kind = if is_folder { Kind::Dir } else { Kind::File };
-        let side = Side { kind, mode: 0o644, size: None, below: 0 };
+        let side = Side { kind, mode: 0o644, uid: None, gid: None, size: None, below: 0 };
         let file = Side { kind: Kind::File, ..side };
         Difference {
             path: format!("world/fs/{}", path.trim_end_matches('/')).into_bytes(),
@@ -295,6 +296,7 @@ mod tests {
                 How::Kind => Some(file),
                 _ => Some(side),
             },
+            attributes: Vec::new(),
         }
     }
 

@@ -195,6 +195,19 @@ fn claim(store: &Store, project: &Project, options: &Options) -> Result<String> 
     Ok(name)
 }
 
+/// The newest image of a folder's line in a store; without a line, that of the folder's last import, as its index in `index_dir` says.
+pub fn newest(store: &Store, dir: &Path, index_dir: &Path) -> Result<Option<Digest>> {
+    let projects = store.projects();
+    for name in projects.names()? {
+        // A file that cannot be read names no image.
+        let line = projects.get(&name).ok().flatten();
+        if let Some(image) = line.filter(|line| line.dir == dir).and_then(|line| line.image) {
+            return Ok(Some(image));
+        }
+    }
+    Ok(last_image(store, dir, index_dir))
+}
+
 /// Whether a name is `base`, or `base` with a number.
 fn is_numbered(name: &str, base: &str) -> bool {
     let Some(rest) = name.strip_prefix(base) else { return false };

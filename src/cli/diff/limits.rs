@@ -1,0 +1,234 @@
+//! Which paths are compared.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Component, Path};
+
+use globset::{GlobBuilder, GlobMatcher};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::layers::ignore::Ignore;
+
+/// Where an image and a fork have a project's files.
+pub(super) const FILES: &[u8] = b"world/fs";
+
+/// Git's own folder.
+const GIT: &[u8] = b".git";
+
+/// A path or a pattern that the user gave.
+#[derive(Clone, Debug)]
+enum Limit {
+    /// This path and what is below it.
+    At(Vec<u8>),
+    /// What fits, with what is below it. As in git, `*` also stands for slashes.
+    Pattern(GlobMatcher),
+}
+
+/// Which paths are compared.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Limits {
+    asked: Vec<Limit>,
+    /// Whether all layers are, by their paths in an image.
+    pub(super) layers: bool,
+    /// Whether git's folders are too.
+    git: bool,
+    /// Whether a side is a directory, whose `.git` is not compared at all, and the rules by which an import of it leaves paths out.
+    pub(super) directory: Option<Ignore>,
+}
+
+impl Limits {
+    /// Reads what the user gave: paths relative to `prefix`, a folder of the tree. `root` is the folder that the tree is a copy of.
+    pub(super) fn new(paths: &[OsString], layers: bool, prefix: &Path, root: Option<&Path>) -> Result<Self> {
+        let mut limits = Vec::new();
+        let mut git = layers;
+        for path in paths {
+            let inside = inside(path, prefix, root)?;
+            // What names a folder of git's is meant.
+            git |= inside.split(|byte| *byte == b'/').any(|name| name == GIT);
+            if inside.iter().any(|byte| b"*?[".contains(byte)) {
+                limits.push(Limit::Pattern(pattern(&inside)?));
+            }
+            limits.push(Limit::At(inside));
+        }
+        Ok(Self { asked: limits, layers, git, directory: None })
+    }
+
+    /// The path of a file as users see it; nothing for what is not shown.
+    pub(super) fn shown<'a>(&self, path: &'a [u8]) -> Option<&'a [u8]> {
+        if self.layers {
+            return Some(path);
+        }
+        if path == FILES {
+            return Some(b".");
+        }
+        path.strip_prefix(FILES)?.strip_prefix(b"/")
+    }
+
+    /// Whether a path of an image, or something below it, is looked at.
+    pub(super) fn is_entered(&self, path: &[u8]) -> bool {
+        if self.layers {
+            return self.is_near(path);
+        }
+        if path == b"world" || path == FILES {
+            return true;
+        }
+        self.shown(path).is_some_and(|inside| self.is_there(inside) && self.is_near(inside))
+    }
+
+    /// Whether a path of a project counts: rules do not leave it out, and it is not in a folder of git's.
+    pub(super) fn is_there(&self, inside: &[u8]) -> bool {
+        if let Some(ignore) = &self.directory
+            && (ignore.covers(inside) || is_git(inside))
+        {
+            return false;
+        }
+        self.git || !is_in_git(inside)
+    }
+
+    /// Whether a path as users see it is one that they asked for. That a folder of git's is new or other is not told, that it is
+    /// gone is.
+    pub(super) fn is_covered(&self, shown: &[u8], is_gone: bool) -> bool {
+        if !self.git && !is_gone && is_git(shown) {
+            return false;
+        }
+        self.asked.is_empty() || self.asked.iter().any(|limit| limit.covers(shown))
+    }
+
+    fn is_near(&self, path: &[u8]) -> bool {
+        self.asked.is_empty() || self.asked.iter().any(|limit| limit.covers(path) || limit.may_be_below(path))
+    }
+
+    /// Paths that were asked for and are no patterns.
+    pub(super) fn plain(&self) -> impl Iterator<Item = &[u8]> {
+        let is_pattern = |path: &[u8]| path.iter().any(|byte| b"*?[".contains(byte));
+        self.asked.iter().filter_map(move |limit| match limit {
+            Limit::At(path) if !is_pattern(path) => Some(path.as_slice()),
+            _ => None,
+        })
+    }
+}
+
+impl Limit {
+    fn covers(&self, path: &[u8]) -> bool {
+        match self {
+            Self::At(limit) => is_at_or_below(path, limit),
+            Self::Pattern(pattern) => {
+                let ends = path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at);
+                ends.chain([path.len()]).any(|end| pattern.is_match(OsStr::from_bytes(&path[..end])))
+            }
+        }
+    }
+
+    /// Whether a folder may hold what is asked for.
+    fn may_be_below(&self, folder: &[u8]) -> bool {
+        match self {
+            Self::At(limit) => is_at_or_below(limit, folder),
+            Self::Pattern(_) => true,
+        }
+    }
+}
+
+/// Whether a path equals another one or lies below it. Every path lies below the empty one.
+fn is_at_or_below(path: &[u8], folder: &[u8]) -> bool {
+    folder.is_empty() || path.strip_prefix(folder).is_some_and(|rest| rest.is_empty() || rest[0] == b'/')
+}
+
+/// Whether a path is a folder of git's, or the file that stands for one.
+fn is_git(path: &[u8]) -> bool {
+    path.rsplit(|byte| *byte == b'/').next() == Some(GIT)
+}
+
+/// Whether a path lies in a folder of git's.
+fn is_in_git(path: &[u8]) -> bool {
+    path.split(|byte| *byte == b'/').rev().skip(1).any(|name| name == GIT)
+}
+
+fn pattern(inside: &[u8]) -> Result<GlobMatcher> {
+    let shown = String::from_utf8_lossy(inside);
+    let invalid = |why: String| {
+        Error::new(ErrorKind::InvalidInput, format!("{shown:?} cannot be read as a pattern: {why}"))
+    };
+    let text = std::str::from_utf8(inside).map_err(|e| invalid(e.to_string()))?;
+    let glob = GlobBuilder::new(text).literal_separator(false).backslash_escape(true).build();
+    Ok(glob.map_err(|e| invalid(e.kind().to_string()))?.compile_matcher())
+}
+
+/// A path that a user gave, relative to the top of the tree.
+fn inside(path: &OsStr, prefix: &Path, root: Option<&Path>) -> Result<Vec<u8>> {
+    let outside = || {
+        let what = format!("{} lies outside of what is compared", Path::new(path).display());
+        Error::new(ErrorKind::InvalidInput, what).with_path(path)
+    };
+    let path = Path::new(path);
+    let (mut names, path): (Vec<&OsStr>, &Path) = if path.is_absolute() {
+        (Vec::new(), root.and_then(|root| path.strip_prefix(root).ok()).ok_or_else(outside)?)
+    } else {
+        (prefix.iter().collect(), path)
+    };
+    for component in path.components() {
+        match component {
+            Component::Normal(name) => names.push(name),
+            Component::ParentDir => drop(names.pop().ok_or_else(outside)?),
+            Component::CurDir | Component::RootDir | Component::Prefix(_) => {}
+        }
+    }
+    let names: Vec<&[u8]> = names.into_iter().map(OsStr::as_bytes).collect();
+    Ok(names.join(&b'/'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn limits(paths: &[&str], prefix: &str) -> Limits {
+        let paths: Vec<_> = paths.iter().map(OsString::from).collect();
+        Limits::new(&paths, false, Path::new(prefix), Some(Path::new("/home/me/shop"))).unwrap()
+    }
+
+    #[test]
+    fn paths_are_relative_to_where_the_user_stands_and_hold_what_is_below_them() {
+        let is = |limits: &Limits, path: &str| limits.is_covered(path.as_bytes(), false);
+        let here = limits(&["main.rs", "../docs", "/home/me/shop/lib/x"], "src");
+        for (path, covered) in [
+            ("src/main.rs", true),
+            ("main.rs", false),
+            ("docs/a/b", true),
+            ("docs", true),
+            ("docs.md", false),
+            ("lib/x", true),
+            ("lib/xy", false),
+        ] {
+            assert_eq!(is(&here, path), covered, "{path}");
+        }
+        assert!(here.is_entered(b"world/fs/lib") && !here.is_entered(b"world/fs/other"));
+        assert!(!here.is_entered(b"model") && here.is_entered(b"world"));
+        assert!(is(&limits(&["."], ""), "anything") && is(&limits(&[".."], "src"), "anything"));
+        let patterns = limits(&["*.rs", "[ab]"], "");
+        for (path, covered) in
+            [("src/x.rs", true), ("a", true), ("b/c", true), ("c", false), ("x.rst", false)]
+        {
+            assert_eq!(is(&patterns, path), covered, "{path}");
+        }
+        let refused = |path: &str, prefix: &str| {
+            Limits::new(&[path.into()], false, Path::new(prefix), Some(Path::new("/home/me/shop")))
+                .unwrap_err()
+                .kind()
+        };
+        assert_eq!(refused("../../x", "src"), ErrorKind::InvalidInput);
+        assert_eq!(refused("/etc/passwd", ""), ErrorKind::InvalidInput);
+        assert_eq!(refused("[", ""), ErrorKind::InvalidInput);
+    }
+
+    #[test]
+    fn folders_of_git_are_left_out_unless_they_are_named() {
+        let all = limits(&[], "");
+        assert!(!all.is_entered(b"world/fs/.git/config") && !all.is_entered(b"world/fs/sub/.git/x"));
+        assert!(all.is_entered(b"world/fs/.gitignore") && all.is_entered(b"world/fs/a.git/x"));
+        assert!(!all.is_covered(b".git", false) && all.is_covered(b"sub/.git", true));
+        let named = limits(&[".git/config"], "");
+        assert!(named.is_entered(b"world/fs/.git/config") && named.is_covered(b".git/config", false));
+        assert!(!named.is_entered(b"world/fs/.git/objects"));
+        let directory = Limits { directory: Some(Ignore::default()), ..limits(&[], "") };
+        assert!(!directory.is_entered(b"world/fs/.git"));
+    }
+}
