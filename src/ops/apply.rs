@@ -3,6 +3,21 @@
 //! An apply is a list of [`Step`]s: a path, what the directory holds there, and what it shall hold. Nothing in the directory changes
 //! before the whole list is known, has no conflict, and is in the store with the bytes of both sides.
 
+mod below;
+mod branch;
+mod carry;
+mod change;
+mod judge;
+mod keep;
+mod session;
+mod swap;
+
+pub use below::Hooks;
+pub use carry::{How, Left, Why};
+pub use session::{
+    Applying, Outcome, REMEMBERED, carry_out, find_dir, finish, of_dir, refuse_interrupted, undo,
+};
+
 use crate::digest::Digest;
 
 /// What is at a path. Times and owners are not compared and not carried over.
