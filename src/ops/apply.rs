@@ -17,6 +17,7 @@ mod prepare;
 mod read;
 mod session;
 mod sides;
+mod subject;
 mod swap;
 mod within;
 mod words;
@@ -35,6 +36,7 @@ pub use session::{
     Applying, Outcome, REMEMBERED, carry_out, find_dir, finish, of_dir, refuse_interrupted, undo,
 };
 pub use sides::Sides;
+pub use subject::{base_of_fork, base_of_image};
 
 /// The name of git's folder or file, which is never merged as files.
 const GIT: &[u8] = b".git";

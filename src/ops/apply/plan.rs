@@ -46,6 +46,8 @@ pub enum Merged {
     Clean(Content),
     /// Both sides changed the same lines, or it cannot be merged by lines.
     Conflict {
+        /// Whether it is lines that conflict.
+        by_lines: bool,
         /// Why, in words: "line 5 changed on both sides".
         why: String,
         /// The content after the decision that was asked for, with what to tell of it.
@@ -74,6 +76,23 @@ pub struct About {
     pub why: String,
 }
 
+/// A path that both sides changed.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Conflict {
+    /// Whether something else than lines of a text conflicts. Conflicts in lines sort first.
+    pub is_whole: bool,
+    /// Relative to the directory.
+    pub path: Vec<u8>,
+    /// What both sides did, in words.
+    pub why: String,
+}
+
+impl Conflict {
+    fn whole(path: &[u8], why: String) -> Self {
+        Self { is_whole: true, path: path.to_owned(), why }
+    }
+}
+
 /// What an apply changes, and what stands in its way.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
@@ -82,7 +101,7 @@ pub struct Plan {
     /// The paths of steps whose lines were merged, without a conflict.
     pub merged: BTreeSet<Vec<u8>>,
     /// The conflicts that nothing decides. With any of them the plan must not be carried out.
-    pub conflicts: Vec<About>,
+    pub conflicts: Vec<Conflict>,
     /// The conflicts that were decided, each with how.
     pub decided: Vec<About>,
     /// What else the user should know of.
@@ -136,7 +155,7 @@ pub(super) type Steps = BTreeMap<Vec<u8>, (Option<Entry>, Option<Entry>)>;
 struct Found {
     steps: Steps,
     merged: BTreeSet<Vec<u8>>,
-    conflicts: Vec<About>,
+    conflicts: Vec<Conflict>,
     decided: Vec<About>,
     notes: Vec<About>,
 }
@@ -274,7 +293,7 @@ impl<'a> Planner<'a> {
         }
         let why = words(self.decide.them, base, Some(fork), Some(here));
         match self.decide.others {
-            Others::Refuse => self.found.conflicts.push(About { path: path.to_owned(), why }),
+            Others::Refuse => self.found.conflicts.push(Conflict::whole(path, why)),
             Others::Ours | Others::Skip => self.decided(path, &why),
             Others::Theirs => {
                 self.step(path, Some(here), Some(fork));
@@ -361,9 +380,11 @@ impl<'a> Planner<'a> {
         };
         let mut why = Vec::new();
         let (mut told, mut merged) = (None, None);
+        let mut is_whole = before.is_none();
         match &content {
             Merged::Clean(content) => merged = Some(*content),
-            Merged::Conflict { why: reason, decided } => {
+            Merged::Conflict { by_lines, why: reason, decided } => {
+                is_whole |= !by_lines;
                 why.push(if before.is_some() {
                     reason.clone()
                 } else {
@@ -396,7 +417,8 @@ impl<'a> Planner<'a> {
         let undecided = lines_conflict && !by_markers || mode_conflict;
         match others {
             Others::Refuse if undecided => {
-                self.found.conflicts.push(About { path: path.to_owned(), why });
+                let is_whole = mode_conflict || is_whole;
+                self.found.conflicts.push(Conflict { is_whole, path: path.to_owned(), why });
                 return Ok(());
             }
             Others::Skip if undecided => {
@@ -427,7 +449,7 @@ impl<'a> Planner<'a> {
     /// A conflict at a path, which stands for what lies below it too.
     fn conflict(&mut self, path: &[u8], node: &'a Node, why: String) {
         match self.decide.others {
-            Others::Refuse => self.found.conflicts.push(About { path: path.to_owned(), why }),
+            Others::Refuse => self.found.conflicts.push(Conflict::whole(path, why)),
             Others::Ours | Others::Skip => self.decided(path, &why),
             Others::Theirs => {
                 let mut steps = Steps::new();
@@ -438,7 +460,7 @@ impl<'a> Planner<'a> {
                     }
                     Err(refused) => {
                         let why = format!("{why}; {refused}");
-                        self.found.conflicts.push(About { path: path.to_owned(), why });
+                        self.found.conflicts.push(Conflict::whole(path, why));
                     }
                 }
             }

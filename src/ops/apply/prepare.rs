@@ -45,8 +45,8 @@ pub struct Prepared {
     pub plan: Plan,
     /// Hooks, settings and filters of repositories that the fork changed.
     pub programs: Vec<Vec<u8>>,
-    /// The folders with a repository that the fork changed; the directory itself is the empty path.
-    pub repositories: Vec<Vec<u8>>,
+    /// Whether the repository at the top may have other commits in the fork.
+    pub has_commits: bool,
 }
 
 /// Plans to bring what an image changed since its base into a directory. Nothing in the directory changes. Without a base the image
@@ -64,7 +64,7 @@ pub fn prepare(
     let here = read::read(&top, &sides.root, deep, options.jobs)?;
     let mut merging = Merging { store, top: &top, options };
     let plan = plan(&sides.root, &sides.groups, &here, options.decide, &mut merging)?;
-    Ok(Prepared { plan, programs: sides.programs, repositories: sides.repositories })
+    Ok(Prepared { plan, programs: sides.programs, has_commits: sides.has_commits })
 }
 
 /// The files of an image.
@@ -103,6 +103,16 @@ impl Merging<'_> {
         }
     }
 
+    /// Whether an earlier apply of the same fork left markers in a file. More of them would be a muddle.
+    fn has_markers(&self, bytes: &[u8]) -> bool {
+        let (ours, theirs) = self.options.names;
+        let holds = |mark: &str, name: &str| {
+            let line = format!("{mark} {name}");
+            bytes.split(|byte| *byte == b'\n').any(|its| its.trim_ascii_end() == line.as_bytes())
+        };
+        holds("<<<<<<<", ours) && holds(">>>>>>>", theirs)
+    }
+
     fn told(&self, text: &Text) -> String {
         match self.favor() {
             Some(Favor::Markers(..)) => format!("markers in {}", places(&text.marked)),
@@ -122,7 +132,8 @@ impl Lines for Merging<'_> {
         fork: &Content,
         here: &Content,
     ) -> Result<Merged> {
-        let refused = |why: &str| Ok(Merged::Conflict { why: why.to_owned(), decided: None });
+        let refused =
+            |why: &str| Ok(Merged::Conflict { by_lines: false, why: why.to_owned(), decided: None });
         if base.into_iter().chain([fork, here]).any(|content| content.size > MAX_MERGE) {
             return refused("both sides changed it, and it is too large to merge by lines");
         }
@@ -131,6 +142,9 @@ impl Lines for Merging<'_> {
         let before = base.map_or_else(|| Ok(Vec::new()), |base| self.blob(base))?;
         if [&ours, &theirs, &before].into_iter().any(|bytes| is_binary(bytes)) {
             return refused("both sides changed it, and it is binary");
+        }
+        if self.has_markers(&ours) {
+            return refused("both sides changed it, and it has markers of an earlier apply");
         }
         let favor = self.favor();
         let text = merge(&before, &ours, &theirs, favor.unwrap_or(Favor::Ours));
@@ -142,7 +156,7 @@ impl Lines for Merging<'_> {
             Some(_) => Some((self.content(&text.bytes)?, self.told(&text))),
             None => None,
         };
-        Ok(Merged::Conflict { why, decided })
+        Ok(Merged::Conflict { by_lines: true, why, decided })
     }
 }
 

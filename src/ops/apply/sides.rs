@@ -23,8 +23,8 @@ pub struct Sides {
     pub groups: Vec<Group>,
     /// Settings, hooks and filters of repositories that the fork changed or added. They never leave the fork.
     pub programs: Vec<Vec<u8>>,
-    /// Repositories, by the folder that `.git` is in, in which anything differs.
-    pub repositories: Vec<Vec<u8>>,
+    /// Whether the repository at the top may have other commits in the fork.
+    pub has_commits: bool,
 }
 
 impl Sides {
@@ -57,7 +57,7 @@ impl Comparing<'_> {
             }
             path.extend_from_slice(name);
             if name == GIT {
-                self.repository(base, fork, path);
+                self.repository(base, fork, path, path.len());
             } else if let Some(node) = self.node(base, fork, path) {
                 below.insert(name.to_owned(), node);
             }
@@ -96,36 +96,24 @@ impl Comparing<'_> {
         self.only.is_empty() || self.only.iter().any(within)
     }
 
-    /// Looks for what differs in a repository.
-    fn repository(&mut self, base: Option<NodeId>, fork: Option<NodeId>, path: &mut Vec<u8>) {
-        let start = path.len();
-        if self.differs_below(base, fork, path, start) {
-            let folder = path[..start - GIT.len()].strip_suffix(b"/").unwrap_or_default();
-            self.sides.repositories.push(folder.to_owned());
-        }
-    }
-
-    fn differs_below(
-        &mut self,
-        base: Option<NodeId>,
-        fork: Option<NodeId>,
-        path: &mut Vec<u8>,
-        start: usize,
-    ) -> bool {
+    /// Looks for what differs in a repository. `start` is where the path of `.git` ends.
+    fn repository(&mut self, base: Option<NodeId>, fork: Option<NodeId>, path: &mut Vec<u8>, start: usize) {
         let is_equal = base.zip(fork).is_some_and(|(base, fork)| is_equal(self.base, base, self.fork, fork));
-        let mut differs = !is_equal;
-        let is_file = fork.is_some_and(|id| self.fork.kind(id) != Kind::Dir);
-        if differs && is_file && names_programs(&path[start..]) {
-            self.sides.programs.push(path.clone());
+        let inner = &path[start..];
+        if !is_equal && fork.is_some_and(|id| self.fork.kind(id) != Kind::Dir) {
+            if names_programs(inner) {
+                self.sides.programs.push(path.clone());
+            }
+            let is_ref = inner.starts_with(b"/refs/") || inner == b"/packed-refs" || inner == b"/HEAD";
+            self.sides.has_commits |= is_ref && start == GIT.len();
         }
         let length = path.len();
         for (name, base, fork) in children(self.base, base, self.fork, fork) {
             path.push(b'/');
             path.extend_from_slice(name);
-            differs |= self.differs_below(base, fork, path, start);
+            self.repository(base, fork, path, start);
             path.truncate(length);
         }
-        differs
     }
 
     /// Finds the files with several names that concern the apply, and adds each of their names to the paths.

@@ -164,7 +164,7 @@ impl Lines for ByLine {
             Others::Theirs => Some((decide(lines(fork)), "theirs".to_owned())),
             Others::Refuse | Others::Skip => None,
         };
-        Ok(Merged::Conflict { why: "lines".to_owned(), decided })
+        Ok(Merged::Conflict { by_lines: true, why: "lines".to_owned(), decided })
     }
 }
 
