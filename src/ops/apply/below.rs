@@ -174,6 +174,11 @@ impl<'a> Top<'a> {
         }
     }
 
+    /// Whether something else is where a path has a directory: a link, or a file.
+    pub(super) fn leads_over_others(&self, path: &[u8]) -> bool {
+        matches!(self.open_below(split(path).0), Err(Errno::LOOP | Errno::NOTDIR))
+    }
+
     /// What is at a place now.
     pub(super) fn look(&self, at: &At) -> io::Result<Option<Meta>> {
         let (folder, name) = at.at();
@@ -296,8 +301,8 @@ impl<'a> Top<'a> {
     }
 
     /// A file that counts each write as a call.
-    pub(super) fn writer<'f>(&'f self, file: &'f mut File) -> impl Write + 'f {
-        Counted { top: self, file }
+    pub(super) fn writer<'f>(&'f self, file: &'f mut File) -> Counted<'f> {
+        Counted { top: self, file, failed: None }
     }
 
     /// Sets the permissions of an opened file.
@@ -386,11 +391,15 @@ impl<'a> Top<'a> {
     /// that is taken as well. A directory is then renamed after a look, and a program that makes a directory of that name in this
     /// moment loses an empty one at most.
     pub(super) fn rename_new(&self, from: &At, to: &At) -> io::Result<()> {
-        self.call("rename")?;
         let ((folder, name), (new_folder, new_name)) = (from.at(), to.at());
-        match rustix::fs::renameat_with(folder, name, new_folder, new_name, RenameFlags::NOREPLACE) {
-            Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) => {}
-            renamed => return Ok(renamed?),
+        let rename = || {
+            self.call("rename-new")?;
+            let how = RenameFlags::NOREPLACE;
+            Ok::<_, io::Error>(rustix::fs::renameat_with(folder, name, new_folder, new_name, how)?)
+        };
+        match rename() {
+            Err(e) if is_unsupported(&e) => {}
+            renamed => return renamed,
         }
         if self.look(from)?.is_some_and(|seen| seen.kind != Kind::Dir) {
             match rustix::fs::linkat(folder, name, new_folder, new_name, AtFlags::empty()) {
@@ -446,15 +455,20 @@ fn chmod_opened(opened: &OwnedFd, mode: u16) -> io::Result<()> {
     if is_set { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::EPERM)) }
 }
 
-struct Counted<'a> {
+/// A file that is written, and why that failed if it did.
+pub(super) struct Counted<'a> {
     top: &'a Top<'a>,
     file: &'a mut File,
+    pub(super) failed: Option<io::Error>,
 }
 
 impl Write for Counted<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.top.call("write")?;
-        self.file.write(bytes)
+        let written = self.top.call("write").and_then(|()| self.file.write(bytes));
+        written.inspect_err(|e| {
+            // The caller of this one hears of a blob, and not of the file.
+            self.failed = e.raw_os_error().map(io::Error::from_raw_os_error);
+        })
     }
 
     fn flush(&mut self) -> io::Result<()> {

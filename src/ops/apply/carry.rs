@@ -15,7 +15,7 @@ use super::Entry;
 use super::below::{At, Top, split};
 use super::change::Difference;
 use super::keep::above;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::layers::world::Kind;
 use crate::ops::import::walk::Meta;
 use crate::store::{Size, Store};
@@ -300,6 +300,17 @@ impl<'a> Carry<'a> {
         self.top.hooks().done();
     }
 
+    /// Makes a conflict of the error of a call that found nothing: the directory, or what was in it, was removed in this moment.
+    pub(super) fn unless_gone<T>(&mut self, at: usize, done: Result<T>) -> Result<Option<T>> {
+        match done {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                self.conflict(at, Why::NoFolder);
+                Ok(None)
+            }
+            done => done.map(Some),
+        }
+    }
+
     /// Notes that nothing has to be done for a path.
     pub(super) fn pass(&mut self, at: usize) {
         self.moves[at].doing = Doing::Done;
@@ -336,7 +347,8 @@ impl<'a> Carry<'a> {
             self.top.mkdir(&temp, mode | OPEN)?;
             self.top.look(&temp)
         };
-        let made = make().map_err(|e| self.failed(&path, e))?;
+        let made = make().map_err(|e| self.failed(&path, e));
+        let Some(made) = self.unless_gone(at, made)? else { return Ok(()) };
         self.moves[at].staged = made;
         self.put(at)
     }
@@ -393,29 +405,45 @@ impl<'a> Carry<'a> {
 
     /// Writes the new content of a path under its temporary name. Says whether it did.
     fn stage(&mut self, at: usize, leaders: &mut HashMap<u64, (At, Meta)>) -> Result<bool> {
-        let Move { path, to, number, .. } = &self.moves[at];
-        let (path, number) = (path.clone(), *number);
-        let Some(to) = to.clone() else { return Ok(false) };
+        let path = self.moves[at].path.clone();
         let Some(place) = self.place(&path)? else {
             self.conflict(at, Why::NoFolder);
             return Ok(false);
         };
-        let temp = self.new_name(&place, number).map_err(|e| self.failed(&path, e))?;
-        if let Entry::Link { target } = &to {
-            self.top.symlink(target, &temp).map_err(|e| self.failed(&path, e))?;
-        } else if let Entry::File { links, .. } = &to
-            && !self
-                .link(leaders.get(&links.unwrap_or(u64::MAX)), &temp)
-                .map_err(|e| self.failed(&path, e))?
-        {
-            self.write(at, &place, &temp, &to)?;
-        }
-        let staged = self.top.look(&temp).map_err(|e| self.failed(&path, e))?;
-        if let (Entry::File { links: Some(group), .. }, Some(meta)) = (&to, staged) {
-            leaders.entry(*group).or_insert((temp, meta));
-        }
+        let staged = self.stage_at(at, &place, leaders);
+        let Some(staged) = self.unless_gone(at, staged)? else { return Ok(false) };
         self.moves[at].staged = staged;
         Ok(true)
+    }
+
+    fn stage_at(
+        &self,
+        at: usize,
+        place: &At,
+        leaders: &mut HashMap<u64, (At, Meta)>,
+    ) -> Result<Option<Meta>> {
+        let Move { path, to, number, .. } = &self.moves[at];
+        let failed = |e| self.failed(path, e);
+        let temp = self.new_name(place, *number).map_err(failed)?;
+        let group = match to {
+            Some(Entry::Link { target }) => {
+                self.top.symlink(target, &temp).map_err(failed)?;
+                None
+            }
+            Some(entry @ Entry::File { links, .. }) => {
+                let leader = links.and_then(|group| leaders.get(&group));
+                if !self.link(leader, &temp).map_err(failed)? {
+                    self.write(at, place, &temp, entry)?;
+                }
+                *links
+            }
+            _ => return Ok(None),
+        };
+        let staged = self.top.look(&temp).map_err(failed)?;
+        if let (Some(group), Some(meta)) = (group, staged) {
+            leaders.entry(group).or_insert((temp, meta));
+        }
+        Ok(staged)
     }
 
     /// Makes a further name of a file of which one name is there. Says whether it could: some filesystems have no hard links.
@@ -450,7 +478,12 @@ impl<'a> Carry<'a> {
         let failed = |e| self.failed(path, e);
         let mut file = self.top.create(temp).map_err(failed)?;
         if *size > 0 {
-            self.store.blobs().stream(content, Size::Exact(*size), &mut self.top.writer(&mut file))?;
+            let mut writer = self.top.writer(&mut file);
+            let streamed = self.store.blobs().stream(content, Size::Exact(*size), &mut writer);
+            if let (Err(_), Some(e)) = (&streamed, writer.failed) {
+                return Err(failed(e));
+            }
+            streamed?;
         }
         // It takes the place of a file, or belongs to the directory's owner where root applies.
         let like = match self.moves[at].seen.filter(|seen| seen.kind == Kind::File) {

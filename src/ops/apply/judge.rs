@@ -6,8 +6,10 @@ use std::io;
 use super::Entry;
 use super::carry::{Carry, Doing, Move, Why, is_mode_of};
 use super::change::plain;
+use super::keep::above;
 use crate::error::{Error, Result};
 use crate::layers::world::Kind;
+use crate::ops::import::tree::order;
 use crate::ops::import::walk::Meta;
 
 impl Carry<'_> {
@@ -44,6 +46,9 @@ impl Carry<'_> {
         };
         let (Some(place), Some(seen)) = (place, seen) else {
             let doing = match (from, to) {
+                (Some(_), None) if top.leads_over_others(&path) && !self.is_below_own(&path) => {
+                    Err(Why::NoFolder)
+                }
                 (_, None) => Ok(Doing::Done),
                 (None, Some(_)) => Ok(Doing::Todo),
                 (Some(_), Some(_)) => Err(Why::Gone),
@@ -83,6 +88,17 @@ impl Carry<'_> {
             Err(Why::Taken)
         } else {
             Err(Why::Edited)
+        })
+    }
+
+    /// Whether a directory of a path is a link or a file on either side.
+    fn is_below_own(&self, path: &[u8]) -> bool {
+        above(path).any(|folder| {
+            // Sorted as the difference is.
+            let found = self.moves.binary_search_by(|one| order(&one.path, folder));
+            let is_other =
+                |entry: &Option<Entry>| matches!(entry, Some(Entry::Link { .. } | Entry::File { .. }));
+            found.is_ok_and(|at| is_other(&self.moves[at].from) || is_other(&self.moves[at].to))
         })
     }
 

@@ -51,7 +51,8 @@ impl Carry<'_> {
             self.conflict(at, Why::NoFolder);
             return Ok(());
         };
-        let put = self.put_at(at, &place).map_err(|e| self.failed(&path, e))?;
+        let put = self.put_at(at, &place).map_err(|e| self.failed(&path, e));
+        let Some(put) = self.unless_gone(at, put)? else { return Ok(()) };
         match (put, self.moves[at].staged) {
             (Some(why), _) => self.conflict(at, why),
             (None, Some(staged)) => self.finish(at, staged),
@@ -166,12 +167,13 @@ impl Carry<'_> {
     pub(super) fn delete(&mut self, at: usize) -> Result<()> {
         let path = self.moves[at].path.clone();
         let Some(place) = self.place(&path)? else {
-            // It is gone with its directory.
-            self.pass(at);
+            self.conflict(at, Why::NoFolder);
             return Ok(());
         };
         let Some(seen) = self.moves[at].seen else { return Ok(()) };
-        match self.delete_at(at, &place).map_err(|e| self.failed(&path, e))? {
+        let deleted = self.delete_at(at, &place).map_err(|e| self.failed(&path, e));
+        let Some(deleted) = self.unless_gone(at, deleted)? else { return Ok(()) };
+        match deleted {
             Deleted::Yes => self.finish(at, seen),
             Deleted::Stays => {
                 self.carried.staying.push(path);
@@ -269,7 +271,11 @@ impl Carry<'_> {
         for at in 0..self.moves.len() {
             let path = self.moves[at].path.clone();
             if let Some(place) = self.place(&path)? {
-                self.clear_at(at, &place).map_err(|e| self.failed(&path, e))?;
+                match self.clear_at(at, &place) {
+                    // Removed in this moment, by someone else.
+                    Err(e) if is_gone(&e) => {}
+                    cleared => cleared.map_err(|e| self.failed(&path, e))?,
+                }
             }
         }
         Ok(())
