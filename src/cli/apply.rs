@@ -1,5 +1,6 @@
 //! `pfimg apply`: brings what a fork changed into a directory.
 
+mod commits;
 mod place_of;
 mod told;
 mod undo;
@@ -11,6 +12,7 @@ use std::time::Instant;
 
 use clap::Args;
 
+use self::commits::Commits;
 use super::StoreArg;
 use super::progress::Bar;
 use super::text::plain;
@@ -18,12 +20,13 @@ use crate::cli::place;
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fork::{beside::OnDisk, refuse_fork_name};
-use crate::ops::apply::plan::{Decide, Others};
+use crate::ops::apply::plan::{About, Conflict, Decide, Others, Plan};
 use crate::ops::apply::{
     Applying, Hooks, Options, base_of_fork, base_of_image, carry_out, prepare, refuse_interrupted,
 };
 use crate::ops::line::{self, Line};
 use crate::store::Store;
+use crate::store::applies::Branch;
 use crate::util::parallel::default_jobs;
 
 /// What the directory's side is called in markers.
@@ -126,21 +129,71 @@ pub(crate) fn run(store: &StoreArg, args: &ApplyArgs) -> Result<ExitCode> {
         }
     };
     told::warn(&prepared, &subject);
-    let telling = told::Telling { args, subject: &subject, dir: &dir, plan: &prepared.plan };
-    if !prepared.plan.conflicts.is_empty() {
+    let mut plan = prepared.plan;
+    // Files come first: with a conflict in them nothing is fetched.
+    let commits = if plan.conflicts.is_empty() && prepared.has_commits && only.is_empty() {
+        commits_of(&store, &subject, &dir, args)
+    } else {
+        None
+    };
+    let branch = commits.as_ref().and_then(|commits| judged(commits, &subject, args, &mut plan));
+    let telling =
+        told::Telling { args, subject: &subject, dir: &dir, plan: &plan, commits: commits.as_ref() };
+    if !plan.conflicts.is_empty() {
         return telling.conflicts();
     }
-    place_of::refuse_store(&store, &dir, &prepared.plan.steps)?;
-    if args.dry_run || prepared.plan.steps.is_empty() {
+    place_of::refuse_store(&store, &dir, &plan.steps)?;
+    let Some(image) = image.filter(|_| !args.dry_run && (!plan.steps.is_empty() || branch.is_some())) else {
         telling.planned(started.elapsed())?;
         return Ok(ExitCode::SUCCESS);
-    }
-    let Some(image) = image else { return Ok(ExitCode::SUCCESS) };
-    let applying = Applying { dir: &dir, fork: name, base, image, steps: &prepared.plan.steps, branch: None };
+    };
+    let applying = Applying { dir: &dir, fork: name, base, image, steps: &plan.steps, branch };
     let progress = Progress(Bar::new());
     let outcome = carry_out(&store, &applying, &progress);
     progress.0.finish();
     telling.applied(&outcome?, started.elapsed())
+}
+
+/// New commits of a fork, whose objects the directory's repository has afterwards. Where they cannot be had the files are applied
+/// without them.
+fn commits_of(store: &Arc<Store>, subject: &Subject, dir: &Path, args: &ApplyArgs) -> Option<Commits> {
+    if !commits::has_repository(dir) {
+        return None;
+    }
+    let name = plain(&subject.name, usize::MAX);
+    if !subject.is_fork {
+        eprintln!("pfimg: commits of an image stay in it; apply the fork to bring them over");
+        return None;
+    }
+    let fetched = commits::fetch(store, &subject.name, dir, args.dry_run);
+    fetched.unwrap_or_else(|error| {
+        eprintln!("pfimg: the commits of fork {name:?} stay in it: {error}");
+        None
+    })
+}
+
+/// The branch that moves. One that cannot be fast-forwarded is a conflict.
+fn judged(commits: &Commits, subject: &Subject, args: &ApplyArgs, plan: &mut Plan) -> Option<Branch> {
+    if !commits.diverged {
+        return commits.branch.clone();
+    }
+    let path = commits::branch_of(&subject.name).into_bytes();
+    let why = "the branch has commits that the fork does not have".to_owned();
+    match args.decide(true).others {
+        Others::Theirs => {
+            plan.decided.push(About { path, why: format!("{why}: moved to the fork's") });
+            commits.branch.clone()
+        }
+        Others::Ours | Others::Skip => {
+            plan.decided.push(About { path, why: format!("{why}: left alone") });
+            None
+        }
+        Others::Refuse => {
+            plan.concerned += 1;
+            plan.conflicts.push(Conflict { is_whole: true, path, why });
+            None
+        }
+    }
 }
 
 impl ApplyArgs {

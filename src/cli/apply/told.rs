@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::commits::{Commits, branch_of};
 use super::{ApplyArgs, Subject};
 use crate::cli::envelope::{print_failure, print_json};
 use crate::cli::text::{count, plain, plain_bytes, print};
@@ -25,7 +26,7 @@ const PATH: usize = 25;
 /// Settings and hooks that are named in a line.
 const MOST_NAMED: usize = 8;
 
-/// What a step does, as it is told.
+/// What a step does, in the words of the output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Change {
@@ -86,7 +87,7 @@ struct Row {
     is_folder: bool,
 }
 
-/// The changes that are told. A folder is left out where something in it has the same change.
+/// The changes for the output. A folder is left out where something in it has the same change.
 fn rows(plan: &Plan) -> Vec<Row> {
     let row = |step: &Step| Row {
         change: Change::of(step, plan.merged.contains(&step.path)),
@@ -205,6 +206,9 @@ struct Shown<'a> {
     notes: Vec<ShownAbout>,
     /// Paths that were edited while the apply worked, and were left.
     left: Vec<ShownAbout>,
+    /// New commits of the fork, and the branch that has them.
+    commits: u64,
+    branch: Option<String>,
     /// The image of what the directory held before.
     kept: Option<Digest>,
     seconds: f64,
@@ -230,12 +234,13 @@ pub(super) fn warn(prepared: &Prepared, subject: &Subject) {
     );
 }
 
-/// What is known of an apply that is told of.
+/// An apply, for the output about it.
 pub(super) struct Telling<'a> {
     pub(super) args: &'a ApplyArgs,
     pub(super) subject: &'a Subject,
     pub(super) dir: &'a Path,
     pub(super) plan: &'a Plan,
+    pub(super) commits: Option<&'a Commits>,
 }
 
 impl Telling<'_> {
@@ -244,9 +249,11 @@ impl Telling<'_> {
         let conflicts = &self.plan.conflicts;
         let name = plain(&self.subject.name, usize::MAX);
         let first = format!("conflicts in {} of {}", conflicts.len(), count(self.plan.concerned, "path"));
-        let example = conflicts.last().map_or_else(String::new, |last| plain_bytes(&last.path, usize::MAX));
+        let branch = branch_of(&self.subject.name).into_bytes();
+        let example = conflicts.iter().rfind(|conflict| conflict.path != branch);
+        let example = example.map(|last| format!(" -- {}", plain_bytes(&last.path, usize::MAX)));
         let dir = self.args.dir.as_ref().map_or_else(|| ".".to_owned(), |dir| dir.display().to_string());
-        let both = format!("pfimg diff {name} {dir} -p -- {example}");
+        let both = format!("pfimg diff {name} {dir} -p{}", example.unwrap_or_default());
         let error = Error::new(ErrorKind::Conflict, format!("{first}, nothing was written"));
         if self.args.json {
             let error = error.with_hint(format!("--merge, --ours, --theirs or --skip decides them; {both}"));
@@ -272,10 +279,12 @@ impl Telling<'_> {
         let rows = rows(self.plan);
         self.changes(&rows, None, took)?;
         let (name, dir) = (plain(&self.subject.name, usize::MAX), shown(self.dir));
-        if rows.is_empty() {
+        let parts = [summary(&rows), self.branch("would be")];
+        let parts: Vec<String> = parts.into_iter().filter(|part| !part.is_empty()).collect();
+        if parts.is_empty() {
             eprintln!("pfimg: nothing to apply: {dir} has what {name} changed");
         } else {
-            eprintln!("pfimg: would apply {name} to {dir}: {}; nothing was written", summary(&rows));
+            eprintln!("pfimg: would apply {name} to {dir}: {}; nothing was written", parts.join("; "));
         }
         Ok(())
     }
@@ -285,7 +294,14 @@ impl Telling<'_> {
         let rows = rows(self.plan);
         self.changes(&rows, Some(outcome), took)?;
         let (name, dir) = (plain(&self.subject.name, usize::MAX), shown(self.dir));
-        eprintln!("pfimg: applied {name} to {dir}: {}, {:.2} s", summary(&rows), took.as_secs_f64());
+        let time = format!("{:.2} s", took.as_secs_f64());
+        let parts: Vec<String> = [summary(&rows), time].into_iter().filter(|part| !part.is_empty()).collect();
+        let moved = outcome.branch.as_ref().is_some_and(|(_, moved)| moved.is_ok());
+        let branch = if moved { format!("; {}", self.branch("is")) } else { String::new() };
+        eprintln!("pfimg: applied {name} to {dir}: {}{branch}", parts.join(", "));
+        if let Some((branch, Err(why))) = &outcome.branch {
+            eprintln!("pfimg: {} stays: {why}", branch.trim_start_matches("refs/heads/"));
+        }
         let named = self.args.dir.as_ref().map_or_else(String::new, |_| format!(" {dir}"));
         eprintln!("undo:  pfimg apply --undo{named}");
         if outcome.conflicts.is_empty() {
@@ -294,6 +310,14 @@ impl Telling<'_> {
         let number = count(outcome.conflicts.len() as u64, "path");
         eprintln!("pfimg: {number} edited while the apply worked: left alone");
         Ok(ErrorKind::Conflict.exit().into())
+    }
+
+    /// `1 commit is branch pfimg/try-2`.
+    fn branch(&self, verb: &str) -> String {
+        let Some(commits) = self.commits else { return String::new() };
+        let branch = plain(&branch_of(&self.subject.name), usize::MAX);
+        let verb = if commits.number == 1 || verb != "is" { verb } else { "are" };
+        format!("{} {verb} branch {branch}", count(commits.number, "commit"))
     }
 
     fn changes(&self, rows: &[Row], outcome: Option<&Outcome>, took: Duration) -> Result<()> {
@@ -314,11 +338,13 @@ impl Telling<'_> {
                     .iter()
                     .map(|left| ShownAbout { path: Path64::of(&left.path), why: left.why.words().to_owned() })
                     .collect(),
+                commits: self.commits.map_or(0, |commits| commits.number),
+                branch: self.commits.map(|_| branch_of(&self.subject.name)),
                 kept: outcome.map(|outcome| outcome.before),
                 seconds: (took.as_secs_f64() * 1000.0).round() / 1000.0,
             });
         }
-        // A path with a remark of its own is told once, but a deletion is told as one too.
+        // A path with a remark has one line, but a deletion has its line in any case.
         let has_remark = |row: &Row| decided.iter().any(|about| about.path == row.path);
         let plain_rows = rows.iter().filter(|row| row.change == Change::Deleted || !has_remark(row));
         let mut text = lines(&plain_rows.cloned().collect::<Vec<_>>());

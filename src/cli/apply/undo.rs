@@ -89,7 +89,10 @@ fn tell(outcome: &Outcome, args: &ApplyArgs) -> Result<ExitCode> {
     for path in &outcome.staying {
         eprintln!("pfimg: {}/ stays: it holds other files", plain_bytes(path, usize::MAX));
     }
-    let number = count(outcome.changed.len() as u64, "path");
+    let mut number = count(outcome.changed.len() as u64, "path");
+    if let Some((branch, Ok(()))) = &outcome.branch {
+        number = format!("{number} and branch {}", branch.trim_start_matches("refs/heads/"));
+    }
     let (name, dir) = (plain(&outcome.fork, usize::MAX), shown(&outcome.dir));
     match outcome.state {
         State::Undone | State::Undoing => {
