@@ -54,11 +54,7 @@ impl Place {
     }
 
     pub fn apply(&self, before: &Files, after: &Files, hooks: &dyn Hooks) -> Result<Outcome, Error> {
-        let steps = steps(&self.store, before, after);
-        let image = Digest::of(b"the fork");
-        let applying =
-            Applying { dir: &self.dir, fork: "try-2", base: None, image, steps: &steps, branch: None };
-        carry_out(&self.store, &applying, hooks)
+        apply(&self.store, &self.dir, before, after, hooks)
     }
 
     pub fn undo(&self, force: bool) -> Result<Outcome, Error> {
@@ -79,6 +75,19 @@ impl Drop for Place {
         model::open_up(&self.dir);
         assert!(self.temp.path().exists());
     }
+}
+
+/// Applies the difference of two directories to one that is on disk.
+pub fn apply(
+    store: &Store,
+    dir: &Path,
+    before: &Files,
+    after: &Files,
+    hooks: &dyn Hooks,
+) -> Result<Outcome, Error> {
+    let steps = steps(store, before, after);
+    let image = Digest::of(b"the fork");
+    carry_out(store, &Applying { dir, fork: "try-2", base: None, image, steps: &steps, branch: None }, hooks)
 }
 
 /// Counts calls.
@@ -263,13 +272,27 @@ fn gc_and_prune_between_an_apply_and_its_undo_take_nothing_that_the_undo_needs()
 }
 
 #[test]
-fn files_keep_their_owner_and_hard_links_that_nobody_changes() {
+fn files_keep_their_owner_their_attributes_and_hard_links_that_no_step_changes() {
     use std::os::unix::fs::MetadataExt as _;
     let mut place = Place::new();
     let before = files(&[("a", "1"), ("b", "2")]);
     place.hold(&before);
     fs::hard_link(place.dir.join("a"), place.dir.join("second")).unwrap();
+    let flags = rustix::fs::XattrFlags::empty();
+    let has_attributes = rustix::fs::setxattr(place.dir.join("a"), "user.mine", b"x", flags).is_ok();
+    if crate::common::is_root() {
+        std::os::unix::fs::chown(place.dir.join("a"), Some(77), Some(78)).unwrap();
+    }
+    let owner = || fs::metadata(place.dir.join("a")).map(|meta| (meta.uid(), meta.gid())).unwrap();
+    let before_owner = owner();
     place.apply(&before, &files(&[("a", "one"), ("b", "2")]), &()).unwrap();
     assert_eq!(fs::read(at(&place.dir, b"second")).unwrap(), b"1");
-    assert_eq!(fs::metadata(place.dir.join("a")).unwrap().uid(), fs::metadata(&place.dir).unwrap().uid());
+    for back in [false, true] {
+        let mut value = [0; 9];
+        let read = rustix::fs::getxattr(place.dir.join("a"), "user.mine", &mut value[..]);
+        assert_eq!((owner(), read.is_ok()), (before_owner, has_attributes));
+        if !back {
+            place.undo(false).unwrap();
+        }
+    }
 }

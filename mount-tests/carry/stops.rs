@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::process::ExitStatusExt as _;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use pfimg::ErrorKind;
@@ -11,7 +12,7 @@ use pfimg::store::applies::State;
 use super::model::{Files, read};
 use super::{Counting, Place, case, files, first_seed};
 
-/// Lets so many calls pass. The next one fails, and with `stops` all later ones too.
+/// Lets a number of calls pass. The next one fails, and with `stops` all later ones too.
 struct Failing {
     left: AtomicUsize,
     stops: bool,
@@ -171,6 +172,79 @@ fn a_filesystem_that_cannot_exchange_names_or_has_no_hard_links_comes_to_the_sam
 
 fn is_linked(node: &super::Node) -> bool {
     matches!(node, super::Node::File { first: Some(_), .. })
+}
+
+/// Tells a test program that it is the child of another one: the folder of the store, a seed, and `apply` or `undo`.
+const CHILD: &str = "PFIMG_CARRY_CHILD";
+
+/// Applies or undoes in a separate process, which a call ends. Does nothing without [`CHILD`].
+#[test]
+fn a_process_of_its_own_applies_or_undoes() {
+    let Ok(child) = std::env::var(CHILD) else { return };
+    let mut words = child.splitn(3, ' ');
+    let (what, seed) = (words.next().unwrap(), words.next().unwrap().parse().unwrap());
+    let root = std::path::Path::new(words.next().unwrap());
+    let (store, dir) = (pfimg::store::Store::open(root.join("store")).unwrap(), root.join("dir"));
+    let (_, before, after) = case(seed);
+    if what == "apply" {
+        super::apply(&store, &dir, &before, &after, &()).unwrap();
+    } else {
+        undo(&store, &dir, false, &()).unwrap();
+    }
+}
+
+#[test]
+fn a_kill_at_any_call_leaves_a_directory_that_continue_and_undo_make_whole() {
+    let mut place = Place::new();
+    let seed = first_seed() + 8001;
+    let (_, before, after) = case(seed);
+    let (forward, backward) = calls(&mut place, &before, &after);
+    let mut killed = 0;
+    for at in 0..forward + backward {
+        let back = at % 2 == 0;
+        let what = format!("killed at {at}, back {back}");
+        place.hold(&before);
+        let (verb, number) = if at < forward {
+            ("apply", at)
+        } else {
+            place.apply(&before, &after, &()).unwrap();
+            ("undo", at - forward)
+        };
+        let root = place.dir.parent().unwrap().display();
+        let status = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "carry::stops::a_process_of_its_own_applies_or_undoes"])
+            .env(CHILD, format!("{verb} {seed} {root}"))
+            .env("PFIMG_TEST_DIES", number.to_string())
+            .stdout(std::process::Stdio::null())
+            .status()
+            .unwrap();
+        assert_eq!(status.signal(), Some(libc::SIGKILL), "{what}");
+        match place.state() {
+            None | Some(State::Undone) => assert_eq!(read(&place.dir), before, "{what}"),
+            Some(State::Done) => assert_eq!(read(&place.dir), after, "{what}"),
+            Some(State::Writing | State::Undoing) => {
+                killed += 1;
+                lead_out(&place, back, &before, &after, &what);
+            }
+        }
+    }
+    assert!(killed > 10, "only {killed} processes were killed in the middle");
+}
+
+#[test]
+fn an_undo_whose_old_content_is_damaged_leaves_the_apply_as_it_is() {
+    let mut place = Place::new();
+    let (before, after) = (files(&[("a", "old content"), ("b", "2")]), files(&[("a", "one"), ("c", "3")]));
+    place.hold(&before);
+    place.apply(&before, &after, &()).unwrap();
+    let blob = place.store.blobs().path(&pfimg::digest::Digest::of(b"old content"));
+    let good = fs::read(&blob).unwrap();
+    fs::write(&blob, b"damage").unwrap();
+    assert_eq!(place.undo(false).unwrap_err().kind(), ErrorKind::Damaged);
+    assert_eq!((read(&place.dir), place.state()), (after, Some(State::Done)));
+    fs::write(&blob, good).unwrap();
+    place.undo(false).unwrap();
+    assert_eq!(read(&place.dir), before);
 }
 
 #[test]

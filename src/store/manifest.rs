@@ -125,7 +125,7 @@ impl From<ManifestError> for Error {
 pub const APPLY_AGENT: &str = "pfimg-apply";
 
 impl Manifest {
-    /// Whether the image may be `latest`: it holds a state of its own, and is not kept for an apply.
+    /// Whether the image may be `latest`: images that are kept for an apply do not count.
     pub fn may_be_latest(&self) -> bool {
         self.agent.kind != APPLY_AGENT
     }

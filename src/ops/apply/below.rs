@@ -26,11 +26,14 @@ const AT_ONCE: usize = 4000;
 /// Bytes that are read of a file at once.
 const PIECE: usize = 128 << 10;
 
+/// Largest value of an extended attribute, and largest list of their names, in bytes.
+const MAX_ATTRIBUTE: usize = 64 << 10;
+
 /// How often the kernel is asked again for a path on which another program renames something.
 const ATTEMPTS: usize = 16;
 
-/// Is told of each call that changes the directory or the record of an apply, before it is made. A test makes a call fail, or stops
-/// there for good.
+/// Hears of each call that changes the directory or the record of an apply, before the call. A test makes a call fail, or stops there
+/// for good.
 pub trait Hooks: Sync {
     /// A call is about to be made. An error takes its place.
     fn call(&self, what: &'static str) -> io::Result<()> {
@@ -38,12 +41,12 @@ pub trait Hooks: Sync {
         Ok(())
     }
 
-    /// So many paths are to be changed.
+    /// The number of paths to be changed.
     fn total(&self, paths: u64) {
         let _ = paths;
     }
 
-    /// One more was.
+    /// One more path was changed.
     fn done(&self) {}
 }
 
@@ -88,7 +91,13 @@ pub(super) fn is_unsupported(error: &io::Error) -> bool {
     matches!(Errno::from_io_error(error), Some(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP))
 }
 
-/// Whether an error says that a path leads through something that is not there, or that is no directory.
+/// Whether two names cannot be exchanged: the filesystem has no such call, or not for these two. An overlay cannot move a directory
+/// of its lower layer.
+pub(super) fn cannot_exchange(error: &io::Error) -> bool {
+    is_unsupported(error) || Errno::from_io_error(error) == Some(Errno::XDEV)
+}
+
+/// Whether an error says that a path leads through something that does not exist, or through a file or link.
 fn leads_nowhere(error: Errno) -> bool {
     matches!(error, Errno::NOENT | Errno::NOTDIR | Errno::LOOP)
 }
@@ -164,7 +173,7 @@ impl<'a> Top<'a> {
         open(opened.as_ref().map_or(self.folder.as_fd(), AsFd::as_fd), rest)
     }
 
-    /// The place of a path. Nothing if its parent is not there, is no directory, or lies behind a link.
+    /// The place of a path. Nothing if its parent does not exist, or is a file or link, or lies behind a link.
     pub(super) fn at(&self, path: &[u8]) -> io::Result<Option<At>> {
         let (parent, name) = split(path);
         match self.open_below(parent) {
@@ -325,6 +334,27 @@ impl<'a> Top<'a> {
         // A user cannot give files away, but may give them to another of the user's groups.
         if rustix::fs::fchown(file, owner, group).is_err() && owner.is_some() {
             let _ = rustix::fs::fchown(file, None, group);
+        }
+        Ok(())
+    }
+
+    /// Copies the extended attributes of a file that another one replaces, as far as that is allowed: those of users, and access lists.
+    pub(super) fn copy_attributes(&self, at: &At, seen: &Meta, file: &File) -> io::Result<()> {
+        let Some(old) = self.open_file(at, seen)? else { return Ok(()) };
+        let mut list = vec![0; MAX_ATTRIBUTE];
+        // Most files have none.
+        let length = rustix::fs::flistxattr(&old, &mut list[..]).unwrap_or_default();
+        let mut value = vec![0; MAX_ATTRIBUTE];
+        for name in list[..length].split(|byte| *byte == 0) {
+            if !name.starts_with(b"user.") && name != b"system.posix_acl_access" {
+                continue;
+            }
+            if let Ok(length) = rustix::fs::fgetxattr(&old, name, &mut value[..]) {
+                self.call("setxattr")?;
+                let flags = rustix::fs::XattrFlags::empty();
+                // A filesystem may have room for fewer.
+                let _ = rustix::fs::fsetxattr(file, name, &value[..length], flags);
+            }
         }
         Ok(())
     }

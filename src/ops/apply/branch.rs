@@ -15,7 +15,7 @@ const SETTINGS: [&str; 2] = ["core.hooksPath=/dev/null", "core.fsmonitor=false"]
 /// kind [`ErrorKind::Conflict`].
 pub(super) fn set(dir: &Path, branch: &Branch, way: Way) -> Result<()> {
     if !branch.is_sound() {
-        let what = format!("{:?} is no branch that an apply may move", branch.name);
+        let what = format!("an apply may not move branch {:?}", branch.name);
         return Err(Error::new(ErrorKind::InvalidInput, what));
     }
     let (old, new) = match way {

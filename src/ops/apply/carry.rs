@@ -47,7 +47,7 @@ pub enum Why {
     Gone,
     /// It is a directory that holds other files.
     HoldsOthers,
-    /// Its directory is gone, or is no directory.
+    /// Its directory is gone, or a file or link has its place.
     NoFolder,
     /// It cannot be read.
     Unreadable,
@@ -93,7 +93,7 @@ pub struct Left {
 pub enum How {
     /// There was nothing.
     Added,
-    /// It is another file, or has other permissions.
+    /// Its content, kind or permissions changed.
     Changed,
     /// There is nothing now.
     Deleted,
@@ -446,11 +446,11 @@ impl<'a> Carry<'a> {
         Ok(staged)
     }
 
-    /// Makes a further name of a file of which one name is there. Says whether it could: some filesystems have no hard links.
+    /// Gives a file that has one name a further one. Says whether it could: some filesystems have no hard links.
     fn link(&self, leader: Option<&(At, Meta)>, temp: &At) -> io::Result<bool> {
         let Some((first, meta)) = leader else { return Ok(false) };
         match self.top.link(first, temp) {
-            // A file may have only so many names, and a filesystem or its rules may refuse them.
+            // The number of a file's names is limited, and a filesystem or its rules may refuse them.
             Err(e)
                 if super::below::is_unsupported(&e)
                     || matches!(
@@ -486,14 +486,14 @@ impl<'a> Carry<'a> {
             streamed?;
         }
         // It takes the place of a file, or belongs to the directory's owner where root applies.
-        let like = match self.moves[at].seen.filter(|seen| seen.kind == Kind::File) {
-            Some(seen) => Some(seen),
-            None if rustix::process::geteuid().is_root() => {
-                Some(self.top.look_at_folder(place).map_err(failed)?)
+        if let Some(seen) = self.moves[at].seen.filter(|seen| seen.kind == Kind::File) {
+            self.top.set_owner(&file, &seen).map_err(failed)?;
+            match self.top.copy_attributes(place, &seen, &file) {
+                Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {}
+                copied => copied.map_err(failed)?,
             }
-            None => None,
-        };
-        if let Some(like) = like {
+        } else if rustix::process::geteuid().is_root() {
+            let like = self.top.look_at_folder(place).map_err(failed)?;
             self.top.set_owner(&file, &like).map_err(failed)?;
         }
         self.top.set_mode(&file, *mode).map_err(failed)

@@ -194,14 +194,14 @@ pub(super) fn entries(tree: &Tree, top: &Meta) -> Entries {
     .collect()
 }
 
-/// The times and owner of something that is to be made. Hard links share an inode, everything else has a number of its own.
+/// The times and owner of something that is to be made. Hard links share an inode number; the number of anything else is unique.
 fn meant(entry: &Entry, number: u64, now_ns: i64, top: &Meta) -> Meta {
     let (kind, mode, size, links) = match entry {
         Entry::Dir { mode } => (Kind::Dir, *mode, 0, None),
         Entry::File { mode, size, links, .. } => (Kind::File, *mode, *size, *links),
         Entry::Link { target } => (Kind::Symlink, 0o777, target.len() as u64, None),
     };
-    // Only what has several names is told apart by it.
+    // Files with one name are never compared by it.
     let (dev, ino) = links.map_or((0, number), |links| (1, links));
     let stamp = Stamp { size, mtime_ns: now_ns, ctime_ns: now_ns, ino, dev };
     let links = if links.is_some() { 2 } else { 1 };

@@ -23,7 +23,7 @@ use crate::store::applies::{Apply, ApplyId, Branch, State};
 use crate::store::{Batch, Store};
 use crate::tree::Tree;
 
-/// So many applies of a directory are remembered, and can be taken back one after the other.
+/// The number of applies of a directory that are remembered, and can be taken back one after the other.
 pub const REMEMBERED: usize = 20;
 
 /// What to apply.
@@ -352,11 +352,25 @@ pub fn undo(store: &Store, dir: &Path, force: bool, hooks: &dyn Hooks) -> Result
     }
     held.record(&id, &mut apply, State::Undoing)?;
     let mut carry = Carry::new(&held.top, store, &name, &found, Way::Back);
-    carry.scan(&HashMap::new())?;
-    carry.carried.aside = aside;
-    carry.run()?;
-    let carried = std::mem::take(&mut carry.carried);
-    Ok(Outcome { edits, ..end(&held, &id, &mut apply, carried, Way::Back)? })
+    let ran = carry.scan(&HashMap::new()).and_then(|()| carry.run());
+    let mut carried = std::mem::take(&mut carry.carried);
+    carried.aside.extend(aside);
+    match ran.and_then(|()| end(&held, &id, &mut apply, carried, Way::Back)) {
+        Ok(outcome) => Ok(Outcome { edits, ..outcome }),
+        Err(error) if is_unfinished || edits.is_some() => {
+            Err(error.with_hint("correct the cause, then `pfimg apply --undo` finishes this"))
+        }
+        Err(error) => Err(take_back_undo(&held, &id, &mut apply, error)),
+    }
+}
+
+/// After an error: applies again what was taken back, so that a failed undo leaves the apply.
+fn take_back_undo(held: &Held<'_>, id: &ApplyId, apply: &mut Apply, error: Error) -> Error {
+    let again = held.record(id, apply, State::Writing).and_then(|()| resume(held, id, apply, Way::Forward));
+    error.with_hint(match again {
+        Ok(_) => "the apply stays as it was; correct the cause and undo again",
+        Err(_) => "correct the cause, then `pfimg apply --undo` finishes this, or `pfimg apply --continue` applies again",
+    })
 }
 
 /// Makes an image of what the paths of an apply hold now, edits included. What cannot be read stays a conflict.
@@ -422,8 +436,7 @@ fn keep_edit(
     };
     let Some(entry) = entry else {
         let shown = top.shown(path);
-        let what =
-            format!("{} changes while it is read, or is no file that an image can hold", shown.display());
+        let what = format!("{} changes while it is read, or an image cannot hold it", shown.display());
         return Err(Error::new(ErrorKind::Conflict, what).with_hint("move it away and try again"));
     };
     let is_folder = matches!(entry, Entry::Dir { .. });

@@ -6,7 +6,7 @@
 use std::io;
 
 use super::Entry;
-use super::below::{At, is_unsupported, split};
+use super::below::{At, cannot_exchange, split};
 use super::carry::{Carry, Why, is_surely_same};
 use crate::error::Result;
 use crate::layers::world::Kind;
@@ -66,7 +66,7 @@ impl Carry<'_> {
         let (temp, old) = (self.new_name(place, number)?, self.old_name(place, number)?);
         let mine = match (self.top.look(&temp)?, staged) {
             (Some(mine), Some(staged)) if inode(&mine) == inode(&staged) => mine,
-            // The directory is another one than that in which it was written.
+            // It was written in a different directory, which had this path then.
             _ => return Ok(Some(Why::NoFolder)),
         };
         let now = self.top.look(place)?;
@@ -98,7 +98,7 @@ impl Carry<'_> {
                 self.discard(old, mine)?;
                 return Ok(Some(Why::Gone));
             }
-            Err(e) if is_unsupported(&e) => return self.replace_in_steps(at, (place, temp, old), now, mine),
+            Err(e) if cannot_exchange(&e) => return self.replace_in_steps(at, (place, temp, old), now, mine),
             exchanged => exchanged?,
         }
         let Some(why) = self.let_go(at, old, now)? else { return Ok(None) };
@@ -234,7 +234,7 @@ impl Carry<'_> {
         }
     }
 
-    /// Keeps an edit under a name of its own, where its name is taken by another edit.
+    /// Keeps an edit under a new name, where another edit has its name.
     fn set_aside(&mut self, at: usize, old: &At) -> io::Result<()> {
         let kept = self.prefix.replacen("apply", "kept", 1);
         for attempt in 0u32.. {
@@ -305,7 +305,7 @@ impl Carry<'_> {
         if self.is_either(at, place, &now)? && now.kind != Kind::Dir {
             match self.top.exchange(&old, place) {
                 Err(e) if is_gone(&e) => return self.give_back(at, place, &old),
-                Err(e) if is_unsupported(&e) => return self.set_aside(at, &old),
+                Err(e) if cannot_exchange(&e) => return self.set_aside(at, &old),
                 exchanged => exchanged?,
             }
             let Some(seen) = self.top.look(&old)? else { return Ok(()) };
