@@ -21,7 +21,7 @@ use crate::store::applies::Branch;
 /// The part of a repository in which branches of forks are.
 const BRANCHES: &str = "refs/heads/pfimg/";
 
-/// So many branches of the directory's repository are named to git in the fork, which leaves out what they hold.
+/// The most branches of the directory's repository that git in the fork hears of. It leaves out the commits that they hold.
 const MOST_TIPS: usize = 2000;
 
 /// Longest answer of git that is read, in bytes.
@@ -77,7 +77,7 @@ pub(super) fn has_repository(dir: &Path) -> bool {
 pub(super) fn fetch(store: &Arc<Store>, fork: &str, dir: &Path, count: bool) -> Result<Option<Commits>> {
     let name = format!("{BRANCHES}{fork}");
     git(dir, &["check-ref-format", &name])
-        .map_err(|_| Error::new(ErrorKind::InvalidInput, format!("{name:?} is no name that git takes")))?;
+        .map_err(|_| Error::new(ErrorKind::InvalidInput, format!("git refuses the branch name {name:?}")))?;
     let out = tempfile::Builder::new().prefix("pfimg-bundle-").tempdir();
     let out = out.map_err(|e| Error::io(e, "cannot make a folder for a bundle"))?;
     let at = fs::canonicalize(out.path()).map_err(|e| Error::io(e, "cannot find the bundle's folder"))?;
@@ -123,7 +123,7 @@ pub(super) fn fetch(store: &Arc<Store>, fork: &str, dir: &Path, count: bool) -> 
     let diverged = old.as_deref().is_some_and(|old| !is_ancestor(old, &new));
     let mut range = vec!["rev-list", "--count", &new, "--not", "--branches", "--tags", "--remotes", "HEAD"];
     let number = git(dir, &range).or_else(|_| {
-        // A repository without a commit of its own has no HEAD.
+        // A repository without a commit has no HEAD.
         range.pop();
         git(dir, &range)
     })?;
@@ -167,7 +167,7 @@ pub(super) fn git(dir: &Path, args: &[&str]) -> Result<String> {
     for setting in SETTINGS {
         command.args(["-c", setting]);
     }
-    // A repository above the directory is another one.
+    // A repository above the directory does not count.
     command.env("GIT_CEILING_DIRECTORIES", dir.parent().unwrap_or(dir));
     command.envs([("GIT_TERMINAL_PROMPT", "0"), ("GIT_NO_LAZY_FETCH", "1"), ("LC_ALL", "C")]);
     command.arg("-C").arg(dir).args(args).stdin(Stdio::null());

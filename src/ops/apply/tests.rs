@@ -445,3 +445,41 @@ fn paths_limit_a_plan_and_bring_the_new_folders_above_them() {
     assert_eq!(steps(&["nothing"]), "");
     assert_eq!(steps(&[]), "a a/a a/b a/b/a a/b/c c");
 }
+
+#[test]
+fn names_of_one_file_in_the_fork_become_one_file_here() {
+    let file = |path: &str, content: &[u8], number: Option<u64>| {
+        let mut entry = world::Entry::new(path.to_owned(), Kind::File, 0o644);
+        (entry.blob, entry.size, entry.hardlink) = (Some(Digest::of(content)), 3, number);
+        entry
+    };
+    let tree = |entries: Vec<world::Entry<'static>>| {
+        Tree::parse(&FsTree { entries, ..FsTree::default() }.to_bytes().unwrap()).unwrap()
+    };
+    let base = tree(vec![file("a", b"000", None)]);
+    // A new name of a file that stays, and a new file with two names.
+    let linked = [("a", b"000", 1), ("b", b"000", 1), ("c", b"111", 2), ("d", b"111", 2)];
+    let fork =
+        tree(linked.iter().map(|(path, content, number)| file(path, *content, Some(*number))).collect());
+    let sides = Sides::of(&base, &fork, &[]);
+    let mut now = here(&of(&[("a", text("000"))]));
+    let planned = |now: &Here| {
+        plan(&sides.root, &sides.groups, now, decide(Others::Refuse), &mut ByLine::new(Others::Refuse))
+            .unwrap()
+    };
+    let links = |made: &Plan, path: &str| match &made.steps.iter().find(|step| step.path == path.as_bytes()) {
+        Some(Step { becomes: Some(Entry::File { links, .. }), .. }) => *links,
+        other => panic!("{path}: {other:?}"),
+    };
+    let made = planned(&now);
+    assert_eq!(made.steps.len(), 4);
+    assert!(links(&made, "a").is_some() && links(&made, "a") == links(&made, "b"));
+    assert!(links(&made, "c") == links(&made, "d") && links(&made, "a") != links(&made, "c"));
+    // Once they are, nothing is left to do.
+    for (path, content, number) in linked {
+        let entry =
+            Entry::File { mode: 0o644, content: Digest::of(content), size: 3, links: Some(number + 7) };
+        now.held.insert(path.as_bytes().to_vec(), Held::Entry(entry));
+    }
+    assert_eq!(planned(&now).steps, []);
+}
