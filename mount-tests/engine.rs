@@ -9,6 +9,7 @@
 )]
 
 mod arrows;
+mod carry;
 mod common;
 mod fork_engine;
 mod layers_real_pf;

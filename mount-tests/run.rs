@@ -1,5 +1,6 @@
 //! `pfimg run`: a command that can change nothing but a fork.
 
+mod apply;
 mod credentials;
 mod diff;
 mod driver;

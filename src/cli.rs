@@ -1,5 +1,6 @@
 //! The command line: one file per command.
 
+mod apply;
 mod audit;
 mod cp;
 mod demo;
@@ -115,6 +116,7 @@ enum Command {
     Mv(mv::MvArgs),
     Seal(seal::SealArgs),
     Restore(restore::RestoreArgs),
+    Apply(apply::ApplyArgs),
     Run(run::RunArgs),
     Output(output::OutputArgs),
     Images(images::ImagesArgs),
@@ -250,6 +252,7 @@ fn dispatch(cli: &Cli) -> Result<ExitCode> {
         Command::Mv(args) => mv::run(store, args),
         Command::Seal(args) => seal::run(store, args),
         Command::Restore(args) => restore::run(store, args),
+        Command::Apply(args) => apply::run(store, args),
         Command::Run(args) => Ok(run::run(store, args)),
         Command::Output(args) => output::run(store, args),
         Command::Images(args) => images::run(store, args),

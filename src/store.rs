@@ -5,9 +5,11 @@
 //! <store>/images/<hex64>.json             a manifest's exact bytes; its SHA-256 is the image's id
 //! <store>/refs/tags/<name>                ours: sha256:<hex64>
 //! <store>/refs/projects/<name>            ours: sha256:<hex64> and a folder
+//! <store>/refs/applies/<key>/<n>.json     ours: a change of a user's folder, until it is forgotten
 //! ```
 //! `pf` takes no locks and ignores what it does not know. Opening and reading write nothing.
 
+pub mod applies;
 pub mod blob;
 mod decode;
 mod direct;
@@ -31,6 +33,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub use applies::Applies;
 pub use blob::{BlobError, Blobs, MAX_METADATA, Size};
 pub use draft::Draft;
 pub use frames::{Edited, Packed};
@@ -59,6 +62,7 @@ pub struct Store {
     images: Images,
     tags: Tags,
     projects: Projects,
+    applies: Applies,
 }
 
 impl std::fmt::Debug for Store {
@@ -138,7 +142,8 @@ impl Store {
         let sharing = Sharing::of(&root);
         let (blobs, tags) = (Blobs::new(&root, io.clone(), sharing), Tags::new(&root, io.clone(), sharing));
         let projects = Projects::new(&root, io.clone(), sharing);
-        Self { blobs, images: Images::new(&root), tags, projects, io, sharing, root }
+        let applies = Applies::new(&root, io.clone(), sharing);
+        Self { blobs, images: Images::new(&root), tags, projects, applies, io, sharing, root }
     }
 
     /// Its folder, absolute.
@@ -164,6 +169,11 @@ impl Store {
     /// Its projects.
     pub fn projects(&self) -> &Projects {
         &self.projects
+    }
+
+    /// What it applied to directories.
+    pub fn applies(&self) -> &Applies {
+        &self.applies
     }
 
     /// Reads an image's manifest.

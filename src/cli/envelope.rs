@@ -124,8 +124,11 @@ pub(crate) fn print_json(value: &impl Serialize) -> Result<()> {
 }
 
 fn write<T: Serialize>(outcome: Outcome<'_, T>) -> Result<()> {
-    let envelope = Envelope { pfimg: VERSION, command: command(), outcome };
-    let json = serde_json::to_string_pretty(&envelope)
+    print_pretty(&Envelope { pfimg: VERSION, command: command(), outcome })
+}
+
+fn print_pretty(envelope: &impl Serialize) -> Result<()> {
+    let json = serde_json::to_string_pretty(envelope)
         .map_err(|e| Error::new(ErrorKind::Io(None), "cannot write JSON").with_source(e))?;
     print(&format!("{json}\n"))
 }
@@ -133,6 +136,25 @@ fn write<T: Serialize>(outcome: Outcome<'_, T>) -> Result<()> {
 /// Writes why a command failed as JSON to stdout. To be called once, and not where a result was written.
 pub(crate) fn print_error(error: &Error) {
     write_failure(&error.into());
+}
+
+/// Writes why a command failed, with more about it, as JSON to stdout. To be called once, and not where a result was written.
+pub(crate) fn print_failure(error: &Error, details: &impl Serialize) -> Result<()> {
+    #[derive(Serialize)]
+    struct Detailed<'a, T: Serialize> {
+        #[serde(flatten)]
+        failure: Failure,
+        #[serde(flatten)]
+        details: &'a T,
+    }
+    #[derive(Serialize)]
+    struct Whole<'a, T: Serialize> {
+        pfimg: u32,
+        command: Option<&'a str>,
+        error: Detailed<'a, T>,
+    }
+    let error = Detailed { failure: error.into(), details };
+    print_pretty(&Whole { pfimg: VERSION, command: command(), error })
 }
 
 fn write_failure(failure: &Failure) {

@@ -8,7 +8,7 @@ use clap::Command;
 const GROUPS: [(&str, &[&str]); 5] = [
     ("Start", &["import", "mount", "fork", "run", "demo"]),
     ("Look", &["status", "forks", "output", "images", "tags", "log", "show", "diff"]),
-    ("Keep", &["seal", "restore", "tag", "cp", "mv", "export"]),
+    ("Keep", &["apply", "seal", "restore", "tag", "cp", "mv", "export"]),
     ("Clean up", &["discard", "untag", "umount", "prune", "gc"]),
     ("Upkeep", &["verify", "audit", "replay", "fixture"]),
 ];

@@ -124,6 +124,8 @@ pub(crate) fn tags(store: &Store) -> Result<(Names, Problems)> {
 }
 
 fn rows(manifests: Manifests, mut tags: Names) -> Vec<Row> {
+    let counted = manifests.iter().filter(|(_, manifest)| manifest.may_be_latest());
+    let latest = counted.map(|(id, manifest)| (manifest.created_at, *id)).max().map(|(_, id)| id);
     let mut rows: Vec<Row> = manifests
         .into_iter()
         .map(|(id, manifest)| Row {
@@ -132,14 +134,11 @@ fn rows(manifests: Manifests, mut tags: Names) -> Vec<Row> {
             agent: RowAgent { kind: manifest.agent.kind, version: manifest.agent.version },
             parents: manifest.parents,
             tags: tags.remove(&id).unwrap_or_default(),
-            latest: false,
+            latest: latest == Some(id),
         })
         .collect();
     // The same order as that of `latest`: of equal times the greater id is the newer.
     rows.sort_unstable_by_key(|row| std::cmp::Reverse((row.created_at, row.id)));
-    if let Some(newest) = rows.first_mut() {
-        newest.latest = true;
-    }
     rows
 }
 

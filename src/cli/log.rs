@@ -72,7 +72,8 @@ pub(crate) fn run(store: &StoreArg, args: &LogArgs) -> Result<ExitCode> {
     let (tips, mut seals) = begin(&store, &registry, &args.names)?;
     let (manifests, problems) = images::read(&store)?;
     let mut manifests: HashMap<Digest, Manifest> = manifests.into_iter().collect();
-    let latest = manifests.iter().map(|(id, manifest)| (manifest.created_at, *id)).max().map(|(_, id)| id);
+    let counted = manifests.iter().filter(|(_, manifest)| manifest.may_be_latest());
+    let latest = counted.map(|(id, manifest)| (manifest.created_at, *id)).max().map(|(_, id)| id);
     if !args.names.is_empty() {
         let wanted = ancestors(&manifests, tips.into_iter());
         manifests.retain(|id, _| wanted.contains(id));

@@ -3,6 +3,7 @@
 mod changes;
 mod conf;
 mod forks;
+pub(crate) mod inside;
 mod kept;
 mod many;
 mod one;
@@ -54,7 +55,7 @@ const STDOUT: &str = "-";
 ///
 /// Exit code: the command's, the largest of several; 128 and the signal that ended it; 124 after --timeout; 2 if the command line is
 /// wrong, 125 if the command cannot be run, 126 if it cannot be executed, 127 if it is not found.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 #[command(
     override_usage = "pfimg run [OPTIONS] [NAME[@SOURCE]]... -- COMMAND...\n       pfimg run FORK[@SOURCE] COMMAND..."
 )]

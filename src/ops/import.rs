@@ -9,7 +9,7 @@ mod commit;
 mod contents;
 pub mod folder;
 mod git;
-mod index;
+pub(in crate::ops) mod index;
 mod large;
 mod limits;
 mod look;
@@ -19,8 +19,8 @@ mod rules;
 mod settle;
 mod source;
 mod ties;
-mod tree;
-mod walk;
+pub(in crate::ops) mod tree;
+pub(in crate::ops) mod walk;
 mod witness;
 
 use std::collections::HashSet;
@@ -445,26 +445,38 @@ impl Importing<'_> {
             let world = WorldRefs { fs: tree, ..old.world };
             return Ok(Manifest { world, created_at: Utc::now(), parents: vec![parent.id], ..old });
         }
-        Ok(Manifest {
-            schema_version: SCHEMA_VERSION,
-            media_type: MEDIA_TYPE.into(),
-            agent: Agent { kind: AGENT.into(), version: env!("CARGO_PKG_VERSION").into(), fingerprint: name },
-            model: ModelRefs {
-                base: put(Base::Agent(AGENT.into()).to_bytes())?,
-                diff: put(ModelDiff::empty(NOTE).to_bytes())?,
-            },
-            cache: CacheRefs { layout: LAYOUT.into(), manifest: put(PageManifest::empty(NOTE).to_bytes())? },
-            world: WorldRefs {
-                fs: tree,
-                env: put(Env::V1(EnvV1::default()).to_bytes())?,
-                procs: put(Procs::empty(std::env::consts::OS, NOTE).to_bytes())?,
-            },
-            effects: EffectsRefs { ledger: put(empty_ledger())? },
-            trace: TraceRefs { messages: put(Vec::new())? },
-            created_at: Utc::now(),
-            parents: Vec::new(),
-        })
+        let agent =
+            Agent { kind: AGENT.into(), version: env!("CARGO_PKG_VERSION").into(), fingerprint: name };
+        with_empty_layers(agent, tree, Vec::new(), put)
     }
+}
+
+/// A manifest of a tree whose other layers are `pf`'s empty forms, which `put` says the digests of.
+pub(in crate::ops) fn with_empty_layers(
+    agent: Agent,
+    tree: Digest,
+    parents: Vec<Digest>,
+    put: &dyn Fn(Vec<u8>) -> Result<Digest>,
+) -> Result<Manifest> {
+    Ok(Manifest {
+        schema_version: SCHEMA_VERSION,
+        media_type: MEDIA_TYPE.into(),
+        agent,
+        model: ModelRefs {
+            base: put(Base::Agent(AGENT.into()).to_bytes())?,
+            diff: put(ModelDiff::empty(NOTE).to_bytes())?,
+        },
+        cache: CacheRefs { layout: LAYOUT.into(), manifest: put(PageManifest::empty(NOTE).to_bytes())? },
+        world: WorldRefs {
+            fs: tree,
+            env: put(Env::V1(EnvV1::default()).to_bytes())?,
+            procs: put(Procs::empty(std::env::consts::OS, NOTE).to_bytes())?,
+        },
+        effects: EffectsRefs { ledger: put(empty_ledger())? },
+        trace: TraceRefs { messages: put(Vec::new())? },
+        created_at: Utc::now(),
+        parents,
+    })
 }
 
 /// Counts files and their bytes.

@@ -1,6 +1,6 @@
 //! Prunes images: keeps a few of those that forks were sealed as automatically, and removes the others.
 //!
-//! Images with a tag, base images of forks, and images that a running program needs are always kept. Only
+//! Images with a tag, base images of forks, and images that a running program or an apply needs are always kept. Only
 //! markers are removed; blobs that only they refer to go with the next collection of garbage.
 
 mod seals;
@@ -15,6 +15,7 @@ use serde::Serialize;
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fork;
+use crate::store::manifest::APPLY_AGENT;
 use crate::store::{Manifest, Store};
 
 pub use seals::{SealsRemoved, remove_seals};
@@ -49,6 +50,8 @@ pub enum Reason {
     ForkBase,
     /// A running program needs it.
     Pinned,
+    /// An apply that can be finished or undone needs it.
+    Applied,
 }
 
 impl Reason {
@@ -61,6 +64,7 @@ impl Reason {
             Self::Tagged => "tagged",
             Self::ForkBase => "fork-base",
             Self::Pinned => "pinned",
+            Self::Applied => "applied",
         }
     }
 }
@@ -228,11 +232,23 @@ fn needed(store: &Store) -> Result<Needed> {
     for (image, _) in store.pins()? {
         needed.entry(image).or_default().push(Reason::Pinned);
     }
+    for image in store.applies().images()? {
+        needed.entry(image).or_default().push(Reason::Applied);
+    }
     for reasons in needed.values_mut() {
         reasons.sort_unstable();
         reasons.dedup();
     }
     Ok(needed)
+}
+
+/// Images that applies made to keep what they change. Reads every manifest, if there was an apply at all.
+fn of_applies(store: &Store, mut ids: Vec<Digest>) -> Vec<Digest> {
+    if !store.root().join("refs").join("applies").is_dir() {
+        return Vec::new();
+    }
+    ids.retain(|id| store.image(id).is_ok_and(|image| !image.manifest.may_be_latest()));
+    ids
 }
 
 /// The images to consider, each with the reasons that hold for every policy.
@@ -253,12 +269,14 @@ fn candidates(store: &Store, options: &Options, lineage: &[Digest]) -> Result<(V
     let groups: Vec<(Digest, Option<String>)> = if options.all {
         ids.into_iter().map(|id| (id, None)).collect()
     } else {
-        let there: HashSet<Digest> = ids.into_iter().collect();
+        let there: HashSet<Digest> = ids.iter().copied().collect();
         let mut seen = HashSet::new();
+        let kept_by_applies = if options.forks.is_empty() { of_applies(store, ids) } else { Vec::new() };
         seals
             .into_iter()
             .filter(|(name, _)| options.forks.is_empty() || options.forks.contains(name))
             .flat_map(|(name, images)| images.into_iter().map(move |image| (image, Some(name.clone()))))
+            .chain(kept_by_applies.into_iter().map(|image| (image, None)))
             .filter(|(image, _)| there.contains(image) && seen.insert(*image))
             .collect()
     };
@@ -274,6 +292,8 @@ fn candidates(store: &Store, options: &Options, lineage: &[Digest]) -> Result<(V
         };
         let group = match fork {
             Some(name) => name,
+            // The text of each names its apply.
+            None if manifest.agent.kind == APPLY_AGENT => APPLY_AGENT.to_owned(),
             None => format!("{} {}", manifest.agent.kind, manifest.agent.fingerprint),
         };
         let kept = needed.get(&image).cloned().unwrap_or_default();

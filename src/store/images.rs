@@ -233,7 +233,10 @@ impl Images {
         let mut newest = None;
         for id in self.ids(&mut |_| ())? {
             match self.get(blobs, &id) {
-                Ok(image) => newest = newest.max(Some((image.manifest.created_at, id))),
+                Ok(image) if image.manifest.may_be_latest() => {
+                    newest = newest.max(Some((image.manifest.created_at, id)));
+                }
+                Ok(_) => {}
                 Err(MarkerError::Absent(_)) => {}
                 Err(error) => tracing::warn!("{error}"),
             }

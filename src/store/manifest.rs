@@ -121,7 +121,15 @@ impl From<ManifestError> for Error {
     }
 }
 
+/// The agent of images that keep what an apply changes in a directory. They hold the paths concerned alone.
+pub const APPLY_AGENT: &str = "pfimg-apply";
+
 impl Manifest {
+    /// Whether the image may be `latest`: images that are kept for an apply do not count.
+    pub fn may_be_latest(&self) -> bool {
+        self.agent.kind != APPLY_AGENT
+    }
+
     /// Parses a manifest's bytes. Unknown keys are allowed, as `pf` allows them; the bytes keep them.
     pub fn parse(bytes: &[u8]) -> Result<Self, ManifestError> {
         #[derive(Deserialize)]

@@ -34,8 +34,8 @@ struct Listing {
     changes: u64,
 }
 
-/// When an image was made, and which agent's folder shows it. None if its manifest cannot be read.
-type Made = Option<(DateTime<Utc>, Arc<str>)>;
+/// When an image was made, which agent's folder shows it, and whether it may be `latest`. None if its manifest cannot be read.
+type Made = Option<(DateTime<Utc>, Arc<str>, bool)>;
 
 /// The times and agents of images, from their manifests.
 #[derive(Default)]
@@ -212,7 +212,8 @@ impl Catalog {
                     Ok(image) => {
                         let folder = agent_folder(&image.manifest.agent.kind);
                         let name = names.entry(folder).or_insert_with_key(|name| name.as_str().into());
-                        Some((image.manifest.created_at, Arc::clone(name)))
+                        let counts = image.manifest.may_be_latest();
+                        Some((image.manifest.created_at, Arc::clone(name), counts))
                     }
                     Err(MarkerError::Absent(_)) => None,
                     Err(error) => {
@@ -221,8 +222,10 @@ impl Catalog {
                     }
                 },
             };
-            if let Some((created, agent)) = &entry {
-                newest = newest.max(Some((*created, *id)));
+            if let Some((created, agent, counts)) = &entry {
+                if *counts {
+                    newest = newest.max(Some((*created, *id)));
+                }
                 let of_agent = index.newest.entry(Arc::clone(agent)).or_insert(*created);
                 *of_agent = (*of_agent).max(*created);
                 let name = format!("{}-{}", created.format("%Y%m%dT%H%M%SZ"), &id.hex()[..12]);

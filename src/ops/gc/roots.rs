@@ -103,6 +103,16 @@ impl<'a> Marker<'a> {
         for (image, _) in self.store.pins()? {
             roots.entry(image).or_insert(Root::Pin);
         }
+        for (_, apply) in self.store.applies().all()? {
+            match apply {
+                Ok(apply) => {
+                    for image in [apply.before, apply.after] {
+                        roots.entry(image).or_insert(Root::Apply(apply.dir.display().to_string()));
+                    }
+                }
+                Err(error) => self.problems.push(error.to_string()),
+            }
+        }
         let mut layers = Vec::new();
         for (id, root) in roots {
             if !self.images.contains(&id) {
@@ -127,6 +137,11 @@ impl<'a> Marker<'a> {
                         return self
                             .notes
                             .push(format!("tag {name:?} names {id}, which is not in the store"));
+                    }
+                    (Err(_), Root::Apply(dir)) => {
+                        return self.notes.push(format!(
+                            "an apply to {dir} names {id}, which is not in the store: it cannot be undone"
+                        ));
                     }
                     (Err(_), Root::Fork(name)) => {
                         return self.problems.push(format!(
@@ -185,6 +200,8 @@ enum Root {
     Image,
     Tag(String),
     Fork(String),
+    /// An apply, by its directory.
+    Apply(String),
     Pin,
 }
 

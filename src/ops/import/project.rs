@@ -247,6 +247,14 @@ pub fn parent(store: &Store, dir: &Path, tag: &str) -> Parent {
     line.and_then(|line| line.image).map_or(Parent::Last, Parent::Line)
 }
 
+/// Whether an image is an import of the project in a folder, as far as the store remembers.
+pub fn is_import_of(store: &Store, root: &Path, image: &Digest) -> bool {
+    let projects = store.projects();
+    let of_root = |name: String| projects.get(&name).ok().flatten().filter(|line| line.dir == root);
+    let mut lines = projects.names().unwrap_or_default().into_iter().filter_map(of_root);
+    lines.any(|line| line.image.is_some_and(|newest| comes_from(store, newest, *image)))
+}
+
 /// Records that a folder's import has a tag, so that the next imports join the same line. The line of another folder stays, unless
 /// the tag `moved` to this import.
 pub fn remember(store: &Store, dir: &Path, tag: &str, image: &Digest, moved: bool) -> Result<()> {

@@ -12,7 +12,7 @@ use crate::layers::xattrs::{self, Xattrs};
 
 /// The content of a file.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Body {
+pub(in crate::ops) enum Body {
     /// None: a folder or a special file.
     Nothing,
     /// A file's content.
@@ -23,7 +23,7 @@ pub(super) enum Body {
 
 /// A file with everything that a tree records of it.
 #[derive(Clone, Debug)]
-pub(super) struct Item {
+pub(in crate::ops) struct Item {
     pub(super) path: Vec<u8>,
     pub(super) meta: Meta,
     pub(super) body: Body,
@@ -32,8 +32,15 @@ pub(super) struct Item {
     pub(super) source: Option<Arc<Source>>,
 }
 
+impl Item {
+    /// An item without attributes.
+    pub(in crate::ops) fn new(path: Vec<u8>, meta: Meta, body: Body) -> Self {
+        Self { path, meta, body, xattrs: Xattrs::new(), source: None }
+    }
+}
+
 /// The order of `pf`'s entries: by component, so that a folder comes right before its files.
-pub(super) fn order(a: &[u8], b: &[u8]) -> Ordering {
+pub(in crate::ops) fn order(a: &[u8], b: &[u8]) -> Ordering {
     let rank = |byte: Option<&u8>| match byte {
         None => 0,
         Some(b'/') => 1,
@@ -44,7 +51,7 @@ pub(super) fn order(a: &[u8], b: &[u8]) -> Ordering {
 }
 
 /// Makes the tree of a folder with everything below it.
-pub(super) fn build(root: &Meta, root_xattrs: &Xattrs, mut items: Vec<Item>) -> FsTree {
+pub(in crate::ops) fn build(root: &Meta, root_xattrs: &Xattrs, mut items: Vec<Item>) -> FsTree {
     items.sort_unstable_by(|a, b| order(&a.path, &b.path));
     let mut texts = Texts::new(&items);
     let groups = groups(&items);

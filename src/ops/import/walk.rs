@@ -36,20 +36,20 @@ const FUSE_SUPER_MAGIC: u64 = 0x6573_5546;
 
 /// Attributes of a file that a tree records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Meta {
-    pub(super) kind: Kind,
-    pub(super) mode: u16,
-    pub(super) stamp: Stamp,
-    pub(super) links: u64,
-    pub(super) uid: u32,
-    pub(super) gid: u32,
-    pub(super) rdev: u64,
+pub(in crate::ops) struct Meta {
+    pub(in crate::ops) kind: Kind,
+    pub(in crate::ops) mode: u16,
+    pub(in crate::ops) stamp: Stamp,
+    pub(in crate::ops) links: u64,
+    pub(in crate::ops) uid: u32,
+    pub(in crate::ops) gid: u32,
+    pub(in crate::ops) rdev: u64,
 }
 
 impl Meta {
     // The fields' types differ between architectures.
     #[allow(clippy::unnecessary_cast)]
-    pub(super) fn of(stat: &Stat) -> Self {
+    pub(in crate::ops) fn of(stat: &Stat) -> Self {
         let kind = match FileType::from_raw_mode(stat.st_mode) {
             FileType::Directory => Kind::Dir,
             FileType::Symlink => Kind::Symlink,

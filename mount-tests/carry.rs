@@ -1,0 +1,298 @@
+//! Carrying an apply out: random directories, edits in every moment, a stop and a failure at every call, links that are swapped for
+//! directories, and garbage collection in between. `PFIMG_CARRY_SEED=S` starts at seed S.
+
+mod links;
+mod model;
+mod moments;
+mod stops;
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use pfimg::digest::Digest;
+use pfimg::ops::apply::{Applying, Hooks, Outcome, carry_out, finish, of_dir, undo};
+use pfimg::store::Store;
+use pfimg::store::applies::State;
+use pfimg::{Error, ErrorKind};
+
+use self::model::{Files, Node, at, changed, differing, random, read, steps, write};
+use crate::common::Rng;
+
+/// A store and a directory, in memory where the machine has such a folder: thousands of cases are made durable.
+pub struct Place {
+    temp: tempfile::TempDir,
+    pub store: Store,
+    pub dir: PathBuf,
+}
+
+impl Place {
+    pub fn new() -> Self {
+        let memory = Path::new("/dev/shm");
+        let mut builder = tempfile::Builder::new();
+        builder.prefix("pfimg-test-");
+        let temp = builder.tempdir_in(memory).or_else(|_| builder.tempdir()).unwrap();
+        Self::in_temp(temp)
+    }
+
+    pub fn in_temp(temp: tempfile::TempDir) -> Self {
+        let root = temp.path().canonicalize().unwrap();
+        let store = Store::create(root.join("store")).unwrap();
+        let dir = root.join("dir");
+        fs::create_dir(&dir).unwrap();
+        Self { temp, store, dir }
+    }
+
+    /// Begins again with a directory.
+    pub fn hold(&mut self, files: &Files) {
+        model::open_up(&self.dir);
+        fs::remove_dir_all(&self.dir).unwrap();
+        fs::create_dir(&self.dir).unwrap();
+        write(&self.dir, files);
+        let _ = fs::remove_dir_all(self.store.root().join("refs/applies"));
+    }
+
+    pub fn apply(&self, before: &Files, after: &Files, hooks: &dyn Hooks) -> Result<Outcome, Error> {
+        apply(&self.store, &self.dir, before, after, hooks)
+    }
+
+    pub fn undo(&self, force: bool) -> Result<Outcome, Error> {
+        undo(&self.store, &self.dir, force, &())
+    }
+
+    pub fn finish(&self) -> Result<Outcome, Error> {
+        finish(&self.store, &self.dir, &())
+    }
+
+    pub fn state(&self) -> Option<State> {
+        of_dir(&self.store, &self.dir).unwrap().last().map(|(_, apply)| apply.state)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        model::open_up(&self.dir);
+        assert!(self.temp.path().exists());
+    }
+}
+
+/// Applies the difference of two directories to one that is on disk.
+pub fn apply(
+    store: &Store,
+    dir: &Path,
+    before: &Files,
+    after: &Files,
+    hooks: &dyn Hooks,
+) -> Result<Outcome, Error> {
+    let steps = steps(store, before, after);
+    let image = Digest::of(b"the fork");
+    carry_out(store, &Applying { dir, fork: "try-2", base: None, image, steps: &steps, branch: None }, hooks)
+}
+
+/// Counts calls.
+#[derive(Default)]
+pub struct Counting(pub AtomicUsize);
+
+impl Hooks for Counting {
+    fn call(&self, _: &'static str) -> io::Result<()> {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+pub fn first_seed() -> u64 {
+    std::env::var("PFIMG_CARRY_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(0)
+}
+
+/// A case by its seed: the directory before and after.
+pub fn case(seed: u64) -> (Rng, Files, Files) {
+    let mut rng = Rng::new(seed);
+    let before = random(&mut rng);
+    let after = changed(&mut rng, &before);
+    (rng, before, after)
+}
+
+#[test]
+fn a_thousand_random_applies_give_exactly_what_was_meant_and_undo_exactly_what_was_there() {
+    let mut place = Place::new();
+    for seed in first_seed()..first_seed() + 1000 {
+        let (_, before, after) = case(seed);
+        place.hold(&before);
+        let outcome = place.apply(&before, &after, &()).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+        assert_eq!(read(&place.dir), after, "seed {seed}");
+        assert!(outcome.conflicts.is_empty() && outcome.aside.is_empty() && outcome.staying.is_empty());
+        let changed = differing(&before, &after);
+        assert!(outcome.changed.len() <= changed.len(), "seed {seed}");
+        assert!(outcome.changed.iter().all(|(path, _)| changed.contains(path)), "seed {seed}");
+        assert_eq!(place.state(), Some(State::Done));
+        place.undo(false).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+        assert_eq!(read(&place.dir), before, "seed {seed}");
+        assert_eq!(place.state(), Some(State::Undone));
+        assert_eq!(place.undo(false).unwrap_err().kind(), ErrorKind::NotFound);
+    }
+}
+
+fn file(content: &[u8]) -> Node {
+    Node::File { mode: 0o644, content: content.to_vec(), first: None }
+}
+
+fn files(all: &[(&str, &str)]) -> Files {
+    all.iter().map(|(path, content)| (path.as_bytes().to_vec(), file(content.as_bytes()))).collect()
+}
+
+#[test]
+fn nothing_is_written_where_the_directory_is_not_what_was_compared() {
+    let mut place = Place::new();
+    let before = files(&[("a", "1"), ("b", "2")]);
+    let after = files(&[("a", "one"), ("b", "two"), ("c", "three")]);
+    for edit in [("a", "9"), ("c", "mine")] {
+        place.hold(&before);
+        fs::write(place.dir.join(edit.0), edit.1).unwrap();
+        let edited = read(&place.dir);
+        let error = place.apply(&before, &after, &()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Conflict);
+        assert!(error.to_string().contains(edit.0), "{error}");
+        assert_eq!((read(&place.dir), place.state()), (edited, None));
+    }
+}
+
+#[test]
+fn an_undo_of_edited_paths_refuses_and_with_force_an_image_keeps_the_edits() {
+    let mut place = Place::new();
+    let mut before = files(&[("a", "1"), ("b", "2"), ("gone", "3"), ("link", "4")]);
+    before.insert(b"d".to_vec(), Node::Dir { mode: 0o755 });
+    before.extend(files(&[("d/x", "5")]));
+    let mut after = files(&[("a", "one"), ("b", "2"), ("new", "n"), ("link", "l")]);
+    after.insert(b"d".to_vec(), Node::Dir { mode: 0o755 });
+    after.extend(files(&[("d/x", "five")]));
+    place.hold(&before);
+    place.apply(&before, &after, &()).unwrap();
+    fs::write(place.dir.join("a"), "edited").unwrap();
+    fs::write(place.dir.join("gone"), "made again").unwrap();
+    fs::remove_dir_all(place.dir.join("d")).unwrap();
+    fs::remove_file(place.dir.join("link")).unwrap();
+    fs::create_dir(place.dir.join("link")).unwrap();
+    fs::write(place.dir.join("link/inside"), "below").unwrap();
+    fs::write(place.dir.join("mine"), "not concerned").unwrap();
+    let edited = read(&place.dir);
+    let error = place.undo(false).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Conflict);
+    for path in ["a (edited since)", "gone (something else is there)", "d/x", "link"] {
+        assert!(error.to_string().contains(path), "{error}");
+    }
+    assert!(!error.to_string().contains("new ("), "{error}");
+    assert_eq!((read(&place.dir), place.state()), (edited, Some(State::Done)));
+    let outcome = place.undo(true).unwrap();
+    let mut expected = before.clone();
+    expected.extend(files(&[("mine", "not concerned")]));
+    assert_eq!(read(&place.dir), expected);
+    assert!(outcome.conflicts.is_empty(), "{:?}", outcome.conflicts);
+    let edits = outcome.edits.unwrap();
+    let fs = place.store.image(&edits).unwrap().manifest.world.fs;
+    let tree = pfimg::tree::Tree::parse(&place.store.blobs().read_metadata(&fs).unwrap()).unwrap();
+    for (path, content) in [("a", "edited"), ("gone", "made again"), ("link/inside", "below")] {
+        let id = tree.resolve(path.as_bytes()).unwrap();
+        assert_eq!(tree.blob(id), Some(&Digest::of(content.as_bytes())), "{path}");
+    }
+}
+
+#[test]
+fn applies_are_undone_newest_first_and_the_last_twenty_are_remembered() {
+    let mut place = Place::new();
+    let states: Vec<Files> = (0..25).map(|n| files(&[("a", &n.to_string())])).collect();
+    place.hold(&states[0]);
+    for pair in states.windows(2) {
+        place.apply(&pair[0], &pair[1], &()).unwrap();
+    }
+    for n in (4..24).rev() {
+        place.undo(false).unwrap();
+        assert_eq!(read(&place.dir), states[n]);
+    }
+    assert_eq!(place.undo(false).unwrap_err().kind(), ErrorKind::NotFound);
+    // After an undo the next apply is the newest one.
+    place.apply(&states[4], &states[9], &()).unwrap();
+    place.undo(false).unwrap();
+    assert_eq!(read(&place.dir), states[4]);
+}
+
+#[test]
+fn two_applies_of_one_directory_exclude_each_other() {
+    struct Within<'a>(&'a Place, AtomicUsize);
+    impl Hooks for Within<'_> {
+        fn call(&self, _: &'static str) -> io::Result<()> {
+            if self.1.fetch_add(1, Ordering::Relaxed) == 0 {
+                let both =
+                    [self.0.undo(false), self.0.finish(), self.0.apply(&Files::new(), &Files::new(), &())];
+                for other in both {
+                    assert_eq!(other.unwrap_err().kind(), ErrorKind::Busy);
+                }
+            }
+            Ok(())
+        }
+    }
+    let mut place = Place::new();
+    place.hold(&Files::new());
+    let hooks = Within(&place, AtomicUsize::new(0));
+    place.apply(&Files::new(), &files(&[("a", "1")]), &hooks).unwrap();
+    assert!(hooks.1.into_inner() > 0);
+}
+
+#[test]
+fn gc_and_prune_between_an_apply_and_its_undo_take_nothing_that_the_undo_needs() {
+    use pfimg::ops::{gc, prune};
+    let mut place = Place::new();
+    let (_, before, after) = case(7);
+    place.hold(&before);
+    let outcome = place.apply(&before, &after, &()).unwrap();
+    let collect = |store: &Store| {
+        let options = prune::Options { all: true, ..prune::Options::default() };
+        let pruned = prune::prune(store, &options, &[]).unwrap().removed;
+        let options = gc::Options {
+            grace: std::time::Duration::ZERO,
+            dry_run: false,
+            jobs: std::num::NonZeroUsize::MIN,
+        };
+        let report = gc::collect(store, &options, &()).unwrap();
+        assert!(report.problems.is_empty(), "{:?}", report.problems);
+        pruned
+    };
+    assert_eq!(collect(&place.store), 0);
+    assert!(place.store.images().newest(place.store.blobs()).unwrap().is_none(), "kept images are no latest");
+    place.undo(false).unwrap();
+    assert_eq!(read(&place.dir), before);
+    assert_eq!(collect(&place.store), 0);
+    // Once the apply is forgotten its images may go.
+    let applies = of_dir(&place.store, &place.dir).unwrap();
+    place.store.applies().remove(&applies[0].0).unwrap();
+    assert_eq!(collect(&place.store), 2);
+    assert!(
+        !place.store.images().contains(&outcome.before) && place.store.blobs().age(&outcome.before).is_none()
+    );
+}
+
+#[test]
+fn files_keep_their_owner_their_attributes_and_hard_links_that_no_step_changes() {
+    use std::os::unix::fs::MetadataExt as _;
+    let mut place = Place::new();
+    let before = files(&[("a", "1"), ("b", "2")]);
+    place.hold(&before);
+    fs::hard_link(place.dir.join("a"), place.dir.join("second")).unwrap();
+    let flags = rustix::fs::XattrFlags::empty();
+    let has_attributes = rustix::fs::setxattr(place.dir.join("a"), "user.mine", b"x", flags).is_ok();
+    if crate::common::is_root() {
+        std::os::unix::fs::chown(place.dir.join("a"), Some(77), Some(78)).unwrap();
+    }
+    let owner = || fs::metadata(place.dir.join("a")).map(|meta| (meta.uid(), meta.gid())).unwrap();
+    let before_owner = owner();
+    place.apply(&before, &files(&[("a", "one"), ("b", "2")]), &()).unwrap();
+    assert_eq!(fs::read(at(&place.dir, b"second")).unwrap(), b"1");
+    for back in [false, true] {
+        let mut value = [0; 9];
+        let read = rustix::fs::getxattr(place.dir.join("a"), "user.mine", &mut value[..]);
+        assert_eq!((owner(), read.is_ok()), (before_owner, has_attributes));
+        if !back {
+            place.undo(false).unwrap();
+        }
+    }
+}

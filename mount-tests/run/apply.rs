@@ -1,0 +1,249 @@
+//! `pfimg apply`: the results of runs come back into their project.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::path::Path;
+
+use super::home::{Home, for_every_user};
+use crate::common::cli::{Output, Run};
+
+const PRICE: &str = "import x\n\ndef total(items):\n    s = 0\n    tax = 0.19\n    for price, count in items:\n        s += price\n    return s\n";
+
+/// A project as in a first session: committed, with a text that both sides will change.
+fn shop(user: Option<u32>) -> Home {
+    let home = Home::new(user);
+    write(&home, "src/price.py", PRICE);
+    write(&home, "package.json", "{}\n");
+    home.git(&["add", "-A"]);
+    home.git(&["commit", "-qm", "second"]);
+    home
+}
+
+/// Writes as the project's user.
+fn write(home: &Home, path: &str, text: &str) {
+    sh(home, &format!("cat > '{path}' <<'END'\n{text}END"));
+}
+
+fn read(home: &Home, path: &str) -> String {
+    fs::read_to_string(home.project.join(path)).unwrap()
+}
+
+/// Does something in the project itself.
+fn sh(home: &Home, script: &str) -> String {
+    let run = Run::program(Path::new("sh"), ["-ec", script]).dir(&home.project).user(home.user);
+    run.env("HOME", home.path("")).run().exits(0).stdout
+}
+
+fn apply(home: &Home, args: &[&str]) -> Output {
+    home.pfimg(&[&["apply"], args].concat()).run()
+}
+
+/// All files of the project but git's, with their permissions.
+fn files(home: &Home) -> String {
+    sh(
+        home,
+        "find . -path ./.git -prune -o -type f -printf '%p %m ' -exec sha256sum {} ';' -o -printf '%p %m %l\\n' | sort",
+    )
+}
+
+/// Undo lines and times differ from run to run.
+fn without_time(text: &str) -> String {
+    text.lines()
+        .map(|line| {
+            let parts = line.split(", ").filter(|part| !part.ends_with(" s") && !part.contains(" s;"));
+            let time =
+                line.split(", ").find(|part| part.contains(" s;")).and_then(|part| part.split_once("; "));
+            let rest = time.map_or_else(String::new, |(_, rest)| format!("; {rest}"));
+            parts.collect::<Vec<_>>().join(", ") + &rest + "\n"
+        })
+        .collect()
+}
+
+#[test]
+fn a_session_of_four_attempts_brings_the_winner_back_as_the_readme_shows_it() {
+    for_every_user(|user| {
+        let home = shop(user);
+        let agent = "case $PFIMG_FORK in
+            try-2) rm docs/one.md; echo '# fixed total' > CHANGES.md; sed -i 's/s += price/s += price * count/' src/price.py
+                git add -A; git commit -qm 'fix total';;
+            try-4) sed -i s/0.19/0.25/ src/price.py; echo '{\"x\": 1}' > package.json; echo new > new;;
+            esac";
+        home.run(&["try-{1..4}", "--", "sh", "-c", agent]).exits(0);
+        write(&home, "src/price.py", &PRICE.replace("0.19", "0.21"));
+        let before = files(&home);
+        let expected = "D docs/one.md\nA CHANGES.md\nG src/price.py               merged with your change\n";
+        let said = apply(&home, &["try-2", "--dry-run"]).exits(0);
+        assert_eq!((said.stdout.as_str(), files(&home)), (expected, before.clone()), "{said:?}");
+        assert_eq!(home.git(&["branch", "--list", "pfimg/*"]), "");
+        let said = apply(&home, &["try-2"]).exits(0);
+        assert_eq!(said.stdout, expected, "{said:?}");
+        assert_eq!(
+            without_time(&said.stderr),
+            "pfimg: applied try-2 to ~/shop: 1 deleted, 1 added, 1 merged; 1 commit is branch pfimg/try-2\n\
+             undo:  pfimg apply --undo\n"
+        );
+        let merged = PRICE.replace("0.19", "0.21").replace("s += price", "s += price * count");
+        assert_eq!(read(&home, "src/price.py"), merged);
+        assert_eq!(home.git(&["log", "--format=%s", "main..pfimg/try-2"]), "fix total\n");
+        assert_eq!(home.git(&["rev-parse", "--abbrev-ref", "HEAD"]), "main\n");
+        // Again: nothing.
+        let said = apply(&home, &["try-2"]).exits(0);
+        assert_eq!(said.stdout, "", "{said:?}");
+        assert!(said.stderr.contains("nothing to apply"), "{said:?}");
+        // A conflict, and nothing is written.
+        sh(&home, "rm package.json");
+        let held = files(&home);
+        let said = apply(&home, &["try-4"]).exits(3);
+        assert_eq!(
+            (said.stdout.as_str(), said.stderr.as_str()),
+            (
+                "C src/price.py               line 5 changed on both sides\n\
+                 C package.json               you deleted it, the fork changed it\n",
+                "pfimg: conflicts in 2 of 3 paths, nothing was written\n       \
+                 --merge (markers) · --ours · --theirs · --skip · both sides: pfimg diff try-4 . -p -- package.json\n"
+            )
+        );
+        let said = apply(&home, &["try-4", "--json"]).exits(3);
+        let said: serde_json::Value = serde_json::from_str(&said.stdout).unwrap();
+        assert_eq!(said["error"]["kind"], "conflict", "{said}");
+        assert_eq!(said["error"]["conflicts"][1]["path"], "package.json", "{said}");
+        assert_eq!(files(&home), held);
+        // Markers decide lines alone.
+        apply(&home, &["try-4", "--merge"]).exits(3);
+        let said = apply(&home, &["try-4", "--merge", "--skip"]).exits(0);
+        assert!(said.stdout.contains("C src/price.py               markers in lines 5-9\n"), "{said:?}");
+        assert!(
+            read(&home, "src/price.py")
+                .contains("<<<<<<< yours\n    tax = 0.21\n=======\n    tax = 0.25\n>>>>>>> try-4\n")
+        );
+        apply(&home, &["--undo"]).exits(0);
+        assert_eq!(files(&home), held);
+        // All of it undone, files and branch.
+        write(&home, "package.json", "{}\n");
+        apply(&home, &["--undo"]).exits(0);
+        assert_eq!((files(&home), home.git(&["branch", "--list", "pfimg/*"])), (before, String::new()));
+        home.pfimg(&["verify"]).run().exits(0);
+        home.pfimg(&["discard", "try-1", "try-3", "--seals"]).run().exits(0);
+    });
+}
+
+#[test]
+fn links_modes_folders_and_ignored_files_come_back_and_no_link_leads_out_of_the_directory() {
+    for_every_user(|user| {
+        let home = shop(user);
+        sh(
+            &home,
+            "mkdir -p gone/inner outside-of-it; echo a > gone/inner/a; rm -f ignored; echo i > ignored; ln -s src link; chmod 755 package.json",
+        );
+        let script = "rm -r gone; mkdir empty; chmod 644 package.json; echo more >> ignored; ln -sfn docs link; rm docs/two.md
+            mkdir docs/two.md; echo x > docs/two.md/x; echo one > h1; ln h1 h2; mkfifo pipe; chmod 700 src/deep; echo y > src/deep/y";
+        home.sh("try", script).exits(0);
+        sh(&home, "echo mine > gone/mine");
+        let said = apply(&home, &["try"]).exits(0);
+        let files = |path: &str| home.project.join(path);
+        assert!(
+            files("empty").is_dir() && !files("gone/inner").exists() && files("gone/mine").is_file(),
+            "{said:?}"
+        );
+        assert!(said.stderr.contains("gone: stays with what the fork does not know"), "{said:?}");
+        assert!(said.stderr.contains("pipe: a fifo in the fork: it is not brought over"), "{said:?}");
+        assert_eq!(fs::metadata(files("package.json")).unwrap().permissions().mode() & 0o777, 0o644);
+        assert_eq!(fs::metadata(files("src/deep")).unwrap().permissions().mode() & 0o777, 0o700);
+        assert_eq!(fs::read_link(files("link")).unwrap(), Path::new("docs"));
+        assert_eq!(
+            (read(&home, "ignored"), read(&home, "docs/two.md/x")),
+            ("i\nmore\n".into(), "x\n".into())
+        );
+        let ino = |path: &str| std::os::unix::fs::MetadataExt::ino(&fs::metadata(files(path)).unwrap());
+        assert_eq!(ino("h1"), ino("h2"));
+        assert_eq!(apply(&home, &["try"]).exits(0).stdout, "");
+        // A folder that is a link here leads nowhere.
+        let outside = home.path("runtime/outside");
+        fs::create_dir(&outside).unwrap();
+        fs::write(outside.join("deep"), "outside\n").unwrap();
+        home.sh("try", "rm -r src/deep; echo z > src/z; echo changed > docs/one.md").exits(0);
+        sh(&home, "mv src real-src; mv docs real-docs");
+        symlink(&outside, files("src")).unwrap();
+        symlink(files("real-docs"), files("docs")).unwrap();
+        let said = apply(&home, &["try"]).exits(3);
+        assert!(said.stdout.contains("C src/z") && said.stdout.contains("C docs/one.md"), "{said:?}");
+        apply(&home, &["try", "--theirs", "--", "src"]).exits(0);
+        assert_eq!(fs::read_dir(&outside).unwrap().count(), 1);
+        assert_eq!((read(&home, "src/z"), read(&home, "real-docs/one.md")), ("z\n".into(), "one\n".into()));
+    });
+}
+
+#[test]
+fn programs_that_a_forks_repository_names_run_nowhere_outside() {
+    for_every_user(|user| {
+        let home = shop(user);
+        let planted = home.path("runtime/planted");
+        let script = "plant=\"touch $0\"
+            git config core.fsmonitor \"$plant\"; git config uploadpack.packObjectsHook \"$plant\"; git config core.pager \"$plant\"
+            git config filter.x.clean \"$plant\"; git config filter.x.smudge \"$plant\"; git config diff.external \"$plant\"
+            git config core.sshCommand \"$plant\"; git config gpg.program \"$plant\"; git config alias.bundle \"!$plant\"
+            echo '* filter=x' > .gitattributes; echo '* filter=x diff=x' > .git/info/attributes
+            for hook in post-checkout pre-commit reference-transaction post-merge fsmonitor-watchman; do
+                printf '#!/bin/sh\\n%s\\n' \"$plant\" > .git/hooks/$hook; chmod +x .git/hooks/$hook
+            done
+            echo x > made; git -c core.hooksPath=/dev/null -c core.fsmonitor=false add made .gitattributes
+            git -c core.hooksPath=/dev/null -c core.fsmonitor=false commit -qm made; true";
+        home.run(&["try", "--", "sh", "-c", script, planted.to_str().unwrap()]).exits(0);
+        let config = read(&home, ".git/config");
+        let said = apply(&home, &["try"]).exits(0);
+        for named in [".git/config", ".git/info/attributes", ".git/hooks/pre-commit"] {
+            assert!(said.stderr.contains(named), "{named}: {said:?}");
+        }
+        assert!(said.stderr.contains("1 commit is branch pfimg/try"), "{said:?}");
+        assert_eq!(home.git(&["log", "-1", "--format=%s", "pfimg/try"]), "made\n");
+        home.git(&["status", "--short"]);
+        home.git(&["fsck", "--no-progress"]);
+        assert_eq!(read(&home, ".git/config"), config);
+        assert!(!home.project.join(".git/hooks/pre-commit").exists() && !planted.exists());
+        // A branch with commits of the user is not overwritten.
+        home.git(&["checkout", "-qf", "pfimg/try"]);
+        home.git(&["commit", "-q", "--allow-empty", "-m", "mine"]);
+        home.git(&["checkout", "-qf", "main"]);
+        home.sh(
+            "try",
+            "git -c core.hooksPath=/dev/null -c core.fsmonitor=false commit -q --allow-empty -m more",
+        )
+        .exits(0);
+        let said = apply(&home, &["try", "--skip", "--json"]).exits(0).json();
+        assert_eq!(said["decided"][0]["path"], "pfimg/try", "{said}");
+        assert_eq!(home.git(&["log", "-1", "--format=%s", "pfimg/try"]), "mine\n");
+        let said = apply(&home, &["try"]).exits(3);
+        assert!(said.stdout.contains("C pfimg/try"), "{said:?}");
+        assert!(!planted.exists());
+    });
+}
+
+#[test]
+fn an_apply_goes_to_the_forks_own_project_or_to_the_directory_that_is_named() {
+    let home = shop(None);
+    home.sh("try", "echo new > new").exits(0);
+    let other = home.path("other");
+    fs::create_dir(&other).unwrap();
+    let from_other = |args: &[&str]| home.pfimg(&[&["apply"], args].concat()).dir(&other).run();
+    let said = from_other(&["try"]).exits(2);
+    assert!(said.stderr.contains("is a copy of") && said.stderr.contains("apply try DIR"), "{said:?}");
+    from_other(&["try", "."]).exits(0);
+    assert_eq!(fs::read_to_string(other.join("new")).unwrap(), "new\n");
+    from_other(&["--undo"]).exits(0);
+    assert!(!other.join("new").exists());
+    // A seal, by its number, and an image by its tag.
+    home.pfimg(&["seal", "try", "--tag", "good"]).run().exits(0);
+    home.sh("try", "rm -r docs").exits(0);
+    for name in ["try@1", "good"] {
+        let said = apply(&home, &[name, "--dry-run", "--json"]).exits(0).json();
+        let changes = said["changes"].as_array().unwrap();
+        assert_eq!((changes.len(), &changes[0]["path"]), (1, &"new".into()), "{name}: {said}");
+    }
+    // Neither into a fork nor into the store.
+    let fork = home.mountpoint().join("forks/try/world/fs");
+    for dir in [fork, home.store()] {
+        let said = apply(&home, &["try", dir.to_str().unwrap()]).exits(2);
+        assert!(said.stderr.contains("cannot apply to"), "{said:?}");
+    }
+    assert_eq!(apply(&home, &["nothing"]).exits(5).stdout, "");
+}

@@ -1,0 +1,254 @@
+//! `pfimg apply`: brings what a fork changed into a directory.
+
+mod commits;
+mod place_of;
+mod told;
+mod undo;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Instant;
+
+use clap::Args;
+
+use self::commits::Commits;
+use super::StoreArg;
+use super::progress::Bar;
+use super::text::plain;
+use crate::cli::place;
+use crate::digest::Digest;
+use crate::error::{Error, ErrorKind, Result};
+use crate::fork::{beside::OnDisk, refuse_fork_name};
+use crate::ops::apply::plan::{About, Conflict, Decide, Others, Plan};
+use crate::ops::apply::{
+    Applying, Hooks, Options, base_of_fork, base_of_image, carry_out, prepare, refuse_interrupted,
+};
+use crate::ops::line::{self, Line};
+use crate::store::Store;
+use crate::store::applies::Branch;
+use crate::util::parallel::default_jobs;
+
+/// What the directory's side is called in markers.
+const YOURS: &str = "yours";
+
+/// Bring what a fork changed into a directory.
+///
+/// Three states are compared for each path that the fork changed: the image that the fork was made of, the fork, and the directory as it
+/// is. A path that only the fork changed becomes as in the fork. A text that both sides changed is merged by lines. Anything else that
+/// both sides changed is a conflict. With a conflict nothing is written, and each of them is named, unless an option decides them.
+///
+/// Content, links, permissions, hard links and empty folders are brought over; owners, times and attributes are not. Files of
+/// repositories (`.git`) are not. A folder that the fork deleted stays if it holds files that the fork does not know. Unsealed changes of
+/// the fork are sealed first, also with --dry-run. What is in the directory is kept as an image before it changes.
+///
+/// Applying again changes nothing. `pfimg apply --undo` takes back what an apply changed. Exit code 3: there are conflicts.
+#[derive(Debug, Args)]
+#[command(
+    override_usage = "pfimg apply [OPTIONS] FORK|IMAGE [DIR] [-- PATH...]\n       pfimg apply --undo|--continue [--force] [DIR]"
+)]
+#[allow(clippy::struct_excessive_bools)]
+pub(crate) struct ApplyArgs {
+    /// A fork, or an image (tag, prefix, FORK@SEAL): what it changed since the fork was made, or since its project was imported
+    #[arg(value_name = "FORK|IMAGE", required_unless_present_any = ["undo", "continue"])]
+    name: Option<String>,
+    /// The directory [default: the project around this folder, if the fork is a copy of it]
+    #[arg(value_name = "DIR")]
+    dir: Option<PathBuf>,
+    /// Only these paths and what is below them
+    #[arg(value_name = "PATH", last = true)]
+    paths: Vec<PathBuf>,
+    /// Show what would change, and write nothing in the directory
+    #[arg(long, short = 'n')]
+    dry_run: bool,
+    /// Write markers into texts whose lines conflict
+    #[arg(long)]
+    merge: bool,
+    /// Keep the directory's side of conflicts; of a text, only of lines that conflict
+    #[arg(long, conflicts_with_all = ["theirs", "skip"])]
+    ours: bool,
+    /// Take the fork's side of conflicts; of a text, only of lines that conflict
+    #[arg(long, conflicts_with = "skip")]
+    theirs: bool,
+    /// Leave paths with conflicts alone
+    #[arg(long)]
+    skip: bool,
+    /// Take back the last apply to the directory
+    #[arg(long, conflicts_with_all = ["paths", "dry_run", "merge", "ours", "theirs", "skip", "continue"])]
+    undo: bool,
+    /// Finish an apply that was interrupted
+    #[arg(long = "continue", conflicts_with_all = ["paths", "dry_run", "merge", "ours", "theirs", "skip"])]
+    r#continue: bool,
+    /// With --undo: take back later edits too; an image keeps them
+    #[arg(long, requires = "undo")]
+    force: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// What is applied.
+#[derive(Clone, Debug)]
+struct Subject {
+    /// As the user named it.
+    name: String,
+    /// Whether it is a fork.
+    is_fork: bool,
+    base: Option<Digest>,
+    /// Nothing for a fork that began empty and still is.
+    image: Option<Digest>,
+}
+
+pub(crate) fn run(store: &StoreArg, args: &ApplyArgs) -> Result<ExitCode> {
+    let store = Arc::new(store.open()?);
+    if args.undo || args.r#continue {
+        return undo::run(&store, args);
+    }
+    let started = Instant::now();
+    let name = args.name.as_deref().unwrap_or_default();
+    let is_fork = is_fork(&store, name);
+    let base = if is_fork { base_of_fork(&store, name)? } else { Some(base_of(&store, name)?) };
+    let dir = place_of::directory(&store, args.dir.as_deref(), name, is_fork, base.as_ref())?;
+    refuse_interrupted(&store, &dir)?;
+    let only = place_of::below(&dir, &args.paths)?;
+    let image = if is_fork { place_of::sealed(&store, name)? } else { Some(place::image(&store, name)?) };
+    let subject = Subject { name: name.to_owned(), is_fork, base, image };
+    let _pin = store.pin(&[base, image].into_iter().flatten().collect::<Vec<_>>());
+    let prepared = match image {
+        None => crate::ops::apply::Prepared::default(),
+        Some(image) => {
+            let options = Options {
+                dir: &dir,
+                only: &only,
+                decide: args.decide(is_fork),
+                names: (YOURS, name),
+                store_merged: !args.dry_run,
+                jobs: default_jobs(),
+            };
+            prepare(&store, base.as_ref(), &image, options)?
+        }
+    };
+    told::warn(&prepared, &subject);
+    let mut plan = prepared.plan;
+    // Files come first: with a conflict in them nothing is fetched.
+    let commits = if plan.conflicts.is_empty() && prepared.has_commits && only.is_empty() {
+        commits_of(&store, &subject, &dir, args)
+    } else {
+        None
+    };
+    let branch = commits.as_ref().and_then(|commits| judged(commits, &subject, args, &mut plan));
+    let telling =
+        told::Telling { args, subject: &subject, dir: &dir, plan: &plan, commits: commits.as_ref() };
+    if !plan.conflicts.is_empty() {
+        return telling.conflicts();
+    }
+    place_of::refuse_store(&store, &dir, &plan.steps)?;
+    let Some(image) = image.filter(|_| !args.dry_run && (!plan.steps.is_empty() || branch.is_some())) else {
+        telling.planned(started.elapsed())?;
+        return Ok(ExitCode::SUCCESS);
+    };
+    let applying = Applying { dir: &dir, fork: name, base, image, steps: &plan.steps, branch };
+    let progress = Progress(Bar::new());
+    let outcome = carry_out(&store, &applying, &progress);
+    progress.0.finish();
+    telling.applied(&outcome?, started.elapsed())
+}
+
+/// New commits of a fork, whose objects the directory's repository has afterwards. Where they cannot be had the files are applied
+/// without them.
+fn commits_of(store: &Arc<Store>, subject: &Subject, dir: &Path, args: &ApplyArgs) -> Option<Commits> {
+    if !commits::has_repository(dir) {
+        return None;
+    }
+    let name = plain(&subject.name, usize::MAX);
+    if !subject.is_fork {
+        eprintln!("pfimg: commits of an image stay in it; apply the fork to bring them over");
+        return None;
+    }
+    let fetched = commits::fetch(store, &subject.name, dir, args.dry_run);
+    fetched.unwrap_or_else(|error| {
+        eprintln!("pfimg: the commits of fork {name:?} stay in it: {error}");
+        None
+    })
+}
+
+/// The branch that moves. One that cannot be fast-forwarded is a conflict.
+fn judged(commits: &Commits, subject: &Subject, args: &ApplyArgs, plan: &mut Plan) -> Option<Branch> {
+    if !commits.diverged {
+        return commits.branch.clone();
+    }
+    let path = commits::branch_of(&subject.name).into_bytes();
+    let why = "the branch has commits that the fork does not have".to_owned();
+    match args.decide(true).others {
+        Others::Theirs => {
+            plan.decided.push(About { path, why: format!("{why}: moved to the fork's") });
+            commits.branch.clone()
+        }
+        Others::Ours | Others::Skip => {
+            plan.decided.push(About { path, why: format!("{why}: left alone") });
+            None
+        }
+        Others::Refuse => {
+            plan.concerned += 1;
+            plan.conflicts.push(Conflict { is_whole: true, path, why });
+            None
+        }
+    }
+}
+
+impl ApplyArgs {
+    fn decide(&self, is_fork: bool) -> Decide {
+        let others = match (self.ours, self.theirs, self.skip) {
+            (true, ..) => Others::Ours,
+            (_, true, _) => Others::Theirs,
+            (.., true) => Others::Skip,
+            _ => Others::Refuse,
+        };
+        let them = if is_fork { "the fork" } else { "the image" };
+        Decide { markers: self.merge, others, them }
+    }
+}
+
+/// Whether a name is that of a fork. One that is an image too means the fork.
+fn is_fork(store: &Store, name: &str) -> bool {
+    let is_fork = refuse_fork_name(name).is_none() && OnDisk::read(store.root(), name).is_ok();
+    if is_fork && store.resolve(name).is_ok() {
+        let name = plain(name, usize::MAX);
+        eprintln!("pfimg: {name:?} is a fork and an image; this is the fork");
+    }
+    is_fork
+}
+
+/// What an image is compared with; `FORK@SEAL` with what that fork was made of.
+fn base_of(store: &Store, name: &str) -> Result<Digest> {
+    let image = line::image(store, name).map_err(|e| match e.kind() {
+        ErrorKind::NotFound => e.context("no fork has that name (`pfimg forks` lists them)"),
+        _ => e,
+    })?;
+    if let Some((fork, _)) = name.split_once('@')
+        && store.resolve(name).is_err()
+        && Line::of_name(store, fork).is_ok_and(|line| line.numbered().any(|(_, its)| its == image))
+        && let Some(base) = base_of_fork(store, fork)?
+    {
+        return Ok(base);
+    }
+    base_of_image(store, &image)
+}
+
+/// Shows how far the work is.
+struct Progress(Bar);
+
+impl Hooks for Progress {
+    fn total(&self, paths: u64) {
+        self.0.start(paths, "{bar:30} {pos}/{len} paths{left}");
+    }
+
+    fn done(&self) {
+        self.0.inc(1);
+    }
+}
+
+/// The error for a directory that cannot be applied to.
+fn refuse(dir: &Path, why: &str) -> Error {
+    Error::new(ErrorKind::InvalidInput, format!("cannot apply to {}: {why}", dir.display()))
+}

@@ -1,0 +1,185 @@
+//! Brings a fork's commits into the repository of a directory.
+//!
+//! A repository of a fork can name any program for git to run: in hooks, in its settings, in attributes. So git is never started with it
+//! outside. In the sandbox git writes a bundle; outside git reads the bundle, checks every object, and only adds objects.
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::Read as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+
+use crate::cli::run::inside;
+use crate::cli::text::plain;
+use crate::error::{Error, ErrorKind, Result};
+use crate::store::Store;
+use crate::store::applies::Branch;
+
+/// The part of a repository in which branches of forks are.
+const BRANCHES: &str = "refs/heads/pfimg/";
+
+/// The most branches of the directory's repository that git in the fork hears of. It leaves out the commits that they hold.
+const MOST_TIPS: usize = 2000;
+
+/// Longest answer of git that is read, in bytes.
+const MAX_ANSWER: u64 = 4096;
+
+/// Settings under which git runs no program that the repository names, and checks what it reads.
+const SETTINGS: [&str; 9] = [
+    "core.hooksPath=/dev/null",
+    "core.fsmonitor=false",
+    "fetch.fsckObjects=true",
+    "fetch.recurseSubmodules=false",
+    "fetch.writeCommitGraph=false",
+    "gc.auto=0",
+    "maintenance.auto=false",
+    "protocol.file.allow=always",
+    "submodule.recurse=false",
+];
+
+/// Runs in the fork: the folder for the answer, and the commits that are known. Writes how many commits are new, and a bundle of them.
+const SCRIPT: &str = r#"
+out=$1; shift
+exec >/dev/null 2>"$out/said"
+git() { command git -c core.hooksPath=/dev/null -c core.fsmonitor=false "$@"; }
+head=$(git rev-parse --verify 'HEAD^{commit}') || exit 3
+count=$(git rev-list --count --ignore-missing "$head" "$@") || exit 4
+echo "$count" >"$out/count"
+[ "$count" = 0 ] || git bundle create "$out/bundle" --ignore-missing HEAD "$@" || exit 5
+"#;
+
+/// New commits of a fork.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Commits {
+    /// How many there are.
+    pub(super) number: u64,
+    /// The branch for them. Nothing if they were only counted.
+    pub(super) branch: Option<Branch>,
+    /// Whether the branch exists and has commits that the fork does not have.
+    pub(super) diverged: bool,
+}
+
+/// The short name of a fork's branch.
+pub(super) fn branch_of(fork: &str) -> String {
+    format!("pfimg/{fork}")
+}
+
+/// Whether a directory is the top of a repository's files.
+pub(super) fn has_repository(dir: &Path) -> bool {
+    git(dir, &["rev-parse", "--git-dir"]).is_ok()
+}
+
+/// Brings the objects of a fork's commits that the directory's repository does not have into it, and says what its branch is to be. No
+/// branch is changed. With `count` they are only counted.
+pub(super) fn fetch(store: &Arc<Store>, fork: &str, dir: &Path, count: bool) -> Result<Option<Commits>> {
+    let name = format!("{BRANCHES}{fork}");
+    git(dir, &["check-ref-format", &name])
+        .map_err(|_| Error::new(ErrorKind::InvalidInput, format!("git refuses the branch name {name:?}")))?;
+    let out = tempfile::Builder::new().prefix("pfimg-bundle-").tempdir();
+    let out = out.map_err(|e| Error::io(e, "cannot make a folder for a bundle"))?;
+    let at = fs::canonicalize(out.path()).map_err(|e| Error::io(e, "cannot find the bundle's folder"))?;
+    let mut command: Vec<OsString> = ["sh", "-c", SCRIPT, "sh"].map(OsString::from).to_vec();
+    command.push(at.clone().into_os_string());
+    command.extend(tips(dir)?.into_iter().map(|tip| format!("^{tip}").into()));
+    let code = inside::run(store, fork, &command, &at)?;
+    let refused = |what: &str| {
+        let said = answer(&at, "said").unwrap_or_default();
+        let said = plain(said.lines().last().unwrap_or_default(), 200);
+        Error::new(ErrorKind::InvalidInput, format!("git {what} in fork {fork:?}: {said}"))
+    };
+    match code {
+        0 => {}
+        // A repository without a commit.
+        3 => return Ok(None),
+        _ => return Err(refused("writes no bundle")),
+    }
+    let number = answer(&at, "count").and_then(|count| count.trim().parse::<u64>().ok());
+    let number = number.ok_or_else(|| refused("counts no commits"))?;
+    if number == 0 {
+        return Ok(None);
+    }
+    if count {
+        return Ok(Some(Commits { number, branch: None, diverged: false }));
+    }
+    let bundle = at.join("bundle");
+    if !fs::symlink_metadata(&bundle).is_ok_and(|metadata| metadata.is_file()) {
+        return Err(refused("writes no bundle"));
+    }
+    let bundle = bundle.to_str().ok_or_else(|| refused("writes no bundle"))?;
+    let heads = git(dir, &["bundle", "list-heads", bundle, "HEAD"])?;
+    let new = heads.split_whitespace().next().filter(|id| is_id(id));
+    let new = new.ok_or_else(|| refused("names no commit"))?.to_owned();
+    let flags = ["--quiet", "--no-tags", "--no-write-fetch-head", "--no-recurse-submodules"];
+    git(dir, &[&["fetch"], &flags[..], &["--", bundle, "HEAD"]].concat())?;
+    let old = git(dir, &["for-each-ref", "--format=%(objectname)", &name])?;
+    let old = old.lines().next().filter(|id| is_id(id)).map(str::to_owned);
+    let is_ancestor = |old: &str, new: &str| git(dir, &["merge-base", "--is-ancestor", old, new]).is_ok();
+    if old.as_deref().is_some_and(|old| is_ancestor(&new, old)) {
+        return Ok(None);
+    }
+    let diverged = old.as_deref().is_some_and(|old| !is_ancestor(old, &new));
+    let mut range = vec!["rev-list", "--count", &new, "--not", "--branches", "--tags", "--remotes", "HEAD"];
+    let number = git(dir, &range).or_else(|_| {
+        // A repository without a commit has no HEAD.
+        range.pop();
+        git(dir, &range)
+    })?;
+    let number = number.trim().parse().unwrap_or(number.len() as u64);
+    Ok(Some(Commits { number, branch: Some(Branch { name, old, new }), diverged }))
+}
+
+/// The commits that the branches and tags of a directory's repository name.
+fn tips(dir: &Path) -> Result<Vec<String>> {
+    let mut tips: Vec<String> = Vec::new();
+    let head = git(dir, &["rev-parse", "--verify", "--quiet", "HEAD^{commit}"]).unwrap_or_default();
+    let refs = git(dir, &["for-each-ref", "--sort=-creatordate", "--format=%(objectname)"])?;
+    for line in head.lines().chain(refs.lines()).filter(|line| is_id(line)) {
+        if !tips.iter().any(|tip| tip == line) && tips.len() < MOST_TIPS {
+            tips.push(line.to_owned());
+        }
+    }
+    Ok(tips)
+}
+
+fn is_id(text: &str) -> bool {
+    matches!(text.len(), 40 | 64) && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+/// A small file that the sandbox wrote.
+fn answer(out: &Path, name: &str) -> Option<String> {
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY;
+    let file = File::options().read(true).custom_flags(flags).open(out.join(name)).ok()?;
+    let mut bytes = Vec::new();
+    file.metadata().ok().filter(std::fs::Metadata::is_file)?;
+    file.take(MAX_ANSWER).read_to_end(&mut bytes).ok()?;
+    Some(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// Has git do something in a directory's own repository.
+pub(super) fn git(dir: &Path, args: &[&str]) -> Result<String> {
+    let mut command = Command::new("git");
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_bytes().starts_with(b"GIT_")) {
+        command.env_remove(name);
+    }
+    for setting in SETTINGS {
+        command.args(["-c", setting]);
+    }
+    // A repository above the directory does not count.
+    command.env("GIT_CEILING_DIRECTORIES", dir.parent().unwrap_or(dir));
+    command.envs([("GIT_TERMINAL_PROMPT", "0"), ("GIT_NO_LAZY_FETCH", "1"), ("LC_ALL", "C")]);
+    command.arg("-C").arg(dir).args(args).stdin(Stdio::null());
+    let output = command.output().map_err(|e| {
+        let is_missing = e.kind() == std::io::ErrorKind::NotFound;
+        let error = Error::io(e, "cannot start git");
+        if is_missing { error.with_hint("install git") } else { error }
+    })?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    let said = plain(said.trim().lines().last().unwrap_or_default(), 300);
+    Err(Error::new(ErrorKind::InvalidInput, format!("git {} in {}: {said}", args[0], dir.display())))
+}

@@ -1,0 +1,112 @@
+//! Taking an apply back, and finishing one that was interrupted.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use serde::Serialize;
+
+use super::told::{Path64, remark, shown};
+use super::{ApplyArgs, Progress};
+use crate::cli::envelope::print_json;
+use crate::cli::progress::Bar;
+use crate::cli::text::{count, plain, plain_bytes, print};
+use crate::digest::Digest;
+use crate::error::{Error, ErrorKind, Result};
+use crate::ops::apply::{How, Outcome, find_dir, finish, undo};
+use crate::store::Store;
+use crate::store::applies::State;
+
+#[derive(Debug, Serialize)]
+struct ShownPath {
+    #[serde(flatten)]
+    path: Path64,
+    why: &'static str,
+}
+
+#[derive(Debug, Serialize)]
+struct Shown<'a> {
+    name: &'a str,
+    dir: std::borrow::Cow<'a, str>,
+    state: State,
+    changes: Vec<ShownPath>,
+    left: Vec<ShownPath>,
+    /// The image of edits that were taken back too.
+    edits: Option<Digest>,
+}
+
+pub(super) fn run(store: &Store, args: &ApplyArgs) -> Result<ExitCode> {
+    if args.dir.is_some() {
+        let what = "--undo and --continue take one argument, the directory";
+        return Err(Error::new(ErrorKind::InvalidInput, what));
+    }
+    let dir = if let Some(dir) = &args.name {
+        PathBuf::from(dir)
+    } else {
+        let cwd = std::env::current_dir().map_err(|e| Error::io(e, "cannot find the current folder"))?;
+        find_dir(store, &cwd)?
+    };
+    let progress = Progress(Bar::new());
+    let outcome =
+        if args.undo { undo(store, &dir, args.force, &progress) } else { finish(store, &dir, &progress) };
+    progress.0.finish();
+    tell(&outcome?, args)
+}
+
+fn tell(outcome: &Outcome, args: &ApplyArgs) -> Result<ExitCode> {
+    let word = |how: How| match how {
+        How::Added => "added",
+        How::Changed => "changed",
+        How::Deleted => "deleted",
+    };
+    if args.json {
+        print_json(&Shown {
+            name: &outcome.fork,
+            dir: outcome.dir.to_string_lossy(),
+            state: outcome.state,
+            changes: outcome
+                .changed
+                .iter()
+                .map(|(path, how)| ShownPath { path: Path64::of(path), why: word(*how) })
+                .collect(),
+            left: outcome
+                .conflicts
+                .iter()
+                .map(|left| ShownPath { path: Path64::of(&left.path), why: left.why.name() })
+                .collect(),
+            edits: outcome.edits,
+        })?;
+    } else {
+        let mut text = String::new();
+        for left in &outcome.conflicts {
+            text.push_str(&remark('C', &plain_bytes(&left.path, usize::MAX), left.why.words()));
+        }
+        print(&text)?;
+    }
+    for (was, is) in &outcome.aside {
+        let (was, is) = (plain_bytes(was, usize::MAX), plain_bytes(is, usize::MAX));
+        eprintln!("pfimg: an edit of {was} is at {is} now");
+    }
+    for path in &outcome.staying {
+        eprintln!("pfimg: {}/ stays: it holds other files", plain_bytes(path, usize::MAX));
+    }
+    let mut number = count(outcome.changed.len() as u64, "path");
+    if let Some((branch, Ok(()))) = &outcome.branch {
+        number = format!("{number} and branch {}", branch.trim_start_matches("refs/heads/"));
+    }
+    let (name, dir) = (plain(&outcome.fork, usize::MAX), shown(&outcome.dir));
+    match outcome.state {
+        State::Undone | State::Undoing => {
+            eprintln!("pfimg: took {name} back from {dir}: {number} as before");
+        }
+        State::Done | State::Writing => eprintln!("pfimg: finished applying {name} to {dir}: {number}"),
+    }
+    if let Some(edits) = &outcome.edits {
+        eprintln!("pfimg: the edits that were taken back are image {}", &edits.hex()[..12]);
+    }
+    let mut is_whole = outcome.conflicts.is_empty();
+    if let Some((branch, Err(why))) = &outcome.branch {
+        eprintln!("pfimg: {} stays: {why}", branch.trim_start_matches("refs/heads/"));
+        is_whole = false;
+    }
+    Ok(if is_whole { ExitCode::SUCCESS } else { ErrorKind::Conflict.exit().into() })
+}
