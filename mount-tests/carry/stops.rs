@@ -57,7 +57,11 @@ fn lead_out(place: &Place, back: bool, before: &Files, after: &Files, what: &str
     let outcome = outcome.unwrap_or_else(|e| panic!("{what}: {e}"));
     let expected = if outcome.state == State::Done { after } else { before };
     assert!(!back || outcome.state == State::Undone, "{what}");
-    assert!(outcome.conflicts.is_empty() && outcome.aside.is_empty(), "{what}: {outcome:?}");
+    let now = read(&place.dir);
+    let sides =
+        |path: &[u8]| format!("{:?}", [before, after, &now].map(|files| super::model::shown(files, path)));
+    let left: Vec<String> = outcome.conflicts.iter().map(|left| sides(&left.path)).collect();
+    assert!(left.is_empty() && outcome.aside.is_empty(), "{what}: {left:?} {outcome:?}");
     assert_eq!(&read(&place.dir), expected, "{what}");
 }
 

@@ -133,6 +133,11 @@ impl<'a> Top<'a> {
         matches!(rustix::fs::flock(&self.folder, how), Err(Errno::WOULDBLOCK))
     }
 
+    /// Lets other programs of pfimg change the directory.
+    pub(super) fn release(&self) {
+        let _ = rustix::fs::flock(&self.folder, rustix::fs::FlockOperation::Unlock);
+    }
+
     pub(super) fn hooks(&self) -> &'a dyn Hooks {
         self.hooks
     }
