@@ -67,6 +67,7 @@ impl Edit<'_> {
                 fs::write(full.join("inside"), &text)?;
                 *self.written.lock().unwrap() = Some(text);
             }
+            _ if !is_dir => return Err(io::ErrorKind::NotADirectory.into()),
             _ => {
                 fs::write(full.join("another"), &text)?;
                 *self.written.lock().unwrap() = Some(text);

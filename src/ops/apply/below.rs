@@ -102,6 +102,7 @@ fn leads_nowhere(error: Errno) -> bool {
     matches!(error, Errno::NOENT | Errno::NOTDIR | Errno::LOOP)
 }
 
+#[expect(clippy::unused_self, reason = "a look belongs to the opened directory, as a change does")]
 impl<'a> Top<'a> {
     /// Opens a directory.
     pub(super) fn open(path: &Path, hooks: &'a dyn Hooks) -> io::Result<Self> {
