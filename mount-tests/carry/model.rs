@@ -80,7 +80,7 @@ fn path(rng: &mut Rng, files: &Files) -> Vec<u8> {
     if folders.is_empty() || rng.chance(35) {
         return name;
     }
-    let folder: &Vec<u8> = *rng.pick(&folders);
+    let folder = folders[rng.below(folders.len() as u64) as usize];
     if folder.iter().filter(|byte| **byte == b'/').count() > 2 {
         name
     } else {
@@ -302,4 +302,18 @@ pub fn steps(store: &Store, before: &Files, after: &Files) -> Vec<Step> {
         }
     };
     differing(before, after).iter().map(step).collect()
+}
+
+/// What is at a path, in a few words.
+pub fn shown(files: &Files, path: &[u8]) -> String {
+    match files.get(path) {
+        Some(Node::File { mode, content, first }) => {
+            format!(
+                "file {mode:o}, {} bytes, {:.8}, first {first:?}",
+                content.len(),
+                Digest::of(content).hex()
+            )
+        }
+        other => format!("{other:?}"),
+    }
 }

@@ -57,7 +57,11 @@ fn lead_out(place: &Place, back: bool, before: &Files, after: &Files, what: &str
     let outcome = outcome.unwrap_or_else(|e| panic!("{what}: {e}"));
     let expected = if outcome.state == State::Done { after } else { before };
     assert!(!back || outcome.state == State::Undone, "{what}");
-    assert!(outcome.conflicts.is_empty() && outcome.aside.is_empty(), "{what}: {outcome:?}");
+    let now = read(&place.dir);
+    let sides =
+        |path: &[u8]| format!("{:?}", [before, after, &now].map(|files| super::model::shown(files, path)));
+    let left: Vec<String> = outcome.conflicts.iter().map(|left| sides(&left.path)).collect();
+    assert!(left.is_empty() && outcome.aside.is_empty(), "{what}: {left:?} {outcome:?}");
     assert_eq!(&read(&place.dir), expected, "{what}");
 }
 
@@ -80,9 +84,8 @@ fn a_stop_at_any_call_leaves_a_directory_that_continue_and_undo_make_whole() {
                     undo(&place.store, &place.dir, false, &hooks).unwrap_err();
                 }
                 match place.state() {
-                    None => assert_eq!(read(&place.dir), before, "{what}"),
+                    None | Some(State::Undone) => assert_eq!(read(&place.dir), before, "{what}"),
                     Some(State::Done) => assert_eq!(read(&place.dir), after, "{what}"),
-                    Some(State::Undone) => assert_eq!(read(&place.dir), before, "{what}"),
                     Some(State::Writing | State::Undoing) => {
                         interrupted += 1;
                         if at % 3 == 0 {
@@ -196,7 +199,7 @@ fn a_process_of_its_own_applies_or_undoes() {
 #[test]
 fn a_kill_at_any_call_leaves_a_directory_that_continue_and_undo_make_whole() {
     let mut place = Place::new();
-    let seed = first_seed() + 8001;
+    let seed = 8001;
     let (_, before, after) = case(seed);
     let (forward, backward) = calls(&mut place, &before, &after);
     let mut killed = 0;
