@@ -303,3 +303,17 @@ pub fn steps(store: &Store, before: &Files, after: &Files) -> Vec<Step> {
     };
     differing(before, after).iter().map(step).collect()
 }
+
+/// What is at a path, in a few words.
+pub fn shown(files: &Files, path: &[u8]) -> String {
+    match files.get(path) {
+        Some(Node::File { mode, content, first }) => {
+            format!(
+                "file {mode:o}, {} bytes, {:.8}, first {first:?}",
+                content.len(),
+                Digest::of(content).hex()
+            )
+        }
+        other => format!("{other:?}"),
+    }
+}

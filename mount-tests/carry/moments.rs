@@ -1,5 +1,6 @@
 //! Edits by someone else between any two calls of an apply or an undo: each stays, in its place or named, and nothing else is left out.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::os::unix::fs::symlink;
@@ -10,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use pfimg::ErrorKind;
 use pfimg::ops::apply::{Hooks, Outcome, undo};
 
-use super::model::{Files, Node, at, differing, is_in, names, parent, read};
+use super::model::{Files, Node, at, differing, is_in, names, parent, read, shown};
 use super::{Counting, Place, case, first_seed};
 
 /// Edits one path at the call of a number.
@@ -66,6 +67,7 @@ impl Edit<'_> {
                 fs::write(full.join("inside"), &text)?;
                 *self.written.lock().unwrap() = Some(text);
             }
+            _ if !is_dir => return Err(io::ErrorKind::NotADirectory.into()),
             _ => {
                 fs::write(full.join("another"), &text)?;
                 *self.written.lock().unwrap() = Some(text);
@@ -101,19 +103,27 @@ fn check(what: &str, edit: &Edit<'_>, (began, meant): (&Files, &Files), outcome:
     let is_left_over =
         |path: &[u8]| path.split(|byte| *byte == b'/').any(|name| name.starts_with(b".pfimg-apply-"));
     assert!(!now.keys().any(|path| is_left_over(path)), "{what}: temporary names are left: {now:?}");
-    // The other names of an edited file hold the edit as well, or are not its names any longer.
-    let is_other_name = |path: &[u8]| {
-        [&now, began, meant]
-            .iter()
-            .any(|files| names(files, path).iter().any(|name| is_touched(name, &edit.path)))
-    };
+    // The other names of an edited file hold the edit as well, or are not its names any longer; so are those of these.
+    let mut others: BTreeSet<Vec<u8>> = now.keys().chain(began.keys()).chain(meant.keys()).cloned().collect();
+    others.retain(|path| is_touched(path, &edit.path));
+    loop {
+        let mut more = Vec::new();
+        for files in [&now, began, meant] {
+            others.iter().for_each(|path| more.extend(names(files, path).into_iter().cloned()));
+        }
+        let before = others.len();
+        others.extend(more);
+        if others.len() == before {
+            break;
+        }
+    }
     for path in differing(&now, meant) {
         let is_kept = path.split(|byte| *byte == b'/').any(|name| name.starts_with(b".pfimg-kept-"));
         let is_named = outcome.conflicts.iter().any(|left| is_touched(&left.path, &path))
             || outcome.staying.iter().any(|stays| is_touched(stays, &path))
             || outcome.aside.iter().any(|(from, to)| is_touched(from, &path) || *to == path);
-        let is_edited = is_touched(&path, &edit.path) || is_other_name(&path);
-        let (now, meant) = (now.get(&path), meant.get(&path));
+        let is_edited = is_touched(&path, &edit.path) || others.contains(&path);
+        let (now, meant) = (shown(&now, &path), shown(meant, &path));
         assert!(is_edited || is_kept || is_named, "{what}: {path:?} is {now:?}, not {meant:?}");
     }
 }

@@ -57,7 +57,11 @@ fn lead_out(place: &Place, back: bool, before: &Files, after: &Files, what: &str
     let outcome = outcome.unwrap_or_else(|e| panic!("{what}: {e}"));
     let expected = if outcome.state == State::Done { after } else { before };
     assert!(!back || outcome.state == State::Undone, "{what}");
-    assert!(outcome.conflicts.is_empty() && outcome.aside.is_empty(), "{what}: {outcome:?}");
+    let now = read(&place.dir);
+    let sides =
+        |path: &[u8]| format!("{:?}", [before, after, &now].map(|files| super::model::shown(files, path)));
+    let left: Vec<String> = outcome.conflicts.iter().map(|left| sides(&left.path)).collect();
+    assert!(left.is_empty() && outcome.aside.is_empty(), "{what}: {left:?} {outcome:?}");
     assert_eq!(&read(&place.dir), expected, "{what}");
 }
 
@@ -196,7 +200,7 @@ fn a_process_of_its_own_applies_or_undoes() {
 #[test]
 fn a_kill_at_any_call_leaves_a_directory_that_continue_and_undo_make_whole() {
     let mut place = Place::new();
-    let seed = first_seed() + 8001;
+    let seed = 8001;
     let (_, before, after) = case(seed);
     let (forward, backward) = calls(&mut place, &before, &after);
     let mut killed = 0;

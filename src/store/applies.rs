@@ -256,10 +256,9 @@ impl Applies {
         for (id, apply) in self.all()? {
             match apply {
                 Ok(apply) if apply.is_of(dir, dev, ino) => found.push((id, apply)),
-                Ok(_) => {}
                 Err(error) if id.key == own => return Err(error),
-                // It may be of a directory that was moved here, which only a sound file tells.
-                Err(_) => {}
+                // A damaged one may be of a directory that was moved here, which only a sound file tells.
+                Ok(_) | Err(_) => {}
             }
         }
         found.sort_by(|(a, one), (b, two)| (one.began_at, a).cmp(&(two.began_at, b)));

@@ -236,8 +236,7 @@ impl Images {
                 Ok(image) if image.manifest.may_be_latest() => {
                     newest = newest.max(Some((image.manifest.created_at, id)));
                 }
-                Ok(_) => {}
-                Err(MarkerError::Absent(_)) => {}
+                Ok(_) | Err(MarkerError::Absent(_)) => {}
                 Err(error) => tracing::warn!("{error}"),
             }
         }

@@ -102,6 +102,7 @@ fn leads_nowhere(error: Errno) -> bool {
     matches!(error, Errno::NOENT | Errno::NOTDIR | Errno::LOOP)
 }
 
+#[expect(clippy::unused_self, reason = "a look belongs to the opened directory, as a change does")]
 impl<'a> Top<'a> {
     /// Opens a directory.
     pub(super) fn open(path: &Path, hooks: &'a dyn Hooks) -> io::Result<Self> {
@@ -131,6 +132,11 @@ impl<'a> Top<'a> {
         let how = rustix::fs::FlockOperation::NonBlockingLockExclusive;
         // A filesystem without locks on directories has the store's lock alone.
         matches!(rustix::fs::flock(&self.folder, how), Err(Errno::WOULDBLOCK))
+    }
+
+    /// Lets other programs of pfimg change the directory.
+    pub(super) fn release(&self) {
+        let _ = rustix::fs::flock(&self.folder, rustix::fs::FlockOperation::Unlock);
     }
 
     pub(super) fn hooks(&self) -> &'a dyn Hooks {

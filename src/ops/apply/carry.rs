@@ -391,9 +391,8 @@ impl<'a> Carry<'a> {
         let mut any = false;
         for at in 0..self.moves.len() {
             if self.is_todo(at) && !self.is_mode_only(at) {
-                match self.moves[at].to {
-                    Some(Entry::File { .. } | Entry::Link { .. }) => any |= self.stage(at, &mut leaders)?,
-                    _ => {}
+                if let Some(Entry::File { .. } | Entry::Link { .. }) = self.moves[at].to {
+                    any |= self.stage(at, &mut leaders)?;
                 }
             }
         }

@@ -74,7 +74,7 @@ pub struct Outcome {
 struct Held<'a> {
     store: &'a Store,
     top: Top<'a>,
-    _lock: Option<File>,
+    lock: File,
     applies: Vec<(ApplyId, Apply)>,
 }
 
@@ -91,11 +91,9 @@ impl<'a> Held<'a> {
                 .with_hint("wait for it to end")
         };
         let lock = store.try_lock(&format!("apply.{:x}.{:x}.lock", stamp.dev, stamp.ino))?;
-        if lock.is_none() || top.is_held() {
-            return Err(busy());
-        }
+        let lock = lock.filter(|_| !top.is_held()).ok_or_else(busy)?;
         let applies = store.applies().of(&dir, stamp.dev, stamp.ino)?;
-        Ok(Self { store, top, _lock: lock, applies })
+        Ok(Self { store, top, lock, applies })
     }
 
     fn unfinished(&self) -> Option<&(ApplyId, Apply)> {
@@ -122,6 +120,14 @@ impl<'a> Held<'a> {
                 tracing::warn!("{error}");
             }
         }
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        // Closing is not enough: a process that another thread starts in this moment has the descriptors as well.
+        let _ = rustix::fs::flock(&self.lock, rustix::fs::FlockOperation::Unlock);
+        self.top.release();
     }
 }
 

@@ -38,10 +38,10 @@ impl Carry<'_> {
         }
     }
 
-    /// Whether a place still holds what a path is to change from.
+    /// Whether a place still holds what a path is to change from. A name that is to become one of a group of hard links may hold their
+    /// content already.
     fn is_expected(&self, at: usize, place: &At, now: &Meta) -> io::Result<bool> {
-        let one = &self.moves[at];
-        Ok(one.seen.as_ref() == Some(now) || self.is(place, now, one.from.as_ref())?)
+        Ok(self.moves[at].seen.as_ref() == Some(now) || self.is_either(at, place, now)?)
     }
 
     /// Gives what was staged for a path its name.
@@ -219,7 +219,7 @@ impl Carry<'_> {
     /// Removes what left its name, if it is still what was expected there. Otherwise says why it must have its name again.
     fn let_go(&self, at: usize, old: &At, before: &Meta) -> io::Result<Option<Why>> {
         let Some(out) = self.top.look(old)? else { return Ok(None) };
-        if !is_surely_same(before, &out) && !self.is(old, &out, self.moves[at].from.as_ref())? {
+        if !is_surely_same(before, &out) && !self.is_either(at, old, &out)? {
             return Ok(Some(Why::Edited));
         }
         let removed = self.discard(old, &out)?;
