@@ -150,6 +150,7 @@ fn a_fork_is_compared_with_a_directory_as_an_import_would_take_it_in() {
     assert_eq!(here(&["shop", "."]).stdout, "A .pfignore\nM docs/two.md\nA etc\nA pipe\n");
     assert!(!here(&["try-2", "."]).stdout.contains("CHANGES.md"));
     home.pfimg(&["diff", "shop", ".", "--layers"]).run().exits(2);
+    home.pfimg(&["diff", "shop", ".", "--", ".git/config"]).run().exits(2);
     home.pfimg(&["diff", "shop", "./none"]).run().exits(5);
     home.pfimg(&["diff", "shop", "./untracked"]).run().exits(2);
 }

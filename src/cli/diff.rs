@@ -134,6 +134,11 @@ impl Compared {
                 let what = format!("{} has no layers: it is a directory", dir.display());
                 return Err(Error::new(ErrorKind::InvalidInput, what).with_hint("leave --layers out"));
             }
+            if limits.git {
+                let what = format!("cannot compare git's folder of {}: it is a directory", dir.display());
+                let hint = "name two forks or images, or leave .git out";
+                return Err(Error::new(ErrorKind::InvalidInput, what).with_hint(hint));
+            }
             limits.directory = Some(sides::rules_of(dir)?);
         }
         let (from, to) = sides.read(&limits)?;

@@ -31,7 +31,7 @@ pub(super) struct Limits {
     /// Whether all layers are, by their paths in an image.
     pub(super) layers: bool,
     /// Whether git's folders are too.
-    git: bool,
+    pub(super) git: bool,
     /// Whether a side is a directory, whose `.git` is not compared at all, and the rules by which an import of it leaves paths out.
     pub(super) directory: Option<Ignore>,
 }
