@@ -1,6 +1,7 @@
 //! Seals through a mount: by `mkdir`, by command, by themselves, and while others write.
 
 mod adverse;
+mod going_back;
 mod kept;
 mod records;
 mod times;

@@ -33,6 +33,7 @@ mod restore;
 mod run;
 mod runs;
 mod seal;
+mod seals;
 mod secret;
 mod sharing;
 mod show;
@@ -114,6 +115,7 @@ enum Command {
     Mv(mv::MvArgs),
     Seal(seal::SealArgs),
     Restore(restore::RestoreArgs),
+    Seals(seals::SealsArgs),
     Run(run::RunArgs),
     Output(output::OutputArgs),
     Images(images::ImagesArgs),
@@ -249,6 +251,7 @@ fn dispatch(cli: &Cli) -> Result<ExitCode> {
         Command::Mv(args) => mv::run(store, args),
         Command::Seal(args) => seal::run(store, args),
         Command::Restore(args) => restore::run(store, args),
+        Command::Seals(args) => seals::run(store, args),
         Command::Run(args) => Ok(run::run(store, args)),
         Command::Output(args) => output::run(store, args),
         Command::Images(args) => images::run(store, args),

@@ -30,7 +30,7 @@ pub struct Frozen {
     pub(super) image: Option<Digest>,
     uid: String,
     pub(super) pending: u32,
-    reader: Arc<dyn BaseReader>,
+    pub(super) reader: Arc<dyn BaseReader>,
     /// How it differs from its image, once somebody asked.
     changes: OnceLock<Arc<Changes>>,
 }

@@ -34,6 +34,12 @@ pub(super) struct Head {
     /// What a mount's numbers for its files follow from, where that is not `uid`: the first fork of those that were put back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) numbered_by: Option<String>,
+    /// The image that it was made of. Absent in a head that an older program made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) origin: Option<Digest>,
+    /// Whether it began with nothing instead.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) began_empty: bool,
     /// Keys this program does not know.
     #[serde(flatten)]
     pub(super) extra: Map<String, Value>,

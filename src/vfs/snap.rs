@@ -5,6 +5,8 @@
 //! mkdir forks/F/.snap/NAME            seals F and calls the image NAME
 //! mkdir forks/F/.snap/.seal-N         seals F; with `=TAG` or `!TAG` behind it gives (or forces) a tag
 //! mkdir forks/F/.snap/.restore-N=SEAL seals F, then puts it back to one of its seals
+//! mkdir forks/F/.snap/.ask-N-AT=TEXT   a part of a request that is longer than a name, in base64; AT counts from 0
+//! mkdir forks/F/.snap/.do-N          does what the parts of N ask for
 //! mkdir forks/F/.snap/.push-N         has the kernel hand in what programs wrote to F, for a command that reads F on disk
 //! .pfimg/done-N.json                  what came of either
 //! ```
@@ -20,6 +22,7 @@ use lru::LruCache;
 use serde_json::{Value, json};
 
 use super::attempt::{logged, may_wait};
+use super::back::{PathsChanged, Requests};
 use super::forked::Mounted;
 use super::inode::{Fixed, Ino, Key, Node};
 use super::readdir::{DirEntry, Emit};
@@ -28,8 +31,9 @@ use super::{Attempt, Entry, Vfs};
 use crate::audit::Log;
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Posix, Result};
-use crate::fork::{self, Fork, Frozen, Seal};
+use crate::fork::{self, About, Fork, Frozen, Seal};
 use crate::layers::world::Kind;
+use crate::ops::back::Asked;
 use crate::ops::line::{self, Line};
 use crate::ops::seal::{Sealed, Sealer, Tag};
 use crate::sync::Mutex;
@@ -41,9 +45,6 @@ const SNAP: fork::Ino = fork::Ino(9);
 
 /// Tags of one seal that are listed.
 const NAMES: u64 = 1 << 16;
-
-/// How often a fork that is written to is sealed before it is put back.
-const SEALED_AGAIN: usize = 8;
 
 /// Outcomes that are remembered for whoever asked.
 const REMEMBERED: usize = 256;
@@ -64,6 +65,8 @@ pub struct AfterSeal {
     pub stale: Vec<Stale>,
     /// The fork that was put back.
     pub replaced: Option<Arc<Replaced>>,
+    /// The paths that went back.
+    pub paths: Option<Arc<PathsChanged>>,
     /// To be dropped, which removes files.
     pub frozen: Option<Frozen>,
 }
@@ -78,6 +81,7 @@ struct Answer {
 /// Sealing in a mounted store.
 pub(super) struct Seals {
     pub(super) sealer: Sealer,
+    pub(super) requests: Requests,
     outcomes: Mutex<LruCache<String, Answer>>,
 }
 
@@ -85,6 +89,7 @@ impl Seals {
     pub(super) fn new(sealer: Sealer) -> Self {
         Self {
             sealer,
+            requests: Requests::default(),
             outcomes: Mutex::new(LruCache::new(NonZeroUsize::new(REMEMBERED).unwrap_or(NonZeroUsize::MIN))),
         }
     }
@@ -95,14 +100,16 @@ impl Seals {
 }
 
 /// What a folder made in `.snap/` asks for.
-enum Ask<'a> {
+pub(super) enum Ask<'a> {
     Seal { number: Option<&'a str>, tag: Option<Tag<'a>> },
     Restore { number: &'a str, seal: &'a str },
     Push { number: &'a str },
+    Part { number: &'a str, at: &'a str, text: &'a str },
+    Do { number: &'a str },
 }
 
 impl<'a> Ask<'a> {
-    fn parse(name: &'a str) -> Self {
+    pub(super) fn parse(name: &'a str) -> Self {
         if let Some(rest) = name.strip_prefix(".seal-") {
             let (number, tag) = match rest.find(['=', '!']) {
                 Some(at) => (&rest[..at], Some(Tag { name: &rest[at + 1..], force: &rest[at..=at] == "!" })),
@@ -116,20 +123,32 @@ impl<'a> Ask<'a> {
         if let Some(number) = name.strip_prefix(".push-") {
             return Self::Push { number };
         }
+        if let Some((part, text)) = name.strip_prefix(".ask-").and_then(|rest| rest.split_once('='))
+            && let Some((number, at)) = part.split_once('-')
+        {
+            return Self::Part { number, at, text };
+        }
+        if let Some(number) = name.strip_prefix(".do-") {
+            return Self::Do { number };
+        }
         Self::Seal { number: None, tag: Some(Tag { name, force: false }) }
     }
 }
 
 /// A seal's name in `.snap/`: when it was made, and the beginning of its id.
-fn seal_name(seal: &Seal) -> String {
+pub(super) fn seal_name(seal: &Seal) -> String {
     let at = DateTime::from_timestamp_nanos(seal.at_ns);
     format!("{}-{}", at.format("%Y%m%dT%H%M%S%.3fZ"), &seal.image.hex()[..12])
 }
 
 impl Vfs {
-    /// Whether a folder of this name in `.snap/` asks for a fork to be put back.
-    pub(super) fn restores(name: &[u8]) -> bool {
-        std::str::from_utf8(name).is_ok_and(|name| matches!(Ask::parse(name), Ask::Restore { .. }))
+    /// Whether a folder of this name in `.snap/` asks for a whole fork to be put back.
+    pub(super) fn restores(&self, name: &[u8]) -> bool {
+        std::str::from_utf8(name).is_ok_and(|name| match Ask::parse(name) {
+            Ask::Restore { .. } => true,
+            Ask::Do { number } => self.sealing.requests.restores_all(number),
+            _ => false,
+        })
     }
 
     /// Whether making something in this folder seals a fork, which takes its time.
@@ -146,7 +165,7 @@ impl Vfs {
     }
 
     /// The seals of a fork whose images are there, oldest first.
-    fn seals_of(&self, fork: &Fork) -> Result<Vec<Seal>> {
+    pub(super) fn seals_of(&self, fork: &Fork) -> Result<Vec<Seal>> {
         let store = self.store.here()?;
         let mut seals = fork.seals()?;
         seals.retain(|seal| store.images().contains(&seal.image));
@@ -216,12 +235,17 @@ impl Vfs {
             return failed(ErrorKind::Posix(Posix::Stale).into());
         };
         let Ok(name) = std::str::from_utf8(name) else { return failed(ErrorKind::InvalidInput.into()) };
-        let mut replaced = None;
         let (number, done) = match Ask::parse(name) {
-            Ask::Seal { number, tag } => (number, self.seal_mounted(&mounted, tag, false)),
+            Ask::Seal { number, tag } => (number, self.seal_for(&mounted, tag, &About::default())),
             Ask::Restore { number, seal } => {
-                (Some(number), self.restore_mounted(&mounted, seal, &mut replaced))
+                let asked = Asked { seal: Some(seal.to_owned()), ..Asked::default() };
+                (Some(number), self.restore_for(&mounted, &asked))
             }
+            Ask::Part { number, at, text } => {
+                let kept = self.sealing.requests.add(number, at, text);
+                return (kept.map_err(logged).and_then(|()| self.stub()), AfterSeal::default());
+            }
+            Ask::Do { number } => (Some(number), self.do_asked(&mounted, number)),
             Ask::Push { number } => {
                 let pushed = self.push(&mounted.fork);
                 let unsealed = mounted.fork.damage().is_some() || mounted.fork.is_changed();
@@ -233,15 +257,12 @@ impl Vfs {
             }
         };
         if let Some(number) = number {
-            let seen = |(Sealed { image, new, reports, .. }, _): &(Sealed, Vec<Stale>)| json!({"image": image, "new": new, "reports": reports});
-            self.remember(number, done.as_ref().map(seen));
+            self.remember(number, done.as_ref().map(|(answer, _)| answer.clone()));
         }
         match done {
-            Ok((sealed, stale)) => {
-                // That the name is a link now the kernel finds out by itself: the folder's entry is outdated at once. To
-                // tell it of the name would wait for the next seal, which holds `.snap`, and nobody could end that.
-                (self.stub(), AfterSeal { stale, replaced: replaced.map(Arc::new), frozen: sealed.frozen })
-            }
+            // That the name is a link now the kernel finds out by itself: the folder's entry is outdated at once. To
+            // tell it of the name would wait for the next seal, which holds `.snap`, and nobody could end that.
+            Ok((_, after)) => (self.stub(), after),
             Err(error) => failed(logged(error)),
         }
     }
@@ -269,8 +290,10 @@ impl Vfs {
 
     /// To be called once the kernel was told what a folder of this name in a `.snap/` changed.
     pub fn shows(&self, name: &[u8]) {
-        let (Ask::Seal { number: Some(number), .. } | Ask::Restore { number, .. } | Ask::Push { number }) =
-            Ask::parse(std::str::from_utf8(name).unwrap_or_default())
+        let (Ask::Seal { number: Some(number), .. }
+        | Ask::Restore { number, .. }
+        | Ask::Push { number }
+        | Ask::Do { number }) = Ask::parse(std::str::from_utf8(name).unwrap_or_default())
         else {
             return;
         };
@@ -294,14 +317,10 @@ impl Vfs {
         mounted: &Mounted,
         tag: Option<Tag<'_>>,
         everything: bool,
+        about: &About,
     ) -> Result<(Sealed, Vec<Stale>)> {
         self.catalog.home.require()?;
-        let sealer = &self.sealing.sealer;
-        let sealed = if everything {
-            sealer.seal_everything(&mounted.fork)?
-        } else {
-            sealer.seal(&mounted.fork, tag)?
-        };
+        let sealed = self.sealing.sealer.seal_as(&mounted.fork, tag, everything, about)?;
         let fork = mounted.fork.name();
         for report in &sealed.reports {
             tracing::warn!(fork, image = %sealed.image, "{report}");
@@ -322,44 +341,6 @@ impl Vfs {
             stale.push(Stale::Name(Fixed::Tags.ino(), tag.name.as_bytes().to_vec()));
             stale.push(Stale::Inode(Fixed::Tags.ino()));
         }
-        Ok((sealed, stale))
-    }
-
-    fn restore_mounted(
-        &self,
-        mounted: &Mounted,
-        seal: &str,
-        replaced: &mut Option<Replaced>,
-    ) -> Result<(Sealed, Vec<Stale>)> {
-        let fork = &mounted.fork;
-        let image = self.find_seal(fork, seal)?;
-        // Nothing is lost: what was not sealed is.
-        let (mut sealed, mut stale) = self.seal_mounted(mounted, None, true)?;
-        let registry =
-            self.registry(false)?.ok_or_else(|| Error::new(ErrorKind::NotFound, "there are no forks"))?;
-        // What is written while it is sealed is sealed as well, unless that goes on and on.
-        let mut again = 0..SEALED_AGAIN;
-        // Asked for its name each time: it may be renamed meanwhile.
-        let adopted = Mutex::new(None);
-        let adopt = |new: &Arc<Fork>| *adopted.lock() = self.hand_over(mounted, new);
-        while let Err(error) = self.sealing.sealer.restore_and(&registry, &fork.name(), fork, &image, &adopt)
-        {
-            if error.kind() != ErrorKind::Busy || again.next().is_none() {
-                return Err(error);
-            }
-            let (more, seen) = self.seal_mounted(mounted, None, true)?;
-            stale.extend(seen);
-            sealed = Sealed { new: sealed.new || more.new, ..more };
-        }
-        let name = fork.name();
-        *replaced = adopted.into_inner();
-        if replaced.is_none() {
-            // It has other numbers, and the kernel finds it by its name.
-            self.forks.discarded(fork.uid());
-            stale.push(Stale::Name(Fixed::Forks.ino(), name.clone().into_bytes()));
-        }
-        tracing::info!(fork = name, %image, unsealed = %sealed.image, "restored");
-        sealed.image = image;
         Ok((sealed, stale))
     }
 }
