@@ -1,4 +1,4 @@
-//! A roll back in the middle of a run: the seals of a fork in which an agent works, and paths of it put back.
+//! A roll back in the middle of a run: the seals of a fork in which an agent works, and paths of it restored.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -8,7 +8,7 @@ use super::Place;
 use crate::common::forks::{tag, world};
 use crate::common::wait_until;
 
-/// An agent that does what it is told, a line each.
+/// An agent that runs the lines that it reads.
 const AGENT: &str = "#!/bin/sh\nwhile read -r line; do eval \"$line\"; echo done; done\n";
 
 /// The lines of a table without their times, blanks as one.
@@ -120,7 +120,7 @@ fn a_run_seals_what_is_unsealed_in_an_existing_fork_first_and_nothing_where_it_i
     fs::write(world(&place.mount, "f").join("mine"), "mine").unwrap();
     place.run(&["f", "/bin/rm", "mine"]).exits(0);
     assert_eq!(reasons(), ["before run of rm", "now"]);
-    // Also where the command stands behind two dashes, and where nothing is told.
+    // Also with the command behind two dashes, and with --quiet.
     place.run(&["--quiet", "f", "--", "sh", "-c", "echo x > made"]).exits(0);
     assert_eq!(reasons(), ["before run of rm", "before run of sh", "now"]);
     pfimg(&["restore", "f@1", "--", "mine"]).exits(0);

@@ -118,7 +118,7 @@ fn paths_go_back_while_a_shell_a_watcher_and_a_writer_are_in_the_fork() {
         assert!(watch.of_watch("a").iter().all(|event| event == "ATTRIB"), "{args:?}: another link alone");
         let untouched = |event: &String| ["MODIFY log"].contains(&event.as_str());
         assert!(watch.of_watch("world").iter().all(untouched), "{args:?}: {:?}", watch.of_watch("world"));
-        assert_eq!(shell.say("cat b && ls && cat deep/c"), "b1a b deep link twinc1", "{args:?}");
+        assert_eq!(shell.say("cat b && ls && cat deep/c"), "b1a b deep link twin c1", "{args:?}");
         assert_eq!(lost.say("cat l"), "failed", "{args:?}");
         drop(lost);
         watch.hears(&["later DELETE_SELF"]);
@@ -128,12 +128,12 @@ fn paths_go_back_while_a_shell_a_watcher_and_a_writer_are_in_the_fork() {
         assert_eq!((&*text, open.metadata().unwrap().nlink()), ("b2", 0), "{args:?}");
         let twins = ["a", "twin"].map(|name| fs::metadata(docs.join(name)).unwrap());
         assert_eq!((twins[0].ino(), twins[0].nlink()), (twins[1].ino(), 2), "{args:?}");
-        // The watch and the shell go on.
+        // The watch and the shell continue.
         assert_eq!(shell.say("echo new > fresh && cat fresh"), "new");
         watch.hears(&["docs CREATE fresh"]);
-        // What was undone comes back, and what came since is sealed before.
+        // The undone state returns, and later changes are sealed before.
         run(&store, &["restore", "f", "--undo"]).exits(0);
-        assert_eq!(shell.say("cat b && ls && ls later"), "b2a b later linkl", "{args:?}");
+        assert_eq!(shell.say("cat b && ls && ls later"), "b2a b later link l", "{args:?}");
         run(&store, &["restore", "f", "--undo"]).exits(0);
         assert_eq!(shell.say("cat b && cat fresh && ls"), "b1new a b deep fresh link twin", "{args:?}");
         stop.store(true, Ordering::Relaxed);
@@ -258,11 +258,14 @@ fn a_fork_goes_back_to_its_beginning_whatever_it_was_made_of_and_each_restore_is
             assert!(look().contains(&"mistake".to_owned()), "{name} {mounted}");
             run(&["restore", name, "--undo"]).exits(0);
             assert_eq!(look(), begun[at], "{name} {mounted}");
-            assert_eq!(
-                reasons(&store, name)[1..],
-                ["1 before restore of 0", "2 restored 0", "3 restored 1", "4 restored 0"],
-                "{name} {mounted}"
-            );
+            let reasons = reasons(&store, name);
+            // What is empty again has no image before it is sealed.
+            let expected: &[&str] = if *name == "empty" {
+                &["1 before restore of 0", "2 restored 0", "3 before undo", "4 restored 1", "5 restored 3"]
+            } else {
+                &["1 before restore of 0", "2 restored 0", "3 restored 1", "4 restored 0"]
+            };
+            assert_eq!(reasons[1..], *expected, "{name} {mounted}");
         }
         let refused = run(&["show", "empty@0"]).exits(5).stderr;
         assert!(refused.contains("began empty") && refused.contains("pfimg restore empty@0"), "{refused}");
@@ -382,7 +385,7 @@ fn the_table_of_seals_and_the_log_say_why_each_was_made() {
     fs::remove_dir_all(world.join("docs")).unwrap();
     fs::write(world.join("README"), "changed").unwrap();
     run(&store, &["seal", "f", "--tag", "two"]).exits(0);
-    // Nothing is new, but something is said.
+    // Nothing changed, but there is a message.
     run(&store, &["seal", "f", "--message", "said later"]).exits(0);
     fs::write(world.join("README"), "again").unwrap();
     let text = run(&store, &["seals", "f"]).exits(0).stdout;
@@ -452,7 +455,7 @@ fn the_beginning_of_a_living_fork_is_kept_by_everything_that_removes_images() {
     run(&store, &["restore", "f@0"]).exits(0);
     assert_eq!(fs::read(world(&mount, "f").join("new")).unwrap(), b"one");
     let refused = run(&store, &["restore", "f@1"]).exits(5).stderr;
-    assert!(refused.contains("not in the store any more") && refused.contains("pfimg seals f"), "{refused}");
+    assert!(refused.contains("not in the store") && refused.contains("pfimg seals f"), "{refused}");
     mount.unmount();
     verify(&store);
 }

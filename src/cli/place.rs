@@ -399,8 +399,8 @@ fn ask_as<T: DeserializeOwned>(
 /// As much of a request as one name carries, in bytes before base64. A name has at most 255 bytes.
 const PART: usize = 150;
 
-/// Has a mount do to a fork what a request of any length says. The request goes in parts, each as the name of a folder in `.snap/`: the
-/// user who may ask is the same, and nothing is left behind.
+/// Sends a request of any length about a fork to a mount. The request goes in parts, each as the name of a folder in `.snap/`: the
+/// kernel checks the same permission as for a seal, and nothing is left behind.
 pub(crate) fn ask_for<T: DeserializeOwned>(
     mountpoint: &Path,
     fork: &str,

@@ -70,6 +70,10 @@ impl RestoreArgs {
                 Err(Error::new(ErrorKind::InvalidInput, format!("{what:?} names no seal to go back to"))
                     .with_hint(format!("write {name}@SEAL; `pfimg seals {name}` lists the seals")))
             }
+            _ if name.is_empty() => {
+                Err(Error::new(ErrorKind::InvalidInput, format!("{what:?} names no fork"))
+                    .with_hint("write FORK@SEAL; `pfimg forks` lists the forks"))
+            }
             seal => Ok((name, seal)),
         }
     }

@@ -26,7 +26,7 @@ use crate::store::Store;
 const RULES: &[u8] = b"world/fs/.pfignore";
 const MAX_RULES: u64 = 1 << 20;
 
-/// How often a comparison is begun again since the fork is sealed meanwhile.
+/// How often a comparison is begun again when a seal of the fork disturbs it.
 const ATTEMPTS: usize = 3;
 
 /// List the seals of a fork, what changed in each, and what is unsealed now. `pfimg restore FORK@NO` goes back to one.
@@ -174,7 +174,7 @@ fn name_of(store: &Store, image: &Digest) -> Option<String> {
     tag.or_else(made).filter(|name| !name.is_empty())
 }
 
-/// Views of images, of which the next comparison needs the last.
+/// Views of images; the next comparison needs the last one.
 struct Views<'a> {
     registry: &'a Registry,
     last: Option<(Option<Digest>, View)>,

@@ -1,4 +1,4 @@
-//! Puts paths of a fork back to what an image has there, while the rest of the fork goes on.
+//! Restores paths of a fork from an image, while the rest of the fork continues.
 //!
 //! The changes are operations of the fork, each with its record in the journal. Content is shared with the image: no byte is copied.
 //! A file that differs is replaced as rename(2) does it, by one that is complete: a reader has the old file or the new one. What was
@@ -25,7 +25,7 @@ use plan::{Plan, Step};
 /// Steps that are made under the fork's lock at a time.
 const STEPS: usize = 1024;
 
-/// How often a plan is made beside programs that write. The next one is made under the lock.
+/// How often a plan is made without the lock while programs write. The next one is made under the lock.
 const TRIES: usize = 3;
 
 /// How often a plan is made again that changes attributes alone, which programs change again.
@@ -34,7 +34,7 @@ const IDLE_ROUNDS: usize = 8;
 /// What begins the name that a file has before it is complete.
 pub(super) const UNFINISHED: &str = ".pfimg-restore-";
 
-/// A path that was put back.
+/// A path that was restored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Moved {
     /// The path, from the top of the files.
@@ -307,11 +307,12 @@ impl Live {
     /// Gives a file the mode, owner and times of another.
     fn attributes(&mut self, from: &State, source: Ino, ino: Ino, time: i64) -> Result<()> {
         let wanted = source_inode(from, source)?;
-        let attr = from.recorded(source, &wanted);
+        let (attr, there) = (from.recorded(source, &wanted), self.need(ino)?);
         self.commit(Record::Attr(Attrs {
             mode: Some(attr.mode),
-            uid: wanted.uid,
-            gid: wanted.gid,
+            // Where neither says whose it is, it stays so.
+            uid: wanted.uid.or_else(|| there.uid.map(|_| attr.uid)),
+            gid: wanted.gid.or_else(|| there.gid.map(|_| attr.gid)),
             atime: Some(attr.atime),
             mtime: Some(attr.mtime),
             ..Attrs::of(ino, time)

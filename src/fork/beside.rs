@@ -137,7 +137,7 @@ pub fn run_deletions(store: &Path, fork: &str) -> PathBuf {
     run_file(&store.join("forks"), fork, DELETIONS)
 }
 
-/// The name of the command that runs in a fork, if one does. What cannot be read is none.
+/// The name of the command that runs in a fork, if one does. A record that cannot be read counts as none.
 pub fn running(store: &Path, fork: &str) -> Option<String> {
     #[derive(serde::Deserialize)]
     struct Run {

@@ -17,7 +17,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::sync::Mutex;
 use crate::sync::atomic::Ordering;
 
-/// What a fork is put onto.
+/// The new base of a fork that is restored.
 #[derive(Clone, Copy, Debug)]
 pub struct Onto<'a> {
     /// The image; nothing for the beginning of a fork that began empty.

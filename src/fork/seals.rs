@@ -147,7 +147,7 @@ pub enum Entry {
 }
 
 impl Entry {
-    /// The seal, if it is one.
+    /// The seal, of an entry for a seal.
     pub fn seal(&self) -> Option<Seal> {
         if let Self::Sealed(seal, _) = self { Some(*seal) } else { None }
     }

@@ -11,7 +11,7 @@ use crate::ops::line::{Found, Line, find_state};
 use crate::ops::seal::Sealed;
 use crate::store::Store;
 
-/// How often what programs write to the paths meanwhile is sealed as well.
+/// How often writes to the paths during the restore are sealed as well.
 const SEALED_AGAIN: usize = 3;
 
 /// What a command asks a daemon for.
@@ -107,7 +107,7 @@ impl Target {
         })?;
         if let Some(image) = last.before.filter(|image| !store.images().contains(image)) {
             let what = format!(
-                "the state of fork {fork:?} before its last restore, {image}, is not in the store any more"
+                "the state of fork {fork:?} before its last restore, {image}, was removed from the store"
             );
             return Err(Error::new(ErrorKind::NotFound, what)
                 .with_hint(format!("`pfimg seals {fork}` lists the seals to go back to")));
@@ -187,6 +187,8 @@ pub fn restore_paths(
     let paths = target.paths.as_deref().unwrap_or_default();
     let now = fork.view();
     check_paths(&fork.name(), target, &now, then)?;
+    // What cannot be done is refused before anything is sealed.
+    fork.would_put_back(then, paths)?;
     let about = target.about_before(Some((&now, then)));
     let mut sealed = seal(false, &about)?;
     let mut new = sealed.new;

@@ -12,7 +12,7 @@ pub struct Changes {
     pub changed: u64,
     /// Files that are gone.
     pub deleted: u64,
-    /// What is gone: a file, or a whole folder, and whether it is one. From the top of the files.
+    /// The paths that are gone, from the top of the files: of a whole folder one, and true.
     pub deletions: Vec<(Vec<u8>, bool)>,
     /// The folder that holds all of these.
     folder: Folder,

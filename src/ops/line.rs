@@ -13,9 +13,9 @@ pub struct Line {
     origin: Option<Digest>,
     /// Whether it began with nothing.
     began_empty: bool,
-    /// What was said of the beginning when the fork was sealed unchanged.
+    /// The message of a seal of the unchanged beginning.
     said_of_origin: Option<String>,
-    /// What came then, oldest first: the images that were made of it, and what it was restored to.
+    /// The numbers from 1, oldest first: the images that were made of it, and its restores.
     steps: Vec<Step>,
     /// The last restore, of the fork or of paths.
     last_restore: Option<Restored>,
@@ -112,7 +112,7 @@ impl Line {
         self.origin.map(|image| (0, image)).into_iter().chain(steps)
     }
 
-    /// What comes after number 0, oldest first.
+    /// The numbers from 1, oldest first.
     pub fn steps(&self) -> &[Step] {
         &self.steps
     }
@@ -122,7 +122,7 @@ impl Line {
         self.origin
     }
 
-    /// What was said of the beginning.
+    /// The message of a seal of the unchanged beginning.
     pub fn said_of_origin(&self) -> Option<&str> {
         self.said_of_origin.as_deref()
     }

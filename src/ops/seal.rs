@@ -5,6 +5,7 @@
 //! the fork's head: if the program ends in between, the fork is unchanged, or sealed, and no image lacks a
 //! blob.
 
+mod about;
 mod content;
 mod ignored;
 mod layers;
@@ -27,11 +28,10 @@ use crate::audit::{Log, note};
 use crate::crashpack::Steps;
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
-use crate::fork::{About, BaseReader, BlobRef, Body, Changes, Fork, Frozen, Ino, Kept, Put, beside};
+use crate::fork::{About, BaseReader, BlobRef, Body, Changes, Fork, Frozen, Ino, Put};
 use crate::layers::effects::Secret;
 use crate::layers::world::{Entry, Kind, MAX_DEPTH, Root};
 use crate::layers::{FormatError, xattrs};
-use crate::ops;
 use crate::ops::seal::content::Job;
 use crate::ops::seal::layers::Stored;
 use crate::ops::seal::text::{Text, Texts};
@@ -355,19 +355,6 @@ impl Sealer {
             self.log.note(note::fork_sealed(name, &image));
         }
         Ok((Sealed { image, new, changed, reports, frozen: Some(frozen) }, tagged))
-    }
-
-    /// What the fork's list says of a seal: what was asked for, what ran in the fork, and what changed.
-    fn told(&self, name: &str, about: &About, frozen: &Frozen, kept: &Kept, stored: &Stored) -> About {
-        let mut found = Vec::new();
-        let counted = frozen.differences(&mut |path| stored.get(path).map(|blob| blob.digest), &mut |one| {
-            if !kept.contains_key(&one.path) {
-                found.push(one);
-            }
-        });
-        let counts = counted.is_ok().then(|| ops::changes::Changes::of(&found).counts());
-        let within = || beside::running(self.store.root(), name);
-        About { counts, within: about.within.clone().or_else(within), ..about.clone() }
     }
 
     /// Removes a new image, unless another program uses it already.

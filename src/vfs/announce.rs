@@ -39,7 +39,7 @@ pub struct Announcement {
     pub what: What,
     /// The folder's number, in a fork.
     pub(super) of_fork: Option<fork::Ino>,
-    /// The paths of a fork that went back, and this is one of them.
+    /// The restored paths that this is one of.
     pub(super) paths: Option<Arc<PathsChanged>>,
     /// What the kernel is told instead where the name cannot be announced.
     pub instead: Option<Stale>,

@@ -1,6 +1,6 @@
-//! Requests that are longer than a name in `.snap/`, restores, and what the kernel is told of paths that went back.
+//! Requests that are longer than a name in `.snap/`, restores, and what the kernel learns of restored paths.
 //!
-//! A restore of paths is made of operations of the fork, which do not come by way of the kernel. So the names that lead elsewhere are
+//! A restore of paths is made of operations of the fork that the kernel does not know. So the names that lead elsewhere are
 //! announced (see `announce.rs`): removed, and made. A file that was replaced is a removed file to programs that have it open.
 
 use std::collections::{HashMap, HashSet};
@@ -26,7 +26,7 @@ use crate::ops::line::Line;
 use crate::ops::seal::{Sealed, Tag};
 use crate::sync::Mutex;
 
-/// How often a fork that is written to is sealed before it is put back.
+/// How often a fork that programs write to is sealed before it is restored.
 const SEALED_AGAIN: usize = 8;
 
 /// Requests that are put together at the same time.
@@ -153,9 +153,9 @@ impl Vfs {
         let (mut sealed, mut stale) = self.seal_mounted(mounted, None, true, &about)?;
         let registry =
             self.registry(false)?.ok_or_else(|| Error::new(ErrorKind::NotFound, "there are no forks"))?;
-        // What is written while it is sealed is sealed as well, unless that goes on and on.
+        // What is written during the seal is sealed as well, a few times.
         let mut again = 0..SEALED_AGAIN;
-        // Asked for its name each time: it may be renamed meanwhile.
+        // Asked for its name each time: a program may rename it.
         let adopted = Mutex::new(None);
         let adopt = |new: &Arc<Fork>| *adopted.lock() = self.hand_over(mounted, new);
         let new = loop {

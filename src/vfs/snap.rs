@@ -142,7 +142,7 @@ pub(super) fn seal_name(seal: &Seal) -> String {
 }
 
 impl Vfs {
-    /// Whether a folder of this name in `.snap/` asks for a whole fork to be put back.
+    /// Whether a folder of this name in `.snap/` asks for a restore of a whole fork.
     pub(super) fn restores(&self, name: &[u8]) -> bool {
         std::str::from_utf8(name).is_ok_and(|name| match Ask::parse(name) {
             Ask::Restore { .. } => true,
@@ -261,7 +261,7 @@ impl Vfs {
         }
         match done {
             // That the name is a link now the kernel finds out by itself: the folder's entry is outdated at once. To
-            // tell it of the name would wait for the next seal, which holds `.snap`, and nobody could end that.
+            // tell it of the name would wait for the next seal, which holds `.snap`, without an end.
             Ok((_, after)) => (self.stub(), after),
             Err(error) => failed(logged(error)),
         }

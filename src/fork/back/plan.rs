@@ -84,14 +84,14 @@ impl Plan {
 struct Planner<'a> {
     now: &'a State,
     then: &'a State,
-    /// What is put back.
+    /// The paths that are restored.
     roots: Vec<Vec<u8>>,
     /// What was changed up to this epoch, and still counts as changed, is left out of seals.
     settled: Option<u64>,
     all_times: bool,
     /// Where each file of the image with several names is, once that is decided.
     files: HashMap<Ino, Vec<u8>>,
-    /// Folders that are made only since something below them is put back.
+    /// Folders that are made only because a path below them is restored.
     above: BTreeMap<Vec<u8>, Ino>,
     plan: Plan,
 }
@@ -123,8 +123,11 @@ impl Planner<'_> {
             match (&is, &was) {
                 (Some((_, is)), Some((_, was))) if was.is_dir() && !is.is_dir() => {
                     let shown = String::from_utf8_lossy(&inner(&at)).into_owned();
-                    return Err(Error::new(ErrorKind::InvalidInput, format!("{shown:?} is no folder now"))
-                        .with_hint(format!("restore {shown:?} itself")));
+                    return Err(Error::new(
+                        ErrorKind::InvalidInput,
+                        format!("{shown:?} is a file now, not a folder"),
+                    )
+                    .with_hint(format!("restore {shown:?} itself")));
                 }
                 (None, Some((source, was))) if was.is_dir() => {
                     if self.above.insert(at.clone(), *source).is_none() {
