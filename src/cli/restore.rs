@@ -70,7 +70,7 @@ impl RestoreArgs {
                 Err(Error::new(ErrorKind::InvalidInput, format!("{what:?} names no seal to go back to"))
                     .with_hint(format!("write {name}@SEAL; `pfimg seals {name}` lists the seals")))
             }
-            _ if name.is_empty() => {
+            _ if name.is_empty() && self.seal.is_none() => {
                 Err(Error::new(ErrorKind::InvalidInput, format!("{what:?} names no fork"))
                     .with_hint("write FORK@SEAL; `pfimg forks` lists the forks"))
             }

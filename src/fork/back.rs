@@ -194,7 +194,7 @@ impl Live {
                 self.create(from, *source, (folder, &unfinished, ino), time)?;
                 self.fill(from, *source, ino, time)?;
                 self.attributes(from, *source, ino, time)?;
-                self.take_place(folder, unfinished, &name, time)?;
+                self.take_place(folder, &unfinished, &name, time)?;
                 back.note(self, folder, name, before);
             }
             Step::Link(path, to) => {
@@ -207,7 +207,7 @@ impl Live {
                     let unfinished = self.unfinished(folder);
                     let link = Record::Link { ino, parent: folder, name: unfinished.to_vec(), time };
                     self.commit(link)?;
-                    self.take_place(folder, unfinished, &name, time)?;
+                    self.take_place(folder, &unfinished, &name, time)?;
                 }
                 back.touched.insert(ino);
                 back.note(self, folder, name, before);
@@ -239,7 +239,7 @@ impl Live {
         }
     }
 
-    fn take_place(&mut self, folder: Ino, unfinished: Name, name: &Name, time: i64) -> Result<()> {
+    fn take_place(&mut self, folder: Ino, unfinished: &Name, name: &Name, time: i64) -> Result<()> {
         self.commit(Record::Rename {
             from: folder,
             name: unfinished.to_vec(),

@@ -129,11 +129,10 @@ impl Planner<'_> {
                     )
                     .with_hint(format!("restore {shown:?} itself")));
                 }
-                (None, Some((source, was))) if was.is_dir() => {
-                    if self.above.insert(at.clone(), *source).is_none() {
-                        self.moved(&at, How::Added, Kind::Dir);
-                        self.plan.steps.push(Step::Folder(at.clone(), *source));
-                    }
+                (None, Some((source, was))) if was.is_dir() && !self.above.contains_key(&at) => {
+                    self.above.insert(at.clone(), *source);
+                    self.moved(&at, How::Added, Kind::Dir);
+                    self.plan.steps.push(Step::Folder(at.clone(), *source));
                 }
                 _ => {}
             }
@@ -276,14 +275,13 @@ impl Planner<'_> {
         place: Option<Vec<u8>>,
     ) {
         self.moved(path, how.unwrap_or(How::Added), then.kind());
-        match place {
-            Some(place) => self.plan.steps.push(Step::Link(path.to_vec(), place)),
-            None => {
-                if then.links.len() > 1 {
-                    self.files.insert(source, path.to_vec());
-                }
-                self.plan.steps.push(Step::File(path.to_vec(), source));
+        if let Some(place) = place {
+            self.plan.steps.push(Step::Link(path.to_vec(), place));
+        } else {
+            if then.links.len() > 1 {
+                self.files.insert(source, path.to_vec());
             }
+            self.plan.steps.push(Step::File(path.to_vec(), source));
         }
     }
 

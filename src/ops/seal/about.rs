@@ -25,6 +25,6 @@ impl Sealer {
         // Of a seal that says what came after it, the command is no part.
         let is_within = matches!(&*about.after, "" | "idle" | "interval");
         let within = is_within.then(|| beside::running(self.store.root(), name)).flatten();
-        About { counts, within, ..about.clone() }
+        About { within, counts, ..about.clone() }
     }
 }
