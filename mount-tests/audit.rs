@@ -119,11 +119,9 @@ fn images_and_tags_that_come_and_go_are_in_the_log_whoever_makes_them() {
     assert_eq!(events(&store, "capability_changed").len(), expected.len() + 1, "nothing is removed yet");
     run(&["prune", "--all", "--keep-tagged"]);
     let changed = events(&store, "capability_changed");
-    let mut gone = changed[expected.len() + 1]["removed"].as_array().unwrap().clone();
-    gone.sort_by_key(ToString::to_string);
-    let mut pruned = [json!(format!("image:{made}")), json!(format!("image:sha256:{id}"))];
-    pruned.sort_by_key(ToString::to_string);
-    assert_eq!(gone, pruned);
+    // The beginning of a living fork stays.
+    assert_eq!(changed[expected.len() + 1]["removed"], json!([format!("image:{made}")]));
+    assert!(store.root().join("images").join(format!("{id}.json")).exists());
     run(&["prune", "--all", "--keep-tagged"]);
     assert_eq!(events(&store, "capability_changed").len(), expected.len() + 2, "nothing more goes");
     audit(&store, &["--verify"]).exits(0);

@@ -6,6 +6,7 @@ mod diff;
 mod driver;
 mod escape;
 mod everyday;
+mod going_back;
 mod home;
 mod idle;
 mod project;
@@ -46,6 +47,11 @@ impl Place {
 
     /// For another user, with a copy of the program that they can reach.
     fn of(user: Option<u32>, set_up: impl FnOnce(Mounting) -> Mounting) -> Self {
+        Self::sealing("manual", user, set_up)
+    }
+
+    /// With a mount that seals by itself.
+    fn sealing(when: &str, user: Option<u32>, set_up: impl FnOnce(Mounting) -> Mounting) -> Self {
         let (store, image) = small_store();
         tag(&store, "before", &image);
         let (programs, dir) = temp_dir();
@@ -62,7 +68,7 @@ impl Place {
             every(store.root().parent().unwrap());
             std::os::unix::fs::chown(outside.path(), Some(user), Some(user)).unwrap();
         }
-        let mut mounting = set_up(Mount::of(store.root()).args(["--seal", "manual"])).program(&program);
+        let mut mounting = set_up(Mount::of(store.root()).args(["--seal", when])).program(&program);
         if let Some(user) = user {
             mounting = mounting.user(user);
         }

@@ -4,6 +4,7 @@ mod adverse;
 mod crash;
 mod disk;
 mod generated;
+mod going_back;
 mod ignored;
 mod large;
 mod layers;

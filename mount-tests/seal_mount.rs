@@ -1,6 +1,7 @@
 //! Seals through a mount: by `mkdir`, by command, automatically, and while other programs write.
 
 mod adverse;
+mod going_back;
 mod kept;
 mod records;
 mod times;

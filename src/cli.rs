@@ -35,6 +35,7 @@ mod restore;
 mod run;
 mod runs;
 mod seal;
+mod seals;
 mod secret;
 mod sharing;
 mod show;
@@ -117,6 +118,7 @@ enum Command {
     Seal(seal::SealArgs),
     Restore(restore::RestoreArgs),
     Apply(apply::ApplyArgs),
+    Seals(seals::SealsArgs),
     Run(run::RunArgs),
     Output(output::OutputArgs),
     Images(images::ImagesArgs),
@@ -253,6 +255,7 @@ fn dispatch(cli: &Cli) -> Result<ExitCode> {
         Command::Seal(args) => seal::run(store, args),
         Command::Restore(args) => restore::run(store, args),
         Command::Apply(args) => apply::run(store, args),
+        Command::Seals(args) => seals::run(store, args),
         Command::Run(args) => Ok(run::run(store, args)),
         Command::Output(args) => output::run(store, args),
         Command::Images(args) => images::run(store, args),

@@ -1,6 +1,8 @@
 //! Operations on stores: seals, imports, exports, and maintenance.
 
 pub mod apply;
+pub mod back;
+pub mod changes;
 pub mod export;
 pub mod fixture;
 pub mod gc;

@@ -76,6 +76,7 @@ fn every_command_prints_one_object_with_json_on_a_good_input_and_on_a_bad_one() 
         ("diff", vec!["b"], 0, vec!["a"], 5, "not-found"),
         ("seal", vec!["b"], 0, vec!["a"], 5, "not-found"),
         ("apply", vec!["b", &project], 0, vec!["a"], 5, "not-found"),
+        ("seals", vec!["b"], 0, vec!["a"], 5, "not-found"),
         ("restore", vec!["b@0"], 0, vec!["b@9"], 5, "not-found"),
         ("discard", vec!["b"], 0, vec!["b"], 5, "not-found"),
         ("umount", vec![&mnt], 0, vec![&project], 5, "not-found"),

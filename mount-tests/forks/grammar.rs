@@ -161,7 +161,7 @@ fn a_seal_is_named_by_its_number_in_the_line_of_its_fork() {
         run(&["show", missing]).exits(5);
         run(&["fork", missing, "e"]).exits(5);
     }
-    // What is not sealed is sealed first, and gets the next number; the others keep theirs.
+    // What is not sealed is sealed first, and gets the next number, as the restore does; the others keep theirs.
     fs::write(files.join("new"), "three").unwrap();
     run(&["restore", "f@1"]).exits(0);
     assert_eq!(is("f"), "one");
@@ -172,15 +172,18 @@ fn a_seal_is_named_by_its_number_in_the_line_of_its_fork() {
     run(&["restore", "f", "2"]).exits(0);
     assert_eq!(is("f"), "two");
     for (args, code) in [
-        (&["restore", "f"][..], 2),
-        (&["restore", "f@"], 2),
+        (&["restore", "f@"][..], 2),
         (&["restore", "@1"], 2),
-        (&["restore", "f@7"], 5),
+        (&["restore", "f@77"], 5),
         (&["restore", "f@a/b"], 5),
         (&["restore", "none@1"], 5),
     ] {
         run(args).exits(code);
     }
+    // Without a seal it is the last one.
+    fs::write(files.join("new"), "four").unwrap();
+    run(&["restore", "f"]).exits(0);
+    assert_eq!(is("f"), "two");
     assert_eq!(numbers()[..3], expected[..]);
     assert!(numbers().len() > 3 && run(&["log", "f"]).exits(0).stdout.contains("f@3"), "{:?}", numbers());
     mount.unmount();

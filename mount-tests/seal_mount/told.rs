@@ -25,14 +25,14 @@ use crate::common::{Mount, errno, names, wait_until};
 const LOST: Duration = Duration::from_secs(20);
 
 /// An inotify instance, and what each watch is called.
-struct Watch {
+pub(super) struct Watch {
     fd: OwnedFd,
     called: BTreeMap<i32, &'static str>,
     heard: Vec<String>,
 }
 
 impl Watch {
-    fn of(watched: &[(&'static str, &Path)]) -> Self {
+    pub(super) fn of(watched: &[(&'static str, &Path)]) -> Self {
         let flags = inotify::CreateFlags::NONBLOCK | inotify::CreateFlags::CLOEXEC;
         let mut this = Self { fd: inotify::init(flags).unwrap(), called: BTreeMap::new(), heard: Vec::new() };
         for (name, path) in watched {
@@ -68,7 +68,7 @@ impl Watch {
 
     /// Waits until all of this was heard.
     #[track_caller]
-    fn hears(&mut self, wanted: &[&str]) {
+    pub(super) fn hears(&mut self, wanted: &[&str]) {
         let until = Instant::now() + LOST;
         loop {
             self.read();
@@ -83,7 +83,7 @@ impl Watch {
     }
 
     /// All that was heard so far of one watch.
-    fn of_watch(&mut self, watch: &str) -> Vec<String> {
+    pub(super) fn of_watch(&mut self, watch: &str) -> Vec<String> {
         self.read();
         let prefix = format!("{watch} ");
         self.heard.iter().filter_map(|event| event.strip_prefix(&prefix)).map(str::to_owned).collect()
@@ -91,10 +91,10 @@ impl Watch {
 }
 
 /// A shell that stands in a folder, and answers to commands.
-struct Shell(Child, BufReader<std::process::ChildStdout>);
+pub(super) struct Shell(Child, BufReader<std::process::ChildStdout>);
 
 impl Shell {
-    fn at(folder: &Path) -> Self {
+    pub(super) fn at(folder: &Path) -> Self {
         let mut shell = Command::new("sh");
         shell.current_dir(folder).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
         let mut shell = shell.spawn().unwrap();
@@ -105,7 +105,7 @@ impl Shell {
     }
 
     /// What a command prints; `failed` behind it if it failed.
-    fn say(&mut self, command: &str) -> String {
+    pub(super) fn say(&mut self, command: &str) -> String {
         let input = self.0.stdin.as_mut().unwrap();
         writeln!(input, "{{ {command}; }} 2>/dev/null || echo failed; echo; echo .").unwrap();
         let mut said = Vec::new();
@@ -129,9 +129,9 @@ impl Drop for Shell {
 }
 
 /// The ways of mounting that number or write otherwise.
-const MOUNTS: [&[&str]; 3] = [&[], &["--writes", "back"], &["--inodes", "32"]];
+pub(super) const MOUNTS: [&[&str]; 3] = [&[], &["--writes", "back"], &["--inodes", "32"]];
 
-fn mounts(store: &FastStore, args: &[&str]) -> Mount {
+pub(super) fn mounts(store: &FastStore, args: &[&str]) -> Mount {
     Mount::of(store.root()).args(["--seal", "manual"]).args(args).start()
 }
 

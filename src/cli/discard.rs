@@ -114,7 +114,7 @@ fn discard(
         place::refuse_unsealed(store, place, name)?;
     }
     // Its list of seals goes with it.
-    let its_seals = if args.seals { Line::of_name(store, name)?.seals().to_vec() } else { Vec::new() };
+    let its_seals = if args.seals { Line::of_name(store, name)?.seals() } else { Vec::new() };
     match place {
         Place::Mount(mountpoint) => {
             let runs = runs_in(mountpoint, name);

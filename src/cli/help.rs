@@ -7,7 +7,7 @@ use clap::Command;
 /// The groups, and the commands of each in the order in which they are shown.
 const GROUPS: [(&str, &[&str]); 5] = [
     ("Start", &["import", "mount", "fork", "run", "demo"]),
-    ("Look", &["status", "forks", "output", "images", "tags", "log", "show", "diff"]),
+    ("Look", &["status", "forks", "output", "images", "tags", "seals", "log", "show", "diff"]),
     ("Keep", &["apply", "seal", "restore", "tag", "cp", "mv", "export"]),
     ("Clean up", &["discard", "untag", "umount", "prune", "gc"]),
     ("Upkeep", &["verify", "audit", "replay", "fixture"]),

@@ -53,6 +53,8 @@ struct Row {
     forks: Vec<String>,
     /// What it is in the lines of the forks that were named, as `FORK@NUMBER`.
     seals: Vec<String>,
+    /// Why each of these was made, in the same order; empty for the image that a fork was made of.
+    reasons: Vec<String>,
     latest: bool,
 }
 
@@ -63,8 +65,8 @@ struct RowAgent {
     fingerprint: String,
 }
 
-/// What images are in the lines of forks.
-type Numbers = HashMap<Digest, Vec<String>>;
+/// What images are in the lines of forks, and why.
+type Numbers = HashMap<Digest, Vec<(String, String)>>;
 
 pub(crate) fn run(store: &StoreArg, args: &LogArgs) -> Result<ExitCode> {
     let store = Arc::new(store.open()?);
@@ -88,6 +90,7 @@ pub(crate) fn run(store: &StoreArg, args: &LogArgs) -> Result<ExitCode> {
     let order = children_first(&manifests);
     let rows = order.into_iter().take(args.max.unwrap_or(usize::MAX)).filter_map(|id| {
         let manifest = manifests.remove(&id)?;
+        let (seals, reasons) = seals.remove(&id).unwrap_or_default().into_iter().unzip();
         Some(Row {
             id,
             created_at: manifest.created_at,
@@ -99,7 +102,8 @@ pub(crate) fn run(store: &StoreArg, args: &LogArgs) -> Result<ExitCode> {
             parents: manifest.parents,
             tags: tags.remove(&id).unwrap_or_default(),
             forks: forks.remove(&id).unwrap_or_default(),
-            seals: seals.remove(&id).unwrap_or_default(),
+            seals,
+            reasons,
             latest: latest == Some(id),
         })
     });
@@ -128,9 +132,15 @@ fn begin(store: &Store, registry: &Registry, names: &[String]) -> Result<(Vec<Di
         }
         let fork = registry.get(name)?;
         tips.extend(fork.lineage()?);
-        for (number, image) in Line::of_fork(store, &fork)?.numbered() {
+        let line = Line::of_fork(store, &fork)?;
+        for (number, image) in line.numbered() {
             tips.push(image);
-            numbers.entry(image).or_default().push(format!("{name}@{number}"));
+            let step = number.checked_sub(1).and_then(|at| line.steps().get(at));
+            let why = step.map_or_else(
+                || line.said_of_origin().unwrap_or_default().to_owned(),
+                |step| step.about.words(),
+            );
+            numbers.entry(image).or_default().push((format!("{name}@{number}"), why));
         }
     }
     Ok((tips, numbers))
@@ -203,7 +213,11 @@ fn line(row: &Row) -> String {
     );
     let names = row.latest.then_some("latest").into_iter().chain(row.tags.iter().map(String::as_str));
     let forks = row.forks.iter().map(|name| format!("fork {}", plain(name, 60)));
-    let seals = row.seals.iter().map(|seal| plain(seal, 60));
+    let seals = row.seals.iter().zip(&row.reasons).map(|(seal, why)| {
+        let why =
+            if why.is_empty() || why == "seal" { String::new() } else { format!(" ({})", plain(why, 60)) };
+        format!("{}{why}", plain(seal, 60))
+    });
     let names: Vec<String> = names.map(|name| plain(name, 60)).chain(seals).chain(forks).collect();
     if !names.is_empty() {
         let _ = write!(text, "  [{}]", names.join(", "));

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use data_encoding::BASE64URL_NOPAD;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
@@ -17,6 +18,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::fork::{self, BaseReader, Fork, Registry};
 use crate::mount::mountinfo::{Mounted, mounts};
 use crate::mount::silent;
+use crate::ops::back::Request;
 use crate::ops::line;
 use crate::store::{Store, tags};
 use crate::vfs;
@@ -369,10 +371,21 @@ pub(crate) fn ask<T: DeserializeOwned>(
     doing: &str,
     name: impl FnOnce(&str) -> String,
 ) -> Result<T> {
-    let folder = fork_folder(mountpoint, fork)?;
     let number = fork::GenId::random()?.to_string();
-    let made = std::fs::create_dir(folder.join(".snap").join(name(&number)));
-    let answer = answer_to(mountpoint, &number, made.is_ok());
+    let name = name(&number);
+    ask_as(mountpoint, fork, doing, &number, &name)
+}
+
+fn ask_as<T: DeserializeOwned>(
+    mountpoint: &Path,
+    fork: &str,
+    doing: &str,
+    number: &str,
+    name: &str,
+) -> Result<T> {
+    let folder = fork_folder(mountpoint, fork)?;
+    let made = std::fs::create_dir(folder.join(".snap").join(name));
+    let answer = answer_to(mountpoint, number, made.is_ok());
     match (made, answer.ok().and_then(|text| serde_json::from_slice(&text).ok())) {
         (Ok(()), Some(Answer::Done(done))) => Ok(done),
         (_, Some(Answer::Failed(failed))) => Err(failed.into()),
@@ -381,6 +394,28 @@ pub(crate) fn ask<T: DeserializeOwned>(
             Err(Error::new(ErrorKind::Io(None), format!("{doing}: the mount does not say what came of it")))
         }
     }
+}
+
+/// As much of a request as one name carries, in bytes before base64. A name has at most 255 bytes.
+const PART: usize = 150;
+
+/// Sends a request of any length about a fork to a mount. The request goes in parts, each as the name of a folder in `.snap/`: the
+/// kernel checks the same permission as for a seal, and nothing is left behind.
+pub(crate) fn ask_for<T: DeserializeOwned>(
+    mountpoint: &Path,
+    fork: &str,
+    doing: &str,
+    request: &Request,
+) -> Result<T> {
+    let snap = fork_folder(mountpoint, fork)?.join(".snap");
+    let number = fork::GenId::random()?.to_string();
+    let bytes = serde_json::to_vec(request)
+        .map_err(|e| Error::new(ErrorKind::InvalidInput, doing.to_owned()).with_source(e))?;
+    for (at, part) in bytes.chunks(PART).enumerate() {
+        let name = format!(".ask-{number}-{at}={}", BASE64URL_NOPAD.encode(part));
+        std::fs::create_dir(snap.join(name)).map_err(|e| explain(e, doing.to_owned(), mountpoint))?;
+    }
+    ask_as(mountpoint, fork, doing, &number, &format!(".do-{number}"))
 }
 
 /// What a mount says came of something that it was asked for by a number. Where it `will` say so, this waits: it says so only once

@@ -1,5 +1,8 @@
-//! `pfimg restore`: puts a fork back to one of its seals.
+//! `pfimg restore`: puts a fork, or paths of it, back to one of its seals.
 
+mod paths;
+
+use std::ffi::OsString;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -11,22 +14,34 @@ use super::audit;
 use super::envelope::print_json;
 use super::place::{self, Place};
 use super::secret::SecretArg;
-use super::text::print;
+use super::text::{plain, plain_bytes, print};
 use crate::error::{Error, ErrorKind, Result};
+use crate::fork::{About, Fork, Onto, Registry};
 use crate::mount::mountinfo::runs_in;
+use crate::ops::back::{Asked, Bytes, Outcome, Request, Target, restore_paths};
 use crate::ops::line::{self, Line};
 use crate::ops::recover;
 use crate::ops::seal::Sealer;
+use crate::store::Store;
 
-/// Put a fork back to one of its seals. Unsealed changes are sealed first, so that nothing is lost.
+/// Put a fork, or only PATHs of it, back to one of its seals. Unsealed changes are sealed first, so that nothing is lost.
+///
+/// Without @SEAL it is the last one. @0 is the beginning of the fork. A PATH begins at the top of the fork, or at the current
+/// directory if that is inside the fork.
 #[derive(Debug, Args)]
 pub(crate) struct RestoreArgs {
-    /// The fork and its seal: a number as `pfimg log FORK` shows it, a tag, or an id or the beginning of it
-    #[arg(value_name = "FORK@SEAL")]
+    /// The fork and its seal: a number as `pfimg seals FORK` shows it, a tag, or an id or the beginning of it
+    #[arg(value_name = "FORK[@SEAL]")]
     what: String,
     /// The seal, as it was given before
     #[arg(value_name = "SEAL", hide = true)]
     seal: Option<String>,
+    /// Restore only these files and folders
+    #[arg(value_name = "PATH", last = true)]
+    paths: Vec<OsString>,
+    /// Go back to the state before the last restore
+    #[arg(long, conflicts_with_all = ["seal", "paths"])]
+    undo: bool,
     #[command(flatten)]
     secret: SecretArg,
     /// Print JSON
@@ -35,19 +50,31 @@ pub(crate) struct RestoreArgs {
 }
 
 impl RestoreArgs {
-    /// `FORK@SEAL`, or both apart.
-    fn fork_and_seal(&self) -> Result<(&str, &str)> {
+    /// `FORK[@SEAL]`, or both apart.
+    fn fork_and_seal(&self) -> Result<(&str, Option<&str>)> {
         let what = &*self.what;
-        let both = match &self.seal {
-            Some(seal) => Some((what, &**seal)),
-            None => what.split_once('@').filter(|(name, seal)| !name.is_empty() && !seal.is_empty()),
+        let (name, seal) = match (&self.seal, what.split_once('@')) {
+            (Some(seal), _) => (what, Some(&**seal)),
+            (None, Some((name, seal))) => (name, Some(seal)),
+            (None, None) => (what, None),
         };
-        match both {
+        match seal {
+            Some(_) if self.undo => Err(Error::new(
+                ErrorKind::InvalidInput,
+                "--undo goes back to the state before the last restore",
+            )
+            .with_hint(format!("write `pfimg restore {name} --undo`, or leave --undo out"))),
             // A path would lead out of the folder that asks for it in a mount.
-            Some((name, seal)) if seal.contains('/') => Err(line::no_seal(name, seal)),
-            Some(both) => Ok(both),
-            None => Err(Error::new(ErrorKind::InvalidInput, format!("{what:?} names no seal to go back to"))
-                .with_hint(format!("write {what}@SEAL; `pfimg log {what}` lists the seals"))),
+            Some(seal) if seal.contains('/') => Err(line::no_seal(name, seal)),
+            Some("") => {
+                Err(Error::new(ErrorKind::InvalidInput, format!("{what:?} names no seal to go back to"))
+                    .with_hint(format!("write {name}@SEAL; `pfimg seals {name}` lists the seals")))
+            }
+            _ if name.is_empty() && self.seal.is_none() => {
+                Err(Error::new(ErrorKind::InvalidInput, format!("{what:?} names no fork"))
+                    .with_hint("write FORK@SEAL; `pfimg forks` lists the forks"))
+            }
+            seal => Ok((name, seal)),
         }
     }
 }
@@ -55,13 +82,25 @@ impl RestoreArgs {
 pub(crate) fn run(store: &StoreArg, args: &RestoreArgs) -> Result<ExitCode> {
     let (name, seal) = args.fork_and_seal()?;
     let store = Arc::new(store.open()?);
-    let done = match place::find(&store)? {
+    let place = place::find(&store)?;
+    let paths = if args.paths.is_empty() {
+        None
+    } else {
+        let mountpoint = if let Place::Mount(mountpoint) = &place { Some(&**mountpoint) } else { None };
+        let within = |path: &OsString| Ok(Bytes(paths::in_fork(&store, mountpoint, name, path)?));
+        Some(args.paths.iter().map(within).collect::<Result<Vec<_>>>()?)
+    };
+    let asked = Asked { seal: seal.map(str::to_owned), undo: args.undo, paths };
+    let done = match place {
         Place::Mount(mountpoint) => {
             place::check_secret(&mountpoint, &args.secret)?;
-            let doing = format!("cannot put fork {name:?} back to {seal:?}");
+            let doing = match seal {
+                Some(seal) => format!("cannot put fork {name:?} back to {seal:?}"),
+                None => format!("cannot put fork {name:?} back"),
+            };
             let runs = runs_in(&mountpoint, name);
-            let done = place::ask(&mountpoint, name, &doing, |number| format!(".restore-{number}={seal}"))?;
-            if runs {
+            let done: Outcome = place::ask_for(&mountpoint, name, &doing, &Request::Restore(asked))?;
+            if runs && done.paths.is_none() {
                 place::warn_of_restore(name);
             }
             done
@@ -69,24 +108,83 @@ pub(crate) fn run(store: &StoreArg, args: &RestoreArgs) -> Result<ExitCode> {
         Place::Disk(registry) => {
             let log = audit::told(&store, "restore");
             let fork = recover::read_back(&store, &registry, name, &log)?;
-            let image = line::find(&store, name, &Line::of_fork(&store, &fork)?, seal)?;
             let reader = place::reader(&store);
             let sealer = Sealer::new(Arc::clone(&store), reader, args.secret.read()?).with_log(log);
-            let sealed = sealer.seal_everything(&fork)?;
-            sealer.restore(&registry, name, &fork, &image)?;
+            let done = on_disk(&store, &registry, &sealer, &fork, &asked)?;
             registry.sync()?;
-            place::Done { image, new: sealed.new, reports: sealed.reports }
+            done
         }
     };
+    tell(name, args, &done)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn on_disk(
+    store: &Store,
+    registry: &Registry,
+    sealer: &Sealer,
+    fork: &Fork,
+    asked: &Asked,
+) -> Result<Outcome> {
+    let name = &fork.name();
+    let target = Target::find(store, name, &Line::of_fork(store, fork)?, asked)?;
+    if target.paths.is_some() {
+        let then = registry.view(target.to.image)?;
+        let mut seal = |everything: bool, about: &About| sealer.seal_as(fork, None, everything, about);
+        let done = restore_paths(fork, &target, &then, &mut seal)?;
+        return Outcome::of_paths(store, fork, &target, &then, &done);
+    }
+    let sealed = sealer.seal_as(fork, None, true, &target.about_before(None))?;
+    let restored = target.restored(Some(sealed.image));
+    let onto = Onto { image: target.to.image, restored: Some(&restored) };
+    let new = sealer.restore_and(registry, name, fork, &onto, &|_| ())?;
+    Outcome::of_all(store, &new, &target, &sealed)
+}
+
+fn tell(name: &str, args: &RestoreArgs, done: &Outcome) -> Result<()> {
     for report in &done.reports {
         eprintln!("pfimg: {report}");
     }
+    let shown = |path: &Bytes| plain_bytes(&path.0, usize::MAX);
+    let held: Vec<String> = done.held.iter().map(|held| shown(&held.path)).collect();
     if args.json {
-        print_json(
-            &json!({"fork": name, "image": done.image, "sealed_before": done.new, "reports": done.reports}),
-        )?;
-    } else {
-        print(&format!("{}\n", done.image))?;
+        let entry = |line: &crate::ops::back::PathLine| json!({"status": line.status.to_string(), "path": shown(&line.path), "folder": line.is_folder});
+        return print_json(&json!({
+            "fork": name,
+            "seal": done.number,
+            "image": done.image,
+            "sealed_before": done.new,
+            "before": {"seal": done.before_number, "image": done.before},
+            "paths": done.paths.as_ref().map(|paths| paths.iter().map(shown).collect::<Vec<_>>()),
+            "entries": done.moved.iter().map(entry).collect::<Vec<_>>(),
+            "kept": held,
+            "reports": done.reports,
+        }));
     }
-    Ok(ExitCode::SUCCESS)
+    match &done.paths {
+        None => print(&format!("{}\n", done.image.map_or_else(|| "empty".to_owned(), |id| id.to_string())))?,
+        Some(paths) => print(&paths::listing(&done.moved, paths))?,
+    }
+    for path in &held {
+        eprintln!("pfimg: {path} stays: a program wrote it just now, or .pfignore keeps it out of seals");
+    }
+    let name = plain(name, usize::MAX);
+    let what = match &done.paths {
+        None => name.clone(),
+        Some(paths) => format!("{} of {name}", paths::in_words(paths)),
+    };
+    if done.paths.is_some() && done.moved.is_empty() {
+        eprintln!("pfimg: {what} is already as in seal {}, nothing was changed", done.number);
+        return Ok(());
+    }
+    let before = match done.before_number {
+        Some(number) => format!("seal {number}"),
+        None => done.before.hex()[..12].to_owned(),
+    };
+    let are = if done.paths.as_ref().is_some_and(|paths| paths.len() > 1) { "are" } else { "is" };
+    eprintln!(
+        "pfimg: {what} {are} as in seal {}; the state before this is {before}. Undo: pfimg restore {name} --undo",
+        done.number
+    );
+    Ok(())
 }

@@ -12,10 +12,15 @@ use super::envelope::print_json;
 use super::place::{self, Place};
 use super::secret::SecretArg;
 use super::text::print;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
+use crate::fork::About;
+use crate::ops::back::Request;
 use crate::ops::recover;
 use crate::ops::seal::{Sealer, Tag};
 use crate::store::tags::check_new_tag;
+
+/// Longest message in bytes.
+const MAX_MESSAGE: usize = 64 << 10;
 
 /// Save a fork as an image, as it stands. Prints the id of the image.
 #[derive(Debug, Args)]
@@ -29,6 +34,9 @@ pub(crate) struct SealArgs {
     /// Take the name from the image that has it
     #[arg(long, alias = "force-tag", requires = "tag")]
     force: bool,
+    /// Say what it is; `pfimg seals` and `pfimg log` show it
+    #[arg(short, long, value_name = "TEXT")]
+    message: Option<String>,
     #[command(flatten)]
     secret: SecretArg,
     /// Print JSON
@@ -41,23 +49,26 @@ pub(crate) fn run(store: &StoreArg, args: &SealArgs) -> Result<ExitCode> {
     if let Some(tag) = &tag {
         check_new_tag(tag.name)?;
     }
+    let about = About { message: args.message.clone(), ..About::default() };
+    if about.message.as_ref().is_some_and(|message| message.len() > MAX_MESSAGE) {
+        let what = format!("the message is longer than {MAX_MESSAGE} bytes");
+        return Err(Error::new(ErrorKind::InvalidInput, what)
+            .with_hint("write the long text into a file of the fork"));
+    }
     let store = Arc::new(store.open()?);
     let name = &args.name;
     let done = match place::find(&store)? {
         Place::Mount(mountpoint) => {
             place::check_secret(&mountpoint, &args.secret)?;
-            let tag = tag
-                .map_or_else(String::new, |tag| format!("{}{}", if tag.force { '!' } else { '=' }, tag.name));
-            place::ask(&mountpoint, name, &format!("cannot seal fork {name:?}"), |number| {
-                format!(".seal-{number}{tag}")
-            })?
+            let request = Request::Seal { tag: args.tag.clone(), force: args.force, about };
+            place::ask_for(&mountpoint, name, &format!("cannot seal fork {name:?}"), &request)?
         }
         Place::Disk(registry) => {
             let log = audit::told(&store, "seal");
             let fork = recover::read_back(&store, &registry, name, &log)?;
             let reader = place::reader(&store);
             let sealer = Sealer::new(Arc::clone(&store), reader, args.secret.read()?);
-            let sealed = sealer.with_log(log).seal(&fork, tag)?;
+            let sealed = sealer.with_log(log).seal_as(&fork, tag, false, &about)?;
             registry.sync()?;
             place::Done { image: sealed.image, new: sealed.new, reports: sealed.reports }
         }
@@ -67,7 +78,7 @@ pub(crate) fn run(store: &StoreArg, args: &SealArgs) -> Result<ExitCode> {
     }
     if args.json {
         print_json(&json!({
-            "fork": name, "image": done.image, "new": done.new, "tag": args.tag, "reports": done.reports,
+            "fork": name, "image": done.image, "new": done.new, "tag": args.tag, "message": args.message, "reports": done.reports,
         }))?;
     } else {
         print(&format!("{}\n", done.image))?;

@@ -137,6 +137,31 @@ pub fn run_deletions(store: &Path, fork: &str) -> PathBuf {
     run_file(&store.join("forks"), fork, DELETIONS)
 }
 
+/// The name of the command that runs in a fork, if one does. A record that cannot be read counts as none.
+pub fn running(store: &Path, fork: &str) -> Option<String> {
+    #[derive(serde::Deserialize)]
+    struct Run {
+        pid: u32,
+        pid_started: Option<u64>,
+        command: Vec<String>,
+        ended: Option<String>,
+    }
+    let bytes = fs::read(run_record(store, fork)).ok()?;
+    let run: Run = serde_json::from_slice(&bytes).ok()?;
+    let stat = fs::read_to_string(format!("/proc/{}/stat", run.pid)).ok()?;
+    // The second field is a name, which may hold anything. The 22nd is 20 words behind it.
+    let began: u64 = stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()?;
+    if run.ended.is_some() || run.pid_started.is_some_and(|started| started != began) {
+        return None;
+    }
+    run.command.first().map(|program| command_name(program))
+}
+
+/// The name by which people know a command: that of its program without the folders.
+pub fn command_name(program: &str) -> String {
+    program.rsplit('/').next().unwrap_or(program).to_owned()
+}
+
 fn run_file(forks: &Path, fork: &str, kind: &str) -> PathBuf {
     // No fork's name begins with a dot, and the ending is appended even if the name already has one.
     forks.join(RUNS).join(format!("{fork}.{kind}"))

@@ -80,6 +80,8 @@ impl Registry {
             generations: generations.iter().map(|generation| generation.id).collect(),
             folders,
             numbered_by: None,
+            origin: image,
+            began_empty: image.is_none() && generations.len() == 1,
             extra: serde_json::Map::new(),
         };
         let ids = head.generations.clone();

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::content::read_content;
+use super::freeze::Frozen;
 use super::ino::Ino;
 use super::live::{BaseReader, Fork, read_blob, settle};
 use super::node::{Body, Content, Inode, Name};
@@ -23,7 +24,7 @@ const STEP: usize = 256 << 10;
 /// All files of an image or a fork, at the moment when the view was taken.
 #[derive(Clone)]
 pub struct View {
-    state: State,
+    pub(super) state: State,
     reader: Arc<dyn BaseReader>,
 }
 
@@ -108,6 +109,31 @@ impl View {
             Some(id) => Base::new(id, reader.tree(&id)?, &reader.layers(&id)?, reader.times(&id)?, owners),
         };
         Ok(Self { state: State::over(Arc::new(base)), reader })
+    }
+}
+
+impl Frozen {
+    /// Passes on each path that differs from the last seal, with all that is in folders which came or went. Files whose bytes were
+    /// written again and are the same do not differ: `stored` gives the blob of what was written.
+    pub fn differences(
+        &self,
+        stored: &mut dyn FnMut(&[u8]) -> Option<Digest>,
+        each: &mut dyn FnMut(Difference),
+    ) -> Result<()> {
+        let view = |state: &State| View { state: state.clone(), reader: Arc::clone(&self.reader) };
+        let (before, after) = (view(&self.baseline), view(&self.state));
+        compare(&before, &after, Compare { all: true, read: false }, &mut |difference| {
+            let before = || {
+                let inode = before.state.inode(before.state.resolve(&difference.path)?)?;
+                inode.content().and_then(digest)
+            };
+            let is_same = difference.how == How::Content
+                && before().is_some_and(|before| stored(&difference.path) == Some(before));
+            if !is_same {
+                each(difference);
+            }
+            Ok(())
+        })
     }
 }
 

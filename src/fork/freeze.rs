@@ -30,7 +30,7 @@ pub struct Frozen {
     pub(super) image: Option<Digest>,
     uid: String,
     pub(super) pending: u32,
-    reader: Arc<dyn BaseReader>,
+    pub(super) reader: Arc<dyn BaseReader>,
     /// Its differences from its image, once [`Frozen::changes`] was called.
     changes: OnceLock<Arc<Changes>>,
 }

@@ -35,6 +35,12 @@ pub(super) struct Head {
     /// its first restore.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) numbered_by: Option<String>,
+    /// The image that it was made of. Absent in a head that an older program made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) origin: Option<Digest>,
+    /// Whether it began with nothing instead.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) began_empty: bool,
     /// Keys this program does not know.
     #[serde(flatten)]
     pub(super) extra: Map<String, Value>,

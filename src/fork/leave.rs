@@ -9,12 +9,22 @@ use super::head::{self, Head};
 use super::journal::Writer;
 use super::live::{Fork, Live, now as now_ns};
 use super::registry::{Registry, Slot};
+use super::seals::Restored;
 use super::state::{Base, State};
 use super::stats::ForkInfo;
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sync::Mutex;
 use crate::sync::atomic::Ordering;
+
+/// The new base of a fork that is restored.
+#[derive(Clone, Copy, Debug)]
+pub struct Onto<'a> {
+    /// The image; nothing for the beginning of a fork that began empty.
+    pub image: Option<Digest>,
+    /// The entry for it in the fork's list of seals.
+    pub restored: Option<&'a Restored>,
+}
 
 /// Decides whether a fork may be removed or replaced: an error says why not.
 type Judge<'a> = &'a dyn Fn(&Fork) -> Result<()>;
@@ -71,7 +81,7 @@ impl Registry {
     ///
     /// `judge` sees the new fork before it replaces the old one. If `judge` fails, the old fork stays unchanged.
     pub fn put_back(&self, name: &str, fork: &Fork, image: Digest, judge: Judge<'_>) -> Result<Arc<Fork>> {
-        self.put_back_and(name, fork, image, judge, &|_| ())
+        self.put_back_and(name, fork, &Onto { image: Some(image), restored: None }, judge, &|_| ())
     }
 
     /// Like [`Registry::put_back`], and hands the new fork to `adopt` before other threads can find it by name.
@@ -79,13 +89,13 @@ impl Registry {
         &self,
         name: &str,
         fork: &Fork,
-        image: Digest,
+        onto: &Onto<'_>,
         judge: Judge<'_>,
         adopt: &dyn Fn(&Arc<Fork>),
     ) -> Result<Arc<Fork>> {
         self.may_write()?;
         // Read before any lock is taken.
-        let base = self.shared.base(Some(image), 0)?;
+        let base = self.shared.base(onto.image, fork.created_ns())?;
         loop {
             let seen = self.sync_sharers(name)?;
             let restored = self.with_slot(name, |_, slot| {
@@ -93,7 +103,7 @@ impl Registry {
                     let message = format!("fork {name:?} was replaced in the meantime");
                     return Err(Error::new(ErrorKind::Busy, message));
                 }
-                let Some(restored) = self.replace(fork, seen.as_ref(), (image, &base), judge)? else {
+                let Some(restored) = self.replace(fork, seen.as_ref(), (onto, &base), judge)? else {
                     return Ok(None);
                 };
                 *slot = Slot::Loaded(restored.clone());
@@ -114,7 +124,7 @@ impl Registry {
         &self,
         fork: &Fork,
         seen: Option<&Seen>,
-        (image, base): (Digest, &Arc<Base>),
+        (onto, base): (&Onto<'_>, &Arc<Base>),
         judge: &dyn Fn(&Fork) -> Result<()>,
     ) -> Result<Option<Arc<Fork>>> {
         let mut state = State::over(Arc::clone(base));
@@ -136,17 +146,17 @@ impl Registry {
         let next = Head {
             folders,
             uid: GenId::random()?.to_string(),
-            base: Some(image),
+            base: onto.image,
             generations: vec![active.id],
             numbered_by: head.numbered_by.clone().or_else(|| Some(head.uid.clone())),
             ..head.clone()
         };
         self.shared.add_refs(&next.generations);
         let released = head.generations.clone();
-        let live = Live::new(state, baseline, Writer::new(active.clone()), vec![active], Some(image));
+        let live = Live::new(state, baseline, Writer::new(active.clone()), vec![active], onto.image);
         let restored = self.fork(next.clone(), live, None, true);
         let switched = judge(&restored)
-            .and_then(|()| fork.inherit_seals(&next.uid))
+            .and_then(|()| fork.inherit_seals(&next.uid, onto.restored))
             .map(|()| beside::inherit(&self.shared.forks, self.shared.files.sharing, &fork.uid, &next.uid))
             .and_then(|()| {
                 let leaving = Leaving::begin(fork, version).ok_or_else(|| written_to(&head.name))?;

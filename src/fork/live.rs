@@ -331,6 +331,12 @@ impl Fork {
         Ok(Some(Digest::of(&self.read_vec(manifest.ino, 0, MAX_MANIFEST as usize)?)))
     }
 
+    /// The image that it was made of, where its head says so; and whether that says that it began with nothing.
+    pub fn beginning(&self) -> (Option<Digest>, bool) {
+        let head = self.head.lock();
+        (head.origin, head.began_empty)
+    }
+
     /// When it was made, in nanoseconds since 1970.
     pub fn created_ns(&self) -> i64 {
         self.created_ns

@@ -20,6 +20,10 @@ const LOOKS: usize = 20;
 pub struct References {
     /// The image that each fork rests on, by the fork's name.
     pub bases: BTreeMap<String, Option<Digest>>,
+    /// The image that each fork was made of, by the fork's name, where its head says so.
+    pub origins: BTreeMap<String, Digest>,
+    /// Forks whose head does not say how they began: an older program made them.
+    pub of_unknown_origin: Vec<String>,
     /// Blobs that unsealed changes refer to.
     pub blobs: HashSet<Digest>,
     /// Images that were sealed from each fork, oldest first, by the fork's name. The store may no longer have them.
@@ -97,6 +101,11 @@ fn read(forks: &Path, (heads, generations): Listing) -> References {
         match head {
             Ok(head) => {
                 found.seals.insert(name.clone(), seals(&forks.join("seals").join(&head.uid)));
+                if let Some(origin) = head.origin {
+                    found.origins.insert(name.clone(), origin);
+                } else if !head.began_empty {
+                    found.of_unknown_origin.push(name.clone());
+                }
                 found.bases.insert(name, head.base);
             }
             Err(why) => found.problems.push(format!("fork {name:?} is damaged: {why}")),

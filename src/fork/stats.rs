@@ -16,6 +16,10 @@ pub struct ForkInfo {
     pub uid: Option<String>,
     /// Its base image.
     pub base: Option<Digest>,
+    /// The image that it was made of, where its head says so.
+    pub origin: Option<Digest>,
+    /// Whether its head says that it began with nothing.
+    pub began_empty: bool,
     /// When it was made, in nanoseconds since 1970.
     pub created_ns: i64,
     /// Number of its generations on disk.
@@ -30,6 +34,8 @@ impl ForkInfo {
             name: head.name.clone(),
             uid: Some(head.uid.clone()),
             base: head.base,
+            origin: head.origin,
+            began_empty: head.began_empty,
             created_ns: head.created_ns,
             generations: head.generations.len(),
             damage: damage.map(str::to_owned),
@@ -39,7 +45,16 @@ impl ForkInfo {
     /// Describes a fork whose head cannot be read.
     pub(super) fn damaged(name: &str, damage: &str) -> Self {
         let (name, damage) = (name.to_owned(), Some(damage.to_owned()));
-        Self { name, uid: None, base: None, created_ns: 0, generations: 0, damage }
+        Self {
+            name,
+            uid: None,
+            base: None,
+            origin: None,
+            began_empty: false,
+            created_ns: 0,
+            generations: 0,
+            damage,
+        }
     }
 }
 

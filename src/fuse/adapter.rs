@@ -266,7 +266,7 @@ impl Adapter {
             if let Some(notifier) = notifier.get().filter(|_| !dropped.is_empty()) {
                 announcer.forget(notifier, &dropped);
             }
-            let (made, AfterSeal { stale, replaced, frozen }) = vfs.make_in_snap(parent.0, &name);
+            let (made, AfterSeal { stale, replaced, paths, frozen }) = vfs.make_in_snap(parent.0, &name);
             answer_entry(reply, made.map_err(Stop::kind));
             // On the notifier's thread: the next mkdir in that folder delays the notification until a worker answers.
             notices.run(move || {
@@ -274,6 +274,12 @@ impl Adapter {
                     tell(notifier, &stale);
                     if let Some(replaced) = &replaced {
                         announcer.depart(&vfs, notifier, replaced);
+                    }
+                    if let Some(paths) = &paths {
+                        let (all, stale) = vfs.moved_paths(paths);
+                        announcer.announce(notifier, all);
+                        tell(notifier, &stale);
+                        vfs.forget_moved(paths);
                     }
                 }
                 vfs.shows(&name);

@@ -15,6 +15,7 @@ use serde::Serialize;
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fork;
+use crate::ops::line::Line;
 use crate::store::manifest::APPLY_AGENT;
 use crate::store::{Manifest, Store};
 
@@ -48,6 +49,8 @@ pub enum Reason {
     Tagged,
     /// It is the base of a fork.
     ForkBase,
+    /// A fork was made of it: `restore FORK@0` goes back to it.
+    ForkOrigin,
     /// A running program needs it.
     Pinned,
     /// An apply that can be finished or undone needs it.
@@ -63,6 +66,7 @@ impl Reason {
             Self::Daily => "daily",
             Self::Tagged => "tagged",
             Self::ForkBase => "fork-base",
+            Self::ForkOrigin => "fork-origin",
             Self::Pinned => "pinned",
             Self::Applied => "applied",
         }
@@ -228,6 +232,11 @@ fn needed(store: &Store) -> Result<Needed> {
     }
     for base in forks.bases.into_values().flatten() {
         needed.entry(base).or_default().push(Reason::ForkBase);
+    }
+    let derived = |name: &String| Line::of_name(store, name).ok().and_then(|line| line.origin());
+    let origins = forks.origins.into_values().chain(forks.of_unknown_origin.iter().filter_map(derived));
+    for origin in origins {
+        needed.entry(origin).or_default().push(Reason::ForkOrigin);
     }
     for (image, _) in store.pins()? {
         needed.entry(image).or_default().push(Reason::Pinned);

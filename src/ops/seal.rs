@@ -5,6 +5,7 @@
 //! the fork's head: if the program ends in between, the fork is unchanged, or sealed, and no image lacks a
 //! blob.
 
+mod about;
 mod content;
 mod ignored;
 mod layers;
@@ -27,7 +28,7 @@ use crate::audit::{Log, note};
 use crate::crashpack::Steps;
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
-use crate::fork::{BaseReader, BlobRef, Body, Changes, Fork, Frozen, Ino, Put};
+use crate::fork::{About, BaseReader, BlobRef, Body, Changes, Fork, Frozen, Ino, Put};
 use crate::layers::effects::Secret;
 use crate::layers::world::{Entry, Kind, MAX_DEPTH, Root};
 use crate::layers::{FormatError, xattrs};
@@ -170,22 +171,29 @@ impl Sealer {
     ///
     /// Waits for another seal of the same fork.
     pub fn seal(&self, fork: &Fork, tag: Option<Tag<'_>>) -> Result<Sealed> {
-        self.seal_some(fork, tag, false)
+        self.seal_as(fork, tag, false, &About::default())
     }
 
     /// Seals all of a fork, including what its `.pfignore` names.
     pub fn seal_everything(&self, fork: &Fork) -> Result<Sealed> {
-        self.seal_some(fork, None, true)
+        self.seal_as(fork, None, true, &About::default())
     }
 
-    fn seal_some(&self, fork: &Fork, tag: Option<Tag<'_>>, everything: bool) -> Result<Sealed> {
+    /// Seals a fork, or `everything` of it, for a reason that the fork's list tells.
+    pub fn seal_as(
+        &self,
+        fork: &Fork,
+        tag: Option<Tag<'_>>,
+        everything: bool,
+        about: &About,
+    ) -> Result<Sealed> {
         let name = &fork.name();
         if let Some(tag) = &tag {
             self.check_tag(tag)?;
         }
         let _only_one = fork.sealing();
         let (sealed, tagged) = (self.push)(fork)
-            .and_then(|()| self.seal_frozen(fork, name, everything, tag))
+            .and_then(|()| self.seal_frozen(fork, name, everything, (tag, about)))
             .inspect_err(|e| self.log.note_failed("seal", e))
             .map_err(|e| e.context(format_args!("cannot seal fork {name:?}")))?;
         tagged.map_err(|e| {
@@ -241,14 +249,14 @@ impl Sealer {
         fork: &Fork,
         name: &str,
         everything: bool,
-        tag: Option<Tag<'_>>,
+        (tag, about): (Option<Tag<'_>>, &About),
     ) -> Result<(Sealed, Result<()>)> {
         let changed = if everything { fork.is_unlike_its_image() } else { fork.is_changed() };
         if let (Some(image), false) = (fork.base(), changed) {
             fork.may_write()?;
             if !everything {
                 // The caller wants to be able to restore this state.
-                fork.note_found(&image)?;
+                fork.note_found(&image, about)?;
             }
             let (changed, reports) = (fork.show_records(), Vec::new());
             let sealed = Sealed { image, new: false, changed, reports, frozen: None };
@@ -301,13 +309,16 @@ impl Sealer {
             // The changes were reverted.
             steps.saw_leaked(LEFT, self.leaked(left));
             self.judge(TransferKind::Seal, name, &steps)?;
+            if about.message.is_some() {
+                fork.note_found(&parent.id, about)?;
+            }
             (parent.id, false)
         } else {
             if let Some(parent) = &parent {
                 self.need(&parent.id)?;
             }
             let expected = self.name(&mut manifest)?;
-            fork.note_seal(&expected)?;
+            fork.note_seal(&expected, &self.told(name, about, &frozen, &kept, &stored))?;
             let (image, wrong) = layers::judged_meanwhile(&frozen, &changes, || batch.commit(&manifest));
             let image = image?;
             reports.extend(wrong);

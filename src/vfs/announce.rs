@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use super::attempt::may_wait;
+use super::back::PathsChanged;
 use super::inode::{Fixed, Ino, Node};
 use super::replaced::Replaced;
 use super::{Attempt, Attr, Entry, FOREVER, Look, Outcome, Stale, Vfs};
@@ -38,6 +39,8 @@ pub struct Announcement {
     pub what: What,
     /// The folder's number, if it is in a fork.
     pub(super) of_fork: Option<fork::Ino>,
+    /// The restored paths that this one belongs to.
+    pub(super) paths: Option<Arc<PathsChanged>>,
     /// The invalidation to use if the name cannot be announced.
     pub instead: Option<Stale>,
 }
@@ -46,7 +49,7 @@ impl Announcement {
     pub(super) fn of(folder: Fixed, name: impl Into<Vec<u8>>, what: What) -> Self {
         let (path, name): (&[u8], Vec<u8>) = (folder.path(), name.into());
         let instead = Some(Stale::Name(folder.ino(), name.clone()));
-        Self { folder: path.to_vec(), name, what, of_fork: None, instead }
+        Self { folder: path.to_vec(), name, what, of_fork: None, paths: None, instead }
     }
 }
 
@@ -145,12 +148,16 @@ impl Vfs {
     /// Answers a lookup of the thread that announces.
     pub fn lookup_announced(&self, parent: Ino, name: &[u8]) -> Attempt<Entry> {
         may_wait()?;
-        let (what, replaced, is_name) = {
+        let (what, replaced, paths, is_name) = {
             let current = self.announcing.current.lock();
             let current = current.as_ref().ok_or(ErrorKind::NotFound)?;
-            let what = &current.what;
-            (what.what, current.replaced.clone(), what.name == name && self.is_folder_of(current, parent))
+            let (what, is_name) =
+                (&current.what, current.what.name == name && self.is_folder_of(current, parent));
+            (what.what, current.replaced.clone(), what.paths.clone(), is_name)
         };
+        if let Some(paths) = paths {
+            return self.lookup_moved(&paths, what, is_name, parent, name);
+        }
         match what {
             // The answer that it does not exist would take a folder away from programs that use it already.
             What::Made(Kind::Dir) if is_name && replaced.is_none() => self.lookup_if_known(parent, name),
@@ -167,7 +174,7 @@ impl Vfs {
     }
 
     /// Looks a name up if the kernel already knows its inode.
-    fn lookup_if_known(&self, parent: Ino, name: &[u8]) -> Attempt<Entry> {
+    pub(super) fn lookup_if_known(&self, parent: Ino, name: &[u8]) -> Attempt<Entry> {
         let entry = self.lookup_now(parent, name)?;
         if self.inodes.lookups(entry.attr.ino) > 1 {
             return Ok(entry);
@@ -233,6 +240,11 @@ impl Vfs {
     fn is_folder_of(&self, current: &Current, parent: Ino) -> bool {
         match (current.what.of_fork, &current.replaced) {
             (Some(folder), Some(replaced)) => self.past_folder(replaced, parent) == Some(folder),
+            (Some(folder), None) => current
+                .what
+                .paths
+                .as_ref()
+                .is_some_and(|paths| self.moved_folder(paths, parent) == Some(folder)),
             _ => {
                 matches!(self.inodes.get(parent), Some(Node::Fixed(fixed)) if fixed.path() == current.what.folder)
             }

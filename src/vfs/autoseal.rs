@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::snap::Stale;
 use super::{Vfs, forked::Mounted};
 use crate::error::{ErrorKind, Posix};
-use crate::fork::{Fork, GenId};
+use crate::fork::{About, Fork, GenId};
 use crate::sync::Mutex;
 
 /// When the mount seals forks automatically.
@@ -21,6 +21,17 @@ pub enum SealPolicy {
     Interval(Duration),
     /// Never.
     Manual,
+}
+
+impl SealPolicy {
+    /// One word for why the mount seals a fork automatically.
+    fn reason(self) -> &'static str {
+        match self {
+            Self::Idle(_) => "idle",
+            Self::Interval(_) => "interval",
+            Self::Manual => "",
+        }
+    }
 }
 
 /// Pause before a failed seal is tried again. It doubles after each further failure.
@@ -182,7 +193,7 @@ impl Vfs {
             let _counted = counted;
             let mut next = Some(first);
             while let Some((mounted, _under_way)) = next {
-                tell(&vfs.seal_by_itself(&mounted));
+                tell(&vfs.seal_by_itself(&mounted, vfs.config.seal.reason()));
                 next = vfs.due();
             }
         };
@@ -228,7 +239,7 @@ impl Vfs {
             while let Some(mounted) = forks.get(next.fetch_add(1, Ordering::Relaxed)) {
                 // A fork that is already being sealed is waited for.
                 if mounted.fork.is_changed() && !self.sealing.sealer.is_stopped() {
-                    self.seal_by_itself(mounted);
+                    self.seal_by_itself(mounted, "end of the mount");
                 }
             }
         };
@@ -258,9 +269,9 @@ impl Vfs {
         }
     }
 
-    fn seal_by_itself(&self, mounted: &Mounted) -> Vec<Stale> {
+    fn seal_by_itself(&self, mounted: &Mounted, why: &str) -> Vec<Stale> {
         let fork = &mounted.fork;
-        match self.seal_mounted(mounted, None, false) {
+        match self.seal_mounted(mounted, None, false, &About::after(why)) {
             Ok((_, stale)) => {
                 self.auto_seal.succeeded(fork);
                 stale

@@ -92,7 +92,7 @@ impl Vfs {
     pub fn before_restore(&self, parent: Ino, name: &[u8]) -> Vec<Stale> {
         let Ok(Node::Snap { mounted }) = self.node(parent) else { return Vec::new() };
         let folder = self.inodes.known(mounted.key(fork::Ino::FS));
-        let (true, Some(number)) = (Self::restores(name), folder) else { return Vec::new() };
+        let (true, Some(number)) = (self.restores(name), folder) else { return Vec::new() };
         let names = mounted.fork.listed(fork::Ino::FS).unwrap_or_default();
         let known = names.into_iter().filter(|(_, (ino, _))| self.is_known(&mounted, *ino));
         known.map(|(name, _)| Stale::Name(number, name.to_vec())).collect()
@@ -152,6 +152,7 @@ impl Vfs {
                         name: change.name.clone(),
                         what,
                         of_fork: Some(folder),
+                        paths: None,
                         instead: Some(Stale::Name(number, change.name.clone())),
                     };
                     gone.extend(change.before.map(|kind| announcement(What::Gone(kind))));
@@ -173,8 +174,8 @@ impl Vfs {
                     continue;
                 };
                 let what = What::Gone(attr.kind);
-                let announcement =
-                    Announcement { folder: path, name: name.to_vec(), what, of_fork: Some(folder), instead };
+                let (name, of_fork, paths) = (name.to_vec(), Some(folder), None);
+                let announcement = Announcement { folder: path, name, what, of_fork, paths, instead };
                 gone.push(announcement);
             }
         }

@@ -5,6 +5,8 @@
 //! mkdir forks/F/.snap/NAME            seals F and tags the image NAME
 //! mkdir forks/F/.snap/.seal-N         seals F; with `=TAG` or `!TAG` appended, also sets (or moves) a tag
 //! mkdir forks/F/.snap/.restore-N=SEAL seals F, then restores it to one of its seals
+//! mkdir forks/F/.snap/.ask-N-AT=TEXT a part of a request that is longer than a name, in base64; AT counts from 0
+//! mkdir forks/F/.snap/.do-N           does what the parts of N ask for
 //! mkdir forks/F/.snap/.push-N         makes the kernel hand in cached writes to F, for a command that reads F on disk
 //! .pfimg/done-N.json                  the outcome of any of these
 //! ```
@@ -20,6 +22,7 @@ use lru::LruCache;
 use serde_json::{Value, json};
 
 use super::attempt::{logged, may_wait};
+use super::back::{PathsChanged, Requests};
 use super::forked::Mounted;
 use super::inode::{Fixed, Ino, Key, Node};
 use super::readdir::{DirEntry, Emit};
@@ -28,8 +31,9 @@ use super::{Attempt, Entry, Vfs};
 use crate::audit::Log;
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Posix, Result};
-use crate::fork::{self, Fork, Frozen, Seal};
+use crate::fork::{self, About, Fork, Frozen, Seal};
 use crate::layers::world::Kind;
+use crate::ops::back::Asked;
 use crate::ops::line::{self, Line};
 use crate::ops::seal::{Sealed, Sealer, Tag};
 use crate::sync::Mutex;
@@ -41,9 +45,6 @@ const SNAP: fork::Ino = fork::Ino(9);
 
 /// The most tags of one seal that are listed.
 const NAMES: u64 = 1 << 16;
-
-/// How often a restore seals a fork again because programs keep writing to it.
-const SEALED_AGAIN: usize = 8;
 
 /// Number of outcomes that are remembered for the command line.
 const REMEMBERED: usize = 256;
@@ -64,6 +65,8 @@ pub struct AfterSeal {
     pub stale: Vec<Stale>,
     /// The fork that was replaced by a restore.
     pub replaced: Option<Arc<Replaced>>,
+    /// The paths that were restored.
+    pub paths: Option<Arc<PathsChanged>>,
     /// A frozen state to drop, which removes files.
     pub frozen: Option<Frozen>,
 }
@@ -79,6 +82,7 @@ struct Answer {
 /// Sealing in a mounted store.
 pub(super) struct Seals {
     pub(super) sealer: Sealer,
+    pub(super) requests: Requests,
     outcomes: Mutex<LruCache<String, Answer>>,
 }
 
@@ -86,6 +90,7 @@ impl Seals {
     pub(super) fn new(sealer: Sealer) -> Self {
         Self {
             sealer,
+            requests: Requests::default(),
             outcomes: Mutex::new(LruCache::new(NonZeroUsize::new(REMEMBERED).unwrap_or(NonZeroUsize::MIN))),
         }
     }
@@ -96,14 +101,16 @@ impl Seals {
 }
 
 /// What the name of a folder made in `.snap/` asks for.
-enum Ask<'a> {
+pub(super) enum Ask<'a> {
     Seal { number: Option<&'a str>, tag: Option<Tag<'a>> },
     Restore { number: &'a str, seal: &'a str },
     Push { number: &'a str },
+    Part { number: &'a str, at: &'a str, text: &'a str },
+    Do { number: &'a str },
 }
 
 impl<'a> Ask<'a> {
-    fn parse(name: &'a str) -> Self {
+    pub(super) fn parse(name: &'a str) -> Self {
         if let Some(rest) = name.strip_prefix(".seal-") {
             let (number, tag) = match rest.find(['=', '!']) {
                 Some(at) => (&rest[..at], Some(Tag { name: &rest[at + 1..], force: &rest[at..=at] == "!" })),
@@ -117,20 +124,32 @@ impl<'a> Ask<'a> {
         if let Some(number) = name.strip_prefix(".push-") {
             return Self::Push { number };
         }
+        if let Some((part, text)) = name.strip_prefix(".ask-").and_then(|rest| rest.split_once('='))
+            && let Some((number, at)) = part.split_once('-')
+        {
+            return Self::Part { number, at, text };
+        }
+        if let Some(number) = name.strip_prefix(".do-") {
+            return Self::Do { number };
+        }
         Self::Seal { number: None, tag: Some(Tag { name, force: false }) }
     }
 }
 
 /// A seal's name in `.snap/`: when it was made, and the beginning of its id.
-fn seal_name(seal: &Seal) -> String {
+pub(super) fn seal_name(seal: &Seal) -> String {
     let at = DateTime::from_timestamp_nanos(seal.at_ns);
     format!("{}-{}", at.format("%Y%m%dT%H%M%S%.3fZ"), &seal.image.hex()[..12])
 }
 
 impl Vfs {
-    /// Whether making a folder of this name in `.snap/` restores the fork.
-    pub(super) fn restores(name: &[u8]) -> bool {
-        std::str::from_utf8(name).is_ok_and(|name| matches!(Ask::parse(name), Ask::Restore { .. }))
+    /// Whether making a folder of this name in `.snap/` restores a whole fork.
+    pub(super) fn restores(&self, name: &[u8]) -> bool {
+        std::str::from_utf8(name).is_ok_and(|name| match Ask::parse(name) {
+            Ask::Restore { .. } => true,
+            Ask::Do { number } => self.sealing.requests.restores_all(number),
+            _ => false,
+        })
     }
 
     /// Whether making a folder in this one seals a fork, which takes time.
@@ -147,7 +166,7 @@ impl Vfs {
     }
 
     /// Lists the seals of a fork whose images exist, oldest first.
-    fn seals_of(&self, fork: &Fork) -> Result<Vec<Seal>> {
+    pub(super) fn seals_of(&self, fork: &Fork) -> Result<Vec<Seal>> {
         let store = self.store.here()?;
         let mut seals = fork.seals()?;
         seals.retain(|seal| store.images().contains(&seal.image));
@@ -217,12 +236,17 @@ impl Vfs {
             return failed(ErrorKind::Posix(Posix::Stale).into());
         };
         let Ok(name) = std::str::from_utf8(name) else { return failed(ErrorKind::InvalidInput.into()) };
-        let mut replaced = None;
         let (number, done) = match Ask::parse(name) {
-            Ask::Seal { number, tag } => (number, self.seal_mounted(&mounted, tag, false)),
+            Ask::Seal { number, tag } => (number, self.seal_for(&mounted, tag, &About::default())),
             Ask::Restore { number, seal } => {
-                (Some(number), self.restore_mounted(&mounted, seal, &mut replaced))
+                let asked = Asked { seal: Some(seal.to_owned()), ..Asked::default() };
+                (Some(number), self.restore_for(&mounted, &asked))
             }
+            Ask::Part { number, at, text } => {
+                let kept = self.sealing.requests.add(number, at, text);
+                return (kept.map_err(logged).and_then(|()| self.stub()), AfterSeal::default());
+            }
+            Ask::Do { number } => (Some(number), self.do_asked(&mounted, number)),
             Ask::Push { number } => {
                 let pushed = self.push(&mounted.fork);
                 let unsealed = mounted.fork.damage().is_some() || mounted.fork.is_changed();
@@ -234,15 +258,12 @@ impl Vfs {
             }
         };
         if let Some(number) = number {
-            let seen = |(Sealed { image, new, reports, .. }, _): &(Sealed, Vec<Stale>)| json!({"image": image, "new": new, "reports": reports});
-            self.remember(number, done.as_ref().map(seen));
+            self.remember(number, done.as_ref().map(|(answer, _)| answer.clone()));
         }
         match done {
-            Ok((sealed, stale)) => {
-                // The kernel need not be told that the name is a link now, since the folder's entry expires at once. An
-                // invalidation of the name would wait for the next seal, which holds `.snap`, and could not be interrupted.
-                (self.stub(), AfterSeal { stale, replaced: replaced.map(Arc::new), frozen: sealed.frozen })
-            }
+            // The kernel need not be told that the name is a link now, since the folder's entry expires at once. An
+            // invalidation of the name would wait for the next seal, which holds `.snap`, and could not be interrupted.
+            Ok((_, after)) => (self.stub(), after),
             Err(error) => failed(logged(error)),
         }
     }
@@ -270,8 +291,10 @@ impl Vfs {
 
     /// Notes that the kernel knows what the folder of this name in a `.snap/` changed.
     pub fn shows(&self, name: &[u8]) {
-        let (Ask::Seal { number: Some(number), .. } | Ask::Restore { number, .. } | Ask::Push { number }) =
-            Ask::parse(std::str::from_utf8(name).unwrap_or_default())
+        let (Ask::Seal { number: Some(number), .. }
+        | Ask::Restore { number, .. }
+        | Ask::Push { number }
+        | Ask::Do { number }) = Ask::parse(std::str::from_utf8(name).unwrap_or_default())
         else {
             return;
         };
@@ -295,14 +318,10 @@ impl Vfs {
         mounted: &Mounted,
         tag: Option<Tag<'_>>,
         everything: bool,
+        about: &About,
     ) -> Result<(Sealed, Vec<Stale>)> {
         self.catalog.home.require()?;
-        let sealer = &self.sealing.sealer;
-        let sealed = if everything {
-            sealer.seal_everything(&mounted.fork)?
-        } else {
-            sealer.seal(&mounted.fork, tag)?
-        };
+        let sealed = self.sealing.sealer.seal_as(&mounted.fork, tag, everything, about)?;
         let fork = mounted.fork.name();
         for report in &sealed.reports {
             tracing::warn!(fork, image = %sealed.image, "{report}");
@@ -323,44 +342,6 @@ impl Vfs {
             stale.push(Stale::Name(Fixed::Tags.ino(), tag.name.as_bytes().to_vec()));
             stale.push(Stale::Inode(Fixed::Tags.ino()));
         }
-        Ok((sealed, stale))
-    }
-
-    fn restore_mounted(
-        &self,
-        mounted: &Mounted,
-        seal: &str,
-        replaced: &mut Option<Replaced>,
-    ) -> Result<(Sealed, Vec<Stale>)> {
-        let fork = &mounted.fork;
-        let image = self.find_seal(fork, seal)?;
-        // Seals unsealed changes first, so that nothing is lost.
-        let (mut sealed, mut stale) = self.seal_mounted(mounted, None, true)?;
-        let registry =
-            self.registry(false)?.ok_or_else(|| Error::new(ErrorKind::NotFound, "there are no forks"))?;
-        // Writes during the seal need another seal. Gives up if programs keep writing.
-        let mut again = 0..SEALED_AGAIN;
-        // The name is read each time, since another thread may rename the fork.
-        let adopted = Mutex::new(None);
-        let adopt = |new: &Arc<Fork>| *adopted.lock() = self.hand_over(mounted, new);
-        while let Err(error) = self.sealing.sealer.restore_and(&registry, &fork.name(), fork, &image, &adopt)
-        {
-            if error.kind() != ErrorKind::Busy || again.next().is_none() {
-                return Err(error);
-            }
-            let (more, seen) = self.seal_mounted(mounted, None, true)?;
-            stale.extend(seen);
-            sealed = Sealed { new: sealed.new || more.new, ..more };
-        }
-        let name = fork.name();
-        *replaced = adopted.into_inner();
-        if replaced.is_none() {
-            // The restored fork has other numbers. The kernel has to look up its name again.
-            self.forks.discarded(fork.uid());
-            stale.push(Stale::Name(Fixed::Forks.ino(), name.clone().into_bytes()));
-        }
-        tracing::info!(fork = name, %image, unsealed = %sealed.image, "restored");
-        sealed.image = image;
         Ok((sealed, stale))
     }
 }

@@ -14,8 +14,8 @@ use crate::cli::text::{count, plain_bytes};
 use crate::digest::Digest;
 use crate::error::{ErrorKind, Result};
 use crate::fork::beside::OnDisk;
-use crate::fork::{Compare, Difference, How, compare};
-use crate::layers::world::Kind;
+use crate::fork::{Compare, Difference, compare};
+use crate::ops;
 use crate::store::Store;
 
 /// How often a comparison is begun anew since the fork is sealed beside it.
@@ -71,93 +71,10 @@ impl Changes {
 
     /// Counts differences that are listed in full, in the order of a walk.
     fn of(found: &[Difference]) -> Self {
-        let mut changes = Self::default();
-        // The folders that are gone or new as a whole, and whether a file in them was counted.
-        let (mut gone, mut made): (Option<Whole<'_>>, Option<Whole<'_>>) = (None, None);
-        for difference in found {
-            let Some(path) = difference.path.strip_prefix(b"world/fs/") else { continue };
-            if is_in_git(path) {
-                continue;
-            }
-            let is_git = last(path) == b".git";
-            let was_folder = difference.before.is_some_and(|side| side.kind == Kind::Dir);
-            let is_folder = difference.after.is_some_and(|side| side.kind == Kind::Dir);
-            match difference.how {
-                How::Removed => {
-                    let inside = Whole::holds(&mut gone, path, !was_folder);
-                    if !was_folder || is_git {
-                        changes.deleted += 1;
-                    } else if !inside {
-                        Whole::begin(&mut gone, path, &mut changes.deleted);
-                    }
-                    if !inside {
-                        changes.deletions.push(named(path, was_folder));
-                    }
-                }
-                How::Added => {
-                    let inside = Whole::holds(&mut made, path, !is_folder);
-                    if !is_folder {
-                        changes.added += 1;
-                    } else if !inside && !is_git {
-                        Whole::begin(&mut made, path, &mut changes.added);
-                    }
-                }
-                How::Kind => {
-                    changes.changed += 1;
-                    if was_folder {
-                        changes.deletions.push(named(path, true));
-                        // What was in it is gone with it.
-                        Whole::finish(gone.take(), &mut changes.deleted);
-                        gone = Some(Whole { path, counted: true });
-                    }
-                }
-                How::Content | How::Attributes => changes.changed += 1,
-            }
-        }
-        for (whole, number) in [(gone, &mut changes.deleted), (made, &mut changes.added)] {
-            Whole::finish(whole, number);
-        }
-        changes
+        let counted = ops::changes::Changes::of(found);
+        let deletions = counted.deletions.iter().map(|(path, is_folder)| named(path, *is_folder)).collect();
+        Self { added: counted.added, changed: counted.changed, deleted: counted.deleted, deletions }
     }
-}
-
-/// A folder that one side alone has.
-struct Whole<'a> {
-    path: &'a [u8],
-    /// Whether something in it was counted. An empty folder counts itself.
-    counted: bool,
-}
-
-impl<'a> Whole<'a> {
-    /// Whether a path lies in the folder that was begun last. A file counts.
-    fn holds(whole: &mut Option<Self>, path: &[u8], is_file: bool) -> bool {
-        let Some(whole) = whole else { return false };
-        let inside = path.strip_prefix(whole.path).is_some_and(|rest| rest.starts_with(b"/"));
-        whole.counted |= inside && is_file;
-        inside
-    }
-
-    fn begin(whole: &mut Option<Self>, path: &'a [u8], number: &mut u64) {
-        Self::finish(whole.take(), number);
-        *whole = Some(Whole { path, counted: false });
-    }
-
-    fn finish(whole: Option<Self>, number: &mut u64) {
-        if whole.is_some_and(|whole| !whole.counted) {
-            *number += 1;
-        }
-    }
-}
-
-fn last(path: &[u8]) -> &[u8] {
-    path.rsplit(|byte| *byte == b'/').next().unwrap_or(path)
-}
-
-/// Whether a path lies in a folder of git's. The folder itself does not: that it is gone must be told.
-fn is_in_git(path: &[u8]) -> bool {
-    let mut parts = path.split(|byte| *byte == b'/');
-    parts.next_back();
-    parts.any(|part| part == b".git")
 }
 
 fn named(path: &[u8], is_folder: bool) -> String {
@@ -280,7 +197,8 @@ pub(super) fn line(record: &Record) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fork::Side;
+    use crate::fork::{How, Side};
+    use crate::layers::world::Kind;
 
     fn difference(how: How, path: &str) -> Difference {
         let is_folder = path.ends_with('/');

@@ -15,7 +15,7 @@ use signal_hook::iterator::Signals;
 use super::changes::line;
 use super::forks::{Fork, Runs};
 use super::kept::Kept;
-use super::one::{Ended, Lines, check_out, could_not_run, next, seal, started_line};
+use super::one::{Ended, Lines, after_run, check_out, could_not_run, next, seal, started_line};
 use super::record::Record;
 use super::{RunArgs, option};
 use crate::cli::envelope;
@@ -93,7 +93,8 @@ pub(super) fn run(runs: &Runs, args: &RunArgs) -> Result<u8> {
                 let (end, bar) = wait(runs, member, pids);
                 // The image bears the name that was asked for; where it cannot, the rest counts still.
                 let image = args.tag.as_ref().and_then(|tag| {
-                    let sealed = seal(runs, &fork.name, Some(tag)).inspect_err(|error| sandbox::tell(error));
+                    let sealed = seal(runs, &fork.name, Some(tag), after_run(args))
+                        .inspect_err(|error| sandbox::tell(error));
                     sealed.ok().map(|done| done.image)
                 });
                 let record = &end.record;

@@ -18,7 +18,9 @@ use crate::cli::text::plain;
 use crate::cli::{Cli, envelope, place};
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
-use crate::fork::beside::OnDisk;
+use crate::fork::About;
+use crate::fork::beside::{self, OnDisk};
+use crate::ops::back::Request;
 use crate::sandbox::{self, CANNOT_RUN, NO_COMMAND, Outcome};
 
 /// The exit code of a command whose time was up, as timeout(1) has it.
@@ -138,7 +140,8 @@ fn one(runs: &Runs, fork: &Fork, args: &RunArgs) -> Result<Done> {
     let (store, name) = (&runs.store, fork.name.as_str());
     let files = place::files_of(&runs.mountpoint, name);
     let is_compared = is_compared(fork, args);
-    let before = if is_compared { before(runs, fork) } else { None };
+    // Also where nothing is compared: there is a state before a mistake.
+    let before = if is_compared || !fork.is_made { before(runs, fork, &args.command) } else { None };
     let commits = if is_compared { Commits::read(&files) } else { Commits::default() };
     let mut record = Record::begin(&args.command, &OnDisk::read(store.root(), name)?, fork.at.as_deref());
     // A store that can only be read has no records.
@@ -189,7 +192,7 @@ fn one(runs: &Runs, fork: &Fork, args: &RunArgs) -> Result<Done> {
         sandbox::tell(&error);
     }
     let image = args.tag.as_ref().filter(|_| is_there).and_then(|tag| {
-        let sealed = seal(runs, name, Some(tag)).inspect_err(|error| sandbox::tell(error));
+        let sealed = seal(runs, name, Some(tag), after_run(args)).inspect_err(|error| sandbox::tell(error));
         sealed.ok().map(|done| done.image)
     });
     Ok(Done { record, image, outcome })
@@ -201,7 +204,7 @@ struct Before(Option<Digest>);
 
 /// What a fork is before a run: an image, or nothing. What is not sealed yet is sealed, so that there is a state to go back to. Nothing
 /// is known where that fails.
-fn before(runs: &Runs, fork: &Fork) -> Option<Before> {
+fn before(runs: &Runs, fork: &Fork, command: &[OsString]) -> Option<Before> {
     let look = || {
         if !fork.is_made {
             place::push(&runs.mountpoint, &fork.name)?;
@@ -210,7 +213,8 @@ fn before(runs: &Runs, fork: &Fork) -> Option<Before> {
         if now.is_untouched {
             return Ok(Before(now.base));
         }
-        seal(runs, &fork.name, None).map(|done| Before(Some(done.image)))
+        let about = About::after(format!("before run of {}", command_word(command)));
+        seal(runs, &fork.name, None, about).map(|done| Before(Some(done.image)))
     };
     look()
         .inspect_err(|error: &Error| {
@@ -222,11 +226,20 @@ fn before(runs: &Runs, fork: &Fork) -> Option<Before> {
         .ok()
 }
 
-pub(super) fn seal(runs: &Runs, fork: &str, tag: Option<&str>) -> Result<place::Done> {
-    let tag = tag.map_or_else(String::new, |tag| format!("={tag}"));
-    place::ask(&runs.mountpoint, fork, &format!("cannot seal fork {fork:?}"), |number| {
-        format!(".seal-{number}{tag}")
-    })
+pub(super) fn seal(runs: &Runs, fork: &str, tag: Option<&str>, about: About) -> Result<place::Done> {
+    let request = Request::Seal { tag: tag.map(str::to_owned), force: false, about };
+    place::ask_for(&runs.mountpoint, fork, &format!("cannot seal fork {fork:?}"), &request)
+}
+
+/// Why a fork is sealed when a run in it is over.
+pub(super) fn after_run(args: &RunArgs) -> About {
+    About::after(format!("run of {}", command_word(&args.command)))
+}
+
+/// The command in a word.
+fn command_word(command: &[OsString]) -> String {
+    let program = command.first().map(|program| program.to_string_lossy()).unwrap_or_default();
+    beside::command_name(&program)
 }
 
 fn changes(runs: &Runs, fork: &Fork, before: Option<Before>) -> Result<Option<Changes>> {

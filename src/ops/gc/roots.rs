@@ -91,7 +91,7 @@ impl<'a> Marker<'a> {
                 Err(error) => self.problems.push(error.to_string()),
             }
         }
-        let References { bases, blobs, problems, seals: _ } = fork::references(self.store.root())?;
+        let References { bases, blobs, problems, .. } = fork::references(self.store.root())?;
         for (name, base) in bases {
             if let Some(base) = base {
                 // Comes before any other root: without its base the fork is lost.

@@ -53,6 +53,18 @@ impl Sealer {
     }
 }
 
+impl Sealer {
+    /// The observations of a fork that was restored to its empty beginning.
+    pub(super) fn seen_emptied(name: &str, restored: &Fork) -> Steps {
+        let mut steps = Steps::new();
+        steps.did("checkpoint", format!("made fork {name} again with nothing in it"));
+        steps.concerns(format!("forks/heads/{name}.json"));
+        let other = (!restored.is_blank()).then(|| ("world/fs".to_owned(), "it is not empty".to_owned()));
+        steps.saw_paths(&format!("forks/{name}"), other);
+        steps
+    }
+}
+
 impl Sealing<'_> {
     /// Paths that differ between the fork and the stored tree, each with the difference. The tree is read
     /// back where it was changed.
