@@ -188,7 +188,7 @@ fn a_script_without_an_interpreter_is_the_shells_and_a_lost_one_is_named() {
         ("./crlf", 127, &["interpreter /bin/sh\\r", "CR LF", "sed -i"][..]),
         ("./lost", 127, &["./lost", "#!", "interpreter /no/such/sh:"]),
         ("./chain", 127, &["/lost names the interpreter /no/such/sh"]),
-        ("./folder", 126, &["/usr", "no file"]),
+        ("./folder", 126, &["/usr", "not a file"]),
         ("./binary", 126, &["neither a script nor a program"]),
         ("./none", 127, &["./none", "No such file"]),
     ] {

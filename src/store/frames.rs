@@ -110,7 +110,7 @@ fn pack(text: &[u8], old: &Packed, known: bool, taken: &[Taken]) -> io::Result<P
             continue;
         }
         let at = taken.at + (start - taken.from);
-        // So few bytes get no frame: they are compressed together with the bytes after them.
+        // Bytes too few for a frame are compressed together with the bytes after them.
         let short = at > done && at - done < TOO_SHORT;
         if at < done || short {
             continue;
