@@ -100,7 +100,6 @@ fn an_agent_that_deleted_a_folder_is_rolled_back_while_it_runs() {
     for words in ["docs@3 (before restore of docs/)", "docs@4 (before restore of 0)", "docs@5 (restored 0)"] {
         assert!(log.contains(words), "{words}: {log}");
     }
-    drop(order);
     drop(orders);
     assert!(running.wait().unwrap().success());
 }

@@ -130,7 +130,7 @@ fn whatever_was_done_to_a_fork_its_paths_go_back_to_any_seal_and_all_else_stays(
             let paths: BTreeSet<&Vec<u8>> = before.keys().chain(states[to].keys()).collect();
             let paths: Vec<&Vec<u8>> = paths.into_iter().collect();
             let mut roots: Vec<Vec<u8>> =
-                (0..1 + rng.below(3)).map(|_| paths[rng.below(paths.len())].clone()).collect();
+                (0..=rng.below(3)).map(|_| paths[rng.below(paths.len())].clone()).collect();
             roots.dedup();
             let asked = Asked {
                 seal: Some(to.to_string()),

@@ -239,14 +239,14 @@ fn a_fork_goes_back_to_its_beginning_whatever_it_was_made_of_and_each_restore_is
                 }
                 names => names.unwrap(),
             };
-            let look = || match &held {
-                Some(mount) => of(mount),
-                None => {
-                    let mount = manual(&store);
-                    let found = of(&mount);
-                    mount.unmount();
-                    found
+            let look = || {
+                if let Some(mount) = &held {
+                    return of(mount);
                 }
+                let mount = manual(&store);
+                let found = of(&mount);
+                mount.unmount();
+                found
             };
             let back = run(&["restore", &format!("{name}@0")]).exits(0);
             assert!(back.stderr.contains(&format!("{name} is as in seal 0")), "{back:?}");
