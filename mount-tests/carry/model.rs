@@ -80,7 +80,7 @@ fn path(rng: &mut Rng, files: &Files) -> Vec<u8> {
     if folders.is_empty() || rng.chance(35) {
         return name;
     }
-    let folder: &Vec<u8> = *rng.pick(&folders);
+    let folder = folders[rng.below(folders.len() as u64) as usize];
     if folder.iter().filter(|byte| **byte == b'/').count() > 2 {
         name
     } else {

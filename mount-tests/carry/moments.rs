@@ -109,7 +109,9 @@ fn check(what: &str, edit: &Edit<'_>, (began, meant): (&Files, &Files), outcome:
     loop {
         let mut more = Vec::new();
         for files in [&now, began, meant] {
-            others.iter().for_each(|path| more.extend(names(files, path).into_iter().cloned()));
+            for path in &others {
+                more.extend(names(files, path).into_iter().cloned());
+            }
         }
         let before = others.len();
         others.extend(more);

@@ -390,10 +390,11 @@ impl<'a> Carry<'a> {
         }
         let mut any = false;
         for at in 0..self.moves.len() {
-            if self.is_todo(at) && !self.is_mode_only(at) {
-                if let Some(Entry::File { .. } | Entry::Link { .. }) = self.moves[at].to {
-                    any |= self.stage(at, &mut leaders)?;
-                }
+            if self.is_todo(at)
+                && !self.is_mode_only(at)
+                && let Some(Entry::File { .. } | Entry::Link { .. }) = self.moves[at].to
+            {
+                any |= self.stage(at, &mut leaders)?;
             }
         }
         if any {
