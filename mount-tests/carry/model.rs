@@ -81,11 +81,7 @@ fn path(rng: &mut Rng, files: &Files) -> Vec<u8> {
         return name;
     }
     let folder = folders[rng.below(folders.len() as u64) as usize];
-    if folder.iter().filter(|byte| **byte == b'/').count() > 2 {
-        name
-    } else {
-        [&folder[..], b"/", &name].concat()
-    }
+    if folder.split(|byte| *byte == b'/').count() > 3 { name } else { [&folder[..], b"/", &name].concat() }
 }
 
 fn remove(files: &mut Files, path: &[u8]) {
@@ -170,7 +166,7 @@ pub fn changed(rng: &mut Rng, files: &Files) -> Files {
         return random(rng);
     }
     let mut files = files.clone();
-    for _ in 0..1 + rng.below(6) {
+    for _ in 0..=rng.below(6) {
         mutate(rng, &mut files);
     }
     files

@@ -52,9 +52,9 @@ impl Edit<'_> {
             }
             2 => {
                 if is_dir {
-                    fs::remove_dir(&full)?
+                    fs::remove_dir(&full)?;
                 } else {
-                    fs::remove_file(&full)?
+                    fs::remove_file(&full)?;
                 }
             }
             3 if !is_dir => {
