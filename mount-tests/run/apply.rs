@@ -246,4 +246,10 @@ fn an_apply_goes_to_the_forks_own_project_or_to_the_directory_that_is_named() {
         assert!(said.stderr.contains("cannot apply to"), "{said:?}");
     }
     assert_eq!(apply(&home, &["nothing"]).exits(5).stdout, "");
+    // The image that the fork was made of is the base, and no later one takes its place.
+    let origin = home.pfimg(&["show", "try@0", "--json"]).run().exits(0).json()["id"].clone();
+    let origin = origin.as_str().unwrap().trim_start_matches("sha256:").to_owned();
+    fs::remove_file(home.store().join("images").join(format!("{origin}.json"))).unwrap();
+    let said = apply(&home, &["try"]).exits(5);
+    assert!(said.stderr.contains(&origin) && said.stderr.contains("was removed from the store"), "{said:?}");
 }
