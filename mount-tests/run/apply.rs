@@ -253,3 +253,48 @@ fn an_apply_goes_to_the_forks_own_project_or_to_the_directory_that_is_named() {
     let said = apply(&home, &["try"]).exits(5);
     assert!(said.stderr.contains(&origin) && said.stderr.contains("was removed from the store"), "{said:?}");
 }
+
+#[test]
+fn an_apply_commits_its_paths_and_nothing_else_and_runs_no_hook() {
+    let home = shop(None);
+    write(&home, ".hooks/pre-commit", "touch \"$PLANTED\"\n");
+    write(&home, "staged", "1\n");
+    home.git(&["config", "core.hooksPath", ".hooks"]);
+    sh(
+        &home,
+        "chmod +x .hooks/pre-commit; git add -A; git commit -qm hooks; echo 2 > staged; git add staged",
+    );
+    let planted = home.path("runtime/planted");
+    let agent =
+        "rm docs/one.md; echo new > new; echo ignored > ignored; mkdir empty; echo untidy >> untracked
+        printf '#!/bin/sh\\ntouch \"$PLANTED\"\\n' > .hooks/post-commit; chmod +x .hooks/post-commit";
+    home.run(&["try", "--", "sh", "-c", agent]).exits(0);
+    let said =
+        home.pfimg(&["apply", "try", "--commit", "from the agent"]).env("PLANTED", &planted).run().exits(0);
+    // `untracked` was in no commit before.
+    let expected = "A\t.hooks/post-commit\nD\tdocs/one.md\nA\tnew\nA\tuntracked\n";
+    let shown = home.git(&["show", "--format=%s", "--name-status", "HEAD"]);
+    assert_eq!(shown, format!("from the agent\n\n{expected}"), "{said:?}");
+    let id = home.git(&["rev-parse", "--short=12", "HEAD"]);
+    assert!(
+        said.stderr.contains(&format!("committed 4 paths as {}; git ignores 1 other path", id.trim())),
+        "{said:?}"
+    );
+    assert_eq!(home.git(&["diff", "--cached", "--name-only"]), "staged\n");
+    assert!(!planted.exists() && read(&home, "ignored") == "ignored\n");
+    // Without a change there is no commit, and without a repository nothing is applied.
+    apply(&home, &["try", "--commit", "again"]).exits(0);
+    assert_eq!(home.git(&["log", "-1", "--format=%s"]), "from the agent\n");
+    sh(&home, "mkdir ../plain");
+    let plain = home.path("plain");
+    let refused = apply(&home, &["try", plain.to_str().unwrap(), "--commit", "x"]).exits(2).stderr;
+    assert!(refused.contains("is not the top of a git repository"), "{refused}");
+    // What git refuses is said, and the files stay.
+    sh(
+        &home,
+        "git reset -q --hard HEAD~1; git config user.useConfigOnly true; git config --unset user.email",
+    );
+    let said = apply(&home, &["try", "--commit", "x", "--json"]).exits(1).json();
+    assert!(said["commit"].is_null() && said["commit_error"].is_string(), "{said}");
+    assert_eq!(read(&home, "new"), "new\n");
+}

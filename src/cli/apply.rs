@@ -1,6 +1,7 @@
 //! `pfimg apply`: brings what a fork changed into a directory.
 
 mod commits;
+mod own_commit;
 mod place_of;
 mod told;
 mod undo;
@@ -73,6 +74,9 @@ pub(crate) struct ApplyArgs {
     /// Leave paths with conflicts alone
     #[arg(long)]
     skip: bool,
+    /// Commit the applied paths, and nothing else, in the directory's repository. No hook runs; --undo keeps the commit
+    #[arg(long, value_name = "TEXT", conflicts_with_all = ["dry_run", "undo", "continue"])]
+    commit: Option<String>,
     /// Take back the last apply to the directory
     #[arg(long, conflicts_with_all = ["paths", "dry_run", "merge", "ours", "theirs", "skip", "continue"])]
     undo: bool,
@@ -110,6 +114,12 @@ pub(crate) fn run(store: &StoreArg, args: &ApplyArgs) -> Result<ExitCode> {
     let base = if is_fork { base_of_fork(&store, name)? } else { Some(base_of(&store, name)?) };
     let dir = place_of::directory(&store, args.dir.as_deref(), name, is_fork, base.as_ref())?;
     refuse_interrupted(&store, &dir)?;
+    if args.commit.is_some() && !commits::has_repository(&dir) {
+        let what = format!("{} is not the top of a git repository, so nothing was applied", dir.display());
+        return Err(Error::new(ErrorKind::InvalidInput, what)
+            .with_path(&dir)
+            .with_hint("leave out --commit"));
+    }
     let only = place_of::below(&dir, &args.paths)?;
     let image = if is_fork { place_of::sealed(&store, name)? } else { Some(place::image(&store, name)?) };
     let subject = Subject { name: name.to_owned(), is_fork, base, image };
@@ -137,8 +147,14 @@ pub(crate) fn run(store: &StoreArg, args: &ApplyArgs) -> Result<ExitCode> {
         None
     };
     let branch = commits.as_ref().and_then(|commits| judged(commits, &subject, args, &mut plan));
-    let telling =
-        told::Telling { args, subject: &subject, dir: &dir, plan: &plan, commits: commits.as_ref() };
+    let mut telling = told::Telling {
+        args,
+        subject: &subject,
+        dir: &dir,
+        plan: &plan,
+        commits: commits.as_ref(),
+        own: None,
+    };
     if !plan.conflicts.is_empty() {
         return telling.conflicts();
     }
@@ -151,7 +167,13 @@ pub(crate) fn run(store: &StoreArg, args: &ApplyArgs) -> Result<ExitCode> {
     let progress = Progress(Bar::new());
     let outcome = carry_out(&store, &applying, &progress);
     progress.0.finish();
-    telling.applied(&outcome?, started.elapsed())
+    let outcome = outcome?;
+    // A path that was edited while the apply worked is not as the fork has it.
+    let is_whole = outcome.conflicts.is_empty() && !plan.steps.is_empty();
+    if let Some(message) = args.commit.as_ref().filter(|_| is_whole) {
+        telling.own = Some(own_commit::commit(&dir, &plan.steps, message));
+    }
+    telling.applied(&outcome, started.elapsed())
 }
 
 /// New commits of a fork, whose objects the directory's repository has afterwards. Where they cannot be had the files are applied

@@ -5,7 +5,7 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::io::Read as _;
+use std::io::{Read as _, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
@@ -158,8 +158,28 @@ fn answer(out: &Path, name: &str) -> Option<String> {
     Some(String::from_utf8_lossy(&bytes).into_owned())
 }
 
+/// What git answered in a directory's own repository.
+pub(super) struct Answer {
+    /// Its exit code. Nothing if a signal ended it.
+    pub(super) code: Option<i32>,
+    printed: Vec<u8>,
+    failed: Error,
+}
+
+impl Answer {
+    /// What it printed. Fails if git did.
+    pub(super) fn success(self) -> Result<Vec<u8>> {
+        if self.code == Some(0) { Ok(self.printed) } else { Err(self.failed) }
+    }
+}
+
 /// Has git do something in a directory's own repository.
 pub(super) fn git(dir: &Path, args: &[&str]) -> Result<String> {
+    Ok(String::from_utf8_lossy(&ask(dir, args, b"")?.success()?).into_owned())
+}
+
+/// Has git do something in a directory's own repository, with an input.
+pub(super) fn ask(dir: &Path, args: &[&str], input: &[u8]) -> Result<Answer> {
     let mut command = Command::new("git");
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_bytes().starts_with(b"GIT_")) {
         command.env_remove(name);
@@ -170,16 +190,23 @@ pub(super) fn git(dir: &Path, args: &[&str]) -> Result<String> {
     // A repository above the directory does not count.
     command.env("GIT_CEILING_DIRECTORIES", dir.parent().unwrap_or(dir));
     command.envs([("GIT_TERMINAL_PROMPT", "0"), ("GIT_NO_LAZY_FETCH", "1"), ("LC_ALL", "C")]);
-    command.arg("-C").arg(dir).args(args).stdin(Stdio::null());
-    let output = command.output().map_err(|e| {
+    command.arg("-C").arg(dir).args(args);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().map_err(|e| {
         let is_missing = e.kind() == std::io::ErrorKind::NotFound;
         let error = Error::io(e, "cannot start git");
         if is_missing { error.with_hint("install git") } else { error }
     })?;
-    if output.status.success() {
-        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
-    }
+    let stdin = child.stdin.take();
+    let output = std::thread::scope(|scope| {
+        // If git ends without reading all of it, its exit code says why.
+        scope.spawn(move || stdin.map(|mut stdin| stdin.write_all(input)));
+        child.wait_with_output()
+    });
+    let output = output.map_err(|e| Error::io(e, "cannot read what git prints"))?;
     let said = String::from_utf8_lossy(&output.stderr);
     let said = plain(said.trim().lines().last().unwrap_or_default(), 300);
-    Err(Error::new(ErrorKind::InvalidInput, format!("git {} in {}: {said}", args[0], dir.display())))
+    let verb = args.iter().find(|arg| !arg.starts_with('-')).unwrap_or(&"");
+    let failed = Error::new(ErrorKind::InvalidInput, format!("git {verb} in {}: {said}", dir.display()));
+    Ok(Answer { code: output.status.code(), printed: output.stdout, failed })
 }

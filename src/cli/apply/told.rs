@@ -9,11 +9,12 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::commits::{Commits, branch_of};
+use super::own_commit::OwnCommit;
 use super::{ApplyArgs, Subject};
 use crate::cli::envelope::{print_failure, print_json};
 use crate::cli::text::{count, plain, plain_bytes, print};
 use crate::digest::Digest;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Exit, Result};
 use crate::ops::apply::plan::{About, Plan};
 use crate::ops::apply::{Entry, Outcome, Prepared, Step};
 
@@ -209,6 +210,10 @@ struct Shown<'a> {
     /// New commits of the fork, and the branch that has them.
     commits: u64,
     branch: Option<String>,
+    /// The commit of the applied paths in the directory's own repository.
+    commit: Option<&'a str>,
+    /// Why there is none although it was asked for.
+    commit_error: Option<String>,
     /// The image of what the directory held before.
     kept: Option<Digest>,
     seconds: f64,
@@ -241,6 +246,8 @@ pub(super) struct Telling<'a> {
     pub(super) dir: &'a Path,
     pub(super) plan: &'a Plan,
     pub(super) commits: Option<&'a Commits>,
+    /// The commit in the directory's own repository, if one was asked for.
+    pub(super) own: Option<Result<OwnCommit>>,
 }
 
 impl Telling<'_> {
@@ -304,6 +311,14 @@ impl Telling<'_> {
         }
         let named = self.args.dir.as_ref().map_or_else(String::new, |_| format!(" {dir}"));
         eprintln!("undo:  pfimg apply --undo{named}");
+        match &self.own {
+            Some(Ok(own)) => eprintln!("pfimg: {}", own.words()),
+            Some(Err(error)) => {
+                eprintln!("pfimg: the files are applied and not committed: {error}");
+                return Ok(Exit::Differs.into());
+            }
+            None => {}
+        }
         if outcome.conflicts.is_empty() {
             return Ok(ExitCode::SUCCESS);
         }
@@ -340,6 +355,8 @@ impl Telling<'_> {
                     .collect(),
                 commits: self.commits.map_or(0, |commits| commits.number),
                 branch: self.commits.map(|_| branch_of(&self.subject.name)),
+                commit: self.own.as_ref().and_then(|own| own.as_ref().ok()).map(|own| own.id.as_str()),
+                commit_error: self.own.as_ref().and_then(|own| own.as_ref().err()).map(Error::to_string),
                 kept: outcome.map(|outcome| outcome.before),
                 seconds: (took.as_secs_f64() * 1000.0).round() / 1000.0,
             });
