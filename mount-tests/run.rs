@@ -10,6 +10,7 @@ mod going_back;
 mod home;
 mod idle;
 mod project;
+mod readme;
 mod several;
 mod terminal;
 

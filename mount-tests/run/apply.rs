@@ -257,7 +257,8 @@ fn an_apply_goes_to_the_forks_own_project_or_to_the_directory_that_is_named() {
 #[test]
 fn an_apply_commits_its_paths_and_nothing_else_and_runs_no_hook() {
     let home = shop(None);
-    write(&home, ".hooks/pre-commit", "touch \"$PLANTED\"\n");
+    sh(&home, "mkdir .hooks");
+    write(&home, ".hooks/pre-commit", "touch \"${PLANTED:-/dev/null}\"\n");
     write(&home, "staged", "1\n");
     home.git(&["config", "core.hooksPath", ".hooks"]);
     sh(
@@ -265,14 +266,12 @@ fn an_apply_commits_its_paths_and_nothing_else_and_runs_no_hook() {
         "chmod +x .hooks/pre-commit; git add -A; git commit -qm hooks; echo 2 > staged; git add staged",
     );
     let planted = home.path("runtime/planted");
-    let agent =
-        "rm docs/one.md; echo new > new; echo ignored > ignored; mkdir empty; echo untidy >> untracked
+    let agent = "rm docs/one.md; echo new > new; echo other > ignored; mkdir empty; echo loose > loose
         printf '#!/bin/sh\\ntouch \"$PLANTED\"\\n' > .hooks/post-commit; chmod +x .hooks/post-commit";
     home.run(&["try", "--", "sh", "-c", agent]).exits(0);
     let said =
         home.pfimg(&["apply", "try", "--commit", "from the agent"]).env("PLANTED", &planted).run().exits(0);
-    // `untracked` was in no commit before.
-    let expected = "A\t.hooks/post-commit\nD\tdocs/one.md\nA\tnew\nA\tuntracked\n";
+    let expected = "A\t.hooks/post-commit\nD\tdocs/one.md\nA\tloose\nA\tnew\n";
     let shown = home.git(&["show", "--format=%s", "--name-status", "HEAD"]);
     assert_eq!(shown, format!("from the agent\n\n{expected}"), "{said:?}");
     let id = home.git(&["rev-parse", "--short=12", "HEAD"]);
@@ -281,7 +280,7 @@ fn an_apply_commits_its_paths_and_nothing_else_and_runs_no_hook() {
         "{said:?}"
     );
     assert_eq!(home.git(&["diff", "--cached", "--name-only"]), "staged\n");
-    assert!(!planted.exists() && read(&home, "ignored") == "ignored\n");
+    assert!(!planted.exists() && read(&home, "ignored") == "other\n");
     // Without a change there is no commit, and without a repository nothing is applied.
     apply(&home, &["try", "--commit", "again"]).exits(0);
     assert_eq!(home.git(&["log", "-1", "--format=%s"]), "from the agent\n");
@@ -289,7 +288,7 @@ fn an_apply_commits_its_paths_and_nothing_else_and_runs_no_hook() {
     let plain = home.path("plain");
     let refused = apply(&home, &["try", plain.to_str().unwrap(), "--commit", "x"]).exits(2).stderr;
     assert!(refused.contains("is not the top of a git repository"), "{refused}");
-    // What git refuses is said, and the files stay.
+    // If git refuses the commit, the output names the reason, and the files stay.
     sh(
         &home,
         "git reset -q --hard HEAD~1; git config user.useConfigOnly true; git config --unset user.email",

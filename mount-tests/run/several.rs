@@ -30,7 +30,7 @@ fn several_runs_are_told_in_a_line_each_and_their_output_is_kept() {
             "  -3   deleted: docs/, src/price.py",
             "3 runs in ",
             "largest exit code 1. Output: pfimg output try-2",
-            "next:  pfimg diff try-2      pfimg ",
+            "next:  pfimg diff try-2 -p      pfimg ",
         ] {
             assert!(said.stderr.contains(line), "{line}: {said:?}");
         }

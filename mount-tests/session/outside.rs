@@ -105,7 +105,10 @@ fn a_mount_can_be_made_read_only_by_pfimg_and_by_mount_8() {
         mount.unmount();
         return;
     }
-    std::fs::write(&file, "1").unwrap();
+    // Another process writes. A child that another test starts at that moment would inherit a descriptor of this process that is open
+    // for writing, and the kernel would refuse to make the mount read-only.
+    let write = || tool("sh", [OsStr::new("-c"), OsStr::new("echo 1 > \"$0\""), file.as_os_str()]).exits(0);
+    write();
     remount("remount,ro").exits(0);
     assert_eq!(errno(std::fs::write(&file, "2")), libc::EROFS);
     let listed = system::mounts_at(mount.path()).pop().unwrap().options;
@@ -114,7 +117,7 @@ fn a_mount_can_be_made_read_only_by_pfimg_and_by_mount_8() {
         "{listed:?}"
     );
     remount("remount,rw").exits(0);
-    std::fs::write(&file, "3").unwrap();
+    write();
     // mount(8) runs pfimg through mount.fuse, which looks for pfimg in the system's path. Here only a namespace has it there.
     let script = "mount -t tmpfs none /usr/local/bin && cp \"$0\" /usr/local/bin/pfimg && mount -o \"$1\" \"$2\" \
          && grep \" $2 \" /proc/self/mountinfo";

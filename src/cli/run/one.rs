@@ -15,7 +15,7 @@ use super::forks::{Fork, Runs};
 use super::record::Record;
 use super::sandboxed::{self, Job};
 use crate::cli::text::plain;
-use crate::cli::{Cli, envelope, place};
+use crate::cli::{envelope, place};
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fork::About;
@@ -250,12 +250,8 @@ fn changes(runs: &Runs, fork: &Fork, before: Option<Before>) -> Result<Option<Ch
 
 /// The two commands that come next.
 pub(super) fn next(runs: &Runs, fork: &str) -> String {
-    use clap::CommandFactory as _;
-    let cli = Cli::command();
-    // What takes changes back to the project, where this version has it.
-    let second = if cli.find_subcommand("apply").is_some() { "apply" } else { "discard" };
     let (words, fork) = (&runs.store_words, plain(fork, usize::MAX));
-    format!("next:  pfimg{words} diff {fork}      pfimg{words} {second} {fork}")
+    format!("next:  pfimg{words} diff {fork} -p      pfimg{words} apply {fork}")
 }
 
 /// Has git check out a commit in a new fork: in the sandbox, since what a repository names there may be any program.
