@@ -1,5 +1,5 @@
 //! The cost of sealing and maintenance: seals, import, import again, export, compared with the real `pf`, btrfs and a
-//! plain copy; and the time that `pfimg run` adds to a command.
+//! plain copy; the time that `pfimg run` adds to a command; and what a user waits for in a project.
 //!
 //! ```text
 //! cargo bench --bench keeping -- [--files 20000] [--sample 400] [--runs 5] [--big-mib 1024] [--only seal] [--pf FILE]
@@ -12,6 +12,7 @@
 #![allow(missing_docs)]
 
 mod beside;
+mod project;
 mod running;
 #[allow(dead_code)]
 mod scratch;
@@ -47,6 +48,8 @@ enum Group {
     Peers,
     /// Commands in a fork.
     Run,
+    /// What a user waits for in a project.
+    Project,
 }
 
 /// Measures seals, import and export against the real pf, btrfs and a plain copy.
@@ -150,6 +153,9 @@ fn main() -> Result<()> {
     }
     if wants(Group::Run) {
         running::rows(args.runs, args.files, &scratch, &mut figures)?;
+    }
+    if wants(Group::Project) {
+        project::rows(args.runs, args.files, &scratch, &mut figures)?;
     }
     if wants(Group::Big) {
         big(&args, &scratch, &mut figures)?;

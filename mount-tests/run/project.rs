@@ -31,6 +31,7 @@ fn a_fork_is_at_its_projects_own_path_and_the_project_stays_as_it_is() {
         // What was deleted comes first, whole folders once.
         let lines: Vec<_> = said.stderr.lines().collect();
         assert!(lines[0].starts_with("pfimg: imported ~/shop: "), "{said:?}");
+        assert!(lines[0].ends_with(" s (.git included)"), "{said:?}");
         assert!(lines[1].starts_with("  try  exit 0  "), "{said:?}");
         assert!(lines[1].ends_with("  -2 +1 ~1   deleted: docs/   1 commit"), "{said:?}");
         assert!(lines[2].starts_with("next:  pfimg diff try -p      pfimg "), "{said:?}");

@@ -287,8 +287,12 @@ impl Runs {
             let below = home.as_deref().and_then(|home| project.root.strip_prefix(home).ok());
             let root = below.map_or_else(|| project.root.clone(), |below| Path::new("~").join(below));
             let root = root.to_string_lossy();
+            let included = match &refreshed.included[..] {
+                [] => String::new(),
+                names => format!(" ({} included)", names.join(", ")),
+            };
             eprintln!(
-                "pfimg: imported {}: {}, {}, {:.1} s",
+                "pfimg: imported {}: {}, {}, {:.1} s{included}",
                 plain(&root, usize::MAX),
                 count(refreshed.files, "file"),
                 format_bytes(refreshed.bytes),

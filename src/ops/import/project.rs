@@ -19,6 +19,7 @@ use crate::layers::ignore::IGNORE_FILE;
 use crate::store::Store;
 use crate::store::projects::Line;
 use crate::store::tags::check_new_tag;
+use crate::tree::Tree;
 
 /// The folder that marks the top of a git work tree. In worktrees and submodules it is a file.
 const GIT: &str = ".git";
@@ -113,12 +114,26 @@ pub struct Refreshed {
     pub bytes: u64,
     /// Duration in seconds.
     pub seconds: f64,
+    /// Files and folders at the top of the first image of a line that other tools leave out of a copy, but not this one.
+    pub included: Vec<&'static str>,
     /// Warnings for the user.
     pub warnings: Vec<String>,
 }
 
+/// Names at the top of a project that tools which copy it often leave out.
+const OFTEN_LEFT_OUT: [&str; 6] = [".venv", "venv", "node_modules", "target", ".env", ".git"];
+
+/// Those of them that an image holds.
+fn included(store: &Store, image: &Digest) -> Result<Vec<&'static str>> {
+    let text = store.blobs().read_metadata(&store.image(image)?.manifest.world.fs)?;
+    let tree = Tree::parse(&text).map_err(|e| {
+        Error::new(ErrorKind::Damaged, format!("image {image} has a damaged tree")).with_source(e)
+    })?;
+    Ok(OFTEN_LEFT_OUT.into_iter().filter(|name| tree.resolve(name.as_bytes()).is_some()).collect())
+}
+
 impl Refreshed {
-    pub(super) fn of(report: Report, name: String, started: Instant, warnings: Vec<String>) -> Self {
+    fn of(report: Report, name: String, started: Instant, warnings: Vec<String>) -> Self {
         Self {
             image: report.image,
             name,
@@ -126,6 +141,7 @@ impl Refreshed {
             files: report.files,
             bytes: report.bytes,
             seconds: started.elapsed().as_secs_f64(),
+            included: Vec::new(),
             warnings: [warnings, report.reports].concat(),
         }
     }
@@ -165,7 +181,8 @@ pub fn refresh(
         store.projects().set(&name, &line)?;
     }
     warnings.extend(move_tag(store, &name, &report.image, before, &options)?);
-    Ok(Refreshed::of(report, name, started, warnings))
+    let included = if before.is_none() { included(store, &report.image)? } else { Vec::new() };
+    Ok(Refreshed { included, ..Refreshed::of(report, name, started, warnings) })
 }
 
 /// Returns the name of a project's line in a store: the project's name, with a number if it is taken.
