@@ -297,3 +297,31 @@ fn an_apply_commits_its_paths_and_nothing_else_and_runs_no_hook() {
     assert!(said["commit"].is_null() && said["commit_error"].is_string(), "{said}");
     assert_eq!(read(&home, "new"), "new\n");
 }
+
+#[test]
+fn an_apply_that_is_killed_is_finished_or_taken_back_and_until_then_nothing_else_is_applied() {
+    let home = shop(None);
+    let agent = "rm docs/one.md; echo new > new; sed -i 's/s += price/s += price * count/' src/price.py";
+    home.run(&["a", "--", "sh", "-c", agent]).exits(0);
+    home.run(&["b", "--", "sh", "-c", "echo other > other"]).exits(0);
+    let before = files(&home);
+    apply(&home, &["a"]).exits(0);
+    let after = files(&home);
+    apply(&home, &["--undo"]).exits(0);
+    assert_eq!(files(&home), before);
+    // At temporary files, in the middle of the changes, and at their end.
+    for (call, end) in [3, 8, 12].into_iter().flat_map(|call| [(call, "--continue"), (call, "--undo")]) {
+        let said = home.pfimg(&["apply", "a"]).env("PFIMG_TEST_DIES", call.to_string()).run();
+        assert_eq!(said.code, -1, "killed at call {call}: {said:?}");
+        for fork in ["a", "b"] {
+            let refused = apply(&home, &[fork]).exits(7).stderr;
+            assert!(refused.contains("apply --continue") && refused.contains("apply --undo"), "{refused}");
+        }
+        apply(&home, &[end]).exits(0);
+        assert_eq!(files(&home), if end == "--undo" { &*before } else { &*after }, "{call} {end}");
+        if end == "--continue" {
+            apply(&home, &["--undo"]).exits(0);
+            assert_eq!(files(&home), before);
+        }
+    }
+}
