@@ -35,14 +35,27 @@ impl User {
         fs::set_permissions(home.join("runtime"), std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
         SourceTree::new(files, 1).write(&project, scratch)?;
         let this = Self { home, project };
-        for args in [&["init", "-q", "-b", "main"][..], &["add", "-A"], &["commit", "-qm", "all"]] {
-            let who = ["-c", "user.name=a", "-c", "user.email=a@b"];
+        for args in
+            [&["init", "-q", "-b", "main"][..], &["add", "-A"], &["commit", "-qm", "all"], &["gc", "-q"]]
+        {
+            // git would collect garbage in the background, beside what is measured.
+            let who = [
+                "-c",
+                "user.name=a",
+                "-c",
+                "user.email=a@b",
+                "-c",
+                "gc.auto=0",
+                "-c",
+                "maintenance.auto=false",
+            ];
             let mut git = Command::new("git");
             let status = git.args(who).args(args).current_dir(&this.project).status()?;
             if !status.success() {
                 return Err(format!("git {args:?} failed").into());
             }
         }
+        rustix::fs::sync();
         // Files that are younger than this are read again.
         std::thread::sleep(Duration::from_secs(3));
         Ok(this)
@@ -104,6 +117,8 @@ pub(crate) fn rows(runs: usize, files: usize, scratch: &Scratch, figures: &mut F
         &format!("first run in a project of {files} files"),
         vec![user.time("run", ["first", "--", "true"])?],
     );
+    // What the import wrote is on the disk before the next command is timed.
+    rustix::fs::sync();
     let many = runs * COMMANDS;
     let times =
         |figures: &mut Figures, name: &str, least: usize, one: &mut dyn FnMut() -> Result<Duration>| {
