@@ -38,7 +38,7 @@ impl User {
         for args in
             [&["init", "-q", "-b", "main"][..], &["add", "-A"], &["commit", "-qm", "all"], &["gc", "-q"]]
         {
-            // git would collect garbage in the background, beside what is measured.
+            // Otherwise git collects garbage in the background while commands are timed.
             let who = [
                 "-c",
                 "user.name=a",
