@@ -150,28 +150,29 @@ fn is_in_git(path: &[u8]) -> bool {
     parts.any(|part| part == b".git")
 }
 
+/// A difference at a path below the files of a fork, for tests. A slash behind the path makes it a folder.
+#[cfg(test)]
+pub(crate) fn difference(how: How, path: &str) -> Difference {
+    let is_folder = path.ends_with('/');
+    let kind = if is_folder { Kind::Dir } else { Kind::File };
+    let side = crate::fork::Side { kind, mode: 0o644, uid: None, gid: None, size: None, below: 0 };
+    let file = crate::fork::Side { kind: Kind::File, ..side };
+    Difference {
+        path: format!("world/fs/{}", path.trim_end_matches('/')).into_bytes(),
+        how,
+        before: (how != How::Added).then_some(side),
+        after: match how {
+            How::Removed => None,
+            How::Kind => Some(file),
+            _ => Some(side),
+        },
+        attributes: Vec::new(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fork::Side;
-
-    fn difference(how: How, path: &str) -> Difference {
-        let is_folder = path.ends_with('/');
-        let kind = if is_folder { Kind::Dir } else { Kind::File };
-        let side = Side { kind, mode: 0o644, uid: None, gid: None, size: None, below: 0 };
-        let file = Side { kind: Kind::File, ..side };
-        Difference {
-            path: format!("world/fs/{}", path.trim_end_matches('/')).into_bytes(),
-            how,
-            before: (how != How::Added).then_some(side),
-            after: match how {
-                How::Removed => None,
-                How::Kind => Some(file),
-                _ => Some(side),
-            },
-            attributes: Vec::new(),
-        }
-    }
 
     #[test]
     fn the_folder_that_holds_all_of_them_is_named() {

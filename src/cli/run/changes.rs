@@ -197,26 +197,8 @@ pub(super) fn line(record: &Record) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fork::{How, Side};
-    use crate::layers::world::Kind;
-
-    fn difference(how: How, path: &str) -> Difference {
-        let is_folder = path.ends_with('/');
-        let kind = if is_folder { Kind::Dir } else { Kind::File };
-        let side = Side { kind, mode: 0o644, uid: None, gid: None, size: None, below: 0 };
-        let file = Side { kind: Kind::File, ..side };
-        Difference {
-            path: format!("world/fs/{}", path.trim_end_matches('/')).into_bytes(),
-            how,
-            before: (how != How::Added).then_some(side),
-            after: match how {
-                How::Removed => None,
-                How::Kind => Some(file),
-                _ => Some(side),
-            },
-            attributes: Vec::new(),
-        }
-    }
+    use crate::fork::How;
+    use crate::ops::changes::difference;
 
     fn changes(found: &[(How, &str)]) -> (u64, u64, u64, String) {
         let found: Vec<_> = found.iter().map(|(how, path)| difference(*how, path)).collect();

@@ -53,6 +53,8 @@ fn git(dir: &Path, args: &[&str]) -> Result<String> {
     for setting in SETTINGS {
         command.args(["-c", setting]);
     }
+    // A repository above the directory does not count.
+    command.env("GIT_CEILING_DIRECTORIES", dir.parent().unwrap_or(dir));
     command.arg("-C").arg(dir).args(args).stdin(Stdio::null());
     command.envs([("GIT_TERMINAL_PROMPT", "0"), ("LC_ALL", "C")]);
     let output = command.output().map_err(|e| {
