@@ -7,6 +7,7 @@ pub mod audit;
 pub mod cache;
 pub mod cli;
 pub mod crashpack;
+mod daemon;
 pub mod digest;
 pub mod error;
 pub mod fork;

@@ -12,10 +12,11 @@ use super::place::{self, Place};
 use super::text::print;
 use super::{StoreArg, audit};
 use crate::audit::note;
-use crate::error::{Error, ErrorKind, Result};
-use crate::fork::refuse_new_fork_name;
+pub(crate) use crate::daemon::calls::make_under;
+pub(crate) use crate::daemon::forks::check_fork_name as check_name;
+use crate::error::Result;
 use crate::ops::recover;
-use crate::store::{Store, plain_folder_mode};
+use crate::store::plain_folder_mode;
 
 /// Make a fork, a folder that an agent can write into. Prints where its files are, if the store is mounted.
 #[derive(Debug, Args)]
@@ -59,22 +60,4 @@ pub(crate) fn run(store: &StoreArg, args: &ForkArgs) -> Result<ExitCode> {
         print(&format!("{work}\n"))?;
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// Fails if no new fork can be called so.
-pub(crate) fn check_name(name: &str) -> Result<()> {
-    refuse_new_fork_name(name).map_or(Ok(()), |why| {
-        Err(Error::new(ErrorKind::InvalidInput, format!("{name:?} cannot be a fork's name: {why}")))
-    })
-}
-
-/// Has a mount make a fork.
-pub(crate) fn make_under(mountpoint: &Path, store: &Store, source: &str, name: &str) -> Result<()> {
-    place::new_fork_folder(store, mountpoint, name)?;
-    // Told better here than by an errno.
-    if place::fork_folder(mountpoint, source).is_err() {
-        place::image(store, source)?;
-    }
-    std::fs::create_dir(mountpoint.join("forks").join(format!("{name}@{source}")))
-        .map_err(|e| place::explain(e, format!("cannot make fork {name:?} of {source:?}"), mountpoint))
 }

@@ -27,6 +27,7 @@ use super::sharing::tell_if_open;
 use super::status::read_status;
 use crate::audit::{Log, note};
 use crate::cache::{Cache, CacheConfig};
+pub(crate) use crate::daemon::dirs::{cache_dir as default_cache_dir, state_dir as default_state_dir};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fuse::{SessionConfig, serve};
 use crate::layers::effects::Secret;
@@ -211,28 +212,6 @@ impl MountArgs {
 
 fn no_mountpoint() -> Error {
     Error::new(ErrorKind::InvalidInput, "name a mountpoint")
-}
-
-/// A folder of the user's own for caches or logs: `$variable/pfimg`, `~/fallback/pfimg`, or one in /tmp.
-fn user_dir(variable: &str, fallback: &str) -> PathBuf {
-    let base = std::env::var_os(variable)
-        .map(PathBuf::from)
-        .filter(|path| path.is_absolute())
-        .or_else(|| std::env::home_dir().map(|home| home.join(fallback)));
-    match base {
-        Some(base) => base.join("pfimg"),
-        None => std::env::temp_dir().join(format!("pfimg-{}", rustix::process::geteuid().as_raw())),
-    }
-}
-
-/// Where decompressed blobs are kept unless told otherwise.
-pub(crate) fn default_cache_dir() -> PathBuf {
-    user_dir("XDG_CACHE_HOME", ".cache")
-}
-
-/// Where daemons log unless told otherwise.
-pub(crate) fn default_state_dir() -> PathBuf {
-    user_dir("XDG_STATE_HOME", ".local/state")
 }
 
 pub(crate) fn run(store: &StoreArg, args: &MountArgs) -> Result<ExitCode> {

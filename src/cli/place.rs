@@ -4,31 +4,20 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use data_encoding::BASE64URL_NOPAD;
-use serde::Deserialize;
-use serde::de::DeserializeOwned;
-
 use super::holder::{self, Holder};
 use super::own::OwnMount;
 use super::secret::SecretArg;
 use super::status::{read_status, read_statuses};
-use crate::cache::{Cache, CacheConfig};
+pub(crate) use crate::daemon::calls::{
+    Done, Pushed, ask, ask_for, discard_under, explain, files_of, fork_folder, names, new_fork_folder, push,
+};
+pub(crate) use crate::daemon::forks::{image, reader, registry};
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
-use crate::fork::{self, BaseReader, Fork, Registry};
+use crate::fork::{self, Fork, Registry};
 use crate::mount::mountinfo::{Mounted, mounts};
 use crate::mount::silent;
-use crate::ops::back::Request;
-use crate::ops::line;
-use crate::store::{Store, tags};
-use crate::vfs;
-
-/// Memory for the few blobs that making or listing forks looks at, in bytes.
-const CACHE: u64 = 64 << 20;
-
-/// How long a mount that has done something may take to say so, and how often it is asked.
-const PATIENCE: Duration = Duration::from_secs(30);
-const LOOK: Duration = Duration::from_millis(1);
+use crate::store::Store;
 
 /// Where forks are changed.
 pub(crate) enum Place {
@@ -41,19 +30,10 @@ pub(crate) enum Place {
 impl Place {
     /// The names of the forks.
     pub(crate) fn names(&self) -> Result<Vec<String>> {
-        let mountpoint = match self {
-            Self::Mount(mountpoint) => mountpoint,
-            Self::Disk(registry) => return Ok(registry.names()),
-        };
-        let folder = mountpoint.join("forks");
-        let failed = |e| Error::io(e, format!("cannot list {}", folder.display()));
-        let mut names = Vec::new();
-        for entry in std::fs::read_dir(&folder).map_err(failed)? {
-            // A fork's name is UTF-8.
-            names.extend(entry.map_err(failed)?.file_name().into_string().ok());
+        match self {
+            Self::Mount(mountpoint) => names(mountpoint),
+            Self::Disk(registry) => Ok(registry.names()),
         }
-        names.sort_unstable();
-        Ok(names)
     }
 }
 
@@ -120,6 +100,7 @@ fn look_for_mount(store: &Store) -> Result<Writing> {
 
 /// How long a mount that was just made may take to get hold of the forks, which a command may write just now.
 const TAKING: Duration = Duration::from_secs(3);
+const LOOK: Duration = Duration::from_millis(1);
 
 /// The mount that writes a store's forks. Where there is none, makes the own one of this user, which ends when it is idle.
 pub(crate) fn mounted(store: &Store) -> Result<Served> {
@@ -160,15 +141,6 @@ pub(crate) fn mounted(store: &Store) -> Result<Served> {
     }
 }
 
-/// What came of having the kernel hand in what programs wrote.
-#[derive(Deserialize)]
-struct Pushed {
-    #[serde(rename = "pushed")]
-    _pushed: bool,
-    /// Whether anything of the fork is not sealed; a daemon of an older version does not say.
-    unsealed: Option<bool>,
-}
-
 /// Has the mount that writes a fork take in what programs wrote to it and the kernel still keeps, so that the fork on disk is what
 /// they see. Without such a mount the kernel keeps nothing.
 pub(crate) fn take_in(store: &Store, fork: &str) -> Result<()> {
@@ -190,13 +162,6 @@ pub(crate) fn take_in(store: &Store, fork: &str) -> Result<()> {
         }
         Err(error) => Err(error),
     }
-}
-
-/// Does the same through a mount that writes the fork.
-pub(crate) fn push(mountpoint: &Path, fork: &str) -> Result<()> {
-    let doing = format!("cannot take in what programs wrote to fork {fork:?}");
-    let Pushed { .. } = ask(mountpoint, fork, &doing, |number| format!(".push-{number}"))?;
-    Ok(())
 }
 
 /// Finds the mount that writes a store's forks, or takes its place.
@@ -231,18 +196,6 @@ pub(crate) fn origin(store: &Store, fork: &Fork) -> Result<Option<Digest>> {
         }
     }
     fork.lineage()
-}
-
-/// Finds an image by a name that a user gave; `FORK@SEAL` is one.
-pub(crate) fn image(store: &Store, name: &str) -> Result<Digest> {
-    line::image(store, name).map_err(|error| {
-        let is_fork = fork::refuse_fork_name(name).is_none()
-            && store.root().join("forks/heads").join(format!("{name}.json")).exists();
-        if error.kind() == ErrorKind::NotFound && is_fork {
-            return error.with_hint(format!("{name:?} is a fork: `pfimg seal {name}` makes an image of it"));
-        }
-        error
-    })
 }
 
 /// How often a fork is read anew that another program seals or discards meanwhile.
@@ -288,21 +241,6 @@ fn unsealed_on_disk(store: &Arc<Store>, name: &str) -> Result<bool> {
     }
 }
 
-/// The forks as they are on disk.
-pub(crate) fn registry(store: &Arc<Store>, read_only: bool) -> Result<Registry> {
-    let options = fork::Options { read_only, ..fork::Options::default() };
-    Registry::open(store.root(), reader(store), options)
-}
-
-/// What forks read of the images they rest on.
-pub(crate) fn reader(store: &Arc<Store>) -> Arc<dyn BaseReader> {
-    let cache = Arc::new(Cache::new(
-        Arc::clone(store),
-        &CacheConfig { heap_bytes: CACHE, disk_bytes: CACHE, dir: super::mount::default_cache_dir() },
-    ));
-    vfs::fork_reader(Arc::clone(store), cache)
-}
-
 /// Fails where a secret was named for a seal that a mount will make with another one.
 pub(crate) fn check_secret(mountpoint: &Path, secret: &SecretArg) -> Result<()> {
     let Some(secret) = secret.read()? else { return Ok(()) };
@@ -322,167 +260,6 @@ pub(crate) fn check_secret(mountpoint: &Path, secret: &SecretArg) -> Result<()> 
     }
 }
 
-/// What came of sealing or restoring a fork.
-#[derive(Debug, Deserialize)]
-pub(crate) struct Done {
-    pub(crate) image: Digest,
-    pub(crate) new: bool,
-    pub(crate) reports: Vec<String>,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Answer<T> {
-    Done(T),
-    Failed(Failed),
-}
-
-/// Why a mount did not do what it was asked for. Daemons of older versions say no kind, and the hint in the error.
-#[derive(Deserialize)]
-struct Failed {
-    error: String,
-    exit_code: u8,
-    kind: Option<String>,
-    hint: Option<String>,
-}
-
-impl From<Failed> for Error {
-    fn from(failed: Failed) -> Self {
-        let Failed { error, exit_code, kind, hint } = failed;
-        let by_code = || match exit_code {
-            2 => ErrorKind::InvalidInput,
-            4 => ErrorKind::Damaged,
-            _ => ErrorKind::Io(None),
-        };
-        let kind = kind.and_then(|kind| ErrorKind::named(&kind)).unwrap_or_else(by_code);
-        let error = Self::new(kind, error);
-        match hint {
-            Some(hint) => error.with_hint(hint),
-            None => error,
-        }
-    }
-}
-
-/// Has a mount do something to a fork: a folder of a name that is made of a number in its `.snap/`, and the answer
-/// under that number.
-pub(crate) fn ask<T: DeserializeOwned>(
-    mountpoint: &Path,
-    fork: &str,
-    doing: &str,
-    name: impl FnOnce(&str) -> String,
-) -> Result<T> {
-    let number = fork::GenId::random()?.to_string();
-    let name = name(&number);
-    ask_as(mountpoint, fork, doing, &number, &name)
-}
-
-fn ask_as<T: DeserializeOwned>(
-    mountpoint: &Path,
-    fork: &str,
-    doing: &str,
-    number: &str,
-    name: &str,
-) -> Result<T> {
-    let folder = fork_folder(mountpoint, fork)?;
-    let made = std::fs::create_dir(folder.join(".snap").join(name));
-    let answer = answer_to(mountpoint, number, made.is_ok());
-    match (made, answer.ok().and_then(|text| serde_json::from_slice(&text).ok())) {
-        (Ok(()), Some(Answer::Done(done))) => Ok(done),
-        (_, Some(Answer::Failed(failed))) => Err(failed.into()),
-        (Err(e), _) => Err(explain(e, doing.to_owned(), mountpoint)),
-        (Ok(()), None) => {
-            Err(Error::new(ErrorKind::Io(None), format!("{doing}: the mount does not say what came of it")))
-        }
-    }
-}
-
-/// As much of a request as one name carries, in bytes before base64. A name has at most 255 bytes.
-const PART: usize = 150;
-
-/// Sends a request of any length about a fork to a mount. The request goes in parts, each as the name of a folder in `.snap/`: the
-/// kernel checks the same permission as for a seal, and nothing is left behind.
-pub(crate) fn ask_for<T: DeserializeOwned>(
-    mountpoint: &Path,
-    fork: &str,
-    doing: &str,
-    request: &Request,
-) -> Result<T> {
-    let snap = fork_folder(mountpoint, fork)?.join(".snap");
-    let number = fork::GenId::random()?.to_string();
-    let bytes = serde_json::to_vec(request)
-        .map_err(|e| Error::new(ErrorKind::InvalidInput, doing.to_owned()).with_source(e))?;
-    for (at, part) in bytes.chunks(PART).enumerate() {
-        let name = format!(".ask-{number}-{at}={}", BASE64URL_NOPAD.encode(part));
-        std::fs::create_dir(snap.join(name)).map_err(|e| explain(e, doing.to_owned(), mountpoint))?;
-    }
-    ask_as(mountpoint, fork, doing, &number, &format!(".do-{number}"))
-}
-
-/// What a mount says came of something that it was asked for by a number. Where it `will` say so, this waits: it says so only once
-/// the kernel shows it, which is a moment later.
-fn answer_to(mountpoint: &Path, number: &str, will: bool) -> std::io::Result<Vec<u8>> {
-    let done = mountpoint.join(format!(".pfimg/done-{number}.json"));
-    let mut answer = std::fs::read(&done);
-    let asked = Instant::now();
-    while will
-        && answer.as_ref().is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound)
-        && asked.elapsed() < PATIENCE
-    {
-        std::thread::sleep(LOOK);
-        answer = std::fs::read(&done);
-    }
-    answer
-}
-
-/// Discards a fork of a mount, with `force` also one that holds work which is in no seal. Returns once the kernel shows nothing of it
-/// any more.
-pub(crate) fn discard_under(mountpoint: &Path, name: &str, force: bool) -> Result<()> {
-    let folder = fork_folder(mountpoint, name)?;
-    // The daemon looks again: a program may have written since this one asked.
-    let number = format!("{}{}", if force { "" } else { "sealed-" }, fork::GenId::random()?);
-    let doing = format!("cannot discard fork {name:?}");
-    // Moving a fork there discards it at once, whatever it holds.
-    std::fs::rename(folder, mountpoint.join(format!(".pfimg/discarded-{number}")))
-        .map_err(|e| explain(e, doing.clone(), mountpoint))?;
-    answer_to(mountpoint, &number, true).map(drop).map_err(|error| {
-        let what = format!("fork {name:?} is discarded, but the mount does not say that programs were told");
-        Error::new(ErrorKind::Io(None), what).with_source(error)
-    })
-}
-
-/// A fork's folder under a mountpoint. What is no fork's name, a path for instance, names none.
-pub(crate) fn fork_folder(mountpoint: &Path, name: &str) -> Result<PathBuf> {
-    let folder = mountpoint.join("forks").join(name);
-    if fork::refuse_fork_name(name).is_some() || !folder.exists() {
-        return Err(Error::new(ErrorKind::NotFound, format!("there is no fork {name:?}"))
-            .with_name(name)
-            .with_hint("`pfimg forks` lists them"));
-    }
-    Ok(folder)
-}
-
-/// Where a fork's files are under a mountpoint: the folder itself, and not the link in `work/`. Programs that watch a folder or walk
-/// through it do not follow a link that they are given.
-pub(crate) fn files_of(mountpoint: &Path, name: &str) -> PathBuf {
-    mountpoint.join("forks").join(name).join("world/fs")
-}
-
-/// Where a new fork's folder will be. Fails if it cannot be called so, or one is.
-pub(crate) fn new_fork_folder(store: &Store, mountpoint: &Path, name: &str) -> Result<PathBuf> {
-    if let Some(why) = fork::refuse_new_fork_name(name) {
-        return Err(Error::new(ErrorKind::InvalidInput, format!("{name:?} cannot be a fork's name: {why}")));
-    }
-    let folder = mountpoint.join("forks").join(name);
-    if folder.exists() {
-        return Err(Error::new(ErrorKind::AlreadyExists, format!("there is a fork {name:?} already")));
-    }
-    if tags::is_there(store.root(), name) {
-        let what = format!("{name:?} cannot be a fork's name: a tag has it");
-        return Err(Error::new(ErrorKind::AlreadyExists, what).with_hint("choose another name"));
-    }
-    Ok(folder)
-}
-
 /// Says that a command is kept to a fork which is gone.
 pub(crate) fn warn_of_run(fork: &str) {
     eprintln!(
@@ -497,20 +274,4 @@ pub(crate) fn warn_of_restore(fork: &str) {
         "pfimg: a command of `pfimg run` is in fork {fork:?}: it sees the restored files. A file that it has open and that changed \
          stays as it was, and cannot be written (\"Stale file handle\")"
     );
-}
-
-/// Explains a failed call under a mount, which has nothing but its number to say.
-pub(crate) fn explain(error: std::io::Error, doing: String, mountpoint: &Path) -> Error {
-    let known = matches!(
-        error.kind(),
-        std::io::ErrorKind::NotFound | std::io::ErrorKind::AlreadyExists | std::io::ErrorKind::InvalidInput
-    );
-    let failed = Error::io(error, doing);
-    if known {
-        return failed;
-    }
-    failed.with_hint(format!(
-        "the log of the mount at {} says more; `pfimg status` tells where it is",
-        mountpoint.display()
-    ))
 }

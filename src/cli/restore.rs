@@ -15,14 +15,13 @@ use super::envelope::print_json;
 use super::place::{self, Place};
 use super::secret::SecretArg;
 use super::text::{plain, plain_bytes, print};
+use crate::daemon::forks;
 use crate::error::{Error, ErrorKind, Result};
-use crate::fork::{About, Fork, Onto, Registry};
 use crate::mount::mountinfo::runs_in;
-use crate::ops::back::{Asked, Bytes, Outcome, Request, Target, restore_paths};
-use crate::ops::line::{self, Line};
+use crate::ops::back::{Asked, Bytes, Outcome, Request};
+use crate::ops::line;
 use crate::ops::recover;
 use crate::ops::seal::Sealer;
-use crate::store::Store;
 
 /// Put a fork, or only PATHs of it, back to one of its seals. Unsealed changes are sealed first, so that nothing is lost.
 ///
@@ -110,35 +109,13 @@ pub(crate) fn run(store: &StoreArg, args: &RestoreArgs) -> Result<ExitCode> {
             let fork = recover::read_back(&store, &registry, name, &log)?;
             let reader = place::reader(&store);
             let sealer = Sealer::new(Arc::clone(&store), reader, args.secret.read()?).with_log(log);
-            let done = on_disk(&store, &registry, &sealer, &fork, &asked)?;
+            let done = forks::restore(&store, &registry, &sealer, &fork, &asked)?;
             registry.sync()?;
             done
         }
     };
     tell(name, args, &done)?;
     Ok(ExitCode::SUCCESS)
-}
-
-fn on_disk(
-    store: &Store,
-    registry: &Registry,
-    sealer: &Sealer,
-    fork: &Fork,
-    asked: &Asked,
-) -> Result<Outcome> {
-    let name = &fork.name();
-    let target = Target::find(store, name, &Line::of_fork(store, fork)?, asked)?;
-    if target.paths.is_some() {
-        let then = registry.view(target.to.image)?;
-        let mut seal = |everything: bool, about: &About| sealer.seal_as(fork, None, everything, about);
-        let done = restore_paths(fork, &target, &then, &mut seal)?;
-        return Outcome::of_paths(store, fork, &target, &then, &done);
-    }
-    let sealed = sealer.seal_as(fork, None, true, &target.about_before(None))?;
-    let restored = target.restored(Some(sealed.image));
-    let onto = Onto { image: target.to.image, restored: Some(&restored) };
-    let new = sealer.restore_and(registry, name, fork, &onto, &|_| ())?;
-    Outcome::of_all(store, &new, &target, &sealed)
 }
 
 fn tell(name: &str, args: &RestoreArgs, done: &Outcome) -> Result<()> {

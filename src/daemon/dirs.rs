@@ -1,0 +1,25 @@
+//! The directories of a user that a daemon writes, unless it gets others.
+
+use std::path::PathBuf;
+
+/// Returns `$variable/pfimg`, `~/fallback/pfimg`, or a directory in /tmp.
+fn user_dir(variable: &str, fallback: &str) -> PathBuf {
+    let base = std::env::var_os(variable)
+        .map(PathBuf::from)
+        .filter(|path| path.is_absolute())
+        .or_else(|| std::env::home_dir().map(|home| home.join(fallback)));
+    match base {
+        Some(base) => base.join("pfimg"),
+        None => std::env::temp_dir().join(format!("pfimg-{}", rustix::process::geteuid().as_raw())),
+    }
+}
+
+/// Where decompressed blobs are kept.
+pub(crate) fn cache_dir() -> PathBuf {
+    user_dir("XDG_CACHE_HOME", ".cache")
+}
+
+/// Where daemons log.
+pub(crate) fn state_dir() -> PathBuf {
+    user_dir("XDG_STATE_HOME", ".local/state")
+}
