@@ -27,7 +27,6 @@ mod packs;
 mod pager;
 mod pattern;
 mod place;
-mod probe;
 mod progress;
 mod prune;
 mod replay;
@@ -138,8 +137,6 @@ enum Command {
     Prune(prune::PruneArgs),
     Fixture(fixture::FixtureArgs),
     Demo(demo::DemoArgs),
-    #[command(hide = true, name = probe::COMMAND)]
-    Probe(probe::ProbeArgs),
 }
 
 /// The definition of the command line: every command with its options.
@@ -210,23 +207,10 @@ fn as_called_by_mount(mut args: Vec<OsString>) -> Vec<OsString> {
     args
 }
 
-/// Replaces the usage line of a parse error by that of the command's help, and suggests no hidden command.
+/// Replaces the usage line of a parse error by that of the command's help.
 ///
 /// The library lists each option that was given as if it were required, such as `--store <DIR>`.
 fn with_usage_of_command(mut error: clap::Error, args: &[OsString]) -> clap::Error {
-    let is_hidden = |name: &String| name == probe::COMMAND;
-    for kind in [ContextKind::SuggestedSubcommand, ContextKind::ValidSubcommand] {
-        if let Some(ContextValue::Strings(names)) = error.get(kind)
-            && names.iter().any(is_hidden)
-        {
-            let shown: Vec<String> = names.iter().filter(|name| !is_hidden(name)).cloned().collect();
-            if shown.is_empty() {
-                error.remove(kind);
-            } else {
-                error.insert(kind, ContextValue::Strings(shown));
-            }
-        }
-    }
     if error.get(ContextKind::Usage).is_some() {
         let mut cli = Cli::command();
         cli.build();
@@ -275,6 +259,5 @@ fn dispatch(cli: &Cli) -> Result<ExitCode> {
         Command::Prune(args) => prune::run(store, args),
         Command::Fixture(args) => fixture::run(store, args),
         Command::Demo(args) => demo::run(args),
-        Command::Probe(args) => probe::run(args),
     }
 }

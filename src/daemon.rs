@@ -1,5 +1,21 @@
-//! What a daemon and commands share: how a mount is asked, forks on disk, and the directories of a user.
+//! A running mount: builds the parts of a daemon, serves the kernel, does background work, and ends. Also forks without a mount.
+//!
+//! This room takes no signals and starts no program but `fusermount3`, so that any program can hold a mount.
 
+mod builder;
 pub(crate) mod calls;
 pub(crate) mod dirs;
+mod first;
 pub(crate) mod forks;
+mod handle;
+mod serve;
+mod tasks;
+
+pub use builder::Builder;
+pub use forks::{Forks, Sealed};
+pub use handle::MountedStore;
+pub use serve::Stopper;
+
+pub use crate::ops::back::Outcome as Restored;
+pub(crate) use crate::vfs::{MountInfo, Refusal};
+pub use crate::vfs::{Numbering, SealPolicy};

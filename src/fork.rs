@@ -40,6 +40,7 @@ mod making;
 mod names;
 mod node;
 mod owners;
+mod path;
 mod pieces;
 mod policy;
 mod record;

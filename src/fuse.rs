@@ -5,21 +5,21 @@ mod adapter;
 mod announce;
 mod barrier;
 mod changes;
-mod own;
+mod kernel;
 mod pool;
 mod reply;
 mod requests;
 mod session;
 mod spin;
 mod wanted;
-mod watch;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::{Errno, FileAttr, FileType, INodeNo};
 
-pub use session::{SessionConfig, serve};
+pub use kernel::Kernel;
+pub use session::{OpenRoot, Prepared, Session, SessionConfig};
 
 use crate::error::ErrorKind;
 use crate::vfs::Kind;

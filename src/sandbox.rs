@@ -43,7 +43,6 @@ pub use crate::sandbox::groups::{ControlGroup, Hierarchy, control_groups};
 pub use crate::sandbox::init::first_process;
 use crate::sandbox::signals::{Became, Taken, look_at};
 pub use crate::sandbox::starter::{Environment, Outcome, start};
-pub(crate) use crate::sandbox::sys::own_descriptors;
 use crate::sandbox::variables::Variables;
 
 use crate::error::{Error, Result};

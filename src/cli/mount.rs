@@ -7,11 +7,13 @@ use std::io::{BufRead, BufReader, IsTerminal, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
-use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use clap::Args;
 use serde_json::json;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXCPU};
+use signal_hook::iterator::Signals;
 
 mod idle;
 
@@ -25,19 +27,15 @@ use super::own::OwnMount;
 use super::secret::SecretArg;
 use super::sharing::tell_if_open;
 use super::status::read_status;
-use crate::audit::{Log, note};
-use crate::cache::{Cache, CacheConfig};
 pub(crate) use crate::daemon::dirs::{cache_dir as default_cache_dir, state_dir as default_state_dir};
+use crate::daemon::{Builder, MountedStore, Numbering, SealPolicy, Stopper};
 use crate::error::{Error, ErrorKind, Result};
-use crate::fuse::{SessionConfig, serve};
-use crate::layers::effects::Secret;
 use crate::mount::attach::{clear_dead, remount};
 use crate::mount::hints;
 use crate::mount::options::MountOptions;
 use crate::store::{Sharing, Store};
 use crate::util::limits;
 use crate::util::units::{parse_bytes, parse_duration};
-use crate::vfs::{MountInfo, Numbering, SealPolicy, Vfs, VfsConfig};
 
 /// A log larger than this, in bytes, is set aside when a mount starts.
 const MAX_LOG: u64 = 8 << 20;
@@ -202,11 +200,26 @@ impl MountArgs {
         Ok(options)
     }
 
-    /// Whether other users' files are shown as the mounting user's.
-    fn are_mine(&self, options: &MountOptions) -> bool {
-        // Where others come in, files that they made must stay theirs.
-        let default = !rustix::process::geteuid().is_root() && !options.allow_other;
-        self.owner.map_or(default, |owner| owner == Owner::Me)
+    /// The mount, with all options.
+    fn builder(&self, store: Store, mountpoint: PathBuf, options: MountOptions) -> Builder {
+        let mut builder = MountedStore::builder(store, mountpoint)
+            .options(options)
+            .cache_dir(self.cache_dir.clone().unwrap_or_else(default_cache_dir))
+            .cache_memory(self.cache_size)
+            .cache_disk(self.cache_disk)
+            .log_file(self.log.clone())
+            .reveal_secrets(self.reveal_secrets)
+            .xattrs(self.xattrs)
+            .numbering(self.inodes.into())
+            .holes(self.holes)
+            .spin(self.spin == Spin::Auto)
+            .writeback(self.writes == Writes::Back)
+            .seal(self.seal)
+            .audit(self.audit == Switch::On);
+        if let Some(owner) = self.owner {
+            builder = builder.show_as_mine(owner == Owner::Me);
+        }
+        builder
     }
 }
 
@@ -246,29 +259,18 @@ fn start(store: &StoreArg, args: &MountArgs) -> Result<ExitCode> {
     }
     let store = Store::open(&store_path)
         .map_err(|e| meant::explain_no_store(e, &store_path, &mountpoint, args.paths.len() > 1))?;
-    let mut session = SessionConfig {
-        mountpoint,
-        source: store.root().to_owned(),
-        options,
-        writeback: args.writes == Writes::Back,
-        spin: args.spin == Spin::Auto,
-        holes: args.holes,
-    };
-    let named = session.mountpoint.clone();
-    session.prepare().map_err(|e| meant::explain_missing(e, &named))?;
-    let cache_dir = absolute_dir(&args.cache_dir.clone().unwrap_or_else(default_cache_dir))?;
-    for (path, what) in [(store.root(), "the store"), (&cache_dir, "the cache's folder")] {
-        refuse_below(&session.mountpoint, path, what)?;
-    }
-    if !options.nonempty && meant::refuse_full(&session.mountpoint).is_err() {
+    let checked = args.builder(store, mountpoint.clone(), options).check();
+    let mut builder = checked.map_err(|e| meant::explain_missing(e, &mountpoint))?;
+    if !options.nonempty && meant::refuse_full(builder.mountpoint()).is_err() {
         // What shows there may be a mount that began since the look.
-        session.prepare()?;
-        meant::refuse_full(&session.mountpoint)?;
+        builder = builder.check()?;
+        meant::refuse_full(builder.mountpoint())?;
     }
     if !args.daemon && args.until_idle.is_none() {
-        tell_if_open(&store);
+        tell_if_open(builder.store());
         // The mount that `pfimg run` left would keep the forks from being written here.
-        if let Some(own) = OwnMount::of(&store).filter(|own| own.mountpoint() != session.mountpoint) {
+        let own = OwnMount::of(builder.store());
+        if let Some(own) = own.filter(|own| own.mountpoint() != builder.mountpoint()) {
             own.end_if_idle();
         }
         if let Some((what, hint)) = limits::hindering() {
@@ -276,29 +278,10 @@ fn start(store: &StoreArg, args: &MountArgs) -> Result<ExitCode> {
         }
     }
     if args.foreground {
-        Ok(foreground(args, store, &session))
+        Ok(foreground(args, builder))
     } else {
-        background(args, &store, &session.mountpoint)
+        background(args, builder.store(), builder.mountpoint())
     }
-}
-
-fn absolute_dir(dir: &Path) -> Result<PathBuf> {
-    std::path::absolute(dir).map_err(|e| Error::io(e, format!("cannot use {}", dir.display())))
-}
-
-/// Refuses a mountpoint over what the daemon itself needs: it would wait for its own answers, for ever.
-fn refuse_below(mountpoint: &Path, path: &Path, what: &str) -> Result<()> {
-    // What is not there yet will be made in the nearest folder that is.
-    let real = path.ancestors().find_map(|path| fs::canonicalize(path).ok());
-    if !real.is_some_and(|real| real.starts_with(mountpoint)) {
-        return Ok(());
-    }
-    let (mountpoint, path) = (mountpoint.display(), path.display());
-    Err(Error::new(
-        ErrorKind::InvalidInput,
-        format!("cannot mount at {mountpoint}: {what}, {path}, lies below it"),
-    )
-    .with_hint("name an empty folder, such as ~/pf"))
 }
 
 /// Starts the daemon as a process of its own and waits until its mount answers.
@@ -416,7 +399,7 @@ fn init_log() {
         .try_init();
 }
 
-fn foreground(args: &MountArgs, store: Store, session: &SessionConfig) -> ExitCode {
+fn foreground(args: &MountArgs, builder: Builder) -> ExitCode {
     init_log();
     if args.daemon {
         // Away from the terminal, so that closing it does not end the daemon.
@@ -428,15 +411,15 @@ fn foreground(args: &MountArgs, store: Store, session: &SessionConfig) -> ExitCo
             let _ = writeln!(stdout, "{}", text.replace('\n', " ")).and_then(|()| stdout.flush());
         }
     };
-    let root = store.root().to_owned();
+    let (root, mountpoint) = (builder.store().root().to_owned(), builder.mountpoint().to_owned());
     let ready = || {
         answer("ok");
         if args.json {
             // Programs that read it may be gone; the mount stays.
-            let _ = print_mounted(&root, &session.mountpoint, std::process::id(), args.log.as_deref());
+            let _ = print_mounted(&root, &mountpoint, std::process::id(), args.log.as_deref());
         }
     };
-    let served = mount_and_serve(args, store, session, ready).map_err(limits::explain);
+    let served = mount_and_serve(args, builder, ready).map_err(limits::explain);
     if let Err(error) = &served {
         tracing::error!("{error}");
         answer(&to_starter(error));
@@ -448,87 +431,42 @@ fn foreground(args: &MountArgs, store: Store, session: &SessionConfig) -> ExitCo
     served.map_or_else(|error| ExitCode::from(error.exit_code()), |()| ExitCode::SUCCESS)
 }
 
-fn mount_and_serve(
-    args: &MountArgs,
-    store: Store,
-    session: &SessionConfig,
-    ready: impl FnOnce(),
-) -> Result<()> {
-    let store = Arc::new(store);
-    // Those of the whole process: made where a failure can be told.
-    rayon::ThreadPoolBuilder::new()
-        .build_global()
-        .map_err(|e| Error::new(ErrorKind::Io(Some(libc::EAGAIN)), format!("cannot start threads: {e}")))?;
-    let (cache_size, cache_disk) = limits::cache_sizes(args.cache_size, args.cache_disk);
-    let tree_bytes = cache_size / 4;
-    let cache_dir = absolute_dir(&args.cache_dir.clone().unwrap_or_else(default_cache_dir))?;
-    let cache = Arc::new(Cache::new(
-        Arc::clone(&store),
-        &CacheConfig { heap_bytes: cache_size - tree_bytes, disk_bytes: cache_disk, dir: cache_dir.clone() },
-    ));
-    let session_secret = args.secret.read()?;
-    let info = MountInfo {
-        pid: std::process::id(),
-        version: env!("CARGO_PKG_VERSION").into(),
-        store: store.root().to_owned(),
-        mountpoint: session.mountpoint.clone(),
-        cache_dir,
-        log: args.log.clone(),
-        started_at: chrono::Utc::now(),
-        session_secret: session_secret.as_ref().map(Secret::fingerprint),
-        inodes: args.inodes.into(),
-    };
-    let config = VfsConfig {
-        uid: rustix::process::getuid().as_raw(),
-        gid: rustix::process::getgid().as_raw(),
-        mine: args.are_mine(&session.options),
-        reveal_secrets: args.reveal_secrets,
-        xattrs: args.xattrs,
-        inodes: args.inodes.into(),
-        read_only: session.options.read_only,
-        late_writes: session.writeback,
-        tree_bytes,
-        seal: if session.options.read_only { SealPolicy::Manual } else { args.seal },
-        session_secret,
-    };
-    let log = match (config.read_only, args.audit) {
-        (true, _) => Log::off(),
-        (false, Switch::Off) => Log::packs_only(store.root()),
-        (false, Switch::On) => {
-            Log::start(store.root(), "mount").map_err(|e| Error::io(e, "cannot start a thread"))?
-        }
-    };
-    let vfs = Arc::new(Vfs::new(store, Arc::clone(&cache), config, info).with_log(log.clone()));
-    let adopting = std::thread::Builder::new().name("pfimg-adopt".into()).spawn({
-        let cache = Arc::clone(&cache);
-        move || cache.adopt()
-    });
-    if let Err(error) = adopting {
-        tracing::warn!("files of earlier mounts in the cache's folder are not counted: {error}");
-    }
+fn mount_and_serve(args: &MountArgs, builder: Builder, ready: impl FnOnce()) -> Result<()> {
+    let builder = builder.session_secret(args.secret.read()?);
     if args.daemon {
         // Every path is absolute by now, and a daemon must not keep its caller's folder busy.
         std::env::set_current_dir("/").map_err(|e| Error::io(e, "cannot change to /"))?;
     }
-    let shown = session.mountpoint.to_string_lossy();
-    let idle = args.until_idle.clone().map(|lock| Idle { lock, after: args.idle_after });
-    let served = serve(Arc::clone(&vfs), session, || {
-        super::probe::spawn(&session.mountpoint)?;
-        if let Some(idle) = &idle {
-            let vfs = Arc::clone(&vfs);
-            idle.watch(&session.mountpoint, move || vfs.has_unsealed())?;
+    // Before mounting, so that no signal can end this process and leave a dead mount.
+    let signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGXCPU])
+        .map_err(|e| Error::io(e, "cannot handle signals"))?;
+    let mounted = builder.mount()?;
+    stop_by(signals, mounted.stopper())?;
+    if let Some(lock) = args.until_idle.clone() {
+        Idle { lock, after: args.idle_after }.watch(mounted.mountpoint(), mounted.unsealed())?;
+    }
+    ready();
+    mounted.wait()
+}
+
+/// Ends the mount when a signal comes.
+fn stop_by(mut signals: Signals, stopper: Stopper) -> Result<()> {
+    let stop = move || {
+        for signal in &mut signals {
+            let name = signal_hook::low_level::signal_name(signal).unwrap_or("unknown");
+            let said = if signal == SIGXCPU {
+                "the daemon has used up its CPU time (ulimit -t)".to_owned()
+            } else {
+                format!("signal {signal}")
+            };
+            stopper.stop_for_signal(name, &said);
         }
-        log.note_quietly(note::resumed(&shown));
-        ready();
-        Ok(())
-    });
-    vfs.seal_all();
-    vfs.tell_of_cache();
-    cache.settle(true);
-    let reason = served.as_ref().map_or_else(|error| format!("failed: {error}"), |()| "unmounted".to_owned());
-    log.note_quietly(note::suspended(&reason, &shown));
-    log.flush();
-    served
+    };
+    thread::Builder::new()
+        .name("pfimg-signals".into())
+        .spawn(stop)
+        .map_err(|e| Error::io(e, "cannot start a thread"))?;
+    Ok(())
 }
 
 /// Parses `idle:TIME`, `interval:TIME` or `manual`.

@@ -11,9 +11,9 @@ use fuser::{INodeNo, Notifier, ReplyEmpty, ReplyEntry, Request};
 
 use super::announce::Announcer;
 use super::guarded;
+use super::kernel::tell;
 use super::reply::{answer_empty, answer_entry, permissions};
 use super::session::SessionConfig;
-use super::watch::tell;
 use crate::fuse::pool::Workers;
 use crate::fuse::spin::{Company, Turn};
 use crate::sync::wait;

@@ -19,8 +19,8 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use super::own::{Place, prepare_thread};
-use super::watch::tell;
+use super::OpenRoot;
+use super::kernel::tell;
 use crate::vfs::Kind;
 use crate::vfs::{Announcement, Replaced, Stale, Vfs, What};
 
@@ -50,7 +50,7 @@ pub(super) struct Announcer {
 
 /// The thread, before the store is mounted.
 pub(super) struct Prepared {
-    start: Sender<(Arc<Vfs>, Place)>,
+    start: Sender<(Arc<Vfs>, OpenRoot)>,
     announcer: Announcer,
 }
 
@@ -60,23 +60,23 @@ impl Prepared {
     }
 
     /// Gives the thread the mount to work on.
-    pub(super) fn start(self, vfs: Arc<Vfs>, place: Place) {
-        let _ = self.start.send((vfs, place));
+    pub(super) fn start(self, vfs: Arc<Vfs>, root: OpenRoot) {
+        let _ = self.start.send((vfs, root));
     }
 }
 
 impl Announcer {
-    /// Starts the thread. Must be called before the connection to the kernel is opened.
-    pub(super) fn prepare() -> io::Result<Prepared> {
+    /// Starts the thread, which first calls `prepare_thread`. Must be called before the connection to the kernel is opened.
+    pub(super) fn prepare(prepare_thread: fn()) -> io::Result<Prepared> {
         let (jobs, queue) = unbounded();
-        let (start, started) = bounded::<(Arc<Vfs>, Place)>(1);
+        let (start, started) = bounded::<(Arc<Vfs>, OpenRoot)>(1);
         let announcer = Self { jobs, thread: Arc::default(), over: Arc::default() };
         let (own, over) = (Arc::clone(&announcer.thread), Arc::clone(&announcer.over));
         thread::Builder::new().name("pfimg-announce".into()).spawn(move || {
             prepare_thread();
             own.store(rustix::thread::gettid().as_raw_nonzero().get().unsigned_abs(), Ordering::Relaxed);
-            if let Ok((vfs, place)) = started.recv() {
-                serve(&vfs, &place, &queue, &over);
+            if let Ok((vfs, root)) = started.recv() {
+                serve(&vfs, &root, &queue, &over);
             }
         })?;
         Ok(Prepared { start, announcer })
@@ -123,26 +123,26 @@ impl Announcer {
     }
 }
 
-fn serve(vfs: &Vfs, place: &Place, queue: &Receiver<(Job, Answer)>, over: &AtomicBool) {
+fn serve(vfs: &Vfs, root: &OpenRoot, queue: &Receiver<(Job, Answer)>, over: &AtomicBool) {
     for (job, answer) in queue {
         let instead = match job {
             Job::Settle if over.load(Ordering::Acquire) => Vec::new(),
             Job::Settle => {
-                settle(place);
+                settle(root);
                 Vec::new()
             }
             Job::Announce(all, _) if over.load(Ordering::Acquire) => {
                 all.into_iter().filter_map(|one| one.instead).collect()
             }
-            Job::Announce(all, replaced) => announce(vfs, place, all, replaced.as_ref()),
+            Job::Announce(all, replaced) => announce(vfs, root, all, replaced.as_ref()),
         };
         let _ = answer.send(instead);
     }
 }
 
 /// Asks for attributes a few times, so that the event loops read which inodes the kernel has forgotten.
-fn settle(place: &Place) {
-    let Ok(root) = place.root() else { return };
+fn settle(root: &OpenRoot) {
+    let Ok(root) = root() else { return };
     let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_FORCE_SYNC;
     for _ in 0..REQUESTS {
         if statx(&root, "", flags, StatxFlags::BASIC_STATS).is_err() {
@@ -154,11 +154,11 @@ fn settle(place: &Place) {
 /// Announces names. Returns the invalidations to use for those that could not be announced.
 fn announce(
     vfs: &Vfs,
-    place: &Place,
+    root: &OpenRoot,
     all: Vec<Announcement>,
     replaced: Option<&Arc<Replaced>>,
 ) -> Vec<Stale> {
-    let root = place.root();
+    let root = root();
     let mut instead = Vec::new();
     let mut folder: Option<(Vec<u8>, OwnedFd)> = None;
     for one in all {

@@ -26,7 +26,7 @@
 //! Without dirty pages one pass is enough. It takes a system call of some microseconds and a few requests, independent of the
 //! number of files.
 //!
-//! The thread has a separate table of descriptors; see [`super::own`].
+//! The thread has a separate table of descriptors; see [`super::session::Prepared::new`].
 
 use std::fmt::Display;
 use std::fs::File;
@@ -40,7 +40,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 use rustix::fs::{Mode, OFlags, openat};
 use rustix::io::Errno;
 
-use super::own::{Place, prepare_thread};
+use super::OpenRoot;
 use crate::error::{Error, ErrorKind, Result};
 use crate::vfs::{MARKER, Pusher, Vfs};
 
@@ -83,7 +83,7 @@ pub(super) struct Barrier {
 /// The state of the barrier's thread.
 struct Pushing {
     vfs: Arc<Vfs>,
-    place: Place,
+    root: OpenRoot,
     loops: usize,
     /// Number of requests that workers have not answered yet.
     unanswered: Arc<AtomicU64>,
@@ -98,8 +98,8 @@ pub(super) struct Prepared {
 }
 
 impl Barrier {
-    /// Starts the thread. Must be called before the connection to the kernel is opened.
-    pub(super) fn prepare() -> io::Result<Prepared> {
+    /// Starts the thread, which first calls `prepare_thread`. Must be called before the connection to the kernel is opened.
+    pub(super) fn prepare(prepare_thread: fn()) -> io::Result<Prepared> {
         let (jobs, queue) = unbounded();
         let (start, started) = bounded::<Pushing>(1);
         let thread = Arc::new(AtomicU32::new(0));
@@ -130,12 +130,12 @@ impl Prepared {
     pub(super) fn start(
         self,
         vfs: Arc<Vfs>,
-        place: Place,
+        root: OpenRoot,
         loops: usize,
         unanswered: Arc<AtomicU64>,
         resting: impl Fn() -> Vec<ThreadId> + Send + 'static,
     ) -> Barrier {
-        let _ = self.start.send(Pushing { vfs, place, loops, unanswered, resting: Box::new(resting) });
+        let _ = self.start.send(Pushing { vfs, root, loops, unanswered, resting: Box::new(resting) });
         self.barrier
     }
 }
@@ -185,7 +185,7 @@ impl Pushing {
     }
 
     fn push(&self) -> Result<(), Failed> {
-        let root = self.place.root().map_err(Failed::Unreachable)?;
+        let root = (self.root)().map_err(Failed::Unreachable)?;
         let mut calm = 0;
         for _ in 0..PASSES {
             let unanswered = self.unanswered.load(Ordering::Acquire);

@@ -6,8 +6,8 @@ use std::os::unix::ffi::OsStrExt;
 use fuser::{INodeNo, ReplyEmpty, ReplyWrite};
 
 use super::adapter::Adapter;
+use super::kernel::tell;
 use super::reply::answer_empty;
-use super::watch::tell;
 use super::{errno, guarded};
 use crate::vfs::RenameMode;
 use crate::vfs::{Op, Vfs, Writer};

@@ -76,6 +76,8 @@ struct Shared {
     serving: AtomicUsize,
     /// Whether the company is asked to end.
     dismissed: AtomicBool,
+    /// Whether the mount has ended, and the thread has to end.
+    over: AtomicBool,
     /// The event loops that rest during company.
     resting: Mutex<Vec<ThreadId>>,
     /// Held while `serving` is set to 0.
@@ -97,6 +99,13 @@ impl Drop for Turn<'_> {
         if serving != 0 && serving != LOOP.get() {
             self.0.rest();
         }
+    }
+}
+
+impl Drop for Company {
+    fn drop(&mut self) {
+        self.shared.over.store(true, Ordering::Relaxed);
+        self.thread.unpark();
     }
 }
 
@@ -126,6 +135,7 @@ impl Company {
             busy: AtomicBool::new(false),
             serving: AtomicUsize::new(0),
             dismissed: AtomicBool::new(false),
+            over: AtomicBool::new(false),
             resting: Mutex::default(),
             ending: Mutex::new(()),
             ended: Condvar::new(),
@@ -198,6 +208,9 @@ impl Shared {
         let mut away = AWAY.0;
         loop {
             thread::park();
+            if self.over.load(Ordering::Relaxed) {
+                return;
+            }
             self.busy.store(true, Ordering::Relaxed);
             let [one, two] = self.cores;
             let (core, other) =

@@ -13,7 +13,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 use std::{ffi::CString, ffi::OsStr};
 
-use rustix::fs::{AtFlags, FlockOperation, StatxFlags};
+use rustix::fs::FlockOperation;
 use rustix::mount::UnmountFlags;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType,
@@ -22,7 +22,9 @@ use rustix::net::{
 use super::hints;
 use super::options::MountOptions;
 use crate::error::{Error, ErrorKind, Posix, Result};
-use crate::mount::mountinfo::{Elsewhere, FS_TYPE, Mounted, elsewhere, mounted_at, mounts};
+use crate::mount::identity::Identity;
+pub(crate) use crate::mount::identity::Unmounted;
+use crate::mount::mountinfo::{FS_TYPE, Mounted, mounted_at, mounts};
 use crate::mount::silent::{self, Answer, Question};
 
 const FUSERMOUNT: &str = "fusermount3";
@@ -38,55 +40,11 @@ const PREPARES: u32 = 10;
 /// How long the daemon may use its own mount, for instance to tell watchers of a seal.
 const OWN_USE: Duration = Duration::from_millis(300);
 
-/// How long `pfimg run` may take to hide the mounts of other stores from what it runs.
-const HIDING: Duration = Duration::from_millis(200);
-
 /// A mount of this program.
 #[derive(Debug)]
 pub(crate) struct OwnMount {
     pub(crate) path: PathBuf,
     identity: Identity,
-}
-
-/// Distinguishes a mount from others at the same path. The device number alone is not enough, since the kernel reuses it at
-/// once. Since Linux 6.8 each mount also has a number that is never reused.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Identity {
-    device: String,
-    /// The store.
-    source: PathBuf,
-    unique: Option<u64>,
-}
-
-/// `STATX_MNT_ID_UNIQUE` of linux/stat.h.
-const MNT_ID_UNIQUE: StatxFlags = StatxFlags::from_bits_retain(0x4000);
-
-impl Identity {
-    /// Returns the identity of the mount that shows at `path`. Asks only the kernel, not the daemon of the mount.
-    fn at(path: &Path, mounted: &Mounted) -> Self {
-        let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC;
-        let unique = rustix::fs::statx(rustix::fs::CWD, path, flags, MNT_ID_UNIQUE)
-            .ok()
-            .filter(|found| found.stx_mask & MNT_ID_UNIQUE.bits() != 0)
-            .map(|found| found.stx_mnt_id);
-        Self { device: mounted.device.clone(), source: mounted.source.clone(), unique }
-    }
-}
-
-/// The result of an unmount.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Unmounted {
-    /// The mount has ended.
-    Clean,
-    /// The mount was detached from its path. Programs can still use the files that they have open.
-    Busy,
-    /// The mount was removed from its path, and still shows at another: one of the two is a bind mount of the other.
-    Shows(PathBuf),
-    /// The mount is left only in the view of a `pfimg run` of another store, which hides it, so no program can reach it. The kernel
-    /// does not tell its daemon of the end, so the daemon has to end by itself.
-    Held,
-    /// The mount had already ended.
-    Absent,
 }
 
 /// Returns the absolute path of a mountpoint, even of a dead mount, which answers only ENOTCONN.
@@ -277,23 +235,21 @@ fn mount_directly(path: &Path, source: &Path, options: &MountOptions) -> Result<
 
 fn mount_by_helper(path: &Path, source: &Path, options: &MountOptions) -> Result<OwnedFd> {
     let failed = |e: rustix::io::Errno| Error::io(e.into(), "cannot make a socket for fusermount3");
-    // The helper's end must stay open across exec; this program's end must not.
+    // The helper gets its end as standard input, so that no other program that this process starts gets it.
     let (ours, theirs) =
-        rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::empty(), None)
+        rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
             .map_err(failed)?;
-    rustix::io::fcntl_setfd(&ours, rustix::io::FdFlags::CLOEXEC).map_err(failed)?;
     let child = Command::new(FUSERMOUNT)
         .arg("-o")
         .arg(options.for_fusermount(source))
         .arg("--")
         .arg(path)
-        .env("_FUSE_COMMFD", theirs.as_raw_fd().to_string())
-        .stdin(Stdio::null())
+        .env("_FUSE_COMMFD", "0")
+        .stdin(Stdio::from(theirs))
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()
         .map_err(|e| hints::helper_not_started(e, FUSERMOUNT))?;
-    drop(theirs);
     let received = receive_fd(&ours);
     let output = child.wait_with_output().map_err(|e| Error::io(e, format!("cannot run {FUSERMOUNT}")))?;
     match received {
@@ -401,7 +357,7 @@ fn unmount_identity(path: &Path, identity: &Identity) -> Result<Unmounted> {
         detached = detach(path, false);
     }
     match detached {
-        Ok(()) => Ok(left_of(identity)),
+        Ok(()) => Ok(identity.left()),
         Err(error) if error.errno() == libc::EBUSY => detach(path, true).map(|()| Unmounted::Busy),
         // Another program unmounted it between the check and the call.
         Err(error) if matches!(error.errno(), libc::EINVAL | libc::ENOENT) => Ok(Unmounted::Absent),
@@ -409,35 +365,10 @@ fn unmount_identity(path: &Path, identity: &Identity) -> Result<Unmounted> {
     }
 }
 
-/// Finds out whether a mount that was unmounted here still exists elsewhere.
-fn left_of(identity: &Identity) -> Unmounted {
-    let device = &identity.device;
-    let here = mounts().unwrap_or_default();
-    // The kernel may have reused the device number for the mount of another store.
-    let is_same = |mounted: &Mounted| {
-        mounted.is_ours() && mounted.device == *device && mounted.source == identity.source
-    };
-    if let Some(other) = here.into_iter().find(is_same) {
-        return Unmounted::Shows(other.path);
-    }
-    let asked = Instant::now();
-    let mut left = elsewhere(device);
-    // A `pfimg run` that is just starting has not hidden the mount yet.
-    while left == Elsewhere::Seen && asked.elapsed() < HIDING {
-        std::thread::sleep(LOOK);
-        left = elsewhere(device);
-    }
-    match left {
-        Elsewhere::Nowhere => Unmounted::Clean,
-        Elsewhere::Covered => Unmounted::Held,
-        Elsewhere::Seen => Unmounted::Busy,
-    }
-}
-
 impl OwnMount {
     /// Finds out whether the mount still exists elsewhere after any program has unmounted it here.
     pub(crate) fn left(&self) -> Unmounted {
-        left_of(&self.identity)
+        self.identity.left()
     }
 
     /// Its device, as `major:minor`.
@@ -496,7 +427,7 @@ impl MountHere {
 impl MountHere {
     /// Whether it shows in another mount namespace after it was unmounted here.
     pub(crate) fn shows_elsewhere(&self) -> bool {
-        left_of(&self.identity) != Unmounted::Clean
+        self.identity.left() != Unmounted::Clean
     }
 }
 

@@ -82,15 +82,6 @@ pub(super) fn leave_session_keyring() {
     unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, std::ptr::null::<libc::c_char>()) };
 }
 
-/// Gives the calling thread a separate table of descriptors, in which only the three standard ones are open.
-pub(crate) fn own_descriptors() -> io::Result<()> {
-    // SAFETY: the call reads no memory. Other threads keep their table. This thread must not own a descriptor beyond the standard
-    // ones yet, and gets none from them later: callers start a new thread for this.
-    let answer =
-        unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_UNSHARE) };
-    if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
-}
-
 /// Leaves namespaces and enters new ones.
 pub(super) fn unshare(flags: UnshareFlags) -> io::Result<()> {
     assert!(!flags.contains(UnshareFlags::FILES), "descriptors stay shared");

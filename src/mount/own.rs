@@ -9,10 +9,10 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags, openat, statx};
 
 use crate::mount::mountinfo::{Mounted, mounts};
-use crate::sandbox::own_descriptors;
+use crate::util::descriptors::own_descriptors;
 
-/// Gives the calling thread its own table of descriptors. Must be called before the connection to the kernel is opened.
-pub(super) fn prepare_thread() {
+/// Gives the calling thread its own table of descriptors.
+pub(crate) fn prepare_thread() {
     if let Err(error) = own_descriptors() {
         tracing::info!(
             "this kernel has no close_range(2) ({error}): a daemon that is killed while it seals may hang"
@@ -22,20 +22,20 @@ pub(super) fn prepare_thread() {
 
 /// The place of the mount.
 #[derive(Clone, Debug)]
-pub(super) struct Place {
+pub(crate) struct Place {
     /// The mountpoint.
-    pub(super) path: PathBuf,
+    pub(crate) path: PathBuf,
     /// The device of the mount, as `major:minor`.
-    pub(super) device: String,
+    pub(crate) device: String,
     /// The store, as the list of mounts names it.
-    pub(super) source: PathBuf,
+    pub(crate) source: PathBuf,
 }
 
 impl Place {
     /// Opens the root of the mount, also if it was moved. Recognizes it by its device, since other mounts may cover it.
     ///
     /// An error says in words why the mount cannot be reached.
-    pub(super) fn root(&self) -> Result<File, String> {
+    pub(crate) fn root(&self) -> Result<File, String> {
         if let Some(root) = self.open(&self.path) {
             return Ok(root);
         }

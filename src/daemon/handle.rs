@@ -1,0 +1,201 @@
+//! The handle of a running mount.
+
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use super::builder::Builder;
+use super::first::apart;
+use super::forks::{Forks, Sealed, check_fork_name};
+use super::serve::Stopper;
+use super::{Restored, calls};
+use crate::error::{Error, ErrorKind, Result};
+use crate::fork::{About, Difference};
+use crate::ops::back::{Asked, Request};
+use crate::store::Store;
+use crate::store::tags::check_new_tag;
+use crate::sync::Mutex;
+use crate::vfs::Vfs;
+
+/// How long a dropped handle waits for the end of its mount.
+const DROPPED: Duration = Duration::from_secs(10);
+
+/// A store that this process has mounted.
+///
+/// [`MountedStore::unmount`] seals forks as the mount's policy says, and reports errors. Dropping the handle unmounts at once:
+/// - Running seals stop, and no fork is sealed. Unsealed changes stay in the forks, and the next mount has them.
+/// - A program that has files of the mount open gets ENOTCONN. Where the kernel does not offer this to an ordinary user, the
+///   mount leaves its path, and is served until these files are closed.
+/// - The drop returns after 10 s at the latest, so that it never hangs.
+///
+/// A panic drops the handle, so it leaves no mount behind. A process that is killed does. The next mount at that path, or
+/// `pfimg umount`, removes it.
+#[derive(Debug)]
+pub struct MountedStore {
+    store: Arc<Store>,
+    mountpoint: PathBuf,
+    cache_dir: PathBuf,
+    read_only: bool,
+    vfs: Weak<Vfs>,
+    stopper: Stopper,
+    /// How the mount ended; nothing once that was taken.
+    ended: Mutex<Option<Receiver<Result<()>>>>,
+}
+
+impl MountedStore {
+    /// Returns the options of a mount of `store` at `mountpoint`, an existing, empty directory.
+    pub fn builder(store: impl Into<Arc<Store>>, mountpoint: impl Into<PathBuf>) -> Builder {
+        Builder::new(store.into(), mountpoint.into())
+    }
+
+    pub(super) fn new(
+        built: Builder,
+        cache_dir: PathBuf,
+        vfs: Weak<Vfs>,
+        stopper: Stopper,
+        ended: Receiver<Result<()>>,
+    ) -> Self {
+        let (store, mountpoint, read_only) = built.into_parts();
+        Self { store, mountpoint, cache_dir, read_only, vfs, stopper, ended: Mutex::new(Some(ended)) }
+    }
+
+    /// Returns the absolute path of the mountpoint.
+    pub fn mountpoint(&self) -> &Path {
+        &self.mountpoint
+    }
+
+    /// Returns the store.
+    pub fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+
+    /// Returns a handle that ends the mount from any thread, for instance when a signal arrives.
+    pub fn stopper(&self) -> Stopper {
+        self.stopper.clone()
+    }
+
+    /// Returns the names of the forks, sorted.
+    ///
+    /// # Errors
+    /// `Io`: the mount does not answer.
+    pub fn forks(&self) -> Result<Vec<String>> {
+        apart(|| calls::names(&self.mountpoint))
+    }
+
+    /// Returns where the files of a fork are: `forks/NAME/world/fs` below the mountpoint.
+    pub fn files(&self, fork: &str) -> PathBuf {
+        calls::files_of(&self.mountpoint, fork)
+    }
+
+    /// Makes a fork of a fork or an image, and returns where its files are. `source` is the name of a fork, `FORK@SEAL`, a tag,
+    /// an id or the beginning of one, or `latest`.
+    ///
+    /// # Errors
+    /// `NotFound`: there is no such source. `AlreadyExists`: a fork or a tag has the name. `InvalidInput`: no fork can have the
+    /// name. `ReadOnly`: another program writes the forks, or the mount takes no writes.
+    pub fn fork(&self, name: &str, source: &str) -> Result<PathBuf> {
+        check_fork_name(name)?;
+        apart(|| calls::make_under(&self.mountpoint, &self.store, source, name))?;
+        Ok(self.files(name))
+    }
+
+    /// Makes an image of a fork, and gives it a tag that no image has yet. Writes that have returned are in the image.
+    ///
+    /// # Errors
+    /// `NotFound`: there is no such fork. `AlreadyExists`: an image has the tag. `InvalidInput`: no image can have the tag.
+    /// `Damaged`: a check found that the image would differ from the fork. `Busy`: programs write without a pause.
+    pub fn seal(&self, fork: &str, tag: Option<&str>) -> Result<Sealed> {
+        if let Some(tag) = tag {
+            check_new_tag(tag)?;
+        }
+        let request = Request::Seal { tag: tag.map(str::to_owned), force: false, about: About::default() };
+        let doing = format!("cannot seal fork {fork:?}");
+        let calls::Done { image, new, reports } =
+            apart(|| calls::ask_for(&self.mountpoint, fork, &doing, &request))?;
+        Ok(Sealed { image, new, reports })
+    }
+
+    /// Puts a fork back to one of its seals: a number, a tag, or an id or the beginning of one. Unsealed changes are sealed
+    /// first.
+    ///
+    /// # Errors
+    /// `NotFound`: there is no such fork or seal. `Missing`: its image was removed. Also those of [`MountedStore::seal`].
+    pub fn restore(&self, fork: &str, seal: &str) -> Result<Restored> {
+        let request = Request::Restore(Asked { seal: Some(seal.to_owned()), ..Asked::default() });
+        let doing = format!("cannot put fork {fork:?} back to {seal:?}");
+        apart(|| calls::ask_for(&self.mountpoint, fork, &doing, &request))
+    }
+
+    /// Lists the paths that differ between two forks or images, sorted. Each is named as in [`MountedStore::fork`].
+    ///
+    /// # Errors
+    /// `NotFound`: there is no such fork or image. `Damaged` or `Missing`: its files are. `Busy`: programs write without a
+    /// pause.
+    pub fn diff(&self, before: &str, after: &str) -> Result<Vec<Difference>> {
+        for name in [before, after] {
+            apart(|| match calls::fork_folder(&self.mountpoint, name) {
+                Ok(_) if !self.read_only => calls::push(&self.mountpoint, name),
+                _ => Ok(()),
+            })?;
+        }
+        Forks::open_read_only(Arc::clone(&self.store), &self.cache_dir)?.diff(before, after)
+    }
+
+    /// Removes a fork. Its seals stay. With `force` it also removes a fork that has unsealed changes.
+    ///
+    /// # Errors
+    /// `NotFound`: there is no such fork. `Busy`: it has unsealed changes, and `force` is false.
+    pub fn discard(&self, fork: &str, force: bool) -> Result<()> {
+        apart(|| calls::discard_under(&self.mountpoint, fork, force))
+    }
+
+    /// Returns a function that finds out whether a fork waits for an automatic seal.
+    #[doc(hidden)]
+    pub fn unsealed(&self) -> impl Fn() -> bool + Send + 'static {
+        let vfs = self.vfs.clone();
+        move || vfs.upgrade().is_some_and(|vfs| vfs.has_unsealed())
+    }
+
+    /// Unmounts the store, seals its forks as the policy says, and waits for the end.
+    ///
+    /// It waits at most 10 s for programs that have files open, and as long as the seals take. After it has returned, no thread
+    /// of the mount uses the store.
+    ///
+    /// # Errors
+    /// Those of [`MountedStore::wait`]. `Busy`: another filesystem is mounted over the mountpoint.
+    pub fn unmount(self) -> Result<()> {
+        self.stopper.stop();
+        self.wait()
+    }
+
+    /// Waits until the mount has ended and its forks are sealed: after an unmount by any program, or by a [`Stopper`].
+    ///
+    /// # Errors
+    /// `Io`: the connection to the kernel broke. A fork that cannot be sealed does not count: its changes stay in the fork, and
+    /// the log names it.
+    pub fn wait(self) -> Result<()> {
+        let Some(ended) = self.ended.lock().take() else { return Ok(()) };
+        ended.recv().unwrap_or_else(|_| Err(failed()))
+    }
+}
+
+fn failed() -> Error {
+    Error::new(ErrorKind::Io(None), "an error in pfimg ended the mount")
+}
+
+impl Drop for MountedStore {
+    fn drop(&mut self) {
+        let Some(ended) = self.ended.lock().take() else { return };
+        self.stopper.stop_at_once();
+        let shown = self.mountpoint.display();
+        match ended.recv_timeout(DROPPED) {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::error!("{error}"),
+            Err(RecvTimeoutError::Disconnected) => tracing::error!("{}", failed()),
+            Err(RecvTimeoutError::Timeout) => {
+                tracing::error!("the mount at {shown} has not ended within {} s", DROPPED.as_secs());
+            }
+        }
+    }
+}
