@@ -17,6 +17,7 @@ mod fork_isolation;
 mod fork_tools;
 mod forks;
 mod hostile;
+mod library;
 mod live;
 mod private;
 mod reading;
