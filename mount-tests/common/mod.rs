@@ -1,7 +1,7 @@
 //! Support for the mount tests: a mount that always ends, the command, and stores.
 //!
-//! Only the crash packs of failing tests use the product's code. A mount is the real binary on the real `/dev/fuse`. Without
-//! `/dev/fuse` the tests fail and say so.
+//! Only the crash packs of failing tests and the tests of the library (`library.rs`) use the product's code. All other mounts are
+//! the real binary on the real `/dev/fuse`. Without `/dev/fuse` the tests fail and say so.
 
 #![allow(dead_code, unreachable_pub, unused_imports, reason = "every test target uses its own part of this")]
 
