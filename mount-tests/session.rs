@@ -333,7 +333,12 @@ fn look_at_everything(mount: &Mount, id: &str) {
     for missing in ["images/ffffffff", "tags/none", "nothing"] {
         assert_eq!(errno(mount.join(missing).symlink_metadata()), libc::ENOENT, "{missing}");
     }
-    std::fs::read(mount.join(".pfimg/metrics")).unwrap();
+    let documents = names(&mount.join(".pfimg")).unwrap();
+    assert!(documents.contains(&"status.json".to_owned()), "{documents:?}");
+    for document in documents {
+        // The log can be empty.
+        std::fs::read(mount.join(".pfimg").join(document)).unwrap();
+    }
     pfimg([OsStr::new("status"), mount.path().as_os_str()]).exits(0);
 }
 
