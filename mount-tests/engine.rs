@@ -11,6 +11,7 @@
 mod arrows;
 mod carry;
 mod common;
+mod documents;
 mod fork_engine;
 mod layers_real_pf;
 mod seal;
