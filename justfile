@@ -20,12 +20,12 @@ demo:
 gate:
     .ci/run
 
-# Runs what takes a minute: format, lints, plain English, the docs, the imports between rooms.
+# Runs what needs no mount: format, lints, plain English, the documents, the imports between rooms.
 check:
     cargo fmt --all --check
     cargo clippy --all-targets -- -D warnings
     scripts/riddles.sh
-    cargo test --test engine -- written:: arrows::
+    cargo test --test engine -- documents:: written:: arrows::
 
 # Formats the code.
 fmt:

@@ -1,7 +1,8 @@
 //! The meaning of paths and operations in a mounted store, independent of FUSE.
 //!
 //! ```text
-//! images/<hex64>/…  tags/<name>  agents/<kind>/<time>-<hex12>  latest  .pfimg/{status.json,metrics}
+//! images/<hex64>/…  tags/<name>  agents/<kind>/<time>-<hex12>  latest  forks/<name>/…  work/<name>
+//! .pfimg/{audit.json,events.jsonl,metrics,status.json}
 //! ```
 //! The content of an image is immutable, so the kernel may cache it for ever. Names that can change have a lifetime of zero,
 //! or the watcher invalidates them. Layers are parsed when a program first looks at them.
