@@ -214,15 +214,14 @@ fn every_command_line_in_the_documents_has_a_command_and_options_that_exist() {
         .flat_map(|option| option.get_long().into_iter().chain(option.get_all_aliases().unwrap_or_default()))
         .collect();
     let (mut commands, mut options, mut wrong) = (BTreeSet::new(), 0, String::new());
-    let mut foreign = BTreeSet::new();
     for (path, text) in documents() {
         for code in code(&text) {
             // An option without its command: some command has to have it.
             if let Some(option) = code.strip_prefix("--") {
                 let name = option.split([' ', '=', '[', ',']).next().unwrap_or_default();
-                if FOREIGN.contains(&name) {
-                    foreign.insert(name.to_owned());
-                } else if name.starts_with(|first: char| first.is_ascii_lowercase()) && !of_all.contains(name)
+                if name.starts_with(|first: char| first.is_ascii_lowercase())
+                    && !of_all.contains(name)
+                    && !FOREIGN.contains(&name)
                 {
                     write!(wrong, "\n{}: `{code}`", path.display()).unwrap();
                 }
@@ -243,7 +242,6 @@ fn every_command_line_in_the_documents_has_a_command_and_options_that_exist() {
         }
     }
     assert!(wrong.is_empty(), "pfimg has no such command or option:{wrong}");
-    assert_eq!(foreign.len(), FOREIGN.len(), "only {foreign:?} are in the documents");
     assert!(commands.len() > 20 && options > 30, "only {options} options of {commands:?} are found");
 
     let judge = |code: &str| {
@@ -303,9 +301,14 @@ fn what_the_architecture_says_is_absent_is_absent() {
         (&["unsafe {", "unsafe fn", "unsafe impl"], &["cache", "mount", "sandbox", "util", "vfs"]),
     ];
     for (words, rooms) in rules {
-        let rooms: BTreeSet<String> = rooms.iter().map(|room| (*room).to_owned()).collect();
-        assert_eq!(found(words), rooms, "docs/ARCHITECTURE.md says where {words:?} are");
+        let elsewhere: Vec<String> =
+            found(words).into_iter().filter(|room| !rooms.contains(&room.as_str())).collect();
+        assert!(
+            elsewhere.is_empty(),
+            "{words:?} in {elsewhere:?}; docs/ARCHITECTURE.md allows it in {rooms:?}"
+        );
     }
+    assert!(!found(&["fuser::"]).is_empty(), "nothing is found at all");
     let pure = found(&["std::fs", "rustix::fs", "File::open", "env::var"]);
     for room in ["layers", "tree", "oracle"] {
         assert!(!pure.contains(room), "{room} reads a file or the environment");
