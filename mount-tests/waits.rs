@@ -14,13 +14,16 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, StatxFlags, mknodat, open
 
 use crate::common::cli::tool;
 use crate::common::fast::Spec;
-use crate::common::forks::{fork, small_store, tag, world};
+use crate::common::forks::{fork, map_shared, small_store, tag, world};
 use crate::common::mount::Mounting;
 use crate::common::system::SmallDisk;
-use crate::common::{Mount, errno, is_root, temp_dir, wait_until};
+use crate::common::{Mount, errno, is_root, temp_dir, wait_at_most, wait_until};
 
 /// A `stat` that takes longer waits for something.
 const AT_ONCE: Duration = Duration::from_secs(10);
+
+/// A seal of a small fork takes less time if it does not wait.
+const ENOUGH_TO_SEAL: Duration = Duration::from_millis(500);
 
 /// The places at which a daemon is held; see `sync::wait::disk`.
 struct Holds {
@@ -319,6 +322,35 @@ fn a_fork_is_read_while_it_is_put_back_and_takes_no_write() {
     fs::write(&file, "three").unwrap();
     assert_eq!(fs::read(&file).unwrap(), b"three");
     mount.unmount();
+}
+
+#[test]
+#[cfg_attr(not(debug_assertions), ignore = "only debug builds leave writes on request")]
+fn a_seal_holds_a_cached_write_that_a_worker_still_has_to_do() {
+    // With `back` the kernel never waits in syncfs(2) until a write is answered.
+    for writes in ["through", "back"] {
+        let (store, id) = small_store();
+        let holds = Holds::new();
+        let mounting = holds.mount(store.root()).args(["--writes", writes]);
+        let mount = mounting.env("PFIMG_TEST_WRITES", "leave").start();
+        let path = fork(&mount, "f", &id).join("file");
+        fs::write(&path, "....").unwrap();
+        let file = File::options().read(true).write(true).open(&path).unwrap();
+        file.sync_all().unwrap();
+        let mut map = map_shared(&file).unwrap();
+        holds.hold("write");
+        map.copy_from_slice(b"left");
+        let snap = mount.join("forks/f/.snap/one");
+        let seal = std::thread::spawn(move || fs::create_dir(snap));
+        wait_until("a worker has the write", || holds.held("write") > 0);
+        let ended = wait_at_most(ENOUGH_TO_SEAL, || seal.is_finished());
+        holds.release("write");
+        seal.join().unwrap().unwrap();
+        assert_eq!(ended, None, "{writes}: the seal was taken without the write");
+        assert_eq!(fs::read(mount.join("tags/one/world/fs/file")).unwrap(), b"left", "{writes}");
+        drop((map, file));
+        mount.unmount();
+    }
 }
 
 /// Counts the lookups that the kernel makes during `calls` calls of `call`.
