@@ -55,6 +55,9 @@ pub(crate) const FULL: Amounts =
 pub(crate) const QUICK: Amounts =
     Amounts { images: 3000, files: 10_000, sealed: 64, disk: 64, time: Duration::from_secs(2) };
 
+/// Looks at a path once.
+type Look = fn(&Path) -> io::Result<()>;
+
 /// The waits during one kind of work, all runs together, in seconds.
 #[derive(Debug)]
 struct During {
@@ -311,7 +314,7 @@ fn many(bench: &Bench<'_>, amounts: Amounts, dir: &Path, native: &Looked) -> Res
     let mut seal = During::new(format!("a seal of {} MiB", thousands(sealed as u64)));
     for run in 0..bench.runs {
         let in_forks = ["one", "two"].map(|fork| format!("forks/{fork}/world/fs/{}", name(files / 2)));
-        let looks: [(_, _, fn(&Path) -> io::Result<()>); 2] = [
+        let looks: [(_, _, Look); 2] = [
             (&mut latest, ["latest"; 2].map(str::to_owned), |path| fs::read_link(path).map(|_| ())),
             (&mut forks, in_forks, |path| fs::metadata(path).map(|_| ())),
         ];
