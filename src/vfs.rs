@@ -420,6 +420,7 @@ impl Vfs {
     /// Returns the space of the filesystem that holds the store.
     pub fn statfs(&self) -> Attempt<rustix::fs::StatVfs> {
         may_wait()?;
+        wait::disk("statfs");
         rustix::fs::statvfs(self.store.root()).map_err(|e| ErrorKind::Io(Some(e.raw_os_error())).into())
     }
 

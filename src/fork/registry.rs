@@ -215,6 +215,7 @@ impl Registry {
     /// Opens the forks of the store in `store`, reading only their heads. If another program writes them, they can still be
     /// read here; see [`Registry::is_writable`].
     pub fn open(store: &Path, reader: Arc<dyn BaseReader>, options: Options) -> Result<Self> {
+        wait::disk("open-forks");
         let (forks, sharing) = (store.join("forks"), Sharing::of(store));
         let mut held = None;
         if !options.read_only {
