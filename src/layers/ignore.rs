@@ -104,6 +104,13 @@ impl Ignore {
         refused
     }
 
+    /// Returns the rules as text, in no order.
+    pub fn texts(&self) -> Vec<String> {
+        let plain =
+            self.plain.iter().map(|(names, _)| String::from_utf8_lossy(&names.join(&b'/')).into_owned());
+        plain.chain(self.globs.iter().map(|(glob, _)| glob.glob().glob().to_owned())).collect()
+    }
+
     /// Whether a path, relative to the folder, is left out. The caller leaves out everything below it.
     pub fn covers(&self, path: &[u8]) -> bool {
         self.covered_by(path).is_some()
