@@ -61,7 +61,7 @@ doc:
 
 # Lists the phrases that make a reader stop, in a path.
 riddles *paths:
-    scripts/riddles.sh --list {{paths}}
+    scripts/riddles.sh {{paths}}
 
 # Compares workloads with a native directory and other filesystems.
 bench *arguments:

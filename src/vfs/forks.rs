@@ -469,7 +469,7 @@ impl Vfs {
             if fork.damage().is_none() && !fork.is_changed() {
                 return Ok(());
             }
-            Err(Error::new(ErrorKind::Busy, format!("fork {name:?} holds work that is in no seal")))
+            Err(Error::new(ErrorKind::Busy, format!("fork {name:?} has unsealed work")))
         };
         let gone = match only {
             Only::Any => registry.discard(name),

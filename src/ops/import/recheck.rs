@@ -1,7 +1,7 @@
-//! Finds quickly that nothing in a folder has changed since its last import: one stat of each file, no listing.
+//! Finds quickly that nothing in a directory has changed since its last import: one stat of each file, no listing.
 //!
 //! A name that appears in a directory, or goes from it, changes the directory's own times. So the names are the same if the
-//! directories are. This holds for the filesystems in [`LOCAL`]. On others, an import lists the folder.
+//! directories are. This holds for the filesystems in [`LOCAL`]. On others, an import lists the directory.
 
 use std::fs;
 use std::num::NonZeroUsize;
@@ -26,7 +26,7 @@ const LOCAL: [u64; 8] =
 /// Records that one thread checks before it takes more.
 const AT_ONCE: usize = 256;
 
-/// Identifies the rules by which an import of a folder leaves files out.
+/// Identifies the rules by which an import of a directory leaves files out.
 pub(super) fn limits(dir: &Path, ignore: &Ignore, one_file_system: bool, own: &[PathBuf]) -> Digest {
     let own = own.iter().filter_map(|path| fs::canonicalize(path).ok());
     let mut own: Vec<_> = own.filter(|path| path.starts_with(dir)).collect();
@@ -41,7 +41,7 @@ pub(super) fn limits(dir: &Path, ignore: &Ignore, one_file_system: bool, own: &[
 /// The number of files and their bytes.
 pub(super) type Totals = (u64, u64);
 
-/// Returns the totals of the files below a folder if an import would find just those of the index, whose limits must be those of
+/// Returns the totals of the files below a directory if an import would find just those of the index, whose limits must be those of
 /// the import. Returns nothing if something changed, or if only a listing can tell.
 pub(super) fn unchanged(
     index: &InOrder<'_>,
@@ -75,7 +75,7 @@ pub(super) fn unchanged(
     Some(files.fold((0, 0), |(files, bytes), (_, record)| (files + 1, bytes + record.stamp.size)))
 }
 
-/// Whether the files of one directory are those of their records, on the filesystem of the folder.
+/// Whether the files of one directory are those of their records, on the filesystem of the directory.
 fn are_unchanged(top: &Top, index: &InOrder<'_>, records: &[(&[u8], Record)], dev: u64) -> bool {
     let Some((path, _)) = records.first() else { return true };
     let Ok(directory) = top.folder(parent_and_name(path).0.unwrap_or_default()) else { return false };
@@ -97,19 +97,19 @@ mod tests {
     use crate::audit::Log;
     use crate::store::Store;
 
-    struct Folder {
+    struct Imported {
         temp: tempfile::TempDir,
         store: Store,
         options: Options,
     }
 
-    impl Folder {
+    impl Imported {
         fn new() -> Self {
             let temp = tempfile::tempdir().unwrap();
             let store = Store::create(temp.path().join("store")).unwrap();
             let dir = temp.path().join("dir");
-            for folder in ["a/b/c", "a-b", "empty"] {
-                fs::create_dir_all(dir.join(folder)).unwrap();
+            for directory in ["a/b/c", "a-b", "empty"] {
+                fs::create_dir_all(dir.join(directory)).unwrap();
             }
             for n in 0..600 {
                 fs::write(dir.join(["", "a", "a/b", "a/b/c", "a-b"][n % 5]).join(format!("f{n}")), "12")
@@ -138,7 +138,7 @@ mod tests {
             same.then(|| unchanged(&index, &top, &root, options.jobs, &())).flatten()
         }
 
-        /// Imports the folder until all its times are older than the index.
+        /// Imports the directory until all its times are older than the index.
         fn settle(&self) -> Totals {
             let started = Instant::now();
             loop {
@@ -146,18 +146,21 @@ mod tests {
                 if let Some(totals) = self.unchanged() {
                     return totals;
                 }
-                assert!(started.elapsed() < Duration::from_secs(30), "the folder never counts as unchanged");
+                assert!(
+                    started.elapsed() < Duration::from_secs(30),
+                    "the directory never counts as unchanged"
+                );
                 std::thread::yield_now();
             }
         }
     }
 
     #[test]
-    fn every_change_below_a_folder_is_noticed() {
-        let folder = Folder::new();
-        let path = |name: &str| folder.path(name);
+    fn every_change_below_a_directory_is_noticed() {
+        let directory = Imported::new();
+        let path = |name: &str| directory.path(name);
         let times = |name: &str| fs::metadata(path(name)).unwrap().modified().unwrap();
-        assert_eq!(folder.settle(), (600, 1200));
+        assert_eq!(directory.settle(), (600, 1200));
         let changes: [(&str, &dyn Fn()); 12] = [
             ("the same length and time", &|| {
                 let time = times("a/f1");
@@ -180,34 +183,34 @@ mod tests {
             ("another name", &|| fs::rename(path("a/f11"), path("a/g11")).unwrap()),
             ("a file that took another's name", &|| fs::rename(path("a/g11"), path("a/f16")).unwrap()),
             ("a directory that became a link to its copy", &|| {
-                fs::rename(path("a-b"), folder.temp.path().join("moved")).unwrap();
-                symlink(folder.temp.path().join("moved"), path("a-b")).unwrap();
+                fs::rename(path("a-b"), directory.temp.path().join("moved")).unwrap();
+                symlink(directory.temp.path().join("moved"), path("a-b")).unwrap();
             }),
             ("a removed tree", &|| fs::remove_dir_all(path("a")).unwrap()),
         ];
         for (what, change) in changes {
             change();
-            assert_eq!(folder.unchanged(), None, "{what}");
-            folder.settle();
+            assert_eq!(directory.unchanged(), None, "{what}");
+            directory.settle();
         }
     }
 
     #[test]
     fn other_limits_and_a_repository_that_depends_on_another_directory_need_a_listing() {
-        let mut folder = Folder::new();
-        folder.settle();
-        folder.options.ignore.add("f2*").unwrap();
-        assert_eq!(folder.unchanged(), None, "a rule");
-        folder.settle();
-        folder.options.one_file_system = true;
-        assert_eq!(folder.unchanged(), None, "one filesystem");
-        folder.settle();
-        folder.options.own.push(folder.path("a/b"));
-        assert_eq!(folder.unchanged(), None, "a directory of this program");
-        // It is not entered, which is no matter of the records.
-        import(&folder.store, &folder.options, &()).unwrap();
+        let mut directory = Imported::new();
+        directory.settle();
+        directory.options.ignore.add("f2*").unwrap();
+        assert_eq!(directory.unchanged(), None, "a rule");
+        directory.settle();
+        directory.options.one_file_system = true;
+        assert_eq!(directory.unchanged(), None, "one filesystem");
+        directory.settle();
+        directory.options.own.push(directory.path("a/b"));
+        assert_eq!(directory.unchanged(), None, "a directory of this program");
+        // The records alone do not tell that the import did not enter it.
+        import(&directory.store, &directory.options, &()).unwrap();
         let index =
-            fs::read_dir(folder.options.index_dir.as_ref().unwrap()).unwrap().next().unwrap().unwrap();
+            fs::read_dir(directory.options.index_dir.as_ref().unwrap()).unwrap().next().unwrap().unwrap();
         assert_eq!(InOrder::parse(&fs::read(index.path()).unwrap()).unwrap().limits, None);
     }
 }
