@@ -10,8 +10,10 @@
 
 mod arrows;
 mod carry;
+mod circles;
 mod common;
 mod fork_engine;
+mod imports;
 mod layers_real_pf;
 mod seal;
 mod written;
