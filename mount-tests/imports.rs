@@ -37,7 +37,7 @@ pub fn sources(dir: &str) -> Vec<Source> {
     found
 }
 
-/// Whether a file of `src` belongs to the program: it is no test and not the program's root.
+/// Whether a file of `src` is a part of the library. Tests and the program's root are not.
 pub fn is_judged(source: &Source) -> bool {
     let last = source.module.last().map_or("", String::as_str);
     let is_test = ["tests", "interleavings", "robustness"].contains(&last)

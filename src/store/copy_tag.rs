@@ -3,9 +3,10 @@
 //! A blob is stored once under its digest, so a "hard link" of it is the blob itself, where it is. The only
 //! new part of a copy is one small file that names the image.
 
-use super::{Digest, refuse_new_tag};
+use super::handle::Store;
+use super::tags::refuse_new_tag;
+use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
-use crate::store::Store;
 
 /// A tag and the blobs it leads to, as far as a plan needs them.
 #[derive(Clone, Debug, PartialEq, Eq)]
