@@ -10,7 +10,7 @@ use super::{StoreArg, audit};
 use crate::audit::note;
 use crate::digest::Digest;
 use crate::error::Result;
-use crate::store::tags::copy::check_names;
+use crate::store::copy_tag::check_names;
 
 /// Give an image a second tag. Copies no content.
 #[derive(Debug, Args)]

@@ -27,6 +27,11 @@ impl Owners {
         Self { user, group, groups: None }
     }
 
+    /// Shows recorded owners. Files without one belong to the user of this program.
+    pub(super) fn of_process() -> Self {
+        Self::kept(rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw())
+    }
+
     /// Shows the user as the owner of other users' files.
     pub fn mine(user: u32, group: u32) -> Self {
         let groups = rustix::process::getgroups().unwrap_or_default();

@@ -11,9 +11,9 @@ use std::sync::Arc;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use super::Sharing;
+use super::atomic::write_durably;
 use super::io::StoreIo;
-use super::write::write_durably;
+use super::sharing::Sharing;
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
 

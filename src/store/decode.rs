@@ -7,7 +7,7 @@ use std::io::{self, Read, Write};
 use sha2::Digest as _;
 use zstd::zstd_safe::DCtx;
 
-use super::blob::{BlobError, Size};
+use super::blob_error::{BlobError, Size};
 use crate::digest::Digest;
 
 thread_local! {

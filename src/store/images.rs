@@ -5,7 +5,8 @@ use std::io::{self, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use super::blob::{BlobError, Blobs, Size};
+use super::blob::Blobs;
+use super::blob_error::{BlobError, Size};
 use super::manifest::{Manifest, ManifestError};
 use super::tags::Tags;
 use crate::digest::Digest;

@@ -7,7 +7,7 @@ use std::path::Path;
 use rustix::fs::{AtFlags, CWD, RenameFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
 use rustix::io::Errno;
 
-use super::Sharing;
+use super::sharing::Sharing;
 use crate::sync::wait;
 
 /// Every call that changes a store. A trait, so that tests can make each call fail, or be the last one.

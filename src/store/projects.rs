@@ -8,10 +8,10 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::Sharing;
+use super::atomic::write_durably;
 use super::io::StoreIo;
+use super::sharing::Sharing;
 use super::tags::check_new_tag;
-use super::write::write_durably;
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
 

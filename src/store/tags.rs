@@ -3,17 +3,15 @@
 //! Reading them writes nothing. A tag is written, renamed and removed in one durable step: a reader, also
 //! after a crash, sees the tags before or after it.
 
-pub mod copy;
-
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::Sharing;
+use super::atomic::write_durably;
 use super::io::{StoreIo, rename_new};
-use super::write::write_durably;
+use super::sharing::Sharing;
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sync::wait;
