@@ -4,6 +4,7 @@
 //! may not import the file that declares it: that file only passes on what its modules define.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -128,11 +129,11 @@ impl Circles {
     pub fn describe(&self) -> String {
         let mut text = String::new();
         for circle in &self.circles {
-            text += &format!("a circle of {} files:\n", circle.len());
+            writeln!(text, "a circle of {} files:", circle.len()).unwrap();
             for file in circle {
                 let arrows = self.arrows.iter().filter(|((from, _), _)| from == file);
                 for ((from, to), line) in arrows {
-                    text += &format!("  {}:{line} imports {}\n", from.display(), to.display());
+                    writeln!(text, "  {}:{line} imports {}", from.display(), to.display()).unwrap();
                 }
             }
         }
@@ -159,7 +160,7 @@ impl Circles {
     pub fn lower(&self, list: &str) -> String {
         let (_, gone) = self.compare(list);
         let kept = list.lines().filter(|row| !gone.iter().any(|gone| gone == row));
-        kept.map(|row| format!("{row}\n")).collect()
+        kept.flat_map(|row| [row, "\n"]).collect()
     }
 }
 
