@@ -196,7 +196,7 @@ fn remember(io: &dyn StoreIo, root: &Path, sharing: Sharing) -> Result<()> {
         let (path, text) = sharing.settings(root)?;
         write::write_durably(io, sharing, &path, &text, false)
     };
-    write().map_err(|e| Error::io(e, format!("cannot write to {} how the store is shared", root.display())))
+    write().map_err(|e| Error::io(e, format!("cannot record in {} how the store is shared", root.display())))
 }
 
 #[cfg(test)]

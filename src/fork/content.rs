@@ -56,9 +56,9 @@ pub enum Allocate {
 fn file_of(inode: &Inode) -> Result<&Content> {
     inode.content().ok_or_else(|| {
         if inode.is_dir() {
-            posix(Posix::IsADirectory, "it is a folder")
+            posix(Posix::IsADirectory, "a directory cannot be read or written as a file")
         } else {
-            Error::new(ErrorKind::InvalidInput, "not a regular file")
+            Error::new(ErrorKind::InvalidInput, "only a regular file can be read or written")
         }
     })
 }
@@ -159,7 +159,7 @@ impl Fork {
             return Ok(0);
         }
         let fits = |offset: u64| offset.checked_add(bytes.len() as u64).is_some_and(|end| end <= MAX_SIZE);
-        let too_large = || posix(Posix::TooLarge, "the file would be too large");
+        let too_large = || posix(Posix::TooLarge, "the file would be larger than a fork's file can be");
         if !fits(offset.unwrap_or(0)) {
             return Err(too_large());
         }
@@ -268,9 +268,10 @@ impl Fork {
     pub fn fallocate(&self, ino: Ino, offset: u64, len: u64, what: Allocate, by: impl Caller) -> Result<()> {
         self.may_write()?;
         let end = offset.checked_add(len).filter(|end| *end <= MAX_SIZE);
-        let end = end.ok_or_else(|| posix(Posix::TooLarge, "the file would be too large"))?;
+        let end =
+            end.ok_or_else(|| posix(Posix::TooLarge, "the file would be larger than a fork's file can be"))?;
         if len == 0 {
-            return Err(Error::new(ErrorKind::InvalidInput, "the range is empty"));
+            return Err(Error::new(ErrorKind::InvalidInput, "the length of the range is zero"));
         }
         self.settle(ino)?;
         let mut live = self.live.write();
@@ -319,7 +320,7 @@ impl Fork {
         content
             .pieces
             .seek(offset, content.size, data)
-            .ok_or_else(|| posix(Posix::NoSuchOffset, "there is nothing at or after that offset"))
+            .ok_or_else(|| posix(Posix::NoSuchOffset, "the file has no data at or after that offset"))
     }
 }
 

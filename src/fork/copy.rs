@@ -55,8 +55,11 @@ impl CopySource<'_> {
                 let inode = live.need(*ino)?;
                 match &inode.body {
                     Body::File(content) => Ok((content.settled(), live.state.attr(*ino, &inode).mtime)),
-                    Body::Dir(_) => Err(posix(Posix::IsADirectory, "it is a folder")),
-                    _ => Err(Error::new(ErrorKind::InvalidInput, "not a regular file")),
+                    Body::Dir(_) => Err(posix(Posix::IsADirectory, "a directory cannot be copied as a file")),
+                    _ => Err(Error::new(
+                        ErrorKind::InvalidInput,
+                        "only a regular file can be copied from or to",
+                    )),
                 }
             }
         }
@@ -100,14 +103,15 @@ impl Fork {
         let whole = len >= source.size;
         let len = len.min(source.size.saturating_sub(from_offset));
         let end = offset.checked_add(len).filter(|end| *end <= MAX_SIZE);
-        let end = end.ok_or_else(|| posix(Posix::TooLarge, "the file would be too large"))?;
+        let end =
+            end.ok_or_else(|| posix(Posix::TooLarge, "the file would be larger than a fork's file can be"))?;
         if let CopySource::Fork(fork, other) = from
             && std::ptr::eq(*fork, self)
             && *other == ino
             && offset < from_offset + len
             && from_offset < end
         {
-            return Err(Error::new(ErrorKind::InvalidInput, "the two ranges overlap"));
+            return Err(Error::new(ErrorKind::InvalidInput, "the source and the target of the copy overlap"));
         }
         self.settle(ino)?;
         let (mut done, mut shares) = (0, true);
@@ -178,7 +182,7 @@ impl Fork {
         let inode = live.need(ino)?;
         may_clear(&inode, to, to.saturating_add(len))?;
         let Body::File(content) = &inode.body else {
-            return Err(Error::new(ErrorKind::InvalidInput, "not a regular file"));
+            return Err(Error::new(ErrorKind::InvalidInput, "only a regular file can be copied from or to"));
         };
         let mut content = content.settled();
         let mut parts = Vec::new();

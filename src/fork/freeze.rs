@@ -250,7 +250,7 @@ impl std::fmt::Debug for Frozen {
 }
 
 pub(super) fn lost() -> Error {
-    Error::new(ErrorKind::Io(None), "a changed file's path cannot be found")
+    Error::new(ErrorKind::Io(None), "cannot find the path of a changed file")
 }
 
 fn join(folder: &[u8], name: &[u8]) -> Vec<u8> {
@@ -395,16 +395,18 @@ impl Fork {
         let before = frozen.ids();
         let released: Vec<GenId> =
             before.iter().copied().filter(|id| leftover.is_none_or(|kept| kept.id != *id)).collect();
-        let switched =
-            if frozen.uid == self.uid && head.generations.starts_with(&before) && head.base == frozen.image {
-                let mut next = head.clone();
-                next.base = Some(image);
-                next.folders = Frame::of(&frozen.state);
-                next.generations.splice(..before.len(), leftover.map(|generation| generation.id));
-                self.switch_head(&mut head, next)
-            } else {
-                Err(Error::new(ErrorKind::InvalidInput, "the fork has been sealed since"))
-            };
+        let switched = if frozen.uid == self.uid
+            && head.generations.starts_with(&before)
+            && head.base == frozen.image
+        {
+            let mut next = head.clone();
+            next.base = Some(image);
+            next.folders = Frame::of(&frozen.state);
+            next.generations.splice(..before.len(), leftover.map(|generation| generation.id));
+            self.switch_head(&mut head, next)
+        } else {
+            Err(Error::new(ErrorKind::InvalidInput, "the fork was sealed by another program in the meantime"))
+        };
         let durable = switched.inspect_err(|_| {
             if let Some(Keeping { leftover, state: Some(_) }) = &keeping {
                 self.shared.drop_refs(&[leftover.generation.id]);

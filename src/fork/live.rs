@@ -79,7 +79,7 @@ pub(super) fn posix(rule: Posix, message: &'static str) -> Error {
 }
 
 pub(super) fn not_found() -> Error {
-    Error::new(ErrorKind::NotFound, "no such file or folder")
+    Error::new(ErrorKind::NotFound, "there is no such file or directory")
 }
 
 /// The present time in nanoseconds since 1970.
@@ -245,7 +245,7 @@ impl Live {
 }
 
 fn senseless() -> Error {
-    Error::new(ErrorKind::Io(None), "the operation does not fit the fork's state")
+    Error::new(ErrorKind::Io(None), "the operation contradicts the state of the fork")
 }
 
 /// One fork, loaded.

@@ -120,7 +120,7 @@ fn prepare_within(path: &Path, patience: u32) -> Result<()> {
                 "{shown} is a mount of another filesystem ({}) that does not answer",
                 mounted.fs_type
             );
-            return Err(Error::new(ErrorKind::NoAnswer, what).with_hint("name another folder"));
+            return Err(Error::new(ErrorKind::NoAnswer, what).with_hint("name another directory"));
         };
         match (mounted.is_ours(), dead) {
             (true, true) => {
@@ -142,7 +142,7 @@ fn prepare_within(path: &Path, patience: u32) -> Result<()> {
                     ErrorKind::Busy,
                     format!("{shown} is a dead mount of another filesystem ({fs_type})"),
                 )
-                .with_hint("unmount it first"));
+                .with_hint(format!("run `umount {shown}`")));
             }
             (false, false) => {}
         }
@@ -157,7 +157,7 @@ fn prepare_within(path: &Path, patience: u32) -> Result<()> {
     } else {
         Err(Error::new(
             ErrorKind::Posix(Posix::NotADirectory),
-            format!("{shown} is not a folder, so nothing can be mounted there"),
+            format!("{shown} is not a directory, so nothing can be mounted there"),
         ))
     }
 }
@@ -206,7 +206,8 @@ pub(crate) fn mount(path: &Path, source: &Path, options: &MountOptions) -> Resul
         }
     } else {
         if options.suid || options.dev {
-            return Err(Error::new(ErrorKind::PermissionDenied, "only root can mount with suid or dev"));
+            return Err(Error::new(ErrorKind::PermissionDenied, "only root can mount with suid or dev")
+                .with_hint("leave these options out"));
         }
         mount_by_helper(path, source, options)?
     };
@@ -232,7 +233,7 @@ fn alone_at(path: &Path) -> Result<Option<File>> {
             Err(_) if asked.elapsed() < PATIENCE => std::thread::sleep(LOOK),
             Err(_) => {
                 let what = format!("another program is mounting at {}, or has locked it", path.display());
-                return Err(Error::new(ErrorKind::Busy, what));
+                return Err(Error::new(ErrorKind::Busy, what).with_hint("try again"));
             }
         }
     }
@@ -389,7 +390,7 @@ fn unmount_identity(path: &Path, identity: &Identity) -> Result<Unmounted> {
                 ErrorKind::Busy,
                 format!("{} is covered by another mount ({})", path.display(), cover.fs_type),
             )
-            .with_hint("unmount that one first"));
+            .with_hint(format!("run `umount {}` first", path.display())));
         }
         _ => return Ok(Unmounted::Absent),
     }

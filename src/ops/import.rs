@@ -218,7 +218,9 @@ fn import_as(store: &Store, options: &Options, special: &Special, progress: &dyn
     let root = top.stat(b"").map_err(failed)?;
     if fs::canonicalize(store.root()).is_ok_and(|store| dir.starts_with(store)) {
         let message = format!("{} is in the store into which it would be imported", dir.display());
-        return Err(Error::new(ErrorKind::InvalidInput, message));
+        return Err(
+            Error::new(ErrorKind::InvalidInput, message).with_hint("name a directory outside of the store")
+        );
     }
     let known_as = special.known_as.as_deref().unwrap_or(&dir);
     let index_path = options.index_dir.as_ref().map(|at| at.join(index_name(store, known_as)));

@@ -162,7 +162,7 @@ impl Line {
 
 /// The error for what is no seal of a fork.
 pub fn no_seal(fork: &str, seal: &str) -> Error {
-    Error::new(ErrorKind::NotFound, format!("{seal:?} is no seal of fork {fork:?}"))
+    Error::new(ErrorKind::NotFound, format!("fork {fork:?} has no seal {seal:?}"))
         .with_hint(format!("`pfimg seals {fork}` lists the seals"))
 }
 
@@ -180,9 +180,9 @@ pub fn find_state(store: &Store, fork: &str, line: &Line, seal: &str) -> Result<
                 return Ok(Found { image: Some(image), number });
             }
             Some(Some(image)) => {
-                let what = format!("seal {number} of fork {fork:?}, {image}, is not in the store any more");
+                let what = format!("seal {number} of fork {fork:?}, {image}, is no longer in the store");
                 return Err(Error::new(ErrorKind::NotFound, what)
-                    .with_hint(format!("`pfimg seals {fork}` lists the seals that are")));
+                    .with_hint(format!("`pfimg seals {fork}` lists the seals that are still there")));
             }
             // An id may begin with digits alone.
             None => {}
@@ -199,7 +199,7 @@ pub fn find_state(store: &Store, fork: &str, line: &Line, seal: &str) -> Result<
 /// Finds an image of a fork's line: by its number, else by its tag or its id.
 pub fn find(store: &Store, fork: &str, line: &Line, seal: &str) -> Result<Digest> {
     find_state(store, fork, line, seal)?.image.ok_or_else(|| {
-        let what = format!("fork {fork:?} began empty: there is no image of its beginning");
+        let what = format!("fork {fork:?} began empty, so it has no image of its beginning");
         Error::new(ErrorKind::NotFound, what)
             .with_hint(format!("`pfimg restore {fork}@{seal}` goes back to it"))
     })

@@ -98,7 +98,9 @@ impl Tags {
         let path = self.dir.join(name);
         let bytes = read_bounded(&path).map_err(|e| {
             if e.kind() == io::ErrorKind::NotFound {
-                Error::new(ErrorKind::NotFound, format!("there is no tag {name:?}")).with_name(name)
+                Error::new(ErrorKind::NotFound, format!("there is no tag {name:?}"))
+                    .with_name(name)
+                    .with_hint("`pfimg tags` lists them")
             } else {
                 Error::io(e, format!("cannot read tag {}", path.display()))
             }

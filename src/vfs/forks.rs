@@ -420,7 +420,9 @@ impl Vfs {
             },
         };
         let registry = self.registry(true)?;
-        let registry = registry.ok_or_else(|| Error::new(ErrorKind::ReadOnly, "the forks are read-only"))?;
+        let registry = registry.ok_or_else(|| {
+            Error::new(ErrorKind::ReadOnly, "this mount cannot write the forks of its store")
+        })?;
         registry.create_as(name, image, mode)
     }
 
@@ -463,13 +465,17 @@ impl Vfs {
             if empty || fork.is_blank() {
                 return Ok(());
             }
-            Err(Error::new(ErrorKind::Posix(Posix::NotEmpty), format!("fork {name:?} is not empty")))
+            Err(Error::new(ErrorKind::Posix(Posix::NotEmpty), format!("fork {name:?} is not empty"))
+                .with_hint(format!("`pfimg discard {name}` discards it")))
         };
         let is_sealed = |fork: &Fork| {
             if fork.damage().is_none() && !fork.is_changed() {
                 return Ok(());
             }
-            Err(Error::new(ErrorKind::Busy, format!("fork {name:?} holds work that is in no seal")))
+            Err(Error::new(ErrorKind::Busy, format!("fork {name:?} holds work that is in no seal"))
+                .with_hint(format!(
+                    "`pfimg seal {name}` keeps it, `pfimg discard --force {name}` throws it away"
+                )))
         };
         let gone = match only {
             Only::Any => registry.discard(name),

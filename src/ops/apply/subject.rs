@@ -57,10 +57,11 @@ pub fn base_of_image(store: &Store, image: &Digest) -> Result<Digest> {
         Some(first) if store.images().contains(&first) => Ok(first),
         Some(first) => {
             let what = format!("the image that {image} comes from, {first}, was removed from the store");
-            Err(Error::new(ErrorKind::NotFound, what))
+            Err(Error::new(ErrorKind::NotFound, what).with_hint("`pfimg export` writes all of its files"))
         }
         None => {
-            let what = format!("image {image} comes from no other image: what it changed cannot be told");
+            let what =
+                format!("image {image} comes from no other image, so pfimg cannot tell what it changed");
             Err(Error::new(ErrorKind::InvalidInput, what).with_hint("`pfimg export` writes all of its files"))
         }
     }
