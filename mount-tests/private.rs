@@ -153,7 +153,7 @@ fn what_is_made_in_a_store_for_a_group_is_its_groups_and_the_store_remembers_tha
         assert_eq!(mode, if path.is_dir() { 0o2770 } else { 0o660 }, "{}", path.display());
     }
     let told = place.run("077", &store, &["import", project, "--store-mode", "private"]).exits(0).stderr;
-    assert!(told.contains("from now on") && told.contains("chmod -R go="), "{told}");
+    assert!(told.contains("is now ") && told.contains("chmod -R go="), "{told}");
     fs::write(Path::new(project).join("file"), "mine alone").unwrap();
     let before = modes(&store).len();
     place.run("000", &store, &["import", project]).exits(0);

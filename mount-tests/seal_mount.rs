@@ -277,7 +277,7 @@ fn a_fork_is_put_back_to_one_of_its_seals_and_nothing_is_lost() {
     fs::write(world.join("new"), "2").unwrap();
     fs::remove_file(world.join("README")).unwrap();
     let wrong = pfimg_on(store.root(), ["restore", "f@nothing"]).exits(5);
-    assert!(wrong.stderr.contains("is no seal of fork"), "{}", wrong.stderr);
+    assert!(wrong.stderr.contains("is not a seal of fork"), "{}", wrong.stderr);
     let out = pfimg_on(store.root(), ["restore", "f", "one", "--json"]).exits(0).json();
     assert_eq!(
         (out["image"].as_str().unwrap(), &out["sealed_before"]),

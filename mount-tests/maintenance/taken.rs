@@ -41,7 +41,7 @@ fn a_mount_in_an_imported_folder_is_an_empty_folder_whatever_becomes_of_it() {
     assert_eq!(list(&mounted, "not_entered"), ["pf"]);
     let says = list(&mounted, "reports").join("\n");
     assert!(
-        says.contains("home/pf is imported as an empty folder") && says.contains("store is mounted"),
+        says.contains("home/pf is imported as an empty directory") && says.contains("store is mounted"),
         "{says}"
     );
     let unchanged = |when: &str| {

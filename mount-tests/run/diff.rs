@@ -141,7 +141,7 @@ fn a_fork_is_compared_with_a_directory_as_an_import_would_take_it_in() {
     assert_eq!(here(&["."]).stdout, "M docs/two.md\nA etc\nA pipe\n", "since its last import");
     let said = here(&["shop", ".", "-p"]);
     assert!(said.stdout.contains("+++ b/etc\n@@ -0,0 +1 @@\n+/etc\n\\ No newline"), "{said:?}");
-    assert!(said.stderr.contains("(1 path in no patch: `pfimg diff` lists all)"), "{said:?}");
+    assert!(said.stderr.contains("(1 path not in the patch: `pfimg diff` lists all)"), "{said:?}");
 
     // What the rules of the directory leave out is compared on neither side.
     fs::write(home.project.join(".pfignore"), "build/\nCHANGES.md\n").unwrap();

@@ -487,7 +487,7 @@ fn a_folder_that_was_moved_too_deep_is_refused_by_a_seal_and_stays() {
     let world = dir(&fork, "world/fs");
     fork.rename(world, b"a", at, b"a", RenameMode::Replace).unwrap();
     let refused = place.sealer(None).seal(&fork, None).unwrap_err();
-    assert!(refused.to_string().contains("folders deep"), "{refused}");
+    assert!(refused.to_string().contains("directories deep"), "{refused}");
     fork.rename(at, b"a", world, b"a", RenameMode::Replace).unwrap();
     place.seal(&fork);
     drop((fork, registry));

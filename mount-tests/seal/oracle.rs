@@ -377,7 +377,7 @@ fn a_path_that_is_missing_from_an_export_is_caught() {
     // The error names the path and the pack.
     let crash = root.join("audit/crash");
     let said = error.to_string();
-    assert!(said.contains("otherwise in the folder") && said.contains(crash.to_str().unwrap()), "{said}");
+    assert!(said.contains("otherwise in the directory") && said.contains(crash.to_str().unwrap()), "{said}");
     judge_pack(root, log, "export", "path_consistency");
     export(&place.store, &image, &to("whole"), &()).unwrap();
 }

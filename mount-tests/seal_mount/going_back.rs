@@ -455,7 +455,7 @@ fn the_beginning_of_a_living_fork_is_kept_by_everything_that_removes_images() {
     run(&store, &["restore", "f@0"]).exits(0);
     assert_eq!(fs::read(world(&mount, "f").join("new")).unwrap(), b"one");
     let refused = run(&store, &["restore", "f@1"]).exits(5).stderr;
-    assert!(refused.contains("not in the store") && refused.contains("pfimg seals f"), "{refused}");
+    assert!(refused.contains("no longer in the store") && refused.contains("pfimg seals f"), "{refused}");
     mount.unmount();
     verify(&store);
 }

@@ -54,8 +54,8 @@ fn a_place_above_what_the_daemon_needs_is_refused_before_anything_is_mounted() {
     for (point, cache, says) in [
         (store.root(), home.join("cache"), "the store"),
         (&above, home.join("cache"), "the store"),
-        (&mnt, mnt.join("cache"), "the cache's folder"),
-        (&mnt, mnt.join("not/yet/there"), "the cache's folder"),
+        (&mnt, mnt.join("cache"), "the cache directory"),
+        (&mnt, mnt.join("not/yet/there"), "the cache directory"),
     ] {
         let (output, _guard) =
             mount_in_background(store.root(), point, &["--cache-dir", cache.to_str().unwrap()]);

@@ -1,4 +1,4 @@
-//! `pfimg cp`: copies a tag without a byte of content.
+//! `pfimg cp`: copies a tag without copying content.
 
 use std::process::ExitCode;
 
@@ -15,7 +15,7 @@ use crate::store::tags::copy::check_names;
 /// Give an image a second tag. Copies no content.
 #[derive(Debug, Args)]
 pub(crate) struct CpArgs {
-    /// What to copy: a tag, or an image by prefix, sha256:… or latest
+    /// The source: a tag, or an image by prefix, sha256:… or latest
     #[arg(value_name = "SRC")]
     source: String,
     /// The new tag
@@ -30,7 +30,7 @@ pub(crate) struct CpArgs {
 struct Copy {
     tag: String,
     image: Digest,
-    /// Blobs that the manifest names, used where they are.
+    /// Blobs that the manifest names; the copy shares them.
     linked_blobs: usize,
     copied_bytes: u64,
 }

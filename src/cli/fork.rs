@@ -17,10 +17,10 @@ use crate::fork::refuse_new_fork_name;
 use crate::ops::recover;
 use crate::store::{Store, plain_folder_mode};
 
-/// Make a fork, a folder that an agent can write into. Prints where its files are, if the store is mounted.
+/// Make a fork, a writable copy for an agent. Prints the path of its files, if the store is mounted.
 #[derive(Debug, Args)]
 pub(crate) struct ForkArgs {
-    /// What to fork: an image (tag, prefix, sha256:…, latest), another fork, or a seal of one, FORK@SEAL
+    /// The source: an image (tag, prefix, sha256:…, latest), another fork, or a fork's seal, FORK@SEAL
     #[arg(value_name = "SOURCE")]
     source: String,
     /// The fork's name
@@ -61,17 +61,17 @@ pub(crate) fn run(store: &StoreArg, args: &ForkArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Fails if no new fork can be called so.
+/// Fails if a new fork cannot have this name.
 pub(crate) fn check_name(name: &str) -> Result<()> {
     refuse_new_fork_name(name).map_or(Ok(()), |why| {
         Err(Error::new(ErrorKind::InvalidInput, format!("{name:?} cannot be a fork's name: {why}")))
     })
 }
 
-/// Has a mount make a fork.
+/// Makes a fork through a mount.
 pub(crate) fn make_under(mountpoint: &Path, store: &Store, source: &str, name: &str) -> Result<()> {
     place::new_fork_folder(store, mountpoint, name)?;
-    // Told better here than by an errno.
+    // This error says more than an errno.
     if place::fork_folder(mountpoint, source).is_err() {
         place::image(store, source)?;
     }

@@ -1,4 +1,4 @@
-//! Where a store's forks are changed: through the mount that writes them, or on disk if there is none.
+//! Where a store's forks are changed: through the mount that writes them, or on disk without such a mount.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -23,10 +23,10 @@ use crate::ops::line;
 use crate::store::{Store, tags};
 use crate::vfs;
 
-/// Memory for the few blobs that making or listing forks looks at, in bytes.
+/// Memory, in bytes, for the few blobs that are read to make or list forks.
 const CACHE: u64 = 64 << 20;
 
-/// How long a mount that has done something may take to say so, and how often it is asked.
+/// How long a mount may take to report the result of a request, and how often it is asked.
 const PATIENCE: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_millis(1);
 
@@ -34,7 +34,7 @@ const LOOK: Duration = Duration::from_millis(1);
 pub(crate) enum Place {
     /// Under this mountpoint.
     Mount(PathBuf),
-    /// On disk, with nobody else there.
+    /// On disk, with no other writer.
     Disk(Box<Registry>),
 }
 
@@ -65,15 +65,15 @@ pub(crate) struct Served {
     pub(crate) cache_dir: PathBuf,
 }
 
-/// What is found when the mount that writes a store's forks is looked for.
+/// The result of a search for the mount that writes a store's forks.
 enum Writing {
     Mount(Served),
-    /// None of those that answer. One that does not may be it.
+    /// None of the mounts that answer. A silent one may be the writer.
     Unknown(Mounted),
     None,
 }
 
-/// Finds the mount that writes a store's forks, and keeps it until this process ends if it is one that ends by itself.
+/// Finds the mount that writes a store's forks. Keeps a mount that ends itself until this process ends.
 fn writing_mount(store: &Store) -> Result<Writing> {
     if let Some(own) = OwnMount::of(store) {
         own.keep()?;
@@ -83,14 +83,14 @@ fn writing_mount(store: &Store) -> Result<Writing> {
         && let Some(own) = OwnMount::at(store, &served.mountpoint)
         && own.keep()?
     {
-        // It may have ended before it was kept.
+        // It may have ended before this process kept it.
         return look_for_mount(store);
     }
     Ok(found)
 }
 
 fn look_for_mount(store: &Store) -> Result<Writing> {
-    // Mounts of other stores are not asked, nor those that cannot write: one that hangs would hold this up.
+    // Mounts of other stores and read-only mounts are not asked: a silent one would block this.
     let may_write = |mounted: &Mounted| {
         mounted.is_ours()
             && mounted.source == store.root()
@@ -111,17 +111,18 @@ fn look_for_mount(store: &Store) -> Result<Writing> {
                 }));
             }
             Err(error) if error.kind() == ErrorKind::NoAnswer => found = Writing::Unknown(mounted),
-            // A mount of another user's, or a dead one, says nothing and is passed over.
+            // A mount of another user, or a dead one, gives no status and is skipped.
             Ok(_) | Err(_) => {}
         }
     }
     Ok(found)
 }
 
-/// How long a mount that was just made may take to get hold of the forks, which a command may write just now.
+/// How long a new mount may take to get hold of the forks, which a command may be writing.
 const TAKING: Duration = Duration::from_secs(3);
 
-/// The mount that writes a store's forks. Where there is none, makes the own one of this user, which ends when it is idle.
+/// Finds the mount that writes a store's forks. Without one, makes the own mount of this user, which ends when
+/// it is idle.
 pub(crate) fn mounted(store: &Store) -> Result<Served> {
     let look = || -> Result<Option<Served>> {
         match writing_mount(store)? {
@@ -136,16 +137,17 @@ pub(crate) fn mounted(store: &Store) -> Result<Served> {
     let own = OwnMount::of(store).ok_or_else(|| {
         Error::new(
             ErrorKind::NotFound,
-            "there is no folder to mount the store in: XDG_RUNTIME_DIR is not set, and no /tmp is there",
+            "there is no directory to mount the store in: XDG_RUNTIME_DIR is not set, and /tmp does not exist",
         )
     })?;
     own.prepare()?;
     let alone = own.alone()?;
-    // Another run may have made it since.
+    // Another run may have made it in the meantime.
     if let Some(served) = look()? {
         return Ok(served);
     }
-    // One that answers is there where another program writes the forks: it takes them over when that ends.
+    // A mount answers but does not write if another program writes the forks: it takes over when that program
+    // ends.
     if read_status(&own.mountpoint()).is_err() {
         own.start()?;
     }
@@ -160,19 +162,19 @@ pub(crate) fn mounted(store: &Store) -> Result<Served> {
     }
 }
 
-/// What came of having the kernel hand in what programs wrote.
+/// The result of asking the kernel for data that programs wrote.
 #[derive(Deserialize)]
 struct Pushed {
     #[serde(rename = "pushed")]
     _pushed: bool,
-    /// Whether anything of the fork is not sealed; a daemon of an older version does not say.
+    /// Whether the fork has unsealed changes; `None` from an older daemon.
     unsealed: Option<bool>,
 }
 
-/// Has the mount that writes a fork take in what programs wrote to it and the kernel still keeps, so that the fork on disk is what
-/// they see. Without such a mount the kernel keeps nothing.
+/// Makes the mount that writes a fork take in written data that the kernel still keeps. Then the fork on disk
+/// equals what programs see. Without such a mount the kernel keeps no data.
 pub(crate) fn take_in(store: &Store, fork: &str) -> Result<()> {
-    let doing = format!("cannot take in what programs wrote to fork {fork:?}");
+    let doing = format!("cannot take in data that programs wrote to fork {fork:?}");
     let mountpoint = match writing_mount(store)? {
         Writing::Mount(served) => served.mountpoint,
         Writing::Unknown(mounted) if Holder::of(store).is_some() => {
@@ -184,7 +186,7 @@ pub(crate) fn take_in(store: &Store, fork: &str) -> Result<()> {
         Ok(()) => Ok(()),
         Err(error) if error.kind() == ErrorKind::PermissionDenied => {
             eprintln!(
-                "pfimg: only the user who mounted the store can ask for bytes that programs write to fork {fork:?} just now"
+                "pfimg: data that programs are writing to fork {fork:?} may be missing: only the user who mounted the store can take it in"
             );
             Ok(())
         }
@@ -192,9 +194,9 @@ pub(crate) fn take_in(store: &Store, fork: &str) -> Result<()> {
     }
 }
 
-/// Does the same through a mount that writes the fork.
+/// Does the same through a given mount.
 pub(crate) fn push(mountpoint: &Path, fork: &str) -> Result<()> {
-    let doing = format!("cannot take in what programs wrote to fork {fork:?}");
+    let doing = format!("cannot take in data that programs wrote to fork {fork:?}");
     let Pushed { .. } = ask(mountpoint, fork, &doing, |number| format!(".push-{number}"))?;
     Ok(())
 }
@@ -213,8 +215,8 @@ pub(crate) fn find(store: &Arc<Store>) -> Result<Place> {
     Err(silent.map_or_else(|| holder::busy(store), |mounted| silent::no_answer(&mounted)))
 }
 
-/// The image that a fork was made of: what it rested on before it was sealed first, or rests on. Where that is not in the
-/// store any more, the next one that is.
+/// Returns the image that a fork was made of: its image before the first seal, or its present one. If that has
+/// left the store, returns the next one that is there.
 pub(crate) fn origin(store: &Store, fork: &Fork) -> Result<Option<Digest>> {
     for seal in fork.seals()? {
         if !seal.made {
@@ -233,7 +235,7 @@ pub(crate) fn origin(store: &Store, fork: &Fork) -> Result<Option<Digest>> {
     fork.lineage()
 }
 
-/// Finds an image by a name that a user gave; `FORK@SEAL` is one.
+/// Finds an image by a name from the user, which may be `FORK@SEAL`.
 pub(crate) fn image(store: &Store, name: &str) -> Result<Digest> {
     line::image(store, name).map_err(|error| {
         let is_fork = fork::refuse_fork_name(name).is_none()
@@ -245,34 +247,34 @@ pub(crate) fn image(store: &Store, name: &str) -> Result<Digest> {
     })
 }
 
-/// How often a fork is read anew that another program seals or discards meanwhile.
+/// How often a fork is read again because another program seals or discards it.
 const ATTEMPTS: usize = 3;
 
-/// Fails where a fork holds work that is in no seal, or where that cannot be told.
+/// Fails if a fork has unsealed work, or if that is unknown.
 pub(crate) fn refuse_unsealed(store: &Arc<Store>, place: &Place, name: &str) -> Result<()> {
     let unsealed = match place {
         Place::Mount(mountpoint) => {
-            let doing = format!("cannot tell whether fork {name:?} holds work that is in no seal");
+            let doing = format!("cannot tell whether fork {name:?} has unsealed work");
             let pushed: Pushed = ask(mountpoint, name, &doing, |number| format!(".push-{number}"))?;
             pushed.unsealed.map_or_else(|| unsealed_on_disk(store, name), Ok)
         }
         Place::Disk(registry) => registry.get(name).map(|fork| fork.damage().is_some() || fork.is_changed()),
     };
     let unsealed = unsealed.map_err(|error| {
-        let what = format!("cannot tell whether fork {name:?} holds work that is in no seal");
-        // The fork is there, and its image is not: damage.
+        let what = format!("cannot tell whether fork {name:?} has unsealed work");
+        // The fork exists, and its image does not: damage.
         let is_there = || fork::beside::OnDisk::read(store.root(), name).is_ok();
         if error.kind() == ErrorKind::NotFound && is_there() {
             return Error::new(ErrorKind::Missing, format!("{what}: {}", error.message()))
-                .with_hint("--force discards it all the same");
+                .with_hint("use --force to discard it anyway");
         }
-        error.context(what).with_hint("--force discards it all the same")
+        error.context(what).with_hint("use --force to discard it anyway")
     })?;
     if !unsealed {
         return Ok(());
     }
-    Err(Error::new(ErrorKind::Busy, format!("fork {name:?} holds work that is in no seal"))
-        .with_hint(format!("`pfimg seal {name}` keeps it, --force throws it away")))
+    Err(Error::new(ErrorKind::Busy, format!("fork {name:?} has unsealed work"))
+        .with_hint(format!("seal it with `pfimg seal {name}`, or discard it with --force")))
 }
 
 fn unsealed_on_disk(store: &Arc<Store>, name: &str) -> Result<bool> {
@@ -288,13 +290,13 @@ fn unsealed_on_disk(store: &Arc<Store>, name: &str) -> Result<bool> {
     }
 }
 
-/// The forks as they are on disk.
+/// Opens the forks on disk.
 pub(crate) fn registry(store: &Arc<Store>, read_only: bool) -> Result<Registry> {
     let options = fork::Options { read_only, ..fork::Options::default() };
     Registry::open(store.root(), reader(store), options)
 }
 
-/// What forks read of the images they rest on.
+/// Reads the images that forks rest on.
 pub(crate) fn reader(store: &Arc<Store>) -> Arc<dyn BaseReader> {
     let cache = Arc::new(Cache::new(
         Arc::clone(store),
@@ -303,7 +305,7 @@ pub(crate) fn reader(store: &Arc<Store>) -> Arc<dyn BaseReader> {
     vfs::fork_reader(Arc::clone(store), cache)
 }
 
-/// Fails where a secret was named for a seal that a mount will make with another one.
+/// Fails if the user names a secret for a seal that a mount will make with another one.
 pub(crate) fn check_secret(mountpoint: &Path, secret: &SecretArg) -> Result<()> {
     let Some(secret) = secret.read()? else { return Ok(()) };
     match read_status(mountpoint)?.info.session_secret {
@@ -316,13 +318,11 @@ pub(crate) fn check_secret(mountpoint: &Path, secret: &SecretArg) -> Result<()> 
                 if its.is_some() { "another secret" } else { "a fresh secret each" }
             ),
         )
-        .with_hint(
-            "the secret is the mount's: give it to `pfimg mount`, or unmount, or seal without naming one",
-        )),
+        .with_hint("give the secret to `pfimg mount`, or unmount the store, or seal without a secret")),
     }
 }
 
-/// What came of sealing or restoring a fork.
+/// The result of a seal or a restore.
 #[derive(Debug, Deserialize)]
 pub(crate) struct Done {
     pub(crate) image: Digest,
@@ -337,7 +337,7 @@ enum Answer<T> {
     Failed(Failed),
 }
 
-/// Why a mount did not do what it was asked for. Daemons of older versions say no kind, and the hint in the error.
+/// Why a mount refused a request. Older daemons send no kind, and put the hint into the error.
 #[derive(Deserialize)]
 struct Failed {
     error: String,
@@ -363,8 +363,8 @@ impl From<Failed> for Error {
     }
 }
 
-/// Has a mount do something to a fork: a folder of a name that is made of a number in its `.snap/`, and the answer
-/// under that number.
+/// Sends a request about a fork to a mount: makes a directory in its `.snap/`, named by a number, and reads the
+/// answer under that number.
 pub(crate) fn ask<T: DeserializeOwned>(
     mountpoint: &Path,
     fork: &str,
@@ -390,17 +390,15 @@ fn ask_as<T: DeserializeOwned>(
         (Ok(()), Some(Answer::Done(done))) => Ok(done),
         (_, Some(Answer::Failed(failed))) => Err(failed.into()),
         (Err(e), _) => Err(explain(e, doing.to_owned(), mountpoint)),
-        (Ok(()), None) => {
-            Err(Error::new(ErrorKind::Io(None), format!("{doing}: the mount does not say what came of it")))
-        }
+        (Ok(()), None) => Err(Error::new(ErrorKind::Io(None), format!("{doing}: the daemon sent no reply"))),
     }
 }
 
-/// As much of a request as one name carries, in bytes before base64. A name has at most 255 bytes.
+/// The most bytes of a request in one name, before base64. A name has at most 255 bytes.
 const PART: usize = 150;
 
-/// Sends a request of any length about a fork to a mount. The request goes in parts, each as the name of a folder in `.snap/`: the
-/// kernel checks the same permission as for a seal, and nothing is left behind.
+/// Sends a request of any length about a fork to a mount. The request goes in parts, each as the name of a
+/// directory in `.snap/`: the kernel checks the same permission as for a seal, and nothing remains.
 pub(crate) fn ask_for<T: DeserializeOwned>(
     mountpoint: &Path,
     fork: &str,
@@ -418,8 +416,8 @@ pub(crate) fn ask_for<T: DeserializeOwned>(
     ask_as(mountpoint, fork, doing, &number, &format!(".do-{number}"))
 }
 
-/// What a mount says came of something that it was asked for by a number. Where it `will` say so, this waits: it says so only once
-/// the kernel shows it, which is a moment later.
+/// Reads the answer of a mount to the request with a number. If it `will` answer, waits for that: the mount
+/// answers once the kernel shows the result, a moment later.
 fn answer_to(mountpoint: &Path, number: &str, will: bool) -> std::io::Result<Vec<u8>> {
     let done = mountpoint.join(format!(".pfimg/done-{number}.json"));
     let mut answer = std::fs::read(&done);
@@ -434,23 +432,25 @@ fn answer_to(mountpoint: &Path, number: &str, will: bool) -> std::io::Result<Vec
     answer
 }
 
-/// Discards a fork of a mount, with `force` also one that holds work which is in no seal. Returns once the kernel shows nothing of it
-/// any more.
+/// Discards a fork of a mount, with `force` also one with unsealed work. Returns once the kernel no longer
+/// shows it.
 pub(crate) fn discard_under(mountpoint: &Path, name: &str, force: bool) -> Result<()> {
     let folder = fork_folder(mountpoint, name)?;
-    // The daemon looks again: a program may have written since this one asked.
+    // The daemon checks again: a program may have written since this process checked.
     let number = format!("{}{}", if force { "" } else { "sealed-" }, fork::GenId::random()?);
     let doing = format!("cannot discard fork {name:?}");
-    // Moving a fork there discards it at once, whatever it holds.
+    // Moving a fork there discards it at once, with everything in it.
     std::fs::rename(folder, mountpoint.join(format!(".pfimg/discarded-{number}")))
         .map_err(|e| explain(e, doing.clone(), mountpoint))?;
     answer_to(mountpoint, &number, true).map(drop).map_err(|error| {
-        let what = format!("fork {name:?} is discarded, but the mount does not say that programs were told");
+        let what = format!(
+            "fork {name:?} is discarded, but the daemon did not confirm it: programs may still see it"
+        );
         Error::new(ErrorKind::Io(None), what).with_source(error)
     })
 }
 
-/// A fork's folder under a mountpoint. What is no fork's name, a path for instance, names none.
+/// Returns a fork's directory under a mountpoint. Fails for a word that is not a fork's name, such as a path.
 pub(crate) fn fork_folder(mountpoint: &Path, name: &str) -> Result<PathBuf> {
     let folder = mountpoint.join("forks").join(name);
     if fork::refuse_fork_name(name).is_some() || !folder.exists() {
@@ -461,13 +461,13 @@ pub(crate) fn fork_folder(mountpoint: &Path, name: &str) -> Result<PathBuf> {
     Ok(folder)
 }
 
-/// Where a fork's files are under a mountpoint: the folder itself, and not the link in `work/`. Programs that watch a folder or walk
-/// through it do not follow a link that they are given.
+/// Returns where a fork's files are under a mountpoint: the directory itself, and not the link in `work/`.
+/// Programs that watch a directory or walk through it do not follow a link given to them.
 pub(crate) fn files_of(mountpoint: &Path, name: &str) -> PathBuf {
     mountpoint.join("forks").join(name).join("world/fs")
 }
 
-/// Where a new fork's folder will be. Fails if it cannot be called so, or one is.
+/// Returns where a new fork's directory will be. Fails if the name is invalid or taken.
 pub(crate) fn new_fork_folder(store: &Store, mountpoint: &Path, name: &str) -> Result<PathBuf> {
     if let Some(why) = fork::refuse_new_fork_name(name) {
         return Err(Error::new(ErrorKind::InvalidInput, format!("{name:?} cannot be a fork's name: {why}")));
@@ -483,23 +483,23 @@ pub(crate) fn new_fork_folder(store: &Store, mountpoint: &Path, name: &str) -> R
     Ok(folder)
 }
 
-/// Says that a command is kept to a fork which is gone.
+/// Warns that a command still runs in a discarded fork.
 pub(crate) fn warn_of_run(fork: &str) {
     eprintln!(
-        "pfimg: a command of `pfimg run` is in fork {fork:?}: it finds no file there any more, and can write nothing. \
+        "pfimg: a command of `pfimg run` is still in fork {fork:?}: its files are gone, and it cannot write there. \
          End the command"
     );
 }
 
-/// Says that a command is kept to a fork that was put back.
+/// Warns that a command still runs in a restored fork.
 pub(crate) fn warn_of_restore(fork: &str) {
     eprintln!(
-        "pfimg: a command of `pfimg run` is in fork {fork:?}: it sees the restored files. A file that it has open and that changed \
-         stays as it was, and cannot be written (\"Stale file handle\")"
+        "pfimg: a command of `pfimg run` is in fork {fork:?}: it sees the restored files. A changed file that it has open \
+         keeps its old content, and cannot be written (\"Stale file handle\")"
     );
 }
 
-/// Explains a failed call under a mount, which has nothing but its number to say.
+/// Explains a failed call under a mount, which gives only an error number.
 pub(crate) fn explain(error: std::io::Error, doing: String, mountpoint: &Path) -> Error {
     let known = matches!(
         error.kind(),
@@ -510,7 +510,7 @@ pub(crate) fn explain(error: std::io::Error, doing: String, mountpoint: &Path) -
         return failed;
     }
     failed.with_hint(format!(
-        "the log of the mount at {} says more; `pfimg status` tells where it is",
+        "read the log of the mount at {}; `pfimg status` shows its path",
         mountpoint.display()
     ))
 }

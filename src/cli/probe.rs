@@ -1,4 +1,4 @@
-//! Sends the first requests to a new mount. A process of its own, since the daemon must not wait for itself.
+//! Sends the first requests to a new mount, from its own process, since the daemon must not wait for itself.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -9,7 +9,7 @@ use clap::Args;
 
 use crate::error::{Error, ErrorKind, Result};
 
-/// The command's name. Far from every word that a user may mistype, so that it is never suggested.
+/// The command's name. Unlike every word that a user may mistype, so that it is never suggested.
 pub(crate) const COMMAND: &str = "__first-requests";
 
 /// Look at a new mount.
@@ -18,8 +18,8 @@ pub(crate) struct ProbeArgs {
     mountpoint: PathBuf,
 }
 
-/// Looks at the mount once, so that the kernel learns what it need not ask (OPEN, OPENDIR, FLUSH, GETXATTR) before
-/// anybody measures it, and the caller knows that it answers.
+/// Accesses the mount once. The kernel learns which requests it can omit (OPEN, OPENDIR, FLUSH, GETXATTR)
+/// before a measurement, and the caller learns that the mount answers.
 pub(crate) fn run(args: &ProbeArgs) -> Result<ExitCode> {
     let failed = |e| Error::io(e, format!("{} does not answer", args.mountpoint.display()));
     let status = args.mountpoint.join(".pfimg/status.json");
@@ -33,7 +33,7 @@ pub(crate) fn run(args: &ProbeArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Runs it as a process of its own.
+/// Runs the probe in its own process.
 pub(super) fn spawn(mountpoint: &Path) -> Result<()> {
     let failed = |e| Error::io(e, "cannot run pfimg to look at the mount");
     let output = Command::new(std::env::current_exe().map_err(failed)?)

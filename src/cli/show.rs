@@ -20,7 +20,7 @@ use crate::store::manifest::Agent;
 use crate::store::{Manifest, MarkerError};
 use crate::util::units::format_bytes;
 
-/// The longest text of a layer that is shown, in characters.
+/// The longest text of a layer in the output, in characters.
 const EXCERPT: usize = 70;
 
 /// Show what an image holds, layer by layer. Exits with 4 if a layer is damaged.
@@ -44,7 +44,7 @@ struct Shown {
     parents: Vec<Digest>,
     tags: Vec<String>,
     latest: bool,
-    /// What is wrong with the marker itself.
+    /// Damage of the marker itself.
     marker_damage: Option<String>,
     layers: Brief,
 }
@@ -118,7 +118,7 @@ fn render(shown: &Shown) -> String {
     out
 }
 
-/// A layer's line: what it holds, its size, and what is wrong.
+/// Returns a layer's line: its content, size and damage.
 fn describe<T>(part: &Part<T>, content: impl Fn(&T) -> String) -> String {
     let mut text = match (&part.content, part.bytes) {
         (Some(value), Some(bytes)) => format!("{} [{}]", plain(&content(value), 160), format_bytes(bytes)),
@@ -173,7 +173,7 @@ fn tree(tree: &TreeBrief) -> String {
     let mut text = format!(
         "{}, {}, {}",
         count(tree.files, "file"),
-        count(tree.folders, "folder"),
+        count(tree.folders, "directory"),
         count(tree.symlinks, "symlink")
     );
     if tree.specials > 0 {

@@ -210,7 +210,7 @@ fn import_as(store: &Store, options: &Options, special: &Special, progress: &dyn
     let failed = |e| Error::io(e, format!("cannot import {}", options.dir.display()));
     let dir = fs::canonicalize(&options.dir).map_err(failed)?;
     if !fs::metadata(&dir).map_err(failed)?.is_dir() {
-        let message = format!("{} is not a folder", dir.display());
+        let message = format!("{} is not a directory", dir.display());
         return Err(Error::new(ErrorKind::InvalidInput, message));
     }
     limits::refuse_mount(&dir)?;

@@ -530,8 +530,9 @@ impl Sealing<'_> {
                 let depth = inner.split(|byte| *byte == b'/').count();
                 if depth > MAX_DEPTH {
                     let shown = String::from_utf8_lossy(&inner[..inner.len().min(200)]).into_owned();
-                    let message =
-                        format!("{shown}… is {depth} folders deep, and an image holds at most {MAX_DEPTH}");
+                    let message = format!(
+                        "{shown}… is {depth} directories deep, and an image holds at most {MAX_DEPTH}"
+                    );
                     return Err(
                         Error::new(ErrorKind::InvalidInput, message).with_hint("move it up, or remove it")
                     );

@@ -22,7 +22,7 @@ use crate::sync::wait::MayWait;
 /// Names in `.pfimg/`.
 pub(super) const DOCS: [&str; 4] = ["audit.json", "events.jsonl", "metrics", "status.json"];
 
-/// What a mount knows of itself. As JSON, bytes of a path that are no UTF-8 are shown as U+FFFD.
+/// The facts that a mount shows about itself. In JSON, bytes of a path that are not UTF-8 become U+FFFD.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct MountInfo {
     /// Process id of the daemon.
@@ -38,17 +38,17 @@ pub struct MountInfo {
     /// Where decompressed blobs are kept.
     #[serde(serialize_with = "lossy")]
     pub cache_dir: PathBuf,
-    /// Where the log goes; nothing if to the terminal.
+    /// The log file; `None` if the log goes to the terminal.
     #[serde(serialize_with = "lossy_option")]
     pub log: Option<PathBuf>,
     /// Since when, in RFC 3339.
     pub started_at: chrono::DateTime<chrono::Utc>,
-    /// [`Secret::fingerprint`] of what chains ledgers at a seal; nothing where each has a secret of its own.
+    /// [`Secret::fingerprint`] of the secret that chains ledgers at a seal; `None` if each ledger has its own.
     ///
     /// [`Secret::fingerprint`]: crate::layers::effects::Secret::fingerprint
     #[serde(default)]
     pub session_secret: Option<String>,
-    /// What inodes are numbered by.
+    /// How inodes are numbered.
     #[serde(default)]
     pub inodes: Numbering,
 }
@@ -62,15 +62,15 @@ fn lossy_option<S: Serializer>(path: &Option<PathBuf>, serializer: S) -> Result<
     path.as_ref().map(|path| path.to_string_lossy()).serialize(serializer)
 }
 
-/// How long a version stands for its name while nobody has read it.
+/// How long an unread version stands for its name.
 const UNREAD: Duration = Duration::from_millis(100);
 
-/// The newest versions that nobody has read yet, by name.
+/// The newest unread versions, by name.
 #[derive(Default)]
 pub(super) struct Unread(Mutex<HashMap<String, (Instant, Node)>>);
 
 impl Unread {
-    /// The version that was made just now and is still to be read.
+    /// Returns the unread version of a name, if it is new enough.
     fn of(&self, name: &str) -> Option<Node> {
         let mut all = self.0.lock();
         all.retain(|_, (made, _)| made.elapsed() < UNREAD);
@@ -81,7 +81,7 @@ impl Unread {
         self.0.lock().insert(name.to_owned(), (Instant::now(), node.clone()));
     }
 
-    /// From now on its name stands for a new version.
+    /// Marks a version as read: its name then stands for a new version.
     pub(super) fn read(&self, version: u64) {
         self.0.lock().retain(|_, (_, node)| !matches!(node, Node::Doc { key, .. } if *key == version));
     }

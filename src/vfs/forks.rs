@@ -472,10 +472,8 @@ impl Vfs {
             if fork.damage().is_none() && !fork.is_changed() {
                 return Ok(());
             }
-            Err(Error::new(ErrorKind::Busy, format!("fork {name:?} holds work that is in no seal"))
-                .with_hint(format!(
-                    "`pfimg seal {name}` keeps it, `pfimg discard --force {name}` throws it away"
-                )))
+            Err(Error::new(ErrorKind::Busy, format!("fork {name:?} has unsealed work"))
+                .with_hint(format!("`pfimg seal {name}` keeps it, `pfimg discard --force {name}` loses it")))
         };
         let gone = match only {
             Only::Any => registry.discard(name),

@@ -28,7 +28,7 @@ pub(super) fn judge(
     steps.made_by(&image.manifest.agent);
     see_manifest(&mut steps, &image.id, readable(store.images().bytes(store.blobs(), &image.id)));
     steps.saw_leaked("pins left behind", u32::from(pin.is_left()));
-    let how = "otherwise in the folder";
+    let how = "otherwise in the directory";
     let differing = differing.into_iter().map(|path| (path, how.to_owned()));
     steps.saw_paths(&folder.display().to_string(), differing);
     log.judge_steps(TransferKind::Export, &image.id.to_string(), &steps).error().map_or(Ok(()), Err)

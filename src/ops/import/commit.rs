@@ -43,7 +43,7 @@ pub fn from_commit(
     if project.root.join(OsStr::from_bytes(&common)).join("reftable").exists() {
         let what = format!("{} keeps its references in a reftable", project.root.display());
         return Err(Error::new(ErrorKind::Unsupported, what)
-            .with_hint("import the folder, and check the commit out in the fork"));
+            .with_hint("import the directory, and check the commit out in the fork"));
     }
     let peeled = format!("{rev}^{{commit}}");
     let commit = git.run(&["rev-parse", "--verify", "--end-of-options", &peeled]).map_err(|error| {
