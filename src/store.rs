@@ -87,7 +87,7 @@ impl Store {
             _ => Error::io(e, format!("cannot open store {shown}")).with_path(root),
         })?;
         if !metadata.is_dir() {
-            return Err(not_a_store(format!("{shown} is not a folder, so not a store")));
+            return Err(not_a_store(format!("{shown} is not a directory, so not a store")));
         }
         let mut entries =
             fs::read_dir(root).map_err(|e| Error::io(e, format!("cannot open store {shown}")))?;
@@ -226,7 +226,7 @@ mod tests {
         assert!(says(dir.path()).contains("is empty"));
         fs::write(dir.path().join("file"), "").unwrap();
         assert!(says(dir.path()).contains("is not a store"));
-        assert!(says(&dir.path().join("file")).contains("is not a folder"));
+        assert!(says(&dir.path().join("file")).contains("is not a directory"));
     }
 
     #[test]

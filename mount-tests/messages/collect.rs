@@ -87,6 +87,8 @@ enum Makes {
     Io,
     Context,
     Hint,
+    /// The cause of an error, made by pfimg.
+    Source,
 }
 
 fn makes(call: &Call) -> Option<Makes> {
@@ -95,6 +97,8 @@ fn makes(call: &Call) -> Option<Makes> {
     match parts.as_slice() {
         ["context"] if call.is_method && count == 1 => Some(Makes::Context),
         ["with_hint"] if call.is_method => Some(Makes::Hint),
+        [.., "io", "Error", "new"] if count == 2 => Some(Makes::Source),
+        [.., "io", "Error", "other"] if count == 1 => Some(Makes::Source),
         [.., of, name] if count == 2 => {
             let is_error = (*of == "Error" && !matches!(parts.as_slice(), [.., "io" | "fmt", _, _]))
                 || (*of == "Self" && call.of.as_deref() == Some("Error"));
@@ -162,6 +166,7 @@ pub fn collect(code: &Code) -> Found {
             Some(Makes::New) => (&call.arguments[1], ""),
             Some(Makes::Io) => (&call.arguments[1], ": …"),
             Some(Makes::Context) => (&call.arguments[0], ": …"),
+            Some(Makes::Source) => (call.arguments.last().unwrap(), ""),
             _ => continue,
         };
         let what = makes(call);
@@ -180,8 +185,10 @@ pub fn collect(code: &Code) -> Found {
                     }
                     return Ok(());
                 }
-                // A context that is not a text is a name.
-                Err(Unread::Expression(_)) if what == Some(Makes::Context) => return Ok(()),
+                // A context that is not a text is a name, and such a cause is an error.
+                Err(Unread::Expression(_)) if matches!(what, Some(Makes::Context | Makes::Source)) => {
+                    return Ok(());
+                }
                 texts => texts?,
             };
             let kind = match what {
@@ -222,6 +229,7 @@ pub fn collect(code: &Code) -> Found {
         }
     }
     refusals(&reader, &mut found);
+    reports(&reader, &mut found);
     found
 }
 
@@ -234,6 +242,80 @@ fn with_holes(format: &str) -> String {
         rest = after.split_once('}').map_or("", |(_, after)| after);
     }
     text + rest
+}
+
+/// Says whether an expression is an error or its text: `error`, `&error.context(…)` or `error.to_string()`.
+fn is_error_text(expr: &Expr) -> bool {
+    match expr {
+        Expr::MethodCall(call) => call.method == "context" || call.method == "to_string",
+        Expr::Reference(inner) => is_error_text(&inner.expr),
+        Expr::Path(path) => path.path.get_ident().is_some_and(|name| name == "error"),
+        _ => false,
+    }
+}
+
+/// Says whether a call is one of the function with which the processes of a run print.
+fn is_tell(reader: &Reader<'_>, call: &Call) -> bool {
+    reader.called_by(call).iter().any(|&at| {
+        let function = &reader.code.functions[at];
+        function.name == "tell" && function.parameters.iter().any(|(_, of)| of.contains("Display"))
+    })
+}
+
+fn member(member: &syn::Member) -> String {
+    match member {
+        syn::Member::Named(name) => name.to_string(),
+        syn::Member::Unnamed(_) => String::new(),
+    }
+}
+
+/// The lists of lines that a command prints when it is done.
+const LISTS: [&str; 4] = ["reports", "notes", "problems", "warnings"];
+
+/// Adds what is reported while an operation continues: by functions named `report`, and in lists.
+fn reports(reader: &Reader<'_>, found: &mut Found) {
+    // The audit log has notes for programs, and a finding of `verify` its own table.
+    let other = ["src/audit", "src/ops/verify"];
+    let is_other = |call: &Call| other.iter().any(|room| reader.code.files[call.file].name.starts_with(room));
+    for call in reader.code.calls.iter().filter(|call| !is_other(call)) {
+        let to_list = || match &call.receiver {
+            Some(Expr::Field(field)) => {
+                matches!(&field.member, syn::Member::Named(name) if LISTS.contains(&name.to_string().as_str()))
+            }
+            Some(Expr::Path(path)) => LISTS.iter().any(|list| path.path.is_ident(list)),
+            _ => false,
+        };
+        let text = match (call.path.last().unwrap().as_str(), call.arguments.as_slice()) {
+            ("report", [text]) => text,
+            ("push" | "extend", [text]) if to_list() => text,
+            ("tell", [text]) if is_tell(reader, call) => text,
+            _ => continue,
+        };
+        let text = match text {
+            // A remark about a path.
+            Expr::Struct(about) => match about.fields.iter().find(|field| member(&field.member) == "why") {
+                Some(field) => &field.expr,
+                None => continue,
+            },
+            text => text,
+        };
+        let place = reader.code.place(call.file, call.line);
+        each(reader, call, found, &[], &|found, scope| {
+            let texts = match reader.texts(text, scope) {
+                // An error's own text has its own row.
+                Err(Unread::Expression(_))
+                    if is_error_text(text) || call.path.ends_with(&["extend".to_owned()]) =>
+                {
+                    Vec::new()
+                }
+                texts => texts?,
+            };
+            for text in texts {
+                found.add(&text, Some(NOTE), &BTreeSet::new(), place.clone());
+            }
+            Ok(())
+        });
+    }
 }
 
 /// Adds what functions return whose error is a text.
@@ -309,8 +391,15 @@ fn each(
             let lines: Vec<&str> = reader.code.files[call.file].text.lines().collect();
             let near = &lines[call.line.saturating_sub(4)..call.line];
             let from = near.iter().find_map(|line| line.split_once(MARKER)?.1.split('`').next());
-            if from.is_none_or(|name| !reader.code.has(name)) {
-                found.unread.insert(format!("{place} ({why:?})"));
+            match from {
+                Some(name) if reader.code.has(name) => {
+                    for text in reader.made_by(name, call.file) {
+                        found.add(&text, None, &BTreeSet::new(), place.clone());
+                    }
+                }
+                _ => {
+                    found.unread.insert(format!("{place} ({why:?})"));
+                }
             }
         }
     }

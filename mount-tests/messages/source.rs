@@ -25,6 +25,8 @@ pub struct Function {
     /// Names and types of the parameters, without `self`.
     pub parameters: Vec<(String, String)>,
     pub has_self: bool,
+    /// Only its own module and the modules below can call it.
+    pub is_private: bool,
     pub returns: String,
     pub body: Block,
     /// The function around a closure.
@@ -192,6 +194,10 @@ fn last_name(of: &Type) -> Option<String> {
     }
 }
 
+fn is_private(visibility: &syn::Visibility) -> bool {
+    matches!(visibility, syn::Visibility::Inherited)
+}
+
 fn name_of(pattern: &Pat) -> String {
     match pattern {
         Pat::Ident(ident) => ident.ident.to_string(),
@@ -201,7 +207,7 @@ fn name_of(pattern: &Pat) -> String {
 }
 
 impl Walk {
-    fn function(&mut self, signature: &Signature, body: &Block) {
+    fn function(&mut self, signature: &Signature, body: &Block, is_private: bool) {
         let mut parameters = Vec::new();
         let mut has_self = false;
         for input in &signature.inputs {
@@ -220,6 +226,7 @@ impl Walk {
             of: self.of.clone(),
             parameters,
             has_self,
+            is_private,
             returns,
             body: body.clone(),
             outer: None,
@@ -273,13 +280,14 @@ impl<'ast> Visit<'ast> for Walk {
             return;
         }
         match item {
-            Item::Fn(item) => self.function(&item.sig, &item.block),
+            Item::Fn(item) => self.function(&item.sig, &item.block, is_private(&item.vis)),
             Item::Impl(item) => {
                 let outer = std::mem::replace(&mut self.of, last_name(&item.self_ty));
                 for part in &item.items {
                     match part {
                         ImplItem::Fn(method) if !is_for_tests(&method.attrs) => {
-                            self.function(&method.sig, &method.block);
+                            let is_private = item.trait_.is_none() && is_private(&method.vis);
+                            self.function(&method.sig, &method.block, is_private);
                         }
                         ImplItem::Const(item) => {
                             self.constants.entry(item.ident.to_string()).or_default().push(item.expr.clone());
@@ -295,7 +303,7 @@ impl<'ast> Visit<'ast> for Walk {
 
     fn visit_trait_item_fn(&mut self, item: &'ast syn::TraitItemFn) {
         if let Some(body) = &item.default {
-            self.function(&item.sig, body);
+            self.function(&item.sig, body, false);
         }
     }
 
@@ -317,6 +325,7 @@ impl<'ast> Visit<'ast> for Walk {
                 of: None,
                 parameters: closure.inputs.iter().map(typed).collect(),
                 has_self: false,
+                is_private: true,
                 returns: String::new(),
                 body,
                 outer: self.within,

@@ -85,6 +85,19 @@ fn formatted(format: &str, mut each: impl FnMut(Option<&str>, bool) -> Result<Ve
     Ok(texts)
 }
 
+/// Says whether an expression is not a text: `None`, `Ok(None)` or `Err(…)`.
+fn is_none(leaf: &Expr) -> bool {
+    match leaf {
+        Expr::Path(path) => path.path.is_ident("None"),
+        Expr::Call(call) => match &*call.func {
+            Expr::Path(path) if path.path.is_ident("Ok") => call.args.iter().all(is_none),
+            Expr::Path(path) => path.path.is_ident("Err"),
+            _ => false,
+        },
+        _ => false,
+    }
+}
+
 /// The expressions that a block or a branch can come to.
 pub fn leaves(expr: &Expr, found: &mut Vec<Expr>) {
     let block = |block: &syn::Block, found: &mut Vec<Expr>| {
@@ -148,6 +161,32 @@ impl Visit<'_> for Lets {
         }
         visit::visit_local(self, local);
     }
+
+    fn visit_expr_match(&mut self, choice: &syn::ExprMatch) {
+        for arm in &choice.arms {
+            self.unwrapped(&arm.pat, &choice.expr);
+        }
+        visit::visit_expr_match(self, choice);
+    }
+
+    fn visit_expr_let(&mut self, binding: &syn::ExprLet) {
+        self.unwrapped(&binding.pat, &binding.expr);
+        visit::visit_expr_let(self, binding);
+    }
+}
+
+impl Lets {
+    /// Adds the name in `Some(name)`, which a match or an `if let` binds.
+    fn unwrapped(&mut self, pattern: &Pat, value: &Expr) {
+        if let Pat::TupleStruct(wrapped) = pattern
+            && wrapped.path.is_ident("Some")
+            && let [Pat::Ident(name)] = wrapped.elems.iter().collect::<Vec<_>>().as_slice()
+        {
+            let end = syn::spanned::Spanned::span(pattern).end();
+            let (end, value) = ((end.line, end.column), Rc::new(value.clone()));
+            self.0.push(Let { name: name.ident.to_string(), end, value, part: None });
+        }
+    }
 }
 
 impl<'a> Reader<'a> {
@@ -192,7 +231,7 @@ impl<'a> Reader<'a> {
                 let mut found = Vec::new();
                 leaves(expr, &mut found);
                 let mut texts = Vec::new();
-                for leaf in &found {
+                for leaf in found.iter().filter(|leaf| !is_none(leaf)) {
                     texts.extend(self.texts(leaf, scope)?);
                 }
                 if texts.is_empty() { Err(unread()) } else { Ok(texts) }
@@ -255,7 +294,8 @@ impl<'a> Reader<'a> {
                 lets.visit_block(&function.body);
                 Rc::new(lets)
             }));
-            let found = lets.0.iter().rev().find(|one| one.name == name && one.end <= at);
+            let found =
+                lets.0.iter().filter(|one| one.name == name && one.end <= at).max_by_key(|one| one.end);
             match found.map(|one| (&one.value, one.part)) {
                 Some((value, None)) => return self.texts(value, &scope.deeper()),
                 Some((value, Some(part))) => {
@@ -336,6 +376,8 @@ impl<'a> Reader<'a> {
         fits.retain(|&at| {
             let function = &self.code.functions[at];
             let place = &self.code.files[function.file].name;
+            let is_below =
+                self.code.files[file].name.starts_with(&format!("{}/", place.trim_end_matches(".rs")));
             let is_named = match of {
                 Some("Self" | "self" | "super" | "crate") => true,
                 Some(of) if of.starts_with(char::is_uppercase) => function.of.as_deref() == Some(of),
@@ -343,12 +385,14 @@ impl<'a> Reader<'a> {
                 // A function of another file is imported by its module.
                 None if !is_method && function.file != file => {
                     let module = place.trim_end_matches(".rs").rsplit('/').next().unwrap_or_default();
-                    text.contains(&format!("{module}::"))
+                    text.contains(&format!("{module}::")) || is_below
                 }
                 None => true,
             };
+            let is_visible = !function.is_private || function.file == file || is_below;
             let is_called_so = if is_method { function.has_self } else { !function.has_self || of.is_some() };
             is_named
+                && is_visible
                 && is_called_so
                 && function.parameters.len() == count
                 && (function.outer.is_none() || function.file == file)
@@ -377,19 +421,40 @@ impl<'a> Reader<'a> {
         if !returns_text {
             return Err(unread);
         }
-        let inner = self.inner(at, arguments, scope);
+        self.returned(at, &self.inner(at, arguments, scope))
+    }
+
+    /// The texts that the functions of a name return, in the module of a file and in the modules around it.
+    pub fn made_by(&self, name: &str, file: usize) -> Vec<String> {
+        let file = self.code.files[file].name.trim_end_matches(".rs");
+        let parent = file.rsplit_once('/').map_or(file, |(parent, _)| parent);
+        let family = |at: &usize| {
+            let place = &self.code.files[self.code.functions[*at].file].name;
+            place.starts_with(&format!("{file}/"))
+                || (place.starts_with(&format!("{parent}/")) && parent != "src/ops")
+        };
+        let all = self.code.by_name.get(name).map_or(&[][..], Vec::as_slice);
+        all.iter()
+            .copied()
+            .filter(family)
+            .filter_map(|at| self.returned(at, &self.inner(at, &[], &Scope::new(0, None))).ok())
+            .flatten()
+            .collect()
+    }
+
+    /// The texts that a function returns.
+    fn returned(&self, at: usize, inner: &Scope) -> Texts {
+        let function = &self.code.functions[at];
         let mut found = Vec::new();
         if let Some(Stmt::Expr(last, None)) = function.body.stmts.last() {
             leaves(last, &mut found);
         }
         Returns(&mut found).visit_block(&function.body);
         let mut texts = Vec::new();
-        for leaf in
-            found.iter().filter(|leaf| !matches!(leaf, Expr::Path(path) if path.path.is_ident("None")))
-        {
-            texts.extend(self.texts(leaf, &inner)?);
+        for leaf in found.iter().filter(|leaf| !is_none(leaf)) {
+            texts.extend(self.texts(leaf, inner)?);
         }
-        if texts.is_empty() { Err(unread) } else { Ok(texts) }
+        if texts.is_empty() { Err(Unread::Expression(function.name.clone())) } else { Ok(texts) }
     }
 
     /// The scope inside of a function that is called with these arguments.
@@ -421,6 +486,13 @@ impl<'a> Reader<'a> {
         Some((value.clone(), (**outer).clone()))
     }
 
+    /// The functions that a call can be one of.
+    pub fn called_by(&self, call: &Call) -> Vec<usize> {
+        let of = (call.path.len() > 1).then(|| call.path[call.path.len() - 2].as_str());
+        let of = if of == Some("Self") { call.of.as_deref() } else { of };
+        self.meant(call.path.last().unwrap(), of, call.is_method, call.arguments.len(), call.file)
+    }
+
     /// The calls of a function.
     pub fn callers(&self, function: usize) -> Vec<&'a Call> {
         let name = &self.code.functions[function].name;
@@ -429,11 +501,7 @@ impl<'a> Reader<'a> {
         calls
             .iter()
             .map(|&at| &code.calls[at])
-            .filter(|call| {
-                let of = (call.path.len() > 1).then(|| call.path[call.path.len() - 2].as_str());
-                let of = if of == Some("Self") { call.of.as_deref() } else { of };
-                self.meant(name, of, call.is_method, call.arguments.len(), call.file).contains(&function)
-            })
+            .filter(|call| self.called_by(call).contains(&function))
             .collect()
     }
 }

@@ -142,7 +142,7 @@ fn whatever_was_done_to_a_fork_its_paths_go_back_to_any_seal_and_all_else_stays(
             let done = match restore(&place, &registry, &sealer, &fork, &asked) {
                 Ok(done) => done,
                 Err(error) => {
-                    assert!(error.to_string().contains("not a folder"), "{about}: {error}");
+                    assert!(error.to_string().contains("not a directory"), "{about}: {error}");
                     assert_eq!(world(&fork), before, "{about}");
                     continue;
                 }

@@ -338,7 +338,7 @@ impl Importing<'_> {
         let (mut items, pending) = self.look(&found)?;
         drop(found);
         let ties = ties::find(self.top, &self.options.dir, &items, whole.ties);
-        // A run shows its fork at the project's own path.
+        // A run shows its fork at the project's own path. The text comes from `words`.
         ties.words(self.special.for_run).into_iter().for_each(|line| self.report(line));
         (report.ties_total, report.ties) = (ties.total(), ties.first);
         let left = self.store.blobs().files_left();

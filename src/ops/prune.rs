@@ -295,7 +295,8 @@ fn candidates(store: &Store, options: &Options, lineage: &[Digest]) -> Result<(V
             Ok(found) => found.manifest,
             // An image that cannot be read is not counted, and stays.
             Err(error) => {
-                notes.push(Error::from(error).context("left alone").to_string());
+                notes
+                    .push(Error::from(error).context(format_args!("cannot prune image {image}")).to_string());
                 continue;
             }
         };
