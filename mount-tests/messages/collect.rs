@@ -89,6 +89,8 @@ enum Makes {
     Hint,
     /// The cause of an error, made by pfimg.
     Source,
+    /// The last part of an error about a format.
+    Reason,
 }
 
 fn makes(call: &Call) -> Option<Makes> {
@@ -97,6 +99,7 @@ fn makes(call: &Call) -> Option<Makes> {
     match parts.as_slice() {
         ["context"] if call.is_method && count == 1 => Some(Makes::Context),
         ["with_hint"] if call.is_method => Some(Makes::Hint),
+        [.., "FormatError", "new"] if count == 3 => Some(Makes::Reason),
         [.., "io", "Error", "new"] if count == 2 => Some(Makes::Source),
         [.., "io", "Error", "other"] if count == 1 => Some(Makes::Source),
         [.., of, name] if count == 2 => {
@@ -166,7 +169,7 @@ pub fn collect(code: &Code) -> Found {
             Some(Makes::New) => (&call.arguments[1], ""),
             Some(Makes::Io) => (&call.arguments[1], ": …"),
             Some(Makes::Context) => (&call.arguments[0], ": …"),
-            Some(Makes::Source) => (call.arguments.last().unwrap(), ""),
+            Some(Makes::Source | Makes::Reason) => (call.arguments.last().unwrap(), ""),
             _ => continue,
         };
         let what = makes(call);
@@ -186,17 +189,21 @@ pub fn collect(code: &Code) -> Found {
                     return Ok(());
                 }
                 // A context that is not a text is a name, and such a cause is an error.
-                Err(Unread::Expression(_)) if matches!(what, Some(Makes::Context | Makes::Source)) => {
+                Err(Unread::Expression(_))
+                    if matches!(what, Some(Makes::Context | Makes::Source | Makes::Reason)) =>
+                {
                     return Ok(());
                 }
                 texts => texts?,
             };
             let kind = match what {
                 Some(Makes::New) => reader.kind(&call.arguments[0], scope),
+                Some(Makes::Reason) => None,
                 _ => Some(OF_THE_CAUSE.to_owned()),
             };
             for text in texts {
-                if what != Some(Makes::Context) || is_phrase(&text) {
+                let is_part = matches!(what, Some(Makes::Context | Makes::Reason));
+                if !is_part || is_phrase(&text) {
                     found.add(&format!("{text}{suffix}"), kind.as_deref(), &said, place.clone());
                 }
             }
@@ -226,6 +233,14 @@ pub fn collect(code: &Code) -> Found {
         let text = with_holes(&line.text);
         if is_phrase(&text) {
             found.add(&text, Some(LOG), &BTreeSet::new(), code.place(line.file, line.line));
+        }
+    }
+    for shown in &code.shown {
+        let scope = Scope::new(shown.file, shown.within);
+        for text in reader.format(&shown.arguments, &scope).unwrap_or_default() {
+            if is_phrase(&text) {
+                found.add(&text, None, &BTreeSet::new(), code.place(shown.file, shown.line));
+            }
         }
     }
     refusals(&reader, &mut found);
@@ -328,10 +343,19 @@ fn refusals(reader: &Reader<'_>, found: &mut Found) {
             .any(|error| returns.starts_with("Result<") && returns.ends_with(error))
             || returns.starts_with("std::result::Result<") && returns.ends_with(",String>")
     };
-    for call in code.calls.iter().filter(|call| call.within.is_some_and(refuses)) {
+    let is_shown = |function: usize| code.functions[function].name == "fmt";
+    for call in &code.calls {
+        let Some(within) = call.within else { continue };
         let text = match (call.path.last().unwrap().as_str(), call.arguments.as_slice()) {
-            ("Err" | "ok_or", [text]) => text.clone(),
-            ("ok_or_else" | "map_err", [Expr::Closure(closure)]) => (*closure.body).clone(),
+            ("Err" | "ok_or", [text]) if refuses(within) => text.clone(),
+            ("ok_or_else" | "map_err", [Expr::Closure(closure)]) if refuses(within) => {
+                (*closure.body).clone()
+            }
+            ("write_str", [text @ Expr::Lit(_)])
+                if is_shown(within) && is_phrase(&quote::quote!(#text).to_string()) =>
+            {
+                text.clone()
+            }
             _ => continue,
         };
         let place = code.place(call.file, call.line);

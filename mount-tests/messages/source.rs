@@ -75,6 +75,7 @@ pub struct Code {
     pub calls: Vec<Call>,
     pub calls_of: HashMap<String, Vec<usize>>,
     pub prints: Vec<Print>,
+    pub shown: Vec<Print>,
     pub logged: Vec<Attributed>,
     pub attributed: Vec<Attributed>,
     pub constants: HashMap<String, Vec<Expr>>,
@@ -139,7 +140,7 @@ impl Code {
                 walk.visit_file(&file.tree);
             }
         }
-        let Walk { functions, calls, prints, logged, attributed, constants, .. } = walk;
+        let Walk { functions, calls, prints, shown, logged, attributed, constants, .. } = walk;
         let mut by_name: HashMap<String, Vec<usize>> = HashMap::new();
         for (at, function) in functions.iter().enumerate() {
             by_name.entry(function.name.clone()).or_default().push(at);
@@ -148,7 +149,7 @@ impl Code {
         for (at, call) in calls.iter().enumerate() {
             calls_of.entry(call.path.last().unwrap().clone()).or_default().push(at);
         }
-        Self { files, functions, by_name, calls, calls_of, prints, logged, attributed, constants }
+        Self { files, functions, by_name, calls, calls_of, prints, shown, logged, attributed, constants }
     }
 
     /// Says whether a function, a type or a library has this name.
@@ -175,6 +176,7 @@ struct Walk {
     functions: Vec<Function>,
     calls: Vec<Call>,
     prints: Vec<Print>,
+    shown: Vec<Print>,
     logged: Vec<Attributed>,
     attributed: Vec<Attributed>,
     constants: HashMap<String, Vec<Expr>>,
@@ -389,6 +391,12 @@ impl<'ast> Visit<'ast> for Walk {
                 text,
                 line,
             }));
+        }
+        // What `Display` makes of a type.
+        let is_shown = self.within.is_some_and(|at| self.functions[at].name == "fmt");
+        if call.path.is_ident("write") && is_shown && parts.len() > 1 {
+            let (arguments, line) = (parts[1..].to_vec(), call.span().start().line);
+            self.shown.push(Print { file: self.file, within: self.within, arguments, line });
         }
         for part in &parts {
             self.visit_expr(part);
