@@ -151,18 +151,17 @@ pub fn collect(code: &Code) -> Found {
         .collect();
     for call in code.calls.iter().filter(|call| makes(call) == Some(Makes::Hint)) {
         let begins = call.receiver.as_ref().and_then(base).map(|(line, column)| (call.file, line, column));
-        match begins.filter(|begins| made.contains(begins)) {
-            Some(begins) => chained.entry(begins).or_default().push(call),
-            None => {
-                let place = code.place(call.file, call.line);
-                each(&reader, call, &mut found, &[], &|found, scope| {
-                    for text in reader.texts(&call.arguments[0], scope)? {
-                        found.hints.entry(normalised(&text)).or_default().insert(place.clone());
-                    }
-                    Ok(())
-                });
-            }
+        if let Some(begins) = begins.filter(|begins| made.contains(begins)) {
+            chained.entry(begins).or_default().push(call);
+            continue;
         }
+        let place = code.place(call.file, call.line);
+        each(&reader, call, &mut found, &[], &|found, scope| {
+            for text in reader.texts(&call.arguments[0], scope)? {
+                found.hints.entry(normalised(&text)).or_default().insert(place.clone());
+            }
+            Ok(())
+        });
     }
     for call in &code.calls {
         let (text, suffix) = match makes(call) {
@@ -196,15 +195,15 @@ pub fn collect(code: &Code) -> Found {
                 }
                 texts => texts?,
             };
-            let kind = match what {
-                Some(Makes::New) => reader.kind(&call.arguments[0], scope),
+            let of_kind = match what {
+                Some(Makes::New) => kind(&call.arguments[0], scope),
                 Some(Makes::Reason) => None,
                 _ => Some(OF_THE_CAUSE.to_owned()),
             };
             for text in texts {
                 let is_part = matches!(what, Some(Makes::Context | Makes::Reason));
                 if !is_part || is_phrase(&text) {
-                    found.add(&format!("{text}{suffix}"), kind.as_deref(), &said, place.clone());
+                    found.add(&format!("{text}{suffix}"), of_kind.as_deref(), &said, place.clone());
                 }
             }
             Ok(())
@@ -442,12 +441,10 @@ fn merge(found: &mut Found, other: Found) {
     found.unread.extend(other.unread);
 }
 
-impl Reader<'_> {
-    /// The name of the kind that an expression is.
-    fn kind(&self, expr: &Expr, scope: &Scope) -> Option<String> {
-        kind_of(expr).or_else(|| {
-            let (value, outer) = self.given(expr, scope)?;
-            self.kind(&value, &outer)
-        })
-    }
+/// The name of the kind that an expression is, if need be by the argument of a parameter.
+fn kind(expr: &Expr, scope: &Scope) -> Option<String> {
+    kind_of(expr).or_else(|| {
+        let (value, outer) = Reader::given(expr, scope)?;
+        kind(&value, &outer)
+    })
 }

@@ -37,7 +37,7 @@ pub struct Scope {
     pub file: usize,
     pub within: Option<usize>,
     given: Rc<Vec<(String, Expr, Rc<Scope>)>>,
-    /// The parameters that would say more if the calls were known.
+    /// Through how many functions and bindings it was reached.
     depth: usize,
 }
 
@@ -69,9 +69,13 @@ fn formatted(format: &str, mut each: impl FnMut(Option<&str>, bool) -> Result<Ve
     let mut rest = format;
     while let Some(at) = rest.find(['{', '}']) {
         let (before, from) = rest.split_at(at);
-        texts.iter_mut().for_each(|text| text.push_str(before));
+        for text in &mut texts {
+            text.push_str(before);
+        }
         if from.starts_with("{{") || from.starts_with("}}") {
-            texts.iter_mut().for_each(|text| text.push_str(&from[..1]));
+            for text in &mut texts {
+                text.push_str(&from[..1]);
+            }
             rest = &from[2..];
             continue;
         }
@@ -81,7 +85,9 @@ fn formatted(format: &str, mut each: impl FnMut(Option<&str>, bool) -> Result<Ve
         texts = texts.iter().flat_map(|text| parts.iter().map(move |part| format!("{text}{part}"))).collect();
         rest = &from[end + 1..];
     }
-    texts.iter_mut().for_each(|text| text.push_str(rest));
+    for text in &mut texts {
+        text.push_str(rest);
+    }
     Ok(texts)
 }
 
@@ -476,10 +482,10 @@ impl<'a> Reader<'a> {
     }
 
     /// The argument that a parameter stands for, if `expr` names or wraps a parameter.
-    pub fn given(&self, expr: &Expr, scope: &Scope) -> Option<(Expr, Scope)> {
+    pub fn given(expr: &Expr, scope: &Scope) -> Option<(Expr, Scope)> {
         let name = match expr {
             Expr::Path(path) => path.path.get_ident()?.to_string(),
-            Expr::Call(call) => return self.given(call.args.first()?, scope),
+            Expr::Call(call) => return Self::given(call.args.first()?, scope),
             _ => return None,
         };
         let (_, value, outer) = scope.given.iter().find(|(given, ..)| *given == name)?;
