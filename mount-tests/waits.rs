@@ -294,7 +294,7 @@ fn a_stat_is_answered_while_a_write_makes_room_on_a_full_disk() {
 }
 
 #[test]
-fn a_fork_is_read_while_it_is_put_back_and_takes_no_write() {
+fn a_fork_is_read_during_a_restore_and_takes_no_write() {
     let (store, id) = small_store();
     let holds = Holds::new();
     let mount = holds.mount(store.root()).start();

@@ -156,7 +156,7 @@ fn a_fork_is_compared_with_a_directory_as_an_import_would_take_it_in() {
 }
 
 #[test]
-fn in_a_forks_files_a_dot_is_that_fork() {
+fn a_dot_inside_a_forks_files_means_that_fork() {
     let home = worked_on();
     home.run(&["-q", "try-1", "--", "sh", "-c", "echo 1 > one"]).exits(0);
     let files = home.mountpoint().join("forks/try-2/world/fs");

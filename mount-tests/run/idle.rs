@@ -93,7 +93,7 @@ fn a_run_with_another_runtime_folder_keeps_the_mount_that_is_there() {
 }
 
 #[test]
-fn forks_that_another_program_writes_are_told_and_taken_over_when_it_ends() {
+fn forks_written_by_another_program_are_reported_and_taken_over_when_it_ends() {
     let home = Home::new(None);
     home.sh("a", "echo a > a").exits(0);
     home.pfimg(&["umount", home.mountpoint().to_str().unwrap()]).run().exits(0);
@@ -140,7 +140,7 @@ fn a_daemon_that_is_killed_costs_no_file_and_the_next_run_mounts_again() {
 }
 
 #[test]
-fn a_daemon_that_is_told_to_end_seals() {
+fn a_daemon_seals_before_it_ends_on_request() {
     let home = Home::new(None);
     home.sh("a", "echo a > a").exits(0);
     let daemon = home.daemon();

@@ -129,7 +129,7 @@ fn nothing_is_needed_before_a_run() {
 }
 
 #[test]
-fn a_fork_is_made_of_what_is_named() {
+fn a_fork_is_made_of_the_named_source() {
     let home = Home::new(None);
     home.sh("one", "echo one > mine").exits(0);
     home.pfimg(&["seal", "one", "--tag", "green"]).run().exits(0);
@@ -236,7 +236,7 @@ fn no_other_path_leads_to_the_project_and_a_fork_is_shown_elsewhere_on_request()
 }
 
 #[test]
-fn a_run_goes_on_in_a_fork_that_is_restored_at_its_projects_path() {
+fn a_run_continues_in_a_fork_that_is_restored_at_its_projects_path() {
     let home = Home::new(None);
     home.sh("a", "true").exits(0);
     home.pfimg(&["seal", "a", "--tag", "one"]).run().exits(0);

@@ -15,7 +15,7 @@ fn lines(text: &str) -> Vec<Value> {
 }
 
 #[test]
-fn several_runs_are_told_in_a_line_each_and_their_output_is_kept() {
+fn each_of_several_runs_has_one_line_and_its_output_is_kept() {
     for_every_user(|user| {
         let home = Home::new(user);
         let before = home.state();

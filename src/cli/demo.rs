@@ -313,7 +313,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_plain_folder_is_not_mounted_and_proc_is() {
+    fn a_plain_directory_is_not_mounted_and_proc_is() {
         let dir = tempfile::tempdir().unwrap();
         assert!(!is_mounted(dir.path()) && !is_mounted(&dir.path().join("nothing")));
         assert!(is_mounted(Path::new("/proc")));

@@ -36,8 +36,8 @@ const KEPT: usize = 4 << 20;
 /// List the paths that differ between two forks, images or directories. Letters: A added, D deleted, M other
 /// content, T another kind of file, P other permissions, owner or attributes. Times are not compared.
 ///
-/// Without TO, a fork is compared with the image that it was made of, an image with its first parent, a
-/// directory with its last import. A DIR has a slash or is `.`. `.` is the project around the current
+/// Without TO, pfimg compares a fork with the image that it was made of, and an image with its first parent. It
+/// compares a directory with its last import. A DIR has a slash or is `.`. `.` is the project around the current
 /// directory, or the fork that holds it.
 #[derive(Debug, Args)]
 #[allow(clippy::struct_excessive_bools)] // each is an option
@@ -327,7 +327,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_line_says_what_a_patch_comes_to() {
+    fn the_last_line_sums_up_a_patch() {
         let total = |files, added, deleted| Total { files, added, deleted };
         assert_eq!(words(&total(3, 2, 3), 0), "3 files, +2 -3");
         assert_eq!(words(&total(1, 0, 1), 0), "1 file, -1");

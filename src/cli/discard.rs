@@ -94,7 +94,7 @@ fn names(word: &str, there: &[String]) -> Result<Vec<String>> {
     match names.iter().find(|name| !there.contains(name)) {
         Some(missing) => Err(Error::new(ErrorKind::NotFound, format!("there is no fork {missing:?}"))
             .with_name(missing)
-            .with_hint("`pfimg forks` lists them; no fork was discarded")),
+            .with_hint("list the forks with `pfimg forks`; no fork was discarded")),
         None => Ok(names),
     }
 }

@@ -240,14 +240,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_age_is_told_in_its_largest_unit() {
+    fn an_age_is_shown_in_its_largest_unit() {
         for (seconds, text) in [(0, "0s"), (59, "59s"), (60, "1m"), (7200, "2h"), (200_000, "2d")] {
             assert_eq!(age(seconds), text);
         }
     }
 
     #[test]
-    fn a_run_is_told_with_its_end_and_its_changes() {
+    fn a_run_is_shown_with_its_end_and_its_changes() {
         let run = Run {
             running: false,
             pid: Some(1),

@@ -22,7 +22,7 @@ use crate::store::tags::check_new_tag;
 use crate::util::parallel::default_jobs;
 use crate::util::units::format_bytes;
 
-/// The most listed paths that were left out, and the first ones listed if there are more.
+/// Up to LISTED paths that were left out are all listed; of more, the first SAMPLE.
 const LISTED: usize = 8;
 const SAMPLE: usize = 3;
 

@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn children_come_before_their_parents_whatever_the_clock_said() {
+    fn children_come_before_their_parents_with_any_clock() {
         let all = family(&[
             ("base", 5, &[]),
             ("a", 1, &["base", "base"]),

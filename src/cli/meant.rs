@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn a_leading_tilde_is_the_home_folder_and_no_folder_of_that_name_is_made() {
+    fn a_leading_tilde_means_the_home_directory_and_makes_no_directory_of_that_name() {
         let home = Path::new("/home/me");
         let expanded = |path: &str| expand_home(path.into(), Some(home));
         for (path, meant) in [
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_that_is_not_there_is_known_by_what_is_there_of_it() {
+    fn a_missing_path_is_resolved_as_far_as_it_exists() {
         let dir = tempfile::tempdir().unwrap();
         let base = fs::canonicalize(dir.path()).unwrap();
         std::os::unix::fs::symlink(".", base.join("link")).unwrap();

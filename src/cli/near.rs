@@ -96,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_mistyped_name_is_near_the_one_that_was_meant_and_another_name_is_not() {
+    fn a_mistyped_name_is_near_the_meant_one_and_not_near_others() {
         let names = ["project", "try-1", "try-2", "docs", "green", "a"];
         for (typed, near) in [
             ("projcet", &["project"][..]),

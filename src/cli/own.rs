@@ -249,7 +249,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn in_a_folder_that_others_may_enter_there_is_no_mount_to_keep() {
+    fn no_mount_is_kept_in_a_directory_that_others_may_enter() {
         let dir = tempfile::tempdir().unwrap();
         let folder = dir.path().join("abc");
         let own = OwnMount { top: dir.path().to_owned(), folder: folder.clone(), store: "/store".into() };

@@ -103,7 +103,7 @@ pub(crate) fn names(word: &str, there: &[String]) -> Result<Vec<String>> {
         names.extend(there.iter().filter(|name| glob.is_match(name)).cloned());
         if names.len() == before {
             return Err(Error::new(ErrorKind::NotFound, format!("no fork matches {word:?}"))
-                .with_hint("`pfimg forks` lists them; no fork was discarded"));
+                .with_hint("list the forks with `pfimg forks`; no fork was discarded"));
         }
     }
     Ok(names)

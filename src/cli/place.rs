@@ -241,7 +241,7 @@ pub(crate) fn image(store: &Store, name: &str) -> Result<Digest> {
         let is_fork = fork::refuse_fork_name(name).is_none()
             && store.root().join("forks/heads").join(format!("{name}.json")).exists();
         if error.kind() == ErrorKind::NotFound && is_fork {
-            return error.with_hint(format!("{name:?} is a fork: `pfimg seal {name}` makes an image of it"));
+            return error.with_hint(format!("make an image of fork {name:?} with `pfimg seal {name}`"));
         }
         error
     })
@@ -457,7 +457,7 @@ pub(crate) fn fork_folder(mountpoint: &Path, name: &str) -> Result<PathBuf> {
     if fork::refuse_fork_name(name).is_some() || !folder.exists() {
         return Err(Error::new(ErrorKind::NotFound, format!("there is no fork {name:?}"))
             .with_name(name)
-            .with_hint("`pfimg forks` lists them"));
+            .with_hint("list the forks with `pfimg forks`"));
     }
     Ok(folder)
 }

@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_speed_is_told_before_anything_is_done() {
+    fn no_speed_is_shown_before_anything_is_done() {
         assert_eq!(speed(0, 0.0), None);
         assert_eq!(speed(0, 5.0), None, "the speed of what was done before");
         assert_eq!(speed(7, 0.0), None);

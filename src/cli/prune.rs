@@ -21,8 +21,8 @@ pub(crate) const IN_A_LINE: usize = 100;
 /// Remove old seals of forks that no --keep rule selects.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Always kept: images with a tag, images that a fork rests on, and images that are not seals of forks (--all also selects\n\
-from these, by agent). Data of removed images take up space until the next `pfimg gc`.")]
+Always kept: tagged images, images that forks rest on, and images that are not seals of forks. With --all, the rules\n\
+also select from the last group, by agent. Data of removed images take up space until the next `pfimg gc`.")]
 #[allow(clippy::struct_excessive_bools)]
 pub(crate) struct PruneArgs {
     /// Select from seals of these forks [default: every fork]

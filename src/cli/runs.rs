@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn what_makes_no_sense_is_no_record_and_odd_values_are_left_out() {
+    fn an_impossible_record_is_ignored_and_odd_values_are_left_out() {
         for text in ["", "{", "[]", "7", "\u{0}", "null"] {
             assert_eq!(parse(text.as_bytes(), at(MADE), &|_| None), None, "{text}");
         }

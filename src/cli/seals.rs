@@ -67,7 +67,7 @@ pub(crate) fn run(store: &StoreArg, args: &SealsArgs) -> Result<ExitCode> {
     if fork::refuse_fork_name(name).is_some() || !fork::is_fork(&store.root().join("forks"), name) {
         return Err(Error::new(ErrorKind::NotFound, format!("there is no fork {name:?}"))
             .with_name(name)
-            .with_hint("`pfimg forks` lists them"));
+            .with_hint("list the forks with `pfimg forks`"));
     }
     place::take_in(&store, name)?;
     let mut attempt = 1;
@@ -273,7 +273,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn deletions_come_first_and_one_folder_is_named() {
+    fn deletions_come_first_and_a_common_directory_is_named() {
         let counts = |deleted, added, changed, folder: Option<&str>| {
             changes(&Counts { added, changed, deleted, folder: folder.map(str::to_owned) })
         };
@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn the_table_has_a_line_for_each_state_and_one_for_now() {
+    fn the_table_has_a_line_for_each_state_and_one_for_unsealed_changes() {
         let row = |number, after: &str, counts: Option<Counts>| Row {
             number,
             after: after.to_owned(),

@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_of_other_things_is_not_made_a_store() {
+    fn a_directory_with_other_files_does_not_become_a_store() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("new/store");
         assert_eq!(made(&path).unwrap().root(), path.canonicalize().unwrap());

@@ -218,7 +218,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_damaged_layer_is_named_as_such_beside_what_is_known_of_it() {
+    fn a_damaged_layer_is_marked_next_to_its_known_content() {
         let digest = Digest::of(b"");
         let part = Part { digest, bytes: Some(2048), content: Some(7_u32), damage: Some("bad\nline".into()) };
         let text = describe(&part, |n| format!("{n} things"));
@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ledger_is_told_by_its_classes_and_its_chain() {
+    fn a_ledger_is_described_by_its_classes_and_its_chain() {
         let brief = EffectsBrief {
             kind: "ledger",
             entries: 3,

@@ -121,7 +121,7 @@ fn status(folder: &Path, answer: Answer) -> Result<Status> {
         Answer::Failed(e) => {
             return Err(match e.raw_os_error() {
                 _ if silent::has_ended(&e) => Error::io(e, format!("the daemon of {shown} has ended"))
-                    .with_hint("the next `pfimg mount` there clears it, or `pfimg umount` does"),
+                    .with_hint("clear it with `pfimg umount`, or by the next `pfimg mount` there"),
                 Some(libc::ENOENT | libc::ENOTDIR) => {
                     Error::new(ErrorKind::NotFound, format!("no store is mounted at {shown}"))
                 }

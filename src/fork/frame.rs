@@ -94,7 +94,7 @@ mod tests {
     use crate::fork::Owners;
 
     #[test]
-    fn what_the_folders_have_is_written_by_path_and_read_back() {
+    fn attributes_of_directories_are_written_by_path_and_read_back() {
         let all: Vec<String> = paths().map(|(path, _)| path).collect();
         assert_eq!(all, ["", "model", "cache", "cache/pages", "world", "effects", "trace"]);
         let mut state = State::over(Arc::new(Base::empty(Owners::kept(1, 2), 0)));

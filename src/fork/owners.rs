@@ -62,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_another_user_owns_is_shown_as_the_users_until_it_is_given_to_one() {
+    fn another_users_files_are_shown_as_the_users_until_their_owner_is_changed() {
         let mine = Owners { user: 10, group: 20, groups: Some(vec![20, 21]) };
         let given = |uid, gid| Given { uid, gid };
         let none = Given::default();

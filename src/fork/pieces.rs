@@ -374,7 +374,7 @@ mod tests {
         #![proptest_config(crate::crashpack::failing::config())]
 
         #[test]
-        fn pieces_hold_what_was_put_last_everywhere(
+        fn pieces_hold_the_last_written_bytes_everywhere(
             ops in proptest::collection::vec((any::<bool>(), 0u64..500, 1u64..60, any::<u8>()), 0..120)
         ) {
             let mut pieces = Pieces::default();

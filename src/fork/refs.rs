@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_head_is_a_problem_and_an_empty_one_is_none() {
+    fn a_damaged_head_is_a_problem_and_an_empty_one_is_not() {
         let dir = tempfile::tempdir().unwrap();
         let heads = dir.path().join("forks/heads");
         fs::create_dir_all(&heads).unwrap();

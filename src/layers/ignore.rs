@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn of_several_rules_the_callers_counts_and_then_the_files() {
+    fn the_callers_rule_counts_before_those_of_files() {
         let mut ignore = Ignore::pf_rules();
         ignore.add("*.pyc").unwrap();
         ignore.add("mine").unwrap();

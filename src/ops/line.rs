@@ -163,7 +163,7 @@ impl Line {
 /// Returns the error for a name that is not a seal of a fork.
 pub fn no_seal(fork: &str, seal: &str) -> Error {
     Error::new(ErrorKind::NotFound, format!("{seal:?} is not a seal of fork {fork:?}"))
-        .with_hint(format!("`pfimg seals {fork}` lists the seals"))
+        .with_hint(format!("list the seals with `pfimg seals {fork}`"))
 }
 
 /// Finds a state of a fork's line: by its number, else by its tag or its id.
@@ -182,7 +182,7 @@ pub fn find_state(store: &Store, fork: &str, line: &Line, seal: &str) -> Result<
             Some(Some(image)) => {
                 let what = format!("seal {number} of fork {fork:?}, {image}, is no longer in the store");
                 return Err(Error::new(ErrorKind::NotFound, what)
-                    .with_hint(format!("`pfimg seals {fork}` lists the remaining seals")));
+                    .with_hint(format!("list the remaining seals with `pfimg seals {fork}`")));
             }
             // An id may begin with digits alone.
             None => {}
@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn a_restore_has_a_number_and_what_it_led_to_the_number_of_its_seal() {
+    fn a_restore_has_its_own_number_and_its_result_the_number_of_its_seal() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::create(dir.path()).unwrap();
         let one = store.put_manifest(&sample()).unwrap();

@@ -335,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn each_rule_keeps_what_it_says() {
+    fn each_rule_keeps_the_images_that_it_describes() {
         const DAY: i64 = 1440;
         let minutes = [0, 10, 59, 60, 70, 119, 300, DAY - 1, DAY, DAY + 30, 3 * DAY, 3 * DAY + 1];
         let none = Policy::default();
@@ -381,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn of_equal_times_the_greater_id_is_the_newer() {
+    fn the_greater_id_is_newer_at_equal_times() {
         let mut twins = [candidate("f", 1, &[]), candidate("f", 1, &[])];
         twins[1].image = Digest::of(b"other");
         let greater = twins[0].image.max(twins[1].image);

@@ -434,7 +434,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_put_is_read_back_by_size_by_limit_and_as_a_stream() {
+    fn a_stored_blob_is_read_back_by_size_by_limit_and_as_a_stream() {
         let (_dir, blobs) = store();
         for len in [0usize, 1, 4096, 3 << 20] {
             let payload: Vec<u8> = (0..len).map(|i| ((i * i) >> 7) as u8).collect();

@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_made_is_for_its_user_or_for_the_group_and_what_was_there_keeps_its_mode() {
+    fn new_files_are_for_the_user_or_the_group_and_existing_files_keep_their_mode() {
         let dir = tempfile::tempdir().unwrap();
         for (sharing, file, folder) in [(Sharing::Private, 0o600, 0o700), (Sharing::Group, 0o660, 0o2770)] {
             let top = dir.path().join(format!("{sharing:?}"));

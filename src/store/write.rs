@@ -459,7 +459,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_crash_left_of_a_blob_is_written_again() {
+    fn a_blob_damaged_by_a_crash_is_written_again() {
         let (_dir, store) = store();
         let digest = store.blobs().put(b"payload").unwrap();
         let path = store.blobs().path(&digest);
@@ -493,7 +493,7 @@ mod tests {
     }
 
     #[test]
-    fn no_image_is_made_of_a_blob_that_was_collected_meanwhile() {
+    fn no_image_is_made_of_a_blob_that_gc_has_just_collected() {
         let (_dir, store) = store();
         let victim = store.blobs().path(&Digest::of(b"victim"));
         let store = store.with_io(Arc::new(Collector(victim)));

@@ -388,7 +388,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_shown_is_refused_with_the_path_and_a_reason() {
+    fn an_entry_that_cannot_be_shown_is_refused_with_path_and_reason() {
         let dir = |path: &'static str| Entry::new(path, Kind::Dir, 0o755);
         let link = |target: Option<&'static str>| {
             let mut link = Entry::new("l", Kind::Symlink, 0o777);

@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn at_the_end_what_has_a_number_keeps_it_and_all_else_is_an_error() {
+    fn at_the_last_number_known_keys_keep_theirs_and_new_keys_are_errors() {
         let first = FIRST_COMPUTED as u32;
         let counted = Counted::up_to(first + 2);
         let key = |n| Key(FIRST_COMPUTED + n);

@@ -142,7 +142,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn paths_are_meant_from_the_current_folder_and_lie_in_the_directory() {
+    fn paths_start_at_the_current_directory_and_lie_in_the_given_one() {
         let (dir, from) = (Path::new("/p"), Path::new("/p/src"));
         let below = |path: &str| one_below(dir, from, Path::new(path));
         for (path, found) in

@@ -402,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn deletions_come_first_and_folders_stand_for_themselves_only_where_they_are_empty() {
+    fn deletions_come_first_and_only_empty_directories_have_their_own_line() {
         let dir = || Some(Entry::Dir { mode: 0o755 });
         let link = Some(Entry::Link { target: b"x".to_vec() });
         let plan = Plan {
@@ -432,7 +432,7 @@ mod tests {
     }
 
     #[test]
-    fn many_additions_are_counted_by_folder_and_every_deletion_is_named() {
+    fn many_additions_are_counted_by_directory_and_every_deletion_is_named() {
         let mut plan = Plan::default();
         for number in 0..50 {
             plan.steps.push(step(&format!("gone/{number:02}"), Some(file("x", 0o644)), None));

@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_are_relative_to_where_the_user_stands_and_hold_what_is_below_them() {
+    fn paths_are_relative_to_the_current_directory_and_include_everything_below() {
         let is = |limits: &Limits, path: &str| limits.is_covered(path.as_bytes(), false);
         let here = limits(&["main.rs", "../docs", "/home/me/shop/lib/x"], "src");
         for (path, covered) in [
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn folders_of_git_are_left_out_unless_they_are_named() {
+    fn git_directories_are_left_out_unless_they_are_named() {
         let all = limits(&[], "");
         assert!(!all.is_entered(b"world/fs/.git/config") && !all.is_entered(b"world/fs/sub/.git/x"));
         assert!(all.is_entered(b"world/fs/.gitignore") && all.is_entered(b"world/fs/a.git/x"));

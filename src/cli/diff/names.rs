@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_of_one_side_is_one_line_with_the_number_of_what_is_in_it() {
+    fn a_directory_of_one_side_is_one_line_with_the_number_of_its_entries() {
         let limits = Limits::default();
         let lines: String = fold(some()).iter().map(|difference| line(difference, &limits)).collect();
         assert_eq!(lines, "A a/  (3 in it)\nM a.x\nA e/\nT f  (1 were in it)\nT h/  (1 in it)\n");

@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_parent_gives_its_column_up() {
+    fn an_image_without_a_parent_frees_its_column() {
         let images: [(&str, &[&str]); 5] =
             [("x", &["a"]), ("y", &["b"]), ("a", &[]), ("z", &["b"]), ("b", &[])];
         assert_eq!(drawn(&images), ["* x", "| * y", "* | a", " /", "| * z", "|/", "* b"]);

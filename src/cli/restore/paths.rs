@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn deletions_come_first_and_many_lines_are_counted_by_folder() {
+    fn deletions_come_first_and_many_lines_are_counted_by_directory() {
         let docs = [Bytes(b"docs/".to_vec())];
         let moved = [
             line('M', "docs/a"),

@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn what_git_keeps_is_left_out_but_not_that_it_is_gone() {
+    fn changes_inside_git_directories_are_left_out_and_their_deletion_is_not() {
         use How::{Added, Content, Removed};
         let found = [
             (Content, ".git/index"),

@@ -177,14 +177,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_line_says_what_is_cut_out() {
+    fn the_first_line_names_the_removed_part() {
         assert_eq!(header((0, 0)).len() as u64, HEADER);
         assert_eq!(parse(header((7, u64::MAX)).as_bytes()), Some((7, u64::MAX)));
         assert_eq!((parse(b"pfimg-output 1 9 8\n"), parse(b"else"), parse(b"")), (None, None, None));
     }
 
     #[test]
-    fn of_much_output_the_beginning_and_the_end_are_kept_at_their_places() {
+    fn long_output_keeps_its_beginning_and_its_end_in_place() {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir_all(dir.path().join("forks")).unwrap();
         let mut kept = Kept::begin(dir.path(), "a").unwrap();

@@ -141,7 +141,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_run_goes_on_as_long_as_its_process_is_there() {
+    fn a_run_is_under_way_while_its_process_exists() {
         let fork = OnDisk { uid: String::new(), created_ns: 7, base: None, is_untouched: true };
         let mut record = Record::begin(&["sh".into()], &fork, None);
         assert!(record.is_running());

@@ -330,7 +330,7 @@ fn text(lines: &str) -> Item {
 }
 
 #[test]
-fn a_conflict_says_what_both_sides_did() {
+fn a_conflict_describes_the_changes_of_both_sides() {
     let dir = Item::Dir(0o755);
     for (base, fork, now, path, why) in [
         (

@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_as_young_as_the_index_is_read_again() {
+    fn files_as_young_as_the_index_are_read_again() {
         for (mtime_ns, trusted) in [
             (STARTED - SECOND - 1, true),
             (STARTED - TICK - 1, true),
@@ -227,7 +227,7 @@ mod tests {
         }
 
         #[test]
-        fn an_index_that_is_not_whole_is_none(at in any::<proptest::sample::Index>(), bit in 0u8..8, cut: bool) {
+        fn an_incomplete_index_is_ignored(at in any::<proptest::sample::Index>(), bit in 0u8..8, cut: bool) {
             let mut bytes = Index::write(STARTED, &Digest::of(b""), &[(b"f", record(1)), (b"g", record(2))]);
             let at = at.index(bytes.len());
             if cut { bytes.truncate(at) } else { bytes[at] ^= 1 << bit }

@@ -22,7 +22,7 @@ impl Sealer {
             }
         });
         let counts = counted.is_ok().then(|| Changes::of(&found).counts());
-        // The command is left out if the seal was made after it ended.
+        // Only an automatic seal, or one without a reason, names the command that runs in the fork.
         let is_within = matches!(&*about.after, "" | "idle" | "interval");
         let within = is_within.then(|| beside::running(self.store.root(), name)).flatten();
         About { within, counts, ..about.clone() }

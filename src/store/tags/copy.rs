@@ -231,7 +231,7 @@ mod tests {
     /// Of two faults at once the first in the planner's order is reported: the names, the source, the
     /// destination, the blobs.
     #[test]
-    fn of_two_faults_the_first_in_the_planners_order_is_reported() {
+    fn the_first_of_two_faults_in_the_planners_order_is_reported() {
         for (src, dst, named) in [
             ("../x", "../y", "../x"),
             ("nothing", "../y", "../y"),
@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_with_nul_is_none() {
+    fn a_name_with_nul_is_refused() {
         assert!(matches!(refusal("agent:green", "bad\0tag"), CopyError::InvalidTag(..)));
         assert!(matches!(refusal("bad\0tag", "x"), CopyError::InvalidTag(..)));
     }
