@@ -109,6 +109,13 @@ fn a_message_that_is_planted_is_found_however_it_is_written() {
         (r#"enum E { #[error("blob {0} is missing")] Missing(u8) }"#, "blob … is missing"),
         (r#"fn f() -> Result<u8, String> { Err(format!("{x} has no unit")) }"#, "… has no unit"),
         (r#"fn f() { eprintln!("pfimg: the fork {x} stays"); }"#, "the fork … stays"),
+        (r#"fn f() { FormatError::new(T, "x", "it is listed twice"); }"#, "it is listed twice"),
+        (r#"fn f() { io::Error::other(format!("{x} is a link")); }"#, "… is a link"),
+        (
+            r#"impl Display for E { fn fmt(&self) { write!(f, "line {} is not valid", self.0) } }"#,
+            "line … is not valid",
+        ),
+        (r#"fn tell(what: &dyn Display) {} fn f() { tell(&format_args!("{x} is hidden")); }"#, "… is hidden"),
         (r#"fn f() { self.reports.push(format!("{x} is left out")); }"#, "… is left out"),
         (r#"fn f() { tracing::warn!(path = %p, "cannot read it"); }"#, "cannot read it"),
     ] {

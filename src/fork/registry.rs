@@ -197,7 +197,7 @@ impl std::fmt::Debug for Registry {
 pub(super) fn no_fork(name: &str) -> Error {
     Error::new(ErrorKind::NotFound, format!("there is no fork {name:?}"))
         .with_name(name)
-        .with_hint("`pfimg forks` lists them")
+        .with_hint("list the forks with `pfimg forks`")
 }
 
 pub(super) fn lock(forks: &Path, sharing: Sharing) -> Result<Option<File>> {

@@ -134,7 +134,7 @@ fn prepare_within(path: &Path, patience: u32) -> Result<()> {
             }
             (true, false) => {
                 return Err(Error::new(ErrorKind::Busy, format!("a store is mounted at {shown} already"))
-                    .with_hint(format!("`pfimg umount {shown}` ends it")));
+                    .with_hint(format!("end it with `pfimg umount {shown}`")));
             }
             (false, true) => {
                 let fs_type = mounted.fs_type;
@@ -150,7 +150,7 @@ fn prepare_within(path: &Path, patience: u32) -> Result<()> {
     let metadata = fs::metadata(path).map_err(|e| {
         let absent = e.kind() == std::io::ErrorKind::NotFound;
         let failed = Error::io(e, format!("cannot use {shown} as a mountpoint"));
-        if absent { failed.with_hint(format!("`mkdir -p {shown}` makes it")) } else { failed }
+        if absent { failed.with_hint(format!("make it with `mkdir -p {shown}`")) } else { failed }
     })?;
     if metadata.is_dir() {
         Ok(())
@@ -508,7 +508,7 @@ pub(crate) fn remount(mountpoint: &Path, lists: &[String]) -> Result<()> {
     let shown = path.display();
     let Some(mounted) = mounted_at(&path)?.filter(Mounted::is_ours) else {
         return Err(Error::new(ErrorKind::NotFound, format!("no store is mounted at {shown}"))
-            .with_hint("run `pfimg status` to list what is mounted"));
+            .with_hint("list the mounts with `pfimg status`"));
     };
     // Options that no list names stay.
     let mut options = MountOptions::default();
@@ -533,7 +533,7 @@ pub(crate) fn remount(mountpoint: &Path, lists: &[String]) -> Result<()> {
 pub(crate) fn unmount(mountpoint: &Path) -> Result<Unmounted> {
     let path = absolute(mountpoint)?;
     let nothing = |what: String| {
-        Err(Error::new(ErrorKind::NotFound, what).with_hint("`pfimg status` lists what is mounted"))
+        Err(Error::new(ErrorKind::NotFound, what).with_hint("list the mounts with `pfimg status`"))
     };
     match mounted_at(&path)? {
         Some(mounted) if mounted.is_ours() => unmount_identity(&path, &Identity::at(&path, &mounted)),

@@ -193,7 +193,7 @@ impl Images {
         if text == "latest" {
             return self.newest(blobs)?.ok_or_else(|| {
                 Error::new(ErrorKind::NotFound, format!("there is no image in {}", self.dir.display()))
-                    .with_hint("`pfimg import DIR` makes an image of a directory")
+                    .with_hint("make an image of a directory with `pfimg import DIR`")
             });
         }
         let digits = text.strip_prefix("sha256:");

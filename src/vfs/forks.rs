@@ -466,14 +466,15 @@ impl Vfs {
                 return Ok(());
             }
             Err(Error::new(ErrorKind::Posix(Posix::NotEmpty), format!("fork {name:?} is not empty"))
-                .with_hint(format!("`pfimg discard {name}` discards it")))
+                .with_hint(format!("use `pfimg discard {name}`")))
         };
         let is_sealed = |fork: &Fork| {
             if fork.damage().is_none() && !fork.is_changed() {
                 return Ok(());
             }
-            Err(Error::new(ErrorKind::Busy, format!("fork {name:?} has unsealed work"))
-                .with_hint(format!("`pfimg seal {name}` keeps it, `pfimg discard --force {name}` loses it")))
+            Err(Error::new(ErrorKind::Busy, format!("fork {name:?} has unsealed work")).with_hint(format!(
+                "keep it with `pfimg seal {name}`, or lose it with `pfimg discard --force {name}`"
+            )))
         };
         let gone = match only {
             Only::Any => registry.discard(name),

@@ -310,7 +310,7 @@ pub fn finish(store: &Store, dir: &Path, hooks: &dyn Hooks) -> Result<Outcome> {
         let what = format!("no apply to {} was interrupted", held.top.path().display());
         return Err(Error::new(ErrorKind::NotFound, what)
             .with_path(dir)
-            .with_hint("`pfimg apply --undo DIR` takes an apply back that was finished"));
+            .with_hint("undo a finished apply with `pfimg apply --undo DIR`"));
     };
     let way = if apply.state == State::Writing { Way::Forward } else { Way::Back };
     resume(&held, &id, &mut apply, way)
