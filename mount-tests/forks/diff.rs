@@ -177,7 +177,7 @@ fn changed_attributes_are_named_and_attributes_of_overlays_do_not_count() {
     assert_eq!(told["entries"][1]["changed"], json!(["mode"]));
     let said = pfimg_on(store.root(), ["diff", "f", "-p"]).exits(0);
     assert_eq!(said.stdout, "diff --git a/src/lib.rs b/src/lib.rs\nold mode 100644\nnew mode 100755\n");
-    assert!(said.stderr.contains("1 file (1 path in no patch"), "{said:?}");
+    assert!(said.stderr.contains("1 file (1 path not in the patch"), "{said:?}");
     mount.unmount();
 }
 

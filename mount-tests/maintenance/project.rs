@@ -320,8 +320,8 @@ fn an_image_of_a_commit_stands_there_and_is_clean_and_the_project_stays_as_it_is
     // The objects were known from the import before.
     for (rev, why) in [
         ("none", "has no commit \"none\""),
-        ("--help", "is not a commit"),
-        ("", "is not a commit"),
+        ("--help", "is not the name of a commit"),
+        ("", "is not the name of a commit"),
         ("old:a", "has no commit"),
     ] {
         let error = from(&project, rev).unwrap_err().to_string();

@@ -50,7 +50,10 @@ fn a_fork_is_at_its_projects_own_path_and_the_project_stays_as_it_is() {
         // The caller's folder is missing in the fork.
         let said = here("docs", "try");
         assert_eq!(said.stdout, format!("{project}\n"));
-        assert!(said.stderr.contains(&format!("{project}/docs is not a folder of fork \"try\"")), "{said:?}");
+        assert!(
+            said.stderr.contains(&format!("{project}/docs is not a directory of fork \"try\"")),
+            "{said:?}"
+        );
         // In the project the older form does so too; elsewhere the command starts in the fork's folder.
         let said = home.pfimg(&["run", "try", "pwd"]).dir(&home.path("shop/src")).run().exits(0);
         assert_eq!(said.stdout, format!("{project}/src\n"));

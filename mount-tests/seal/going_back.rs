@@ -142,7 +142,7 @@ fn paths_of_any_fork_are_restored_to_any_seal_and_other_paths_stay() {
             let done = match restore(&place, &registry, &sealer, &fork, &asked) {
                 Ok(done) => done,
                 Err(error) => {
-                    assert!(error.to_string().contains("not a folder"), "{about}: {error}");
+                    assert!(error.to_string().contains("not a directory"), "{about}: {error}");
                     assert_eq!(world(&fork), before, "{about}");
                     continue;
                 }

@@ -164,7 +164,7 @@ impl Appender {
         self.sharing.create_dir_below(store, &self.dir).map_err(failed)?;
         // The store may be another user's: the log must not be written elsewhere.
         if !fs::symlink_metadata(&self.dir).map_err(failed)?.is_dir() {
-            return Err(failed(io::Error::other("its folder is a link")));
+            return Err(failed(io::Error::other("its directory is a link")));
         }
         let _lock = lock_to_append(&self.dir, self.sharing).map_err(failed)?;
         self.append_locked(&path, events).map_err(failed)

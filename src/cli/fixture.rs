@@ -40,6 +40,7 @@ fn parse_size(text: &str) -> Result<usize, String> {
 
 fn at_most(text: &str, most: u64) -> Result<usize, String> {
     match text.parse::<u64>() {
+        // The text comes from `parse`.
         Ok(number) if number <= most => usize::try_from(number).map_err(|e| e.to_string()),
         Ok(_) => Err(format!("more than {most}")),
         Err(error) => Err(error.to_string()),

@@ -355,6 +355,7 @@ impl From<Failed> for Error {
             _ => ErrorKind::Io(None),
         };
         let kind = kind.and_then(|kind| ErrorKind::named(&kind)).unwrap_or_else(by_code);
+        // The text comes from `Vfs`, in the daemon.
         let error = Self::new(kind, error);
         match hint {
             Some(hint) => error.with_hint(hint),

@@ -48,6 +48,7 @@ pub(super) fn spawn(mountpoint: &Path) -> Result<()> {
     }
     let said = String::from_utf8_lossy(&output.stderr);
     let said = said.trim().trim_start_matches("pfimg: ").to_owned();
+    // The text comes from `run`, in the process that looked.
     Err(Error::new(
         ErrorKind::Io(None),
         if said.is_empty() { "the new mount does not answer".into() } else { said },

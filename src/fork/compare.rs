@@ -381,7 +381,7 @@ impl View {
     }
 
     fn inode(&self, ino: Option<Ino>) -> Result<Option<Arc<Inode>>> {
-        let lost = || Error::new(ErrorKind::Damaged, "a listed file is not there");
+        let lost = || Error::new(ErrorKind::Damaged, "the tree lacks a file that it lists");
         ino.map(|ino| self.state.inode(ino).ok_or_else(lost)).transpose()
     }
 

@@ -7,13 +7,13 @@ pub(super) fn posix(rule: Posix, message: &'static str) -> Error {
 }
 
 pub(super) fn not_found() -> Error {
-    Error::new(ErrorKind::NotFound, "no such file or folder")
+    Error::new(ErrorKind::NotFound, "there is no such file or directory")
 }
 
 pub(super) fn no_fork(name: &str) -> Error {
     Error::new(ErrorKind::NotFound, format!("there is no fork {name:?}"))
         .with_name(name)
-        .with_hint("`pfimg forks` lists them")
+        .with_hint("list the forks with `pfimg forks`")
 }
 
 /// The error for a name that another fork has.

@@ -128,7 +128,7 @@ impl Live {
 }
 
 fn mismatch() -> Error {
-    Error::new(ErrorKind::Io(None), "the operation does not fit the fork's state")
+    Error::new(ErrorKind::Io(None), "the operation contradicts the state of the fork")
 }
 
 /// The generation that holds the files left out of an image, and what it was written for.

@@ -53,7 +53,10 @@ pub(super) fn recover(
     let mut state = State::over(base);
     state.set_folders(folders);
     let Some((last, frozen)) = generations.split_last() else {
-        return Err(Error::new(crate::ErrorKind::Damaged, "the fork has no generation"));
+        return Err(Error::new(
+            crate::ErrorKind::Damaged,
+            "the fork is damaged: its head names no generation",
+        ));
     };
     for generation in frozen {
         generation.freeze();

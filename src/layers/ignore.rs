@@ -74,7 +74,9 @@ impl Ignore {
     fn add_of(&mut self, rule: &str, of: Rule) -> Result<()> {
         if rule.contains(['*', '?', '[']) {
             let glob = GlobBuilder::new(rule).build().map_err(|e| {
-                Error::new(ErrorKind::InvalidInput, format!("{rule:?} is not a valid pattern")).with_source(e)
+                Error::new(ErrorKind::InvalidInput, format!("{rule:?} is not a valid pattern"))
+                    .with_source(e)
+                    .with_hint("write a name, a path or a glob, such as target, docs/build or *.log")
             })?;
             self.globs.push((glob.compile_matcher(), of));
             return Ok(());

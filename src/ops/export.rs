@@ -373,7 +373,7 @@ impl Exporting<'_> {
         let tree = self.tree;
         let Some(digest) = tree.blob(id) else { return Ok(false) };
         if !self.progress.goes_on() {
-            return Err(Error::new(ErrorKind::Busy, "it was interrupted")
+            return Err(Error::new(ErrorKind::Busy, "the export was interrupted")
                 .with_hint("remove the directory, and export again"));
         }
         let mut file = Dest::make_file(folder, tree.name(id)).map_err(|e| self.failed(id, e))?;

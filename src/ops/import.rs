@@ -224,7 +224,9 @@ fn import_as(store: &Store, options: &Options, special: &Special, progress: &dyn
     let root = top.stat(b"").map_err(failed)?;
     if fs::canonicalize(store.root()).is_ok_and(|store| dir.starts_with(store)) {
         let message = format!("{} is in the store into which it would be imported", dir.display());
-        return Err(Error::new(ErrorKind::InvalidInput, message));
+        return Err(
+            Error::new(ErrorKind::InvalidInput, message).with_hint("name a directory outside of the store")
+        );
     }
     let known_as = special.known_as.as_deref().unwrap_or(&dir);
     let index_path = options.index_dir.as_ref().map(|at| at.join(index_name(store, known_as)));
@@ -364,7 +366,7 @@ impl Importing<'_> {
         let (mut items, pending) = self.look(&found)?;
         drop(found);
         let ties = ties::find(self.top, &self.options.dir, &items, whole.ties);
-        // A run shows its fork at the project's own path.
+        // A run shows its fork at the project's own path. The text comes from `words`.
         ties.words(self.special.for_run).into_iter().for_each(|line| self.report(line));
         (report.ties_total, report.ties) = (ties.total(), ties.first);
         let left = self.store.blobs().files_left();

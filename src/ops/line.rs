@@ -199,9 +199,9 @@ pub fn find_state(store: &Store, fork: &str, line: &Line, seal: &str) -> Result<
 /// Finds an image of a fork's line: by its number, else by its tag or its id.
 pub fn find(store: &Store, fork: &str, line: &Line, seal: &str) -> Result<Digest> {
     find_state(store, fork, line, seal)?.image.ok_or_else(|| {
-        let what = format!("fork {fork:?} began empty: there is no image of its beginning");
+        let what = format!("fork {fork:?} began empty, so it has no image of its beginning");
         Error::new(ErrorKind::NotFound, what)
-            .with_hint(format!("`pfimg restore {fork}@{seal}` goes back to it"))
+            .with_hint(format!("go back to it with `pfimg restore {fork}@{seal}`"))
     })
 }
 

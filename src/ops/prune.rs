@@ -272,7 +272,7 @@ fn candidates(store: &Store, options: &Options, lineage: &[Digest]) -> Result<(V
     let seals = fork::references(store.root())?.seals;
     if let Some(unknown) = options.forks.iter().find(|name| !seals.contains_key(*name)) {
         return Err(Error::new(ErrorKind::NotFound, format!("there is no fork {unknown:?}"))
-            .with_hint("`pfimg forks` lists them"));
+            .with_hint("list the forks with `pfimg forks`"));
     }
     let ids = store.images().ids(&mut |_| {})?;
     let groups: Vec<(Digest, Option<String>)> = if options.all {
@@ -295,7 +295,8 @@ fn candidates(store: &Store, options: &Options, lineage: &[Digest]) -> Result<(V
             Ok(found) => found.manifest,
             // An image that cannot be read is not counted, and stays.
             Err(error) => {
-                notes.push(Error::from(error).context("left alone").to_string());
+                notes
+                    .push(Error::from(error).context(format_args!("cannot prune image {image}")).to_string());
                 continue;
             }
         };

@@ -277,7 +277,8 @@ impl Sealer {
         let batch = self.store.begin();
         let ended = || {
             let stopped = self.is_stopped();
-            let error = || Error::new(ErrorKind::Busy, "the program that sealed it was asked to end");
+            let error =
+                || Error::new(ErrorKind::Busy, "the seal was interrupted: its program was asked to end");
             stopped.then(error).or_else(|| fork.may_write().err())
         };
         if let Some(error) = ended() {

@@ -49,7 +49,7 @@ impl Store {
             _ => Error::io(e, format!("cannot open store {shown}")).with_path(root),
         })?;
         if !metadata.is_dir() {
-            return Err(not_a_store(format!("{shown} is not a folder, so not a store")));
+            return Err(not_a_store(format!("{shown} is not a directory, so not a store")));
         }
         let mut entries =
             fs::read_dir(root).map_err(|e| Error::io(e, format!("cannot open store {shown}")))?;
@@ -169,7 +169,7 @@ fn remember(io: &dyn StoreIo, root: &Path, sharing: Sharing) -> Result<()> {
         let (path, text) = sharing.settings(root)?;
         write_durably(io, sharing, &path, &text, false)
     };
-    write().map_err(|e| Error::io(e, format!("cannot write to {} how the store is shared", root.display())))
+    write().map_err(|e| Error::io(e, format!("cannot record in {} how the store is shared", root.display())))
 }
 
 #[cfg(test)]
@@ -200,7 +200,7 @@ mod tests {
         assert!(says(dir.path()).contains("is empty"));
         fs::write(dir.path().join("file"), "").unwrap();
         assert!(says(dir.path()).contains("is not a store"));
-        assert!(says(&dir.path().join("file")).contains("is not a folder"));
+        assert!(says(&dir.path().join("file")).contains("is not a directory"));
     }
 
     #[test]

@@ -194,6 +194,7 @@ impl Images {
         if text == "latest" {
             return self.newest(blobs)?.ok_or_else(|| {
                 Error::new(ErrorKind::NotFound, format!("there is no image in {}", self.dir.display()))
+                    .with_hint("make an image of a directory with `pfimg import DIR`")
             });
         }
         let digits = text.strip_prefix("sha256:");
@@ -210,7 +211,10 @@ impl Images {
                     return Err(Error::new(
                         ErrorKind::NotFound,
                         format!("tag {text:?} names {id}, which is no longer in the store"),
-                    ));
+                    )
+                    .with_hint(format!(
+                        "restore the image from a copy of the store, or run `pfimg untag {text}`"
+                    )));
                 }
                 Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::InvalidInput) => {}
                 Err(e) => return Err(e),

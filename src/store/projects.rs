@@ -76,8 +76,11 @@ impl Projects {
             Err(e) => return Err(Error::io(e, format!("cannot read project {}", path.display()))),
         };
         let line = Line::parse(&bytes).ok_or_else(|| {
-            Error::new(ErrorKind::Damaged, format!("{} holds no image and folder", path.display()))
-                .with_hint("remove the file; the next import begins a new line")
+            Error::new(
+                ErrorKind::Damaged,
+                format!("{} does not name the image and the directory of a project", path.display()),
+            )
+            .with_hint("remove the file; the next import begins a new line")
         })?;
         Ok(Some(line))
     }

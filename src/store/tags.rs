@@ -96,7 +96,9 @@ impl Tags {
         let path = self.dir.join(name);
         let bytes = read_bounded(&path).map_err(|e| {
             if e.kind() == io::ErrorKind::NotFound {
-                Error::new(ErrorKind::NotFound, format!("there is no tag {name:?}")).with_name(name)
+                Error::new(ErrorKind::NotFound, format!("there is no tag {name:?}"))
+                    .with_name(name)
+                    .with_hint("list the tags with `pfimg tags`")
             } else {
                 Error::io(e, format!("cannot read tag {}", path.display()))
             }
@@ -202,7 +204,7 @@ impl Tags {
 
 fn taken(name: &str) -> Error {
     Error::new(ErrorKind::AlreadyExists, format!("there is a tag {name:?} already"))
-        .with_hint("--force takes it from its image")
+        .with_hint("use --force to take it from its image")
 }
 
 fn sync_dir(dir: &Path) -> io::Result<()> {

@@ -51,20 +51,20 @@ impl Default for Requests {
 }
 
 fn invalid(what: &str) -> Error {
-    Error::new(ErrorKind::InvalidInput, format!("{what} of a request"))
+    Error::new(ErrorKind::InvalidInput, format!("the request is invalid: {what}"))
 }
 
 impl Requests {
     /// Adds a part to a request.
     pub(super) fn add(&self, number: &str, at: &str, text: &str) -> Result<()> {
-        let bytes = BASE64URL_NOPAD.decode(text.as_bytes()).map_err(|_| invalid("not the base64"))?;
+        let bytes = BASE64URL_NOPAD.decode(text.as_bytes()).map_err(|_| invalid("a part is not base64"))?;
         let mut all = self.0.lock();
         let (parts, request) = all.get_or_insert_mut(number.to_owned(), Default::default);
         if at.parse() != Ok(*parts) {
-            return Err(invalid("not the next part"));
+            return Err(invalid("a part is missing"));
         }
         if request.len() + bytes.len() > MAX_REQUEST {
-            return Err(invalid("too many bytes"));
+            return Err(invalid("it is too long"));
         }
         *parts += 1;
         request.extend(bytes);
@@ -72,7 +72,8 @@ impl Requests {
     }
 
     fn read(bytes: &[u8]) -> Result<Request> {
-        serde_json::from_slice(bytes).map_err(|e| invalid("not the form").with_source(e))
+        serde_json::from_slice(bytes)
+            .map_err(|e| invalid("its JSON does not have the expected form").with_source(e))
     }
 
     /// Takes a request out.
@@ -151,8 +152,9 @@ impl Vfs {
         // Nothing is lost: what was not sealed is.
         let about = target.about_before(None);
         let (mut sealed, mut stale) = self.seal_mounted(mounted, None, true, &about)?;
-        let registry =
-            self.registry(false)?.ok_or_else(|| Error::new(ErrorKind::NotFound, "there are no forks"))?;
+        let registry = self
+            .registry(false)?
+            .ok_or_else(|| Error::new(ErrorKind::NotFound, "this mount has no forks"))?;
         // What is written during the seal is sealed as well, a few times.
         let mut again = 0..SEALED_AGAIN;
         // Asked for its name each time: a program may rename it.
@@ -183,8 +185,9 @@ impl Vfs {
     }
 
     fn restore_paths_mounted(&self, mounted: &Mounted, target: &Target) -> Result<Done> {
-        let registry =
-            self.registry(false)?.ok_or_else(|| Error::new(ErrorKind::NotFound, "there are no forks"))?;
+        let registry = self
+            .registry(false)?
+            .ok_or_else(|| Error::new(ErrorKind::NotFound, "this mount has no forks"))?;
         let then = registry.view(target.to.image)?;
         let mut stale = Vec::new();
         let mut seal = |everything: bool, about: &About| {

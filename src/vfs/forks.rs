@@ -420,7 +420,9 @@ impl Vfs {
             },
         };
         let registry = self.registry(true)?;
-        let registry = registry.ok_or_else(|| Error::new(ErrorKind::ReadOnly, "the forks are read-only"))?;
+        let registry = registry.ok_or_else(|| {
+            Error::new(ErrorKind::ReadOnly, "this mount cannot write the forks of its store")
+        })?;
         registry.create_as(name, image, mode)
     }
 
@@ -463,13 +465,16 @@ impl Vfs {
             if empty || fork.is_blank() {
                 return Ok(());
             }
-            Err(Error::new(ErrorKind::Posix(Posix::NotEmpty), format!("fork {name:?} is not empty")))
+            Err(Error::new(ErrorKind::Posix(Posix::NotEmpty), format!("fork {name:?} is not empty"))
+                .with_hint(format!("use `pfimg discard {name}`")))
         };
         let is_sealed = |fork: &Fork| {
             if fork.damage().is_none() && !fork.is_changed() {
                 return Ok(());
             }
-            Err(Error::new(ErrorKind::Busy, format!("fork {name:?} has unsealed work")))
+            Err(Error::new(ErrorKind::Busy, format!("fork {name:?} has unsealed work")).with_hint(format!(
+                "keep it with `pfimg seal {name}`, or lose it with `pfimg discard --force {name}`"
+            )))
         };
         let gone = match only {
             Only::Any => registry.discard(name),

@@ -73,6 +73,7 @@ impl Reader {
 
     fn page_list(&self, digest: &Digest) -> Result<PageList> {
         let bytes = self.store.blobs().read_metadata(digest)?;
+        // The text comes from `FormatError`.
         let manifest =
             PageManifest::parse(&bytes).map_err(|e| Error::new(ErrorKind::Damaged, e.to_string()))?;
         let mut pages: PageList = manifest.pages.iter().map(|page| (page.ix, page.k, page.v)).collect();
@@ -152,6 +153,7 @@ fn shared(error: Arc<BlobError>) -> Error {
         BlobError::Io { .. } => ErrorKind::Io(None),
         _ => ErrorKind::Damaged,
     };
+    // The text comes from `BlobError`.
     Error::new(kind, error.to_string())
 }
 

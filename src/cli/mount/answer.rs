@@ -16,6 +16,7 @@ pub(super) fn to_starter(error: &Error) -> String {
 pub(super) fn from_daemon(line: &str) -> Option<Error> {
     let told: Value = serde_json::from_str(line).ok()?;
     let text = |key: &str| told.get(key)?.as_str().map(str::to_owned);
+    // The text comes from `to_starter`.
     let error = Error::new(ErrorKind::named(&text("kind")?)?, text("message")?);
     Some(match text("hint") {
         Some(hint) => error.with_hint(hint),

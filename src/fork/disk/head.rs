@@ -185,7 +185,11 @@ pub(in crate::fork) fn check_format(forks: &Path, create: Option<Sharing>) -> Re
         Err(e) => return Err(Error::io(e, format!("cannot read {}", path.display()))),
     };
     let format: Format = serde_json::from_slice(&bytes).map_err(|e| {
-        Error::new(ErrorKind::Damaged, format!("{} is damaged", path.display())).with_source(e)
+        Error::new(
+            ErrorKind::Damaged,
+            format!("{} is damaged: it does not name the format of the forks", path.display()),
+        )
+        .with_source(e)
     })?;
     if format.name != FORMAT || format.version != VERSION || !format.incompatible.is_empty() {
         let message = format!(

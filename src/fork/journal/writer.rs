@@ -64,7 +64,7 @@ impl Writer {
     pub(in crate::fork) fn check(&self) -> Result<()> {
         match &self.broken {
             None if self.leaving => {
-                Err(Error::new(ErrorKind::Posix(Posix::Stale), "the fork is being restored to a seal"))
+                Err(Error::new(ErrorKind::Posix(Posix::Stale), "pfimg is restoring the fork to a seal"))
             }
             None => Ok(()),
             Some(why) => Err(Error::new(ErrorKind::ReadOnly, format!("the fork is read-only: {why}"))
@@ -130,7 +130,10 @@ impl Writer {
         let kind = record.kind();
         let payload = record::encode(record, &numbers, floor, offset + FRAME as u64, &self.generation);
         if payload.len() > MAX_PAYLOAD as usize {
-            return Err(Error::new(ErrorKind::InvalidInput, "the operation is too large to be recorded"));
+            return Err(Error::new(
+                ErrorKind::InvalidInput,
+                "the operation is larger than a record of the journal can be",
+            ));
         }
         put_frame(&mut out, id, offset, seq, kind, &payload);
         self.write(&out)?;

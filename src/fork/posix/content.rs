@@ -134,7 +134,7 @@ impl Files {
             return Ok(0);
         }
         let fits = |offset: u64| offset.checked_add(bytes.len() as u64).is_some_and(|end| end <= MAX_SIZE);
-        let too_large = || posix(Posix::TooLarge, "the file would be too large");
+        let too_large = || posix(Posix::TooLarge, "the file would be larger than a fork's file can be");
         if !fits(offset.unwrap_or(0)) {
             return Err(too_large());
         }
@@ -244,9 +244,10 @@ impl Files {
     pub fn fallocate(&self, ino: Ino, offset: u64, len: u64, what: Allocate, by: impl Caller) -> Result<()> {
         self.core.may_write()?;
         let end = offset.checked_add(len).filter(|end| *end <= MAX_SIZE);
-        let end = end.ok_or_else(|| posix(Posix::TooLarge, "the file would be too large"))?;
+        let end =
+            end.ok_or_else(|| posix(Posix::TooLarge, "the file would be larger than a fork's file can be"))?;
         if len == 0 {
-            return Err(Error::new(ErrorKind::InvalidInput, "the range is empty"));
+            return Err(Error::new(ErrorKind::InvalidInput, "the length of the range is zero"));
         }
         self.core.settle(ino)?;
         let mut live = self.core.live.write();
@@ -295,7 +296,7 @@ impl Files {
         content
             .pieces
             .seek(offset, content.size, data)
-            .ok_or_else(|| posix(Posix::NoSuchOffset, "there is nothing at or after that offset"))
+            .ok_or_else(|| posix(Posix::NoSuchOffset, "the file has no data at or after that offset"))
     }
 
     /// Copies up to `len` bytes and returns the number copied. After a short copy the caller calls it again. Blobs and frozen

@@ -102,14 +102,15 @@ pub(super) fn copy_range(
     let whole = len >= source.size;
     let len = len.min(source.size.saturating_sub(from_offset));
     let end = offset.checked_add(len).filter(|end| *end <= MAX_SIZE);
-    let end = end.ok_or_else(|| posix(Posix::TooLarge, "the file would be too large"))?;
+    let end =
+        end.ok_or_else(|| posix(Posix::TooLarge, "the file would be larger than a fork's file can be"))?;
     if let CopySource::Fork(fork, other) = from
         && std::ptr::eq(*fork, files)
         && *other == ino
         && offset < from_offset + len
         && from_offset < end
     {
-        return Err(Error::new(ErrorKind::InvalidInput, "the two ranges overlap"));
+        return Err(Error::new(ErrorKind::InvalidInput, "the source and the target of the copy overlap"));
     }
     core.settle(ino)?;
     let (mut done, mut shares) = (0, true);

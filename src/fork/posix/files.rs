@@ -104,11 +104,18 @@ impl Files {
         if let Some(size) = set.size {
             match inode.content() {
                 Some(content) => may_clear(&inode, size.min(content.known_size()), u64::MAX)?,
-                None if inode.is_dir() => return Err(posix(Posix::IsADirectory, "it is a folder")),
-                None => return Err(Error::new(ErrorKind::InvalidInput, "not a regular file")),
+                None if inode.is_dir() => {
+                    return Err(posix(Posix::IsADirectory, "a directory has no length to set"));
+                }
+                None => {
+                    return Err(Error::new(
+                        ErrorKind::InvalidInput,
+                        "only a regular file has a length to set",
+                    ));
+                }
             }
             if size > MAX_SIZE {
-                return Err(posix(Posix::TooLarge, "the file would be too large"));
+                return Err(posix(Posix::TooLarge, "the file would be larger than a fork's file can be"));
             }
             // A kernel that sets the times sets none if the length is the same, and continues to show the old
             // ones.
@@ -186,7 +193,7 @@ impl Files {
     ) -> Result<()> {
         self.core.may_write()?;
         if name.is_empty() || name.len() > 255 || name.contains(&0) {
-            return Err(posix(Posix::Range, "that cannot be an attribute's name"));
+            return Err(posix(Posix::Range, "an attribute's name has 1 to 255 bytes, without NUL"));
         }
         if value.len() > MAX_XATTR {
             return Err(posix(Posix::Range, "the attribute's value is longer than 64 KiB"));
@@ -198,7 +205,10 @@ impl Files {
             return Err(no_attribute(name));
         }
         if !PREFIXES.iter().any(|prefix| name.starts_with(prefix)) {
-            return Err(Error::new(ErrorKind::Unsupported, "forks do not support attributes of this kind"));
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                "forks support only attributes named user.…, trusted.… and security.…",
+            ));
         }
         if name == CAPABILITY && is_of_confined_root(value) {
             return Err(posix(
@@ -233,12 +243,17 @@ impl Files {
         let (name, time) = (name.to_vec(), self.core.now());
         if name == acl::DEFAULT {
             if !inode.is_dir() {
-                return Err(Error::new(ErrorKind::PermissionDenied, "only folders have a default list"));
+                return Err(Error::new(
+                    ErrorKind::PermissionDenied,
+                    "only directories have a default access control list",
+                ));
             }
             return live.commit(Record::Xattr { ino, name, value: Some(acl.value()), time });
         }
         match inode.kind() {
-            Kind::Symlink => return Err(Error::new(ErrorKind::Unsupported, "a symlink has no list")),
+            Kind::Symlink => {
+                return Err(Error::new(ErrorKind::Unsupported, "a symbolic link has no access control list"));
+            }
             _ if inode.guard == Guard::Fixed => {
                 return Err(posix(Posix::NotPermitted, "a fork's manifest cannot be changed"));
             }
@@ -375,9 +390,12 @@ pub fn is_bare_prefix(name: &[u8]) -> bool {
 /// attribute's name.
 fn no_attribute(name: &[u8]) -> Error {
     if is_bare_prefix(name) {
-        return Error::new(ErrorKind::InvalidInput, "the attribute has no name behind its kind");
+        return Error::new(
+            ErrorKind::InvalidInput,
+            "the attribute's name ends after its kind, such as user.",
+        );
     }
-    posix(Posix::NoAttribute, "no such extended attribute")
+    posix(Posix::NoAttribute, "there is no such extended attribute")
 }
 
 /// Whether capabilities come from a user namespace whose root is also the machine's root: root ran

@@ -78,7 +78,7 @@ fn folder(live: &Live, parent: Ino) -> Result<()> {
         // A folder that was removed while it is a program's working directory.
         Some(Kind::Dir) if live.hidden.has_ino(parent) => Err(not_found()),
         Some(Kind::Dir) => Ok(()),
-        Some(_) => Err(posix(Posix::NotADirectory, "not a folder")),
+        Some(_) => Err(posix(Posix::NotADirectory, "the path does not name a directory")),
         None => Err(not_found()),
     }
 }
@@ -88,7 +88,7 @@ fn free(live: &Live, parent: Ino, name: &[u8]) -> Result<()> {
     folder(live, parent)?;
     policy::check_name(name)?;
     if live.shown_child(parent, name).is_some() {
-        return Err(Error::new(ErrorKind::AlreadyExists, "the name is taken"));
+        return Err(Error::new(ErrorKind::AlreadyExists, "the name exists already"));
     }
     Ok(())
 }
@@ -131,7 +131,7 @@ impl Files {
     pub fn readlink(&self, ino: Ino) -> Result<Vec<u8>> {
         match &self.core.live.read().need(ino)?.body {
             Body::Symlink(target) => Ok(target.to_vec()),
-            _ => Err(Error::new(ErrorKind::InvalidInput, "not a symlink")),
+            _ => Err(Error::new(ErrorKind::InvalidInput, "the path does not name a symbolic link")),
         }
     }
 
@@ -158,7 +158,11 @@ impl Files {
         let live = self.core.live.read();
         if let Some(inode) = live.orphans.get(&ino) {
             // A removed folder is empty.
-            return if inode.is_dir() { Ok(()) } else { Err(posix(Posix::NotADirectory, "not a folder")) };
+            return if inode.is_dir() {
+                Ok(())
+            } else {
+                Err(posix(Posix::NotADirectory, "the path does not name a directory"))
+            };
         }
         live.need(ino)?;
         if live.hidden.has_ino(ino) {
@@ -167,7 +171,7 @@ impl Files {
         let mut each = |entry: DirEntry| !live.is_listed(ino, &entry.name) || each(entry);
         live.state
             .list_to(ino, cookie, end, &mut each)
-            .ok_or_else(|| posix(Posix::NotADirectory, "not a folder"))
+            .ok_or_else(|| posix(Posix::NotADirectory, "the path does not name a directory"))
     }
 
     /// The parent of a folder; the fork's top folder is its own parent.
@@ -219,12 +223,12 @@ impl Files {
         }
         let folder = live.need(parent)?;
         if is_dir && live.state.path(parent).is_some_and(|path| depth(&path) >= MAX_DEPTH) {
-            return Err(posix(Posix::NameTooLong, "an image holds no deeper folders"));
+            return Err(posix(Posix::NameTooLong, "the directory would be deeper than an image can hold"));
         }
         let fixed = if is_dir { fixed_ino(parent, name) } else { None };
         let ino = fixed.unwrap_or_else(|| live.fresh(parent, name));
         if live.inode(ino).is_some() {
-            return Err(Error::new(ErrorKind::Busy, "the folder that had this name is still in use"));
+            return Err(Error::new(ErrorKind::Busy, "programs still use the removed directory of this name"));
         }
         let (mut gid, mut mode) = (new.gid, new.mode & 0o7777);
         if folder.mode & 0o2000 != 0 {
@@ -278,13 +282,13 @@ impl Files {
         free(&live, parent, name)?;
         let inode = live.state.inode(ino).ok_or_else(not_found)?;
         if inode.is_dir() {
-            return Err(posix(Posix::NotPermitted, "folders cannot have a second name"));
+            return Err(posix(Posix::NotPermitted, "a directory cannot have a second name"));
         }
         if policy::is_frame(parent) || inode.links.iter().any(|(parent, _)| policy::is_frame(*parent)) {
-            return Err(posix(Posix::NotPermitted, "a layer's file has one name"));
+            return Err(posix(Posix::NotPermitted, "the file of a layer cannot have a second name"));
         }
         if inode.links.len() >= MAX_LINKS {
-            return Err(posix(Posix::TooManyLinks, "the file has too many names"));
+            return Err(posix(Posix::TooManyLinks, "the file already has the maximum number of names"));
         }
         live.commit(Record::Link { ino, parent, name: name.to_vec(), time: self.core.now() })?;
         attr(&live, ino)
@@ -299,7 +303,7 @@ impl Files {
             let ino = child(&live, parent, name)?;
             let inode = live.need(ino)?;
             if inode.is_dir() {
-                return Err(posix(Posix::IsADirectory, "it is a folder"));
+                return Err(posix(Posix::IsADirectory, "the path names a directory: remove it with rmdir"));
             }
             if self.guarded() {
                 policy::may_unlink(ino, &inode)?;
@@ -321,13 +325,13 @@ impl Files {
         let ino = child(&live, parent, name)?;
         let inode = live.need(ino)?;
         let Body::Dir(dir) = &inode.body else {
-            return Err(posix(Posix::NotADirectory, "not a folder"));
+            return Err(posix(Posix::NotADirectory, "the path does not name a directory"));
         };
         if self.guarded() {
             policy::may_unlink(ino, &inode)?;
         }
         if live.entries(ino) > 0 {
-            return Err(posix(Posix::NotEmpty, "the folder is not empty"));
+            return Err(posix(Posix::NotEmpty, "the directory is not empty"));
         }
         if dir.len > 0 {
             // The folder still holds a record.
@@ -358,7 +362,7 @@ impl Files {
         let other = target.map(|target| live.need(target)).transpose()?;
         match (mode, target) {
             (RenameMode::NoReplace | RenameMode::Whiteout { replace: false, .. }, Some(_)) => {
-                return Err(Error::new(ErrorKind::AlreadyExists, "the name is taken"));
+                return Err(Error::new(ErrorKind::AlreadyExists, "the name exists already"));
             }
             (RenameMode::Exchange, None) => return Err(not_found()),
             _ => {}
@@ -370,23 +374,29 @@ impl Files {
             return Ok(None);
         }
         if inode.is_dir() && live.state.is_below(to, ino) {
-            return Err(Error::new(ErrorKind::InvalidInput, "a folder cannot be moved into itself"));
+            return Err(Error::new(ErrorKind::InvalidInput, "a directory cannot be moved into itself"));
         }
         if let (Some(target), Some(other)) = (target, &other) {
             if mode == RenameMode::Exchange {
                 if other.is_dir() && live.state.is_below(from, target) {
-                    return Err(Error::new(ErrorKind::InvalidInput, "a folder cannot be moved into itself"));
+                    return Err(Error::new(
+                        ErrorKind::InvalidInput,
+                        "a directory cannot be moved into itself",
+                    ));
                 }
             } else {
                 match (inode.is_dir(), other.is_dir()) {
                     (true, false) => {
-                        return Err(posix(Posix::NotADirectory, "a folder cannot replace a file"));
+                        return Err(posix(Posix::NotADirectory, "a directory cannot replace a file"));
                     }
                     (false, true) => {
-                        return Err(posix(Posix::IsADirectory, "a file cannot replace a folder"));
+                        return Err(posix(Posix::IsADirectory, "a file cannot replace a directory"));
                     }
                     (true, true) if live.entries(target) > 0 => {
-                        return Err(posix(Posix::NotEmpty, "the folder to be replaced is not empty"));
+                        return Err(posix(
+                            Posix::NotEmpty,
+                            "the directory that the rename would replace is not empty",
+                        ));
                     }
                     _ => {}
                 }
@@ -430,19 +440,31 @@ impl Files {
             }
         }
         if frames != (true, true) {
-            return Err(posix(Posix::CrossesDevices, "layers and world/fs are like two disks"));
+            return Err(posix(
+                Posix::CrossesDevices,
+                "a rename or a link cannot join world/fs and the layers around it",
+            ));
         }
         policy::may_move((from, name), (to, new_name), [Some(ino), other.map(|(ino, _)| ino)])?;
         policy::admit(to, new_name, inode.kind())?;
         // The name of a folder of the frame decides its number.
         if inode.is_dir() && fixed_ino(to, new_name).is_some_and(|fixed| fixed != ino) {
-            return Err(posix(Posix::NotPermitted, "a fork's own folders stay where they are"));
+            return Err(posix(
+                Posix::NotPermitted,
+                "the directories of a fork around world/fs cannot be moved or removed",
+            ));
         }
         if matches!(mode, RenameMode::Whiteout { .. }) {
-            return Err(Error::new(ErrorKind::InvalidInput, "there are no whiteouts among layers"));
+            return Err(Error::new(
+                ErrorKind::InvalidInput,
+                "a rename outside of world/fs cannot leave a whiteout",
+            ));
         }
         if mode == RenameMode::Exchange && (from != to || inode.is_dir()) {
-            return Err(Error::new(ErrorKind::InvalidInput, "layers' files cannot change places"));
+            return Err(Error::new(
+                ErrorKind::InvalidInput,
+                "a rename cannot exchange files of different layers",
+            ));
         }
         Ok(())
     }

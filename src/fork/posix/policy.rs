@@ -42,8 +42,8 @@ pub(super) fn admit(folder: Ino, name: &[u8], kind: Kind) -> Result<()> {
     if is_admitted(folder, name, kind) {
         return Ok(());
     }
-    tracing::info!(name = %name.escape_ascii(), "refused: outside of world/fs a fork takes layers' names only");
-    Err(posix(Posix::NotPermitted, "outside of world/fs a fork takes layers' names only"))
+    tracing::info!(name = %name.escape_ascii(), "refused: outside of world/fs a fork accepts only the names of layers");
+    Err(posix(Posix::NotPermitted, "outside of world/fs a fork accepts only the names of layers"))
 }
 
 /// Refuses bytes that cannot be a name.
@@ -52,7 +52,10 @@ pub(super) fn check_name(name: &[u8]) -> Result<()> {
         return Err(posix(Posix::NameTooLong, "the name is longer than 255 bytes"));
     }
     if matches!(name, b"" | b"." | b"..") || name.contains(&b'/') || name.contains(&0) {
-        return Err(Error::new(ErrorKind::InvalidInput, "this cannot be a file's name"));
+        return Err(Error::new(
+            ErrorKind::InvalidInput,
+            "a file's name cannot be empty, \".\" or \"..\", and cannot contain a slash or NUL",
+        ));
     }
     Ok(())
 }
@@ -60,7 +63,10 @@ pub(super) fn check_name(name: &[u8]) -> Result<()> {
 /// Refuses to remove a name if that would change sealed content or remove a folder of the frame.
 pub(super) fn may_unlink(ino: Ino, inode: &Inode) -> Result<()> {
     if ino.0 <= Ino::TRACE.0 {
-        return Err(posix(Posix::NotPermitted, "a fork's own folders stay where they are"));
+        return Err(posix(
+            Posix::NotPermitted,
+            "the directories of a fork around world/fs cannot be moved or removed",
+        ));
     }
     match inode.guard {
         Guard::None => Ok(()),
@@ -75,7 +81,10 @@ pub(super) fn may_move(from: (Ino, &[u8]), to: (Ino, &[u8]), moved: [Option<Ino>
         return Err(recorded());
     }
     if moved.into_iter().flatten().any(|ino| ino.0 <= Ino::TRACE.0) {
-        return Err(posix(Posix::NotPermitted, "a fork's own folders stay where they are"));
+        return Err(posix(
+            Posix::NotPermitted,
+            "the directories of a fork around world/fs cannot be moved or removed",
+        ));
     }
     Ok(())
 }

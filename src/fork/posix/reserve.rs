@@ -31,7 +31,7 @@ pub(super) fn set_aside(
     let free = live.writer.generation.free_bytes().map_err(failed)?;
     let has = known.as_ref().map_or(Ok(0), |own| own.allocated()).map_err(failed)?;
     if len.saturating_sub(has) > free {
-        return Err(Error::new(ErrorKind::NoSpace, "the disk does not hold that much"));
+        return Err(Error::new(ErrorKind::NoSpace, "the disk has too little free space for the range"));
     }
     let own = match known {
         Some(own) => own,

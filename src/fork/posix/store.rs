@@ -28,9 +28,9 @@ pub const MAX_SIZE: u64 = i64::MAX as u64;
 pub(super) fn file_of(inode: &Inode) -> Result<&Content> {
     inode.content().ok_or_else(|| {
         if inode.is_dir() {
-            posix(Posix::IsADirectory, "it is a folder")
+            posix(Posix::IsADirectory, "a directory cannot be read or written as a file")
         } else {
-            Error::new(ErrorKind::InvalidInput, "not a regular file")
+            Error::new(ErrorKind::InvalidInput, "only a regular file can be read or written")
         }
     })
 }

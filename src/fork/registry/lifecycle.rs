@@ -234,7 +234,7 @@ impl Registry {
             let restored = self.with_slot(name, |_, slot| {
                 if !matches!(&*slot, Slot::Loaded(now) if now.uid() == fork.uid()) {
                     let message = format!("fork {name:?} was replaced in the meantime");
-                    return Err(Error::new(ErrorKind::Busy, message));
+                    return Err(Error::new(ErrorKind::Busy, message).with_hint("try again"));
                 }
                 let Some(restored) = self.replace(fork, seen.as_ref(), (onto, &base), judge)? else {
                     return Ok(None);

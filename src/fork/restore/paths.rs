@@ -65,8 +65,8 @@ fn split(path: &[u8]) -> (&[u8], &[u8]) {
 }
 
 fn changed_meanwhile() -> Error {
-    Error::new(ErrorKind::Busy, "programs change the same paths all the time")
-        .with_hint("try again, best when no program writes to them")
+    Error::new(ErrorKind::Busy, "programs keep changing the paths that the restore changes")
+        .with_hint("try again when no program writes to them")
 }
 
 /// What [`put_paths_back`] would do now: the paths that change, and those that stay.
@@ -247,7 +247,10 @@ impl Steps<'_> {
         {
             let part = |(at, piece): (u64, Piece)| match &piece.src {
                 Src::Blob(_) => Ok(Part { at, len: piece.len, from: From::There(piece.off, piece.src) }),
-                _ => Err(Error::new(ErrorKind::InvalidInput, "an image's file lies in a fork")),
+                _ => Err(Error::new(
+                    ErrorKind::InvalidInput,
+                    "a file of the restored image refers to data of a fork",
+                )),
             };
             let parts = content.pieces.all().map(|(at, piece)| part((at, piece.clone())));
             let parts = parts.collect::<Result<Vec<_>>>()?;
@@ -305,7 +308,8 @@ fn at(live: &Live, folder: Ino, name: &[u8]) -> Option<(Ino, Kind)> {
 }
 
 fn source_inode(from: &State, source: Ino) -> Result<Arc<Inode>> {
-    from.inode(source).ok_or_else(|| Error::new(ErrorKind::Io(None), "a file is gone from an image"))
+    from.inode(source)
+        .ok_or_else(|| Error::new(ErrorKind::Io(None), "the restored image lacks a file that it listed"))
 }
 
 impl PathsBack {

@@ -138,7 +138,7 @@ impl Planner<'_> {
                     let shown = String::from_utf8_lossy(&inner(&at)).into_owned();
                     return Err(Error::new(
                         ErrorKind::InvalidInput,
-                        format!("{shown:?} is a file now, not a folder"),
+                        format!("{shown:?} is a file now, not a directory"),
                     )
                     .with_hint(format!("restore {shown:?} itself")));
                 }

@@ -260,7 +260,7 @@ impl std::fmt::Debug for Frozen {
 }
 
 fn lost() -> Error {
-    Error::new(ErrorKind::Io(None), "a changed file's path cannot be found")
+    Error::new(ErrorKind::Io(None), "cannot find the path of a changed file")
 }
 
 fn join(folder: &[u8], name: &[u8]) -> Vec<u8> {

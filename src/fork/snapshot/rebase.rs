@@ -74,7 +74,7 @@ impl Snapshots<'_> {
             next.generations.splice(..before.len(), leftover.map(|generation| generation.id));
             self.core.switch_head(&mut head, next)
         } else {
-            Err(Error::new(ErrorKind::InvalidInput, "the fork has been sealed since"))
+            Err(Error::new(ErrorKind::InvalidInput, "the fork was sealed by another program in the meantime"))
         };
         let durable = switched.inspect_err(|_| {
             if let Some(Keeping { leftover, state: Some(_) }) = &keeping {

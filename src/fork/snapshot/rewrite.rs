@@ -36,9 +36,9 @@ impl Rewriter<'_> {
             _ => 0,
         };
         self.writer.commit(&self.state, &mut record, floor)?;
-        apply(&mut self.state, &record, self.writer.generation.id)
-            .map(|_| ())
-            .map_err(|_| Error::new(ErrorKind::Io(None), "a checkpoint's record does not fit"))
+        apply(&mut self.state, &record, self.writer.generation.id).map(|_| ()).map_err(|_| {
+            Error::new(ErrorKind::Io(None), "cannot write a checkpoint: a record contradicts the tree")
+        })
     }
 
     pub(super) fn write(&mut self, target: &Frozen) -> Result<()> {
@@ -225,5 +225,5 @@ impl Rewriter<'_> {
 }
 
 pub(super) fn unfit() -> Error {
-    Error::new(ErrorKind::Io(None), "a checkpoint does not fit its base")
+    Error::new(ErrorKind::Io(None), "cannot write a checkpoint: it contradicts its base image")
 }

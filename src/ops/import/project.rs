@@ -177,6 +177,7 @@ pub fn refresh(
     let special = Special { for_run: true, ..Special::default() };
     let mut report = import_as(store, &options, &special, progress)?;
     for large in &report.large {
+        // The text comes from `words`.
         report.reports.push(large.words());
     }
     if before != Some(report.image) {
