@@ -41,11 +41,11 @@ const STDOUT: &str = "-";
 ///
 /// Imports the project if it changed, makes a fork of it, and runs the command there. The project is the git
 /// work tree around the current directory, or that directory. The command sees the fork at the project's own
-/// path, and the rest of this machine read-only. It may write its fork and temporary files. When it ends, pfimg
-/// removes its temporary files and ends its processes. The project itself, the store, images and other forks
-/// are hidden, as are the machine's devices, processes and services (/run). Credentials stay outside: variables
-/// such as `*_TOKEN` unless --env names them, files such as ~/.ssh unless --read names them. The command can
-/// seal its fork: `mkdir $PFIMG_SNAP/NAME`.
+/// path, and the rest of this machine read-only. It may write its fork and temporary files. After the command,
+/// pfimg removes these temporary files and ends remaining processes. The project itself, the store, images and
+/// other forks are hidden, as are the machine's devices, processes and services (/run). Credentials stay
+/// outside: variables such as `*_TOKEN` unless --env names them, files such as ~/.ssh unless --read names them.
+/// The command can seal its fork: `mkdir $PFIMG_SNAP/NAME`.
 ///
 /// An existing fork is used as it is. With several names the commands run side by side, and `pfimg output NAME`
 /// prints the output of each. `pfimg run FORK COMMAND…` without `--` runs in an existing fork.
