@@ -15,7 +15,6 @@ mod decode;
 mod direct;
 mod draft;
 mod frames;
-mod home;
 pub mod images;
 mod io;
 mod lock;
@@ -23,12 +22,13 @@ pub mod manifest;
 pub mod projects;
 mod remove;
 pub mod seekable;
-mod sharing;
 pub mod tags;
 mod unsynced;
 mod write;
 
 pub use crate::digest::Digest;
+pub(crate) use crate::util::home::Home;
+pub use crate::util::sharing::{Openness, Sharing, plain_folder_mode};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -37,7 +37,6 @@ pub use applies::Applies;
 pub use blob::{BlobError, Blobs, MAX_METADATA, Size};
 pub use draft::Draft;
 pub use frames::{Edited, Packed};
-pub(crate) use home::Home;
 pub use images::{Image, Images, MarkerError};
 pub(crate) use io::rename_new;
 pub use io::{StoreIo, SystemIo};
@@ -46,7 +45,6 @@ pub use manifest::{LayerFile, Manifest};
 pub use projects::Projects;
 pub use remove::Removed;
 pub use seekable::{SEEKABLE_FROM, SeekTable, Seekable};
-pub use sharing::{Openness, Sharing, plain_folder_mode};
 pub use tags::Tags;
 pub(crate) use write::write_whole;
 pub use write::{Batch, REFRESH_AFTER, compress};
@@ -135,7 +133,7 @@ impl Store {
 
     /// What other users may do in it unintentionally, if anything.
     pub fn openness(&self) -> Option<Openness> {
-        sharing::openness(&self.root, self.sharing)
+        crate::util::sharing::openness(&self.root, self.sharing)
     }
 
     fn at(root: PathBuf, io: Arc<dyn StoreIo>) -> Self {
