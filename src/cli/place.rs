@@ -16,12 +16,12 @@ use crate::cache::{Cache, CacheConfig};
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fork::{self, BaseReader, Fork, Registry};
+use crate::images;
 use crate::mount::mountinfo::{Mounted, mounts};
 use crate::mount::silent;
 use crate::ops::back::Request;
 use crate::ops::line;
 use crate::store::{Store, tags};
-use crate::vfs;
 
 /// Memory for the few blobs that making or listing forks looks at, in bytes.
 const CACHE: u64 = 64 << 20;
@@ -300,7 +300,7 @@ pub(crate) fn reader(store: &Arc<Store>) -> Arc<dyn BaseReader> {
         Arc::clone(store),
         &CacheConfig { heap_bytes: CACHE, disk_bytes: CACHE, dir: super::mount::default_cache_dir() },
     ));
-    vfs::fork_reader(Arc::clone(store), cache)
+    images::fork_reader(Arc::clone(store), cache)
 }
 
 /// Fails where a secret was named for a seal that a mount will make with another one.
