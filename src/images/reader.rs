@@ -284,3 +284,62 @@ impl ImageReader {
         Some((payload, part))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::CacheConfig;
+    use crate::fork::BaseReader;
+    use crate::ops::fixture::{self, FixtureSpec};
+    use crate::store::manifest::tests::sample;
+    use crate::sync::wait;
+
+    /// A store with one image of two pages, and a reader of it.
+    fn reader() -> (tempfile::TempDir, ImageReader, Digest) {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Arc::new(Store::create(dir.path().join("store")).unwrap());
+        let spec = FixtureSpec { world_files: 2, cache_pages: 2, ..FixtureSpec::default() };
+        let layers = fixture::build(&spec, &mut |bytes| store.blobs().put(bytes)).unwrap();
+        let mut manifest = sample();
+        manifest.world.fs = layers.world_fs;
+        manifest.cache.manifest = layers.cache_manifest;
+        manifest.effects.ledger = layers.effects_ledger;
+        let id = store.put_manifest(&manifest).unwrap();
+        let limits = CacheConfig { heap_bytes: 1 << 20, disk_bytes: 1 << 20, dir: dir.path().join("cache") };
+        let cache = Arc::new(Cache::new(Arc::clone(&store), &limits));
+        (dir, ImageReader::new(store, cache, 1 << 20, false), id)
+    }
+
+    #[test]
+    fn an_event_loop_gets_data_that_was_read_before_and_never_waits_for_other_data() {
+        let (_dir, reader, id) = reader();
+        let on_a_loop = || {
+            std::thread::scope(|scope| {
+                let looked = scope.spawn(|| {
+                    wait::never();
+                    let kind = |error: ImageError| error.of(&id).kind();
+                    [
+                        reader.manifest(&id).map(|_| ()).map_err(kind),
+                        reader.tree(&id).map(|_| ()).map_err(kind),
+                        reader.pages(&id).map(|_| ()).map_err(kind),
+                    ]
+                });
+                looked.join().unwrap()
+            })
+        };
+        assert_eq!(on_a_loop(), [Err(ErrorKind::Waits); 3]);
+        assert_eq!(reader.tree(&id).unwrap().len(), reader.tree_known(&id).unwrap().len());
+        assert_eq!(reader.pages(&id).unwrap().names().len(), 4);
+        assert_eq!(on_a_loop(), [Ok(()); 3]);
+    }
+
+    #[test]
+    fn an_image_that_was_removed_is_no_base_even_if_its_manifest_is_in_memory() {
+        let (_dir, reader, id) = reader();
+        let layers = reader.layers(&id).unwrap();
+        assert!(layers.iter().any(|layer| layer.path == "cache/pages/00000001.v"));
+        std::fs::remove_file(reader.store.images().marker(&id)).unwrap();
+        assert!(reader.manifest(&id).is_ok());
+        assert_eq!(reader.layers(&id).map(|_| ()).map_err(|error| error.kind()), Err(ErrorKind::NotFound));
+    }
+}
