@@ -197,7 +197,8 @@ impl Vfs {
                 if data.bytes().is_empty() {
                     return Ok(0);
                 }
-                return self.files.write(to, offset, data.bytes(), Writer::Call(by)).map(|n| n as u64);
+                // Unlike `ForkFiles::write`, a copy does not end the making of a fork.
+                return target.fork.write(ino, offset, data.bytes(), by).map(|n| n as u64).map_err(of_fork);
             }
         };
         target.fork.copy_range(&source, from_offset, ino, offset, len, by).map_err(of_fork)
