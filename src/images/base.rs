@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::ledgers::BaseLedger;
 use super::pages::Pages;
 use super::reader::ImageReader;
 use super::times::page_time;
@@ -28,7 +29,7 @@ impl BaseReader for ImageReader {
         wait::required()?;
         match self.ledgers.of_base(digest) {
             // Without a secret the file shows the blob.
-            None | Some(Some(None)) => self.length(digest).map_err(shared),
+            None | Some(BaseLedger::Plain) => self.length(digest).map_err(shared),
             Some(_) => Ok(self.redact(digest).map_err(shared)?.length),
         }
     }
@@ -48,9 +49,9 @@ impl BaseReader for ImageReader {
 
     fn is_held_back(&self, digest: &Digest) -> Result<bool> {
         match self.ledgers.of_base(digest) {
-            None => return Ok(false),
-            Some(Some(shown)) => return Ok(shown.is_some()),
-            Some(None) => wait::required()?,
+            None | Some(BaseLedger::Plain) => return Ok(false),
+            Some(BaseLedger::Redacted(_)) => return Ok(true),
+            Some(BaseLedger::Unread) => wait::required()?,
         };
         Ok(self.redact(digest).map_err(shared)?.redacted.is_some())
     }

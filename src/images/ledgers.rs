@@ -13,8 +13,16 @@ use crate::sync::{Mutex, RwLock};
 /// Number of ledgers whose shown bytes are kept in memory. Those of others are made again when needed.
 const KEPT: NonZeroUsize = NonZeroUsize::new(16).unwrap();
 
-/// The length in bytes without the secret, or none if the ledger has no secret.
-type Redacted = Option<u64>;
+/// What is known of the ledger of a fork's base image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum BaseLedger {
+    /// It was not read yet.
+    Unread,
+    /// It holds no secret.
+    Plain,
+    /// It holds a secret. This is its length in bytes without it.
+    Redacted(u64),
+}
 
 /// How files show a ledger.
 #[derive(Clone, Debug)]
@@ -27,8 +35,8 @@ pub(super) struct Shown {
 
 /// The ledgers of images.
 pub(super) struct Ledgers {
-    /// Those of forks' base images. [`None`] while it is unknown whether a ledger holds a secret.
-    of_bases: RwLock<HashMap<Digest, Option<Redacted>>>,
+    /// Those of forks' base images.
+    of_bases: RwLock<HashMap<Digest, BaseLedger>>,
     shown: Mutex<LruCache<Digest, Shown>>,
 }
 
@@ -39,11 +47,11 @@ impl Ledgers {
 
     /// Notes that a blob is the ledger of a fork's base image.
     pub(super) fn add_base(&self, ledger: Digest) {
-        self.of_bases.write().entry(ledger).or_insert(None);
+        self.of_bases.write().entry(ledger).or_insert(BaseLedger::Unread);
     }
 
     /// The ledger of a fork's base image, if a blob is one.
-    pub(super) fn of_base(&self, digest: &Digest) -> Option<Option<Redacted>> {
+    pub(super) fn of_base(&self, digest: &Digest) -> Option<BaseLedger> {
         self.of_bases.read().get(digest).copied()
     }
 
@@ -66,7 +74,10 @@ impl Ledgers {
         let redacted: Option<Arc<[u8]>> = (*bytes != *ledger).then(|| Arc::from(&*bytes));
         let shown = Shown { length: bytes.len() as u64, redacted };
         if let Some(known) = self.of_bases.write().get_mut(digest) {
-            *known = Some(shown.redacted.is_some().then_some(shown.length));
+            *known = match shown.redacted {
+                Some(_) => BaseLedger::Redacted(shown.length),
+                None => BaseLedger::Plain,
+            };
         }
         self.shown.lock().put(*digest, shown.clone());
         Ok(shown)
@@ -83,10 +94,10 @@ mod tests {
         let bytes = b"{\"kind\":\"x\"}\n";
         let digest = Digest::of(bytes);
         ledgers.add_base(digest);
-        assert_eq!(ledgers.of_base(&digest), Some(None));
+        assert_eq!(ledgers.of_base(&digest), Some(BaseLedger::Unread));
         let shown = ledgers.redact(&digest, || Ok::<_, ()>(bytes.to_vec())).unwrap();
         assert_eq!((shown.length, shown.redacted), (bytes.len() as u64, None));
-        assert_eq!(ledgers.of_base(&digest), Some(Some(None)));
+        assert_eq!(ledgers.of_base(&digest), Some(BaseLedger::Plain));
         let again = ledgers.redact(&digest, || Err::<Vec<u8>, _>("it is read again"));
         assert_eq!(again.unwrap().length, bytes.len() as u64);
         // Ledgers of images that no fork is based on take only the bounded memory.

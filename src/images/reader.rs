@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use lru::LruCache;
 
-use super::ledgers::{Ledgers, Shown};
+use super::ledgers::{BaseLedger, Ledgers, Shown};
 use super::pages::Pages;
 use super::times::{PageList, PageTimes, Times};
 use super::trees::Trees;
@@ -258,7 +258,7 @@ impl ImageReader {
         offset: u64,
         length: usize,
     ) -> Result<(Payload, Range<usize>), Arc<BlobError>> {
-        if let Some(Some(Some(shown))) = self.ledgers.of_base(digest)
+        if let Some(BaseLedger::Redacted(shown)) = self.ledgers.of_base(digest)
             && shown == size
             && let Some(redacted) = self.redact(digest)?.redacted
         {
@@ -277,7 +277,9 @@ impl ImageReader {
         length: usize,
     ) -> Option<(Payload, Range<usize>)> {
         let payload = match self.ledgers.of_base(digest) {
-            Some(Some(Some(shown))) if shown == size => Payload::Heap(self.ledgers.known(digest)?.redacted?),
+            Some(BaseLedger::Redacted(shown)) if shown == size => {
+                Payload::Heap(self.ledgers.known(digest)?.redacted?)
+            }
             _ => self.cache.peek(digest).filter(|payload| payload.len() as u64 == size)?,
         };
         let part = range(payload.len(), offset, length);

@@ -79,12 +79,11 @@ impl ControlDir {
         if let Some(node) = self.unread.of(name) {
             return self.nodes.own_entry(self.nodes.keyed(node), Duration::ZERO);
         }
-        let bytes = match CONTROL_FILES.iter().find(|file| file.name == name) {
-            Some(file) => (file.make)(&self.documents, may_wait()?)?.into(),
-            None => {
-                let number = name.strip_prefix("done-").and_then(|name| name.strip_suffix(".json"));
-                number.and_then(|number| self.outcomes.get(number)).ok_or(ErrorKind::NotFound)?
-            }
+        let bytes: Arc<[u8]> = if let Some(file) = CONTROL_FILES.iter().find(|file| file.name == name) {
+            (file.make)(&self.documents, may_wait()?)?.into()
+        } else {
+            let number = name.strip_prefix("done-").and_then(|name| name.strip_suffix(".json"));
+            number.and_then(|number| self.outcomes.get(number)).ok_or(ErrorKind::NotFound)?
         };
         let mtime_ns = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as i64);
         let key = self.versions.fetch_add(1, Ordering::Relaxed);

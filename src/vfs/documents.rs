@@ -38,6 +38,7 @@ pub(super) struct Documents {
     pub(super) metrics: Arc<Metrics>,
 }
 
+#[allow(clippy::unnecessary_wraps, reason = "all rows of the table in `control` have one type")]
 impl Documents {
     /// `audit.json`: the summary of the audit log.
     pub(super) fn audit(&self, wait: MayWait) -> Attempt<Vec<u8>> {
