@@ -6,6 +6,7 @@
 pub mod audit;
 pub mod cache;
 pub mod cli;
+pub mod control;
 pub mod crashpack;
 pub mod digest;
 pub mod error;

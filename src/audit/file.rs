@@ -26,7 +26,8 @@ use super::follow::BrokenAt;
 use super::note;
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
-use crate::store::{Home, Sharing};
+use crate::util::home::Home;
+use crate::util::sharing::Sharing;
 
 /// The newest lines.
 pub(super) const CURRENT: &str = "events.jsonl";

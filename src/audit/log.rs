@@ -18,8 +18,8 @@ use super::verdict::Verdict;
 use crate::crashpack::{Crashpack, Steps};
 use crate::error::{Error, ErrorKind, Result};
 use crate::oracle::{Transfer, TransferKind, TransferOracle};
-use crate::store::Sharing;
 use crate::sync::Mutex;
+use crate::util::sharing::Sharing;
 
 /// Events that wait to be written. Further events are counted and dropped: a flood of events must not fill
 /// the memory.

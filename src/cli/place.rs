@@ -16,12 +16,12 @@ use crate::cache::{Cache, CacheConfig};
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fork::{self, BaseReader, Fork, Registry};
+use crate::images;
 use crate::mount::mountinfo::{Mounted, mounts};
 use crate::mount::silent;
 use crate::ops::back::Request;
 use crate::ops::line;
 use crate::store::{Store, tags};
-use crate::vfs;
 
 /// Memory, in bytes, for the few blobs that are read to make or list forks.
 const CACHE: u64 = 64 << 20;
@@ -302,7 +302,7 @@ pub(crate) fn reader(store: &Arc<Store>) -> Arc<dyn BaseReader> {
         Arc::clone(store),
         &CacheConfig { heap_bytes: CACHE, disk_bytes: CACHE, dir: super::mount::default_cache_dir() },
     ));
-    vfs::fork_reader(Arc::clone(store), cache)
+    images::fork_reader(Arc::clone(store), cache)
 }
 
 /// Fails if the user names a secret for a seal that a mount will make with another one.

@@ -13,12 +13,12 @@ use super::StoreArg;
 use super::envelope::print_json;
 use super::holder::{elsewhere, explain_nothing_mounted};
 use super::text::{count, plain, print};
+use crate::control::{MountInfo, Refusal};
 use crate::error::{Error, ErrorKind, Result};
 use crate::mount::mountinfo::holding;
 use crate::mount::mountinfo::{Mounted, mounts};
 use crate::mount::silent::{self, Answer, Daemon, Question};
 use crate::util::units::format_bytes;
-use crate::vfs::{MountInfo, Refusal};
 
 /// The most crash packs that are named.
 const PACKS: usize = 3;

@@ -20,6 +20,7 @@ use signal_hook::iterator::Signals;
 use super::adapter::Adapter;
 use super::announce::Announcer;
 use super::barrier::Barrier;
+use super::features::Features;
 use super::own::Place;
 use super::watch::Watcher;
 use crate::audit::{Log, note};
@@ -101,8 +102,10 @@ pub fn serve(vfs: Arc<Vfs>, config: &SessionConfig, ready: impl FnOnce() -> Resu
     let barrier = Barrier::prepare().map_err(failed("cannot start a thread"))?;
     let announcer = Announcer::prepare().map_err(failed("cannot start a thread"))?;
     let announces = announcer.announcer();
+    let SessionConfig { writeback, spin, holes, .. } = *config;
+    let features = Features { writeback, spin, holes };
     let adapter =
-        Adapter::new(Arc::clone(&vfs), Arc::clone(&notifiers), config, barrier.thread(), announces.clone())
+        Adapter::new(Arc::clone(&vfs), Arc::clone(&notifiers), features, barrier.thread(), announces.clone())
             .map_err(failed("cannot start a thread"))?;
     // The watcher reports changes from here on.
     let watched = vfs.watch();

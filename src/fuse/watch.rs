@@ -2,7 +2,6 @@
 
 use std::ffi::OsStr;
 use std::io;
-use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
@@ -11,7 +10,8 @@ use std::time::Duration;
 use fuser::{INodeNo, Notifier};
 
 use super::announce::Announcer;
-use crate::vfs::{Stale, Tell, Vfs, Watched};
+use super::invalidate::invalidate;
+use crate::vfs::{Invalidate, Vfs, Watched};
 
 /// How often the store is checked, by one stat of each folder. The promise is one second.
 const LOOK: Duration = Duration::from_millis(200);
@@ -79,16 +79,16 @@ impl Watcher {
             }
         })?;
         // On a separate thread, since a checkpoint waits for the disk.
-        this.every("pfimg-tidy", TIDY, move || tidied.keep_house())?;
+        this.every("pfimg-tidy", TIDY, move || tidied.tidy())?;
         // On a separate thread too, since a seal reads and compresses all changes.
-        let tell_of_seal: Tell = Arc::new(move |stale| tell(&told, stale));
-        this.every("pfimg-seal", SEAL, move || sealed.seal_due(&tell_of_seal))?;
+        let after_seal: Invalidate = Arc::new(move |stale| invalidate(&told, stale));
+        this.every("pfimg-seal", SEAL, move || sealed.seal_due(&after_seal))?;
         this.every("pfimg-follow", FOLLOW, move || {
             let stale = follower.follow_forks();
             // Reported again, since a request that ran at the same time may have reached the kernel's cache after the first
             // report.
-            tell(&follows, &before);
-            tell(&follows, &stale);
+            invalidate(&follows, &before);
+            invalidate(&follows, &stale);
             before = stale;
         })?;
         Ok(this)
@@ -111,17 +111,6 @@ impl Watcher {
             }
         })?);
         Ok(())
-    }
-}
-
-/// Sends invalidations to the kernel. Must not be called while a request waits for it.
-pub(super) fn tell(notifier: &Notifier, stale: &[Stale]) {
-    for stale in stale {
-        // The kernel's error for an inode or name that it does not know is ignored.
-        let _ = match stale {
-            Stale::Inode(ino) => notifier.inval_inode(INodeNo(*ino), 0, 0),
-            Stale::Name(folder, name) => notifier.inval_entry(INodeNo(*folder), OsStr::from_bytes(name)),
-        };
     }
 }
 

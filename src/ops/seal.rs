@@ -32,6 +32,7 @@ use crate::fork::{About, BaseReader, BlobRef, Body, Changes, Fork, Frozen, Ino, 
 use crate::layers::effects::Secret;
 use crate::layers::world::{Entry, Kind, MAX_DEPTH, Root};
 use crate::layers::{FormatError, xattrs};
+use crate::ops::fixture;
 use crate::ops::seal::content::Job;
 use crate::ops::seal::layers::Stored;
 use crate::ops::seal::text::{Text, Texts};
@@ -300,7 +301,7 @@ impl Sealer {
         let (mut manifest, mut stored) = sealing.run(name)?;
         steps
             .did("path", format!("stored {} changed paths in tree {}", changes.put.len(), manifest.world.fs));
-        steps.made_by(&manifest.agent);
+        steps.made_by(fixture::seed_of(&manifest.agent));
         steps.saw_paths(&format!("forks/{name}"), sealing.differing_paths(&manifest.world.fs, &stored)?);
         // Before there is an image: an existing fault must not become part of one.
         self.judge(TransferKind::Seal, name, &steps)?;

@@ -13,9 +13,9 @@ use serde::{Deserialize, Serialize};
 
 use super::atomic::write_durably;
 use super::io::StoreIo;
-use super::sharing::Sharing;
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
+use crate::util::sharing::Sharing;
 
 /// The version of the file.
 const VERSION: u64 = 1;

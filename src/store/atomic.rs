@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::io::{StoreIo, rename_new};
-use super::sharing::Sharing;
+use crate::util::sharing::Sharing;
 
 /// Makes names for temporary files of this program.
 #[derive(Debug, Default)]

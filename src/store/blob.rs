@@ -17,11 +17,11 @@ use super::atomic::TempNames;
 use super::blob_error::{BlobError, Size};
 use super::decode::{Hashing, Sink, check, decode_exact, decode_stream};
 use super::io::StoreIo;
-use super::sharing::Sharing;
 use super::unsynced::Unsynced;
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind};
 use crate::sync::wait;
+use crate::util::sharing::Sharing;
 
 /// Largest payload of a blob that is parsed as a whole (manifests, trees, page manifests): 1 GiB.
 pub const MAX_METADATA: u64 = 1 << 30;

@@ -10,10 +10,10 @@ use super::blob::Blobs;
 use super::images::{Image, Images, MarkerError};
 use super::io::{StoreIo, SystemIo};
 use super::projects::Projects;
-use super::sharing::{Openness, Sharing, openness};
 use super::tags::Tags;
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
+use crate::util::sharing::{Openness, Sharing, openness};
 
 /// A store. Cheap to open; holds no descriptor and no cache.
 pub struct Store {

@@ -10,10 +10,10 @@ use std::sync::Arc;
 
 use super::atomic::write_durably;
 use super::io::StoreIo;
-use super::sharing::Sharing;
 use super::tags::check_new_tag;
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
+use crate::util::sharing::Sharing;
 
 /// Longest file of a project that is read, in bytes. A path may be longer than the kernel takes at once.
 const MAX_FILE: u64 = 1 << 20;

@@ -11,11 +11,11 @@ use std::sync::Arc;
 
 use super::atomic::write_durably;
 use super::io::{StoreIo, rename_new};
-use super::sharing::Sharing;
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sync::wait;
 use crate::util::names::refuse_new_name;
+use crate::util::sharing::Sharing;
 
 /// Longest tag in bytes, the longest file name.
 pub const MAX_TAG: usize = 255;

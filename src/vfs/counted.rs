@@ -7,27 +7,10 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use crate::sync::Mutex;
-use serde::{Deserialize, Serialize};
-
-use super::Outcome;
-use super::inode::{FIRST_COMPUTED, Ino, Key};
+use super::attempt::Outcome;
+use super::key::{FIRST_COMPUTED, Ino, Key};
 use crate::error::ErrorKind;
-
-/// How inodes of images are numbered.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Numbering {
-    /// The same file at the same path is one inode in every image.
-    #[default]
-    #[serde(rename = "shared")]
-    Shared,
-    /// Each image has separate inodes.
-    #[serde(rename = "distinct")]
-    Distinct,
-    /// As with `Shared`, but numbers are counted and stay below 2^32.
-    #[serde(rename = "32")]
-    Counted,
-}
+use crate::sync::Mutex;
 
 const SHARDS: usize = 64;
 

@@ -4,12 +4,11 @@
 //! fails each write into that fork that the kernel had cached. `leave` makes each write wait for the disk, so that event loops
 //! leave it to workers; a test can hold it at `write`.
 
-use super::Writer;
 use crate::error::Result;
 use crate::fork::Fork;
 
 #[cfg(debug_assertions)]
-pub(super) fn write(fork: &Fork, by: Writer) -> Result<()> {
+pub(super) fn write(fork: &Fork, pages: bool) -> Result<()> {
     use std::sync::LazyLock;
     use std::time::Duration;
 
@@ -41,7 +40,7 @@ pub(super) fn write(fork: &Fork, by: Writer) -> Result<()> {
     if let Some(delay) = FAULTS.delay {
         std::thread::sleep(delay);
     }
-    if by == Writer::Pages && FAULTS.fail.as_ref().is_some_and(|name| *name == fork.name()) {
+    if pages && FAULTS.fail.as_ref().is_some_and(|name| *name == fork.name()) {
         return Err(Error::new(ErrorKind::Io(Some(libc::EIO)), "a test requested this failure"));
     }
     Ok(())
@@ -49,6 +48,6 @@ pub(super) fn write(fork: &Fork, by: Writer) -> Result<()> {
 
 #[cfg(not(debug_assertions))]
 #[allow(clippy::unnecessary_wraps)]
-pub(super) fn write(_: &Fork, _: Writer) -> Result<()> {
+pub(super) fn write(_: &Fork, _: bool) -> Result<()> {
     Ok(())
 }

@@ -1,8 +1,11 @@
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use super::*;
-use crate::cache::CacheConfig;
+use crate::cache::{Cache, CacheConfig};
+use crate::digest::Digest;
 use crate::ops::fixture::{self, FixtureSpec};
+use crate::store::Store;
 use crate::store::manifest::tests::sample;
 
 /// A store with one image of one file, `src/file_0000.rs`.

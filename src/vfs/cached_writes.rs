@@ -2,7 +2,7 @@
 //!
 //! A program that writes through a shared mapping changes pages of the kernel, and reads show the new bytes at once. The daemon
 //! gets the bytes only when the kernel writes the pages back. With `--writes back` this also holds for write(2). So each seal,
-//! branch and comparison first calls [`Vfs::push`].
+//! branch and comparison first calls [`CachedWrites::push`].
 //!
 //! `fuse::barrier` does the work, since it needs calls on the mount. This file records which failure belongs to which fork,
 //! which event loops have answered all writes that were handed in before, and which of these writes workers still have to do.
@@ -12,17 +12,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, ThreadId};
 
-use crate::sync::Mutex;
-
-use super::{Op, Vfs};
+use super::metrics::{Metrics, Op};
+use super::node::MARKER_SIZE;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fork::{self, Fork};
-
-/// The name, at the mountpoint, of the file that a barrier reads. It is not listed.
-pub(crate) const MARKER: &str = ".pfimg-barrier";
-
-/// The length of that file in bytes. Each barrier reads at another offset.
-pub(super) const MARKER_SIZE: u64 = 1 << 62;
+use crate::sync::Mutex;
 
 /// The distance in bytes between two of those offsets, a multiple of every block size.
 const STEP: u64 = 1 << 16;
@@ -43,8 +37,8 @@ struct Failure {
 }
 
 /// A mount's knowledge of writes that the kernel caches.
-#[derive(Default)]
-pub(super) struct Late {
+pub struct CachedWrites {
+    metrics: Arc<Metrics>,
     pusher: Mutex<Option<Arc<dyn Pusher>>>,
     ended: AtomicBool,
     /// By the fork's identity.
@@ -70,17 +64,28 @@ struct Left {
 
 /// A write that an event loop has left to a worker. Dropping it means that the write is done.
 pub struct LeftWrite {
-    late: Arc<Late>,
+    all: Arc<CachedWrites>,
     number: u64,
 }
 
 impl Drop for LeftWrite {
     fn drop(&mut self) {
-        self.late.left.lock().under_way.remove(&self.number);
+        self.all.left.lock().under_way.remove(&self.number);
     }
 }
 
-impl Late {
+impl std::fmt::Debug for CachedWrites {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CachedWrites").finish_non_exhaustive()
+    }
+}
+
+impl CachedWrites {
+    pub(super) fn new(metrics: Arc<Metrics>) -> Self {
+        let (pusher, ended, failures, handed_in, ticket, marks, passed, left) = Default::default();
+        Self { metrics, pusher, ended, failures, handed_in, ticket, marks, passed, left }
+    }
+
     fn failures_of(&self, fork: &Fork) -> u64 {
         self.failures.lock().get(fork.uid()).map_or(0, |failure| failure.count)
     }
@@ -139,65 +144,54 @@ impl Late {
         }
     }
 
-    fn new_ticket(&self) -> u64 {
+    /// Returns an offset at which to read the marker. Only reads at the newest one count.
+    pub(crate) fn new_ticket(&self) -> u64 {
         let mut passed = self.passed.lock();
         let ticket = (self.ticket.load(Ordering::Relaxed) + STEP) % MARKER_SIZE;
         self.ticket.store(ticket, Ordering::Relaxed);
         passed.clear();
         ticket
     }
-}
 
-impl Vfs {
     /// Sets the pusher to use from now on, or none.
     pub fn push_by(&self, pusher: Option<Arc<dyn Pusher>>) {
-        *self.late.pusher.lock() = pusher;
-    }
-
-    /// Makes the kernel hand in the writes to this fork before the call. Fails if one of them failed.
-    pub(super) fn push(&self, fork: &Fork) -> Result<()> {
-        self.late.push(fork)
+        *self.pusher.lock() = pusher;
     }
 
     /// Notes that the calling event loop leaves a write to a worker.
-    pub fn leave_write(&self) -> LeftWrite {
-        let mut left = self.late.left.lock();
+    pub fn leave_write(self: &Arc<Self>) -> LeftWrite {
+        let mut left = self.left.lock();
         left.count += 1;
         let number = left.count;
         left.under_way.insert(number);
-        LeftWrite { late: Arc::clone(&self.late), number }
+        LeftWrite { all: Arc::clone(self), number }
     }
 
     /// Counts the writes that were left to workers so far.
     pub(crate) fn writes_left(&self) -> u64 {
-        self.late.left.lock().count
+        self.left.lock().count
     }
 
     /// Whether the first `first` of these writes are done.
     pub(crate) fn are_written(&self, first: u64) -> bool {
-        self.late.left.lock().under_way.first().is_none_or(|number| *number > first)
+        self.left.lock().under_way.first().is_none_or(|number| *number > first)
     }
 
     /// Counts the writes that were handed in so far, and the calls that hold back some.
     pub(crate) fn handed_in(&self) -> u64 {
-        self.late.handed_in.load(Ordering::Relaxed)
+        self.handed_in.load(Ordering::Relaxed)
     }
 
     /// Counts the requests so far of kinds that the kernel queues in the background, without reads of the marker.
     pub(crate) fn background_requests(&self) -> u64 {
         let kinds = [Op::Read, Op::Write, Op::Release, Op::Releasedir];
         let all: u64 = kinds.iter().map(|op| self.metrics.requests(*op)).sum();
-        all.saturating_sub(self.late.marks.load(Ordering::Relaxed))
-    }
-
-    /// Returns an offset at which to read the marker. Only reads at the newest one count.
-    pub(crate) fn new_ticket(&self) -> u64 {
-        self.late.new_ticket()
+        all.saturating_sub(self.marks.load(Ordering::Relaxed))
     }
 
     /// Counts the event loops that have answered a read at the newest ticket, or are in `others`.
     pub(crate) fn loops_passed(&self, others: &[ThreadId]) -> usize {
-        let passed = self.late.passed.lock();
+        let passed = self.passed.lock();
         passed.len() + others.iter().filter(|other| !passed.contains(other)).count()
     }
 }

@@ -9,12 +9,12 @@ const MANY: usize = 20_000;
 
 /// The largest number of inodes since memory was last returned.
 #[derive(Debug, Default)]
-pub(super) struct Most(AtomicUsize);
+pub(super) struct MallocTrimmer(AtomicUsize);
 
-impl Most {
+impl MallocTrimmer {
     /// Returns memory to the system if the kernel has forgotten most inodes, and says whether it did. Must be called from time
     /// to time.
-    pub(super) fn now(&self, inodes: usize) -> bool {
+    pub(super) fn trim(&self, inodes: usize) -> bool {
         let most = self.0.fetch_max(inodes, Ordering::Relaxed);
         let forgotten = most >= MANY && inodes < most / 2;
         if forgotten {
@@ -40,9 +40,9 @@ mod tests {
 
     #[test]
     fn memory_goes_back_once_for_each_time_that_most_was_forgotten() {
-        let most = Most::default();
+        let trimmer = MallocTrimmer::default();
         let told = [10, MANY / 2, 0, MANY, MANY, MANY / 2, MANY / 2 - 1, 5, 0, 2 * MANY, 3, 3];
-        let given: Vec<bool> = told.into_iter().map(|inodes| most.now(inodes)).collect();
+        let given: Vec<bool> = told.into_iter().map(|inodes| trimmer.trim(inodes)).collect();
         let times: Vec<usize> = (0..told.len()).filter(|at| given[*at]).collect();
         assert_eq!(times, [6, 10]);
     }

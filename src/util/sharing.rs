@@ -75,7 +75,7 @@ impl Sharing {
     }
 
     /// The path and the bytes of the file that records this.
-    pub(super) fn settings(self, store: &Path) -> io::Result<(PathBuf, Vec<u8>)> {
+    pub(crate) fn settings(self, store: &Path) -> io::Result<(PathBuf, Vec<u8>)> {
         let settings = Settings { format: FORMAT.into(), version: VERSION, sharing: self };
         let mut text = serde_json::to_vec(&settings)?;
         text.push(b'\n');
@@ -260,7 +260,7 @@ const FOLDERS: [&str; 6] = ["images", "blobs", "blobs/sha256", "forks", "refs", 
 
 /// Returns what others may do in a store, judged by its modes as ssh(1) judges a key: folders above the store
 /// do not count.
-pub(super) fn openness(store: &Path, sharing: Sharing) -> Option<Openness> {
+pub(crate) fn openness(store: &Path, sharing: Sharing) -> Option<Openness> {
     let mode_of = |path: &Path| fs::metadata(path).map(|metadata| metadata.mode() & 0o7777);
     let mode = mode_of(store).ok()?;
     let inside: Vec<u32> = FOLDERS.iter().filter_map(|name| mode_of(&store.join(name)).ok()).collect();

@@ -1,22 +1,18 @@
 //! Attributes, times and identities of an image's files.
 
-use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
-use super::attempt::may_wait;
-use super::inode::{ImageNo, Keyed, Node, Place, Recorded, Seen, Shown};
-use super::{Attempt, Numbering, Vfs};
+use super::answer::{Attr, FOLDER_SIZE};
+use super::attempt::{Attempt, may_wait};
+use super::image_dirs::{ImageDirs, LAYER_MODE};
+use super::node::{ImageNo, Keyed, Node, Origin, Place, Recorded, Redaction};
 use crate::digest::Digest;
+use crate::error::ErrorKind;
 use crate::fork::Given;
 use crate::images::times::page_time;
 use crate::layers::world::Kind;
 use crate::layers::xattrs::Xattrs;
 use crate::tree::{NodeId, PathHash, Tree};
-
-const SECOND: i64 = 1_000_000_000;
-
-/// The mode of layer files: every user can read them.
-pub(super) const LAYER_MODE: u16 = 0o644;
 
 /// The space of a path. Files of different spaces never share an inode.
 #[derive(Clone, Copy, Debug)]
@@ -26,14 +22,26 @@ enum Space {
     Page,
 }
 
-impl Vfs {
-    /// Whether a listing usually has to wait for the disk. A link to an image shows the image's time.
-    pub(super) fn is_listed_on_disk(node: &Node, plus: bool) -> bool {
+impl ImageDirs {
+    /// Attributes of a node of an image, except its number.
+    pub(super) fn attr(&self, node: &Node) -> Attempt<Attr> {
         match node {
-            Node::Fixed(_) | Node::Agent(_) | Node::Snap { .. } | Node::ImageDir { .. } => true,
-            // Finding the lengths of layers may take decompressing them.
-            Node::Forked { ino, .. } => plus && ino.is_frame(),
-            _ => false,
+            Node::ImageDir { image, dir } => {
+                let mtime_ns = self.links.time_of_image(&self.nodes.image_id(*image))?;
+                Ok(self.nodes.folder(dir.links(), mtime_ns))
+            }
+            Node::Dir { image, node } | Node::Special { image, node } => {
+                let tree = self.tree(*image)?;
+                let recorded = self.recorded(*image, &tree, *node)?;
+                let mut attr = self.nodes.recorded(tree.kind(*node), &recorded, 0);
+                if attr.kind == Kind::Dir {
+                    attr.size = FOLDER_SIZE;
+                    attr.nlink = tree.subdirs(*node).saturating_add(2);
+                }
+                attr.rdev = tree.rdev(*node) as u32;
+                Ok(attr)
+            }
+            node => Ok(self.nodes.own_attr(node).ok_or(ErrorKind::InvalidInput)?),
         }
     }
 
@@ -42,20 +50,20 @@ impl Vfs {
         if let Some(time) = tree.mtime_ns(node) {
             return Ok(time);
         }
-        let id = self.catalog.id(image);
-        if let Some(times) = self.reader.times().nodes_known(&id) {
+        let id = self.nodes.image_id(image);
+        if let Some(times) = self.images.times().nodes_known(&id) {
             return Ok(times.at(node));
         }
         may_wait()?;
-        match self.reader.node_times(&id) {
+        match self.images.node_times(&id) {
             Ok(times) => Ok(times.at(node)),
-            Err(_) => self.marker_time(&id),
+            Err(_) => self.links.marker_time(&id),
         }
     }
 
     /// The time of a layer's file or of a page, in nanoseconds since 1970.
     fn time_of_layer(&self, image: ImageNo, place: Place) -> Attempt<i64> {
-        let (id, times) = (self.catalog.id(image), self.reader.times());
+        let (id, times) = (self.nodes.image_id(image), self.images.times());
         let found = match place {
             Place::Layer(file) => {
                 if times.created_known(&id).is_none() {
@@ -67,30 +75,11 @@ impl Vfs {
                 if times.pages_known(&id).is_none() {
                     may_wait()?;
                 }
-                self.reader.page_times(&id).ok().and_then(|times| page_time(&times, ix, key))
+                self.images.page_times(&id).ok().and_then(|times| page_time(&times, ix, key))
             }
             Place::World(_) => None,
         };
-        found.map_or_else(|| self.time_of_image(&id), Ok)
-    }
-
-    /// The time when an image was made, in nanoseconds since 1970. Its manifest, its folders and links to it show it. If the
-    /// manifest cannot be read, it is the marker's time.
-    pub(super) fn time_of_image(&self, image: &Digest) -> Attempt<i64> {
-        if let Some(made) = self.reader.times().created_known(image) {
-            return Ok(made);
-        }
-        may_wait()?;
-        self.reader.times().created(image).or_else(|_| self.marker_time(image))
-    }
-
-    /// When an image's marker was written, in nanoseconds since 1970. Without one it is the time at which the mount began.
-    pub(super) fn marker_time(&self, image: &Digest) -> Attempt<i64> {
-        let marker = self.store.at(may_wait()?).images().marker(image);
-        Ok(std::fs::metadata(marker).map_or_else(
-            |_| self.info.lock().started_ns(),
-            |marker| marker.mtime().saturating_mul(SECOND).saturating_add(marker.mtime_nsec()),
-        ))
+        found.map_or_else(|| self.links.time_of_image(&id), Ok)
     }
 
     /// Attributes of an entry of an image's tree. All names of a file have the same.
@@ -102,21 +91,9 @@ impl Vfs {
             mode: tree.mode(node),
             mtime_ns: self.time_of_node(image, tree, first)?,
             links,
-            xattrs: tree.xattrs(node).filter(|_| self.config.xattrs).cloned(),
+            xattrs: tree.xattrs(node).filter(|_| self.xattrs).cloned(),
             uid,
             gid,
-        })
-    }
-
-    /// Attributes of a layer's file or of a page.
-    fn recorded_layer(&self, image: ImageNo, place: Place) -> Attempt<Recorded> {
-        Ok(Recorded {
-            mode: LAYER_MODE,
-            mtime_ns: self.time_of_layer(image, place)?,
-            links: 1,
-            xattrs: None,
-            uid: self.config.uid,
-            gid: self.config.gid,
         })
     }
 
@@ -130,18 +107,24 @@ impl Vfs {
                 at,
                 (*digest, tree.size(id)),
                 self.recorded(image, tree, id)?,
-                Shown::Raw,
-                Seen { image, place: Place::World(id) },
+                Redaction::Raw,
+                Origin { image, place: Place::World(id) },
             ),
             (Kind::Symlink, _, Some(target)) => Keyed::symlink(at, target, self.recorded(image, tree, id)?),
-            (Kind::Dir, ..) => self.keyed(Node::Dir { image, node: id }),
-            _ => self.keyed(Node::Special { image, node: first }),
+            (Kind::Dir, ..) => self.nodes.keyed(Node::Dir { image, node: id }),
+            _ => self.nodes.keyed(Node::Special { image, node: first }),
         })
     }
 
     /// The node of a layer's file or of a page.
-    pub(super) fn layer_node(&self, digest: Digest, size: u64, shown: Shown, seen: Seen) -> Attempt<Keyed> {
-        let Seen { image, place } = seen;
+    pub(super) fn layer_node(
+        &self,
+        digest: Digest,
+        size: u64,
+        redaction: Redaction,
+        origin: Origin,
+    ) -> Attempt<Keyed> {
+        let Origin { image, place } = origin;
         let (space, path) = match place {
             Place::Layer(file) => (Space::Layer, PathHash::TOP.child(file.path().as_bytes())),
             Place::Page { ix, key } => {
@@ -150,15 +133,15 @@ impl Vfs {
             // Shown with its layer's attributes: not the same as the world's file.
             Place::World(node) => (Space::Layer, PathHash::TOP.child(&node.0.to_le_bytes())),
         };
-        let recorded = self.recorded_layer(image, place)?;
-        Ok(Keyed::file(self.at(image, space, path), (digest, size), recorded, shown, seen))
+        let recorded = self.nodes.recorded_layer(LAYER_MODE, self.time_of_layer(image, place)?);
+        Ok(Keyed::file(self.at(image, space, path), (digest, size), recorded, redaction, origin))
     }
 
     /// The hash of a path that identifies a file.
     fn at(&self, image: ImageNo, space: Space, path: PathHash) -> PathHash {
         let path = path.salted(space as u64);
-        if self.config.inodes == Numbering::Distinct {
-            let id = self.catalog.id(image);
+        if self.nodes.are_distinct() {
+            let id = self.nodes.image_id(image);
             return id.as_bytes().chunks(8).fold(path, PathHash::child);
         }
         path

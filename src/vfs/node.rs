@@ -5,30 +5,30 @@
 
 use std::sync::Arc;
 
-use super::forked::{Mounted, Slot};
+use super::key::{Ino, Key, hash_bytes, mix};
+use super::mounted::Mounted;
 use crate::digest::Digest;
 use crate::fork;
 use crate::layers::xattrs::Xattrs;
 use crate::store::LayerFile;
 use crate::tree::{NodeId, PathHash};
-pub(super) use crate::tree::{hash_bytes, mix};
-
-/// An inode's number, unique in the mount. FUSE requires 1 for the root.
-pub type Ino = u64;
-
-/// Numbers below this belong to the fixed folders.
-pub(super) const FIRST_COMPUTED: Ino = 1 << 10;
 
 /// The number of the file that a barrier reads.
-const MARKER: Ino = 8;
+const MARKER_INO: Ino = 8;
 
-/// An image's number in this mount; see [`super::catalog::Catalog`].
+/// The name, at the mountpoint, of the file that a barrier reads. It is not listed.
+pub(crate) const MARKER: &str = ".pfimg-barrier";
+
+/// The length of that file in bytes. Each barrier reads at another offset.
+pub(super) const MARKER_SIZE: u64 = 1 << 62;
+
+/// An image's number in this mount; see [`super::nodes::Nodes`].
 pub(super) type ImageNo = u32;
 
 /// The folders that every mount has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u64)]
-pub(super) enum Fixed {
+pub(super) enum BuiltinDir {
     Root = 1,
     Images = 2,
     Tags = 3,
@@ -38,7 +38,7 @@ pub(super) enum Fixed {
     Work = 7,
 }
 
-impl Fixed {
+impl BuiltinDir {
     pub(super) const fn ino(self) -> Ino {
         self as Ino
     }
@@ -80,6 +80,20 @@ pub(super) enum ImageDir {
 }
 
 impl ImageDir {
+    /// Its path from the image's folder.
+    pub(super) const fn path(self) -> &'static str {
+        match self {
+            Self::Top => "",
+            Self::Model => "model",
+            Self::Cache => "cache",
+            Self::Pages => "cache/pages",
+            Self::World => "world",
+            Self::Effects => "effects",
+            Self::Trace => "trace",
+            Self::Parents => "parents",
+        }
+    }
+
     /// The link count: 2, plus one for each folder in it.
     pub(super) const fn links(self) -> u32 {
         match self {
@@ -108,7 +122,7 @@ pub(super) const UNKNOWN_SIZE: u64 = u64::MAX;
 
 /// Where a file was first seen, for messages.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Seen {
+pub(super) struct Origin {
     pub(super) image: ImageNo,
     pub(super) place: Place,
 }
@@ -123,7 +137,7 @@ pub(super) enum Place {
 
 /// How a blob is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Shown {
+pub(super) enum Redaction {
     /// Its exact bytes.
     Raw,
     /// A ledger without its session secret.
@@ -133,7 +147,7 @@ pub(super) enum Shown {
 /// Describes an inode.
 #[derive(Clone, Debug)]
 pub(super) enum Node {
-    Fixed(Fixed),
+    Builtin(BuiltinDir),
     /// `agents/<kind>/`, by the folder's name.
     Agent(Arc<str>),
     ImageDir {
@@ -150,8 +164,8 @@ pub(super) enum Node {
         digest: Digest,
         size: u64,
         recorded: Recorded,
-        shown: Shown,
-        seen: Seen,
+        redaction: Redaction,
+        origin: Origin,
         /// The second hash of its path. Its key contains the first one.
         path: u64,
     },
@@ -184,10 +198,10 @@ pub(super) enum Node {
     Snap {
         mounted: Mounted,
     },
-    /// The file that a barrier reads; see [`super::push`].
+    /// The file that a barrier reads; see [`super::cached_writes`].
     Marker,
     /// A folder that is forgotten as soon as it is made.
-    Stub {
+    Pending {
         key: u64,
     },
     /// Bytes made by the daemon. Each version is a separate inode.
@@ -197,36 +211,6 @@ pub(super) enum Node {
         /// Distinguishes versions.
         key: u64,
     },
-}
-
-/// The bit that is set in keys of forks. The fork's slot follows, then the file's number in its fork in the last 48 bits.
-pub(super) const FORKED: u64 = 1 << 62;
-
-/// Identifies an inode by a number of 63 bits. The mount shows this number, unless it counts numbers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Key(pub(super) u64);
-
-impl Key {
-    /// The key of a file in a fork.
-    pub(super) fn of_fork(slot: Slot, ino: fork::Ino) -> Self {
-        Self(FORKED | u64::from(slot) << 48 | ino.0)
-    }
-
-    /// The slot of a key of a file in a fork.
-    pub(super) fn slot(self) -> Slot {
-        ((self.0 & !FORKED) >> 48) as Slot
-    }
-
-    /// Makes a key that differs from those of forks. It is positive as a signed number, since some programs print inode numbers
-    /// as signed.
-    fn hashed(hash: u64) -> Self {
-        Self((hash >> 2).max(FIRST_COMPUTED))
-    }
-
-    /// The key to try next if another node has this one.
-    pub(super) fn next(self) -> Self {
-        Self(((self.0 + 1) & (FORKED - 1)).max(FIRST_COMPUTED))
-    }
 }
 
 /// A node and its key.
@@ -258,11 +242,12 @@ impl Keyed {
         at: PathHash,
         (digest, size): (Digest, u64),
         recorded: Recorded,
-        shown: Shown,
-        seen: Seen,
+        redaction: Redaction,
+        origin: Origin,
     ) -> Self {
-        let hash = [at.first, digest_hash(&digest), recorded.hash(), shown as u64].into_iter().fold(4, mix);
-        let node = Node::File { digest, size, recorded, shown, seen, path: at.second };
+        let hash =
+            [at.first, digest_hash(&digest), recorded.hash(), redaction as u64].into_iter().fold(4, mix);
+        let node = Node::File { digest, size, recorded, redaction, origin, path: at.second };
         Self { key: Key::hashed(hash), node }
     }
 
@@ -276,10 +261,10 @@ impl Keyed {
     /// The key of any other node. `image_id` returns the ids of images.
     pub(super) fn of(node: Node, image_id: impl Fn(ImageNo) -> Digest) -> Self {
         let hash = match &node {
-            Node::Fixed(fixed) => return Self { key: Key(fixed.ino()), node },
-            Node::Marker => return Self { key: Key(MARKER), node },
+            Node::Builtin(dir) => return Self { key: Key(dir.ino()), node },
+            Node::Marker => return Self { key: Key(MARKER_INO), node },
             Node::Forked { mounted, ino } => return Self { key: mounted.key(*ino), node },
-            Node::Snap { mounted } => return Self { key: super::Vfs::snap_key(mounted), node },
+            Node::Snap { mounted } => return Self { key: mounted.snap_key(), node },
             Node::Agent(name) => mix(1, hash_bytes(name.as_bytes())),
             Node::ImageDir { image, dir } => mix(mix(2, digest_hash(&image_id(*image))), *dir as u64),
             Node::Dir { image, node } | Node::Special { image, node } => {
@@ -287,7 +272,7 @@ impl Keyed {
             }
             Node::Link { key, .. } => mix(6, *key),
             Node::Doc { key, .. } => mix(7, *key),
-            Node::Stub { key } => mix(8, *key),
+            Node::Pending { key } => mix(8, *key),
             Node::File { path, .. } | Node::Symlink { path, .. } => {
                 debug_assert!(false, "made with its path");
                 mix(9, *path)
@@ -308,7 +293,7 @@ impl Node {
     /// Whether both are the same inode. Ignores where they were seen, and attributes that are not yet known.
     pub(super) fn same(&self, other: &Self) -> bool {
         match (self, other) {
-            (Self::Fixed(one), Self::Fixed(two)) => one == two,
+            (Self::Builtin(one), Self::Builtin(two)) => one == two,
             (Self::Marker, Self::Marker) => true,
             (Self::Agent(one), Self::Agent(two)) => one == two,
             (Self::ImageDir { image, dir }, Self::ImageDir { image: image2, dir: dir2 }) => {
@@ -319,12 +304,12 @@ impl Node {
                 image == image2 && node == node2
             }
             (
-                Self::File { digest, size, recorded, shown, path, .. },
+                Self::File { digest, size, recorded, redaction, path, .. },
                 Self::File {
                     digest: digest2,
                     size: size2,
                     recorded: recorded2,
-                    shown: shown2,
+                    redaction: redaction2,
                     path: path2,
                     ..
                 },
@@ -333,7 +318,7 @@ impl Node {
                 digest == digest2
                     && path == path2
                     && recorded == recorded2
-                    && shown == shown2
+                    && redaction == redaction2
                     && (size == size2 || sizes.contains(&UNKNOWN_SIZE))
             }
             (
@@ -344,7 +329,7 @@ impl Node {
                 key == key2 && (target == target2 || target.is_empty() || target2.is_empty())
             }
             (Self::Doc { key, .. }, Self::Doc { key: key2, .. })
-            | (Self::Stub { key }, Self::Stub { key: key2 }) => key == key2,
+            | (Self::Pending { key }, Self::Pending { key: key2 }) => key == key2,
             (Self::Snap { mounted }, Self::Snap { mounted: mounted2 }) => mounted.slot == mounted2.slot,
             (Self::Forked { mounted, ino }, Self::Forked { mounted: mounted2, ino: ino2 }) => {
                 mounted.key(*ino) == mounted2.key(*ino2)
@@ -367,11 +352,35 @@ impl Node {
         }
     }
 
+    /// Whether a listing usually has to wait for the disk. A link to an image shows the image's time.
+    pub(super) fn is_listed_on_disk(&self, plus: bool) -> bool {
+        match self {
+            Self::Builtin(_) | Self::Agent(_) | Self::Snap { .. } | Self::ImageDir { .. } => true,
+            // Finding the lengths of layers may take decompressing them.
+            Self::Forked { ino, .. } => plus && ino.is_frame(),
+            _ => false,
+        }
+    }
+
+    /// Whether it is a folder.
+    pub(super) fn is_dir(&self) -> bool {
+        matches!(
+            self,
+            Self::Builtin(_)
+                | Self::Agent(_)
+                | Self::ImageDir { .. }
+                | Self::Dir { .. }
+                | Self::Snap { .. }
+                | Self::Pending { .. }
+                | Self::Forked { .. }
+        )
+    }
+
     /// Whether its key is never used again once the kernel has forgotten it.
     pub(super) fn comes_once(&self) -> bool {
         match self {
             Self::Doc { key, .. } => key & MANIFEST == 0,
-            Self::Stub { .. } => true,
+            Self::Pending { .. } => true,
             _ => false,
         }
     }
