@@ -50,7 +50,7 @@ impl Ledgers {
         self.of_bases.write().entry(ledger).or_insert(BaseLedger::Unread);
     }
 
-    /// The ledger of a fork's base image, if a blob is one.
+    /// Returns the ledger in a blob, if the blob is the ledger of a fork's base image.
     pub(super) fn of_base(&self, digest: &Digest) -> Option<BaseLedger> {
         self.of_bases.read().get(digest).copied()
     }

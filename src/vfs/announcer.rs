@@ -168,7 +168,7 @@ impl Announcer {
         Ok(pending)
     }
 
-    /// Finds a name in a fork of which paths were restored.
+    /// Finds a name in a fork after a restore of some of its paths.
     fn lookup_moved(
         &self,
         moved: &MovedPaths,

@@ -30,7 +30,7 @@ pub struct DirEntry<'a> {
 /// Takes an entry; returns false if there is no room for it. An entry that was not taken was not looked up.
 pub type Emit<'a> = &'a mut dyn FnMut(DirEntry<'_>) -> bool;
 
-/// Emits `.` and `..`, of which the kernel counts no lookup. Returns false if there is no room left.
+/// Emits `.` and `..`; the kernel counts no lookup for them. Returns false if there is no room left.
 pub(super) fn list_dots(
     ino: Ino,
     parent: impl FnOnce() -> Attempt<Ino>,
