@@ -9,6 +9,7 @@ use crate::measure::{Row, median};
 use crate::mounting::Mounting;
 use crate::scale::Growth;
 use crate::systems::{Memory, Requests};
+use crate::waits::Waits;
 
 /// Kinds of requests shown in a line of the table.
 const KINDS: usize = 4;
@@ -213,7 +214,13 @@ fn memory_json(memory: &Memory) -> Value {
 }
 
 /// Every figure.
-pub(crate) fn json(rows: &[Row], mounts: Option<&Mounting>, scale: &[Growth], about: &Value) -> Value {
+pub(crate) fn json(
+    rows: &[Row],
+    mounts: Option<&Mounting>,
+    scale: &[Growth],
+    waits: Option<&Waits>,
+    about: &Value,
+) -> Value {
     let series = |row: &Row| -> Vec<Value> {
         row.series
             .iter()
@@ -261,5 +268,6 @@ pub(crate) fn json(rows: &[Row], mounts: Option<&Mounting>, scale: &[Growth], ab
         })
     });
     let scale: Vec<_> = scale.iter().map(Growth::json).collect();
-    json!({"about": about, "workloads": workloads, "mounting": mounting, "scale": scale})
+    let waits = waits.map(Waits::json);
+    json!({"about": about, "workloads": workloads, "mounting": mounting, "scale": scale, "waits": waits})
 }

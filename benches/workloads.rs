@@ -3,6 +3,7 @@
 //! ```text
 //! cargo bench --bench workloads -- [--quick] [--only reading] [--files 20000] [--runs 3] [--json FILE] [--plot FILE.svg]
 //! cargo bench --bench workloads -- --only scale
+//! cargo bench --bench workloads -- --only waits
 //! ```
 //! Work that is measured is a function (`reading`) or a script (`steps`), a filesystem to compare one implementation of
 //! `systems::System`. A slow row never fails the run; a wrong one (other output than on the native folder) does.
@@ -24,6 +25,7 @@ mod scratch;
 mod source;
 mod steps;
 mod systems;
+mod waits;
 mod working;
 
 use std::fs;
@@ -63,12 +65,14 @@ enum Group {
     Mounting,
     /// Large folders, trees, stores and families. Takes long, and so only if asked for.
     Scale,
+    /// A `stat` while other requests wait for the disk. Fills gigabytes of it, and so only if asked for.
+    Waits,
 }
 
 /// Measures pfimg against a native folder.
 #[derive(Debug, Parser)]
 struct Args {
-    /// Measure these groups only [default: all but scale]
+    /// Measure these groups only [default: all but scale and waits]
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Group>,
     /// Within them, workloads whose name contains this
@@ -117,7 +121,11 @@ struct Args {
 
 impl Args {
     fn wants(&self, group: Group) -> bool {
-        if self.only.is_empty() { group != Group::Scale } else { self.only.contains(&group) }
+        if self.only.is_empty() {
+            !matches!(group, Group::Scale | Group::Waits)
+        } else {
+            self.only.contains(&group)
+        }
     }
 
     fn files(&self) -> usize {
@@ -157,6 +165,8 @@ fn run(args: &Args) -> Result<()> {
     };
     let mounts = args.wants(Group::Mounting).then(|| mounting::measure(&bench, args.images)).transpose()?;
     let growths = if args.wants(Group::Scale) { scale::measure_all(&bench, args.most)? } else { Vec::new() };
+    let amounts = if args.quick { waits::QUICK } else { waits::FULL };
+    let waits = args.wants(Group::Waits).then(|| waits::measure_all(&bench, amounts)).transpose()?;
     bench.progress.finish_and_clear();
     about["seconds"] = json!(started.elapsed().as_secs());
     println!("{about:#}\n");
@@ -169,11 +179,16 @@ fn run(args: &Args) -> Result<()> {
     for growth in &growths {
         println!("{}", growth.table());
     }
+    if let Some(waits) = &waits {
+        println!("{}", waits.table());
+    }
     let save = |path: &Option<PathBuf>, text: &dyn Fn() -> String| match path {
         Some(path) => fs::write(path, text()).map_err(|e| format!("cannot write {}: {e}", path.display())),
         None => Ok(()),
     };
-    save(&args.json, &|| format!("{:#}\n", report::json(&rows, mounts.as_ref(), &growths, &about)))?;
+    save(&args.json, &|| {
+        format!("{:#}\n", report::json(&rows, mounts.as_ref(), &growths, waits.as_ref(), &about))
+    })?;
     let machine = format!("{} runs, {} files", runs, report::thousands(args.files() as u64));
     save(&args.plot, &|| plot::svg(&rows, &machine))?;
     Ok(())

@@ -83,7 +83,7 @@ fn the_life_of_a_mount_is_in_the_log_and_the_mount_shows_what_the_log_adds_up_to
 }
 
 #[test]
-fn images_and_tags_that_come_and_go_are_in_the_log_whoever_makes_them() {
+fn the_log_has_every_added_and_removed_image_and_tag_from_any_program() {
     let (store, id) = small_store();
     let (folder, cache) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     fs::write(folder.path().join("file"), b"content").unwrap();
@@ -128,7 +128,7 @@ fn images_and_tags_that_come_and_go_are_in_the_log_whoever_makes_them() {
 }
 
 #[test]
-fn a_command_whose_log_is_locked_does_its_work_and_says_what_the_log_lacks() {
+fn a_command_with_a_locked_log_does_its_work_and_reports_the_missing_events() {
     let (store, id) = small_store();
     pfimg_on(store.root(), ["fork", &id, "f"]).exits(0);
     let lock = fs::File::open(store.root().join("audit/.lock")).unwrap();
@@ -203,7 +203,7 @@ fn any_flipped_byte_is_found_with_its_line() {
 }
 
 #[test]
-fn the_chain_goes_on_after_a_killed_daemon_and_what_was_torn_is_kept_and_told() {
+fn the_chain_continues_after_a_killed_daemon_and_the_torn_end_is_kept_and_reported() {
     let (store, id) = small_store();
     let mut mount = Mount::of(store.root()).start();
     fork(&mount, "a", &id);

@@ -66,7 +66,7 @@ fn an_event_that_lacks_what_its_kind_needs_is_named_with_its_line_and_exits_with
 }
 
 #[test]
-fn a_file_without_an_event_is_no_event_log() {
+fn a_file_without_an_event_is_refused_as_a_log() {
     let events = Events::new();
     for (bytes, said) in [
         (&b""[..], "is empty"),

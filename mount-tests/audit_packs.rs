@@ -166,9 +166,7 @@ fn replay_takes_a_name_or_a_folder_and_minimizes_a_pack() {
             .collect()
     };
     assert_eq!(types(&least), [json!("manifest_integrity"), json!("path_consistency")]);
-    assert!(
-        run(&["replay", &name, "--minimize", "least"]).exits(6).stderr.contains("least is there already")
-    );
+    assert!(run(&["replay", &name, "--minimize", "least"]).exits(6).stderr.contains("least already exists"));
 }
 
 #[test]
@@ -220,7 +218,7 @@ fn a_pack_of_a_synthetic_image_has_its_seed_and_replay_and_fixture_take_it_from_
 }
 
 #[test]
-fn a_call_that_was_refused_is_told_with_its_path_and_its_number() {
+fn a_refused_call_is_reported_with_its_path_and_its_number() {
     let mut store = FastStore::new();
     let files = [store.file("src/a", b"a"), store.file("src/b", b"b")];
     let tree = store.tree(&files);

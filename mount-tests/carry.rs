@@ -142,7 +142,7 @@ fn files(all: &[(&str, &str)]) -> Files {
 }
 
 #[test]
-fn nothing_is_written_where_the_directory_is_not_what_was_compared() {
+fn nothing_is_written_into_a_directory_that_changed_since_the_comparison() {
     let mut place = Place::new();
     let before = files(&[("a", "1"), ("b", "2")]);
     let after = files(&[("a", "one"), ("b", "two"), ("c", "three")]);

@@ -13,3 +13,4 @@ mod audit_packs;
 mod commands;
 mod common;
 mod maintenance;
+mod messages;

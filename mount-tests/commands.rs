@@ -222,7 +222,7 @@ fn a_newer_schema_is_bad_input_to_show_and_damage_to_verify() {
 }
 
 #[test]
-fn a_fixture_is_what_pf_core_makes_of_the_same_numbers() {
+fn a_fixture_equals_the_one_that_pf_core_makes_from_the_same_numbers() {
     let store = RealStore::new();
     let spec = small(7);
     let numbers = [

@@ -10,8 +10,11 @@
 
 mod arrows;
 mod carry;
+mod circles;
 mod common;
+mod documents;
 mod fork_engine;
+mod imports;
 mod layers_real_pf;
 mod seal;
 mod written;

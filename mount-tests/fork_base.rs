@@ -153,7 +153,7 @@ fn map(file: &File) -> memmap2::Mmap {
 }
 
 #[test]
-fn a_file_of_an_image_is_at_every_moment_what_was_done_to_it() {
+fn a_written_file_of_an_image_equals_a_model_after_every_operation() {
     let number = |name: &str, default| std::env::var(name).map_or(default, |n| n.parse().unwrap());
     let (operations, seeds) = (number("PFIMG_OPERATIONS", 3000u64), number("PFIMG_SEEDS", 8u64));
     let mut store = FastStore::new();

@@ -287,13 +287,13 @@ fn rounds_and_seed() -> (u64, u64) {
 }
 
 #[test]
-fn what_was_acknowledged_survives_the_death_of_the_daemon() {
+fn acknowledged_writes_survive_the_death_of_the_daemon() {
     let (rounds, seed) = rounds_and_seed();
     kill_under_load("through", rounds, seed);
 }
 
 #[test]
-fn what_was_closed_survives_the_death_of_the_daemon_with_late_writes() {
+fn closed_files_survive_the_death_of_the_daemon_with_late_writes() {
     let (rounds, seed) = rounds_and_seed();
     kill_under_load("back", rounds, seed);
 }
@@ -306,7 +306,7 @@ fn journals(store: &Path) -> u64 {
 }
 
 #[test]
-fn a_journal_that_mostly_says_what_is_past_is_written_anew_so_that_recovery_stays_short() {
+fn a_journal_with_mostly_outdated_records_is_rewritten_to_keep_recovery_short() {
     let (store, id) = small_store();
     let mut mount = Mount::of(store.root()).args(["--seal", "manual"]).start();
     let root = fork(&mount, "try", &id);
@@ -331,7 +331,7 @@ fn a_journal_that_mostly_says_what_is_past_is_written_anew_so_that_recovery_stay
 }
 
 #[test]
-fn what_was_written_through_a_mapping_survives_the_daemon_once_its_file_is_closed() {
+fn writes_through_a_mapping_survive_the_daemon_after_their_file_is_closed() {
     let (store, id) = small_store();
     for writes in ["through", "back"] {
         let mut mount = Mount::of(store.root()).args(["--writes", writes]).start();
@@ -361,7 +361,7 @@ fn what_was_written_through_a_mapping_survives_the_daemon_once_its_file_is_close
 }
 
 #[test]
-fn a_file_that_is_closed_after_the_daemons_death_is_not_said_to_be_written() {
+fn closing_a_file_after_the_daemons_death_reports_an_error() {
     let (store, id) = small_store();
     let mut mount = Mount::of(store.root()).args(["--writes", "back"]).start();
     let root = fork(&mount, "try", &id);
@@ -414,7 +414,7 @@ impl Drop for Small {
 }
 
 #[test]
-fn a_full_disk_is_told_to_the_writer_and_costs_nothing_that_was_acknowledged() {
+fn a_full_disk_is_an_error_to_the_writer_and_loses_no_acknowledged_write() {
     if !is_root() {
         eprintln!("mounting a small filesystem takes root");
         return;
@@ -539,7 +539,7 @@ fn one_step(step: &Step, root: &Path, writes: &str) -> io::Result<()> {
 }
 
 #[test]
-fn what_a_refused_late_write_left_is_shown_as_it_is_once_nobody_has_it_open() {
+fn the_remains_of_a_refused_late_write_are_shown_after_the_file_is_closed() {
     if !is_root() {
         eprintln!("mounting a small filesystem takes root");
         return;

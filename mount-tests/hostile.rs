@@ -201,7 +201,7 @@ fn a_tree_that_is_not_one_is_refused() {
 }
 
 #[test]
-fn a_file_whose_size_is_a_lie_fails_alone() {
+fn a_file_with_a_false_size_fails_and_no_other_file() {
     let mut store = FastStore::new();
     let sound = sound_image(&mut store);
     let mut rng = crate::common::Rng::new(1);
@@ -393,7 +393,7 @@ fn an_agent_whose_kind_cannot_be_a_name_stays_in_the_agents_folder() {
 }
 
 #[test]
-fn a_manifest_that_lies_is_refused_and_hides_no_other_image() {
+fn a_false_manifest_is_refused_and_hides_no_other_image() {
     let mut store = FastStore::new();
     let sound = sound_image(&mut store);
     let good = store.manifest(&Spec::default());
@@ -440,7 +440,7 @@ fn a_manifest_that_lies_is_refused_and_hides_no_other_image() {
 }
 
 #[test]
-fn page_manifests_that_lie_are_refused_or_shown_safely() {
+fn false_page_manifests_are_refused_or_shown_safely() {
     let mut store = FastStore::new();
     let page = store.blob(b"page");
     let manifest =
@@ -483,7 +483,7 @@ fn page_manifests_that_lie_are_refused_or_shown_safely() {
 }
 
 #[test]
-fn tags_that_are_nonsense_hide_no_image_and_lead_nowhere() {
+fn invalid_tags_hide_no_image_and_name_no_image() {
     let mut store = FastStore::new();
     let sound = sound_image(&mut store);
     pfimg_on(store.root(), ["fixture", "--tag", "good", "--cache-pages", "1"]).exits(0);

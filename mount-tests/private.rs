@@ -139,7 +139,7 @@ fn another_user_finds_no_readable_file_in_anything_that_a_command_makes() {
 }
 
 #[test]
-fn what_is_made_in_a_store_for_a_group_is_its_groups_and_the_store_remembers_that() {
+fn new_files_in_a_store_for_a_group_belong_to_the_group_and_the_store_remembers_it() {
     let place = Place::new();
     let (store, project) = (place.path("store"), place.path("project"));
     fs::create_dir(&project).unwrap();
@@ -153,7 +153,7 @@ fn what_is_made_in_a_store_for_a_group_is_its_groups_and_the_store_remembers_tha
         assert_eq!(mode, if path.is_dir() { 0o2770 } else { 0o660 }, "{}", path.display());
     }
     let told = place.run("077", &store, &["import", project, "--store-mode", "private"]).exits(0).stderr;
-    assert!(told.contains("from now on") && told.contains("chmod -R go="), "{told}");
+    assert!(told.contains("is now ") && told.contains("chmod -R go="), "{told}");
     fs::write(Path::new(project).join("file"), "mine alone").unwrap();
     let before = modes(&store).len();
     place.run("000", &store, &["import", project]).exits(0);
@@ -210,7 +210,7 @@ fn the_members_of_a_group_work_in_one_store_and_others_do_not() {
 }
 
 #[test]
-fn a_store_that_others_can_read_is_told_of_in_one_line() {
+fn a_store_that_others_can_read_causes_one_line_of_warning() {
     let place = Place::new();
     let (store, _) = small_store();
     let project = place.path("project");
@@ -335,7 +335,7 @@ fn image_of_another_user(store: &mut FastStore) -> String {
 }
 
 #[test]
-fn another_users_image_is_read_and_changed_as_ones_own_and_its_seal_keeps_who_owned_what() {
+fn another_users_image_is_read_and_changed_like_an_own_one_and_its_seal_keeps_the_owners() {
     let mut store = FastStore::new();
     let id = image_of_another_user(&mut store);
     let me = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());

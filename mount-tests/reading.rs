@@ -513,7 +513,7 @@ impl Drop for DeviceForAll {
 }
 
 #[test]
-fn common_tools_agree_with_what_the_store_holds() {
+fn common_tools_agree_with_the_content_of_the_store() {
     let mut store = FastStore::new();
     let entries =
         [store.file("one", b"1\n"), store.file("dir/two", b"2\n"), link_entry("dir/link", "../one")];

@@ -417,7 +417,7 @@ except OSError: print('alone')"
 }
 
 #[test]
-fn what_cannot_be_run_in_is_told() {
+fn a_fork_that_cannot_be_run_in_is_reported() {
     let place = Place::new();
     for (fork, words) in [
         ("none", ["no fork", "pfimg forks"]),
@@ -495,7 +495,7 @@ fn many_commands_run_at_once_each_in_its_own_fork() {
 }
 
 #[test]
-fn a_store_that_is_unmounted_beside_a_command_is_served_until_that_ends() {
+fn an_unmounted_store_is_served_until_the_command_in_it_ends() {
     let mut place = Place::new();
     let dir = world(&place.mount, "a");
     let mut run =
@@ -532,7 +532,7 @@ fn a_store_that_is_unmounted_beside_a_command_is_served_until_that_ends() {
 }
 
 #[test]
-fn who_puts_a_fork_back_or_discards_it_hears_of_a_command_in_it() {
+fn restoring_or_discarding_a_fork_warns_of_a_command_in_it() {
     let place = Place::new();
     place.sh("a@before", "true").exits(0);
     place.pfimg(&["seal", "a", "--tag", "one"]).run().exits(0);
@@ -559,7 +559,7 @@ fn who_puts_a_fork_back_or_discards_it_hears_of_a_command_in_it() {
 
 /// A run has a copy of every mount of the machine, also of those that it hides.
 #[test]
-fn another_store_is_unmounted_beside_a_command() {
+fn another_store_is_unmounted_while_a_command_runs() {
     let place = Place::new();
     let other = small_store().0;
     let mut second = Mount::of(other.root()).start();

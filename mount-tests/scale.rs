@@ -84,7 +84,7 @@ fn walking_an_image_of_twenty_thousand_files_stays_within_the_cache_and_a_consta
 }
 
 #[test]
-fn comparing_two_images_of_one_line_of_twenty_thousand_files_reads_what_differs_and_nothing_else() {
+fn comparing_two_images_of_twenty_thousand_files_reads_only_the_differences() {
     const COUNT: usize = 20_000;
     const DIFFERENT: usize = 10;
     let mut store = FastStore::new();
@@ -205,7 +205,7 @@ fn a_folder_of_thirty_thousand_names_lists_each_exactly_once() {
 }
 
 #[test]
-fn looking_at_what_changes_again_and_again_costs_no_memory() {
+fn reading_changing_files_repeatedly_costs_no_memory() {
     let mut store = FastStore::new();
     store.image(&Spec::default());
     let mount = Mount::of(store.root()).start();
@@ -263,7 +263,7 @@ fn files_that_are_read_in_turn_are_filled_ahead_each_once_and_a_single_one_alone
 }
 
 #[test]
-fn what_was_read_once_lies_in_packs_for_the_next_mount_and_a_damaged_pack_is_no_harm() {
+fn read_blobs_are_in_packs_for_the_next_mount_and_a_damaged_pack_is_harmless() {
     let mut store = FastStore::new();
     let mut rng = Rng::new(6);
     let contents: Vec<_> = (0..300).map(|n| (format!("f{n:03}"), rng.bytes(1 + n * 90))).collect();

@@ -50,7 +50,7 @@ fn a_sealed_fork_is_an_image_that_pf_restores() {
 }
 
 #[test]
-fn what_is_changed_back_is_no_change() {
+fn a_reverted_change_makes_no_new_image() {
     let dir = tempfile::tempdir().unwrap();
     let place = Place::new(dir.path());
     let registry = place.registry();

@@ -39,7 +39,7 @@ fn snaps(mount: &Mount, name: &str) -> Vec<String> {
 }
 
 #[test]
-fn what_was_sealed_takes_no_space_in_its_fork_any_more() {
+fn sealed_changes_take_no_space_in_their_fork() {
     let (store, id) = small_store();
     let mount = manual(&store);
     let world = fork(&mount, "f", &id);
@@ -95,7 +95,7 @@ fn a_folder_made_in_snap_is_a_seal_of_that_name() {
 }
 
 #[test]
-fn a_fork_that_was_sealed_before_anything_changed_can_be_put_back_to_that() {
+fn a_fork_can_be_restored_to_a_seal_of_its_unchanged_beginning() {
     let (store, id) = small_store();
     let mount = manual(&store);
     let world = fork(&mount, "f", &id);
@@ -177,7 +177,7 @@ fn a_manifest_that_is_open_while_a_seal_replaces_it_is_read_to_its_end() {
 }
 
 #[test]
-fn the_command_seals_with_and_without_a_mount_and_says_what_it_did() {
+fn the_command_seals_with_and_without_a_mount_and_prints_the_result() {
     let (store, id) = small_store();
     let mount = manual(&store);
     let world = fork(&mount, "f", &id);
@@ -216,7 +216,7 @@ fn the_command_seals_with_and_without_a_mount_and_says_what_it_did() {
 }
 
 #[test]
-fn a_fork_that_rests_is_sealed_by_itself_and_every_fork_at_unmount() {
+fn an_idle_fork_is_sealed_automatically_and_every_fork_at_unmount() {
     let (store, id) = small_store();
     let mount = Mount::of(store.root()).args(["--seal", "idle:300ms"]).start();
     let world = fork(&mount, "rests", &id);
@@ -245,7 +245,7 @@ fn world_of(mount: &Mount, name: &str) -> PathBuf {
 }
 
 #[test]
-fn a_seal_that_fails_leaves_the_fork_as_it_is_is_told_once_and_tried_again() {
+fn a_failed_seal_leaves_the_fork_unchanged_is_reported_once_and_retried() {
     let (store, id) = small_store();
     let mount = Mount::of(store.root()).args(["--seal", "idle:100ms"]).start();
     let world = fork(&mount, "f", &id);
@@ -268,7 +268,7 @@ fn a_seal_that_fails_leaves_the_fork_as_it_is_is_told_once_and_tried_again() {
 }
 
 #[test]
-fn a_fork_is_put_back_to_one_of_its_seals_and_nothing_is_lost() {
+fn a_fork_is_restored_to_one_of_its_seals_and_nothing_is_lost() {
     let (store, id) = small_store();
     let mount = manual(&store);
     let world = fork(&mount, "f", &id);
@@ -277,7 +277,7 @@ fn a_fork_is_put_back_to_one_of_its_seals_and_nothing_is_lost() {
     fs::write(world.join("new"), "2").unwrap();
     fs::remove_file(world.join("README")).unwrap();
     let wrong = pfimg_on(store.root(), ["restore", "f@nothing"]).exits(5);
-    assert!(wrong.stderr.contains("is no seal of fork"), "{}", wrong.stderr);
+    assert!(wrong.stderr.contains("is not a seal of fork"), "{}", wrong.stderr);
     let out = pfimg_on(store.root(), ["restore", "f", "one", "--json"]).exits(0).json();
     assert_eq!(
         (out["image"].as_str().unwrap(), &out["sealed_before"]),
@@ -298,7 +298,7 @@ fn a_fork_is_put_back_to_one_of_its_seals_and_nothing_is_lost() {
 }
 
 #[test]
-fn once_a_fork_is_put_back_it_is_read_and_written_as_it_is_now() {
+fn a_restored_fork_is_read_and_written_in_its_new_state() {
     let (store, id) = small_store();
     let mount = manual(&store);
     let world = fork(&mount, "f", &id);
@@ -322,7 +322,7 @@ fn once_a_fork_is_put_back_it_is_read_and_written_as_it_is_now() {
 }
 
 #[test]
-fn what_is_sealed_of_the_ledger_is_shown_without_its_secret_and_goes_on() {
+fn the_sealed_ledger_is_shown_without_its_secret_and_continues() {
     let (store, id) = small_store();
     let mount = manual(&store);
     fork(&mount, "f", &id);
@@ -462,7 +462,7 @@ fn make_and_cargo_find_everything_fresh_in_a_fork_of_a_sealed_tree_and_git_sees_
 }
 
 #[test]
-fn what_pfignore_names_stays_in_the_fork_and_is_in_no_seal_but_the_one_before_it_is_put_back() {
+fn files_named_by_pfignore_stay_in_the_fork_and_only_the_seal_before_a_restore_has_them() {
     let (store, id) = small_store();
     let mut mount = manual(&store);
     let world = fork(&mount, "f", &id);

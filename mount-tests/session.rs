@@ -108,7 +108,7 @@ fn a_daemon_killed_at_any_moment_of_its_start_is_gone_and_can_be_cleared() {
 }
 
 #[test]
-fn umount_clears_what_a_killed_daemon_left() {
+fn umount_clears_the_mount_of_a_killed_daemon() {
     let (store, _) = small_store();
     let mut mount = Mount::of(store.root()).start();
     mount.kill();
@@ -191,7 +191,7 @@ fn a_new_mount_survives_the_end_of_the_one_before_it() {
 }
 
 #[test]
-fn a_busy_mount_is_detached_lazily_and_that_is_said() {
+fn a_busy_mount_is_detached_lazily_with_a_message() {
     let (store, id) = small_store();
     let says_so = |text: &str| {
         let text = text.to_lowercase();
@@ -333,7 +333,12 @@ fn look_at_everything(mount: &Mount, id: &str) {
     for missing in ["images/ffffffff", "tags/none", "nothing"] {
         assert_eq!(errno(mount.join(missing).symlink_metadata()), libc::ENOENT, "{missing}");
     }
-    std::fs::read(mount.join(".pfimg/metrics")).unwrap();
+    let documents = names(&mount.join(".pfimg")).unwrap();
+    assert!(documents.contains(&"status.json".to_owned()), "{documents:?}");
+    for document in documents {
+        // The log can be empty.
+        std::fs::read(mount.join(".pfimg").join(document)).unwrap();
+    }
     pfimg([OsStr::new("status"), mount.path().as_os_str()]).exits(0);
 }
 

@@ -138,7 +138,7 @@ fn the_command_makes_lists_moves_and_removes_tags_and_reports_mistakes() {
 }
 
 #[test]
-fn of_several_tags_all_are_removed_or_none_and_one_that_is_named_twice_counts_once() {
+fn all_of_several_tags_are_removed_or_none_and_a_repeated_name_counts_once() {
     let (store, first, second) = two_images();
     let run = |args: &[&str]| pfimg_on(store.root(), args);
     let left = || {
@@ -221,7 +221,7 @@ fn the_tools_for_symlinks_copy_move_make_and_remove_tags() {
 }
 
 #[test]
-fn what_is_no_name_of_an_image_is_refused_under_tags_and_leaves_nothing() {
+fn an_invalid_image_name_is_refused_under_tags_and_leaves_nothing() {
     let (store, id) = small_store();
     let mount = Mount::of(store.root()).start();
     let at = |name: &str| mount.join("tags").join(name);

@@ -8,19 +8,22 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, StatxFlags, mknodat, openat, statx};
 
 use crate::common::cli::tool;
 use crate::common::fast::Spec;
-use crate::common::forks::{fork, small_store, tag, world};
+use crate::common::forks::{fork, map_shared, small_store, tag, world};
 use crate::common::mount::Mounting;
 use crate::common::system::SmallDisk;
-use crate::common::{Mount, errno, is_root, temp_dir, wait_until};
+use crate::common::{Mount, errno, is_root, temp_dir, wait_at_most, wait_until};
 
 /// A `stat` that takes longer waits for something.
 const AT_ONCE: Duration = Duration::from_secs(10);
+
+/// A seal of a small fork takes less time if it does not wait.
+const ENOUGH_TO_SEAL: Duration = Duration::from_millis(500);
 
 /// The places at which a daemon is held; see `sync::wait::disk`.
 struct Holds {
@@ -145,6 +148,10 @@ fn reads(path: PathBuf) -> Request {
     request(move || fs::read(path).map(|_| ()))
 }
 
+fn asks_for_space(path: PathBuf) -> Request {
+    request(move || Ok(rustix::fs::statvfs(&path).map(|_| ())?))
+}
+
 #[test]
 fn a_stat_is_answered_while_forks_are_read_back() {
     let (store, id) = small_store();
@@ -169,6 +176,18 @@ fn a_stat_is_answered_while_manifests_tags_and_prefixes_are_read() {
     let other = store.image(&Spec { fingerprint: "other".into(), ..Spec::default() });
     tag(&store, "one", &id);
     tag(&store, "two", &other);
+    // A mount reads each manifest once to know the newest image and the agents.
+    let first: [fn(&Mount) -> Request; 2] =
+        [|mount| lists(mount.join("agents")), |mount| looks_up(mount.join("agents/test"))];
+    for first in first {
+        let holds = Holds::new();
+        let mount = holds.mount(store.root()).start();
+        let elsewhere = Elsewhere::of(&mount, &[&format!("images/{id}/world/fs/README")]);
+        let image = looks_up(mount.join(format!("images/{other}")));
+        while_held(&holds, &elsewhere, vec![("manifest", first(&mount)), ("manifest", image)]);
+        drop(elsewhere);
+        mount.unmount();
+    }
     let holds = Holds::new();
     let mount = holds.mount(store.root()).start();
     let elsewhere = Elsewhere::of(&mount, &[&format!("images/{id}/world/fs/README")]);
@@ -194,7 +213,7 @@ fn a_stat_is_answered_while_manifests_tags_and_prefixes_are_read() {
 fn a_stat_is_answered_while_forks_and_tags_come_and_go() {
     let (mut store, id) = small_store();
     let other = store.image(&Spec { fingerprint: "other".into(), ..Spec::default() });
-    for name in ["one", "two", "three", "four", "five"] {
+    for name in ["one", "two", "three", "four", "five", "six", "seven"] {
         tag(&store, name, &id);
     }
     let holds = Holds::new();
@@ -206,6 +225,7 @@ fn a_stat_is_answered_while_forks_and_tags_come_and_go() {
     fs::create_dir(at("forks/empty")).unwrap();
     let elsewhere = Elsewhere::of(&mount, &["forks/other/world/fs/file"]);
     let (empty, tagged) = (at("forks/empty"), at("tags/five"));
+    let written = File::open(at("forks/other/world/fs/file")).unwrap();
     let moves = |from: &str, to: &str| {
         let (from, to) = (at(from), at(to));
         request(move || fs::rename(from, to))
@@ -221,6 +241,8 @@ fn a_stat_is_answered_while_forks_and_tags_come_and_go() {
             ("tag", request(move || fs::remove_file(tagged))),
             ("markers", looks_up(at("images").join(&id[..12]))),
         ],
+        [("sync-data", request(move || written.sync_all())), ("tag", looks_up(at("tags/six")))],
+        [("tags", lists(at("forks/other/.snap"))), ("tag", looks_up(at("tags/seven")))],
     ];
     for pair in pairs {
         while_held(&holds, &elsewhere, pair.into());
@@ -248,6 +270,7 @@ fn a_stat_is_answered_while_blobs_are_read_and_the_log_is_written() {
             ("audit", reads(mount.join(".pfimg/audit.json"))),
             ("audit", reads(mount.join(".pfimg/events.jsonl"))),
         ],
+        [("statfs", asks_for_space(mount.path().to_owned())), ("blob", reads(image.join("big")))],
     ];
     for pair in pairs {
         while_held(&holds, &elsewhere, pair.into());
@@ -294,7 +317,7 @@ fn a_stat_is_answered_while_a_write_makes_room_on_a_full_disk() {
 }
 
 #[test]
-fn a_fork_is_read_while_it_is_put_back_and_takes_no_write() {
+fn a_fork_is_read_during_a_restore_and_takes_no_write() {
     let (store, id) = small_store();
     let holds = Holds::new();
     let mount = holds.mount(store.root()).start();
@@ -321,18 +344,48 @@ fn a_fork_is_read_while_it_is_put_back_and_takes_no_write() {
     mount.unmount();
 }
 
+#[test]
+#[cfg_attr(not(debug_assertions), ignore = "only debug builds leave writes on request")]
+fn a_seal_holds_a_cached_write_that_a_worker_still_has_to_do() {
+    // With `back` the kernel never waits in syncfs(2) until a write is answered.
+    for writes in ["through", "back"] {
+        let (store, id) = small_store();
+        let holds = Holds::new();
+        let mounting = holds.mount(store.root()).args(["--writes", writes]);
+        let mount = mounting.env("PFIMG_TEST_WRITES", "leave").start();
+        let path = fork(&mount, "f", &id).join("file");
+        fs::write(&path, "....").unwrap();
+        let file = File::options().read(true).write(true).open(&path).unwrap();
+        file.sync_all().unwrap();
+        let mut map = map_shared(&file).unwrap();
+        holds.hold("write");
+        map.copy_from_slice(b"left");
+        let snap = mount.join("forks/f/.snap/one");
+        let seal = std::thread::spawn(move || fs::create_dir(snap));
+        wait_until("a worker has the write", || holds.held("write") > 0);
+        let ended = wait_at_most(ENOUGH_TO_SEAL, || seal.is_finished());
+        holds.release("write");
+        seal.join().unwrap().unwrap();
+        assert_eq!(ended, None, "{writes}: the seal was taken without the write");
+        assert_eq!(fs::read(mount.join("tags/one/world/fs/file")).unwrap(), b"left", "{writes}");
+        drop((map, file));
+        mount.unmount();
+    }
+}
+
 /// Counts the lookups that the kernel makes during `calls` calls of `call`.
 fn lookups(mount: &Mount, calls: usize, call: impl Fn()) -> f64 {
     call();
-    let before = mount.requests("lookup");
+    // Reading the counters looks their document up: once the first time, and twice from then on.
+    let [_, before, again] = [(); 3].map(|()| mount.requests("lookup"));
     (0..calls).for_each(|_| call());
-    // Reading the counters looks their document up.
-    mount.requests("lookup") - before - 1.0
+    mount.requests("lookup") - again - (again - before)
 }
 
 #[test]
 fn links_to_images_and_forks_are_looked_up_once_for_as_long_as_they_are_believed() {
     const CALLS: usize = 1000;
+    const ROUNDS: usize = 10;
     let (store, id) = small_store();
     tag(&store, "t", &id);
     let mount = Mount::of(store.root()).args(["--seal", "manual"]).start();
@@ -345,11 +398,20 @@ fn links_to_images_and_forks_are_looked_up_once_for_as_long_as_they_are_believed
         ("work/f/README", 1000),
     ] {
         let path = mount.join(path);
-        let start = std::time::Instant::now();
-        let made = lookups(&mount, CALLS, || assert!(fs::metadata(&path).is_ok()));
-        // A link and the image's folder behind it, again and again after that time: on a slow machine the calls take longer.
-        let times = start.elapsed().as_millis() / lifetime + 1;
-        assert!(made <= 2.0 * times as f64, "{}: {made} lookups in {times} times", path.display());
+        let mut rounds = (0..ROUNDS).map(|_| {
+            let start = Instant::now();
+            let made = lookups(&mount, CALLS, || assert!(fs::metadata(&path).is_ok()));
+            // A link and the image's folder behind it, again after that time: on a slow machine the calls take longer.
+            let times = start.elapsed().as_millis() / lifetime;
+            (made, 2.0 * times as f64)
+        });
+        // The time may end during a round, but not during each.
+        let mut last = (0.0, 0.0);
+        let kept = rounds.any(|round @ (made, expired)| {
+            last = round;
+            made <= expired
+        });
+        assert!(kept, "{}: {} lookups in the last of {ROUNDS} rounds", path.display(), last.0);
     }
     mount.unmount();
 }

@@ -10,7 +10,7 @@ command -v cargo-mutants >/dev/null || cargo install cargo-mutants --locked
 files=("$@")
 if [ ${#files[@]} = 0 ]; then
     files=('src/audit/*.rs' 'src/crashpack.rs' 'src/crashpack/*.rs' 'src/oracle.rs' 'src/ops/recover.rs' 'src/store/tags.rs'
-        'src/store/tags/*.rs' 'src/store/manifest.rs' 'src/ops/fixture.rs' 'src/fork/registry.rs')
+        'src/store/copy_tag.rs' 'src/store/manifest.rs' 'src/ops/fixture.rs' 'src/fork/registry/*.rs')
 fi
 for file in "${files[@]}"; do args+=(--file "$file"); done
 # Runs only the tests of the changed module: all unit tests would take minutes for each change.

@@ -58,7 +58,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::store::Store;
 use crate::util::limits;
 
-/// Gives an agent a writable copy of a project, shows what changed in it, keeps that or undoes it.
+/// Gives an agent a writable copy of a project, shows its changes, and applies or undoes them.
 #[derive(Debug, Parser)]
 #[command(name = "pfimg", version, max_term_width = 100, subcommand_required = true)]
 struct Cli {
@@ -68,24 +68,28 @@ struct Cli {
     command: Command,
 }
 
-/// Which store a command works on.
+/// The store that a command works on.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct StoreArg {
-    /// The store's folder [default: ~/.processfork]
-    // Empty is as good as unset.
+    /// The store's directory [default: ~/.processfork]
+    // An empty value counts as unset.
     #[arg(long = "store", global = true, env = "PF_STORE", value_name = "DIR", value_parser = OsStringValueParser::new())]
     path: Option<OsString>,
 }
 
 impl StoreArg {
-    /// The folder named by `--store`, `$PF_STORE`, or the default. A mountpoint names the store that is mounted there.
+    /// Returns the directory named by `--store`, `$PF_STORE`, or the default. A mountpoint stands for the store
+    /// mounted there.
     pub(crate) fn path(&self) -> Result<PathBuf> {
         if let Some(path) = self.path.as_ref().filter(|path| !path.is_empty()) {
             return meant::store_meant(path.into());
         }
         std::env::home_dir().map(|home| home.join(".processfork")).ok_or_else(|| {
-            Error::new(ErrorKind::InvalidInput, "there is no home folder to look for a store in")
-                .with_hint("name the store with --store or PF_STORE")
+            Error::new(
+                ErrorKind::InvalidInput,
+                "no store is named, and there is no home directory with a default store",
+            )
+            .with_hint("name the store with --store or PF_STORE")
         })
     }
 
@@ -96,7 +100,7 @@ impl StoreArg {
             Some(snap) => opened.map_err(|error| {
                 let snap = Path::new(&snap).display();
                 error.with_hint(format!(
-                    "`pfimg run` hides the store from what it runs. `mkdir {snap}/NAME` seals this fork; anything else is done outside"
+                    "`mkdir {snap}/NAME` seals this fork; run other pfimg commands outside, since `pfimg run` hides the store"
                 ))
             }),
             None => opened,
@@ -150,7 +154,7 @@ pub fn run() -> ExitCode {
         Ok(cli) => cli,
         Err(code) => return code,
     };
-    // What runs in a fork gets the signals that its caller has it get.
+    // The command of `pfimg run` inherits the signal handling of its caller.
     if !matches!(cli.command, Command::Run(_)) {
         limits::outlive_large_files();
     }
@@ -160,7 +164,7 @@ pub fn run() -> ExitCode {
     }
 }
 
-/// Parses the command line, or says why not and returns the exit code.
+/// Parses the command line. On failure prints the reason and returns the exit code.
 fn parse() -> Result<Cli, ExitCode> {
     let args = as_called_by_mount(std::env::args_os().collect());
     // The parser needs more stack than some shells allow.
@@ -181,7 +185,8 @@ fn parse() -> Result<Cli, ExitCode> {
     parsed.map_err(|error| envelope::refuse(&with_usage_of_command(error, &args)))
 }
 
-/// Moves a `--json` that stands before the command behind it, where each command has it. Without a command there is none to move it to.
+/// Moves a `--json` from before the command to behind it, where each command defines the option. Without a
+/// command, removes it.
 fn json_behind_command(mut args: Vec<OsString>, definition: &clap::Command) -> Vec<OsString> {
     let command = envelope::command_at(&args, definition);
     let before = command.unwrap_or(args.len());
@@ -189,16 +194,17 @@ fn json_behind_command(mut args: Vec<OsString>, definition: &clap::Command) -> V
     if let Some(json) = json.map(|at| args.remove(at))
         && command.is_some()
     {
-        // The command has moved by one.
+        // Removing the option has moved the command by one.
         args.insert(before, json);
     }
     args
 }
 
-/// Adds the name of the command where mount(8) calls, which names the store first: `pfimg STORE MNT -o OPTIONS`.
+/// Inserts the command `mount` if mount(8) is the caller, which passes the store first: `pfimg STORE MNT -o
+/// OPTIONS`.
 ///
-/// mount(8) does so for the type `fuse.pfimg`, by way of mount.fuse, in order to mount and to remount. No command has a slash in its
-/// name.
+/// mount(8) does this for the type `fuse.pfimg`, through mount.fuse, to mount and to remount. No name of a
+/// command contains a slash.
 fn as_called_by_mount(mut args: Vec<OsString>) -> Vec<OsString> {
     let is_path = |arg: Option<&OsString>| arg.is_some_and(|arg| arg.as_encoded_bytes().starts_with(b"/"));
     if is_path(args.get(1)) && is_path(args.get(2)) {
@@ -209,7 +215,7 @@ fn as_called_by_mount(mut args: Vec<OsString>) -> Vec<OsString> {
 
 /// Replaces the usage line of a parse error by that of the command's help.
 ///
-/// The library lists each option that was given as if it were required, such as `--store <DIR>`.
+/// The library lists each given option as if it were required, such as `--store <DIR>`.
 fn with_usage_of_command(mut error: clap::Error, args: &[OsString]) -> clap::Error {
     if error.get(ContextKind::Usage).is_some() {
         let mut cli = Cli::command();

@@ -16,6 +16,6 @@ pub use forks::{Forks, Sealed};
 pub use handle::MountedStore;
 pub use serve::Stopper;
 
+pub use crate::control::Numbering;
 pub use crate::ops::back::Outcome as Restored;
-pub(crate) use crate::vfs::{MountInfo, Refusal};
-pub use crate::vfs::{Numbering, SealPolicy};
+pub use crate::vfs::SealPolicy;

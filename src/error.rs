@@ -21,7 +21,7 @@ pub enum ErrorKind {
     InvalidInput,
     /// The operation would change something that never changes.
     ReadOnly,
-    /// The folder is not a `ProcessFork` store.
+    /// The directory is not a `ProcessFork` store.
     NotAStore,
     /// A schema that is newer than this program.
     UnsupportedSchema,
@@ -53,11 +53,11 @@ pub enum ErrorKind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Posix {
-    /// A folder is needed.
+    /// A directory is needed.
     NotADirectory,
-    /// The operation does not work on a folder.
+    /// The operation does not work on a directory.
     IsADirectory,
-    /// The folder is not empty.
+    /// The directory is not empty.
     NotEmpty,
     /// A name of more than 255 bytes, or a target of more than 4095.
     NameTooLong,

@@ -11,74 +11,53 @@
 //!
 //! This module does not know mounts, lookup counts or users: the kernel checks permissions.
 
-mod apply;
-mod aside;
-mod attr;
-mod back;
 pub mod beside;
-mod caller;
-mod checkpoint;
-mod content;
-mod copy;
-mod create;
-mod diff;
+mod clock;
+mod compare;
+mod core;
 mod disk;
-mod follow;
+mod errors;
+mod extents;
 mod frame;
-mod freeze;
-mod head;
-mod header;
+mod gate;
+mod handle;
+mod hidden;
 mod ino;
+mod inode;
 #[cfg(test)]
 mod interleavings;
 mod journal;
-mod keep;
-mod leave;
-mod listing;
 mod live;
-mod making;
-mod names;
-mod node;
 mod owners;
-mod path;
-mod pieces;
-mod policy;
+mod posix;
+mod reader;
 mod record;
-mod records;
-mod recover;
-mod refs;
 mod registry;
 mod replaced;
-mod seals;
-mod shown;
+mod replay;
+mod restore;
+mod shared;
+mod snapshot;
 mod state;
-mod stats;
-mod witness;
 
-pub use attr::{SetAttr, SetTime, XattrMode, is_bare_prefix};
-pub use back::{Held, Moved, MovedName, PathsBack};
-pub use caller::Caller;
-pub use content::{Allocate, INLINE, MAX_SIZE};
-pub use copy::CopySource;
-pub use diff::{Compare, Difference, How, Side, View, compare, compare_where};
-pub use disk::{GenId, Generation, Io, RealIo};
-pub use follow::Lengths;
-pub use freeze::{Changes, Frozen, Put, Sealed};
-pub use head::{is_fork, refuse_fork_name, refuse_new_fork_name};
+pub use compare::{Compare, Difference, How, Side, View, compare, compare_where};
+pub use disk::{
+    About, Counts, Entry, GenId, Generation, Io, RealIo, Restored, Seal, history_of, is_fork,
+    refuse_fork_name, refuse_new_fork_name, sealed_as,
+};
+pub use extents::{BlobRef, Piece, Pieces, Src};
+pub use gate::Operation;
+pub use handle::Fork;
 pub use ino::Ino;
-pub use keep::Kept;
-pub use leave::Onto;
-pub use listing::DirEntry;
-pub use live::{BaseReader, BaseTimes, Fork};
-pub use names::{MAX_LINKS, NewFile, RenameMode};
-pub use node::{Attr, Body, Content, Guard, Inode, Name};
+pub use inode::{Attr, Body, Content, Guard, Inode, Name};
 pub use owners::{Given, Owners};
-pub use pieces::{BlobRef, Piece, Pieces, Src};
-pub use policy::can_be_there;
-pub use refs::{References, references};
-pub use registry::{Options, Registry};
+pub use posix::{
+    Allocate, Caller, CopySource, Files, INLINE, MAX_LINKS, MAX_SIZE, NewFile, RenameMode, SetAttr, SetTime,
+    XattrMode, can_be_there, is_bare_prefix,
+};
+pub use reader::{BaseReader, BaseTimes, LayerBase};
+pub use registry::{ForkInfo, ForkStats, Lengths, Onto, Options, References, Registry, on_disk, references};
 pub use replaced::{ChangedName, Comparison};
-pub use seals::{About, Counts, Entry, Restored, Seal, history_of, on_disk, sealed_as};
-pub use state::LayerBase;
-pub use stats::{ForkInfo, ForkStats};
-pub use witness::Operation;
+pub use restore::{Held, Moved, MovedName, PathsBack};
+pub use snapshot::{Changes, Frozen, Kept, Put, Sealed};
+pub use state::DirEntry;

@@ -73,6 +73,8 @@ pub mod cache;
 #[doc(hidden)]
 pub mod cli;
 #[doc(hidden)]
+pub mod control;
+#[doc(hidden)]
 pub mod crashpack;
 mod daemon;
 #[doc(hidden)]

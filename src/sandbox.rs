@@ -199,7 +199,7 @@ impl View {
         if start != wanted {
             let (wanted, start) = (wanted.display(), start.display());
             tell(&format_args!(
-                "{wanted} is not a folder of fork {:?}: the command starts in {start}",
+                "{wanted} is not a directory of fork {:?}: the command starts in {start}",
                 self.fork
             ));
         }

@@ -1,4 +1,4 @@
-//! The immutable file tree of an image, compact: about 90 bytes a file.
+//! The immutable file tree of an image, compact: about 105 bytes a file.
 //!
 //! Nodes are numbered breadth-first; the children of a folder are neighbours, sorted by name. The same bytes
 //! give the same numbers, so a number stays valid after the tree was dropped and built again.

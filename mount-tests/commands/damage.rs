@@ -280,7 +280,7 @@ fn damage_that_images_share_is_one_finding_that_counts_them() {
 }
 
 #[test]
-fn every_lie_about_one_blob_is_a_finding() {
+fn every_false_statement_about_one_blob_is_a_finding() {
     let store = RealStore::new();
     let id = store.snapshot(1, &[]);
     let entries =

@@ -12,7 +12,7 @@ fn mounts_below(dir: &Path) -> Vec<String> {
 }
 
 #[test]
-fn the_demo_shows_what_it_promises_and_leaves_nothing_behind() {
+fn the_demo_shows_its_promised_results_and_leaves_nothing_behind() {
     let dir = tempfile::tempdir().unwrap();
     let output = run(command(&["demo"]).env("TMPDIR", dir.path())).exits(0);
     for part in [
@@ -32,7 +32,7 @@ fn the_demo_shows_what_it_promises_and_leaves_nothing_behind() {
 }
 
 #[test]
-fn the_demo_stays_mounted_if_told_and_says_how_to_end_it() {
+fn the_demo_stays_mounted_with_keep_and_prints_how_to_end_it() {
     let dir = tempfile::tempdir().unwrap();
     let output = run(command(&["demo", "--keep"]).env("TMPDIR", dir.path())).exits(0);
     let mounts = mounts_below(dir.path());

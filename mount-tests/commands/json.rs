@@ -130,7 +130,7 @@ fn json_may_stand_before_the_command_and_an_unknown_command_is_an_error_as_well(
 }
 
 #[test]
-fn an_error_names_its_path_and_what_was_probably_meant() {
+fn an_error_names_its_path_and_similar_names() {
     let store = RealStore::new();
     let id = store.snapshot(1, &[]);
     let pfimg = |args: &[&str]| run(command(args).env("PF_STORE", store.root()));

@@ -147,7 +147,7 @@ impl StoreIo for Watch {
 impl Io for Watch {}
 
 #[test]
-fn a_discard_does_not_take_along_what_a_branch_needs() {
+fn a_discard_keeps_the_files_that_a_branch_needs() {
     let dir = tempfile::tempdir().unwrap();
     let images = Arc::new(Images::default());
     let (image, _) = images.sample();

@@ -72,7 +72,7 @@ fn an_operation_that_was_cut_anywhere_has_not_happened() {
 }
 
 #[test]
-fn a_flipped_bit_is_found_and_never_shows_what_was_not_there() {
+fn a_flipped_bit_is_found_and_never_shows_invented_content() {
     programs("flips", 2, |seed| {
         let mut family = Family::new(seed, false);
         let mut history: Vec<Model> = vec![family.models["f0"].clone()];
@@ -210,7 +210,7 @@ fn a_full_disk_leaves_the_fork_as_it_was() {
 }
 
 #[test]
-fn a_journal_that_cannot_be_mended_makes_the_fork_read_only_and_keeps_what_was_acknowledged() {
+fn a_journal_beyond_repair_makes_the_fork_read_only_and_keeps_acknowledged_writes() {
     let dir = tempfile::tempdir().unwrap();
     let images = Arc::new(Images::default());
     let (image, mut model) = images.sample();

@@ -66,7 +66,7 @@ pub fn check(before: (&View, &Model), after: (&View, &Model), when: &str) {
 }
 
 #[test]
-fn what_only_one_side_has_is_one_line_or_all_of_it() {
+fn a_directory_of_one_side_is_listed_in_one_line_or_in_full() {
     let dir = tempfile::tempdir().unwrap();
     let images = std::sync::Arc::default();
     let registry = open(dir.path(), &images);

@@ -417,7 +417,7 @@ fn run(seed: u64, seals: bool, steps: usize) {
 }
 
 #[test]
-fn every_fork_of_a_family_is_what_was_done_to_it_and_nothing_else() {
+fn every_fork_of_a_family_holds_exactly_its_own_changes() {
     programs("family", 12, |seed| run(seed, false, 300));
 }
 

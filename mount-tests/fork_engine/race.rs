@@ -67,7 +67,7 @@ fn judge(dir: &Path, registry: &Registry, made: impl Iterator<Item = Arc<Fork>>,
 }
 
 #[test]
-fn no_fork_is_lost_and_no_branch_is_damaged_when_threads_take_a_name_away_and_make_it_anew() {
+fn threads_that_remove_and_reuse_a_name_lose_no_fork_and_damage_no_branch() {
     let rounds = std::env::var("PFIMG_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(ROUNDS);
     for renames in [false, true] {
         let dir = tempfile::tempdir().unwrap();

@@ -280,7 +280,7 @@ fn run(seed: u64) {
 }
 
 #[test]
-fn whatever_is_done_to_the_records_of_a_fork_every_seal_has_what_was_recorded() {
+fn every_seal_has_all_records_after_any_change_to_the_records_of_a_fork() {
     programs("records", 12, run);
 }
 

@@ -14,7 +14,7 @@ fn file() -> NewFile<'static> {
 }
 
 #[test]
-fn what_was_sealed_of_the_ledger_cannot_be_changed_and_what_was_appended_survives_its_rewriting() {
+fn sealed_lines_of_the_ledger_are_fixed_and_appended_ones_survive_its_rewriting() {
     let dir = tempfile::tempdir().unwrap();
     let images = Arc::new(Images::default());
     let (image, _) = images.sample();
@@ -121,7 +121,7 @@ fn an_unlinked_file_stays_usable_until_it_is_forgotten_and_gives_its_space_back(
 }
 
 #[test]
-fn a_discarded_fork_gives_back_what_no_other_needs() {
+fn a_discarded_fork_frees_the_space_that_no_other_fork_needs() {
     let dir = tempfile::tempdir().unwrap();
     let images = Arc::new(Images::default());
     let (image, mut model) = images.sample();

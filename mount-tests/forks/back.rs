@@ -56,7 +56,7 @@ fn layers_that_were_listed_before_they_were_looked_at_have_their_content() {
 }
 
 #[test]
-fn what_is_missing_is_listed_and_an_error_to_read() {
+fn a_missing_file_is_listed_and_reading_it_is_an_error() {
     for writes in MODES {
         let (mut store, _) = small_store();
         let gone = store.blob(b"a ledger that will be missing");
@@ -74,7 +74,7 @@ fn what_is_missing_is_listed_and_an_error_to_read() {
 }
 
 #[test]
-fn what_cannot_be_written_cannot_be_opened_for_it() {
+fn a_file_that_cannot_be_written_cannot_be_opened_for_writing() {
     let (store, id) = small_store();
     let mount = back(store.root());
     let files = fork(&mount, "f", &id);
@@ -104,7 +104,7 @@ fn what_cannot_be_written_cannot_be_opened_for_it() {
 }
 
 #[test]
-fn times_are_after_a_remount_what_they_were_before() {
+fn times_are_the_same_after_a_remount() {
     let (store, id) = small_store();
     let mount = back(store.root());
     let files = fork(&mount, "f", &id);
@@ -137,7 +137,7 @@ fn times_are_after_a_remount_what_they_were_before() {
 }
 
 #[test]
-fn holes_are_not_told_of_before_what_was_written_is_known() {
+fn holes_are_reported_only_after_all_writes_are_known() {
     let (store, _) = small_store();
     let dir = tempfile::tempdir().unwrap();
     let _guard = Background { point: dir.path().to_owned(), pid: None };

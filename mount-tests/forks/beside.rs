@@ -71,7 +71,7 @@ fn commands_go_to_the_mount_that_writes_the_forks() {
     // A status that no program has read stays valid for a moment.
     for mount in &mounts[..2] {
         wait_until("the others say that they do not write", || {
-            pfimg(["status".as_ref(), mount.path()]).exits(0).stdout.contains("can only be read here")
+            pfimg(["status".as_ref(), mount.path()]).exits(0).stdout.contains("are read-only here")
         });
     }
     pfimg_on(store.root(), ["seal", "try", "--tag", "one"]).exits(0);

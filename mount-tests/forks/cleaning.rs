@@ -45,7 +45,9 @@ fn a_fork_with_work_that_is_in_no_seal_is_discarded_by_force_alone() {
         };
         let refused = run(&store, &["discard", "b"]).exits(7).stderr;
         assert!(
-            refused.contains("in no seal") && refused.contains("pfimg seal b") && refused.contains("--force"),
+            refused.contains("unsealed work")
+                && refused.contains("pfimg seal b")
+                && refused.contains("--force"),
             "{refused}"
         );
         // A mistyped name costs no other fork.
@@ -84,7 +86,7 @@ fn forks_are_discarded_by_patterns_and_all_of_them() {
         run(&store, &["discard", "try-{1..2}"]).exits(0);
         assert_eq!(forks(&store), ["more", "other", "try-3", "try-4"]);
         let said = run(&store, &["discard", "try-*", "no-*"]).exits(5).stderr;
-        assert!(said.contains("no fork fits \"no-*\""), "{said}");
+        assert!(said.contains("no fork matches \"no-*\""), "{said}");
         assert_eq!(forks(&store), ["more", "other", "try-3", "try-4"]);
         run(&store, &["discard", "try-*"]).exits(0);
         assert_eq!(forks(&store), ["more", "other"]);

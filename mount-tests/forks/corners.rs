@@ -228,7 +228,7 @@ fn fallocate_takes_no_more_than_the_disk_has() {
 }
 
 #[test]
-fn what_fallocate_set_aside_can_be_written_on_a_disk_that_is_full_since() {
+fn space_from_fallocate_can_be_written_after_the_disk_is_full() {
     const SIZE: usize = 8 << 20;
     if !is_root() {
         eprintln!("mounting a small filesystem takes root");
@@ -347,7 +347,7 @@ fn every_folder_has_a_size_that_stays() {
 }
 
 #[test]
-fn what_can_never_be_written_says_so_to_whoever_asks() {
+fn access_2_reports_files_that_can_never_be_written() {
     let (store, id) = small_store();
     for writes in MODES {
         let mount = Mount::of(store.root()).args(["--seal", "manual", "--writes", writes]).start();
@@ -530,7 +530,7 @@ fn bytes_behind_the_end_of_a_file_do_not_become_its_content_once_its_pages_are_w
 }
 
 #[test]
-fn names_that_are_too_long_are_told_from_others_everywhere() {
+fn too_long_names_get_their_own_error_everywhere() {
     let (store, id) = small_store();
     let mount = Mount::of(store.root()).args(["--seal", "manual"]).start();
     fork(&mount, "f", &id);

@@ -63,7 +63,7 @@ fn in_world(store: &FastStore, before: &str, after: &str) -> BTreeSet<String> {
 }
 
 #[test]
-fn what_a_fork_changed_is_listed_with_letters_and_as_json() {
+fn the_changes_of_a_fork_are_listed_with_letters_and_as_json() {
     let (store, id) = small_store();
     tag(&store, "base", &id);
     let mount = Mount::of(store.root()).args(["--seal", "manual"]).start();
@@ -153,7 +153,7 @@ fn what_a_fork_changed_is_listed_with_letters_and_as_json() {
 }
 
 #[test]
-fn other_attributes_are_named_and_those_that_overlays_leave_are_no_change() {
+fn changed_attributes_are_named_and_attributes_of_overlays_do_not_count() {
     let (store, id) = small_store();
     tag(&store, "base", &id);
     let mount = Mount::of(store.root()).args(["--seal", "manual", "--xattrs"]).start();
@@ -177,12 +177,12 @@ fn other_attributes_are_named_and_those_that_overlays_leave_are_no_change() {
     assert_eq!(told["entries"][1]["changed"], json!(["mode"]));
     let said = pfimg_on(store.root(), ["diff", "f", "-p"]).exits(0);
     assert_eq!(said.stdout, "diff --git a/src/lib.rs b/src/lib.rs\nold mode 100644\nnew mode 100755\n");
-    assert!(said.stderr.contains("1 file (1 path in no patch"), "{said:?}");
+    assert!(said.stderr.contains("1 file (1 path not in the patch"), "{said:?}");
     mount.unmount();
 }
 
 #[test]
-fn a_name_that_means_two_things_is_told_and_a_path_says_which() {
+fn an_ambiguous_name_is_reported_and_a_path_resolves_it() {
     let (store, id) = small_store();
     tag(&store, "base", &id);
     let mount = Mount::of(store.root()).args(["--seal", "manual"]).start();
@@ -222,7 +222,7 @@ fn fork_alone(mount: &Mount) {
 }
 
 #[test]
-fn images_are_compared_by_whoever_may_read_them_alone() {
+fn a_user_who_may_read_only_images_can_compare_them() {
     if !is_root() {
         eprintln!("another user takes root");
         return;
@@ -250,7 +250,7 @@ fn images_are_compared_by_whoever_may_read_them_alone() {
 }
 
 #[test]
-fn forks_and_images_differ_in_what_gnu_diff_says() {
+fn forks_and_images_differ_as_in_gnu_diff() {
     let (store, id) = small_store();
     tag(&store, "base", &id);
     let mount = Mount::of(store.root()).args(["--seal", "manual"]).start();
@@ -312,7 +312,7 @@ fn forks_and_images_differ_in_what_gnu_diff_says() {
 }
 
 #[test]
-fn beside_seals_a_diff_shows_one_moment_and_never_fails() {
+fn a_diff_during_seals_shows_one_moment_and_never_fails() {
     let (store, id) = small_store();
     let mount = Mount::of(store.root()).args(["--seal", "manual"]).start();
     let files = fork(&mount, "f", &id);
@@ -336,7 +336,7 @@ fn beside_seals_a_diff_shows_one_moment_and_never_fails() {
 }
 
 #[test]
-fn the_log_shows_what_was_made_from_what_and_which_forks_rest_on_it() {
+fn the_log_shows_the_parents_of_images_and_the_forks_that_rest_on_them() {
     let (store, id) = small_store();
     tag(&store, "base", &id);
     let mount = Mount::of(store.root()).args(["--seal", "manual"]).start();

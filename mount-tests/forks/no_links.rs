@@ -74,7 +74,7 @@ fn every_command_works_on_a_filesystem_without_hard_links() {
 }
 
 #[test]
-fn forks_with_large_files_are_branched_sealed_and_put_back_without_hard_links() {
+fn forks_with_large_files_are_branched_sealed_and_restored_without_hard_links() {
     if !is_root() {
         // fusermount3 has no rights in a process that may not get new ones.
         return;

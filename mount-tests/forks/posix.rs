@@ -102,7 +102,7 @@ fn seek_data_and_seek_hole_find_what_was_written_where_that_is_asked_for() {
 }
 
 #[test]
-fn all_of_a_file_is_data_to_lseek_which_is_asked_of_nobody() {
+fn the_kernel_answers_lseek_itself_with_all_data() {
     let (store, id) = small_store();
     let mount = Mount::of(store.root()).start();
     let w = fork(&mount, "try", &id);

@@ -69,7 +69,7 @@ fn a_file_of_several_names_is_imported_whatever_becomes_of_the_first_ones() {
 }
 
 #[test]
-fn of_two_files_of_rules_the_first_counts_as_with_pf() {
+fn the_first_of_two_rule_files_counts_as_in_pf() {
     let house = House::new();
     let dir = house.dir.join("tree");
     fs::create_dir_all(dir.join("dist")).unwrap();
@@ -136,7 +136,7 @@ fn links_in_a_store_lead_no_command_out_of_it() {
 }
 
 #[test]
-fn prune_does_not_guess_what_a_damaged_tag_names() {
+fn prune_refuses_to_run_with_a_damaged_tag() {
     let mut store = FastStore::new();
     let old = Spec { created_at: Some("2020-01-01T00:00:00Z".into()), ..Spec::default() };
     let id = store.image(&old);
@@ -150,7 +150,7 @@ fn prune_does_not_guess_what_a_damaged_tag_names() {
 }
 
 #[test]
-fn gc_keeps_what_a_ledger_continues_and_what_odd_processes_name() {
+fn gc_keeps_continued_ledgers_and_blobs_named_in_odd_process_lists() {
     let mut store = FastStore::new();
     let side = |store: &mut FastStore, n: u64| store.ledger(n, 2);
     let (a, b, ancestor) = (side(&mut store, 1), side(&mut store, 2), side(&mut store, 3));

@@ -13,7 +13,7 @@ use crate::common::forks::small_store;
 use crate::common::{Rng, real, temp_dir, tree};
 
 #[test]
-fn what_was_imported_comes_back_exactly() {
+fn an_imported_directory_is_exported_exactly() {
     let house = House::new();
     let dir = house.dir.join("all");
     everything(&dir);
@@ -33,7 +33,7 @@ fn what_was_imported_comes_back_exactly() {
 }
 
 #[test]
-fn what_pf_made_is_exported_as_pf_restores_it() {
+fn an_image_from_pf_is_exported_as_pf_restores_it() {
     let (_guard, dir) = temp_dir();
     let store = real::RealStore::generate(&dir.join("store"), 40, 24);
     for image in &store.images {

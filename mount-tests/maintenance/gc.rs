@@ -112,7 +112,7 @@ fn exactly_what_images_refer_to_is_left() {
 }
 
 #[test]
-fn what_is_young_is_kept_and_what_killed_programs_left_is_not() {
+fn young_blobs_are_kept_and_remains_of_killed_programs_are_deleted() {
     let mut store = FastStore::new();
     unique_image(&mut store, 1, None);
     let root = store.root().to_owned();
@@ -149,7 +149,7 @@ fn cut_layer(store: &FastStore, id: &str, at: &str) {
 }
 
 #[test]
-fn as_long_as_anything_cannot_be_read_nothing_is_deleted() {
+fn nothing_is_deleted_if_something_cannot_be_read() {
     type Harm = fn(&mut FastStore, &str);
     let cases: [(&str, Harm); 8] = [
         ("world/fs", |store, id| cut_layer(store, id, "/world/fs")),
@@ -190,7 +190,7 @@ fn as_long_as_anything_cannot_be_read_nothing_is_deleted() {
 }
 
 #[test]
-fn a_line_of_a_ledger_that_is_none_stops_no_collection() {
+fn an_invalid_line_of_a_ledger_does_not_stop_the_collection() {
     let mut store = FastStore::new();
     let base = unique_image(&mut store, 1, None);
     store.blob(b"garbage");
@@ -207,7 +207,7 @@ fn a_line_of_a_ledger_that_is_none_stops_no_collection() {
 }
 
 #[test]
-fn what_only_a_forks_unsealed_changes_refer_to_is_kept() {
+fn blobs_of_unsealed_changes_in_a_fork_are_kept() {
     let mut store = FastStore::new();
     let base = unique_image(&mut store, 1, None);
     let other = unique_image(&mut store, 2, None);
@@ -387,7 +387,7 @@ fn a_fork_whose_base_was_taken_away_says_so_stops_the_collector_and_can_be_disca
 }
 
 #[test]
-fn a_tag_whose_image_is_gone_is_told_and_one_whose_marker_alone_is_gone_keeps_the_blobs() {
+fn a_tag_without_an_image_is_reported_and_a_tag_without_a_marker_keeps_the_blobs() {
     let mut store = FastStore::new();
     let (gone, there) = (unique_image(&mut store, 1, None), unique_image(&mut store, 2, None));
     let root = store.root().to_owned();

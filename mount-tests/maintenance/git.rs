@@ -259,7 +259,7 @@ fn worktrees_of_an_imported_repository_are_not_listed_and_those_inside_it_are_wh
 }
 
 #[test]
-fn a_bare_repository_with_its_worktrees_in_it_or_beside_it_is_imported_in_parts_and_whole() {
+fn a_bare_repository_with_worktrees_inside_or_outside_is_imported_in_parts_and_whole() {
     let house = House::new();
     repository(&house.dir.join("origin"), &[]);
     let (bare, hidden) = (house.dir.join("bare"), house.dir.join("hidden"));
@@ -475,7 +475,7 @@ fn worktrees_of_partial_and_shallow_clones_stay_partial_and_shallow() {
 }
 
 #[test]
-fn git_files_and_links_that_lead_elsewhere_become_what_they_lead_to_or_are_named() {
+fn git_files_and_links_to_other_places_are_replaced_by_their_targets_or_named() {
     let house = House::new();
     let dir = |name: &str| house.dir.join(name);
     let (main, apart, linked, work) = (dir("main"), dir("apart"), dir("linked"), dir("work"));
@@ -555,7 +555,7 @@ fn a_reftable_comes_along_with_its_repository_and_a_worktree_of_one_is_named() {
 }
 
 #[test]
-fn rules_hold_for_what_comes_from_elsewhere_and_shared_files_are_no_links_of_each_other() {
+fn rules_apply_to_files_from_elsewhere_and_shared_files_are_not_linked() {
     let house = House::new();
     let (main, tree) = (house.dir.join("main"), house.dir.join("main/tree"));
     repository(&main, &[]);

@@ -16,7 +16,7 @@ fn age(path: &Path) {
 }
 
 #[test]
-fn what_was_imported_is_what_the_real_pf_captures_and_restores() {
+fn an_import_equals_what_the_real_pf_captures_and_restores() {
     let house = House::new();
     for seed in 0..24 {
         let again = "cargo test --test cli maintenance::".to_owned();
@@ -68,7 +68,7 @@ fn times_owners_links_names_and_specials_are_recorded_and_pf_still_reads_the_tre
 }
 
 #[test]
-fn imports_of_a_folder_form_a_line_unless_told_otherwise() {
+fn imports_of_a_directory_form_a_line_unless_an_option_says_otherwise() {
     let house = House::new();
     let dir = house.dir.join("line");
     std::fs::create_dir(&dir).unwrap();
@@ -102,7 +102,7 @@ fn imports_of_a_folder_form_a_line_unless_told_otherwise() {
 }
 
 #[test]
-fn a_folder_that_did_not_change_is_not_read_again_and_is_no_new_image() {
+fn an_unchanged_directory_is_not_read_again_and_makes_no_new_image() {
     let house = House::new();
     let dir = house.dir.join("tree");
     fs::create_dir_all(dir.join("d")).unwrap();
@@ -133,7 +133,7 @@ fn a_folder_that_did_not_change_is_not_read_again_and_is_no_new_image() {
 }
 
 #[test]
-fn what_the_index_knows_and_the_store_has_lost_is_read_again() {
+fn blobs_in_the_index_that_the_store_lost_are_read_again() {
     let house = House::new();
     let dir = house.dir.join("tree");
     fs::create_dir(&dir).unwrap();
@@ -158,8 +158,7 @@ fn what_the_index_knows_and_the_store_has_lost_is_read_again() {
 }
 
 #[test]
-fn everything_is_imported_but_what_the_ignore_file_and_the_caller_name_and_with_pf_ignores_what_pf_leaves_out()
- {
+fn an_import_leaves_out_only_ignored_paths_and_with_pf_ignores_those_of_pf() {
     let house = House::new();
     let dir = house.dir.join("tree");
     for name in ["src", "target", "x/node_modules", ".git/objects", "dist", "x/logs"] {
@@ -245,7 +244,7 @@ fn the_image_does_not_contain_a_store_inside_the_folder() {
 }
 
 #[test]
-fn what_cannot_be_imported_leaves_no_image_and_is_named() {
+fn an_impossible_import_leaves_no_image_and_names_the_path() {
     let house = House::new();
     let gone = house.pfimg(["import", "/no/such/folder"]).exits(5);
     assert!(gone.stderr.contains("/no/such/folder"), "{}", gone.stderr);

@@ -72,7 +72,7 @@ fn write(dir: &Path, name: &str, text: &str) {
 }
 
 #[test]
-fn a_project_that_changed_is_imported_in_a_line_and_one_that_did_not_is_no_new_image() {
+fn a_changed_project_is_imported_in_a_line_and_an_unchanged_one_makes_no_image() {
     let line = Line::new();
     let dir = line.dir("shop");
     write(&dir, "src/a", "1");
@@ -122,7 +122,7 @@ fn a_project_that_changed_is_imported_in_a_line_and_one_that_did_not_is_no_new_i
 }
 
 #[test]
-fn an_image_that_is_gone_is_made_again_and_the_line_goes_on_without_the_index() {
+fn a_missing_image_is_made_again_and_the_line_continues_without_the_index() {
     let line = Line::new();
     let dir = line.dir("shop");
     write(&dir, "a", "1");
@@ -204,7 +204,7 @@ fn folders_of_one_name_and_names_that_are_taken_get_lines_of_their_own() {
 }
 
 #[test]
-fn a_tag_that_was_put_on_another_image_stays_there_and_that_is_said() {
+fn a_moved_tag_stays_on_its_new_image_with_a_warning() {
     let line = Line::new();
     let (dir, other) = (line.dir("shop"), line.dir("other"));
     write(&dir, "a", "1");
@@ -223,7 +223,7 @@ fn a_tag_that_was_put_on_another_image_stays_there_and_that_is_said() {
 }
 
 #[test]
-fn of_many_refreshes_at_once_one_imports() {
+fn one_of_many_concurrent_refreshes_imports() {
     let line = Line::new();
     let dir = line.dir("shop");
     for n in 0..200 {
@@ -320,8 +320,8 @@ fn an_image_of_a_commit_stands_there_and_is_clean_and_the_project_stays_as_it_is
     // The objects were known from the import before.
     for (rev, why) in [
         ("none", "has no commit \"none\""),
-        ("--help", "is not a commit"),
-        ("", "is not a commit"),
+        ("--help", "is not the name of a commit"),
+        ("", "is not the name of a commit"),
         ("old:a", "has no commit"),
     ] {
         let error = from(&project, rev).unwrap_err().to_string();
@@ -408,7 +408,7 @@ fn change(rng: &mut Rng, dir: &Path) {
 }
 
 #[test]
-fn whatever_changed_a_refreshed_project_is_what_an_import_without_an_index_holds() {
+fn a_refresh_after_any_change_equals_an_import_without_an_index() {
     let line = Line::new();
     for seed in 0..4 {
         let again = "cargo test --test cli maintenance::project::whatever".to_owned();

@@ -41,7 +41,7 @@ fn a_mount_in_an_imported_folder_is_an_empty_folder_whatever_becomes_of_it() {
     assert_eq!(list(&mounted, "not_entered"), ["pf"]);
     let says = list(&mounted, "reports").join("\n");
     assert!(
-        says.contains("home/pf is imported as an empty folder") && says.contains("store is mounted"),
+        says.contains("home/pf is imported as an empty directory") && says.contains("store is mounted"),
         "{says}"
     );
     let unchanged = |when: &str| {
@@ -75,7 +75,7 @@ fn walk(dir: &Path) -> Vec<std::path::PathBuf> {
 }
 
 #[test]
-fn what_a_mount_shows_is_imported_where_it_is_the_files_of_one_fork_and_else_refused() {
+fn only_the_files_of_one_fork_are_imported_from_a_mount() {
     let house = House::new();
     let dir = house.dir.join("tree");
     fs::create_dir_all(dir.join("sub")).unwrap();
@@ -217,7 +217,7 @@ fn a_path_longer_than_the_kernel_takes_is_exported_and_imported() {
 }
 
 #[test]
-fn what_was_left_out_is_named_or_counted_with_the_rules_that_did() {
+fn paths_left_out_are_named_or_counted_with_their_rules() {
     let house = House::new();
     let dir = house.dir.join("d");
     let make = |name: &str| {

@@ -238,7 +238,7 @@ fn entries_of_one_hardlink_number_that_differ_are_not_one_file() {
 }
 
 #[test]
-fn what_did_not_change_along_a_line_is_one_inode_whose_number_stays() {
+fn an_unchanged_file_in_a_line_of_images_is_one_inode_with_a_fixed_number() {
     let mut store = FastStore::new();
     let [first, second] = line(&mut store);
     let mount = Mount::of(store.root()).start();
@@ -261,7 +261,7 @@ fn what_did_not_change_along_a_line_is_one_inode_whose_number_stays() {
 }
 
 #[test]
-fn a_changed_mode_owner_time_or_link_count_is_another_inode() {
+fn a_changed_mode_owner_time_or_link_count_makes_a_new_inode() {
     let mut store = FastStore::new();
     let digest = store.blob(b"content");
     let mut entries = vec![file_entry("f", &digest, 7)];

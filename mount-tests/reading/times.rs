@@ -45,7 +45,7 @@ fn day(path: &Path) -> i64 {
 }
 
 #[test]
-fn what_has_no_time_recorded_shows_when_its_content_appeared_at_its_path() {
+fn a_file_without_a_recorded_time_shows_when_its_content_appeared_at_its_path() {
     let mut store = FastStore::new();
     let first = world(&mut store, &[("a", "1"), ("sub/deep/b", "1"), ("still/c", "1"), ("gone", "1")]);
     let a = image(&mut store, "2026-01-01T00:00:00.5Z", &[], &first);

@@ -141,7 +141,7 @@ fn a_fork_is_compared_with_a_directory_as_an_import_would_take_it_in() {
     assert_eq!(here(&["."]).stdout, "M docs/two.md\nA etc\nA pipe\n", "since its last import");
     let said = here(&["shop", ".", "-p"]);
     assert!(said.stdout.contains("+++ b/etc\n@@ -0,0 +1 @@\n+/etc\n\\ No newline"), "{said:?}");
-    assert!(said.stderr.contains("(1 path in no patch: `pfimg diff` lists all)"), "{said:?}");
+    assert!(said.stderr.contains("(1 path not in the patch: `pfimg diff` lists all)"), "{said:?}");
 
     // What the rules of the directory leave out is compared on neither side.
     fs::write(home.project.join(".pfignore"), "build/\nCHANGES.md\n").unwrap();
@@ -156,7 +156,7 @@ fn a_fork_is_compared_with_a_directory_as_an_import_would_take_it_in() {
 }
 
 #[test]
-fn in_a_forks_files_a_dot_is_that_fork() {
+fn a_dot_inside_a_forks_files_means_that_fork() {
     let home = worked_on();
     home.run(&["-q", "try-1", "--", "sh", "-c", "echo 1 > one"]).exits(0);
     let files = home.mountpoint().join("forks/try-2/world/fs");

@@ -13,7 +13,7 @@ use crate::common::forks::{fork, world};
 use crate::common::{Rng, is_root, wait_until};
 
 #[test]
-fn what_the_caller_has_open_and_what_runs_the_command_lead_nowhere() {
+fn open_files_of_the_caller_and_processes_of_the_run_give_no_way_out() {
     for_every_user(|place| {
         let mine = place.outside("mine");
         // The user's own, so that it could be written.
@@ -107,7 +107,7 @@ fn a_run_that_is_ended_while_it_starts_leaves_nothing_and_hears_of_it() {
 }
 
 #[test]
-fn what_the_caller_ignores_and_blocks_is_no_trouble() {
+fn signals_that_the_caller_ignores_or_blocks_work_inside() {
     let place = Place::new();
     place.sh("a@before", "true").exits(0);
     let program = place.program.display();
@@ -156,7 +156,7 @@ os.execv('{}', ['pfimg', 'run', 'a', 'python3', '-c', sys.argv[1]])",
 }
 
 #[test]
-fn what_is_mounted_in_a_fork_and_another_mount_of_the_store_are_not_the_commands() {
+fn mounts_in_a_fork_and_other_mounts_of_the_store_are_closed_to_the_command() {
     let place = Place::new();
     let inner = fork(&place.mount, "a", &place.image).join("inner");
     fs::create_dir(&inner).unwrap();
@@ -181,7 +181,7 @@ fn what_is_mounted_in_a_fork_and_another_mount_of_the_store_are_not_the_commands
 }
 
 #[test]
-fn what_keeps_a_command_in_cannot_be_undone_from_inside() {
+fn a_command_cannot_undo_its_confinement() {
     for_every_user(|place| {
         let mine = place.outside("mine");
         fs::write(&mine, "before").unwrap();

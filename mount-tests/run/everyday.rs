@@ -199,7 +199,7 @@ fn a_script_without_an_interpreter_is_the_shells_and_a_lost_one_is_named() {
 }
 
 #[test]
-fn variables_name_what_the_command_finds() {
+fn variables_name_things_that_exist_inside() {
     for_every_user(|place| {
         place.sh("a@before", "true").exits(0);
         let hidden = hidden_folder();
@@ -304,7 +304,7 @@ fn a_command_stands_in_the_real_folder_of_its_fork() {
 }
 
 #[test]
-fn what_a_command_leaves_behind_may_write_its_last_words() {
+fn a_process_left_by_the_command_may_finish_its_output() {
     let place = Place::new();
     place.sh("a@before", "true").exits(0);
     // On a busy machine the process may take longer than a run waits.

@@ -105,7 +105,7 @@ fn an_agent_that_deleted_a_folder_is_rolled_back_while_it_runs() {
 }
 
 #[test]
-fn a_run_seals_what_is_unsealed_in_an_existing_fork_first_and_nothing_where_it_is_clean() {
+fn a_run_first_seals_unsealed_changes_of_an_existing_fork_and_no_clean_one() {
     let place = Place::new();
     let pfimg = |args: &[&str]| place.pfimg(args).run();
     pfimg(&["fork", "before", "f"]).exits(0);

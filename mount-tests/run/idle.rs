@@ -32,7 +32,7 @@ fn the_mount_of_a_run_seals_and_ends_when_it_is_idle() {
         let folder = home.path("runtime/pfimg");
         fs::set_permissions(&folder, fs::Permissions::from_mode(0o777)).unwrap();
         let said = home.sh("a", "true").exits(125);
-        assert!(said.stderr.contains("not a folder of this user alone"), "{said:?}");
+        assert!(said.stderr.contains("not a directory of this user alone"), "{said:?}");
         fs::set_permissions(&folder, fs::Permissions::from_mode(0o700)).unwrap();
         home.sh("a", "true").exits(0);
     });
@@ -93,7 +93,7 @@ fn a_run_with_another_runtime_folder_keeps_the_mount_that_is_there() {
 }
 
 #[test]
-fn forks_that_another_program_writes_are_told_and_taken_over_when_it_ends() {
+fn forks_written_by_another_program_are_reported_and_taken_over_when_it_ends() {
     let home = Home::new(None);
     home.sh("a", "echo a > a").exits(0);
     home.pfimg(&["umount", home.mountpoint().to_str().unwrap()]).run().exits(0);
@@ -101,7 +101,7 @@ fn forks_that_another_program_writes_are_told_and_taken_over_when_it_ends() {
     rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
     for _ in 0..2 {
         let said = home.sh("a", "true").exits(125);
-        assert!(said.stderr.contains("are written by"), "{said:?}");
+        assert!(said.stderr.contains("writes the forks of"), "{said:?}");
     }
     drop(lock);
     assert_eq!(home.sh("a", "cat a").exits(0).stdout, "a\n");
@@ -140,7 +140,7 @@ fn a_daemon_that_is_killed_costs_no_file_and_the_next_run_mounts_again() {
 }
 
 #[test]
-fn a_daemon_that_is_told_to_end_seals() {
+fn a_daemon_seals_before_it_ends_on_request() {
     let home = Home::new(None);
     home.sh("a", "echo a > a").exits(0);
     let daemon = home.daemon();

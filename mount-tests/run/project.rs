@@ -50,7 +50,10 @@ fn a_fork_is_at_its_projects_own_path_and_the_project_stays_as_it_is() {
         // The caller's folder is missing in the fork.
         let said = here("docs", "try");
         assert_eq!(said.stdout, format!("{project}\n"));
-        assert!(said.stderr.contains(&format!("{project}/docs is not a folder of fork \"try\"")), "{said:?}");
+        assert!(
+            said.stderr.contains(&format!("{project}/docs is not a directory of fork \"try\"")),
+            "{said:?}"
+        );
         // In the project the older form does so too; elsewhere the command starts in the fork's folder.
         let said = home.pfimg(&["run", "try", "pwd"]).dir(&home.path("shop/src")).run().exits(0);
         assert_eq!(said.stdout, format!("{project}/src\n"));
@@ -126,7 +129,7 @@ fn nothing_is_needed_before_a_run() {
 }
 
 #[test]
-fn a_fork_is_made_of_what_is_named() {
+fn a_fork_is_made_of_the_named_source() {
     let home = Home::new(None);
     home.sh("one", "echo one > mine").exits(0);
     home.pfimg(&["seal", "one", "--tag", "green"]).run().exits(0);
@@ -233,7 +236,7 @@ fn no_other_path_leads_to_the_project_and_a_fork_is_shown_elsewhere_on_request()
 }
 
 #[test]
-fn a_run_goes_on_in_a_fork_that_is_restored_at_its_projects_path() {
+fn a_run_continues_in_a_fork_that_is_restored_at_its_projects_path() {
     let home = Home::new(None);
     home.sh("a", "true").exits(0);
     home.pfimg(&["seal", "a", "--tag", "one"]).run().exits(0);

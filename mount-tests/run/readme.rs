@@ -161,7 +161,7 @@ fn bare(word: &str) -> &str {
 }
 
 #[test]
-fn every_command_of_the_readme_does_what_the_readme_shows() {
+fn every_command_of_the_readme_has_the_shown_output() {
     let page = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
     let steps: Vec<Step> =
         steps(&page).into_iter().filter(|step| !SET_UP.contains(&step.command.as_str())).collect();
@@ -208,7 +208,7 @@ fn every_command_of_the_readme_does_what_the_readme_shows() {
 }
 
 #[test]
-fn outputs_are_equal_but_for_what_differs_each_time() {
+fn outputs_are_equal_except_for_values_of_each_run() {
     let shown = "pfimg: imported ~/project: 154 files, 48.1 KiB, 0.4 s\n  try-1  exit 1  0.2 s  ~1\n  try-2  exit 0  0.31 s  +1\n  0  10:02:11  made of project (0e24621)\n";
     let other = "pfimg: imported ~/project: 154 files, 1.2 MiB, 12.4 s\n  try-2 exit 0 7.3 s +1\n  try-1 exit 1 1.2 s   ~1\n  0  23:59:59  made of project (1f24621abcd9)\n";
     assert_eq!(normal(shown), normal(other));

@@ -15,7 +15,7 @@ fn lines(text: &str) -> Vec<Value> {
 }
 
 #[test]
-fn several_runs_are_told_in_a_line_each_and_their_output_is_kept() {
+fn each_of_several_runs_has_one_line_and_its_output_is_kept() {
     for_every_user(|user| {
         let home = Home::new(user);
         let before = home.state();
@@ -59,8 +59,8 @@ fn several_runs_are_told_in_a_line_each_and_their_output_is_kept() {
             assert!(forks.iter().any(|name| name == fork), "{fork}: {forks:?}");
         }
         for (args, words) in [
-            (&["-n", "2", "x", "y", "--", "true"][..], "-n goes with one name"),
-            (&["x", "y", "--tag", "t", "--", "true"], "--tag goes with one fork"),
+            (&["-n", "2", "x", "y", "--", "true"][..], "-n needs a single name"),
+            (&["x", "y", "--tag", "t", "--", "true"], "--tag needs a single fork"),
             (&["-n", "0", "--", "true"], "invalid value"),
         ] {
             let said = home.run(args).exits(2);
@@ -207,7 +207,7 @@ fn output_can_be_followed_and_of_much_the_beginning_and_the_end_are_kept() {
     let said = home.pfimg(&["output", "a"]).run().exits(0);
     assert!(said.stdout.starts_with("begin\nxxx") && said.stdout.ends_with("xxx\nend\n"));
     assert!(said.stdout.len() < 20 << 20 && !said.stdout.contains('\0'), "{}", said.stdout.len());
-    assert!(said.stderr.contains("bytes of output are cut out here"), "{}", said.stderr);
+    assert!(said.stderr.contains("bytes of output were removed here"), "{}", said.stderr);
     let on_disk = crate::common::forks::disk_usage(&home.store().join("forks/.runs"));
     assert!(on_disk < 40 << 20, "{on_disk}");
 }

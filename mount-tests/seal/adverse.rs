@@ -194,7 +194,7 @@ fn a_seal_brings_no_discarded_fork_back() {
 }
 
 #[test]
-fn what_the_disk_failed_to_write_is_written_again_before_an_image_is_made_of_it() {
+fn failed_disk_writes_are_repeated_before_an_image_is_made() {
     let tmp = tempfile::tempdir().unwrap();
     let root = tmp.path().join("s");
     let (io, place, registry) = hooked(&root);
@@ -217,7 +217,7 @@ fn what_the_disk_failed_to_write_is_written_again_before_an_image_is_made_of_it(
 }
 
 #[test]
-fn what_is_written_while_a_fork_is_sealed_to_be_put_back_is_not_lost() {
+fn writes_during_the_seal_before_a_restore_are_not_lost() {
     let tmp = tempfile::tempdir().unwrap();
     let root = tmp.path().join("s");
     let (io, place, registry) = hooked(&root);
@@ -487,7 +487,7 @@ fn a_folder_that_was_moved_too_deep_is_refused_by_a_seal_and_stays() {
     let world = dir(&fork, "world/fs");
     fork.rename(world, b"a", at, b"a", RenameMode::Replace).unwrap();
     let refused = place.sealer(None).seal(&fork, None).unwrap_err();
-    assert!(refused.to_string().contains("folders deep"), "{refused}");
+    assert!(refused.to_string().contains("directories deep"), "{refused}");
     fork.rename(at, b"a", world, b"a", RenameMode::Replace).unwrap();
     place.seal(&fork);
     drop((fork, registry));

@@ -234,7 +234,7 @@ fn number(name: &str) -> Option<u64> {
 }
 
 #[test]
-fn whatever_was_done_to_a_fork_its_seal_holds_it_exactly_and_pf_restores_it() {
+fn a_seal_holds_any_state_of_a_fork_exactly_and_pf_restores_it() {
     let first = number("PFIMG_SEAL_SEED").unwrap_or(1);
     let count = number("PFIMG_SEAL_FORKS").unwrap_or(200);
     let mut seen = Seen::default();

@@ -94,7 +94,7 @@ fn number(name: &str, usual: u64) -> u64 {
 }
 
 #[test]
-fn whatever_was_done_to_a_fork_its_paths_go_back_to_any_seal_and_all_else_stays() {
+fn paths_of_any_fork_are_restored_to_any_seal_and_other_paths_stay() {
     let (first, count) = (number("PFIMG_BACK_SEED", 1), number("PFIMG_BACK_FORKS", 12));
     let mut moved = 0;
     for seed in first..first + count {
@@ -142,7 +142,7 @@ fn whatever_was_done_to_a_fork_its_paths_go_back_to_any_seal_and_all_else_stays(
             let done = match restore(&place, &registry, &sealer, &fork, &asked) {
                 Ok(done) => done,
                 Err(error) => {
-                    assert!(error.to_string().contains("not a folder"), "{about}: {error}");
+                    assert!(error.to_string().contains("not a directory"), "{about}: {error}");
                     assert_eq!(world(&fork), before, "{about}");
                     continue;
                 }

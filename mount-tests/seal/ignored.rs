@@ -41,7 +41,7 @@ fn rename(fork: &Fork, from: &str, to: &str) {
 }
 
 #[test]
-fn what_pfignore_names_is_in_no_image_and_stays_in_the_fork() {
+fn files_named_by_pfignore_are_in_no_image_and_stay_in_the_fork() {
     let temp = tempfile::tempdir().unwrap();
     let place = Place::new(temp.path());
     let registry = place.registry();
@@ -99,7 +99,7 @@ fn what_pfignore_names_is_in_no_image_and_stays_in_the_fork() {
 }
 
 #[test]
-fn rules_that_change_take_out_what_was_sealed_and_bring_back_what_was_kept_out() {
+fn changed_rules_remove_sealed_paths_and_add_paths_left_out_before() {
     let temp = tempfile::tempdir().unwrap();
     let place = Place::new(temp.path());
     let registry = place.registry();
@@ -140,7 +140,7 @@ fn rules_that_change_take_out_what_was_sealed_and_bring_back_what_was_kept_out()
 }
 
 #[test]
-fn before_a_fork_is_put_back_all_of_it_is_sealed() {
+fn all_of_a_fork_is_sealed_before_a_restore() {
     let temp = tempfile::tempdir().unwrap();
     let place = Place::new(temp.path());
     let registry = place.registry();
@@ -214,7 +214,7 @@ fn step(rng: &mut Rng, fork: &Fork) {
 }
 
 #[test]
-fn whatever_is_done_a_fork_with_rules_loses_nothing_and_its_images_hold_what_no_rule_covers() {
+fn a_fork_with_rules_loses_nothing_and_its_images_hold_every_path_without_a_rule() {
     for seed in 1..=60 {
         let mut rng = Rng(seed);
         let temp = tempfile::tempdir().unwrap();

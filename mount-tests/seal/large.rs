@@ -31,7 +31,7 @@ fn table(file: &[u8]) -> SeekTable {
 }
 
 #[test]
-fn of_a_large_file_that_changed_a_little_the_other_frames_are_taken_over_as_they_are() {
+fn the_unchanged_frames_of_a_large_file_are_reused() {
     let dir = tempfile::tempdir().unwrap();
     let place = Place::new(dir.path());
     let registry = place.registry();

@@ -114,7 +114,7 @@ fn an_operators_secret_chains_and_is_not_written_down() {
 }
 
 #[test]
-fn a_line_that_is_no_entry_is_kept_and_reported() {
+fn a_line_without_an_entry_is_kept_and_reported() {
     let (_dir, place, fork) = place_with_fork();
     append(&fork, "effects/ledger.jsonl", (effect(1) + "no json\n" + &effect(2)).as_bytes());
     let sealed = place.seal(&fork);
@@ -175,7 +175,7 @@ fn pages_that_were_written_become_a_page_manifest_that_pf_takes() {
 }
 
 #[test]
-fn layers_that_nobody_filled_have_pfs_empty_forms() {
+fn layers_without_content_have_pfs_empty_forms() {
     let (_dir, place, fork) = place_with_fork();
     write(&fork, "world/fs/only.txt", b"x");
     let sealed = place.seal(&fork);

@@ -246,7 +246,7 @@ fn a_path_that_is_missing_from_the_tree_is_caught() {
 }
 
 #[test]
-fn a_temporary_file_is_caught_as_well_where_what_changed_was_changed_back() {
+fn a_temporary_file_is_caught_also_if_the_change_was_reverted() {
     let scene = scene();
     let Scene { root, io, place, fork, log, .. } = &scene;
     let sealed = place.seal(fork).image;
@@ -278,7 +278,7 @@ fn a_temporary_file_is_caught_as_well_where_what_changed_was_changed_back() {
 }
 
 #[test]
-fn a_full_disk_is_told_of_as_a_budget_that_was_exceeded() {
+fn a_full_disk_is_reported_as_an_exceeded_budget() {
     let scene = scene();
     let Scene { root, io, place, fork, log, .. } = &scene;
     let folder = tempfile::tempdir().unwrap();
@@ -377,7 +377,7 @@ fn a_path_that_is_missing_from_an_export_is_caught() {
     // The error names the path and the pack.
     let crash = root.join("audit/crash");
     let said = error.to_string();
-    assert!(said.contains("otherwise in the folder") && said.contains(crash.to_str().unwrap()), "{said}");
+    assert!(said.contains("otherwise in the directory") && said.contains(crash.to_str().unwrap()), "{said}");
     judge_pack(root, log, "export", "path_consistency");
     export(&place.store, &image, &to("whole"), &()).unwrap();
 }
@@ -412,7 +412,7 @@ impl BaseReader for Lying {
 }
 
 #[test]
-fn a_fork_that_is_to_be_put_back_is_judged_before_and_stays_as_it_was_where_something_is_wrong() {
+fn a_fork_is_judged_before_a_restore_and_stays_unchanged_after_a_violation() {
     let scene = scene();
     let Scene { root, place, registry, fork, log, .. } = &scene;
     let reader = Arc::new(Lying(place.reader.clone(), AtomicBool::new(false)));

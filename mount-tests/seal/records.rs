@@ -41,7 +41,7 @@ type Copy<'a> = &'a dyn Fn(&Fork);
 const MESSAGE: &str = "{\"role\":\"user\",\"content\":\"hi\"}\n";
 
 #[test]
-fn what_was_appended_and_taken_away_is_in_the_next_seal_and_shown_again() {
+fn appended_and_removed_records_are_in_the_next_seal_and_shown_again() {
     let tmp = tempfile::tempdir().unwrap();
     let place = Place::new(tmp.path());
     let registry = place.registry();
@@ -111,7 +111,7 @@ fn a_fork_that_was_copied_without_its_records_continues_those_of_its_image() {
 }
 
 #[test]
-fn what_was_recorded_before_a_fork_is_put_back_stays_in_a_seal_of_its_list() {
+fn records_from_before_a_restore_stay_in_a_listed_seal() {
     let tmp = tempfile::tempdir().unwrap();
     let place = Place::new(tmp.path());
     let registry = place.registry();

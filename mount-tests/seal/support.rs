@@ -63,7 +63,7 @@ impl Place {
         let config =
             CacheConfig { heap_bytes: 256 << 20, disk_bytes: 1 << 30, dir: store.root().join("test-cache") };
         let cache = Arc::new(Cache::new(store.clone(), &config));
-        let reader = pfimg::vfs::fork_reader(store.clone(), cache);
+        let reader = pfimg::images::fork_reader(store.clone(), cache);
         Self { store, reader }
     }
 

@@ -30,7 +30,7 @@ fn numbers(ledger: &Path) -> Vec<u32> {
 
 /// With the kernel keeping writes for a while or not, in a fork of an image or one that began empty.
 #[test]
-fn whoever_appends_to_the_ledger_goes_on_appending_after_a_seal_has_rewritten_it() {
+fn a_program_continues_to_append_after_a_seal_has_rewritten_the_ledger() {
     for (writes, empty) in [("through", false), ("back", false), ("through", true), ("back", true)] {
         goes_on_appending(writes, empty);
     }
@@ -73,7 +73,7 @@ fn goes_on_appending(writes: &str, empty: bool) {
 }
 
 #[test]
-fn a_copy_of_a_forks_ledger_is_what_was_shown_and_has_no_secret() {
+fn a_copy_of_a_forks_ledger_equals_the_shown_one_and_has_no_secret() {
     let (store, id) = small_store();
     let mount = manual(&store);
     let files = fork(&mount, "f", &id);

@@ -153,7 +153,7 @@ fn paths_go_back_while_a_shell_a_watcher_and_a_writer_are_in_the_fork() {
 }
 
 #[test]
-fn what_a_program_writes_to_a_path_while_it_goes_back_is_in_a_seal_or_stays() {
+fn writes_to_a_path_during_its_restore_are_in_a_seal_or_stay() {
     let (store, id) = small_store();
     let mount = manual(&store);
     let world = with_docs(&mount, &store, &id);
@@ -455,13 +455,13 @@ fn the_beginning_of_a_living_fork_is_kept_by_everything_that_removes_images() {
     run(&store, &["restore", "f@0"]).exits(0);
     assert_eq!(fs::read(world(&mount, "f").join("new")).unwrap(), b"one");
     let refused = run(&store, &["restore", "f@1"]).exits(5).stderr;
-    assert!(refused.contains("not in the store") && refused.contains("pfimg seals f"), "{refused}");
+    assert!(refused.contains("no longer in the store") && refused.contains("pfimg seals f"), "{refused}");
     mount.unmount();
     verify(&store);
 }
 
 #[test]
-fn what_pfignore_names_stays_where_paths_go_back() {
+fn files_named_by_pfignore_stay_when_paths_are_restored() {
     let (store, id) = small_store();
     let mount = manual(&store);
     let world = fork(&mount, "f", &id);
@@ -483,7 +483,7 @@ fn what_pfignore_names_stays_where_paths_go_back() {
 }
 
 #[test]
-fn a_request_that_is_no_request_is_refused() {
+fn an_invalid_request_is_refused() {
     let (store, id) = small_store();
     let mount = manual(&store);
     fork(&mount, "f", &id);

@@ -61,7 +61,7 @@ fn at(file: &Path, len: usize) -> String {
 
 #[test]
 #[cfg_attr(not(debug_assertions), ignore = "only debug builds delay writes")]
-fn every_snapshot_holds_what_was_written_through_a_mapping_just_before() {
+fn every_snapshot_holds_the_latest_writes_through_a_mapping() {
     for writes in MODES {
         let (store, id) = small_store();
         let mount = slow(&store, writes, "manual");
@@ -102,7 +102,7 @@ fn every_snapshot_holds_what_was_written_through_a_mapping_just_before() {
 
 #[test]
 #[cfg_attr(not(debug_assertions), ignore = "only debug builds delay writes")]
-fn seals_by_themselves_and_at_the_end_hold_what_was_written_through_a_mapping() {
+fn automatic_seals_and_the_last_seal_hold_writes_through_a_mapping() {
     for writes in MODES {
         for policy in ["idle:3s", "interval:3s"] {
             let (store, id) = small_store();
@@ -166,7 +166,7 @@ fn many_mapped_files_of_several_forks_are_all_in_their_seals() {
 
 #[test]
 #[cfg_attr(not(debug_assertions), ignore = "only debug builds delay writes")]
-fn a_seal_holds_what_an_open_file_was_written_with_writes_back() {
+fn a_seal_with_writes_back_holds_the_writes_to_an_open_file() {
     let (store, id) = small_store();
     let mount = slow(&store, "back", "manual");
     let world = fork(&mount, "f", &id);

@@ -22,7 +22,7 @@ fn all_continue(store: &FastStore) {
 }
 
 #[test]
-fn whatever_becomes_of_the_records_names_the_next_seal_has_what_was_recorded() {
+fn the_next_seal_has_all_records_after_any_change_to_their_names() {
     for writes in ["through", "back"] {
         let (store, id) = small_store();
         let start = || Mount::of(store.root()).args(["--seal", "manual", "--writes", writes]).start();
@@ -112,7 +112,7 @@ fn a_folder_of_a_record_that_is_made_again_is_used_while_a_program_stands_in_the
 }
 
 #[test]
-fn what_was_recorded_before_a_restore_stays_in_a_seal_that_the_fork_lists() {
+fn records_from_before_a_mounted_restore_stay_in_a_listed_seal() {
     let (store, id) = small_store();
     let mount = Mount::of(store.root()).args(["--seal", "manual"]).start();
     fork(&mount, "f", &id);

@@ -68,7 +68,7 @@ fn recorded(store: &FastStore, id: &str) -> Vec<String> {
 }
 
 #[test]
-fn a_seal_records_no_time_of_what_nobody_touched_and_changes_none_that_is_shown() {
+fn a_seal_records_no_time_of_untouched_files_and_changes_no_shown_time() {
     let mut store = FastStore::new();
     let base = two_images(&mut store);
     let mount = manual(&store);

@@ -159,7 +159,7 @@ fn change(world: &Path) {
 }
 
 #[test]
-fn watchers_of_a_fork_that_is_put_back_hear_what_changed_and_go_on_watching() {
+fn watchers_of_a_restored_fork_get_its_changes_and_continue_to_watch() {
     for args in MOUNTS {
         let (store, id) = small_store();
         let mount = mounts(&store, args);
@@ -239,7 +239,7 @@ fn watchers_of_a_fork_that_is_discarded_hear_of_it_wherever_they_watch() {
 }
 
 #[test]
-fn a_shell_in_a_fork_that_is_put_back_sees_the_restored_files() {
+fn a_shell_in_a_restored_fork_sees_the_restored_files() {
     for args in MOUNTS {
         let (store, id) = small_store();
         let mount = mounts(&store, args);
@@ -312,7 +312,7 @@ fn a_shell_in_a_fork_that_is_discarded_finds_nothing() {
 }
 
 #[test]
-fn open_files_of_a_fork_that_is_put_back_are_removed_ones_or_did_not_change() {
+fn open_files_of_a_restored_fork_are_removed_or_unchanged() {
     for args in MOUNTS {
         let (store, id) = small_store();
         let mount = mounts(&store, args);
@@ -376,7 +376,7 @@ fn inode_numbers_stay_over_a_restore_and_a_remount() {
 }
 
 #[test]
-fn a_fork_that_is_put_back_while_programs_walk_through_it_shows_old_files_until_then_and_never_later() {
+fn a_restore_during_a_walk_shows_old_files_before_it_and_never_after_it() {
     let (store, id) = small_store();
     let mount = mounts(&store, &[]);
     let world = changed_fork(&mount, &store, &id);

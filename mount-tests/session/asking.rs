@@ -17,7 +17,7 @@ fn mounting_twice_at_one_place_is_refused_and_harms_nothing() {
 }
 
 #[test]
-fn of_mounts_that_start_at_one_place_at_once_one_is_made() {
+fn one_of_several_concurrent_mounts_at_one_place_is_made() {
     let (store, id) = small_store();
     let (_dir, point) = point();
     for round in 0..10 {
@@ -45,7 +45,7 @@ fn of_mounts_that_start_at_one_place_at_once_one_is_made() {
 }
 
 #[test]
-fn a_place_above_what_the_daemon_needs_is_refused_before_anything_is_mounted() {
+fn a_mountpoint_above_files_of_the_daemon_is_refused_before_anything_is_mounted() {
     let (store, id) = small_store();
     let (_dir, home) = temp_dir();
     let above = store.root().parent().unwrap().to_owned();
@@ -54,8 +54,8 @@ fn a_place_above_what_the_daemon_needs_is_refused_before_anything_is_mounted() {
     for (point, cache, says) in [
         (store.root(), home.join("cache"), "the store"),
         (&above, home.join("cache"), "the store"),
-        (&mnt, mnt.join("cache"), "the cache's folder"),
-        (&mnt, mnt.join("not/yet/there"), "the cache's folder"),
+        (&mnt, mnt.join("cache"), "the cache directory"),
+        (&mnt, mnt.join("not/yet/there"), "the cache directory"),
     ] {
         let (output, _guard) =
             mount_in_background(store.root(), point, &["--cache-dir", cache.to_str().unwrap()]);
@@ -99,7 +99,7 @@ fn a_store_can_be_mounted_at_two_places_with_one_cache() {
 }
 
 #[test]
-fn a_store_that_is_none_gives_a_clear_error() {
+fn a_directory_that_is_not_a_store_gives_a_clear_error() {
     let (_dir, dir) = temp_dir();
     let make = |name: &str| {
         std::fs::create_dir_all(dir.join(name)).unwrap();
@@ -241,7 +241,7 @@ fn a_mount_does_without_a_log_where_the_home_cannot_be_written() {
 }
 
 #[test]
-fn a_user_without_a_name_is_told_what_helps_and_it_does() {
+fn a_user_without_a_name_gets_a_remedy_that_works() {
     const NAMELESS: u32 = 54321;
     let listed = std::fs::read_to_string("/etc/passwd").unwrap();
     if !is_root() || listed.contains(&format!(":{NAMELESS}:")) {
@@ -276,7 +276,7 @@ fn a_user_without_a_name_is_told_what_helps_and_it_does() {
 }
 
 #[test]
-fn relative_and_odd_paths_mean_what_they_say() {
+fn relative_and_unusual_paths_are_taken_literally() {
     let (store, id) = small_store();
     let (_dir, home) = temp_dir();
     // Everything that mountinfo has to escape, and what a shell would trip over.

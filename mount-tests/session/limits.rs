@@ -23,7 +23,7 @@ fn pid_at(point: &Path) -> Option<u32> {
 }
 
 #[test]
-fn whatever_a_shell_limits_a_mount_answers_or_the_limit_is_named_and_nothing_is_left() {
+fn under_any_limit_of_a_shell_a_mount_works_or_the_error_names_the_limit() {
     let (store, id) = small_store();
     for (limit, says) in [
         ("--nofile=4:4", "ulimit -n"),
@@ -83,7 +83,7 @@ fn soft_limits_are_raised_for_the_daemon_and_are_the_callers_for_what_runs_in_a_
 }
 
 #[test]
-fn a_file_that_is_larger_than_the_daemon_may_write_is_refused_and_the_mount_goes_on() {
+fn a_file_larger_than_the_daemons_limit_is_refused_and_the_mount_continues() {
     let (store, image) = crate::common::forks::small_store();
     let args = ["--seal", "manual"];
     let mount = Mount::of(store.root()).args(args).under(&["prlimit", "--fsize=2000000:2000000"]).start();
@@ -202,7 +202,7 @@ fn all_is_served(mount: &Mount, id: &str, name: &str, files: &BTreeMap<String, V
 }
 
 #[test]
-fn what_no_file_can_hold_is_served_without_being_kept_and_that_is_said_once() {
+fn blobs_too_large_for_the_cache_are_served_uncached_with_one_warning() {
     let (store, id, files) = large_store();
     for memory in ["1MiB", "64MiB"] {
         // No file may be larger, neither in the cache's folder nor elsewhere.
@@ -216,7 +216,7 @@ fn what_no_file_can_hold_is_served_without_being_kept_and_that_is_said_once() {
 }
 
 #[test]
-fn a_cache_folder_that_is_full_or_read_only_costs_no_file_and_is_told_of_once() {
+fn a_full_or_read_only_cache_loses_no_file_and_is_reported_once() {
     if !is_root() {
         // Only root can mount a small filesystem. The test above has the same effects.
         return;

@@ -14,7 +14,7 @@ fn text(path: &Path) -> &str {
 }
 
 #[test]
-fn a_folder_that_is_not_empty_is_refused_with_what_was_probably_meant() {
+fn a_directory_with_files_is_refused_with_the_probable_intention() {
     let (store, id) = small_store();
     let (_dir, home) = temp_dir();
     let make = |name: &str, file: &str| {
@@ -76,7 +76,7 @@ fn a_mountpoint_that_is_missing_names_the_command_that_makes_it() {
 }
 
 #[test]
-fn a_store_or_a_project_named_as_the_mountpoint_is_told_from_a_missing_store() {
+fn a_store_or_project_as_mountpoint_gives_another_error_than_a_missing_store() {
     let (store, _) = small_store();
     let (_dir, home) = temp_dir();
     let (project, empty) = (home.join("project"), home.join("empty"));
@@ -158,7 +158,7 @@ fn a_mountpoint_given_as_the_store_means_the_store_that_is_mounted_there() {
 }
 
 #[test]
-fn what_lies_in_a_mount_and_is_no_store_is_refused_and_nothing_is_made_there() {
+fn a_path_in_a_mount_that_is_not_a_store_is_refused_and_stays_unchanged() {
     let (store, id) = crate::common::forks::small_store();
     let mount = Mount::of(store.root()).args(["--seal", "manual"]).start();
     let world = crate::common::forks::fork(&mount, "f", &id);

@@ -29,7 +29,7 @@ fn ordinary() -> (Option<u32>, tempfile::TempDir, PathBuf, FastStore) {
 }
 
 #[test]
-fn an_ordinary_user_with_no_new_privileges_is_told_of_them_at_mount_and_umount() {
+fn no_new_privileges_are_named_in_the_errors_of_mount_and_umount() {
     let (user, _dir, home, store) = ordinary();
     let (program, point) = (home.join("pfimg"), home.join("mnt"));
     let mut background = Background { point: point.clone(), pid: None };
@@ -52,7 +52,7 @@ fn an_ordinary_user_with_no_new_privileges_is_told_of_them_at_mount_and_umount()
 }
 
 #[test]
-fn in_a_container_root_is_told_of_the_capability_and_of_dev_null() {
+fn root_in_a_container_gets_errors_about_the_capability_and_dev_null() {
     if !is_root() {
         // Only root can take these away from root.
         return;
@@ -172,7 +172,7 @@ fn below(folder: &Path) -> Vec<PathBuf> {
 }
 
 #[test]
-fn a_store_that_is_moved_while_it_is_mounted_is_noticed_and_begins_nowhere_anew() {
+fn a_store_moved_while_mounted_is_noticed_and_never_made_again() {
     for writes in ["through", "back"] {
         let (store, id) = crate::common::forks::small_store();
         let old = store.root().to_owned();
@@ -259,7 +259,7 @@ fn another_store_at_the_place_of_a_mounted_one_is_not_written() {
 }
 
 #[test]
-fn what_is_refused_in_work_and_beside_a_forks_files_is_explained_in_the_log_and_in_status() {
+fn refused_changes_in_work_and_next_to_a_forks_files_are_explained_in_log_and_status() {
     let (store, id) = crate::common::forks::small_store();
     let mount = Mount::of(store.root()).start();
     fork(&mount, "f", &id);

@@ -125,7 +125,7 @@ fn a_stopped_daemon_of_another_store_holds_up_no_command_and_is_named() {
 }
 
 #[test]
-fn commands_that_need_a_stopped_daemon_end_and_say_what_to_do_and_others_do_without() {
+fn commands_that_need_a_stopped_daemon_fail_with_a_remedy_and_others_work() {
     let (store, id) = crate::common::forks::small_store();
     let mount = Mount::of(store.root()).args(["--seal", "manual"]).start();
     fork(&mount, "f", &id);
@@ -189,7 +189,7 @@ fn a_stopped_mount_that_only_reads_is_not_asked() {
 }
 
 #[test]
-fn the_mount_of_a_stopped_daemon_is_unmounted_and_that_is_said() {
+fn the_mount_of_a_stopped_daemon_is_unmounted_with_a_message() {
     let (store, id) = crate::common::forks::small_store();
     let mount = Mount::of(store.root()).args(["--seal", "manual"]).start();
     fork(&mount, "f", &id);

@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn what_hangs_on_damage_hangs_on_its_bytes() {
+    fn lines_after_damage_are_chained_to_the_damaged_bytes() {
         let head = Head { seq: 4, ..Head::START };
         let behind = head.behind_damage(b"garbage");
         assert_eq!(behind, Head { seq: 5, hash: Digest::of(b"garbage") });

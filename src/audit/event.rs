@@ -397,7 +397,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_object_is_no_event() {
+    fn only_an_object_is_an_event() {
         for bytes in [&b"1"[..], b"\"page_in\"", b"[]", b"null", b"{", b"", b"\xff"] {
             assert!(SessionEvent::parse(bytes).is_err(), "{bytes:?}");
         }
@@ -456,7 +456,7 @@ mod tests {
     }
 
     #[test]
-    fn a_category_that_is_not_said_is_that_of_the_kind() {
+    fn a_missing_category_is_that_of_the_kind() {
         let category = |event: Value| {
             serde_json::from_value::<SessionEvent>(event).unwrap().category().map(|c| c.name().to_owned())
         };

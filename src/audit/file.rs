@@ -26,7 +26,8 @@ use super::follow::BrokenAt;
 use super::note;
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
-use crate::store::{Home, Sharing};
+use crate::util::home::Home;
+use crate::util::sharing::Sharing;
 
 /// The newest lines.
 pub(super) const CURRENT: &str = "events.jsonl";
@@ -164,7 +165,7 @@ impl Appender {
         self.sharing.create_dir_below(store, &self.dir).map_err(failed)?;
         // The store may be another user's: the log must not be written elsewhere.
         if !fs::symlink_metadata(&self.dir).map_err(failed)?.is_dir() {
-            return Err(failed(io::Error::other("its folder is a link")));
+            return Err(failed(io::Error::other("its directory is a link")));
         }
         let _lock = lock_to_append(&self.dir, self.sharing).map_err(failed)?;
         self.append_locked(&path, events).map_err(failed)

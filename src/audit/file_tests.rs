@@ -54,7 +54,7 @@ fn patiently<T>(mut attempt: impl FnMut() -> Result<T>) -> T {
 }
 
 #[test]
-fn many_who_append_at_once_make_one_chain_and_a_follower_sees_what_is_rebuilt() {
+fn concurrent_writers_make_one_chain_and_a_follower_equals_a_rebuild() {
     let store = tempfile::tempdir().unwrap();
     let mut follower = Follower::new(store.path());
     std::thread::scope(|scope| {
@@ -182,7 +182,7 @@ fn one_file_of_a_log_begins_where_its_name_says() {
 }
 
 #[test]
-fn a_torn_end_is_told_while_it_is_there_and_kept_cut_and_noted_by_whoever_appends_next() {
+fn a_torn_end_is_reported_and_the_next_writer_keeps_cuts_and_notes_it() {
     let store = tempfile::tempdir().unwrap();
     append(&mut Appender::new(store.path(), "test"), &["a", "b"]);
     let whole = fs::read(current(store.path())).unwrap();
@@ -244,7 +244,7 @@ fn a_flipped_byte_is_named_by_file_and_line_and_appending_does_not_hide_it() {
 }
 
 #[test]
-fn a_file_that_is_cut_or_taken_away_while_it_is_followed_is_read_anew() {
+fn a_followed_file_that_is_cut_or_removed_is_read_again() {
     let store = tempfile::tempdir().unwrap();
     let mut appender = Appender { max_file: 1 << 10, ..Appender::new(store.path(), "test") };
     for _ in 0..10 {
@@ -260,7 +260,7 @@ fn a_file_that_is_cut_or_taken_away_while_it_is_followed_is_read_anew() {
 }
 
 #[test]
-fn somebody_who_holds_the_lock_for_ever_stops_the_log_and_nothing_else() {
+fn a_lock_that_is_never_released_stops_only_the_log() {
     let store = tempfile::tempdir().unwrap();
     append(&mut Appender::new(store.path(), "test"), &["a"]);
     let held = lock_to_append(&dir(store.path()), Sharing::Private).unwrap();

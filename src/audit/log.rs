@@ -18,8 +18,8 @@ use super::verdict::Verdict;
 use crate::crashpack::{Crashpack, Steps};
 use crate::error::{Error, ErrorKind, Result};
 use crate::oracle::{Transfer, TransferKind, TransferOracle};
-use crate::store::Sharing;
 use crate::sync::Mutex;
+use crate::util::sharing::Sharing;
 
 /// Events that wait to be written. Further events are counted and dropped: a flood of events must not fill
 /// the memory.
@@ -411,7 +411,7 @@ mod tests {
     use crate::oracle::TransferState;
 
     #[test]
-    fn what_is_told_is_in_the_log_after_a_flush_and_after_the_last_handle_is_gone() {
+    fn events_are_in_the_log_after_a_flush_and_after_the_last_handle_is_dropped() {
         let dir = tempfile::tempdir().unwrap();
         let mut follower = Follower::new(dir.path());
         let log = Log::start(dir.path(), "test").unwrap();
@@ -427,7 +427,7 @@ mod tests {
     }
 
     #[test]
-    fn looking_makes_no_log_and_what_changes_brings_what_was_seen_before() {
+    fn reading_makes_no_log_and_the_first_change_writes_earlier_events() {
         let dir = tempfile::tempdir().unwrap();
         let log = Log::start(dir.path(), "test").unwrap();
         log.note_quietly(note::resumed("/mnt"));
@@ -440,7 +440,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_refused_over_and_over_is_told_once_with_how_often() {
+    fn a_repeated_refusal_is_one_event_with_a_count() {
         let dir = tempfile::tempdir().unwrap();
         let log = Log::start(dir.path(), "test").unwrap();
         for n in 0..1000 {
@@ -481,7 +481,7 @@ mod tests {
     }
 
     #[test]
-    fn what_could_not_be_written_is_written_later_and_what_had_no_room_is_counted() {
+    fn unwritten_events_are_written_later_and_dropped_ones_are_counted() {
         let dir = tempfile::tempdir().unwrap();
         let told = QUEUE as u64 + 500;
         let log = Log::start(dir.path(), "test").unwrap();
@@ -538,7 +538,7 @@ mod tests {
     }
 
     #[test]
-    fn a_log_that_is_off_writes_nothing_and_judges_all_the_same() {
+    fn a_log_that_is_off_writes_nothing_and_still_judges() {
         let log = Log::off();
         log.note(note::fork_made("a", None));
         log.flush();

@@ -79,7 +79,7 @@ fn the_life_of_two_agents_adds_up_in_the_order_in_which_they_came() {
 }
 
 #[test]
-fn a_session_that_asks_its_user_is_suspended_and_goes_on() {
+fn a_session_that_asks_its_user_is_suspended_and_resumed() {
     let log = events(json!([
         {"kind": "tool_gated", "turn": 1, "category": "syscall", "call_id": "c1", "tool": "rm", "reason": "ask"},
         {"kind": "suspended", "turn": 1, "category": "sched", "reason": "ask_user", "pending_calls": ["c1", "c2"]},
@@ -303,7 +303,7 @@ fn model(log: &[Value]) -> Value {
 /// A thousand logs: cut at any line, the sum kept while writing equals the sum rebuilt from the bytes, and
 /// both equal the model; and any flipped byte is found on its line.
 #[test]
-fn what_is_kept_live_is_what_is_rebuilt_wherever_a_log_is_cut() {
+fn the_live_snapshot_equals_a_rebuilt_one_for_a_log_cut_anywhere() {
     let logs = (prop::collection::vec(any_event(), 0..24), any::<prop::sample::Index>(), 0..8u8);
     let mut runner = TestRunner::new(Config { cases: 1000, ..crate::crashpack::failing::config() });
     runner

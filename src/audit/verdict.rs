@@ -22,6 +22,7 @@ impl Verdict {
     pub fn error(&self) -> Option<Error> {
         let error = self.result.error()?;
         Some(self.explain(match &self.seen {
+            // The text comes from `Steps`, which saw it.
             Some(seen) => error.with_hint(seen.clone()),
             None => error,
         }))
@@ -32,7 +33,10 @@ impl Verdict {
     pub fn explain(&self, error: Error) -> Error {
         let Some(pack) = &self.pack else { return error };
         let pack = format!("judge it again with `pfimg replay {}`", pack.display());
-        let hint = error.hint().map_or_else(|| pack.clone(), |hint| format!("{hint}; {pack}"));
+        let hint = match error.hint() {
+            Some(hint) => format!("{hint}; {pack}"),
+            None => pack,
+        };
         error.with_hint(hint)
     }
 }

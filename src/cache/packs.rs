@@ -444,7 +444,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_added_is_there_for_the_next_mount_and_small_packs_become_one() {
+    fn added_blobs_are_kept_for_the_next_mount_and_small_packs_are_joined() {
         let dir = tempfile::tempdir().unwrap();
         let blobs: Vec<_> = (0..3000).map(|i| blob(i, (i as usize * 37) % 5000)).collect();
         for part in blobs.chunks(700) {

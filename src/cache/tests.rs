@@ -132,7 +132,7 @@ fn damage_before_or_behind_the_range_is_found_before_a_byte_is_served() {
 }
 
 #[test]
-fn a_lie_about_the_size_fails_for_the_liar_alone() {
+fn a_false_size_fails_only_for_its_own_request() {
     let (_dir, store, cache) = setup(1 << 20, 8 << 20);
     for len in [1000usize, 2 << 20] {
         let bytes = payload(1, len);
@@ -203,7 +203,7 @@ fn a_folder_that_was_there_keeps_its_mode_and_what_is_made_in_it_is_closed_to_ot
 }
 
 #[test]
-fn a_file_that_is_somebody_elses_or_none_is_not_used() {
+fn a_file_of_another_user_or_of_another_kind_is_not_used() {
     let (dir, store, _) = setup(1 << 20, 64 << 20);
     let bytes = payload(1, 2 << 20);
     let digest = store.blobs().put(&bytes).unwrap();

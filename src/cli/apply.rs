@@ -1,4 +1,4 @@
-//! `pfimg apply`: brings what a fork changed into a directory.
+//! `pfimg apply`: applies a fork's changes to a directory.
 
 mod commits;
 mod own_commit;
@@ -30,60 +30,64 @@ use crate::store::Store;
 use crate::store::applies::Branch;
 use crate::util::parallel::default_jobs;
 
-/// What the directory's side is called in markers.
+/// The name of the directory's side in conflict markers.
 const YOURS: &str = "yours";
 
-/// Bring what a fork changed into a directory.
+/// Apply a fork's changes to a directory.
 ///
-/// Three states are compared for each path that the fork changed: the image that the fork was made of, the fork, and the directory as it
-/// is. A path that only the fork changed becomes as in the fork. A text that both sides changed is merged by lines. Anything else that
-/// both sides changed is a conflict. With a conflict nothing is written, and each of them is named, unless an option decides them.
+/// For each path that the fork changed, pfimg compares three states: the image that the fork was made of, the
+/// fork, and the directory. A path that only the fork changed becomes as in the fork. Text that both sides
+/// changed is merged line by line. Any other path that both sides changed is a conflict. With a conflict, pfimg
+/// writes nothing and lists all conflicts, unless an option resolves them.
 ///
-/// Content, links, permissions, hard links and empty folders are brought over; owners, times and attributes are not. Files of
-/// repositories (`.git`) are not. A folder that the fork deleted stays if it holds files that the fork does not know. Unsealed changes of
-/// the fork are sealed first, also with --dry-run. What is in the directory is kept as an image before it changes.
+/// Apply copies content, links, permissions, hard links and empty directories. It does not copy owners, times,
+/// extended attributes or files of repositories (`.git`). A directory that the fork deleted stays if it holds
+/// files unknown to the fork. Apply first seals unsealed changes of the fork, also with --dry-run. It keeps the
+/// previous state of the directory as an image.
 ///
-/// Applying again changes nothing. `pfimg apply --undo` takes back what an apply changed. Exit code 3: there are conflicts.
+/// A second apply changes nothing. `pfimg apply --undo` undoes the last apply. Exit code 3: there are
+/// conflicts.
 #[derive(Debug, Args)]
 #[command(
     override_usage = "pfimg apply [OPTIONS] FORK|IMAGE [DIR] [-- PATH...]\n       pfimg apply --undo|--continue [--force] [DIR]"
 )]
 #[allow(clippy::struct_excessive_bools)]
 pub(crate) struct ApplyArgs {
-    /// A fork, or an image (tag, prefix, FORK@SEAL): what it changed since the fork was made, or since its project was imported
+    /// A fork or image (tag, prefix, FORK@SEAL) with changes since the fork was made, or since its project was
+    /// imported
     #[arg(value_name = "FORK|IMAGE", required_unless_present_any = ["undo", "continue"])]
     name: Option<String>,
-    /// The directory [default: the project around this folder, if the fork is a copy of it]
+    /// The directory [default: the project around the current directory, if the fork is a copy of it]
     #[arg(value_name = "DIR")]
     dir: Option<PathBuf>,
-    /// Only these paths and what is below them
+    /// Apply only these paths and everything below them
     #[arg(value_name = "PATH", last = true)]
     paths: Vec<PathBuf>,
-    /// Show what would change, and write nothing in the directory
+    /// Show the changes, and write nothing in the directory
     #[arg(long, short = 'n')]
     dry_run: bool,
-    /// Write markers into texts whose lines conflict
+    /// Write conflict markers into texts whose lines conflict
     #[arg(long)]
     merge: bool,
-    /// Keep the directory's side of conflicts; of a text, only of lines that conflict
+    /// Resolve conflicts with the directory's side; in texts, only for conflicting lines
     #[arg(long, conflicts_with_all = ["theirs", "skip"])]
     ours: bool,
-    /// Take the fork's side of conflicts; of a text, only of lines that conflict
+    /// Resolve conflicts with the fork's side; in texts, only for conflicting lines
     #[arg(long, conflicts_with = "skip")]
     theirs: bool,
-    /// Leave paths with conflicts alone
+    /// Leave paths with conflicts unchanged
     #[arg(long)]
     skip: bool,
-    /// Commit the applied paths, and nothing else, in the directory's repository. No hook runs; --undo keeps the commit
+    /// Commit only the applied paths, in the directory's repository. No hook runs; --undo keeps the commit
     #[arg(long, value_name = "TEXT", conflicts_with_all = ["dry_run", "undo", "continue"])]
     commit: Option<String>,
-    /// Take back the last apply to the directory
+    /// Undo the last apply to the directory
     #[arg(long, conflicts_with_all = ["paths", "dry_run", "merge", "ours", "theirs", "skip", "continue"])]
     undo: bool,
-    /// Finish an apply that was interrupted
+    /// Finish an interrupted apply
     #[arg(long = "continue", conflicts_with_all = ["paths", "dry_run", "merge", "ours", "theirs", "skip"])]
     r#continue: bool,
-    /// With --undo: take back later edits too; an image keeps them
+    /// With --undo: undo later edits too; an image keeps them
     #[arg(long, requires = "undo")]
     force: bool,
     /// Print JSON
@@ -91,15 +95,15 @@ pub(crate) struct ApplyArgs {
     json: bool,
 }
 
-/// What is applied.
+/// The fork or image that is applied.
 #[derive(Clone, Debug)]
 struct Subject {
-    /// As the user named it.
+    /// The name given by the user.
     name: String,
     /// Whether it is a fork.
     is_fork: bool,
     base: Option<Digest>,
-    /// Nothing for a fork that began empty and still is.
+    /// `None` for a fork that began empty and is still empty.
     image: Option<Digest>,
 }
 
@@ -140,7 +144,7 @@ pub(crate) fn run(store: &StoreArg, args: &ApplyArgs) -> Result<ExitCode> {
     };
     told::warn(&prepared, &subject);
     let mut plan = prepared.plan;
-    // Files come first: with a conflict in them nothing is fetched.
+    // Files come first: pfimg fetches no commit if a file conflicts.
     let commits = if plan.conflicts.is_empty() && prepared.has_commits && only.is_empty() {
         commits_of(&store, &subject, &dir, args)
     } else {
@@ -168,7 +172,7 @@ pub(crate) fn run(store: &StoreArg, args: &ApplyArgs) -> Result<ExitCode> {
     let outcome = carry_out(&store, &applying, &progress);
     progress.0.finish();
     let outcome = outcome?;
-    // A path that was edited while the apply worked is not as the fork has it.
+    // A path that was edited during the apply differs from the fork.
     let is_whole = outcome.conflicts.is_empty() && !plan.steps.is_empty();
     if let Some(message) = args.commit.as_ref().filter(|_| is_whole) {
         telling.own = Some(own_commit::commit(&dir, &plan.steps, message));
@@ -176,25 +180,25 @@ pub(crate) fn run(store: &StoreArg, args: &ApplyArgs) -> Result<ExitCode> {
     telling.applied(&outcome, started.elapsed())
 }
 
-/// New commits of a fork, whose objects the directory's repository has afterwards. Where they cannot be had the files are applied
-/// without them.
+/// Returns the new commits of a fork, after adding their objects to the directory's repository. On failure the
+/// files are applied without commits.
 fn commits_of(store: &Arc<Store>, subject: &Subject, dir: &Path, args: &ApplyArgs) -> Option<Commits> {
     if !commits::has_repository(dir) {
         return None;
     }
     let name = plain(&subject.name, usize::MAX);
     if !subject.is_fork {
-        eprintln!("pfimg: commits of an image stay in it; apply the fork to bring them over");
+        eprintln!("pfimg: git commits of an image are not applied; apply the fork to get them");
         return None;
     }
     let fetched = commits::fetch(store, &subject.name, dir, args.dry_run);
     fetched.unwrap_or_else(|error| {
-        eprintln!("pfimg: the commits of fork {name:?} stay in it: {error}");
+        eprintln!("pfimg: cannot apply the git commits of fork {name:?}: {error}");
         None
     })
 }
 
-/// The branch that moves. One that cannot be fast-forwarded is a conflict.
+/// Checks the branch that moves. A branch that cannot be fast-forwarded is a conflict.
 fn judged(commits: &Commits, subject: &Subject, args: &ApplyArgs, plan: &mut Plan) -> Option<Branch> {
     if !commits.diverged {
         return commits.branch.clone();
@@ -203,11 +207,11 @@ fn judged(commits: &Commits, subject: &Subject, args: &ApplyArgs, plan: &mut Pla
     let why = "the branch has commits that the fork does not have".to_owned();
     match args.decide(true).others {
         Others::Theirs => {
-            plan.decided.push(About { path, why: format!("{why}: moved to the fork's") });
+            plan.decided.push(About { path, why: format!("{why}: moved to the fork's commit") });
             commits.branch.clone()
         }
         Others::Ours | Others::Skip => {
-            plan.decided.push(About { path, why: format!("{why}: left alone") });
+            plan.decided.push(About { path, why: format!("{why}: left unchanged") });
             None
         }
         Others::Refuse => {
@@ -231,17 +235,17 @@ impl ApplyArgs {
     }
 }
 
-/// Whether a name is that of a fork. One that is an image too means the fork.
+/// Returns whether a name belongs to a fork. A name of both a fork and an image means the fork.
 fn is_fork(store: &Store, name: &str) -> bool {
     let is_fork = refuse_fork_name(name).is_none() && OnDisk::read(store.root(), name).is_ok();
     if is_fork && store.resolve(name).is_ok() {
         let name = plain(name, usize::MAX);
-        eprintln!("pfimg: {name:?} is a fork and an image; this is the fork");
+        eprintln!("pfimg: {name:?} is a fork and an image; using the fork");
     }
     is_fork
 }
 
-/// What an image is compared with; `FORK@SEAL` with what that fork was made of.
+/// Returns the image to compare with. For `FORK@SEAL` that is the image that the fork was made of.
 fn base_of(store: &Store, name: &str) -> Result<Digest> {
     let image = line::image(store, name).map_err(|e| match e.kind() {
         ErrorKind::NotFound => e.context("no fork has that name (`pfimg forks` lists them)"),
@@ -257,7 +261,7 @@ fn base_of(store: &Store, name: &str) -> Result<Digest> {
     base_of_image(store, &image)
 }
 
-/// Shows how far the work is.
+/// Shows the progress of the work.
 struct Progress(Bar);
 
 impl Hooks for Progress {
@@ -270,7 +274,7 @@ impl Hooks for Progress {
     }
 }
 
-/// The error for a directory that cannot be applied to.
+/// Returns the error for a directory that cannot be applied to.
 fn refuse(dir: &Path, why: &str) -> Error {
     Error::new(ErrorKind::InvalidInput, format!("cannot apply to {}: {why}", dir.display()))
 }

@@ -1,4 +1,4 @@
-//! `pfimg audit`: what happened, and whether the log of it is whole.
+//! `pfimg audit`: summarizes the log of events, and checks that it is complete.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -26,15 +26,15 @@ use crate::store::{Size, Store};
 /// Largest trace that is read, in bytes.
 const MAX_TRACE: u64 = 1 << 30;
 
-/// Summarize the store's audit log, or the events of an image, fork or file. Exits with 4 if an event lacks what its kind
-/// needs.
+/// Summarize the store's audit log, or the events of an image, fork or file. Exits with 4 if an event lacks a
+/// field that its kind needs.
 #[derive(Debug, Args)]
 #[allow(clippy::struct_excessive_bools)]
 pub(crate) struct AuditArgs {
     /// Image or fork whose trace holds session events [default: the store's own log]
     #[arg(value_name = "IMAGE|FORK", conflicts_with = "events")]
     subject: Option<String>,
-    /// File of session events: an array of them, or one after the other
+    /// File of session events: a JSON array, or one event after the other
     #[arg(long, value_name = "FILE")]
     events: Option<PathBuf>,
     /// Check the chain of hashes; exits with 4 and names the first line that breaks it
@@ -43,7 +43,7 @@ pub(crate) struct AuditArgs {
     /// Accept events without the fields of their kind, and files without an event
     #[arg(long)]
     lenient: bool,
-    /// List the crash packs of the store, the newest first; exits with 4 if one was changed
+    /// List the store's crash packs, newest first; exits with 4 if one was changed
     #[arg(long, conflicts_with_all = ["subject", "events", "verify", "lenient"])]
     packs: bool,
     /// Print JSON
@@ -57,28 +57,28 @@ impl AuditArgs {
     }
 }
 
-/// A log in numbers.
+/// The figures of a log.
 #[derive(Debug, Serialize)]
 struct Shown {
     /// Where the events come from.
     source: String,
     events: u64,
-    /// Lines that are no session events.
+    /// Lines that are not session events.
     others: u64,
-    /// Events that lack what their kind needs.
+    /// Events that lack a field of their kind.
     faults: Faults,
     #[serde(flatten)]
     tally: Tally,
-    /// Number and hash of the last line, of a chained log.
+    /// Number and hash of the last line of a chained log.
     head: Option<ShownHead>,
     broken: Option<BrokenAt>,
-    /// What the oracles of a store found.
+    /// The findings of a store's oracles.
     #[serde(flatten)]
     found: Option<Found>,
     snapshot: OsSnapshot,
 }
 
-/// Violations by the log of a store, and the crash packs that are there.
+/// Violations in the log of a store, and its crash packs.
 #[derive(Debug, Serialize)]
 struct Found {
     violations: Violations,
@@ -91,18 +91,18 @@ struct ShownHead {
     hash: String,
 }
 
-/// Tells a store's log what a command changed. The change is made: a log that cannot be written is a warning.
+/// Writes a command's change to the store's log. The change is already made, so a failure is only a warning.
 pub(crate) fn tell(store: &Store, command: &str, events: impl IntoIterator<Item = SessionEvent>) {
     if let Err(error) = log::tell(store.root(), command, events) {
         eprintln!("pfimg: {error}");
     }
 }
 
-/// The log that a command tells of what it does as it goes. Without one it goes on.
+/// Opens the log for the events of a running command. Without a log the command continues.
 pub(crate) fn told(store: &Store, command: &str) -> log::Log {
     let warn = |what: &str| eprintln!("pfimg: {what}");
     log::Log::start_warning(store.root(), command, warn).unwrap_or_else(|error| {
-        eprintln!("pfimg: the audit log is not written: {error}");
+        eprintln!("pfimg: cannot write the audit log: {error}");
         log::Log::off()
     })
 }

@@ -1,4 +1,4 @@
-//! `pfimg cp`: copies a tag without a byte of content.
+//! `pfimg cp`: copies a tag without copying content.
 
 use std::process::ExitCode;
 
@@ -10,12 +10,12 @@ use super::{StoreArg, audit};
 use crate::audit::note;
 use crate::digest::Digest;
 use crate::error::Result;
-use crate::store::tags::copy::check_names;
+use crate::store::copy_tag::check_names;
 
 /// Give an image a second tag. Copies no content.
 #[derive(Debug, Args)]
 pub(crate) struct CpArgs {
-    /// What to copy: a tag, or an image by prefix, sha256:… or latest
+    /// The source: a tag, or an image by prefix, sha256:… or latest
     #[arg(value_name = "SRC")]
     source: String,
     /// The new tag
@@ -30,7 +30,7 @@ pub(crate) struct CpArgs {
 struct Copy {
     tag: String,
     image: Digest,
-    /// Blobs that the manifest names, used where they are.
+    /// Blobs that the manifest names; the copy shares them.
     linked_blobs: usize,
     copied_bytes: u64,
 }

@@ -1,4 +1,4 @@
-//! `pfimg demo`: a store, a mount and a look around, with real commands and their real output.
+//! `pfimg demo`: shows a store and a mount, with real commands and their real output.
 
 mod story;
 
@@ -23,10 +23,10 @@ use super::text::print;
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::{Sharing, Store};
 
-/// Show what pfimg does, in a store that is removed at the end.
+/// Show the features of pfimg in a temporary store.
 #[derive(Debug, Args)]
 pub(crate) struct DemoArgs {
-    /// Leave the store mounted
+    /// Keep the store and leave it mounted
     #[arg(long)]
     keep: bool,
     /// Print JSON
@@ -37,39 +37,39 @@ pub(crate) struct DemoArgs {
 pub(crate) fn run(args: &DemoArgs) -> Result<ExitCode> {
     let demo = Demo::new(args.json)?;
     for signal in [SIGHUP, SIGINT, SIGTERM] {
-        // Ends the demo between two steps, with the mount cleared away.
+        // Ends the demo between two steps, and unmounts the store.
         signal_hook::flag::register(signal, Arc::clone(&demo.interrupted))
             .map_err(|e| Error::io(e, "cannot watch for signals"))?;
     }
     let story::Images { before, after } = story::fill(&Store::create(demo.path("store"))?)?;
     demo.print(&format!(
-        "An agent fixed a bug. A store in {} holds what there was before and after:\n\
+        "An agent fixed a bug. The store in {} holds the states before and after that:\n\
          two images with files, KV cache, ledger and trace, tagged `before` and `after`.\n",
         demo.dir.path().display()
     ))?;
     demo.mount()?;
 
-    demo.say("Every image is a folder, found by id, tag, agent or age:")?;
+    demo.say("Every image is a directory, found by id, tag, agent or age:")?;
     demo.show("ls -F . images tags latest/", &[0])?;
-    demo.say("Every layer is files that any tool can read:")?;
+    demo.say("Any tool can read the files of each layer:")?;
     demo.show("ls -F tags/after/*", &[0])?;
     demo.show("ls -l tags/after/world/fs/ tags/after/world/fs/src", &[0])?;
     demo.say(
-        "What the agent's tools did, chained so that nothing can be slipped in (the chain's secret is held back):",
+        "The ledger of the agent's tool calls. A hash chain reveals changes to it (the mount hides the chain's secret):",
     )?;
     demo.show("cat tags/after/effects/ledger.jsonl", &[0])?;
-    demo.say("An image's id is the hash of its manifest. Here is the id, and what sha256sum says:")?;
+    demo.say("An image's id is the hash of its manifest. Compare the id with the output of sha256sum:")?;
     demo.show("readlink tags/after", &[0])?;
     let sum = demo.show("sha256sum tags/after/manifest.json", &[0])?;
     if sum.split_whitespace().next() != Some(&after.hex()) {
         return Err(failed(format!("sha256sum of the manifest is not the image's id {}", after.hex())));
     }
-    demo.say("What changed between the two images:")?;
+    demo.say("The changes between the two images:")?;
     let diff = demo.show("diff -r tags/before/world/fs tags/after/world/fs", &[1])?;
     for line in ["Only in tags/after/world/fs: NOTES.md", "Only in tags/before/world/fs/src: scratch.py"] {
         if !diff.lines().any(|found| found == line) {
             return Err(failed(format!(
-                "diff does not say {line:?} of {} and {}",
+                "diff does not print {line:?} for {} and {}",
                 before.hex(),
                 after.hex()
             )));
@@ -79,42 +79,38 @@ pub(crate) fn run(args: &DemoArgs) -> Result<ExitCode> {
     if args.keep { demo.keep() } else { demo.finish() }
 }
 
-/// Two attempts in forks: one is kept, one is thrown away.
+/// Makes two attempts in forks: keeps one, throws the other away.
 fn try_things(demo: &Demo) -> Result<()> {
     demo.say(
-        "A fork is a folder to write into, made in no time whatever the image's size. Let an agent try something:",
+        "A fork is a writable directory, made instantly from an image of any size. Let an agent try a change:",
     )?;
     demo.show("mkdir forks/try-1@after", &[0])?;
     demo.show("ls forks/try-1/world/fs", &[0])?;
     demo.show("echo 'print(\"moin\")' > forks/try-1/world/fs/src/moin.py", &[0])?;
     if demo.show("pfimg diff try-1", &[0])? != "A src/moin.py\n" {
-        return Err(failed("pfimg diff does not say what was done"));
+        return Err(failed("pfimg diff does not show the change"));
     }
-    demo.say(
-        "A copy of it is a branch: no content is copied, and from then on neither sees what the other does:",
-    )?;
+    demo.say("A copy of a fork is a branch. It shares all content, and each fork keeps its own changes:")?;
     demo.show("cp -r forks/try-1 forks/try-2", &[0])?;
     demo.show("rm forks/try-2/world/fs/NOTES.md && echo '# try 2' >> forks/try-2/world/fs/README.md", &[0])?;
     let diff = demo.show("diff -r forks/try-1/world/fs forks/try-2/world/fs", &[1])?;
     if diff.lines().last() != Some("> # try 2") || !diff.contains("Only in forks/try-1/world/fs: NOTES.md") {
-        return Err(failed("diff does not say what the two attempts did"));
+        return Err(failed("diff does not show the changes of the two attempts"));
     }
-    demo.say(
-        "The first is worth keeping. Sealed, it is an image like any other, and pf takes it as its own:",
-    )?;
+    demo.say("Keep the first attempt: seal it. The result is an image that pf can use like its own:")?;
     demo.show("pfimg seal try-1 --tag moin", &[0])?;
     let diff = demo.show("diff -r tags/after/world/fs tags/moin/world/fs", &[1])?;
     if diff.trim_end() != "Only in tags/moin/world/fs/src: moin.py" {
-        return Err(failed("diff does not say what was sealed"));
+        return Err(failed("diff does not show the sealed change"));
     }
-    demo.say("Then the agent breaks everything. Back to what was sealed:")?;
+    demo.say("Then the agent breaks everything. Restore the seal:")?;
     demo.show("rm -r forks/try-1/world/fs/src", &[0])?;
     demo.show("pfimg restore try-1 moin", &[0])?;
     demo.show("diff -r tags/moin/world/fs forks/try-1/world/fs && echo the same", &[0])?;
-    demo.say("The second is not worth keeping:")?;
+    demo.say("Throw the second attempt away:")?;
     demo.show("pfimg forks", &[0])?;
     demo.show("rm -rf forks/try-2", &[0])?;
-    demo.say("Every blob against its digest:")?;
+    demo.say("Check every blob against its digest:")?;
     demo.show("pfimg verify 2>&1", &[0])?;
     Ok(())
 }
@@ -127,19 +123,19 @@ fn failed(what: impl Into<String>) -> Error {
     Error::new(ErrorKind::Io(None), what.into()).context("the demo failed")
 }
 
-/// A temporary folder with a store and a mountpoint. Nothing is left mounted when it is dropped.
+/// A temporary directory with a store and a mountpoint. Dropping it unmounts the store.
 struct Demo {
     dir: TempDir,
     interrupted: Arc<AtomicBool>,
-    /// Whether nothing is printed before the end, and JSON then.
+    /// Whether the demo prints only JSON, at its end.
     json: bool,
-    /// What was said and run so far.
+    /// The texts and commands so far.
     steps: RefCell<Vec<Value>>,
 }
 
 impl Demo {
     fn new(json: bool) -> Result<Self> {
-        let doing = "cannot make a temporary folder";
+        let doing = "cannot make a temporary directory";
         let closed = Sharing::Private.folder_permissions();
         let dir = tempfile::Builder::new()
             .prefix("pfimg-demo-")
@@ -161,7 +157,7 @@ impl Demo {
         self.print(&format!("\n# {text}\n"))
     }
 
-    /// Prints for programs what was said and run. `kept` is the folder that stays.
+    /// Prints the texts and commands as JSON. `kept` is the directory that stays.
     fn print_steps(&self, kept: Option<&Path>) -> Result<()> {
         if !self.json {
             return Ok(());
@@ -173,8 +169,8 @@ impl Demo {
         self.dir.path().join(name)
     }
 
-    /// A command that says what it has to say in English. Cache and log of what it starts are in the temporary folder, so that
-    /// nothing is left of them.
+    /// Makes a command with English messages. Its cache and log are in the temporary directory, so that nothing
+    /// of them is left.
     fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new(program);
         command
@@ -196,7 +192,7 @@ impl Demo {
             .command(this_program()?)
             .args(args)
             .stdout(Stdio::null())
-            // Ctrl-C is for the demo: a mount that is half made could not be cleared away.
+            // Only the demo gets Ctrl-C: it could not unmount a half-made mount.
             .process_group(0)
             .status()
             .map_err(|e| Error::io(e, format!("cannot run {shown}")))?;
@@ -212,19 +208,19 @@ impl Demo {
             mnt.display()
         ))?;
         self.pfimg(&[Path::new("mount"), &store, &mnt]).inspect_err(|_| {
-            // The folder with the daemon's log is deleted in a moment.
+            // The directory with the daemon's log is about to be deleted.
             for log in fs::read_dir(self.path("log/pfimg")).into_iter().flatten().flatten() {
                 eprintln!("{}", fs::read_to_string(log.path()).unwrap_or_default().trim_end());
             }
         })
     }
 
-    /// Shows a command and what it prints. Its exit code must be one of `codes`.
+    /// Shows a command and its output. Its exit code must be one of `codes`.
     fn show(&self, command: &str, codes: &[i32]) -> Result<String> {
         if self.interrupted.load(Ordering::Relaxed) {
             return Err(failed("it was interrupted"));
         }
-        // Whatever it is called where it lies.
+        // The program's file may have any name.
         let script = format!("pfimg() {{ \"$PFIMG\" \"$@\"; }}\n{command}");
         let output = self
             .command("sh")
@@ -261,7 +257,7 @@ impl Demo {
             store = store.display(),
         ));
         let printed = printed.and_then(|()| this.print_steps(Some(&dir)));
-        // Without the unmounting of its drop.
+        // Skips the drop, which would unmount the store.
         std::mem::forget(this);
         printed.map(|()| ExitCode::SUCCESS)
     }
@@ -278,14 +274,14 @@ impl Demo {
              pfimg demo --keep                         the same, left mounted to look around\n\
              pfimg images                              the images in ~/.processfork, or --store DIR\n\
              mkdir mnt && pfimg mount ~/.processfork mnt\n\
-             pfimg verify                              every blob against its digest\n",
+             pfimg verify                              check every blob against its digest\n",
         )?;
         self.print_steps(None)?;
         Ok(ExitCode::SUCCESS)
     }
 }
 
-/// Whether something is mounted at `path`; a dead mount, which answers nothing, counts.
+/// Returns whether something is mounted at `path`. A dead mount, which does not answer, counts.
 fn is_mounted(path: &Path) -> bool {
     let device = |path: &Path| fs::symlink_metadata(path).map(|metadata| metadata.dev());
     match (device(path), path.parent().map(device)) {
@@ -302,9 +298,12 @@ impl Drop for Demo {
             let _ = self.pfimg(&[Path::new("umount"), &mnt]);
         }
         if is_mounted(&mnt) {
-            // Deleting the folder would reach through the mount.
+            // Deleting the directory would delete files through the mount.
             self.dir.disable_cleanup(true);
-            eprintln!("pfimg: {} is still mounted: `pfimg umount` it and delete its folder", mnt.display());
+            eprintln!(
+                "pfimg: {} is still mounted: run `pfimg umount` on it and delete its directory",
+                mnt.display()
+            );
         }
     }
 }
@@ -314,7 +313,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_plain_folder_is_not_mounted_and_proc_is() {
+    fn a_plain_directory_is_not_mounted_and_proc_is() {
         let dir = tempfile::tempdir().unwrap();
         assert!(!is_mounted(dir.path()) && !is_mounted(&dir.path().join("nothing")));
         assert!(is_mounted(Path::new("/proc")));

@@ -1,4 +1,4 @@
-//! `pfimg diff`: what an image, a fork or a directory has other than another.
+//! `pfimg diff`: lists the differences between images, forks and directories.
 
 mod json;
 mod limits;
@@ -27,39 +27,41 @@ use crate::store::Store;
 use crate::util::patch::paint::Paint;
 use crate::util::patch::stat::{self, Total};
 
-/// How often a comparison begins again because another program seals, discards or writes what is compared.
+/// How often a comparison starts again because another program seals, discards or writes a side.
 const ATTEMPTS: usize = 3;
 
-/// The first bytes of a patch are kept until there are this many. Until they are written the comparison can begin again.
+/// Output is held back up to this number of bytes, so that the comparison can start again until then.
 const KEPT: usize = 4 << 20;
 
-/// List the paths that differ between two forks, images or directories. A added, D deleted, M other content, T another kind of file,
-/// P other permissions, owner or attributes. Times are not compared.
+/// List the paths that differ between two forks, images or directories. Letters: A added, D deleted, M other
+/// content, T another kind of file, P other permissions, owner or attributes. Times are not compared.
 ///
-/// Without TO: what a fork differs in from the image that it was made of, an image from its first parent, a directory from its last
-/// import. A DIR has a slash or is `.`; `.` is the project around it, or the fork in whose files it is.
+/// Without TO, pfimg compares a fork with the image that it was made of, and an image with its first parent. It
+/// compares a directory with its last import. A DIR has a slash or is `.`. `.` is the project around the current
+/// directory, or the fork that holds it.
 #[derive(Debug, Args)]
 #[allow(clippy::struct_excessive_bools)] // each is an option
 pub(crate) struct DiffArgs {
     /// A fork, an image (tag, prefix, sha256:…, latest, FORK@SEAL), or a DIR
     #[arg(value_name = "FROM")]
     from: String,
-    /// What to compare it with
+    /// The other side of the comparison
     #[arg(value_name = "TO")]
     to: Option<String>,
-    /// Compare these paths alone, relative to where you are in the project or fork; `*` also stands for slashes
+    /// Compare only these paths, relative to the current directory in the project or fork; `*` also matches
+    /// slashes
     #[arg(value_name = "PATH", last = true)]
     paths: Vec<OsString>,
-    /// Show what changed in each file, as a patch for `git apply`
+    /// Print the changes of each file as a patch for `git apply`
     #[arg(short, long)]
     patch: bool,
-    /// Count the lines that changed in each file
+    /// Count the changed lines of each file
     #[arg(long)]
     stat: bool,
     /// List paths without letters
     #[arg(long, conflicts_with_all = ["patch", "stat"])]
     name_only: bool,
-    /// List all that is in folders which only one of them has
+    /// List everything in directories that only one side has
     #[arg(short, long)]
     recursive: bool,
     /// Compare all layers, with paths such as world/fs/README, and `.git` too
@@ -71,7 +73,8 @@ pub(crate) struct DiffArgs {
     /// When to use colours
     #[arg(long, value_name = "WHEN", value_enum, default_value = "auto", default_missing_value = "always", num_args = 0..=1, require_equals = true)]
     color: When,
-    /// Do not use a pager at a terminal; `PFIMG_PAGER`, `GIT_PAGER` or `PAGER` names one, else it is less
+    /// Print without a pager, also at a terminal [default pager: `PFIMG_PAGER`, `GIT_PAGER`, `PAGER`, else
+    /// less]
     #[arg(long)]
     no_pager: bool,
     /// Print JSON
@@ -79,14 +82,14 @@ pub(crate) struct DiffArgs {
     json: bool,
 }
 
-/// Two sides, compared.
+/// Two sides and their differences.
 struct Compared {
     from: Side,
     to: Side,
     limits: Limits,
-    /// What differs, listed in full.
+    /// The differences, listed in full.
     found: Vec<Difference>,
-    /// Commits that the second side has more.
+    /// Commits that only the second side has.
     commits: Option<u64>,
 }
 
@@ -135,7 +138,7 @@ impl Compared {
                 return Err(Error::new(ErrorKind::InvalidInput, what).with_hint("leave --layers out"));
             }
             if limits.git {
-                let what = format!("cannot compare git's folder of {}: it is a directory", dir.display());
+                let what = format!("cannot compare .git of {}: it is a directory", dir.display());
                 let hint = "name two forks or images, or leave .git out";
                 return Err(Error::new(ErrorKind::InvalidInput, what).with_hint(hint));
             }
@@ -166,7 +169,8 @@ impl Compared {
         Files::of(&self.from.view, &self.to.view, &self.limits, &self.found)
     }
 
-    /// What is listed: folders that only one side has as one, unless all is to be listed.
+    /// Returns the listed differences: a directory of one side is one difference, unless everything is to be
+    /// listed.
     fn listed(&self, args: &DiffArgs) -> Vec<Difference> {
         if args.name_only {
             names::without_full_folders(self.found.clone())
@@ -177,7 +181,7 @@ impl Compared {
         }
     }
 
-    /// Prints to stdout, and returns what the last line says.
+    /// Prints to stdout, and returns the text of the last line.
     fn print(&self, args: &DiffArgs, written: &mut bool) -> Result<String> {
         let paint = args.color.paint();
         let mut summary = "no difference".to_owned();
@@ -258,7 +262,7 @@ impl Compared {
     }
 }
 
-/// Keeps the beginning of the output: as long as nothing is written, a comparison that fails can begin again.
+/// Holds back the beginning of the output: a comparison that fails before any output can start again.
 struct Writer {
     output: Option<Output>,
     kept: Vec<u8>,
@@ -291,7 +295,7 @@ impl Writer {
     }
 }
 
-/// How many commits the second side has more. A directory's repository is not read.
+/// Returns how many commits only the second side has. A directory's repository is not read.
 fn commits(from: &Side, to: &Side) -> Option<u64> {
     let read = |side: &Side| match side.name {
         Name::Directory(_) => None,
@@ -303,7 +307,7 @@ fn commits(from: &Side, to: &Side) -> Option<u64> {
     read(to)?.since(&read(from)?)
 }
 
-/// What a patch comes to.
+/// Summarizes a patch in words.
 fn words(total: &Total, others: u64) -> String {
     let mut words = count(total.files, "file");
     if total.added + total.deleted > 0 {
@@ -313,7 +317,7 @@ fn words(total: &Total, others: u64) -> String {
         words = format!("{words}, {}", parts.join(" "));
     }
     if others > 0 {
-        words = format!("{words} ({} in no patch: `pfimg diff` lists all)", count(others, "path"));
+        words = format!("{words} ({} not in the patch: `pfimg diff` lists all)", count(others, "path"));
     }
     words
 }
@@ -323,10 +327,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_line_says_what_a_patch_comes_to() {
+    fn the_last_line_sums_up_a_patch() {
         let total = |files, added, deleted| Total { files, added, deleted };
         assert_eq!(words(&total(3, 2, 3), 0), "3 files, +2 -3");
         assert_eq!(words(&total(1, 0, 1), 0), "1 file, -1");
-        assert_eq!(words(&total(1, 0, 0), 2), "1 file (2 paths in no patch: `pfimg diff` lists all)");
+        assert_eq!(words(&total(1, 0, 0), 2), "1 file (2 paths not in the patch: `pfimg diff` lists all)");
     }
 }

@@ -1,4 +1,4 @@
-//! `pfimg discard`: throws forks away.
+//! `pfimg discard`: discards forks.
 
 use std::collections::HashSet;
 use std::fmt::Write as _;
@@ -26,20 +26,20 @@ use crate::store::Store;
 use crate::util::parallel::default_jobs;
 use crate::util::units::format_bytes;
 
-/// Throw forks away. A fork that holds work which is in no seal stays, unless --force is given.
+/// Discard forks. A fork with unsealed work stays, unless --force is given.
 #[derive(Debug, Args)]
 #[allow(clippy::struct_excessive_bools)]
 pub(crate) struct DiscardArgs {
-    /// The names of the forks, or patterns: 'try-*', try-{1..4}
+    /// Names of forks, or patterns: 'try-*', try-{1..4}
     #[arg(value_name = "NAME", required_unless_present = "all")]
     names: Vec<String>,
     /// Discard every fork
     #[arg(long, conflicts_with = "names")]
     all: bool,
-    /// Remove the seals of the forks as well, but for those that a tag, another fork or another image needs
+    /// Remove the forks' seals too, except those that a tag, another fork or another image needs
     #[arg(long)]
     seals: bool,
-    /// Discard forks with work that is in no seal, too
+    /// Discard forks with unsealed work too
     #[arg(long)]
     force: bool,
     /// Print JSON
@@ -47,7 +47,7 @@ pub(crate) struct DiscardArgs {
     json: bool,
 }
 
-/// A fork that stays.
+/// A fork that stays, and why.
 #[derive(Serialize)]
 struct Stays {
     fork: String,
@@ -58,7 +58,7 @@ pub(crate) fn run(store_arg: &StoreArg, args: &DiscardArgs) -> Result<ExitCode> 
     let store = Arc::new(store_arg.open()?);
     let place = place::find(&store)?;
     let there = place.names()?;
-    // A mistyped name must not cost the forks that are named with it.
+    // A mistyped name must not discard the other named forks.
     let known = |word: &String| names(word, &there).map_err(|error| near::explain(store_arg, error));
     let mut wanted = if args.all {
         there.clone()
@@ -88,13 +88,13 @@ pub(crate) fn run(store_arg: &StoreArg, args: &DiscardArgs) -> Result<ExitCode> 
     Ok(if errors.is_empty() { ExitCode::SUCCESS } else { Exit::Differs.into() })
 }
 
-/// The forks that a word names. Fails if one of them is not there.
+/// Returns the forks that a word names. Fails if one of them does not exist.
 fn names(word: &str, there: &[String]) -> Result<Vec<String>> {
     let names = pattern::names(word, there)?;
     match names.iter().find(|name| !there.contains(name)) {
         Some(missing) => Err(Error::new(ErrorKind::NotFound, format!("there is no fork {missing:?}"))
             .with_name(missing)
-            .with_hint("`pfimg forks` lists them; no fork was discarded")),
+            .with_hint("list the forks with `pfimg forks`; no fork was discarded")),
         None => Ok(names),
     }
 }
@@ -113,7 +113,7 @@ fn discard(
     if !args.force {
         place::refuse_unsealed(store, place, name)?;
     }
-    // Its list of seals goes with it.
+    // Discarding removes the fork's list of seals.
     let its_seals = if args.seals { Line::of_name(store, name)?.seals() } else { Vec::new() };
     match place {
         Place::Mount(mountpoint) => {
@@ -129,12 +129,12 @@ fn discard(
         }
     }
     seals.extend(its_seals);
-    // Nothing else knows a run of a fork that is gone.
+    // The record of a run belongs to the discarded fork alone.
     let _ = fs::remove_file(runs::path(store.root(), name));
     Ok(())
 }
 
-/// What became of the seals, and the bytes that the next collection frees; nothing where that cannot be told.
+/// The removed and kept seals, and the bytes that the next collection frees; `None` if unknown.
 struct Cleared {
     seals: SealsRemoved,
     gc_frees: Option<u64>,
@@ -180,12 +180,11 @@ fn report(
         None if args.all || gone.len() + errors.len() > 1 => {
             format!("discarded {}", count(gone.len() as u64, "fork"))
         }
-        // As any tool that does one thing.
+        // Silent, as tools are that do one thing.
         None => return Ok(()),
     };
     if let Some(bytes) = cleared.and_then(|cleared| cleared.gc_frees) {
-        let _ =
-            write!(line, "; `pfimg gc` frees {} once nothing is younger than an hour", format_bytes(bytes));
+        let _ = write!(line, "; `pfimg gc` frees {} once they are an hour old", format_bytes(bytes));
     }
     eprintln!("pfimg: {line}");
     for note in cleared.iter().flat_map(|cleared| &cleared.seals.notes) {

@@ -21,15 +21,15 @@ use crate::error::{Error, ErrorKind, Exit, Result};
 /// The version of the object. It changes only if a program that reads this one would misread the next.
 const VERSION: u32 = 1;
 
-/// What a command line cannot be parsed as.
+/// The error kind of a command line that cannot be parsed.
 const USAGE: &str = "usage";
 
-/// Ends the options, as everywhere.
+/// The word that ends the options.
 const END_OF_OPTIONS: &str = "--";
 
 static CALL: OnceLock<Call> = OnceLock::new();
 
-/// What is known of a call before its command line is parsed.
+/// The facts about a call before its command line is parsed.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Call {
     /// The command, by its full name.
@@ -47,29 +47,29 @@ impl Call {
     }
 }
 
-/// The words of a command line before the end of its options.
+/// Returns the words of a command line before the end of its options.
 fn words(args: &[OsString]) -> &[OsString] {
     args.split(|arg| arg == END_OF_OPTIONS).next().unwrap_or_default()
 }
 
-/// Which word of a command line names the command, if one does.
+/// Returns the index of the word that names the command.
 pub(crate) fn command_at(args: &[OsString], cli: &Command) -> Option<usize> {
     let mut is_value = false;
     words(args).iter().enumerate().skip(1).find_map(|(at, word)| {
         let word = word.to_str().unwrap_or_default();
-        // The one option before the command that takes a value.
+        // The only option before the command that takes a value.
         let names =
             !std::mem::replace(&mut is_value, word == "--store") && cli.find_subcommand(word).is_some();
         names.then_some(at)
     })
 }
 
-/// Remembers the call, for what is printed later.
+/// Remembers the call for later output.
 pub(crate) fn begin(args: &[OsString], cli: &Command) {
     let _ = CALL.set(Call::of(args, cli));
 }
 
-/// Remembers of a call whether it asks for JSON, where its command line cannot be parsed.
+/// Remembers whether a call asks for JSON, if its command line cannot be parsed.
 pub(crate) fn begin_unparsed(args: &[OsString]) {
     let _ = CALL.set(Call { command: None, json: words(args).iter().any(|word| word == "--json") });
 }
@@ -78,7 +78,7 @@ fn command() -> Option<&'static str> {
     CALL.get()?.command.as_deref()
 }
 
-/// Whether JSON was asked for, as far as the words of the command line tell.
+/// Returns whether the words of the command line ask for JSON.
 pub(crate) fn is_wanted() -> bool {
     CALL.get().is_some_and(|call| call.json)
 }
@@ -118,7 +118,7 @@ impl From<&Error> for Failure {
     }
 }
 
-/// Writes what a command came to as JSON to stdout. To be called once.
+/// Writes the result of a command as JSON to stdout. Call it once.
 pub(crate) fn print_json(value: &impl Serialize) -> Result<()> {
     write(Outcome::Result(value))
 }
@@ -133,12 +133,13 @@ fn print_pretty(envelope: &impl Serialize) -> Result<()> {
     print(&format!("{json}\n"))
 }
 
-/// Writes why a command failed as JSON to stdout. To be called once, and not where a result was written.
+/// Writes the error of a failed command as JSON to stdout. Call it once, and only without a result.
 pub(crate) fn print_error(error: &Error) {
     write_failure(&error.into());
 }
 
-/// Writes why a command failed, with more about it, as JSON to stdout. To be called once, and not where a result was written.
+/// Writes the error of a failed command, with details, as JSON to stdout. Call it once, and only without a
+/// result.
 pub(crate) fn print_failure(error: &Error, details: &impl Serialize) -> Result<()> {
     #[derive(Serialize)]
     struct Detailed<'a, T: Serialize> {
@@ -158,16 +159,16 @@ pub(crate) fn print_failure(error: &Error, details: &impl Serialize) -> Result<(
 }
 
 fn write_failure(failure: &Failure) {
-    // Where stdout takes nothing, stderr has it.
+    // If stdout cannot be written, the error goes to stderr.
     let _ = write(Outcome::<()>::Error(failure));
 }
 
-/// The object of a result in one line, for commands that print several.
+/// Returns the object of a result in one line, for commands that print several.
 pub(crate) fn result_line(command: &str, result: &impl Serialize) -> String {
     line(command, Outcome::Result(result))
 }
 
-/// The object of an error in one line.
+/// Returns the object of an error in one line.
 pub(crate) fn error_line(command: &str, error: &Error) -> String {
     line(command, Outcome::<()>::Error(&error.into()))
 }
@@ -181,7 +182,7 @@ fn line<T: Serialize>(command: &str, outcome: Outcome<'_, T>) -> String {
     }
 }
 
-/// Tells of the error that ends a command.
+/// Prints the error that ends a command.
 pub(crate) fn fail(error: &Error) -> ExitCode {
     eprintln!("pfimg: {error}");
     if is_wanted() {
@@ -204,7 +205,8 @@ pub(crate) fn refuse(error: &clap::Error) -> ExitCode {
     Exit::Usage.into()
 }
 
-/// The parts of what the parser says: `error: …`, tips, the usage, and where to read more, a blank line between each.
+/// Splits the parser's text into message and hint. The text has `error: …`, tips, the usage, and where to read
+/// more, with a blank line between each.
 fn failure(error: &clap::Error) -> Failure {
     let text = error.render().to_string();
     let message = text.split("\n\n").next().unwrap_or_default().trim();
@@ -216,7 +218,7 @@ fn failure(error: &clap::Error) -> Failure {
     });
     let usage = usage.map(|usage| usage.split_whitespace().collect::<Vec<_>>().join(" "));
     let hint = if tips.is_empty() { usage } else { Some(tips.join("; ")) };
-    // The list of commands is in the help.
+    // The help has the list of commands.
     let lines = message.lines().map(str::trim).filter(|line| !line.starts_with("[subcommands:"));
     let message = lines.collect::<Vec<_>>().join(" ");
     Failure { kind: USAGE, message, path: None, hint }

@@ -1,4 +1,4 @@
-//! `pfimg export`: an image becomes a folder.
+//! `pfimg export`: writes an image into a directory.
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -23,26 +23,26 @@ use crate::ops::export::{Options, Progress, Report, export};
 use crate::util::parallel::default_jobs;
 use crate::util::units::format_bytes;
 
-/// Write the files of an image into a folder.
+/// Write the files of an image into a directory.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Owners are restored for root only. A file whose blob is missing or damaged is left out and named, and the exit code is\n\
-4. Nothing is written outside the folder, whatever the image says; symbolic links are made as they are.")]
+Only root restores owners. Export skips a file whose blob is missing or damaged, names it, and exits with 4.\n\
+Export writes nothing outside of the directory, whatever the image contains. It copies symbolic links unchanged.")]
 pub(crate) struct ExportArgs {
     /// The image (tag, id, prefix of an id, or latest)
     image: String,
-    /// The folder: one that is empty, or not there yet
+    /// The directory: empty, or not yet existing
     dir: PathBuf,
-    /// Every layer, laid out as under a mount
+    /// Write every layer, laid out as under a mount
     #[arg(long)]
     all: bool,
-    /// Write the session secret that a ledger may hold; who reads it can forge the ledger
+    /// Write session secrets that ledgers hold; a reader of one can forge its ledger
     #[arg(long, requires = "all")]
     reveal_secrets: bool,
-    /// A cache whose files are shared where the filesystem can [default: as for `pfimg mount`]
+    /// Cache whose files are shared, if the filesystem supports it [default: as for `pfimg mount`]
     #[arg(long, value_name = "DIR")]
     cache_dir: Option<PathBuf>,
-    /// Threads [default: one a core]
+    /// Number of threads [default: one per core]
     #[arg(long, value_name = "N")]
     jobs: Option<NonZeroUsize>,
     /// Print JSON
@@ -72,7 +72,7 @@ pub(crate) fn run(store: &StoreArg, args: &ExportArgs) -> Result<ExitCode> {
     };
     let shown = Shower { bar: Bar::new(), interrupted: Arc::default() };
     for signal in [SIGINT, SIGTERM, SIGHUP] {
-        // The first one ends it between two files, and it is told what there is; the second ends it at once.
+        // The first signal ends the export between two files, with a summary; the second ends it at once.
         let doing = |e| Error::io(e, "cannot watch for signals");
         let interrupted = Arc::clone(&shown.interrupted);
         flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&interrupted)).map_err(doing)?;
@@ -100,12 +100,12 @@ fn summary(report: &Report) -> String {
     format!(
         "exported {} in {}, {}{damaged}",
         count(report.files, "file"),
-        count(report.folders, "folder"),
+        count(report.folders, "directory"),
         format_bytes(report.bytes)
     )
 }
 
-/// Shows how far it is, and ends it when somebody asks for that.
+/// Shows the progress, and ends the export after a signal.
 struct Shower {
     bar: Bar,
     interrupted: Arc<AtomicBool>,

@@ -24,7 +24,7 @@ use crate::store::tags::check_new_tag;
 /// The variable that `replay_command.sh` of a crash pack exports for the image concerned.
 const SEED: &str = "PFIMG_SEED_FIXTURE";
 
-/// The most of anything that is counted.
+/// The maximum of every count.
 const MAX_COUNT: u64 = 10_000_000;
 
 /// The largest page, file or diff in bytes: each is made in memory.
@@ -40,19 +40,20 @@ fn parse_size(text: &str) -> Result<usize, String> {
 
 fn at_most(text: &str, most: u64) -> Result<usize, String> {
     match text.parse::<u64>() {
+        // The text comes from `parse`.
         Ok(number) if number <= most => usize::try_from(number).map_err(|e| e.to_string()),
         Ok(_) => Err(format!("more than {most}")),
         Err(error) => Err(error.to_string()),
     }
 }
 
-/// Write a synthetic image for tests. Prints its id; its payloads are those of pf-core for the same numbers.
+/// Write a synthetic image for tests. Prints its id. Its payloads equal those of pf-core for the same numbers.
 #[derive(Debug, Args)]
 pub(crate) struct FixtureArgs {
     /// Give the image a name
     #[arg(long, value_name = "NAME")]
     tag: Option<String>,
-    /// Take the name from the image that has it
+    /// Move the name if another image has it
     #[arg(long, alias = "force-tag", requires = "tag")]
     force: bool,
     /// Pages of the cache, each with keys and values
@@ -67,7 +68,7 @@ pub(crate) struct FixtureArgs {
     /// Size of a file
     #[arg(long, value_name = "BYTES", default_value = "4096", value_parser = parse_size)]
     world_file_bytes: usize,
-    /// Size of the change of the model, before it becomes text
+    /// Size of the model's change, before its encoding as text
     #[arg(long, value_name = "BYTES", default_value = "65536", value_parser = parse_size)]
     model_diff_bytes: usize,
     /// Entries of the ledger
@@ -79,7 +80,7 @@ pub(crate) struct FixtureArgs {
     /// Seed of the content: another seed gives other content
     #[arg(long, value_name = "N", env = SEED, default_value_t = 0)]
     seed: u64,
-    /// An image that this one comes from; at most two, which make a merge
+    /// Parent of this image; two parents make a merge
     #[arg(long = "parent", value_name = "IMAGE")]
     parents: Vec<String>,
     #[command(flatten)]
@@ -105,7 +106,7 @@ impl FixtureArgs {
 }
 
 pub(crate) fn run(store: &StoreArg, args: &FixtureArgs) -> Result<ExitCode> {
-    // What can be wrong is found before anything is written, and names before there is a store.
+    // All arguments are checked before anything is written, and names before the store is made.
     if let Some(tag) = &args.tag {
         check_new_tag(tag)?;
     }
@@ -137,7 +138,7 @@ pub(crate) fn run(store: &StoreArg, args: &FixtureArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The manifest of an image made now from these layers.
+/// Makes the manifest of an image made now from these layers.
 pub(crate) fn manifest(agent: Agent, layers: &FixtureLayers, parents: Vec<Digest>) -> Manifest {
     Manifest {
         schema_version: SCHEMA_VERSION,

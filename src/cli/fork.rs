@@ -18,10 +18,10 @@ use crate::error::Result;
 use crate::ops::recover;
 use crate::store::plain_folder_mode;
 
-/// Make a fork, a folder that an agent can write into. Prints where its files are, if the store is mounted.
+/// Make a fork, a writable copy for an agent. Prints the path of its files, if the store is mounted.
 #[derive(Debug, Args)]
 pub(crate) struct ForkArgs {
-    /// What to fork: an image (tag, prefix, sha256:…, latest), another fork, or a seal of one, FORK@SEAL
+    /// The source: an image (tag, prefix, sha256:…, latest), another fork, or a fork's seal, FORK@SEAL
     #[arg(value_name = "SOURCE")]
     source: String,
     /// The fork's name

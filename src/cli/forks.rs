@@ -1,4 +1,4 @@
-//! `pfimg forks`: lists the forks and what they cost.
+//! `pfimg forks`: lists the forks and their cost.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -25,10 +25,10 @@ use crate::util::units::format_bytes;
 /// Longer commands are cut, in characters.
 const COMMAND: usize = 40;
 
-/// List the forks, what runs in them, and how the last run ended.
+/// List the forks, the commands in them, and how the last run ended.
 #[derive(Debug, Args)]
 pub(crate) struct ForksArgs {
-    /// Read each fork: count its changed paths and its bytes on disk, and find damage in it
+    /// Read each fork: count its changed paths and bytes on disk, and check it for damage
     #[arg(long, short)]
     long: bool,
     /// Print JSON
@@ -40,19 +40,19 @@ pub(crate) struct ForksArgs {
 #[derive(Debug, Serialize)]
 struct Row {
     name: String,
-    /// The image it was made of, with which `pfimg diff FORK` compares.
+    /// The image that it was made of; `pfimg diff FORK` compares with it.
     base: Option<Digest>,
-    /// The image it was sealed as last, if that is another one.
+    /// The image of its last seal, unless that is the image that it was made of.
     last_seal: Option<Digest>,
     /// RFC 3339.
     created_at: String,
     age_seconds: u64,
-    /// What runs in it, or how its last run ended.
+    /// Its last run, under way or ended.
     run: Option<Run>,
-    /// Paths that differ from the image it was made of, as `pfimg diff -r` lists them. Files of the same length that were written to are not
-    /// read, and count. Only with --long, as the next.
+    /// Paths that differ from the image that the fork was made of, as `pfimg diff -r` lists them. Written files
+    /// of unchanged length are not read, and count. Only with --long, like the next two fields.
     changed: Option<u64>,
-    /// Bytes on disk that no other fork rests on.
+    /// Bytes on disk that no other fork uses.
     own_bytes: Option<u64>,
     damage: Option<String>,
 }
@@ -101,9 +101,9 @@ pub(crate) fn run(store: &StoreArg, args: &ForksArgs) -> Result<ExitCode> {
     Ok(if damaged { Exit::Damage.into() } else { ExitCode::SUCCESS })
 }
 
-/// What is found out of a fork.
+/// The findings about a fork.
 struct Found {
-    /// The image it was made of.
+    /// The image that it was made of.
     base: Option<Digest>,
     rests_on: Option<Digest>,
     changed: Option<u64>,
@@ -112,7 +112,7 @@ struct Found {
 }
 
 impl Found {
-    /// What its head and its list of seals say: no tree is read. `there` remembers which images are in the store.
+    /// Reads a fork's head and list of seals, and no tree. `there` remembers which images are in the store.
     fn of_head(store: &Store, info: ForkInfo, there: &mut HashMap<Digest, bool>) -> Self {
         let base = match Line::of_name(store, &info.name) {
             Ok(line) if line.began_empty() => None,
@@ -128,7 +128,7 @@ impl Found {
     }
 }
 
-/// What a fork itself says. One that cannot be read is listed as damaged, and hides no other.
+/// Reads a fork. A fork that cannot be read is listed as damaged, and does not hide the others.
 fn read(
     store: &Store,
     registry: &Registry,
@@ -159,7 +159,8 @@ fn read(
     })
 }
 
-/// What a fork was made of, and how many paths differ from that. Many forks are made of one image, which is read once.
+/// Returns the origin of a fork, and the number of paths that differ from it. Many forks may share one origin,
+/// which is read once.
 fn changed(
     store: &Store,
     registry: &Registry,
@@ -204,7 +205,7 @@ fn long_cells(row: &Row) -> [String; 9] {
     [name, base, last_seal, age, run, by_the_run, changed, own, damage]
 }
 
-/// A run in words, and what it changed.
+/// Describes a run and its changes in words.
 fn run_cells(run: &Run) -> (String, String) {
     let command = plain(&run.command.join(" "), COMMAND);
     let state = match (run.running, run.exit) {
@@ -239,14 +240,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_age_is_told_in_its_largest_unit() {
+    fn an_age_is_shown_in_its_largest_unit() {
         for (seconds, text) in [(0, "0s"), (59, "59s"), (60, "1m"), (7200, "2h"), (200_000, "2d")] {
             assert_eq!(age(seconds), text);
         }
     }
 
     #[test]
-    fn a_run_is_told_with_its_end_and_its_changes() {
+    fn a_run_is_shown_with_its_end_and_its_changes() {
         let run = Run {
             running: false,
             pid: Some(1),

@@ -17,14 +17,14 @@ use crate::util::units::{format_bytes, parse_duration};
 /// Delete data that no image, tag or fork needs.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Safe while the store is mounted and while pf writes to it: blobs younger than --grace are kept, since a program may have\n\
-stored them and not yet said what for. As long as anything that may refer to blobs cannot be read, nothing is deleted,\n\
-and the exit code is 4.")]
+Safe while the store is mounted and while pf writes to it: gc keeps blobs younger than --grace, which a program\n\
+may have stored before it refers to them. If gc cannot read something that may refer to blobs, it deletes nothing\n\
+and exits with 4.")]
 pub(crate) struct GcArgs {
-    /// Delete nothing, say what would be
+    /// Delete nothing; print what would be deleted
     #[arg(long)]
     dry_run: bool,
-    /// Keep blobs younger than this (30s, 10m, 2h, 7d); less than the longest `pf snapshot` takes is not safe beside one
+    /// Keep blobs younger than this (30s, 10m, 2h, 7d); must exceed the duration of a concurrent `pf snapshot`
     #[arg(long, value_name = "AGE", default_value = "1h", value_parser = parse_duration)]
     grace: Duration,
     /// Print JSON
@@ -53,7 +53,7 @@ pub(crate) fn run(store: &StoreArg, args: &GcArgs) -> Result<ExitCode> {
 fn summary(report: &Report) -> String {
     if !report.problems.is_empty() {
         let number = count(report.problems.len() as u64, "problem");
-        return format!("nothing deleted: with {number} it cannot be told what is needed");
+        return format!("nothing deleted because of {number}");
     }
     let word = if report.dry_run { "would delete" } else { "deleted" };
     let temps = match report.temp_files {
@@ -63,7 +63,7 @@ fn summary(report: &Report) -> String {
     let young = match report.young {
         0 => String::new(),
         blobs => {
-            format!("; {} ({}) too young to tell", count(blobs, "blob"), format_bytes(report.young_bytes))
+            format!("; {} ({}) younger than --grace", count(blobs, "blob"), format_bytes(report.young_bytes))
         }
     };
     format!(

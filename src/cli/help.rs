@@ -1,10 +1,10 @@
-//! `pfimg --help`: the commands by what a user wants to do, and the exit codes.
+//! `pfimg --help`: the commands grouped by task, and the exit codes.
 
 use std::fmt::Write as _;
 
 use clap::Command;
 
-/// The groups, and the commands of each in the order in which they are shown.
+/// The groups, each with its commands in display order.
 const GROUPS: [(&str, &[&str]); 5] = [
     ("Start", &["import", "mount", "fork", "run", "demo"]),
     ("Look", &["status", "forks", "output", "images", "tags", "seals", "log", "show", "diff"]),
@@ -23,7 +23,7 @@ Exit codes:
 
 Every command has --json: one object on stdout, errors included.";
 
-/// The same command line with a help that lists its commands in groups.
+/// Returns the same command line with a help that lists its commands in groups.
 pub(super) fn grouped(cli: Command) -> Command {
     let template = format!(
         "{{about-with-newline}}\n{{usage-heading}} {{usage}}\n\n{}Options:\n{{options}}\n\n{EXIT_CODES}\n",
@@ -55,7 +55,7 @@ fn listing(cli: &Command) -> String {
     text
 }
 
-/// The first sentence of what a command says of itself.
+/// Returns the first sentence of a command's description.
 fn sentence(command: &Command) -> String {
     let about = command.get_about().map(ToString::to_string).unwrap_or_default();
     about.split(". ").next().unwrap_or_default().trim().trim_end_matches('.').to_owned()

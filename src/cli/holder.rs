@@ -1,4 +1,4 @@
-//! Which program writes a store's forks, where it is, and what ends it.
+//! Finds the program that writes a store's forks, its place, and the way to end it.
 
 use std::fmt;
 use std::fs;
@@ -21,7 +21,7 @@ pub(crate) struct Holder {
     place: Place,
 }
 
-/// Where it is, as seen from here.
+/// The place of the program, as seen from here.
 #[derive(Debug)]
 enum Place {
     /// Another user's program, of this user number.
@@ -30,27 +30,28 @@ enum Place {
     OtherNamespace(Option<PathBuf>),
     /// A daemon whose mount shows here.
     Mounted(PathBuf),
-    /// A daemon whose mount was taken away while it was in use.
+    /// A daemon whose mount was detached while in use.
     Detached,
     /// A command, by its name.
     Command(String),
 }
 
 impl Holder {
-    /// Finds the program that holds the lock of a store's forks, as far as the kernel tells of it.
+    /// Finds the program that holds the lock of a store's forks, as far as the kernel shows it.
     pub(crate) fn of(store: &Store) -> Option<Self> {
         let path = store.root().join("forks/.lock");
         let lock = fs::metadata(&path).ok()?;
         let locks = fs::read_to_string("/proc/locks").ok()?;
         let device = (rustix::fs::major(lock.dev()), rustix::fs::minor(lock.dev()));
-        // A filesystem of subvolumes has other devices here than in stat(2). Then the process has to show its files.
+        // A filesystem with subvolumes shows other device numbers here than in stat(2). Then an open file of
+        // the process decides.
         let (pid, _) = holders(&locks, lock.ino())
             .filter(|(pid, _)| is_pfimg(*pid))
             .find(|(pid, its)| *its == device || has_open(*pid, &path))?;
         Some(Self { pid, place: place(pid, store.root()) })
     }
 
-    /// What helps.
+    /// Returns the hint for an error.
     pub(crate) fn hint(&self) -> String {
         let pid = self.pid;
         match &self.place {
@@ -79,15 +80,15 @@ impl fmt::Display for Holder {
     }
 }
 
-/// The error of a command that has to write forks and cannot.
+/// Returns the error of a command that must write forks and cannot.
 pub(crate) fn busy(store: &Store) -> Error {
     let shown = store.root().display();
     match Holder::of(store) {
-        Some(holder) => Error::new(ErrorKind::Busy, format!("the forks of {shown} are written by {holder}"))
+        Some(holder) => Error::new(ErrorKind::Busy, format!("{holder} writes the forks of {shown}"))
             .with_hint(holder.hint()),
         None => Error::new(
             ErrorKind::Busy,
-            format!("the forks of {shown} are written by a program that cannot be found from here"),
+            format!("a program that cannot be found from here writes the forks of {shown}"),
         )
         .with_hint(
             "try again; if that fails, run this as the user who mounted the store, or in the same container",
@@ -95,7 +96,7 @@ pub(crate) fn busy(store: &Store) -> Error {
     }
 }
 
-/// The processes that hold a lock of flock(2) on a file of this inode, with its device:
+/// Returns the processes that hold a lock of flock(2) on a file of this inode, with its device:
 /// `1: FLOCK ADVISORY WRITE 4711 08:01:131 0 EOF`.
 fn holders(locks: &str, inode: u64) -> impl Iterator<Item = (u32, (u32, u32))> {
     locks.lines().filter_map(move |line| {
@@ -109,7 +110,7 @@ fn holders(locks: &str, inode: u64) -> impl Iterator<Item = (u32, (u32, u32))> {
     })
 }
 
-/// Whether a process has a file open, as far as it may be looked at.
+/// Returns whether a process has a file open, as far as permissions show it.
 fn has_open(pid: u32, path: &Path) -> bool {
     let files = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
     files.into_iter().any(|file| fs::read_link(file.path()).is_ok_and(|open| open == path))
@@ -149,13 +150,13 @@ fn place(pid: u32, store: &Path) -> Place {
 pub(crate) struct Elsewhere {
     pub(crate) mountpoint: PathBuf,
     pub(crate) store: PathBuf,
-    /// What its daemon says, where it may be asked.
+    /// The status from its daemon, if this user may ask the daemon.
     pub(crate) status: Option<Status>,
-    /// The daemon, where the daemon says it or holds the store's forks.
+    /// The daemon, if it names itself or holds the lock of the store's forks.
     pub(crate) pid: Option<u32>,
 }
 
-/// The mounts in other mount namespaces, as far as processes may be looked at.
+/// Returns the mounts in other mount namespaces, as far as permissions show their processes.
 pub(crate) fn elsewhere() -> Result<Vec<Elsewhere>> {
     let found = mounts_elsewhere()?;
     let folder = |(process, mounted): &(PathBuf, Mounted)| {
@@ -173,7 +174,7 @@ pub(crate) fn elsewhere() -> Result<Vec<Elsewhere>> {
     Ok(found.into_iter().zip(statuses).map(look).collect())
 }
 
-/// Says of a path where nothing is mounted that something is in another mount namespace.
+/// Adds to the error of a path without a mount that another mount namespace has one there.
 pub(crate) fn explain_nothing_mounted(error: Error, mountpoint: &Path) -> Error {
     let Ok(path) = std::path::absolute(mountpoint) else { return error };
     let real = fs::canonicalize(&path).unwrap_or_else(|_| path.clone());
@@ -183,7 +184,8 @@ pub(crate) fn explain_nothing_mounted(error: Error, mountpoint: &Path) -> Error 
         return meant::explain_no_mount(error, mountpoint).with_path(mountpoint);
     };
     let (shown, store) = (mountpoint.display(), there.store.display());
-    let what = format!("nothing is mounted at {shown} here: {store} is, in another mount namespace");
+    let what =
+        format!("nothing is mounted at {shown} here; {store} is mounted there in another mount namespace");
     let error = Error::new(ErrorKind::NotFound, what).with_path(mountpoint);
     match there.pid {
         Some(pid) => error.with_hint(format!("run `kill {pid}` to end its daemon")),

@@ -1,4 +1,4 @@
-//! `pfimg images`: what is in the store.
+//! `pfimg images`: lists the images of a store.
 
 use std::collections::HashMap;
 use std::process::ExitCode;
@@ -14,7 +14,7 @@ use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Exit, Result};
 use crate::store::{Manifest, MarkerError, Store};
 
-/// Hex digits of an id that tables show.
+/// Hex digits of an id in tables.
 pub(crate) const SHORT: usize = 12;
 
 /// List the images, the newest first.
@@ -73,17 +73,17 @@ pub(crate) type Manifests = Vec<(Digest, Manifest)>;
 /// The names of each tagged image.
 pub(crate) type Names = HashMap<Digest, Vec<String>>;
 
-/// What is wrong with the store, a line each.
+/// The problems of the store, one per line.
 pub(crate) type Problems = Vec<String>;
 
-/// Every manifest that can be read, and a line for each marker that is damaged.
+/// Returns every readable manifest, and a line for each damaged marker.
 pub(crate) fn read(store: &Store) -> Result<(Manifests, Problems)> {
     let mut manifests = Vec::new();
     let mut problems = Vec::new();
     let ids = store.images().ids(&mut |odd| {
-        // A temporary file of a writer is none of the reader's business.
+        // Readers ignore the temporary files of writers.
         if odd.extension().is_some_and(|extension| extension == "json") {
-            problems.push(format!("{} is no marker: its name is no digest", odd.display()));
+            problems.push(format!("{} is not a marker: its name is not a digest", odd.display()));
         }
     })?;
     for id in ids {
@@ -100,7 +100,7 @@ pub(crate) fn read(store: &Store) -> Result<(Manifests, Problems)> {
                 }
                 manifests.push((id, manifest));
             }
-            // Another program removed it just now.
+            // Another program has just removed it.
             Err(MarkerError::Absent(_)) => {}
             Err(error) => problems.push(Error::from(error).to_string()),
         }
@@ -108,7 +108,7 @@ pub(crate) fn read(store: &Store) -> Result<(Manifests, Problems)> {
     Ok((manifests, problems))
 }
 
-/// The names of each tagged image, and a line for each tag that leads nowhere.
+/// Returns the names of each tagged image, and a line for each tag without an image.
 pub(crate) fn tags(store: &Store) -> Result<(Names, Problems)> {
     let mut tags = Names::new();
     let mut problems = Vec::new();
@@ -137,7 +137,7 @@ fn rows(manifests: Manifests, mut tags: Names) -> Vec<Row> {
             latest: latest == Some(id),
         })
         .collect();
-    // The same order as that of `latest`: of equal times the greater id is the newer.
+    // The same order as that of `latest`: at equal times the greater id is newer.
     rows.sort_unstable_by_key(|row| std::cmp::Reverse((row.created_at, row.id)));
     rows
 }
@@ -164,7 +164,7 @@ fn render(rows: &[Row]) -> String {
     table(["IMAGE", "CREATED (UTC)", "AGENT", "PARENTS", "TAGS"], &cells)
 }
 
-/// The first digits of an id.
+/// Returns the first digits of an id.
 pub(crate) fn short(id: &Digest) -> String {
     id.hex().chars().take(SHORT).collect()
 }

@@ -1,4 +1,4 @@
-//! `pfimg import`: a folder becomes an image.
+//! `pfimg import`: makes an image of a directory.
 
 use std::fs;
 use std::num::NonZeroUsize;
@@ -22,56 +22,58 @@ use crate::store::tags::check_new_tag;
 use crate::util::parallel::default_jobs;
 use crate::util::units::format_bytes;
 
-/// So many paths that were left out are listed; of more, the first few are.
+/// Up to LISTED paths that were left out are all listed; of more, the first SAMPLE.
 const LISTED: usize = 8;
 const SAMPLE: usize = 3;
 
-/// Make an image of a folder, and the store if there is none. Prints the id of the image.
+/// Make an image of a directory. Makes the store if there is none. Prints the id of the image.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-The image holds everything in the folder, .git, .env, node_modules and .venv included. Only .pfignore at the top of the \
-folder and --ignore leave paths out; .gitignore does not. A git worktree, or a submodule imported alone, is a whole \
-repository in the image: commits in a fork stay in the fork. An unchanged folder makes no new image; pfimg prints the id of \
-the last one.")]
+The image holds everything in the directory, including .git, .env, node_modules and .venv. Only .pfignore at the top of \
+the directory and --ignore leave paths out; .gitignore does not. A git worktree, or a submodule imported alone, becomes a \
+whole repository in the image: commits in a fork stay in the fork. An unchanged directory makes no new image; pfimg prints \
+the id of the last one.")]
 #[allow(clippy::struct_excessive_bools)]
 pub(crate) struct ImportArgs {
-    /// The folder
+    /// The directory
     dir: PathBuf,
     /// Give the image a name
     #[arg(long, value_name = "NAME")]
     tag: Option<String>,
-    /// Take the name from the image that has it
+    /// Move the name if another image has it
     #[arg(long, alias = "force-tag", requires = "tag")]
     force: bool,
-    /// The image that this one comes from; its layers are taken over but for the files [default: the last import of the folder into the tag, or
-    /// into this store]
+    /// Parent image, which gives all layers except the files [default: the directory's last import into the
+    /// tag, or into this store]
     #[arg(long, value_name = "IMAGE")]
     parent: Option<String>,
-    /// Make an image that comes from no other one
+    /// Make an image without a parent
     #[arg(long, conflicts_with = "parent")]
     no_parent: bool,
-    /// Import the files of this commit and not those in the folder; the image holds the repository too, checked out there and clean
+    /// Import the files of this commit instead of those in the directory; the image also holds the repository,
+    /// with a clean checkout
     #[arg(long, value_name = "REV", conflicts_with_all = ["parent", "no_parent", "pf_ignores"])]
     from_commit: Option<String>,
-    /// Leave out what matches: a name, names with slashes between, or a pattern with * ? [ ]
+    /// Leave out matching paths: a name, names joined by slashes, or a pattern with * ? [ ]
     #[arg(long, value_name = "PATTERN")]
     ignore: Vec<String>,
-    /// Leave out pf's built-in list, and what .gitignore names if there is no .pfignore. The list: .git/objects, build folders, caches
+    /// Leave out pf's built-in list: .git/objects, build directories, caches. Without .pfignore, also leave out
+    /// paths that .gitignore names
     #[arg(long)]
     pf_ignores: bool,
-    /// The default; older scripts give it
+    /// The default; for older scripts
     #[arg(long, hide = true)]
     no_default_ignores: bool,
-    /// Enter no other filesystems: import their mountpoints as empty folders
+    /// Stay on this filesystem: import mountpoints as empty directories
     #[arg(long)]
     one_file_system: bool,
-    /// Read every file, also those that look as they did at the last import
+    /// Read every file, even if it seems unchanged since the last import
     #[arg(long)]
     reread: bool,
-    /// Where the indices of earlier imports are kept [default: as for `pfimg mount`]
+    /// Directory with the indices of earlier imports [default: as for `pfimg mount`]
     #[arg(long, value_name = "DIR")]
     cache_dir: Option<PathBuf>,
-    /// Threads [default: one a core]
+    /// Number of threads [default: one per core]
     #[arg(long, value_name = "N")]
     jobs: Option<NonZeroUsize>,
     #[command(flatten)]
@@ -90,13 +92,16 @@ struct Shown<'a> {
 }
 
 pub(crate) fn run(store: &StoreArg, args: &ImportArgs) -> Result<ExitCode> {
-    // What can be wrong is found before anything is written.
+    // All arguments are checked before anything is written.
     if fs::metadata(&args.dir).is_ok_and(|dir| !dir.is_dir()) {
-        return Err(Error::new(ErrorKind::InvalidInput, format!("{} is not a folder", args.dir.display()))
-            .with_path(&args.dir));
+        return Err(Error::new(
+            ErrorKind::InvalidInput,
+            format!("{} is not a directory", args.dir.display()),
+        )
+        .with_path(&args.dir));
     }
     if let Some(tag) = &args.tag {
-        // Whether it is taken shows in the end: the image may be the very one that has it.
+        // Whether the name is taken is known only at the end: the new image may be the one that has it.
         check_new_tag(tag)?;
     }
     let (ignore, refused) = rules(&args.dir, args.pf_ignores, &args.ignore)?;
@@ -105,7 +110,7 @@ pub(crate) fn run(store: &StoreArg, args: &ImportArgs) -> Result<ExitCode> {
     let store = args.sharing.open_or_create(&store.path()?)?;
     tell_if_open(&store);
     if let Some(tag) = &args.tag {
-        // Whether an image has it shows in the end; that a fork has it, now.
+        // Whether an image has the name is known only at the end; whether a fork has it, now.
         store.tags().check_free(tag, true)?;
     }
     let parent = match &args.parent {
@@ -126,7 +131,7 @@ pub(crate) fn run(store: &StoreArg, args: &ImportArgs) -> Result<ExitCode> {
         log: audit::told(&store, "import"),
     };
     let bar = Bar::new();
-    bar.style("{spinner} {pos} files and folders found");
+    bar.style("{spinner} {pos} files and directories found");
     let report = match &args.from_commit {
         Some(commit) => Project::at(&args.dir)
             .and_then(|project| project::from_commit(&store, &project, commit, &options, &bar)),
@@ -145,7 +150,7 @@ pub(crate) fn run(store: &StoreArg, args: &ImportArgs) -> Result<ExitCode> {
         })?;
         options.log.note(note::tags_changed(&[tag], &[], Some(&report.image)));
     }
-    // The folder may hold other files than the commit, so the next import of the folder does not continue this image.
+    // The directory may hold other files than the commit, so the next import of the directory does not continue this image.
     if let Some(tag) = args.tag.as_ref().filter(|_| args.from_commit.is_none()) {
         project::remember(&store, &args.dir, tag, &report.image, moved)?;
     }
@@ -165,7 +170,8 @@ pub(crate) fn run(store: &StoreArg, args: &ImportArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The first paths that rules left out, and how many each source of rules did; `file` is the one in the folder.
+/// Lists the first paths that rules left out, and their number for each source of rules; `file` is the source
+/// in the directory.
 fn left_out(report: &Report, file: &str) -> Option<String> {
     let most = if report.left_out > LISTED as u64 { SAMPLE } else { LISTED };
     let named: Vec<&str> = report.left_out_paths.iter().take(most).map(String::as_str).collect();
@@ -186,7 +192,7 @@ fn summary(report: &Report) -> String {
     };
     let new = if report.new { "imported" } else { "unchanged:" };
     format!(
-        "{new} {}, {}, of which {} read{left_out}",
+        "{new} {}, {} ({} read){left_out}",
         count(report.files, "file"),
         format_bytes(report.bytes),
         format_bytes(report.bytes_read),

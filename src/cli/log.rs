@@ -1,4 +1,4 @@
-//! `pfimg log`: which image was made from which.
+//! `pfimg log`: shows the ancestry of images.
 
 mod graph;
 
@@ -24,16 +24,17 @@ use crate::ops::line::Line;
 use crate::store::{Manifest, Store};
 use graph::Graph;
 
-/// Show which image was made from which, and the forks that rest on them. Of a fork that is named, its seals are numbered: FORK@2.
+/// Show which image was made from which, and the forks that rest on them. Numbers the seals of a named fork:
+/// FORK@2.
 #[derive(Debug, Args)]
 pub(crate) struct LogArgs {
-    /// Images (tag, prefix, sha256:…, latest) and forks to begin with [default: all images]
+    /// Images (tag, prefix, sha256:…, latest) and forks to start from [default: all images]
     #[arg(value_name = "NAME")]
     names: Vec<String>,
     /// Draw the lines between images and their parents
     #[arg(long)]
     graph: bool,
-    /// Show that many at most
+    /// Show at most N images
     #[arg(short = 'n', long, value_name = "N")]
     max: Option<usize>,
     /// Print JSON
@@ -46,14 +47,14 @@ struct Row {
     id: Digest,
     created_at: DateTime<Utc>,
     agent: RowAgent,
-    /// Whether they are in the store is another thing.
+    /// They need not be in the store.
     parents: Vec<Digest>,
     tags: Vec<String>,
     /// Forks that rest on it.
     forks: Vec<String>,
-    /// What it is in the lines of the forks that were named, as `FORK@NUMBER`.
+    /// Its places in the lines of the named forks, as `FORK@NUMBER`.
     seals: Vec<String>,
-    /// Why each of these was made, in the same order; empty for the image that a fork was made of.
+    /// The reason of each of these seals, in the same order; empty for the image that a fork was made of.
     reasons: Vec<String>,
     latest: bool,
 }
@@ -65,7 +66,7 @@ struct RowAgent {
     fingerprint: String,
 }
 
-/// What images are in the lines of forks, and why.
+/// The places of images in the lines of forks, and the reasons of these seals.
 type Numbers = HashMap<Digest, Vec<(String, String)>>;
 
 pub(crate) fn run(store: &StoreArg, args: &LogArgs) -> Result<ExitCode> {
@@ -120,8 +121,9 @@ pub(crate) fn run(store: &StoreArg, args: &LogArgs) -> Result<ExitCode> {
     Ok(if problems.is_empty() { ExitCode::SUCCESS } else { Exit::Damage.into() })
 }
 
-/// The images that names stand for, and what images are in the lines of the forks among them: `FORK@NUMBER`, as `pfimg restore`
-/// takes it. A fork stands for the image that it comes from and for all its seals: after a restore some are on another branch.
+/// Returns the named images, and the places of images in the lines of the named forks: `FORK@NUMBER`, as `pfimg
+/// restore` takes it. A fork means its first image and all its seals: after a restore some are on another
+/// branch.
 fn begin(store: &Store, registry: &Registry, names: &[String]) -> Result<(Vec<Digest>, Numbers)> {
     let mut tips = Vec::new();
     let mut numbers = Numbers::new();
@@ -146,7 +148,7 @@ fn begin(store: &Store, registry: &Registry, names: &[String]) -> Result<(Vec<Di
     Ok((tips, numbers))
 }
 
-/// Images and all that they were made from, as far as it is there.
+/// Returns images and their ancestors, as far as they are in the store.
 fn ancestors(manifests: &HashMap<Digest, Manifest>, tips: impl Iterator<Item = Digest>) -> HashSet<Digest> {
     let (mut found, mut todo) = (HashSet::new(), tips.collect::<Vec<_>>());
     while let Some(id) = todo.pop() {
@@ -157,7 +159,7 @@ fn ancestors(manifests: &HashMap<Digest, Manifest>, tips: impl Iterator<Item = D
     found
 }
 
-/// All of them, each before what it was made from, else the newest first: a clock may have been set back.
+/// Returns all of them, each before its parents, else the newest first: a clock may have been set back.
 fn children_first(manifests: &HashMap<Digest, Manifest>) -> Vec<Digest> {
     let parents = |manifest: &Manifest| -> HashSet<Digest> { manifest.parents.iter().copied().collect() };
     let mut children: HashMap<Digest, usize> = HashMap::new();
@@ -188,7 +190,7 @@ fn render(rows: &[Row], draw: bool) -> String {
     for row in rows {
         let text = line(row);
         if draw {
-            // Lines lead to what is shown.
+            // Lines lead only to shown images.
             let parents: Vec<Digest> = row.parents.iter().filter(|id| shown.contains(id)).copied().collect();
             let (node, below) = graph.node(row.id, &parents);
             let _ = writeln!(out, "{node}  {text}");
@@ -242,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn children_come_before_their_parents_whatever_the_clock_said() {
+    fn children_come_before_their_parents_with_any_clock() {
         let all = family(&[
             ("base", 5, &[]),
             ("a", 1, &["base", "base"]),

@@ -1,4 +1,4 @@
-//! Finds out which folder a command line means where stores, mountpoints and projects are taken for each other.
+//! Finds the directory that a user meant, if a store, a mountpoint or a project is named in place of another.
 
 use std::fs;
 use std::io;
@@ -8,18 +8,19 @@ use crate::error::{Error, ErrorKind, Posix, Result};
 use crate::mount::mountinfo::{Mounted, holding_among, mounts};
 use crate::store::Store;
 
-/// The store that a path names: the one that is mounted there, if it is a mountpoint, and the path itself if not.
+/// Returns the store that a path names: the mounted one if the path is a mountpoint, else the path itself.
 ///
-/// Everything below a mountpoint but the files of images and forks is refused: a store that was made there would be a fork.
+/// Refuses everything below a mountpoint except the files of images and forks: a store made there would be a
+/// fork.
 pub(crate) fn store_meant(path: PathBuf) -> Result<PathBuf> {
     let path = expand_home(path, std::env::home_dir().as_deref())?;
     let mounts = match mounts() {
         Ok(mounts) if mounts.iter().any(Mounted::is_ours) => mounts,
         Ok(_) => return Ok(path),
-        // Without /proc, what shows there has to tell.
+        // Without /proc, the files at the path must tell.
         Err(_) => return Ok(super::status::read_status(&path).map_or(path, |status| status.info.store)),
     };
-    // First as it is written: a daemon that has ended or stopped does not answer for its mountpoint.
+    // Checks the path as written first: the mountpoint of a daemon that has ended or stopped does not answer.
     if let Ok(absolute) = std::path::absolute(&path)
         && !absolute.components().any(|component| component == Component::ParentDir)
         && let Some((mounted, inside)) = holding_among(&mounts, &absolute)
@@ -28,7 +29,7 @@ pub(crate) fn store_meant(path: PathBuf) -> Result<PathBuf> {
         if inside == Path::new("/") {
             return source_of(mounted);
         }
-        // What lies in it can be looked at as long as the daemon answers.
+        // Paths inside can be checked while the daemon answers.
         if let Err(error) = super::status::read_status(&mounted.path)
             && error.kind() == ErrorKind::NoAnswer
         {
@@ -47,12 +48,13 @@ pub(crate) fn store_meant(path: PathBuf) -> Result<PathBuf> {
         return Ok(path);
     }
     let (shown, store) = (path.display(), mounted.source.display());
-    let what = format!("{shown} is no store: it lies in the mount of the store {store}");
+    let what = format!("{shown} is not a store: it lies in the mount of the store {store}");
     Err(Error::new(ErrorKind::InvalidInput, what)
         .with_hint(format!("name the store itself: --store {store}")))
 }
 
-/// Replaces a leading `~` by the home folder. Shells leave it in `--store=~/s` and in quotes, and service files have no shell.
+/// Replaces a leading `~` by the home directory. Shells keep it in `--store=~/s` and in quotes, and service
+/// files have no shell.
 fn expand_home(path: PathBuf, home: Option<&Path>) -> Result<PathBuf> {
     let Some(Component::Normal(first)) = path.components().next() else { return Ok(path) };
     if !first.as_encoded_bytes().starts_with(b"~") {
@@ -63,14 +65,14 @@ fn expand_home(path: PathBuf, home: Option<&Path>) -> Result<PathBuf> {
         |what: String| Error::new(ErrorKind::InvalidInput, what).with_hint("name the store by its full path");
     if path.exists() {
         return Err(odd(format!(
-            "{shown} may be a path in the home folder, or in the folder named {}",
+            "{shown} may be a path in the home directory, or in the directory named {}",
             first.display()
         )));
     }
     if first != "~" {
-        return Err(odd(format!("{shown}: pfimg knows no home folder of another user")));
+        return Err(odd(format!("{shown}: pfimg expands ~ only for your own home directory")));
     }
-    let home = home.ok_or_else(|| odd(format!("{shown}: there is no home folder")))?;
+    let home = home.ok_or_else(|| odd(format!("{shown}: there is no home directory")))?;
     Ok(home.join(path.components().skip(1).collect::<PathBuf>()))
 }
 
@@ -79,11 +81,12 @@ fn source_of(mounted: &Mounted) -> Result<PathBuf> {
         return Ok(mounted.source.clone());
     }
     let (mountpoint, store) = (mounted.path.display(), mounted.source.display());
-    let what = format!("{mountpoint} shows the store {store}, which is not there any more");
+    let what = format!("{mountpoint} shows the store {store}, which no longer exists");
     Err(Error::new(ErrorKind::NotFound, what).with_hint("name the store with --store"))
 }
 
-/// Whether a path in a mount is one of an image's or a fork's files, where a store may lie as in any folder.
+/// Returns whether a path in a mount is one of an image's or a fork's files, where a store may lie as in any
+/// directory.
 fn is_content(inside: &Path) -> bool {
     let names: Vec<_> = inside.iter().skip(1).collect();
     names.len() >= 4
@@ -92,7 +95,7 @@ fn is_content(inside: &Path) -> bool {
         && names[3] == "fs"
 }
 
-/// A path without links, as far as it is there.
+/// Returns a path without links, as far as it exists.
 fn real(path: &Path) -> Option<PathBuf> {
     let absolute = std::path::absolute(path).ok()?;
     absolute.ancestors().find_map(|ancestor| {
@@ -102,43 +105,45 @@ fn real(path: &Path) -> Option<PathBuf> {
     })
 }
 
-/// Whether a folder is a store.
+/// Returns whether a directory is a store.
 fn is_store(path: &Path) -> bool {
     Store::open(path).is_ok()
 }
 
-/// Whether a folder holds something. One that cannot be listed is taken for empty: its user does not see what is in it anyway.
+/// Returns whether a directory has entries. One that cannot be listed counts as empty: its user does not see
+/// the entries anyway.
 fn holds_something(path: &Path) -> bool {
     fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some())
 }
 
-/// Refuses a mountpoint that holds something, which the mount would hide, and says what was probably meant.
+/// Refuses a mountpoint with entries, which the mount would hide, and suggests what the user probably meant.
 pub(crate) fn refuse_full(mountpoint: &Path) -> Result<()> {
     if !holds_something(mountpoint) {
         return Ok(());
     }
     let shown = mountpoint.display();
     let what =
-        format!("cannot mount at {shown}: the folder is not empty, and the mount would hide its files");
+        format!("cannot mount at {shown}: the directory is not empty, and the mount would hide its files");
     Err(Error::new(ErrorKind::Posix(Posix::NotEmpty), what)
         .with_path(mountpoint)
         .with_hint(format!("{}, or add --nonempty", probably(mountpoint))))
 }
 
-/// What a user who names a full folder as mountpoint has probably meant.
+/// Returns what a user who names a full directory as mountpoint probably meant.
 fn probably(mountpoint: &Path) -> String {
     let shown = mountpoint.display();
     let home = std::env::home_dir().and_then(|home| fs::canonicalize(home).ok());
     if is_store(mountpoint) {
-        format!("run `pfimg mount {shown} MNT` with an empty folder MNT to mount this store")
+        format!("run `pfimg mount {shown} MNT` with an empty directory MNT to mount this store")
     } else if mountpoint == Path::new("/") || home.is_some_and(|home| home.starts_with(mountpoint)) {
-        "name an empty folder, such as ~/pf".into()
+        "name an empty directory, such as ~/pf".into()
     } else {
-        format!("{}, name an empty folder", project(mountpoint))
+        format!("{}, name an empty directory", project(mountpoint))
     }
 }
 
-/// Adds to the error of a store that is none what was probably meant by what was named as the mountpoint.
+/// Adds a hint to the error of a path that is not a store: what the user probably meant, judging by the
+/// mountpoint.
 pub(crate) fn explain_no_store(error: Error, store: &Path, mountpoint: &Path, named: bool) -> Error {
     if error.kind() != ErrorKind::NotAStore {
         return error;
@@ -154,15 +159,16 @@ pub(crate) fn explain_no_store(error: Error, store: &Path, mountpoint: &Path, na
     error
 }
 
-/// What to do with a folder that is a project, and neither store nor mount.
+/// Returns what to do with a directory that is a project, and neither store nor mount.
 fn project(folder: &Path) -> String {
     let shown = folder.display();
     format!(
-        "run `pfimg import {shown}` to make an image of {shown}, `pfimg run NAME -- COMMAND` there to work on a copy of it"
+        "run `pfimg import {shown}` to make an image of {shown}, or `pfimg run NAME -- COMMAND` there to work on a copy of it"
     )
 }
 
-/// Adds to the error of a folder where nothing is mounted what a user who names a project has probably meant.
+/// Adds a hint to the error of a directory where nothing is mounted: what a user who names a project probably
+/// meant.
 pub(crate) fn explain_no_mount(error: Error, folder: &Path) -> Error {
     if !holds_something(folder) {
         return error;
@@ -173,15 +179,15 @@ pub(crate) fn explain_no_mount(error: Error, folder: &Path) -> Error {
     error.with_hint(project(folder))
 }
 
-/// Adds to the error of a mountpoint that is missing how to make it.
+/// Adds to the error of a missing mountpoint how to make it.
 pub(crate) fn explain_missing(error: Error, mountpoint: &Path) -> Error {
-    // What is there may be a mount that does not answer.
+    // There may be a mount that does not answer.
     if error.kind() != ErrorKind::NotFound
         || !fs::metadata(mountpoint).is_err_and(|e| e.kind() == io::ErrorKind::NotFound)
     {
         return error;
     }
-    // mkdir makes no folder where a link leads to nothing.
+    // mkdir cannot make a directory at a dangling link.
     let made = match fs::read_link(mountpoint) {
         Ok(target) => mountpoint.parent().unwrap_or(mountpoint).join(target),
         Err(e) if e.kind() == io::ErrorKind::NotFound || e.raw_os_error() == Some(libc::EINVAL) => {
@@ -213,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn a_leading_tilde_is_the_home_folder_and_no_folder_of_that_name_is_made() {
+    fn a_leading_tilde_means_the_home_directory_and_makes_no_directory_of_that_name() {
         let home = Path::new("/home/me");
         let expanded = |path: &str| expand_home(path.into(), Some(home));
         for (path, meant) in [
@@ -233,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_that_is_not_there_is_known_by_what_is_there_of_it() {
+    fn a_missing_path_is_resolved_as_far_as_it_exists() {
         let dir = tempfile::tempdir().unwrap();
         let base = fs::canonicalize(dir.path()).unwrap();
         std::os::unix::fs::symlink(".", base.join("link")).unwrap();

@@ -1,4 +1,4 @@
-//! `pfimg mount`: mounts a store, in the background once it answers.
+//! `pfimg mount`: mounts a store, and returns once the mount answers.
 
 mod answer;
 
@@ -37,14 +37,14 @@ use crate::store::{Sharing, Store};
 use crate::util::limits;
 use crate::util::units::{parse_bytes, parse_duration};
 
-/// A log larger than this, in bytes, is set aside when a mount starts.
+/// The size in bytes above which a starting mount sets the log aside.
 const MAX_LOG: u64 = 8 << 20;
 
-/// Show a store as a folder, in which forks can be written.
+/// Mount a store as a directory with its images and writable forks.
 #[derive(Debug, Args)]
 #[allow(clippy::struct_excessive_bools)]
 pub(crate) struct MountArgs {
-    /// The store's folder (default: --store, `PF_STORE`, then ~/.processfork), and where to mount it
+    /// The store's directory, and the mountpoint [default store: --store, `PF_STORE`, then ~/.processfork]
     #[arg(value_names = ["[STORE] MNT"], num_args = 1..=2, required = true)]
     paths: Vec<PathBuf>,
     /// Stay in the foreground and log to stderr
@@ -56,74 +56,75 @@ pub(crate) struct MountArgs {
     /// Disk space for decompressed blobs of 1 MiB and more
     #[arg(long, value_name = "BYTES", default_value = "8GiB", value_parser = parse_bytes)]
     cache_disk: u64,
-    /// Where those are kept; may be shared by several mounts and deleted at any time
-    /// [default: ~/.cache/pfimg, below `XDG_CACHE_HOME` if that is set]
+    /// Directory of these blobs. Several mounts may share it; it may be deleted at any time [default:
+    /// ~/.cache/pfimg, below `XDG_CACHE_HOME` if that is set]
     #[arg(long, value_name = "DIR")]
     cache_dir: Option<PathBuf>,
-    /// Let other users in (an ordinary user needs `user_allow_other` in /etc/fuse.conf)
+    /// Give other users access (an ordinary user needs `user_allow_other` in /etc/fuse.conf)
     #[arg(long)]
     allow_other: bool,
-    /// Owner to show for files of other users: `keep`, the recorded one; `me`, you, so that you can read and change them.
-    /// A seal keeps the recorded owner [default: me; keep for root and with --allow-other]
+    /// Owner to show for files of other users: `keep`, the recorded one; `me`, you, so that you can read and
+    /// change them. A seal keeps the recorded owner [default: me; keep for root and with --allow-other]
     #[arg(long, value_name = "WHOSE")]
     owner: Option<Owner>,
-    /// Answer extended attributes and access control lists, and have the kernel go by the lists; makes `ls -l` several times
-    /// slower
+    /// Support extended attributes and access control lists, and let the kernel enforce the lists; makes `ls
+    /// -l` several times slower
     #[arg(long)]
     xattrs: bool,
-    /// What files of images are numbered by. `shared`: a file that is the same in several images, at the same path, is one
-    /// inode in all of them. `distinct`: each image has inodes of its own, for archives of several images, and for locks.
-    /// `32`: as `shared`, with numbers below 2^32, for 32-bit programs that know no others
+    /// How to number files of images (inodes). `shared`: a file that is the same in several images, at the same
+    /// path, has one inode. `distinct`: each image has its own inodes, for archives of several images and for
+    /// locks. `32`: as `shared`, with numbers below 2^32, for 32-bit programs
     #[arg(long, value_name = "HOW", default_value = "shared")]
     inodes: Inodes,
-    /// Tell lseek(2) where files have holes (`SEEK_HOLE`), for which `grep` asks of every file of some length; not with
-    /// `--writes back`. Without it all of a file is data
+    /// Report holes in files to lseek(2) (`SEEK_HOLE`), at the cost of one request per large file in `grep`.
+    /// Cannot be combined with `--writes back`. Without it, files show no holes
     #[arg(long)]
     holes: bool,
-    /// Show the session secrets that some ledgers hold; who reads one can forge its ledger
+    /// Show session secrets that ledgers hold; a reader of one can forge its ledger
     #[arg(long)]
     reveal_secrets: bool,
-    /// Let nothing be written
+    /// Mount read-only
     #[arg(long)]
     read_only: bool,
-    /// Mount over a folder that is not empty, and hide its files until the mount ends
+    /// Mount over a directory with files, and hide these files until the mount ends
     #[arg(long)]
     nonempty: bool,
-    /// When writes in forks reach the daemon: `through`, before write(2) returns; or `back`, when the kernel sees fit,
-    /// at the latest at close(2) or fsync(2), which makes small writes fast and what was not closed mortal
+    /// When writes in forks reach the daemon. `through`: before write(2) returns. `back`: at the latest at
+    /// close(2) or fsync(2). With `back` small writes are fast, but data not closed or fsynced is lost if the
+    /// daemon dies
     #[arg(long, value_name = "WHEN", default_value = "through")]
     writes: Writes,
-    /// When forks are sealed by themselves: `idle:5s`, when nothing was written to one for so long; `interval:1m`, so
-    /// long after its first change; both also when the mount ends; or `manual`, never
+    /// When pfimg seals forks. `idle:5s`: five seconds after the last write. `interval:1m`: one minute after
+    /// the first change. Both also seal when the mount ends. `manual`: never
     #[arg(long, value_name = "WHEN", default_value = "idle:5s", value_parser = parse_policy)]
     seal: SealPolicy,
-    /// On machines with two cores, keep the second one busy while requests come in a row, so that a program and the
-    /// daemon take turns on one core: requests then take half the time. `never` leaves the second core asleep
+    /// On machines with two cores, keep the second core busy during a series of requests. Program and daemon
+    /// then take turns on one core, and requests take half the time. `never`: leave the second core asleep
     #[arg(long, value_name = "WHEN", default_value = "auto")]
     spin: Spin,
-    /// Whether this mount tells the store's audit log what happens; what the oracles find is an error and a crash pack
-    /// either way
+    /// Log the events of this mount in the store's audit log. Integrity violations are always reported, with a
+    /// crash pack
     #[arg(long, value_name = "WHETHER", default_value = "on")]
     audit: Switch,
     #[command(flatten)]
     secret: SecretArg,
-    /// Mount options in the words of mount(8), separated by commas
+    /// Mount options of mount(8), separated by commas
     #[arg(short = 'o', value_name = "OPTIONS")]
     options: Vec<String>,
-    /// Where the daemon logs [default: a file for each mountpoint in ~/.local/state/pfimg]
-    // The starter hands the daemon its own arguments and the log behind them: the last one counts.
+    /// Log file of the daemon [default: a file for each mountpoint in ~/.local/state/pfimg]
+    // The starter appends the log to its own arguments for the daemon: the last value counts.
     #[arg(long, value_name = "FILE", overrides_with = "log")]
     log: Option<PathBuf>,
-    /// For the mount of `pfimg run`: end it when it is idle, which this file's lock tells
+    /// For the mount of `pfimg run`: end it when it is idle, according to this file's lock
     #[arg(long, hide = true, value_name = "FILE")]
     until_idle: Option<PathBuf>,
-    /// For that mount: how long nothing has to use it
+    /// For that mount: the idle time before its end
     #[arg(long, hide = true, value_name = "TIME", default_value = "30s", value_parser = parse_duration)]
     idle_after: Duration,
     /// Print JSON once the store is mounted
     #[arg(long)]
     json: bool,
-    /// For the process that `mount` starts: say on stdout that the mount answers, or why not
+    /// For the process that `mount` starts: report on stdout that the mount answers, or why it does not
     #[arg(long, hide = true)]
     daemon: bool,
 }
@@ -142,7 +143,7 @@ enum Writes {
     Back,
 }
 
-/// What files of images are numbered by.
+/// How files of images are numbered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum Inodes {
     Shared,
@@ -168,7 +169,7 @@ enum Spin {
     Never,
 }
 
-/// Whether something is done.
+/// A switch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum Switch {
     On,
@@ -192,15 +193,15 @@ impl MountArgs {
         options.allow_other |= self.allow_other;
         options.read_only |= self.read_only;
         if self.owner == Some(Owner::Me) && options.suid {
-            // A program of another user with these bits would run with the rights of the mounting user.
-            let message = "--owner me and -o suid do not go together: set-user-id programs would run as you";
+            // A set-user-id program of another user would run with the rights of the mounting user.
+            let message = "--owner me and -o suid cannot be combined: set-user-id programs would run as you";
             return Err(Error::new(ErrorKind::InvalidInput, message).with_hint("leave one of them out"));
         }
         options.nonempty |= self.nonempty;
         Ok(options)
     }
 
-    /// The mount, with all options.
+    /// Returns the mount with all options.
     fn builder(&self, store: Store, mountpoint: PathBuf, options: MountOptions) -> Builder {
         let mut builder = MountedStore::builder(store, mountpoint)
             .options(options)
@@ -224,13 +225,13 @@ impl MountArgs {
 }
 
 fn no_mountpoint() -> Error {
-    Error::new(ErrorKind::InvalidInput, "name a mountpoint")
+    Error::new(ErrorKind::InvalidInput, "no mountpoint is given")
 }
 
 pub(crate) fn run(store: &StoreArg, args: &MountArgs) -> Result<ExitCode> {
     let outcome = start(store, args).map_err(limits::explain);
     if let (true, Err(error)) = (args.daemon, &outcome) {
-        // Somebody else was faster since the starter looked: it waits for a word.
+        // Another process was faster since the starter looked: the starter waits for an answer.
         println!("{}", to_starter(error));
     }
     outcome
@@ -241,10 +242,10 @@ fn start(store: &StoreArg, args: &MountArgs) -> Result<ExitCode> {
         limits::raise_for_daemon();
     }
     limits::check()?;
-    // What can be found wrong is found here, where there is a terminal to say so.
+    // Every check that can be made before the start is made here, where a terminal can show the error.
     let options = args.mount_options()?;
     if options.remount {
-        // mount(8) names the store as well, which stays.
+        // mount(8) also names the store; the mount keeps its own.
         let mountpoint = args.paths.last().ok_or_else(no_mountpoint)?;
         remount(mountpoint, &args.options)?;
         if args.json {
@@ -254,7 +255,7 @@ fn start(store: &StoreArg, args: &MountArgs) -> Result<ExitCode> {
     }
     let (store_path, mountpoint) = args.store_and_mountpoint(store)?;
     if args.holes && args.writes == Writes::Back {
-        let message = "--holes and --writes back do not go together: the kernel asks for holes before it has handed in what was written";
+        let message = "--holes and --writes back cannot be combined: the kernel asks for holes before it passes on written data";
         return Err(Error::new(ErrorKind::InvalidInput, message).with_hint("leave one of them out"));
     }
     let store = Store::open(&store_path)
@@ -262,19 +263,19 @@ fn start(store: &StoreArg, args: &MountArgs) -> Result<ExitCode> {
     let checked = args.builder(store, mountpoint.clone(), options).check();
     let mut builder = checked.map_err(|e| meant::explain_missing(e, &mountpoint))?;
     if !options.nonempty && meant::refuse_full(builder.mountpoint()).is_err() {
-        // What shows there may be a mount that began since the look.
+        // Another mount may have begun there since the check.
         builder = builder.check()?;
         meant::refuse_full(builder.mountpoint())?;
     }
     if !args.daemon && args.until_idle.is_none() {
         tell_if_open(builder.store());
-        // The mount that `pfimg run` left would keep the forks from being written here.
+        // The mount left by `pfimg run` would block writes to the forks here.
         let own = OwnMount::of(builder.store());
         if let Some(own) = own.filter(|own| own.mountpoint() != builder.mountpoint()) {
             own.end_if_idle();
         }
         if let Some((what, hint)) = limits::hindering() {
-            eprintln!("pfimg: limits of this shell hold for the daemon: {what} ({hint})");
+            eprintln!("pfimg: the limits of this shell also apply to the daemon: {what} ({hint})");
         }
     }
     if args.foreground {
@@ -284,12 +285,12 @@ fn start(store: &StoreArg, args: &MountArgs) -> Result<ExitCode> {
     }
 }
 
-/// Starts the daemon as a process of its own and waits until its mount answers.
+/// Starts the daemon in its own process, and waits until its mount answers.
 fn background(args: &MountArgs, store: &Store, mountpoint: &Path) -> Result<ExitCode> {
     let failed = |e| Error::io(e, "cannot start the daemon");
     let log = log(args, mountpoint)?;
     let mut command = Command::new(std::env::current_exe().map_err(failed)?);
-    // What the daemon says on stdout is for this process.
+    // This process reads the daemon's stdout.
     command
         .args(std::env::args_os().skip(1).filter(|arg| arg != "--json"))
         .args(["--foreground", "--daemon"]);
@@ -303,7 +304,7 @@ fn background(args: &MountArgs, store: &Store, mountpoint: &Path) -> Result<Exit
     let mut child = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
-        // A group of its own: Ctrl-C at the terminal is not meant for it.
+        // In its own process group, so that Ctrl-C at the terminal does not reach it.
         .process_group(0)
         .spawn()
         .map_err(|e| hints::not_started(e, "cannot start the daemon".into()))?;
@@ -319,7 +320,7 @@ fn background(args: &MountArgs, store: &Store, mountpoint: &Path) -> Result<Exit
                 None => (String::new(), String::new()),
             };
             eprintln!(
-                "pfimg: another program writes this store's forks{holder}: here they can only be read until it has ended{hint}"
+                "pfimg: another program writes this store's forks{holder}: here they are read-only until it has ended{hint}"
             );
         }
         if args.json {
@@ -327,7 +328,7 @@ fn background(args: &MountArgs, store: &Store, mountpoint: &Path) -> Result<Exit
         }
         return Ok(ExitCode::SUCCESS);
     }
-    // A daemon that was ended in the middle of its start leaves a mount without one.
+    // A daemon that was killed during its start leaves a dead mount.
     let ended = child.wait();
     let cleared = clear_dead(mountpoint);
     let Some(error) = from_daemon(&answer) else {
@@ -345,7 +346,8 @@ fn background(args: &MountArgs, store: &Store, mountpoint: &Path) -> Result<Exit
     Err(error)
 }
 
-/// The log's path, absolute, and the file opened. `None` where the usual place cannot be written: a mount does without a log.
+/// Returns the log's absolute path, and the opened file. `None` if the default path cannot be written: a mount
+/// works without a log.
 fn log(args: &MountArgs, mountpoint: &Path) -> Result<Option<(PathBuf, File)>> {
     if let Some(log) = &args.log {
         let log = std::path::absolute(log).map_err(|e| Error::io(e, "--log"))?;
@@ -370,7 +372,7 @@ fn log(args: &MountArgs, mountpoint: &Path) -> Result<Option<(PathBuf, File)>> {
 
 fn default_log(mountpoint: &Path) -> PathBuf {
     let name = mountpoint.to_string_lossy().trim_matches('/').replace('/', "-");
-    // Long paths are told apart by their ends.
+    // Long paths differ at their ends.
     let start = name.char_indices().rev().nth(150).map_or(0, |(at, _)| at);
     default_state_dir().join(format!("{}.log", &name[start..]))
 }
@@ -394,7 +396,8 @@ fn init_log() {
         .with_target(false)
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
-        // A log that takes no more (a full disk, `ulimit -f`) ends no mount: the library would write that to the same log, and panic.
+        // A log that cannot grow (a full disk, `ulimit -f`) must not end the mount: the library would report
+        // that to the same log, and panic.
         .log_internal_errors(false)
         .try_init();
 }
@@ -415,7 +418,7 @@ fn foreground(args: &MountArgs, builder: Builder) -> ExitCode {
     let ready = || {
         answer("ok");
         if args.json {
-            // Programs that read it may be gone; the mount stays.
+            // The programs that read it may have ended; the mount stays.
             let _ = print_mounted(&root, &mountpoint, std::process::id(), args.log.as_deref());
         }
     };
@@ -427,14 +430,14 @@ fn foreground(args: &MountArgs, builder: Builder) -> ExitCode {
             envelope::print_error(error);
         }
     }
-    // Told already, in the log or to the starter.
+    // The error is already in the log, or with the starter.
     served.map_or_else(|error| ExitCode::from(error.exit_code()), |()| ExitCode::SUCCESS)
 }
 
 fn mount_and_serve(args: &MountArgs, builder: Builder, ready: impl FnOnce()) -> Result<()> {
     let builder = builder.session_secret(args.secret.read()?);
     if args.daemon {
-        // Every path is absolute by now, and a daemon must not keep its caller's folder busy.
+        // All paths are absolute here, and a daemon must not keep its caller's directory busy.
         std::env::set_current_dir("/").map_err(|e| Error::io(e, "cannot change to /"))?;
     }
     // Before mounting, so that no signal can end this process and leave a dead mount.
@@ -472,7 +475,7 @@ fn stop_by(mut signals: Signals, stopper: Stopper) -> Result<()> {
 /// Parses `idle:TIME`, `interval:TIME` or `manual`.
 fn parse_policy(text: &str) -> Result<SealPolicy, String> {
     let parse = |time| match parse_duration(time) {
-        Ok(Duration::ZERO) => Err("sealing all the time is none of them".into()),
+        Ok(Duration::ZERO) => Err("the interval must be greater than zero".into()),
         other => other,
     };
     match text.split_once(':') {

@@ -16,10 +16,10 @@ use crate::error::Result;
 /// Rename a fork.
 #[derive(Debug, Args)]
 pub(crate) struct MvArgs {
-    /// Its name
+    /// The fork's name
     #[arg(value_name = "NAME")]
     name: String,
-    /// Its new name
+    /// The new name
     #[arg(value_name = "NEW")]
     new_name: String,
     /// Print JSON
@@ -43,7 +43,7 @@ pub(crate) fn run(store: &StoreArg, args: &MvArgs) -> Result<ExitCode> {
             audit::tell(&store, "mv", note::fork_renamed(name, new_name, renamed.base.as_ref()));
         }
     }
-    // Without a run there is no record of one.
+    // A fork without a run has no record.
     let _ = fs::rename(runs::path(store.root(), name), runs::path(store.root(), new_name));
     if args.json {
         print_json(&json!({"fork": new_name, "was": name}))?;

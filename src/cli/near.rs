@@ -1,4 +1,4 @@
-//! Names that were probably meant where a name is given that nothing has.
+//! Suggests existing names for a name that does not exist.
 
 use std::fs;
 
@@ -7,13 +7,13 @@ use crate::error::{Error, ErrorKind};
 use crate::store::Store;
 use crate::store::images::MIN_PREFIX;
 
-/// Names that are suggested at most.
+/// The most names that are suggested.
 const MOST: usize = 3;
 
-/// Shorter names are in too many others.
+/// Shorter names are part of too many others.
 const LONG_ENOUGH: usize = 3;
 
-/// Adds to the error of a name that nothing has which names are near it.
+/// Adds similar names to the error of a name that does not exist.
 pub(crate) fn explain(store: &StoreArg, error: Error) -> Error {
     if error.kind() != ErrorKind::NotFound {
         return error;
@@ -30,7 +30,7 @@ pub(crate) fn explain(store: &StoreArg, error: Error) -> Error {
     error.with_hint(hint)
 }
 
-/// The names of forks and tags.
+/// Returns the names of forks and tags.
 fn names(store: &Store) -> Vec<String> {
     let mut names = store.tags().names().unwrap_or_default();
     for head in fs::read_dir(store.root().join("forks/heads")).into_iter().flatten().flatten() {
@@ -43,7 +43,7 @@ fn names(store: &Store) -> Vec<String> {
     names
 }
 
-/// The images whose ids begin nearly so.
+/// Returns the images whose ids begin nearly the same.
 fn ids(store: &Store, name: &str) -> Vec<String> {
     let digits = name.strip_prefix("sha256:").unwrap_or(name).to_ascii_lowercase();
     if digits.len() < MIN_PREFIX || !digits.bytes().all(|byte| byte.is_ascii_hexdigit()) {
@@ -60,12 +60,12 @@ fn ids(store: &Store, name: &str) -> Vec<String> {
         .collect()
 }
 
-/// Letters that have to be changed, added, left out, or swapped with the next one.
+/// Counts the letters to change, add, leave out, or swap with the next one.
 fn distance(a: &str, b: &str) -> usize {
     strsim::osa_distance(a, b)
 }
 
-/// The names that are near a mistyped one, the nearest first.
+/// Returns the names similar to a mistyped one, the nearest first.
 fn nearest<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> Vec<String> {
     let length = name.chars().count();
     let most = (length / 3).clamp(1, 3);
@@ -74,7 +74,7 @@ fn nearest<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> Vec<String> 
         .filter_map(|other| {
             let far = distance(&lower, &other.to_lowercase());
             let far = if length >= LONG_ENOUGH && other.starts_with(name) { far.min(most) } else { far };
-            // A name in which every letter is another one is none that was meant.
+            // A name that differs in every letter is not similar.
             (far <= most && far < length.max(other.chars().count())).then_some((far, other))
         })
         .collect();
@@ -96,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_mistyped_name_is_near_the_one_that_was_meant_and_another_name_is_not() {
+    fn a_mistyped_name_is_near_the_meant_one_and_not_near_others() {
         let names = ["project", "try-1", "try-2", "docs", "green", "a"];
         for (typed, near) in [
             ("projcet", &["project"][..]),

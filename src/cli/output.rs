@@ -1,4 +1,4 @@
-//! `pfimg output`: prints what the command of a run printed.
+//! `pfimg output`: prints the kept output of a run.
 
 use std::process::ExitCode;
 
@@ -12,13 +12,14 @@ use crate::error::Result;
 
 /// Print the output of the last run in a fork.
 ///
-/// Runs of several forks and runs with --json keep their output. Of more than 16 MiB pfimg keeps the first 4 and the last 12.
+/// pfimg keeps the output of runs in several forks, and of runs with --json. Of more than 16 MiB, it keeps the
+/// first 4 MiB and the last 12 MiB.
 #[derive(Debug, Args)]
 pub(crate) struct OutputArgs {
     /// The fork's name
     #[arg(value_name = "FORK")]
     name: String,
-    /// Print more as the command prints it, until the run has ended
+    /// Wait for more output until the run ends
     #[arg(short, long)]
     follow: bool,
     /// Print JSON

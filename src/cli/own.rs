@@ -1,8 +1,8 @@
-//! The mount that `pfimg run` makes by itself where a store is not mounted.
+//! The mount that `pfimg run` makes itself if a store is not mounted.
 //!
-//! It lies in the user's folder for running programs, and its daemon ends once it is idle. What uses the mount holds a shared lock on
-//! a file beside it. The daemon ends with that lock held alone, so that a command either finds the mount and keeps it, or waits for its
-//! end and finds none.
+//! It lies in the user's runtime directory, and its daemon ends when it is idle. Programs that use the mount
+//! hold a shared lock on a file next to it. The daemon ends with the exclusive lock held. So a command either
+//! finds the mount and keeps it, or waits for its end and finds none.
 
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File};
@@ -26,40 +26,40 @@ use crate::mount::mountinfo::mounted_at;
 use crate::store::Store;
 use crate::sync::Mutex;
 
-/// How long a daemon that is ending is waited for, and how often it is looked at.
+/// How long a command waits for an ending daemon, and how often it looks.
 const PATIENCE: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_millis(2);
 
-/// How long the daemon of an idle mount is given to end on request.
+/// How long the daemon of an idle mount may take to end on request.
 const ENDING: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
 
-/// What the mountpoint is called in its folder.
+/// The name of the mountpoint in its directory.
 const MOUNTPOINT: &str = "mnt";
 
-/// How long such a mount stays when nothing uses it, and the variable with another time.
+/// How long such a mount stays unused, and the variable that changes this time.
 const STAYS: &str = "30s";
 const STAYS_VARIABLE: &str = "PFIMG_IDLE";
 
-/// The folders of the mounts that this process keeps.
+/// The directories of the mounts that this process keeps.
 static KEPT: OnceLock<Mutex<Vec<PathBuf>>> = OnceLock::new();
 
-/// The own mount of one store, and what goes with it.
+/// pfimg's own mount of one store, and its files.
 #[derive(Clone, Debug)]
 pub(crate) struct OwnMount {
-    /// The folder that was there before, in which everything else is made.
+    /// The existing directory, in which everything else is made.
     top: PathBuf,
     folder: PathBuf,
     store: PathBuf,
 }
 
 impl OwnMount {
-    /// Where the mount of a store is, or would be.
+    /// Returns where the mount of a store is, or would be.
     pub(crate) fn of(store: &Store) -> Option<Self> {
         let (top, below) = runtime_folder()?;
         Some(Self { folder: top.join(below).join(id(store)), top, store: store.root().to_owned() })
     }
 
-    /// The own mount of a store that shows at a path, also where it was made with another folder for running programs.
+    /// Returns the own mount of a store that is at a path, even if it was made below another runtime directory.
     pub(crate) fn at(store: &Store, mountpoint: &Path) -> Option<Self> {
         let folder = mountpoint.parent().filter(|_| mountpoint.ends_with(MOUNTPOINT))?;
         let is_own = folder.file_name() == Some(OsStr::new(&id(store)));
@@ -75,13 +75,13 @@ impl OwnMount {
         self.folder.join(MOUNTPOINT)
     }
 
-    /// The file on which a lock is held by what uses the mount.
+    /// Returns the file that users of the mount lock.
     pub(crate) fn lock_file(&self) -> PathBuf {
         self.folder.join("lock")
     }
 
-    /// Keeps the mount until this process ends, and says whether it does so from now on. If the mount is ending, waits for its end. Where
-    /// there was never one, does nothing.
+    /// Keeps the mount until this process ends, and returns whether this call made the difference. Waits for
+    /// the end of a mount that is ending. Does nothing if there was never a mount.
     pub(crate) fn keep(&self) -> Result<bool> {
         if KEPT.get_or_init(Mutex::default).lock().contains(&self.folder) {
             return Ok(false);
@@ -96,14 +96,14 @@ impl OwnMount {
         }
     }
 
-    /// Whether the folder is there and this user's. In a folder of another user, such as root's in a user namespace, there is no mount
-    /// of this user, and a lock there must hold nothing up.
+    /// Returns whether the directory exists and is this user's. A directory of another user, such as root's in
+    /// a user namespace, holds no mount of this user, and a lock there must block nothing.
     fn is_ours(&self) -> bool {
         is_private(&self.folder).is_ok_and(|is| is)
     }
 
     fn failed(&self, error: io::Error) -> Error {
-        Error::io(error, format!("cannot use the folder {}", self.folder.display()))
+        Error::io(error, format!("cannot use the directory {}", self.folder.display()))
     }
 
     fn hold(&self, file: File) -> Result<()> {
@@ -127,7 +127,7 @@ impl OwnMount {
         }
     }
 
-    /// Makes the folder and keeps the mount that will be there.
+    /// Makes the directory, and keeps the future mount.
     pub(crate) fn prepare(&self) -> Result<()> {
         make_private(&self.top, &self.mountpoint()).map_err(|e| self.failed(e))?;
         let options = File::options().read(true).write(true).create(true).truncate(false).mode(0o600).clone();
@@ -135,7 +135,7 @@ impl OwnMount {
         self.hold(file)
     }
 
-    /// Lets one program at a time start the daemon, for as long as the lock is held that this gives.
+    /// Lets one program at a time start the daemon, while it holds the returned lock.
     pub(crate) fn alone(&self) -> Result<File> {
         let options = File::options().read(true).write(true).create(true).truncate(false).mode(0o600).clone();
         let file = options.open(self.folder.join("start")).map_err(|e| self.failed(e))?;
@@ -144,7 +144,8 @@ impl OwnMount {
         Ok(file)
     }
 
-    /// Starts the daemon. Returns once the mount answers. To be called with the lock of [`Self::alone`], and the mount kept.
+    /// Starts the daemon, and returns once the mount answers. The caller holds the lock of [`Self::alone`], and
+    /// keeps the mount.
     pub(crate) fn start(&self) -> Result<()> {
         let doing = "cannot mount the store";
         let stays = std::env::var_os(STAYS_VARIABLE).unwrap_or_else(|| STAYS.into());
@@ -170,7 +171,7 @@ impl OwnMount {
         Err(Error::new(ErrorKind::Io(None), format!("{doing} {} for this run: {said}", self.store.display())))
     }
 
-    /// Ends the mount if it is there and nothing uses it, so that another one can write the store's forks. Without a mount, does nothing.
+    /// Ends an unused mount, so that another mount can write the store's forks. Without a mount, does nothing.
     pub(crate) fn end_if_idle(&self) {
         if !self.is_ours() {
             return;
@@ -190,26 +191,27 @@ impl OwnMount {
     }
 }
 
-/// What the folder of a store's mount is called: stores are told apart by their paths.
+/// Returns the name of the directory for a store's mount: each path of a store has its own.
 fn id(store: &Store) -> String {
     Digest::of(store.root().as_os_str().as_encoded_bytes()).hex()[..16].to_owned()
 }
 
-/// The folder for the mounts of this user, as one that is there and what is made in it: in `$XDG_RUNTIME_DIR`, or `/tmp/pfimg-run-UID` where
-/// that is not set or not the user's.
+/// Returns the directory for this user's mounts, as an existing directory and a path to make in it: in
+/// `$XDG_RUNTIME_DIR`, or `/tmp/pfimg-run-UID` if that is not set or not the user's.
 fn runtime_folder() -> Option<(PathBuf, PathBuf)> {
     let given = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
     let given = given.filter(|folder| folder.is_absolute() && is_private(folder).is_ok_and(|is| is));
-    // A mountpoint's path has to be one without links.
+    // A mountpoint's path must not contain links.
     if let Some(given) = given.and_then(|folder| fs::canonicalize(folder).ok()) {
         return Some((given, "pfimg".into()));
     }
     let user = rustix::process::geteuid().as_raw();
-    // Not the folder that may hold the cache: that may be deleted at any time, with all that is mounted in it.
+    // Not the directory that may hold the cache: users may delete that one at any time, with everything mounted
+    // in it.
     Some((fs::canonicalize("/tmp").ok()?, format!("pfimg-run-{user}").into()))
 }
 
-/// Whether a folder is this user's and closed to all others.
+/// Returns whether a directory is this user's and closed to all others.
 fn is_private(folder: &Path) -> io::Result<bool> {
     let metadata = fs::symlink_metadata(folder)?;
     Ok(metadata.is_dir()
@@ -217,8 +219,8 @@ fn is_private(folder: &Path) -> io::Result<bool> {
         && metadata.mode().trailing_zeros() >= 6)
 }
 
-/// Makes a folder below `top` for this user alone, and those between. Any of these that is another user's, or open to others, is refused:
-/// its owner could put another mount in place.
+/// Makes a directory below `top` for this user alone, and its parents. Refuses one that is another user's, or
+/// open to others: its owner could replace the mount.
 fn make_private(top: &Path, folder: &Path) -> io::Result<()> {
     let mut path = top.to_owned();
     for name in folder.strip_prefix(top).map_err(io::Error::other)?.components() {
@@ -236,7 +238,7 @@ fn make_one(folder: &Path) -> io::Result<()> {
     if mounted_at(folder).is_ok_and(|mounted| mounted.is_some()) || is_private(folder)? {
         return Ok(());
     }
-    let what = format!("{} is not a folder of this user alone (mode 0700)", folder.display());
+    let what = format!("{} is not a directory of this user alone (mode 0700)", folder.display());
     Err(io::Error::new(io::ErrorKind::PermissionDenied, what))
 }
 
@@ -247,7 +249,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn in_a_folder_that_others_may_enter_there_is_no_mount_to_keep() {
+    fn no_mount_is_kept_in_a_directory_that_others_may_enter() {
         let dir = tempfile::tempdir().unwrap();
         let folder = dir.path().join("abc");
         let own = OwnMount { top: dir.path().to_owned(), folder: folder.clone(), store: "/store".into() };
@@ -255,7 +257,7 @@ mod tests {
         DirBuilder::new().mode(0o700).create(&folder).unwrap();
         let lock = File::create(own.lock_file()).unwrap();
         fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)).unwrap();
-        // Its owner would hold every command up.
+        // Its owner would block every command.
         rustix::fs::flock(&lock, FlockOperation::LockExclusive).unwrap();
         assert!(!own.keep().unwrap());
         own.end_if_idle();

@@ -19,15 +19,15 @@ struct Row {
     path: String,
     /// RFC 3339.
     kept_at: String,
-    /// Which oracles judged.
+    /// The oracles that judged.
     oracles: Vec<String>,
-    /// What was transferred.
+    /// The object of the transfer.
     subject: Option<String>,
     /// The kinds of violations, in order.
     violations: Vec<String>,
-    /// How many steps led to the verdict.
+    /// The number of steps that led to the verdict.
     steps: usize,
-    /// What is wrong with the pack itself.
+    /// Damage of the pack itself.
     damage: Option<String>,
 }
 
@@ -59,7 +59,7 @@ impl Row {
     }
 }
 
-/// Prints the crash packs of a store, the newest first. Returns whether each is whole.
+/// Prints the crash packs of a store, the newest first. Returns whether all are undamaged.
 pub(super) fn list(store: &Store, json: bool) -> Result<bool> {
     let rows: Vec<Row> = kept(&crash_dir(store.root()))?.iter().map(Row::of).collect();
     if json {

@@ -1,4 +1,4 @@
-//! Where long output goes: to stdout, or through a pager if that is a terminal. Colours are decided here too.
+//! Long output: to stdout, or through a pager if stdout is a terminal. Also decides about colours.
 
 use std::io::{self, IsTerminal as _, Write};
 use std::process::{Child, Command, Stdio};
@@ -10,13 +10,13 @@ use clap::ValueEnum;
 use crate::error::{Error, Result};
 use crate::util::patch::paint::Paint;
 
-/// The pager where no variable names one: it ends where all fits on the screen, shows colours, and leaves the text there.
+/// The default pager: it ends if all fits on the screen, shows colours, and leaves the text there.
 const PAGER: &str = "less -FRX";
 
-/// The variables that name a pager, the first one first.
+/// The variables that name a pager, in order of precedence.
 const VARIABLES: [&str; 3] = ["PFIMG_PAGER", "GIT_PAGER", "PAGER"];
 
-/// Columns where there is no terminal to ask.
+/// Columns if there is no terminal.
 const COLUMNS: usize = 80;
 
 /// When colours are used.
@@ -28,7 +28,7 @@ pub(crate) enum When {
 }
 
 impl When {
-    /// Decides for stdout. `NO_COLOR` turns colours off unless they are asked for.
+    /// Decides for stdout. `NO_COLOR` turns colours off unless the user asks for them.
     pub(crate) fn paint(self) -> Paint {
         let off = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         let is_dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
@@ -41,7 +41,7 @@ impl When {
     }
 }
 
-/// How wide a table may be.
+/// Returns the maximum width of a table.
 pub(crate) fn columns() -> usize {
     if !io::stdout().is_terminal() {
         return COLUMNS;
@@ -50,7 +50,7 @@ pub(crate) fn columns() -> usize {
     size.ok().map(|size| usize::from(size.ws_col)).filter(|columns| *columns > 0).unwrap_or(COLUMNS)
 }
 
-/// The pager that the environment names; nothing where it names none.
+/// Returns the pager that the environment names; `None` if it names none.
 fn pager(variable: impl Fn(&str) -> Option<String>) -> Option<String> {
     let named = VARIABLES.iter().find_map(|name| variable(name));
     let pager = named.unwrap_or_else(|| PAGER.to_owned());
@@ -80,14 +80,14 @@ impl Output {
             command.spawn().ok()
         });
         if child.is_some() {
-            // An interrupt is for the pager, which would lose the terminal if this program ended.
+            // Only the pager gets an interrupt: it would lose the terminal if this program ended.
             let _ =
                 signal_hook::flag::register(signal_hook::consts::SIGINT, Arc::new(AtomicBool::new(false)));
         }
         Self { pager: child, is_open: true }
     }
 
-    /// Writes. It does not fail where the reader has seen enough.
+    /// Writes. Succeeds also if the reader has closed the output.
     pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<()> {
         if !self.is_open {
             return Ok(());
@@ -105,7 +105,7 @@ impl Output {
         }
     }
 
-    /// Whether what is written is still read.
+    /// Returns whether a reader still reads the output.
     pub(crate) fn is_open(&self) -> bool {
         self.is_open
     }

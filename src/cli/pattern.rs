@@ -1,16 +1,16 @@
-//! Several names in one word: `try-{1..4}`, which not every shell expands, and `'try-*'`.
+//! Several names in one word: `try-{1..4}`, which some shells do not expand, and `'try-*'`.
 
 use globset::Glob;
 
 use crate::error::{Error, ErrorKind, Result};
 
-/// Names that one word may stand for.
+/// The most names that one word may stand for.
 const MOST: usize = 10_000;
 
 /// Expands braces as bash does: `a{b,c}`, `{1..4}`, `{01..10}`, `{a..c}`. A word without such braces is itself.
 pub(crate) fn expand(word: &str) -> Result<Vec<String>> {
     let mut words = vec![word.to_owned()];
-    // What is before the first pair stays; what an expansion makes is looked at again.
+    // The text before the first pair stays; the result of an expansion is expanded again.
     let mut done = Vec::new();
     while let Some(word) = words.pop() {
         if words.len() + done.len() > MOST {
@@ -27,7 +27,7 @@ pub(crate) fn expand(word: &str) -> Result<Vec<String>> {
     Ok(done)
 }
 
-/// The first braces that hold choices, with what is before and behind them.
+/// Returns the first braces with choices, and the text before and behind them.
 fn first_braces(word: &str) -> Option<(&str, Vec<String>, &str)> {
     word.match_indices('{').find_map(|(open, _)| {
         let inside = &word[open + 1..];
@@ -57,7 +57,7 @@ fn first_braces(word: &str) -> Option<(&str, Vec<String>, &str)> {
     })
 }
 
-/// What `1..4` and `a..c` stand for.
+/// Expands `1..4` and `a..c`.
 fn range(inside: &str) -> Option<Vec<String>> {
     let (first, last) = inside.split_once("..")?;
     let letter = |text: &str| text.chars().next().filter(|c| text.len() == 1 && c.is_ascii_alphabetic());
@@ -78,13 +78,13 @@ fn range(inside: &str) -> Option<Vec<String>> {
     Some(in_order(low, high).map(|number| format!("{number:0width$}")).collect())
 }
 
-/// From one to the other, up or down.
+/// Counts from one to the other, up or down.
 fn in_order(first: i64, last: i64) -> Box<dyn Iterator<Item = i64>> {
     if first <= last { Box::new(first..=last) } else { Box::new((last..=first).rev()) }
 }
 
-/// The names that a word stands for, of those that there are: the name itself, a pattern with `*`, `?` or `[…]`, or braces. A name
-/// that nothing has is given back, a pattern that fits nothing is an error.
+/// Returns the names that a word stands for, of those that exist: the name itself, a pattern with `*`, `?` or
+/// `[…]`, or braces. Returns a missing name as it is; a pattern without a match is an error.
 pub(crate) fn names(word: &str, there: &[String]) -> Result<Vec<String>> {
     if there.iter().any(|name| name == word) {
         return Ok(vec![word.to_owned()]);
@@ -96,14 +96,14 @@ pub(crate) fn names(word: &str, there: &[String]) -> Result<Vec<String>> {
             continue;
         }
         let glob = Glob::new(&word).map_err(|e| {
-            Error::new(ErrorKind::InvalidInput, format!("{word:?} is no pattern: {}", e.kind()))
+            Error::new(ErrorKind::InvalidInput, format!("{word:?} is not a pattern: {}", e.kind()))
         })?;
         let glob = glob.compile_matcher();
         let before = names.len();
         names.extend(there.iter().filter(|name| glob.is_match(name)).cloned());
         if names.len() == before {
-            return Err(Error::new(ErrorKind::NotFound, format!("no fork fits {word:?}"))
-                .with_hint("`pfimg forks` lists them; no fork was discarded"));
+            return Err(Error::new(ErrorKind::NotFound, format!("no fork matches {word:?}"))
+                .with_hint("list the forks with `pfimg forks`; no fork was discarded"));
         }
     }
     Ok(names)

@@ -1,4 +1,4 @@
-//! Where a store's forks are changed: through the mount that writes them, or on disk if there is none.
+//! Where a store's forks are changed: through the mount that writes them, or on disk without such a mount.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -23,7 +23,7 @@ use crate::store::Store;
 pub(crate) enum Place {
     /// Under this mountpoint.
     Mount(PathBuf),
-    /// On disk, with nobody else there.
+    /// On disk, with no other writer.
     Disk(Box<Registry>),
 }
 
@@ -45,15 +45,15 @@ pub(crate) struct Served {
     pub(crate) cache_dir: PathBuf,
 }
 
-/// What is found when the mount that writes a store's forks is looked for.
+/// The result of a search for the mount that writes a store's forks.
 enum Writing {
     Mount(Served),
-    /// None of those that answer. One that does not may be it.
+    /// None of the mounts that answer. A silent one may be the writer.
     Unknown(Mounted),
     None,
 }
 
-/// Finds the mount that writes a store's forks, and keeps it until this process ends if it is one that ends by itself.
+/// Finds the mount that writes a store's forks. Keeps a mount that ends itself until this process ends.
 fn writing_mount(store: &Store) -> Result<Writing> {
     if let Some(own) = OwnMount::of(store) {
         own.keep()?;
@@ -63,14 +63,14 @@ fn writing_mount(store: &Store) -> Result<Writing> {
         && let Some(own) = OwnMount::at(store, &served.mountpoint)
         && own.keep()?
     {
-        // It may have ended before it was kept.
+        // It may have ended before this process kept it.
         return look_for_mount(store);
     }
     Ok(found)
 }
 
 fn look_for_mount(store: &Store) -> Result<Writing> {
-    // Mounts of other stores are not asked, nor those that cannot write: one that hangs would hold this up.
+    // Mounts of other stores and read-only mounts are not asked: a silent one would block this.
     let may_write = |mounted: &Mounted| {
         mounted.is_ours()
             && mounted.source == store.root()
@@ -91,18 +91,19 @@ fn look_for_mount(store: &Store) -> Result<Writing> {
                 }));
             }
             Err(error) if error.kind() == ErrorKind::NoAnswer => found = Writing::Unknown(mounted),
-            // A mount of another user's, or a dead one, says nothing and is passed over.
+            // A mount of another user, or a dead one, gives no status and is skipped.
             Ok(_) | Err(_) => {}
         }
     }
     Ok(found)
 }
 
-/// How long a mount that was just made may take to get hold of the forks, which a command may write just now.
+/// How long a new mount may take to get hold of the forks, which a command may be writing.
 const TAKING: Duration = Duration::from_secs(3);
 const LOOK: Duration = Duration::from_millis(1);
 
-/// The mount that writes a store's forks. Where there is none, makes the own one of this user, which ends when it is idle.
+/// Finds the mount that writes a store's forks. Without one, makes the own mount of this user, which ends when
+/// it is idle.
 pub(crate) fn mounted(store: &Store) -> Result<Served> {
     let look = || -> Result<Option<Served>> {
         match writing_mount(store)? {
@@ -117,16 +118,17 @@ pub(crate) fn mounted(store: &Store) -> Result<Served> {
     let own = OwnMount::of(store).ok_or_else(|| {
         Error::new(
             ErrorKind::NotFound,
-            "there is no folder to mount the store in: XDG_RUNTIME_DIR is not set, and no /tmp is there",
+            "there is no directory to mount the store in: XDG_RUNTIME_DIR is not set, and /tmp does not exist",
         )
     })?;
     own.prepare()?;
     let alone = own.alone()?;
-    // Another run may have made it since.
+    // Another run may have made it in the meantime.
     if let Some(served) = look()? {
         return Ok(served);
     }
-    // One that answers is there where another program writes the forks: it takes them over when that ends.
+    // A mount answers but does not write if another program writes the forks: it takes over when that program
+    // ends.
     if read_status(&own.mountpoint()).is_err() {
         own.start()?;
     }
@@ -141,10 +143,10 @@ pub(crate) fn mounted(store: &Store) -> Result<Served> {
     }
 }
 
-/// Has the mount that writes a fork take in what programs wrote to it and the kernel still keeps, so that the fork on disk is what
-/// they see. Without such a mount the kernel keeps nothing.
+/// Makes the mount that writes a fork take in written data that the kernel still keeps. Then the fork on disk
+/// equals what programs see. Without such a mount the kernel keeps no data.
 pub(crate) fn take_in(store: &Store, fork: &str) -> Result<()> {
-    let doing = format!("cannot take in what programs wrote to fork {fork:?}");
+    let doing = format!("cannot take in data that programs wrote to fork {fork:?}");
     let mountpoint = match writing_mount(store)? {
         Writing::Mount(served) => served.mountpoint,
         Writing::Unknown(mounted) if Holder::of(store).is_some() => {
@@ -156,7 +158,7 @@ pub(crate) fn take_in(store: &Store, fork: &str) -> Result<()> {
         Ok(()) => Ok(()),
         Err(error) if error.kind() == ErrorKind::PermissionDenied => {
             eprintln!(
-                "pfimg: only the user who mounted the store can ask for bytes that programs write to fork {fork:?} just now"
+                "pfimg: data that programs are writing to fork {fork:?} may be missing: only the user who mounted the store can take it in"
             );
             Ok(())
         }
@@ -178,8 +180,8 @@ pub(crate) fn find(store: &Arc<Store>) -> Result<Place> {
     Err(silent.map_or_else(|| holder::busy(store), |mounted| silent::no_answer(&mounted)))
 }
 
-/// The image that a fork was made of: what it rested on before it was sealed first, or rests on. Where that is not in the
-/// store any more, the next one that is.
+/// Returns the image that a fork was made of: its image before the first seal, or its present one. If that has
+/// left the store, returns the next one that is there.
 pub(crate) fn origin(store: &Store, fork: &Fork) -> Result<Option<Digest>> {
     for seal in fork.seals()? {
         if !seal.made {
@@ -198,34 +200,34 @@ pub(crate) fn origin(store: &Store, fork: &Fork) -> Result<Option<Digest>> {
     fork.lineage()
 }
 
-/// How often a fork is read anew that another program seals or discards meanwhile.
+/// How often a fork is read again because another program seals or discards it.
 const ATTEMPTS: usize = 3;
 
-/// Fails where a fork holds work that is in no seal, or where that cannot be told.
+/// Fails if a fork has unsealed work, or if that is unknown.
 pub(crate) fn refuse_unsealed(store: &Arc<Store>, place: &Place, name: &str) -> Result<()> {
     let unsealed = match place {
         Place::Mount(mountpoint) => {
-            let doing = format!("cannot tell whether fork {name:?} holds work that is in no seal");
+            let doing = format!("cannot tell whether fork {name:?} has unsealed work");
             let pushed: Pushed = ask(mountpoint, name, &doing, |number| format!(".push-{number}"))?;
             pushed.unsealed.map_or_else(|| unsealed_on_disk(store, name), Ok)
         }
         Place::Disk(registry) => registry.get(name).map(|fork| fork.damage().is_some() || fork.is_changed()),
     };
     let unsealed = unsealed.map_err(|error| {
-        let what = format!("cannot tell whether fork {name:?} holds work that is in no seal");
-        // The fork is there, and its image is not: damage.
+        let what = format!("cannot tell whether fork {name:?} has unsealed work");
+        // The fork exists, and its image does not: damage.
         let is_there = || fork::beside::OnDisk::read(store.root(), name).is_ok();
         if error.kind() == ErrorKind::NotFound && is_there() {
             return Error::new(ErrorKind::Missing, format!("{what}: {}", error.message()))
-                .with_hint("--force discards it all the same");
+                .with_hint("use --force to discard it anyway");
         }
-        error.context(what).with_hint("--force discards it all the same")
+        error.context(what).with_hint("use --force to discard it anyway")
     })?;
     if !unsealed {
         return Ok(());
     }
-    Err(Error::new(ErrorKind::Busy, format!("fork {name:?} holds work that is in no seal"))
-        .with_hint(format!("`pfimg seal {name}` keeps it, --force throws it away")))
+    Err(Error::new(ErrorKind::Busy, format!("fork {name:?} has unsealed work"))
+        .with_hint(format!("seal it with `pfimg seal {name}`, or discard it with --force")))
 }
 
 fn unsealed_on_disk(store: &Arc<Store>, name: &str) -> Result<bool> {
@@ -241,7 +243,7 @@ fn unsealed_on_disk(store: &Arc<Store>, name: &str) -> Result<bool> {
     }
 }
 
-/// Fails where a secret was named for a seal that a mount will make with another one.
+/// Fails if the user names a secret for a seal that a mount will make with another one.
 pub(crate) fn check_secret(mountpoint: &Path, secret: &SecretArg) -> Result<()> {
     let Some(secret) = secret.read()? else { return Ok(()) };
     match read_status(mountpoint)?.info.session_secret {
@@ -254,24 +256,22 @@ pub(crate) fn check_secret(mountpoint: &Path, secret: &SecretArg) -> Result<()> 
                 if its.is_some() { "another secret" } else { "a fresh secret each" }
             ),
         )
-        .with_hint(
-            "the secret is the mount's: give it to `pfimg mount`, or unmount, or seal without naming one",
-        )),
+        .with_hint("give the secret to `pfimg mount`, or unmount the store, or seal without a secret")),
     }
 }
 
-/// Says that a command is kept to a fork which is gone.
+/// Warns that a command still runs in a discarded fork.
 pub(crate) fn warn_of_run(fork: &str) {
     eprintln!(
-        "pfimg: a command of `pfimg run` is in fork {fork:?}: it finds no file there any more, and can write nothing. \
+        "pfimg: a command of `pfimg run` is still in fork {fork:?}: its files are gone, and it cannot write there. \
          End the command"
     );
 }
 
-/// Says that a command is kept to a fork that was put back.
+/// Warns that a command still runs in a restored fork.
 pub(crate) fn warn_of_restore(fork: &str) {
     eprintln!(
-        "pfimg: a command of `pfimg run` is in fork {fork:?}: it sees the restored files. A file that it has open and that changed \
-         stays as it was, and cannot be written (\"Stale file handle\")"
+        "pfimg: a command of `pfimg run` is in fork {fork:?}: it sees the restored files. A changed file that it has open \
+         keeps its old content, and cannot be written (\"Stale file handle\")"
     );
 }

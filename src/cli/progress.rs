@@ -1,4 +1,4 @@
-//! How long work shows that it goes on.
+//! The progress of long work.
 
 use std::fmt::Write;
 use std::time::Duration;
@@ -17,22 +17,22 @@ impl Bar {
         Self(bar)
     }
 
-    /// Shows what there is to do now, of which nothing is done yet.
+    /// Shows new work, none of it done yet.
     pub(crate) fn start(&self, length: u64, template: &str) {
         self.0.reset();
         self.0.set_length(length);
         self.style(template);
     }
 
-    /// Shows something else. `{speed}` stands for the bytes a second, `{left}` for the time left, each with a comma before it.
-    /// Both stay empty until they can be told.
+    /// Shows another style. `{speed}` stands for the bytes per second, `{left}` for the time left, each with a
+    /// comma before it. Both stay empty until they are known.
     pub(crate) fn style(&self, template: &str) {
         if let Ok(style) = ProgressStyle::with_template(template) {
             self.0.set_style(style.with_key("speed", write_speed).with_key("left", write_left));
         }
     }
 
-    /// So much more is done.
+    /// Adds work that is done.
     pub(crate) fn inc(&self, more: u64) {
         self.0.inc(more);
     }
@@ -42,10 +42,10 @@ impl Bar {
     }
 }
 
-/// Less done in a second than this tells no speed, and no time left.
+/// Below this number per second, speed and time left are not shown.
 const SLOWEST: f64 = 0.01;
 
-/// What is done in a second, once the work so far tells it.
+/// Returns the work done per second, once it is known.
 fn speed(done: u64, per_second: f64) -> Option<f64> {
     (done > 0 && per_second >= SLOWEST).then_some(per_second)
 }
@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_speed_is_told_before_anything_is_done() {
+    fn no_speed_is_shown_before_anything_is_done() {
         assert_eq!(speed(0, 0.0), None);
         assert_eq!(speed(0, 5.0), None, "the speed of what was done before");
         assert_eq!(speed(7, 0.0), None);

@@ -1,4 +1,4 @@
-//! `pfimg prune`: thins out the images that forks were sealed as.
+//! `pfimg prune`: removes old seals of forks.
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -15,35 +15,35 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::ops::prune::{Options, Policy, Reason, Report, prune};
 use crate::store::Store;
 
-/// So many images are told of in a line of the log.
+/// The most images in one line of the log.
 pub(crate) const IN_A_LINE: usize = 100;
 
 /// Remove old seals of forks that no --keep rule selects.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Always kept: images with a tag, images that a fork rests on, and whatever is no fork's seal (--all counts every image,\n\
-by agent). What only removed images need takes up space until the next `pfimg gc`.")]
+Always kept: tagged images, images that forks rest on, and images that are not seals of forks. With --all, the rules\n\
+also select from the last group, by agent. Data of removed images take up space until the next `pfimg gc`.")]
 #[allow(clippy::struct_excessive_bools)]
 pub(crate) struct PruneArgs {
-    /// These forks' images [default: those of every fork]
+    /// Select from seals of these forks [default: every fork]
     #[arg(value_name = "FORK")]
     forks: Vec<String>,
     /// Keep the newest N of each fork
     #[arg(long, value_name = "N")]
     keep_last: Option<u32>,
-    /// Keep the newest of each of the last N hours that have any
+    /// Keep the newest of each of the last N hours with seals
     #[arg(long, value_name = "N")]
     keep_hourly: Option<u32>,
-    /// Keep the newest of each of the last N days (UTC) that have any
+    /// Keep the newest of each of the last N days (UTC) with seals
     #[arg(long, value_name = "N")]
     keep_daily: Option<u32>,
-    /// Keep images with a tag, and by itself nothing else but what forks rest on
+    /// Keep images with a tag. Alone, it keeps only these and the images that forks rest on
     #[arg(long)]
     keep_tagged: bool,
-    /// Of all images of the store, not only those that forks were sealed as
+    /// Select from all images of the store, not only from seals of forks
     #[arg(long, conflicts_with = "forks")]
     all: bool,
-    /// Remove nothing, say what would be
+    /// Remove nothing; print what would be removed
     #[arg(long)]
     dry_run: bool,
     /// Print JSON
@@ -54,7 +54,7 @@ pub(crate) struct PruneArgs {
 pub(crate) fn run(store: &StoreArg, args: &PruneArgs) -> Result<ExitCode> {
     let counts = [args.keep_last, args.keep_hourly, args.keep_daily];
     if counts.iter().all(Option::is_none) && !args.keep_tagged {
-        return Err(Error::new(ErrorKind::InvalidInput, "it is not said what to keep").with_hint(
+        return Err(Error::new(ErrorKind::InvalidInput, "no --keep rule is given").with_hint(
             "name --keep-last, --keep-hourly, --keep-daily or --keep-tagged; --dry-run shows what they do",
         ));
     }
@@ -84,7 +84,7 @@ pub(crate) fn run(store: &StoreArg, args: &PruneArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Images that forks descend from, which their heads need not say: a fork that was copied together holds a manifest.
+/// Returns images that forks descend from, which their heads need not name: a copied fork holds a manifest.
 pub(crate) fn lineage(store: &Arc<Store>) -> Result<Vec<Digest>> {
     let registry = place::registry(store, true)?;
     Ok(registry.names().iter().filter_map(|name| registry.stats(name).ok()?.base).collect())

@@ -18,19 +18,19 @@ use crate::crashpack::{FILES, TraceEvent, seed_variable};
 use crate::error::{Error, ErrorKind, Exit, Result};
 use crate::oracle::TransferOracleResult;
 
-/// Judge a crash pack again, from its own files alone. Exits with 1 if a violation is found again, and with 4 if the pack
-/// was changed.
+/// Judge a crash pack again, using only its own files. Exits with 1 if a violation is found again, and with 4
+/// if the pack was changed.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 A seed of the pack that is also in the environment, as PFIMG_SEED_<NAME>, has to be the same.")]
 pub(crate) struct ReplayArgs {
-    /// The pack's folder, or its name as `pfimg audit --packs` lists it
+    /// The pack's directory, or its name from `pfimg audit --packs`
     #[arg(value_name = "PACK")]
     pack: PathBuf,
-    /// An oracle that must be among those that judged
+    /// Oracle that must be among those that judged
     #[arg(long = "oracle", value_name = "NAME")]
     oracles: Vec<String>,
-    /// Write a pack of the same violations with as few steps as they need to a new folder
+    /// Write a pack with the same violations, and as few steps as possible, to a new directory
     #[arg(long, value_name = "DIR")]
     minimize: Option<PathBuf>,
     /// Print JSON
@@ -43,11 +43,12 @@ struct Report<'a> {
     reproduced: bool,
     results: &'a [TransferOracleResult],
     ledger: &'a EvidenceLedger,
-    /// The steps and what was judged, in order.
+    /// The steps and the judged objects, in order.
     trace: &'a [TraceEvent],
 }
 
-/// The folder of a pack. A word without a separator that is no folder here names a pack of the store.
+/// Returns the directory of a pack. A word without a separator that is not a directory here names a pack of the
+/// store.
 fn folder(store: &StoreArg, pack: &Path) -> Result<PathBuf> {
     let is_name =
         pack.components().count() == 1 && matches!(pack.components().next(), Some(Component::Normal(_)));
@@ -59,10 +60,10 @@ fn folder(store: &StoreArg, pack: &Path) -> Result<PathBuf> {
         return Ok(kept);
     }
     Err(Error::new(ErrorKind::NotFound, format!("there is no crash pack {:?}", pack.display().to_string()))
-        .with_hint("list the packs of the store with `pfimg audit --packs`, or name a folder"))
+        .with_hint("list the packs of the store with `pfimg audit --packs`, or name a directory"))
 }
 
-/// Fails if the environment says another seed than a pack.
+/// Fails if an environment variable gives another seed than the pack.
 fn check_seeds(seeds: &BTreeMap<String, u64>) -> Result<()> {
     for (name, seed) in seeds {
         let variable = seed_variable(name);
@@ -83,8 +84,8 @@ pub(crate) fn run(store: &StoreArg, args: &ReplayArgs) -> Result<ExitCode> {
     let reproduced = found.reproduces();
     if let Some(dir) = &args.minimize {
         if dir.symlink_metadata().is_ok() {
-            return Err(Error::new(ErrorKind::AlreadyExists, format!("{} is there already", dir.display()))
-                .with_hint("name a folder that is not there yet"));
+            return Err(Error::new(ErrorKind::AlreadyExists, format!("{} already exists", dir.display()))
+                .with_hint("name a directory that does not exist yet"));
         }
         let least = found.pack.minimized();
         least.write_to(dir)?;

@@ -1,4 +1,4 @@
-//! `pfimg restore`: puts a fork, or paths of it, back to one of its seals.
+//! `pfimg restore`: restores a fork, or paths of it, to one of its seals.
 
 mod paths;
 
@@ -23,22 +23,23 @@ use crate::ops::line;
 use crate::ops::recover;
 use crate::ops::seal::Sealer;
 
-/// Put a fork, or only PATHs of it, back to one of its seals. Unsealed changes are sealed first, so that nothing is lost.
+/// Restore a fork, or only PATHs of it, to one of its seals. Unsealed changes are sealed first, so nothing is
+/// lost.
 ///
-/// Without @SEAL it is the last one. @0 is the beginning of the fork. A PATH begins at the top of the fork, or at the current
-/// directory if that is inside the fork.
+/// Without @SEAL, restores to the last seal. @0 is the beginning of the fork. A PATH starts at the top of the
+/// fork, or at the current directory if that is inside the fork.
 #[derive(Debug, Args)]
 pub(crate) struct RestoreArgs {
-    /// The fork and its seal: a number as `pfimg seals FORK` shows it, a tag, or an id or the beginning of it
+    /// The fork and its seal: a number from `pfimg seals FORK`, a tag, or the beginning of an id
     #[arg(value_name = "FORK[@SEAL]")]
     what: String,
-    /// The seal, as it was given before
+    /// The seal, in the older form
     #[arg(value_name = "SEAL", hide = true)]
     seal: Option<String>,
-    /// Restore only these files and folders
+    /// Restore only these files and directories
     #[arg(value_name = "PATH", last = true)]
     paths: Vec<OsString>,
-    /// Go back to the state before the last restore
+    /// Return to the state before the last restore
     #[arg(long, conflicts_with_all = ["seal", "paths"])]
     undo: bool,
     #[command(flatten)]
@@ -49,7 +50,7 @@ pub(crate) struct RestoreArgs {
 }
 
 impl RestoreArgs {
-    /// `FORK[@SEAL]`, or both apart.
+    /// Returns the two parts of `FORK[@SEAL]`, also if they are separate words.
     fn fork_and_seal(&self) -> Result<(&str, Option<&str>)> {
         let what = &*self.what;
         let (name, seal) = match (&self.seal, what.split_once('@')) {
@@ -60,15 +61,13 @@ impl RestoreArgs {
         match seal {
             Some(_) if self.undo => Err(Error::new(
                 ErrorKind::InvalidInput,
-                "--undo goes back to the state before the last restore",
+                "--undo takes no seal: it returns to the state before the last restore",
             )
             .with_hint(format!("write `pfimg restore {name} --undo`, or leave --undo out"))),
-            // A path would lead out of the folder that asks for it in a mount.
+            // A path would lead out of the directory that the mount uses for requests.
             Some(seal) if seal.contains('/') => Err(line::no_seal(name, seal)),
-            Some("") => {
-                Err(Error::new(ErrorKind::InvalidInput, format!("{what:?} names no seal to go back to"))
-                    .with_hint(format!("write {name}@SEAL; `pfimg seals {name}` lists the seals")))
-            }
+            Some("") => Err(Error::new(ErrorKind::InvalidInput, format!("{what:?} names no seal"))
+                .with_hint(format!("write {name}@SEAL; `pfimg seals {name}` lists the seals"))),
             _ if name.is_empty() && self.seal.is_none() => {
                 Err(Error::new(ErrorKind::InvalidInput, format!("{what:?} names no fork"))
                     .with_hint("write FORK@SEAL; `pfimg forks` lists the forks"))
@@ -94,8 +93,8 @@ pub(crate) fn run(store: &StoreArg, args: &RestoreArgs) -> Result<ExitCode> {
         Place::Mount(mountpoint) => {
             place::check_secret(&mountpoint, &args.secret)?;
             let doing = match seal {
-                Some(seal) => format!("cannot put fork {name:?} back to {seal:?}"),
-                None => format!("cannot put fork {name:?} back"),
+                Some(seal) => format!("cannot restore fork {name:?} to {seal:?}"),
+                None => format!("cannot restore fork {name:?}"),
             };
             let runs = runs_in(&mountpoint, name);
             let done: Outcome = place::ask_for(&mountpoint, name, &doing, &Request::Restore(asked))?;
@@ -125,7 +124,7 @@ fn tell(name: &str, args: &RestoreArgs, done: &Outcome) -> Result<()> {
     let shown = |path: &Bytes| plain_bytes(&path.0, usize::MAX);
     let held: Vec<String> = done.held.iter().map(|held| shown(&held.path)).collect();
     if args.json {
-        let entry = |line: &crate::ops::back::PathLine| json!({"status": line.status.to_string(), "path": shown(&line.path), "folder": line.is_folder});
+        let entry = |line: &crate::ops::back::PathLine| json!({"status": line.status.to_string(), "path": shown(&line.path), "directory": line.is_folder});
         return print_json(&json!({
             "fork": name,
             "seal": done.number,

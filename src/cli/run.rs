@@ -1,4 +1,4 @@
-//! `pfimg run`: runs a command where it can change nothing but a fork.
+//! `pfimg run`: runs a command that can change only a fork.
 
 mod changes;
 mod conf;
@@ -34,38 +34,42 @@ use crate::mount::silent::mode_known;
 use crate::sandbox::{self, CANNOT_RUN, View};
 use crate::util::units::parse_duration;
 
-/// What `--json` without a file means.
+/// The meaning of `--json` without a file.
 const STDOUT: &str = "-";
 
 /// Run a command in a copy of the project, where it can change nothing else.
 ///
-/// Imports the project (the git work tree around this folder, or this folder) if it changed, makes a fork of it, and runs the command
-/// there. The command finds the fork at the project's own path and sees the rest of this machine read-only. It may write its fork and
-/// temporary files, which are gone when it ends, as is all that it started. The project itself, the store, images, other forks, the
-/// machine's devices, processes and services (/run) are hidden. Credentials stay outside: variables such as `*_TOKEN` unless --env
-/// names them, files such as ~/.ssh unless --read does. The command may seal its fork: `mkdir $PFIMG_SNAP/NAME`.
+/// Imports the project if it changed, makes a fork of it, and runs the command there. The project is the git
+/// work tree around the current directory, or that directory. The command sees the fork at the project's own
+/// path, and the rest of this machine read-only. It may write its fork and temporary files. After the command,
+/// pfimg removes these temporary files and ends remaining processes. The project itself, the store, images and
+/// other forks are hidden, as are the machine's devices, processes and services (/run). Credentials stay
+/// outside: variables such as `*_TOKEN` unless --env names them, files such as ~/.ssh unless --read names them.
+/// The command can seal its fork: `mkdir $PFIMG_SNAP/NAME`.
 ///
-/// A fork that is there is used as it is. With several names the commands run side by side, and `pfimg output NAME` prints what each
-/// of them printed. `pfimg run FORK COMMAND…` without `--` runs in a fork that is there.
+/// An existing fork is used as it is. With several names the commands run side by side, and `pfimg output NAME`
+/// prints the output of each. `pfimg run FORK COMMAND…` without `--` runs in an existing fork.
 ///
-/// The store is made and mounted if it is not. Such a mount ends when nothing has used it for 30 seconds (`PFIMG_IDLE`, such as 5m).
+/// pfimg makes and mounts the store if necessary. Such a mount ends after 30 seconds without use (`PFIMG_IDLE`,
+/// such as 5m).
 ///
-/// ~/.config/pfimg/run.conf holds options for every run, one a line, without dashes: `env NAME`, `read PATH`, `write PATH`,
-/// `hide PATH`, `quiet`.
+/// ~/.config/pfimg/run.conf holds options for every run, one per line, without dashes: `env NAME`, `read PATH`,
+/// `write PATH`, `hide PATH`, `quiet`.
 ///
-/// Exit code: the command's, the largest of several; 128 and the signal that ended it; 124 after --timeout; 2 if the command line is
-/// wrong, 125 if the command cannot be run, 126 if it cannot be executed, 127 if it is not found.
+/// Exit code: the command's, the largest of several; 128 plus the signal that ended it; 124 after --timeout; 2
+/// for a wrong command line; 125 if the command cannot be run, 126 if it cannot be executed, 127 if it is not
+/// found.
 #[derive(Debug, Default, Args)]
 #[command(
     override_usage = "pfimg run [OPTIONS] [NAME[@SOURCE]]... -- COMMAND...\n       pfimg run FORK[@SOURCE] COMMAND..."
 )]
 #[allow(clippy::struct_excessive_bools)]
 pub(crate) struct RunArgs {
-    /// Make forks of this: a folder (with a slash in its name, or `.`), an image (tag, prefix, latest), or a fork [default: the
-    /// project]
+    /// Source of new forks: a directory (with a slash in its name, or `.`), an image (tag, prefix, latest), or
+    /// a fork [default: the project]
     #[arg(long, value_name = "DIR|IMAGE|FORK")]
     from: Option<String>,
-    /// Check out this commit in forks that are made. Ignored files stay as they are in the project
+    /// Check out this commit in new forks. Ignored files stay as they are in the project
     #[arg(long, value_name = "REV")]
     from_commit: Option<String>,
     /// Run in N forks side by side: NAME-1, NAME-2 and so on
@@ -74,56 +78,56 @@ pub(crate) struct RunArgs {
     /// Show the fork at PATH [default: the project's own path]
     #[arg(long, value_name = "PATH")]
     at: Option<PathBuf>,
-    /// End the command after TIME, such as 90s or 10m, by SIGTERM; kill it 10 seconds later
+    /// End the command with SIGTERM after TIME, such as 90s or 10m; kill it 10 seconds later
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     timeout: Option<Duration>,
-    /// Discard the forks that this run made, when the commands have ended
+    /// Discard the forks that this run made, after the commands end
     #[arg(long)]
     rm: bool,
-    /// Seal the fork when the command has ended, and give the image this name
+    /// Seal the fork when the command ends, and give the image this name
     #[arg(long, value_name = "TAG")]
     tag: Option<String>,
-    /// Write a JSON object a line: when a run starts, and when it has ended. Without FILE, or with `-`, to stdout, and the commands'
-    /// output is kept for `pfimg output`
+    /// Write one JSON object per line: when a run starts, and when it ends. Without FILE, or with `-`, write to
+    /// stdout, and keep the commands' output for `pfimg output`
     #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true, default_missing_value = STDOUT)]
     json: Option<PathBuf>,
-    /// Allow writing PATH: a folder, a device, or a file. Name the folder where programs replace the file. May be given several
-    /// times, as may the next two
+    /// Allow writing PATH: a directory, a device, or a file. Name the directory if programs replace the file.
+    /// May be repeated, like --read and --hide
     #[arg(long, value_name = "PATH")]
     write: Vec<PathBuf>,
-    /// Allow reading PATH, which is hidden or lies in a hidden folder
+    /// Allow reading PATH, which is hidden or in a hidden directory
     #[arg(long, value_name = "PATH")]
     read: Vec<PathBuf>,
-    /// Hide PATH, a file or folder
+    /// Hide PATH, a file or directory
     #[arg(long, value_name = "PATH")]
     hide: Vec<PathBuf>,
-    /// Hand over the variable NAME, which holds a credential, and the socket that it names. `*` stands for any text; NAME=VALUE sets
-    /// the variable. May be given several times
+    /// Pass the variable NAME, which holds a credential, and the socket that it names. `*` stands for any text;
+    /// NAME=VALUE sets the variable. May be repeated
     #[arg(long, value_name = "NAME[=VALUE]", value_parser = OsStringValueParser::new().try_map(|text| conf::variable(&text)))]
     env: Vec<OsString>,
-    /// Print no line about the run, nor about the variables that stay outside
+    /// Print nothing about the run or about variables that stay outside
     #[arg(long, short)]
     quiet: bool,
-    /// Give the command a loopback interface of its own, and no other network
+    /// Give the command only a loopback interface, and no other network
     #[arg(long)]
     no_network: bool,
-    /// The forks, which are made if they are not there. NAME@SOURCE makes one of an image or another fork; `try-{1..4}` and `{a,b}`
-    /// mean several in any shell [default: the project's name and the first free number]
+    /// The forks; missing ones are made. NAME@SOURCE makes one from an image or another fork. `try-{1..4}` and
+    /// `{a,b}` mean several in any shell [default: the project's name and the first free number]
     #[arg(value_name = "NAME[@SOURCE]")]
     names: Vec<String>,
     /// The command and its arguments
     #[arg(value_name = "COMMAND", required = true, last = true)]
     command: Vec<OsString>,
-    /// For `run FORK COMMAND`: the fork has to be there
+    /// For `run FORK COMMAND`: the fork must exist
     #[arg(long, hide = true)]
     older_form: bool,
-    /// For a run of several: one of them, whose fork is there and whose output the first process reads
+    /// For a run of several: one of them, whose fork exists and whose output the first process reads
     #[arg(long, hide = true)]
     member: bool,
     /// For the processes that `run` starts: which of them this is
     #[arg(long, hide = true)]
     stage: Option<Stage>,
-    /// For them: the descriptor by which the first one is heard
+    /// For them: the descriptor for messages to the first one
     #[arg(long, hide = true, default_value_t = -1)]
     channel: i32,
     /// For them: where the store is mounted
@@ -171,9 +175,9 @@ pub(crate) fn run(store: &StoreArg, args: &RunArgs) -> ExitCode {
     }))
 }
 
-/// Why nothing ran.
+/// Why no command ran.
 enum Failure {
-    /// The command line cannot mean anything.
+    /// The command line has no meaning.
     Usage(Error),
     Run(Error),
 }
@@ -184,24 +188,24 @@ impl From<Error> for Failure {
     }
 }
 
-/// The code of a wrong command line, whatever in it is wrong.
+/// The exit code of a wrong command line.
 fn error_code() -> u8 {
     Error::new(ErrorKind::InvalidInput, "").exit_code()
 }
 
-/// Finds options that do not go together, before anything is made.
+/// Finds conflicting options before anything is made.
 fn check(args: &RunArgs) -> Result<(), Failure> {
     let refuse = |what: &'static str, hint: &'static str| {
         Err(Failure::Usage(Error::new(ErrorKind::InvalidInput, what).with_hint(hint)))
     };
     let several = args.names.len() > 1 || args.number.is_some_and(|number| number.get() > 1);
     if args.number.is_some() && args.names.len() > 1 {
-        return refuse("-n goes with one name", "write NAME -n 4, or NAME-{1..4}");
+        return refuse("-n needs a single name", "write NAME -n 4, or NAME-{1..4}");
     }
     if several && args.tag.is_some() {
         return refuse(
-            "--tag goes with one fork",
-            "tag a fork of several later: `pfimg seal FORK --tag TAG`",
+            "--tag needs a single fork",
+            "tag one of the forks later: `pfimg seal FORK --tag TAG`",
         );
     }
     Ok(())
@@ -209,7 +213,7 @@ fn check(args: &RunArgs) -> Result<(), Failure> {
 
 fn start(store: &StoreArg, args: &RunArgs) -> Result<u8, Failure> {
     if args.member {
-        // The terminal is that of the run of several, which hands signals on.
+        // The run of several owns the terminal, and passes signals on.
         let _ = rustix::process::setsid();
         let _ = set_parent_process_death_signal(Some(Signal::KILL));
     }
@@ -226,7 +230,7 @@ impl RunArgs {
         self.json.as_deref() == Some(Path::new(STDOUT))
     }
 
-    /// Tells programs of the error that ends this.
+    /// Writes the error that ends this run, for programs.
     fn tell_json(&self, error: &Error) {
         let line = envelope::error_line("run", error);
         if self.is_json_on_stdout() {
@@ -240,17 +244,17 @@ impl RunArgs {
     fn view(&self) -> Result<View> {
         let mountpoint = self.mountpoint.clone().unwrap_or_default();
         let mut hide = self.hide.clone();
-        // What is mounted besides, and the stores of that. No daemon is asked: one that does not answer must not hold this up.
+        // Other mounts, and their stores. No daemon is asked: a silent one must not block this.
         let mounts = mounts()?;
         let others = mounts.iter().filter(|mounted| mounted.is_ours() && mounted.path != mountpoint);
-        // A store in what is hidden is hidden with that.
+        // A store in a hidden directory is hidden with it.
         let lies_in_another = |path: &Path| {
             holding_among(&mounts, path).is_some_and(|(mounted, _)| {
                 mounted.is_ours() && mounted.path != mountpoint && mounted.path != path
             })
         };
         let paths = others.flat_map(|mounted| [&mounted.path, &mounted.source]);
-        // What cannot be looked at cannot be by the command either: a mount of another user.
+        // Neither this process nor the command can look at such a mount, which is another user's.
         let seen = paths.filter(|path| !lies_in_another(path) && mode_known(path).is_some());
         hide.extend(seen.cloned());
         Ok(View {
@@ -273,7 +277,7 @@ fn option(name: &str, value: &(impl AsRef<OsStr> + ?Sized)) -> OsString {
     option
 }
 
-/// The arguments for a process of a run.
+/// Returns the arguments for a process of a run.
 fn arguments(stage: &str, command: &[OsString], options: Vec<OsString>) -> Vec<OsString> {
     let mut all: Vec<OsString> = vec!["run".into(), "--stage".into(), stage.into()];
     all.extend(options);
@@ -282,9 +286,9 @@ fn arguments(stage: &str, command: &[OsString], options: Vec<OsString>) -> Vec<O
     all
 }
 
-/// The command line, with the command of `pfimg run` behind `--` in either of its forms.
+/// Returns the command line with the command of `pfimg run` behind `--`, whichever form it has.
 pub(crate) fn with_command_apart(mut args: Vec<OsString>) -> Result<Vec<OsString>> {
-    // The one option that may stand before the command and takes a value.
+    // The only option before the command that takes a value.
     let mut at = 1;
     let mut store = std::env::var_os("PF_STORE").filter(|store| !store.is_empty());
     while let Some(word) = args.get(at) {
@@ -301,7 +305,7 @@ pub(crate) fn with_command_apart(mut args: Vec<OsString>) -> Result<Vec<OsString
             break;
         }
     }
-    // Its own processes get their words from it.
+    // The run's own processes get their arguments from it.
     if args.get(at).is_none_or(|word| word != "run") || args.get(at + 1).is_some_and(|word| word == "--stage")
     {
         return Ok(args);
@@ -315,7 +319,7 @@ pub(crate) fn with_command_apart(mut args: Vec<OsString>) -> Result<Vec<OsString
     Ok(args)
 }
 
-/// What words mean on this machine.
+/// The meaning of words on this machine.
 struct KnownHere {
     command: clap::Command,
     store: Option<PathBuf>,

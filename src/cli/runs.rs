@@ -1,6 +1,7 @@
-//! Records of runs: `forks/.runs/NAME.json` of a store says what runs in a fork, or how its last run ended.
+//! Records of runs: `forks/.runs/NAME.json` in a store describes the last run in a fork.
 //!
-//! Another program may have written one, or a power cut cut it off: what makes no sense is no record.
+//! Another program may have written a record, or a power cut may have damaged it. A record with impossible
+//! values is ignored.
 
 use std::fs;
 use std::io::Read;
@@ -10,16 +11,17 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use serde::Serialize;
 use serde_json::Value;
 
-/// A longer record is none, in bytes.
+/// The longest valid record, in bytes.
 const MAX_RECORD: u64 = 1 << 20;
 
-/// The clock may be set while a command runs, and `started` is written a moment after the process began.
+/// Allows for a changed clock while a command runs, and for the moment between the start of the process and
+/// `started`.
 const SLACK: chrono::Duration = chrono::Duration::seconds(2);
 
 /// The last run in a fork, or the one under way.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct Run {
-    /// Whether its process is there still.
+    /// Whether its process still exists.
     pub(crate) running: bool,
     pub(crate) pid: Option<u32>,
     /// The command and its arguments.
@@ -27,7 +29,7 @@ pub(crate) struct Run {
     /// RFC 3339, as the next.
     pub(crate) started: Option<String>,
     pub(crate) ended: Option<String>,
-    /// The exit code; nothing while it runs, or if it was killed together with what started it.
+    /// The exit code; `None` while it runs, or if it was killed together with its starter.
     pub(crate) exit: Option<i64>,
     pub(crate) seconds: Option<f64>,
     pub(crate) added: Option<u64>,
@@ -36,13 +38,13 @@ pub(crate) struct Run {
     pub(crate) commits: Option<u64>,
 }
 
-/// Where the record of a fork's run is.
+/// Returns the path of the record of a fork's run.
 pub(crate) fn path(store: &Path, fork: &str) -> PathBuf {
     store.join("forks/.runs").join(format!("{fork}.json"))
 }
 
-/// The last run in a fork that was made at a time, in nanoseconds since 1970. A record of a fork that had the name before says
-/// nothing of this one.
+/// Returns the last run in a fork with this creation time, in nanoseconds since 1970. Ignores the record of an
+/// earlier fork with the same name.
 pub(crate) fn last(store: &Path, fork: &str, made_ns: i64) -> Option<Run> {
     let mut text = Vec::new();
     fs::File::open(path(store, fork)).ok()?.take(MAX_RECORD).read_to_end(&mut text).ok()?;
@@ -50,7 +52,7 @@ pub(crate) fn last(store: &Path, fork: &str, made_ns: i64) -> Option<Run> {
     parse(&text, made, &|pid| process_began(pid, boot_time()?))
 }
 
-/// `began` says when a process began, if there is one of that number.
+/// `began` returns the start time of the process with a number, if it exists.
 fn parse(text: &[u8], made: DateTime<Utc>, began: &dyn Fn(u32) -> Option<DateTime<Utc>>) -> Option<Run> {
     let record: Value = serde_json::from_slice(text).ok()?;
     let record = record.as_object()?;
@@ -68,7 +70,7 @@ fn parse(text: &[u8], made: DateTime<Utc>, began: &dyn Fn(u32) -> Option<DateTim
     }
     let ended = record.get("ended").and_then(time);
     let pid = number("pid").and_then(|pid| u32::try_from(pid).ok());
-    // Another process may have the number by now: it began later.
+    // Another process may have the number: it began later.
     let is_it = |began: DateTime<Utc>| started.is_none_or(|started| began <= started + SLACK);
     let running = record.get("ended").is_none_or(Value::is_null) && pid.and_then(began).is_some_and(is_it);
     let shown = |time: DateTime<Utc>| time.to_rfc3339_opts(SecondsFormat::AutoSi, true);
@@ -87,7 +89,7 @@ fn parse(text: &[u8], made: DateTime<Utc>, began: &dyn Fn(u32) -> Option<DateTim
     })
 }
 
-/// A time as RFC 3339, or as seconds since 1970.
+/// Parses a time in RFC 3339, or in seconds since 1970.
 fn time(value: &Value) -> Option<DateTime<Utc>> {
     match value {
         Value::String(text) => Some(DateTime::parse_from_rfc3339(text).ok()?.to_utc()),
@@ -96,14 +98,14 @@ fn time(value: &Value) -> Option<DateTime<Utc>> {
     }
 }
 
-/// When the machine was started.
+/// Returns when the machine was started.
 fn boot_time() -> Option<DateTime<Utc>> {
     let stat = fs::read_to_string("/proc/stat").ok()?;
     let seconds = stat.lines().find_map(|line| line.strip_prefix("btime "))?;
     DateTime::from_timestamp(seconds.trim().parse().ok()?, 0)
 }
 
-/// When a process began, if it is there and not only its exit code.
+/// Returns when a process began, if it exists and has not ended.
 fn process_began(pid: u32, boot: DateTime<Utc>) -> Option<DateTime<Utc>> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name, in parentheses, may hold anything.
@@ -155,14 +157,14 @@ mod tests {
     }
 
     #[test]
-    fn what_makes_no_sense_is_no_record_and_odd_values_are_left_out() {
+    fn an_impossible_record_is_ignored_and_odd_values_are_left_out() {
         for text in ["", "{", "[]", "7", "\u{0}", "null"] {
             assert_eq!(parse(text.as_bytes(), at(MADE), &|_| None), None, "{text}");
         }
         let odd = json!({"pid": -1, "command": 7, "started": "yesterday", "exit": "x", "added": -3, "seconds": 1.5});
         let run = run(&odd, Some(MADE)).unwrap();
         assert!(!run.running && run.command.is_empty() && run.added.is_none() && run.seconds == Some(1.5));
-        // Of the fork that had the name before.
+        // A record of the earlier fork with the name.
         let before = json!({"pid": 7, "command": "x", "started": "2026-11-30T09:00:00Z"});
         assert_eq!(super::tests::run(&before, None), None);
         assert_eq!(time(&json!(1_764_496_800.25)).unwrap(), at("2025-11-30T10:00:00.25Z"));

@@ -19,10 +19,10 @@ use crate::ops::recover;
 use crate::ops::seal::{Sealer, Tag};
 use crate::store::tags::check_new_tag;
 
-/// Longest message in bytes.
+/// The longest message in bytes.
 const MAX_MESSAGE: usize = 64 << 10;
 
-/// Save a fork as an image, as it stands. Prints the id of the image.
+/// Save the present state of a fork as an image. Prints the id of the image.
 #[derive(Debug, Args)]
 pub(crate) struct SealArgs {
     /// The fork's name
@@ -31,10 +31,10 @@ pub(crate) struct SealArgs {
     /// Give the image a name
     #[arg(long, value_name = "NAME")]
     tag: Option<String>,
-    /// Take the name from the image that has it
+    /// Move the name if another image has it
     #[arg(long, alias = "force-tag", requires = "tag")]
     force: bool,
-    /// Say what it is; `pfimg seals` and `pfimg log` show it
+    /// Describe the seal; `pfimg seals` and `pfimg log` show the text
     #[arg(short, long, value_name = "TEXT")]
     message: Option<String>,
     #[command(flatten)]

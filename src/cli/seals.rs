@@ -1,4 +1,4 @@
-//! `pfimg seals`: the states of a fork, and what changed from each to the next.
+//! `pfimg seals`: lists the states of a fork, and the changes between them.
 
 use std::fmt::Write as _;
 use std::process::ExitCode;
@@ -22,14 +22,15 @@ use crate::ops::changes::Changes;
 use crate::ops::line::{Line, Step};
 use crate::store::Store;
 
-/// The rules of what seals leave out, and the longest that are followed, in bytes.
+/// The file that names the paths to leave out of seals, and its maximum length in bytes.
 const RULES: &[u8] = b"world/fs/.pfignore";
 const MAX_RULES: u64 = 1 << 20;
 
-/// How often a comparison is begun again when a seal of the fork disturbs it.
+/// How often a comparison starts again because the fork was sealed in the meantime.
 const ATTEMPTS: usize = 3;
 
-/// List the seals of a fork, what changed in each, and what is unsealed now. `pfimg restore FORK@NO` goes back to one.
+/// List the seals of a fork, the changes in each, and the unsealed changes. Restore one with `pfimg restore
+/// FORK@NO`.
 #[derive(Debug, Args)]
 pub(crate) struct SealsArgs {
     /// The fork's name
@@ -43,18 +44,18 @@ pub(crate) struct SealsArgs {
 /// A state of a fork.
 #[derive(Debug, Serialize)]
 struct Row {
-    /// Nothing for what is not sealed yet.
+    /// `None` for unsealed changes.
     number: Option<usize>,
     image: Option<Digest>,
     /// RFC 3339.
     time: String,
     after: String,
     message: Option<String>,
-    /// Against the row before; nothing where that cannot be told.
+    /// The changes since the previous row; `None` if unknown.
     changes: Option<Counts>,
     /// Whether the fork was restored to an earlier state.
     restore: bool,
-    /// Whether the image is in the store still.
+    /// Whether the image is still in the store.
     in_store: bool,
     #[serde(skip)]
     at: DateTime<Utc>,
@@ -66,7 +67,7 @@ pub(crate) fn run(store: &StoreArg, args: &SealsArgs) -> Result<ExitCode> {
     if fork::refuse_fork_name(name).is_some() || !fork::is_fork(&store.root().join("forks"), name) {
         return Err(Error::new(ErrorKind::NotFound, format!("there is no fork {name:?}"))
             .with_name(name)
-            .with_hint("`pfimg forks` lists them"));
+            .with_hint("list the forks with `pfimg forks`"));
     }
     place::take_in(&store, name)?;
     let mut attempt = 1;
@@ -118,7 +119,7 @@ fn rows(store: &Arc<Store>, name: &str) -> Result<(Vec<Row>, Vec<String>)> {
     let changes = match unsealed(&registry, &fork) {
         Ok(counts) => Some(counts),
         Err(error) if fork.damage().is_some() => {
-            problems.push(format!("fork {name:?}: what is unsealed cannot be told: {error}"));
+            problems.push(format!("fork {name:?}: cannot find the unsealed changes: {error}"));
             None
         }
         Err(error) => return Err(error),
@@ -142,7 +143,7 @@ fn row_at(at: DateTime<Utc>) -> Row {
     }
 }
 
-/// Number 0.
+/// Returns the row with number 0.
 fn beginning(store: &Store, fork: &Fork, line: &Line) -> Row {
     let after = match line.origin() {
         Some(image) => {
@@ -153,7 +154,7 @@ fn beginning(store: &Store, fork: &Fork, line: &Line) -> Row {
             }
         }
         None if line.began_empty() => "made empty".to_owned(),
-        None => "made of an image that cannot be told".to_owned(),
+        None => "made of an unknown image".to_owned(),
     };
     Row {
         number: Some(0),
@@ -166,7 +167,7 @@ fn beginning(store: &Store, fork: &Fork, line: &Line) -> Row {
     }
 }
 
-/// The name by which people know an image: a tag, or that of the project or the fork that it was made of.
+/// Returns the name of an image for people: a tag, or the name of the project or fork that it was made of.
 fn name_of(store: &Store, image: &Digest) -> Option<String> {
     let is_its = |tag: &String| store.tags().get(tag).is_ok_and(|named| named == *image);
     let tag = store.tags().names().unwrap_or_default().into_iter().find(is_its);
@@ -174,7 +175,7 @@ fn name_of(store: &Store, image: &Digest) -> Option<String> {
     tag.or_else(made).filter(|name| !name.is_empty())
 }
 
-/// Views of images; the next comparison needs the last one.
+/// Views of images, kept because the next comparison needs the last one.
 struct Views<'a> {
     registry: &'a Registry,
     last: Option<(Option<Digest>, View)>,
@@ -188,7 +189,7 @@ impl Views<'_> {
         }
     }
 
-    /// What changed from an image to another. Nothing if either cannot be read.
+    /// Returns the changes from one image to another. `None` if either cannot be read.
     fn counts(&mut self, before: Option<Digest>, after: Option<Digest>) -> Option<Counts> {
         if before == after {
             return Some(Counts::default());
@@ -213,7 +214,7 @@ fn count(before: &View, after: &View, ignore: &Ignore) -> Result<Counts> {
     Ok(Changes::of(&found).counts())
 }
 
-/// What is not sealed of a fork, without what seals leave out.
+/// Returns the unsealed changes of a fork, without paths that seals leave out.
 fn unsealed(registry: &Registry, fork: &Fork) -> Result<Counts> {
     if !fork.is_changed() {
         return Ok(Counts::default());
@@ -272,7 +273,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn deletions_come_first_and_one_folder_is_named() {
+    fn deletions_come_first_and_a_common_directory_is_named() {
         let counts = |deleted, added, changed, folder: Option<&str>| {
             changes(&Counts { added, changed, deleted, folder: folder.map(str::to_owned) })
         };
@@ -282,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn the_table_has_a_line_for_each_state_and_one_for_now() {
+    fn the_table_has_a_line_for_each_state_and_one_for_unsealed_changes() {
         let row = |number, after: &str, counts: Option<Counts>| Row {
             number,
             after: after.to_owned(),

@@ -1,4 +1,4 @@
-//! The secret that an operator keeps, with which ledgers are chained and verified.
+//! The operator's secret, which chains and verifies ledgers.
 
 use std::path::{Path, PathBuf};
 
@@ -7,11 +7,11 @@ use clap::Args;
 use crate::error::{Error, ErrorKind, Result};
 use crate::layers::effects::Secret;
 
-/// Where the secret comes from.
+/// The source of the secret.
 #[derive(Clone, Debug, Default, Args)]
 pub(crate) struct SecretArg {
-    /// Chain ledgers with the secret (hex) in this file; without it with `$PF_SESSION_SECRET`, else with a fresh one
-    /// that is written into the ledger
+    /// Chain ledgers with the hex secret in FILE [default: `$PF_SESSION_SECRET`, else a new secret that is
+    /// written into the ledger]
     #[arg(long = "session-secret-file", value_name = "FILE")]
     file: Option<PathBuf>,
 }
@@ -25,7 +25,8 @@ impl SecretArg {
     }
 }
 
-/// The secret in `$PF_SESSION_SECRET`, checked here so that no ledger is blamed for a typing error.
+/// Returns the secret in `$PF_SESSION_SECRET`. Checks it here, so that a typing error is not reported as a
+/// damaged ledger.
 pub(crate) fn operator_secret() -> Result<Option<Secret>> {
     let Some(text) = std::env::var_os("PF_SESSION_SECRET") else { return Ok(None) };
     parse(&text.to_string_lossy(), "PF_SESSION_SECRET")
@@ -45,7 +46,7 @@ fn parse(text: &str, source: &str) -> Result<Option<Secret>> {
     }
     match data_encoding::HEXLOWER_PERMISSIVE.decode(text.as_bytes()) {
         Ok(_) => Ok(Some(Secret::new(text))),
-        // Without the decoder's words: they might quote the secret.
+        // The decoder's message is left out: it might quote the secret.
         Err(_) => Err(Error::new(ErrorKind::InvalidInput, format!("{source} is not hex"))),
     }
 }

@@ -1,4 +1,4 @@
-//! `--store-mode`: who may use a store, and what is said of one that others can read.
+//! `--store-mode`: the users of a store, and a warning if other users can read it.
 
 use std::fs;
 use std::path::Path;
@@ -9,7 +9,7 @@ use clap::Args;
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::{Sharing, Store};
 
-/// Who may use what pfimg makes.
+/// The users of what pfimg makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum StoreMode {
     Private,
@@ -19,18 +19,19 @@ enum StoreMode {
 /// How a store is shared.
 #[derive(Clone, Copy, Debug, Default, Args)]
 pub(crate) struct SharingArg {
-    /// Who may use what pfimg makes in the store: `private`, its user; `group`, all members of the folder's group. The store
-    /// remembers it [default: private]
+    /// Users with access to what pfimg makes in the store: `private`, its user; `group`, all members of the
+    /// directory's group. The store remembers it [default: private]
     #[arg(long, value_name = "WHO")]
     store_mode: Option<StoreMode>,
 }
 
-/// How often, and how many times, a directory is looked at that is not a store: another program may be making one there.
+/// How often, and how many times, pfimg looks at a directory that is not a store: another program may be making
+/// one there.
 const MAKING_LOOK: Duration = Duration::from_millis(5);
 const MAKING_LOOKS: u32 = 20;
 
 impl SharingArg {
-    /// Opens a store; where there is nothing at all, makes one. A folder of other things stays as it is.
+    /// Opens a store. Makes one in an empty or missing directory. A directory with other files stays as it is.
     pub(crate) fn open_or_create(self, path: &Path) -> Result<Store> {
         let wanted = self.store_mode.map(|mode| match mode {
             StoreMode::Private => Sharing::Private,
@@ -55,7 +56,7 @@ impl SharingArg {
             if nothing_there {
                 return Store::create_shared(path, wanted.unwrap_or_default());
             }
-            // Another program may be making the store: it was not there, or empty, a moment ago.
+            // Another program may be making the store: the directory was missing or empty a moment ago.
             looks += 1;
             if looks == MAKING_LOOKS {
                 return Err(opened);
@@ -65,11 +66,11 @@ impl SharingArg {
     }
 }
 
-/// Shares a store otherwise that is there already.
+/// Changes how an existing store is shared.
 fn share(store: Store, sharing: Sharing) -> Result<Store> {
     let at = store.root().display().to_string();
     let store = store.share(sharing).map_err(|e: Error| e.with_hint("run this as the owner of the store"))?;
-    eprintln!("pfimg: from now on {at} is {}; what is in it keeps its modes", shown(sharing));
+    eprintln!("pfimg: {at} is now {}; existing files in it keep their modes", shown(sharing));
     let command = match sharing {
         Sharing::Private => format!("chmod -R go= {at}"),
         Sharing::Group => format!("chmod -R g+rwX {at} && find {at} -type d -exec chmod g+s {{}} +"),
@@ -85,7 +86,7 @@ fn shown(sharing: Sharing) -> &'static str {
     }
 }
 
-/// Says in one line that other users can read a store, unless that was chosen.
+/// Warns in one line that other users can read a store, unless its user chose that.
 pub(crate) fn tell_if_open(store: &Store) {
     let Some(open) = store.openness() else { return };
     let at = store.root().display();
@@ -106,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_of_other_things_is_not_made_a_store() {
+    fn a_directory_with_other_files_does_not_become_a_store() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("new/store");
         assert_eq!(made(&path).unwrap().root(), path.canonicalize().unwrap());

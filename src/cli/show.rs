@@ -20,7 +20,7 @@ use crate::store::manifest::Agent;
 use crate::store::{Manifest, MarkerError};
 use crate::util::units::format_bytes;
 
-/// The longest text of a layer that is shown, in characters.
+/// The longest text of a layer in the output, in characters.
 const EXCERPT: usize = 70;
 
 /// Show what an image holds, layer by layer. Exits with 4 if a layer is damaged.
@@ -44,7 +44,7 @@ struct Shown {
     parents: Vec<Digest>,
     tags: Vec<String>,
     latest: bool,
-    /// What is wrong with the marker itself.
+    /// Damage of the marker itself.
     marker_damage: Option<String>,
     layers: Brief,
 }
@@ -118,7 +118,7 @@ fn render(shown: &Shown) -> String {
     out
 }
 
-/// A layer's line: what it holds, its size, and what is wrong.
+/// Returns a layer's line: its content, size and damage.
 fn describe<T>(part: &Part<T>, content: impl Fn(&T) -> String) -> String {
     let mut text = match (&part.content, part.bytes) {
         (Some(value), Some(bytes)) => format!("{} [{}]", plain(&content(value), 160), format_bytes(bytes)),
@@ -173,7 +173,7 @@ fn tree(tree: &TreeBrief) -> String {
     let mut text = format!(
         "{}, {}, {}",
         count(tree.files, "file"),
-        count(tree.folders, "folder"),
+        count(tree.folders, "directory"),
         count(tree.symlinks, "symlink")
     );
     if tree.specials > 0 {
@@ -218,7 +218,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_damaged_layer_is_named_as_such_beside_what_is_known_of_it() {
+    fn a_damaged_layer_is_marked_next_to_its_known_content() {
         let digest = Digest::of(b"");
         let part = Part { digest, bytes: Some(2048), content: Some(7_u32), damage: Some("bad\nline".into()) };
         let text = describe(&part, |n| format!("{n} things"));
@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ledger_is_told_by_its_classes_and_its_chain() {
+    fn a_ledger_is_described_by_its_classes_and_its_chain() {
         let brief = EffectsBrief {
             kind: "ledger",
             entries: 3,

@@ -1,4 +1,4 @@
-//! `pfimg status`: what is mounted, by whom, and what it did so far.
+//! `pfimg status`: lists the mounts, their daemons, and figures about them.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -13,23 +13,23 @@ use super::StoreArg;
 use super::envelope::print_json;
 use super::holder::{elsewhere, explain_nothing_mounted};
 use super::text::{count, plain, print};
-use crate::daemon::{MountInfo, Refusal};
+use crate::control::{MountInfo, Refusal};
 use crate::error::{Error, ErrorKind, Result};
 use crate::mount::mountinfo::holding;
 use crate::mount::mountinfo::{Mounted, mounts};
 use crate::mount::silent::{self, Answer, Daemon, Question};
 use crate::util::units::format_bytes;
 
-/// So many crash packs are named.
+/// The most crash packs that are named.
 const PACKS: usize = 3;
 
 /// Show which stores are mounted where.
 ///
-/// Lists the mounts of this store first, then those of this user, then others. A daemon that does not answer within two seconds is
-/// named.
+/// Lists the mounts of this store first, then those of this user, then others. Names daemons that do not answer
+/// within two seconds.
 #[derive(Debug, Args)]
 pub(crate) struct StatusArgs {
-    /// Where a store is mounted [default: every mount]
+    /// Mountpoint of a store [default: every mount]
     #[arg(value_name = "MNT")]
     mountpoint: Option<PathBuf>,
     /// Print JSON
@@ -43,22 +43,22 @@ pub(crate) struct Status {
     #[serde(flatten)]
     pub(crate) info: MountInfo,
     images: u64,
-    /// Whether the forks are written through this mount; else another one may.
+    /// Whether the forks are written through this mount; if not, another mount may write them.
     pub(crate) writes_forks: bool,
-    /// The crash packs of the store; nothing from a daemon of an older version.
+    /// The crash packs of the store; none from an older daemon.
     #[serde(default)]
     crash_packs: CrashPacks,
     counters: Map<String, Value>,
-    /// Why the cache's folder takes nothing.
+    /// Why the cache directory is not used.
     #[serde(default)]
     cache_problem: Option<String>,
-    /// Where the store lies now, if another program moved it away from where the mount looks for it.
+    /// Where the store is now, if another program moved it.
     #[serde(default)]
     moved_to: Option<String>,
-    /// The change that was refused last, where another place would have taken it.
+    /// The last refused change that another place would have accepted.
     #[serde(default)]
     refused: Option<Refusal>,
-    /// Whether it shows in another mount namespace, and not here.
+    /// Whether the mount is visible only in another mount namespace.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     elsewhere: bool,
 }
@@ -70,14 +70,14 @@ struct CrashPacks {
     newest: Vec<String>,
 }
 
-/// A mount that gives no status: its daemon has ended, or does not answer.
+/// A mount without a status: its daemon has ended, or does not answer.
 #[derive(Debug, Serialize)]
 struct Silent {
     #[serde(serialize_with = "lossy")]
     mountpoint: PathBuf,
     #[serde(serialize_with = "lossy")]
     store: PathBuf,
-    /// The daemon, if one process alone can be it.
+    /// The daemon, if only one process can be it.
     pid: Option<u32>,
     /// Why there is no status.
     error: String,
@@ -95,13 +95,14 @@ enum Listed<'a> {
     Silent(&'a Silent),
 }
 
-/// The status of the mount at a path.
+/// Returns the status of the mount at a path.
 pub(crate) fn read_status(mountpoint: &Path) -> Result<Status> {
     let folder = mountpoint.to_owned();
     read_statuses(std::slice::from_ref(&folder)).pop().unwrap_or_else(|| Err(unanswered(&folder)))
 }
 
-/// The status of each mount, or why there is none. Waits for all daemons together no longer than for one.
+/// Returns the status of each mount, or why there is none. Waits for all daemons together no longer than for
+/// one.
 pub(crate) fn read_statuses(folders: &[PathBuf]) -> Vec<Result<Status>> {
     let questions: Vec<_> = folders.iter().map(|folder| Question::Read(document(folder))).collect();
     let answers = silent::ask(&questions);
@@ -120,7 +121,7 @@ fn status(folder: &Path, answer: Answer) -> Result<Status> {
         Answer::Failed(e) => {
             return Err(match e.raw_os_error() {
                 _ if silent::has_ended(&e) => Error::io(e, format!("the daemon of {shown} has ended"))
-                    .with_hint("the next `pfimg mount` there clears it, or `pfimg umount` does"),
+                    .with_hint("clear it with `pfimg umount`, or by the next `pfimg mount` there"),
                 Some(libc::ENOENT | libc::ENOTDIR) => {
                     Error::new(ErrorKind::NotFound, format!("no store is mounted at {shown}"))
                 }
@@ -133,7 +134,7 @@ fn status(folder: &Path, answer: Answer) -> Result<Status> {
     })
 }
 
-/// The error for a mount that does not answer.
+/// Returns the error for a mount that does not answer.
 fn unanswered(folder: &Path) -> Error {
     let path = std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned());
     match holding(&path) {
@@ -158,14 +159,15 @@ pub(crate) fn run(store: &StoreArg, args: &StatusArgs) -> Result<ExitCode> {
     let mut mounted: Vec<Mounted> = mounts()?.into_iter().filter(Mounted::is_ours).collect();
     let (own_store, own_user) = (own_store(store), rustix::process::geteuid().as_raw());
     let is_own = |mounted: &Mounted| mounted.user().is_none_or(|user| user == own_user);
-    // Those of the store that other commands mean here, then the user's others; each in the order of mounting.
+    // First the mounts of the store that other commands use, then the user's others; each in the order of
+    // mounting.
     mounted.sort_by_key(|mounted| (own_store.as_ref() != Some(&mounted.source), !is_own(mounted)));
     let folders: Vec<_> = mounted.iter().map(|mounted| mounted.path.clone()).collect();
     let (mut found, mut silent, mut foreign) = (Vec::new(), Vec::new(), 0);
     for (mounted, status) in mounted.iter().zip(read_statuses(&folders)) {
         match status {
             Ok(status) => found.push(status),
-            // What another user mounted for that user alone.
+            // Only the user who mounted it can look at it.
             Err(error) if error.kind() == ErrorKind::PermissionDenied => {}
             // One dead mount must not hide the others.
             Err(error) if is_own(mounted) || error.kind() == ErrorKind::NoAnswer => {
@@ -205,12 +207,12 @@ pub(crate) fn run(store: &StoreArg, args: &StatusArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The store that other commands work on where they are started like this one, if there is one.
+/// Returns the store that other commands with this environment use, if there is one.
 fn own_store(store: &StoreArg) -> Option<PathBuf> {
     fs::canonicalize(store.path().ok()?).ok()
 }
 
-/// What is said of a mount.
+/// Describes a mount.
 fn lines(status: &Status) -> String {
     let Status {
         info,
@@ -268,7 +270,7 @@ fn lines(status: &Status) -> String {
     if missing + damaged > 0 {
         let _ = writeln!(
             out,
-            "  damage    {missing} reads of missing blobs, {damaged} of damaged ones; `pfimg verify` tells which"
+            "  damage    {missing} reads of missing blobs, {damaged} of damaged ones; `pfimg verify` lists them"
         );
     }
     if let Some(Refusal { what, at }) = refused {
@@ -286,7 +288,7 @@ fn lines(status: &Status) -> String {
         );
     }
     if !writes_forks {
-        let _ = writeln!(out, "  forks     can only be read here");
+        let _ = writeln!(out, "  forks     are read-only here");
     }
     out
 }

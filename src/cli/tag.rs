@@ -20,7 +20,7 @@ pub(crate) struct TagArgs {
     /// The tag
     #[arg(value_name = "NAME")]
     name: String,
-    /// Move a tag that is there already
+    /// Move an existing tag
     #[arg(long)]
     force: bool,
     /// Print JSON

@@ -1,4 +1,4 @@
-//! `pfimg tags`: which names there are, and for what.
+//! `pfimg tags`: lists the tags and their images.
 
 use std::process::ExitCode;
 
@@ -26,9 +26,9 @@ pub(crate) struct TagsArgs {
 #[derive(Debug, Serialize)]
 struct Row {
     name: String,
-    /// Nothing if the tag's file holds no digest.
+    /// `None` if the tag's file holds no digest.
     image: Option<Digest>,
-    /// Why it leads nowhere, if it does.
+    /// Why the tag has no usable image, if so.
     problem: Option<String>,
 }
 
@@ -62,7 +62,7 @@ fn rows(store: &Store) -> Result<Vec<Row>> {
         let (image, problem) = match store.tags().get(&name) {
             Ok(image) if store.images().contains(&image) => (Some(image), None),
             Ok(image) => (Some(image), Some("its image is not in the store".to_owned())),
-            // Somebody removed it just now.
+            // Another program has just removed it.
             Err(error) if error.kind() == ErrorKind::NotFound => continue,
             Err(error) => (None, Some(error.to_string())),
         };

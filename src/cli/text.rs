@@ -1,4 +1,4 @@
-//! What commands print: plain text, tables, JSON.
+//! Output of commands: plain text, tables, JSON.
 
 use std::fmt::Write as _;
 use std::io::{self, Write};
@@ -7,7 +7,7 @@ use unicode_width::UnicodeWidthStr;
 
 use crate::error::{Error, Result};
 
-/// Writes to stdout. A reader that has seen enough (`| head`) is no failure.
+/// Writes to stdout. A reader that closes the output early (`| head`) is not an error.
 pub(crate) fn print(text: &str) -> Result<()> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
@@ -18,7 +18,7 @@ pub(crate) fn print(text: &str) -> Result<()> {
     }
 }
 
-/// Text of a store for people: one line, no control characters, at most `max` characters.
+/// Returns text of a store for people: one line, no control characters, at most `max` characters.
 pub(crate) fn plain(text: &str, max: usize) -> String {
     let mut out = String::new();
     for (index, c) in text.chars().enumerate() {
@@ -26,7 +26,7 @@ pub(crate) fn plain(text: &str, max: usize) -> String {
             out.push('…');
             break;
         }
-        // Nor characters that turn round what stands beside them.
+        // Also without characters that reverse the text next to them.
         if c.is_control()
             || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
         {
@@ -38,7 +38,8 @@ pub(crate) fn plain(text: &str, max: usize) -> String {
     out
 }
 
-/// Does the same for a name of any bytes. A byte that is not UTF-8 is shown as `\xe9`, so that two names stay two.
+/// Does the same for a name of any bytes. A byte that is not UTF-8 becomes `\xe9`, so that different names stay
+/// different.
 pub(crate) fn plain_bytes(name: &[u8], max: usize) -> String {
     let mut out = String::new();
     for chunk in name.utf8_chunks() {
@@ -50,7 +51,7 @@ pub(crate) fn plain_bytes(name: &[u8], max: usize) -> String {
     if out.chars().count() > max { plain(&out, max) } else { out }
 }
 
-/// `1 image`, `2 images`.
+/// Counts in words: `1 image`, `2 images`.
 pub(crate) fn count(number: u64, noun: &str) -> String {
     format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
 }

@@ -19,13 +19,13 @@ use crate::mount::hints;
 use crate::mount::mountinfo::mounted_at;
 use crate::mount::silent::Daemon;
 
-/// How long the daemon is waited for.
+/// How long to wait for the daemon.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Unmount a store and end its daemon.
 #[derive(Debug, Args)]
 pub(crate) struct UmountArgs {
-    /// Where it is mounted
+    /// The mountpoint
     #[arg(value_name = "MNT")]
     mountpoint: PathBuf,
     /// Print JSON
@@ -34,7 +34,7 @@ pub(crate) struct UmountArgs {
 }
 
 pub(crate) fn run(args: &UmountArgs) -> Result<ExitCode> {
-    // Asked while it still answers; a dead mount has no daemon to wait for.
+    // The status comes first, while the mount answers; a dead mount has no daemon to wait for.
     let pid = match read_status(&args.mountpoint) {
         Ok(status) => Some(status.info.pid),
         Err(error) if error.kind() == ErrorKind::NoAnswer => {
@@ -48,7 +48,7 @@ pub(crate) fn run(args: &UmountArgs) -> Result<ExitCode> {
         .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
     let shown = args.mountpoint.display();
     let left = unmount(&args.mountpoint).map_err(|error| match pid {
-        // The daemon may have rights that this process cannot get.
+        // The daemon may have capabilities that this process cannot get.
         Some(pid) if hints::has_no_new_privs() && error.kind() != ErrorKind::NotFound => error.with_hint(
             format!("run `kill {pid}`, which unmounts too, or run this without no_new_privs: fusermount3 has to become root"),
         ),
@@ -57,7 +57,7 @@ pub(crate) fn run(args: &UmountArgs) -> Result<ExitCode> {
     if left == Unmounted::Held
         && let Some(daemon) = &daemon
     {
-        // Gone, if it fails.
+        // On failure the daemon has already ended.
         let _ = pidfd_send_signal(daemon, Signal::TERM);
     }
     let stopped = pid.filter(|pid| Daemon::of(*pid).is_some_and(|daemon| daemon.is_stopped));
@@ -83,16 +83,16 @@ pub(crate) fn run(args: &UmountArgs) -> Result<ExitCode> {
                     still = None;
                 } else if let Some(pid) = pid {
                     eprintln!(
-                        "pfimg: {shown} is unmounted; its daemon still seals forks. `kill {pid}` ends it: what is not \
-                         sealed stays in the forks"
+                        "pfimg: {shown} is unmounted; its daemon still seals forks. `kill {pid}` ends it: unsealed \
+                         changes stay in the forks"
                     );
                 }
             }
         }
         (Unmounted::Busy, None) => {
             eprintln!(
-                "pfimg: {shown} is in use: it was detached, and its daemon ends when the last program closes its files, or that \
-                 `pfimg run` runs has ended"
+                "pfimg: {shown} is in use: it was detached. Its daemon ends when programs have closed its files, and a command of \
+                 `pfimg run` there has ended"
             );
         }
     }
@@ -103,7 +103,7 @@ pub(crate) fn run(args: &UmountArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// What became of the mount, for programs.
+/// Returns the result of the unmount, for programs.
 fn state(left: &Unmounted) -> &'static str {
     match left {
         Unmounted::Clean | Unmounted::Held => "unmounted",

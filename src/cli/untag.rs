@@ -14,7 +14,7 @@ use crate::error::{ErrorKind, Result};
 /// Remove tags; their images stay.
 #[derive(Debug, Args)]
 pub(crate) struct UntagArgs {
-    /// Tags to remove; if one of them does not exist, none is removed
+    /// Tags to remove; if one of them does not exist, pfimg removes none
     #[arg(value_name = "NAME", required = true)]
     names: Vec<String>,
     /// Print JSON
@@ -25,7 +25,7 @@ pub(crate) struct UntagArgs {
 pub(crate) fn run(store: &StoreArg, args: &UntagArgs) -> Result<ExitCode> {
     let store = store.open()?;
     let names: BTreeSet<&str> = args.names.iter().map(String::as_str).collect();
-    // A mistyped name must not cost the tags before it.
+    // A mistyped name must not remove the tags before it.
     for name in &names {
         match store.tags().get(name) {
             Err(error) if error.kind() == ErrorKind::NotFound => {

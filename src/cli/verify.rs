@@ -1,4 +1,4 @@
-//! `pfimg verify`: checks the store to the last byte.
+//! `pfimg verify`: checks every byte of the store.
 
 use std::fmt::Write as _;
 use std::num::NonZeroUsize;
@@ -20,16 +20,17 @@ use crate::util::units::format_bytes;
 /// Check every byte of the store. Exits with 4 if anything is damaged.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-One line a finding: `verify: CODE: SUBJECT: DETAIL`. docs/TROUBLESHOOTING.md says what each code means.\n\
-A ledger whose secret the operator keeps is verified with $PF_SESSION_SECRET (hex).")]
+Prints one line per finding: `verify: CODE: SUBJECT: DETAIL`. docs/TROUBLESHOOTING.md explains each code.\n\
+If the operator keeps the secret of a ledger, verify checks that ledger with $PF_SESSION_SECRET (hex).")]
 pub(crate) struct VerifyArgs {
-    /// These images and what they refer to (tag, id, prefix of an id, or latest) [default: the whole store]
+    /// Check only these images and what they refer to (tag, id, prefix of an id, or latest) [default: the whole
+    /// store]
     #[arg(value_name = "IMAGE")]
     images: Vec<String>,
     /// Print JSON
     #[arg(long)]
     json: bool,
-    /// Threads [default: one a core]
+    /// Number of threads [default: one per core]
     #[arg(long, value_name = "N")]
     jobs: Option<NonZeroUsize>,
 }

@@ -11,7 +11,7 @@ use super::quote::seed_env_suffix;
 use super::{Crashpack, REPLAY, replay};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
-use crate::store::Sharing;
+use crate::util::sharing::Sharing;
 
 /// The prefix of temporary folders.
 const TEMPORARY: &str = ".tmp-";

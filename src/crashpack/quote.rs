@@ -38,7 +38,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_real_shell_gets_back_what_was_quoted() {
+    fn a_real_shell_reads_back_the_quoted_text() {
         for raw in [
             "seal",
             "",

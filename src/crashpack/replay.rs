@@ -82,7 +82,7 @@ fn changed(dir: &Path, name: &str, why: &str) -> Error {
 fn look(dir: &Path) -> Result<()> {
     let none = || {
         Error::new(ErrorKind::NotFound, format!("there is no crash pack in {}", dir.display()))
-            .with_hint("name a folder with transfer.atp-trace and evidence-ledger.json")
+            .with_hint("name a directory with transfer.atp-trace and evidence-ledger.json")
     };
     let failed = |e: io::Error| Error::io(e, format!("cannot list {}", dir.display()));
     let entries = match fs::read_dir(dir) {

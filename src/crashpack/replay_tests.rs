@@ -336,7 +336,7 @@ fn lines_of_the_trace_are_sorted_into_their_logs_by_kind_and_by_the_words_of_mes
 }
 
 #[test]
-fn the_manifest_and_the_journal_say_what_was_found_and_no_value_can_add_a_line() {
+fn the_manifest_and_the_journal_describe_the_findings_and_no_value_adds_a_line() {
     let manifest = text(&pack(), "manifest");
     assert!(manifest.contains("\nviolations: 2\n") && !manifest.contains("\nviolations: 0"), "{manifest}");
     assert!(manifest.contains("  the run: 7\n") && manifest.contains("  - forks/try-1\n"), "{manifest}");

@@ -10,7 +10,6 @@ use serde::{Deserialize, Serialize};
 use super::{Crashpack, TraceEvent};
 use crate::digest::Digest;
 use crate::oracle::{Transfer, TransferKind, TransferOracle, TransferState};
-use crate::store::manifest::Agent;
 
 /// How many paths that differ are named; the rest is counted.
 pub(crate) const NAMED: usize = 20;
@@ -106,9 +105,9 @@ impl Steps {
         self.concerns(format!("blobs/sha256/{}/{hex}.zst", &hex[..2]));
     }
 
-    /// Adds the seed of an image's synthetic content, if it has any.
-    pub fn made_by(&mut self, agent: &Agent) {
-        if let Some(seed) = crate::ops::fixture::seed_of(agent) {
+    /// Adds the seed of an image's synthetic content, if it has one.
+    pub fn made_by(&mut self, seed: Option<u64>) {
+        if let Some(seed) = seed {
             self.pack = std::mem::take(&mut self.pack).with_seed("fixture", seed);
         }
     }

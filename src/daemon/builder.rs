@@ -12,6 +12,7 @@ use super::tasks::Tasks;
 use super::{dirs, first};
 use crate::audit::{Log, note};
 use crate::cache::{Cache, CacheConfig};
+use crate::control::{MountInfo, Numbering};
 use crate::error::{Error, ErrorKind, Posix, Result};
 use crate::fuse::{OpenRoot, Prepared, SessionConfig};
 use crate::layers::effects::Secret;
@@ -20,7 +21,7 @@ use crate::mount::options::MountOptions;
 use crate::mount::own::{Place, prepare_thread};
 use crate::store::Store;
 use crate::util::limits;
-use crate::vfs::{MountInfo, Numbering, SealPolicy, Vfs, VfsConfig};
+use crate::vfs::{SealPolicy, Vfs, VfsConfig};
 
 /// Memory for decompressed blobs and file trees unless another size is given, in bytes.
 const MEMORY: u64 = 256 << 20;
@@ -219,7 +220,7 @@ impl Builder {
         self.mountpoint = absolute(&self.mountpoint)?;
         prepare(&self.mountpoint)?;
         let cache_dir = absolute_dir(&self.cache_dir_or_default())?;
-        for (path, what) in [(self.store.root(), "the store"), (&*cache_dir, "the cache's folder")] {
+        for (path, what) in [(self.store.root(), "the store"), (&*cache_dir, "the cache directory")] {
             refuse_below(&self.mountpoint, path, what)?;
         }
         self.cache_dir = Some(cache_dir);
@@ -228,7 +229,7 @@ impl Builder {
 
     /// Whether other users' files are shown as the mounting user's.
     fn is_mine(&self) -> bool {
-        // Where others come in, files that they made must stay theirs.
+        // If others have access, their files must stay theirs.
         self.mine.unwrap_or_else(|| !rustix::process::geteuid().is_root() && !self.options.allow_other)
     }
 
@@ -325,13 +326,13 @@ impl Builder {
             (false, false) => Log::packs_only(self.store.root()),
             (false, true) => Log::start(self.store.root(), "mount").map_err(no_thread)?,
         };
-        let vfs = Vfs::new(Arc::clone(&self.store), Arc::clone(&cache), config, info).with_log(log.clone());
+        let vfs = Vfs::new(Arc::clone(&self.store), Arc::clone(&cache), config, info, log.clone());
         let adopting = thread::Builder::new().name("pfimg-adopt".into()).spawn({
             let cache = Arc::clone(&cache);
             move || cache.adopt()
         });
         if let Err(error) = adopting {
-            tracing::warn!("files of earlier mounts in the cache's folder are not counted: {error}");
+            tracing::warn!("files of earlier mounts in the cache directory are not counted: {error}");
         }
         Ok((Arc::new(vfs), cache, log))
     }
@@ -392,9 +393,10 @@ fn absolute_dir(dir: &Path) -> Result<PathBuf> {
     std::path::absolute(dir).map_err(|e| Error::io(e, format!("cannot use {}", dir.display())))
 }
 
-/// Refuses a mountpoint over a directory that the daemon itself needs: it would wait for its own answers for ever.
+/// Refuses a mountpoint above files that the daemon itself needs: the daemon would wait for its own answers
+/// forever.
 fn refuse_below(mountpoint: &Path, path: &Path, what: &str) -> Result<()> {
-    // A path that does not exist will be made in the nearest directory that exists.
+    // A missing path will be made in the nearest directory that exists.
     let real = path.ancestors().find_map(|path| fs::canonicalize(path).ok());
     if !real.is_some_and(|real| real.starts_with(mountpoint)) {
         return Ok(());
@@ -404,7 +406,7 @@ fn refuse_below(mountpoint: &Path, path: &Path, what: &str) -> Result<()> {
         ErrorKind::InvalidInput,
         format!("cannot mount at {mountpoint}: {what}, {path}, lies below it"),
     )
-    .with_hint("name an empty folder, such as ~/pf"))
+    .with_hint("name an empty directory, such as ~/pf"))
 }
 
 /// Refuses a mountpoint that holds files, which the mount would hide.

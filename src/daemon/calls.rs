@@ -14,27 +14,27 @@ use crate::fork;
 use crate::ops::back::Request;
 use crate::store::{Store, tags};
 
-/// How long a mount that has done something may take to say so, and how often it is asked.
+/// How long a mount may take to report the result of a request, and how often it is asked.
 const PATIENCE: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_millis(1);
 
-/// What came of having the kernel hand in what programs wrote.
+/// The result of asking the kernel for data that programs wrote.
 #[derive(Deserialize)]
 pub(crate) struct Pushed {
     #[serde(rename = "pushed")]
     _pushed: bool,
-    /// Whether anything of the fork is not sealed; a daemon of an older version does not say.
+    /// Whether the fork has unsealed changes; `None` from an older daemon.
     pub(crate) unsealed: Option<bool>,
 }
 
-/// Has the mount that writes a fork take in what programs wrote to it and the kernel still keeps.
+/// Makes the mount that writes a fork take in written data that the kernel still keeps.
 pub(crate) fn push(mountpoint: &Path, fork: &str) -> Result<()> {
-    let doing = format!("cannot take in what programs wrote to fork {fork:?}");
+    let doing = format!("cannot take in data that programs wrote to fork {fork:?}");
     let Pushed { .. } = ask(mountpoint, fork, &doing, |number| format!(".push-{number}"))?;
     Ok(())
 }
 
-/// What came of sealing or restoring a fork.
+/// The result of a seal or a restore.
 #[derive(Debug, Deserialize)]
 pub(crate) struct Done {
     pub(crate) image: Digest,
@@ -49,7 +49,7 @@ enum Answer<T> {
     Failed(Failed),
 }
 
-/// Why a mount did not do what it was asked for. Daemons of older versions say no kind, and the hint in the error.
+/// Why a mount refused a request. Older daemons send no kind, and put the hint into the error.
 #[derive(Deserialize)]
 struct Failed {
     error: String,
@@ -67,6 +67,7 @@ impl From<Failed> for Error {
             _ => ErrorKind::Io(None),
         };
         let kind = kind.and_then(|kind| ErrorKind::named(&kind)).unwrap_or_else(by_code);
+        // The text comes from `Vfs`, in the daemon.
         let error = Self::new(kind, error);
         match hint {
             Some(hint) => error.with_hint(hint),
@@ -75,8 +76,8 @@ impl From<Failed> for Error {
     }
 }
 
-/// Has a mount do something to a fork: a folder of a name that is made of a number in its `.snap/`, and the answer
-/// under that number.
+/// Sends a request about a fork to a mount: makes a directory in its `.snap/`, named by a number, and reads the
+/// answer under that number.
 pub(crate) fn ask<T: DeserializeOwned>(
     mountpoint: &Path,
     fork: &str,
@@ -102,17 +103,15 @@ fn ask_as<T: DeserializeOwned>(
         (Ok(()), Some(Answer::Done(done))) => Ok(done),
         (_, Some(Answer::Failed(failed))) => Err(failed.into()),
         (Err(e), _) => Err(explain(e, doing.to_owned(), mountpoint)),
-        (Ok(()), None) => {
-            Err(Error::new(ErrorKind::Io(None), format!("{doing}: the mount does not say what came of it")))
-        }
+        (Ok(()), None) => Err(Error::new(ErrorKind::Io(None), format!("{doing}: the daemon sent no reply"))),
     }
 }
 
-/// As much of a request as one name carries, in bytes before base64. A name has at most 255 bytes.
+/// The most bytes of a request in one name, before base64. A name has at most 255 bytes.
 const PART: usize = 150;
 
-/// Sends a request of any length about a fork to a mount. The request goes in parts, each as the name of a folder in `.snap/`: the
-/// kernel checks the same permission as for a seal, and nothing is left behind.
+/// Sends a request of any length about a fork to a mount. The request goes in parts, each as the name of a
+/// directory in `.snap/`: the kernel checks the same permission as for a seal, and nothing remains.
 pub(crate) fn ask_for<T: DeserializeOwned>(
     mountpoint: &Path,
     fork: &str,
@@ -130,8 +129,8 @@ pub(crate) fn ask_for<T: DeserializeOwned>(
     ask_as(mountpoint, fork, doing, &number, &format!(".do-{number}"))
 }
 
-/// What a mount says came of something that it was asked for by a number. Where it `will` say so, this waits: it says so only once
-/// the kernel shows it, which is a moment later.
+/// Reads the answer of a mount to the request with a number. If it `will` answer, waits for that: the mount
+/// answers once the kernel shows the result, a moment later.
 fn answer_to(mountpoint: &Path, number: &str, will: bool) -> std::io::Result<Vec<u8>> {
     let done = mountpoint.join(format!(".pfimg/done-{number}.json"));
     let mut answer = std::fs::read(&done);
@@ -146,7 +145,7 @@ fn answer_to(mountpoint: &Path, number: &str, will: bool) -> std::io::Result<Vec
     answer
 }
 
-/// The names of the forks under a mountpoint.
+/// Returns the names of the forks under a mountpoint.
 pub(crate) fn names(mountpoint: &Path) -> Result<Vec<String>> {
     let folder = mountpoint.join("forks");
     let failed = |e| Error::io(e, format!("cannot list {}", folder.display()));
@@ -159,40 +158,42 @@ pub(crate) fn names(mountpoint: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// Discards a fork of a mount, with `force` also one that holds work which is in no seal. Returns once the kernel shows nothing of it
-/// any more.
+/// Discards a fork of a mount, with `force` also one with unsealed work. Returns once the kernel no longer
+/// shows it.
 pub(crate) fn discard_under(mountpoint: &Path, name: &str, force: bool) -> Result<()> {
     let folder = fork_folder(mountpoint, name)?;
-    // The daemon looks again: a program may have written since this one asked.
+    // The daemon checks again: a program may have written since this process checked.
     let number = format!("{}{}", if force { "" } else { "sealed-" }, fork::GenId::random()?);
     let doing = format!("cannot discard fork {name:?}");
-    // Moving a fork there discards it at once, whatever it holds.
+    // Moving a fork there discards it at once, with everything in it.
     std::fs::rename(folder, mountpoint.join(format!(".pfimg/discarded-{number}")))
         .map_err(|e| explain(e, doing.clone(), mountpoint))?;
     answer_to(mountpoint, &number, true).map(drop).map_err(|error| {
-        let what = format!("fork {name:?} is discarded, but the mount does not say that programs were told");
+        let what = format!(
+            "fork {name:?} is discarded, but the daemon did not confirm it: programs may still see it"
+        );
         Error::new(ErrorKind::Io(None), what).with_source(error)
     })
 }
 
-/// A fork's folder under a mountpoint. What is no fork's name, a path for instance, names none.
+/// Returns a fork's directory under a mountpoint. Fails for a word that is not a fork's name, such as a path.
 pub(crate) fn fork_folder(mountpoint: &Path, name: &str) -> Result<PathBuf> {
     let folder = mountpoint.join("forks").join(name);
     if fork::refuse_fork_name(name).is_some() || !folder.exists() {
         return Err(Error::new(ErrorKind::NotFound, format!("there is no fork {name:?}"))
             .with_name(name)
-            .with_hint("`pfimg forks` lists them"));
+            .with_hint("list the forks with `pfimg forks`"));
     }
     Ok(folder)
 }
 
-/// Where a fork's files are under a mountpoint: the folder itself, and not the link in `work/`. Programs that watch a folder or walk
-/// through it do not follow a link that they are given.
+/// Returns where a fork's files are under a mountpoint: the directory itself, and not the link in `work/`.
+/// Programs that watch a directory or walk through it do not follow a link given to them.
 pub(crate) fn files_of(mountpoint: &Path, name: &str) -> PathBuf {
     mountpoint.join("forks").join(name).join("world/fs")
 }
 
-/// Where a new fork's folder will be. Fails if it cannot be called so, or one is.
+/// Returns where a new fork's directory will be. Fails if the name is invalid or taken.
 pub(crate) fn new_fork_folder(store: &Store, mountpoint: &Path, name: &str) -> Result<PathBuf> {
     if let Some(why) = fork::refuse_new_fork_name(name) {
         return Err(Error::new(ErrorKind::InvalidInput, format!("{name:?} cannot be a fork's name: {why}")));
@@ -208,10 +209,10 @@ pub(crate) fn new_fork_folder(store: &Store, mountpoint: &Path, name: &str) -> R
     Ok(folder)
 }
 
-/// Has a mount make a fork.
+/// Makes a fork through a mount.
 pub(crate) fn make_under(mountpoint: &Path, store: &Store, source: &str, name: &str) -> Result<()> {
     new_fork_folder(store, mountpoint, name)?;
-    // Told better here than by an errno.
+    // This error says more than an errno.
     if fork_folder(mountpoint, source).is_err() {
         image(store, source)?;
     }
@@ -219,7 +220,7 @@ pub(crate) fn make_under(mountpoint: &Path, store: &Store, source: &str, name: &
         .map_err(|e| explain(e, format!("cannot make fork {name:?} of {source:?}"), mountpoint))
 }
 
-/// Explains a failed call under a mount, which has nothing but its number to say.
+/// Explains a failed call under a mount, which gives only an error number.
 pub(crate) fn explain(error: std::io::Error, doing: String, mountpoint: &Path) -> Error {
     let known = matches!(
         error.kind(),
@@ -230,7 +231,7 @@ pub(crate) fn explain(error: std::io::Error, doing: String, mountpoint: &Path) -
         return failed;
     }
     failed.with_hint(format!(
-        "the log of the mount at {} says more; `pfimg status` tells where it is",
+        "read the log of the mount at {}; `pfimg status` shows its path",
         mountpoint.display()
     ))
 }

@@ -11,18 +11,18 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::fork::{
     self, About, BaseReader, Compare, Difference, Fork, Onto, Registry, View, compare, refuse_new_fork_name,
 };
+use crate::images;
 use crate::ops::back::{Asked, Outcome, Target, restore_paths};
 use crate::ops::line::{self, Line};
 use crate::ops::recover;
 use crate::ops::seal::{Sealer, Tag};
 use crate::store::tags::check_new_tag;
 use crate::store::{Store, plain_folder_mode};
-use crate::vfs;
 
-/// Memory for the few blobs that making or listing forks reads, in bytes.
+/// Memory, in bytes, for the few blobs that are read to make or list forks.
 const CACHE: u64 = 64 << 20;
 
-/// The forks on disk.
+/// Opens the forks on disk.
 pub(crate) fn registry(store: &Arc<Store>, read_only: bool) -> Result<Registry> {
     open(store, reader(store), read_only)
 }
@@ -32,7 +32,7 @@ fn open(store: &Store, reader: Arc<dyn BaseReader>, read_only: bool) -> Result<R
     Registry::open(store.root(), reader, options)
 }
 
-/// The reader of the images that forks are based on.
+/// Returns the reader of the images that forks are based on.
 pub(crate) fn reader(store: &Arc<Store>) -> Arc<dyn BaseReader> {
     reader_with(store, &dirs::cache_dir())
 }
@@ -42,16 +42,16 @@ fn reader_with(store: &Arc<Store>, cache_dir: &Path) -> Arc<dyn BaseReader> {
         Arc::clone(store),
         &CacheConfig { heap_bytes: CACHE, disk_bytes: CACHE, dir: cache_dir.to_owned() },
     ));
-    vfs::fork_reader(Arc::clone(store), cache)
+    images::fork_reader(Arc::clone(store), cache)
 }
 
-/// Finds an image by a name that a user gave; `FORK@SEAL` is one.
+/// Finds an image by a name from the user, which may be `FORK@SEAL`.
 pub(crate) fn image(store: &Store, name: &str) -> Result<Digest> {
     line::image(store, name).map_err(|error| {
         let is_fork = fork::refuse_fork_name(name).is_none()
             && store.root().join("forks/heads").join(format!("{name}.json")).exists();
         if error.kind() == ErrorKind::NotFound && is_fork {
-            return error.with_hint(format!("{name:?} is a fork: `pfimg seal {name}` makes an image of it"));
+            return error.with_hint(format!("make an image of fork {name:?} with `pfimg seal {name}`"));
         }
         error
     })
@@ -187,7 +187,7 @@ impl Forks {
         Ok(Sealed { image: sealed.image, new: sealed.new, reports: sealed.reports })
     }
 
-    /// Puts a fork back to one of its seals: a number, a tag, or an id or the beginning of one. Unsealed changes are sealed
+    /// Restores a fork to one of its seals: a number, a tag, or an id or the beginning of one. Unsealed changes are sealed
     /// first.
     ///
     /// # Errors
@@ -249,14 +249,14 @@ fn differences(before: &View, after: &View) -> Result<Vec<Difference>> {
     Ok(all)
 }
 
-/// Fails if no new fork can have this name.
+/// Fails if a new fork cannot have this name.
 pub(crate) fn check_fork_name(name: &str) -> Result<()> {
     refuse_new_fork_name(name).map_or(Ok(()), |why| {
         Err(Error::new(ErrorKind::InvalidInput, format!("{name:?} cannot be a fork's name: {why}")))
     })
 }
 
-/// Puts a fork on disk, or paths of it, back to one of its seals.
+/// Restores a fork on disk, or paths of it, to one of its seals.
 pub(crate) fn restore(
     store: &Store,
     registry: &Registry,

@@ -116,14 +116,14 @@ impl MountedStore {
         Ok(Sealed { image, new, reports })
     }
 
-    /// Puts a fork back to one of its seals: a number, a tag, or an id or the beginning of one. Unsealed changes are sealed
+    /// Restores a fork to one of its seals: a number, a tag, or an id or the beginning of one. Unsealed changes are sealed
     /// first.
     ///
     /// # Errors
     /// `NotFound`: there is no such fork or seal. `Missing`: its image was removed. Also those of [`MountedStore::seal`].
     pub fn restore(&self, fork: &str, seal: &str) -> Result<Restored> {
         let request = Request::Restore(Asked { seal: Some(seal.to_owned()), ..Asked::default() });
-        let doing = format!("cannot put fork {fork:?} back to {seal:?}");
+        let doing = format!("cannot restore fork {fork:?} to {seal:?}");
         apart(|| calls::ask_for(&self.mountpoint, fork, &doing, &request))
     }
 

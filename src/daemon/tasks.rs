@@ -8,7 +8,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use crate::fuse::Kernel;
-use crate::vfs::{Stale, Tell, Vfs, Watched};
+use crate::vfs::{Invalidate, Invalidation, Vfs, Watched};
 
 /// How often the store is checked, by one stat of each folder. The promise is one second.
 const LOOK: Duration = Duration::from_millis(200);
@@ -42,11 +42,11 @@ impl Tasks {
         this.every("pfimg-watch", LOOK, watch(Arc::clone(vfs), watched, kernel.clone()))?;
         // On a separate thread, since a checkpoint waits for the disk.
         let tidied = Arc::clone(vfs);
-        this.every("pfimg-tidy", TIDY, move || tidied.keep_house())?;
+        this.every("pfimg-tidy", TIDY, move || tidied.tidy())?;
         // On a separate thread too, since a seal reads and compresses all changes.
         let (sealed, told) = (Arc::clone(vfs), kernel.clone());
-        let tell: Tell = Arc::new(move |stale| told.invalidate(stale));
-        this.every("pfimg-seal", SEAL, move || sealed.seal_due(&tell))?;
+        let after_seal: Invalidate = Arc::new(move |stale| told.invalidate(stale));
+        this.every("pfimg-seal", SEAL, move || sealed.seal_due(&after_seal))?;
         this.every("pfimg-follow", FOLLOW, follow(Arc::clone(vfs), kernel.clone()))?;
         Ok(this)
     }
@@ -78,7 +78,7 @@ fn watch(vfs: Arc<Vfs>, mut watched: Watched, kernel: Kernel) -> impl FnMut() + 
         let (changes, announcements) = vfs.changes(&mut watched);
         // No lock is held here.
         let removed: Vec<_> =
-            changes.removed.iter().map(|id| Stale::Name(Vfs::IMAGES, id.hex().into_bytes())).collect();
+            changes.removed.iter().map(|id| Invalidation::Name(Vfs::IMAGES, id.hex().into_bytes())).collect();
         kernel.invalidate(&removed);
         kernel.announce(announcements);
         if changes.images {
@@ -100,7 +100,7 @@ fn watch(vfs: Arc<Vfs>, mut watched: Watched, kernel: Kernel) -> impl FnMut() + 
             tags -= 1;
             listings.push(Vfs::TAGS);
         }
-        let listings: Vec<_> = listings.into_iter().map(Stale::Inode).collect();
+        let listings: Vec<_> = listings.into_iter().map(Invalidation::Inode).collect();
         kernel.invalidate(&listings);
     }
 }

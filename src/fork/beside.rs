@@ -9,10 +9,9 @@ use std::io;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 
-use super::disk::{GenId, Generation};
-use super::head::{self, Head, refuse_fork_name};
-use super::header::HEADER;
-use super::registry::no_fork;
+use super::disk::{GenId, Generation, Head, head_path, refuse_fork_name};
+use super::errors::no_fork;
+use super::journal::HEADER;
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::{Sharing, SystemIo, write_whole};
@@ -67,7 +66,7 @@ fn head_of(forks: &Path, fork: &str) -> Result<Head> {
     if refuse_fork_name(fork).is_some() {
         return Err(no_fork(fork));
     }
-    Head::read(&head::path(forks, fork), fork).map_err(|error| match error.kind() {
+    Head::read(&head_path(forks, fork), fork).map_err(|error| match error.kind() {
         ErrorKind::NotFound => no_fork(fork),
         _ => error,
     })

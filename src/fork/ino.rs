@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_forgotten_leaves_no_room_behind() {
+    fn forgotten_numbers_free_their_memory() {
         let intern = Intern::default();
         let many: Vec<Ino> =
             (0..50_000u32).map(|n| intern.ino(NodeId(n), Ino::FS, &n.to_le_bytes(), |_| false)).collect();

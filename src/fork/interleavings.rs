@@ -166,7 +166,7 @@ fn checkpointed(fork: Arc<Fork>) -> impl FnOnce(&Registry) -> Option<Arc<Fork>> 
 }
 
 #[test]
-fn a_seal_beside_writes_another_seal_and_a_branch_loses_and_mixes_nothing() {
+fn a_seal_during_writes_a_second_seal_and_a_branch_loses_and_mixes_nothing() {
     search(|| {
         let world = World::new();
         let fork = world.fork("N", "of N");
@@ -185,7 +185,7 @@ fn a_seal_beside_writes_another_seal_and_a_branch_loses_and_mixes_nothing() {
 }
 
 #[test]
-fn a_checkpoint_beside_writes_a_seal_and_a_branch_loses_and_mixes_nothing() {
+fn a_checkpoint_during_writes_a_seal_and_a_branch_loses_and_mixes_nothing() {
     search(|| {
         let world = World::new();
         let fork = world.fork("N", "of N");

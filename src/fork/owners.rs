@@ -27,6 +27,11 @@ impl Owners {
         Self { user, group, groups: None }
     }
 
+    /// Shows recorded owners. Files without one belong to the user of this program.
+    pub(super) fn of_process() -> Self {
+        Self::kept(rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw())
+    }
+
     /// Shows the user as the owner of other users' files.
     pub fn mine(user: u32, group: u32) -> Self {
         let groups = rustix::process::getgroups().unwrap_or_default();
@@ -62,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_another_user_owns_is_shown_as_the_users_until_it_is_given_to_one() {
+    fn another_users_files_are_shown_as_the_users_until_their_owner_is_changed() {
         let mine = Owners { user: 10, group: 20, groups: Some(vec![20, 21]) };
         let given = |uid, gid| Given { uid, gid };
         let none = Given::default();

@@ -4,9 +4,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 
 use super::disk::{DataFile, Generation};
-pub(super) use super::header::{HEADER, header, refuse_header};
+use super::extents::{BlobRef, Piece, Src};
 use super::ino::Ino;
-use super::pieces::{BlobRef, Piece, Src};
 use crate::digest::Digest;
 use crate::layers::world::Kind;
 

@@ -1,11 +1,10 @@
 //! Compares a restored fork with the fork that it replaced. A mount keeps the inodes that both have in common.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 
-use super::diff::digest;
 use super::ino::Ino;
-use super::live::Fork;
-use super::node::{Body, Inode, Name};
+use super::inode::{Body, Inode};
+use super::posix::Files;
 use super::state::State;
 use crate::error::Result;
 use crate::layers::world::Kind;
@@ -39,6 +38,47 @@ impl std::fmt::Debug for Comparison {
 }
 
 impl Comparison {
+    /// Compares the files of a fork with those of the fork that it replaced. With `all_times`, a file with another change time
+    /// counts as changed.
+    pub(super) fn of(new: &Files, old: &Files, all_times: bool) -> Self {
+        // The kernel may take a folder that was shown again for a removed one.
+        let stays = |ino: &Ino| old.shown_again(*ino) == 0 && has_folder(old, *ino) && has_folder(new, *ino);
+        let all =
+            [Ino::TOP, Ino::MODEL, Ino::CACHE, Ino::PAGES, Ino::WORLD, Ino::FS, Ino::EFFECTS, Ino::TRACE];
+        Self {
+            frame: all.into_iter().filter(stays).collect(),
+            old: old.core.live.read().state.clone(),
+            new: new.core.live.read().state.clone(),
+            folders: HashMap::new(),
+            all_times,
+        }
+    }
+
+    /// Lists the names in a folder of both forks that lead to a different file than in the fork that was replaced.
+    pub(super) fn changed_names(
+        &mut self,
+        new: &Files,
+        old: &Files,
+        folder: Ino,
+    ) -> Result<Vec<ChangedName>> {
+        let (was, mut is) = (old.listed(folder)?, new.listed(folder)?);
+        let mut changed = Vec::new();
+        for (name, (ino, kind)) in was {
+            let after = is.remove(&name);
+            if after.is_some_and(|(now, _)| now == ino) && self.stays(ino) {
+                continue;
+            }
+            let after = after.map(|(_, kind)| kind);
+            changed.push(ChangedName { name: name.to_vec(), before: Some(kind), after });
+        }
+        changed.extend(is.into_iter().map(|(name, (_, kind))| ChangedName {
+            name: name.to_vec(),
+            before: None,
+            after: Some(kind),
+        }));
+        Ok(changed)
+    }
+
     /// Whether a number means the same as before: a folder at the same path, or an unchanged file.
     pub fn stays(&mut self, ino: Ino) -> bool {
         if ino.is_frame() || ino == Ino::FS {
@@ -83,72 +123,14 @@ impl Comparison {
     }
 }
 
-impl Fork {
-    /// Compares this fork with the one that it replaced. With `all_times`, a file with another change time counts as changed.
-    pub fn compare_with(&self, old: &Self, all_times: bool) -> Comparison {
-        // The kernel may take a folder that was shown again for a removed one.
-        let stays =
-            |ino: &Ino| old.shown_again(*ino) == 0 && old.resolve_folder(*ino) && self.resolve_folder(*ino);
-        let all =
-            [Ino::TOP, Ino::MODEL, Ino::CACHE, Ino::PAGES, Ino::WORLD, Ino::FS, Ino::EFFECTS, Ino::TRACE];
-        Comparison {
-            frame: all.into_iter().filter(stays).collect(),
-            old: old.live.read().state.clone(),
-            new: self.live.read().state.clone(),
-            folders: HashMap::new(),
-            all_times,
-        }
-    }
-
-    /// Whether the fork has this one of the fixed folders.
-    fn resolve_folder(&self, ino: Ino) -> bool {
-        self.path(ino).is_some_and(|path| self.resolve(&path) == Some(ino))
-    }
-
-    /// Lists the names in a folder of both forks that lead to a different file than in the fork that was replaced.
-    pub fn changed_names(
-        &self,
-        old: &Self,
-        folder: Ino,
-        compared: &mut Comparison,
-    ) -> Result<Vec<ChangedName>> {
-        let (was, mut is) = (old.listed(folder)?, self.listed(folder)?);
-        let mut changed = Vec::new();
-        for (name, (ino, kind)) in was {
-            let after = is.remove(&name);
-            if after.is_some_and(|(now, _)| now == ino) && compared.stays(ino) {
-                continue;
-            }
-            let after = after.map(|(_, kind)| kind);
-            changed.push(ChangedName { name: name.to_vec(), before: Some(kind), after });
-        }
-        changed.extend(is.into_iter().map(|(name, (_, kind))| ChangedName {
-            name: name.to_vec(),
-            before: None,
-            after: Some(kind),
-        }));
-        Ok(changed)
-    }
-
-    /// Lists the files in a folder, by name.
-    pub fn listed(&self, folder: Ino) -> Result<BTreeMap<Name, (Ino, Kind)>> {
-        let mut listed = BTreeMap::new();
-        self.readdir(folder, 0, &mut |entry| {
-            listed.insert(entry.name, (entry.ino, entry.kind));
-            true
-        })?;
-        Ok(listed)
-    }
-
-    /// The `uid` from which a mount derives the inode numbers of this fork's files. A restore does not change it.
-    pub fn numbered_by(&self) -> &str {
-        &self.numbered_by
-    }
+/// Whether a fork has this one of the fixed folders.
+fn has_folder(files: &Files, ino: Ino) -> bool {
+    files.path(ino).is_some_and(|path| files.resolve(&path) == Some(ino))
 }
 
 fn same_body(a: &Inode, b: &Inode) -> bool {
     match (&a.body, &b.body) {
-        (Body::File(a), Body::File(b)) => digest(a).is_some_and(|a| digest(b) == Some(a)),
+        (Body::File(a), Body::File(b)) => a.digest().is_some_and(|a| b.digest() == Some(a)),
         (Body::Symlink(a), Body::Symlink(b)) => a == b,
         (Body::Special(a), Body::Special(b)) => a == b,
         _ => false,

@@ -10,21 +10,22 @@ use std::thread::ThreadId;
 use fuser::{INodeNo, Notifier, ReplyEmpty, ReplyEntry, Request};
 
 use super::announce::Announcer;
-use super::guarded;
-use super::kernel::tell;
-use super::reply::{answer_empty, answer_entry, permissions};
-use super::session::SessionConfig;
-use crate::fuse::pool::Workers;
-use crate::fuse::spin::{Company, Turn};
+use super::convert::permissions;
+use super::features::Features;
+use super::guard::guarded;
+use super::invalidate::invalidate;
+use super::pool::Workers;
+use super::reply::{answer_empty, answer_entry};
+use super::spin::{CoreSpinner, RequestGuard};
 use crate::sync::wait;
-use crate::vfs::{AfterSeal, Attempt, Op, Outcome, Replaced, Stale, Stop, Vfs};
-use crate::vfs::{Kind, NewFile};
+use crate::vfs::{AfterSeal, Attempt, Invalidation, Kind, NewFile, Op, Outcome, Replaced, Stop, Vfs};
 
 /// Number of requests that can wait for the disk at once on a machine with few cores.
 const LEAST_WORKERS: usize = 4;
 
 /// Listings that are outdated after a fork was added or removed.
-const LISTINGS_OF_FORKS: [Stale; 2] = [Stale::Inode(Vfs::FORKS), Stale::Inode(Vfs::WORK)];
+const LISTINGS_OF_FORKS: [Invalidation; 2] =
+    [Invalidation::Inode(Vfs::FORKS), Invalidation::Inode(Vfs::WORK)];
 
 /// A request that a worker has not answered yet.
 struct Unanswered(Arc<AtomicU64>);
@@ -56,7 +57,7 @@ pub(super) struct Adapter {
     notifier: Arc<OnceLock<Notifier>>,
     pub(super) writeback: bool,
     pub(super) holes: bool,
-    company: Option<Company>,
+    spinner: Option<CoreSpinner>,
     /// Number of requests that workers have not answered yet and that may be in the kernel's background queue.
     pub(super) unanswered: Arc<AtomicU64>,
     /// The daemon's thread that makes requests itself.
@@ -68,18 +69,18 @@ impl Adapter {
     pub(super) fn new(
         vfs: Arc<Vfs>,
         notifier: Arc<OnceLock<Notifier>>,
-        config: &SessionConfig,
+        features: Features,
         own_thread: Arc<AtomicU32>,
         announcer: Announcer,
     ) -> io::Result<Self> {
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
         // More threads than cores may help, since workers mostly wait for the disk.
         let workers = Workers::start("pfimg-worker", cores.max(LEAST_WORKERS))?;
-        let company = if config.spin { Company::start()? } else { None };
+        let spinner = if features.spin { CoreSpinner::start()? } else { None };
         let notices = Workers::start("pfimg-notify", 1)?;
         let sealers = Workers::start("pfimg-sealer", cores)?;
         let branchers = Workers::start("pfimg-branch", cores)?;
-        let SessionConfig { writeback, holes, .. } = *config;
+        let Features { writeback, holes, .. } = features;
         Ok(Self {
             vfs,
             workers,
@@ -89,7 +90,7 @@ impl Adapter {
             notifier,
             writeback,
             holes,
-            company,
+            spinner,
             unanswered: Arc::default(),
             own_thread,
             announcer,
@@ -98,18 +99,18 @@ impl Adapter {
 
     /// Returns a function that lists the event loops which rest now and hold no request.
     pub(super) fn resting(&self) -> impl Fn() -> Vec<ThreadId> + Send + use<> {
-        let resting = self.company.as_ref().map(Company::resting);
+        let resting = self.spinner.as_ref().map(CoreSpinner::resting);
         move || resting.as_ref().map_or_else(Vec::new, |resting| resting())
     }
 
     /// Counts a request of the calling event loop. The caller keeps the result until the request is answered or handed to a
     /// worker.
-    pub(super) fn turn(&self, op: Op, req: &Request) -> Option<Turn<'_>> {
+    pub(super) fn begin(&self, op: Op, req: &Request) -> Option<RequestGuard<'_>> {
         wait::never();
         self.vfs.metrics().count(op);
         let own = req.pid() != 0 && req.pid() == self.own_thread.load(Ordering::Relaxed);
         let own = own || self.announces(req);
-        self.company.as_ref().filter(|_| !own).map(|company| company.request(req.pid()))
+        self.spinner.as_ref().filter(|_| !own).map(|spinner| spinner.request(req.pid()))
     }
 
     /// Whether a request comes from the thread that announces changes.
@@ -125,7 +126,7 @@ impl Adapter {
         call: impl FnOnce(&Vfs) -> Attempt<T> + Send + 'static,
         answer: impl FnOnce(R, Outcome<T>) + Send + 'static,
     ) {
-        let _turn = self.turn(op, req);
+        let _request = self.begin(op, req);
         let vfs = Arc::clone(&self.vfs);
         self.workers.run(move || guarded(op, || answer(reply, call(&vfs).map_err(Stop::kind))));
     }
@@ -133,7 +134,7 @@ impl Adapter {
     /// Answers the removal of a name by the thread that announces changes.
     pub(super) fn removed(&self, op: Op, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let name = name.as_bytes().to_vec();
-        let call = move |vfs: &Vfs| vfs.remove_announced(parent.0, &name).map_err(Stop::from);
+        let call = move |vfs: &Vfs| vfs.announcer().remove(parent.0, &name).map_err(Stop::from);
         self.announced((op, req), reply, call, answer_empty);
     }
 
@@ -146,7 +147,7 @@ impl Adapter {
         call: impl Fn(&Vfs) -> Attempt<T> + Send + 'static,
         answer: impl FnOnce(R, Outcome<T>) + Send + 'static,
     ) {
-        let _turn = self.turn(op, req);
+        let _request = self.begin(op, req);
         guarded(op, || {
             let attempt = call(&self.vfs);
             self.finish(op, reply, attempt, || call, answer);
@@ -199,7 +200,7 @@ impl Adapter {
             let call = move |vfs: &Vfs| vfs.make_announced(parent.0, &name);
             return self.announced((op, req), reply, call, answer_entry);
         }
-        let _turn = self.turn(op, req);
+        let _request = self.begin(op, req);
         if parent.0 == Vfs::FORKS {
             return self.make_fork(op, name, new, reply);
         }
@@ -237,7 +238,7 @@ impl Adapter {
         fill: impl Fn(&Vfs, &mut R) -> Attempt<()> + Send + 'static,
         answer: impl FnOnce(R, Outcome<()>) + Send + 'static,
     ) {
-        let _turn = self.turn(op, req);
+        let _request = self.begin(op, req);
         guarded(op, || match fill(&self.vfs, &mut reply) {
             Err(Stop::Waits) => {
                 let vfs = Arc::clone(&self.vfs);
@@ -254,9 +255,9 @@ impl Adapter {
 
     /// Seals a fork, on a separate thread: it waits for the disk and uses all cores.
     pub(super) fn seal(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let _turn = self.turn(Op::Mkdir, req);
-        if let Some(company) = &self.company {
-            company.dismiss();
+        let _request = self.begin(Op::Mkdir, req);
+        if let Some(spinner) = &self.spinner {
+            spinner.stop();
         }
         let (vfs, notifier) = (Arc::clone(&self.vfs), Arc::clone(&self.notifier));
         let (notices, announcer) = (self.notices.clone(), self.announcer.clone());
@@ -271,15 +272,15 @@ impl Adapter {
             // On the notifier's thread: the next mkdir in that folder delays the notification until a worker answers.
             notices.run(move || {
                 if let Some(notifier) = notifier.get() {
-                    tell(notifier, &stale);
+                    invalidate(notifier, &stale);
                     if let Some(replaced) = &replaced {
                         announcer.depart(&vfs, notifier, replaced);
                     }
                     if let Some(paths) = &paths {
-                        let (all, stale) = vfs.moved_paths(paths);
+                        let (all, stale) = vfs.announcer().moved_paths(paths);
                         announcer.announce(notifier, all);
-                        tell(notifier, &stale);
-                        vfs.forget_moved(paths);
+                        invalidate(notifier, &stale);
+                        vfs.announcer().forget_moved(paths);
                     }
                 }
                 vfs.shows(&name);
@@ -290,7 +291,7 @@ impl Adapter {
 
     /// Branches a fork, on a separate thread: cached writes to the fork have to reach the daemon first.
     pub(super) fn branch(&self, req: &Request, name: &OsStr, new: &NewFile<'_>, reply: ReplyEntry) {
-        let _turn = self.turn(Op::Mkdir, req);
+        let _request = self.begin(Op::Mkdir, req);
         let (vfs, notifier, notices) =
             (Arc::clone(&self.vfs), Arc::clone(&self.notifier), self.notices.clone());
         let name = name.as_bytes().to_vec();
@@ -325,11 +326,11 @@ pub(super) struct Teller {
 
 impl Teller {
     /// Runs a notification on that thread.
-    pub(super) fn notify(&self, tell: impl FnOnce(&Notifier) + Send + 'static) {
+    pub(super) fn notify(&self, notify: impl FnOnce(&Notifier) + Send + 'static) {
         let notifier = Arc::clone(&self.notifier);
         self.notices.run(move || {
             if let Some(notifier) = notifier.get() {
-                tell(notifier);
+                notify(notifier);
             }
         });
     }
@@ -355,11 +356,11 @@ impl Teller {
 
 /// Notifies the kernel, and programs that watch, of forks that were added or removed. Returns the removed ones.
 fn forks_changed(vfs: &Vfs, notifier: &Notifier, announcer: &Announcer) -> Vec<Arc<Replaced>> {
-    tell(notifier, &LISTINGS_OF_FORKS);
-    let departed = vfs.take_departed();
+    invalidate(notifier, &LISTINGS_OF_FORKS);
+    let departed = vfs.announcer().take_departed();
     for replaced in &departed {
         announcer.depart(vfs, notifier, replaced);
     }
-    announcer.announce(notifier, vfs.take_announcements());
+    announcer.announce(notifier, vfs.announcer().take_pending());
     departed
 }

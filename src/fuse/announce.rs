@@ -1,4 +1,4 @@
-//! Raises events for programs that watch folders, by calls on the mount itself; see `vfs/announce.rs`.
+//! Raises events for programs that watch folders, by calls on the mount itself; see `vfs/announcements.rs`.
 //!
 //! One thread makes these calls, and the daemon answers them without changing anything. Between two jobs the thread has no file
 //! of the mount open, since that would prevent an unmount. No request waits for it, and it holds no lock.
@@ -19,10 +19,9 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use super::OpenRoot;
-use super::kernel::tell;
-use crate::vfs::Kind;
-use crate::vfs::{Announcement, Replaced, Stale, Vfs, What};
+use super::invalidate::invalidate;
+use super::open_root::OpenRoot;
+use crate::vfs::{Announcement, Invalidation, Kind, Replaced, Vfs, What};
 
 /// Number of requests after which an event loop has read which inodes the kernel has forgotten. The kernel sends that after
 /// eight other requests at the latest (`fuse_dev_do_read`). The rest gives the event loop time to process it.
@@ -38,7 +37,7 @@ enum Job {
 }
 
 /// Returns invalidations in place of names that could not be announced.
-type Answer = Sender<Vec<Stale>>;
+type Answer = Sender<Vec<Invalidation>>;
 
 /// Raises events.
 #[derive(Clone)]
@@ -94,7 +93,7 @@ impl Announcer {
         self.run(Job::Settle);
     }
 
-    fn run(&self, job: Job) -> Vec<Stale> {
+    fn run(&self, job: Job) -> Vec<Invalidation> {
         let (answer, answered) = bounded(1);
         let sent = self.jobs.send((job, answer));
         sent.ok().and_then(|()| answered.recv().ok()).unwrap_or_default()
@@ -103,23 +102,23 @@ impl Announcer {
     /// Announces names. Must not be called while a request waits for it.
     pub(super) fn announce(&self, notifier: &Notifier, all: Vec<Announcement>) {
         if !all.is_empty() {
-            tell(notifier, &self.run(Job::Announce(all, None)));
+            invalidate(notifier, &self.run(Job::Announce(all, None)));
         }
     }
 
     /// Makes the kernel drop cached inodes and names, and waits until the daemon knows what it has forgotten. Must not be called
     /// while a request on them waits.
-    pub(super) fn forget(&self, notifier: &Notifier, stale: &[Stale]) {
-        tell(notifier, stale);
+    pub(super) fn forget(&self, notifier: &Notifier, stale: &[Invalidation]) {
+        invalidate(notifier, stale);
         self.run(Job::Settle);
     }
 
     /// Notifies the kernel, and programs that watch, of a removed fork. Must not be called while a request waits for it.
     pub(super) fn depart(&self, vfs: &Vfs, notifier: &Notifier, replaced: &Arc<Replaced>) {
-        self.forget(notifier, &vfs.outdated(replaced));
-        let (all, stale) = vfs.departures(replaced);
-        tell(notifier, &self.run(Job::Announce(all, Some(Arc::clone(replaced)))));
-        tell(notifier, &stale);
+        self.forget(notifier, &vfs.announcer().outdated(replaced));
+        let (all, stale) = vfs.announcer().departures(replaced);
+        invalidate(notifier, &self.run(Job::Announce(all, Some(Arc::clone(replaced)))));
+        invalidate(notifier, &stale);
     }
 }
 
@@ -157,13 +156,13 @@ fn announce(
     root: &OpenRoot,
     all: Vec<Announcement>,
     replaced: Option<&Arc<Replaced>>,
-) -> Vec<Stale> {
+) -> Vec<Invalidation> {
     let root = root();
     let mut instead = Vec::new();
     let mut folder: Option<(Vec<u8>, OwnedFd)> = None;
     for one in all {
         let done = root.as_ref().map_err(|_| Errno::NOENT).and_then(|root| {
-            vfs.announce(Some(&one), replaced);
+            vfs.announcer().announce(Some(&one), replaced);
             if folder.as_ref().is_none_or(|(path, _)| *path != one.folder) {
                 folder = Some((one.folder.clone(), open(root, &one.folder)?));
             }
@@ -179,7 +178,7 @@ fn announce(
             }
         }
     }
-    vfs.announce(None, None);
+    vfs.announcer().announce(None, None);
     instead
 }
 

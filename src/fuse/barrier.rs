@@ -40,7 +40,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 use rustix::fs::{Mode, OFlags, openat};
 use rustix::io::Errno;
 
-use super::OpenRoot;
+use super::open_root::OpenRoot;
 use crate::error::{Error, ErrorKind, Result};
 use crate::vfs::{MARKER, Pusher, Vfs};
 
@@ -186,10 +186,10 @@ impl Pushing {
 
     fn push(&self) -> Result<(), Failed> {
         let root = (self.root)().map_err(Failed::Unreachable)?;
-        let mut calm = 0;
+        let (writes, mut calm) = (self.vfs.cached_writes(), 0);
         for _ in 0..PASSES {
             let unanswered = self.unanswered.load(Ordering::Acquire);
-            let (handed_in, requests) = (self.vfs.handed_in(), self.vfs.background_requests());
+            let (handed_in, requests) = (writes.handed_in(), writes.background_requests());
             // Ignores other errors: they may concern any fork, and the daemon knows each write that failed.
             if let Err(Errno::NOTCONN | Errno::CONNABORTED) = rustix::fs::syncfs(&root) {
                 return Err(Failed::Ended);
@@ -199,7 +199,7 @@ impl Pushing {
                 continue;
             }
             calm += 1;
-            if calm == CALM || self.vfs.handed_in() == handed_in {
+            if calm == CALM || writes.handed_in() == handed_in {
                 return Ok(());
             }
         }
@@ -211,16 +211,17 @@ impl Pushing {
     fn drain(&self, root: &File) -> Result<u64, Failed> {
         let flags = OFlags::RDONLY | OFlags::DIRECT | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let marker = openat(root, MARKER, flags, Mode::empty()).map_err(ended)?;
-        let ticket = self.vfs.new_ticket();
+        let writes = self.vfs.cached_writes();
+        let ticket = writes.new_ticket();
         let mut taken = None;
         for read in 0.. {
             rustix::io::pread(&marker, &mut [0u8; 1][..], ticket).map_err(ended)?;
             // The kernel reuses device numbers: after this mount has ended, another daemon may have answered.
-            if self.vfs.loops_passed(&[]) == 0 {
+            if writes.loops_passed(&[]) == 0 {
                 return Err(Failed::Ended);
             }
-            taken.get_or_insert_with(|| self.vfs.background_requests());
-            if self.vfs.loops_passed(&(self.resting)()) >= self.loops {
+            taken.get_or_insert_with(|| writes.background_requests());
+            if writes.loops_passed(&(self.resting)()) >= self.loops {
                 break;
             }
             if read >= AT_ONCE {
@@ -228,8 +229,8 @@ impl Pushing {
             }
         }
         // Event loops may have left some of the writes to workers.
-        let left = self.vfs.writes_left();
-        while !self.vfs.are_written(left) {
+        let left = writes.writes_left();
+        while !writes.are_written(left) {
             thread::sleep(PAUSE);
         }
         Ok(taken.unwrap_or_default())

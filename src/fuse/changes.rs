@@ -6,11 +6,11 @@ use std::os::unix::ffi::OsStrExt;
 use fuser::{INodeNo, ReplyEmpty, ReplyWrite};
 
 use super::adapter::Adapter;
-use super::kernel::tell;
+use super::convert::errno;
+use super::guard::guarded;
+use super::invalidate::invalidate;
 use super::reply::answer_empty;
-use super::{errno, guarded};
-use crate::vfs::RenameMode;
-use crate::vfs::{Op, Vfs, Writer};
+use crate::vfs::{Attempt, Op, RenameMode, Vfs, Writer};
 
 impl Adapter {
     /// Removes a folder; notifies the kernel if it is a fork.
@@ -61,35 +61,34 @@ impl Adapter {
         });
     }
 
-    /// Writes; notifies the kernel of a failure.
-    pub(super) fn written(&self, ino: INodeNo, offset: u64, data: &[u8], by: Writer, reply: ReplyWrite) {
-        guarded(Op::Write, || {
-            let attempt = self.vfs.write(ino.0, offset, data, by);
-            if let Ok(written) = attempt {
-                return reply.written(written as u32);
+    /// Answers a write that an event loop could not do at once; notifies the kernel of a failure.
+    pub(super) fn write_unfinished(
+        &self,
+        attempt: Attempt<usize>,
+        (ino, offset, data, by): (INodeNo, u64, &[u8], Writer),
+        reply: ReplyWrite,
+    ) {
+        let again = || {
+            let (data, left) = (data.to_vec(), self.vfs.cached_writes().leave_write());
+            move |vfs: &Vfs| {
+                let _until_written = left;
+                vfs.write(ino.0, offset, &data, by)
             }
-            let again = || {
-                let (data, left) = (data.to_vec(), self.vfs.leave_write());
-                move |vfs: &Vfs| {
-                    let _until_written = left;
-                    vfs.write(ino.0, offset, &data, by)
-                }
-            };
-            let (teller, writeback) = (self.teller(), self.writeback);
-            self.finish(Op::Write, reply, attempt, again, move |reply, written| match written {
-                Ok(written) => reply.written(written as u32),
-                Err(kind) => {
-                    reply.error(errno(kind));
-                    // The kernel may now have pages that differ from the daemon's. Without OPEN it did not ask whether the file
-                    // can be written at all. A kernel that writes back also has another length. It forgets that length once no
-                    // program has the file open and no name leads to it.
-                    let names = if writeback { teller.vfs.names_of(ino.0) } else { Vec::new() };
-                    teller.notify(move |notifier| {
-                        let _ = notifier.inval_inode(ino, 0, 0);
-                        tell(notifier, &names);
-                    });
-                }
-            });
+        };
+        let (teller, writeback) = (self.teller(), self.writeback);
+        self.finish(Op::Write, reply, attempt, again, move |reply, written| match written {
+            Ok(written) => reply.written(written as u32),
+            Err(kind) => {
+                reply.error(errno(kind));
+                // The kernel may now have pages that differ from the daemon's. Without OPEN it did not ask whether the file
+                // can be written at all. A kernel that writes back also has another length. It forgets that length once no
+                // program has the file open and no name leads to it.
+                let names = if writeback { teller.vfs.names_of(ino.0) } else { Vec::new() };
+                teller.notify(move |notifier| {
+                    let _ = notifier.inval_inode(ino, 0, 0);
+                    invalidate(notifier, &names);
+                });
+            }
         });
     }
 }

@@ -1,13 +1,12 @@
 //! Notifies the kernel of changes that it cannot know.
 
-use std::ffi::OsStr;
 use std::fmt;
-use std::os::unix::ffi::OsStrExt;
 
-use fuser::{INodeNo, Notifier};
+use fuser::Notifier;
 
 use super::announce::Announcer;
-use crate::vfs::{Announcement, Stale};
+use super::invalidate::invalidate;
+use crate::vfs::{Announcement, Invalidation};
 
 /// Notifies the kernel of changes. Clones notify the same kernel. No method may be called while a request waits for it.
 #[derive(Clone)]
@@ -28,8 +27,8 @@ impl Kernel {
     }
 
     /// Makes the kernel drop what it has cached.
-    pub fn invalidate(&self, stale: &[Stale]) {
-        tell(&self.notifier, stale);
+    pub fn invalidate(&self, stale: &[Invalidation]) {
+        invalidate(&self.notifier, stale);
     }
 
     /// Raises events for programs that watch folders.
@@ -40,16 +39,5 @@ impl Kernel {
     /// Ends all announcements, before the store is unmounted.
     pub fn stop_announcing(&self) {
         self.announcer.stop();
-    }
-}
-
-/// Sends invalidations to the kernel. Must not be called while a request waits for it.
-pub(super) fn tell(notifier: &Notifier, stale: &[Stale]) {
-    for stale in stale {
-        // The kernel's error for an inode or name that it does not know is ignored.
-        let _ = match stale {
-            Stale::Inode(ino) => notifier.inval_inode(INodeNo(*ino), 0, 0),
-            Stale::Name(folder, name) => notifier.inval_entry(INodeNo(*folder), OsStr::from_bytes(name)),
-        };
     }
 }

@@ -5,7 +5,7 @@ use std::thread;
 
 use crossbeam_channel::{Sender, unbounded};
 
-use super::guarded;
+use super::guard::guarded;
 use crate::vfs::Op;
 
 type Job = Box<dyn FnOnce() + Send>;

@@ -1,15 +1,14 @@
-//! Converts between the types of the filesystem and those of the FUSE library.
+//! Answers requests with outcomes.
 
 use std::time::Duration;
 
 use fuser::{
-    Errno, FileAttr, FileHandle, FopenFlags, Generation, ReplyAttr, ReplyCreate, ReplyData, ReplyEmpty,
-    ReplyEntry, ReplyXattr, Request, TimeOrNow,
+    Errno, FileHandle, FopenFlags, Generation, ReplyAttr, ReplyCreate, ReplyData, ReplyEmpty, ReplyEntry,
+    ReplyXattr,
 };
 
-use super::{errno, file_attr, nanoseconds};
-use crate::vfs::{Attr, Data, Entry, Outcome, Process, Vfs};
-use crate::vfs::{Kind, SetTime};
+use super::convert::{errno, file_attr};
+use crate::vfs::{Attr, Data, Entry, Outcome, Vfs};
 
 pub(super) fn answer_entry(reply: ReplyEntry, outcome: Outcome<Entry>) {
     match outcome {
@@ -55,48 +54,10 @@ pub(super) fn answer_xattr(reply: ReplyXattr, size: u32, outcome: Outcome<Vec<u8
     }
 }
 
-/// Returns attributes for an entry of a listing. The length is one that no file can have, so the kernel uses only name, number
-/// and kind: it lists the entry without making an inode, and forgets the number again.
-pub(super) fn name_only(ino: u64, kind: Kind) -> FileAttr {
-    file_attr(&Attr { ino, kind, size: u64::MAX, ..Attr::default() })
-}
-
-/// Returns the kind of file in a mode's type bits.
-pub(super) fn kind_of(mode: u32) -> Option<Kind> {
-    Some(match mode & libc::S_IFMT {
-        0 | libc::S_IFREG => Kind::File,
-        libc::S_IFIFO => Kind::Fifo,
-        libc::S_IFSOCK => Kind::Socket,
-        libc::S_IFCHR => Kind::Chardev,
-        libc::S_IFBLK => Kind::Blockdev,
-        _ => return None,
-    })
-}
-
-pub(super) fn set_time(time: TimeOrNow) -> SetTime {
-    match time {
-        TimeOrNow::Now => SetTime::Now,
-        TimeOrNow::SpecificTime(time) => SetTime::At(nanoseconds(time)),
-    }
-}
-
-pub(super) fn permissions(mode: u32) -> u16 {
-    (mode & 0o7777) as u16
-}
-
-/// The process that waits for an answer.
-pub(super) fn process(req: &Request) -> Process {
-    Process { pid: req.pid(), gid: req.gid() }
-}
-
 /// Returns how the kernel has to treat a file that it opens. NOFLUSH is not set, since writes through a mapping must come when
 /// the file is closed.
 pub(super) fn opened(vfs: &Vfs, writeback: bool, ino: u64, writes: bool) -> FopenFlags {
-    // A kernel that writes back uses only its own length of a file. If a seal has made the file longer, the kernel would show
-    // too little and append in the middle. Nor does it clear a set-group-id bit without group execution, and a late write does
-    // not say which program wrote it.
-    let by_name = |ino| writes && vfs.goes_by_the_writers_group(ino);
-    if writeback && (vfs.is_resized_by_seals(ino) || by_name(ino)) {
+    if writeback && vfs.bypasses_kernel_cache(ino, writes) {
         FopenFlags::FOPEN_DIRECT_IO
     } else {
         FopenFlags::FOPEN_KEEP_CACHE

@@ -15,14 +15,15 @@ use fuser::{
 };
 
 use super::adapter::Adapter;
-use super::reply::{
-    answer_attr, answer_created, answer_data, answer_empty, answer_entry, answer_xattr, kind_of, name_only,
-    opened, permissions, process, set_time,
+use super::convert::{
+    errno, file_attr, file_type, kind_of, name_only, nanoseconds, permissions, process, set_time,
 };
-use super::{errno, file_attr, file_type, guarded, nanoseconds};
+use super::guard::guarded;
+use super::reply::{
+    answer_attr, answer_created, answer_data, answer_empty, answer_entry, answer_xattr, opened,
+};
 use crate::sync::wait;
-use crate::vfs::{Allocate, Kind, NewFile, RenameMode, SetAttr, XattrMode};
-use crate::vfs::{Op, Outcome, Vfs, Writer};
+use crate::vfs::{Allocate, Kind, NewFile, Op, Outcome, RenameMode, SetAttr, Vfs, Writer, XattrMode};
 
 /// The largest read or write in one request, in bytes: the limit of the kernel's `max_pages_limit`.
 const MAX_REQUEST: u32 = 1 << 20;
@@ -60,7 +61,7 @@ impl Filesystem for Adapter {
         self.vfs.metrics().count(Op::Forget);
         guarded(Op::Forget, || {
             let forgotten = self.vfs.forget(ino.0, nlookup);
-            if forgotten.is_of_a_fork_that_is_gone() {
+            if forgotten.is_of_a_discarded_fork() {
                 // Dropping a fork's last inode removes its files.
                 self.workers.run(move || drop(forgotten));
             }
@@ -89,7 +90,7 @@ impl Filesystem for Adapter {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        let _turn = self.turn(Op::Setattr, req);
+        let _request = self.begin(Op::Setattr, req);
         let set = SetAttr {
             mode: mode.map(permissions),
             uid,
@@ -147,7 +148,7 @@ impl Filesystem for Adapter {
         if self.announces(req) {
             return self.removed(Op::Unlink, req, parent, name, reply);
         }
-        let _turn = self.turn(Op::Unlink, req);
+        let _request = self.begin(Op::Unlink, req);
         guarded(Op::Unlink, || {
             let attempt = self.vfs.unlink(parent.0, name.as_bytes());
             let again = || {
@@ -162,7 +163,7 @@ impl Filesystem for Adapter {
         if self.announces(req) {
             return self.removed(Op::Rmdir, req, parent, name, reply);
         }
-        let _turn = self.turn(Op::Rmdir, req);
+        let _request = self.begin(Op::Rmdir, req);
         self.removed_folder(parent, name, reply);
     }
 
@@ -183,7 +184,7 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         const WHITEOUT_NOREPLACE: u32 = libc::RENAME_WHITEOUT | libc::RENAME_NOREPLACE;
-        let _turn = self.turn(Op::Rename, req);
+        let _request = self.begin(Op::Rename, req);
         let mode = match flags.bits() {
             0 => RenameMode::Replace,
             libc::RENAME_NOREPLACE => RenameMode::NoReplace,
@@ -199,7 +200,7 @@ impl Filesystem for Adapter {
     }
 
     fn link(&self, req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
-        let _turn = self.turn(Op::Link, req);
+        let _request = self.begin(Op::Link, req);
         guarded(Op::Link, || {
             let attempt = self.vfs.link(ino.0, newparent.0, newname.as_bytes());
             let again = || {
@@ -211,7 +212,7 @@ impl Filesystem for Adapter {
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let _turn = self.turn(Op::Open, req);
+        let _request = self.begin(Op::Open, req);
         if !self.writeback {
             // After one such answer the kernel opens files without asking.
             return reply.error(Errno::ENOSYS);
@@ -249,11 +250,14 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let _turn = self.turn(Op::Write, req);
+        let _request = self.begin(Op::Write, req);
         // The kernel does not say which process changed the pages of a mapping that it writes.
         let cached = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
         let by = if cached { Writer::Pages } else { Writer::Call(process(req)) };
-        self.written(ino, offset, data, by, reply);
+        guarded(Op::Write, || match self.vfs.write(ino.0, offset, data, by) {
+            Ok(written) => reply.written(written as u32),
+            attempt => self.write_unfinished(attempt, (ino, offset, data, by), reply),
+        });
     }
 
     fn flush(
@@ -264,7 +268,7 @@ impl Filesystem for Adapter {
         _lock_owner: LockOwner,
         reply: ReplyEmpty,
     ) {
-        let _turn = self.turn(Op::Flush, req);
+        let _request = self.begin(Op::Flush, req);
         if self.writeback {
             // If the daemon is dead, the kernel drops late writes, and close(2) would return no error for them. This request is
             // what makes close(2) fail then. Here there is nothing to do: all earlier writes have been answered.
@@ -283,7 +287,7 @@ impl Filesystem for Adapter {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        let _turn = self.turn(Op::Release, req);
+        let _request = self.begin(Op::Release, req);
         reply.ok();
     }
 
@@ -292,7 +296,7 @@ impl Filesystem for Adapter {
     }
 
     fn opendir(&self, req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        let _turn = self.turn(Op::Opendir, req);
+        let _request = self.begin(Op::Opendir, req);
         reply.error(Errno::ENOSYS);
     }
 
@@ -352,7 +356,7 @@ impl Filesystem for Adapter {
         _flags: OpenFlags,
         reply: ReplyEmpty,
     ) {
-        let _turn = self.turn(Op::Releasedir, req);
+        let _request = self.begin(Op::Releasedir, req);
         reply.ok();
     }
 
@@ -380,7 +384,7 @@ impl Filesystem for Adapter {
         _position: u32,
         reply: ReplyEmpty,
     ) {
-        let _turn = self.turn(Op::Setxattr, req);
+        let _request = self.begin(Op::Setxattr, req);
         if !self.vfs.xattrs() {
             return reply.error(Errno::ENOSYS);
         }
@@ -401,7 +405,7 @@ impl Filesystem for Adapter {
     }
 
     fn getxattr(&self, req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        let _turn = self.turn(Op::Getxattr, req);
+        let _request = self.begin(Op::Getxattr, req);
         // After ENOSYS the kernel does not ask again. Otherwise `ls -l` would make it ask for every file, every time.
         if !self.vfs.xattrs() {
             return reply.error(Errno::ENOSYS);
@@ -419,7 +423,7 @@ impl Filesystem for Adapter {
     }
 
     fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        let _turn = self.turn(Op::Listxattr, req);
+        let _request = self.begin(Op::Listxattr, req);
         if !self.vfs.xattrs() {
             return reply.error(Errno::ENOSYS);
         }
@@ -441,7 +445,7 @@ impl Filesystem for Adapter {
     }
 
     fn removexattr(&self, req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let _turn = self.turn(Op::Removexattr, req);
+        let _request = self.begin(Op::Removexattr, req);
         if !self.vfs.xattrs() {
             return reply.error(Errno::ENOSYS);
         }
@@ -465,7 +469,7 @@ impl Filesystem for Adapter {
         _flags: i32,
         reply: ReplyCreate,
     ) {
-        let _turn = self.turn(Op::Create, req);
+        let _request = self.begin(Op::Create, req);
         let new = self.new_file(req, Kind::File, mode, umask);
         guarded(Op::Create, || match self.vfs.create(parent.0, name.as_bytes(), &new) {
             Ok(entry) => {
@@ -500,7 +504,7 @@ impl Filesystem for Adapter {
     ) {
         const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
         const ZERO_KEEP: i32 = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
-        let _turn = self.turn(Op::Fallocate, req);
+        let _request = self.begin(Op::Fallocate, req);
         let what = match mode {
             0 => Allocate::Extend,
             libc::FALLOC_FL_KEEP_SIZE => Allocate::KeepSize,
@@ -525,7 +529,7 @@ impl Filesystem for Adapter {
         whence: i32,
         reply: ReplyLseek,
     ) {
-        let _turn = self.turn(Op::Lseek, req);
+        let _request = self.begin(Op::Lseek, req);
         if !self.holes {
             // After ENOSYS the kernel never asks again, and takes all of a file for data. A kernel that caches writes would ask
             // without handing them in first.
@@ -560,7 +564,7 @@ impl Filesystem for Adapter {
         _out_size: u32,
         reply: ReplyIoctl,
     ) {
-        let _turn = self.turn(Op::Ioctl, req);
+        let _request = self.begin(Op::Ioctl, req);
         reply.error(Errno::ENOTTY);
     }
 
@@ -577,7 +581,7 @@ impl Filesystem for Adapter {
         _flags: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        let _turn = self.turn(Op::CopyFileRange, req);
+        let _request = self.begin(Op::CopyFileRange, req);
         // The reply has 32 bits for the length.
         let len = len.min(u64::from(u32::MAX) & !0xfff);
         let by = process(req);

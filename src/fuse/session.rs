@@ -12,15 +12,14 @@ use fuser::{Config, Notifier, SessionACL};
 use super::adapter::Adapter;
 use super::announce::{self, Announcer};
 use super::barrier::{self, Barrier};
+use super::features::Features;
 use super::kernel::Kernel;
+use super::open_root::OpenRoot;
 use crate::error::{Error, Result};
 use crate::vfs::{Pusher, Vfs};
 
 /// Number of event loops. Two, each with its own queue, measured best on two cores.
 const THREADS: usize = 2;
-
-/// Opens the root of the mount that a connection serves. An error says in words why the mount cannot be reached.
-pub type OpenRoot = Arc<dyn Fn() -> Result<File, String> + Send + Sync>;
 
 /// How a connection is served.
 #[derive(Clone, Copy, Debug)]
@@ -66,7 +65,9 @@ impl Prepared {
         let barrier = Barrier::prepare(prepare_thread).map_err(no_thread)?;
         let announcer = Announcer::prepare(prepare_thread).map_err(no_thread)?;
         let (thread, announces) = (barrier.thread(), announcer.announcer());
-        let adapter = Adapter::new(Arc::clone(&vfs), Arc::clone(&notifiers), &config, thread, announces)
+        let SessionConfig { writeback, spin, holes, .. } = config;
+        let features = Features { writeback, spin, holes };
+        let adapter = Adapter::new(Arc::clone(&vfs), Arc::clone(&notifiers), features, thread, announces)
             .map_err(no_thread)?;
         Ok(Self { vfs, config, adapter, notifiers, barrier, announcer })
     }

@@ -3,13 +3,13 @@
 //! If a request's caller and the daemon run on different cores, each request wakes a sleeping core twice. In a virtual machine
 //! this is most of a request's time: 45 µs, against 17 µs if both take turns on one core (measured: stat of a missing name, two
 //! cores, Linux 6.18). The scheduler gives a thread that wakes up an idle core, so it spreads the two whenever it can. While
-//! requests come in a row, this module therefore keeps the event loops on one core. A thread, the *company*, keeps the other
+//! requests come in a row, this module therefore keeps the event loops on one core. A thread, the *spinner*, keeps the other
 //! core busy, so that the scheduler puts the caller on the first.
 //!
 //! Two event loops would take turns on that core too, so one of them rests. If several programs make requests at the same time,
 //! they keep the cores busy themselves, and two event loops serve them better.
 //!
-//! The company only spins, so it must not slow down other programs. It stops as soon as requests pause. It also stays away for
+//! The spinner only spins, so it must not slow down other programs. It stops as soon as requests pause. It also stays away for
 //! a while when another program needs its core. With more than two cores it would need a thread for each core but one, which
 //! would be too expensive. With one core there is nothing to do.
 
@@ -26,7 +26,7 @@ use rustix::thread::{CpuSet, gettid, sched_getaffinity, sched_getcpu, sched_seta
 
 use crate::sync::{Condvar, Mutex};
 
-/// Number of requests after which the company is considered.
+/// Number of requests after which spinning is considered.
 const ROW: u64 = 16;
 
 /// [`ROW`] requests within this time are a row.
@@ -35,7 +35,7 @@ const ROW_WITHIN: Duration = Duration::from_millis(4);
 /// One of this many requests may come from another caller than the one before it: a program may start another.
 const SEVERAL: u64 = 4;
 
-/// A pause between requests that ends the company.
+/// A pause between requests that ends the spinning.
 const PAUSE: Duration = Duration::from_micros(300);
 
 /// The same before the first request. It is shorter, since the caller may be waiting for the very core that is kept busy.
@@ -47,11 +47,11 @@ const INTERRUPTED: Duration = Duration::from_micros(30);
 /// The time over which interruptions are added up.
 const WINDOW: Duration = Duration::from_millis(2);
 
-/// How long the company stays away after another program needed the core: at first, and at most.
+/// How long the spinner stays away after another program needed the core: at first, and at most.
 const AWAY: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(320));
 
 /// The thread that keeps the second core busy while requests come in a row.
-pub(super) struct Company {
+pub(super) struct CoreSpinner {
     shared: Arc<Shared>,
     thread: Thread,
     started: Instant,
@@ -70,15 +70,15 @@ struct Shared {
     /// The thread that made the last request, and how often that changed.
     caller: AtomicU32,
     callers: AtomicU64,
-    /// Whether the company is at work or stays away.
+    /// Whether the spinner is at work or stays away.
     busy: AtomicBool,
-    /// The event loop that answers requests during company; 0 without company.
+    /// The event loop that answers requests during spinning; 0 otherwise.
     serving: AtomicUsize,
-    /// Whether the company is asked to end.
-    dismissed: AtomicBool,
+    /// Whether the spinner is asked to stop.
+    stopped: AtomicBool,
     /// Whether the mount has ended, and the thread has to end.
     over: AtomicBool,
-    /// The event loops that rest during company.
+    /// The event loops that rest during spinning.
     resting: Mutex<Vec<ThreadId>>,
     /// Held while `serving` is set to 0.
     ending: Mutex<()>,
@@ -91,9 +91,9 @@ thread_local! {
 }
 
 /// A request that is being answered. It is dropped after the answer.
-pub(super) struct Turn<'a>(&'a Shared);
+pub(super) struct RequestGuard<'a>(&'a Shared);
 
-impl Drop for Turn<'_> {
+impl Drop for RequestGuard<'_> {
     fn drop(&mut self) {
         let serving = self.0.serving.load(Ordering::Relaxed);
         if serving != 0 && serving != LOOP.get() {
@@ -102,7 +102,7 @@ impl Drop for Turn<'_> {
     }
 }
 
-impl Drop for Company {
+impl Drop for CoreSpinner {
     fn drop(&mut self) {
         self.shared.over.store(true, Ordering::Relaxed);
         self.thread.unpark();
@@ -117,7 +117,7 @@ fn two_cores() -> Option<[usize; 2]> {
     cores.next().is_none().then_some(two)
 }
 
-impl Company {
+impl CoreSpinner {
     /// Starts the thread on a machine with two cores. Returns none on others.
     pub(super) fn start() -> io::Result<Option<Self>> {
         two_cores().map(Self::on).transpose()
@@ -134,20 +134,20 @@ impl Company {
             callers: AtomicU64::new(0),
             busy: AtomicBool::new(false),
             serving: AtomicUsize::new(0),
-            dismissed: AtomicBool::new(false),
+            stopped: AtomicBool::new(false),
             over: AtomicBool::new(false),
             resting: Mutex::default(),
             ending: Mutex::new(()),
             ended: Condvar::new(),
         });
         let own = Arc::clone(&shared);
-        let thread = thread::Builder::new().name("pfimg-company".into()).spawn(move || own.run())?;
+        let thread = thread::Builder::new().name("pfimg-spin".into()).spawn(move || own.run())?;
         Ok(Self { shared, thread: thread.thread().clone(), started: Instant::now() })
     }
 
-    /// Counts a request that an event loop has taken, of the program's thread `caller`. Starts the company if the request is
+    /// Counts a request that an event loop has taken, of the program's thread `caller`. Starts the spinner if the request is
     /// one of a row.
-    pub(super) fn request(&self, caller: u32) -> Turn<'_> {
+    pub(super) fn request(&self, caller: u32) -> RequestGuard<'_> {
         let shared = &*self.shared;
         if LOOP.get() == 0 {
             let mut loops = shared.loops.lock();
@@ -163,13 +163,13 @@ impl Company {
         if count != 0 && count.is_multiple_of(ROW) && !shared.busy.load(Ordering::Relaxed) {
             self.look();
         }
-        Turn(shared)
+        RequestGuard(shared)
     }
 
-    /// Ends the company, because both cores have work. A thread that wakes up while one core is kept busy may wait for the other
+    /// Stops the spinner, because both cores have work. A thread that wakes up while one core is kept busy may wait for the other
     /// for milliseconds.
-    pub(super) fn dismiss(&self) {
-        self.shared.dismissed.store(true, Ordering::Relaxed);
+    pub(super) fn stop(&self) {
+        self.shared.stopped.store(true, Ordering::Relaxed);
     }
 
     /// Returns a function that lists the resting event loops. Each of them has answered the last request that it took.
@@ -178,7 +178,7 @@ impl Company {
         move || shared.resting.lock().clone()
     }
 
-    /// Starts the company if the last requests came in a row, and from one caller.
+    /// Starts the spinner if the last requests came in a row, and from one caller.
     fn look(&self) {
         let shared = &*self.shared;
         let now = self.started.elapsed().as_nanos() as u64;
@@ -192,7 +192,7 @@ impl Company {
     }
 }
 
-/// Why the company ended.
+/// Why the spinning ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ended {
     /// No request came at all.
@@ -233,7 +233,7 @@ impl Shared {
         }
     }
 
-    /// Makes an event loop rest while another one has company.
+    /// Makes an event loop rest while another one serves.
     fn rest(&self) {
         let own = thread::current().id();
         let mut ending = self.ending.lock();
@@ -273,7 +273,7 @@ impl Shared {
         let (mut window, mut lost) = (now, Duration::ZERO);
         let (mut seen, mut last) = (self.requests.load(Ordering::Relaxed), now);
         let mut counted = seen;
-        self.dismissed.store(false, Ordering::Relaxed);
+        self.stopped.store(false, Ordering::Relaxed);
         loop {
             for _ in 0..50 {
                 spin_loop();
@@ -291,7 +291,7 @@ impl Shared {
                 }
                 (window, lost, counted) = (now, Duration::ZERO, seen);
             }
-            if self.dismissed.load(Ordering::Relaxed) {
+            if self.stopped.load(Ordering::Relaxed) {
                 return Ended::Paused;
             }
             let requests = self.requests.load(Ordering::Relaxed);
@@ -310,40 +310,40 @@ impl Shared {
 mod tests {
     use super::*;
 
-    fn wait(company: &Company, busy: bool, each_time: impl Fn()) {
+    fn wait(spinner: &CoreSpinner, busy: bool, each_time: impl Fn()) {
         let until = Instant::now() + Duration::from_secs(20);
-        while company.shared.busy.load(Ordering::Relaxed) != busy {
+        while spinner.shared.busy.load(Ordering::Relaxed) != busy {
             assert!(Instant::now() < until, "busy is not {busy}");
             each_time();
         }
     }
 
     #[test]
-    fn a_row_of_requests_gets_company_and_a_pause_ends_it() {
-        let company = Company::on(two_cores().unwrap_or([0, 0])).unwrap();
+    fn a_row_of_requests_starts_the_spinner_and_a_pause_stops_it() {
+        let spinner = CoreSpinner::on(two_cores().unwrap_or([0, 0])).unwrap();
         for _ in 0..3 {
-            wait(&company, true, || drop(company.request(1)));
-            wait(&company, false, thread::yield_now);
+            wait(&spinner, true, || drop(spinner.request(1)));
+            wait(&spinner, false, thread::yield_now);
         }
     }
 
     #[test]
-    fn company_goes_when_it_is_dismissed() {
-        let company = Company::on(two_cores().unwrap_or([0, 0])).unwrap();
-        wait(&company, true, || drop(company.request(1)));
+    fn the_spinner_stops_when_it_is_told_to() {
+        let spinner = CoreSpinner::on(two_cores().unwrap_or([0, 0])).unwrap();
+        wait(&spinner, true, || drop(spinner.request(1)));
         // Requests continue.
-        wait(&company, false, || {
-            company.dismiss();
-            company.shared.requests.fetch_add(1, Ordering::Relaxed);
+        wait(&spinner, false, || {
+            spinner.stop();
+            spinner.shared.requests.fetch_add(1, Ordering::Relaxed);
         });
     }
 
     #[test]
-    fn requests_now_and_then_get_none() {
-        let company = Company::on(two_cores().unwrap_or([0, 0])).unwrap();
+    fn single_requests_start_no_spinner() {
+        let spinner = CoreSpinner::on(two_cores().unwrap_or([0, 0])).unwrap();
         for _ in 0..ROW * 3 {
-            company.request(1);
-            assert!(!company.shared.busy.load(Ordering::Relaxed));
+            spinner.request(1);
+            assert!(!spinner.shared.busy.load(Ordering::Relaxed));
             thread::sleep(ROW_WITHIN / 8);
         }
     }

@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_made_has_what_both_its_folder_and_its_maker_allow() {
+    fn new_files_have_the_rights_that_both_directory_and_maker_allow() {
         let handed_on = |value: &[u8], mode| {
             let (list, mode) = Acl::parse(value).unwrap().handed_on(mode);
             (list.value(), mode)
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_list_is_refused() {
+    fn an_invalid_access_list_is_refused() {
         let short = list(&[(OWNER, 7, NO_ID), (GROUP, 7, NO_ID)]);
         let twice = list(&[(OWNER, 7, 0), (OWNER, 7, 0), (GROUP, 7, 0), (OTHERS, 7, 0)]);
         let unmasked = list(&[(OWNER, 7, 0), (USER, 7, 5), (GROUP, 7, 0), (OTHERS, 7, 0)]);

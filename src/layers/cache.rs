@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_page_manifest_is_refused_with_its_place() {
+    fn an_invalid_page_manifest_is_refused_with_its_position() {
         let cases = [
             (full(&page(1)).replace("-v1", "-v2"), "layout"),
             (full(&[page(4), page(1), page(4)].join(",")), "page 4"),

@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn what_continues_has_all_of_both() {
+    fn a_continued_document_has_all_of_both_parts() {
         let (one, two) = (entry(1), entry(1) + &entry(2));
         let before = chained(&ledger(&two));
         let all = |more: &str| [&before[..], more.as_bytes()].concat();

@@ -389,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_effects_is_refused_with_its_line() {
+    fn an_invalid_effects_layer_is_refused_with_its_line() {
         let header = r#"{"entries":1,"kind":"effects.ledger.v1"}"#;
         let cases = [
             (" ".to_owned(), "line 1"),

@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_environment_is_refused() {
+    fn an_invalid_environment_is_refused() {
         let cases = [
             ("", ""),
             ("[]", ""),

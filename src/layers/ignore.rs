@@ -74,7 +74,9 @@ impl Ignore {
     fn add_of(&mut self, rule: &str, of: Rule) -> Result<()> {
         if rule.contains(['*', '?', '[']) {
             let glob = GlobBuilder::new(rule).build().map_err(|e| {
-                Error::new(ErrorKind::InvalidInput, format!("{rule:?} is not a valid pattern")).with_source(e)
+                Error::new(ErrorKind::InvalidInput, format!("{rule:?} is not a valid pattern"))
+                    .with_source(e)
+                    .with_hint("write a name, a path or a glob, such as target, docs/build or *.log")
             })?;
             self.globs.push((glob.compile_matcher(), of));
             return Ok(());
@@ -102,6 +104,13 @@ impl Ignore {
             }
         }
         refused
+    }
+
+    /// Returns the rules as text, in no order.
+    pub fn texts(&self) -> Vec<String> {
+        let plain =
+            self.plain.iter().map(|(names, _)| String::from_utf8_lossy(&names.join(&b'/')).into_owned());
+        plain.chain(self.globs.iter().map(|(glob, _)| glob.glob().glob().to_owned())).collect()
     }
 
     /// Whether a path, relative to the folder, is left out. The caller leaves out everything below it.
@@ -171,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn of_several_rules_the_callers_counts_and_then_the_files() {
+    fn the_callers_rule_counts_before_those_of_files() {
         let mut ignore = Ignore::pf_rules();
         ignore.add("*.pyc").unwrap();
         ignore.add("mine").unwrap();

@@ -267,7 +267,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_unknown_is_kept_as_it_is_up_to_a_limit() {
+    fn unknown_fields_are_kept_unchanged_up_to_a_limit() {
         let text = br#"{"a":[1,-2,3.5,null,true,"x",{"b":[]}],"c":18446744073709551615}"#;
         assert_eq!(small_object(text).unwrap(), serde_json::from_slice(text).unwrap());
         assert!(small_object(b"[]").is_err() && small_object(b"{} x").is_err());
@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn spans_of_text_that_is_no_json_stay_within_it() {
+    fn spans_of_invalid_json_stay_within_the_text() {
         for text in
             [r#"{"a"#, r#"{"a":"#, r#"{"a":"b"#, r#"{"a":"b\"#, r#"{"a":["#, r#"{"a":}]}"#, "\"\\", "]]}}:"]
         {

@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_diff_is_refused() {
+    fn an_invalid_diff_is_refused() {
         let deep = format!(
             r#"{{"diff":{{"kind":"x","y":{}{}}},"layout":"model.diff.v1"}}"#,
             "[".repeat(200),
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn the_empty_form_is_what_a_generic_snapshot_holds() {
+    fn the_empty_form_equals_that_of_a_generic_snapshot() {
         let text = String::from_utf8(ModelDiff::empty("n").to_bytes()).unwrap();
         assert_eq!(text, r#"{"diff":{"adapters":[],"kind":"lora"},"layout":"model.diff.v1","note":"n"}"#);
         assert_eq!(ModelDiff::parse(text.as_bytes()).unwrap(), ModelDiff::empty("n"));

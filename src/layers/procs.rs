@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn the_empty_form_is_what_a_generic_snapshot_holds() {
+    fn the_empty_form_equals_that_of_a_generic_snapshot() {
         let bytes = Procs::empty("linux", "nobody filled it").to_bytes();
         let text = String::from_utf8(bytes).unwrap();
         assert_eq!(

@@ -83,7 +83,7 @@ fn hostile_paths_are_refused_with_a_reason() {
 }
 
 #[test]
-fn what_is_no_tree_is_an_error_that_says_why() {
+fn an_invalid_tree_is_an_error_with_the_reason() {
     for (text, why) in [
         ("", "EOF"),
         ("[]", "fs.tree.v1 object"),

@@ -65,7 +65,7 @@ mod tests {
     }
 
     #[test]
-    fn what_somebody_else_means_by_the_key_is_left_alone() {
+    fn another_programs_value_under_the_key_is_left_alone() {
         let mut extra = Map::new();
         extra.insert("xattrs".into(), serde_json::json!({"user.a": "no base64", "user.b": 7}));
         assert_eq!(read(&extra), Xattrs::new());

@@ -78,7 +78,7 @@ fn prepare_within(path: &Path, patience: u32) -> Result<()> {
                 "{shown} is a mount of another filesystem ({}) that does not answer",
                 mounted.fs_type
             );
-            return Err(Error::new(ErrorKind::NoAnswer, what).with_hint("name another folder"));
+            return Err(Error::new(ErrorKind::NoAnswer, what).with_hint("name another directory"));
         };
         match (mounted.is_ours(), dead) {
             (true, true) => {
@@ -92,7 +92,7 @@ fn prepare_within(path: &Path, patience: u32) -> Result<()> {
             }
             (true, false) => {
                 return Err(Error::new(ErrorKind::Busy, format!("a store is mounted at {shown} already"))
-                    .with_hint(format!("`pfimg umount {shown}` ends it")));
+                    .with_hint(format!("end it with `pfimg umount {shown}`")));
             }
             (false, true) => {
                 let fs_type = mounted.fs_type;
@@ -100,7 +100,7 @@ fn prepare_within(path: &Path, patience: u32) -> Result<()> {
                     ErrorKind::Busy,
                     format!("{shown} is a dead mount of another filesystem ({fs_type})"),
                 )
-                .with_hint("unmount it first"));
+                .with_hint(format!("run `umount {shown}`")));
             }
             (false, false) => {}
         }
@@ -108,14 +108,14 @@ fn prepare_within(path: &Path, patience: u32) -> Result<()> {
     let metadata = fs::metadata(path).map_err(|e| {
         let absent = e.kind() == std::io::ErrorKind::NotFound;
         let failed = Error::io(e, format!("cannot use {shown} as a mountpoint"));
-        if absent { failed.with_hint(format!("`mkdir -p {shown}` makes it")) } else { failed }
+        if absent { failed.with_hint(format!("make it with `mkdir -p {shown}`")) } else { failed }
     })?;
     if metadata.is_dir() {
         Ok(())
     } else {
         Err(Error::new(
             ErrorKind::Posix(Posix::NotADirectory),
-            format!("{shown} is not a folder, so nothing can be mounted there"),
+            format!("{shown} is not a directory, so nothing can be mounted there"),
         ))
     }
 }
@@ -164,7 +164,8 @@ pub(crate) fn mount(path: &Path, source: &Path, options: &MountOptions) -> Resul
         }
     } else {
         if options.suid || options.dev {
-            return Err(Error::new(ErrorKind::PermissionDenied, "only root can mount with suid or dev"));
+            return Err(Error::new(ErrorKind::PermissionDenied, "only root can mount with suid or dev")
+                .with_hint("leave these options out"));
         }
         mount_by_helper(path, source, options)?
     };
@@ -190,7 +191,7 @@ fn alone_at(path: &Path) -> Result<Option<File>> {
             Err(_) if asked.elapsed() < PATIENCE => std::thread::sleep(LOOK),
             Err(_) => {
                 let what = format!("another program is mounting at {}, or has locked it", path.display());
-                return Err(Error::new(ErrorKind::Busy, what));
+                return Err(Error::new(ErrorKind::Busy, what).with_hint("try again"));
             }
         }
     }
@@ -345,7 +346,7 @@ fn unmount_identity(path: &Path, identity: &Identity) -> Result<Unmounted> {
                 ErrorKind::Busy,
                 format!("{} is covered by another mount ({})", path.display(), cover.fs_type),
             )
-            .with_hint("unmount that one first"));
+            .with_hint(format!("run `umount {}` first", path.display())));
         }
         _ => return Ok(Unmounted::Absent),
     }
@@ -438,7 +439,7 @@ pub(crate) fn remount(mountpoint: &Path, lists: &[String]) -> Result<()> {
     let shown = path.display();
     let Some(mounted) = mounted_at(&path)?.filter(Mounted::is_ours) else {
         return Err(Error::new(ErrorKind::NotFound, format!("no store is mounted at {shown}"))
-            .with_hint("run `pfimg status` to list what is mounted"));
+            .with_hint("list the mounts with `pfimg status`"));
     };
     // Options that no list names stay.
     let mut options = MountOptions::default();
@@ -463,7 +464,7 @@ pub(crate) fn remount(mountpoint: &Path, lists: &[String]) -> Result<()> {
 pub(crate) fn unmount(mountpoint: &Path) -> Result<Unmounted> {
     let path = absolute(mountpoint)?;
     let nothing = |what: String| {
-        Err(Error::new(ErrorKind::NotFound, what).with_hint("`pfimg status` lists what is mounted"))
+        Err(Error::new(ErrorKind::NotFound, what).with_hint("list the mounts with `pfimg status`"))
     };
     match mounted_at(&path)? {
         Some(mounted) if mounted.is_ours() => unmount_identity(&path, &Identity::at(&path, &mounted)),

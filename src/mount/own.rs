@@ -39,6 +39,7 @@ impl Place {
         if let Some(root) = self.open(&self.path) {
             return Ok(root);
         }
+        // The text comes from `mounts`.
         let all = mounts().map_err(|error| error.to_string())?;
         // The kernel reuses a device number once its mount has ended.
         let is_this = |mounted: &&Mounted| {

@@ -319,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_answer_is_waited_for_once_however_many_are_asked() {
+    fn silent_mounts_are_waited_for_once_for_any_number_of_questions() {
         let dir = tempfile::tempdir().unwrap();
         let fifo = dir.path().join("fifo");
         rustix::fs::mknodat(
@@ -345,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn the_kernel_knows_what_is_there() {
+    fn the_mode_of_an_existing_path_is_known_and_of_a_missing_one_is_not() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(mode_known(dir.path()).map(|mode| mode & libc::S_IFMT), Some(libc::S_IFDIR));
         assert_eq!(mode_known(&dir.path().join("gone")), None);

@@ -85,7 +85,7 @@ impl Target {
             let to = line.last();
             if to.image.is_none() && !line.began_empty() {
                 return Err(Error::new(ErrorKind::NotFound, format!("fork {fork:?} was never sealed"))
-                    .with_hint(format!("`pfimg seal {fork}` makes a seal to go back to")));
+                    .with_hint(format!("seal the fork with `pfimg seal {fork}`")));
             }
             let to = find_state(store, fork, line, &to.number.to_string())?;
             return Ok(Self { to, of: to.number.to_string(), paths, is_undo: false });
@@ -103,14 +103,14 @@ impl Target {
                 ErrorKind::NotFound,
                 format!("fork {fork:?} was never restored: there is nothing to undo"),
             )
-            .with_hint(format!("`pfimg seals {fork}` lists the seals to go back to"))
+            .with_hint(format!("list the seals with `pfimg seals {fork}`"))
         })?;
         if let Some(image) = last.before.filter(|image| !store.images().contains(image)) {
             let what = format!(
                 "the state of fork {fork:?} before its last restore, {image}, was removed from the store"
             );
             return Err(Error::new(ErrorKind::NotFound, what)
-                .with_hint(format!("`pfimg seals {fork}` lists the seals to go back to")));
+                .with_hint(format!("list the seals with `pfimg seals {fork}`")));
         }
         let number = line.number_of(last.before).unwrap_or_default();
         let to = Found { image: last.before, number };
@@ -159,7 +159,7 @@ pub fn check_paths(fork: &str, target: &Target, now: &View, then: &View) -> Resu
             let what =
                 format!("there is no \"{shown}\" in fork {fork:?}, nor in its seal {}", target.to.number);
             return Err(Error::new(ErrorKind::NotFound, what).with_hint(format!(
-                "`pfimg seals {fork}` lists the seals; paths begin at the top of the fork"
+                "list the seals with `pfimg seals {fork}`; write paths from the top of the fork"
             )));
         }
     }

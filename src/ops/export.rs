@@ -167,7 +167,7 @@ fn make_empty(dir: &Path) -> Result<bool> {
             }
             let message = format!("{} is not empty", dir.display());
             Err(Error::new(ErrorKind::Posix(Posix::NotEmpty), message)
-                .with_hint("name a folder that is empty, or not there yet"))
+                .with_hint("name a directory that is empty, or not there yet"))
         }
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
             // The folders above it get the usual mode.
@@ -373,8 +373,8 @@ impl Exporting<'_> {
         let tree = self.tree;
         let Some(digest) = tree.blob(id) else { return Ok(false) };
         if !self.progress.goes_on() {
-            return Err(Error::new(ErrorKind::Busy, "it was interrupted")
-                .with_hint("remove the folder, and export again"));
+            return Err(Error::new(ErrorKind::Busy, "the export was interrupted")
+                .with_hint("remove the directory, and export again"));
         }
         let mut file = Dest::make_file(folder, tree.name(id)).map_err(|e| self.failed(id, e))?;
         let size = tree.size(id);

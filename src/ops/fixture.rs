@@ -204,8 +204,9 @@ fn jsonl(lines: impl Iterator<Item = serde_json::Value>) -> Result<Vec<u8>> {
 }
 
 fn bytes(value: &impl Serialize) -> Result<Vec<u8>> {
-    serde_json::to_vec(value)
-        .map_err(|error| Error::new(ErrorKind::InvalidInput, "cannot write a fixture").with_source(error))
+    serde_json::to_vec(value).map_err(|error| {
+        Error::new(ErrorKind::InvalidInput, "cannot make the JSON of a fixture").with_source(error)
+    })
 }
 
 /// Fills `out` with `SplitMix64` numbers, little-endian, the last one cut to the remaining bytes.

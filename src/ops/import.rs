@@ -15,6 +15,7 @@ mod limits;
 mod look;
 mod parent;
 pub mod project;
+mod recheck;
 mod rules;
 mod settle;
 mod source;
@@ -34,7 +35,7 @@ use chrono::Utc;
 use serde::Serialize;
 
 pub use crate::ops::import::git::{Mended, MendedKind};
-pub use crate::ops::import::index::{Index, Record, Stamp};
+pub use crate::ops::import::index::{InOrder, Index, Record, Stamp};
 pub use crate::ops::import::large::{LARGE, Large};
 pub use crate::ops::import::parent::Parent;
 pub use crate::ops::import::rules::{LeftOutBy, rules};
@@ -145,6 +146,11 @@ pub struct Report {
 }
 
 impl Report {
+    /// The report of an import that made no image, since no file changed.
+    fn unchanged(image: Digest, (files, bytes): recheck::Totals) -> Self {
+        Self { image, files, bytes, ..Self::of(&Listing::default(), &[]) }
+    }
+
     /// The parts of a report that are known before files are read.
     fn of(listing: &Listing, found: &[Found]) -> Self {
         let (files, bytes) = totals(found.iter().map(|found| &found.meta));
@@ -196,8 +202,8 @@ pub fn import(store: &Store, options: &Options, progress: &dyn Progress) -> Resu
 /// Settings of an import of a project or a commit.
 #[derive(Default)]
 struct Special {
-    /// Whether it is for a run. The report of an unchanged folder may then lack its content, which is the fastest way to find that
-    /// nothing changed.
+    /// Whether it is for a run. The report of an unchanged folder may then lack everything but the image and the totals, which is
+    /// the fastest way to find that nothing changed.
     for_run: bool,
     /// The state of the repository at the top of the image.
     standing: Option<Standing>,
@@ -210,7 +216,7 @@ fn import_as(store: &Store, options: &Options, special: &Special, progress: &dyn
     let failed = |e| Error::io(e, format!("cannot import {}", options.dir.display()));
     let dir = fs::canonicalize(&options.dir).map_err(failed)?;
     if !fs::metadata(&dir).map_err(failed)?.is_dir() {
-        let message = format!("{} is not a folder", dir.display());
+        let message = format!("{} is not a directory", dir.display());
         return Err(Error::new(ErrorKind::InvalidInput, message));
     }
     limits::refuse_mount(&dir)?;
@@ -218,16 +224,28 @@ fn import_as(store: &Store, options: &Options, special: &Special, progress: &dyn
     let root = top.stat(b"").map_err(failed)?;
     if fs::canonicalize(store.root()).is_ok_and(|store| dir.starts_with(store)) {
         let message = format!("{} is in the store into which it would be imported", dir.display());
-        return Err(Error::new(ErrorKind::InvalidInput, message));
+        return Err(
+            Error::new(ErrorKind::InvalidInput, message).with_hint("name a directory outside of the store")
+        );
     }
     let known_as = special.known_as.as_deref().unwrap_or(&dir);
     let index_path = options.index_dir.as_ref().map(|at| at.join(index_name(store, known_as)));
     let index_bytes = index_path.as_ref().and_then(|path| fs::read(path).ok()).unwrap_or_default();
-    let mut index = Index::parse(&index_bytes).unwrap_or_default();
+    let mut index = InOrder::parse(&index_bytes).unwrap_or_default();
     if options.reread {
         index.records.clear();
     }
     let parent = options.parent.image(store, index.image)?;
+    let own = [options.own.as_slice(), &[store.root().to_owned()]].concat();
+    let limits = recheck::limits(&dir, &options.ignore, options.one_file_system, &own);
+    let root = Meta::of(&root);
+    if special.for_run
+        && let Some(image) = parent.as_ref().map(|parent| parent.id).filter(|id| index.image == Some(*id))
+        && index.limits == Some(limits)
+        && let Some(totals) = recheck::unchanged(&index, &top, &root, options.jobs, progress)
+    {
+        return Ok(Report::unchanged(image, totals));
+    }
     let mut importing = Importing {
         store,
         dir: &dir,
@@ -235,19 +253,20 @@ fn import_as(store: &Store, options: &Options, special: &Special, progress: &dyn
         options,
         special,
         progress,
-        index,
+        index: index.by_path(),
         parent,
         reports: Mutex::default(),
     };
     let (report, records) =
-        importing.run(&Meta::of(&root)).inspect_err(|e| options.log.note_failed("import", e))?;
+        importing.run(&root, limits).inspect_err(|e| options.log.note_failed("import", e))?;
     if report.new {
         options.log.note(note::checkpoint_taken(&known_as.display().to_string(), &report.image));
     }
     if let (Some(path), Some(records), None) = (index_path, records, &special.known_as) {
-        let records: Vec<_> = records.iter().map(|(path, record)| (path.as_slice(), *record)).collect();
+        let Records { limits, all } = records;
+        let all: Vec<_> = all.iter().map(|(path, record)| (path.as_slice(), *record)).collect();
         // Without an index the next import only takes longer.
-        if let Err(e) = keep_index(&path, &Index::write(started_ns, &report.image, &records)) {
+        if let Err(e) = keep_index(&path, &Index::write(started_ns, &report.image, limits, &all)) {
             tracing::warn!("cannot write {}: {e}; the next import reads all files again", path.display());
         }
     }
@@ -277,7 +296,11 @@ fn keep_index(path: &Path, bytes: &[u8]) -> io::Result<()> {
 }
 
 /// The records of all paths of an image, for the next import.
-type Records = Vec<(Vec<u8>, Record)>;
+struct Records {
+    /// As in [`Index`].
+    limits: Option<Digest>,
+    all: Vec<(Vec<u8>, Record)>,
+}
 
 /// A file whose content is not yet stored: its place among the items, and its content by the index.
 struct Pending {
@@ -308,8 +331,8 @@ struct Importing<'a> {
 }
 
 impl Importing<'_> {
-    /// Imports the folder. Returns no records if the index is still up to date.
-    fn run(&mut self, root: &Meta) -> Result<(Report, Option<Records>)> {
+    /// Imports the folder. `identity` identifies the limits. Returns no records if the index is still up to date.
+    fn run(&mut self, root: &Meta, identity: Digest) -> Result<(Report, Option<Records>)> {
         let own = self.own_folders();
         let limits = Limits {
             ignore: &self.options.ignore,
@@ -324,8 +347,15 @@ impl Importing<'_> {
         self.report_closed(&listing.closed);
         let found = std::mem::take(&mut listing.found);
         let mut report = Report::of(&listing, &found);
+        // Other files can change the image of a repository that depends on them.
+        let depends_on_records_alone = self.special.standing.is_none()
+            && limits.mounts.is_empty()
+            && (listing.closed.is_empty() && whole.mended.is_empty() && whole.ties.is_empty())
+            && found.iter().all(|found| found.source.is_none());
+        let identity = depends_on_records_alone.then_some(identity);
         report.mended = whole.mended;
         if self.special.for_run
+            && self.index.limits == identity
             && let Some(image) = self.unchanged(root, &found)
         {
             report.image = image;
@@ -336,7 +366,7 @@ impl Importing<'_> {
         let (mut items, pending) = self.look(&found)?;
         drop(found);
         let ties = ties::find(self.top, &self.options.dir, &items, whole.ties);
-        // A run shows its fork at the project's own path.
+        // A run shows its fork at the project's own path. The text comes from `words`.
         ties.words(self.special.for_run).into_iter().for_each(|line| self.report(line));
         (report.ties_total, report.ties) = (ties.total(), ties.first);
         let left = self.store.blobs().files_left();
@@ -364,7 +394,7 @@ impl Importing<'_> {
         self.judge(&report, left, &items)?;
         (report.files, report.bytes) = totals(items.iter().map(|item| &item.meta));
         let of_root = Record { stamp: root.stamp, content: None, xattrs: !root_xattrs.is_empty() };
-        let mut records: Records = vec![(Vec::new(), of_root)];
+        let mut records = vec![(Vec::new(), of_root)];
         records.extend(items.into_iter().map(|item| {
             let content = if let Body::Content(digest) = item.body { Some(digest) } else { None };
             (item.path, Record { stamp: item.meta.stamp, content, xattrs: !item.xattrs.is_empty() })
@@ -376,10 +406,10 @@ impl Importing<'_> {
         let is_known = |(path, record): &(Vec<u8>, Record)| {
             self.index.unchanged(path, &record.stamp).is_some_and(|known| known == *record)
         };
-        let same = self.index.image == Some(report.image)
+        let same = (self.index.image, self.index.limits) == (Some(report.image), identity)
             && self.index.records.len() == records.len()
             && records.iter().all(is_known);
-        Ok((report, (!same).then_some(records)))
+        Ok((report, (!same).then_some(Records { limits: identity, all: records })))
     }
 
     /// Returns the image of the last import, if all paths match the index, and a new image would be the same.

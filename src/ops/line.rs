@@ -9,7 +9,7 @@ use crate::store::Store;
 /// The images of a fork, in order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Line {
-    /// The image that it was made of; nothing if it began empty, or if that cannot be told any more.
+    /// The image that the fork was made of; `None` if it began empty, or if the image is unknown.
     origin: Option<Digest>,
     /// Whether it began with nothing.
     began_empty: bool,
@@ -160,10 +160,10 @@ impl Line {
     }
 }
 
-/// The error for what is no seal of a fork.
+/// Returns the error for a name that is not a seal of a fork.
 pub fn no_seal(fork: &str, seal: &str) -> Error {
-    Error::new(ErrorKind::NotFound, format!("{seal:?} is no seal of fork {fork:?}"))
-        .with_hint(format!("`pfimg seals {fork}` lists the seals"))
+    Error::new(ErrorKind::NotFound, format!("{seal:?} is not a seal of fork {fork:?}"))
+        .with_hint(format!("list the seals with `pfimg seals {fork}`"))
 }
 
 /// Finds a state of a fork's line: by its number, else by its tag or its id.
@@ -180,9 +180,9 @@ pub fn find_state(store: &Store, fork: &str, line: &Line, seal: &str) -> Result<
                 return Ok(Found { image: Some(image), number });
             }
             Some(Some(image)) => {
-                let what = format!("seal {number} of fork {fork:?}, {image}, is not in the store any more");
+                let what = format!("seal {number} of fork {fork:?}, {image}, is no longer in the store");
                 return Err(Error::new(ErrorKind::NotFound, what)
-                    .with_hint(format!("`pfimg seals {fork}` lists the seals that are")));
+                    .with_hint(format!("list the remaining seals with `pfimg seals {fork}`")));
             }
             // An id may begin with digits alone.
             None => {}
@@ -199,9 +199,9 @@ pub fn find_state(store: &Store, fork: &str, line: &Line, seal: &str) -> Result<
 /// Finds an image of a fork's line: by its number, else by its tag or its id.
 pub fn find(store: &Store, fork: &str, line: &Line, seal: &str) -> Result<Digest> {
     find_state(store, fork, line, seal)?.image.ok_or_else(|| {
-        let what = format!("fork {fork:?} began empty: there is no image of its beginning");
+        let what = format!("fork {fork:?} began empty, so it has no image of its beginning");
         Error::new(ErrorKind::NotFound, what)
-            .with_hint(format!("`pfimg restore {fork}@{seal}` goes back to it"))
+            .with_hint(format!("go back to it with `pfimg restore {fork}@{seal}`"))
     })
 }
 
@@ -245,7 +245,7 @@ mod tests {
         let made = [seal(one, true), seal(two, true), seal(three, true)];
         let all = [(0, base), (1, one), (2, two), (3, three)];
         assert_eq!(numbers(&made, Some(three)), all);
-        // It was sealed unchanged first, or again after it was put back to its beginning.
+        // It was sealed unchanged first, and again after a restore to its beginning.
         let found = [seal(base, false), made[0].clone(), made[1].clone(), seal(base, false), made[2].clone()];
         assert_eq!(numbers(&found, Some(three)), all);
         store.remove_image(&one).unwrap();
@@ -255,7 +255,7 @@ mod tests {
         assert_eq!(find(&store, "f", &line, "0").unwrap(), base);
         assert_eq!(find(&store, "f", &line, &three.hex()[..9]).unwrap(), three);
         for (gone, why) in
-            [("1", "not in the store any more"), ("4", "is no seal"), ("nothing", "is no seal")]
+            [("1", "no longer in the store"), ("4", "is not a seal"), ("nothing", "is not a seal")]
         {
             let error = find(&store, "f", &line, gone).unwrap_err();
             assert!(error.kind() == ErrorKind::NotFound && error.to_string().contains(why), "{error}");
@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn a_restore_has_a_number_and_what_it_led_to_the_number_of_its_seal() {
+    fn a_restore_has_its_own_number_and_its_result_the_number_of_its_seal() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::create(dir.path()).unwrap();
         let one = store.put_manifest(&sample()).unwrap();

@@ -272,7 +272,7 @@ fn candidates(store: &Store, options: &Options, lineage: &[Digest]) -> Result<(V
     let seals = fork::references(store.root())?.seals;
     if let Some(unknown) = options.forks.iter().find(|name| !seals.contains_key(*name)) {
         return Err(Error::new(ErrorKind::NotFound, format!("there is no fork {unknown:?}"))
-            .with_hint("`pfimg forks` lists them"));
+            .with_hint("list the forks with `pfimg forks`"));
     }
     let ids = store.images().ids(&mut |_| {})?;
     let groups: Vec<(Digest, Option<String>)> = if options.all {
@@ -295,7 +295,8 @@ fn candidates(store: &Store, options: &Options, lineage: &[Digest]) -> Result<(V
             Ok(found) => found.manifest,
             // An image that cannot be read is not counted, and stays.
             Err(error) => {
-                notes.push(Error::from(error).context("left alone").to_string());
+                notes
+                    .push(Error::from(error).context(format_args!("cannot prune image {image}")).to_string());
                 continue;
             }
         };
@@ -334,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn each_rule_keeps_what_it_says() {
+    fn each_rule_keeps_the_images_that_it_describes() {
         const DAY: i64 = 1440;
         let minutes = [0, 10, 59, 60, 70, 119, 300, DAY - 1, DAY, DAY + 30, 3 * DAY, 3 * DAY + 1];
         let none = Policy::default();
@@ -380,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn of_equal_times_the_greater_id_is_the_newer() {
+    fn the_greater_id_is_newer_at_equal_times() {
         let mut twins = [candidate("f", 1, &[]), candidate("f", 1, &[])];
         twins[1].image = Digest::of(b"other");
         let greater = twins[0].image.max(twins[1].image);

@@ -7,6 +7,7 @@ use crate::crashpack::Steps;
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fork::{Fork, Registry};
+use crate::ops::fixture;
 use crate::ops::seal::{readable, see_manifest};
 use crate::oracle::TransferKind;
 use crate::store::Store;
@@ -78,7 +79,7 @@ fn begin(store: &Store, name: &str, base: Option<&Digest>) -> Steps {
     if let Some(base) = base {
         see_manifest(&mut steps, base, readable(store.images().bytes(store.blobs(), base)));
         if let Ok(image) = store.image(base) {
-            steps.made_by(&image.manifest.agent);
+            steps.made_by(fixture::seed_of(&image.manifest.agent));
         }
     }
     steps

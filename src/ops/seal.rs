@@ -32,6 +32,7 @@ use crate::fork::{About, BaseReader, BlobRef, Body, Changes, Fork, Frozen, Ino, 
 use crate::layers::effects::Secret;
 use crate::layers::world::{Entry, Kind, MAX_DEPTH, Root};
 use crate::layers::{FormatError, xattrs};
+use crate::ops::fixture;
 use crate::ops::seal::content::Job;
 use crate::ops::seal::layers::Stored;
 use crate::ops::seal::text::{Text, Texts};
@@ -277,7 +278,8 @@ impl Sealer {
         let batch = self.store.begin();
         let ended = || {
             let stopped = self.is_stopped();
-            let error = || Error::new(ErrorKind::Busy, "the program that sealed it was asked to end");
+            let error =
+                || Error::new(ErrorKind::Busy, "the seal was interrupted: its program was asked to end");
             stopped.then(error).or_else(|| fork.may_write().err())
         };
         if let Some(error) = ended() {
@@ -299,7 +301,7 @@ impl Sealer {
         let (mut manifest, mut stored) = sealing.run(name)?;
         steps
             .did("path", format!("stored {} changed paths in tree {}", changes.put.len(), manifest.world.fs));
-        steps.made_by(&manifest.agent);
+        steps.made_by(fixture::seed_of(&manifest.agent));
         steps.saw_paths(&format!("forks/{name}"), sealing.differing_paths(&manifest.world.fs, &stored)?);
         // Before there is an image: an existing fault must not become part of one.
         self.judge(TransferKind::Seal, name, &steps)?;
@@ -529,8 +531,9 @@ impl Sealing<'_> {
                 let depth = inner.split(|byte| *byte == b'/').count();
                 if depth > MAX_DEPTH {
                     let shown = String::from_utf8_lossy(&inner[..inner.len().min(200)]).into_owned();
-                    let message =
-                        format!("{shown}… is {depth} folders deep, and an image holds at most {MAX_DEPTH}");
+                    let message = format!(
+                        "{shown}… is {depth} directories deep, and an image holds at most {MAX_DEPTH}"
+                    );
                     return Err(
                         Error::new(ErrorKind::InvalidInput, message).with_hint("move it up, or remove it")
                     );

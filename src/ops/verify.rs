@@ -118,8 +118,9 @@ pub fn verify(store: &Store, options: &Options, progress: &dyn Progress) -> Resu
         Some(ids) => ids.clone(),
         None => store.images().ids(&mut |path| odd.push(path))?,
     };
-    let images = u32::try_from(ids.len())
-        .map_err(|_| Error::new(ErrorKind::Unsupported, "more than four thousand million images"))?;
+    let images = u32::try_from(ids.len()).map_err(|_| {
+        Error::new(ErrorKind::Unsupported, "the store has more images than verify can number (4294967295)")
+    })?;
     progress.images(u64::from(images));
     let checker = Checker::new(store, &ids, options);
     let numbers: Vec<u32> = (0..images).collect();

@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn a_programs_loader_is_read_and_nonsense_is_none() {
+    fn a_programs_loader_is_read_and_nonsense_is_ignored() {
         let own = head(Path::new("/proc/self/exe"));
         let loader = program_interpreter(&own).unwrap();
         assert!(loader.starts_with(b"/") && Path::new(OsStr::from_bytes(loader)).exists());

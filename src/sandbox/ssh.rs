@@ -138,7 +138,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_line_includes_is_read_as_ssh_reads_it() {
+    fn includes_of_a_line_are_read_as_in_ssh() {
         for (line, patterns) in [
             ("Include /etc/ssh/ssh_config.d/*.conf", &["/etc/ssh/ssh_config.d/*.conf"][..]),
             ("  include=a  \"b c\"\t~/d # e", &["a", "b c", "~/d"]),

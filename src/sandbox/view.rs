@@ -128,7 +128,7 @@ impl Plan {
                     path.display()
                 );
                 return Err(Error::new(ErrorKind::InvalidInput, what)
-                    .with_hint("name a folder in it, or show the fork elsewhere with --at"));
+                    .with_hint("name a directory in it, or show the fork elsewhere with --at"));
             }
             if plan.is_shown(&path) {
                 let what = format!("options ask to show or hide {} and also to write it", path.display());
@@ -160,7 +160,7 @@ impl Plan {
     fn files(&mut self, view: &View) -> Result<Option<PathBuf>> {
         let Some(at) = &view.at else { return Ok(None) };
         let refused =
-            |what: String| Error::new(ErrorKind::InvalidInput, what).with_hint("name a folder with --at");
+            |what: String| Error::new(ErrorKind::InvalidInput, what).with_hint("name a directory with --at");
         let at = real_place(at)?;
         let shown = at.display();
         for needed in [Path::new(TMP), Path::new("/var/tmp"), Path::new("/dev"), Path::new("/run")] {
@@ -367,9 +367,8 @@ fn real(path: &Path) -> Result<PathBuf> {
     let real = fs::canonicalize(path).map_err(|e| Error::io(e, format!("cannot find {}", path.display())))?;
     let invalid = |what: &'static str| Error::new(ErrorKind::InvalidInput, what);
     if real.parent().is_none() {
-        return Err(
-            invalid("the root folder cannot be shown or hidden as a whole").with_hint("name folders in it")
-        );
+        return Err(invalid("the root directory cannot be shown or hidden as a whole")
+            .with_hint("name directories in it"));
     }
     if real.starts_with("/proc") {
         return Err(invalid("files in /proc belong to the command, and can be neither shown nor hidden"));
@@ -383,7 +382,7 @@ fn real_place(path: &Path) -> Result<PathBuf> {
         return real(path);
     }
     let (parent, name) = path.parent().zip(path.file_name()).ok_or_else(|| {
-        Error::new(ErrorKind::InvalidInput, format!("{} does not name a folder", path.display()))
+        Error::new(ErrorKind::InvalidInput, format!("{} does not name a directory", path.display()))
     })?;
     Ok(real_place(parent)?.join(name))
 }

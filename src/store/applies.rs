@@ -11,11 +11,11 @@ use std::sync::Arc;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use super::Sharing;
+use super::atomic::write_durably;
 use super::io::StoreIo;
-use super::write::write_durably;
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
+use crate::util::sharing::Sharing;
 
 /// The version of the file.
 const VERSION: u64 = 1;
@@ -279,7 +279,8 @@ impl Applies {
     pub fn add(&self, apply: &Apply) -> Result<ApplyId> {
         let key = key(&apply.dir);
         let folder = self.dir.join(&key);
-        let failed = |e| Error::io(e, format!("cannot write an apply to {}", folder.display()));
+        let failed =
+            |e| Error::io(e, format!("cannot write the record of the apply to {}", folder.display()));
         if !folder.is_dir() {
             self.io.create_dir_below(&self.store, &folder, self.sharing).map_err(failed)?;
             let mut above = folder.ancestors().skip(1).take(3);
@@ -334,10 +335,11 @@ impl Applies {
         Apply::parse(&bytes).map(Some).map_err(|unread| match unread {
             Unread::Newer(version) => {
                 let what = format!("{} has version {version}, this program reads {VERSION}", path.display());
-                Error::new(ErrorKind::UnsupportedSchema, what).with_hint("use a newer pfimg")
+                Error::new(ErrorKind::UnsupportedSchema, what)
+                    .with_hint("install the newer pfimg that wrote it")
             }
             Unread::Damaged(why) => {
-                let what = format!("{} says nothing of an apply: {why}", path.display());
+                let what = format!("{} is not a valid record of an apply: {why}", path.display());
                 Error::new(ErrorKind::Damaged, what)
                     .with_hint("remove the file if you cannot repair it; that apply can then not be undone")
             }

@@ -13,31 +13,15 @@ use std::sync::Arc;
 
 use sha2::Digest as _;
 
-use super::Sharing;
+use super::atomic::TempNames;
+use super::blob_error::{BlobError, Size};
 use super::decode::{Hashing, Sink, check, decode_exact, decode_stream};
 use super::io::StoreIo;
 use super::unsynced::Unsynced;
-use super::write::TempNames;
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind};
 use crate::sync::wait;
-
-/// What is known of a payload's length before it is decompressed, in bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Size {
-    /// Declared by the reference to the blob: any other length is damage.
-    Exact(u64),
-    /// Unknown, and refused above this.
-    AtMost(u64),
-}
-
-impl Size {
-    pub(super) fn limit(self) -> u64 {
-        match self {
-            Self::Exact(n) | Self::AtMost(n) => n,
-        }
-    }
-}
+use crate::util::sharing::Sharing;
 
 /// Largest payload of a blob that is parsed as a whole (manifests, trees, page manifests): 1 GiB.
 pub const MAX_METADATA: u64 = 1 << 30;
@@ -47,106 +31,11 @@ pub const MAX_METADATA: u64 = 1 << 30;
 const MAX_METADATA_RATIO: u64 = 512;
 const MIN_METADATA_LIMIT: u64 = 64 << 20;
 
-/// zstd level of what this program writes. `pf` reads any; the level is part of no digest.
-pub const ZSTD_LEVEL: i32 = 3;
-
 /// Compressed files up to this size are read whole before decoding; larger ones are streamed.
 const READ_WHOLE: u64 = 4 << 20;
 
 /// Compressed files of fewer bytes are read at once by [`Blobs::read_small`].
 const SMALL: usize = 256 << 10;
-
-/// Why a blob cannot be read.
-#[derive(Debug, thiserror::Error)]
-pub enum BlobError {
-    /// The file is not there.
-    #[error("blob {0} is missing from the store")]
-    Missing(Digest),
-    /// It decodes, but to other bytes.
-    #[error("blob {digest} is damaged: its bytes hash to {measured}")]
-    Mismatch {
-        /// The blob's name.
-        digest: Digest,
-        /// What its bytes hash to.
-        measured: Digest,
-    },
-    /// It is not a zstd stream.
-    #[error("blob {digest} is damaged: {reason}")]
-    Undecodable {
-        /// The blob's name.
-        digest: Digest,
-        /// The decoder's words.
-        reason: String,
-    },
-    /// It decodes to more or fewer bytes than declared.
-    #[error("blob {digest} has another size than declared: {declared} bytes declared, {found}")]
-    WrongSize {
-        /// The blob's name.
-        digest: Digest,
-        /// Bytes declared.
-        declared: u64,
-        /// The length found, in words, since decoding stops at the first byte too many.
-        found: String,
-    },
-    /// It is larger than the limit for a single read.
-    #[error("blob {digest} is larger than {limit} bytes, more than such a layer may have")]
-    TooLarge {
-        /// The blob's name.
-        digest: Digest,
-        /// The limit in bytes.
-        limit: u64,
-    },
-    /// The file system failed.
-    #[error("blob {digest}: {source}")]
-    Io {
-        /// The blob's name.
-        digest: Digest,
-        /// Its failure.
-        source: io::Error,
-    },
-}
-
-impl BlobError {
-    pub(super) fn io(digest: &Digest, source: io::Error) -> Self {
-        if source.kind() == io::ErrorKind::NotFound {
-            Self::Missing(*digest)
-        } else {
-            Self::Io { digest: *digest, source }
-        }
-    }
-
-    pub(super) fn too_long(digest: &Digest, size: Size) -> Self {
-        match size {
-            Size::Exact(declared) => Self::WrongSize { digest: *digest, declared, found: "more".into() },
-            Size::AtMost(limit) => Self::TooLarge { digest: *digest, limit },
-        }
-    }
-
-    /// The stable code under which `verify` reports it.
-    pub fn code(&self) -> &'static str {
-        match self {
-            Self::Missing(_) => "blob-missing",
-            Self::Mismatch { .. } => "blob-digest-mismatch",
-            Self::Undecodable { .. } => "blob-undecodable",
-            Self::WrongSize { .. } => "blob-size-mismatch",
-            Self::TooLarge { .. } => "blob-too-large",
-            Self::Io { .. } => "blob-unreadable",
-        }
-    }
-}
-
-impl From<BlobError> for Error {
-    fn from(error: BlobError) -> Self {
-        let kind = match &error {
-            BlobError::Missing(_) => ErrorKind::Missing,
-            // Whatever error the disk gave for the blob (ELOOP, EACCES): the reader of a file asked for bytes
-            // and gets none.
-            BlobError::Io { .. } => ErrorKind::Io(Some(libc::EIO)),
-            _ => ErrorKind::Damaged,
-        };
-        Error::new(kind, error.to_string())
-    }
-}
 
 thread_local! {
     static COMPRESSED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
@@ -434,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_put_is_read_back_by_size_by_limit_and_as_a_stream() {
+    fn a_stored_blob_is_read_back_by_size_by_limit_and_as_a_stream() {
         let (_dir, blobs) = store();
         for len in [0usize, 1, 4096, 3 << 20] {
             let payload: Vec<u8> = (0..len).map(|i| ((i * i) >> 7) as u8).collect();

@@ -7,7 +7,7 @@ use std::io::{self, Read, Write};
 use sha2::Digest as _;
 use zstd::zstd_safe::DCtx;
 
-use super::blob::{BlobError, Size};
+use super::blob_error::{BlobError, Size};
 use crate::digest::Digest;
 
 thread_local! {
@@ -61,6 +61,7 @@ pub(super) fn decode_frame(compressed: &[u8], size: usize) -> Result<Vec<u8>, St
     CONTEXT.with_borrow_mut(|context| {
         context
             .decompress(&mut bytes, compressed)
+            // The text comes from `zstd`.
             .map_err(|code| zstd::zstd_safe::get_error_name(code).to_owned())
     })?;
     Ok(bytes)

@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_is_written_is_in_the_file_wherever_pieces_end() {
+    fn every_written_byte_is_in_the_file_for_any_split_into_pieces() {
         let dir = tempfile::tempdir().unwrap();
         let text: Vec<u8> =
             (0..3 * CHUNK as u32 + 77).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();

@@ -16,9 +16,10 @@ use rayon::prelude::*;
 use rustix::fs::{Advice, fadvise};
 use zstd::zstd_safe::{find_frame_compressed_size, get_frame_content_size};
 
+use super::batch::Batch;
+use super::blob::{Blobs, MAX_METADATA};
+use super::compress::compress;
 use super::draft::{Draft, Taken};
-use super::write::compress;
-use super::{Batch, Blobs, MAX_METADATA};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 

@@ -5,7 +5,8 @@ use std::io::{self, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use super::blob::{BlobError, Blobs, Size};
+use super::blob::Blobs;
+use super::blob_error::{BlobError, Size};
 use super::manifest::{Manifest, ManifestError};
 use super::tags::Tags;
 use crate::digest::Digest;
@@ -193,6 +194,7 @@ impl Images {
         if text == "latest" {
             return self.newest(blobs)?.ok_or_else(|| {
                 Error::new(ErrorKind::NotFound, format!("there is no image in {}", self.dir.display()))
+                    .with_hint("make an image of a directory with `pfimg import DIR`")
             });
         }
         let digits = text.strip_prefix("sha256:");
@@ -209,7 +211,10 @@ impl Images {
                     return Err(Error::new(
                         ErrorKind::NotFound,
                         format!("tag {text:?} names {id}, which is no longer in the store"),
-                    ));
+                    )
+                    .with_hint(format!(
+                        "restore the image from a copy of the store, or run `pfimg untag {text}`"
+                    )));
                 }
                 Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::InvalidInput) => {}
                 Err(e) => return Err(e),

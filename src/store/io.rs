@@ -7,8 +7,8 @@ use std::path::Path;
 use rustix::fs::{AtFlags, CWD, RenameFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT};
 use rustix::io::Errno;
 
-use super::Sharing;
 use crate::sync::wait;
+use crate::util::sharing::Sharing;
 
 /// Every call that changes a store. A trait, so that tests can make each call fail, or be the last one.
 pub trait StoreIo: Send + Sync + 'static {

@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
-use super::Store;
+use super::handle::Store;
 use super::tags::check_new_tag;
 use crate::digest::Digest;
 use crate::error::{Error, Result};

@@ -8,12 +8,12 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::Sharing;
+use super::atomic::write_durably;
 use super::io::StoreIo;
 use super::tags::check_new_tag;
-use super::write::write_durably;
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
+use crate::util::sharing::Sharing;
 
 /// Longest file of a project that is read, in bytes. A path may be longer than the kernel takes at once.
 const MAX_FILE: u64 = 1 << 20;
@@ -76,8 +76,11 @@ impl Projects {
             Err(e) => return Err(Error::io(e, format!("cannot read project {}", path.display()))),
         };
         let line = Line::parse(&bytes).ok_or_else(|| {
-            Error::new(ErrorKind::Damaged, format!("{} holds no image and folder", path.display()))
-                .with_hint("remove the file; the next import begins a new line")
+            Error::new(
+                ErrorKind::Damaged,
+                format!("{} does not name the image and the directory of a project", path.display()),
+            )
+            .with_hint("remove the file; the next import begins a new line")
         })?;
         Ok(Some(line))
     }

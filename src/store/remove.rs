@@ -5,8 +5,9 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
-use super::write::write_durably;
-use super::{Blobs, Store};
+use super::atomic::write_durably;
+use super::blob::Blobs;
+use super::handle::Store;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 
@@ -78,19 +79,19 @@ impl Store {
             Ok(bytes) => bytes,
             Err(e) => return gone(e),
         };
-        self.io.remove(&marker).map_or_else(gone, |()| Ok(Some(bytes)))
+        self.io().remove(&marker).map_or_else(gone, |()| Ok(Some(bytes)))
     }
 
     /// Makes an image of a marker that [`Store::remove_image`] returned.
     pub fn put_back_image(&self, id: &Digest, marker: &[u8]) -> Result<()> {
         let path = self.images().marker(id);
-        write_durably(&*self.io, self.sharing, &path, marker, false)
+        write_durably(self.io(), self.sharing(), &path, marker, false)
             .map_err(|e| Error::io(e, format!("cannot write marker {}", path.display())))
     }
 
     /// Makes every earlier change of the store durable.
     pub fn sync(&self) -> Result<()> {
-        self.io
+        self.io()
             .sync_fs(self.root())
             .map_err(|e| Error::io(e, format!("cannot sync {}", self.root().display())))
     }
@@ -134,7 +135,7 @@ mod tests {
             File::options().write(true).open(&path).unwrap().set_modified(long_ago).unwrap();
         };
         age();
-        let racing = Store::at(dir.path().to_owned(), Arc::new(Reliant));
+        let racing = Store::open(dir.path()).unwrap().with_io(Arc::new(Reliant));
         assert_eq!(racing.blobs().remove_older(&digest, hour).unwrap(), Removed::Young);
         assert_eq!(store.blobs().read(&digest, Size::Exact(7)).unwrap(), b"payload");
         age();

@@ -15,15 +15,14 @@ use std::sync::Arc;
 
 use sha2::Digest as _;
 
-use super::blob::{BlobError, Blobs};
+use super::batch::Batch;
+use super::blob::Blobs;
+use super::blob_error::{BlobError, Size};
+use super::compress::compress;
 use super::decode::decode_frame;
-use super::{Batch, Size, compress};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::sync::Mutex;
-
-/// Payloads of more bytes than this are written in the seekable form.
-pub const SEEKABLE_FROM: u64 = 4 << 20;
 
 /// Bytes of a payload in one frame.
 pub const FRAME: usize = 1 << 20;

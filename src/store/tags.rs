@@ -3,21 +3,19 @@
 //! Reading them writes nothing. A tag is written, renamed and removed in one durable step: a reader, also
 //! after a crash, sees the tags before or after it.
 
-pub mod copy;
-
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::Sharing;
+use super::atomic::write_durably;
 use super::io::{StoreIo, rename_new};
-use super::write::write_durably;
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sync::wait;
 use crate::util::names::refuse_new_name;
+use crate::util::sharing::Sharing;
 
 /// Longest tag in bytes, the longest file name.
 pub const MAX_TAG: usize = 255;
@@ -98,7 +96,9 @@ impl Tags {
         let path = self.dir.join(name);
         let bytes = read_bounded(&path).map_err(|e| {
             if e.kind() == io::ErrorKind::NotFound {
-                Error::new(ErrorKind::NotFound, format!("there is no tag {name:?}")).with_name(name)
+                Error::new(ErrorKind::NotFound, format!("there is no tag {name:?}"))
+                    .with_name(name)
+                    .with_hint("list the tags with `pfimg tags`")
             } else {
                 Error::io(e, format!("cannot read tag {}", path.display()))
             }
@@ -204,7 +204,7 @@ impl Tags {
 
 fn taken(name: &str) -> Error {
     Error::new(ErrorKind::AlreadyExists, format!("there is a tag {name:?} already"))
-        .with_hint("--force takes it from its image")
+        .with_hint("use --force to take it from its image")
 }
 
 fn sync_dir(dir: &Path) -> io::Result<()> {

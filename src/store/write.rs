@@ -1,120 +1,30 @@
-//! Writes into a store: blobs, and images made from them. No other module writes blobs and markers.
+//! Writes blobs into a store. No other module writes them.
 //!
-//! A blob appears under its name whole or not at all, and is not synced separately. Commit order of an image:
-//! its blobs, its manifest's blob, the marker under a temporary name, one `syncfs`, the marker's name, the
-//! folder of the marker. Wherever the program ends in between, no marker refers to a missing blob.
+//! A blob appears under its name whole or not at all, and is not synced separately.
 
-use std::cell::RefCell;
-use std::collections::HashSet;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Read};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use rayon::prelude::*;
-use zstd::bulk::Compressor;
-
-use super::blob::ZSTD_LEVEL;
+use super::blob::Blobs;
+use super::blob_error::Size;
+use super::compress::{SEEKABLE_FROM, compress_in_pieces};
 use super::direct::Direct;
-use super::io::{StoreIo, rename_new};
-use super::seekable::SEEKABLE_FROM;
-use super::{Blobs, Manifest, Sharing, Store};
 use crate::digest::Digest;
-use crate::error::{Error, ErrorKind, Result};
-use crate::sync::Mutex;
+use crate::error::{Error, Result};
 
 /// The age above which an existing blob is made young again. Collecting garbage spares young blobs, since
 /// there may be no reference to them yet; its grace must be well above this.
 pub const REFRESH_AFTER: Duration = Duration::from_mins(1);
 
-/// From this many blobs on, all cores check whether they exist.
-const WORTH_ALL_CORES: usize = 64;
-
-/// Bytes of a piece of compressed payload; a payload of at least twice as many bytes is compressed in pieces.
-const PIECE: usize = 128 << 10;
+/// Bytes copied at once.
+const COPIED: usize = 1 << 20;
 
 /// First bytes of a zstd frame, and of a skippable one except for the lowest four bits.
 const ZSTD_MAGIC: u32 = 0xFD2F_B528;
 const SKIPPABLE_MAGIC: u32 = 0x184D_2A50;
-
-thread_local! {
-    /// Making a context costs more than compressing a small blob, so each thread keeps one.
-    static COMPRESSOR: RefCell<Option<Compressor<'static>>> = const { RefCell::new(None) };
-}
-
-/// Makes names for temporary files of this program.
-#[derive(Debug, Default)]
-pub(super) struct TempNames {
-    next: AtomicU64,
-    left: AtomicU64,
-}
-
-impl TempNames {
-    /// Makes a file next to `path`, with a temporary name in the style of `pf`. `pf` and pfimg skip such
-    /// names.
-    fn create(&self, io: &dyn StoreIo, path: &Path, sharing: Sharing) -> io::Result<(PathBuf, File)> {
-        loop {
-            let number = self.next.fetch_add(1, Ordering::Relaxed);
-            let temp = path.with_extension(format!("tmp.{}.{number}", std::process::id()));
-            match io.create(&temp, sharing) {
-                // Left by a killed program that had the same number.
-                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
-                other => return Ok((temp, other?)),
-            }
-        }
-    }
-
-    /// Notes that a temporary file was renamed or removed.
-    pub(super) fn done_with(&self, temp: &Path) {
-        if fs::symlink_metadata(temp).is_ok() {
-            tracing::warn!("{} was left behind", temp.display());
-            self.left.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-}
-
-/// Writes a small file whole, or not at all: to a temporary file, which is synced if `sync`, and then
-/// renamed. An existing file is replaced; with `new` it stays, and the error is
-/// [`io::ErrorKind::AlreadyExists`].
-pub(crate) fn write_whole(
-    io: &dyn StoreIo,
-    sharing: Sharing,
-    path: &Path,
-    bytes: &[u8],
-    new: bool,
-    sync: bool,
-) -> io::Result<()> {
-    static NAMES: TempNames = TempNames { next: AtomicU64::new(0), left: AtomicU64::new(0) };
-    let hidden = path.parent().unwrap_or(path).join(".tmp-new");
-    let (temp, mut file) = NAMES.create(io, &hidden, sharing)?;
-    let written = io
-        .write(&temp, &mut file, bytes)
-        .and_then(|()| if sync { io.sync_file(&temp, &file) } else { Ok(()) })
-        .and_then(|()| if new { rename_new(io, &temp, path) } else { io.rename(&temp, path) });
-    written.inspect_err(|_| {
-        let _ = io.remove(&temp);
-    })
-}
-
-/// Does the same durably, including the name. If the name of a new file cannot be made durable, the file is
-/// removed.
-pub(super) fn write_durably(
-    io: &dyn StoreIo,
-    sharing: Sharing,
-    path: &Path,
-    bytes: &[u8],
-    new: bool,
-) -> io::Result<()> {
-    write_whole(io, sharing, path, bytes, new, true)?;
-    io.sync_dir(path.parent().unwrap_or(path)).inspect_err(|_| {
-        if new {
-            let _ = io.remove(path);
-        }
-    })
-}
 
 impl Blobs {
     /// Stores a payload under its digest, unless it exists. Visible wholly or not at all; not synced.
@@ -201,7 +111,7 @@ impl Blobs {
 
     /// The number of temporary files that this store has left behind since it was opened.
     pub fn files_left(&self) -> u64 {
-        self.temp_names().left.load(Ordering::Relaxed)
+        self.temp_names().left()
     }
 
     pub(super) fn create_temp(&self, path: &Path) -> io::Result<(PathBuf, File)> {
@@ -250,143 +160,43 @@ impl Blobs {
         }
         true
     }
-}
 
-/// Compresses a payload as one frame that states its length.
-pub fn compress(bytes: &[u8]) -> io::Result<Vec<u8>> {
-    COMPRESSOR.with_borrow_mut(|compressor| {
-        if compressor.is_none() {
-            *compressor = Some(Compressor::new(ZSTD_LEVEL)?);
-        }
-        match compressor {
-            Some(compressor) => compressor.compress(bytes),
-            None => Err(io::ErrorKind::Other.into()),
-        }
-    })
-}
-
-/// Compresses a payload, on all cores if that is faster: then as several frames, and each frame states
-/// its length.
-fn compress_in_pieces(bytes: &[u8]) -> io::Result<Vec<u8>> {
-    if bytes.len() < 2 * PIECE {
-        return compress(bytes);
-    }
-    let frames: Vec<_> = bytes.par_chunks(PIECE).map(compress).collect::<io::Result<_>>()?;
-    Ok(frames.concat())
-}
-
-/// The blobs of an image that is being made. Several threads may use it.
-#[derive(Debug)]
-pub struct Batch<'s> {
-    store: &'s Store,
-    pub(super) relied_on: Mutex<HashSet<Digest>>,
-}
-
-impl Batch<'_> {
-    pub(super) fn store(&self) -> &Store {
-        self.store
-    }
-
-    pub(super) fn blobs(&self) -> &Blobs {
-        &self.store.blobs
-    }
-
-    /// Stores a payload; see [`Blobs::put`].
-    pub fn put(&self, bytes: &[u8]) -> Result<Digest> {
-        let digest = self.store.blobs.put(bytes)?;
-        self.rely_on(digest);
-        Ok(digest)
-    }
-
-    /// Stores a payload that is read piece by piece; see [`Blobs::put_stream`].
-    pub fn put_stream(&self, from: &mut dyn Read, size: Option<u64>) -> Result<(Digest, u64)> {
-        let stored = self.store.blobs.put_stream(from, size)?;
-        self.rely_on(stored.0);
-        Ok(stored)
-    }
-
-    /// Makes [`Batch::commit`] check that a blob exists which another writer stored.
-    pub fn rely_on(&self, digest: Digest) {
-        self.relied_on.lock().insert(digest);
-    }
-
-    /// Stores the manifest of an image whose blobs are all in the store, and makes it an image, durably.
-    /// Returns its id. If this fails there is no image.
-    pub fn commit(self, manifest: &Manifest) -> Result<Digest> {
-        let bytes = manifest.to_bytes()?;
-        let id = self.put(&bytes)?;
-        let (io, images, blobs) = (&*self.store.io, self.store.images.dir(), self.store.blobs.root());
-        let marker = self.store.images.marker(&id);
-        let failed = |e| Error::io(e, format!("cannot write marker {}", marker.display()));
-        let (temp, mut file) =
-            self.store.blobs.temp_names().create(io, &marker, self.store.sharing).map_err(failed)?;
-        let committed = (|| {
-            io.write(&temp, &mut file, &bytes).map_err(failed)?;
-            // One syncfs instead of an fsync a blob: everything the marker reaches is durable before it exists.
-            self.sync().map_err(|e| e.context(format_args!("cannot write marker {}", marker.display())))?;
-            if fs::metadata(blobs).map_err(failed)?.dev() != file.metadata().map_err(failed)?.dev() {
-                io.sync_file(&temp, &file).map_err(failed)?;
+    /// Stores a blob once more unchanged, if it matches its digest.
+    pub(super) fn store_again(&self, digest: &Digest) -> Result<()> {
+        let failed = |e| Error::io(e, format!("cannot write blob {digest} again"));
+        self.stream(digest, Size::AtMost(u64::MAX), &mut io::sink())?;
+        let mut old = File::open(self.path(digest)).map_err(failed)?;
+        let (temp, mut new) = self.create_temp(&self.path(digest)).map_err(failed)?;
+        let mut buffer = vec![0; COPIED];
+        let copied = loop {
+            match old.read(&mut buffer) {
+                Ok(0) => break Ok(()),
+                Ok(n) => {
+                    if let Err(e) = self.io().write(&temp, &mut new, &buffer[..n]) {
+                        break Err(e);
+                    }
+                }
+                Err(e) => break Err(e),
             }
-            // Collectors of pfimg wait from here on. `pf gc` does not know of images in the making.
-            let _held = self.store.hold_blobs()?;
-            if let Some(lost) = self.lost() {
-                let message = format!("blob {lost} was removed from the store while an image was made of it");
-                return Err(Error::new(ErrorKind::Missing, message).with_hint("try again"));
-            }
-            io.rename(&temp, &marker).map_err(failed)
-        })();
-        committed.inspect_err(|_| {
-            let _ = io.remove(&temp);
-        })?;
-        self.store.blobs.temp_names().done_with(&temp);
-        io.sync_dir(images).map_err(failed).inspect_err(|_| {
-            // A marker that cannot be made durable must not be visible either.
-            let _ = io.remove(&marker);
-        })?;
-        Ok(id)
-    }
-}
-
-impl Batch<'_> {
-    /// Returns a blob that is relied on and does not exist.
-    fn lost(&self) -> Option<Digest> {
-        let digests: Vec<Digest> = self.relied_on.lock().iter().copied().collect();
-        let lost = |digest: &Digest| !self.store.blobs.contains(digest);
-        if digests.len() < WORTH_ALL_CORES {
-            digests.into_iter().find(lost)
-        } else {
-            digests.into_par_iter().find_any(lost)
-        }
-    }
-}
-
-impl Store {
-    /// Begins an image.
-    pub fn begin(&self) -> Batch<'_> {
-        Batch { store: self, relied_on: Mutex::default() }
-    }
-
-    /// Makes an image from blobs in the store; see [`Batch::commit`].
-    pub fn put_manifest(&self, manifest: &Manifest) -> Result<Digest> {
-        self.begin().commit(manifest)
-    }
-
-    /// The same store, changed through other calls.
-    #[must_use]
-    pub fn with_io(self, io: Arc<dyn StoreIo>) -> Self {
-        Self::at(self.root, io)
+        };
+        copied.map_err(failed).and_then(|()| self.name(&temp, digest)).inspect_err(|_| self.discard(&temp))
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicUsize;
+    use std::fs;
+    use std::os::unix::fs::MetadataExt;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
     use std::time::SystemTime;
 
-    use super::super::Size;
-    use super::super::io::SystemIo;
+    use super::super::compress::PIECE;
+    use super::super::io::{StoreIo, SystemIo};
     use super::super::manifest::tests::sample;
+    use super::super::{Sharing, Store};
     use super::*;
+    use crate::error::ErrorKind;
 
     fn store() -> (tempfile::TempDir, Store) {
         let dir = tempfile::tempdir().unwrap();
@@ -459,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_crash_left_of_a_blob_is_written_again() {
+    fn a_blob_damaged_by_a_crash_is_written_again() {
         let (_dir, store) = store();
         let digest = store.blobs().put(b"payload").unwrap();
         let path = store.blobs().path(&digest);
@@ -493,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn no_image_is_made_of_a_blob_that_was_collected_meanwhile() {
+    fn no_image_is_made_of_a_blob_that_gc_has_just_collected() {
         let (_dir, store) = store();
         let victim = store.blobs().path(&Digest::of(b"victim"));
         let store = store.with_io(Arc::new(Collector(victim)));

@@ -159,7 +159,7 @@ impl Builder {
         let parent = self.dir(parent_path);
         self.entries += 1;
         if self.implied > MAX_IMPLIED + MAX_IMPLIED_PER_ENTRY * self.entries {
-            return Err(refuse(format!("{} folders have no entry, which is too many", self.implied)));
+            return Err(refuse(format!("{} directories have no entry, which is too many", self.implied)));
         }
         let id = if entry.kind == Kind::Dir {
             match self.dirs.get(&(parent, Box::from(plain_name))) {
@@ -239,7 +239,7 @@ impl Builder {
                     let reason = if (tree.kind(a) == Kind::Dir) == (tree.kind(b) == Kind::Dir) {
                         "the path is listed twice"
                     } else {
-                        "the path is both a file and a folder"
+                        "the path is both a file and a directory"
                     };
                     return Err(FormatError::new(
                         FORMAT,
@@ -388,7 +388,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_shown_is_refused_with_the_path_and_a_reason() {
+    fn an_entry_that_cannot_be_shown_is_refused_with_path_and_reason() {
         let dir = |path: &'static str| Entry::new(path, Kind::Dir, 0o755);
         let link = |target: Option<&'static str>| {
             let mut link = Entry::new("l", Kind::Symlink, 0o777);
@@ -408,9 +408,9 @@ mod tests {
             (vec![file("", b"")], "empty"),
             (vec![file("a", b""), file("a", b"")], "twice"),
             (vec![dir("a"), dir("a")], "twice"),
-            (vec![file("a", b""), file("a/b", b"")], "both a file and a folder"),
-            (vec![file("a/b", b""), file("a", b"")], "both a file and a folder"),
-            (vec![file("a", b""), dir("a")], "both a file and a folder"),
+            (vec![file("a", b""), file("a/b", b"")], "both a file and a directory"),
+            (vec![file("a/b", b""), file("a", b"")], "both a file and a directory"),
+            (vec![file("a", b""), dir("a")], "both a file and a directory"),
             (vec![link(None)], "no target"),
             (vec![link(Some(""))], "target"),
             (vec![link(Some("a\0"))], "target"),

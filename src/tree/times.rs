@@ -243,7 +243,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_time_that_no_node_has_any_more_is_forgotten() {
+    fn a_time_without_a_node_is_forgotten() {
         let model = |content| whole(BTreeMap::from([("a".to_owned(), Thing::File(content))]));
         let mut tree = Tree::parse(&tree_bytes(&model(0))).unwrap();
         let mut times = NodeTimes::all(0);

@@ -211,6 +211,7 @@ pub(crate) fn check() -> Result<()> {
     match told(&found(|limit| limit.least)) {
         None => Ok(()),
         Some((what, hint)) => {
+            // The hint's text comes from `told`.
             Err(Error::new(ErrorKind::NoSpace, format!("a limit of this shell is too low: {what}"))
                 .with_hint(hint))
         }

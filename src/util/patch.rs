@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_that_are_no_text_become_a_binary_patch_and_too_many_a_line() {
+    fn binary_content_becomes_a_binary_patch_or_one_line_if_it_is_long() {
         let text = patch(b"x", None, file(0o644, b"\0abc\n"));
         let header = "diff --git a/x b/x\nnew file mode 100644\n\
              index 0000000000000000000000000000000000000000..f56bf3b5cb3fbb0e823bb439241f34add2852338\n\
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_counted_is_what_is_written() {
+    fn the_counted_lines_are_the_written_lines() {
         let count = |before: Option<Side>, after: Option<Side>, same| {
             let change = Change { path: b"x", before, after, same };
             let written = change.write(Paint::default(), &mut Vec::new());

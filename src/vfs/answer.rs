@@ -3,9 +3,24 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{FOREVER, Ino};
+use super::key::Ino;
 use crate::cache::Payload;
 use crate::layers::world::Kind;
+
+/// How long the kernel may cache what never changes: ten years.
+pub const FOREVER: Duration = Duration::from_hours(10 * 365 * 24);
+
+/// Length of every folder in bytes: that of a small folder on ext4. Scripts take a folder of length 0 for empty (`test -s`).
+pub(super) const FOLDER_SIZE: u64 = 4096;
+
+/// How much a caller has to know about a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Look {
+    /// All attributes.
+    Whole,
+    /// Only what a listing needs. Unknown attributes are left open, with a lifetime of zero.
+    Listing,
+}
 
 /// Attributes of an inode, as stat(2) shows them.
 #[derive(Clone, Copy, Debug)]
@@ -95,6 +110,13 @@ pub enum Data {
 }
 
 impl Data {
+    /// The part of a document that a read asks for.
+    pub(super) fn document(bytes: Arc<[u8]>, offset: u64, size: u32) -> Self {
+        let start = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
+        let end = start.saturating_add(size as usize).min(bytes.len());
+        Self::Doc(bytes, start, end)
+    }
+
     /// The bytes.
     pub fn bytes(&self) -> &[u8] {
         match self {

@@ -1,6 +1,6 @@
 //! Operations that may have to wait for the disk.
 //!
-//! An operation that may wait returns an [`Attempt`], others an [`Outcome`](super::Outcome). On an event loop an attempt ends
+//! An operation that may wait returns an [`Attempt`], others an [`Outcome`]. On an event loop an attempt ends
 //! with [`Stop::Waits`] before it has changed anything. A worker then repeats all of it, including lookups.
 
 use std::sync::Arc;
@@ -17,6 +17,10 @@ pub enum Stop {
     /// The operation failed.
     Failed(ErrorKind),
 }
+
+/// Outcome of an operation that never waits for the disk. An error's kind alone decides the errno; its details were logged
+/// where it occurred.
+pub type Outcome<T> = Result<T, ErrorKind>;
 
 /// Outcome of an operation that may have to wait for the disk.
 pub type Attempt<T> = Result<T, Stop>;
@@ -51,8 +55,16 @@ pub(super) fn logged(error: Error) -> Stop {
     error.kind().into()
 }
 
+/// Logs an error of a fork's operation if it deserves a line.
+pub(super) fn of_fork(error: Error) -> Stop {
+    match error.kind() {
+        ErrorKind::Missing | ErrorKind::Damaged | ErrorKind::NoSpace | ErrorKind::Io(_) => logged(error),
+        kind => kind.into(),
+    }
+}
+
 /// The store below a mount. Only a thread that may wait gets at it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct OnDisk(Arc<Store>);
 
 impl OnDisk {

@@ -6,33 +6,15 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::snap::Stale;
-use super::{Vfs, forked::Mounted};
+use super::cached_writes::CachedWrites;
+use super::config::SealPolicy;
+use super::fork_table::ForkTable;
+use super::invalidation::{Invalidate, Invalidation};
+use super::mounted::Mounted;
+use super::seals::Seals;
 use crate::error::{ErrorKind, Posix};
 use crate::fork::{About, Fork, GenId};
 use crate::sync::Mutex;
-
-/// When the mount seals forks automatically.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SealPolicy {
-    /// After this time without writes, and when the mount ends.
-    Idle(Duration),
-    /// This time after the first unsealed change, and when the mount ends.
-    Interval(Duration),
-    /// Never.
-    Manual,
-}
-
-impl SealPolicy {
-    /// One word for why the mount seals a fork automatically.
-    fn reason(self) -> &'static str {
-        match self {
-            Self::Idle(_) => "idle",
-            Self::Interval(_) => "interval",
-            Self::Manual => "",
-        }
-    }
-}
 
 /// Pause before a failed seal is tried again. It doubles after each further failure.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
@@ -63,12 +45,12 @@ struct Waiting {
     said: String,
 }
 
-/// Invalidates what the kernel has cached.
-pub type Tell = Arc<dyn Fn(&[Stale]) + Send + Sync>;
-
-/// The state of automatic seals. Forks are listed by identity.
-#[derive(Default)]
+/// Seals forks automatically. Forks are listed by identity.
 pub(super) struct AutoSeal {
+    policy: SealPolicy,
+    seals: Arc<Seals>,
+    table: Arc<ForkTable>,
+    cached_writes: Arc<CachedWrites>,
     /// Forks that wait to be sealed.
     waiting: Mutex<HashMap<String, Waiting>>,
     /// Forks that are being sealed, and when that began.
@@ -98,8 +80,18 @@ impl Drop for Counted {
 }
 
 impl AutoSeal {
+    pub(super) fn new(
+        policy: SealPolicy,
+        seals: Arc<Seals>,
+        table: Arc<ForkTable>,
+        cached_writes: Arc<CachedWrites>,
+    ) -> Self {
+        let (waiting, under_way, threads, ended) = Default::default();
+        Self { policy, seals, table, cached_writes, waiting, under_way, threads, ended }
+    }
+
     /// Returns when the first unsealed change of a fork was seen, if the fork is due. Must be called from time to time.
-    fn due_since(&self, fork: &Fork, policy: SealPolicy, now: Instant) -> Option<Instant> {
+    fn due_since(&self, fork: &Fork, now: Instant) -> Option<Instant> {
         let mut waiting = self.waiting.lock();
         if !fork.is_changed() {
             waiting.remove(fork.uid());
@@ -116,7 +108,7 @@ impl AutoSeal {
         });
         if entry.version != version {
             (entry.version, entry.still_since) = (version, now);
-            if matches!(policy, SealPolicy::Idle(_)) {
+            if matches!(self.policy, SealPolicy::Idle(_)) {
                 // Later writes may have removed the cause of the failure.
                 entry.retry_at = None;
             }
@@ -129,7 +121,7 @@ impl AutoSeal {
         if growing && now.duration_since(entry.changed_since) < PUT_TOGETHER_AT_LAST {
             return None;
         }
-        let due = match policy {
+        let due = match self.policy {
             SealPolicy::Idle(pause) => still >= pause,
             SealPolicy::Interval(period) => now.duration_since(entry.changed_since) >= period,
             SealPolicy::Manual => false,
@@ -175,26 +167,26 @@ impl AutoSeal {
     }
 }
 
-impl Vfs {
-    /// Seals the forks that are due, on separate threads. `tell` gets the invalidations for the kernel.
+impl AutoSeal {
+    /// Seals the forks that are due, on separate threads. `invalidate` gets the invalidations for the kernel.
     ///
     /// Must be called from time to time, by one thread.
-    pub fn seal_due(self: &Arc<Self>, tell: &Tell) {
-        if self.config.seal == SealPolicy::Manual {
+    pub(super) fn seal_due(self: &Arc<Self>, invalidate: &Invalidate) {
+        if self.policy == SealPolicy::Manual {
             return;
         }
-        let (first, needs_thread) = (self.due(), self.auto_seal.needs_thread());
+        let (first, needs_thread) = (self.due(), self.needs_thread());
         let Some(first) = first.filter(|_| needs_thread) else { return };
-        let (vfs, tell) = (Arc::clone(self), Arc::clone(tell));
-        self.auto_seal.threads.fetch_add(1, Ordering::Relaxed);
+        let (this, invalidate) = (Arc::clone(self), Arc::clone(invalidate));
+        self.threads.fetch_add(1, Ordering::Relaxed);
         // Counted until it is dropped, even if the thread does not start.
-        let counted = Counted(Arc::clone(&self.auto_seal));
+        let counted = Counted(Arc::clone(self));
         let seal = move || {
             let _counted = counted;
             let mut next = Some(first);
             while let Some((mounted, _under_way)) = next {
-                tell(&vfs.seal_by_itself(&mounted, vfs.config.seal.reason()));
-                next = vfs.due();
+                invalidate(&this.seal(&mounted, this.policy.reason()));
+                next = this.due();
             }
         };
         if let Err(error) = thread::Builder::new().name("pfimg-auto-seal".into()).spawn(seal) {
@@ -203,43 +195,41 @@ impl Vfs {
     }
 
     /// Claims the fork that has been due longest and is not yet being sealed.
-    fn due(&self) -> Option<(Mounted, UnderWay)> {
-        if self.auto_seal.ended.load(Ordering::Relaxed) {
+    fn due(self: &Arc<Self>) -> Option<(Mounted, UnderWay)> {
+        if self.ended.load(Ordering::Relaxed) {
             return None;
         }
         let now = Instant::now();
         // Looks at all forks, since each look notes how long a fork has had no writes. Takes the one that has been due longest,
         // so that each gets its turn.
-        let since = |mounted: Mounted| {
-            Some((self.auto_seal.due_since(&mounted.fork, self.config.seal, now)?, mounted))
-        };
-        let mut due: Vec<(Instant, Mounted)> = self.forks.in_use().into_iter().filter_map(since).collect();
+        let since = |mounted: Mounted| Some((self.due_since(&mounted.fork, now)?, mounted));
+        let mut due: Vec<(Instant, Mounted)> = self.table.in_use().into_iter().filter_map(since).collect();
         due.sort_by_key(|(since, _)| *since);
         due.into_iter().find_map(|(_, mounted)| {
-            let under_way = self.auto_seal.begin(&mounted.fork)?;
+            let under_way = self.begin(&mounted.fork)?;
             Some((mounted, under_way))
         })
     }
 
     /// Whether a fork in use waits for an automatic seal.
-    pub fn has_unsealed(&self) -> bool {
-        self.config.seal != SealPolicy::Manual
-            && self.forks.in_use().iter().any(|mounted| mounted.fork.is_changed())
+    pub(super) fn has_unsealed(&self) -> bool {
+        self.policy != SealPolicy::Manual
+            && self.table.in_use().iter().any(|mounted| mounted.fork.is_changed())
     }
 
     /// Seals every fork in use that has unsealed changes. Called after the mount has ended.
-    pub fn seal_all(&self) {
-        self.auto_seal.ended.store(true, Ordering::Relaxed);
-        if self.config.seal == SealPolicy::Manual {
+    pub(super) fn seal_all(&self) {
+        self.ended.store(true, Ordering::Relaxed);
+        if self.policy == SealPolicy::Manual {
             return;
         }
-        let forks = self.forks.in_use();
+        let forks = self.table.in_use();
         let next = AtomicUsize::new(0);
         let seal = || {
             while let Some(mounted) = forks.get(next.fetch_add(1, Ordering::Relaxed)) {
                 // A fork that is already being sealed is waited for.
-                if mounted.fork.is_changed() && !self.sealing.sealer.is_stopped() {
-                    self.seal_by_itself(mounted, "end of the mount");
+                if mounted.fork.is_changed() && !self.seals.sealer.is_stopped() {
+                    self.seal(mounted, "end of the mount");
                 }
             }
         };
@@ -255,35 +245,35 @@ impl Vfs {
             }
             seal();
         });
-        while !self.auto_seal.under_way.lock().is_empty() {
+        while !self.under_way.lock().is_empty() {
             thread::sleep(Duration::from_millis(1));
         }
     }
 
     /// Stops running seals and begins no more. Unsealed changes stay in the forks.
-    pub fn stop_sealing(&self) {
-        self.auto_seal.ended.store(true, Ordering::Relaxed);
-        self.late.end();
-        if self.sealing.sealer.stop() {
+    pub(super) fn stop(&self) {
+        self.ended.store(true, Ordering::Relaxed);
+        self.cached_writes.end();
+        if self.seals.sealer.stop() {
             tracing::warn!("sealing was stopped: unsealed changes stay in the forks");
         }
     }
 
-    fn seal_by_itself(&self, mounted: &Mounted, why: &str) -> Vec<Stale> {
+    fn seal(&self, mounted: &Mounted, why: &str) -> Vec<Invalidation> {
         let fork = &mounted.fork;
-        match self.seal_mounted(mounted, None, false, &About::after(why)) {
+        match self.seals.seal_mounted(mounted, None, false, &About::after(why)) {
             Ok((_, stale)) => {
-                self.auto_seal.succeeded(fork);
+                self.succeeded(fork);
                 stale
             }
             // The fork was discarded, or another program writes it.
             Err(error) if matches!(error.kind(), ErrorKind::Posix(Posix::Stale) | ErrorKind::ReadOnly) => {
                 Vec::new()
             }
-            // `stop_sealing` has logged it.
-            Err(_) if self.sealing.sealer.is_stopped() => Vec::new(),
+            // `stop` has logged it.
+            Err(_) if self.seals.sealer.is_stopped() => Vec::new(),
             Err(error) => {
-                if self.auto_seal.failed(fork, &error.to_string(), Instant::now()) {
+                if self.failed(fork, &error.to_string(), Instant::now()) {
                     tracing::error!(
                         fork = fork.name(),
                         "{error}; the fork stays unsealed, and pfimg tries again"

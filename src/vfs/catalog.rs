@@ -8,7 +8,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use chrono::{DateTime, Utc};
 
-use super::inode::{ImageNo, hash_bytes, mix};
+use super::key::{Ino, hash_bytes, mix};
+use super::node::{BuiltinDir, Node};
+use super::nodes::Nodes;
 use crate::digest::Digest;
 use crate::error::Result;
 use crate::images::times::nanoseconds;
@@ -59,8 +61,7 @@ pub(super) struct Catalog {
     index: RwLock<Arc<Index>>,
     /// Held while an index is made.
     indexing: Mutex<()>,
-    numbers: RwLock<(HashMap<Digest, ImageNo>, Vec<Digest>)>,
-    pub(super) home: Home,
+    home: Arc<Home>,
 }
 
 /// Changes in the store since the watcher last looked.
@@ -89,12 +90,11 @@ impl Watched {
 }
 
 impl Catalog {
-    pub(super) fn new(store: Arc<Store>) -> Self {
+    pub(super) fn new(store: Arc<Store>, home: Arc<Home>) -> Self {
         let listing =
             Mutex::new(Listing { stamp: None, settled: false, ids: Arc::new([]), changes: 0, hash: 0 });
-        let home = Home::new(store.root());
-        let (index, indexing, numbers) = Default::default();
-        Self { store, listing, listed: RwLock::new(Arc::new([])), index, indexing, numbers, home }
+        let (index, indexing) = Default::default();
+        Self { store, listing, listed: RwLock::new(Arc::new([])), index, indexing, home }
     }
 
     /// Returns the ids of all images, sorted. Lists the folder only if it has changed.
@@ -130,24 +130,6 @@ impl Catalog {
         self.listed.read().binary_search(id).is_ok()
     }
 
-    /// Returns the number of an image in this mount.
-    pub(super) fn number(&self, id: &Digest) -> ImageNo {
-        if let Some(number) = self.numbers.read().0.get(id) {
-            return *number;
-        }
-        let mut numbers = self.numbers.write();
-        let (by_id, ids) = &mut *numbers;
-        *by_id.entry(*id).or_insert_with(|| {
-            ids.push(*id);
-            (ids.len() - 1) as ImageNo
-        })
-    }
-
-    /// Returns the image with this number.
-    pub(super) fn id(&self, number: ImageNo) -> Digest {
-        self.numbers.read().1[number as usize]
-    }
-
     /// Returns the newest image, and the hash of the list of images. Reads manifests that were not read before.
     pub(super) fn latest(&self) -> Result<Option<(Digest, u64)>> {
         self.with_index(|index| index.latest.map(|id| (id, index.hash)))
@@ -156,11 +138,6 @@ impl Catalog {
     /// Names of the agents' folders.
     pub(super) fn agents(&self) -> Result<Vec<Arc<str>>> {
         self.with_index(|index| index.agents.keys().cloned().collect())
-    }
-
-    /// Names of the agents' folders in the present index. Does not read the disk.
-    pub(super) fn agents_looked_at(&self) -> Vec<Arc<str>> {
-        self.index.read().agents.keys().cloned().collect()
     }
 
     /// An agent's images by name of link.
@@ -181,6 +158,15 @@ impl Catalog {
     /// Whether an agent has a folder; its name as stored.
     pub(super) fn agent_name(&self, name: &str) -> Result<Option<Arc<str>>> {
         self.with_index(|index| index.agents.get_key_value(name).map(|(name, _)| Arc::clone(name)))
+    }
+
+    /// Lists the folders whose cached listings are outdated after images were added or removed.
+    pub(super) fn listings(&self, nodes: &Nodes) -> Vec<Ino> {
+        let mut listings = vec![BuiltinDir::Images.ino(), BuiltinDir::Agents.ino()];
+        let agents: Vec<_> = self.index.read().agents.keys().cloned().collect();
+        let known = |name| nodes.known(nodes.keyed(Node::Agent(name)).key);
+        listings.extend(agents.into_iter().filter_map(known));
+        listings
     }
 
     fn with_index<T>(&self, f: impl FnOnce(&Index) -> T) -> Result<T> {
@@ -316,11 +302,15 @@ mod tests {
         store.put_manifest(&manifest).unwrap()
     }
 
+    fn catalog(store: &Arc<Store>) -> Catalog {
+        Catalog::new(Arc::clone(store), Arc::new(Home::new(store.root())))
+    }
+
     #[test]
     fn added_and_removed_images_are_noticed_and_latest_follows() {
         let dir = tempfile::tempdir().unwrap();
         let store = Arc::new(Store::create(dir.path()).unwrap());
-        let catalog = Catalog::new(Arc::clone(&store));
+        let catalog = catalog(&store);
         let mut watched = catalog.watch();
         assert_eq!(catalog.latest().unwrap(), None);
         let a = image(&store, 1, "x");
@@ -344,7 +334,7 @@ mod tests {
     fn a_change_of_tags_is_noticed() {
         let dir = tempfile::tempdir().unwrap();
         let store = Arc::new(Store::create(dir.path()).unwrap());
-        let catalog = Catalog::new(Arc::clone(&store));
+        let catalog = catalog(&store);
         let mut watched = catalog.watch();
         assert!(!catalog.changes(&mut watched).tags);
         store.tags().set("t", &Digest::of(b""), false).unwrap();
@@ -355,7 +345,7 @@ mod tests {
     fn agents_are_folders_whatever_their_kind_is_called() {
         let dir = tempfile::tempdir().unwrap();
         let store = Arc::new(Store::create(dir.path()).unwrap());
-        let catalog = Catalog::new(Arc::clone(&store));
+        let catalog = catalog(&store);
         for kind in ["claude-code", "../../etc", "", ".hidden", "a\nb", &"x".repeat(1000)] {
             image(&store, 0, kind);
         }
@@ -368,15 +358,5 @@ mod tests {
             );
             assert_eq!(catalog.agent(name).unwrap().unwrap().len(), 1);
         }
-    }
-
-    #[test]
-    fn numbers_of_images_stay() {
-        let dir = tempfile::tempdir().unwrap();
-        let catalog = Catalog::new(Arc::new(Store::create(dir.path()).unwrap()));
-        let (a, b) = (Digest::of(b"a"), Digest::of(b"b"));
-        let (x, y) = (catalog.number(&a), catalog.number(&b));
-        assert_ne!(x, y);
-        assert_eq!((catalog.number(&a), catalog.id(x), catalog.id(y)), (x, a, b));
     }
 }

@@ -7,27 +7,10 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use crate::sync::Mutex;
-use serde::{Deserialize, Serialize};
-
-use super::Outcome;
-use super::inode::{FIRST_COMPUTED, Ino, Key};
+use super::attempt::Outcome;
+use super::key::{FIRST_COMPUTED, Ino, Key};
 use crate::error::ErrorKind;
-
-/// How inodes of images are numbered.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Numbering {
-    /// The same file at the same path is one inode in every image.
-    #[default]
-    #[serde(rename = "shared")]
-    Shared,
-    /// Each image has separate inodes.
-    #[serde(rename = "distinct")]
-    Distinct,
-    /// As with `Shared`, but numbers are counted and stay below 2^32.
-    #[serde(rename = "32")]
-    Counted,
-}
+use crate::sync::Mutex;
 
 const SHARDS: usize = 64;
 
@@ -112,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn at_the_end_what_has_a_number_keeps_it_and_all_else_is_an_error() {
+    fn at_the_last_number_known_keys_keep_theirs_and_new_keys_are_errors() {
         let first = FIRST_COMPUTED as u32;
         let counted = Counted::up_to(first + 2);
         let key = |n| Key(FIRST_COMPUTED + n);

@@ -4,14 +4,15 @@ use std::collections::btree_map::Entry as MapEntry;
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
-use crate::sync::Mutex;
-
+use super::attempt::Outcome;
 use super::counted::Counted;
-use super::forked::{Mounted, Slot};
-use super::inode::{FIRST_COMPUTED, Fixed, Ino, Key, Keyed, Node};
-use super::{Numbering, Outcome};
+use super::key::{FIRST_COMPUTED, Ino, Key, Slot};
+use super::mounted::Mounted;
+use super::node::{BuiltinDir, Keyed, Node};
+use crate::control::Numbering;
 use crate::digest::Digest;
 use crate::fork::{self, Fork};
+use crate::sync::Mutex;
 
 struct Held {
     node: Node,
@@ -105,7 +106,7 @@ impl Inodes {
     /// Returns the node with a number.
     pub(super) fn get(&self, ino: Ino) -> Option<Node> {
         match ino {
-            1 => Some(Node::Fixed(Fixed::Root)),
+            1 => Some(Node::Builtin(BuiltinDir::Root)),
             _ => self.shard(ino).lock().get(&ino).map(|held| held.node.clone()),
         }
     }
@@ -200,15 +201,16 @@ impl Inodes {
 
 #[cfg(test)]
 mod tests {
-    use super::super::inode::{FORKED, ImageNo, Place, Recorded, Seen, Shown};
+    use super::super::key::FORKED;
+    use super::super::node::{ImageNo, Origin, Place, Recorded, Redaction};
     use super::*;
     use crate::tree::{NodeId, PathHash};
 
     fn file(path: &str, content: &[u8], mode: u16) -> Keyed {
         let recorded = Recorded { mode, mtime_ns: 0, uid: 0, gid: 0, links: 1, xattrs: None };
-        let seen = Seen { image: 0, place: Place::World(NodeId::ROOT) };
+        let origin = Origin { image: 0, place: Place::World(NodeId::ROOT) };
         let at = PathHash::TOP.child(path.as_bytes());
-        Keyed::file(at, (Digest::of(content), content.len() as u64), recorded, Shown::Raw, seen)
+        Keyed::file(at, (Digest::of(content), content.len() as u64), recorded, Redaction::Raw, origin)
     }
 
     fn folder(image: ImageNo, node: u32) -> Keyed {
@@ -224,8 +226,8 @@ mod tests {
         for inodes in both() {
             let (a, _) = inodes.intern(file("p", b"x", 0o644)).unwrap();
             let mut elsewhere = file("p", b"x", 0o644);
-            if let Node::File { seen, .. } = &mut elsewhere.node {
-                seen.image = 7;
+            if let Node::File { origin, .. } = &mut elsewhere.node {
+                origin.image = 7;
             }
             assert_eq!(inodes.number(&elsewhere).unwrap(), a);
             assert_eq!(inodes.intern(elsewhere).unwrap(), (a, false));
@@ -289,11 +291,11 @@ mod tests {
         let inodes = Inodes::new(Numbering::Counted);
         let mut seen = std::collections::HashSet::new();
         for key in 0..100 {
-            let stub = Keyed::of(Node::Stub { key }, |_| unreachable!());
-            let (ino, _) = inodes.intern(stub.clone()).unwrap();
+            let pending = Keyed::of(Node::Pending { key }, |_| unreachable!());
+            let (ino, _) = inodes.intern(pending.clone()).unwrap();
             assert!(seen.insert(ino));
             inodes.forget(ino, 1, |_| ());
-            assert_eq!(inodes.known(stub.key), None);
+            assert_eq!(inodes.known(pending.key), None);
         }
     }
 

@@ -1,4 +1,4 @@
-//! Counters of requests by kind, and of failures.
+//! Counters of requests by kind.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -35,17 +35,11 @@ ops! {
 #[derive(Debug)]
 pub struct Metrics {
     requests: Vec<AtomicU64>,
-    pub(super) missing: AtomicU64,
-    pub(super) damaged: AtomicU64,
 }
 
 impl Metrics {
     pub(super) fn new() -> Self {
-        Self {
-            requests: Op::ALL.iter().map(|_| AtomicU64::new(0)).collect(),
-            missing: AtomicU64::new(0),
-            damaged: AtomicU64::new(0),
-        }
+        Self { requests: Op::ALL.iter().map(|_| AtomicU64::new(0)).collect() }
     }
 
     /// Counts a request.

@@ -143,7 +143,7 @@ fn follows(tree: &Tree, last: NodeId, node: NodeId) -> bool {
 }
 
 /// Fills ahead.
-pub(super) struct Ahead {
+pub(super) struct Readahead {
     cache: Arc<Cache>,
     streams: Mutex<Streams>,
     /// Bytes that were requested and not yet filled, and their limit.
@@ -154,7 +154,7 @@ pub(super) struct Ahead {
     asked: AtomicU64,
 }
 
-impl Ahead {
+impl Readahead {
     pub(super) fn new(cache: Arc<Cache>) -> Self {
         let budget = BYTES.min(cache.heap_budget() / 4);
         Self {

@@ -1,74 +1,100 @@
-//! The mount's own folders: `/`, `images/`, `tags/`, `agents/`.
+//! The mount's own folders: `/`, `images/`, `agents/`, and the link `latest`.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use super::attempt::{logged, may_wait};
-use super::inode::{Fixed, ImageDir, Node, hash_bytes, mix};
-use super::{Attempt, Entry, Look, Stop, Vfs};
+use super::answer::{Attr, Entry, FOREVER, Look};
+use super::attempt::{Attempt, OnDisk, Stop, logged, may_wait};
+use super::catalog::Catalog;
+use super::image_links::{IMAGE_TTL, ImageLinks};
+use super::key::{Ino, hash_bytes, mix};
+use super::node::{BuiltinDir, ImageDir, MARKER, Node};
+use super::nodes::Nodes;
+use super::readdir::{DirEntry, Emit, cookies, id_cookie, list_changing};
 use crate::digest::Digest;
 use crate::error::{ErrorKind, Posix};
+use crate::images::ImageReader;
 use crate::layers::world::Kind;
-
-/// How long the kernel may cache the name of an image or of a link to one. The watcher invalidates removed images, but it
-/// would miss an image that is added and removed between two of its looks. Another program may also move a tag.
-pub(super) const IMAGE_TTL: Duration = Duration::from_millis(500);
-
-/// How long the kernel may cache a link in `work/`. An outdated link does no harm: it leads to `forks/NAME`, which is
-/// invalidated.
-const WORK_TTL: Duration = Duration::from_secs(1);
+use crate::store::Home;
 
 /// Names that exist or can exist in `/`.
-const IN_ROOT: [&str; 8] = ["images", "tags", "agents", "forks", "work", ".pfimg", "latest", super::MARKER];
+const IN_ROOT: [&str; 8] = ["images", "tags", "agents", "forks", "work", ".pfimg", "latest", MARKER];
 
 /// Whether a name can never exist in one of the mount's own folders, so that the kernel may cache its absence. Tools look for
 /// `.git`, `.ignore` or `Cargo.toml` in every folder above the one that they work in.
-fn never_there(dir: Fixed, name: &str) -> bool {
+pub(super) fn never_there(dir: BuiltinDir, name: &str) -> bool {
     match dir {
-        Fixed::Root => !IN_ROOT.contains(&name),
+        BuiltinDir::Root => !IN_ROOT.contains(&name),
         // Names of images, tags and forks never begin with a dot; in the name of an agent's folder it is escaped.
         _ => name.starts_with('.'),
     }
 }
 
-impl Vfs {
-    pub(super) fn lookup_fixed(&self, dir: Fixed, name: &[u8], look: Look) -> Attempt<Entry> {
-        // All names in these folders are UTF-8.
-        let name = std::str::from_utf8(name).map_err(|_| ErrorKind::NotFound)?;
-        if never_there(dir, name) {
-            return Ok(Entry::ABSENT);
-        }
-        match dir {
-            Fixed::Root => match name {
-                "images" => self.entry(Node::Fixed(Fixed::Images)),
-                "tags" => self.entry(Node::Fixed(Fixed::Tags)),
-                "agents" => self.entry(Node::Fixed(Fixed::Agents)),
-                "forks" => self.entry(Node::Fixed(Fixed::Forks)),
-                "work" => self.entry(Node::Fixed(Fixed::Work)),
-                ".pfimg" => self.entry(Node::Fixed(Fixed::Control)),
-                super::MARKER => self.entry(Node::Marker),
-                _ if look == Look::Listing => self.listed_latest(),
-                // Finding the newest image may take reading every manifest.
-                _ => self.entry_with(self.latest()?, IMAGE_TTL),
-            },
-            Fixed::Images => self.lookup_image(name, look),
-            Fixed::Tags => self.lookup_tag(name),
-            Fixed::Agents => {
-                // Finding the agent may take reading every manifest.
-                may_wait()?;
-                let name = self.catalog.agent_name(name).map_err(logged)?.ok_or(ErrorKind::NotFound)?;
-                self.entry_with(Node::Agent(name), Duration::ZERO)
-            }
-            Fixed::Control => self.lookup_control(name),
-            Fixed::Forks => self.lookup_fork(name),
-            Fixed::Work => {
-                let made = self.fork_named(name)?.fork.created_ns();
-                let target = format!("../forks/{name}/world/fs").into();
-                self.entry_with(Node::link(b"work", target, made), WORK_TTL)
-            }
+/// The root of the mount, and its folders of images.
+pub(super) struct RootDir {
+    nodes: Arc<Nodes>,
+    catalog: Arc<Catalog>,
+    links: Arc<ImageLinks>,
+    images: Arc<ImageReader>,
+    home: Arc<Home>,
+    store: OnDisk,
+}
+
+impl RootDir {
+    pub(super) fn new(
+        nodes: Arc<Nodes>,
+        catalog: Arc<Catalog>,
+        links: Arc<ImageLinks>,
+        images: Arc<ImageReader>,
+        home: Arc<Home>,
+        store: OnDisk,
+    ) -> Self {
+        Self { nodes, catalog, links, images, home, store }
+    }
+
+    /// Finds a name in `/`.
+    pub(super) fn lookup(&self, name: &str, look: Look) -> Attempt<Entry> {
+        let builtin = |dir| self.nodes.own_entry(self.nodes.keyed(Node::Builtin(dir)), FOREVER);
+        match name {
+            "images" => builtin(BuiltinDir::Images),
+            "tags" => builtin(BuiltinDir::Tags),
+            "agents" => builtin(BuiltinDir::Agents),
+            "forks" => builtin(BuiltinDir::Forks),
+            "work" => builtin(BuiltinDir::Work),
+            ".pfimg" => builtin(BuiltinDir::Control),
+            MARKER => self.nodes.own_entry(self.nodes.keyed(Node::Marker), FOREVER),
+            _ if look == Look::Listing => self.listed_latest(),
+            // Finding the newest image may take reading every manifest.
+            _ => self.nodes.own_entry(self.nodes.keyed(self.latest()?), IMAGE_TTL),
         }
     }
 
-    fn lookup_image(&self, name: &str, look: Look) -> Attempt<Entry> {
+    /// Finds a name in `agents/`.
+    pub(super) fn lookup_agent(&self, name: &str) -> Attempt<Entry> {
+        // Finding the agent may take reading every manifest.
+        may_wait()?;
+        let name = self.catalog.agent_name(name).map_err(logged)?.ok_or(ErrorKind::NotFound)?;
+        let attr = self.agent_attr(&name);
+        self.nodes.entry(self.nodes.keyed(Node::Agent(name)), attr, Duration::ZERO)
+    }
+
+    /// Attributes of an agent's folder, except its number.
+    pub(super) fn agent_attr(&self, agent: &str) -> Attr {
+        let newest = self.catalog.newest_of(agent);
+        self.nodes.folder(2, newest.unwrap_or_else(|| self.nodes.started_ns()))
+    }
+
+    /// Finds an image in an agent's folder.
+    pub(super) fn lookup_of_agent(&self, agent: &str, name: &[u8]) -> Attempt<Entry> {
+        may_wait()?;
+        let name = std::str::from_utf8(name).map_err(|_| ErrorKind::NotFound)?;
+        let id = self.catalog.agent_image(agent, name).map_err(logged)?.ok_or(ErrorKind::NotFound)?;
+        let place = ["agents", agent, name].join("/");
+        self.links.entry(place.as_bytes(), format!("../../images/{}", id.hex()), &id, Duration::ZERO)
+    }
+
+    /// Finds a name in `images/`.
+    pub(super) fn lookup_image(&self, name: &str, look: Look) -> Attempt<Entry> {
         if let Ok(id) = Digest::from_hex(name) {
             return self.image_entry(&id, look);
         }
@@ -78,7 +104,7 @@ impl Vfs {
         match found.as_slice() {
             [id] => {
                 let place = ["images", name].concat();
-                self.link_to(place.as_bytes(), id.hex(), id, IMAGE_TTL)
+                self.links.entry(place.as_bytes(), id.hex(), id, IMAGE_TTL)
             }
             _ => Err(ErrorKind::NotFound.into()),
         }
@@ -88,31 +114,21 @@ impl Vfs {
     fn image_entry(&self, id: &Digest, look: Look) -> Attempt<Entry> {
         match self.store.here() {
             Ok(store) if !store.images().contains(id) => {
-                self.catalog.home.require().map_err(|error| error.kind())?;
+                self.home.require().map_err(|error| error.kind())?;
                 return Err(ErrorKind::NotFound.into());
             }
             Ok(_) => {}
             // An event loop uses the watcher's list, which is updated five times a second.
-            Err(_) if self.catalog.home.check().is_ok() && self.catalog.listed(id) => {}
+            Err(_) if self.home.check().is_ok() && self.catalog.listed(id) => {}
             Err(_) => return Err(Stop::Waits),
         }
-        let node = Node::ImageDir { image: self.catalog.number(id), dir: ImageDir::Top };
-        if look == Look::Listing && self.reader.times().created_known(id).is_none() {
-            return self.entry_to_be_asked(self.keyed(node), Kind::Dir, IMAGE_TTL);
+        let node = Node::ImageDir { image: self.nodes.image_number(id), dir: ImageDir::Top };
+        let keyed = self.nodes.keyed(node);
+        if look == Look::Listing && self.images.times().created_known(id).is_none() {
+            return self.nodes.entry_to_be_asked(keyed, Kind::Dir, 0o755, IMAGE_TTL);
         }
-        self.entry_with(node, IMAGE_TTL)
-    }
-
-    /// Returns a link that the mount shows to an image, with the image's time.
-    pub(super) fn link_to(
-        &self,
-        place: &[u8],
-        target: String,
-        id: &Digest,
-        lifetime: Duration,
-    ) -> Attempt<Entry> {
-        let mtime_ns = self.time_of_image(id)?;
-        self.entry_with(Node::link(place, target.into(), mtime_ns), lifetime)
+        let attr = self.nodes.folder(ImageDir::Top.links(), self.links.time_of_image(id)?);
+        self.nodes.entry(keyed, attr, IMAGE_TTL)
     }
 
     /// Returns `latest`. Its number is derived from the list of images, not from its target: a listing needs the number, and
@@ -120,17 +136,18 @@ impl Vfs {
     fn latest(&self) -> Attempt<Node> {
         may_wait()?;
         let (id, images) = self.catalog.latest().map_err(logged)?.ok_or(ErrorKind::NotFound)?;
-        let (target, mtime_ns) = (format!("images/{}", id.hex()).into(), self.time_of_image(&id)?);
+        let (target, mtime_ns) = (format!("images/{}", id.hex()).into(), self.links.time_of_image(&id)?);
         Ok(Node::Link { target, mtime_ns, key: latest_key(images) })
     }
 
     fn listed_latest(&self) -> Attempt<Entry> {
         may_wait()?;
         let (_, images) = self.catalog.ids_hashed().map_err(logged)?;
-        let mtime_ns = self.info.lock().started_ns();
+        let mtime_ns = self.nodes.started_ns();
         let node = Node::Link { target: "".into(), mtime_ns, key: latest_key(images) };
         // Lifetimes of zero: the kernel asks again for the attributes.
-        self.entry_with(node, Duration::ZERO).map(|entry| Entry { attr_ttl: Duration::ZERO, ..entry })
+        let entry = self.nodes.own_entry(self.nodes.keyed(node), Duration::ZERO)?;
+        Ok(Entry { attr_ttl: Duration::ZERO, ..entry })
     }
 
     /// Finds the target of a `latest` that was only listed.
@@ -143,12 +160,58 @@ impl Vfs {
         }
     }
 
-    pub(super) fn lookup_agent(&self, agent: &str, name: &[u8]) -> Attempt<Entry> {
-        may_wait()?;
-        let name = std::str::from_utf8(name).map_err(|_| ErrorKind::NotFound)?;
-        let id = self.catalog.agent_image(agent, name).map_err(logged)?.ok_or(ErrorKind::NotFound)?;
-        let place = ["agents", agent, name].join("/");
-        self.link_to(place.as_bytes(), format!("../../images/{}", id.hex()), &id, Duration::ZERO)
+    /// Lists `/`.
+    pub(super) fn list(&self, cookie: u64, emit: Emit<'_>) -> Attempt<()> {
+        let names = [
+            ("agents", Kind::Dir),
+            ("forks", Kind::Dir),
+            ("images", Kind::Dir),
+            ("latest", Kind::Symlink),
+            ("tags", Kind::Dir),
+            ("work", Kind::Dir),
+        ];
+        // If the store is missing, the rest of the mount can still be listed.
+        let empty = self.catalog.ids().map_or_else(|error| Err(logged(error)), |ids| Ok(ids.is_empty()));
+        let empty = empty.or_else(|stop| self.home.check().map_or(Ok(true), |()| Err(stop)))?;
+        let shown = names.into_iter().filter(|(name, _)| !(empty && *name == "latest"));
+        list_changing(shown, cookie, self.nodes.is_narrow(), emit);
+        Ok(())
+    }
+
+    /// Lists `images/`.
+    pub(super) fn list_images(&self, cookie: u64, emit: Emit<'_>) -> Attempt<()> {
+        let (ids, narrow) = (self.catalog.ids().map_err(logged)?, self.nodes.is_narrow());
+        // Images are sorted by id, and the cookie is the first bits of the id, so it says where to continue. Short cookies of
+        // two images may be equal, so all images are gone through.
+        let start = if narrow { 0 } else { ids.partition_point(|id| id_cookie(id) <= cookie) };
+        let hashes = ids[start..].iter().map(id_cookie);
+        for (id, at) in ids[start..].iter().zip(cookies(hashes, narrow)).filter(|(_, at)| *at > cookie) {
+            let (hex, kind) = (id.hex(), Kind::Dir);
+            if !emit(DirEntry { ino: at, cookie: at, kind, name: hex.as_bytes(), entry: None }) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Lists `agents/`.
+    pub(super) fn list_agents(&self, cookie: u64, emit: Emit<'_>) -> Attempt<()> {
+        let names = self.catalog.agents().map_err(logged)?;
+        list_changing(names.iter().map(|name| (&**name, Kind::Dir)), cookie, self.nodes.is_narrow(), emit);
+        Ok(())
+    }
+
+    /// Lists an agent's folder.
+    pub(super) fn list_agent(&self, agent: &str, cookie: u64, emit: Emit<'_>) -> Attempt<()> {
+        let images = self.catalog.agent(agent).map_err(logged)?.ok_or(ErrorKind::NotFound)?;
+        let names = images.keys().map(|name| (name.as_str(), Kind::Symlink));
+        list_changing(names, cookie, self.nodes.is_narrow(), emit);
+        Ok(())
+    }
+
+    /// Lists the folders whose cached listings are outdated after images were added or removed.
+    pub(super) fn listings(&self) -> Vec<Ino> {
+        self.catalog.listings(&self.nodes)
     }
 }
 

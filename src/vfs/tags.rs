@@ -1,15 +1,19 @@
 //! `tags/`: names of images, as symlinks that any tool can create, rename and remove.
 
 use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
 
-use super::attempt::{logged, may_wait};
-use super::root::IMAGE_TTL;
-use super::{Attempt, Entry, Outcome, Vfs};
-use crate::audit::note;
+use super::announcements::Announcements;
+use super::answer::Entry;
+use super::attempt::{Attempt, OnDisk, Outcome, logged, may_wait};
+use super::image_links::{IMAGE_TTL, ImageLinks};
+use super::readdir::{Emit, list_changing};
+use crate::audit::{Log, note};
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Posix, Result};
 use crate::fork::{NewFile, RenameMode};
 use crate::layers::world::Kind;
+use crate::store::Home;
 use crate::store::tags::refuse_new_tag;
 
 /// Logs why a change that looks possible was refused, and returns the kind of error.
@@ -52,8 +56,22 @@ fn named_by(target: &Path, mountpoint: &Path) -> Option<String> {
     }
 }
 
-impl Vfs {
-    pub(super) fn lookup_tag(&self, name: &str) -> Attempt<Entry> {
+/// The folder of tags.
+pub(super) struct TagDir {
+    pub(super) links: Arc<ImageLinks>,
+    pub(super) announcements: Arc<Announcements>,
+    pub(super) store: OnDisk,
+    pub(super) home: Arc<Home>,
+    pub(super) log: Log,
+    pub(super) mountpoint: PathBuf,
+    pub(super) read_only: bool,
+    /// Whether cookies must be short.
+    pub(super) narrow: bool,
+}
+
+impl TagDir {
+    /// Finds a tag.
+    pub(super) fn lookup(&self, name: &str) -> Attempt<Entry> {
         let tags = self.store.at(may_wait()?).tags();
         let id = tags.get(name).map_err(|error| match error.kind() {
             ErrorKind::NotFound | ErrorKind::InvalidInput => ErrorKind::NotFound.into(),
@@ -61,17 +79,17 @@ impl Vfs {
         })?;
         let target = format!("../images/{}", id.hex());
         let place = ["tags", name].concat();
-        self.link_to(place.as_bytes(), target, &id, IMAGE_TTL)
+        self.links.entry(place.as_bytes(), target, &id, IMAGE_TTL)
     }
 
     fn may_write_tags(&self) -> Attempt<()> {
         may_wait()?;
-        self.catalog.home.require().map_err(|error| error.kind())?;
-        if self.config.read_only { Err(ErrorKind::ReadOnly.into()) } else { Ok(()) }
+        self.home.require().map_err(|error| error.kind())?;
+        if self.read_only { Err(ErrorKind::ReadOnly.into()) } else { Ok(()) }
     }
 
     /// Makes a tag: `ln -s ../images/<id> tags/NAME`, or `cp -P` of another tag. Only such links can be made in `tags/`.
-    pub(super) fn make_tag(&self, name: &[u8], new: &NewFile<'_>) -> Attempt<Entry> {
+    pub(super) fn create(&self, name: &[u8], new: &NewFile<'_>) -> Attempt<Entry> {
         self.may_write_tags()?;
         let name = utf8(name)?;
         if new.kind != Kind::Symlink {
@@ -81,9 +99,9 @@ impl Vfs {
         }
         let image =
             self.set_tag(name, new.target).map_err(|error| refused(error.kind(), &error.to_string()))?;
-        self.announcing.knows_tag(name, Some(image));
-        self.log().note(note::tags_changed(&[name], &[], Some(&image)));
-        self.lookup_tag(name)
+        self.announcements.knows_tag(name, Some(image));
+        self.log.note(note::tags_changed(&[name], &[], Some(&image)));
+        self.lookup(name)
     }
 
     fn set_tag(&self, name: &str, target: &[u8]) -> Result<Digest> {
@@ -92,8 +110,7 @@ impl Vfs {
             return Err(Error::new(ErrorKind::InvalidInput, format!("{name:?} cannot be a tag: {why}")));
         }
         let target = Path::new(std::ffi::OsStr::from_bytes(target));
-        let mountpoint = self.info.lock().mountpoint.clone();
-        let source = named_by(target, &mountpoint).ok_or_else(|| {
+        let source = named_by(target, &self.mountpoint).ok_or_else(|| {
             let what = format!(
                 "tags/{name} cannot lead to {}: this is not an image of this mount",
                 target.display()
@@ -109,16 +126,25 @@ impl Vfs {
         Ok(image)
     }
 
-    pub(super) fn remove_tag(&self, name: &[u8]) -> Attempt<()> {
+    /// Removes a tag.
+    pub(super) fn remove(&self, name: &[u8]) -> Attempt<()> {
         self.may_write_tags()?;
         let name = std::str::from_utf8(name).map_err(|_| ErrorKind::NotFound)?;
         let image = self.store.at(may_wait()?).tags().remove(name).map_err(logged)?;
-        self.announcing.knows_tag(name, None);
-        self.log().note(note::tags_changed(&[], &[name], image.as_ref()));
+        self.announcements.knows_tag(name, None);
+        self.log.note(note::tags_changed(&[], &[name], image.as_ref()));
         Ok(())
     }
 
-    pub(super) fn rename_tag(&self, name: &[u8], new_name: &[u8], mode: RenameMode) -> Attempt<()> {
+    /// Lists all tags.
+    pub(super) fn list(&self, cookie: u64, emit: Emit<'_>) -> Attempt<()> {
+        let names = self.store.at(may_wait()?).tags().names().map_err(logged)?;
+        list_changing(names.iter().map(|name| (name.as_str(), Kind::Symlink)), cookie, self.narrow, emit);
+        Ok(())
+    }
+
+    /// Renames a tag.
+    pub(super) fn rename(&self, name: &[u8], new_name: &[u8], mode: RenameMode) -> Attempt<()> {
         self.may_write_tags()?;
         let (name, new_name) = (utf8(name)?, utf8(new_name)?);
         let replace = match mode {
@@ -129,9 +155,9 @@ impl Vfs {
         let tags = self.store.at(may_wait()?).tags();
         tags.rename(name, new_name, replace).map_err(|error| refused(error.kind(), &error.to_string()))?;
         let image = tags.get(new_name).ok();
-        self.announcing.knows_tag(name, None);
-        self.announcing.knows_tag(new_name, image);
-        self.log().note(note::tags_changed(&[new_name], &[name], image.as_ref()));
+        self.announcements.knows_tag(name, None);
+        self.announcements.knows_tag(new_name, image);
+        self.log.note(note::tags_changed(&[new_name], &[name], image.as_ref()));
         Ok(())
     }
 }

@@ -1,8 +1,13 @@
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use super::*;
-use crate::cache::CacheConfig;
+use crate::audit::Log;
+use crate::cache::{Cache, CacheConfig};
+use crate::control::{MountInfo, Numbering};
+use crate::digest::Digest;
 use crate::ops::fixture::{self, FixtureSpec};
+use crate::store::Store;
 use crate::store::manifest::tests::sample;
 
 /// A store with one image of one file, `src/file_0000.rs`.
@@ -41,7 +46,7 @@ fn vfs() -> (tempfile::TempDir, Vfs, Digest) {
         session_secret: None,
         inodes: Numbering::Shared,
     };
-    (dir, Vfs::new(store, cache, config, info), id)
+    (dir, Vfs::new(store, cache, config, info, Log::off()), id)
 }
 
 #[test]

@@ -1,7 +1,8 @@
-//! Brings a fork's commits into the repository of a directory.
+//! Copies a fork's commits into the repository of a directory.
 //!
-//! A repository of a fork can name any program for git to run: in hooks, in its settings, in attributes. So git is never started with it
-//! outside. In the sandbox git writes a bundle; outside git reads the bundle, checks every object, and only adds objects.
+//! A fork's repository can name any program for git to run: in hooks, settings and attributes. So git never
+//! opens that repository outside of the sandbox. In the sandbox git writes a bundle. Outside, git reads the
+//! bundle, checks every object, and only adds objects.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -18,10 +19,11 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::store::Store;
 use crate::store::applies::Branch;
 
-/// The part of a repository in which branches of forks are.
+/// The namespace of forks' branches in a repository.
 const BRANCHES: &str = "refs/heads/pfimg/";
 
-/// The most branches of the directory's repository that git in the fork hears of. It leaves out the commits that they hold.
+/// The most branches of the directory's repository that are passed to git in the fork. Git leaves out the
+/// commits that they hold.
 const MOST_TIPS: usize = 2000;
 
 /// Longest answer of git that is read, in bytes.
@@ -40,7 +42,8 @@ const SETTINGS: [&str; 9] = [
     "submodule.recurse=false",
 ];
 
-/// Runs in the fork: the folder for the answer, and the commits that are known. Writes how many commits are new, and a bundle of them.
+/// Runs in the fork. Its arguments are the directory for the answer and the known commits. It writes the number
+/// of new commits, and a bundle of them.
 const SCRIPT: &str = r#"
 out=$1; shift
 exec >/dev/null 2>"$out/said"
@@ -54,9 +57,9 @@ echo "$count" >"$out/count"
 /// New commits of a fork.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Commits {
-    /// How many there are.
+    /// The number of new commits.
     pub(super) number: u64,
-    /// The branch for them. Nothing if they were only counted.
+    /// The branch for them. `None` if they were only counted.
     pub(super) branch: Option<Branch>,
     /// Whether the branch exists and has commits that the fork does not have.
     pub(super) diverged: bool,
@@ -67,20 +70,20 @@ pub(super) fn branch_of(fork: &str) -> String {
     format!("pfimg/{fork}")
 }
 
-/// Whether a directory is the top of a repository's files.
+/// Returns whether a directory is the top of a repository's work tree.
 pub(super) fn has_repository(dir: &Path) -> bool {
     git(dir, &["rev-parse", "--git-dir"]).is_ok()
 }
 
-/// Brings the objects of a fork's commits that the directory's repository does not have into it, and says what its branch is to be. No
-/// branch is changed. With `count` they are only counted.
+/// Copies the objects of a fork's commits into the directory's repository, and returns the new value of its
+/// branch. Changes no branch. With `count`, only counts the commits.
 pub(super) fn fetch(store: &Arc<Store>, fork: &str, dir: &Path, count: bool) -> Result<Option<Commits>> {
     let name = format!("{BRANCHES}{fork}");
     git(dir, &["check-ref-format", &name])
         .map_err(|_| Error::new(ErrorKind::InvalidInput, format!("git refuses the branch name {name:?}")))?;
     let out = tempfile::Builder::new().prefix("pfimg-bundle-").tempdir();
-    let out = out.map_err(|e| Error::io(e, "cannot make a folder for a bundle"))?;
-    let at = fs::canonicalize(out.path()).map_err(|e| Error::io(e, "cannot find the bundle's folder"))?;
+    let out = out.map_err(|e| Error::io(e, "cannot make a directory for a bundle"))?;
+    let at = fs::canonicalize(out.path()).map_err(|e| Error::io(e, "cannot find the bundle's directory"))?;
     let mut command: Vec<OsString> = ["sh", "-c", SCRIPT, "sh"].map(OsString::from).to_vec();
     command.push(at.clone().into_os_string());
     command.extend(tips(dir)?.into_iter().map(|tip| format!("^{tip}").into()));
@@ -131,7 +134,7 @@ pub(super) fn fetch(store: &Arc<Store>, fork: &str, dir: &Path, count: bool) -> 
     Ok(Some(Commits { number, branch: Some(Branch { name, old, new }), diverged }))
 }
 
-/// The commits that the branches and tags of a directory's repository name.
+/// Returns the commits named by branches and tags of a directory's repository.
 fn tips(dir: &Path) -> Result<Vec<String>> {
     let mut tips: Vec<String> = Vec::new();
     let head = git(dir, &["rev-parse", "--verify", "--quiet", "HEAD^{commit}"]).unwrap_or_default();
@@ -148,7 +151,7 @@ fn is_id(text: &str) -> bool {
     matches!(text.len(), 40 | 64) && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
-/// A small file that the sandbox wrote.
+/// Reads a small file that the sandbox wrote.
 fn answer(out: &Path, name: &str) -> Option<String> {
     let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY;
     let file = File::options().read(true).custom_flags(flags).open(out.join(name)).ok()?;
@@ -158,27 +161,27 @@ fn answer(out: &Path, name: &str) -> Option<String> {
     Some(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// What git answered in a directory's own repository.
+/// The answer of git in a directory's own repository.
 pub(super) struct Answer {
-    /// Its exit code. Nothing if a signal ended it.
+    /// Its exit code. `None` if a signal ended it.
     pub(super) code: Option<i32>,
     printed: Vec<u8>,
     failed: Error,
 }
 
 impl Answer {
-    /// What it printed. Fails if git did.
+    /// Returns git's output. Fails if git failed.
     pub(super) fn success(self) -> Result<Vec<u8>> {
         if self.code == Some(0) { Ok(self.printed) } else { Err(self.failed) }
     }
 }
 
-/// Has git do something in a directory's own repository.
+/// Runs git in a directory's own repository.
 pub(super) fn git(dir: &Path, args: &[&str]) -> Result<String> {
     Ok(String::from_utf8_lossy(&ask(dir, args, b"")?.success()?).into_owned())
 }
 
-/// Has git do something in a directory's own repository, with an input.
+/// Runs git in a directory's own repository, with an input.
 pub(super) fn ask(dir: &Path, args: &[&str], input: &[u8]) -> Result<Answer> {
     let mut command = Command::new("git");
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_bytes().starts_with(b"GIT_")) {
@@ -199,11 +202,11 @@ pub(super) fn ask(dir: &Path, args: &[&str], input: &[u8]) -> Result<Answer> {
     })?;
     let stdin = child.stdin.take();
     let output = std::thread::scope(|scope| {
-        // If git ends without reading all of it, its exit code says why.
+        // If git ends before it has read all input, its exit code tells the reason.
         scope.spawn(move || stdin.map(|mut stdin| stdin.write_all(input)));
         child.wait_with_output()
     });
-    let output = output.map_err(|e| Error::io(e, "cannot read what git prints"))?;
+    let output = output.map_err(|e| Error::io(e, "cannot read git's output"))?;
     let said = String::from_utf8_lossy(&output.stderr);
     let said = plain(said.trim().lines().last().unwrap_or_default(), 300);
     let verb = args.iter().find(|arg| !arg.starts_with('-')).unwrap_or(&"");

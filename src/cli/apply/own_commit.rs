@@ -1,6 +1,6 @@
-//! Commits what an apply changed in the directory's own repository, and nothing else.
+//! Commits the paths that an apply changed, and nothing else, in the directory's own repository.
 //!
-//! No hook runs: `core.hooksPath` may name a folder of the directory, and the apply may have changed the hooks in it.
+//! No hook runs: `core.hooksPath` may name a directory of the directory, and the apply may have changed the hooks in it.
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
@@ -13,7 +13,7 @@ use crate::cli::text::count;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ops::apply::{Entry, Step};
 
-/// Options by which git reads paths as they are: bytes between NULs, without patterns.
+/// Options that make git read paths literally: NUL-separated bytes, no patterns.
 const PATHS: [&str; 2] = ["--pathspec-from-file=-", "--pathspec-file-nul"];
 
 /// A commit of the paths that an apply changed.
@@ -23,12 +23,12 @@ pub(super) struct OwnCommit {
     pub(super) id: String,
     /// The number of paths in it.
     pub(super) paths: u64,
-    /// The number of paths that are not in it, because the repository ignores them.
+    /// The number of paths left out of it, because the repository ignores them.
     pub(super) ignored: u64,
 }
 
 impl OwnCommit {
-    /// Says what was committed.
+    /// Describes the commit in words.
     pub(super) fn words(&self) -> String {
         let ignored = match self.ignored {
             0 => String::new(),
@@ -38,7 +38,7 @@ impl OwnCommit {
     }
 }
 
-/// Commits the files of some steps as they are in the directory. The index keeps what was staged there of other paths.
+/// Commits the files of some steps as they are in the directory. Other staged paths stay staged.
 pub(super) fn commit(dir: &Path, steps: &[Step], message: &str) -> Result<OwnCommit> {
     let is_folder = |entry: &Option<Entry>| matches!(entry, Some(Entry::Dir { .. }));
     let is_file = |step: &&Step| {
@@ -67,12 +67,12 @@ pub(super) fn commit(dir: &Path, steps: &[Step], message: &str) -> Result<OwnCom
     Ok(OwnCommit { id, paths: paths.len() as u64, ignored: ignored.len() as u64 })
 }
 
-/// The paths that git ignores, with a NUL behind each.
+/// Returns the paths that git ignores, with a NUL behind each.
 fn ignored(dir: &Path, paths: &[&[u8]]) -> Result<Vec<u8>> {
     if paths.is_empty() {
         return Ok(Vec::new());
     }
     let answer = ask(dir, &["check-ignore", "-z", "--stdin"], &paths.join(&0))?;
-    // 1: it ignores none of them.
+    // 1: git ignores none of them.
     if answer.code == Some(1) { Ok(Vec::new()) } else { answer.success() }
 }

@@ -1,4 +1,4 @@
-//! Where an apply writes, and what it brings.
+//! Finds the directory and the paths of an apply.
 
 use std::fs;
 use std::os::unix::ffi::OsStrExt as _;
@@ -19,7 +19,7 @@ use crate::ops::recover;
 use crate::ops::seal::Sealer;
 use crate::store::Store;
 
-/// The directory: the one that is named, or the project of the current folder if the fork is a copy of it.
+/// Returns the named directory, or the project of the current directory if the fork is a copy of it.
 pub(super) fn directory(
     store: &Store,
     named: Option<&Path>,
@@ -32,13 +32,13 @@ pub(super) fn directory(
         None => project(store, name, is_fork, base)?,
     };
     if !fs::metadata(&dir).is_ok_and(|metadata| metadata.is_dir()) {
-        return Err(refuse(&dir, "it is not a folder"));
+        return Err(refuse(&dir, "it is not a directory"));
     }
     if mounts()?.iter().any(|mounted| mounted.is_ours() && dir.starts_with(&mounted.path)) {
-        return Err(refuse(&dir, "it lies in a mount of pfimg").with_hint("name the project's own folder"));
+        return Err(refuse(&dir, "it lies in a mount of pfimg").with_hint("name the project's own directory"));
     }
     if dir.starts_with(store.root()) {
-        return Err(refuse(&dir, "it lies in the store").with_hint("name the project's own folder"));
+        return Err(refuse(&dir, "it lies in the store").with_hint("name the project's own directory"));
     }
     Ok(dir)
 }
@@ -49,20 +49,20 @@ fn real(dir: &Path) -> Result<PathBuf> {
 
 fn project(store: &Store, name: &str, is_fork: bool, base: Option<&Digest>) -> Result<PathBuf> {
     let hint = format!("name the directory: `pfimg apply {} DIR`", plain(name, usize::MAX));
-    let cwd = std::env::current_dir().map_err(|e| Error::io(e, "cannot find the current folder"))?;
+    let cwd = std::env::current_dir().map_err(|e| Error::io(e, "cannot find the current directory"))?;
     let root = Project::find(&cwd).map_err(|error| error.with_hint(hint.clone()))?.root;
     let recorded = if is_fork { beside::project(store.root(), name)? } else { None };
     let of_another = match recorded {
         Some(recorded) if recorded == root => return Ok(root),
         Some(recorded) => format!("fork {name:?} is a copy of {}", recorded.display()),
         None if base.is_some_and(|base| is_import_of(store, &root, base)) => return Ok(root),
-        None => format!("it is not known that {name:?} comes from it"),
+        None => format!("pfimg has no record that {name:?} comes from it"),
     };
     Err(refuse(&root, &of_another).with_hint(hint))
 }
 
-/// The paths that are meant, relative to the directory. They are typed relative to the current folder if that lies in the directory,
-/// else to the directory.
+/// Returns the named paths relative to the directory. The user types paths relative to the current directory if
+/// that lies in the directory, else relative to the directory.
 pub(super) fn below(dir: &Path, paths: &[PathBuf]) -> Result<Vec<Vec<u8>>> {
     let cwd = std::env::current_dir().ok().filter(|cwd| cwd.starts_with(dir));
     let from = cwd.unwrap_or_else(|| dir.to_owned());
@@ -87,7 +87,7 @@ fn one_below(dir: &Path, from: &Path, path: &Path) -> Result<Vec<u8>> {
     Ok(inside.as_os_str().as_bytes().to_vec())
 }
 
-/// Fails where a step would change the store itself.
+/// Fails if a step would change the store itself.
 pub(super) fn refuse_store(store: &Store, dir: &Path, steps: &[Step]) -> Result<()> {
     let Ok(inner) = store.root().strip_prefix(dir) else { return Ok(()) };
     let inner = inner.as_os_str().as_bytes();
@@ -105,7 +105,8 @@ pub(super) fn refuse_store(store: &Store, dir: &Path, steps: &[Step]) -> Result<
     }
 }
 
-/// The image of a fork as it is: what is unsealed is sealed. Nothing if it began empty and nothing was written to it.
+/// Seals unsealed changes of a fork, and returns the image of its present state. `None` for a fork that began
+/// empty and is still empty.
 pub(super) fn sealed(store: &Arc<Store>, name: &str) -> Result<Option<Digest>> {
     let done = match place::find(store)? {
         Place::Mount(mountpoint) => {
@@ -141,7 +142,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn paths_are_meant_from_the_current_folder_and_lie_in_the_directory() {
+    fn paths_start_at_the_current_directory_and_lie_in_the_given_one() {
         let (dir, from) = (Path::new("/p"), Path::new("/p/src"));
         let below = |path: &str| one_below(dir, from, Path::new(path));
         for (path, found) in

@@ -1,4 +1,4 @@
-//! What an apply tells of: lines for people, JSON for programs.
+//! The output of an apply: lines for people, JSON for programs.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -18,16 +18,16 @@ use crate::error::{Error, ErrorKind, Exit, Result};
 use crate::ops::apply::plan::{About, Plan};
 use crate::ops::apply::{Entry, Outcome, Prepared, Step};
 
-/// More lines of additions and changes than this are counted by folder.
+/// With more lines than this, additions and changes are counted by directory.
 const MOST_LINES: usize = 40;
 
 /// Width of a path before a remark.
 const PATH: usize = 25;
 
-/// Settings and hooks that are named in a line.
+/// The most settings and hooks named in one line.
 const MOST_NAMED: usize = 8;
 
-/// What a step does, in the words of the output.
+/// The kind of change that a step makes, in the words of the output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Change {
@@ -40,7 +40,7 @@ enum Change {
 }
 
 impl Change {
-    /// The change of a step; `merged` says whether its lines were merged.
+    /// Returns the change of a step; `merged` tells whether its lines were merged.
     fn of(step: &Step, merged: bool) -> Self {
         match (&step.was, &step.becomes) {
             _ if merged => Self::Merged,
@@ -88,7 +88,7 @@ struct Row {
     is_folder: bool,
 }
 
-/// The changes for the output. A folder is left out where something in it has the same change.
+/// Returns the changes for the output. Leaves out a directory that contains a path with the same change.
 fn rows(plan: &Plan) -> Vec<Row> {
     let row = |step: &Step| Row {
         change: Change::of(step, plan.merged.contains(&step.path)),
@@ -111,7 +111,7 @@ fn rows(plan: &Plan) -> Vec<Row> {
     rows
 }
 
-/// The lines of changes. Deletions and merges all have their own.
+/// Returns the lines of changes. Each deletion and each merge has its own line.
 fn lines(rows: &[Row]) -> String {
     let is_counted = |row: &&Row| !matches!(row.change, Change::Deleted | Change::Merged);
     let by_folder = rows.iter().filter(is_counted).count() > MOST_LINES;
@@ -143,7 +143,7 @@ pub(super) fn remark(letter: char, path: &str, remark: &str) -> String {
     format!("{letter} {path:PATH$}  {remark}\n")
 }
 
-/// `1 deleted, 1 added, 1 merged`.
+/// Counts the changes by kind: `1 deleted, 1 added, 1 merged`.
 fn summary(rows: &[Row]) -> String {
     let kinds =
         [Change::Deleted, Change::Added, Change::Content, Change::Kind, Change::Attributes, Change::Merged];
@@ -202,24 +202,24 @@ struct Shown<'a> {
     /// Whether the directory was changed.
     applied: bool,
     changes: Vec<ShownChange>,
-    /// Conflicts that an option decided.
+    /// Conflicts that an option resolved.
     decided: Vec<ShownAbout>,
     notes: Vec<ShownAbout>,
-    /// Paths that were edited while the apply worked, and were left.
+    /// Paths that were edited during the apply and left unchanged.
     left: Vec<ShownAbout>,
-    /// New commits of the fork, and the branch that has them.
+    /// New commits of the fork, and their branch.
     commits: u64,
     branch: Option<String>,
     /// The commit of the applied paths in the directory's own repository.
     commit: Option<&'a str>,
-    /// Why there is none although it was asked for.
+    /// Why that commit is missing although the user asked for it.
     commit_error: Option<String>,
-    /// The image of what the directory held before.
+    /// The image of the directory's state before the apply.
     kept: Option<Digest>,
     seconds: f64,
 }
 
-/// Says what of the fork never comes in.
+/// Warns of the fork's changes that an apply never copies.
 pub(super) fn warn(prepared: &Prepared, subject: &Subject) {
     let programs = &prepared.programs;
     if programs.is_empty() {
@@ -233,13 +233,13 @@ pub(super) fn warn(prepared: &Prepared, subject: &Subject) {
     };
     let side = if subject.is_fork { "fork" } else { "image" };
     eprintln!(
-        "pfimg: {side} {:?} changed settings or hooks of git, which are not brought over: {}{more}",
+        "pfimg: {side} {:?} changed settings or hooks of git, which apply never copies: {}{more}",
         plain(&subject.name, usize::MAX),
         named.join(", ")
     );
 }
 
-/// An apply, for the output about it.
+/// A finished or planned apply, for its output.
 pub(super) struct Telling<'a> {
     pub(super) args: &'a ApplyArgs,
     pub(super) subject: &'a Subject,
@@ -251,7 +251,7 @@ pub(super) struct Telling<'a> {
 }
 
 impl Telling<'_> {
-    /// Names the conflicts that nothing decides, and gives the exit code.
+    /// Prints the conflicts that no option resolves, and returns the exit code.
     pub(super) fn conflicts(&self) -> Result<ExitCode> {
         let conflicts = &self.plan.conflicts;
         let name = plain(&self.subject.name, usize::MAX);
@@ -263,7 +263,9 @@ impl Telling<'_> {
         let both = format!("pfimg diff {name} {dir} -p{}", example.unwrap_or_default());
         let error = Error::new(ErrorKind::Conflict, format!("{first}, nothing was written"));
         if self.args.json {
-            let error = error.with_hint(format!("--merge, --ours, --theirs or --skip decides them; {both}"));
+            let error = error.with_hint(format!(
+                "resolve them with --merge, --ours, --theirs or --skip; compare both sides with `{both}`"
+            ));
             let about = |conflict: &crate::ops::apply::plan::Conflict| ShownAbout {
                 path: Path64::of(&conflict.path),
                 why: conflict.why.clone(),
@@ -281,7 +283,7 @@ impl Telling<'_> {
         Ok(error.kind().exit().into())
     }
 
-    /// Tells of a plan that is not carried out.
+    /// Prints a plan that is not carried out.
     pub(super) fn planned(&self, took: Duration) -> Result<()> {
         let rows = rows(self.plan);
         self.changes(&rows, None, took)?;
@@ -289,14 +291,14 @@ impl Telling<'_> {
         let parts = [summary(&rows), self.branch("would be")];
         let parts: Vec<String> = parts.into_iter().filter(|part| !part.is_empty()).collect();
         if parts.is_empty() {
-            eprintln!("pfimg: nothing to apply: {dir} has what {name} changed");
+            eprintln!("pfimg: nothing to apply: {dir} already has the changes of {name}");
         } else {
             eprintln!("pfimg: would apply {name} to {dir}: {}; nothing was written", parts.join("; "));
         }
         Ok(())
     }
 
-    /// Tells of an apply.
+    /// Prints a finished apply.
     pub(super) fn applied(&self, outcome: &Outcome, took: Duration) -> Result<ExitCode> {
         let rows = rows(self.plan);
         self.changes(&rows, Some(outcome), took)?;
@@ -314,7 +316,7 @@ impl Telling<'_> {
         match &self.own {
             Some(Ok(own)) => eprintln!("pfimg: {}", own.words()),
             Some(Err(error)) => {
-                eprintln!("pfimg: the files are applied and not committed: {error}");
+                eprintln!("pfimg: the files are applied, but not committed: {error}");
                 return Ok(Exit::Differs.into());
             }
             None => {}
@@ -323,7 +325,7 @@ impl Telling<'_> {
             return Ok(ExitCode::SUCCESS);
         }
         let number = count(outcome.conflicts.len() as u64, "path");
-        eprintln!("pfimg: {number} edited while the apply worked: left alone");
+        eprintln!("pfimg: {number} edited during the apply: left unchanged");
         Ok(ErrorKind::Conflict.exit().into())
     }
 
@@ -361,7 +363,7 @@ impl Telling<'_> {
                 seconds: (took.as_secs_f64() * 1000.0).round() / 1000.0,
             });
         }
-        // A path with a remark has one line, but a deletion has its line in any case.
+        // A path with a remark has its own line, and every deletion has one too.
         let has_remark = |row: &Row| decided.iter().any(|about| about.path == row.path);
         let plain_rows = rows.iter().filter(|row| row.change == Change::Deleted || !has_remark(row));
         let mut text = lines(&plain_rows.cloned().collect::<Vec<_>>());
@@ -379,7 +381,7 @@ impl Telling<'_> {
     }
 }
 
-/// A directory for people: below home with `~`.
+/// Formats a directory for people: with `~` for the home directory.
 pub(super) fn shown(dir: &Path) -> String {
     let home = std::env::home_dir().and_then(|home| std::fs::canonicalize(home).ok());
     let below = home.as_deref().and_then(|home| dir.strip_prefix(home).ok());
@@ -400,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn deletions_come_first_and_folders_stand_for_themselves_only_where_they_are_empty() {
+    fn deletions_come_first_and_only_empty_directories_have_their_own_line() {
         let dir = || Some(Entry::Dir { mode: 0o755 });
         let link = Some(Entry::Link { target: b"x".to_vec() });
         let plan = Plan {
@@ -430,7 +432,7 @@ mod tests {
     }
 
     #[test]
-    fn many_additions_are_counted_by_folder_and_every_deletion_is_named() {
+    fn many_additions_are_counted_by_directory_and_every_deletion_is_named() {
         let mut plan = Plan::default();
         for number in 0..50 {
             plan.steps.push(step(&format!("gone/{number:02}"), Some(file("x", 0o644)), None));

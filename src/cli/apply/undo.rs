@@ -1,4 +1,4 @@
-//! Taking an apply back, and finishing one that was interrupted.
+//! Undoes an apply, or finishes an interrupted one.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -30,7 +30,7 @@ struct Shown<'a> {
     state: State,
     changes: Vec<ShownPath>,
     left: Vec<ShownPath>,
-    /// The image of edits that were taken back too.
+    /// The image of edits that were undone too.
     edits: Option<Digest>,
 }
 
@@ -42,7 +42,7 @@ pub(super) fn run(store: &Store, args: &ApplyArgs) -> Result<ExitCode> {
     let dir = if let Some(dir) = &args.name {
         PathBuf::from(dir)
     } else {
-        let cwd = std::env::current_dir().map_err(|e| Error::io(e, "cannot find the current folder"))?;
+        let cwd = std::env::current_dir().map_err(|e| Error::io(e, "cannot find the current directory"))?;
         find_dir(store, &cwd)?
     };
     let progress = Progress(Bar::new());
@@ -84,7 +84,7 @@ fn tell(outcome: &Outcome, args: &ApplyArgs) -> Result<ExitCode> {
     }
     for (was, is) in &outcome.aside {
         let (was, is) = (plain_bytes(was, usize::MAX), plain_bytes(is, usize::MAX));
-        eprintln!("pfimg: an edit of {was} is at {is} now");
+        eprintln!("pfimg: the edit of {was} is now at {is}");
     }
     for path in &outcome.staying {
         eprintln!("pfimg: {}/ stays: it holds other files", plain_bytes(path, usize::MAX));
@@ -96,12 +96,12 @@ fn tell(outcome: &Outcome, args: &ApplyArgs) -> Result<ExitCode> {
     let (name, dir) = (plain(&outcome.fork, usize::MAX), shown(&outcome.dir));
     match outcome.state {
         State::Undone | State::Undoing => {
-            eprintln!("pfimg: took {name} back from {dir}: {number} as before");
+            eprintln!("pfimg: undid applying {name} to {dir}: {number} restored");
         }
         State::Done | State::Writing => eprintln!("pfimg: finished applying {name} to {dir}: {number}"),
     }
     if let Some(edits) = &outcome.edits {
-        eprintln!("pfimg: the edits that were taken back are image {}", &edits.hex()[..12]);
+        eprintln!("pfimg: the undone edits are kept as image {}", &edits.hex()[..12]);
     }
     let mut is_whole = outcome.conflicts.is_empty();
     if let Some((branch, Err(why))) = &outcome.branch {

@@ -24,7 +24,7 @@ const FIXED: &str = "import sys\n\n\ndef greet(name=\"world\"):\n    return f\"H
 const SCRATCH: &str = "# TODO: why does it crash without an argument?\n";
 const NOTES: &str = "greet.py crashed without an argument. It greets the world now.\n";
 
-/// What the agent did: tool, arguments, result, class.
+/// The tool calls of the agent: tool, arguments, result, class.
 const EFFECTS: [(&str, &str, &str, SideEffectClass); 4] = [
     ("read_file", "src/greet.py", "ok", SideEffectClass::Pure),
     ("write_file", "src/greet.py", "ok", SideEffectClass::Idempotent),
@@ -32,12 +32,12 @@ const EFFECTS: [(&str, &str, &str, SideEffectClass); 4] = [
     ("send_mail", "fixed: greet.py", "queued", SideEffectClass::Irreversible),
 ];
 
-/// What was said: role, content.
+/// The conversation: role, content.
 const TRACE: [(&str, &str); 4] = [
     ("user", "greet.py crashes without an argument. Please fix it."),
     ("assistant", "I'll look at src/greet.py."),
     ("tool", "IndexError: list index out of range"),
-    ("assistant", "Fixed: it greets the world unless told whom."),
+    ("assistant", "Fixed: without an argument it greets the world."),
 ];
 
 /// The time between the two images.
@@ -52,7 +52,7 @@ pub(super) struct Images {
 /// Writes both images and tags them.
 pub(super) fn fill(store: &Store) -> Result<Images> {
     let now = Utc::now();
-    // A demonstration's secret: nobody relies on this ledger.
+    // A demonstration's secret: no program relies on this ledger.
     let secret = Secret::new(Digest::of(format!("{now:?} {}", std::process::id()).as_bytes()).hex());
     let before = image(store, &secret, now - BETWEEN, Step::Before, Vec::new())?;
     let after = image(store, &secret, now, Step::After, vec![before])?;
@@ -77,7 +77,7 @@ fn image(
     // The first effect came just before the first image.
     let begin = if step == Step::Before { at } else { at - BETWEEN } - Duration::seconds(1);
     let put = |bytes: &[u8]| store.blobs().put(bytes);
-    // Another seed, another cache: between the images the agent went on thinking.
+    // Another seed makes another cache: the agent continued to think between the images.
     let seed = u64::from(step == Step::After);
     let spec = FixtureSpec {
         cache_pages: 4,
@@ -142,7 +142,7 @@ fn world(store: &Store, step: Step) -> Result<Digest> {
     store.blobs().put(&FsTree { entries, ..FsTree::default() }.to_bytes().map_err(unwritable)?)
 }
 
-/// The second image's ledger continues the first one's, so what both hold is of one time.
+/// The second image's ledger continues the first one's, so entries in both have the same time.
 fn ledger(secret: &Secret, begin: DateTime<Utc>, effects: usize) -> Result<Ledger> {
     let header = Header {
         session_secret_hex: Some(secret.clone()),

@@ -1,4 +1,4 @@
-//! The result as JSON.
+//! The result of a comparison as JSON.
 
 use serde::Serialize;
 
@@ -9,12 +9,12 @@ use crate::fork::{self, Difference, How};
 use crate::layers::world::Kind;
 use crate::util::patch::stat::Count;
 
-/// What a comparison found.
+/// The result of a comparison.
 #[derive(Debug, Serialize)]
 pub(super) struct Shown<'a> {
     pub(super) from: &'a Name,
     pub(super) to: &'a Name,
-    /// Commits that TO has more, as far as that can be told.
+    /// Commits that only TO has, as far as known.
     pub(super) commits: Option<u64>,
     pub(super) entries: Vec<Row>,
     /// With --stat and -p.
@@ -28,18 +28,18 @@ pub(super) struct Shown<'a> {
     pub(super) patch_b64: Option<String>,
 }
 
-/// How much of the files differs.
+/// The extent of all differences between files.
 #[derive(Debug, Serialize)]
 pub(super) struct Stat {
     pub(super) files: u64,
     pub(super) added_lines: u64,
     pub(super) deleted_lines: u64,
-    /// Paths that differ in what no patch holds.
+    /// Paths whose difference no patch can hold.
     pub(super) in_no_patch: u64,
     pub(super) rows: Vec<StatRow>,
 }
 
-/// How much of one file does.
+/// The extent of one file's difference.
 #[derive(Debug, Serialize)]
 pub(super) struct StatRow {
     path: String,
@@ -67,9 +67,9 @@ pub(super) struct Row {
     path_b64: Option<String>,
     before: Option<RowSide>,
     after: Option<RowSide>,
-    /// What is other, where both sides have the path.
+    /// The changed properties, if both sides have the path.
     changed: Vec<&'static str>,
-    /// The names of the extended attributes that are.
+    /// The names of changed extended attributes.
     attributes: Vec<String>,
 }
 
@@ -82,7 +82,7 @@ struct RowSide {
     gid: Option<u32>,
     /// In bytes, of a file.
     size: Option<u64>,
-    /// How many things are in it, of a folder that only one side has and that is not listed.
+    /// The number of entries in a directory that only one side has and that is not listed.
     below: Option<u64>,
 }
 
@@ -121,7 +121,7 @@ impl RowSide {
     }
 }
 
-/// Bytes as text, and in base64 where the text does not say them.
+/// Bytes as text, and in base64 if the text loses some of them.
 pub(super) fn text(bytes: &[u8]) -> (String, Option<String>) {
     let text = String::from_utf8_lossy(bytes).into_owned();
     let is_other = text.as_bytes() != bytes;

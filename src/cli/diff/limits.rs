@@ -1,4 +1,4 @@
-//! Which paths are compared.
+//! The paths of a comparison.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt as _;
@@ -9,41 +9,43 @@ use globset::{GlobBuilder, GlobMatcher};
 use crate::error::{Error, ErrorKind, Result};
 use crate::layers::ignore::Ignore;
 
-/// Where an image and a fork have a project's files.
+/// The path of a project's files in an image or fork.
 pub(super) const FILES: &[u8] = b"world/fs";
 
-/// Git's own folder.
+/// Git's own directory.
 const GIT: &[u8] = b".git";
 
 /// A path or a pattern that the user gave.
 #[derive(Clone, Debug)]
 enum Limit {
-    /// This path and what is below it.
+    /// This path and everything below it.
     At(Vec<u8>),
-    /// What fits, with what is below it. As in git, `*` also stands for slashes.
+    /// Paths that match, and everything below them. As in git, `*` also matches slashes.
     Pattern(GlobMatcher),
 }
 
-/// Which paths are compared.
+/// The paths of a comparison.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Limits {
     asked: Vec<Limit>,
-    /// Whether all layers are, by their paths in an image.
+    /// Whether all layers are compared, by their paths in an image.
     pub(super) layers: bool,
-    /// Whether git's folders are too.
+    /// Whether git's directories are compared.
     pub(super) git: bool,
-    /// Whether a side is a directory, whose `.git` is not compared at all, and the rules by which an import of it leaves paths out.
+    /// Set if a side is a directory: the rules by which its import leaves paths out. Its `.git` is never
+    /// compared.
     pub(super) directory: Option<Ignore>,
 }
 
 impl Limits {
-    /// Reads what the user gave: paths relative to `prefix`, a folder of the tree. `root` is the folder that the tree is a copy of.
+    /// Parses the user's paths, relative to `prefix`, a directory of the tree. `root` is the directory that the
+    /// tree is a copy of.
     pub(super) fn new(paths: &[OsString], layers: bool, prefix: &Path, root: Option<&Path>) -> Result<Self> {
         let mut limits = Vec::new();
         let mut git = layers;
         for path in paths {
             let inside = inside(path, prefix, root)?;
-            // What names a folder of git's is meant.
+            // A path that names git's directory asks for it.
             git |= inside.split(|byte| *byte == b'/').any(|name| name == GIT);
             if inside.iter().any(|byte| b"*?[".contains(byte)) {
                 limits.push(Limit::Pattern(pattern(&inside)?));
@@ -53,7 +55,7 @@ impl Limits {
         Ok(Self { asked: limits, layers, git, directory: None })
     }
 
-    /// The path of a file as users see it; nothing for what is not shown.
+    /// Returns the path of a file as users see it; `None` for a file that is not shown.
     pub(super) fn shown<'a>(&self, path: &'a [u8]) -> Option<&'a [u8]> {
         if self.layers {
             return Some(path);
@@ -64,7 +66,7 @@ impl Limits {
         path.strip_prefix(FILES)?.strip_prefix(b"/")
     }
 
-    /// Whether a path of an image, or something below it, is looked at.
+    /// Returns whether a path of an image, or something below it, is compared.
     pub(super) fn is_entered(&self, path: &[u8]) -> bool {
         if self.layers {
             return self.is_near(path);
@@ -75,7 +77,8 @@ impl Limits {
         self.shown(path).is_some_and(|inside| self.is_there(inside) && self.is_near(inside))
     }
 
-    /// Whether a path of a project counts: rules do not leave it out, and it is not in a folder of git's.
+    /// Returns whether a path of a project counts: no rule leaves it out, and it is outside of git's
+    /// directories.
     pub(super) fn is_there(&self, inside: &[u8]) -> bool {
         if let Some(ignore) = &self.directory
             && (ignore.covers(inside) || is_git(inside))
@@ -85,8 +88,8 @@ impl Limits {
         self.git || !is_in_git(inside)
     }
 
-    /// Whether a path as users see it is one that they asked for. That a folder of git's is new or other is not told, that it is
-    /// gone is.
+    /// Returns whether the user asked for a path, given as users see it. A new or changed git directory is not
+    /// reported; a deleted one is.
     pub(super) fn is_covered(&self, shown: &[u8], is_gone: bool) -> bool {
         if !self.git && !is_gone && is_git(shown) {
             return false;
@@ -98,7 +101,7 @@ impl Limits {
         self.asked.is_empty() || self.asked.iter().any(|limit| limit.covers(path) || limit.may_be_below(path))
     }
 
-    /// Paths that were asked for and are no patterns.
+    /// Returns the requested paths that are not patterns.
     pub(super) fn plain(&self) -> impl Iterator<Item = &[u8]> {
         let is_pattern = |path: &[u8]| path.iter().any(|byte| b"*?[".contains(byte));
         self.asked.iter().filter_map(move |limit| match limit {
@@ -119,7 +122,7 @@ impl Limit {
         }
     }
 
-    /// Whether a folder may hold what is asked for.
+    /// Returns whether a directory may hold requested paths.
     fn may_be_below(&self, folder: &[u8]) -> bool {
         match self {
             Self::At(limit) => is_at_or_below(limit, folder),
@@ -128,17 +131,17 @@ impl Limit {
     }
 }
 
-/// Whether a path equals another one or lies below it. Every path lies below the empty one.
+/// Returns whether a path equals another one or lies below it. Every path lies below the empty one.
 fn is_at_or_below(path: &[u8], folder: &[u8]) -> bool {
     folder.is_empty() || path.strip_prefix(folder).is_some_and(|rest| rest.is_empty() || rest[0] == b'/')
 }
 
-/// Whether a path is a folder of git's, or the file that stands for one.
+/// Returns whether a path is a directory of git, or the file that stands for one.
 fn is_git(path: &[u8]) -> bool {
     path.rsplit(|byte| *byte == b'/').next() == Some(GIT)
 }
 
-/// Whether a path lies in a folder of git's.
+/// Returns whether a path lies in a directory of git.
 fn is_in_git(path: &[u8]) -> bool {
     path.split(|byte| *byte == b'/').rev().skip(1).any(|name| name == GIT)
 }
@@ -153,10 +156,10 @@ fn pattern(inside: &[u8]) -> Result<GlobMatcher> {
     Ok(glob.map_err(|e| invalid(e.kind().to_string()))?.compile_matcher())
 }
 
-/// A path that a user gave, relative to the top of the tree.
+/// A path from the user, relative to the top of the tree.
 fn inside(path: &OsStr, prefix: &Path, root: Option<&Path>) -> Result<Vec<u8>> {
     let outside = || {
-        let what = format!("{} lies outside of what is compared", Path::new(path).display());
+        let what = format!("{} lies outside of the compared files", Path::new(path).display());
         Error::new(ErrorKind::InvalidInput, what).with_path(path)
     };
     let path = Path::new(path);
@@ -186,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_are_relative_to_where_the_user_stands_and_hold_what_is_below_them() {
+    fn paths_are_relative_to_the_current_directory_and_include_everything_below() {
         let is = |limits: &Limits, path: &str| limits.is_covered(path.as_bytes(), false);
         let here = limits(&["main.rs", "../docs", "/home/me/shop/lib/x"], "src");
         for (path, covered) in [
@@ -220,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn folders_of_git_are_left_out_unless_they_are_named() {
+    fn git_directories_are_left_out_unless_they_are_named() {
         let all = limits(&[], "");
         assert!(!all.is_entered(b"world/fs/.git/config") && !all.is_entered(b"world/fs/sub/.git/x"));
         assert!(all.is_entered(b"world/fs/.gitignore") && all.is_entered(b"world/fs/a.git/x"));

@@ -1,4 +1,4 @@
-//! Name-status: a line for each path that differs.
+//! Name-status: one line for each path that differs.
 
 use super::limits::Limits;
 use crate::cli::text::{count, plain_bytes};
@@ -6,11 +6,11 @@ use crate::fork::{Difference, How, Side};
 use crate::layers::world::Kind;
 use crate::util::patch::name::quoted;
 
-/// Folds a folder that only one side has, with all in it, into one difference that counts what is in it. The differences are listed in
-/// full, in the order of a walk.
+/// Replaces a directory that only one side has, and everything in it, by one difference with the number of
+/// entries. The differences are listed in full, in the order of a walk.
 pub(super) fn fold(found: Vec<Difference>) -> Vec<Difference> {
     let mut folded: Vec<Difference> = Vec::new();
-    // Whether the last one is such a folder.
+    // Whether the last difference is such a directory.
     let mut is_whole = false;
     for difference in found {
         if is_whole
@@ -29,7 +29,7 @@ pub(super) fn fold(found: Vec<Difference>) -> Vec<Difference> {
     folded
 }
 
-/// Takes out folders that only one side has and that hold something: what is in them is listed.
+/// Removes directories that only one side has and that have entries: the entries are listed.
 pub(super) fn without_full_folders(found: Vec<Difference>) -> Vec<Difference> {
     let mut kept: Vec<Difference> = Vec::new();
     for difference in found {
@@ -65,7 +65,7 @@ pub(super) fn letter(how: How) -> char {
     }
 }
 
-/// The path of a difference, with a slash behind a folder.
+/// The path of a difference, with a slash behind a directory.
 pub(super) fn path(difference: &Difference, limits: &Limits) -> String {
     let path = limits.shown(&difference.path).unwrap_or(&difference.path);
     let is_folder = is_dir(difference.after.or(difference.before));
@@ -84,7 +84,7 @@ pub(super) fn line(difference: &Difference, limits: &Limits) -> String {
     format!("{} {}{more}\n", letter(difference.how), path(difference, limits))
 }
 
-/// What is other than the content, in words.
+/// Describes differences other than content, in words.
 fn attributes(difference: &Difference) -> Vec<String> {
     let mut words = Vec::new();
     if let (Some(before), Some(after)) = (difference.before, difference.after) {
@@ -104,18 +104,18 @@ fn owner(side: Side) -> String {
     format!("{}:{}", id(side.uid), id(side.gid))
 }
 
-/// Whether the mode changed. A link has none.
+/// Returns whether the mode changed. A link has none.
 pub(super) fn has_other_mode(before: Side, after: Side) -> bool {
     before.mode != after.mode && before.kind != Kind::Symlink
 }
 
-/// Whether the owner changed. One that is not recorded is equal to any.
+/// Returns whether the owner changed. An unrecorded owner equals any.
 pub(super) fn has_other_owner(before: Side, after: Side) -> bool {
     let other = |a: Option<u32>, b: Option<u32>| a.is_some() && b.is_some() && a != b;
     other(before.uid, after.uid) || other(before.gid, after.gid)
 }
 
-/// How many paths differ, and how.
+/// Counts the differing paths by kind, in words.
 pub(super) fn summary(found: &[Difference]) -> String {
     let words = [
         (How::Added, "added"),
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_of_one_side_is_one_line_with_the_number_of_what_is_in_it() {
+    fn a_directory_of_one_side_is_one_line_with_the_number_of_its_entries() {
         let limits = Limits::default();
         let lines: String = fold(some()).iter().map(|difference| line(difference, &limits)).collect();
         assert_eq!(lines, "A a/  (3 in it)\nM a.x\nA e/\nT f  (1 were in it)\nT h/  (1 in it)\n");

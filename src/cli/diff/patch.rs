@@ -9,22 +9,23 @@ use crate::util::patch::paint::Paint;
 use crate::util::patch::stat::{Row, Total};
 use crate::util::patch::{self, Body, Change, Mode};
 
-/// Longer files are not compared by lines, in bytes. Git has the same bound.
+/// Files longer than this, in bytes, are not compared by lines. Git has the same limit.
 const LONGEST: u64 = 512 << 20;
 
-/// The files of a comparison that git can tell of.
+/// The files of a comparison that git can represent.
 pub(super) struct Files<'a> {
     before: &'a View,
     after: &'a View,
     limits: &'a Limits,
     /// In git's order: that of the bytes of their paths.
     changed: Vec<&'a Difference>,
-    /// Paths that differ in what no patch holds: owners, attributes, permissions but the owner's to execute, empty folders, devices.
+    /// Paths whose difference no patch holds: owners, attributes, permissions other than the owner's execute
+    /// bit, empty directories, devices.
     pub(super) others: u64,
 }
 
 impl<'a> Files<'a> {
-    /// Picks them out of differences that are listed in full.
+    /// Selects them from differences that are listed in full.
     pub(super) fn of(before: &'a View, after: &'a View, limits: &'a Limits, found: &'a [Difference]) -> Self {
         let mut changed: Vec<&Difference> = found.iter().filter(|difference| is_told(difference)).collect();
         changed.sort_by(|a, b| a.path.cmp(&b.path));
@@ -51,7 +52,7 @@ impl<'a> Files<'a> {
         })
     }
 
-    /// Counts what differs in each.
+    /// Counts the differences of each file.
     pub(super) fn rows(&self) -> Result<Vec<Row>> {
         let row = |difference: &&'a Difference| {
             let change = self.change(difference)?;
@@ -60,7 +61,7 @@ impl<'a> Files<'a> {
         self.changed.iter().map(row).collect()
     }
 
-    /// Passes on the patch of each file, until `each` says that it is enough. Returns what it comes to.
+    /// Passes the patch of each file to `each`, until `each` has enough. Returns the totals.
     pub(super) fn patches(&self, paint: Paint, each: &mut dyn FnMut(&[u8]) -> Result<bool>) -> Result<Total> {
         let mut total = Total::default();
         let mut text = Vec::new();
@@ -75,7 +76,7 @@ impl<'a> Files<'a> {
     }
 }
 
-/// What git records of a file; nothing of what it does not record.
+/// Returns git's view of a file; `None` if git does not record such a file.
 fn mode(side: Side) -> Option<Mode> {
     match side.kind {
         Kind::File => Some(Mode::of_file(side.mode)),
@@ -84,7 +85,7 @@ fn mode(side: Side) -> Option<Mode> {
     }
 }
 
-/// Whether a patch tells of a difference.
+/// Returns whether a patch shows a difference.
 fn is_told(difference: &Difference) -> bool {
     let (before, after) = (difference.before.and_then(mode), difference.after.and_then(mode));
     match difference.how {

@@ -1,4 +1,4 @@
-//! The two sides of a comparison: what the words of the command line name, and the files of each.
+//! The two sides of a comparison: what the command line names, and the files of each.
 
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
@@ -30,7 +30,7 @@ pub(super) enum Name {
     Fork(String),
     Image(Digest),
     Directory(String),
-    /// No files: the origin of what was not made of an image.
+    /// No files: the origin of a fork or image that was made of no image.
     Nothing,
 }
 
@@ -42,7 +42,7 @@ pub(super) struct Side {
     pub(super) view: View,
 }
 
-/// What a word names.
+/// The meaning of a word.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Operand {
     /// A fork, or else an image.
@@ -57,12 +57,12 @@ pub(super) enum Operand {
     Here(PathBuf),
 }
 
-/// Where the user stands.
+/// The place of the user.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Standing {
-    /// The folder, without links.
+    /// The current directory, without links.
     pub(super) cwd: Option<PathBuf>,
-    /// Where in a fork's files it is.
+    /// Its path in a fork's files.
     pub(super) in_fork: Option<PathBuf>,
 }
 
@@ -85,7 +85,7 @@ fn is_of(mounted: &Mounted, store: &Store) -> bool {
 }
 
 impl Operand {
-    /// Finds out what a word names: a DIR has a slash or is `.`, a name never has.
+    /// Finds the meaning of a word: a DIR has a slash or is `.`, a name never has.
     pub(super) fn parse(store: &Store, word: &str) -> Result<Self> {
         if !word.contains('/') && word != "." && word != ".." {
             return Ok(Self::Either(word.to_owned()));
@@ -93,7 +93,8 @@ impl Operand {
         let failed = |e| Error::io(e, format!("cannot find {word}"));
         let absolute = std::path::absolute(word).map_err(failed)?;
         let mounts = mounts()?;
-        // First as it is written: a daemon that has ended or stopped does not answer for its mountpoint.
+        // Checks the path as written first: the mountpoint of a daemon that has ended or stopped does not
+        // answer.
         let is_plain = !absolute.components().any(|component| component == Component::ParentDir);
         if is_plain && let Some(found) = in_mount(&mounts, &absolute, store, word)? {
             return Ok(found);
@@ -115,7 +116,7 @@ impl Operand {
         Ok(if word == "." { Self::Here(real) } else { Self::Directory(real) })
     }
 
-    /// The folder that a fork or image is a copy of, as far as that is recorded.
+    /// Returns the directory that a fork or image is a copy of, if that is recorded.
     fn project(&self, store: &Store) -> Option<PathBuf> {
         let of_fork = |name: &str| {
             let name = name.split_once('@').map_or(name, |(fork, _)| fork);
@@ -131,7 +132,8 @@ impl Operand {
         }
     }
 
-    /// Puts the project in the place of `.`: that of the other side if the user stands in it, or else the one around the folder.
+    /// Replaces `.` by a project: that of the other side if the user is inside it, else the one around the
+    /// directory.
     fn settled(self, other: Option<&Self>, store: &Store) -> Result<Self> {
         let Self::Here(cwd) = self else { return Ok(self) };
         let known = other.and_then(|other| other.project(store)).filter(|root| cwd.starts_with(root));
@@ -143,7 +145,7 @@ impl Operand {
     }
 }
 
-/// What a path in one of the mounts names; nothing for a path elsewhere.
+/// Returns the meaning of a path in one of the mounts; `None` for a path elsewhere.
 fn in_mount(mounts: &[Mounted], path: &Path, store: &Store, word: &str) -> Result<Option<Operand>> {
     let Some((mounted, inside)) = holding_among(mounts, path).filter(|(mounted, _)| mounted.is_ours()) else {
         return Ok(None);
@@ -151,7 +153,7 @@ fn in_mount(mounts: &[Mounted], path: &Path, store: &Store, word: &str) -> Resul
     let invalid = |what: String| Error::new(ErrorKind::InvalidInput, what).with_path(word);
     if !is_of(mounted, store) {
         let (source, store) = (mounted.source.display(), store.root().display());
-        let what = format!("{word} lies in the mount of the store {source}, and not of {store}");
+        let what = format!("{word} lies in the mount of the store {source}, not of {store}");
         return Err(invalid(what).with_hint(format!("name the store: --store {source}")));
     }
     let names: Vec<_> = inside.iter().skip(1).map(|name| name.to_string_lossy().into_owned()).collect();
@@ -166,7 +168,7 @@ fn in_mount(mounts: &[Mounted], path: &Path, store: &Store, word: &str) -> Resul
     }))
 }
 
-/// What the last two names of a path name that does not exist, as in `tags/green`.
+/// Returns the meaning of the last two components of a missing path, as in `tags/green`.
 fn by_folder(word: &str) -> Option<Operand> {
     let (above, name) = word.trim_end_matches('/').rsplit_once('/')?;
     let name = name.to_owned();
@@ -177,7 +179,7 @@ fn by_folder(word: &str) -> Option<Operand> {
     }
 }
 
-/// The words of the command line, and how to get their files.
+/// The names on the command line, and the access to their files.
 pub(super) struct Sides<'a> {
     store: &'a Arc<Store>,
     forks: Option<Registry>,
@@ -191,7 +193,7 @@ impl<'a> Sides<'a> {
         let to = to.map(|to| Operand::parse(store, to)).transpose()?;
         let from_settled = from.clone().settled(to.as_ref(), store)?;
         let to = to.map(|to| to.settled(Some(&from), store)).transpose()?;
-        // Who may read the images need not be allowed to read the forks.
+        // A user who may read the images may lack the permission to read the forks.
         let forks = match place::registry(store, true) {
             Ok(registry) => Some(registry),
             Err(error) if error.kind() == ErrorKind::PermissionDenied => None,
@@ -204,7 +206,7 @@ impl<'a> Sides<'a> {
         std::iter::once(&self.from).chain(&self.to)
     }
 
-    /// The directory that is compared, if one is.
+    /// Returns the compared directory, if there is one.
     pub(super) fn directory(&self) -> Option<&Path> {
         self.operands().find_map(|operand| match operand {
             Operand::Directory(dir) => Some(dir.as_path()),
@@ -212,12 +214,13 @@ impl<'a> Sides<'a> {
         })
     }
 
-    /// Where PATHs start that the user gives: a folder of the tree, and the folder that the tree is a copy of.
+    /// Returns where the user's PATHs start: a directory of the tree, and the directory that the tree is a copy
+    /// of.
     pub(super) fn start(&self, standing: &Standing) -> (PathBuf, Option<PathBuf>) {
         let cwd = standing.cwd.as_deref();
         let roots: Vec<PathBuf> = self.operands().filter_map(|operand| operand.project(self.store)).collect();
         if let Some(inside) = &standing.in_fork {
-            // The path of the fork's own folder, for absolute paths.
+            // The path of the fork's own directory, for absolute paths.
             let above = cwd.and_then(|cwd| cwd.ancestors().nth(inside.iter().count()));
             return (inside.clone(), above.map(Path::to_owned));
         }
@@ -234,7 +237,7 @@ impl<'a> Sides<'a> {
             let to = self.find(&self.from, limits)?;
             return Ok((self.origin(&to)?, to));
         };
-        // Most of it is reading and parsing two trees.
+        // Most of the work is reading and parsing two trees.
         std::thread::scope(|scope| {
             let other = scope.spawn(|| self.find(to, limits));
             let from = self.find(&self.from, limits)?;
@@ -251,7 +254,7 @@ impl<'a> Sides<'a> {
             Operand::Either(name) if is_fork(name) => {
                 if self.store.resolve(name).is_ok() {
                     eprintln!(
-                        "pfimg: {name:?} is a fork and an image; this is the fork. tags/{name} is the image"
+                        "pfimg: {name:?} is a fork and an image; using the fork. Name the image as tags/{name}"
                     );
                 }
                 self.fork(name)
@@ -281,8 +284,8 @@ impl<'a> Sides<'a> {
         Ok(Side { name: Name::Fork(name.to_owned()), label: plain(name, WIDEST), view })
     }
 
-    /// What something comes from: a fork from the image it was made of, an image from its first parent, a directory from the image
-    /// that its last import made.
+    /// Returns the origin of a side: of a fork the image that it was made of, of an image its first parent, of
+    /// a directory the image of its last import.
     fn origin(&self, side: &Side) -> Result<Side> {
         let mut named = None;
         let image = match &side.name {
@@ -300,15 +303,15 @@ impl<'a> Sides<'a> {
                 let image = project::newest(self.store, dir, &index_dir)?;
                 let none = || {
                     let what = format!("{} was never imported into this store", dir.display());
-                    Error::new(ErrorKind::NotFound, what).with_hint("name what to compare it with")
+                    Error::new(ErrorKind::NotFound, what).with_hint("name the other side")
                 };
                 Some(image.ok_or_else(none)?)
             }
             Name::Nothing => None,
         };
-        let view = self.image(image).map_err(|e| {
-            e.context("what it comes from cannot be read").with_hint("name what to compare it with")
-        })?;
+        let view = self
+            .image(image)
+            .map_err(|e| e.context("cannot read its origin").with_hint("name the other side"))?;
         let Some(image) = image else {
             return Ok(Side { name: Name::Nothing, label: "nothing".into(), view });
         };
@@ -333,7 +336,7 @@ impl<'a> Sides<'a> {
             ..Options::new(dir, audit::told(self.store, "diff"))
         };
         let bar = Bar::new();
-        bar.style("{spinner} {pos} files and folders found");
+        bar.style("{spinner} {pos} files and directories found");
         let wanted = |inside: &[u8]| limits.is_entered(&[super::limits::FILES, b"/", inside].concat());
         let view = folder::view(self.store, &options, &wanted, &bar);
         bar.finish();
@@ -347,7 +350,7 @@ impl<'a> Sides<'a> {
         })
     }
 
-    /// The line of imports of the project that a fork is of.
+    /// Returns the line of imports of the project that a fork belongs to.
     fn line_of(&self, fork: &str) -> Option<String> {
         let root = fork::beside::project(self.store.root(), fork).ok()??;
         let projects = self.store.projects();
@@ -355,14 +358,15 @@ impl<'a> Sides<'a> {
         projects.names().ok()?.into_iter().find(is_of)
     }
 
-    /// A tag of an image.
+    /// Returns a tag of an image.
     fn tag_of(&self, image: &Digest) -> Option<String> {
         let tags = self.store.tags();
         tags.names().ok()?.into_iter().find(|name| tags.get(name).is_ok_and(|tagged| tagged == *image))
     }
 }
 
-/// The rules by which an import leaves paths of a directory out. Prints a line for each rule that cannot be followed.
+/// Returns the rules by which an import leaves paths of a directory out. Prints a warning for each rule that it
+/// cannot apply.
 pub(super) fn rules_of(dir: &Path) -> Result<crate::layers::ignore::Ignore> {
     let (ignore, refused) = rules(dir, false, &[])?;
     for line in refused {
@@ -393,7 +397,7 @@ mod tests {
         let path = |name: &str| at.join(name).to_str().unwrap().to_owned();
         assert_eq!(parse("try-2").unwrap(), Operand::Either("try-2".into()));
         assert_eq!(parse("try@2").unwrap(), Operand::Either("try@2".into()));
-        // A directory that is there is one, whatever it is called.
+        // An existing directory counts as a directory, whatever its name.
         assert_eq!(parse(&path("work/shop")).unwrap(), Operand::Directory(at.join("work/shop")));
         assert_eq!(parse(&path("work/../work/shop/")).unwrap(), Operand::Directory(at.join("work/shop")));
         assert_eq!(parse("tags/green").unwrap(), Operand::Image("green".into()));

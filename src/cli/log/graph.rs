@@ -2,14 +2,14 @@
 
 use crate::digest::Digest;
 
-/// What is drawn so far: one column for each image that is still to come and that a line leads to.
+/// The state of the drawing: one column for each later image that a line leads to.
 #[derive(Debug, Default)]
 pub(super) struct Graph {
     columns: Vec<Digest>,
 }
 
 impl Graph {
-    /// Draws an image, of which all children were drawn: its line, and those that lead on from it.
+    /// Draws an image whose children are all drawn: its line, and the lines to its parents.
     pub(super) fn node(&mut self, id: Digest, parents: &[Digest]) -> (String, Vec<String>) {
         let at = self.columns.iter().position(|column| *column == id).unwrap_or_else(|| {
             self.columns.push(id);
@@ -19,7 +19,7 @@ impl Graph {
         let mut below = Vec::new();
         let Some((first, others)) = parents.split_first() else {
             if at + 1 < self.columns.len() {
-                // What is to the right moves up.
+                // The columns to the right move up.
                 below.push(self.draw(|column| match column {
                     _ if column < at => Some((2 * column, '|')),
                     _ if column > at => Some((2 * column - 1, '/')),
@@ -64,7 +64,7 @@ impl Graph {
         })
     }
 
-    /// A line with what each column has in it.
+    /// Returns a line with the content of each column.
     fn draw(&self, mut each: impl FnMut(usize) -> Option<(usize, char)>) -> String {
         let mut line = Line::default();
         for column in 0..self.columns.len() {
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_parent_gives_its_column_up() {
+    fn an_image_without_a_parent_frees_its_column() {
         let images: [(&str, &[&str]); 5] =
             [("x", &["a"]), ("y", &["b"]), ("a", &[]), ("z", &["b"]), ("b", &[])];
         assert_eq!(drawn(&images), ["* x", "| * y", "* | a", " /", "| * z", "|/", "* b"]);

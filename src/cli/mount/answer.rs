@@ -1,4 +1,4 @@
-//! What a daemon tells the process that started it, and what that prints for programs.
+//! The answer of a daemon to the process that started it, and its output for programs.
 
 use std::path::Path;
 
@@ -7,15 +7,16 @@ use serde_json::{Value, json};
 use crate::cli::envelope::print_json;
 use crate::error::{Error, ErrorKind, Result};
 
-/// An error as one line for the process that started the daemon.
+/// Returns an error as one line for the process that started the daemon.
 pub(super) fn to_starter(error: &Error) -> String {
     json!({"kind": error.kind().name(), "message": error.message(), "hint": error.hint()}).to_string()
 }
 
-/// The error that a daemon told its starter of; nothing if it ended without a word.
+/// Parses the error that a daemon sent to its starter; `None` if the daemon ended without an answer.
 pub(super) fn from_daemon(line: &str) -> Option<Error> {
     let told: Value = serde_json::from_str(line).ok()?;
     let text = |key: &str| told.get(key)?.as_str().map(str::to_owned);
+    // The text comes from `to_starter`.
     let error = Error::new(ErrorKind::named(&text("kind")?)?, text("message")?);
     Some(match text("hint") {
         Some(hint) => error.with_hint(hint),
@@ -23,7 +24,7 @@ pub(super) fn from_daemon(line: &str) -> Option<Error> {
     })
 }
 
-/// Prints for programs what is mounted, and by which process.
+/// Prints the mounted store, the mountpoint and the daemon's process for programs.
 pub(super) fn print_mounted(store: &Path, mountpoint: &Path, pid: u32, log: Option<&Path>) -> Result<()> {
     print_json(&json!({
         "store": store.to_string_lossy(),

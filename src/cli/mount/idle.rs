@@ -1,8 +1,9 @@
-//! A mount that ends by itself once nothing uses it.
+//! A mount that ends itself when nothing uses it.
 //!
-//! What uses the mount holds a shared lock on a file beside it. The daemon waits until it can have that lock alone, and then for a while
-//! more. It holds the lock from the moment at which it unmounts to its end. A command that wants the mount in this time waits, and then
-//! makes a new one. A mount that a shell stands in, or of which a program has a file open, is busy to the kernel, and stays.
+//! Programs that use the mount hold a shared lock on a file next to it. The daemon waits until it gets the
+//! exclusive lock, and then a while longer. It holds the lock from the unmount to its end. A command that needs
+//! the mount in this time waits, and then makes a new one. A mount that is the current directory of a shell, or
+//! that has an open file, is busy to the kernel, and stays.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -14,10 +15,10 @@ use rustix::fs::FlockOperation;
 use crate::error::{Error, Result};
 use crate::mount::attach::MountHere;
 
-/// How long a mount that is busy, or has unsealed forks, is left alone before the next look.
+/// How long the daemon leaves a busy mount, or one with unsealed forks, alone before it looks again.
 const AGAIN: Duration = Duration::from_secs(1);
 
-/// How long seals are waited for. What cannot be sealed stays in the forks.
+/// How long the daemon waits for seals. Unsealed changes stay in the forks.
 const SEALING: Duration = Duration::from_mins(2);
 
 /// How often the daemon looks whether its unmounted mount still shows in another mount namespace.
@@ -28,12 +29,13 @@ const ENDING: Duration = Duration::from_secs(5);
 pub(super) struct Idle {
     /// The file with the lock.
     pub(super) lock: PathBuf,
-    /// How long nothing has to use the mount.
+    /// How long the mount must be unused.
     pub(super) after: Duration,
 }
 
 impl Idle {
-    /// Ends the mount at `mountpoint` when it is idle, from a thread of its own. `unsealed` tells whether forks wait for a seal.
+    /// Ends the mount at `mountpoint` when it is idle, in a new thread. `unsealed` tells whether forks wait for
+    /// a seal.
     pub(super) fn watch(
         &self,
         mountpoint: &Path,
@@ -61,7 +63,7 @@ fn end(lock: &File, after: Duration, mount: &MountHere, unsealed: &dyn Fn() -> b
     loop {
         rustix::io::retry_on_intr(|| rustix::fs::flock(lock, FlockOperation::LockExclusive))
             .map_err(failed)?;
-        // Not while it is waited: the next command is not to wait for that.
+        // Without the lock while it waits: the next command must not wait for that.
         rustix::fs::flock(lock, FlockOperation::Unlock).map_err(failed)?;
         thread::sleep(after);
         match rustix::fs::flock(lock, FlockOperation::NonBlockingLockExclusive) {

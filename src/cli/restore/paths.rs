@@ -1,4 +1,4 @@
-//! Paths of a restore: where they are in the fork, and how they are shown.
+//! Paths of a restore: their places in the fork, and their output.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -13,7 +13,7 @@ use crate::fork::beside;
 use crate::ops::back::{Bytes, PathLine};
 use crate::store::Store;
 
-/// Above this number of lines what was added or changed is counted by folder.
+/// Above this number of lines, additions and changes are counted by directory.
 const LINES: usize = 40;
 
 /// A path from the top of a fork's files. Links are not followed.
@@ -34,7 +34,8 @@ pub(super) fn in_fork(store: &Store, mountpoint: Option<&Path>, name: &str, path
     })
 }
 
-/// A path from the top of some files: `start` is where relative ones begin, and `tops` are where the files are shown.
+/// Returns a path from the top of some files: `start` is where relative paths begin, and `tops` are where the
+/// files are shown.
 fn within(given: &Path, start: &Path, tops: &[&Path]) -> Option<Vec<u8>> {
     let whole = if given.is_absolute() {
         tops.iter().find_map(|top| given.strip_prefix(top).ok())?.to_owned()
@@ -53,7 +54,7 @@ fn within(given: &Path, start: &Path, tops: &[&Path]) -> Option<Vec<u8>> {
     Some(clean.as_os_str().as_bytes().to_vec())
 }
 
-/// Paths in words.
+/// Lists paths in words.
 pub(super) fn in_words(paths: &[Bytes]) -> String {
     let word = |path: &Bytes| {
         if path.0.is_empty() { "all files".to_owned() } else { plain_bytes(&path.0, usize::MAX) }
@@ -66,7 +67,7 @@ pub(super) fn in_words(paths: &[Bytes]) -> String {
     }
 }
 
-/// What changed, in lines: deletions first and all of them, a whole folder once.
+/// Lists the changes in lines: all deletions first, a whole directory once.
 pub(super) fn listing(moved: &[PathLine], paths: &[Bytes]) -> String {
     let mut out = String::new();
     let gone: Vec<&PathLine> = tops(moved, 'D');
@@ -94,7 +95,7 @@ pub(super) fn listing(moved: &[PathLine], paths: &[Bytes]) -> String {
     out
 }
 
-/// Paths of a status that lie in no folder of it.
+/// Returns the paths with a status that lie in no directory with that status.
 fn tops(moved: &[PathLine], status: char) -> Vec<&PathLine> {
     let folders: std::collections::HashSet<&[u8]> = moved
         .iter()
@@ -110,7 +111,7 @@ fn shown(line: &PathLine) -> String {
     format!("{}{slash}", plain_bytes(&line.path.0, usize::MAX))
 }
 
-/// How many files came or went with a folder.
+/// Counts the files that came or went with a directory.
 fn files_in(moved: &[PathLine], folder: &PathLine) -> String {
     if !folder.is_folder || folder.status == 'M' {
         return String::new();
@@ -123,7 +124,7 @@ fn files_in(moved: &[PathLine], folder: &PathLine) -> String {
     format!("  ({})", count(files, "file"))
 }
 
-/// The folder by which a path is counted: the first one below what was asked for.
+/// Returns the directory by which a path is counted: the first one below the requested path.
 fn folder_of(path: &[u8], paths: &[Bytes]) -> Vec<u8> {
     let asked = paths.iter().filter(|asked| asked.0.ends_with(b"/") && path.starts_with(&asked.0));
     let top = asked.map(|asked| asked.0.len()).max().unwrap_or(0);
@@ -165,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn deletions_come_first_and_many_lines_are_counted_by_folder() {
+    fn deletions_come_first_and_many_lines_are_counted_by_directory() {
         let docs = [Bytes(b"docs/".to_vec())];
         let moved = [
             line('M', "docs/a"),

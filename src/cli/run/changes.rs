@@ -1,4 +1,4 @@
-//! What a run changed in its fork: files, by comparing, and commits, by reading.
+//! The changes of a run in its fork: files by comparing, commits by reading.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -18,7 +18,7 @@ use crate::fork::{Compare, Difference, compare};
 use crate::ops;
 use crate::store::Store;
 
-/// How often a comparison is begun anew since the fork is sealed beside it.
+/// How often a comparison starts again because the fork was sealed in the meantime.
 const ATTEMPTS: usize = 3;
 
 /// Longest list of commits that is read, in bytes.
@@ -27,18 +27,18 @@ pub(in crate::cli) const MAX_LOG: u64 = 16 << 20;
 /// More deletions than this get a line each.
 const IN_LINE: usize = 4;
 
-/// Files that a fork has more, other and fewer.
+/// The numbers of added, changed and deleted files.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Changes {
     pub(super) added: u64,
     pub(super) changed: u64,
     pub(super) deleted: u64,
-    /// What is gone: a file, or a whole folder with a slash behind it.
+    /// The deleted paths: a file, or a whole directory with a slash behind it.
     pub(super) deletions: Vec<String>,
 }
 
 impl Changes {
-    /// What a fork has other than `before`, an image or nothing.
+    /// Returns the changes of a fork since `before`, an image or nothing.
     pub(super) fn since(store: &Arc<Store>, fork: &str, before: Option<Digest>) -> Result<Self> {
         let mut attempt = 1;
         loop {
@@ -69,7 +69,7 @@ impl Changes {
         Ok(Self::of(&found))
     }
 
-    /// Counts differences that are listed in full, in the order of a walk.
+    /// Counts differences, which are listed in full, in the order of a walk.
     fn of(found: &[Difference]) -> Self {
         let counted = ops::changes::Changes::of(found);
         let deletions = counted.deletions.iter().map(|(path, is_folder)| named(path, *is_folder)).collect();
@@ -82,17 +82,18 @@ fn named(path: &[u8], is_folder: bool) -> String {
     format!("{}{slash}", plain_bytes(path, usize::MAX))
 }
 
-/// What git's files in a fork tell of its commits. Git itself is never started there: a fork's settings can name programs.
+/// The commits in a fork, read from git's files. Git itself never runs there: a fork's settings can name
+/// programs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(in crate::cli) struct Commits {
-    /// The lines of `.git/logs/HEAD`: each time that HEAD came to name another commit.
+    /// The lines of `.git/logs/HEAD`: one for each time that HEAD changed its commit.
     log: Option<Vec<u8>>,
-    /// What HEAD names, where there is no such file.
+    /// The content of HEAD, if there is no such file.
     head: Option<Vec<u8>>,
 }
 
 impl Commits {
-    /// Reads them below a fork's files. Links are not followed, wherever the fork has them.
+    /// Reads them below a fork's files. Follows no links of the fork.
     pub(super) fn read(files: &Path) -> Self {
         Self::of(&|path| read_below(files, path))
     }
@@ -104,7 +105,7 @@ impl Commits {
         Self { log, head }
     }
 
-    /// How many commits were made since `before` was read. Nothing where no repository is.
+    /// Counts the commits since `before` was read. `None` without a repository.
     pub(in crate::cli) fn since(&self, before: &Self) -> Option<u64> {
         let Some(log) = &self.log else {
             let head = self.head.as_ref()?;
@@ -116,7 +117,7 @@ impl Commits {
         let number = if let Some(new) = log.strip_prefix(old) {
             new.split(|byte| *byte == b'\n').filter(made).count()
         } else {
-            // Git has taken old lines out.
+            // Git has removed old lines.
             let old: HashSet<_> = lines(old).into_iter().collect();
             lines(log).iter().filter(|line| !old.contains(*line) && is_commit(line)).count()
         };
@@ -124,7 +125,8 @@ impl Commits {
     }
 }
 
-/// Whether a line tells of a new commit, and not of a checkout or a reset: `OLD NEW NAME <MAIL> TIME ZONE\tcommit: …`.
+/// Returns whether a line records a new commit, and not a checkout or a reset: `OLD NEW NAME <MAIL> TIME
+/// ZONE\tcommit: …`.
 fn is_commit(line: &[u8]) -> bool {
     let Some(tab) = line.iter().position(|byte| *byte == b'\t') else { return false };
     let what = &line[tab + 1..];
@@ -137,13 +139,13 @@ fn is_commit(line: &[u8]) -> bool {
     (verbs.iter().any(|verb| what.starts_with(verb)) && !is_fast_forward) || is_rebase
 }
 
-/// The commit that a HEAD names, or the HEAD itself where that cannot be told.
+/// Returns the commit that a HEAD names, or the HEAD itself if its commit is unknown.
 fn resolve(file: &dyn Fn(&str) -> Option<Vec<u8>>, head: Vec<u8>) -> Vec<u8> {
     let name = head.strip_prefix(b"ref: ").and_then(|name| std::str::from_utf8(name.trim_ascii()).ok());
     name.and_then(|name| file(&format!(".git/{name}"))).unwrap_or(head)
 }
 
-/// A regular file below a folder, without following any link. Nothing if it is not there, or too long.
+/// Reads a regular file below a directory, without following links. `None` if it is missing or too long.
 fn read_below(folder: &Path, path: &str) -> Option<Vec<u8>> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
     let top = rustix::fs::openat(CWD, folder, flags | OFlags::DIRECTORY, Mode::empty()).ok()?;
@@ -151,7 +153,7 @@ fn read_below(folder: &Path, path: &str) -> Option<Vec<u8>> {
         | ResolveFlags::NO_SYMLINKS
         | ResolveFlags::NO_MAGICLINKS
         | ResolveFlags::NO_XDEV;
-    // A fifo would wait for a writer.
+    // Opening a fifo would wait for a writer.
     let file = openat2(&top, path, flags | OFlags::NONBLOCK | OFlags::NOCTTY, Mode::empty(), within).ok()?;
     let stat = fstat(&file).ok()?;
     if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile || stat.st_size.unsigned_abs() > MAX_LOG
@@ -163,7 +165,8 @@ fn read_below(folder: &Path, path: &str) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
-/// A run in a line: `exit 0  14.0 s  -1 +1 ~1   deleted: docs/p1.md   1 commit`. Many deletions get a line each below it.
+/// Returns a run in a line: `exit 0  14.0 s  -1 +1 ~1   deleted: docs/p1.md   1 commit`. Many deletions get one
+/// line each below it.
 pub(super) fn line(record: &Record) -> String {
     let mut parts = Vec::new();
     parts.push(match (record.timed_out, record.exit) {
@@ -221,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn what_git_keeps_is_left_out_but_not_that_it_is_gone() {
+    fn changes_inside_git_directories_are_left_out_and_their_deletion_is_not() {
         use How::{Added, Content, Removed};
         let found = [
             (Content, ".git/index"),

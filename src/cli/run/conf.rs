@@ -1,7 +1,7 @@
-//! `run.conf`: options of `pfimg run` that its user gives every time.
+//! `run.conf`: options that a user gives to every `pfimg run`.
 //!
-//! A line is an option without its dashes, and its value: `env NAME`, `read PATH`. An empty line, or one that begins with `#`, says
-//! nothing.
+//! A line is an option without its dashes, and its value: `env NAME`, `read PATH`. Empty lines, and lines that
+//! begin with `#`, are ignored.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, ErrorKind, Result};
 
-/// What a file of settings says.
+/// The content of a settings file.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Conf {
     pub(super) env: Vec<OsString>,
@@ -22,7 +22,7 @@ pub(super) struct Conf {
     pub(super) quiet: bool,
 }
 
-/// Where the file is, if this user can have one.
+/// Returns the path of the file, if this user can have one.
 pub(super) fn path() -> Option<PathBuf> {
     let config = std::env::var_os("XDG_CONFIG_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
     let config = config.or_else(|| std::env::home_dir().map(|home| home.join(".config")))?;
@@ -87,7 +87,7 @@ impl Conf {
     }
 }
 
-/// Refuses settings that another user could have written: sudo(8) may keep the home folder of its caller.
+/// Refuses settings that another user could have written: sudo(8) may keep its caller's home directory.
 fn check_owner(path: &Path, owner: u32, mode: u32, user: u32) -> Result<()> {
     let refused = |what: &str, hint: String| {
         Err(Error::new(ErrorKind::PermissionDenied, format!("{} {what}", path.display())).with_hint(hint))
@@ -95,7 +95,7 @@ fn check_owner(path: &Path, owner: u32, mode: u32, user: u32) -> Result<()> {
     if owner != user && owner != 0 {
         return refused(
             &format!("belongs to user {owner}, and this is user {user}"),
-            "name a folder of your own in XDG_CONFIG_HOME".to_owned(),
+            "name a directory of your own in XDG_CONFIG_HOME".to_owned(),
         );
     }
     if mode & 0o002 != 0 {
@@ -105,7 +105,7 @@ fn check_owner(path: &Path, owner: u32, mode: u32, user: u32) -> Result<()> {
 }
 
 fn is_absent(error: &io::Error) -> bool {
-    // A home folder that is a file, or that this user must not look into, holds no settings of theirs.
+    // A home directory that is a file, or that this user may not read, holds no settings of this user.
     matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR | libc::EACCES | libc::EISDIR))
 }
 
@@ -125,11 +125,11 @@ fn absolute(path: &OsStr, home: Option<&Path>) -> Result<PathBuf, String> {
     let path = Path::new(path);
     let path = match (path.strip_prefix("~"), home) {
         (Ok(below), Some(home)) => home.join(below),
-        (Ok(_), None) => return Err("there is no home folder for ~ to mean".into()),
+        (Ok(_), None) => return Err("there is no home directory for ~".into()),
         (Err(_), _) => path.to_owned(),
     };
     if !path.is_absolute() {
-        return Err(format!("{:?} is no absolute path", path.display()));
+        return Err(format!("{:?} is not an absolute path", path.display()));
     }
     match fs::symlink_metadata(&path) {
         Ok(_) => Ok(path),
@@ -179,8 +179,8 @@ mod tests {
             ("env\n", "line 1: a variable needs a name"),
             ("env =x", "line 1: a variable needs a name"),
             ("\n\nenv PF_SESSION_SECRET=1", "line 3: PF_SESSION_SECRET"),
-            ("read usr", "line 1: \"usr\" is no absolute path"),
-            ("read", "line 1: \"\" is no absolute path"),
+            ("read usr", "line 1: \"usr\" is not an absolute path"),
+            ("read", "line 1: \"\" is not an absolute path"),
             ("write /no/such", "line 1: cannot find /no/such"),
             ("quiet yes", "line 1: `quiet` takes no value"),
         ] {

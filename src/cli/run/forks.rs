@@ -1,4 +1,4 @@
-//! Which forks a run is in, and making those that are missing.
+//! Finds the forks of a run, and makes missing ones.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -25,10 +25,10 @@ use crate::store::tags::check_new_tag;
 use crate::util::parallel::default_jobs;
 use crate::util::units::format_bytes;
 
-/// As much of an image's id as names it: a fork's name and this make one name of a file.
+/// The digits of an image's id in a fork's name: the name must fit into a file name.
 const ID: usize = 54;
 
-/// Numbers that are tried for the name of a fork.
+/// The most numbers that are tried for the name of a fork.
 const MAX_NUMBER: u32 = 100_000;
 
 /// A fork to run in.
@@ -37,26 +37,26 @@ pub(super) struct Fork {
     pub(super) name: String,
     /// Whether this run made it.
     pub(super) is_made: bool,
-    /// The folder whose project it is, and where it is shown, if that is not its place in the mount.
+    /// The directory of its project, and the path where it is shown, unless that is its place in the mount.
     pub(super) project: Option<PathBuf>,
     pub(super) at: Option<PathBuf>,
     /// Where the command starts, below the fork's files.
     pub(super) start: PathBuf,
 }
 
-/// What runs are made of.
+/// Everything that runs need.
 pub(super) struct Runs {
     pub(super) store: Arc<Store>,
     pub(super) mountpoint: PathBuf,
     /// The cache of the mount.
     pub(super) cache_dir: PathBuf,
     pub(super) conf: Conf,
-    /// The words by which the store is named in a command that is shown.
+    /// The words that name the store in a printed command.
     pub(super) store_words: String,
     pub(super) forks: Vec<Fork>,
 }
 
-/// A fork by its name, and what to make it of.
+/// A fork's name, and its source.
 struct Wanted {
     name: String,
     source: Option<String>,
@@ -71,16 +71,16 @@ impl Wanted {
     }
 }
 
-/// What forks are made of that name nothing themselves.
+/// The source of forks that name no source.
 enum From {
-    /// A folder.
+    /// A directory.
     Project(Project),
     /// An image or fork.
     Named(String),
 }
 
 impl Runs {
-    /// Finds or makes everything that has to be there before a command runs.
+    /// Finds or makes everything that must exist before a command runs.
     pub(super) fn prepare(arg: &StoreArg, args: &RunArgs) -> Result<Self> {
         if let Some(tag) = &args.tag {
             check_new_tag(tag)?;
@@ -88,7 +88,7 @@ impl Runs {
         let conf = Conf::load()?;
         let path = arg.path()?;
         let is_inside = std::env::var_os("PFIMG_SNAP").is_some_and(|snap| Path::new(&snap).is_dir());
-        // In a run the store is hidden, and cannot be made.
+        // Inside a run the store is hidden, and cannot be made.
         let store = if args.older_form || args.member || is_inside {
             arg.open()?
         } else {
@@ -96,7 +96,7 @@ impl Runs {
         };
         let store = Arc::new(store);
         if args.older_form {
-            // Nothing is mounted for a fork that is not there.
+            // A missing fork is refused before anything is mounted.
             for name in args.names.iter().filter(|name| !name.contains('@')) {
                 OnDisk::read(store.root(), name)?;
             }
@@ -133,7 +133,7 @@ impl Runs {
         if let Some(twice) = wanted.iter().find(|wanted| !seen.insert(wanted.name.clone())) {
             return Err(Error::new(ErrorKind::InvalidInput, format!("fork {:?} is named twice", twice.name)));
         }
-        // Looked for once, and only where it is needed.
+        // Found once, and only if it is needed.
         let mut maker = Maker { from: None, image: None };
         if wanted.is_empty() {
             for _ in 0..args.number.map_or(1, std::num::NonZeroUsize::get) {
@@ -154,7 +154,7 @@ impl Runs {
             }
             match wanted.source {
                 Some(source) => self.make(&wanted.name, &source, None, args)?,
-                // It says how forks are listed.
+                // This error tells how to list forks.
                 None if args.older_form || args.member => {
                     place::fork_folder(&self.mountpoint, &wanted.name)?;
                 }
@@ -181,7 +181,7 @@ impl Runs {
                 continue;
             }
             match self.make_of(maker, &name, args) {
-                // Another run has just taken it.
+                // Another run has just taken the name.
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
                 made => return made,
             }
@@ -207,7 +207,7 @@ impl Runs {
         self.make(name, &source, root.as_deref(), args)
     }
 
-    /// Makes one fork, and records whose it is.
+    /// Makes one fork, and records its project.
     fn make(&mut self, name: &str, source: &str, root: Option<&Path>, args: &RunArgs) -> Result<()> {
         check_name(name)?;
         make_under(&self.mountpoint, &self.store, source, name)?;
@@ -227,7 +227,7 @@ impl Runs {
         Ok(())
     }
 
-    /// Where a fork is shown, and where in it the command starts.
+    /// Returns where a fork is shown, and where in it the command starts.
     fn place(&self, name: String, is_made: bool, args: &RunArgs) -> Result<Fork> {
         let cwd = std::env::current_dir().ok();
         let files = place::files_of(&self.mountpoint, &name);
@@ -235,7 +235,7 @@ impl Runs {
         let recorded = beside::project(self.store.root(), &name)?;
         let in_project = |root: &Path| cwd.as_deref()?.strip_prefix(root).ok().map(Path::to_owned);
         let project = match recorded {
-            // As ever, unless the caller stands in the project.
+            // The default, unless the caller is inside the project.
             Some(root) if args.older_form && in_project(&root).is_none() => None,
             Some(root) => Some(root),
             None if args.older_form || in_mount.is_some() => None,
@@ -247,14 +247,15 @@ impl Runs {
         if let (Some(root), None) = (&project, &args.at)
             && !root.is_dir()
         {
-            let what = format!("{} is not there, which fork {name:?} is a copy of", root.display());
+            let what = format!("{} does not exist; fork {name:?} is a copy of it", root.display());
             return Err(Error::new(ErrorKind::NotFound, what)
-                .with_hint("name another folder to show the fork at: --at PATH"));
+                .with_hint("name another directory to show the fork at: --at PATH"));
         }
         Ok(Fork { name, is_made, project, at, start })
     }
 
-    /// The project that the caller stands in, for a fork of which none is known. A folder over which no fork can be shown is none.
+    /// Returns the project around the caller, for a fork without a recorded one. `None` for a directory over
+    /// which no fork can be shown.
     fn callers_project(&self) -> Option<PathBuf> {
         let root = here().ok()?.root;
         let home = std::env::home_dir();
@@ -263,7 +264,7 @@ impl Runs {
         (!is_above).then_some(root)
     }
 
-    /// Brings the project's image up to date.
+    /// Updates the project's image.
     fn import(&self, project: &Project, args: &RunArgs) -> Result<Digest> {
         let caches = [mount::default_cache_dir(), mount::default_state_dir()];
         let options = Options {
@@ -278,7 +279,7 @@ impl Runs {
             log: audit::told(&self.store, "run"),
         };
         let bar = Bar::new();
-        bar.style("{spinner} {pos} files and folders found");
+        bar.style("{spinner} {pos} files and directories found");
         let refreshed = refresh(&self.store, project, &options, &bar);
         bar.finish();
         let refreshed = refreshed?;
@@ -305,7 +306,7 @@ impl Runs {
         Ok(refreshed.image)
     }
 
-    /// Discards the forks that this run made; if told so, only those in which nothing was done.
+    /// Discards the forks that this run made; with `untouched_only`, only unchanged ones.
     pub(super) fn discard_made(&self, untouched_only: bool) {
         for fork in self.forks.iter().filter(|fork| fork.is_made) {
             let Ok(now) = OnDisk::read(self.store.root(), &fork.name) else { continue };
@@ -319,10 +320,10 @@ impl Runs {
     }
 }
 
-/// What forks are made of.
+/// The sources of new forks.
 struct Maker {
     from: Option<From>,
-    /// The project's image, once it is up to date.
+    /// The project's image, once it is updated.
     image: Option<Digest>,
 }
 
@@ -343,10 +344,10 @@ impl Maker {
 }
 
 fn current_dir() -> Result<PathBuf> {
-    std::env::current_dir().map_err(|e| Error::io(e, "cannot find the current folder"))
+    std::env::current_dir().map_err(|e| Error::io(e, "cannot find the current directory"))
 }
 
-/// The project that the caller stands in.
+/// Finds the project around the caller.
 fn here() -> Result<Project> {
     let cwd = current_dir()?;
     if let Some((mounted, _)) = holding(&cwd)?.filter(|(mounted, _)| mounted.is_ours()) {
@@ -357,10 +358,10 @@ fn here() -> Result<Project> {
     Project::find(&cwd)
 }
 
-/// Folders that every command has for its own, which no fork can lie over.
+/// Directories that every command gets new, which no fork can cover.
 const NEEDED: [&str; 4] = ["/tmp", "/var/tmp", "/dev", "/run"];
 
-/// The words that name the store in a command to type, where its user had to.
+/// Returns the words that name the store in a printed command, if the user had to give them.
 fn store_words(path: &Path) -> String {
     let given = std::env::var_os("PF_STORE").filter(|store| !store.is_empty()).map(PathBuf::from);
     let usual = given.or_else(|| Some(std::env::home_dir()?.join(".processfork")));

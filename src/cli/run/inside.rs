@@ -1,4 +1,5 @@
-//! A command of pfimg's own in a fork, such as git: what a repository names to be run is kept to the fork.
+//! Runs pfimg's own commands, such as git, in a fork: programs that a repository names can change only the
+//! fork.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -12,8 +13,8 @@ use crate::error::Result;
 use crate::fork::beside;
 use crate::store::Store;
 
-/// Runs a command in a fork, where the fork's project is, and gives its exit code. Of the machine it can write the folder `out` alone. It
-/// has no network, and none of the caller's credentials.
+/// Runs a command in a fork's project directory, and returns its exit code. On the machine, the command can
+/// write only the directory `out`. It has no network, and none of the caller's credentials.
 pub(crate) fn run(store: &Arc<Store>, fork: &str, command: &[OsString], out: &Path) -> Result<u8> {
     let place::Served { mountpoint, cache_dir } = place::mounted(store)?;
     let project = beside::project(store.root(), fork)?.filter(|root| root.is_dir());

@@ -1,7 +1,8 @@
 //! The output of a run, kept for `pfimg output`: `forks/.runs/NAME.out` in the store.
 //!
-//! The file begins with a line of fixed length that says which bytes were cut out: of much output the beginning and the end are kept.
-//! What is cut out becomes a hole, so that every other byte stays at its place, where a reader that follows finds it.
+//! The file begins with a line of fixed length that names the removed bytes: of long output the beginning and
+//! the end are kept. The removed part becomes a hole. So every other byte stays at its place, where a reader
+//! that follows finds it.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -18,18 +19,18 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::fork::beside;
 use crate::store::Sharing;
 
-/// The first line: the format, and where the part that is cut out begins and ends.
+/// The length of the first line: the format, and the bounds of the removed part.
 const HEADER: u64 = 57;
 
-/// So much of the beginning and of the end is kept, in bytes, and so much more may be there before it is cut.
+/// The bytes kept of the beginning and of the end, and the excess above both that is allowed before a cut.
 const FIRST: u64 = 4 << 20;
 const LAST: u64 = 12 << 20;
 const SLACK: u64 = 1 << 20;
 
-/// How often is looked for more output.
+/// The interval between looks for more output.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// What is read at a time, in bytes.
+/// The bytes that are read at a time.
 const PIECE: usize = 64 << 10;
 
 fn header((from, to): (u64, u64)) -> String {
@@ -47,15 +48,15 @@ fn parse(line: &[u8]) -> Option<(u64, u64)> {
 #[derive(Debug)]
 pub(super) struct Kept {
     file: File,
-    /// Bytes of output so far, and those of them that are cut out.
+    /// Bytes of output so far, and the removed part of them.
     len: u64,
     cut: (u64, u64),
-    /// Whether nothing more is kept, since this filesystem knows no holes.
+    /// Whether the file is full, because this filesystem has no holes.
     is_full: bool,
 }
 
 impl Kept {
-    /// Begins anew for a fork.
+    /// Starts a new file for a fork.
     pub(super) fn begin(store: &Path, fork: &str) -> Result<Self> {
         let path = beside::run_output(store, fork);
         let begin = || {
@@ -72,7 +73,7 @@ impl Kept {
         Ok(Self { file, len: 0, cut: (0, 0), is_full: false })
     }
 
-    /// Takes more output.
+    /// Adds output.
     pub(super) fn add(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.len += bytes.len() as u64;
         if self.is_full {
@@ -86,7 +87,7 @@ impl Kept {
     fn shorten(&mut self) -> io::Result<()> {
         let from = self.cut.1.max(FIRST);
         let to = self.len - LAST;
-        // Said before it is done: a reader believes no byte that is said to be cut.
+        // The header is written before the cut: a reader ignores the bytes that the header names.
         self.file.write_all_at(header((FIRST, to)).as_bytes(), 0)?;
         let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         if rustix::fs::fallocate(&self.file, hole, HEADER + from, to - from).is_ok() {
@@ -99,15 +100,15 @@ impl Kept {
     }
 }
 
-/// What was copied.
+/// The result of a copy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Copied {
     pub(crate) bytes: u64,
     pub(crate) cut: u64,
 }
 
-/// Copies the output of a fork's last run; with `follow` until that run ends. `cut` is told of bytes that were cut out, at
-/// their place.
+/// Copies the output of a fork's last run; with `follow` until that run ends. Calls `cut` with a text for
+/// removed bytes, at their place.
 pub(crate) fn copy(
     store: &Path,
     fork: &str,
@@ -117,13 +118,15 @@ pub(crate) fn copy(
 ) -> Result<Copied> {
     let path = beside::run_output(store, fork);
     let record = Record::read(store, fork)?;
-    let failed = |e: io::Error| match e.kind() {
+    let failed = |e: io::Error| {
+        match e.kind() {
         io::ErrorKind::NotFound => {
-            Error::new(ErrorKind::NotFound, format!("no output of a run in fork {fork:?} is kept")).with_hint(
-                "a run in one fork has the terminal; that of several forks, or with --json, is kept",
+            Error::new(ErrorKind::NotFound, format!("pfimg kept no output of a run in fork {fork:?}")).with_hint(
+                "run in several forks, or with --json, to keep the output; a run in one fork prints to the terminal",
             )
         }
         _ => Error::io(e, format!("cannot read {}", path.display())),
+    }
     };
     let file = File::open(&path).map_err(failed)?;
     if record.is_none() {
@@ -133,7 +136,7 @@ pub(crate) fn copy(
         let mut line = [0; HEADER as usize];
         file.read_exact_at(&mut line, 0).map_err(failed)?;
         parse(&line).ok_or_else(|| {
-            Error::new(ErrorKind::Damaged, format!("{} is no output of a run", path.display()))
+            Error::new(ErrorKind::Damaged, format!("{} is not the output of a run", path.display()))
         })
     };
     let (mut at, mut copied, mut piece) = (0, Copied::default(), vec![0; PIECE]);
@@ -141,14 +144,14 @@ pub(crate) fn copy(
         let is_running = follow && Record::read(store, fork)?.is_some_and(|record| record.is_running());
         let (from, to) = read_cut()?;
         if (from..to).contains(&at) {
-            cut(&format!("{} of output are cut out here", count(to - at, "byte")));
+            cut(&format!("{} of output were removed here", count(to - at, "byte")));
             copied.cut += to - at;
             at = to;
         }
         let most = if at < from { (from - at).min(PIECE as u64) as usize } else { PIECE };
         let len = file.read_at(&mut piece[..most], HEADER + at).map_err(failed)?;
         if read_cut()? != (from, to) {
-            // It may be zeros that were read.
+            // The bytes read may be zeros of a new hole.
             continue;
         }
         match len {
@@ -156,7 +159,7 @@ pub(crate) fn copy(
             0 => return Ok(copied),
             len => {
                 match out.write_all(&piece[..len]).and_then(|()| out.flush()) {
-                    // Its reader has seen enough.
+                    // The reader has closed the output.
                     Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(copied),
                     written => written.map_err(|e| Error::io(e, "cannot write to stdout"))?,
                 }
@@ -174,14 +177,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_line_says_what_is_cut_out() {
+    fn the_first_line_names_the_removed_part() {
         assert_eq!(header((0, 0)).len() as u64, HEADER);
         assert_eq!(parse(header((7, u64::MAX)).as_bytes()), Some((7, u64::MAX)));
         assert_eq!((parse(b"pfimg-output 1 9 8\n"), parse(b"else"), parse(b"")), (None, None, None));
     }
 
     #[test]
-    fn of_much_output_the_beginning_and_the_end_are_kept_at_their_places() {
+    fn long_output_keeps_its_beginning_and_its_end_in_place() {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir_all(dir.path().join("forks")).unwrap();
         let mut kept = Kept::begin(dir.path(), "a").unwrap();

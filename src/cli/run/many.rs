@@ -1,4 +1,4 @@
-//! Runs side by side, each in its own fork. Their output is kept, and told in a line each.
+//! Runs side by side, each in its own fork. Their output is kept, and each run has one line on the terminal.
 
 use std::ffi::OsString;
 use std::io::{IsTerminal as _, PipeReader, Read as _};
@@ -25,13 +25,13 @@ use crate::sandbox::{self, CANNOT_RUN};
 use crate::sync::Mutex;
 use crate::util::limits;
 
-/// Signals that the runs get as well.
+/// The signals that are passed on to the runs.
 const PASSED_ON: [i32; 6] = [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP, SIGCONT];
 
-/// As much of the last line of output as a live line shows, in characters.
+/// The characters of the last line of output that a live line shows.
 const SHOWN: usize = 200;
 
-/// A run of several.
+/// One of several runs.
 struct Member<'a> {
     fork: &'a Fork,
     child: Child,
@@ -61,14 +61,15 @@ pub(super) fn run(runs: &Runs, args: &RunArgs) -> Result<u8> {
     let is_quiet = args.quiet || runs.conf.quiet;
     let bars = if is_quiet || !std::io::stderr().is_terminal() { None } else { Some(MultiProgress::new()) };
     let width = runs.forks.iter().map(|fork| fork.name.chars().count()).max().unwrap_or_default();
-    // Before the first one starts, so that none is missed.
+    // Before the first run starts, so that no signal is missed.
     let signals = Signals::new(PASSED_ON).map_err(|e| Error::io(e, "cannot handle signals"))?;
     let stop = signals.handle();
     let pids = Arc::new(Mutex::new(Vec::new()));
     let interrupted = pass_on(signals, &pids)?;
     let mut members = Vec::new();
     for fork in &runs.forks {
-        // By this thread, which lives as long as the process: the kernel ends a run with the thread that started it.
+        // On this thread, which lives as long as the process: the kernel ends a run with the thread that
+        // started it.
         match start(runs, fork, args) {
             Ok((child, output)) => {
                 pids.lock().push(Pid::from_child(&child));
@@ -91,7 +92,7 @@ pub(super) fn run(runs: &Runs, args: &RunArgs) -> Result<u8> {
             scope.spawn(move || {
                 let fork = member.fork;
                 let (end, bar) = wait(runs, member, pids);
-                // The image bears the name that was asked for; where it cannot, the rest counts still.
+                // If the image cannot get the requested name, the other results still count.
                 let image = args.tag.as_ref().and_then(|tag| {
                     let sealed = seal(runs, &fork.name, Some(tag), after_run(args))
                         .inspect_err(|error| sandbox::tell(error));
@@ -122,7 +123,7 @@ pub(super) fn run(runs: &Runs, args: &RunArgs) -> Result<u8> {
     }
     if let Some(bars) = bars {
         let _ = bars.clear();
-        // Once more, as none of it may be cut: deletions above all.
+        // Printed again in full: above all, no deletion may be missing.
         for fork in &runs.forks {
             if let Some((name, end, _)) = ended.iter().find(|(name, _, _)| *name == fork.name) {
                 eprintln!("  {:width$}  {}", plain(name, usize::MAX), end.text());
@@ -146,13 +147,13 @@ pub(super) fn run(runs: &Runs, args: &RunArgs) -> Result<u8> {
         }
     }
     if interrupted.lock().is_some() {
-        // A shell ends its loops and scripts only then.
+        // Only then does a shell end its loops and scripts.
         sandbox::end_by(SIGINT);
     }
     Ok(code)
 }
 
-/// How a run of several ended.
+/// The end of one of several runs.
 struct End {
     code: u8,
     record: Record,
@@ -162,7 +163,7 @@ struct End {
 impl End {
     fn text(&self) -> String {
         let line = line(&self.record);
-        // Why a command could not be run is in its output.
+        // The output tells why a command could not be run.
         if could_not_run(self.code) && !self.last.is_empty() {
             format!("{line}   {}", self.last)
         } else {
@@ -171,7 +172,7 @@ impl End {
     }
 }
 
-/// The fork to look at first: one that succeeded and changed something.
+/// Returns the fork to look at first: one that succeeded and changed something.
 fn best(runs: &Runs, ended: &[(String, End, bool)]) -> String {
     let rank = |name: &str| {
         let end = ended.iter().find(|(of, _, _)| of == name).map(|(_, end, _)| end);
@@ -237,7 +238,7 @@ fn wait(runs: &Runs, member: Member<'_>, pids: &Mutex<Vec<Pid>>) -> (End, Progre
             Ok(len) => {
                 let bytes = &piece[..len];
                 if let Some(Err(error)) = kept.as_mut().map(|kept| kept.add(bytes)) {
-                    sandbox::tell(&format_args!("the output of {} is kept no longer: {error}", fork.name));
+                    sandbox::tell(&format_args!("the output of {} is no longer kept: {error}", fork.name));
                     kept = None;
                 }
                 if let Some(line) = last_line(bytes) {
@@ -249,7 +250,7 @@ fn wait(runs: &Runs, member: Member<'_>, pids: &Mutex<Vec<Pid>>) -> (End, Progre
             Err(_) => break,
         }
     }
-    // Its number is another process's once it was waited for.
+    // After the wait, another process may get its number.
     let _ = waitid(WaitId::Pid(Pid::from_child(&child)), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT);
     let mut pids = pids.lock();
     pids.retain(|pid| *pid != Pid::from_child(&child));
@@ -268,7 +269,7 @@ fn wait(runs: &Runs, member: Member<'_>, pids: &Mutex<Vec<Pid>>) -> (End, Progre
     (End { code, record, last: plain_bytes(&last, SHOWN) }, bar)
 }
 
-/// The last line in a piece of output that says something.
+/// Returns the last line with text in a piece of output.
 fn last_line(bytes: &[u8]) -> Option<&[u8]> {
     let lines = bytes.split(|byte| matches!(byte, b'\n' | b'\r'));
     lines.rev().map(<[u8]>::trim_ascii).find(|line| !line.is_empty())
@@ -280,7 +281,7 @@ fn send(pids: &Mutex<Vec<Pid>>, signal: Signal) {
     }
 }
 
-/// Hands signals on to the runs, from a thread of its own. Gives whether it was SIGINT that came.
+/// Passes signals on to the runs, from a new thread. Returns whether SIGINT arrived.
 fn pass_on(mut signals: Signals, pids: &Arc<Mutex<Vec<Pid>>>) -> Result<Arc<Mutex<Option<()>>>> {
     let (pids, interrupted) = (Arc::clone(pids), Arc::new(Mutex::new(None)));
     let noted = Arc::clone(&interrupted);

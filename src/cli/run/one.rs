@@ -23,23 +23,23 @@ use crate::fork::beside::{self, OnDisk};
 use crate::ops::back::Request;
 use crate::sandbox::{self, CANNOT_RUN, NO_COMMAND, Outcome};
 
-/// The exit code of a command whose time was up, as timeout(1) has it.
+/// The exit code after a timeout, as in timeout(1).
 pub(super) const TIMED_OUT: u8 = 124;
 
-/// A run that has ended, for programs.
+/// An ended run, for programs.
 #[derive(Debug, Serialize)]
 pub(super) struct Ended<'a> {
     pub(super) event: &'static str,
     pub(super) fork: &'a str,
     /// Whether this run made the fork.
     pub(super) made: bool,
-    /// The image that it was sealed as for `--tag`.
+    /// The image that was made for `--tag`.
     pub(super) image: Option<Digest>,
     #[serde(flatten)]
     pub(super) record: &'a Record,
 }
 
-/// Where JSON lines go.
+/// The destination of JSON lines.
 pub(super) struct Lines(Option<File>);
 
 impl Lines {
@@ -62,7 +62,7 @@ impl Lines {
     }
 }
 
-/// The line that tells of a start.
+/// The line for the start of a run.
 pub(super) fn started_line(fork: &Fork) -> String {
     let at = fork.at.as_ref().map(|at| at.to_string_lossy());
     envelope::result_line(
@@ -71,7 +71,7 @@ pub(super) fn started_line(fork: &Fork) -> String {
     )
 }
 
-/// Runs the command and tells what it changed. Gives its exit code.
+/// Runs the command and prints its changes. Returns its exit code.
 pub(super) fn run(runs: &Runs, args: &RunArgs) -> Result<u8> {
     let [fork] = &runs.forks[..] else { return Err(Error::new(ErrorKind::NotFound, "no fork")) };
     let mut lines = Lines::to_file(args)?;
@@ -91,7 +91,7 @@ pub(super) fn run(runs: &Runs, args: &RunArgs) -> Result<u8> {
     };
     let is_gone = fork.is_made && (args.rm || could_not_run(done.outcome.code));
     if is_gone {
-        // A fork that was changed is discarded on request only.
+        // A changed fork is discarded on request only.
         runs.discard_made(!args.rm);
     }
     let Done { record, image, outcome } = done;
@@ -110,17 +110,17 @@ pub(super) fn run(runs: &Runs, args: &RunArgs) -> Result<u8> {
         }
     }
     let code = if outcome.timed_out { TIMED_OUT } else { outcome.pass_on() };
-    // The work is there, but not under the name that was asked for.
+    // The work exists, but not under the requested name.
     Ok(if failed && code == 0 { CANNOT_RUN } else { code })
 }
 
-/// Whether an exit code is one of a command that was not started.
+/// Returns whether an exit code means that the command was not started.
 pub(super) fn could_not_run(code: u8) -> bool {
     (CANNOT_RUN..=NO_COMMAND).contains(&code)
 }
 
-/// Whether what a run changed is looked for and told: where the fork stands in its project's place, as a run that names its command
-/// behind `--` has it. The older form in a fork's own folder stays as silent as it was.
+/// Returns whether to find and print the changes of a run: only if the fork is shown in its project's place, as
+/// in a run with `--`. The older form, in a fork's own directory, stays silent.
 fn is_told(runs: &Runs, fork: &Fork, args: &RunArgs) -> bool {
     !args.quiet && !runs.conf.quiet && is_compared(fork, args) && !args.member
 }
@@ -129,7 +129,7 @@ fn is_compared(fork: &Fork, args: &RunArgs) -> bool {
     !args.older_form || fork.at.is_some()
 }
 
-/// A run that has ended.
+/// An ended run.
 struct Done {
     record: Record,
     image: Option<Digest>,
@@ -140,11 +140,11 @@ fn one(runs: &Runs, fork: &Fork, args: &RunArgs) -> Result<Done> {
     let (store, name) = (&runs.store, fork.name.as_str());
     let files = place::files_of(&runs.mountpoint, name);
     let is_compared = is_compared(fork, args);
-    // Also where nothing is compared: there is a state before a mistake.
+    // Also if nothing is compared: the state before a mistake is kept.
     let before = if is_compared || !fork.is_made { before(runs, fork, &args.command) } else { None };
     let commits = if is_compared { Commits::read(&files) } else { Commits::default() };
     let mut record = Record::begin(&args.command, &OnDisk::read(store.root(), name)?, fork.at.as_deref());
-    // A store that can only be read has no records.
+    // A read-only store has no records.
     let is_recorded = record.write(store.root(), name).is_ok();
     let started = Instant::now();
     let job = Job {
@@ -170,7 +170,7 @@ fn one(runs: &Runs, fork: &Fork, args: &RunArgs) -> Result<Done> {
     record.exit = Some(if outcome.timed_out { TIMED_OUT } else { outcome.code });
     record.timed_out = outcome.timed_out;
     record.seconds = Some((seconds * 1000.0).round() / 1000.0);
-    // A fork that was discarded beside the command is nothing to compare.
+    // A fork that was discarded during the run cannot be compared.
     let is_there = OnDisk::read(store.root(), name).is_ok_and(|now| now.created_ns == record.fork_created_ns);
     if is_there && is_compared {
         record.commits = Commits::read(&files).since(&commits);
@@ -198,12 +198,12 @@ fn one(runs: &Runs, fork: &Fork, args: &RunArgs) -> Result<Done> {
     Ok(Done { record, image, outcome })
 }
 
-/// The image that a fork is the same as before a run, or nothing.
+/// The image that equals a fork before a run, or nothing.
 #[derive(Clone, Copy, Debug)]
 struct Before(Option<Digest>);
 
-/// What a fork is before a run: an image, or nothing. What is not sealed yet is sealed, so that there is a state to go back to. Nothing
-/// is known where that fails.
+/// Returns the state of a fork before a run: an image, or nothing. Unsealed changes are sealed, so that this
+/// state can be restored. `None` if that fails.
 fn before(runs: &Runs, fork: &Fork, command: &[OsString]) -> Option<Before> {
     let look = || {
         if !fork.is_made {
@@ -219,7 +219,7 @@ fn before(runs: &Runs, fork: &Fork, command: &[OsString]) -> Option<Before> {
     look()
         .inspect_err(|error: &Error| {
             sandbox::tell(&format_args!(
-                "the state of fork {:?} before this run cannot be kept: {error}",
+                "cannot keep the state of fork {:?} before this run: {error}",
                 fork.name
             ));
         })
@@ -231,12 +231,12 @@ pub(super) fn seal(runs: &Runs, fork: &str, tag: Option<&str>, about: About) -> 
     place::ask_for(&runs.mountpoint, fork, &format!("cannot seal fork {fork:?}"), &request)
 }
 
-/// Why a fork is sealed when a run in it is over.
+/// The reason for a seal at the end of a run.
 pub(super) fn after_run(args: &RunArgs) -> About {
     About::after(format!("run of {}", command_word(&args.command)))
 }
 
-/// The command in a word.
+/// Returns the command in one word.
 fn command_word(command: &[OsString]) -> String {
     let program = command.first().map(|program| program.to_string_lossy()).unwrap_or_default();
     beside::command_name(&program)
@@ -248,13 +248,13 @@ fn changes(runs: &Runs, fork: &Fork, before: Option<Before>) -> Result<Option<Ch
     Changes::since(&runs.store, &fork.name, before).map(Some)
 }
 
-/// The two commands that come next.
+/// Returns the two commands that the user probably needs next.
 pub(super) fn next(runs: &Runs, fork: &str) -> String {
     let (words, fork) = (&runs.store_words, plain(fork, usize::MAX));
     format!("next:  pfimg{words} diff {fork} -p      pfimg{words} apply {fork}")
 }
 
-/// Has git check out a commit in a new fork: in the sandbox, since what a repository names there may be any program.
+/// Checks out a commit in a new fork. Git runs in the sandbox, since a repository may name any program.
 pub(super) fn check_out(runs: &Runs, fork: &Fork, args: &RunArgs, commit: &str) -> Result<()> {
     let git = |words: &[&str]| -> Result<()> {
         let mut command = ["git", "-c", "core.hooksPath=/dev/null", "-c", "advice.detachedHead=false"]
@@ -281,7 +281,7 @@ pub(super) fn check_out(runs: &Runs, fork: &Fork, args: &RunArgs, commit: &str) 
             .with_hint("name a commit, branch or tag of the project"))
     };
     if commit.starts_with('-') {
-        return Err(Error::new(ErrorKind::InvalidInput, format!("{commit:?} is no name of a commit")));
+        return Err(Error::new(ErrorKind::InvalidInput, format!("{commit:?} is not a name of a commit")));
     }
     git(&["checkout", "--quiet", "--force", "--detach", commit, "--"])?;
     git(&["clean", "--quiet", "--force", "-d"])

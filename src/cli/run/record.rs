@@ -1,4 +1,4 @@
-//! Who runs in a fork, or ran in it last: `forks/.runs/NAME.json` in the store.
+//! The record of the last run in a fork: `forks/.runs/NAME.json` in the store.
 
 use std::ffi::OsString;
 use std::fs;
@@ -13,13 +13,14 @@ use crate::fork::beside::{self, OnDisk};
 /// Longest record that is read, in bytes.
 const MAX: u64 = 64 << 20;
 
-/// More bytes of deletions than this are kept apart: `pfimg forks` reads every record.
+/// A list of deletions longer than this, in bytes, has its own file: `pfimg forks` reads every record.
 const LONG: usize = 256 << 10;
 
-/// A run. What is not known, or not yet, is absent.
+/// A run. Unknown values are absent.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Record {
-    /// The process that the caller knows, and when the kernel started it, in its ticks: the number may go to another process.
+    /// The process that the caller knows, and its start in ticks of the kernel: another process may get the
+    /// number later.
     pub(crate) pid: u32,
     pub(crate) pid_started: Option<u64>,
     /// The command and its arguments. Bytes that are not UTF-8 are U+FFFD.
@@ -31,26 +32,26 @@ pub(crate) struct Record {
     #[serde(default)]
     pub(crate) timed_out: bool,
     pub(crate) seconds: Option<f64>,
-    /// Files, but for those in `.git`.
+    /// Files outside of `.git`.
     pub(crate) added: Option<u64>,
     pub(crate) changed: Option<u64>,
     pub(crate) deleted: Option<u64>,
-    /// What was deleted: a file, or a folder with a slash behind it.
+    /// The deleted paths: a file, or a directory with a slash behind it.
     #[serde(default)]
     pub(crate) deletions: Vec<String>,
-    /// Whether these are in a file of their own, so that the record stays short.
+    /// Whether the deletions have their own file, so that the record stays short.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) deletions_apart: bool,
     /// Commits that were made in the fork.
     pub(crate) commits: Option<u64>,
-    /// The folder over which the fork was shown.
+    /// The directory over which the fork was shown.
     pub(crate) at: Option<String>,
-    /// When the fork was made, in nanoseconds since 1970: tells it from an earlier one of its name.
+    /// When the fork was made, in nanoseconds since 1970. Differs from that of an earlier fork with this name.
     pub(crate) fork_created_ns: i64,
 }
 
 impl Record {
-    /// That of a run which begins now, in this process.
+    /// Makes the record of a run that begins now, in this process.
     pub(crate) fn begin(command: &[OsString], fork: &OnDisk, at: Option<&Path>) -> Self {
         let pid = std::process::id();
         Self {
@@ -64,15 +65,17 @@ impl Record {
         }
     }
 
-    /// Says that the run is over.
+    /// Marks the run as ended.
     pub(crate) fn end(&mut self) {
         self.ended = Some(now());
     }
 
-    /// Reads the record of a fork's last run. Nothing if there was none, or if it was that of another fork of this name.
+    /// Reads the record of a fork's last run. `None` if there was none, or if it was a run of another fork with
+    /// this name.
     pub(crate) fn read(store: &Path, fork: &str) -> Result<Option<Self>> {
         let path = beside::run_record(store, fork);
-        let damaged = || Error::new(ErrorKind::Damaged, format!("{} is no record of a run", path.display()));
+        let damaged =
+            || Error::new(ErrorKind::Damaged, format!("{} is not a record of a run", path.display()));
         match fs::metadata(&path) {
             Ok(metadata) if metadata.len() > MAX => return Err(damaged()),
             _ => {}
@@ -95,20 +98,20 @@ impl Record {
         Ok(Some(record))
     }
 
-    /// Writes it as that of a fork's last run.
+    /// Writes it as the record of a fork's last run.
     pub(crate) fn write(&self, store: &Path, fork: &str) -> Result<()> {
         let apart = beside::run_deletions(store, fork);
         if self.deletions.iter().map(String::len).sum::<usize>() <= LONG {
             let _ = fs::remove_file(&apart);
             return beside::write_run_file(store, &beside::run_record(store, fork), &json(self)?);
         }
-        // First, so that no record names what is not there.
+        // The deletions come first, so that no record names a missing file.
         beside::write_run_file(store, &apart, &json(&self.deletions)?)?;
         let short = Self { deletions: Vec::new(), deletions_apart: true, ..self.clone() };
         beside::write_run_file(store, &beside::run_record(store, fork), &json(&short)?)
     }
 
-    /// Whether the run goes on: it did not end, and its process is there.
+    /// Returns whether the run is under way: it has no end yet, and its process exists.
     pub(crate) fn is_running(&self) -> bool {
         self.ended.is_none() && self.pid_started.is_some() && started_at(self.pid) == self.pid_started
     }
@@ -138,7 +141,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_run_goes_on_as_long_as_its_process_is_there() {
+    fn a_run_is_under_way_while_its_process_exists() {
         let fork = OnDisk { uid: String::new(), created_ns: 7, base: None, is_untouched: true };
         let mut record = Record::begin(&["sh".into()], &fork, None);
         assert!(record.is_running());

@@ -15,38 +15,38 @@ use crate::mount::mountinfo::{aliases, mounts};
 use crate::sandbox::{self, ControlGroup, Environment, Hierarchy, Outcome, secrets};
 use crate::store::Store;
 
-/// A command in a fork.
+/// A command in a fork, and its environment.
 pub(super) struct Job<'a> {
     pub(super) store: &'a Store,
     pub(super) mountpoint: &'a Path,
     /// The cache of the mount.
     pub(super) cache_dir: &'a Path,
     pub(super) fork: &'a str,
-    /// Where the fork's files show besides.
+    /// Where the fork's files are shown in addition.
     pub(super) at: Option<&'a Path>,
-    /// The folder whose project the fork is.
+    /// The directory of the fork's project.
     pub(super) project: Option<&'a Path>,
     /// Where the command starts, below the fork's files.
     pub(super) start: &'a Path,
     pub(super) command: &'a [OsString],
 }
 
-/// Runs it to its end.
+/// Runs the command to its end.
 pub(super) fn run(job: &Job<'_>, args: &RunArgs, conf: &Conf, given: Given) -> Result<Outcome> {
     let work = place::files_of(job.mountpoint, job.fork);
-    // One that began empty has none yet.
+    // A fork that began empty has no such directory yet.
     fs::create_dir_all(&work).map_err(|e| {
-        place::explain(e, format!("cannot make the folder {}", work.display()), job.mountpoint)
+        place::explain(e, format!("cannot make the directory {}", work.display()), job.mountpoint)
     })?;
     let hidden = hidden(job)?;
     let keys = keys(&given);
-    // What the command line says of a path counts, whatever the file of settings says of it.
+    // A path on the command line overrides the same path in the settings file.
     let named = [&args.write, &args.read, &args.hide];
-    let besides = |paths: &[PathBuf]| {
+    let not_named = |paths: &[PathBuf]| {
         let unnamed = paths.iter().filter(|path| !named.iter().any(|named| named.contains(path)));
         unnamed.cloned().collect::<Vec<_>>()
     };
-    let (write, read, hide) = (besides(&conf.write), besides(&conf.read), besides(&conf.hide));
+    let (write, read, hide) = (not_named(&conf.write), not_named(&conf.read), not_named(&conf.hide));
     sandbox::start(given.environment, &control_groups()?, args.timeout, |channel| {
         let mut options = vec![
             option("channel", &channel.to_string()),
@@ -76,10 +76,10 @@ pub(super) fn run(job: &Job<'_>, args: &RunArgs, conf: &Conf, given: Given) -> R
     })
 }
 
-/// The caller's variables, as far as they hold credentials or are named.
+/// The caller's variables that hold credentials, or that are named.
 pub(super) struct Given {
     environment: Environment,
-    /// Those that are named, and that there are.
+    /// The named variables that exist.
     names: Vec<OsString>,
 }
 
@@ -90,7 +90,7 @@ impl Given {
         let mut patterns = Vec::new();
         for option in options {
             match split(option) {
-                // The command line comes first.
+                // The command line has precedence.
                 Some((name, _)) if environment.set.iter().any(|(set, _)| *set == name) => {}
                 Some(variable) => environment.set.push(variable),
                 None => patterns.push(option.to_string_lossy()),
@@ -113,7 +113,7 @@ impl Given {
         Self { environment, names }
     }
 
-    /// Says what stays outside, and how to hand it over.
+    /// Prints which variables stay outside, and how to pass them.
     pub(super) fn tell(&self) {
         let held = self.environment.held.iter().filter(|name| *name != secrets::LEDGER_SECRET);
         let names: Vec<_> = held.map(|name| name.to_string_lossy()).collect();
@@ -127,16 +127,16 @@ impl Given {
         };
         let file = conf::path().unwrap_or_else(|| "~/.config/pfimg/run.conf".into());
         sandbox::tell(&format_args!(
-            "credentials stay outside: {shown}{more}. To hand one over, type --env NAME, or write `env NAME` into {}",
+            "credentials stay outside: {shown}{more}. To pass one, add --env NAME, or write `env NAME` into {}",
             file.display()
         ));
     }
 }
 
-/// More names than this make a line too long.
+/// More names than this would make a line too long.
 const MAX_SHOWN: usize = 8;
 
-/// `NAME=VALUE` in two.
+/// Splits `NAME=VALUE`.
 fn split(text: &OsStr) -> Option<(OsString, OsString)> {
     let bytes = text.as_bytes();
     let at = bytes.iter().position(|byte| *byte == b'=')?;
@@ -144,7 +144,7 @@ fn split(text: &OsStr) -> Option<(OsString, OsString)> {
     Some((part(&bytes[..at]), part(&bytes[at + 1..])))
 }
 
-/// The files with credentials that the command could read.
+/// Returns the files with credentials that the command could read.
 fn keys(given: &Given) -> Vec<PathBuf> {
     let passwd = fs::read("/etc/passwd").unwrap_or_default();
     let is_handed = |name: &str| given.names.iter().any(|given| given == name);
@@ -158,7 +158,7 @@ fn keys(given: &Given) -> Vec<PathBuf> {
     secrets::keys(&homes, |name| std::env::var_os(name), is_handed, elsewhere)
 }
 
-/// The control groups of this process.
+/// Returns the control groups of this process.
 fn control_groups() -> Result<Vec<ControlGroup>> {
     let mounts = mounts()?;
     let hierarchies = mounts.iter().map(|mounted| Hierarchy {
@@ -167,26 +167,28 @@ fn control_groups() -> Result<Vec<ControlGroup>> {
         root: &mounted.root,
         path: &mounted.path,
     });
-    // A kernel without them has no such file.
+    // A kernel without control groups has no such file.
     let text = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     Ok(sandbox::control_groups(&text, &hierarchies.collect::<Vec<_>>()))
 }
 
-/// Where images and forks can be read besides under mountpoints: the store, wherever its folders lie or are mounted, and caches.
+/// Returns the directories outside of mountpoints that hold images and forks: the store, also where its
+/// directories are links or mounts, and caches.
 fn hidden(job: &Job<'_>) -> Result<Vec<PathBuf>> {
     let Job { store, mountpoint, .. } = *job;
     let cache = job.cache_dir.to_owned();
     if cache.to_string_lossy().contains(char::REPLACEMENT_CHARACTER) {
         let what = format!(
-            "cannot hide the cache of the mount: its folder's name, {}, is not UTF-8",
+            "cannot hide the cache of the mount: its directory's name, {}, is not UTF-8",
             cache.display()
         );
         return Err(Error::new(ErrorKind::Unsupported, what).with_hint("mount with another --cache-dir"));
     }
-    // Other mounts and commands use the usual one.
+    // Other mounts and commands use the default cache.
     let caches = [cache, default_cache_dir()];
     for cache in &caches {
-        // One that is not there yet would be made while the command runs. Who cannot make it will not.
+        // A missing directory could be made during the run, so it is made now. A user who cannot make it now
+        // cannot make it then.
         let _ = cache::folder::make(cache);
     }
     let mut hidden = vec![store.root().to_owned()];
@@ -194,7 +196,7 @@ fn hidden(job: &Job<'_>) -> Result<Vec<PathBuf>> {
     let entries = fs::read_dir(store.root())
         .map_err(|e| Error::io(e, format!("cannot list {}", store.root().display())))?;
     hidden.extend(entries.flatten().map(|entry| entry.path()).filter(|path| path.is_symlink()));
-    // The project itself lies under the fork, unless that is shown elsewhere.
+    // The project itself lies under the fork, unless the fork is shown elsewhere.
     hidden.extend(job.project.map(Path::to_owned));
     let mut hidden: Vec<PathBuf> = hidden.iter().filter_map(|path| fs::canonicalize(path).ok()).collect();
     for folder in hidden.clone() {

@@ -1,7 +1,7 @@
-//! The words of `pfimg run`, before they are parsed: which of them is the command.
+//! Finds the command among the words of `pfimg run`, before they are parsed.
 //!
-//! `run [NAME…] [OPTIONS] -- COMMAND…` is the form that names any number of forks. `run FORK COMMAND…` is the older one: the word after
-//! the fork begins the command, whatever stands behind it. Both become the first form here, the older one with a mark.
+//! `run [NAME…] [OPTIONS] -- COMMAND…` takes any number of forks. `run FORK COMMAND…` is the older form: the
+//! word after the fork begins the command. Here both become the first form, the older one with a mark.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -14,26 +14,27 @@ use crate::error::{Error, ErrorKind, Result};
 /// The option that marks the older form.
 pub(crate) const OLDER_FORM: &str = "--older-form";
 
-/// What ends the options.
+/// The word that ends the options.
 const END: &str = "--";
 
-/// So many names at most come of one word.
+/// The most names that one word may stand for.
 const MAX_NAMES: usize = 1000;
 
-/// What is known of a word that may be a fork's name.
+/// The facts about a word that may be a fork's name.
 pub(crate) trait Known {
-    /// Whether an option takes the next word for its value. It is given as it is typed, with its dashes.
+    /// Returns whether an option takes the next word as its value. The option is given as typed, with its
+    /// dashes.
     fn takes_value(&self, option: &str) -> bool;
-    /// Whether there is a fork of this name.
+    /// Returns whether there is a fork with this name.
     fn is_fork(&self, name: &str) -> bool;
-    /// Whether there is a program of this name.
+    /// Returns whether there is a program with this name.
     fn is_program(&self, name: &OsStr) -> bool;
 }
 
-/// The words behind `run`, with the command behind `--` in any case.
+/// Returns the words behind `run`, with the command always behind `--`.
 pub(crate) fn arrange(words: Vec<OsString>, known: &dyn Known) -> Result<Vec<OsString>> {
     let Some(first) = first_name(&words, known) else { return Ok(words) };
-    // What ends the options has a command behind it; `run FORK echo --` has none.
+    // The end of the options has a command behind it; `run FORK echo --` has none.
     let end = words[first..].iter().position(|word| word == END).map(|at| first + at);
     let end = end.filter(|end| end + 1 < words.len());
     let is_older = match end {
@@ -50,7 +51,7 @@ pub(crate) fn arrange(words: Vec<OsString>, known: &dyn Known) -> Result<Vec<OsS
     Ok(words)
 }
 
-/// Where the first word is that belongs to no option.
+/// Returns the index of the first word that belongs to no option.
 fn first_name(words: &[OsString], known: &dyn Known) -> Option<usize> {
     let mut at = 0;
     while let Some(word) = words.get(at) {
@@ -66,7 +67,7 @@ fn first_name(words: &[OsString], known: &dyn Known) -> Option<usize> {
     None
 }
 
-/// Whether the value of an option, or of the last of several letters, is the next word.
+/// Returns whether the next word is the value of an option, or of the last of several letters.
 fn takes_next(option: &str, known: &dyn Known) -> bool {
     if option.starts_with(END) {
         return !option.contains('=') && known.takes_value(option);
@@ -76,8 +77,8 @@ fn takes_next(option: &str, known: &dyn Known) -> bool {
     with_value.is_some_and(|(at, letter)| at + letter.len_utf8() == letters.len())
 }
 
-/// Whether words before `--` are a fork and the beginning of a command that has such a word itself, such as
-/// `a cargo test -- --nocapture`. Where that cannot be told, nothing may be guessed: a wrong guess runs another command.
+/// Returns whether the words before `--` are a fork and the beginning of a command that itself contains `--`,
+/// such as `a cargo test -- --nocapture`. Fails if that is unclear: a wrong guess would run another command.
 fn is_command(words: &[OsString], known: &dyn Known) -> Result<bool> {
     let [fork, second, ..] = words else { return Ok(false) };
     let is_fork = |name: &OsStr| name.to_str().is_some_and(|name| known.is_fork(name));
@@ -89,11 +90,11 @@ fn is_command(words: &[OsString], known: &dyn Known) -> Result<bool> {
         return Ok(true);
     }
     let program = second.to_string_lossy();
-    Err(Error::new(ErrorKind::InvalidInput, format!("{program:?} is a program, and no fork"))
+    Err(Error::new(ErrorKind::InvalidInput, format!("{program:?} is a program, not a fork"))
         .with_hint(format!("write `pfimg run {named} -- {program} …` to run it in fork {named}")))
 }
 
-/// Whether a program of this name can be executed.
+/// Returns whether a program with this name can be executed.
 pub(super) fn is_program(name: &OsStr) -> bool {
     let runs = |file: &Path| {
         fs::metadata(file).is_ok_and(|file| file.is_file())
@@ -106,14 +107,14 @@ pub(super) fn is_program(name: &OsStr) -> bool {
     std::env::split_paths(&path).any(|folder| runs(&folder.join(name)))
 }
 
-/// The names that a word means: `try-{1..3}` and `{a,b}` mean several, in any shell.
+/// Returns the names that a word stands for: `try-{1..3}` and `{a,b}` stand for several, in any shell.
 pub(super) fn expand(word: &str) -> Result<Vec<String>> {
     let mut names = vec![String::new()];
     let mut rest = word;
     while let Some((before, choices, after)) = next_braces(rest) {
         let choices = choices_of(choices)?;
         if names.len().saturating_mul(choices.len()) > MAX_NAMES {
-            let what = format!("{word:?} means more than {MAX_NAMES} forks");
+            let what = format!("{word:?} stands for more than {MAX_NAMES} forks");
             return Err(Error::new(ErrorKind::InvalidInput, what));
         }
         let with = |name: &String| {
@@ -128,7 +129,7 @@ pub(super) fn expand(word: &str) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// What is before, in and behind the first braces that mean several names.
+/// Returns the text before, in and behind the first braces that stand for several names.
 fn next_braces(text: &str) -> Option<(&str, &str, &str)> {
     let open = text.find('{')?;
     let close = open + text[open..].find('}')?;
@@ -141,7 +142,7 @@ fn choices_of(inside: &str) -> Result<Vec<String>> {
         return Ok(inside.split(',').map(str::to_owned).collect());
     }
     let odd = || {
-        Error::new(ErrorKind::InvalidInput, format!("{{{inside}}} is no range of numbers"))
+        Error::new(ErrorKind::InvalidInput, format!("{{{inside}}} is not a range of numbers"))
             .with_hint("write {1..4}, or {a,b} for names")
     };
     let (first, last) = inside.split_once("..").ok_or_else(odd)?;

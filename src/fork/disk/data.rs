@@ -5,7 +5,8 @@ use std::fs::{self, File};
 use std::io;
 use std::sync::Arc;
 
-use super::{FileKey, Generation, read_exact};
+use super::files::{FileKey, read_exact};
+use super::generation::Generation;
 
 /// Bytes that are copied at a time from one data file to another.
 const COPIED_AT_ONCE: u64 = 1 << 20;

@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_remembered_comes_back_for_the_same_image_and_end_alone() {
+    fn remembered_times_return_only_for_the_same_image_and_end() {
         let dir = tempfile::tempdir().unwrap();
         let kept = Kept::new(dir.path());
         let (image, end, times) = sample();
@@ -196,7 +196,7 @@ mod tests {
         #![proptest_config(crate::crashpack::failing::config())]
 
         #[test]
-        fn a_file_that_is_not_as_it_was_written_is_none(at in any::<proptest::sample::Index>(), bit in 0u8..8, cut: bool) {
+        fn a_changed_file_of_remembered_times_is_ignored(at in any::<proptest::sample::Index>(), bit in 0u8..8, cut: bool) {
             let (image, end, times) = sample();
             let mut bytes = encode(&image, &end, &times).unwrap();
             let at = at.index(bytes.len());

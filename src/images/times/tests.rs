@@ -144,7 +144,7 @@ fn the_first_image_costs_no_tree_and_its_child_one_and_equal_trees_none() {
 }
 
 #[test]
-fn what_was_remembered_saves_the_trees_of_the_line_and_of_the_images_after_it() {
+fn remembered_times_save_reading_the_trees_of_the_line_and_later_images() {
     let mut place = Place::new();
     let mut ids: Vec<Digest> = Vec::new();
     for n in 0..20 {

@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn the_secret_decides_what_can_be_said() {
+    fn the_secret_decides_the_verdict_on_a_chain() {
         let embedded = ledger(&["a"], true);
         let kept = ledger(&["a"], false);
         let mut stripped = embedded.clone();
@@ -332,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_chained_changes_nothing() {
+    fn an_unchainable_ledger_is_left_unchanged() {
         let good = ledger(&["a"], true).entries[0].clone();
         let mut forged = good.clone();
         forged.record.session_hmac = "ab".repeat(32);

@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn where_the_end_of_the_value_is_not_sure_everything_behind_the_key_is_held_back() {
+    fn everything_after_the_key_is_hidden_if_the_end_of_the_value_is_unclear() {
         for text in [
             "{\"session_secret_hex\":\"5ec",
             "{\"session_secret_hex\":\"5\n5ec\"}\n",

@@ -60,7 +60,7 @@ fn sorted(steps: &[Step]) -> Result<BTreeMap<&[u8], &Step>> {
         if let Some(above) = all.get(parent)
             && !matches!(above.becomes, Some(Entry::Dir { .. }))
         {
-            return Err(refuse(&step.path, "no directory is to hold it"));
+            return Err(refuse(&step.path, "there is no directory to hold it"));
         }
     }
     Ok(all)
@@ -129,7 +129,7 @@ pub(super) fn keep(store: &Store, top: &Top<'_>, steps: &[Step], words: &Words) 
     for path in after.keys() {
         let parent = split(path).0;
         if !parent.is_empty() && !matches!(after.get(parent), Some((Entry::Dir { .. }, _))) {
-            return Err(refuse(path, "no directory is to hold it"));
+            return Err(refuse(path, "there is no directory to hold it"));
         }
     }
     let before = image(store, top, &before, &words.before, None)?;

@@ -405,7 +405,7 @@ mod tests {
     }
 
     #[test]
-    fn conflicts_are_told_by_the_lines_of_ours() {
+    fn conflicts_are_named_by_the_lines_of_our_side() {
         let base = b"a\nb\nc\nd\ne\nf\ng\nh\ni\n";
         let ours = b"a\nB\nc\nd\ne\nf\ng\nh\n";
         let theirs = b"a\nX\nc\nd\ne\nf\ng\nh\nI\n";

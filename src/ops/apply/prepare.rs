@@ -72,6 +72,7 @@ fn tree(store: &Store, image: &Digest) -> Result<Tree> {
     let digest = store.image(image)?.manifest.world.fs;
     let about = |error: Error| error.context(format_args!("image {image}"));
     let bytes = store.blobs().read_metadata(&digest).map_err(|e| about(e.into()))?;
+    // The text comes from `FormatError`.
     Tree::parse(&bytes).map_err(|e| about(Error::new(ErrorKind::Damaged, e.to_string())))
 }
 

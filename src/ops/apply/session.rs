@@ -308,7 +308,9 @@ pub fn finish(store: &Store, dir: &Path, hooks: &dyn Hooks) -> Result<Outcome> {
     let held = Held::open(store, dir, hooks)?;
     let Some((id, mut apply)) = held.unfinished().cloned() else {
         let what = format!("no apply to {} was interrupted", held.top.path().display());
-        return Err(Error::new(ErrorKind::NotFound, what).with_path(dir));
+        return Err(Error::new(ErrorKind::NotFound, what)
+            .with_path(dir)
+            .with_hint("undo a finished apply with `pfimg apply --undo DIR`"));
     };
     let way = if apply.state == State::Writing { Way::Forward } else { Way::Back };
     resume(&held, &id, &mut apply, way)

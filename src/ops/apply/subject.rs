@@ -57,11 +57,14 @@ pub fn base_of_image(store: &Store, image: &Digest) -> Result<Digest> {
         Some(first) if store.images().contains(&first) => Ok(first),
         Some(first) => {
             let what = format!("the image that {image} comes from, {first}, was removed from the store");
-            Err(Error::new(ErrorKind::NotFound, what))
+            Err(Error::new(ErrorKind::NotFound, what)
+                .with_hint("write out all of its files with `pfimg export`"))
         }
         None => {
-            let what = format!("image {image} comes from no other image: what it changed cannot be told");
-            Err(Error::new(ErrorKind::InvalidInput, what).with_hint("`pfimg export` writes all of its files"))
+            let what =
+                format!("image {image} comes from no other image, so pfimg cannot tell what it changed");
+            Err(Error::new(ErrorKind::InvalidInput, what)
+                .with_hint("write out all of its files with `pfimg export`"))
         }
     }
 }

@@ -197,7 +197,10 @@ fn carried_out(steps: &[Step], now: &Model, known: &HashMap<Digest, [u8; 3]>) ->
             Some(Entry::Link { target }) => Item::Link(target[0]),
         };
         let above = parent(&path);
-        assert!(above.is_none_or(|above| matches!(tree.get(above), Some(Item::Dir(_)))), "{path}: no folder");
+        assert!(
+            above.is_none_or(|above| matches!(tree.get(above), Some(Item::Dir(_)))),
+            "{path}: no directory"
+        );
         tree.insert(path, item);
     }
     tree
@@ -327,7 +330,7 @@ fn text(lines: &str) -> Item {
 }
 
 #[test]
-fn a_conflict_says_what_both_sides_did() {
+fn a_conflict_describes_the_changes_of_both_sides() {
     let dir = Item::Dir(0o755);
     for (base, fork, now, path, why) in [
         (
@@ -358,7 +361,7 @@ fn a_conflict_says_what_both_sides_did() {
             of(&[("a/b", text("000"))]),
             of(&[]),
             "a/b",
-            "you deleted the folder it is in, the fork added it",
+            "you deleted the directory it is in, the fork added it",
         ),
         (
             of(&[("a/b", text("000"))]),

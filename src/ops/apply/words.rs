@@ -33,14 +33,14 @@ pub(super) fn words(them: &str, base: Option<&Held>, fork: Option<&Held>, here: 
 /// The same for what the fork added, perhaps where there is no directory for it.
 pub(super) fn words_of_new(them: &str, base: Option<&Held>, fork: &Held, here: Option<&Held>) -> String {
     if base.is_none() && here.is_none() {
-        return format!("you deleted the folder it is in, {them} added it");
+        return format!("you deleted the directory it is in, {them} added it");
     }
     words(them, base, Some(fork), here)
 }
 
 pub(super) fn noun(held: &Held) -> &'static str {
     match held {
-        Held::Entry(Entry::Dir { .. }) => "a folder",
+        Held::Entry(Entry::Dir { .. }) => "a directory",
         Held::Entry(Entry::File { .. }) => "a file",
         Held::Entry(Entry::Link { .. }) => "a link",
         Held::Other(what) => what,

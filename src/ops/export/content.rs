@@ -217,7 +217,7 @@ mod tests {
         #![proptest_config(crate::crashpack::failing::config())]
 
         #[test]
-        fn what_is_written_in_any_pieces_is_what_is_read(
+        fn content_written_in_any_pieces_is_read_back(
             runs in proptest::collection::vec((any::<bool>(), 1usize..200_000), 0..8), piece in 1usize..100_000,
         ) {
             let bytes: Vec<u8> =

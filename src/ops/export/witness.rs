@@ -10,6 +10,7 @@ use crate::audit::Log;
 use crate::crashpack::Steps;
 use crate::error::Result;
 use crate::layers::world::Kind;
+use crate::ops::fixture;
 use crate::ops::seal::{readable, see_manifest};
 use crate::oracle::TransferKind;
 use crate::store::{Image, Pin, Store};
@@ -25,10 +26,10 @@ pub(super) fn judge(
 ) -> Result<()> {
     let mut steps = Steps::new();
     steps.did("checkpoint", format!("wrote image {} to {}", image.id, folder.display()));
-    steps.made_by(&image.manifest.agent);
+    steps.made_by(fixture::seed_of(&image.manifest.agent));
     see_manifest(&mut steps, &image.id, readable(store.images().bytes(store.blobs(), &image.id)));
     steps.saw_leaked("pins left behind", u32::from(pin.is_left()));
-    let how = "otherwise in the folder";
+    let how = "otherwise in the directory";
     let differing = differing.into_iter().map(|path| (path, how.to_owned()));
     steps.saw_paths(&folder.display().to_string(), differing);
     log.judge_steps(TransferKind::Export, &image.id.to_string(), &steps).error().map_or(Ok(()), Err)

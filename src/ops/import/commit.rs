@@ -35,19 +35,22 @@ pub fn from_commit(
 ) -> Result<Report> {
     let git = Git { root: &project.root, args: Vec::new(), index: None };
     if rev.is_empty() || rev.starts_with('-') {
-        return Err(Error::new(ErrorKind::InvalidInput, format!("{rev:?} is not a commit")));
+        return Err(Error::new(ErrorKind::InvalidInput, format!("{rev:?} is not the name of a commit"))
+            .with_hint("name a commit, branch or tag of the project"));
     }
     let own = PathBuf::from(std::ffi::OsString::from_vec(git.run(&["rev-parse", "--absolute-git-dir"])?));
     let common = git.run(&["rev-parse", "--git-common-dir"])?;
     if project.root.join(OsStr::from_bytes(&common)).join("reftable").exists() {
         let what = format!("{} keeps its references in a reftable", project.root.display());
         return Err(Error::new(ErrorKind::Unsupported, what)
-            .with_hint("import the folder, and check the commit out in the fork"));
+            .with_hint("import the directory, and check the commit out in the fork"));
     }
     let peeled = format!("{rev}^{{commit}}");
     let commit = git.run(&["rev-parse", "--verify", "--end-of-options", &peeled]).map_err(|error| {
         let what = format!("{} has no commit {rev:?}", project.root.display());
-        Error::new(ErrorKind::NotFound, what).with_source(error)
+        Error::new(ErrorKind::NotFound, what)
+            .with_source(error)
+            .with_hint("name a commit, branch or tag of the project")
     })?;
     let name = git.run(&["rev-parse", "--verify", "--symbolic-full-name", "--end-of-options", rev]);
     let head = match name {

@@ -152,7 +152,7 @@ struct Reader {
 
 impl Reader {
     fn file(&self, digest: &Digest) -> Result<&(Vec<u8>, Stamp)> {
-        let lost = || Error::new(ErrorKind::Missing, format!("no file of the folder holds {digest}"));
+        let lost = || Error::new(ErrorKind::Missing, format!("no file of the directory holds {digest}"));
         self.files.get(digest).ok_or_else(lost)
     }
 }

@@ -54,15 +54,15 @@ impl Importing<'_> {
             self.report(match why {
                 Closed::Own => format!("{path} is left out: it is the store, or a cache or logs of pfimg"),
                 Closed::Store(store) => {
-                    format!("{path} is imported as an empty folder: {} is mounted there", store.display())
+                    format!("{path} is imported as an empty directory: {} is mounted there", store.display())
                 }
                 Closed::Filesystem => {
-                    format!("{path} is imported as an empty folder: another filesystem is mounted there")
+                    format!("{path} is imported as an empty directory: another filesystem is mounted there")
                 }
             });
         }
         if closed.len() > NAMED {
-            self.report(format!("{} more folders are not entered", closed.len() - NAMED));
+            self.report(format!("{} more directories are not entered", closed.len() - NAMED));
         }
     }
 }

@@ -53,7 +53,7 @@ impl Project {
         let within = here.ancestors().take_while(|path| home != Some(path));
         let root = within.into_iter().find(|path| is_work_tree(path)).unwrap_or(&here);
         if home == Some(root) {
-            return Err(no_project(root, "the home folder"));
+            return Err(no_project(root, "the home directory"));
         }
         Self::at(root)
     }
@@ -62,10 +62,13 @@ impl Project {
     pub fn at(dir: &Path) -> Result<Self> {
         let root = real(dir)?;
         if !fs::metadata(&root).is_ok_and(|metadata| metadata.is_dir()) {
-            return Err(Error::new(ErrorKind::InvalidInput, format!("{} is not a folder", root.display())));
+            return Err(Error::new(
+                ErrorKind::InvalidInput,
+                format!("{} is not a directory", root.display()),
+            ));
         }
         if root.parent().is_none() {
-            return Err(no_project(&root, "the root folder"));
+            return Err(no_project(&root, "the root directory"));
         }
         let name = name_of(&root);
         Ok(Self { root, name })
@@ -74,7 +77,7 @@ impl Project {
 
 fn no_project(root: &Path, is: &str) -> Error {
     Error::new(ErrorKind::InvalidInput, format!("{} is {is}, not a project", root.display()))
-        .with_hint("go to the folder of a project, or name one with --from DIR")
+        .with_hint("go to the directory of a project, or name one with --from DIR")
 }
 
 fn real(dir: &Path) -> Result<PathBuf> {
@@ -174,6 +177,7 @@ pub fn refresh(
     let special = Special { for_run: true, ..Special::default() };
     let mut report = import_as(store, &options, &special, progress)?;
     for large in &report.large {
+        // The text comes from `words`.
         report.reports.push(large.words());
     }
     if before != Some(report.image) {
@@ -299,7 +303,7 @@ mod tests {
         let at = |root: &Path, name: &str| Project { root: root.to_owned(), name: name.into() };
         assert_eq!(find(&deep).unwrap(), at(&deep, "deep"));
         fs::create_dir(top.join(GIT)).unwrap();
-        assert_eq!(find(&deep).unwrap(), at(&deep, "deep"), "an empty folder is not a repository");
+        assert_eq!(find(&deep).unwrap(), at(&deep, "deep"), "an empty directory is not a repository");
         fs::write(top.join(".git/HEAD"), "ref: refs/heads/main\n").unwrap();
         assert_eq!(find(&deep).unwrap(), at(&top, "shop"));
         // A worktree or submodule in the work tree.

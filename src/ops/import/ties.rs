@@ -277,7 +277,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_file_names_is_read_from_it() {
+    fn names_in_a_file_are_read_from_it() {
         assert!(
             is_relocatable(b"home = /usr/bin\nrelocatable = true\n") && is_relocatable(b"relocatable=True")
         );

@@ -267,7 +267,7 @@ mod tests {
         #![proptest_config(crate::crashpack::failing::config())]
 
         #[test]
-        fn whatever_the_names_are_each_comes_back(
+        fn every_name_of_any_bytes_is_read_back(
             names in proptest::collection::hash_set(proptest::collection::vec(prop_oneof![Just(b'a'), Just(0xffu8), Just(0xc3), Just(b'~'), Just(b'2'), any::<u8>()], 1..5), 1..12),
             nested: bool,
         ) {

@@ -295,7 +295,7 @@ impl Walk<'_> {
             if depth >= MAX_DEPTH {
                 let path = self.top.shown(&dir.path);
                 let what = format!(
-                    "{} holds files more than {MAX_DEPTH} folders deep, too deep for an image",
+                    "{} holds files more than {MAX_DEPTH} directories deep, too deep for an image",
                     path.display()
                 );
                 return Err(Error::new(ErrorKind::InvalidInput, what).with_hint("leave it out with --ignore"));

@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_fork_descends_from_stays() {
+    fn ancestors_of_a_fork_stay() {
         let (_dir, store, ids) = family(&[&[], &[0], &[1]]);
         let report = remove_seals(&store, &ids[1..], &[ids[1]]).unwrap();
         assert_eq!((report.removed, report.kept), (vec![ids[2]], 1));

@@ -1,4 +1,4 @@
-//! What a fork's list says of a seal.
+//! The description of a seal in a fork's list.
 
 use super::Sealer;
 use super::layers::Stored;
@@ -6,7 +6,7 @@ use crate::fork::{About, Frozen, Kept, beside};
 use crate::ops::changes::Changes;
 
 impl Sealer {
-    /// What the fork's list says of a seal: what was asked for, what ran in the fork, and what changed.
+    /// Returns the description of a seal: the texts of the user, the command in the fork, and the counted changes.
     pub(super) fn told(
         &self,
         name: &str,
@@ -22,7 +22,7 @@ impl Sealer {
             }
         });
         let counts = counted.is_ok().then(|| Changes::of(&found).counts());
-        // Of a seal that says what came after it, the command is no part.
+        // Only an automatic seal, or one without a reason, names the command that runs in the fork.
         let is_within = matches!(&*about.after, "" | "idle" | "interval");
         let within = is_within.then(|| beside::running(self.store.root(), name)).flatten();
         About { within, counts, ..about.clone() }

@@ -167,6 +167,6 @@ pub(super) fn store(
         return Err(error);
     }
     let mut stored = stored.into_inner();
-    let lost = || Error::new(ErrorKind::Io(None), "a file's content was not stored");
+    let lost = || Error::new(ErrorKind::Io(None), "the content of a file was not stored");
     (0..jobs.len()).map(|at| stored.remove(&at).ok_or_else(lost)).collect()
 }

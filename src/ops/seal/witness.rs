@@ -7,6 +7,7 @@ use crate::digest::Digest;
 use crate::error::{ErrorKind, Result};
 use crate::fork::{Body, Fork, Put};
 use crate::layers::world::Entry;
+use crate::ops::fixture;
 use crate::store::MarkerError;
 
 /// The result of reading an image's manifest.
@@ -39,7 +40,7 @@ impl Sealer {
         let found = self.store.images().bytes(self.store.blobs(), image);
         see_manifest(&mut steps, image, readable(found));
         if let Ok(image) = self.store.image(image) {
-            steps.made_by(&image.manifest.agent);
+            steps.made_by(fixture::seed_of(&image.manifest.agent));
         }
         let layers = self.reader.layers(image)?;
         let missing = layers

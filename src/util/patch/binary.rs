@@ -63,7 +63,7 @@ mod tests {
     }
 
     #[test]
-    fn what_holds_no_byte_is_compressed_as_well() {
+    fn an_empty_input_is_compressed_too() {
         let mut out = Vec::new();
         write(b"", b"", &mut out);
         // Eight bytes, as `H` says. The second one tells how hard was tried, and git's says something else there.

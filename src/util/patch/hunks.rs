@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_line_end_is_told_for_each_side() {
+    fn a_missing_line_end_is_marked_on_each_side() {
         assert_eq!(hunks("a\nb", "a\nb\n"), "@@ -1,2 +1,2 @@\n a\n-b\n\\ No newline at end of file\n+b\n");
         assert_eq!(hunks("a\nb", "c\nb"), "@@ -1,2 +1,2 @@\n-a\n+c\n b\n\\ No newline at end of file\n");
         assert_eq!(hunks("a\r\n", "a\n"), "@@ -1 +1 @@\n-a\r\n+a\n");

@@ -69,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_would_be_misread_is_quoted() {
+    fn only_misreadable_names_are_quoted() {
         for (path, shown) in [
             (&b"src/main.rs"[..], "src/main.rs"),
             (b"a b", "a b"),

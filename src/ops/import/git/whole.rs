@@ -325,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_shared_folder_a_worktree_takes_what_all_of_them_have() {
+    fn a_worktree_takes_the_common_files_of_a_shared_git_directory() {
         let dir = tempfile::tempdir().unwrap();
         let unknown = Mutex::default();
         for (common, tool) in [("x/.git", true), ("x.git", false)] {
