@@ -29,32 +29,23 @@ fn table(document: &str, heading: &str) -> Vec<(usize, Vec<String>)> {
         .collect()
 }
 
-struct Table {
-    /// Room → the line of its row, and the rooms that it may import.
-    allowed: BTreeMap<String, (usize, BTreeSet<String>)>,
-    /// (file, room) → line: arrows that the table forbids and that are there today.
-    today: BTreeMap<(String, String), usize>,
-}
+/// Room → the line of its row, and the rooms that it may import.
+type Table = BTreeMap<String, (usize, BTreeSet<String>)>;
 
 fn read_table() -> Table {
     let document = fs::read_to_string(top().join("docs/ARCHITECTURE.md")).unwrap();
     let words = |cell: &str| -> Vec<String> { cell.split_whitespace().map(str::to_owned).collect() };
-    let allowed = table(&document, "## Arrows")
+    table(&document, "## Arrows")
         .into_iter()
         .flat_map(|(line, cells)| {
             let to: BTreeSet<String> = words(&cells[1]).into_iter().filter(|word| word != "-").collect();
             words(&cells[0]).into_iter().map(move |from| (from, (line, to.clone())))
         })
-        .collect();
-    let today = table(&document, "## Arrows that still have to go")
-        .into_iter()
-        .flat_map(|(line, cells)| words(&cells[1]).into_iter().map(move |to| ((cells[0].clone(), to), line)))
-        .collect();
-    Table { allowed, today }
+        .collect()
 }
 
-/// What is wrong with the arrows of one file. Adds the exceptions that it needed to `used`.
-fn judge(source: &Source, table: &Table, used: &mut BTreeSet<(String, String)>) -> Vec<String> {
+/// What is wrong with the arrows of one file.
+fn judge(source: &Source, table: &Table) -> Vec<String> {
     let from = room(&source.module);
     let mut wrong = Vec::new();
     for (line, path) in paths(&source.module, &source.text) {
@@ -63,19 +54,12 @@ fn judge(source: &Source, table: &Table, used: &mut BTreeSet<(String, String)>) 
             continue;
         }
         let file = source.file.display().to_string();
-        match table.allowed.get(&from) {
+        match table.get(&from) {
             Some((_, allowed)) if allowed.contains(&to) => {}
-            Some((row, _)) => {
-                let exception = (file.clone(), to.clone());
-                if table.today.contains_key(&exception) {
-                    used.insert(exception);
-                } else {
-                    wrong.push(format!(
-                        "{file}:{line}: {from} may not import {to} ({}); the row of {from} is docs/ARCHITECTURE.md:{row}",
-                        path.join("::")
-                    ));
-                }
-            }
+            Some((row, _)) => wrong.push(format!(
+                "{file}:{line}: {from} may not import {to} ({}); the row of {from} is docs/ARCHITECTURE.md:{row}",
+                path.join("::")
+            )),
             None => wrong.push(format!("{file}:{line}: docs/ARCHITECTURE.md has no row for the room {from}")),
         }
     }
@@ -85,20 +69,11 @@ fn judge(source: &Source, table: &Table, used: &mut BTreeSet<(String, String)>) 
 #[test]
 fn rooms_import_along_the_arrows_of_the_table_alone() {
     let table = read_table();
-    let mut used = BTreeSet::new();
     let sources = sources("src");
     assert!(sources.len() > 200, "only {} files are found in src", sources.len());
-    let wrong: Vec<String> = sources
-        .iter()
-        .filter(|source| is_judged(source))
-        .flat_map(|source| judge(source, &table, &mut used))
-        .collect();
+    let wrong: Vec<String> =
+        sources.iter().filter(|source| is_judged(source)).flat_map(|source| judge(source, &table)).collect();
     assert!(wrong.is_empty(), "arrows that the table does not allow:\n{}", wrong.join("\n"));
-    let gone: Vec<_> = table.today.iter().filter(|(arrow, _)| !used.contains(arrow)).collect();
-    assert!(
-        gone.is_empty(),
-        "rows of \"Arrows that still have to go\" without such an arrow; delete them: {gone:?}"
-    );
 }
 
 #[test]
@@ -118,7 +93,7 @@ fn an_arrow_that_is_planted_is_found_however_it_is_written() {
     ] {
         let module: Vec<String> = module.split("::").map(str::to_owned).collect();
         let source = Source { module, file: "planted.rs".into(), text: text.to_owned() };
-        let wrong = judge(&source, &table, &mut BTreeSet::new());
+        let wrong = judge(&source, &table);
         assert!(!wrong.is_empty(), "{text} is not found");
     }
     // Comments, strings, tests and paths inside a room do not count as arrows.
@@ -130,6 +105,6 @@ fn an_arrow_that_is_planted_is_found_however_it_is_written() {
     ] {
         let module = vec!["store".to_owned(), "blob".to_owned()];
         let source = Source { module, file: "planted.rs".into(), text: text.to_owned() };
-        assert_eq!(judge(&source, &table, &mut BTreeSet::new()), Vec::<String>::new(), "{text}");
+        assert_eq!(judge(&source, &table), Vec::<String>::new(), "{text}");
     }
 }

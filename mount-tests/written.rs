@@ -26,9 +26,11 @@ fn sources(dir: &str) -> BTreeSet<PathBuf> {
     found
 }
 
-/// The modules that a file declares: the names in `mod NAME;`.
+/// The modules that a file declares: the names in `mod NAME;`. One with a `#[path]` lies elsewhere, and is left out.
 fn modules(text: &str) -> impl Iterator<Item = &str> {
-    text.lines().filter_map(|line| line.trim_start_matches("pub ").strip_prefix("mod ")?.strip_suffix(';'))
+    let before = std::iter::once("").chain(text.lines());
+    let declared = before.zip(text.lines()).filter(|(before, _)| !before.trim_start().starts_with("#[path"));
+    declared.filter_map(|(_, line)| line.trim_start_matches("pub ").strip_prefix("mod ")?.strip_suffix(';'))
 }
 
 /// Adds a file and all the files of its modules. `place` is the directory that holds its modules.

@@ -20,6 +20,7 @@ use crate::mount::attach::{absolute, mount, prepare};
 use crate::mount::options::MountOptions;
 use crate::mount::own::{Place, prepare_thread};
 use crate::store::Store;
+use crate::sync::Mutex;
 use crate::util::limits;
 use crate::vfs::{SealPolicy, Vfs, VfsConfig};
 
@@ -56,8 +57,15 @@ pub struct Builder {
     secret: Option<Secret>,
 }
 
+impl MountedStore {
+    /// Returns the options of a mount of `store` at `mountpoint`, an existing, empty directory.
+    pub fn builder(store: impl Into<Arc<Store>>, mountpoint: impl Into<PathBuf>) -> Builder {
+        Builder::new(store.into(), mountpoint.into())
+    }
+}
+
 impl Builder {
-    pub(super) fn new(store: Arc<Store>, mountpoint: PathBuf) -> Self {
+    fn new(store: Arc<Store>, mountpoint: PathBuf) -> Self {
         Self {
             store,
             mountpoint,
@@ -274,13 +282,15 @@ impl Builder {
             handle.upgrade().inspect(|vfs| vfs.push_by(None));
             return Err(no_thread(error));
         }
-        let cache_dir = this.cache_dir_or_default();
-        Ok(MountedStore::new(this, cache_dir, handle, stops, ended))
-    }
-
-    /// The store, the mountpoint, and whether the mount takes no writes.
-    pub(super) fn into_parts(self) -> (Arc<Store>, PathBuf, bool) {
-        (self.store, self.mountpoint, self.options.read_only)
+        Ok(MountedStore {
+            cache_dir: this.cache_dir_or_default(),
+            store: this.store,
+            mountpoint: this.mountpoint,
+            read_only: this.options.read_only,
+            vfs: handle,
+            stopper: stops,
+            ended: Mutex::new(Some(ended)),
+        })
     }
 
     fn cache_dir_or_default(&self) -> PathBuf {

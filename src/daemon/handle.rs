@@ -5,14 +5,13 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use super::builder::Builder;
+use super::calls;
 use super::first::apart;
 use super::forks::{Forks, Sealed, check_fork_name};
 use super::serve::Stopper;
-use super::{Restored, calls};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fork::{About, Difference};
-use crate::ops::back::{Asked, Request};
+use crate::ops::back::{Asked, Outcome, Request};
 use crate::store::Store;
 use crate::store::tags::check_new_tag;
 use crate::sync::Mutex;
@@ -33,33 +32,17 @@ const DROPPED: Duration = Duration::from_secs(10);
 /// `pfimg umount`, removes it.
 #[derive(Debug)]
 pub struct MountedStore {
-    store: Arc<Store>,
-    mountpoint: PathBuf,
-    cache_dir: PathBuf,
-    read_only: bool,
-    vfs: Weak<Vfs>,
-    stopper: Stopper,
+    pub(super) store: Arc<Store>,
+    pub(super) mountpoint: PathBuf,
+    pub(super) cache_dir: PathBuf,
+    pub(super) read_only: bool,
+    pub(super) vfs: Weak<Vfs>,
+    pub(super) stopper: Stopper,
     /// How the mount ended; nothing once that was taken.
-    ended: Mutex<Option<Receiver<Result<()>>>>,
+    pub(super) ended: Mutex<Option<Receiver<Result<()>>>>,
 }
 
 impl MountedStore {
-    /// Returns the options of a mount of `store` at `mountpoint`, an existing, empty directory.
-    pub fn builder(store: impl Into<Arc<Store>>, mountpoint: impl Into<PathBuf>) -> Builder {
-        Builder::new(store.into(), mountpoint.into())
-    }
-
-    pub(super) fn new(
-        built: Builder,
-        cache_dir: PathBuf,
-        vfs: Weak<Vfs>,
-        stopper: Stopper,
-        ended: Receiver<Result<()>>,
-    ) -> Self {
-        let (store, mountpoint, read_only) = built.into_parts();
-        Self { store, mountpoint, cache_dir, read_only, vfs, stopper, ended: Mutex::new(Some(ended)) }
-    }
-
     /// Returns the absolute path of the mountpoint.
     pub fn mountpoint(&self) -> &Path {
         &self.mountpoint
@@ -121,7 +104,7 @@ impl MountedStore {
     ///
     /// # Errors
     /// `NotFound`: there is no such fork or seal. `Missing`: its image was removed. Also those of [`MountedStore::seal`].
-    pub fn restore(&self, fork: &str, seal: &str) -> Result<Restored> {
+    pub fn restore(&self, fork: &str, seal: &str) -> Result<Outcome> {
         let request = Request::Restore(Asked { seal: Some(seal.to_owned()), ..Asked::default() });
         let doing = format!("cannot restore fork {fork:?} to {seal:?}");
         apart(|| calls::ask_for(&self.mountpoint, fork, &doing, &request))
