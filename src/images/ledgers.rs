@@ -66,13 +66,15 @@ impl Ledgers {
         digest: &Digest,
         read: impl FnOnce() -> Result<B, E>,
     ) -> Result<Shown, E> {
-        if let Some(known) = self.known(digest) {
-            return Ok(known);
-        }
-        let ledger = read()?;
-        let bytes = effects::redact(&ledger);
-        let redacted: Option<Arc<[u8]>> = (*bytes != *ledger).then(|| Arc::from(&*bytes));
-        let shown = Shown { length: bytes.len() as u64, redacted };
+        let shown = if let Some(known) = self.known(digest) {
+            known
+        } else {
+            let ledger = read()?;
+            let bytes = effects::redact(&ledger);
+            let redacted: Option<Arc<[u8]>> = (*bytes != *ledger).then(|| Arc::from(&*bytes));
+            Shown { length: bytes.len() as u64, redacted }
+        };
+        // A program may have read the ledger before a fork was based on its image.
         if let Some(known) = self.of_bases.write().get_mut(digest) {
             *known = match shown.redacted {
                 Some(_) => BaseLedger::Redacted(shown.length),
@@ -108,5 +110,20 @@ mod tests {
             ledgers.redact(&Digest::of(&n.to_le_bytes()), || Ok::<_, ()>(bytes.to_vec())).unwrap();
         }
         assert!(ledgers.known(&other).is_none());
+    }
+
+    #[test]
+    fn a_ledger_that_was_read_before_a_fork_was_based_on_it_keeps_its_secret_in_the_fork() {
+        let ledgers = Ledgers::new();
+        let secret = "ab".repeat(32);
+        let bytes = format!(
+            "{{\"entries\":0,\"kind\":\"effects.ledger.v1\",\"session_secret_hex\":\"{secret}\",\"verification_mode\":\"tamper-detection\"}}\n"
+        );
+        let digest = Digest::of(bytes.as_bytes());
+        let shown = ledgers.redact(&digest, || Ok::<_, ()>(bytes.clone().into_bytes())).unwrap();
+        assert!(shown.redacted.is_some() && shown.length < bytes.len() as u64);
+        ledgers.add_base(digest);
+        ledgers.redact(&digest, || Err::<Vec<u8>, _>("it is read again")).unwrap();
+        assert_eq!(ledgers.of_base(&digest), Some(BaseLedger::Redacted(shown.length)));
     }
 }
