@@ -252,7 +252,7 @@ fn a_stopper_and_another_program_end_a_mount() {
     in_time("a mount that another program ended", move || mounted.wait()).unwrap();
 }
 
-/// The variable by which a test tells a second process of itself that it is one, and where to mount.
+/// The variable that a test sets for its second process: the place to mount.
 const POINT: &str = "PFIMG_TEST_POINT";
 
 /// The place to mount in a second process of a test. In the first process there is none.
@@ -299,9 +299,9 @@ fn mount_again_and_again(point: &Path) {
         fs::write(mounted.fork(&name, "first").unwrap().join("new"), "new").unwrap();
         mounted.seal(&name, None).unwrap();
         if round == 1 {
-            drop(mounted)
+            drop(mounted);
         } else {
-            mounted.unmount().unwrap()
+            mounted.unmount().unwrap();
         }
         wait_until("no thread of the mount is left", || threads().is_empty());
         let now = descriptors();

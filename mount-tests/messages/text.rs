@@ -431,6 +431,7 @@ impl<'a> Reader<'a> {
     }
 
     /// The texts that the functions of a name return, in the module of a file and in the modules around it.
+    /// If there is none, the only function of that name is meant.
     pub fn made_by(&self, name: &str, file: usize) -> Vec<String> {
         let file = self.code.files[file].name.trim_end_matches(".rs");
         let parent = file.rsplit_once('/').map_or(file, |(parent, _)| parent);
@@ -440,9 +441,11 @@ impl<'a> Reader<'a> {
                 || (place.starts_with(&format!("{parent}/")) && parent != "src/ops")
         };
         let all = self.code.by_name.get(name).map_or(&[][..], Vec::as_slice);
-        all.iter()
-            .copied()
-            .filter(family)
+        let mut made: Vec<usize> = all.iter().copied().filter(family).collect();
+        if let ([], [only]) = (made.as_slice(), all) {
+            made.push(*only);
+        }
+        made.into_iter()
             .filter_map(|at| self.returned(at, &self.inner(at, &[], &Scope::new(0, None))).ok())
             .flatten()
             .collect()

@@ -17,7 +17,7 @@ use self::commits::Commits;
 use super::StoreArg;
 use super::progress::Bar;
 use super::text::plain;
-use crate::cli::place;
+use crate::daemon::forks;
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fork::{beside::OnDisk, refuse_fork_name};
@@ -125,7 +125,7 @@ pub(crate) fn run(store: &StoreArg, args: &ApplyArgs) -> Result<ExitCode> {
             .with_hint("leave out --commit"));
     }
     let only = place_of::below(&dir, &args.paths)?;
-    let image = if is_fork { place_of::sealed(&store, name)? } else { Some(place::image(&store, name)?) };
+    let image = if is_fork { place_of::sealed(&store, name)? } else { Some(forks::image(&store, name)?) };
     let subject = Subject { name: name.to_owned(), is_fork, base, image };
     let _pin = store.pin(&[base, image].into_iter().flatten().collect::<Vec<_>>());
     let prepared = match image {

@@ -11,7 +11,6 @@ use serde::Serialize;
 use super::StoreArg;
 use super::envelope::print_json;
 use super::packs;
-use super::place;
 use super::text::{count, plain, print, table};
 use crate::audit::follow::BrokenAt;
 use crate::audit::read::{Faults, Mode, Unreadable};
@@ -19,6 +18,7 @@ use crate::audit::{
     Categories, Follower, OsSnapshot, Packs, SessionEvent, Tally, Violations, file, log, read,
     rebuild_os_snapshot_from_events,
 };
+use crate::daemon::forks;
 use crate::error::{Error, ErrorKind, Exit, Result};
 use crate::fork;
 use crate::store::{Size, Store};
@@ -197,7 +197,7 @@ fn of_bytes(source: String, bytes: &[u8], mode: Mode) -> Result<Shown> {
 }
 
 fn of_trace(store: &Arc<Store>, subject: &str, mode: Mode) -> Result<Shown> {
-    let registry = place::registry(store, true)?;
+    let registry = forks::registry(store, true)?;
     if registry.contains(subject) {
         let fork = registry.get(subject)?;
         let bytes = match fork
@@ -213,7 +213,7 @@ fn of_trace(store: &Arc<Store>, subject: &str, mode: Mode) -> Result<Shown> {
         };
         return of_bytes(format!("the trace of fork {subject}"), &bytes, mode);
     }
-    let id = place::image(store, subject)?;
+    let id = forks::image(store, subject)?;
     let trace = store.image(&id)?.manifest.trace.messages;
     let bytes = store
         .blobs()

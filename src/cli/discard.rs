@@ -16,6 +16,7 @@ use super::progress::Bar;
 use super::text::{count, plain};
 use super::{StoreArg, audit, near, pattern, prune, runs};
 use crate::audit::note;
+use crate::daemon::calls;
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Exit, Result};
 use crate::mount::mountinfo::runs_in;
@@ -108,7 +109,7 @@ fn discard(
     seals: &mut Vec<Digest>,
 ) -> Result<()> {
     if let Place::Mount(mountpoint) = place {
-        place::fork_folder(mountpoint, name)?;
+        calls::fork_folder(mountpoint, name)?;
     }
     if !args.force {
         place::refuse_unsealed(store, place, name)?;
@@ -118,7 +119,7 @@ fn discard(
     match place {
         Place::Mount(mountpoint) => {
             let runs = runs_in(mountpoint, name);
-            place::discard_under(mountpoint, name, args.force)?;
+            calls::discard_under(mountpoint, name, args.force)?;
             if runs {
                 place::warn_of_run(name);
             }

@@ -14,9 +14,9 @@ use signal_hook::flag;
 use super::StoreArg;
 use super::audit;
 use super::envelope::print_json;
-use super::place;
 use super::progress::Bar;
 use super::text::{count, plain};
+use crate::daemon::forks;
 use crate::digest::Digest;
 use crate::error::{Error, Exit, Result};
 use crate::ops::export::{Options, Progress, Report, export};
@@ -61,7 +61,7 @@ struct Shown<'a> {
 
 pub(crate) fn run(store: &StoreArg, args: &ExportArgs) -> Result<ExitCode> {
     let store = store.open()?;
-    let image = place::image(&store, &args.image)?;
+    let image = forks::image(&store, &args.image)?;
     let options = Options {
         dir: args.dir.clone(),
         all: args.all,

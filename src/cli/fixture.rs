@@ -9,8 +9,9 @@ use serde_json::json;
 use super::envelope::print_json;
 use super::sharing::SharingArg;
 use super::text::print;
-use super::{StoreArg, audit, place};
+use super::{StoreArg, audit};
 use crate::audit::note;
+use crate::daemon::forks;
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::layers::cache::LAYOUT;
@@ -120,7 +121,7 @@ pub(crate) fn run(store: &StoreArg, args: &FixtureArgs) -> Result<ExitCode> {
         store.tags().check_free(tag, args.force)?;
     }
     let parents =
-        args.parents.iter().map(|parent| place::image(&store, parent)).collect::<Result<Vec<_>>>()?;
+        args.parents.iter().map(|parent| forks::image(&store, parent)).collect::<Result<Vec<_>>>()?;
     let layers = build(&args.spec(), &mut |bytes| store.blobs().put(bytes))?;
     let agent = agent(args.seed);
     let name = agent.fingerprint.clone();

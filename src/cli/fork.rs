@@ -12,8 +12,7 @@ use super::place::{self, Place};
 use super::text::print;
 use super::{StoreArg, audit};
 use crate::audit::note;
-pub(crate) use crate::daemon::calls::make_under;
-pub(crate) use crate::daemon::forks::check_fork_name as check_name;
+use crate::daemon::{calls, forks};
 use crate::error::Result;
 use crate::ops::recover;
 use crate::store::plain_folder_mode;
@@ -35,18 +34,18 @@ pub(crate) struct ForkArgs {
 pub(crate) fn run(store: &StoreArg, args: &ForkArgs) -> Result<ExitCode> {
     let store = Arc::new(store.open()?);
     let ForkArgs { source, name, .. } = args;
-    check_name(name)?;
+    forks::check_fork_name(name)?;
     let work = match place::find(&store)? {
         Place::Mount(mountpoint) => {
-            make_under(&mountpoint, &store, source, name)?;
-            Some(place::files_of(&mountpoint, name))
+            calls::make_under(&mountpoint, &store, source, name)?;
+            Some(calls::files_of(&mountpoint, name))
         }
         Place::Disk(registry) => {
             let made = if registry.contains(source) {
                 let parent = recover::read_back(&store, &registry, source, &audit::told(&store, "fork"))?;
                 registry.branch_as(&parent, name, plain_folder_mode())?
             } else {
-                registry.create_as(name, Some(place::image(&store, source)?), plain_folder_mode())?
+                registry.create_as(name, Some(forks::image(&store, source)?), plain_folder_mode())?
             };
             registry.sync()?;
             audit::tell(&store, "fork", [note::fork_made(name, made.base().as_ref())]);

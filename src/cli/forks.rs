@@ -15,6 +15,7 @@ use super::envelope::print_json;
 use super::runs::{self, Run};
 use super::text::{count, plain, print, table};
 use super::{StoreArg, place};
+use crate::daemon::forks;
 use crate::digest::Digest;
 use crate::error::{Exit, Result};
 use crate::fork::{Compare, ForkInfo, Registry, View, compare};
@@ -59,7 +60,7 @@ struct Row {
 
 pub(crate) fn run(store: &StoreArg, args: &ForksArgs) -> Result<ExitCode> {
     let store = Arc::new(store.open()?);
-    let registry = place::registry(&store, true)?;
+    let registry = forks::registry(&store, true)?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as i64);
     let (mut rows, mut origins, mut there) = (Vec::new(), HashMap::new(), HashMap::new());
     for name in registry.names() {

@@ -15,6 +15,7 @@ use super::progress::Bar;
 use super::sharing::{SharingArg, tell_if_open};
 use super::text::{count, plain, print};
 use crate::audit::note;
+use crate::daemon::forks;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ops::import::project::{self, Project};
 use crate::ops::import::{Large, Options, Parent, Progress, Report, import, rules};
@@ -114,7 +115,7 @@ pub(crate) fn run(store: &StoreArg, args: &ImportArgs) -> Result<ExitCode> {
         store.tags().check_free(tag, true)?;
     }
     let parent = match &args.parent {
-        Some(parent) => Parent::Image(super::place::image(&store, parent)?),
+        Some(parent) => Parent::Image(forks::image(&store, parent)?),
         None if args.no_parent || args.from_commit.is_some() => Parent::None,
         None => args.tag.as_ref().map_or(Parent::Last, |tag| project::parent(&store, &args.dir, tag)),
     };

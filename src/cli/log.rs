@@ -15,8 +15,8 @@ use serde_json::json;
 use super::StoreArg;
 use super::envelope::print_json;
 use super::images::{self, short};
-use super::place;
 use super::text::{plain, print};
+use crate::daemon::forks;
 use crate::digest::Digest;
 use crate::error::{Exit, Result};
 use crate::fork::Registry;
@@ -71,7 +71,7 @@ type Numbers = HashMap<Digest, Vec<(String, String)>>;
 
 pub(crate) fn run(store: &StoreArg, args: &LogArgs) -> Result<ExitCode> {
     let store = Arc::new(store.open()?);
-    let registry = place::registry(&store, true)?;
+    let registry = forks::registry(&store, true)?;
     let (tips, mut seals) = begin(&store, &registry, &args.names)?;
     let (manifests, problems) = images::read(&store)?;
     let mut manifests: HashMap<Digest, Manifest> = manifests.into_iter().collect();
@@ -129,7 +129,7 @@ fn begin(store: &Store, registry: &Registry, names: &[String]) -> Result<(Vec<Di
     let mut numbers = Numbers::new();
     for name in names {
         if !registry.contains(name) {
-            tips.push(place::image(store, name)?);
+            tips.push(forks::image(store, name)?);
             continue;
         }
         let fork = registry.get(name)?;

@@ -457,12 +457,7 @@ fn stop_by(mut signals: Signals, stopper: Stopper) -> Result<()> {
     let stop = move || {
         for signal in &mut signals {
             let name = signal_hook::low_level::signal_name(signal).unwrap_or("unknown");
-            let said = if signal == SIGXCPU {
-                "the daemon has used up its CPU time (ulimit -t)".to_owned()
-            } else {
-                format!("signal {signal}")
-            };
-            stopper.stop_for_signal(name, &said);
+            stopper.stop_for_signal(signal, name);
         }
     };
     thread::Builder::new()

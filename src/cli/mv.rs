@@ -11,6 +11,7 @@ use super::envelope::print_json;
 use super::place::{self, Place};
 use super::{StoreArg, audit, runs};
 use crate::audit::note;
+use crate::daemon::calls;
 use crate::error::Result;
 
 /// Rename a fork.
@@ -32,9 +33,9 @@ pub(crate) fn run(store: &StoreArg, args: &MvArgs) -> Result<ExitCode> {
     let MvArgs { name, new_name, .. } = args;
     match place::find(&store)? {
         Place::Mount(mountpoint) => {
-            let folder = place::fork_folder(&mountpoint, name)?;
-            fs::rename(folder, place::new_fork_folder(&store, &mountpoint, new_name)?).map_err(|e| {
-                place::explain(e, format!("cannot rename fork {name:?} to {new_name:?}"), &mountpoint)
+            let folder = calls::fork_folder(&mountpoint, name)?;
+            fs::rename(folder, calls::new_fork_folder(&store, &mountpoint, new_name)?).map_err(|e| {
+                calls::explain(e, format!("cannot rename fork {name:?} to {new_name:?}"), &mountpoint)
             })?;
         }
         Place::Disk(registry) => {

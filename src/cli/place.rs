@@ -8,10 +8,8 @@ use super::holder::{self, Holder};
 use super::own::OwnMount;
 use super::secret::SecretArg;
 use super::status::{read_status, read_statuses};
-pub(crate) use crate::daemon::calls::{
-    Done, Pushed, ask, ask_for, discard_under, explain, files_of, fork_folder, names, new_fork_folder, push,
-};
-pub(crate) use crate::daemon::forks::{image, reader, registry};
+use crate::daemon::calls::{self, Pushed, ask, push};
+use crate::daemon::forks::registry;
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fork::{self, Fork, Registry};
@@ -31,7 +29,7 @@ impl Place {
     /// The names of the forks.
     pub(crate) fn names(&self) -> Result<Vec<String>> {
         match self {
-            Self::Mount(mountpoint) => names(mountpoint),
+            Self::Mount(mountpoint) => calls::names(mountpoint),
             Self::Disk(registry) => Ok(registry.names()),
         }
     }

@@ -8,8 +8,9 @@ use clap::Args;
 use super::envelope::print_json;
 use super::images::short;
 use super::text::{count, plain, print, table};
-use super::{StoreArg, audit, place};
+use super::{StoreArg, audit};
 use crate::audit::note;
+use crate::daemon::forks;
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ops::prune::{Options, Policy, Reason, Report, prune};
@@ -86,7 +87,7 @@ pub(crate) fn run(store: &StoreArg, args: &PruneArgs) -> Result<ExitCode> {
 
 /// Returns images that forks descend from, which their heads need not name: a copied fork holds a manifest.
 pub(crate) fn lineage(store: &Arc<Store>) -> Result<Vec<Digest>> {
-    let registry = place::registry(store, true)?;
+    let registry = forks::registry(store, true)?;
     Ok(registry.names().iter().filter_map(|name| registry.stats(name).ok()?.base).collect())
 }
 

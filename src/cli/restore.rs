@@ -15,7 +15,7 @@ use super::envelope::print_json;
 use super::place::{self, Place};
 use super::secret::SecretArg;
 use super::text::{plain, plain_bytes, print};
-use crate::daemon::forks;
+use crate::daemon::{calls, forks};
 use crate::error::{Error, ErrorKind, Result};
 use crate::mount::mountinfo::runs_in;
 use crate::ops::back::{Asked, Bytes, Outcome, Request};
@@ -97,7 +97,7 @@ pub(crate) fn run(store: &StoreArg, args: &RestoreArgs) -> Result<ExitCode> {
                 None => format!("cannot restore fork {name:?}"),
             };
             let runs = runs_in(&mountpoint, name);
-            let done: Outcome = place::ask_for(&mountpoint, name, &doing, &Request::Restore(asked))?;
+            let done: Outcome = calls::ask_for(&mountpoint, name, &doing, &Request::Restore(asked))?;
             if runs && done.paths.is_none() {
                 place::warn_of_restore(name);
             }
@@ -106,7 +106,7 @@ pub(crate) fn run(store: &StoreArg, args: &RestoreArgs) -> Result<ExitCode> {
         Place::Disk(registry) => {
             let log = audit::told(&store, "restore");
             let fork = recover::read_back(&store, &registry, name, &log)?;
-            let reader = place::reader(&store);
+            let reader = forks::reader(&store);
             let sealer = Sealer::new(Arc::clone(&store), reader, args.secret.read()?).with_log(log);
             let done = forks::restore(&store, &registry, &sealer, &fork, &asked)?;
             registry.sync()?;

@@ -12,6 +12,7 @@ use super::envelope::print_json;
 use super::place::{self, Place};
 use super::secret::SecretArg;
 use super::text::print;
+use crate::daemon::{calls, forks};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fork::About;
 use crate::ops::back::Request;
@@ -61,16 +62,16 @@ pub(crate) fn run(store: &StoreArg, args: &SealArgs) -> Result<ExitCode> {
         Place::Mount(mountpoint) => {
             place::check_secret(&mountpoint, &args.secret)?;
             let request = Request::Seal { tag: args.tag.clone(), force: args.force, about };
-            place::ask_for(&mountpoint, name, &format!("cannot seal fork {name:?}"), &request)?
+            calls::ask_for(&mountpoint, name, &format!("cannot seal fork {name:?}"), &request)?
         }
         Place::Disk(registry) => {
             let log = audit::told(&store, "seal");
             let fork = recover::read_back(&store, &registry, name, &log)?;
-            let reader = place::reader(&store);
+            let reader = forks::reader(&store);
             let sealer = Sealer::new(Arc::clone(&store), reader, args.secret.read()?);
             let sealed = sealer.with_log(log).seal_as(&fork, tag, false, &about)?;
             registry.sync()?;
-            place::Done { image: sealed.image, new: sealed.new, reports: sealed.reports }
+            calls::Done { image: sealed.image, new: sealed.new, reports: sealed.reports }
         }
     };
     for report in &done.reports {

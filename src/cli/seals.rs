@@ -14,6 +14,7 @@ use super::StoreArg;
 use super::envelope::print_json;
 use super::place;
 use super::text::{plain, print};
+use crate::daemon::forks;
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Exit, Result};
 use crate::fork::{self, Compare, Counts, Fork, Registry, View, compare};
@@ -91,7 +92,7 @@ pub(crate) fn run(store: &StoreArg, args: &SealsArgs) -> Result<ExitCode> {
 }
 
 fn rows(store: &Arc<Store>, name: &str) -> Result<(Vec<Row>, Vec<String>)> {
-    let registry = place::registry(store, true)?;
+    let registry = forks::registry(store, true)?;
     let fork = registry.get(name)?;
     let line = Line::of_fork(store, &fork)?;
     let mut problems = Vec::new();

@@ -10,9 +10,9 @@ use serde::Serialize;
 use super::StoreArg;
 use super::envelope::print_json;
 use super::images::tags;
-use super::place;
 use super::secret::operator_secret;
 use super::text::{count, plain, print};
+use crate::daemon::forks;
 use crate::digest::Digest;
 use crate::error::{Exit, Result};
 use crate::ops::summary::{BaseBrief, Brief, CacheBrief, EffectsBrief, Part, TraceBrief, TreeBrief};
@@ -51,7 +51,7 @@ struct Shown {
 
 pub(crate) fn run(store: &StoreArg, args: &ShowArgs) -> Result<ExitCode> {
     let store = store.open()?;
-    let id = place::image(&store, &args.image)?;
+    let id = forks::image(&store, &args.image)?;
     let (bytes, measured) = store.images().bytes(store.blobs(), &id)?;
     let manifest = Manifest::parse(&bytes).map_err(|source| MarkerError::Manifest { id, source })?;
     let shown = Shown {

@@ -6,8 +6,9 @@ use clap::Args;
 use serde_json::json;
 
 use super::envelope::print_json;
-use super::{StoreArg, audit, place};
+use super::{StoreArg, audit};
 use crate::audit::note;
+use crate::daemon::forks;
 use crate::error::Result;
 use crate::store::tags::check_new_tag;
 
@@ -31,7 +32,7 @@ pub(crate) struct TagArgs {
 pub(crate) fn run(store: &StoreArg, args: &TagArgs) -> Result<ExitCode> {
     check_new_tag(&args.name)?;
     let store = store.open()?;
-    let image = place::image(&store, &args.image)?;
+    let image = forks::image(&store, &args.image)?;
     store.tags().set(&args.name, &image, args.force)?;
     audit::tell(&store, "tag", [note::tags_changed(&[&args.name], &[], Some(&image))]);
     if args.json {

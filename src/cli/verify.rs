@@ -8,10 +8,10 @@ use clap::Args;
 
 use super::StoreArg;
 use super::envelope::print_json;
-use super::place;
 use super::progress::Bar;
 use super::secret::operator_secret;
 use super::text::{count, print};
+use crate::daemon::forks;
 use crate::error::{Exit, Result};
 use crate::ops::verify::{Options, Progress, Report, Severity, verify};
 use crate::util::parallel::default_jobs;
@@ -39,7 +39,7 @@ pub(crate) fn run(store: &StoreArg, args: &VerifyArgs) -> Result<ExitCode> {
     let store = store.open()?;
     let mut ids = Vec::new();
     for image in &args.images {
-        let id = place::image(&store, image)?;
+        let id = forks::image(&store, image)?;
         if !ids.contains(&id) {
             ids.push(id);
         }

@@ -222,8 +222,11 @@ impl Builder {
     /// - `InvalidInput`: the store or the cache lies below the mountpoint, or two options exclude each other.
     pub fn check(mut self) -> Result<Self> {
         if self.holes && self.writeback {
-            let what = "a mount whose writes the kernel caches cannot report holes in files";
-            return Err(Error::new(ErrorKind::InvalidInput, what).with_hint("choose one of the two"));
+            return Err(Error::new(
+                ErrorKind::InvalidInput,
+                "a mount whose writes the kernel caches cannot report holes in files",
+            )
+            .with_hint("choose one of the two"));
         }
         self.mountpoint = absolute(&self.mountpoint)?;
         prepare(&self.mountpoint)?;
@@ -427,10 +430,10 @@ fn refuse_full(mountpoint: &Path) -> Result<()> {
         return Ok(());
     }
     let what = format!(
-        "cannot mount at {}: the folder is not empty, and the mount would hide its files",
+        "cannot mount at {}: the directory is not empty, and the mount would hide its files",
         mountpoint.display()
     );
     Err(Error::new(ErrorKind::Posix(Posix::NotEmpty), what)
         .with_path(mountpoint)
-        .with_hint("name an empty folder"))
+        .with_hint("name an empty directory"))
 }

@@ -42,8 +42,8 @@ pub(super) enum Event {
 
 /// A request to end a mount.
 pub(super) enum Stop {
-    /// By a signal: its name, and words for the log.
-    Signal { name: String, said: String },
+    /// By a signal: its number and its name.
+    Signal { number: i32, name: String },
     /// By the program that made the mount.
     Asked,
     /// At once: neither programs nor seals are waited for.
@@ -72,10 +72,10 @@ impl Stopper {
         self.send(Stop::Asked);
     }
 
-    /// Does the same for a signal that this process got. `name` goes to the audit log, `said` to the daemon's log.
+    /// Does the same for a signal that this process got, which the logs then name.
     #[doc(hidden)]
-    pub fn stop_for_signal(&self, name: &str, said: &str) {
-        self.send(Stop::Signal { name: name.to_owned(), said: said.to_owned() });
+    pub fn stop_for_signal(&self, number: i32, name: &str) {
+        self.send(Stop::Signal { number, name: name.to_owned() });
     }
 
     /// Where news of the mount go.
@@ -216,8 +216,12 @@ fn wait(own: &OwnMount, events: &Receiver<Event>, log: &Log, push: impl FnOnce()
     };
     let mut hurried = false;
     match stop {
-        Stop::Signal { name, said } => {
-            tracing::info!("{said}: unmounting {shown}");
+        Stop::Signal { number, name } => {
+            if number == libc::SIGXCPU {
+                tracing::warn!("the daemon has used up its CPU time (ulimit -t): unmounting {shown}");
+            } else {
+                tracing::info!("signal {number}: unmounting {shown}");
+            }
             log.note_quietly(note::signal(&name, "unmount"));
         }
         Stop::Asked => tracing::info!("unmounting {shown}"),

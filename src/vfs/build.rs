@@ -98,8 +98,9 @@ pub(super) fn build(
         store: on_disk.clone(),
         home: Arc::clone(&home),
     });
+    let mountpoint = info.mountpoint.clone();
     let documents = Documents {
-        info: info.clone(),
+        info,
         store: on_disk.clone(),
         home: Arc::clone(&home),
         cache: Arc::clone(&cache),
@@ -128,7 +129,7 @@ pub(super) fn build(
             store: on_disk.clone(),
             home: Arc::clone(&home),
             log: log.clone(),
-            mountpoint: info.mountpoint.clone(),
+            mountpoint,
             read_only: config.read_only,
             narrow: nodes.is_narrow(),
         },

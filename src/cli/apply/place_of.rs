@@ -9,6 +9,7 @@ use super::refuse;
 use crate::cli::audit;
 use crate::cli::place::{self, Place};
 use crate::cli::text::plain;
+use crate::daemon::{calls, forks};
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fork::beside::{self, OnDisk};
@@ -110,12 +111,12 @@ pub(super) fn refuse_store(store: &Store, dir: &Path, steps: &[Step]) -> Result<
 pub(super) fn sealed(store: &Arc<Store>, name: &str) -> Result<Option<Digest>> {
     let done = match place::find(store)? {
         Place::Mount(mountpoint) => {
-            place::push(&mountpoint, name)?;
+            calls::push(&mountpoint, name)?;
             let now = OnDisk::read(store.root(), name)?;
             if now.is_untouched {
                 return Ok(now.base);
             }
-            place::ask(&mountpoint, name, &format!("cannot seal fork {name:?}"), |number| {
+            calls::ask(&mountpoint, name, &format!("cannot seal fork {name:?}"), |number| {
                 format!(".seal-{number}")
             })?
         }
@@ -125,10 +126,10 @@ pub(super) fn sealed(store: &Arc<Store>, name: &str) -> Result<Option<Digest>> {
             if !fork.is_changed() {
                 return Ok(fork.base());
             }
-            let sealer = Sealer::new(Arc::clone(store), place::reader(store), None);
+            let sealer = Sealer::new(Arc::clone(store), forks::reader(store), None);
             let sealed = sealer.with_log(log).seal(&fork, None)?;
             registry.sync()?;
-            place::Done { image: sealed.image, new: sealed.new, reports: sealed.reports }
+            calls::Done { image: sealed.image, new: sealed.new, reports: sealed.reports }
         }
     };
     for report in &done.reports {

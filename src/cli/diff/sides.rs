@@ -10,6 +10,7 @@ use crate::cli::images::short;
 use crate::cli::progress::Bar;
 use crate::cli::text::{plain, plain_bytes};
 use crate::cli::{audit, mount, place};
+use crate::daemon::forks;
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fork::{self, Registry, View};
@@ -194,7 +195,7 @@ impl<'a> Sides<'a> {
         let from_settled = from.clone().settled(to.as_ref(), store)?;
         let to = to.map(|to| to.settled(Some(&from), store)).transpose()?;
         // A user who may read the images may lack the permission to read the forks.
-        let forks = match place::registry(store, true) {
+        let forks = match forks::registry(store, true) {
             Ok(registry) => Some(registry),
             Err(error) if error.kind() == ErrorKind::PermissionDenied => None,
             Err(error) => return Err(error),
@@ -322,7 +323,7 @@ impl<'a> Sides<'a> {
     fn image(&self, image: Option<Digest>) -> Result<View> {
         match &self.forks {
             Some(forks) => forks.view(image),
-            None => View::of_image(place::reader(self.store), image),
+            None => View::of_image(forks::reader(self.store), image),
         }
     }
 

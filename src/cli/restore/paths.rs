@@ -6,8 +6,8 @@ use std::fmt::Write as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Component, Path, PathBuf};
 
-use crate::cli::place;
 use crate::cli::text::{count, plain_bytes};
+use crate::daemon::calls;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fork::beside;
 use crate::ops::back::{Bytes, PathLine};
@@ -18,7 +18,7 @@ const LINES: usize = 40;
 
 /// A path from the top of a fork's files. Links are not followed.
 pub(super) fn in_fork(store: &Store, mountpoint: Option<&Path>, name: &str, path: &OsStr) -> Result<Vec<u8>> {
-    let files = mountpoint.map(|mountpoint| place::files_of(mountpoint, name));
+    let files = mountpoint.map(|mountpoint| calls::files_of(mountpoint, name));
     let project = beside::project(store.root(), name).ok().flatten();
     let given = Path::new(path);
     let tops: Vec<&Path> = [files.as_deref(), project.as_deref()].into_iter().flatten().collect();

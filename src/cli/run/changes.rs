@@ -9,8 +9,8 @@ use std::sync::Arc;
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, openat2};
 
 use super::record::Record;
-use crate::cli::place;
 use crate::cli::text::{count, plain_bytes};
+use crate::daemon::forks;
 use crate::digest::Digest;
 use crate::error::{ErrorKind, Result};
 use crate::fork::beside::OnDisk;
@@ -59,7 +59,7 @@ impl Changes {
         if now.is_untouched && now.base == before {
             return Ok(Self::default());
         }
-        let forks = place::registry(store, true)?;
+        let forks = forks::registry(store, true)?;
         let (before, after) = (forks.view(before)?, forks.get(fork)?.view());
         let mut found = Vec::new();
         compare(&before, &after, Compare { all: true, read: true }, &mut |difference| {

@@ -7,12 +7,13 @@ use std::sync::Arc;
 use super::conf::Conf;
 use super::sandboxed::Given;
 use super::{RunArgs, words};
-use crate::cli::fork::{check_name, make_under};
 use crate::cli::place;
 use crate::cli::progress::Bar;
 use crate::cli::sharing::SharingArg;
 use crate::cli::text::{count, plain};
 use crate::cli::{StoreArg, audit, mount};
+use crate::daemon::calls;
+use crate::daemon::forks::check_fork_name;
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fork::beside::{self, OnDisk};
@@ -156,10 +157,10 @@ impl Runs {
                 Some(source) => self.make(&wanted.name, &source, None, args)?,
                 // This error tells how to list forks.
                 None if args.older_form || args.member => {
-                    place::fork_folder(&self.mountpoint, &wanted.name)?;
+                    calls::fork_folder(&self.mountpoint, &wanted.name)?;
                 }
                 None => {
-                    check_name(&wanted.name)?;
+                    check_fork_name(&wanted.name)?;
                     self.make_of(&mut maker, &wanted.name, args)?;
                 }
             }
@@ -176,7 +177,7 @@ impl Runs {
         let heads = self.store.root().join("forks/heads");
         for number in 1..=MAX_NUMBER {
             let name = format!("{base}-{number}");
-            check_name(&name)?;
+            check_fork_name(&name)?;
             if heads.join(format!("{name}.json")).exists() {
                 continue;
             }
@@ -209,8 +210,8 @@ impl Runs {
 
     /// Makes one fork, and records its project.
     fn make(&mut self, name: &str, source: &str, root: Option<&Path>, args: &RunArgs) -> Result<()> {
-        check_name(name)?;
-        make_under(&self.mountpoint, &self.store, source, name)?;
+        check_fork_name(name)?;
+        calls::make_under(&self.mountpoint, &self.store, source, name)?;
         let made =
             Fork { name: name.to_owned(), is_made: true, project: None, at: None, start: PathBuf::new() };
         self.forks.push(made);
@@ -230,7 +231,7 @@ impl Runs {
     /// Returns where a fork is shown, and where in it the command starts.
     fn place(&self, name: String, is_made: bool, args: &RunArgs) -> Result<Fork> {
         let cwd = std::env::current_dir().ok();
-        let files = place::files_of(&self.mountpoint, &name);
+        let files = calls::files_of(&self.mountpoint, &name);
         let in_mount = cwd.as_deref().and_then(|cwd| cwd.strip_prefix(&files).ok()).map(Path::to_owned);
         let recorded = beside::project(self.store.root(), &name)?;
         let in_project = |root: &Path| cwd.as_deref()?.strip_prefix(root).ok().map(Path::to_owned);
@@ -313,7 +314,7 @@ impl Runs {
             if untouched_only && !now.is_untouched {
                 continue;
             }
-            if let Err(error) = place::discard_under(&self.mountpoint, &fork.name, true) {
+            if let Err(error) = calls::discard_under(&self.mountpoint, &fork.name, true) {
                 eprintln!("pfimg: {error}");
             }
         }

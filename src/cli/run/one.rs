@@ -14,8 +14,9 @@ use super::changes::{Changes, Commits, line};
 use super::forks::{Fork, Runs};
 use super::record::Record;
 use super::sandboxed::{self, Job};
+use crate::cli::envelope;
 use crate::cli::text::plain;
-use crate::cli::{envelope, place};
+use crate::daemon::calls;
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fork::About;
@@ -138,7 +139,7 @@ struct Done {
 
 fn one(runs: &Runs, fork: &Fork, args: &RunArgs) -> Result<Done> {
     let (store, name) = (&runs.store, fork.name.as_str());
-    let files = place::files_of(&runs.mountpoint, name);
+    let files = calls::files_of(&runs.mountpoint, name);
     let is_compared = is_compared(fork, args);
     // Also if nothing is compared: the state before a mistake is kept.
     let before = if is_compared || !fork.is_made { before(runs, fork, &args.command) } else { None };
@@ -207,7 +208,7 @@ struct Before(Option<Digest>);
 fn before(runs: &Runs, fork: &Fork, command: &[OsString]) -> Option<Before> {
     let look = || {
         if !fork.is_made {
-            place::push(&runs.mountpoint, &fork.name)?;
+            calls::push(&runs.mountpoint, &fork.name)?;
         }
         let now = OnDisk::read(runs.store.root(), &fork.name)?;
         if now.is_untouched {
@@ -226,9 +227,9 @@ fn before(runs: &Runs, fork: &Fork, command: &[OsString]) -> Option<Before> {
         .ok()
 }
 
-pub(super) fn seal(runs: &Runs, fork: &str, tag: Option<&str>, about: About) -> Result<place::Done> {
+pub(super) fn seal(runs: &Runs, fork: &str, tag: Option<&str>, about: About) -> Result<calls::Done> {
     let request = Request::Seal { tag: tag.map(str::to_owned), force: false, about };
-    place::ask_for(&runs.mountpoint, fork, &format!("cannot seal fork {fork:?}"), &request)
+    calls::ask_for(&runs.mountpoint, fork, &format!("cannot seal fork {fork:?}"), &request)
 }
 
 /// The reason for a seal at the end of a run.
@@ -244,7 +245,7 @@ fn command_word(command: &[OsString]) -> String {
 
 fn changes(runs: &Runs, fork: &Fork, before: Option<Before>) -> Result<Option<Changes>> {
     let Some(Before(before)) = before else { return Ok(None) };
-    place::push(&runs.mountpoint, &fork.name)?;
+    calls::push(&runs.mountpoint, &fork.name)?;
     Changes::since(&runs.store, &fork.name, before).map(Some)
 }
 

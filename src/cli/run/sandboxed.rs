@@ -9,7 +9,7 @@ use super::conf::{self, Conf};
 use super::{RunArgs, arguments, option};
 use crate::cache;
 use crate::cli::mount::default_cache_dir;
-use crate::cli::place;
+use crate::daemon::calls;
 use crate::error::{Error, ErrorKind, Result};
 use crate::mount::mountinfo::{aliases, mounts};
 use crate::sandbox::{self, ControlGroup, Environment, Hierarchy, Outcome, secrets};
@@ -33,10 +33,10 @@ pub(super) struct Job<'a> {
 
 /// Runs the command to its end.
 pub(super) fn run(job: &Job<'_>, args: &RunArgs, conf: &Conf, given: Given) -> Result<Outcome> {
-    let work = place::files_of(job.mountpoint, job.fork);
+    let work = calls::files_of(job.mountpoint, job.fork);
     // A fork that began empty has no such directory yet.
     fs::create_dir_all(&work).map_err(|e| {
-        place::explain(e, format!("cannot make the directory {}", work.display()), job.mountpoint)
+        calls::explain(e, format!("cannot make the directory {}", work.display()), job.mountpoint)
     })?;
     let hidden = hidden(job)?;
     let keys = keys(&given);

@@ -6,6 +6,7 @@ use std::path::{Component, Path};
 use super::files::{Files, SetAttr};
 use super::names::NewFile;
 use crate::error::{Error, ErrorKind, Posix, Result};
+use crate::fork::errors::posix;
 use crate::fork::ino::Ino;
 use crate::fork::inode::Attr;
 use crate::layers::world::Kind;
@@ -22,7 +23,8 @@ impl Files {
     ///
     /// # Errors
     /// `ReadOnly`: this program may not write the fork, or the path belongs to a part of the image that never changes.
-    /// `Posix`: a file stands where the path needs a directory, or the path names a directory. `NoSpace`: the disk is full.
+    /// `Posix`: a file stands where the path needs a directory, or the path names a directory. `InvalidInput`: the path names
+    /// a link, a device or the like. `NoSpace`: the disk is full.
     pub fn write_file(&self, path: impl AsRef<Path>, bytes: &[u8]) -> Result<()> {
         let path = path.as_ref();
         let about = |error: Error| error.context(format_args!("cannot write {}", path.display()));
@@ -31,8 +33,7 @@ impl Files {
 
     fn write_whole(&self, path: &Path, bytes: &[u8]) -> Result<()> {
         let names = names(path)?;
-        let (name, folders) =
-            names.split_last().ok_or(ErrorKind::Posix(Posix::IsADirectory)).map_err(bare)?;
+        let (name, folders) = names.split_last().ok_or_else(is_directory)?;
         let mut parent = Ino::TOP;
         for folder in folders {
             parent = self.make(parent, folder, Kind::Dir, DIR_MODE)?.ino;
@@ -50,8 +51,11 @@ impl Files {
     fn make(&self, parent: Ino, name: &[u8], kind: Kind, mode: u16) -> Result<Attr> {
         match self.lookup(parent, name) {
             Ok(attr) if attr.kind == kind => Ok(attr),
-            Ok(attr) if attr.kind == Kind::Dir => Err(bare(ErrorKind::Posix(Posix::IsADirectory))),
-            Ok(_) => Err(bare(ErrorKind::Posix(Posix::NotADirectory))),
+            Ok(attr) if attr.kind == Kind::Dir => Err(is_directory()),
+            Ok(_) if kind == Kind::Dir => {
+                Err(posix(Posix::NotADirectory, "a file stands where the path needs a directory"))
+            }
+            Ok(_) => Err(Error::new(ErrorKind::InvalidInput, "the path names a link, a device or the like")),
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
                 self.create(parent, name, &NewFile::new(kind, mode, uid.as_raw(), gid.as_raw()))
@@ -76,20 +80,14 @@ impl Files {
             file = self.lookup(file.ino, name)?;
         }
         if file.kind == Kind::Dir {
-            return Err(bare(ErrorKind::Posix(Posix::IsADirectory)));
+            return Err(is_directory());
         }
         self.read_vec(file.ino, 0, usize::try_from(file.size).unwrap_or(usize::MAX))
     }
 }
 
-fn bare(kind: ErrorKind) -> Error {
-    let what = match kind {
-        ErrorKind::Posix(Posix::NotADirectory) => {
-            "a file stands where the path needs a directory, or a link or device where it needs a file"
-        }
-        _ => "the path names a directory",
-    };
-    Error::new(kind, what)
+fn is_directory() -> Error {
+    posix(Posix::IsADirectory, "the path names a directory")
 }
 
 /// The names of a path.
