@@ -205,13 +205,10 @@ pub fn paths(module: &[String], text: &str) -> Vec<(usize, Vec<String>)> {
                 .map(|(_, _, name)| name.clone()),
         );
         let mut rest = path.as_slice();
-        match rest.first().map(String::as_str) {
-            Some("crate") => {
-                here.clear();
-                rest = &rest[1..];
-            }
-            // Other paths begin with a module that the file declares.
-            _ => {}
+        // Other paths begin with a module that the file declares.
+        if rest.first().is_some_and(|first| first == "crate") {
+            here.clear();
+            rest = &rest[1..];
         }
         while let Some(step @ ("super" | "self")) = rest.first().map(String::as_str) {
             if step == "super" {
