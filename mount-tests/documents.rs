@@ -218,7 +218,7 @@ fn every_command_line_in_the_documents_has_a_command_and_options_that_exist() {
         for code in code(&text) {
             // An option without its command: some command has to have it.
             if let Some(option) = code.strip_prefix("--") {
-                let name = option.split([' ', '=', '[', ',']).next().unwrap_or_default();
+                let name = option.split([' ', '=', '[', ',', ':']).next().unwrap_or_default();
                 if name.starts_with(|first: char| first.is_ascii_lowercase())
                     && !of_all.contains(name)
                     && !FOREIGN.contains(&name)
@@ -228,9 +228,10 @@ fn every_command_line_in_the_documents_has_a_command_and_options_that_exist() {
             }
             for words in command_lines(&code) {
                 let (unknown, looked_up) = unknown(&words, &program);
-                // That page quotes messages, which can begin with the name of the program.
+                // These pages quote messages, which can begin with the name of the program.
                 let first = words.first().copied().unwrap_or_default();
-                if path.ends_with("TROUBLESHOOTING.md") && unknown == [first] {
+                let quotes = ["MESSAGES.md", "TROUBLESHOOTING.md"].iter().any(|page| path.ends_with(page));
+                if quotes && unknown == [first] {
                     continue;
                 }
                 options += looked_up;
