@@ -440,9 +440,14 @@ impl<'a> Reader<'a> {
                 || (place.starts_with(&format!("{parent}/")) && parent != "src/ops")
         };
         let all = self.code.by_name.get(name).map_or(&[][..], Vec::as_slice);
-        all.iter()
-            .copied()
-            .filter(family)
+        let mut near: Vec<usize> = all.iter().copied().filter(family).collect();
+        if near.is_empty() {
+            // Files of one room pass texts on without a module of their own between them.
+            let room: String = file.split('/').take(2).flat_map(|part| [part, "/"]).collect();
+            let in_room = |at: &usize| self.code.files[self.code.functions[*at].file].name.starts_with(&room);
+            near = all.iter().copied().filter(in_room).collect();
+        }
+        near.into_iter()
             .filter_map(|at| self.returned(at, &self.inner(at, &[], &Scope::new(0, None))).ok())
             .flatten()
             .collect()

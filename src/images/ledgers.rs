@@ -66,20 +66,26 @@ impl Ledgers {
         digest: &Digest,
         read: impl FnOnce() -> Result<B, E>,
     ) -> Result<Shown, E> {
-        if let Some(known) = self.known(digest) {
-            return Ok(known);
-        }
-        let ledger = read()?;
-        let bytes = effects::redact(&ledger);
-        let redacted: Option<Arc<[u8]>> = (*bytes != *ledger).then(|| Arc::from(&*bytes));
-        let shown = Shown { length: bytes.len() as u64, redacted };
-        if let Some(known) = self.of_bases.write().get_mut(digest) {
-            *known = match shown.redacted {
+        let known = self.known(digest);
+        let is_new = known.is_none();
+        let shown = if let Some(known) = known {
+            known
+        } else {
+            let ledger = read()?;
+            let bytes = effects::redact(&ledger);
+            let redacted = (*bytes != *ledger).then(|| Arc::from(&*bytes));
+            Shown { length: bytes.len() as u64, redacted }
+        };
+        // Also if it is known: a program may have read the image's ledger before a fork was based on the image.
+        if let Some(base) = self.of_bases.write().get_mut(digest) {
+            *base = match shown.redacted {
                 Some(_) => BaseLedger::Redacted(shown.length),
                 None => BaseLedger::Plain,
             };
         }
-        self.shown.lock().put(*digest, shown.clone());
+        if is_new {
+            self.shown.lock().put(*digest, shown.clone());
+        }
         Ok(shown)
     }
 }
@@ -87,6 +93,20 @@ impl Ledgers {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_ledger_that_was_read_before_a_fork_was_based_on_its_image_is_shown_without_its_secret() {
+        let ledgers = Ledgers::new();
+        let secret = "5".repeat(64);
+        let header = format!("{{\"kind\":\"effects.ledger.v1\",\"session_secret_hex\":\"{secret}\"}}\n");
+        let digest = Digest::of(header.as_bytes());
+        let of_image = ledgers.redact(&digest, || Ok::<_, ()>(header.clone().into_bytes())).unwrap();
+        assert!(of_image.redacted.is_some() && of_image.length < header.len() as u64);
+        ledgers.add_base(digest);
+        let of_fork = ledgers.redact(&digest, || Err::<Vec<u8>, _>("it is read again")).unwrap();
+        assert_eq!(of_fork.length, of_image.length);
+        assert_eq!(ledgers.of_base(&digest), Some(BaseLedger::Redacted(of_image.length)));
+    }
 
     #[test]
     fn a_ledger_without_a_secret_is_its_own_blob_and_is_read_once() {

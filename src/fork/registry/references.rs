@@ -139,6 +139,7 @@ fn blobs(journal: &[u8], id: GenId, found: &mut HashSet<Digest>) -> std::result:
         return Ok(());
     }
     if let Some(why) = refuse_header(journal, id) {
+        // The text comes from `refuse_header`.
         return Err(why);
     }
     let (mut at, mut seq) = (HEADER, 1);
