@@ -431,7 +431,6 @@ impl<'a> Reader<'a> {
     }
 
     /// The texts that the functions of a name return, in the module of a file and in the modules around it.
-    /// If there is none, the only function of that name is meant.
     pub fn made_by(&self, name: &str, file: usize) -> Vec<String> {
         let file = self.code.files[file].name.trim_end_matches(".rs");
         let parent = file.rsplit_once('/').map_or(file, |(parent, _)| parent);
@@ -441,11 +440,14 @@ impl<'a> Reader<'a> {
                 || (place.starts_with(&format!("{parent}/")) && parent != "src/ops")
         };
         let all = self.code.by_name.get(name).map_or(&[][..], Vec::as_slice);
-        let mut made: Vec<usize> = all.iter().copied().filter(family).collect();
-        if let ([], [only]) = (made.as_slice(), all) {
-            made.push(*only);
+        let mut near: Vec<usize> = all.iter().copied().filter(family).collect();
+        if near.is_empty() {
+            // Files of one room pass texts on without a module of their own between them.
+            let room: String = file.split('/').take(2).flat_map(|part| [part, "/"]).collect();
+            let in_room = |at: &usize| self.code.files[self.code.functions[*at].file].name.starts_with(&room);
+            near = all.iter().copied().filter(in_room).collect();
         }
-        made.into_iter()
+        near.into_iter()
             .filter_map(|at| self.returned(at, &self.inner(at, &[], &Scope::new(0, None))).ok())
             .flatten()
             .collect()

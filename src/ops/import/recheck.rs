@@ -13,10 +13,10 @@ use super::Progress;
 use super::index::{InOrder, Record, parent_and_name};
 use super::walk::{Meta, mounts_below};
 use crate::digest::Digest;
-use crate::error::{Error, ErrorKind};
 use crate::layers::ignore::Ignore;
 use crate::mount::reach::Top;
-use crate::util::parallel::try_each;
+use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::util::parallel::each;
 
 /// Filesystems that change a directory's times with its names, by their type in `statfs` (linux/magic.h): ext2 to ext4, xfs, btrfs,
 /// tmpfs, overlayfs, f2fs, bcachefs, zfs. Network filesystems may answer from a cache.
@@ -60,18 +60,22 @@ pub(super) fn unchanged(
     }
     // A piece may begin within a directory. It then opens the directory again.
     let pieces: Vec<_> = below.chunks(AT_ONCE).collect();
-    let same = |piece: &&[(&[u8], Record)]| {
+    let has_changed = AtomicBool::new(false);
+    each(jobs, &pieces, &|piece| {
         let of_one = piece.chunk_by(|(a, _), (b, _)| parent_and_name(a).0 == parent_and_name(b).0);
         for records in of_one {
+            if has_changed.load(Ordering::Relaxed) {
+                return;
+            }
             if !are_unchanged(top, index, records, root.stamp.dev) {
-                // It only ends the other threads.
-                return Err(Error::new(ErrorKind::Busy, ""));
+                has_changed.store(true, Ordering::Relaxed);
             }
         }
         progress.found(piece.len() as u64);
-        Ok(())
-    };
-    try_each(jobs, &pieces, &same).ok()?;
+    });
+    if has_changed.load(Ordering::Relaxed) {
+        return None;
+    }
     let files = below.iter().filter(|(_, record)| record.content.is_some());
     Some(files.fold((0, 0), |(files, bytes), (_, record)| (files + 1, bytes + record.stamp.size)))
 }

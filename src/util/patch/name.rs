@@ -14,12 +14,20 @@ impl<'a> Named<'a> {
     pub(crate) fn new(prefix: &'a str, path: &'a [u8]) -> Self {
         Self { prefix, path }
     }
+
+    /// Whether `git apply` may misread the name unquoted in the header of a patch. Git 2.39 takes a space before a slash for the end
+    /// of the first name; git 2.47 does not.
+    fn confuses_git(&self) -> bool {
+        !self.prefix.is_empty() && self.path.windows(2).any(|pair| pair == b" /")
+    }
 }
 
 impl fmt::Display for Named<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match std::str::from_utf8(self.path) {
-            Ok(path) if !path.chars().any(needs_escape) => write!(f, "{}{path}", self.prefix),
+            Ok(path) if !path.chars().any(needs_escape) && !self.confuses_git() => {
+                write!(f, "{}{path}", self.prefix)
+            }
             _ => {
                 write!(f, "\"{}", self.prefix)?;
                 for chunk in self.path.utf8_chunks() {
@@ -83,5 +91,7 @@ mod tests {
             assert_eq!(quoted(path), shown);
         }
         assert_eq!(Named::new("a/", b"x\ty").to_string(), "\"a/x\\ty\"");
+        assert_eq!(Named::new("a/", b"x /y").to_string(), "\"a/x /y\"");
+        assert_eq!(Named::new("a/", b"x y/z").to_string(), "a/x y/z");
     }
 }
