@@ -7,8 +7,8 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Weak};
 use std::thread;
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
@@ -49,7 +49,7 @@ pub(super) struct Announcer {
 
 /// The thread, before the store is mounted.
 pub(super) struct Prepared {
-    start: Sender<(Arc<Vfs>, OpenRoot)>,
+    start: Sender<(Weak<Vfs>, OpenRoot)>,
     announcer: Announcer,
 }
 
@@ -59,8 +59,8 @@ impl Prepared {
     }
 
     /// Gives the thread the mount to work on.
-    pub(super) fn start(self, vfs: Arc<Vfs>, root: OpenRoot) {
-        let _ = self.start.send((vfs, root));
+    pub(super) fn start(self, vfs: &Arc<Vfs>, root: OpenRoot) {
+        let _ = self.start.send((Arc::downgrade(vfs), root));
     }
 }
 
@@ -68,7 +68,7 @@ impl Announcer {
     /// Starts the thread, which first calls `prepare_thread`. Must be called before the connection to the kernel is opened.
     pub(super) fn prepare(prepare_thread: fn()) -> io::Result<Prepared> {
         let (jobs, queue) = unbounded();
-        let (start, started) = bounded::<(Arc<Vfs>, OpenRoot)>(1);
+        let (start, started) = bounded::<(Weak<Vfs>, OpenRoot)>(1);
         let announcer = Self { jobs, thread: Arc::default(), over: Arc::default() };
         let (own, over) = (Arc::clone(&announcer.thread), Arc::clone(&announcer.over));
         thread::Builder::new().name("pfimg-announce".into()).spawn(move || {
@@ -122,7 +122,9 @@ impl Announcer {
     }
 }
 
-fn serve(vfs: &Vfs, root: &OpenRoot, queue: &Receiver<(Job, Answer)>, over: &AtomicBool) {
+/// Does jobs. The thread cannot close the daemon's files, since it has a separate table of descriptors. So it lets go of the
+/// mount and of forks before it answers: until then the thread that asked holds them, too.
+fn serve(vfs: &Weak<Vfs>, root: &OpenRoot, queue: &Receiver<(Job, Answer)>, over: &AtomicBool) {
     for (job, answer) in queue {
         let instead = match job {
             Job::Settle if over.load(Ordering::Acquire) => Vec::new(),
@@ -133,7 +135,10 @@ fn serve(vfs: &Vfs, root: &OpenRoot, queue: &Receiver<(Job, Answer)>, over: &Ato
             Job::Announce(all, _) if over.load(Ordering::Acquire) => {
                 all.into_iter().filter_map(|one| one.instead).collect()
             }
-            Job::Announce(all, replaced) => announce(vfs, root, all, replaced.as_ref()),
+            Job::Announce(all, replaced) => match vfs.upgrade() {
+                Some(vfs) => announce(&vfs, root, all, replaced.as_ref()),
+                None => Vec::new(),
+            },
         };
         let _ = answer.send(instead);
     }

@@ -42,7 +42,7 @@ use rustix::io::Errno;
 
 use super::open_root::OpenRoot;
 use crate::error::{Error, ErrorKind, Result};
-use crate::vfs::{MARKER, Pusher, Vfs};
+use crate::vfs::{CachedWrites, MARKER, Pusher};
 
 /// Number of calm passes that are enough if programs write all the time.
 const CALM: u32 = 4;
@@ -82,7 +82,8 @@ pub(super) struct Barrier {
 
 /// The state of the barrier's thread.
 struct Pushing {
-    vfs: Arc<Vfs>,
+    /// Not the mount: the thread cannot close its files, since it has a separate table of descriptors.
+    writes: Arc<CachedWrites>,
     root: OpenRoot,
     loops: usize,
     /// Number of requests that workers have not answered yet.
@@ -129,13 +130,13 @@ impl Prepared {
     /// Gives the thread the mount to work on.
     pub(super) fn start(
         self,
-        vfs: Arc<Vfs>,
+        writes: Arc<CachedWrites>,
         root: OpenRoot,
         loops: usize,
         unanswered: Arc<AtomicU64>,
         resting: impl Fn() -> Vec<ThreadId> + Send + 'static,
     ) -> Barrier {
-        let _ = self.start.send(Pushing { vfs, root, loops, unanswered, resting: Box::new(resting) });
+        let _ = self.start.send(Pushing { writes, root, loops, unanswered, resting: Box::new(resting) });
         self.barrier
     }
 }
@@ -186,7 +187,7 @@ impl Pushing {
 
     fn push(&self) -> Result<(), Failed> {
         let root = (self.root)().map_err(Failed::Unreachable)?;
-        let (writes, mut calm) = (self.vfs.cached_writes(), 0);
+        let (writes, mut calm) = (&self.writes, 0);
         for _ in 0..PASSES {
             let unanswered = self.unanswered.load(Ordering::Acquire);
             let (handed_in, requests) = (writes.handed_in(), writes.background_requests());
@@ -211,7 +212,7 @@ impl Pushing {
     fn drain(&self, root: &File) -> Result<u64, Failed> {
         let flags = OFlags::RDONLY | OFlags::DIRECT | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let marker = openat(root, MARKER, flags, Mode::empty()).map_err(ended)?;
-        let writes = self.vfs.cached_writes();
+        let writes = &self.writes;
         let ticket = writes.new_ticket();
         let mut taken = None;
         for read in 0.. {

@@ -82,9 +82,10 @@ impl Prepared {
     ) -> Result<Session> {
         let Self { vfs, config, adapter, notifiers, barrier, announcer } = self;
         let announces = announcer.announcer();
-        announcer.start(Arc::clone(&vfs), Arc::clone(&root));
+        announcer.start(&vfs, Arc::clone(&root));
         let unanswered = Arc::clone(&adapter.unanswered);
-        let barrier = barrier.start(Arc::clone(&vfs), root, THREADS, unanswered, adapter.resting());
+        let barrier =
+            barrier.start(Arc::clone(vfs.cached_writes()), root, THREADS, unanswered, adapter.resting());
         let barrier = Arc::new(barrier);
         if !config.read_only {
             vfs.push_by(Some(barrier.clone()));
