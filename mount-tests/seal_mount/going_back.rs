@@ -306,10 +306,13 @@ fn paths_go_back_on_disk_as_they_do_in_a_mount() {
     assert_eq!((&json["seal"], &json["paths"]), (&0.into(), &serde_json::json!(["docs/", "README"])));
     let entries = json["entries"].as_array().unwrap();
     assert!(
-        entries.contains(&serde_json::json!({"status": "M", "path": "README", "folder": false})),
+        entries.contains(&serde_json::json!({"status": "M", "path": "README", "directory": false})),
         "{json}"
     );
-    assert!(entries.contains(&serde_json::json!({"status": "D", "path": "docs", "folder": true})), "{json}");
+    assert!(
+        entries.contains(&serde_json::json!({"status": "D", "path": "docs", "directory": true})),
+        "{json}"
+    );
     run(&store, &["restore", "f", "--undo"]).exits(0);
     let mount = manual(&store);
     let (f, then) = (crate::common::forks::world(&mount, "f"), crate::common::forks::world(&mount, "then"));

@@ -259,7 +259,9 @@ impl Builder {
     /// - `Io`: a thread cannot be started, or the mount does not answer.
     pub fn mount(self) -> Result<MountedStore> {
         let this = self.check()?;
-        if !this.options.nonempty {
+        if !this.options.nonempty && refuse_full(&this.mountpoint).is_err() {
+            // Another mount may have begun there since the check.
+            prepare(&this.mountpoint)?;
             refuse_full(&this.mountpoint)?;
         }
         start_pool()?;
