@@ -147,7 +147,7 @@ fn a_forks_top_takes_layer_names_only() {
         ["cache", "effects", "manifest.json", "model", "trace", "world"]
     );
     wait_until("the log says why", || {
-        !mount.log_lines(&["refused", "notes", "layers' names only"]).is_empty()
+        !mount.log_lines(&["refused", "notes", "only the names of layers"]).is_empty()
     });
     // The other layers are writable files.
     for path in [
