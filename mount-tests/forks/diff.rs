@@ -194,7 +194,10 @@ fn an_ambiguous_name_is_reported_and_a_path_resolves_it() {
     fs::write(files.join("later"), "x").unwrap();
     let out = pfimg_on(store.root(), ["diff", "base", "try"]).exits(0);
     assert_eq!(out.stdout, "M README\nA later\n");
-    assert!(out.stderr.contains("Name the image as tags/try") && out.stderr.contains("→ try: 2 paths"), "{out:?}");
+    assert!(
+        out.stderr.contains("Name the image as tags/try") && out.stderr.contains("→ try: 2 paths"),
+        "{out:?}"
+    );
     assert_eq!(diff(&store, &["tags/base", "tags/try"]), ["M README"]);
     let (tag, fork) = (mount.join("tags/try"), mount.join("work/try/"));
     assert_eq!(diff(&store, &[tag.to_str().unwrap(), fork.to_str().unwrap()]), ["A later"]);
