@@ -390,10 +390,10 @@ fn more_can_be_written_shown_and_hidden() {
             ""
         );
         for (option, path, word) in [
-            ("--write", "/", "root folder"),
+            ("--write", "/", "root directory"),
             ("--read", "/no/such", "/no/such"),
             ("--write", "/proc/sys", "/proc"),
-            ("--hide", "/", "root folder"),
+            ("--hide", "/", "root directory"),
         ] {
             let said = place.run(&[option, path, "a", "true"]).exits(125);
             assert!(said.stderr.contains(word), "{said:?}");

@@ -1,7 +1,7 @@
 //! A run in a project: at the project's own path, and without preparation.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 
 use super::home::{Home, for_every_user};
@@ -125,6 +125,25 @@ fn nothing_is_needed_before_a_run() {
         home.pfimg(&["verify"]).run().exits(0);
         home.pfimg(&["gc"]).run().exits(0);
         assert_eq!(home.sh("shop-2", "cat untracked").exits(0).stdout, "untracked\n");
+    });
+}
+
+#[test]
+fn a_run_that_cannot_start_its_command_reports_the_discarded_fork_and_a_hidden_program() {
+    for_every_user(|user| {
+        let home = Home::new(user);
+        let said = home.run(&["try", "--", "no-such-command"]).exits(127);
+        assert!(said.stderr.contains("discarded fork \"try\": its command could not be started"), "{said:?}");
+        assert!(home.forks().is_empty() && !said.stderr.contains("hidden"), "{said:?}");
+        // The test's home lies below /tmp, and a run has a private /tmp.
+        let agent = home.path("agent");
+        fs::write(&agent, "#!/bin/sh\necho here\n").unwrap();
+        fs::set_permissions(&agent, fs::Permissions::from_mode(0o755)).unwrap();
+        let agent = agent.to_str().unwrap();
+        let said = home.run(&["try", "--", agent]).exits(127);
+        assert!(said.stderr.contains(&format!("{agent} is hidden in the run")), "{said:?}");
+        let said = home.run(&["--read", agent, "try", "--", agent]).exits(0);
+        assert_eq!(said.stdout, "here\n");
     });
 }
 

@@ -108,6 +108,14 @@ pub(super) fn run(runs: &Runs, args: &RunArgs) -> Result<u8> {
         }
         if !is_gone {
             sandbox::say(&next(runs, &fork.name));
+        } else if !args.rm {
+            sandbox::tell(&format_args!("discarded fork {:?}: its command could not be started", fork.name));
+        }
+        if let Some(hidden) = hidden_program(outcome.code, &args.command, fork.at.as_deref()) {
+            let hidden = plain(&hidden.to_string_lossy(), usize::MAX);
+            sandbox::tell(&format_args!(
+                "{hidden} is hidden in the run, which has a private /tmp (allow it with `--read {hidden}`)"
+            ));
         }
     }
     let code = if outcome.timed_out { TIMED_OUT } else { outcome.pass_on() };
@@ -118,6 +126,15 @@ pub(super) fn run(runs: &Runs, args: &RunArgs) -> Result<u8> {
 /// Returns whether an exit code means that the command was not started.
 pub(super) fn could_not_run(code: u8) -> bool {
     (CANNOT_RUN..=NO_COMMAND).contains(&code)
+}
+
+/// Returns the program that a run did not find because it lies in a directory for temporary files: a run has its own.
+/// A program at `at`, where the fork is shown, is one of the fork.
+fn hidden_program<'a>(code: u8, command: &'a [OsString], at: Option<&Path>) -> Option<&'a Path> {
+    let program = Path::new(command.first().filter(|_| code == NO_COMMAND)?);
+    let is_private = ["/tmp", "/var/tmp"].iter().any(|dir| program.starts_with(dir));
+    let is_of_fork = at.is_some_and(|at| program.starts_with(at));
+    (is_private && !is_of_fork && program.is_file()).then_some(program)
 }
 
 /// Returns whether to find and print the changes of a run: only if the fork is shown in its project's place, as
