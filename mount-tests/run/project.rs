@@ -135,10 +135,12 @@ fn a_run_that_cannot_start_its_command_reports_the_discarded_fork_and_a_hidden_p
         let said = home.run(&["try", "--", "no-such-command"]).exits(127);
         assert!(said.stderr.contains("discarded fork \"try\": its command could not be started"), "{said:?}");
         assert!(home.forks().is_empty() && !said.stderr.contains("hidden"), "{said:?}");
-        // The test's home lies below /tmp, and a run has a private /tmp.
-        let agent = home.path("agent");
+        let dir = tempfile::tempdir_in("/tmp").unwrap();
+        let agent = dir.path().join("agent");
         fs::write(&agent, "#!/bin/sh\necho here\n").unwrap();
-        fs::set_permissions(&agent, fs::Permissions::from_mode(0o755)).unwrap();
+        for path in [dir.path(), &agent] {
+            fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+        }
         let agent = agent.to_str().unwrap();
         let said = home.run(&["try", "--", agent]).exits(127);
         assert!(said.stderr.contains(&format!("{agent} is hidden in the run")), "{said:?}");
