@@ -132,7 +132,7 @@ fn nothing_is_needed_before_a_run() {
 fn a_run_that_cannot_start_its_command_reports_the_discarded_fork_and_a_hidden_program() {
     for_every_user(|user| {
         let home = Home::new(user);
-        let said = home.run(&["try", "--", "no-such-command"]).exits(127);
+        let said = home.run(&["try", "--", "/no/such/command"]).exits(127);
         assert!(said.stderr.contains("discarded fork \"try\": its command could not be started"), "{said:?}");
         assert!(home.forks().is_empty() && !said.stderr.contains("hidden"), "{said:?}");
         let dir = tempfile::tempdir_in("/tmp").unwrap();
