@@ -2,8 +2,7 @@
 //!
 //! The fork is frozen by taking a pointer, and its writers continue. Changed content is hashed and
 //! compressed; everything else is taken from the base image. Blobs come first, then the image's marker, then
-//! the fork's head: if the program ends in between, the fork is unchanged, or sealed, and no image lacks a
-//! blob.
+//! the fork's head. If the program ends in between, the fork is unchanged or sealed, and no image lacks a blob.
 
 mod about;
 mod content;
