@@ -12,7 +12,7 @@ use super::StoreArg;
 use super::envelope::print_json;
 use super::packs;
 use super::text::{count, plain, print, table};
-use crate::audit::follow::BrokenAt;
+use crate::audit::broken::BrokenAt;
 use crate::audit::read::{Faults, Mode, Unreadable};
 use crate::audit::{
     Categories, Follower, OsSnapshot, Packs, SessionEvent, Tally, Violations, file, log, read,
