@@ -8,9 +8,9 @@ use std::sync::Arc;
 use clap::Args;
 use serde::Serialize;
 
-use super::StoreArg;
 use super::envelope::print_json;
 use super::packs;
+use super::store_arg::StoreArg;
 use super::text::{count, plain, print, table};
 use crate::audit::broken::BrokenAt;
 use crate::audit::read::{Faults, Mode, Unreadable};

@@ -8,11 +8,11 @@ use std::process::ExitCode;
 use clap::Args;
 use serde::Serialize;
 
-use super::StoreArg;
 use super::audit;
 use super::envelope::print_json;
 use super::progress::Bar;
 use super::sharing::{SharingArg, tell_if_open};
+use super::store_arg::StoreArg;
 use super::text::{count, plain, print};
 use crate::audit::note;
 use crate::daemon::forks;
