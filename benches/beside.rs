@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::figures::{Args, Figures, files, run};
+use crate::result::Result;
 use crate::scratch::Scratch;
 use crate::sealing::{self, CHANGED, Mounted};
 use crate::source::SourceTree;
-use crate::{Args, Figures, Result, files, run};
 
 /// Bytes of the disk image for btrfs, which is sparse at first.
 const DISK: u64 = 4 << 30;

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
-use crate::Result;
 use crate::measure::{Bench, Done, Row, measure, turns};
+use crate::result::Result;
 use crate::systems::{State, System};
 
 /// Numbers of clients at once.

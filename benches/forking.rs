@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use crate::Result;
 use crate::measure::{Bench, Done, Row, Run, Series, measure};
 use crate::mounted::{Pfimg, Place};
 use crate::overlays::{self, Overlay};
+use crate::result::Result;
 use crate::scratch::pfimg;
 use crate::systems::{Native, State, System, TREE};
 

@@ -12,7 +12,7 @@ use pfimg::store::manifest::{
     Agent, CacheRefs, EffectsRefs, MEDIA_TYPE, Manifest, ModelRefs, SCHEMA_VERSION, TraceRefs, WorldRefs,
 };
 
-use crate::Result;
+use crate::result::Result;
 use crate::scratch::Scratch;
 use crate::source::Random;
 

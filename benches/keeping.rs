@@ -12,7 +12,9 @@
 #![allow(missing_docs)]
 
 mod beside;
+mod figures;
 mod project;
+mod result;
 mod running;
 #[allow(dead_code)]
 mod scratch;
@@ -22,108 +24,18 @@ mod source;
 
 use std::fs;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use clap::{Parser, ValueEnum};
+use clap::Parser as _;
 use pf_core::store::PfStore;
 use pf_world::WalkFsCapture;
-use serde_json::{Value, json};
+use serde_json::json;
 
-use scratch::{Scratch, pfimg};
-use source::{Kind, SourceTree};
-
-type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
-
-/// A group of rows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Group {
-    /// Seals.
-    Seal,
-    /// Import and export.
-    Import,
-    /// A large file with a small change.
-    Big,
-    /// The same work in other systems.
-    Peers,
-    /// Commands in a fork.
-    Run,
-    /// What a user waits for in a project.
-    Project,
-}
-
-/// Measures seals, import and export against the real pf, btrfs and a plain copy.
-#[derive(Debug, Parser)]
-struct Args {
-    /// Files in the tree
-    #[arg(long, default_value_t = 20_000)]
-    files: usize,
-    /// How many of them the real pf captures; 0 for none
-    #[arg(long, default_value_t = 400)]
-    sample: usize,
-    /// How often everything else is measured
-    #[arg(long, default_value_t = 5)]
-    runs: usize,
-    /// MiB of the file in which 4 KiB change
-    #[arg(long, default_value_t = 1024)]
-    big_mib: u64,
-    /// Measure these only
-    #[arg(long, value_enum, value_delimiter = ',')]
-    only: Vec<Group>,
-    /// The installed pf, for `pf snapshot`; else the one in $PATH, if there is one
-    #[arg(long, value_name = "FILE")]
-    pf: Option<PathBuf>,
-    /// Write all figures, in seconds, to this file
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
-    /// Where trees and stores are made, and deleted again; never below a folder named target, which pf leaves out
-    #[arg(long, value_name = "DIR", default_value_os_t = std::env::temp_dir())]
-    workdir: PathBuf,
-    /// Given by cargo
-    #[arg(long, hide = true)]
-    bench: bool,
-}
-
-fn load() -> String {
-    fs::read_to_string("/proc/loadavg").unwrap_or_default().split(' ').take(3).collect::<Vec<_>>().join(" ")
-}
-
-/// The figures, printed as they are measured.
-#[derive(Default)]
-pub(crate) struct Figures(Vec<Value>);
-
-impl Figures {
-    /// Adds a row, and returns its median in seconds.
-    pub(crate) fn row(&mut self, name: &str, mut times: Vec<Duration>) -> f64 {
-        times.sort_unstable();
-        let (median, least, most) = (times[times.len() / 2], times[0], times[times.len() - 1]);
-        println!("| {name} | {median:.1?} | {least:.1?}–{most:.1?} | {} |", load());
-        self.0.push(json!({
-            "name": name, "median": median.as_secs_f64(), "least": least.as_secs_f64(), "most": most.as_secs_f64(),
-            "runs": times.len(), "load": load(),
-        }));
-        median.as_secs_f64()
-    }
-
-    /// Adds a ratio of two times.
-    pub(crate) fn ratio(&mut self, name: &str, ratio: f64) {
-        println!("| {name} | {ratio:.1} × | | |");
-        self.0.push(json!({"name": name, "ratio": ratio}));
-    }
-}
-
-pub(crate) fn run(command: &str, store: &Path, cache: &Path, args: &[&Path]) -> Result<(Duration, Value)> {
-    let mut pfimg = pfimg(command);
-    pfimg.arg("--json").args(args).env("PF_STORE", store).env("XDG_CACHE_HOME", cache);
-    let start = Instant::now();
-    let output = pfimg.output()?;
-    let time = start.elapsed();
-    if !output.status.success() {
-        return Err(String::from_utf8_lossy(&output.stderr).into_owned().into());
-    }
-    let whole: Value = serde_json::from_slice(&output.stdout)?;
-    Ok((time, whole["result"].clone()))
-}
+use figures::{Args, Figures, Group, files, run};
+use result::Result;
+use scratch::Scratch;
+use source::SourceTree;
 
 fn main() -> Result<()> {
     let args = Args::parse();
@@ -164,10 +76,6 @@ fn main() -> Result<()> {
         fs::write(path, serde_json::to_vec_pretty(&figures.0)?)?;
     }
     Ok(())
-}
-
-fn files(tree: &SourceTree) -> Vec<&str> {
-    tree.items.iter().filter(|i| matches!(i.kind, Kind::File { .. })).map(|i| i.path.as_str()).collect()
 }
 
 /// Measures import and export. Returns the time of the first import in seconds.

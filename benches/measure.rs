@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::Result;
+use crate::result::Result;
 use crate::scratch::Scratch;
 use crate::systems::{Memory, Requests, State, System, drop_page_cache, memory};
 

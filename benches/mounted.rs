@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::Result;
+use crate::result::Result;
 use crate::scratch::pfimg;
 use crate::systems::{Requests, State, System};
 

@@ -2,10 +2,10 @@
 
 use std::time::Instant;
 
-use crate::Result;
 use crate::image;
 use crate::measure::Bench;
 use crate::mounted::Mount;
+use crate::result::Result;
 use crate::systems::{Memory, memory};
 
 /// Mounts of the store.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::Result;
+use crate::result::Result;
 use crate::systems::{State, System};
 
 /// How long fuse-overlayfs may take to mount.

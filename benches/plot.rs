@@ -3,7 +3,8 @@
 use std::fmt::Write as _;
 
 use crate::measure::Row;
-use crate::report::{groups, seconds, systems, times_as_long};
+use crate::report::{groups, systems};
+use crate::text::{seconds, times_as_long};
 
 /// Pixels.
 const BAR: f64 = 9.0;

@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use super::figures::Figures;
+use super::result::Result;
 use super::scratch::{Scratch, pfimg};
 use super::source::SourceTree;
-use super::{Figures, Result};
 
 /// Times each short command runs, for one run of everything else.
 const COMMANDS: usize = 4;

@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, MemfdFlags, Mode, OFlags};
 
-use crate::Result;
 use crate::measure::{Bench, Done, Job, Row, Series, Workload, measure};
 use crate::mounted::Pfimg;
+use crate::result::Result;
 use crate::scratch::pfimg;
 use crate::source::{NEEDLE, Random};
 use crate::systems::{BIG, State, System, TREE};

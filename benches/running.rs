@@ -4,8 +4,10 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use super::figures::Figures;
+use super::result::Result;
 use super::scratch::{Scratch, pfimg};
-use super::{Figures, Result, sealing};
+use super::sealing;
 
 /// Times each command is run, for one run of everything else.
 const COMMANDS: usize = 10;

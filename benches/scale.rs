@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::Result;
 use crate::image;
 use crate::measure::{Bench, median, process_cpu};
 use crate::mounted::Mount;
-use crate::report::{mebibytes, seconds, table, thousands};
+use crate::result::Result;
 use crate::scratch::pfimg;
 use crate::systems::memory;
+use crate::text::{mebibytes, seconds, table, thousands};
 
 /// Forks made of one source for a median.
 const FORKS: usize = 21;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
-use crate::Result;
+use crate::result::Result;
 
 /// How long to try to delete the folder.
 const END: Duration = Duration::from_secs(10);

@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 
 use pf_core::store::PfStore;
 
+use crate::figures::Figures;
+use crate::result::Result;
 use crate::scratch::{Scratch, pfimg};
-use crate::{Figures, Result};
 
 /// Files that change before each seal.
 pub(crate) const CHANGED: usize = 10;

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps};
 
-use crate::Result;
+use crate::result::Result;
 use crate::scratch::Scratch;
 
 /// Files for each folder: 20,000 in 3,500.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::Result;
+use crate::result::Result;
 
 /// FUSE requests by kind.
 pub(crate) type Requests = BTreeMap<String, i64>;

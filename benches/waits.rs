@@ -20,13 +20,13 @@ use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_change, unmount};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 use serde_json::{Value, json};
 
-use crate::Result;
 use crate::image;
 use crate::measure::{Bench, median};
 use crate::mounted::Mount;
-use crate::report::{seconds, table, thousands};
+use crate::result::Result;
 use crate::source::Random;
 use crate::systems::drop_page_cache;
+use crate::text::{seconds, table, thousands};
 
 /// The time from one `stat` to the next.
 const EVERY: Duration = Duration::from_millis(1);

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use crate::Result;
 use crate::measure::{Bench, Done, Row, measure, turns};
+use crate::result::Result;
 use crate::steps::{CHAINS, Chain, Runs, Step};
 use crate::systems::{State, System};
 
@@ -111,7 +111,7 @@ impl Shell {
     /// A name with its numbers.
     fn name(&self, name: &str) -> String {
         self.amounts.iter().fold(name.to_owned(), |name, (key, amount)| {
-            name.replace(&format!("${key}"), &crate::report::thousands(*amount as u64))
+            name.replace(&format!("${key}"), &crate::text::thousands(*amount as u64))
         })
     }
 

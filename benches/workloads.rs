@@ -20,11 +20,13 @@ mod overlays;
 mod plot;
 mod reading;
 mod report;
+mod result;
 mod scale;
 mod scratch;
 mod source;
 mod steps;
 mod systems;
+mod text;
 mod waits;
 mod working;
 
@@ -40,11 +42,10 @@ use forking::Forking;
 use measure::{Bench, Row};
 use mounted::{Pfimg, Place};
 use overlays::Overlay;
+use result::Result;
 use scratch::{Scratch, pfimg};
 use source::{Random, SourceTree};
 use systems::{BIG, Native, System, TREE};
-
-type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 /// Files that differ between the two images that are compared.
 const CHANGED_FILES: usize = 10;
@@ -189,7 +190,7 @@ fn run(args: &Args) -> Result<()> {
     save(&args.json, &|| {
         format!("{:#}\n", report::json(&rows, mounts.as_ref(), &growths, waits.as_ref(), &about))
     })?;
-    let machine = format!("{} runs, {} files", runs, report::thousands(args.files() as u64));
+    let machine = format!("{} runs, {} files", runs, text::thousands(args.files() as u64));
     save(&args.plot, &|| plot::svg(&rows, &machine))?;
     Ok(())
 }

@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
-use super::imports::{Source, is_judged, paths, sources, top};
+use super::checkout::top;
+use super::imports::{Source, is_judged, paths, sources};
 
 /// The room of a path: its first module. What `lib.rs` exports itself comes from `error`.
 fn room(path: &[String]) -> String {

@@ -1,17 +1,13 @@
-//! Checks that no files import each other in circles, but for those that are listed in scripts/circles.txt.
+//! Checks that no files import each other in circles.
 //!
 //! An arrow leads from a file to each file whose items it names, and to the files of the modules that it declares. So a module
 //! may not import the file that declares it: that file only passes on what its modules define.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
-use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::imports::{Source, declared, is_judged, paths, sources, top};
-
-/// The file with the arrows in circles that are there today, one a line: the importing file, the imported file.
-const LIST: &str = "scripts/circles.txt";
+use super::imports::{Source, declared, is_judged, paths, sources};
 
 /// The directories whose files are checked. Each is a crate, or several that share files.
 const CRATES: [&str; 3] = ["src", "benches", "mount-tests"];
@@ -139,50 +135,11 @@ impl Circles {
         }
         text
     }
-
-    /// The arrows in circles that a list does not have, and the rows of the list without such an arrow.
-    fn compare(&self, list: &str) -> (Vec<String>, Vec<String>) {
-        let listed: BTreeSet<&str> = list.lines().collect();
-        let rows: BTreeMap<String, usize> = self
-            .arrows
-            .iter()
-            .map(|((from, to), line)| (format!("{} {}", from.display(), to.display()), *line))
-            .collect();
-        let new = rows.iter().filter(|(row, _)| !listed.contains(row.as_str()));
-        let gone = listed.iter().filter(|row| !rows.contains_key(**row));
-        (
-            new.map(|(row, line)| format!("{} (line {line})", row.replace(' ', " imports "))).collect(),
-            gone.map(|row| (*row).to_owned()).collect(),
-        )
-    }
-
-    /// A list without the rows whose arrow is gone.
-    pub fn lower(&self, list: &str) -> String {
-        let (_, gone) = self.compare(list);
-        let kept = list.lines().filter(|row| !gone.iter().any(|gone| gone == row));
-        kept.flat_map(|row| [row, "\n"]).collect()
-    }
-}
-
-pub fn read_list() -> String {
-    fs::read_to_string(top().join(LIST)).unwrap()
 }
 
 #[test]
-fn no_arrow_closes_a_circle_but_those_in_the_list() {
-    let found = Circles::of_the_checkout();
-    let (new, gone) = found.compare(&read_list());
-    assert!(
-        new.is_empty(),
-        "arrows in circles that {LIST} does not list:\n{}\n{}",
-        new.join("\n"),
-        found.describe()
-    );
-    assert!(
-        gone.is_empty(),
-        "rows of {LIST} without such an arrow; `scripts/circles.sh --lower` deletes them:\n{}",
-        gone.join("\n")
-    );
+fn no_files_import_each_other_in_a_circle() {
+    assert_eq!(Circles::of_the_checkout().describe(), "");
 }
 
 /// Files of `src`, each with its module and text.
@@ -202,6 +159,8 @@ fn a_circle_that_is_planted_is_found_however_it_is_written() {
         &[("a", "mod b;\n"), ("a::b", "use super::A;")],
         &[("a", "pub mod b;\n"), ("a::b", "use super::*;")],
         &[("a", "pub(crate) mod b;\n"), ("a::b", "use crate::a::{self, A};")],
+        &[("a", "pub(in crate::a) mod b;\n"), ("a::b", "use super::A;")],
+        &[("a", "pub(super) mod b;\n"), ("a::b", "use super::A;")],
         &[("a", "use b::B;\nmod b;\n"), ("a::b", "fn f() { super::f() }")],
         &[("a", "fn f() { crate::b::f() }"), ("b", "use crate::c::{d::D};"), ("c", "use crate::{a::A};")],
         &[("a", "mod inner { use super::super::b::B; }"), ("b", "pub(crate) use crate::a::inner::A;")],
@@ -210,8 +169,6 @@ fn a_circle_that_is_planted_is_found_however_it_is_written() {
         let found = Circles::among(&planted(files));
         assert!(!found.circles.is_empty(), "no circle is found in {files:?}");
         assert!(found.circles.iter().all(|circle| circle.len() > 1), "{}", found.describe());
-        let (new, gone) = found.compare("");
-        assert!(!new.is_empty() && gone.is_empty(), "a list that lacks the circle passes: {files:?}");
     }
     // A module that imports its program's root.
     let mut files = planted(&[("program", "mod a;\nfn f() { a::f() }"), ("a", "use super::f;")]);
@@ -227,16 +184,4 @@ fn a_circle_that_is_planted_is_found_however_it_is_written() {
         let found = Circles::among(&planted(files));
         assert_eq!(found.describe(), "", "{files:?}");
     }
-}
-
-#[test]
-fn the_list_of_circles_becomes_shorter_alone() {
-    let files = [("a", "use crate::b::B;"), ("b", "use crate::a::A;")];
-    let found = Circles::among(&planted(&files));
-    let both = "src/a.rs src/b.rs\nsrc/b.rs src/a.rs\n";
-    assert_eq!(found.compare(both), (Vec::new(), Vec::new()));
-    let longer = format!("{both}src/b.rs src/c.rs\n");
-    assert_eq!(found.compare(&longer).1, ["src/b.rs src/c.rs"]);
-    assert_eq!(found.lower(&longer), both);
-    assert_eq!(found.lower(""), "", "no arrow is added");
 }

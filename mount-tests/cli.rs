@@ -10,6 +10,7 @@
 
 mod audit_events;
 mod audit_packs;
+mod checkout;
 mod commands;
 mod common;
 mod maintenance;

@@ -3,30 +3,12 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+
+use super::checkout::{files, top};
 
 /// The longest line of prose in columns. Tables, code and the targets of links may be longer.
 const COLUMNS: usize = 110;
-
-fn top() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
-
-/// The files below a directory with an extension, as paths from the top of the checkout.
-fn files(dir: &str, extension: &str) -> BTreeSet<PathBuf> {
-    let (mut found, mut todo) = (BTreeSet::new(), vec![top().join(dir)]);
-    while let Some(dir) = todo.pop() {
-        for entry in fs::read_dir(&dir).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                todo.push(path);
-            } else if path.extension().is_some_and(|end| end == extension) {
-                found.insert(path.strip_prefix(top()).unwrap().to_owned());
-            }
-        }
-    }
-    found
-}
 
 /// The documents by their paths.
 fn documents() -> Vec<(PathBuf, String)> {

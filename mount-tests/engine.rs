@@ -10,6 +10,7 @@
 
 mod arrows;
 mod carry;
+mod checkout;
 mod circles;
 mod common;
 mod documents;

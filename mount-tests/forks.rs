@@ -11,6 +11,7 @@ mod lists;
 mod no_links;
 mod posix;
 mod rights;
+mod support;
 
 use std::fs;
 use std::io::Write as _;
@@ -21,9 +22,7 @@ use crate::common::cli::{pfimg_on, tool};
 use crate::common::fast::expected_files;
 use crate::common::forks::{big, fork, open_rw, punch, small_store, tag, world, write_mapped};
 use crate::common::{Mount, errno, is_root, names, tree, wait_until};
-
-/// Both ways of writing.
-const MODES: [&str; 2] = ["through", "back"];
+use support::MODES;
 
 /// Everything below a folder.
 fn contents(root: &Path) -> std::collections::BTreeMap<PathBuf, tree::Node> {

@@ -1,11 +1,9 @@
 //! Reads Rust files and resolves the paths by which they import each other.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-pub fn top() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
+use super::checkout::{files, top};
 
 /// A module of the crate: its path, and where its text is.
 pub struct Source {
@@ -14,27 +12,18 @@ pub struct Source {
     pub text: String,
 }
 
-/// The files below a directory at the top of the checkout.
+/// The modules in the files below a directory at the top of the checkout.
 pub fn sources(dir: &str) -> Vec<Source> {
-    let (mut found, mut todo) = (Vec::new(), vec![top().join(dir)]);
-    while let Some(next) = todo.pop() {
-        for entry in fs::read_dir(&next).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                todo.push(path);
-            } else if path.extension().is_some_and(|end| end == "rs") {
-                let below = path.strip_prefix(top().join(dir)).unwrap().with_extension("");
-                let mut module: Vec<String> =
-                    below.iter().map(|part| part.to_str().unwrap().to_owned()).collect();
-                if module == ["lib"] || module.last().is_some_and(|last| last == "mod") {
-                    module.pop();
-                }
-                let file = path.strip_prefix(top()).unwrap().to_owned();
-                found.push(Source { module, file, text: fs::read_to_string(&path).unwrap() });
-            }
+    let source = |file: PathBuf| {
+        let below = file.strip_prefix(dir).unwrap().with_extension("");
+        let mut module: Vec<String> = below.iter().map(|part| part.to_str().unwrap().to_owned()).collect();
+        if module == ["lib"] || module.last().is_some_and(|last| last == "mod") {
+            module.pop();
         }
-    }
-    found
+        let text = fs::read_to_string(top().join(&file)).unwrap();
+        Source { module, file, text }
+    };
+    files(dir, "rs").into_iter().map(source).collect()
 }
 
 /// Whether a file of `src` is a part of the library. Tests and the program's root are not.
@@ -184,8 +173,11 @@ fn flatten(tree: &str, prefix: &[String], out: &mut Vec<Vec<String>>) {
 /// The modules that a file declares: the names in `mod NAME;`.
 pub fn declared(code: &str) -> Vec<String> {
     let names = code.lines().filter_map(|line| {
-        let line = line.trim_start_matches("pub(crate) ").trim_start_matches("pub ");
-        Some(line.strip_prefix("mod ")?.strip_suffix(';')?.to_owned())
+        let visible = line.strip_prefix("pub").map_or(line, |rest| match rest.strip_prefix('(') {
+            Some(within) => within.split_once(") ").map_or(within, |(_, rest)| rest),
+            None => rest.trim_start(),
+        });
+        Some(visible.strip_prefix("mod ")?.strip_suffix(';')?.to_owned())
     });
     names.collect()
 }

@@ -6,15 +6,11 @@ mod source;
 mod text;
 
 use std::fs;
-use std::path::Path;
 
+use crate::checkout::top;
 use collect::{Found, collect};
 use page::{Kinds, PAGE, differences};
 use source::Code;
-
-fn top() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
 
 fn kinds() -> Kinds {
     Kinds::read(&fs::read_to_string(top().join("docs/TROUBLESHOOTING.md")).unwrap())
@@ -22,7 +18,7 @@ fn kinds() -> Kinds {
 
 #[test]
 fn every_message_has_a_row_and_every_row_a_message() {
-    let found = collect(&Code::read(top()));
+    let found = collect(&Code::read());
     assert!(found.messages.len() > 600, "only {} messages are found", found.messages.len());
     let page = fs::read_to_string(top().join(PAGE)).unwrap();
     let wrong = differences(&page, &found, &kinds());

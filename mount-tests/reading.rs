@@ -1,44 +1,23 @@
 //! Reading: what the mount shows is what the real `pf` wrote, in every image, byte for byte.
 
 mod identity;
+mod support;
 mod times;
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _, symlink};
 use std::path::Path;
 use std::process::Command;
-use std::sync::LazyLock;
 
 use crate::common::cli::{Run, pfimg_on, tool};
 use crate::common::failing::Program;
 use crate::common::fast::{FastStore, Spec, dir_entry, expected_files, link_entry};
-use crate::common::real::{AGENTS, RealStore};
+use crate::common::real::AGENTS;
 use crate::common::{
     MIB, Mount, Rng, errno, hex_digest, hex_digest_of_file, names, real, system, temp_dir, tree,
 };
 use serde_json::Value;
-
-/// How many images the tests of this file generate with the real crates.
-const IMAGES: u64 = 200;
-/// Where their seeds start. Another number gives another store.
-const FIRST_SEED: u64 = 1000;
-
-/// The generated images, made once for all tests of this file.
-static GENERATED: LazyLock<RealStore> = LazyLock::new(|| {
-    // A static is never dropped, so this store lives in the build's own folder, and the next run removes it.
-    let parent = Path::new(env!("CARGO_TARGET_TMPDIR")).join("generated-stores");
-    for old in names(&parent).unwrap_or_default() {
-        if !Path::new("/proc").join(&old).exists() {
-            let _ = std::fs::remove_dir_all(parent.join(old));
-        }
-    }
-    let root = parent.join(std::process::id().to_string());
-    let _ = std::fs::remove_dir_all(&root);
-    let start = std::time::Instant::now();
-    let store = RealStore::generate(&root, FIRST_SEED, IMAGES);
-    println!("{} images generated in {:?}", store.images.len(), start.elapsed());
-    store
-});
+use support::{GENERATED, IMAGES};
 
 #[test]
 fn the_world_of_every_generated_image_equals_what_the_real_restore_makes() {

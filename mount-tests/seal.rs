@@ -10,6 +10,7 @@ mod large;
 mod layers;
 mod merged;
 mod oracle;
+mod program;
 mod records;
 mod support;
 

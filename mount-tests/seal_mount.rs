@@ -4,39 +4,21 @@ mod adverse;
 mod going_back;
 mod kept;
 mod records;
+mod support;
 mod times;
 mod told;
 mod under_load;
 
 use std::fs;
 use std::io::{Read as _, Write as _};
-use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::os::unix::ffi::OsStringExt as _;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _, symlink};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use crate::common::cli::{pfimg_on, tool};
-use crate::common::fast::FastStore;
 use crate::common::forks::{fork, small_store, world};
 use crate::common::{Mount, is_root, names, wait_until};
-
-fn manual(store: &FastStore) -> Mount {
-    Mount::of(store.root()).args(["--seal", "manual"]).start()
-}
-
-/// `pfimg seal`, which prints the image's id.
-fn seal(store: &FastStore, args: &[&str]) -> String {
-    let out = pfimg_on(store.root(), ["seal"].iter().chain(args)).exits(0);
-    out.stdout.trim().strip_prefix("sha256:").unwrap_or_else(|| panic!("{out:?}")).to_owned()
-}
-
-fn verify(store: &FastStore) {
-    pfimg_on(store.root(), ["verify"]).exits(0);
-}
-
-fn snaps(mount: &Mount, name: &str) -> Vec<String> {
-    let dir = mount.join("forks").join(name).join(".snap");
-    fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect()
-}
+use support::{all_of, manual, seal, snaps, verify, world_of};
 
 #[test]
 fn sealed_changes_take_no_space_in_their_fork() {
@@ -238,10 +220,6 @@ fn an_idle_fork_is_sealed_automatically_and_every_fork_at_unmount() {
     assert_eq!(snaps(&mount, "rests").len(), 2, "by hand only");
     assert_eq!(fs::read(world_of(&mount, "rests").join("new")).unwrap(), b"3");
     mount.unmount();
-}
-
-fn world_of(mount: &Mount, name: &str) -> PathBuf {
-    world(mount, name)
 }
 
 #[test]
@@ -499,36 +477,4 @@ fn files_named_by_pfignore_stay_in_the_fork_and_only_the_seal_before_a_restore_h
     assert_eq!(fs::read_to_string(kept).unwrap(), "one\ntwo\n");
     verify(&store);
     mount.unmount();
-}
-
-/// Kind and mode, owners, time, links, size and content of everything below a folder.
-fn all_of(root: &Path) -> std::collections::BTreeMap<Vec<u8>, String> {
-    let mut all = std::collections::BTreeMap::new();
-    let mut todo = vec![root.to_owned()];
-    while let Some(path) = todo.pop() {
-        let meta = fs::symlink_metadata(&path).unwrap();
-        let content = if meta.is_dir() {
-            todo.extend(fs::read_dir(&path).unwrap().map(|e| e.unwrap().path()));
-            Vec::new()
-        } else if meta.is_symlink() {
-            fs::read_link(&path).unwrap().into_os_string().into_vec()
-        } else if meta.is_file() {
-            fs::read(&path).unwrap()
-        } else {
-            Vec::new()
-        };
-        let shown = format!(
-            "{:o} {}:{} {}.{} links {} size {} {}",
-            meta.mode(),
-            meta.uid(),
-            meta.gid(),
-            meta.mtime(),
-            meta.mtime_nsec(),
-            meta.nlink(),
-            content.len(),
-            content.escape_ascii()
-        );
-        all.insert(path.strip_prefix(root).unwrap().as_os_str().as_bytes().to_vec(), shown);
-    }
-    all
 }

@@ -5,38 +5,19 @@ mod limits;
 mod meant;
 mod outside;
 mod silent;
+mod support;
 
-use std::collections::BTreeMap;
 use std::ffi::OsStr;
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-use crate::common::cli::{Run, pfimg_on};
-use crate::common::fast::{FastStore, Spec};
+use crate::common::cli::pfimg_on;
+use crate::common::fast::Spec;
 use crate::common::mount::Background;
-use crate::common::{Mount, Output, errno, is_root, names, pfimg, system, temp_dir, wait_until};
+use crate::common::{Mount, errno, is_root, names, pfimg, system, temp_dir, wait_until};
 use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::process::Signal;
-
-/// A store with one image that has a file; its id.
-fn small_store() -> (FastStore, String) {
-    let mut store = FastStore::new();
-    let entry = store.file("file", b"content");
-    let fs = store.tree(&[entry]);
-    let id = store.image(&Spec { fs: Some(fs), ..Spec::default() });
-    (store, id)
-}
-
-/// A folder to mount at.
-fn point() -> (tempfile::TempDir, PathBuf) {
-    let (dir, path) = temp_dir();
-    std::fs::create_dir(path.join("mnt")).unwrap();
-    (dir, path.join("mnt"))
-}
-
-fn read(mount: &Mount, id: &str) -> Vec<u8> {
-    std::fs::read(mount.image(id).join("world/fs/file")).unwrap()
-}
+use support::{listing, mount_in_background, point, read, small_store};
 
 #[test]
 fn a_killed_daemon_leaves_a_mount_that_the_next_one_clears_fifty_times() {
@@ -265,20 +246,6 @@ fn another_filesystem_at_the_same_path_is_never_unmounted() {
     assert!(refused.code != 0 && !refused.stderr.trim().is_empty(), "nothing mounted: {refused:?}");
 }
 
-/// Starts a mount in the background as a user would.
-fn mount_in_background(store: &Path, point: &Path, args: &[&str]) -> (Output, Background) {
-    system::require_fuse();
-    let home = point.parent().unwrap();
-    let mut all: Vec<&OsStr> = vec!["mount".as_ref(), store.as_ref(), point.as_ref()];
-    all.extend(args.iter().map(OsStr::new));
-    let mut background = Background { point: point.to_owned(), pid: None };
-    let output = Run::new(all).env("HOME", home).run();
-    let status = std::fs::read(point.join(".pfimg/status.json")).unwrap_or_default();
-    let status: serde_json::Value = serde_json::from_slice(&status).unwrap_or_default();
-    background.pid = status["pid"].as_u64().map(|pid| pid as u32);
-    (output, background)
-}
-
 #[test]
 fn mount_returns_when_the_mount_answers_and_umount_ends_it() {
     let (store, id) = small_store();
@@ -303,22 +270,6 @@ fn mount_returns_when_the_mount_answers_and_umount_ends_it() {
     pfimg([OsStr::new("umount"), point.as_os_str()]).exits(0);
     wait_until("the daemon ends", || !system::is_running(pid));
     assert!(system::types_at(&point).is_empty());
-}
-
-/// Everything below a folder: kind, length, mode and time of change of each path.
-fn listing(root: &Path) -> BTreeMap<PathBuf, (u32, u64, i64, i64, i64, i64)> {
-    let mut all = BTreeMap::new();
-    let mut todo = vec![root.to_owned()];
-    while let Some(path) = todo.pop() {
-        let meta = path.symlink_metadata().unwrap();
-        if meta.is_dir() {
-            todo.extend(std::fs::read_dir(&path).unwrap().map(|e| e.unwrap().path()));
-        }
-        let times =
-            (meta.mode(), meta.len(), meta.mtime(), meta.mtime_nsec(), meta.ctime(), meta.ctime_nsec());
-        all.insert(path, times);
-    }
-    all
 }
 
 /// Looks at everything a mount shows, and at what it does not have.

@@ -13,10 +13,10 @@ use std::time::{Duration, Instant};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, StatxFlags, mknodat, openat, statx};
 
 use crate::common::cli::tool;
+use crate::common::disk::SmallDisk;
 use crate::common::fast::Spec;
 use crate::common::forks::{fork, map_shared, small_store, tag, world};
 use crate::common::mount::Mounting;
-use crate::common::system::SmallDisk;
 use crate::common::{Mount, errno, is_root, temp_dir, wait_at_most, wait_until};
 
 /// A `stat` that takes longer waits for something.

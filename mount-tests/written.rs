@@ -4,27 +4,9 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use super::checkout::{files, top};
+
 const PROGRAMS: [&str; 4] = ["engine", "mount", "cli", "long"];
-
-fn top() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
-
-/// The Rust files below a directory, as paths from the top of the checkout.
-fn sources(dir: &str) -> BTreeSet<PathBuf> {
-    let (mut found, mut todo) = (BTreeSet::new(), vec![top().join(dir)]);
-    while let Some(dir) = todo.pop() {
-        for entry in fs::read_dir(&dir).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                todo.push(path);
-            } else if path.extension().is_some_and(|end| end == "rs") {
-                found.insert(path.strip_prefix(top()).unwrap().to_owned());
-            }
-        }
-    }
-    found
-}
 
 /// The modules that a file declares: the names in `mod NAME;`. One with a `#[path]` lies elsewhere, and is left out.
 fn modules(text: &str) -> impl Iterator<Item = &str> {
@@ -55,7 +37,7 @@ fn every_test_file_belongs_to_a_program() {
             &mut reached,
         );
     }
-    let forgotten: Vec<_> = sources("mount-tests").difference(&reached).cloned().collect();
+    let forgotten: Vec<_> = files("mount-tests", "rs").difference(&reached).cloned().collect();
     assert!(
         forgotten.is_empty(),
         "no `mod` line names these files, so cargo never compiles them: {forgotten:?}"
@@ -76,9 +58,9 @@ fn named(text: &str) -> impl Iterator<Item = &str> {
 
 #[test]
 fn every_test_that_the_promises_name_exists() {
-    let files: Vec<(PathBuf, String)> = ["mount-tests", "src"]
+    let sources: Vec<(PathBuf, String)> = ["mount-tests", "src"]
         .into_iter()
-        .flat_map(sources)
+        .flat_map(|dir| files(dir, "rs"))
         .map(|path| (path.clone(), fs::read_to_string(top().join(path)).unwrap()))
         .collect();
     let text = fs::read_to_string(top().join("docs/SEMANTICS.md")).unwrap();
@@ -87,7 +69,7 @@ fn every_test_that_the_promises_name_exists() {
         count += 1;
         let (modules, last) = name.rsplit_once("::").unwrap();
         let declared = [format!("fn {last}("), format!("mod {last} {{")];
-        let exists = files.iter().any(|(path, text)| {
+        let exists = sources.iter().any(|(path, text)| {
             let path = path.with_extension("");
             let parts: BTreeSet<_> = path.iter().map(|part| part.to_str().unwrap()).collect();
             modules.split("::").all(|module| module == "tests" || parts.contains(module))

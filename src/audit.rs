@@ -5,6 +5,7 @@
 //! and a [`Follower`] reads them. `docs/AUDIT.md` describes the file for people who have nothing but the
 //! file.
 
+pub mod broken;
 pub mod chain;
 pub mod event;
 pub mod file;

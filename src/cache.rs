@@ -10,9 +10,11 @@ mod frames;
 mod heap;
 mod mapped;
 mod packs;
+mod payload;
+mod unfilled;
 mod unkept;
 
-use std::ops::{Deref, Range};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,12 +22,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::digest::Digest;
 use crate::error::Result;
 use crate::store::{BlobError, Blobs, Size, Store};
-use fill::{Fills, Unfilled};
+use fill::Fills;
 use frames::Frames;
 use heap::Heap;
-use mapped::{Mapped, Mapping};
+use mapped::Mapped;
 use packs::Packs;
+use unfilled::Unfilled;
 use unkept::{Stretches, Trouble};
+
+pub use payload::Payload;
 
 /// Payloads of at least this many bytes are mapped files.
 const LARGE: u64 = 1 << 20;
@@ -36,35 +41,6 @@ const PACKS_SHARE: u64 = 8;
 /// A payload without a declared size may be this many times its compressed size, or as large as the cache's
 /// folder may grow: tensors seldom compress well, and a bomb must not fill the disk.
 const MAX_UNDECLARED_RATIO: u64 = 100;
-
-/// A blob's decompressed bytes, verified.
-#[derive(Clone, Debug)]
-pub enum Payload {
-    /// On the heap.
-    Heap(Arc<[u8]>),
-    /// In a mapped file.
-    Mapped(Arc<Mapping>),
-}
-
-impl Deref for Payload {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        match self {
-            Self::Heap(bytes) => bytes,
-            Self::Mapped(mapping) => mapping,
-        }
-    }
-}
-
-impl Payload {
-    /// Notes that `bytes` bytes of it were read, so that a mapping can release its pages now and then.
-    pub fn was_read(&self, bytes: usize) {
-        if let Self::Mapped(mapping) = self {
-            mapping.was_read(bytes);
-        }
-    }
-}
 
 /// How large the cache may grow, and where its files are.
 #[derive(Clone, Debug)]

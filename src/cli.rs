@@ -39,6 +39,8 @@ mod secret;
 mod sharing;
 mod show;
 mod status;
+mod statuses;
+mod store_arg;
 mod tag;
 mod tags;
 mod text;
@@ -47,16 +49,14 @@ mod untag;
 mod verify;
 
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::builder::OsStringValueParser;
 use clap::error::{ContextKind, ContextValue};
-use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use crate::error::{Error, ErrorKind, Result};
-use crate::store::Store;
+use crate::error::Result;
 use crate::util::limits;
+use store_arg::StoreArg;
 
 /// Gives an agent a writable copy of a project, shows its changes, and applies or undoes them.
 #[derive(Debug, Parser)]
@@ -66,46 +66,6 @@ struct Cli {
     store: StoreArg,
     #[command(subcommand)]
     command: Command,
-}
-
-/// The store that a command works on.
-#[derive(Clone, Debug, Args)]
-pub(crate) struct StoreArg {
-    /// The store's directory [default: ~/.processfork]
-    // An empty value counts as unset.
-    #[arg(long = "store", global = true, env = "PF_STORE", value_name = "DIR", value_parser = OsStringValueParser::new())]
-    path: Option<OsString>,
-}
-
-impl StoreArg {
-    /// Returns the directory named by `--store`, `$PF_STORE`, or the default. A mountpoint stands for the store
-    /// mounted there.
-    pub(crate) fn path(&self) -> Result<PathBuf> {
-        if let Some(path) = self.path.as_ref().filter(|path| !path.is_empty()) {
-            return meant::store_meant(path.into());
-        }
-        std::env::home_dir().map(|home| home.join(".processfork")).ok_or_else(|| {
-            Error::new(
-                ErrorKind::InvalidInput,
-                "no store is named, and there is no home directory with a default store",
-            )
-            .with_hint("name the store with --store or PF_STORE")
-        })
-    }
-
-    /// Opens the store for reading.
-    pub(crate) fn open(&self) -> Result<Store> {
-        let opened = Store::open(self.path()?);
-        match std::env::var_os("PFIMG_SNAP").filter(|snap| Path::new(snap).is_dir()) {
-            Some(snap) => opened.map_err(|error| {
-                let snap = Path::new(&snap).display();
-                error.with_hint(format!(
-                    "`mkdir {snap}/NAME` seals this fork; run other pfimg commands outside, since `pfimg run` hides the store"
-                ))
-            }),
-            None => opened,
-        }
-    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -180,7 +140,7 @@ fn parse() -> Result<Cli, ExitCode> {
     }
     envelope::begin(&args, &definition);
     let args = json_behind_command(args, &definition);
-    let args = run::with_command_apart(args).map_err(|error| envelope::fail(&error))?;
+    let args = run::with_command_apart(args, &definition).map_err(|error| envelope::fail(&error))?;
     let parsed = definition.try_get_matches_from(&args).and_then(|matches| Cli::from_arg_matches(&matches));
     parsed.map_err(|error| envelope::refuse(&with_usage_of_command(error, &args)))
 }

@@ -6,6 +6,7 @@ pub mod changes;
 pub mod export;
 pub mod fixture;
 pub mod gc;
+pub mod git;
 pub mod import;
 pub mod line;
 pub mod prune;

@@ -26,6 +26,7 @@ mod io;
 mod lock;
 pub mod manifest;
 pub mod projects;
+mod records;
 mod remove;
 pub mod seekable;
 pub mod tags;

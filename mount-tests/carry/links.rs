@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use pfimg::ops::apply::{Hooks, undo};
 
-use super::model::{Files, Node, differing, read};
-use super::{Counting, Place, files};
+use super::model::{Files, Node, differing, read, write};
+use super::support::{Counting, Place, files};
 
 /// Puts a link to another directory in the place of `d`, or of `d/e`, at the call of a number.
 struct Swap<'a> {
@@ -58,7 +58,7 @@ fn a_link_that_takes_the_place_of_a_directory_leads_no_change_outside() {
     // The same names are outside, as an attacker would have them.
     let there = files(&[("a", "1"), ("b", "2"), ("x", "3"), ("y", "4")]);
     fs::create_dir(&outside).unwrap();
-    super::write(&outside, &there);
+    write(&outside, &there);
     fs::create_dir(outside.join("e")).unwrap();
     let expected = read(&outside);
     let counting = Counting::default();

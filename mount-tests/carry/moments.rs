@@ -12,7 +12,7 @@ use pfimg::ErrorKind;
 use pfimg::ops::apply::{Hooks, Outcome, undo};
 
 use super::model::{Files, Node, at, differing, is_in, names, parent, read, shown};
-use super::{Counting, Place, case, first_seed};
+use super::support::{Counting, Place, case, first_seed};
 
 /// Edits one path at the call of a number.
 struct Edit<'a> {

@@ -9,8 +9,8 @@ use pfimg::ErrorKind;
 use pfimg::ops::apply::{Hooks, finish, undo};
 use pfimg::store::applies::State;
 
-use super::model::{Files, read};
-use super::{Counting, Place, case, files, first_seed};
+use super::model::{Files, Node, read, shown};
+use super::support::{Counting, Place, case, files, first_seed};
 
 /// Lets a number of calls pass. The next one fails, and with `stops` all later ones too.
 struct Failing {
@@ -58,8 +58,7 @@ fn lead_out(place: &Place, back: bool, before: &Files, after: &Files, what: &str
     let expected = if outcome.state == State::Done { after } else { before };
     assert!(!back || outcome.state == State::Undone, "{what}");
     let now = read(&place.dir);
-    let sides =
-        |path: &[u8]| format!("{:?}", [before, after, &now].map(|files| super::model::shown(files, path)));
+    let sides = |path: &[u8]| format!("{:?}", [before, after, &now].map(|files| shown(files, path)));
     let left: Vec<String> = outcome.conflicts.iter().map(|left| sides(&left.path)).collect();
     assert!(left.is_empty() && outcome.aside.is_empty(), "{what}: {left:?} {outcome:?}");
     assert_eq!(&read(&place.dir), expected, "{what}");
@@ -173,8 +172,8 @@ fn a_filesystem_that_cannot_exchange_names_or_has_no_hard_links_comes_to_the_sam
     }
 }
 
-fn is_linked(node: &super::Node) -> bool {
-    matches!(node, super::Node::File { first: Some(_), .. })
+fn is_linked(node: &Node) -> bool {
+    matches!(node, Node::File { first: Some(_), .. })
 }
 
 /// Tells a test program that it is the child of another one: the folder of the store, a seed, and `apply` or `undo`.
@@ -190,7 +189,7 @@ fn a_process_of_its_own_applies_or_undoes() {
     let (store, dir) = (pfimg::store::Store::open(root.join("store")).unwrap(), root.join("dir"));
     let (_, before, after) = case(seed);
     if what == "apply" {
-        super::apply(&store, &dir, &before, &after, &()).unwrap();
+        super::support::apply(&store, &dir, &before, &after, &()).unwrap();
     } else {
         undo(&store, &dir, false, &()).unwrap();
     }
@@ -272,7 +271,7 @@ fn an_edit_after_a_stop_is_left_and_named_by_continue_and_by_undo() {
                 let named: Vec<&[u8]> = outcome.conflicts.iter().map(|left| &*left.path).collect();
                 assert_eq!(named, [edited.as_bytes()], "{what}");
                 let mut expected = if back { before.clone() } else { after.clone() };
-                expected.insert(edited.into(), super::file(b"mine"));
+                expected.insert(edited.into(), super::support::file(b"mine"));
                 assert_eq!(read(&place.dir), expected, "{what}");
             }
         }

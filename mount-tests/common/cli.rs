@@ -4,7 +4,9 @@ use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use super::{PATIENCE, PFIMG, in_time, wait_at_most};
+use super::machine::PFIMG;
+use super::system;
+use super::wait::{PATIENCE, in_time, wait_at_most};
 
 /// What a finished command left.
 #[derive(Clone, Debug)]
@@ -86,7 +88,7 @@ impl Run {
     /// Has every hard link fail with this error.
     #[must_use]
     pub fn without_links(mut self, error: i32) -> Self {
-        super::system::without_links(&mut self.command, error);
+        system::without_links(&mut self.command, error);
         self
     }
 

@@ -8,7 +8,10 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 use sha2::Digest as _;
 
-use super::{bare, hex, hex_digest, real, temp_dir};
+use super::digests::{bare, hex, hex_digest};
+use super::machine::temp_dir;
+use super::real;
+use super::rng::Rng;
 
 /// A store in a temporary folder.
 pub struct FastStore {
@@ -167,7 +170,7 @@ impl FastStore {
             "layout": "paged-batchinvariant-v1", "page_size_tokens": 16, "n_layers": 2, "n_heads": 2, "head_dim": 16,
             "dtype": "bf16", "logical_seqs": [{"id": "seq-A", "page_ixs": [0], "fill_in_last_page": 7}],
         });
-        let mut rng = super::Rng::new(seed);
+        let mut rng = Rng::new(seed);
         let pages: Vec<Value> = (0..count)
             .map(|ix| {
                 let (k, v) = (self.blob(&rng.bytes(2048)), self.blob(&rng.bytes(2048)));
@@ -188,7 +191,7 @@ impl FastStore {
 
 /// The secret that [`FastStore::ledger`] chains with.
 pub fn secret(seed: u64) -> Vec<u8> {
-    super::Rng::new(seed).bytes(32)
+    Rng::new(seed).bytes(32)
 }
 
 pub fn file_entry(path: &str, digest: &str, size: u64) -> Value {

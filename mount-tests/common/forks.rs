@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FallocateFlags, SeekFrom};
 
-use super::fast::{FastStore, Spec, dir_entry};
-use super::{Mount, Rng};
+use super::fast::{FastStore, Spec, dir_entry, link_entry};
+use super::mount::Mount;
+use super::rng::Rng;
 
 /// Bytes of the base's largest file: more than a fork keeps in its journal for one file.
 pub const BIG: usize = 300_000;
@@ -23,7 +24,7 @@ pub fn small_store() -> (FastStore, String) {
     let mut tool = store.file("bin/tool", b"#!/bin/sh\necho tool\n");
     tool["mode"] = "0755".into();
     let link = store.blob(b"README");
-    let mut symlink = super::fast::link_entry("link", "README");
+    let mut symlink = link_entry("link", "README");
     symlink["blob"] = link.into();
     let entries = [
         store.file("README", b"read me\n"),

@@ -11,7 +11,10 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 
 use super::cli::{Run, clean_command};
-use super::{PATIENCE, PFIMG, system, temp_dir, wait_at_most, wait_until};
+use super::digests::bare;
+use super::machine::{PFIMG, temp_dir};
+use super::system;
+use super::wait::{PATIENCE, wait_at_most, wait_until};
 
 /// How to mount.
 pub struct Mounting {
@@ -195,7 +198,7 @@ impl Mount {
 
     /// The folder of image `id`.
     pub fn image(&self, id: &str) -> PathBuf {
-        self.point.join("images").join(super::bare(id))
+        self.point.join("images").join(bare(id))
     }
 
     pub fn pid(&self) -> u32 {

@@ -12,7 +12,10 @@ use pf_core::store::PfStore;
 use pf_effects::{Ledger, SessionSecret, SideEffectClass};
 use pf_world::{EnvCapture, FsEntryKind, FsTree, ProcsCapture, RestoreOptions, WalkFsCapture};
 
-use super::{Rng, hex, temp_dir, tree};
+use super::digests::hex;
+use super::machine::temp_dir;
+use super::rng::Rng;
+use super::tree;
 
 /// One image in a [`RealStore`].
 #[derive(Clone, Debug)]

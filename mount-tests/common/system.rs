@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::process::{Pid, Signal};
 
+use super::machine::is_root;
+
 /// One line of `/proc/self/mountinfo`.
 #[derive(Clone, Debug)]
 pub struct MountLine {
@@ -149,7 +151,7 @@ pub fn without_links(command: &mut std::process::Command, error: i32) {
         statement(ret, libc::SECCOMP_RET_ALLOW, 0, 0),
         statement(ret, libc::SECCOMP_RET_ERRNO | error as u32, 0, 0),
     ];
-    let is_root = super::is_root();
+    let is_root = is_root();
     let install = move || {
         let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_ptr().cast_mut() };
         // SAFETY: both calls read nothing but their arguments and the filter, which lives as long as this closure.
@@ -161,28 +163,4 @@ pub fn without_links(command: &mut std::process::Command, error: i32) {
     };
     // SAFETY: two system calls; nothing is allocated and no lock is taken between fork and exec.
     unsafe { command.pre_exec(install) };
-}
-
-/// A separate filesystem for a store, which is unmounted when dropped. For root.
-pub struct SmallDisk(tempfile::TempDir);
-
-impl SmallDisk {
-    pub fn of_mebibytes(size: u32) -> Self {
-        let dir = tempfile::tempdir().expect("a folder");
-        let size = format!("size={size}m");
-        let args = ["-t", "tmpfs", "-o", &size, "tmpfs"];
-        let args = args.iter().map(std::ffi::OsStr::new).chain([dir.path().as_os_str()]);
-        super::cli::tool("mount", args).exits(0);
-        Self(dir)
-    }
-
-    pub fn path(&self) -> &Path {
-        self.0.path()
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = rustix::mount::unmount(self.0.path(), rustix::mount::UnmountFlags::DETACH);
-    }
 }

@@ -5,7 +5,9 @@ use std::ffi::OsString;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 
-use super::{Rng, hex_digest_of_file, is_root};
+use super::digests::hex_digest_of_file;
+use super::machine::is_root;
+use super::rng::Rng;
 
 /// What is at one path of a folder.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use rustix::fs::FallocateFlags;
 
-use super::MODES;
+use super::support::MODES;
 use crate::common::cli::{Run, pfimg_on, tool};
 use crate::common::forks::{fallocate, fork, open_rw, small_store, world};
 use crate::common::mount::Background;

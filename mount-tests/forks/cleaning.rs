@@ -4,9 +4,9 @@ use std::fs;
 
 use serde_json::{Value, json};
 
-use super::{fork, small_store, world};
 use crate::common::cli::{Output, pfimg_on};
 use crate::common::fast::FastStore;
+use crate::common::forks::{fork, small_store, world};
 use crate::common::{Mount, names};
 
 fn run(store: &FastStore, args: &[&str]) -> Output {

@@ -6,10 +6,10 @@ use std::path::Path;
 
 use rustix::fs::{Access, CWD, FallocateFlags, RenameFlags, renameat_with};
 
-use super::MODES;
+use super::support::MODES;
 use crate::common::cli::{pfimg_on, tool};
+use crate::common::disk::SmallDisk;
 use crate::common::forks::{fallocate, fork, map_shared, open_rw, small_store, world};
-use crate::common::system::SmallDisk;
 use crate::common::{Mount, errno, is_root, names, wait_until};
 
 /// Changes files of another user in every way, by a process in the groups of its second argument, and prints the resulting modes. A

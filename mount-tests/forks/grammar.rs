@@ -4,8 +4,8 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use super::{fork, small_store, world};
 use crate::common::cli::pfimg_on;
+use crate::common::forks::{fork, small_store, world};
 use crate::common::{Mount, errno, names, wait_until};
 
 /// Names that a command line could take for an option, a number, or a fork with its source.

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use rustix::fs::XattrFlags;
 
-use super::MODES;
+use super::support::MODES;
 use crate::common::cli::{pfimg_on, tool};
 use crate::common::forks::{fork, small_store, world};
 use crate::common::{Mount, errno, is_root};

@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::Path;
 
-use crate::common::cli::{Output, Run};
+use crate::common::cli::{Output, Run, tool};
 use crate::common::forks::{big, fork, world};
 use crate::common::{Mount, is_root, names};
 
@@ -101,7 +101,7 @@ fn played(mount: &Mount) {
     write_into(&f);
     let branch = fork(mount, "branch", "f");
     holds_what_was_written(&branch);
-    super::tool("cp", [Path::new("-r"), &mount.join("forks/f"), &mount.join("forks/copy")]).exits(0);
+    tool("cp", [Path::new("-r"), &mount.join("forks/f"), &mount.join("forks/copy")]).exits(0);
     holds_what_was_written(&world(mount, "copy"));
     for _ in 0..2 {
         fs::create_dir(mount.join("forks/f/.snap/seal"))

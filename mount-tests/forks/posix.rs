@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
-use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _, symlink};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -533,7 +533,7 @@ fn a_name_that_is_not_there_is_asked_for_once_and_found_as_soon_as_it_is() {
         assert_eq!(fs::read(w.join("moved")).unwrap(), b"new");
         assert!(missing("src/new"));
         fs::hard_link(w.join("moved"), w.join("linked")).unwrap();
-        super::symlink("moved", w.join("soft")).unwrap();
+        symlink("moved", w.join("soft")).unwrap();
         assert_eq!(fs::read(w.join("linked")).unwrap(), b"new");
         assert_eq!(fs::read(w.join("soft")).unwrap(), b"new");
         fs::remove_file(w.join("moved")).unwrap();

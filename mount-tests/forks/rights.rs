@@ -6,7 +6,7 @@ use std::path::Path;
 
 use rustix::fs::{FallocateFlags, XattrFlags};
 
-use super::MODES;
+use super::support::MODES;
 use crate::common::cli::pfimg_on;
 use crate::common::forks::{fallocate, fork, open_rw, punch, small_store, write_mapped};
 use crate::common::{Mount, is_root};

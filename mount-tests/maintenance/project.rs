@@ -8,8 +8,8 @@ use std::time::UNIX_EPOCH;
 
 use pfimg::audit::Log;
 use pfimg::digest::Digest;
-use pfimg::ops::import::project::{Project, Refreshed, from_commit, refresh};
-use pfimg::ops::import::{Options, Parent};
+use pfimg::ops::import::project::{Project, Refreshed, refresh};
+use pfimg::ops::import::{Options, Parent, from_commit};
 use pfimg::store::Store;
 
 use super::git::{commit, git, repository};

@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::path::Path;
 
+use crate::checkout::{files, top};
 use syn::spanned::Spanned;
 use syn::visit::{self, Visit};
 use syn::{Attribute, Block, Expr, FnArg, ImplItem, Item, Pat, ReturnType, Signature, Type};
@@ -102,24 +102,15 @@ fn is_test_file(name: &str) -> bool {
 }
 
 impl Code {
-    /// Reads all files below `top`/src.
-    pub fn read(top: &Path) -> Self {
-        let (mut names, mut todo) = (Vec::new(), vec![top.join("src")]);
-        while let Some(dir) = todo.pop() {
-            for entry in fs::read_dir(&dir).unwrap() {
-                let path = entry.unwrap().path();
-                if path.is_dir() {
-                    todo.push(path);
-                } else if path.extension().is_some_and(|end| end == "rs") {
-                    names.push(path.strip_prefix(top).unwrap().to_str().unwrap().to_owned());
-                }
-            }
-        }
+    /// Reads all files of `src`.
+    pub fn read() -> Self {
+        let mut names: Vec<String> =
+            files("src", "rs").into_iter().map(|path| path.to_str().unwrap().to_owned()).collect();
         names.sort();
         assert!(names.len() > 200, "only {} files are found in src", names.len());
         names.retain(|name| !is_test_file(name));
         Self::of(names.into_iter().map(|name| {
-            let text = fs::read_to_string(top.join(&name)).unwrap();
+            let text = fs::read_to_string(top().join(&name)).unwrap();
             (name, text)
         }))
     }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::{DirEntryExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
-use super::GENERATED;
+use super::support::GENERATED;
 use crate::common::cli::{Run, pfimg_on, tool};
 use crate::common::fast::{FastStore, Spec, dir_entry, file_entry, link_entry};
 use crate::common::{Mount, system, temp_dir, wait_until};

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::common::cli::tool;
 use crate::common::fast::{FastStore, Spec, dir_entry, link_entry};
-use crate::common::{Mount, temp_dir};
+use crate::common::{Mount, names, temp_dir};
 
 /// Whether an image ends every line, by its id.
 fn is_fixed_point(id: &str) -> bool {
@@ -112,10 +112,10 @@ fn a_file_without_a_recorded_time_shows_when_its_content_appeared_at_its_path() 
 
 #[test]
 fn nothing_that_pf_made_shows_1970_anywhere() {
-    let mount = Mount::of(super::GENERATED.store.root()).start();
+    let mount = Mount::of(super::support::GENERATED.store.root()).start();
     fs::create_dir(mount.join("forks/empty")).unwrap();
     // All of twenty images, and everything that is not in one.
-    let images: Vec<String> = super::names(&mount.join("images")).unwrap().into_iter().take(20).collect();
+    let images: Vec<String> = names(&mount.join("images")).unwrap().into_iter().take(20).collect();
     fs::create_dir(mount.join(format!("forks/f@{}", images[0]))).unwrap();
     let find = |args: Vec<std::ffi::OsString>| {
         let young = ["!", "-newermt", "1980-01-01"].map(std::ffi::OsString::from);

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
-use super::for_every_user;
+use super::support::for_every_user;
 use crate::common::cli::Run;
 
 const KEYS: [(&str, &str); 9] = [

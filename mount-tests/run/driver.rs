@@ -6,7 +6,7 @@ use crate::common::is_root;
 
 #[test]
 fn a_python_script_drives_eight_forks_at_once_by_json_alone() {
-    let home = Home::new(is_root().then_some(super::NOBODY));
+    let home = Home::new(is_root().then_some(super::support::NOBODY));
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/mount-tests/run/driver.py");
     // The checkout may be closed to other users.
     let text = std::fs::read_to_string(script).unwrap();

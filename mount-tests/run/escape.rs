@@ -7,7 +7,7 @@ use std::process::Stdio;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::{Place, Running, clean_signals, for_every_user, processes_with};
+use super::support::{Place, Running, clean_signals, for_every_user, processes_with};
 use crate::common::cli::{Run, clean_command};
 use crate::common::forks::{fork, world};
 use crate::common::{Rng, is_root, wait_until};

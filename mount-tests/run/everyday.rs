@@ -5,7 +5,7 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 
-use super::{Place, for_every_user};
+use super::support::{Place, for_every_user};
 use crate::common::cli::Run;
 use crate::common::forks::{fork, world};
 use crate::common::{Output, is_root};

@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::Stdio;
 
-use super::Place;
+use super::support::Place;
 use crate::common::forks::{tag, world};
 use crate::common::wait_until;
 
@@ -40,7 +40,7 @@ fn an_agent_that_deleted_a_folder_is_rolled_back_while_it_runs() {
     fs::write(&agent, AGENT).unwrap();
     fs::set_permissions(&agent, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
 
-    let mut command = super::clean_signals(&place.program);
+    let mut command = super::support::clean_signals(&place.program);
     command.args(["run", "docs@project", &agent]).env("PF_STORE", place.store.root());
     let mut running = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let (mut orders, mut answers) =

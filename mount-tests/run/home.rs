@@ -9,7 +9,7 @@ use std::process::{Child, Stdio};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use super::{NOBODY, clean_signals, visible_folder};
+use super::support::{NOBODY, clean_signals, visible_folder};
 use crate::common::cli::{Output, Run};
 use crate::common::{PFIMG, hex_digest_of_file, is_root, names, system, wait_at_most, wait_until};
 

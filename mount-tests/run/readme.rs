@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-use super::visible_folder;
+use super::support::visible_folder;
 use crate::common::cli::{Run, copy_program};
 use crate::common::{PFIMG, is_root, names, system};
 
@@ -43,7 +43,7 @@ impl NewUser {
         for (path, mode) in [("", 0o755), ("bin/pfimg", 0o755), ("bin/my-agent", 0o755), ("runtime", 0o700)] {
             fs::set_permissions(home.join(path), fs::Permissions::from_mode(mode)).unwrap();
         }
-        let user = is_root().then_some(super::NOBODY);
+        let user = is_root().then_some(super::support::NOBODY);
         if let Some(user) = user {
             let owner = format!("{user}:{user}");
             Run::program(Path::new("chown"), ["-R", &owner, home.to_str().unwrap()]).run().exits(0);

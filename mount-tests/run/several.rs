@@ -6,7 +6,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use super::home::{Home, for_every_user};
-use super::processes_with;
+use super::support::processes_with;
 use crate::common::wait_until;
 
 /// JSON lines.

@@ -10,7 +10,7 @@ use std::time::Instant;
 use rustix::process::Signal;
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 
-use super::{Place, Running, clean_signals, processes_with};
+use super::support::{Place, Running, clean_signals, processes_with};
 use crate::common::cli::{Run, clean_command};
 use crate::common::forks::world;
 use crate::common::{PATIENCE, wait_until};

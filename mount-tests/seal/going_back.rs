@@ -9,7 +9,7 @@ use pfimg::ops::line::Line;
 use pfimg::ops::seal::Sealer;
 
 use super::disk::{Disk, Fate, Left};
-use super::generated::Program;
+use super::program::Program;
 use super::support::{Place, Rng, Shown, dir, read, world, write};
 
 type World = BTreeMap<Vec<u8>, Shown>;

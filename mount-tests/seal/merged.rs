@@ -6,7 +6,7 @@ use pf_merge::{MergeOptions, MergeOutcome, MergeReport, StubSummarizer};
 use pfimg::digest::Digest;
 use pfimg::fork::Registry;
 
-use super::generated::{Program, judge, world_of};
+use super::program::{Program, judge, world_of};
 use super::support::{Pf, Place, Rng, append, cid, read, write};
 
 /// Has pf merge two images; gives the new one's id.

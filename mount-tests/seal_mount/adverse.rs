@@ -7,7 +7,7 @@ use std::path::Path;
 
 use rustix::process::Signal;
 
-use super::{manual, seal, snaps, verify};
+use super::support::{manual, seal, snaps, verify};
 use crate::common::cli::{pfimg_on, tool};
 use crate::common::fast::FastStore;
 use crate::common::forks::{fork, small_store, world};

@@ -8,8 +8,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use super::support::{manual, seal, verify};
 use super::told::{MOUNTS, Shell, Watch, mounts};
-use super::{manual, seal, verify};
 use crate::common::cli::{Run, pfimg_on};
 use crate::common::fast::FastStore;
 use crate::common::forks::{fork, small_store, tag, world};

@@ -10,7 +10,7 @@ use memmap2::MmapMut;
 use rustix::fs::{Mode, mkdirat};
 use rustix::process::Signal;
 
-use super::{seal, verify};
+use super::support::{seal, verify};
 use crate::common::cli::{pfimg_on, tool};
 use crate::common::fast::{FastStore, Spec};
 use crate::common::forks::{fork, map_shared, small_store, world};

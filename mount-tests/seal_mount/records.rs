@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::Write as _;
 
-use super::{seal, snaps};
+use super::support::{seal, snaps};
 use crate::common::cli::{pfimg_on, tool};
 use crate::common::fast::FastStore;
 use crate::common::forks::{fork, small_store};

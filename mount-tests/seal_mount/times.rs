@@ -7,10 +7,10 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::{manual, seal, verify};
+use super::support::{manual, seal, verify};
 use crate::common::cli::{pfimg_on, tool};
 use crate::common::fast::{FastStore, Spec};
-use crate::common::forks::{fork, open_rw};
+use crate::common::forks::{fork, open_rw, world as fork_world};
 use crate::common::{bare, temp_dir};
 
 const FILES: [&str; 9] =
@@ -120,7 +120,7 @@ fn a_seal_records_no_time_of_untouched_files_and_changes_no_shown_time() {
     assert_eq!(times(&mount.image(&last).join("world/fs")), shown, "in the last image");
     mount.unmount();
     let mount = manual(&store);
-    assert_eq!(times(&super::world(&mount, "f")), shown, "after another mount");
+    assert_eq!(times(&fork_world(&mount, "f")), shown, "after another mount");
     let branch = fork(&mount, "branch", "f");
     assert_eq!(times(&branch), shown, "in a branch");
     mount.unmount();
@@ -151,7 +151,7 @@ fn a_seal_without_a_mount_records_the_times_that_a_mount_shows() {
     pfimg_on(store.root(), ["diff", "f", &sealed]).exits(0);
     let mount = manual(&store);
     assert_eq!(times(&mount.image(&sealed).join("world/fs")), shown);
-    assert_eq!(times(&super::world(&mount, "f")), shown);
+    assert_eq!(times(&fork_world(&mount, "f")), shown);
     mount.unmount();
 }
 

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::inotify::{self, ReadFlags, WatchFlags};
 use rustix::fs::{Mode, OFlags, openat};
 
-use super::seal;
+use super::support::seal;
 use crate::common::cli::pfimg_on;
 use crate::common::fast::FastStore;
 use crate::common::forks::{fork, small_store, tag, world};

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use super::{all_of, manual, seal, snaps, verify, world_of};
+use super::support::{all_of, manual, seal, snaps, verify, world_of};
 use crate::common::forks::{fork, small_store, world};
 use crate::common::{Mount, wait_at_most, wait_until};
 

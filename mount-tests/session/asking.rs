@@ -1,7 +1,14 @@
 //! Ways to ask for a mount: stores, places, options, paths, users. Impossible requests are refused with clear messages.
 
-use super::*;
-use crate::common::cli::tool;
+use std::ffi::OsStr;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+
+use super::support::{mount_in_background, point, read, small_store};
+use crate::common::cli::{Run, pfimg_on, tool};
+use crate::common::fast::{FastStore, Spec};
+use crate::common::mount::Background;
+use crate::common::{Mount, Output, errno, is_root, names, pfimg, system, temp_dir};
 
 #[test]
 fn mounting_twice_at_one_place_is_refused_and_harms_nothing() {

@@ -1,10 +1,19 @@
 //! Limits of the shell that mounts, and full folders: a message names them, and no mount is left without a daemon.
 
-use super::*;
-use crate::common::cli::tool;
-use crate::common::fast::file_entry;
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+
+use rustix::process::Signal;
+
+use super::support::{point, read, small_store};
+use crate::common::cli::{Run, tool};
+use crate::common::fast::{FastStore, Spec, file_entry};
 use crate::common::forks::{fork, world};
-use crate::common::{MIB, PFIMG, Rng};
+use crate::common::mount::Background;
+use crate::common::{
+    MIB, Mount, Output, PFIMG, Rng, errno, is_root, names, pfimg, system, temp_dir, wait_until,
+};
 
 /// Runs `pfimg mount` in the background under limits, in the words of prlimit(1).
 fn mount_under(limits: &[&str], store: &Path, point: &Path) -> (Output, Background) {

@@ -1,7 +1,15 @@
 //! Folders that are mistaken for each other: mountpoints that hold files, mountpoints named as stores, stores
 //! and projects named as mountpoints, and mounts that are not visible from here.
 
-use super::*;
+use std::ffi::OsStr;
+use std::path::Path;
+
+use rustix::process::Signal;
+
+use super::support::{mount_in_background, read, small_store};
+use crate::common::cli::{Run, pfimg_on};
+use crate::common::mount::Background;
+use crate::common::{Mount, Output, is_root, names, system, temp_dir, wait_until};
 
 /// `pfimg ARGS…` with a separate home.
 #[track_caller]

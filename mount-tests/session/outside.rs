@@ -1,8 +1,14 @@
 //! What happens around a mount: containers without what it needs, bind mounts, mount(8), and a store that is moved.
 
-use super::*;
-use crate::common::cli::tool;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+
+use super::support::{point, read, small_store};
+use crate::common::cli::{Run, pfimg_on, tool};
+use crate::common::fast::FastStore;
 use crate::common::forks::{fork, map_shared, open_rw, world};
+use crate::common::mount::Background;
+use crate::common::{Mount, Output, errno, is_root, names, pfimg, system, temp_dir, wait_until};
 
 /// Runs `pfimg` behind another command, as this user.
 fn behind(before: &[&str], program: &Path, args: &[&OsStr], home: &Path, user: Option<u32>) -> Output {

@@ -3,14 +3,20 @@
 use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::ExitStatusExt as _;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
-use super::*;
-use crate::common::cli::clean_command;
+use rustix::mount::MountFlags;
+use rustix::process::Signal;
+
+use super::support::{point, read, small_store};
+use crate::common::cli::{Run, clean_command, pfimg_on};
 use crate::common::forks::fork;
-use crate::common::{PFIMG, wait_at_most};
+use crate::common::mount::Background;
+use crate::common::{Mount, Output, PFIMG, is_root, system, temp_dir, wait_at_most, wait_until};
 
 /// How long a command may take that waits two seconds for a daemon, on a busy machine.
 const BOUND: Duration = Duration::from_secs(20);

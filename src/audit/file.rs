@@ -20,9 +20,9 @@ use chrono::{DateTime, Utc};
 use rustix::fs::FlockOperation;
 use serde_json::json;
 
+use super::broken::BrokenAt;
 use super::chain::{self, Break, Head, Writer};
 use super::event::SessionEvent;
-use super::follow::BrokenAt;
 use super::note;
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};

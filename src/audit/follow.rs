@@ -6,23 +6,13 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use super::broken::BrokenAt;
 use super::chain::{self, Break, Checker, Fault, Head};
 use super::file;
 use super::read::Faults;
 use super::snapshot::{Fold, OsSnapshot, Tally};
 use super::violations::{Packs, Violations};
 use crate::error::{Error, Result};
-
-/// The first break of a log.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct BrokenAt {
-    /// The file.
-    pub file: PathBuf,
-    /// Its line, from 1.
-    pub line: u64,
-    /// The fault.
-    pub fault: String,
-}
 
 /// The content of a log, and whether it is whole.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

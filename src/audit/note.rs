@@ -141,7 +141,7 @@ pub fn about_the_log(kind: &str, mut what: Value) -> SessionEvent {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::audit::{rebuild_os_snapshot_from_events, session_log_has_required_categories};
+    use crate::audit::snapshot::{rebuild_os_snapshot_from_events, session_log_has_required_categories};
 
     /// One event of each kind that is written.
     pub(in crate::audit) fn all_notes() -> Vec<SessionEvent> {

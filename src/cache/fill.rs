@@ -3,28 +3,14 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::Payload;
+use super::payload::Payload;
+use super::unfilled::Unfilled;
 use crate::digest::Digest;
 use crate::store::BlobError;
 use crate::sync::{Condvar, Mutex};
 
 /// The key of a fill: the same blob with another declared size is a different request.
 type Key = (Digest, Option<u64>);
-
-/// Why a blob is not in the cache.
-#[derive(Clone, Debug)]
-pub(super) enum Unfilled {
-    /// It cannot be read.
-    Blob(Arc<BlobError>),
-    /// There is no room for it; the blob itself is not at fault.
-    Unkept,
-}
-
-impl<E: Into<Arc<BlobError>>> From<E> for Unfilled {
-    fn from(error: E) -> Self {
-        Self::Blob(error.into())
-    }
-}
 
 type Outcome = Result<Payload, Unfilled>;
 

@@ -18,8 +18,8 @@ use std::time::SystemTime;
 use lru::LruCache;
 use memmap2::{Advice, Mmap, UncheckedAdvice};
 
-use super::fill::Unfilled;
 use super::folder;
+use super::unfilled::Unfilled;
 use super::unkept::{Keeping, Trouble};
 use crate::digest::Digest;
 use crate::store::BlobError;

@@ -1,29 +1,30 @@
 //! `pfimg apply`: applies a fork's changes to a directory.
 
+mod args;
 mod commits;
 mod own_commit;
 mod place_of;
 mod told;
 mod undo;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
 
-use clap::Args;
-
+pub(crate) use self::args::ApplyArgs;
+use self::args::{Progress, Subject};
 use self::commits::Commits;
-use super::StoreArg;
 use super::progress::Bar;
+use super::store_arg::StoreArg;
 use super::text::plain;
 use crate::daemon::forks;
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fork::{beside::OnDisk, refuse_fork_name};
-use crate::ops::apply::plan::{About, Conflict, Decide, Others, Plan};
+use crate::ops::apply::plan::{About, Conflict, Others, Plan};
 use crate::ops::apply::{
-    Applying, Hooks, Options, base_of_fork, base_of_image, carry_out, prepare, refuse_interrupted,
+    Applying, Options, base_of_fork, base_of_image, carry_out, prepare, refuse_interrupted,
 };
 use crate::ops::line::{self, Line};
 use crate::store::Store;
@@ -32,80 +33,6 @@ use crate::util::parallel::default_jobs;
 
 /// The name of the directory's side in conflict markers.
 const YOURS: &str = "yours";
-
-/// Apply a fork's changes to a directory.
-///
-/// For each path that the fork changed, pfimg compares three states: the image that the fork was made of, the
-/// fork, and the directory. A path that only the fork changed becomes as in the fork. Text that both sides
-/// changed is merged line by line. Any other path that both sides changed is a conflict. With a conflict, pfimg
-/// writes nothing and lists all conflicts, unless an option resolves them.
-///
-/// Apply copies content, links, permissions, hard links and empty directories. It does not copy owners, times,
-/// extended attributes or files of repositories (`.git`). A directory that the fork deleted stays if it holds
-/// files unknown to the fork. Apply first seals unsealed changes of the fork, also with --dry-run. It keeps the
-/// previous state of the directory as an image.
-///
-/// A second apply changes nothing. `pfimg apply --undo` undoes the last apply. Exit code 3: there are
-/// conflicts.
-#[derive(Debug, Args)]
-#[command(
-    override_usage = "pfimg apply [OPTIONS] FORK|IMAGE [DIR] [-- PATH...]\n       pfimg apply --undo|--continue [--force] [DIR]"
-)]
-#[allow(clippy::struct_excessive_bools)]
-pub(crate) struct ApplyArgs {
-    /// A fork or image (tag, prefix, FORK@SEAL) with changes since the fork was made, or since its project was
-    /// imported
-    #[arg(value_name = "FORK|IMAGE", required_unless_present_any = ["undo", "continue"])]
-    name: Option<String>,
-    /// The directory [default: the project around the current directory, if the fork is a copy of it]
-    #[arg(value_name = "DIR")]
-    dir: Option<PathBuf>,
-    /// Apply only these paths and everything below them
-    #[arg(value_name = "PATH", last = true)]
-    paths: Vec<PathBuf>,
-    /// Show the changes, and write nothing in the directory
-    #[arg(long, short = 'n')]
-    dry_run: bool,
-    /// Write conflict markers into texts whose lines conflict
-    #[arg(long)]
-    merge: bool,
-    /// Resolve conflicts with the directory's side; in texts, only for conflicting lines
-    #[arg(long, conflicts_with_all = ["theirs", "skip"])]
-    ours: bool,
-    /// Resolve conflicts with the fork's side; in texts, only for conflicting lines
-    #[arg(long, conflicts_with = "skip")]
-    theirs: bool,
-    /// Leave paths with conflicts unchanged
-    #[arg(long)]
-    skip: bool,
-    /// Commit only the applied paths, in the directory's repository. No hook runs; --undo keeps the commit
-    #[arg(long, value_name = "TEXT", conflicts_with_all = ["dry_run", "undo", "continue"])]
-    commit: Option<String>,
-    /// Undo the last apply to the directory
-    #[arg(long, conflicts_with_all = ["paths", "dry_run", "merge", "ours", "theirs", "skip", "continue"])]
-    undo: bool,
-    /// Finish an interrupted apply
-    #[arg(long = "continue", conflicts_with_all = ["paths", "dry_run", "merge", "ours", "theirs", "skip"])]
-    r#continue: bool,
-    /// With --undo: undo later edits too; an image keeps them
-    #[arg(long, requires = "undo")]
-    force: bool,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
-}
-
-/// The fork or image that is applied.
-#[derive(Clone, Debug)]
-struct Subject {
-    /// The name given by the user.
-    name: String,
-    /// Whether it is a fork.
-    is_fork: bool,
-    base: Option<Digest>,
-    /// `None` for a fork that began empty and is still empty.
-    image: Option<Digest>,
-}
 
 pub(crate) fn run(store: &StoreArg, args: &ApplyArgs) -> Result<ExitCode> {
     let store = Arc::new(store.open()?);
@@ -222,19 +149,6 @@ fn judged(commits: &Commits, subject: &Subject, args: &ApplyArgs, plan: &mut Pla
     }
 }
 
-impl ApplyArgs {
-    fn decide(&self, is_fork: bool) -> Decide {
-        let others = match (self.ours, self.theirs, self.skip) {
-            (true, ..) => Others::Ours,
-            (_, true, _) => Others::Theirs,
-            (.., true) => Others::Skip,
-            _ => Others::Refuse,
-        };
-        let them = if is_fork { "the fork" } else { "the image" };
-        Decide { markers: self.merge, others, them }
-    }
-}
-
 /// Returns whether a name belongs to a fork. A name of both a fork and an image means the fork.
 fn is_fork(store: &Store, name: &str) -> bool {
     let is_fork = refuse_fork_name(name).is_none() && OnDisk::read(store.root(), name).is_ok();
@@ -259,22 +173,4 @@ fn base_of(store: &Store, name: &str) -> Result<Digest> {
         return Ok(base);
     }
     base_of_image(store, &image)
-}
-
-/// Shows the progress of the work.
-struct Progress(Bar);
-
-impl Hooks for Progress {
-    fn total(&self, paths: u64) {
-        self.0.start(paths, "{bar:30} {pos}/{len} paths{left}");
-    }
-
-    fn done(&self) {
-        self.0.inc(1);
-    }
-}
-
-/// Returns the error for a directory that cannot be applied to.
-fn refuse(dir: &Path, why: &str) -> Error {
-    Error::new(ErrorKind::InvalidInput, format!("cannot apply to {}: {why}", dir.display()))
 }

@@ -8,11 +8,11 @@ use std::sync::Arc;
 use clap::Args;
 use serde::Serialize;
 
-use super::StoreArg;
 use super::envelope::print_json;
 use super::packs;
+use super::store_arg::StoreArg;
 use super::text::{count, plain, print, table};
-use crate::audit::follow::BrokenAt;
+use crate::audit::broken::BrokenAt;
 use crate::audit::read::{Faults, Mode, Unreadable};
 use crate::audit::{
     Categories, Follower, OsSnapshot, Packs, SessionEvent, Tally, Violations, file, log, read,

@@ -11,10 +11,10 @@ use serde::Serialize;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::flag;
 
-use super::StoreArg;
 use super::audit;
 use super::envelope::print_json;
 use super::progress::Bar;
+use super::store_arg::StoreArg;
 use super::text::{count, plain};
 use crate::daemon::forks;
 use crate::digest::Digest;

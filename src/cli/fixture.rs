@@ -6,10 +6,11 @@ use chrono::Utc;
 use clap::Args;
 use serde_json::json;
 
+use super::audit;
 use super::envelope::print_json;
 use super::sharing::SharingArg;
+use super::store_arg::StoreArg;
 use super::text::print;
-use super::{StoreArg, audit};
 use crate::audit::note;
 use crate::daemon::forks;
 use crate::digest::Digest;

@@ -7,10 +7,11 @@ use std::sync::Arc;
 use clap::Args;
 use serde_json::json;
 
+use super::audit;
 use super::envelope::print_json;
 use super::place::{self, Place};
+use super::store_arg::StoreArg;
 use super::text::print;
-use super::{StoreArg, audit};
 use crate::audit::note;
 use crate::daemon::{calls, forks};
 use crate::error::Result;

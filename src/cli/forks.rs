@@ -12,9 +12,10 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::envelope::print_json;
+use super::place;
 use super::runs::{self, Run};
+use super::store_arg::StoreArg;
 use super::text::{count, plain, print, table};
-use super::{StoreArg, place};
 use crate::daemon::forks;
 use crate::digest::Digest;
 use crate::error::{Exit, Result};

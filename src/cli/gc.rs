@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::StoreArg;
 use super::envelope::print_json;
 use super::progress::Bar;
+use super::store_arg::StoreArg;
 use super::text::{count, plain, print};
 use crate::error::{Exit, Result};
 use crate::ops::gc::{Options, Progress, Report, collect};

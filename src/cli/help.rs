@@ -23,6 +23,11 @@ Exit codes:
 
 Every command has --json: one object on stdout, errors included.";
 
+/// Returns whether a word is the name of a command.
+pub(super) fn is_command(word: &str) -> bool {
+    GROUPS.iter().any(|(_, names)| names.contains(&word))
+}
+
 /// Returns the same command line with a help that lists its commands in groups.
 pub(super) fn grouped(cli: Command) -> Command {
     let template = format!(

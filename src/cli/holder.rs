@@ -5,10 +5,9 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use clap::CommandFactory;
-
+use super::help::is_command;
 use super::meant;
-use super::status::{Status, read_statuses};
+use super::statuses::{Status, read_statuses};
 use crate::error::{Error, ErrorKind, Result};
 use crate::mount::mountinfo::{Mounted, mounts_elsewhere, mounts_of};
 use crate::mount::silent::{self, Daemon};
@@ -125,8 +124,7 @@ fn place(pid: u32, store: &Path) -> Place {
     let arguments = fs::read(process.join("cmdline")).unwrap_or_default();
     let arguments: Vec<_> = arguments.split(|b| *b == 0).map(String::from_utf8_lossy).collect();
     if !["mount", "--foreground"].iter().all(|word| arguments.iter().any(|argument| argument == word)) {
-        let commands = super::Cli::command();
-        let name = arguments.iter().skip(1).find(|argument| commands.find_subcommand(&***argument).is_some());
+        let name = arguments.iter().skip(1).find(|argument| is_command(argument));
         return Place::Command(name.map(ToString::to_string).unwrap_or_default());
     }
     let namespace = |process: &Path| fs::read_link(process.join("ns/mnt"));

@@ -7,8 +7,8 @@ use chrono::{DateTime, Utc};
 use clap::Args;
 use serde::Serialize;
 
-use super::StoreArg;
 use super::envelope::print_json;
+use super::store_arg::StoreArg;
 use super::text::{plain, print, table};
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Exit, Result};

@@ -8,17 +8,17 @@ use std::process::ExitCode;
 use clap::Args;
 use serde::Serialize;
 
-use super::StoreArg;
 use super::audit;
 use super::envelope::print_json;
 use super::progress::Bar;
 use super::sharing::{SharingArg, tell_if_open};
+use super::store_arg::StoreArg;
 use super::text::{count, plain, print};
 use crate::audit::note;
 use crate::daemon::forks;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ops::import::project::{self, Project};
-use crate::ops::import::{Large, Options, Parent, Progress, Report, import, rules};
+use crate::ops::import::{Large, Options, Parent, Progress, Report, from_commit, import, rules};
 use crate::store::tags::check_new_tag;
 use crate::util::parallel::default_jobs;
 use crate::util::units::format_bytes;
@@ -134,8 +134,9 @@ pub(crate) fn run(store: &StoreArg, args: &ImportArgs) -> Result<ExitCode> {
     let bar = Bar::new();
     bar.style("{spinner} {pos} files and directories found");
     let report = match &args.from_commit {
-        Some(commit) => Project::at(&args.dir)
-            .and_then(|project| project::from_commit(&store, &project, commit, &options, &bar)),
+        Some(commit) => {
+            Project::at(&args.dir).and_then(|project| from_commit(&store, &project, commit, &options, &bar))
+        }
         None => import(&store, &options, &bar),
     };
     bar.finish();

@@ -12,9 +12,9 @@ use clap::Args;
 use serde::Serialize;
 use serde_json::json;
 
-use super::StoreArg;
 use super::envelope::print_json;
 use super::images::{self, short};
+use super::store_arg::StoreArg;
 use super::text::{plain, print};
 use crate::daemon::forks;
 use crate::digest::Digest;

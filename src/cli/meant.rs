@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::path::{Component, Path, PathBuf};
 
+use super::statuses::read_status;
 use crate::error::{Error, ErrorKind, Posix, Result};
 use crate::mount::mountinfo::{Mounted, holding_among, mounts};
 use crate::store::Store;
@@ -18,7 +19,7 @@ pub(crate) fn store_meant(path: PathBuf) -> Result<PathBuf> {
         Ok(mounts) if mounts.iter().any(Mounted::is_ours) => mounts,
         Ok(_) => return Ok(path),
         // Without /proc, the files at the path must tell.
-        Err(_) => return Ok(super::status::read_status(&path).map_or(path, |status| status.info.store)),
+        Err(_) => return Ok(read_status(&path).map_or(path, |status| status.info.store)),
     };
     // Checks the path as written first: the mountpoint of a daemon that has ended or stopped does not answer.
     if let Ok(absolute) = std::path::absolute(&path)
@@ -30,7 +31,7 @@ pub(crate) fn store_meant(path: PathBuf) -> Result<PathBuf> {
             return source_of(mounted);
         }
         // Paths inside can be checked while the daemon answers.
-        if let Err(error) = super::status::read_status(&mounted.path)
+        if let Err(error) = read_status(&mounted.path)
             && error.kind() == ErrorKind::NoAnswer
         {
             return Err(error);

@@ -19,14 +19,14 @@ mod idle;
 
 use self::answer::{from_daemon, print_mounted, to_starter};
 use self::idle::Idle;
-use super::StoreArg;
 use super::envelope::{self, print_json};
 use super::holder::Holder;
 use super::meant;
 use super::own::OwnMount;
 use super::secret::SecretArg;
 use super::sharing::tell_if_open;
-use super::status::read_status;
+use super::statuses::read_status;
+use super::store_arg::StoreArg;
 pub(crate) use crate::daemon::dirs::{cache_dir as default_cache_dir, state_dir as default_state_dir};
 use crate::daemon::{Builder, MountedStore, Numbering, SealPolicy, Stopper};
 use crate::error::{Error, ErrorKind, Result};

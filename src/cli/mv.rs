@@ -9,7 +9,8 @@ use serde_json::json;
 
 use super::envelope::print_json;
 use super::place::{self, Place};
-use super::{StoreArg, audit, runs};
+use super::store_arg::StoreArg;
+use super::{audit, runs};
 use crate::audit::note;
 use crate::daemon::calls;
 use crate::error::Result;

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use super::StoreArg;
+use super::store_arg::StoreArg;
 use crate::error::{Error, ErrorKind};
 use crate::store::Store;
 use crate::store::images::MIN_PREFIX;

@@ -5,9 +5,9 @@ use std::process::ExitCode;
 use clap::Args;
 use serde_json::json;
 
-use super::StoreArg;
 use super::envelope::print_json;
 use super::run::copy_output;
+use super::store_arg::StoreArg;
 use crate::error::Result;
 
 /// Print the output of the last run in a fork.

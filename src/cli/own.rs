@@ -18,7 +18,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::FlockOperation;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use super::status::read_status;
+use super::statuses::read_status;
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::mount::hints;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::holder::{self, Holder};
 use super::own::OwnMount;
 use super::secret::SecretArg;
-use super::status::{read_status, read_statuses};
+use super::statuses::{read_status, read_statuses};
 use crate::daemon::calls::{self, Pushed, ask, push};
 use crate::daemon::forks::registry;
 use crate::digest::Digest;

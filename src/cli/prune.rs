@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use clap::Args;
 
+use super::audit;
 use super::envelope::print_json;
 use super::images::short;
+use super::store_arg::StoreArg;
 use super::text::{count, plain, print, table};
-use super::{StoreArg, audit};
 use crate::audit::note;
 use crate::daemon::forks;
 use crate::digest::Digest;

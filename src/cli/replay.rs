@@ -8,8 +8,8 @@ use std::process::ExitCode;
 use clap::Args;
 use serde::Serialize;
 
-use super::StoreArg;
 use super::envelope::print_json;
+use super::store_arg::StoreArg;
 use super::text::{count, plain, print};
 use crate::audit::file::crash_dir;
 use crate::crashpack::evidence::EvidenceLedger;

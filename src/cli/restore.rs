@@ -9,11 +9,11 @@ use std::sync::Arc;
 use clap::Args;
 use serde_json::json;
 
-use super::StoreArg;
 use super::audit;
 use super::envelope::print_json;
 use super::place::{self, Place};
 use super::secret::SecretArg;
+use super::store_arg::StoreArg;
 use super::text::{plain, plain_bytes, print};
 use crate::daemon::{calls, forks};
 use crate::error::{Error, ErrorKind, Result};

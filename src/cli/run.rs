@@ -1,5 +1,6 @@
 //! `pfimg run`: runs a command that can change only a fork.
 
+mod args;
 mod changes;
 mod conf;
 mod forks;
@@ -12,144 +13,20 @@ mod sandboxed;
 mod words;
 
 use std::ffi::{OsStr, OsString};
-use std::fs::File;
-use std::io::Write as _;
-use std::num::NonZeroUsize;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
 
-use clap::builder::{OsStringValueParser, TypedValueParser as _};
-use clap::{Args, CommandFactory as _};
 use rustix::process::{Signal, set_parent_process_death_signal};
 
+pub(crate) use self::args::RunArgs;
+use self::args::{Stage, arguments, option};
 pub(in crate::cli) use self::changes::{Commits, MAX_LOG};
 pub(crate) use self::kept::copy as copy_output;
-use super::text::print;
-use super::{Cli, StoreArg, envelope, near};
+use super::near;
+use super::store_arg::StoreArg;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fork::refuse_fork_name;
-use crate::mount::mountinfo::{holding_among, mounts};
-use crate::mount::silent::mode_known;
-use crate::sandbox::{self, CANNOT_RUN, View};
-use crate::util::units::parse_duration;
-
-/// The meaning of `--json` without a file.
-const STDOUT: &str = "-";
-
-/// Run a command in a copy of the project, where it can change nothing else.
-///
-/// Imports the project if it changed, makes a fork of it, and runs the command there. The project is the git
-/// work tree around the current directory, or that directory. The command sees the fork at the project's own
-/// path, and the rest of this machine read-only. It may write its fork and temporary files. After the command,
-/// pfimg removes these temporary files and ends remaining processes. The project itself, the store, images and
-/// other forks are hidden, as are the machine's devices, processes and services (/run). Credentials stay
-/// outside: variables such as `*_TOKEN` unless --env names them, files such as ~/.ssh unless --read names them.
-/// The command can seal its fork: `mkdir $PFIMG_SNAP/NAME`.
-///
-/// An existing fork is used as it is. With several names the commands run side by side, and `pfimg output NAME`
-/// prints the output of each. `pfimg run FORK COMMAND…` without `--` runs in an existing fork.
-///
-/// pfimg makes and mounts the store if necessary. Such a mount ends after 30 seconds without use (`PFIMG_IDLE`,
-/// such as 5m).
-///
-/// ~/.config/pfimg/run.conf holds options for every run, one per line, without dashes: `env NAME`, `read PATH`,
-/// `write PATH`, `hide PATH`, `quiet`.
-///
-/// Exit code: the command's, the largest of several; 128 plus the signal that ended it; 124 after --timeout; 2
-/// for a wrong command line; 125 if the command cannot be run, 126 if it cannot be executed, 127 if it is not
-/// found.
-#[derive(Debug, Default, Args)]
-#[command(
-    override_usage = "pfimg run [OPTIONS] [NAME[@SOURCE]]... -- COMMAND...\n       pfimg run FORK[@SOURCE] COMMAND..."
-)]
-#[allow(clippy::struct_excessive_bools)]
-pub(crate) struct RunArgs {
-    /// Source of new forks: a directory (with a slash in its name, or `.`), an image (tag, prefix, latest), or
-    /// a fork [default: the project]
-    #[arg(long, value_name = "DIR|IMAGE|FORK")]
-    from: Option<String>,
-    /// Check out this commit in new forks. Ignored files stay as they are in the project
-    #[arg(long, value_name = "REV")]
-    from_commit: Option<String>,
-    /// Run in N forks side by side: NAME-1, NAME-2 and so on
-    #[arg(short = 'n', long = "number", value_name = "N")]
-    number: Option<NonZeroUsize>,
-    /// Show the fork at PATH [default: the project's own path]
-    #[arg(long, value_name = "PATH")]
-    at: Option<PathBuf>,
-    /// End the command with SIGTERM after TIME, such as 90s or 10m; kill it 10 seconds later
-    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
-    timeout: Option<Duration>,
-    /// Discard the forks that this run made, after the commands end
-    #[arg(long)]
-    rm: bool,
-    /// Seal the fork when the command ends, and give the image this name
-    #[arg(long, value_name = "TAG")]
-    tag: Option<String>,
-    /// Write one JSON object per line: when a run starts, and when it ends. Without FILE, or with `-`, write to
-    /// stdout, and keep the commands' output for `pfimg output`
-    #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true, default_missing_value = STDOUT)]
-    json: Option<PathBuf>,
-    /// Allow writing PATH: a directory, a device, or a file. Name the directory if programs replace the file.
-    /// May be repeated, like --read and --hide
-    #[arg(long, value_name = "PATH")]
-    write: Vec<PathBuf>,
-    /// Allow reading PATH, which is hidden or in a hidden directory
-    #[arg(long, value_name = "PATH")]
-    read: Vec<PathBuf>,
-    /// Hide PATH, a file or directory
-    #[arg(long, value_name = "PATH")]
-    hide: Vec<PathBuf>,
-    /// Pass the variable NAME, which holds a credential, and the socket that it names. `*` stands for any text;
-    /// NAME=VALUE sets the variable. May be repeated
-    #[arg(long, value_name = "NAME[=VALUE]", value_parser = OsStringValueParser::new().try_map(|text| conf::variable(&text)))]
-    env: Vec<OsString>,
-    /// Print nothing about the run or about variables that stay outside
-    #[arg(long, short)]
-    quiet: bool,
-    /// Give the command only a loopback interface, and no other network
-    #[arg(long)]
-    no_network: bool,
-    /// The forks; missing ones are made. NAME@SOURCE makes one from an image or another fork. `try-{1..4}` and
-    /// `{a,b}` mean several in any shell [default: the project's name and the first free number]
-    #[arg(value_name = "NAME[@SOURCE]")]
-    names: Vec<String>,
-    /// The command and its arguments
-    #[arg(value_name = "COMMAND", required = true, last = true)]
-    command: Vec<OsString>,
-    /// For `run FORK COMMAND`: the fork must exist
-    #[arg(long, hide = true)]
-    older_form: bool,
-    /// For a run of several: one of them, whose fork exists and whose output the first process reads
-    #[arg(long, hide = true)]
-    member: bool,
-    /// For the processes that `run` starts: which of them this is
-    #[arg(long, hide = true)]
-    stage: Option<Stage>,
-    /// For them: the descriptor for messages to the first one
-    #[arg(long, hide = true, default_value_t = -1)]
-    channel: i32,
-    /// For them: where the store is mounted
-    #[arg(long, hide = true)]
-    mountpoint: Option<PathBuf>,
-    /// For them: the fork
-    #[arg(long, hide = true, default_value = "")]
-    in_fork: String,
-    /// For them: files with credentials
-    #[arg(long, hide = true)]
-    key: Vec<PathBuf>,
-    /// For them: where the command starts, below the fork's files
-    #[arg(long, hide = true)]
-    start: Option<PathBuf>,
-}
-
-/// A process of a run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum Stage {
-    Builder,
-    Init,
-}
+use crate::sandbox::{self, CANNOT_RUN};
 
 pub(crate) fn run(store: &StoreArg, args: &RunArgs) -> ExitCode {
     let ended = match args.stage {
@@ -225,69 +102,11 @@ fn start(store: &StoreArg, args: &RunArgs) -> Result<u8, Failure> {
     }
 }
 
-impl RunArgs {
-    fn is_json_on_stdout(&self) -> bool {
-        self.json.as_deref() == Some(Path::new(STDOUT))
-    }
-
-    /// Writes the error that ends this run, for programs.
-    fn tell_json(&self, error: &Error) {
-        let line = envelope::error_line("run", error);
-        if self.is_json_on_stdout() {
-            let _ = print(&line);
-        } else if let Some(path) = &self.json {
-            let file = File::options().append(true).create(true).open(path);
-            let _ = file.and_then(|mut file| file.write_all(line.as_bytes()));
-        }
-    }
-
-    fn view(&self) -> Result<View> {
-        let mountpoint = self.mountpoint.clone().unwrap_or_default();
-        let mut hide = self.hide.clone();
-        // Other mounts, and their stores. No daemon is asked: a silent one must not block this.
-        let mounts = mounts()?;
-        let others = mounts.iter().filter(|mounted| mounted.is_ours() && mounted.path != mountpoint);
-        // A store in a hidden directory is hidden with it.
-        let lies_in_another = |path: &Path| {
-            holding_among(&mounts, path).is_some_and(|(mounted, _)| {
-                mounted.is_ours() && mounted.path != mountpoint && mounted.path != path
-            })
-        };
-        let paths = others.flat_map(|mounted| [&mounted.path, &mounted.source]);
-        // Neither this process nor the command can look at such a mount, which is another user's.
-        let seen = paths.filter(|path| !lies_in_another(path) && mode_known(path).is_some());
-        hide.extend(seen.cloned());
-        Ok(View {
-            mountpoint,
-            fork: self.in_fork.clone(),
-            at: self.at.clone(),
-            start: self.start.clone().unwrap_or_default(),
-            write: self.write.clone(),
-            read: self.read.clone(),
-            hide,
-            keys: self.key.clone(),
-            variables: self.env.clone(),
-        })
-    }
-}
-
-fn option(name: &str, value: &(impl AsRef<OsStr> + ?Sized)) -> OsString {
-    let mut option = OsString::from(format!("--{name}="));
-    option.push(value);
-    option
-}
-
-/// Returns the arguments for a process of a run.
-fn arguments(stage: &str, command: &[OsString], options: Vec<OsString>) -> Vec<OsString> {
-    let mut all: Vec<OsString> = vec!["run".into(), "--stage".into(), stage.into()];
-    all.extend(options);
-    all.push("--".into());
-    all.extend(command.iter().cloned());
-    all
-}
-
 /// Returns the command line with the command of `pfimg run` behind `--`, whichever form it has.
-pub(crate) fn with_command_apart(mut args: Vec<OsString>) -> Result<Vec<OsString>> {
+pub(crate) fn with_command_apart(
+    mut args: Vec<OsString>,
+    definition: &clap::Command,
+) -> Result<Vec<OsString>> {
     // The only option before the command that takes a value.
     let mut at = 1;
     let mut store = std::env::var_os("PF_STORE").filter(|store| !store.is_empty());
@@ -310,7 +129,7 @@ pub(crate) fn with_command_apart(mut args: Vec<OsString>) -> Result<Vec<OsString
     {
         return Ok(args);
     }
-    let mut cli = Cli::command();
+    let mut cli = definition.clone();
     cli.build();
     let words = args.split_off(at + 1);
     let store = store.map(PathBuf::from).or_else(|| Some(std::env::home_dir()?.join(".processfork")));

@@ -10,9 +10,9 @@ use serde::Serialize;
 use serde_json::json;
 use unicode_width::UnicodeWidthStr as _;
 
-use super::StoreArg;
 use super::envelope::print_json;
 use super::place;
+use super::store_arg::StoreArg;
 use super::text::{plain, print};
 use crate::daemon::forks;
 use crate::digest::Digest;

@@ -7,10 +7,10 @@ use chrono::{DateTime, Utc};
 use clap::Args;
 use serde::Serialize;
 
-use super::StoreArg;
 use super::envelope::print_json;
 use super::images::tags;
 use super::secret::operator_secret;
+use super::store_arg::StoreArg;
 use super::text::{count, plain, print};
 use crate::daemon::forks;
 use crate::digest::Digest;

@@ -6,18 +6,18 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Args;
-use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
+use serde::Serialize;
+use serde_json::{Value, json};
 
-use super::StoreArg;
 use super::envelope::print_json;
 use super::holder::{elsewhere, explain_nothing_mounted};
+use super::statuses::{Status, read_status, read_statuses};
+use super::store_arg::StoreArg;
 use super::text::{count, plain, print};
-use crate::control::{MountInfo, Refusal};
-use crate::error::{Error, ErrorKind, Result};
-use crate::mount::mountinfo::holding;
+use crate::control::Refusal;
+use crate::error::{ErrorKind, Result};
 use crate::mount::mountinfo::{Mounted, mounts};
-use crate::mount::silent::{self, Answer, Daemon, Question};
+use crate::mount::silent::Daemon;
 use crate::util::units::format_bytes;
 
 /// The most crash packs that are named.
@@ -35,39 +35,6 @@ pub(crate) struct StatusArgs {
     /// Print JSON
     #[arg(long)]
     json: bool,
-}
-
-/// `.pfimg/status.json` of a mount.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Status {
-    #[serde(flatten)]
-    pub(crate) info: MountInfo,
-    images: u64,
-    /// Whether the forks are written through this mount; if not, another mount may write them.
-    pub(crate) writes_forks: bool,
-    /// The crash packs of the store; none from an older daemon.
-    #[serde(default)]
-    crash_packs: CrashPacks,
-    counters: Map<String, Value>,
-    /// Why the cache directory is not used.
-    #[serde(default)]
-    cache_problem: Option<String>,
-    /// Where the store is now, if another program moved it.
-    #[serde(default)]
-    moved_to: Option<String>,
-    /// The last refused change that another place would have accepted.
-    #[serde(default)]
-    refused: Option<Refusal>,
-    /// Whether the mount is visible only in another mount namespace.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    elsewhere: bool,
-}
-
-/// Crash packs of a store: how many, and the names of the newest.
-#[derive(Debug, Default, Serialize, Deserialize)]
-struct CrashPacks {
-    count: u64,
-    newest: Vec<String>,
 }
 
 /// A mount without a status: its daemon has ended, or does not answer.
@@ -93,54 +60,6 @@ fn lossy<S: serde::Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::E
 enum Listed<'a> {
     Status(&'a Status),
     Silent(&'a Silent),
-}
-
-/// Returns the status of the mount at a path.
-pub(crate) fn read_status(mountpoint: &Path) -> Result<Status> {
-    let folder = mountpoint.to_owned();
-    read_statuses(std::slice::from_ref(&folder)).pop().unwrap_or_else(|| Err(unanswered(&folder)))
-}
-
-/// Returns the status of each mount, or why there is none. Waits for all daemons together no longer than for
-/// one.
-pub(crate) fn read_statuses(folders: &[PathBuf]) -> Vec<Result<Status>> {
-    let questions: Vec<_> = folders.iter().map(|folder| Question::Read(document(folder))).collect();
-    let answers = silent::ask(&questions);
-    folders.iter().zip(answers).map(|(folder, answer)| status(folder, answer)).collect()
-}
-
-fn document(folder: &Path) -> PathBuf {
-    folder.join(".pfimg/status.json")
-}
-
-fn status(folder: &Path, answer: Answer) -> Result<Status> {
-    let shown = folder.display();
-    let text = match answer {
-        Answer::Is(text) => text,
-        Answer::None => return Err(unanswered(folder)),
-        Answer::Failed(e) => {
-            return Err(match e.raw_os_error() {
-                _ if silent::has_ended(&e) => Error::io(e, format!("the daemon of {shown} has ended"))
-                    .with_hint("clear it with `pfimg umount`, or by the next `pfimg mount` there"),
-                Some(libc::ENOENT | libc::ENOTDIR) => {
-                    Error::new(ErrorKind::NotFound, format!("no store is mounted at {shown}"))
-                }
-                _ => Error::io(e, format!("cannot ask the mount at {shown}")),
-            });
-        }
-    };
-    serde_json::from_slice(&text).map_err(|e| {
-        Error::new(ErrorKind::Damaged, format!("cannot read {}: {e}", document(folder).display()))
-    })
-}
-
-/// Returns the error for a mount that does not answer.
-fn unanswered(folder: &Path) -> Error {
-    let path = std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned());
-    match holding(&path) {
-        Ok(Some((mounted, _))) => silent::no_answer(&mounted),
-        _ => Error::new(ErrorKind::NoAnswer, format!("the mount at {} does not answer", folder.display())),
-    }
 }
 
 pub(crate) fn run(store: &StoreArg, args: &StatusArgs) -> Result<ExitCode> {

@@ -5,8 +5,9 @@ use std::process::ExitCode;
 use clap::Args;
 use serde_json::json;
 
+use super::audit;
 use super::envelope::print_json;
-use super::{StoreArg, audit};
+use super::store_arg::StoreArg;
 use crate::audit::note;
 use crate::daemon::forks;
 use crate::error::Result;

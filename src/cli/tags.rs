@@ -6,9 +6,9 @@ use clap::Args;
 use serde::Serialize;
 use serde_json::json;
 
-use super::StoreArg;
 use super::envelope::print_json;
 use super::images::short;
+use super::store_arg::StoreArg;
 use super::text::{plain, print, table};
 use crate::digest::Digest;
 use crate::error::{ErrorKind, Exit, Result};

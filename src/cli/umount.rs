@@ -12,7 +12,7 @@ use serde_json::json;
 
 use super::envelope::print_json;
 use super::holder::explain_nothing_mounted;
-use super::status::read_status;
+use super::statuses::read_status;
 use crate::error::{ErrorKind, Result};
 use crate::mount::attach::{Unmounted, unmount};
 use crate::mount::hints;

@@ -6,10 +6,10 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::StoreArg;
 use super::envelope::print_json;
 use super::progress::Bar;
 use super::secret::operator_secret;
+use super::store_arg::StoreArg;
 use super::text::{count, print};
 use crate::daemon::forks;
 use crate::error::{Exit, Result};

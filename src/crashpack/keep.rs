@@ -7,8 +7,9 @@ use std::time::SystemTime;
 
 use rustix::fs::{CWD, RenameFlags};
 
+use super::pack::{Crashpack, REPLAY};
 use super::quote::seed_env_suffix;
-use super::{Crashpack, REPLAY, replay};
+use super::replay;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::util::sharing::Sharing;

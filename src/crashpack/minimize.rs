@@ -1,6 +1,7 @@
 //! Drops steps of a crash pack while the verdicts stay the same.
 
-use super::{Crashpack, TraceEvent, steps};
+use super::pack::Crashpack;
+use super::trace::{TraceEvent, state_of};
 
 /// The part of a verdict that must stay: the oracle, and the kinds of its violations.
 type Essence = (String, Vec<String>);
@@ -55,7 +56,7 @@ impl Crashpack {
             }
             let mut event = event.clone();
             if let Some(judged) = event.judged.as_mut().filter(|_| derives) {
-                judged.transfer.state = steps::state_of(&left);
+                judged.transfer.state = state_of(&left);
             }
             left.push(event);
         }

@@ -6,7 +6,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use super::evidence::{EvidenceLedger, Spelling};
-use super::{Crashpack, FILES, LEDGER, REPLAY, SCHEMA_VERSION, TRACE, TraceEvent};
+use super::pack::{Crashpack, FILES, LEDGER, REPLAY, SCHEMA_VERSION, TRACE};
+use super::trace::TraceEvent;
 use crate::error::{Error, ErrorKind, Result};
 use crate::oracle::TransferOracleResult;
 

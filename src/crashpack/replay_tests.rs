@@ -58,7 +58,7 @@ fn golden_pack() -> Crashpack {
     );
     steps.saw_leaked("temporary files left behind", 4);
     steps.saw_paths("forks/f", [("world/fs/a\nb", "otherwise in the tree".to_owned())]);
-    for kind in crate::crashpack::PATH_KINDS {
+    for kind in crate::crashpack::pack::PATH_KINDS {
         steps.did(kind, format!("an event of kind {kind}"));
     }
     for words in [

@@ -5,58 +5,13 @@
 
 use std::fmt::Display;
 
-use serde::{Deserialize, Serialize};
-
-use super::{Crashpack, TraceEvent};
+use super::pack::Crashpack;
+use super::trace::{Seen, state_of};
 use crate::digest::Digest;
 use crate::oracle::{Transfer, TransferKind, TransferOracle, TransferState};
 
 /// How many paths that differ are named; the rest is counted.
 pub(crate) const NAMED: usize = 20;
-
-/// The observation that a step gives an oracle.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Seen {
-    /// The hash of the manifest at its source.
-    ManifestExpected(String),
-    /// Its hash at its destination; empty if it cannot be read.
-    ManifestFound(String),
-    /// Numbers missing in the journals.
-    JournalGaps(u32),
-    /// Operations that had begun and had not ended.
-    PendingOperations(u32),
-    /// Things that were left behind.
-    LeakedObligations(u32),
-    /// A path that differs at the destination.
-    PathDiffers(String),
-}
-
-impl Seen {
-    fn add_to(&self, state: &mut TransferState) {
-        match self {
-            Self::ManifestExpected(hash) => state.expected_manifest_hash.clone_from(hash),
-            Self::ManifestFound(hash) => state.manifest_hash.clone_from(hash),
-            Self::JournalGaps(gaps) => state.journal_gaps = state.journal_gaps.saturating_add(*gaps),
-            Self::PendingOperations(pending) => {
-                state.pending_operations = state.pending_operations.saturating_add(*pending);
-            }
-            Self::LeakedObligations(leaked) => {
-                state.leaked_obligations = state.leaked_obligations.saturating_add(*leaked);
-            }
-            Self::PathDiffers(_) => state.path_outcomes_consistent = false,
-        }
-    }
-}
-
-/// The state that the steps among these events give.
-pub(super) fn state_of<'a>(events: impl IntoIterator<Item = &'a TraceEvent>) -> TransferState {
-    let mut state = TransferState::default();
-    for seen in events.into_iter().filter_map(|event| event.seen.as_ref()) {
-        seen.add_to(&mut state);
-    }
-    state
-}
 
 /// The steps of one transfer so far.
 #[derive(Clone, Debug, Default)]

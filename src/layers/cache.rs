@@ -7,7 +7,8 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{FormatError, json};
+use super::error::FormatError;
+use super::json;
 use crate::digest::Digest;
 
 /// The only layout.

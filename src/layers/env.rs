@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{FormatError, json};
+use super::error::FormatError;
+use super::json;
 
 const FORMAT: &str = "env.v1";
 

@@ -9,7 +9,7 @@ use std::ops::Range;
 use serde::de::{self, DeserializeOwned, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
-use super::FormatError;
+use super::error::FormatError;
 
 /// The deepest nesting accepted, in open brackets: the limit of `serde_json` where it builds values.
 const MAX_DEPTH: usize = 127;

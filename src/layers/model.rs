@@ -3,7 +3,8 @@
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::{FormatError, json};
+use super::error::FormatError;
+use super::json;
 
 const FORMAT: &str = "model.diff.v1";
 

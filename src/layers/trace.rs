@@ -9,7 +9,8 @@ use std::ops::Range;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{FormatError, json};
+use super::error::FormatError;
+use super::json;
 
 const FORMAT: &str = "trace.jsonl";
 

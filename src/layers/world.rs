@@ -19,7 +19,7 @@ use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
 
-use super::FormatError;
+use super::error::FormatError;
 use super::json::Unknown;
 use crate::digest::Digest;
 

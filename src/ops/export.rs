@@ -129,7 +129,7 @@ pub fn export(store: &Store, image: &Digest, options: &Options, progress: &dyn P
             left_out: Mutex::default(),
         };
         exporting.run(options.jobs)?;
-        let differing = exporting.differing_paths();
+        let differing = witness::differing_paths(&tree, &exporting.top, &exporting.left_out.lock());
         witness::judge(store, &image, pin, &files, differing, &options.log)?;
         Ok(exporting.report.into_inner())
     })();

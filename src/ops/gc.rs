@@ -6,19 +6,19 @@
 //! [`Store::lock_commits`] held, it reads the references again. If any possible reference cannot be read, it
 //! deletes nothing.
 
+mod report;
 mod roots;
 
-use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use serde::Serialize;
-
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
-use crate::ops::gc::roots::Marker;
 use crate::store::{Removed, Store};
+use roots::Marker;
+
+pub use report::{Options, Progress, Report};
 
 /// The default age below which blobs are kept: `pf snapshot` may take that long from the first blob of an
 /// image to its marker.
@@ -30,64 +30,6 @@ const CATALOG_DELAY: Duration = Duration::from_millis(2500);
 
 /// Blobs deleted at a time, while commits of images wait.
 const SLICE: usize = 512;
-
-/// The options of a collection.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// Blobs younger than this are kept.
-    pub grace: Duration,
-    /// Whether this is a dry run: nothing is deleted.
-    pub dry_run: bool,
-    /// How many threads read.
-    pub jobs: NonZeroUsize,
-}
-
-/// The result of a collection.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Report {
-    /// Whether this was a dry run: nothing was deleted.
-    pub dry_run: bool,
-    /// Images that were kept, with everything they refer to.
-    pub images: u64,
-    /// Blobs with references.
-    pub kept: u64,
-    /// Blobs without references that are too young to delete.
-    pub young: u64,
-    /// Their bytes on disk.
-    pub young_bytes: u64,
-    /// Blobs that were deleted.
-    pub deleted: u64,
-    /// Temporary files of killed programs; deleted too.
-    pub temp_files: u64,
-    /// Bytes on disk that were freed.
-    pub freed_bytes: u64,
-    /// References that cannot be read, in words. If there is any, nothing was deleted.
-    pub problems: Vec<String>,
-    /// Remarks for the user.
-    pub notes: Vec<String>,
-}
-
-/// Receives the progress of a collection.
-pub trait Progress: Sync {
-    /// The number of further layers to read.
-    fn layers(&self, more: u64) {
-        let _ = more;
-    }
-
-    /// One layer was read.
-    fn layer_done(&self) {}
-
-    /// The number of blobs to delete.
-    fn deleting(&self, total: u64) {
-        let _ = total;
-    }
-
-    /// One blob was deleted, or kept after the second check.
-    fn deleted(&self) {}
-}
-
-/// Reports to no receiver.
-impl Progress for () {}
 
 /// Collects garbage; see the module. Problems are in the report, and then nothing was deleted.
 pub fn collect(store: &Store, options: &Options, progress: &dyn Progress) -> Result<Report> {

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 
 use rustix::fs::Access;
 
-use super::{sys, view};
+use super::{mounts, sys};
 use crate::error::{Error, ErrorKind, Result};
 
 /// An open descriptor, as /proc describes it.
@@ -62,7 +62,7 @@ impl Open {
     fn open_again(&self) -> Result<()> {
         let name = fs::read_link(self.path()).map_err(|e| Error::io(e, "cannot read a link in /proc"))?;
         let failed = |e: io::Error| Error::io(e, format!("cannot pass {} to the command", name.display()));
-        let tree = view::tree(&name, false)?;
+        let tree = mounts::tree(&name, false)?;
         let (there, here) =
             (rustix::fs::fstat(&tree).map_err(|e| failed(e.into()))?, fs::metadata(self.path()));
         if here.is_ok_and(|here| (here.dev(), here.ino()) != (there.st_dev, there.st_ino)) {
@@ -71,7 +71,7 @@ impl Open {
                 format!("{} was replaced after it was opened", name.display()),
             ));
         }
-        view::protect_tree(&tree, libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NODEV)?;
+        mounts::protect_tree(&tree, libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NODEV)?;
         let number = std::os::fd::AsRawFd::as_raw_fd(&tree);
         let mut file = File::open(format!("/proc/self/fd/{number}")).map_err(failed)?;
         file.seek(SeekFrom::Start(self.position)).map_err(failed)?;

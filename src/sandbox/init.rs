@@ -15,11 +15,9 @@ use rustix::process::{
 use rustix::termios::tcsetpgrp;
 
 use super::channel::{Channel, Message};
+use super::process::{CANNOT_RUN, NO_COMMAND, NOT_EXECUTABLE, call_this, end_with_parent, pid_of, tell};
 use super::signals::{Became, Taken, look_at, see_off};
-use super::{
-    CANNOT_RUN, NO_COMMAND, NOT_EXECUTABLE, call_this, end_with_parent, namespaces, pid_of, program, sys,
-    tell, view,
-};
+use super::{mounts, namespaces, program, sys};
 use crate::error::{Error, Result};
 
 /// How long processes that the command left behind may continue: in a shell's `> >(tee log)`, `tee` is still writing.
@@ -137,7 +135,7 @@ fn write_protect_machine() -> Result<()> {
             continue;
         }
         mount_bind(&path, &path).map_err(|e| failed(&path)(e.into()))?;
-        view::write_protect(&path).map_err(failed(&path))?;
+        mounts::write_protect(&path).map_err(failed(&path))?;
     }
     Ok(())
 }

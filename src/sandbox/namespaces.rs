@@ -10,7 +10,7 @@ use rustix::fs::{Mode, OFlags, openat};
 use rustix::process::{Gid, Pid};
 use rustix::thread::{CapabilitySet, CapabilitySets, UnshareFlags};
 
-use super::{sys, view};
+use super::{mounts, sys};
 use crate::error::{Error, ErrorKind, Result};
 
 /// The capabilities of root in a run: those that concern files and users, and none that makes or changes mounts.
@@ -105,7 +105,7 @@ pub(super) struct Limit(Option<OwnedFd>);
 ///
 /// Uses a separate mount, since a mount cannot be write-protected while a file in it is open for writing.
 pub(super) fn control_group_limit() -> Limit {
-    Limit(view::tree(Path::new(LIMITS), true).ok())
+    Limit(mounts::tree(Path::new(LIMITS), true).ok())
 }
 
 impl Limit {

@@ -20,9 +20,10 @@ use signal_hook::consts::{
 
 use super::channel::{Channel, Message};
 use super::groups::{ControlGroup, Groups};
+use super::process::{pid_of, this_program};
 use super::secrets::LEDGER_SECRET;
 use super::signals::{Became, Taken, look_at};
-use super::{namespaces, pid_of, sys, this_program};
+use super::{namespaces, sys};
 use crate::error::{Error, Result};
 use crate::util::limits;
 

@@ -1,22 +1,23 @@
 //! Makes the view of a command: the machine's files, read-only and partly hidden, with a fork in them.
 
 use std::collections::BTreeMap;
-use std::ffi::{CString, OsStr};
+use std::ffi::{CString, OsStr, OsString};
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::CWD;
 use rustix::mount::{
-    MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount, mount_change,
-    move_mount, open_tree, unmount,
+    MountFlags, MountPropagationFlags, MoveMountFlags, UnmountFlags, mount, mount_change, move_mount, unmount,
 };
 
+use super::mounts::{protect, protect_tree, tree, write_protect};
+use super::process::tell;
 use super::ssh::Settings;
-use super::{View, namespaces, sys};
+use super::{namespaces, sys};
 use crate::error::{Error, ErrorKind, Result};
 use crate::mount::silent::mode_known;
 
@@ -63,6 +64,69 @@ pub(super) struct Found {
     pub(super) sockets: Vec<PathBuf>,
     /// Settings files of `ssh` that must belong to the user.
     pub(super) settings: Vec<Settings>,
+}
+
+/// The view of a command: what it sees, and what it may write.
+#[derive(Clone, Debug, Default)]
+pub struct View {
+    /// Where the store is mounted. Everything in it except the fork is hidden.
+    pub mountpoint: PathBuf,
+    /// The fork's name.
+    pub fork: String,
+    /// A further place where the fork's `world/fs` is shown, over the folder there: the path of its project.
+    pub at: Option<PathBuf>,
+    /// The folder below the fork's `world/fs` in which the command starts. If it does not exist, the command starts in the
+    /// nearest existing folder above it.
+    pub start: PathBuf,
+    /// Further files, folders and devices that the command may write.
+    pub write: Vec<PathBuf>,
+    /// Paths in hidden folders that the command may read.
+    pub read: Vec<PathBuf>,
+    /// Further paths to hide. A hidden folder or file looks empty.
+    pub hide: Vec<PathBuf>,
+    /// Files and folders with credentials. They are hidden unless `write` or `read` names them.
+    pub keys: Vec<PathBuf>,
+    /// Variables with credentials that the command gets. If one names a socket, the command can reach it.
+    pub variables: Vec<OsString>,
+}
+
+impl View {
+    /// The fork's folder in the mount.
+    pub(super) fn fork_folder(&self) -> PathBuf {
+        self.mountpoint.join("forks").join(&self.fork)
+    }
+
+    /// The folder of the fork's files in the mount.
+    pub fn work(&self) -> PathBuf {
+        self.fork_folder().join("world/fs")
+    }
+
+    /// The folder in which the command finds the fork's files.
+    pub(super) fn files(&self) -> PathBuf {
+        self.at.clone().unwrap_or_else(|| self.work())
+    }
+
+    /// Returns the folder in which the command starts. Must be called in the finished view.
+    pub(super) fn start_folder(&self) -> PathBuf {
+        let files = self.files();
+        // Joining an empty path would leave a slash at the end.
+        let wanted = self.start.components().fold(files.clone(), |path, name| path.join(name));
+        let start = wanted.ancestors().take_while(|path| **path != files).find(|path| path.is_dir());
+        let start = start.map_or(files, Path::to_owned);
+        if start != wanted {
+            let (wanted, start) = (wanted.display(), start.display());
+            tell(&format_args!(
+                "{wanted} is not a directory of fork {:?}: the command starts in {start}",
+                self.fork
+            ));
+        }
+        start
+    }
+
+    /// The shorter path of the fork's files in the mount.
+    fn shown_work(&self) -> PathBuf {
+        self.mountpoint.join("work").join(&self.fork)
+    }
 }
 
 /// Makes the view in the mount namespace of this process.
@@ -385,28 +449,6 @@ fn real_place(path: &Path) -> Result<PathBuf> {
         Error::new(ErrorKind::InvalidInput, format!("{} does not name a directory", path.display()))
     })?;
     Ok(real_place(parent)?.join(name))
-}
-
-/// Copies the mount that contains `path`, with `path` as the root of the copy. With `whole`, includes all mounts below it.
-pub(super) fn tree(path: &Path, whole: bool) -> Result<OwnedFd> {
-    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    flags.set(OpenTreeFlags::AT_RECURSIVE, whole);
-    open_tree(CWD, path, flags).map_err(|e| Error::io(e.into(), format!("cannot show {}", path.display())))
-}
-
-pub(super) fn protect_tree(tree: &OwnedFd, attributes: u64) -> Result<()> {
-    protect(tree.as_fd(), Path::new(""), attributes, true)
-        .map_err(|e| Error::io(e, "cannot write-protect a mount of the view"))
-}
-
-fn protect(dir: BorrowedFd<'_>, path: &Path, attributes: u64, whole: bool) -> io::Result<()> {
-    let path = CString::new(path.as_os_str().as_bytes())?;
-    sys::change_mount(dir, &path, (attributes | libc::MOUNT_ATTR_NOSUID, 0), whole)
-}
-
-/// Write-protects the mount at `path`.
-pub(super) fn write_protect(path: &Path) -> io::Result<()> {
-    protect(CWD, path, libc::MOUNT_ATTR_RDONLY, false)
 }
 
 /// Mounts an empty folder in memory at `path`. Creates the mountpoint if it lies in such a folder itself.

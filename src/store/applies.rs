@@ -1,10 +1,8 @@
 //! Applies: what pfimg changed in directories of its users, newest last, so that each can be finished and taken back.
 //! `refs/applies/<key>/<number>.json` is one apply. `<key>` is made of the directory's path, numbers count from 1.
 
-use std::fs;
-use std::io::{self, Read};
+use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -13,15 +11,13 @@ use serde::{Deserialize, Serialize};
 
 use super::atomic::write_durably;
 use super::io::StoreIo;
+use super::records;
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::util::sharing::Sharing;
 
 /// The version of the file.
 const VERSION: u64 = 1;
-
-/// Longest file of an apply that is read, in bytes.
-const MAX_FILE: u64 = 1 << 20;
 
 /// Hex digits of a key.
 const KEY: usize = 32;
@@ -237,7 +233,7 @@ impl Applies {
     /// All applies of all directories, each directory's oldest first. What cannot be read is an error in its place.
     pub fn all(&self) -> Result<Vec<(ApplyId, Result<Apply>)>> {
         let mut all = Vec::new();
-        for key in names(&self.dir)? {
+        for key in records::names(&self.dir)? {
             if key.len() == KEY && key.bytes().all(|b| b.is_ascii_hexdigit()) {
                 for id in self.numbers(&key)? {
                     if let Some(read) = self.read(&id).transpose() {
@@ -281,11 +277,7 @@ impl Applies {
         let folder = self.dir.join(&key);
         let failed =
             |e| Error::io(e, format!("cannot write the record of the apply to {}", folder.display()));
-        if !folder.is_dir() {
-            self.io.create_dir_below(&self.store, &folder, self.sharing).map_err(failed)?;
-            let mut above = folder.ancestors().skip(1).take(3);
-            above.try_for_each(|dir| self.io.sync_dir(dir)).map_err(failed)?;
-        }
+        records::make_dir(&*self.io, &self.store, &folder, self.sharing).map_err(failed)?;
         loop {
             let number = self.numbers(&key)?.last().map_or(1, |last| last.number.saturating_add(1));
             let id = ApplyId { key: key.clone(), number };
@@ -315,7 +307,7 @@ impl Applies {
     }
 
     fn numbers(&self, key: &str) -> Result<Vec<ApplyId>> {
-        let names = names(&self.dir.join(key))?;
+        let names = records::names(&self.dir.join(key))?;
         let numbers = names.iter().filter_map(|name| name.strip_suffix(".json"));
         let numbers = numbers.filter(|digits| digits.bytes().all(|b| b.is_ascii_digit()));
         let mut numbers: Vec<u64> = numbers.filter_map(|digits| digits.parse().ok()).collect();
@@ -327,11 +319,9 @@ impl Applies {
     /// Reads one; nothing if it is gone.
     fn read(&self, id: &ApplyId) -> Result<Option<Apply>> {
         let path = self.path(id);
-        let bytes = match read_bounded(&path) {
-            Ok(bytes) => bytes,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(Error::io(e, format!("cannot read {}", path.display()))),
-        };
+        let bytes =
+            records::read(&path).map_err(|e| Error::io(e, format!("cannot read {}", path.display())))?;
+        let Some(bytes) = bytes else { return Ok(None) };
         Apply::parse(&bytes).map(Some).map_err(|unread| match unread {
             Unread::Newer(version) => {
                 let what = format!("{} has version {version}, this program reads {VERSION}", path.display());
@@ -352,30 +342,10 @@ fn key(dir: &Path) -> String {
     Digest::of(dir.as_os_str().as_bytes()).hex()[..KEY].to_owned()
 }
 
-fn names(dir: &Path) -> Result<Vec<String>> {
-    let entries = match fs::read_dir(dir) {
-        Ok(entries) => entries,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(e) => return Err(Error::io(e, format!("cannot list {}", dir.display()))),
-    };
-    let mut names: Vec<_> =
-        entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect();
-    names.sort_unstable();
-    Ok(names)
-}
-
-/// Reads a small regular file. Anything else gives no bytes.
-fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
-    let file = fs::File::options().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
-    let mut bytes = Vec::new();
-    if file.metadata()?.is_file() {
-        file.take(MAX_FILE).read_to_end(&mut bytes)?;
-    }
-    Ok(bytes)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::super::io::SystemIo;
     use super::*;
     use proptest::prelude::*;

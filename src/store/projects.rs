@@ -1,22 +1,17 @@
 //! Projects: folders whose imports form a line with a name. `refs/projects/<name>` holds the line's last image, a newline, the
 //! folder's path, and a newline.
 
-use std::fs::{self, File};
-use std::io::{self, Read};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::atomic::write_durably;
 use super::io::StoreIo;
+use super::records;
 use super::tags::check_new_tag;
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::util::sharing::Sharing;
-
-/// Longest file of a project that is read, in bytes. A path may be longer than the kernel takes at once.
-const MAX_FILE: u64 = 1 << 20;
 
 /// What stands for the image of a line that has none yet.
 const NONE: &str = "none";
@@ -70,11 +65,8 @@ impl Projects {
     pub fn get(&self, name: &str) -> Result<Option<Line>> {
         check_new_tag(name)?;
         let path = self.dir.join(name);
-        let bytes = match read_bounded(&path) {
-            Ok(bytes) => bytes,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(Error::io(e, format!("cannot read project {}", path.display()))),
-        };
+        let failed = |e| Error::io(e, format!("cannot read project {}", path.display()));
+        let Some(bytes) = records::read(&path).map_err(failed)? else { return Ok(None) };
         let line = Line::parse(&bytes).ok_or_else(|| {
             Error::new(
                 ErrorKind::Damaged,
@@ -87,14 +79,8 @@ impl Projects {
 
     /// The names of all projects, sorted.
     pub fn names(&self) -> Result<Vec<String>> {
-        let entries = match fs::read_dir(&self.dir) {
-            Ok(entries) => entries,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(e) => return Err(Error::io(e, format!("cannot list {}", self.dir.display()))),
-        };
-        let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
-        let mut names: Vec<_> = names.filter(|name| check_new_tag(name).is_ok()).collect();
-        names.sort_unstable();
+        let mut names = records::names(&self.dir)?;
+        names.retain(|name| check_new_tag(name).is_ok());
         Ok(names)
     }
 
@@ -103,27 +89,15 @@ impl Projects {
         check_new_tag(name)?;
         let path = self.dir.join(name);
         let failed = |e| Error::io(e, format!("cannot write project {}", path.display()));
-        if !self.dir.is_dir() {
-            self.io.create_dir_below(&self.store, &self.dir, self.sharing).map_err(failed)?;
-            let mut above = self.dir.ancestors().skip(1).take(2);
-            above.try_for_each(|dir| self.io.sync_dir(dir)).map_err(failed)?;
-        }
+        records::make_dir(&*self.io, &self.store, &self.dir, self.sharing).map_err(failed)?;
         write_durably(&*self.io, self.sharing, &path, &line.to_bytes(), false).map_err(failed)
     }
 }
 
-/// Reads a small regular file. What is none gives no bytes.
-fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
-    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
-    let mut bytes = Vec::new();
-    if file.metadata()?.is_file() {
-        file.take(MAX_FILE).read_to_end(&mut bytes)?;
-    }
-    Ok(bytes)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::super::io::SystemIo;
     use super::*;
 

@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::{HAS_MTIME, Linked, Node, NodeId, Owner, PathHash, Tree};
+use super::node::{HAS_MTIME, Linked, Node, NodeId, Owner, Tree};
+use super::path::PathHash;
 use crate::digest::Digest;
 use crate::layers::world::{self, Entry, FORMAT, Kind, MAX_TARGET};
 use crate::layers::{FormatError, xattrs};
@@ -17,6 +18,11 @@ const MAX_IMPLIED: usize = 200_000;
 const MAX_IMPLIED_PER_ENTRY: usize = 16;
 
 impl Tree {
+    /// A tree with nothing in it.
+    pub fn empty() -> Self {
+        Builder::new().finish_unchecked()
+    }
+
     /// Builds the tree that an `fs.tree.v1` blob describes. Folders that are only implied by their children are
     /// made with mode 0755. Refused: paths that are absolute, empty, too deep or contain `.`, `..` or NUL; names of
     /// more than 255 bytes; entries listed twice; a file that is also a folder; files without content.

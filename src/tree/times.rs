@@ -5,7 +5,7 @@
 //! time is that of the newest change below. This module reads no files: [`NodeTimes::after`] carries the
 //! times of one image to the next.
 
-use super::{NodeId, Tree};
+use super::node::{NodeId, Tree};
 use crate::layers::world::Kind;
 
 /// Most different times in one tree, which bounds how many images a line may have.
@@ -105,6 +105,13 @@ impl NodeTimes {
             return Self::all(moment);
         }
         Self { moments: moments.into(), places: places.into() }
+    }
+}
+
+impl Tree {
+    /// The time that a node shows: the recorded one, else the derived one.
+    pub fn shown_mtime_ns(&self, id: NodeId, times: &NodeTimes) -> i64 {
+        self.mtime_ns(id).unwrap_or_else(|| times.at(id))
     }
 }
 

@@ -6,16 +6,15 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::io::{Read as _, Write as _};
-use std::os::unix::ffi::OsStrExt as _;
+use std::io::Read as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
-use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use crate::cli::run::inside;
 use crate::cli::text::plain;
 use crate::error::{Error, ErrorKind, Result};
+use crate::ops::git::{self, Git};
 use crate::store::Store;
 use crate::store::applies::Branch;
 
@@ -29,10 +28,8 @@ const MOST_TIPS: usize = 2000;
 /// Longest answer of git that is read, in bytes.
 const MAX_ANSWER: u64 = 4096;
 
-/// Settings under which git runs no program that the repository names, and checks what it reads.
-const SETTINGS: [&str; 9] = [
-    "core.hooksPath=/dev/null",
-    "core.fsmonitor=false",
+/// Settings under which git checks what it reads, and does nothing but what it is asked for.
+const SETTINGS: [&str; 7] = [
     "fetch.fsckObjects=true",
     "fetch.recurseSubmodules=false",
     "fetch.writeCommitGraph=false",
@@ -183,33 +180,10 @@ pub(super) fn git(dir: &Path, args: &[&str]) -> Result<String> {
 
 /// Runs git in a directory's own repository, with an input.
 pub(super) fn ask(dir: &Path, args: &[&str], input: &[u8]) -> Result<Answer> {
-    let mut command = Command::new("git");
-    for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_bytes().starts_with(b"GIT_")) {
-        command.env_remove(name);
-    }
-    for setting in SETTINGS {
-        command.args(["-c", setting]);
-    }
-    // A repository above the directory does not count.
-    command.env("GIT_CEILING_DIRECTORIES", dir.parent().unwrap_or(dir));
-    command.envs([("GIT_TERMINAL_PROMPT", "0"), ("GIT_NO_LAZY_FETCH", "1"), ("LC_ALL", "C")]);
-    command.arg("-C").arg(dir).args(args);
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().map_err(|e| {
-        let is_missing = e.kind() == std::io::ErrorKind::NotFound;
-        let error = Error::io(e, "cannot start git");
-        if is_missing { error.with_hint("install git") } else { error }
-    })?;
-    let stdin = child.stdin.take();
-    let output = std::thread::scope(|scope| {
-        // If git ends before it has read all input, its exit code tells the reason.
-        scope.spawn(move || stdin.map(|mut stdin| stdin.write_all(input)));
-        child.wait_with_output()
-    });
-    let output = output.map_err(|e| Error::io(e, "cannot read git's output"))?;
-    let said = String::from_utf8_lossy(&output.stderr);
+    let git = Git::new(dir).settings(&SETTINGS).only_here().env("GIT_NO_LAZY_FETCH", "1");
+    let git::Answer { code, printed, said } = git.ask(args, input)?;
     let said = plain(said.trim().lines().last().unwrap_or_default(), 300);
     let verb = args.iter().find(|arg| !arg.starts_with('-')).unwrap_or(&"");
     let failed = Error::new(ErrorKind::InvalidInput, format!("git {verb} in {}: {said}", dir.display()));
-    Ok(Answer { code: output.status.code(), printed: output.stdout, failed })
+    Ok(Answer { code, printed, failed })
 }

@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
-use super::refuse;
+use super::args::refuse;
 use crate::cli::audit;
 use crate::cli::place::{self, Place};
 use crate::cli::text::plain;

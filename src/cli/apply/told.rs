@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::args::{ApplyArgs, Subject};
 use super::commits::{Commits, branch_of};
 use super::own_commit::OwnCommit;
-use super::{ApplyArgs, Subject};
 use crate::cli::envelope::{print_failure, print_json};
 use crate::cli::text::{count, plain, plain_bytes, print};
 use crate::digest::Digest;

@@ -5,8 +5,8 @@ use std::process::ExitCode;
 
 use serde::Serialize;
 
+use super::args::{ApplyArgs, Progress};
 use super::told::{Path64, remark, shown};
-use super::{ApplyArgs, Progress};
 use crate::cli::envelope::print_json;
 use crate::cli::progress::Bar;
 use crate::cli::text::{count, plain, plain_bytes, print};

@@ -4,14 +4,16 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::args::RunArgs;
 use super::conf::Conf;
 use super::sandboxed::Given;
-use super::{RunArgs, words};
+use super::words;
 use crate::cli::place;
 use crate::cli::progress::Bar;
 use crate::cli::sharing::SharingArg;
+use crate::cli::store_arg::StoreArg;
 use crate::cli::text::{count, plain};
-use crate::cli::{StoreArg, audit, mount};
+use crate::cli::{audit, mount};
 use crate::daemon::calls;
 use crate::daemon::forks::check_fork_name;
 use crate::digest::Digest;

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::RunArgs;
+use super::args::RunArgs;
 use super::conf::Conf;
 use super::sandboxed::{self, Given, Job};
 use crate::cli::place;

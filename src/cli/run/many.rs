@@ -12,12 +12,12 @@ use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, getpid, kill_process, 
 use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP};
 use signal_hook::iterator::Signals;
 
+use super::args::{RunArgs, option};
 use super::changes::line;
 use super::forks::{Fork, Runs};
 use super::kept::Kept;
 use super::one::{Ended, Lines, after_run, check_out, could_not_run, next, seal, started_line};
 use super::record::Record;
-use super::{RunArgs, option};
 use crate::cli::envelope;
 use crate::cli::text::{count, plain, plain_bytes, print};
 use crate::error::{Error, Result};

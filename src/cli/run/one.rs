@@ -9,7 +9,7 @@ use std::time::Instant;
 use serde::Serialize;
 use serde_json::json;
 
-use super::RunArgs;
+use super::args::RunArgs;
 use super::changes::{Changes, Commits, line};
 use super::forks::{Fork, Runs};
 use super::record::Record;

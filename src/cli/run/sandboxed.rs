@@ -5,8 +5,8 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
+use super::args::{RunArgs, arguments, option};
 use super::conf::{self, Conf};
-use super::{RunArgs, arguments, option};
 use crate::cache;
 use crate::cli::mount::default_cache_dir;
 use crate::daemon::calls;

@@ -8,9 +8,10 @@ use hmac::{Hmac, KeyInit, Mac};
 use serde::Serialize;
 use sha2::Sha256;
 
-use super::{Entry, LEDGER, Ledger, Record, Secret, SideEffectClass};
+use super::ledger::{Entry, LEDGER, Ledger, Record, Secret, SideEffectClass};
 use crate::digest::Digest;
-use crate::layers::{FormatError, json};
+use crate::layers::error::FormatError;
+use crate::layers::json;
 
 /// The result of verifying a ledger.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use serde_json::{Map, Value};
 
-use super::{REDACTED, SECRET_KEY};
+use super::ledger::{REDACTED, SECRET_KEY};
 use crate::layers::json;
 
 /// Replaces the values of `session_secret_hex` with `<redacted>` and leaves every other byte unchanged.

@@ -15,7 +15,7 @@ use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags, ResolveFlags, fstat, openat
 use rustix::io::Errno;
 use sha2::Digest as _;
 
-use super::Entry;
+use super::entry::Entry;
 use crate::digest::Digest;
 use crate::layers::world::Kind;
 use crate::ops::import::walk::Meta;

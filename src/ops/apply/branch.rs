@@ -1,15 +1,11 @@
 //! The branch that brings a fork's commits into the directory's own repository.
 
-use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
 
 use super::carry::Way;
 use crate::error::{Error, ErrorKind, Result};
+use crate::ops::git::Git;
 use crate::store::applies::Branch;
-
-/// Settings by which git runs no program of a repository.
-const SETTINGS: [&str; 2] = ["core.hooksPath=/dev/null", "core.fsmonitor=false"];
 
 /// Moves the branch to one of its sides, if it is at the other one. A branch that is at neither was moved by someone else: an error of
 /// kind [`ErrorKind::Conflict`].
@@ -44,34 +40,13 @@ fn now(dir: &Path, name: &str) -> Result<Option<String>> {
 }
 
 fn git(dir: &Path, args: &[&str]) -> Result<String> {
-    let mut command = Command::new("git");
-    // What the caller's environment says of another repository does not count here.
-    let foreign = std::env::vars_os().map(|(name, _)| name);
-    for name in foreign.filter(|name| name.as_bytes().starts_with(b"GIT_")) {
-        command.env_remove(name);
-    }
-    for setting in SETTINGS {
-        command.args(["-c", setting]);
-    }
-    // A repository above the directory does not count.
-    command.env("GIT_CEILING_DIRECTORIES", dir.parent().unwrap_or(dir));
-    command.arg("-C").arg(dir).args(args).stdin(Stdio::null());
-    command.envs([("GIT_TERMINAL_PROMPT", "0"), ("LC_ALL", "C")]);
-    let output = command.output().map_err(|e| {
-        let is_missing = e.kind() == std::io::ErrorKind::NotFound;
-        let error = Error::io(e, "cannot start git");
-        if is_missing { error.with_hint("install git") } else { error }
-    })?;
-    if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr);
-        let what = format!("git {} in {}: {}", args[0], dir.display(), said.trim());
-        return Err(Error::new(ErrorKind::InvalidInput, what));
-    }
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    Ok(String::from_utf8_lossy(&Git::new(dir).only_here().run(args)?).into_owned())
 }
 
 #[cfg(test)]
 mod tests {
+    use std::process::Command;
+
     use super::*;
 
     #[test]

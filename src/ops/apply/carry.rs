@@ -11,9 +11,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::Entry;
-use super::below::{At, Top, split};
+use super::below::{At, Top, is_unsupported, split};
 use super::change::Difference;
+use super::entry::Entry;
 use super::keep::above;
 use crate::error::{Error, ErrorKind, Result};
 use crate::layers::world::Kind;
@@ -452,7 +452,7 @@ impl<'a> Carry<'a> {
         match self.top.link(first, temp) {
             // The number of a file's names is limited, and a filesystem or its rules may refuse them.
             Err(e)
-                if super::below::is_unsupported(&e)
+                if is_unsupported(&e)
                     || matches!(
                         e.raw_os_error(),
                         Some(libc::EPERM | libc::EMLINK | libc::EXDEV | libc::ENOENT)

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use super::Entry;
+use super::entry::Entry;
 use crate::layers::world::Kind;
 use crate::ops::import::tree::order;
 use crate::tree::{NodeId, Tree};

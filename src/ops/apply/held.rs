@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::Entry;
+use super::entry::Entry;
 use crate::digest::Digest;
 
 /// What one side holds at a path.

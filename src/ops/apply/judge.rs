@@ -3,9 +3,9 @@
 use std::collections::{HashMap, HashSet};
 use std::io;
 
-use super::Entry;
 use super::carry::{Carry, Doing, Move, Why, is_mode_of};
 use super::change::plain;
+use super::entry::Entry;
 use super::keep::above;
 use crate::error::{Error, Result};
 use crate::layers::world::Kind;

@@ -6,15 +6,16 @@ use std::io;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::below::{At, Top, split};
-use super::{Entry, Step, change};
+use super::change;
+use super::entry::{Entry, Step};
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::layers::world::{Kind, refuse_name};
 use crate::layers::xattrs::Xattrs;
 use crate::ops::import::index::Stamp;
+use crate::ops::import::manifest::with_empty_layers;
 use crate::ops::import::tree::{self, Body, Item};
 use crate::ops::import::walk::Meta;
-use crate::ops::import::with_empty_layers;
 use crate::store::manifest::{APPLY_AGENT, Agent};
 use crate::store::{Batch, Store};
 use crate::tree::Tree;

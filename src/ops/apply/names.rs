@@ -1,8 +1,7 @@
 //! Files with several names.
 
-use super::Entry;
+use super::entry::{Entry, Steps};
 use super::held::{Here, same_entry};
-use super::plan::Steps;
 
 /// A file of the fork with several names. At least one of them concerns the apply.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -7,12 +7,12 @@
 //! - is merged where both sides changed a file's lines,
 //! - is a conflict otherwise. [`Decide`] says what happens to those.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
+use super::entry::{Entry, GIT, Step, Steps};
 use super::held::{Content, Held, Here, Node, file, same, same_entry};
 use super::names::{Group, link};
 use super::words::{noun, words, words_of_new};
-use super::{Entry, Step};
 use crate::error::Result;
 
 /// What happens to conflicts.
@@ -147,8 +147,6 @@ fn differing(node: &Node) -> u64 {
     let below = node.below.values().map(|child| u64::from(child.differs()) + differing(child));
     below.sum()
 }
-
-pub(super) type Steps = BTreeMap<Vec<u8>, (Option<Entry>, Option<Entry>)>;
 
 /// What is found while the tree is walked.
 #[derive(Default)]
@@ -529,7 +527,7 @@ impl<'a> Planner<'a> {
         let names = self.here.names.get(path).ok_or("what is in it is not known")?;
         for name in names {
             let inner = join(path, name);
-            if name == super::GIT {
+            if name == GIT {
                 return Err("it holds a repository".to_owned());
             }
             match self.here.at(&inner) {

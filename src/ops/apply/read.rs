@@ -7,9 +7,9 @@ use std::num::NonZeroUsize;
 use rustix::fs::{FileType, Stat, fstat};
 use sha2::{Digest as _, Sha256};
 
+use super::entry::{Entry, GIT};
 use super::held::{Held, Here, Node};
 use super::within::Below;
-use super::{Entry, GIT};
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sync::Mutex;

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use super::entry::{Entry, GIT};
 use super::held::{Held, Node};
 use super::names::Group;
-use super::{Entry, GIT};
 use crate::layers::world::Kind;
 use crate::tree::{NodeId, Tree};
 

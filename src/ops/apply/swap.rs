@@ -5,9 +5,9 @@
 
 use std::io;
 
-use super::Entry;
 use super::below::{At, cannot_exchange, split};
 use super::carry::{Carry, Why, is_surely_same};
+use super::entry::Entry;
 use crate::error::Result;
 use crate::layers::world::Kind;
 use crate::ops::import::walk::Meta;

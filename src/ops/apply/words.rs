@@ -1,6 +1,6 @@
 //! What both sides did to a path, in words.
 
-use super::Entry;
+use super::entry::Entry;
 use super::held::{Held, file, same, same_entry};
 
 /// What both sides did to a path, in words.

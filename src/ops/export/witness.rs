@@ -1,19 +1,21 @@
 //! The observations of an export, for the oracle to judge.
 
+use std::collections::HashSet;
 use std::io::ErrorKind;
 use std::path::Path;
 
 use rustix::fs::FileType;
 
-use super::Exporting;
 use crate::audit::Log;
 use crate::crashpack::Steps;
 use crate::error::Result;
 use crate::layers::world::Kind;
+use crate::mount::reach::Top;
 use crate::ops::fixture;
 use crate::ops::seal::{readable, see_manifest};
 use crate::oracle::TransferKind;
 use crate::store::{Image, Pin, Store};
+use crate::tree::{NodeId, Tree};
 
 /// Judges an export; `differing` paths differ from the image. Releases the pin.
 pub(super) fn judge(
@@ -35,33 +37,29 @@ pub(super) fn judge(
     log.judge_steps(TransferKind::Export, &image.id.to_string(), &steps).error().map_or(Ok(()), Err)
 }
 
-impl Exporting<'_> {
-    /// Paths that differ between the folder and the image, except those that the report names.
-    pub(super) fn differing_paths(&self) -> Vec<String> {
-        let tree = self.tree;
-        let left_out = self.left_out.lock();
-        let differs = |path: &[u8], id| {
-            let found = match self.top.stat(path) {
-                Ok(found) => found,
-                // A path that cannot be read is not missing.
-                Err(e) => return matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory),
-            };
-            let kind = FileType::from_raw_mode(found.st_mode);
-            kind != match tree.kind(id) {
-                Kind::File => FileType::RegularFile,
-                Kind::Dir => FileType::Directory,
-                Kind::Symlink => FileType::Symlink,
-                Kind::Fifo => FileType::Fifo,
-                Kind::Socket => FileType::Socket,
-                Kind::Chardev => FileType::CharacterDevice,
-                Kind::Blockdev => FileType::BlockDevice,
-            } || (tree.kind(id) == Kind::File && found.st_size as u64 != tree.size(id))
+/// Paths that differ between the directory and the tree, except nodes that are left out.
+pub(super) fn differing_paths(tree: &Tree, top: &Top, left_out: &HashSet<NodeId>) -> Vec<String> {
+    let differs = |path: &[u8], id| {
+        let found = match top.stat(path) {
+            Ok(found) => found,
+            // A path that cannot be read is not missing.
+            Err(e) => return matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory),
         };
-        tree.nodes()
-            .filter(|id| !left_out.contains(id))
-            .map(|id| (id, tree.path(id)))
-            .filter(|(id, path)| differs(path, *id))
-            .map(|(_, path)| path.escape_ascii().to_string())
-            .collect()
-    }
+        let kind = FileType::from_raw_mode(found.st_mode);
+        kind != match tree.kind(id) {
+            Kind::File => FileType::RegularFile,
+            Kind::Dir => FileType::Directory,
+            Kind::Symlink => FileType::Symlink,
+            Kind::Fifo => FileType::Fifo,
+            Kind::Socket => FileType::Socket,
+            Kind::Chardev => FileType::CharacterDevice,
+            Kind::Blockdev => FileType::BlockDevice,
+        } || (tree.kind(id) == Kind::File && found.st_size as u64 != tree.size(id))
+    };
+    tree.nodes()
+        .filter(|id| !left_out.contains(id))
+        .map(|id| (id, tree.path(id)))
+        .filter(|(id, path)| differs(path, *id))
+        .map(|(_, path)| path.escape_ascii().to_string())
+        .collect()
 }

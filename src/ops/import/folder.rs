@@ -1,4 +1,4 @@
-//! A folder as an import would take it in, to be compared with images and forks. It is listed and hashed, and nothing is stored.
+//! A directory as an import would take it in, to be compared with images and forks. It is listed and hashed, and nothing is stored.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -6,10 +6,15 @@ use std::io::{self, Read as _};
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 
-use super::index::Stamp;
-use super::tree::Body;
+use super::importing::{Importing, Pending, Special};
+use super::index::{Index, Stamp};
+use super::index_file::index_name;
+use super::options::Options;
+use super::parent::Parent;
+use super::progress::Progress;
+use super::tree::{Body, text};
 use super::walk::{self, Limits, Meta, READABLE};
-use super::{Importing, Index, Options, Parent, Pending, Progress, Special, index_name, limits, look, text};
+use super::{limits, look};
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fork::{BaseReader, LayerBase, View};
@@ -31,7 +36,7 @@ const STEP: usize = 256 << 10;
 /// A file that was hashed, as its place among the items; nothing if it was gone by then.
 type Hashed = (usize, Option<(Meta, Digest)>);
 
-/// Lists a folder as an import with these options would, and gives its files as those of a fork: below `world/fs`. A path that is not
+/// Lists a directory as an import with these options would, and gives its files as those of a fork: below `world/fs`. A path that is not
 /// `wanted` is not there. A file that changes before it is read is an error of the kind [`ErrorKind::Busy`].
 pub fn view(
     store: &Store,
@@ -58,7 +63,7 @@ pub fn view(
         parent: None,
         reports: Mutex::default(),
     };
-    let own = importing.own_folders();
+    let own = limits::own_folders(&importing);
     let limits = Limits {
         ignore: &options.ignore,
         prefix: b"",
@@ -68,7 +73,7 @@ pub fn view(
         one_file_system: options.one_file_system,
     };
     let listing = walk::walk(&top, &root, &limits, options.jobs, progress)?;
-    let (mut items, pending) = importing.look(&listing.found)?;
+    let (mut items, pending) = look::look(&importing, &listing.found)?;
     let unknown: Vec<&Pending> = pending.iter().filter(|pending| pending.known.is_none()).collect();
     progress.to_read(unknown.iter().map(|pending| items[pending.item].meta.stamp.size).sum());
     let hashed: Mutex<Vec<Hashed>> = Mutex::default();
@@ -143,7 +148,7 @@ fn changed(top: &Top, path: &[u8]) -> Error {
     Error::new(ErrorKind::Busy, what).with_hint("try again when no program writes there")
 }
 
-/// The files of a folder, by what they held when it was listed.
+/// The files of a directory, by what they held when it was listed.
 struct Reader {
     top: Top,
     files: HashMap<Digest, (Vec<u8>, Stamp)>,

@@ -1,10 +1,10 @@
-//! The index of an earlier import of a folder, so that unchanged files are not read again.
+//! The index of an earlier import of a directory, so that unchanged files are not read again.
 //!
 //! ```text
 //! "pfimgidx" │ version u32 │ started i64 │ image 32 │ limits 32 │ count u32 │ records │ crc32c u32
 //! record: path length u16, path │ size u64 │ mtime i64 │ ctime i64 │ inode u64 │ device u64 │ flags u8 │ digest 32, of files
 //! ```
-//! Each path of the image has a record. The folder itself has the empty path. The records of one directory stand together.
+//! Each path of the image has a record. The directory itself has the empty path. The records of one directory stand together.
 //! `limits` identifies the rules by which the import left files out. It is zero if the image does not depend on the records alone.
 //!
 //! Little-endian, times in nanoseconds since 1970. The checksum covers everything before it. A damaged index counts as none:
@@ -63,7 +63,7 @@ pub struct Record {
     pub xattrs: bool,
 }
 
-/// An index. Paths are relative to the folder.
+/// An index. Paths are relative to the directory.
 #[derive(Debug, Default)]
 pub struct Index<'a> {
     /// When the import began, in nanoseconds since 1970, by the clock of file times.

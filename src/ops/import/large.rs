@@ -1,4 +1,4 @@
-//! Finds large folders that tools can make again, since a user may want to leave them out.
+//! Finds large directories that tools can make again, since a user may want to leave them out.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -8,10 +8,10 @@ use super::walk::Found;
 use crate::layers::world::Kind;
 use crate::util::units::format_bytes;
 
-/// A folder with this many bytes or more is large.
+/// A directory with this many bytes or more is large.
 pub const LARGE: u64 = 1 << 30;
 
-/// Names of folders that tools make and can make again.
+/// Names of directories that tools make and can make again.
 const REBUILT: &[&str] = &[
     "target",
     "node_modules",
@@ -41,10 +41,10 @@ const REBUILT: &[&str] = &[
     "Pods",
 ];
 
-/// A large folder that tools can probably make again.
+/// A large directory that tools can probably make again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Large {
-    /// The folder, relative to what was imported.
+    /// The directory, relative to what was imported.
     pub path: String,
     /// Bytes of the files below it.
     pub bytes: u64,
@@ -63,7 +63,7 @@ impl Large {
     }
 }
 
-/// Returns the topmost folders that tools can probably make again and that have at least `least` bytes, in order.
+/// Returns the topmost directories that tools can probably make again and that have at least `least` bytes, in order.
 pub(super) fn find(found: &[Found], least: u64) -> Vec<Large> {
     let mut sizes: BTreeMap<&[u8], u64> = BTreeMap::new();
     let mut counted = HashSet::new();
@@ -84,7 +84,7 @@ pub(super) fn find(found: &[Found], least: u64) -> Vec<Large> {
         .collect()
 }
 
-/// Returns the topmost folder above a file whose name says that tools make it.
+/// Returns the topmost directory above a file whose name says that tools make it.
 fn rebuilt(path: &[u8]) -> Option<&[u8]> {
     let mut start = 0;
     for (end, _) in path.iter().enumerate().filter(|(_, byte)| **byte == b'/') {
@@ -100,7 +100,7 @@ fn rebuilt(path: &[u8]) -> Option<&[u8]> {
     None
 }
 
-/// Returns a rule that covers a path, and as few others as possible. A rule of one name covers all folders of that name.
+/// Returns a rule that covers a path, and as few others as possible. A rule of one name covers all directories of that name.
 fn rule(path: &str) -> String {
     // In a rule, `#` and `!` at the start, blanks at the ends and wildcards have a special meaning.
     let plain = !path.starts_with(['#', '!']) && path.trim() == path && !path.contains(['*', '?', '[', '\n']);

@@ -1,19 +1,19 @@
-//! Keeps mounts and folders of this program out of imports.
+//! Keeps mounts and directories of this program out of imports.
 
 use std::collections::{BTreeSet, HashSet};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use super::Importing;
+use super::importing::Importing;
 use super::walk::Closed;
 use crate::error::{Error, ErrorKind, Result};
 use crate::mount::mountinfo;
 
-/// The most folders that were not entered and are named in messages.
+/// The most directories that were not entered and are named in messages.
 const NAMED: usize = 20;
 
-/// Refuses folders of a mount of this program, except the files of images and forks.
+/// Refuses directories of a mount of this program, except the files of images and forks.
 pub(super) fn refuse_mount(dir: &Path) -> Result<()> {
     let Ok(Some((mounted, inside))) = mountinfo::holding(dir) else { return Ok(()) };
     let names: Vec<_> = inside.iter().skip(1).collect();
@@ -30,39 +30,37 @@ pub(super) fn refuse_mount(dir: &Path) -> Result<()> {
         .with_hint("name the files of one fork: forks/NAME/world/fs in the mount"))
 }
 
-impl Importing<'_> {
-    /// Whether the folder lies in a mount of this program. Then an agent may have written its files.
-    pub(super) fn is_in_mount(&self) -> bool {
-        mountinfo::holding(self.dir).is_ok_and(|held| held.is_some_and(|(mounted, _)| mounted.is_ours()))
-    }
+/// Whether the directory lies in a mount of this program. Then an agent may have written its files.
+pub(super) fn is_in_mount(importing: &Importing<'_>) -> bool {
+    mountinfo::holding(importing.dir).is_ok_and(|held| held.is_some_and(|(mounted, _)| mounted.is_ours()))
+}
 
-    /// Returns the folders that no image may contain: the store and the cache would grow while they are read.
-    pub(super) fn own_folders(&self) -> HashSet<(u64, u64)> {
-        let own = self.options.own.iter().map(PathBuf::as_path);
-        own.chain(self.options.index_dir.as_deref())
-            .chain([self.store.root()])
-            .filter_map(|dir| fs::metadata(dir).ok())
-            .map(|m| (m.dev(), m.ino()))
-            .collect()
-    }
+/// Returns the directories that no image may contain: the store and the cache would grow while they are read.
+pub(super) fn own_folders(importing: &Importing<'_>) -> HashSet<(u64, u64)> {
+    let own = importing.options.own.iter().map(PathBuf::as_path);
+    own.chain(importing.options.index_dir.as_deref())
+        .chain([importing.store.root()])
+        .filter_map(|dir| fs::metadata(dir).ok())
+        .map(|m| (m.dev(), m.ino()))
+        .collect()
+}
 
-    /// Reports folders that were not entered.
-    pub(super) fn report_closed(&self, closed: &BTreeSet<(Vec<u8>, Closed)>) {
-        for (path, why) in closed.iter().take(NAMED) {
-            let path = self.top.shown(path);
-            let path = path.display();
-            self.report(match why {
-                Closed::Own => format!("{path} is left out: it is the store, or a cache or logs of pfimg"),
-                Closed::Store(store) => {
-                    format!("{path} is imported as an empty directory: {} is mounted there", store.display())
-                }
-                Closed::Filesystem => {
-                    format!("{path} is imported as an empty directory: another filesystem is mounted there")
-                }
-            });
-        }
-        if closed.len() > NAMED {
-            self.report(format!("{} more directories are not entered", closed.len() - NAMED));
-        }
+/// Reports directories that were not entered.
+pub(super) fn report_closed(importing: &Importing<'_>, closed: &BTreeSet<(Vec<u8>, Closed)>) {
+    for (path, why) in closed.iter().take(NAMED) {
+        let path = importing.top.shown(path);
+        let path = path.display();
+        importing.report(match why {
+            Closed::Own => format!("{path} is left out: it is the store, or a cache or logs of pfimg"),
+            Closed::Store(store) => {
+                format!("{path} is imported as an empty directory: {} is mounted there", store.display())
+            }
+            Closed::Filesystem => {
+                format!("{path} is imported as an empty directory: another filesystem is mounted there")
+            }
+        });
+    }
+    if closed.len() > NAMED {
+        importing.report(format!("{} more directories are not entered", closed.len() - NAMED));
     }
 }

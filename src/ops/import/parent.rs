@@ -10,12 +10,12 @@ const LINE: usize = 1000;
 /// The parent of an imported image.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Parent {
-    /// The image that the last import of the folder into this store made, if it still exists. So imports form a line, along which
-    /// unchanged files count as the same.
+    /// The image that the last import of the directory into this store made, if it still exists. So imports form a line, along
+    /// which unchanged files count as the same.
     #[default]
     Last,
-    /// The newest image of a line: this image, or the last import of the folder if it descends from this image. If this image no
-    /// longer exists, the last import of the folder.
+    /// The newest image of a line: this image, or the last import of the directory if it descends from this image. If this image no
+    /// longer exists, the last import of the directory.
     Line(Digest),
     /// This image.
     Image(Digest),

@@ -1,16 +1,20 @@
-//! Finds the project of a folder, its name, and an image of its present state.
+//! Finds the project of a directory, its name, and an image of its present state.
 //!
-//! The imports of a project form a line, whose name is a tag of its newest image. A store remembers the folder of each line. If
-//! two folders have the same name, the line of the second one gets a number.
+//! The imports of a project form a line, whose name is a tag of its newest image. A store remembers the directory of each line. If
+//! two directories have the same name, the line of the second one gets a number.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-pub use super::commit::from_commit;
-use super::parent::comes_from;
+use super::importing::Special;
+use super::index_file::last_image;
+use super::make::import_as;
+use super::options::Options;
+use super::parent::{Parent, comes_from};
+use super::progress::Progress;
+use super::report::Report;
 use super::rules::add_file;
-use super::{Options, Parent, Progress, Report, Special, import_as, last_image};
 use crate::audit::note;
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
@@ -21,35 +25,35 @@ use crate::store::projects::Line;
 use crate::store::tags::check_new_tag;
 use crate::tree::Tree;
 
-/// The folder that marks the top of a git work tree. In worktrees and submodules it is a file.
+/// The directory that marks the top of a git work tree. In worktrees and submodules it is a file.
 const GIT: &str = ".git";
 
-/// The name of a project whose folder's name cannot be a tag.
+/// The name of a project whose directory's name cannot be a tag.
 const NAMELESS: &str = "project";
 
 /// The longest name of a project in bytes, without the dash and number that may follow.
 const MAX_NAME: usize = 150;
 
-/// A folder that agents work on.
+/// A directory that agents work on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Project {
-    /// Its folder, as a path without links.
+    /// Its directory, as a path without links.
     pub root: PathBuf,
-    /// The folder's name, adapted for tags and forks. In a store a number may follow it: [`Refreshed::name`].
+    /// The directory's name, adapted for tags and forks. In a store a number may follow it: [`Refreshed::name`].
     pub name: String,
 }
 
 impl Project {
-    /// Finds the project that a folder is in: the git work tree around it, or the folder itself.
+    /// Finds the project that a directory is in: the git work tree around it, or the directory itself.
     ///
-    /// Fails for a home folder and the root folder.
+    /// Fails for a home directory and the root directory.
     pub fn find(cwd: &Path) -> Result<Self> {
         Self::find_below(cwd, std::env::home_dir().and_then(|home| fs::canonicalize(home).ok()).as_deref())
     }
 
     fn find_below(cwd: &Path, home: Option<&Path>) -> Result<Self> {
         let here = real(cwd)?;
-        // A home folder under git holds settings. A folder in it does not belong to that repository.
+        // A home directory under git holds settings. A directory in it does not belong to that repository.
         let within = here.ancestors().take_while(|path| home != Some(path));
         let root = within.into_iter().find(|path| is_work_tree(path)).unwrap_or(&here);
         if home == Some(root) {
@@ -58,7 +62,7 @@ impl Project {
         Self::at(root)
     }
 
-    /// Returns the project whose top is exactly this folder.
+    /// Returns the project whose top is exactly this directory.
     pub fn at(dir: &Path) -> Result<Self> {
         let root = real(dir)?;
         if !fs::metadata(&root).is_ok_and(|metadata| metadata.is_dir()) {
@@ -84,13 +88,13 @@ fn real(dir: &Path) -> Result<PathBuf> {
     fs::canonicalize(dir).map_err(|e| Error::io(e, format!("cannot find {}", dir.display())))
 }
 
-/// Whether a folder is the top of a git work tree. An empty `.git` folder does not count, as in git.
+/// Whether a directory is the top of a git work tree. An empty `.git` directory does not count, as in git.
 fn is_work_tree(folder: &Path) -> bool {
     let git = folder.join(GIT);
     fs::metadata(&git).is_ok_and(|meta| !meta.is_dir() || fs::symlink_metadata(git.join("HEAD")).is_ok())
 }
 
-/// Returns the folder's name, adapted for tags and forks.
+/// Returns the directory's name, adapted for tags and forks.
 fn name_of(root: &Path) -> String {
     let name = root.file_name().unwrap_or_default().to_string_lossy();
     let plain = |c: char| if c.is_alphanumeric() || "._-+".contains(c) { c } else { '-' };
@@ -117,7 +121,7 @@ pub struct Refreshed {
     pub bytes: u64,
     /// Duration in seconds.
     pub seconds: f64,
-    /// Files and folders at the top of the first image of a line that other tools leave out of a copy, but not this one.
+    /// Files and directories at the top of the first image of a line that other tools leave out of a copy, but not this one.
     pub included: Vec<&'static str>,
     /// Warnings for the user.
     pub warnings: Vec<String>,
@@ -152,7 +156,7 @@ impl Refreshed {
 
 /// Imports a project if it has changed since its last import, and tags the image with the line's name.
 ///
-/// The image of the last import becomes the new image's first parent. `options` set everything except the folder and the parent.
+/// The image of the last import becomes the new image's first parent. `options` set everything except the directory and the parent.
 /// The import follows the project's `.pfignore`.
 pub fn refresh(
     store: &Store,
@@ -194,7 +198,7 @@ fn claim(store: &Store, project: &Project, options: &Options) -> Result<String> 
     let _lock = store.lock_projects()?;
     let projects = store.projects();
     for name in projects.names()?.into_iter().filter(|name| is_numbered(name, &project.name)) {
-        // A line that cannot be read counts as another folder's.
+        // A line that cannot be read counts as another directory's.
         if projects.get(&name).ok().flatten().is_some_and(|line| line.dir == project.root) {
             return Ok(name);
         }
@@ -205,7 +209,7 @@ fn claim(store: &Store, project: &Project, options: &Options) -> Result<String> 
             return false;
         }
         match store.tags().get(name) {
-            // An import of the folder got this tag before it was a line.
+            // An import of the directory got this tag before it was a line.
             Ok(image) => Some(image) == last,
             Err(error) => error.kind() == ErrorKind::NotFound,
         }
@@ -216,7 +220,8 @@ fn claim(store: &Store, project: &Project, options: &Options) -> Result<String> 
     Ok(name)
 }
 
-/// The newest image of a folder's line in a store; without a line, that of the folder's last import, as its index in `index_dir` says.
+/// The newest image of a directory's line in a store; without a line, that of the directory's last import, as its index in
+/// `index_dir` says.
 pub fn newest(store: &Store, dir: &Path, index_dir: &Path) -> Result<Option<Digest>> {
     let projects = store.projects();
     for name in projects.names()? {
@@ -260,15 +265,15 @@ fn move_tag(
     Ok(None)
 }
 
-/// Returns the parent of the next import of a folder with a tag: the newest image of the tag's line, if that is a line of the
-/// folder.
+/// Returns the parent of the next import of a directory with a tag: the newest image of the tag's line, if that is a line of the
+/// directory.
 pub fn parent(store: &Store, dir: &Path, tag: &str) -> Parent {
     let line = store.projects().get(tag).ok().flatten();
     let line = line.filter(|line| real(dir).is_ok_and(|dir| dir == line.dir));
     line.and_then(|line| line.image).map_or(Parent::Last, Parent::Line)
 }
 
-/// Whether an image is an import of the project in a folder, as far as the store remembers.
+/// Whether an image is an import of the project in a directory, as far as the store remembers.
 pub fn is_import_of(store: &Store, root: &Path, image: &Digest) -> bool {
     let projects = store.projects();
     let of_root = |name: String| projects.get(&name).ok().flatten().filter(|line| line.dir == root);
@@ -276,8 +281,8 @@ pub fn is_import_of(store: &Store, root: &Path, image: &Digest) -> bool {
     lines.any(|line| line.image.is_some_and(|newest| comes_from(store, newest, *image)))
 }
 
-/// Records that a folder's import has a tag, so that the next imports join the same line. The line of another folder stays, unless
-/// the tag `moved` to this import.
+/// Records that a directory's import has a tag, so that the next imports join the same line. The line of another directory stays,
+/// unless the tag `moved` to this import.
 pub fn remember(store: &Store, dir: &Path, tag: &str, image: &Digest, moved: bool) -> Result<()> {
     let line = Line { dir: real(dir)?, image: Some(*image) };
     let _lock = store.lock_projects()?;
@@ -309,7 +314,7 @@ mod tests {
         // A worktree or submodule in the work tree.
         fs::write(top.join("src/.git"), "gitdir: elsewhere\n").unwrap();
         assert_eq!(find(&deep).unwrap(), at(&top.join("src"), "src"));
-        // The home folder itself is under git, for its settings.
+        // The home directory itself is under git, for its settings.
         fs::create_dir_all(home.join(GIT)).unwrap();
         fs::write(home.join(".git/HEAD"), "").unwrap();
         fs::create_dir(home.join("notes")).unwrap();

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, fstatfs, statat};
 
-use super::Progress;
 use super::index::{InOrder, Record, parent_and_name};
+use super::progress::Progress;
 use super::walk::{Meta, mounts_below};
 use crate::digest::Digest;
 use crate::layers::ignore::Ignore;
@@ -97,7 +97,9 @@ mod tests {
     use std::os::unix::fs::{PermissionsExt, symlink};
     use std::time::{Duration, Instant};
 
-    use super::super::{Options, import, index_name};
+    use super::super::index_file::index_name;
+    use super::super::make::import;
+    use super::super::options::Options;
     use super::*;
     use crate::audit::Log;
     use crate::store::Store;

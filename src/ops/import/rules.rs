@@ -1,4 +1,4 @@
-//! Reads the rules that leave paths of a folder out of its image.
+//! Reads the rules that leave paths of a directory out of its image.
 
 use std::fs;
 use std::io;
@@ -14,7 +14,7 @@ use crate::layers::ignore::{IGNORE_FILE, Ignore, PF_IGNORE_FILE, Rule};
 pub struct LeftOutBy {
     /// `pf`'s built-in list.
     pub pf_ignores: u64,
-    /// The folder's file of rules.
+    /// The directory's file of rules.
     pub ignore_file: u64,
     /// The caller's rules.
     pub ignore: u64,
@@ -36,7 +36,7 @@ impl LeftOutBy {
     }
 }
 
-/// Reads the rules of a folder: its `.pfignore`, and those that the caller asks for.
+/// Reads the rules of a directory: its `.pfignore`, and those that the caller asks for.
 ///
 /// With `pf_ignores`, adds `pf`'s built-in list and, if there is no `.pfignore`, the `.gitignore`, as `pf` does. The second part of
 /// the result says which lines cannot be followed.
@@ -50,7 +50,7 @@ pub fn rules(dir: &Path, pf_ignores: bool, asked: &[String]) -> Result<(Ignore, 
     Ok((ignore, refused))
 }
 
-/// Adds the rules of the first of these files that a folder has. Returns a line for each rule that cannot be followed.
+/// Adds the rules of the first of these files that a directory has. Returns a line for each rule that cannot be followed.
 pub(super) fn add_file(ignore: &mut Ignore, dir: &Path, names: &[&str]) -> Result<Vec<String>> {
     for name in names {
         let path = dir.join(name);

@@ -1,4 +1,4 @@
-//! Finds ties: files in an imported tree that name the folder from which it came.
+//! Finds ties: files in an imported tree that name the directory from which it came.
 //!
 //! From a fork or an export such a file leads back to the original. Programs then read the original's files instead of the copy's,
 //! or write to them. The import does not change these files, but reports them.
@@ -31,7 +31,7 @@ pub enum TieKind {
     GitFile,
     /// A `.git` file that leads to a repository which cannot be made complete. The image leaves it out.
     GitLeftOut,
-    /// A `core.worktree` in a repository's settings that names a folder outside of the image. In the image it is unset.
+    /// A `core.worktree` in a repository's settings that names a directory outside of the image. In the image it is unset.
     GitWorktree,
     /// An `objects/info/alternates` that names objects which cannot be added.
     GitAlternates,
@@ -39,22 +39,22 @@ pub enum TieKind {
     GitConfig,
     /// Settings of a repository that cannot be read.
     GitUnread,
-    /// An absolute link into the folder.
+    /// An absolute link into the directory.
     Link,
     /// A Python environment, whose scripts hold its absolute path.
     Venv,
-    /// A line of a Python environment by which it imports code from the folder.
+    /// A line of a Python environment by which it imports code from the directory.
     PythonPath,
-    /// A build folder of `CMake`, which holds the absolute path of the sources.
+    /// A build directory of `CMake`, which holds the absolute path of the sources.
     Cmake,
 }
 
-/// A file, link or folder that names the place from which it was imported.
+/// A file, link or directory that names the place from which it was imported.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Tie {
     /// Its kind.
     pub kind: TieKind,
-    /// Its path, relative to the imported folder.
+    /// Its path, relative to the imported directory.
     pub path: String,
     /// The path that it names.
     pub target: String,
@@ -132,8 +132,8 @@ impl Ties {
         self.counts.values().sum()
     }
 
-    /// Returns a message for each tie, and one for further ties of a kind. With `same_path` the files are used at the path that they
-    /// were imported from.
+    /// Returns a message for each tie, and one for further ties of a kind. With `same_path` the files are used at the path that
+    /// they were imported from.
     pub(super) fn words(&self, same_path: bool) -> Vec<String> {
         let mut lines = Vec::new();
         for (kind, count) in self.counts.iter().filter(|(kind, _)| !(same_path && kind.needs_another_path()))
@@ -148,7 +148,7 @@ impl Ties {
     }
 }
 
-/// The imported folder, by its paths as given and without links.
+/// The imported directory, by its paths as given and without links.
 pub(super) struct Place<'a> {
     pub(super) top: &'a Top,
     names: Vec<PathBuf>,
@@ -187,7 +187,7 @@ impl<'a> Place<'a> {
         Self { top, names }
     }
 
-    /// Whether a path is the imported folder or lies below it.
+    /// Whether a path is the imported directory or lies below it.
     pub(super) fn holds(&self, path: &Path) -> bool {
         let path = resolved(Path::new("/"), path);
         self.names.iter().any(|name| path.starts_with(name))
@@ -202,7 +202,7 @@ impl<'a> Place<'a> {
         text
     }
 
-    /// Returns the folder of a file as an absolute path.
+    /// Returns the directory of a file as an absolute path.
     fn folder(&self, path: &[u8]) -> PathBuf {
         self.top.path().join(OsStr::from_bytes(split(path).0))
     }
@@ -235,7 +235,7 @@ impl<'a> Place<'a> {
     }
 }
 
-/// Splits a path into its folder and last name.
+/// Splits a path into its directory and last name.
 pub(super) fn split(path: &[u8]) -> (&[u8], &[u8]) {
     match path.iter().rposition(|b| *b == b'/') {
         Some(at) => (&path[..at], &path[at + 1..]),
@@ -265,7 +265,7 @@ fn is_relocatable(text: &[u8]) -> bool {
     })
 }
 
-/// Returns the folder of sources that a build folder of `CMake` names.
+/// Returns the directory of sources that a build directory of `CMake` names.
 fn cmake_sources(text: &[u8]) -> Option<&[u8]> {
     let line = text.split(|b| *b == b'\n').find_map(|line| line.strip_prefix(b"CMAKE_HOME_DIRECTORY:"))?;
     let at = line.iter().position(|b| *b == b'=')?;

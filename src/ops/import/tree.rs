@@ -1,4 +1,4 @@
-//! Makes the tree of an image from the listing of a folder. Does not read the disk.
+//! Makes the tree of an image from the listing of a directory. Does not read the disk.
 
 use std::cmp::Ordering;
 use std::collections::{HashMap, HashSet};
@@ -7,13 +7,14 @@ use std::sync::Arc;
 use super::source::Source;
 use super::walk::Meta;
 use crate::digest::Digest;
+use crate::error::{Error, ErrorKind, Result};
 use crate::layers::world::{Entry, FsTree, Header, Kind, MAX_NAME, Root};
 use crate::layers::xattrs::{self, Xattrs};
 
 /// The content of a file.
 #[derive(Clone, Debug, PartialEq)]
 pub(in crate::ops) enum Body {
-    /// None: a folder or a special file.
+    /// None: a directory or a special file.
     Nothing,
     /// A file's content.
     Content(Digest),
@@ -28,7 +29,7 @@ pub(in crate::ops) struct Item {
     pub(super) meta: Meta,
     pub(super) body: Body,
     pub(super) xattrs: Xattrs,
-    /// The source of its bytes, if it is not the same path of the folder.
+    /// The source of its bytes, if it is not the same path of the directory.
     pub(super) source: Option<Arc<Source>>,
 }
 
@@ -39,7 +40,7 @@ impl Item {
     }
 }
 
-/// The order of `pf`'s entries: by component, so that a folder comes right before its files.
+/// The order of `pf`'s entries: by component, so that a directory comes right before its files.
 pub(in crate::ops) fn order(a: &[u8], b: &[u8]) -> Ordering {
     let rank = |byte: Option<&u8>| match byte {
         None => 0,
@@ -50,7 +51,7 @@ pub(in crate::ops) fn order(a: &[u8], b: &[u8]) -> Ordering {
     rank(a.get(at)).cmp(&rank(b.get(at)))
 }
 
-/// Makes the tree of a folder with everything below it.
+/// Makes the tree of a directory with everything below it.
 pub(in crate::ops) fn build(root: &Meta, root_xattrs: &Xattrs, mut items: Vec<Item>) -> FsTree {
     items.sort_unstable_by(|a, b| order(&a.path, &b.path));
     let mut texts = Texts::new(&items);
@@ -83,6 +84,13 @@ pub(in crate::ops) fn build(root: &Meta, root_xattrs: &Xattrs, mut items: Vec<It
         }
     }
     tree
+}
+
+/// Returns the bytes of the tree of a directory.
+pub(super) fn text(root: &Meta, root_xattrs: &Xattrs, items: &[Item]) -> Result<Vec<u8>> {
+    build(root, root_xattrs, items.to_vec())
+        .to_bytes()
+        .map_err(|e| Error::new(ErrorKind::Io(None), "cannot write the tree").with_source(e))
 }
 
 fn entry(meta: Meta, body: Body, xattrs: &Xattrs) -> Entry<'static> {
@@ -131,7 +139,7 @@ struct Texts {
     odd: bool,
     /// All paths, as bytes.
     paths: HashSet<Vec<u8>>,
-    /// Texts of folders whose text differs from their bytes.
+    /// Texts of directories whose text differs from their bytes.
     folders: HashMap<Vec<u8>, String>,
     /// Texts that were generated.
     given: HashSet<String>,
@@ -144,7 +152,8 @@ impl Texts {
         Self { odd, paths, folders: HashMap::new(), given: HashSet::new() }
     }
 
-    /// Returns a path's text, and the last name's bytes if the text differs from them. Must be called for a folder before its files.
+    /// Returns a path's text, and the last name's bytes if the text differs from them. Must be called for a directory before its
+    /// files.
     fn of(&mut self, path: &[u8], is_folder: bool) -> (String, Option<Vec<u8>>) {
         if !self.odd {
             return (String::from_utf8_lossy(path).into_owned(), None);
@@ -182,8 +191,8 @@ impl Texts {
     }
 }
 
-/// Returns a text in place of a name that is not UTF-8. It is not longer than a name may be, so that `pf` can restore it. Names with
-/// the same text get different values of `number`, from 1 on.
+/// Returns a text in place of a name that is not UTF-8. It is not longer than a name may be, so that `pf` can restore it. Names
+/// with the same text get different values of `number`, from 1 on.
 fn stand_in(name: &[u8], number: u32) -> String {
     let suffix = if number > 1 { format!("~{number}") } else { String::new() };
     let mut text = String::from_utf8_lossy(name).into_owned();
@@ -232,7 +241,7 @@ mod tests {
             file(b"a/y", 7, 2),
             folder(b"a"),
             file(b"a.x", 8, 1),
-            // The file's other name is not in the folder.
+            // The file's other name is not in the directory.
             file(b"c", 9, 2),
         ]);
         let paths: Vec<_> = tree.entries.iter().map(|entry| (&*entry.path, entry.hardlink)).collect();

@@ -1,4 +1,4 @@
-//! Lists a folder with everything below it, on all cores.
+//! Lists a directory with everything below it, on all cores.
 
 use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -13,10 +13,10 @@ use std::thread;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, Stat, openat, statat};
 use rustix::io::Errno;
 
-use super::Progress;
 use super::index::Stamp;
+use super::progress::Progress;
 use super::rules::LeftOutBy;
-use super::source::Source;
+use super::source::{self, Source};
 use crate::cache::folder as cache;
 use crate::error::{Error, ErrorKind, Result};
 use crate::layers::ignore::{Ignore, Rule};
@@ -28,7 +28,7 @@ use crate::sync::{Condvar, Mutex};
 /// The most paths left out by rules that are named.
 const NAMED: usize = 100;
 
-/// Bytes of a folder's listing to read at once.
+/// Bytes of a directory's listing to read at once.
 const LIST: usize = 32 << 10;
 
 /// The type of a FUSE filesystem in `statfs`, from linux/magic.h.
@@ -79,7 +79,7 @@ impl Meta {
     }
 
     /// Returns attributes for a mountpoint that is not looked at, since the mount's daemon may not answer. They depend only on the
-    /// folder that contains the mountpoint, so that mounting and unmounting do not cause a new image.
+    /// directory that contains the mountpoint, so that mounting and unmounting do not cause a new image.
     fn of_mountpoint_in(folder: &Self) -> Self {
         Self {
             kind: Kind::Dir,
@@ -92,41 +92,70 @@ impl Meta {
     }
 }
 
-/// A file, folder, link or special below the folder.
+/// A file, directory, link or special below the directory.
 #[derive(Clone, Debug)]
 pub(super) struct Found {
-    /// Relative to the folder, `/` between components.
+    /// Relative to the directory, `/` between components.
     pub(super) path: Vec<u8>,
     pub(super) meta: Meta,
-    /// A mountpoint that is recorded as an empty folder, and not looked at.
+    /// A mountpoint that is recorded as an empty directory, and not looked at.
     pub(super) closed: bool,
-    /// The source of its bytes, if it is not the same path of the folder.
+    /// The source of its bytes, if it is not the same path of the directory.
     pub(super) source: Option<Arc<Source>>,
+}
+
+impl Found {
+    /// Returns the directory and the path below it to read from. Bytes that the import made have an empty path.
+    pub(super) fn place<'a>(&'a self, top: &'a Top) -> (&'a Top, &'a [u8]) {
+        source::place(self.source.as_deref(), top, &self.path)
+    }
+
+    /// Returns its path on the disk.
+    pub(super) fn origin(&self, top: &Top) -> PathBuf {
+        let (top, path) = self.place(top);
+        top.shown(path)
+    }
+
+    /// Reads its bytes. Returns none if there are more than `most`, or it cannot be read.
+    pub(super) fn text(&self, top: &Top, most: u64) -> Option<Vec<u8>> {
+        if let Some(Source::Made(bytes)) = self.source.as_deref() {
+            return Some(bytes.clone());
+        }
+        let (top, path) = self.place(top);
+        source::read(top, path, most).ok().flatten()
+    }
+
+    /// Replaces its bytes.
+    pub(super) fn make(&mut self, bytes: Vec<u8>) {
+        self.meta.stamp.size = bytes.len() as u64;
+        self.meta.links = 1;
+        self.source = Some(Arc::new(Source::Made(bytes)));
+    }
 }
 
 /// The limits of a listing: what an import leaves out.
 pub(super) struct Limits<'a> {
     pub(super) ignore: &'a Ignore,
-    /// The folder's place in the image, since rules concern the image's paths.
+    /// The directory's place in the image, since rules concern the image's paths.
     pub(super) prefix: &'a [u8],
-    /// Whether a path below the folder is wanted at all. Other paths are not counted as left out.
+    /// Whether a path below the directory is wanted at all. Other paths are not counted as left out.
     pub(super) wanted: &'a (dyn Fn(&[u8]) -> bool + Sync),
-    /// Folders of this program, by device and inode.
+    /// Directories of this program, by device and inode.
     pub(super) own: &'a HashSet<(u64, u64)>,
-    /// Mounts below the folder, by path.
+    /// Mounts below the directory, by path.
     pub(super) mounts: HashMap<Vec<u8>, Mounted>,
     /// Whether to skip other filesystems.
     pub(super) one_file_system: bool,
 }
 
-/// Why a folder was not entered.
+/// Why a directory was not entered.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Closed {
     /// This store is mounted there.
     Store(PathBuf),
     /// Another filesystem is mounted there.
     Filesystem,
-    /// It is a folder of this program.
+    /// It is a directory of this program.
     Own,
 }
 
@@ -161,19 +190,19 @@ impl LeftOut {
     }
 }
 
-/// A listing of everything below a folder.
+/// A listing of everything below a directory.
 #[derive(Debug, Default)]
 pub(super) struct Listing {
     /// The files, in no order.
     pub(super) found: Vec<Found>,
     pub(super) left_out: LeftOut,
-    /// Folders that were not entered, in order.
+    /// Directories that were not entered, in order.
     pub(super) closed: BTreeSet<(Vec<u8>, Closed)>,
-    /// Folders that are caches of this program, as found when they were entered.
+    /// Directories that are caches of this program, as found when they were entered.
     caches: HashSet<Vec<u8>>,
 }
 
-/// A folder to list, and its device.
+/// A directory to list, and its device.
 struct Todo {
     path: Vec<u8>,
     dev: u64,
@@ -181,7 +210,7 @@ struct Todo {
 
 struct State {
     todo: Vec<Todo>,
-    /// Number of threads that are listing a folder and may find more.
+    /// Number of threads that are listing a directory and may find more.
     busy: usize,
     failed: Option<Error>,
     listing: Listing,
@@ -196,7 +225,7 @@ struct Walk<'a> {
     wake: Condvar,
 }
 
-/// Lists everything below a folder within the limits.
+/// Lists everything below a directory within the limits.
 pub(super) fn walk(
     top: &Top,
     root: &Meta,
@@ -255,7 +284,7 @@ impl Walk<'_> {
         listing.caches.extend(own.caches);
     }
 
-    /// Adds the files of a folder to `own`, and returns the folders among them.
+    /// Adds the files of a directory to `own`, and returns the directories among them.
     fn list(&self, dir: &Todo, own: &mut Listing) -> Result<Vec<Todo>> {
         let is_top = dir.path.is_empty();
         let failed = |e: io::Error| {
@@ -263,7 +292,7 @@ impl Walk<'_> {
         };
         let folder = match self.top.folder(&dir.path) {
             Ok(folder) => folder,
-            // The folder was removed after its parent was listed. Only the imported folder itself must exist.
+            // The directory was removed after its parent was listed. Only the imported directory itself must exist.
             Err(e) if e.kind() == io::ErrorKind::NotFound && !is_top => return Ok(Vec::new()),
             Err(e) => return Err(failed(e)),
         };
@@ -316,7 +345,7 @@ impl Walk<'_> {
         Ok(folders)
     }
 
-    /// Looks at one name in a folder, and adds its file.
+    /// Looks at one name in a directory, and adds its file.
     fn entry(
         &self,
         folder: impl AsFd,
@@ -381,7 +410,7 @@ impl Walk<'_> {
     }
 }
 
-/// Joins a path to a folder of an image.
+/// Joins a path to a directory of an image.
 pub(super) fn joined<'a>(folder: &[u8], path: &'a [u8]) -> Cow<'a, [u8]> {
     if folder.is_empty() {
         Cow::Borrowed(path)
@@ -392,7 +421,7 @@ pub(super) fn joined<'a>(folder: &[u8], path: &'a [u8]) -> Cow<'a, [u8]> {
     }
 }
 
-/// Whether a folder has the mark of a cache of this program.
+/// Whether a directory has the mark of a cache of this program.
 fn is_cache(folder: BorrowedFd<'_>) -> bool {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let Ok(mark) = openat(folder, cache::MARK, flags, Mode::empty()) else { return false };
@@ -401,7 +430,7 @@ fn is_cache(folder: BorrowedFd<'_>) -> bool {
     read.is_ok() && cache::is_ours(&begin)
 }
 
-/// Returns the mounts below a folder whose path has no links, by path relative to it.
+/// Returns the mounts below a directory whose path has no links, by path relative to it.
 pub(super) fn mounts_below(folder: &std::path::Path) -> HashMap<Vec<u8>, Mounted> {
     let mounts = mountinfo::below(folder).unwrap_or_default();
     let relative = |mounted: Mounted| {

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::{needed, remove};
+use super::needed::{needed, remove};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::fork;

@@ -4,7 +4,8 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::WORLD;
+use super::content;
+use super::sealing::WORLD;
 use crate::error::Result;
 use crate::fork::{Changes, Frozen, Kept};
 use crate::layers::ignore::Ignore;
@@ -28,7 +29,7 @@ fn rules(frozen: &Frozen, report: &mut dyn FnMut(String)) -> Result<Option<Ignor
         return Ok(None);
     };
     let mut bytes = Vec::new();
-    super::content::read_all(frozen, content, &mut bytes)?;
+    content::read_all(frozen, content, &mut bytes)?;
     let mut ignore = Ignore::default();
     for line in ignore.add_lines(&String::from_utf8_lossy(&bytes)) {
         report(format!("{shown}: {line:?} is not followed"));

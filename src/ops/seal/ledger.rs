@@ -1,8 +1,10 @@
 //! The ledger of a new image: the base's with its secret, and the appended entries, chained.
 
 use std::borrow::Cow;
+use std::io::Read as _;
 
 use crate::digest::Digest;
+use crate::error::{Error, Result};
 use crate::layers::FormatError;
 use crate::layers::effects::{Chain, Effects, Entry, Header, Ledger, Secret, redact};
 
@@ -152,4 +154,13 @@ fn split_header(text: &[u8]) -> Result<Option<(Header, &[u8])>, FormatError> {
         Err(_) if Entry::parse(first, 1).is_ok() => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// Draws a secret for a chain: 32 random bytes.
+pub(super) fn fresh_secret() -> Result<Secret> {
+    let mut bytes = [0; 32];
+    std::fs::File::open("/dev/urandom")
+        .and_then(|mut file| file.read_exact(&mut bytes))
+        .map_err(|e| Error::io(e, "cannot read /dev/urandom"))?;
+    Ok(Secret::new(data_encoding::HEXLOWER.encode(&bytes)))
 }

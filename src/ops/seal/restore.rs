@@ -2,10 +2,13 @@
 
 use std::sync::Arc;
 
-use super::{Sealer, TransferKind, note};
+use super::sealer::Sealer;
+use super::witness::{seen_emptied, seen_restored};
+use crate::audit::note;
 use crate::digest::Digest;
 use crate::error::Result;
 use crate::fork::{Fork, Onto, Registry};
+use crate::oracle::TransferKind;
 
 impl Sealer {
     /// Restores a fork to `image`. The result is judged before; if that fails the fork stays unchanged.
@@ -25,8 +28,8 @@ impl Sealer {
     ) -> Result<Arc<Fork>> {
         let judge = |restored: &Fork| {
             let seen = match &onto.image {
-                Some(image) => self.seen_restored(name, restored, image)?,
-                None => Self::seen_emptied(name, restored),
+                Some(image) => seen_restored(&self.store, self.reader.as_ref(), name, restored, image)?,
+                None => seen_emptied(name, restored),
             };
             self.judge(TransferKind::Restore, name, &seen)
         };

@@ -2,6 +2,7 @@
 //! read it.
 
 use std::borrow::Cow;
+use std::cmp::Ordering;
 use std::fmt;
 use std::sync::Arc;
 
@@ -9,7 +10,6 @@ use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
-use super::tree::order;
 use crate::digest::Digest;
 use crate::layers::FormatError;
 use crate::layers::world::FORMAT;
@@ -18,6 +18,18 @@ use crate::sync::Mutex;
 
 /// Bytes of texts that are kept at most. A larger text is not kept.
 const KEPT: usize = 128 << 20;
+
+/// The order of `pf`'s entries: by component.
+pub(super) fn order(a: &[u8], b: &[u8]) -> Ordering {
+    // Up to the first byte that differs the components are the same; a slash there ends a shorter component.
+    let rank = |byte: Option<&u8>| match byte {
+        None => 0,
+        Some(b'/') => 1,
+        Some(byte) => 2 + u16::from(*byte),
+    };
+    let at = a.iter().zip(b).position(|(a, b)| a != b).unwrap_or(a.len().min(b.len()));
+    rank(a.get(at)).cmp(&rank(b.get(at)))
+}
 
 /// A position in a text, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,11 +3,10 @@
 //! Unchanged entries are copied exactly, with the keys that pfimg does not know.
 
 use std::borrow::Cow;
-use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
 
-use super::text::{Place, Text};
+use super::text::{Place, Text, order};
 use crate::layers::FormatError;
 use crate::layers::world::{Entry, FORMAT, Kind, MAX_NAME, Root};
 use crate::store::Draft;
@@ -53,18 +52,6 @@ struct Old<'a> {
 
 fn wrong(error: &serde_json::Error) -> FormatError {
     FormatError::new(FORMAT, "", error.to_string())
-}
-
-/// The order of `pf`'s entries: by component.
-pub(super) fn order(a: &[u8], b: &[u8]) -> Ordering {
-    // Up to the first byte that differs the components are the same; a slash there ends a shorter component.
-    let rank = |byte: Option<&u8>| match byte {
-        None => 0,
-        Some(b'/') => 1,
-        Some(byte) => 2 + u16::from(*byte),
-    };
-    let at = a.iter().zip(b).position(|(a, b)| a != b).unwrap_or(a.len().min(b.len()));
-    rank(a.get(at)).cmp(&rank(b.get(at)))
 }
 
 /// Merges changes into the text of a tree; without a base, makes one. If the base is sorted and all names are

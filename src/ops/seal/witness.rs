@@ -1,14 +1,16 @@
 //! The observations of a seal, for the oracle to judge. Their cost grows with what was changed.
 
-use super::layers::Stored;
-use super::{Sealer, Sealing, WORLD};
+use super::sealing::{Sealing, Stored, WORLD};
 use crate::crashpack::Steps;
 use crate::digest::Digest;
 use crate::error::{ErrorKind, Result};
-use crate::fork::{Body, Fork, Put};
+use crate::fork::{BaseReader, Body, Fork, Put};
 use crate::layers::world::Entry;
 use crate::ops::fixture;
-use crate::store::MarkerError;
+use crate::store::{MarkerError, Store};
+
+/// The leftovers of a seal, in words for a crash pack.
+pub(crate) const LEFT: &str = "temporary files left behind";
 
 /// The result of reading an image's manifest.
 type Found = std::result::Result<(Vec<u8>, Option<Digest>), MarkerError>;
@@ -31,79 +33,80 @@ pub(crate) fn see_manifest(steps: &mut Steps, expected: &Digest, found: Found) {
     steps.saw_manifest(expected, hash, why.as_deref());
 }
 
-impl Sealer {
-    /// The observations of a fork that was restored to `image`: that it has this base, and shows it.
-    pub(super) fn seen_restored(&self, name: &str, restored: &Fork, image: &Digest) -> Result<Steps> {
-        let mut steps = Steps::new();
-        steps.did("checkpoint", format!("made fork {name} again from {image}"));
-        steps.concerns(format!("forks/heads/{name}.json"));
-        let found = self.store.images().bytes(self.store.blobs(), image);
-        see_manifest(&mut steps, image, readable(found));
-        if let Ok(image) = self.store.image(image) {
-            steps.made_by(fixture::seed_of(&image.manifest.agent));
-        }
-        let layers = self.reader.layers(image)?;
-        let missing = layers
-            .iter()
-            .filter(|layer| restored.resolve(layer.path.as_bytes()).is_none())
-            .map(|layer| (layer.path.clone(), "not in the fork".to_owned()));
-        let other = (restored.base() != Some(*image) || restored.is_changed())
-            .then(|| ("world/fs".to_owned(), "the fork differs from the image".to_owned()));
-        steps.saw_paths(&format!("forks/{name}"), missing.chain(other));
-        Ok(steps)
+/// The observations of a fork that was restored to `image`: that it has this base, and shows it.
+pub(super) fn seen_restored(
+    store: &Store,
+    reader: &dyn BaseReader,
+    name: &str,
+    restored: &Fork,
+    image: &Digest,
+) -> Result<Steps> {
+    let mut steps = Steps::new();
+    steps.did("checkpoint", format!("made fork {name} again from {image}"));
+    steps.concerns(format!("forks/heads/{name}.json"));
+    let found = store.images().bytes(store.blobs(), image);
+    see_manifest(&mut steps, image, readable(found));
+    if let Ok(image) = store.image(image) {
+        steps.made_by(fixture::seed_of(&image.manifest.agent));
     }
+    let layers = reader.layers(image)?;
+    let missing = layers
+        .iter()
+        .filter(|layer| restored.resolve(layer.path.as_bytes()).is_none())
+        .map(|layer| (layer.path.clone(), "not in the fork".to_owned()));
+    let other = (restored.base() != Some(*image) || restored.is_changed())
+        .then(|| ("world/fs".to_owned(), "the fork differs from the image".to_owned()));
+    steps.saw_paths(&format!("forks/{name}"), missing.chain(other));
+    Ok(steps)
 }
-
-impl Sealer {
-    /// The observations of a fork that was restored to its empty beginning.
-    pub(super) fn seen_emptied(name: &str, restored: &Fork) -> Steps {
-        let mut steps = Steps::new();
-        steps.did("checkpoint", format!("made fork {name} again with nothing in it"));
-        steps.concerns(format!("forks/heads/{name}.json"));
-        let other = (!restored.is_blank()).then(|| ("world/fs".to_owned(), "it is not empty".to_owned()));
-        steps.saw_paths(&format!("forks/{name}"), other);
-        steps
-    }
+/// The observations of a fork that was restored to its empty beginning.
+pub(super) fn seen_emptied(name: &str, restored: &Fork) -> Steps {
+    let mut steps = Steps::new();
+    steps.did("checkpoint", format!("made fork {name} again with nothing in it"));
+    steps.concerns(format!("forks/heads/{name}.json"));
+    let other = (!restored.is_blank()).then(|| ("world/fs".to_owned(), "it is not empty".to_owned()));
+    steps.saw_paths(&format!("forks/{name}"), other);
+    steps
 }
-
-impl Sealing<'_> {
-    /// Paths that differ between the fork and the stored tree, each with the difference. The tree is read
-    /// back where it was changed.
-    pub(super) fn differing_paths(&self, tree: &Digest, stored: &Stored) -> Result<Vec<(String, String)>> {
-        let mut differing = Vec::new();
-        let mut placed = Vec::new();
-        for (path, put) in &self.changes.put {
-            let Some(inner) = path.strip_prefix(WORLD).and_then(|path| path.strip_prefix(b"/")) else {
-                continue;
-            };
-            match self.placed.get(inner) {
-                Some(place) => placed.push((place.clone(), path, put)),
-                None => differing.push((path.escape_ascii().to_string(), "not in the tree".to_owned())),
-            }
-        }
-        placed.sort_unstable_by_key(|(place, ..)| place.start);
-        let stretches: Vec<_> = placed.iter().map(|(place, ..)| place.clone()).collect();
-        let kept = self.texts.kept(tree);
-        let packed = kept.as_ref().and_then(|text| text.packed.as_ref());
-        let texts = match self.store.blobs().read_stretches(tree, packed, &stretches) {
-            Ok(texts) => texts,
-            Err(error) if matches!(error.kind(), ErrorKind::Damaged | ErrorKind::Missing) => {
-                return Ok(vec![("world/fs".to_owned(), error.to_string())]);
-            }
-            Err(error) => return Err(error),
+/// Paths that differ between the fork and the stored tree, each with the difference. The tree is read
+/// back where it was changed.
+pub(super) fn differing_paths(
+    sealing: &Sealing<'_>,
+    tree: &Digest,
+    stored: &Stored,
+) -> Result<Vec<(String, String)>> {
+    let mut differing = Vec::new();
+    let mut placed = Vec::new();
+    for (path, put) in &sealing.changes.put {
+        let Some(inner) = path.strip_prefix(WORLD).and_then(|path| path.strip_prefix(b"/")) else {
+            continue;
         };
-        for (text, (_, path, put)) in texts.iter().zip(placed) {
-            let blob = stored.get(path).map(|blob| blob.digest);
-            let same = serde_json::from_slice::<Entry<'_>>(text)
-                .is_ok_and(|entry| entry.mtime_ns == self.mtime(path, put) && shows(&entry, path, put, blob));
-            if !same {
-                differing.push((path.escape_ascii().to_string(), "otherwise in the tree".to_owned()));
-            }
+        match sealing.placed.get(inner) {
+            Some(place) => placed.push((place.clone(), path, put)),
+            None => differing.push((path.escape_ascii().to_string(), "not in the tree".to_owned())),
         }
-        Ok(differing)
     }
+    placed.sort_unstable_by_key(|(place, ..)| place.start);
+    let stretches: Vec<_> = placed.iter().map(|(place, ..)| place.clone()).collect();
+    let kept = sealing.texts.kept(tree);
+    let packed = kept.as_ref().and_then(|text| text.packed.as_ref());
+    let texts = match sealing.store.blobs().read_stretches(tree, packed, &stretches) {
+        Ok(texts) => texts,
+        Err(error) if matches!(error.kind(), ErrorKind::Damaged | ErrorKind::Missing) => {
+            return Ok(vec![("world/fs".to_owned(), error.to_string())]);
+        }
+        Err(error) => return Err(error),
+    };
+    for (text, (_, path, put)) in texts.iter().zip(placed) {
+        let blob = stored.get(path).map(|blob| blob.digest);
+        let same = serde_json::from_slice::<Entry<'_>>(text)
+            .is_ok_and(|entry| entry.mtime_ns == sealing.mtime(path, put) && shows(&entry, path, put, blob));
+        if !same {
+            differing.push((path.escape_ascii().to_string(), "otherwise in the tree".to_owned()));
+        }
+    }
+    Ok(differing)
 }
-
 /// Whether an entry equals what the fork shows.
 fn shows(entry: &Entry<'_>, path: &[u8], put: &Put, stored: Option<Digest>) -> bool {
     let inode = &put.inode;

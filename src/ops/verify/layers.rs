@@ -5,7 +5,7 @@ use std::fmt;
 use std::fs;
 
 use super::finding::{Code, Finding};
-use super::{Ledgers, Options};
+use super::report::{Ledgers, Options};
 use crate::digest::Digest;
 use crate::layers::cache::PageManifest;
 use crate::layers::effects::{Chain, Effects};

@@ -3,85 +3,87 @@
 use std::collections::{HashSet, VecDeque};
 use std::path::{Path, PathBuf};
 
+use super::super::mended::MendedKind;
 use super::super::source::read;
 use super::super::ties::{TieKind, resolved, tie};
 use super::super::walk::Found;
-use super::{MAX_FILE, Members, MendedKind, Mender, as_path, canonical, is_at_or_below};
+use super::mender::{MAX_FILE, Members, Mender, as_path, canonical, is_at_or_below};
 use crate::error::Result;
 use crate::mount::reach::Top;
 
 /// The longest chain of alternates that is followed; git itself follows five.
 const MAX_DEPTH: usize = 5;
 
-impl Mender<'_> {
-    /// Adds the objects that the repository takes from elsewhere. `objects` and `alternates` are places in the listing.
-    pub(super) fn alternates(&mut self, members: &Members, objects: usize, alternates: usize) -> Result<()> {
-        let (folder, origin) = {
-            let found = &self.listing.found[objects];
-            (found.path.clone(), found.origin(self.top()))
-        };
-        let found = &self.listing.found[alternates];
-        let (path, moved) = (found.path.clone(), found.source.is_some());
-        let Some(text) = found.text(self.top(), MAX_FILE) else {
-            self.ties.push(tie(TieKind::GitUnread, &path, Path::new("more than 16 MiB, or no permission")));
-            return Ok(());
-        };
-        let mut kept = Vec::new();
-        let mut todo = VecDeque::new();
-        for (line, written) in lines(&text) {
-            let target = resolved(&origin, as_path(&written));
-            match canonical(&origin.join(as_path(&written))) {
-                Some(end) if !moved && self.is_in_image(members, as_path(&written), &target, &end) => {
-                    kept.extend_from_slice(line);
-                    kept.push(b'\n');
-                }
-                Some(end) if self.may_take(&end) => todo.push_back((end, 1)),
-                _ => self.ties.push(tie(TieKind::GitAlternates, &path, &target)),
+/// Adds the objects that the repository takes from elsewhere. `objects` and `alternates` are places in the listing.
+pub(super) fn alternates(
+    mender: &mut Mender<'_>,
+    members: &Members,
+    objects: usize,
+    alternates: usize,
+) -> Result<()> {
+    let (folder, origin) = {
+        let found = &mender.listing.found[objects];
+        (found.path.clone(), found.origin(mender.top()))
+    };
+    let found = &mender.listing.found[alternates];
+    let (path, moved) = (found.path.clone(), found.source.is_some());
+    let Some(text) = found.text(mender.top(), MAX_FILE) else {
+        mender.ties.push(tie(TieKind::GitUnread, &path, Path::new("more than 16 MiB, or no permission")));
+        return Ok(());
+    };
+    let mut kept = Vec::new();
+    let mut todo = VecDeque::new();
+    for (line, written) in lines(&text) {
+        let target = resolved(&origin, as_path(&written));
+        match canonical(&origin.join(as_path(&written))) {
+            Some(end) if !moved && is_in_image(mender, members, as_path(&written), &target, &end) => {
+                kept.extend_from_slice(line);
+                kept.push(b'\n');
             }
+            Some(end) if mender.may_take(&end) => todo.push_back((end, 1)),
+            _ => mender.ties.push(tie(TieKind::GitAlternates, &path, &target)),
         }
-        let mut seen: HashSet<PathBuf> = canonical(&origin).into_iter().collect();
-        let mut have: HashSet<Vec<u8>> = HashSet::new();
-        let below = self.listing.found.iter().filter(|found| is_at_or_below(&found.path, &folder));
-        have.extend(below.map(|found| found.path.clone()));
-        while let Some((end, depth)) = todo.pop_front() {
-            if !seen.insert(end.clone()) {
-                continue;
-            }
-            let copied = self.copy(&folder, &end, &is_object)?;
-            let new: Vec<Found> =
-                copied.into_iter().filter(|found| have.insert(found.path.clone())).collect();
-            self.listing.found.extend(new);
-            self.mended(MendedKind::Alternates, &folder, &end);
-            let text = Top::open(&end).and_then(|top| read(&top, b"info/alternates", MAX_FILE));
-            for (_, written) in lines(&text.ok().flatten().unwrap_or_default()) {
-                match canonical(&end.join(as_path(&written))) {
-                    Some(next) if depth < MAX_DEPTH && self.may_take(&next) => {
-                        todo.push_back((next, depth + 1));
-                    }
-                    _ => {
-                        let target = resolved(&end, as_path(&written));
-                        self.ties.push(tie(TieKind::GitAlternates, &path, &target));
-                    }
-                }
-            }
-        }
-        if kept.is_empty() {
-            self.dropped.push(path);
-        } else if kept != text {
-            self.listing.found[alternates].make(kept);
-        }
-        Ok(())
     }
-
-    /// Whether a relative path leads to a folder of objects inside the image.
-    fn is_in_image(&self, members: &Members, written: &Path, target: &Path, end: &Path) -> bool {
-        let inside = end.strip_prefix(self.top().path()).ok();
-        written.is_relative()
-            && self.place.holds(target)
-            && inside.is_some_and(|path| members.0.contains_key(path.as_os_str().as_encoded_bytes()))
+    let mut seen: HashSet<PathBuf> = canonical(&origin).into_iter().collect();
+    let mut have: HashSet<Vec<u8>> = HashSet::new();
+    let below = mender.listing.found.iter().filter(|found| is_at_or_below(&found.path, &folder));
+    have.extend(below.map(|found| found.path.clone()));
+    while let Some((end, depth)) = todo.pop_front() {
+        if !seen.insert(end.clone()) {
+            continue;
+        }
+        let copied = mender.copy(&folder, &end, &is_object)?;
+        let new: Vec<Found> = copied.into_iter().filter(|found| have.insert(found.path.clone())).collect();
+        mender.listing.found.extend(new);
+        mender.mended(MendedKind::Alternates, &folder, &end);
+        let text = Top::open(&end).and_then(|top| read(&top, b"info/alternates", MAX_FILE));
+        for (_, written) in lines(&text.ok().flatten().unwrap_or_default()) {
+            match canonical(&end.join(as_path(&written))) {
+                Some(next) if depth < MAX_DEPTH && mender.may_take(&next) => {
+                    todo.push_back((next, depth + 1));
+                }
+                _ => {
+                    let target = resolved(&end, as_path(&written));
+                    mender.ties.push(tie(TieKind::GitAlternates, &path, &target));
+                }
+            }
+        }
     }
+    if kept.is_empty() {
+        mender.dropped.push(path);
+    } else if kept != text {
+        mender.listing.found[alternates].make(kept);
+    }
+    Ok(())
 }
 
+/// Whether a relative path leads to a directory of objects inside the image.
+fn is_in_image(mender: &Mender<'_>, members: &Members, written: &Path, target: &Path, end: &Path) -> bool {
+    let inside = end.strip_prefix(mender.top().path()).ok();
+    written.is_relative()
+        && mender.place.holds(target)
+        && inside.is_some_and(|path| members.0.contains_key(path.as_os_str().as_encoded_bytes()))
+}
 /// Whether a repository needs this path of the objects that it took from elsewhere. It needs objects, packs, and graphs that its
 /// own graph may depend on. Other files describe the other repository.
 fn is_object(path: &[u8]) -> bool {
@@ -103,7 +105,7 @@ fn is_object(path: &[u8]) -> bool {
     }
 }
 
-/// Returns the lines of `objects/info/alternates` that name folders, each with its path.
+/// Returns the lines of `objects/info/alternates` that name directories, each with its path.
 fn lines(text: &[u8]) -> impl Iterator<Item = (&[u8], Vec<u8>)> {
     let lines = text.split(|b| *b == b'\n').filter(|line| !line.is_empty() && !line.starts_with(b"#"));
     lines.map(|line| (line, unquoted(line).unwrap_or_else(|| line.to_vec())))

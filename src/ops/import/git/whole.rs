@@ -3,10 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 
-use super::super::source::read;
+use super::super::importing::Standing;
+use super::super::mended::MendedKind;
+use super::super::source::{read, shown};
 use super::super::ties::{TieKind, resolved, split, tie};
 use super::super::walk::{Found, joined};
-use super::{MAX_FILE, Members, MendedKind, Mender, as_path, canonical, copy_file, is_at_or_below, is_head};
+use super::mender::{MAX_FILE, Members, Mender, as_path, canonical, copy_file, is_at_or_below, is_head};
 use crate::error::Result;
 use crate::layers::world::Kind;
 use crate::mount::reach::Top;
@@ -47,7 +49,7 @@ const OWN: [&[u8]; 10] = [
     b"worktrees",
 ];
 
-/// Paths in shared folders that each worktree has for itself.
+/// Paths in shared directories that each worktree has for itself.
 const OWN_BELOW: [&[u8]; 8] = [
     b"info/sparse-checkout",
     b"logs/HEAD",
@@ -59,16 +61,7 @@ const OWN_BELOW: [&[u8]; 8] = [
     b"refs/worktree",
 ];
 
-/// The state of the repository at the top of an image, if it differs from the folder's.
-#[derive(Clone, Debug)]
-pub(in super::super) struct Standing {
-    /// The content of `HEAD`.
-    pub(in super::super) head: Vec<u8>,
-    /// The file that becomes the index.
-    pub(in super::super) index: PathBuf,
-}
-
-/// The folder of a work tree's state, and the folder that all work trees share. They may be the same.
+/// The directory of a work tree's state, and the directory that all work trees share. They may be the same.
 struct GitDir {
     own: PathBuf,
     common: PathBuf,
@@ -80,151 +73,143 @@ enum Leads {
     Right,
     /// A path that does not exist.
     Nowhere(PathBuf),
-    /// A file or folder that pfimg cannot add as a repository.
+    /// A file or directory that pfimg cannot add as a repository.
     Odd(PathBuf),
     To(GitDir),
 }
 
-impl Mender<'_> {
-    /// Adds the repositories that `.git` files and links lead to.
-    pub(super) fn git_files(&mut self) -> Result<()> {
-        let found = &self.listing.found;
-        let is_git = |found: &Found| {
-            split(&found.path).1 == b".git"
-                && match found.meta.kind {
-                    Kind::File | Kind::Symlink => true,
-                    // A copy of the folder of a worktree's state.
-                    Kind::Dir => self.top().stat(&joined(&found.path, b"commondir")).is_ok(),
-                    _ => false,
-                }
-        };
-        let files: Vec<usize> = (0..found.len()).filter(|at| is_git(&found[*at])).collect();
-        if files.is_empty() {
-            return Ok(());
-        }
-        let repositories = Members::of(found).repositories(self.top(), found);
-        let repositories = repositories.into_iter().collect();
-        let mut plans = Vec::new();
-        for index in files {
-            let path = self.listing.found[index].path.clone();
-            let found = self.listing.found[index].clone();
-            match self.leads(&found, &repositories) {
-                Leads::Right => {}
-                Leads::Nowhere(target) => self.ties.push(tie(TieKind::GitFile, &path, &target)),
-                Leads::Odd(target) => {
-                    self.ties.push(tie(TieKind::GitLeftOut, &path, &target));
-                    self.dropped.push(path);
-                }
-                Leads::To(git_dir) => plans.push((index, git_dir)),
+/// Adds the repositories that `.git` files and links lead to.
+pub(super) fn git_files(mender: &mut Mender<'_>) -> Result<()> {
+    let found = &mender.listing.found;
+    let is_git = |found: &Found| {
+        split(&found.path).1 == b".git"
+            && match found.meta.kind {
+                Kind::File | Kind::Symlink => true,
+                // A copy of the directory of a worktree's state.
+                Kind::Dir => mender.top().stat(&joined(&found.path, b"commondir")).is_ok(),
+                _ => false,
             }
-        }
-        let taken: HashSet<PathBuf> = plans.iter().map(|(_, git_dir)| git_dir.own.clone()).collect();
-        for (index, git_dir) in plans {
-            self.take_in(index, &git_dir, &taken)?;
-        }
-        Ok(())
+    };
+    let files: Vec<usize> = (0..found.len()).filter(|at| is_git(&found[*at])).collect();
+    if files.is_empty() {
+        return Ok(());
     }
-
-    fn leads(&mut self, found: &Found, repositories: &HashSet<Vec<u8>>) -> Leads {
-        let folder = self.top().shown(split(&found.path).0);
-        let (written, is_link) = if found.meta.kind == Kind::Dir {
-            (b".git".to_vec(), false)
-        } else if found.meta.kind == Kind::Symlink {
-            let Ok(target) = self.top().link(&found.path) else { return Leads::Right };
-            let Some(end) = canonical(&folder.join(as_path(&target))) else {
-                return Leads::Nowhere(resolved(&folder, as_path(&target)));
-            };
-            if end.is_dir() {
-                (target, true)
-            } else {
-                // The link leads to a `.git` file.
-                let text = Top::open(end.parent().unwrap_or(&end)).and_then(|top| {
-                    read(&top, end.file_name().unwrap_or_default().as_encoded_bytes(), MAX_FILE)
-                });
-                match text.ok().flatten().as_deref().and_then(git_file) {
-                    Some(to) => (to.to_vec(), true),
-                    None => return Leads::Right,
-                }
+    let repositories = Members::of(found).repositories(mender.top(), found);
+    let repositories = repositories.into_iter().collect();
+    let mut plans = Vec::new();
+    for index in files {
+        let path = mender.listing.found[index].path.clone();
+        let found = mender.listing.found[index].clone();
+        match leads(mender, &found, &repositories) {
+            Leads::Right => {}
+            Leads::Nowhere(target) => mender.ties.push(tie(TieKind::GitFile, &path, &target)),
+            Leads::Odd(target) => {
+                mender.ties.push(tie(TieKind::GitLeftOut, &path, &target));
+                mender.dropped.push(path);
             }
+            Leads::To(git_dir) => plans.push((index, git_dir)),
+        }
+    }
+    let taken: HashSet<PathBuf> = plans.iter().map(|(_, git_dir)| git_dir.own.clone()).collect();
+    for (index, git_dir) in plans {
+        take_in(mender, index, &git_dir, &taken)?;
+    }
+    Ok(())
+}
+
+fn leads(mender: &mut Mender<'_>, found: &Found, repositories: &HashSet<Vec<u8>>) -> Leads {
+    let folder = mender.top().shown(split(&found.path).0);
+    let (written, is_link) = if found.meta.kind == Kind::Dir {
+        (b".git".to_vec(), false)
+    } else if found.meta.kind == Kind::Symlink {
+        let Ok(target) = mender.top().link(&found.path) else { return Leads::Right };
+        let Some(end) = canonical(&folder.join(as_path(&target))) else {
+            return Leads::Nowhere(resolved(&folder, as_path(&target)));
+        };
+        if end.is_dir() {
+            (target, true)
         } else {
-            match found.text(self.top(), MAX_FILE).as_deref().and_then(git_file) {
-                Some(to) => (to.to_vec(), false),
+            // The link leads to a `.git` file.
+            let text = Top::open(end.parent().unwrap_or(&end))
+                .and_then(|top| read(&top, end.file_name().unwrap_or_default().as_encoded_bytes(), MAX_FILE));
+            match text.ok().flatten().as_deref().and_then(git_file) {
+                Some(to) => (to.to_vec(), true),
                 None => return Leads::Right,
             }
-        };
-        let written = as_path(&written);
-        let target = resolved(&folder, written);
-        let Some(own) = canonical(&folder.join(written)) else { return Leads::Nowhere(target) };
-        let Some(git_dir) = GitDir::at(own) else { return Leads::Odd(target) };
-        let inside = git_dir.own.strip_prefix(self.top().path()).ok();
-        let inside = inside.map(|path| path.as_os_str().as_encoded_bytes());
-        let is_right = written.is_relative()
-            && git_dir.own == git_dir.common
-            && self.place.holds(&target)
-            // A link may lead to its target through other links.
-            && (!is_link || target == git_dir.own)
-            && inside.is_some_and(|path| {
-                let in_worktrees = |folder: &Vec<u8>| {
-                    path != &**folder && is_at_or_below(path, &joined(folder, b"worktrees"))
-                };
-                repositories.contains(path) && !repositories.iter().any(in_worktrees)
-            });
-        if is_right {
-            Leads::Right
-        } else if self.may_take(&git_dir.own) && self.may_take(&git_dir.common) {
-            Leads::To(git_dir)
-        } else {
-            Leads::Odd(target)
         }
-    }
-
-    /// Replaces a `.git` file by the repository that it leads to. Repositories in `taken` are added at their own places.
-    fn take_in(&mut self, index: usize, git_dir: &GitDir, taken: &HashSet<PathBuf>) -> Result<()> {
-        let at = self.listing.found[index].path.clone();
-        let GitDir { own, common } = git_dir;
-        let mut all: BTreeMap<Vec<u8>, Found> = BTreeMap::new();
-        let is_taken = |folder: &Path, path: &[u8]| {
-            path.starts_with(b"modules/") && taken.contains(&folder.join(as_path(path)))
-        };
-        let is_worktree = own != common;
-        if is_worktree {
-            let unknown = Mutex::new(BTreeSet::new());
-            let is_shared = |path: &[u8]| is_shared(common, path, &unknown);
-            let copied = self.copy(&at, common, &is_shared)?;
-            all.extend(copied.into_iter().map(|found| (found.path.clone(), found)));
-            let unknown = unknown.into_inner();
-            if !unknown.is_empty() {
-                let names = unknown.into_iter().collect::<Vec<_>>().join(", ");
-                self.importing.report(format!(
-                    "{} is without {names} of {}",
-                    super::shown(&at),
-                    common.display()
-                ));
-            }
+    } else {
+        match found.text(mender.top(), MAX_FILE).as_deref().and_then(git_file) {
+            Some(to) => (to.to_vec(), false),
+            None => return Leads::Right,
         }
-        let wanted = |path: &[u8]| {
-            let is_mark = is_worktree && [&b"commondir"[..], b"gitdir", b"locked"].contains(&path);
-            !is_mark && path != b"worktrees" && !is_lock(path) && !is_taken(own, path)
-        };
-        let copied = self.copy(&at, own, &wanted)?;
-        all.extend(copied.into_iter().map(|found| (found.path.clone(), found)));
-        if let Some(standing) = self.importing.special.standing.as_ref().filter(|_| at == b".git") {
-            stand(&mut all, standing);
-        }
-        if self.listing.found[index].meta.kind == Kind::Dir {
-            self.replaced.push(at.clone());
-        }
-        if let Some(itself) = all.remove(&at) {
-            self.listing.found[index] = itself;
-        }
-        self.listing.found.extend(all.into_values());
-        let kind = if is_worktree { MendedKind::Worktree } else { MendedKind::GitFile };
-        self.mended(kind, &at, common);
-        self.whole.insert(at);
-        Ok(())
+    };
+    let written = as_path(&written);
+    let target = resolved(&folder, written);
+    let Some(own) = canonical(&folder.join(written)) else { return Leads::Nowhere(target) };
+    let Some(git_dir) = GitDir::at(own) else { return Leads::Odd(target) };
+    let inside = git_dir.own.strip_prefix(mender.top().path()).ok();
+    let inside = inside.map(|path| path.as_os_str().as_encoded_bytes());
+    let is_right = written.is_relative()
+        && git_dir.own == git_dir.common
+        && mender.place.holds(&target)
+        // A link may lead to its target through other links.
+        && (!is_link || target == git_dir.own)
+        && inside.is_some_and(|path| {
+            let in_worktrees = |folder: &Vec<u8>| {
+                path != &**folder && is_at_or_below(path, &joined(folder, b"worktrees"))
+            };
+            repositories.contains(path) && !repositories.iter().any(in_worktrees)
+        });
+    if is_right {
+        Leads::Right
+    } else if mender.may_take(&git_dir.own) && mender.may_take(&git_dir.common) {
+        Leads::To(git_dir)
+    } else {
+        Leads::Odd(target)
     }
 }
 
+/// Replaces a `.git` file by the repository that it leads to. Repositories in `taken` are added at their own places.
+fn take_in(mender: &mut Mender<'_>, index: usize, git_dir: &GitDir, taken: &HashSet<PathBuf>) -> Result<()> {
+    let at = mender.listing.found[index].path.clone();
+    let GitDir { own, common } = git_dir;
+    let mut all: BTreeMap<Vec<u8>, Found> = BTreeMap::new();
+    let is_taken = |folder: &Path, path: &[u8]| {
+        path.starts_with(b"modules/") && taken.contains(&folder.join(as_path(path)))
+    };
+    let is_worktree = own != common;
+    if is_worktree {
+        let unknown = Mutex::new(BTreeSet::new());
+        let is_shared = |path: &[u8]| is_shared(common, path, &unknown);
+        let copied = mender.copy(&at, common, &is_shared)?;
+        all.extend(copied.into_iter().map(|found| (found.path.clone(), found)));
+        let unknown = unknown.into_inner();
+        if !unknown.is_empty() {
+            let names = unknown.into_iter().collect::<Vec<_>>().join(", ");
+            mender.importing.report(format!("{} is without {names} of {}", shown(&at), common.display()));
+        }
+    }
+    let wanted = |path: &[u8]| {
+        let is_mark = is_worktree && [&b"commondir"[..], b"gitdir", b"locked"].contains(&path);
+        !is_mark && path != b"worktrees" && !is_lock(path) && !is_taken(own, path)
+    };
+    let copied = mender.copy(&at, own, &wanted)?;
+    all.extend(copied.into_iter().map(|found| (found.path.clone(), found)));
+    if let Some(standing) = mender.importing.special.standing.as_ref().filter(|_| at == b".git") {
+        stand(&mut all, standing);
+    }
+    if mender.listing.found[index].meta.kind == Kind::Dir {
+        mender.replaced.push(at.clone());
+    }
+    if let Some(itself) = all.remove(&at) {
+        mender.listing.found[index] = itself;
+    }
+    mender.listing.found.extend(all.into_values());
+    let kind = if is_worktree { MendedKind::Worktree } else { MendedKind::GitFile };
+    mender.mended(kind, &at, common);
+    mender.whole.insert(at);
+    Ok(())
+}
 /// Gives a repository another state, and removes traces of unfinished operations.
 fn stand(all: &mut BTreeMap<Vec<u8>, Found>, standing: &Standing) {
     let is_state = |path: &[u8]| {
@@ -262,7 +247,7 @@ impl GitDir {
     }
 }
 
-/// Whether the image of a worktree gets this path of the folder that all worktrees share. Adds names that git does not use to
+/// Whether the image of a worktree gets this path of the directory that all worktrees share. Adds names that git does not use to
 /// `unknown`.
 fn is_shared(common: &Path, path: &[u8], unknown: &Mutex<BTreeSet<String>>) -> bool {
     let first = path.split(|b| *b == b'/').next().unwrap_or_default();
@@ -282,13 +267,13 @@ fn is_shared(common: &Path, path: &[u8], unknown: &Mutex<BTreeSet<String>>) -> b
     if is_own {
         return false;
     }
-    // The folder of a bare repository may also contain its worktrees and other files.
+    // The directory of a bare repository may also contain its worktrees and other files.
     if common.join(as_path(path)).join(".git").exists() {
         return false;
     }
     let is_wanted = common.ends_with(".git");
     if !is_wanted {
-        unknown.lock().insert(super::shown(first));
+        unknown.lock().insert(shown(first));
     }
     is_wanted
 }
