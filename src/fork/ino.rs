@@ -75,9 +75,13 @@ pub(super) struct Intern {
     from: Option<Arc<Intern>>,
 }
 
-/// Numbers are hashes already.
+/// Hashes the keys of a fork's maps: numbers of files, which are hashes already, and numbers of base entries, which pfimg
+/// assigns in order. No program chooses them freely, so a hash that resists chosen keys is not necessary.
 #[derive(Default)]
-struct Hashed(u64);
+pub(super) struct Hashed(u64);
+
+/// Makes [`Hashed`] for a map.
+pub(super) type Hashes = BuildHasherDefault<Hashed>;
 
 impl Hasher for Hashed {
     fn finish(&self) -> u64 {
@@ -89,15 +93,21 @@ impl Hasher for Hashed {
     }
 
     fn write_u64(&mut self, ino: u64) {
-        self.0 = ino.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let hash = ino.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        // Maps use both ends of a hash.
+        self.0 = hash ^ (hash >> 32);
+    }
+
+    fn write_u32(&mut self, node: u32) {
+        self.write_u64(u64::from(node));
     }
 }
 
 #[derive(Debug, Default)]
 struct Maps {
-    nodes: HashMap<Ino, NodeId, BuildHasherDefault<Hashed>>,
+    nodes: HashMap<Ino, NodeId, Hashes>,
     /// Entries whose first number was taken.
-    odd: HashMap<NodeId, Ino>,
+    odd: HashMap<NodeId, Ino, Hashes>,
 }
 
 impl Intern {

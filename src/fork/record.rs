@@ -202,7 +202,7 @@ impl Record {
     }
 }
 
-/// Writes a record's payload. `numbers` gives files their numbers, `floor` is that of the changed file. Bytes
+/// Appends a record's payload to `out`. `numbers` gives files their numbers, `floor` is that of the changed file. Bytes
 /// to be written into the journal become pieces of it: the payload will start at `start` of `generation`.
 pub(super) fn encode(
     record: &mut Record,
@@ -210,8 +210,10 @@ pub(super) fn encode(
     floor: u64,
     start: u64,
     generation: &Arc<Generation>,
-) -> Vec<u8> {
-    let mut out = Out(Vec::new());
+    out: &mut Vec<u8>,
+) {
+    let begin = out.len();
+    let mut out = Out(out);
     match record {
         Record::Create(create) => out.create(create, numbers),
         Record::Whiteout(Whiteout { to, new_name, device }) => {
@@ -243,7 +245,7 @@ pub(super) fn encode(
                 match &part.from {
                     From::Bytes(bytes) => {
                         out.num(0);
-                        let off = start + out.0.len() as u64;
+                        let off = start + (out.0.len() - begin) as u64;
                         out.0.extend_from_slice(bytes);
                         part.from = From::There(off, Src::Journal(generation.clone()));
                     }
@@ -267,14 +269,11 @@ pub(super) fn encode(
             out.bytes(value.as_deref().unwrap_or_default()).time(*time);
         }
     }
-    out.0
 }
 
-/// Writes the payload that gives a file its number.
-pub(super) fn encode_bind(number: u64, path: &[u8]) -> Vec<u8> {
-    let mut out = Out(Vec::new());
-    out.num(number).bytes(path);
-    out.0
+/// Appends the payload that gives a file its number to `out`.
+pub(super) fn encode_bind(number: u64, path: &[u8], out: &mut Vec<u8>) {
+    Out(out).num(number).bytes(path);
 }
 
 /// Reads the payload that gives a file its number.
@@ -464,9 +463,9 @@ fn number_kind(number: u64) -> Option<Kind> {
 }
 
 /// Numbers are LEB128, byte strings have their length before them, times are 8 bytes little-endian.
-struct Out(Vec<u8>);
+struct Out<'a>(&'a mut Vec<u8>);
 
-impl Out {
+impl Out<'_> {
     fn num(&mut self, mut number: u64) -> &mut Self {
         while number >= 0x80 {
             self.0.push(number as u8 | 0x80);

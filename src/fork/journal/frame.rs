@@ -14,15 +14,25 @@ fn checksum(id: GenId, offset: u64, rest: &[u8]) -> u32 {
     crc32c::crc32c_append(crc, rest)
 }
 
-pub(super) fn put_frame(out: &mut Vec<u8>, id: GenId, offset: u64, seq: u64, kind: u8, payload: &[u8]) {
+/// Appends record `seq` to `out`, for `offset` in the journal. `put` appends its payload, which lies in no other buffer
+/// before. Returns the payload's length, which must be at most [`MAX_PAYLOAD`].
+pub(super) fn put_frame(
+    out: &mut Vec<u8>,
+    id: GenId,
+    offset: u64,
+    (seq, kind): (u64, u8),
+    put: impl FnOnce(&mut Vec<u8>),
+) -> usize {
     let start = out.len();
-    out.extend_from_slice(&[0; 4]);
-    out.extend_from_slice(&(payload.len() as u32).to_le_bytes());
+    out.extend_from_slice(&[0; 8]);
     out.extend_from_slice(&seq.to_le_bytes());
     out.push(kind);
-    out.extend_from_slice(payload);
+    put(out);
+    let len = out.len() - start - FRAME;
+    out[start + 4..start + 8].copy_from_slice(&(len as u32).to_le_bytes());
     let crc = checksum(id, offset, &out[start + 4..]);
     out[start..start + 4].copy_from_slice(&crc.to_le_bytes());
+    len
 }
 
 /// A record in a journal, not yet decoded.

@@ -8,7 +8,7 @@ use super::frame::{FRAME, MAX_PAYLOAD, put_frame};
 use super::header::HEADER;
 use crate::error::{Error, ErrorKind, Posix, Result};
 use crate::fork::disk::{DataFile, GenId, Generation};
-use crate::fork::ino::Ino;
+use crate::fork::ino::{Hashes, Ino};
 use crate::fork::record::{self, Record};
 use crate::fork::state::State;
 
@@ -20,7 +20,7 @@ pub(in crate::fork) struct Writer {
     pub(in crate::fork) end: u64,
     pub(in crate::fork) seq: u64,
     /// Files that have a number in this generation.
-    pub(in crate::fork) numbers: HashMap<Ino, u64>,
+    pub(in crate::fork) numbers: HashMap<Ino, u64, Hashes>,
     pub(in crate::fork) next_number: u64,
     /// Why nothing more can be written.
     pub(in crate::fork) broken: Option<String>,
@@ -33,7 +33,12 @@ pub(in crate::fork) struct Writer {
     reserved: u64,
     /// Journal bytes that are reserved for writes into space of fallocate(2).
     promised: u64,
+    /// Memory for the next record, kept for the one after it.
+    buffer: Vec<u8>,
 }
+
+/// The most memory that is kept for the next record: a write's content and more.
+const KEPT: usize = 128 << 10;
 
 /// Journal space is reserved in steps of this many bytes.
 const RESERVE: u64 = 16 << 10;
@@ -44,7 +49,7 @@ impl Writer {
             generation,
             end: HEADER as u64,
             seq: 1,
-            numbers: HashMap::new(),
+            numbers: HashMap::default(),
             next_number: 1,
             broken: None,
             leaving: false,
@@ -52,6 +57,7 @@ impl Writer {
             copied: HashMap::new(),
             reserved: 0,
             promised: 0,
+            buffer: Vec::new(),
         }
     }
 
@@ -100,7 +106,8 @@ impl Writer {
     pub(in crate::fork) fn commit(&mut self, state: &State, record: &mut Record, floor: u64) -> Result<()> {
         self.check()?;
         let id = self.generation.id;
-        let mut out = Vec::new();
+        let mut out = std::mem::take(&mut self.buffer);
+        out.clear();
         let mut seq = self.seq;
         let mut next = self.next_number;
         let mut new: Vec<(Ino, u64)> = Vec::new();
@@ -111,9 +118,10 @@ impl Writer {
             let path = state.path(ino).ok_or_else(|| {
                 Error::new(ErrorKind::Posix(Posix::Stale), "the fork no longer has the file")
             })?;
-            let payload = record::encode_bind(next, &path);
             let offset = self.end + out.len() as u64;
-            put_frame(&mut out, id, offset, seq, record::kind::BIND, &payload);
+            put_frame(&mut out, id, offset, (seq, record::kind::BIND), |out| {
+                record::encode_bind(next, &path, out);
+            });
             new.push((ino, next));
             (seq, next) = (seq + 1, next + 1);
         }
@@ -128,16 +136,21 @@ impl Writer {
             known.or_else(|| self.numbers.get(&ino).copied()).unwrap_or(0)
         };
         let kind = record.kind();
-        let payload = record::encode(record, &numbers, floor, offset + FRAME as u64, &self.generation);
-        if payload.len() > MAX_PAYLOAD as usize {
+        let (start, generation) = (offset + FRAME as u64, &self.generation);
+        let len = put_frame(&mut out, id, offset, (seq, kind), |out| {
+            record::encode(record, &numbers, floor, start, generation, out);
+        });
+        if len > MAX_PAYLOAD as usize {
             return Err(Error::new(
                 ErrorKind::InvalidInput,
                 "the operation is larger than a record of the journal can be",
             ));
         }
-        put_frame(&mut out, id, offset, seq, kind, &payload);
         self.write(&out)?;
         self.end += out.len() as u64;
+        if out.capacity() <= KEPT {
+            self.buffer = out;
+        }
         self.seq = seq + 1;
         self.next_number = next;
         self.numbers.extend(new);

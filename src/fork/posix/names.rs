@@ -251,6 +251,8 @@ impl Files {
                 None => mode &= !umask,
             }
         }
+        // A map that nothing else holds is changed in place.
+        drop(folder);
         let time = self.core.now();
         let rdev = if matches!(new.kind, Kind::Chardev | Kind::Blockdev) { new.rdev } else { 0 };
         live.commit(Record::Create(Create {
@@ -290,6 +292,7 @@ impl Files {
         if inode.links.len() >= MAX_LINKS {
             return Err(posix(Posix::TooManyLinks, "the file already has the maximum number of names"));
         }
+        drop(inode);
         live.commit(Record::Link { ino, parent, name: name.to_vec(), time: self.core.now() })?;
         attr(&live, ino)
     }
@@ -308,6 +311,7 @@ impl Files {
             if self.guarded() {
                 policy::may_unlink(ino, &inode)?;
             }
+            drop(inode);
             if is_record(parent, name) {
                 live.hide(parent, name, ino, self.core.now())?;
             } else {
@@ -338,6 +342,7 @@ impl Files {
             live.hide(parent, name, ino, self.core.now())?;
             return Ok(ino);
         }
+        drop(inode);
         live.commit(Record::Remove { parent, name: name.to_vec(), time: self.core.now() })?;
         Ok(ino)
     }
@@ -416,6 +421,7 @@ impl Files {
             }
             _ => Record::Rename { from, name, to, new_name, exchange, time },
         };
+        drop((inode, other));
         live.commit(record)?;
         Ok(target.filter(|target| live.orphans.contains_key(target)))
     }

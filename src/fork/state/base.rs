@@ -3,15 +3,19 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use imbl::HashMap as PMap;
+use imbl::GenericHashMap;
+use imbl::shared_ptr::DefaultSharedPtr;
 
 use crate::digest::Digest;
 use crate::fork::frame::FOLDER_MODE;
-use crate::fork::ino::Ino;
+use crate::fork::ino::{Hashes, Ino};
 use crate::fork::inode::{Body, Dir, Guard, Inode, Name};
 use crate::fork::owners::{Given, Owners};
 use crate::fork::reader::BaseTimes;
 use crate::tree::{NodeId, NodeTimes, Tree};
+
+/// A persistent map: a clone shares its nodes.
+pub(in crate::fork) type PMap<K, V> = GenericHashMap<K, V, Hashes, DefaultSharedPtr>;
 
 /// The initial tree of a fork. One for each image, shared by its forks.
 pub(in crate::fork) struct Base {
@@ -51,7 +55,7 @@ pub(super) fn folder(links: Vec<(Ino, Name)>, base: Option<NodeId>) -> Inode {
 impl Base {
     /// The initial tree of a fork of nothing: an empty folder, made at a moment.
     pub(in crate::fork) fn empty(owners: Owners, created_ns: i64) -> Self {
-        let nodes = PMap::unit(Ino::TOP, Arc::new(folder(Vec::new(), None)));
+        let nodes = PMap::from_iter([(Ino::TOP, Arc::new(folder(Vec::new(), None)))]);
         Self {
             image: None,
             tree: Arc::new(Tree::empty()),
@@ -59,7 +63,7 @@ impl Base {
             owners,
             times: BaseTimes { created_ns, nodes: Arc::new(NodeTimes::all(created_ns)) },
             nodes,
-            by_base: PMap::new(),
+            by_base: PMap::default(),
         }
     }
 

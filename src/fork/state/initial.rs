@@ -3,9 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use imbl::HashMap as PMap;
-
-use super::base::{Base, folder};
+use super::base::{Base, PMap, folder};
 use super::tree::State;
 use crate::digest::Digest;
 use crate::fork::frame::FOLDERS;
@@ -67,8 +65,8 @@ pub(in crate::fork) fn base_of(
         groups: shared.groups.clone(),
         owners: shared.owners.clone(),
         times: shared.times.clone(),
-        nodes: PMap::new(),
-        by_base: PMap::new(),
+        nodes: PMap::default(),
+        by_base: PMap::default(),
     });
     (base.nodes, base.by_base) = (nodes, by_base);
     base

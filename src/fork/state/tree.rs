@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use imbl::{HashMap as PMap, OrdMap};
+use imbl::OrdMap;
 
-use super::base::Base;
+use super::base::{Base, PMap};
 use crate::fork::frame::{Folder, Frame};
 use crate::fork::ino::{Ino, Intern};
 use crate::fork::inode::{Attr, Body, Content, Dir, Guard, Inode, Name, Slot};
