@@ -58,7 +58,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::store::Store;
 use crate::util::limits;
 
-/// Gives an agent a writable copy of a project, shows its changes, and applies or undoes them.
+/// Runs agents in writable copies of a project, shows their changes, and applies or undoes them.
 #[derive(Debug, Parser)]
 #[command(name = "pfimg", version, max_term_width = 100, subcommand_required = true)]
 struct Cli {
@@ -68,12 +68,15 @@ struct Cli {
     command: Command,
 }
 
+/// The place of an option in a help that lists it after the options of the command.
+const LAST: usize = 900;
+
 /// The store that a command works on.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct StoreArg {
     /// The store's directory [default: ~/.processfork]
     // An empty value counts as unset.
-    #[arg(long = "store", global = true, env = "PF_STORE", value_name = "DIR", value_parser = OsStringValueParser::new())]
+    #[arg(long = "store", global = true, env = "PF_STORE", value_name = "DIR", value_parser = OsStringValueParser::new(), display_order = LAST)]
     path: Option<OsString>,
 }
 

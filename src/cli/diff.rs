@@ -33,19 +33,20 @@ const ATTEMPTS: usize = 3;
 /// Output is held back up to this number of bytes, so that the comparison can start again until then.
 const KEPT: usize = 4 << 20;
 
-/// List the paths that differ between two forks, images or directories. Letters: A added, D deleted, M other
-/// content, T another kind of file, P other permissions, owner or attributes. Times are not compared.
+/// List the changes of a fork, or between two forks, images or directories. Letters: A added, D deleted, M
+/// other content, T another kind of file, P other permissions, owner or attributes. Times are not compared.
 ///
-/// Without TO, pfimg compares a fork with the image that it was made of, and an image with its first parent. It
-/// compares a directory with its last import. A DIR has a slash or is `.`. `.` is the project around the current
-/// directory, or the fork that holds it.
+/// Without TO, pfimg compares a fork with the image that it was made of, an image with its first parent, and
+/// a directory with its last import. The name of a directory contains a slash or is `.`: the project or fork
+/// around the current directory.
 #[derive(Debug, Args)]
 #[allow(clippy::struct_excessive_bools)] // each is an option
 pub(crate) struct DiffArgs {
-    /// A fork, an image (tag, prefix, sha256:…, latest, FORK@SEAL), or a DIR
+    /// A fork, a seal of it (FORK@SEAL), a directory, or an image: its tag, the first digits of its id, or
+    /// latest
     #[arg(value_name = "FROM")]
     from: String,
-    /// The other side of the comparison
+    /// The other side of the comparison, in the same forms
     #[arg(value_name = "TO")]
     to: Option<String>,
     /// Compare only these paths, relative to the current directory in the project or fork; `*` also matches
@@ -64,7 +65,7 @@ pub(crate) struct DiffArgs {
     /// List everything in directories that only one side has
     #[arg(short, long)]
     recursive: bool,
-    /// Compare all layers, with paths such as world/fs/README, and `.git` too
+    /// Compare all parts of images, with paths such as world/fs/README, and `.git` too
     #[arg(long, conflicts_with_all = ["patch", "stat"])]
     layers: bool,
     /// Exit with 1 if there is a difference

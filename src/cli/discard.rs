@@ -27,11 +27,11 @@ use crate::store::Store;
 use crate::util::parallel::default_jobs;
 use crate::util::units::format_bytes;
 
-/// Discard forks. A fork with unsealed work stays, unless --force is given.
+/// Discard forks, with everything in them. A fork with unsealed changes stays, unless --force is given.
 #[derive(Debug, Args)]
 #[allow(clippy::struct_excessive_bools)]
 pub(crate) struct DiscardArgs {
-    /// Names of forks, or patterns: 'try-*', try-{1..4}
+    /// Names of forks, or patterns: 'try-*', 'try-{1..4}'
     #[arg(value_name = "NAME", required_unless_present = "all")]
     names: Vec<String>,
     /// Discard every fork
@@ -40,7 +40,7 @@ pub(crate) struct DiscardArgs {
     /// Remove the forks' seals too, except those that a tag, another fork or another image needs
     #[arg(long)]
     seals: bool,
-    /// Discard forks with unsealed work too
+    /// Discard forks with unsealed changes too
     #[arg(long)]
     force: bool,
     /// Print JSON

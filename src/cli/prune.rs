@@ -19,7 +19,7 @@ use crate::store::Store;
 /// The most images in one line of the log.
 pub(crate) const IN_A_LINE: usize = 100;
 
-/// Remove old seals of forks that no --keep rule selects.
+/// Remove old seals of forks, except those that --keep rules select.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Always kept: tagged images, images that forks rest on, and images that are not seals of forks. With --all, the rules\n\

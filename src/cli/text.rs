@@ -53,7 +53,11 @@ pub(crate) fn plain_bytes(name: &[u8], max: usize) -> String {
 
 /// Counts in words: `1 image`, `2 images`.
 pub(crate) fn count(number: u64, noun: &str) -> String {
-    format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
+    match noun.strip_suffix("y") {
+        _ if number == 1 => format!("{number} {noun}"),
+        Some(stem) if !stem.ends_with(['a', 'e', 'o', 'u']) => format!("{number} {stem}ies"),
+        _ => format!("{number} {noun}s"),
+    }
 }
 
 /// Lays out rows in columns two blanks apart, under a header. Widths are cells of a terminal: East Asian letters
@@ -111,6 +115,10 @@ mod tests {
         assert_eq!(
             [count(0, "image"), count(1, "image"), count(2, "image")],
             ["0 images", "1 image", "2 images"]
+        );
+        assert_eq!(
+            [count(2, "directory"), count(1, "directory"), count(3, "day")],
+            ["2 directories", "1 directory", "3 days"]
         );
     }
 }
