@@ -15,7 +15,7 @@ use super::StoreArg;
 use super::audit;
 use super::envelope::print_json;
 use super::progress::Bar;
-use super::text::{count, plain};
+use super::text::{count, count_directories, plain};
 use crate::daemon::forks;
 use crate::digest::Digest;
 use crate::error::{Error, Exit, Result};
@@ -103,7 +103,7 @@ fn summary(report: &Report) -> String {
     format!(
         "exported {} in {}, {}{damaged}",
         count(report.files, "file"),
-        count(report.folders, "directory"),
+        count_directories(report.folders),
         format_bytes(report.bytes)
     )
 }

@@ -11,7 +11,7 @@ use super::StoreArg;
 use super::envelope::print_json;
 use super::images::tags;
 use super::secret::operator_secret;
-use super::text::{count, plain, print};
+use super::text::{count, count_directories, plain, print};
 use crate::daemon::forks;
 use crate::digest::Digest;
 use crate::error::{Exit, Result};
@@ -173,7 +173,7 @@ fn tree(tree: &TreeBrief) -> String {
     let mut text = format!(
         "{}, {}, {}",
         count(tree.files, "file"),
-        count(tree.folders, "directory"),
+        count_directories(tree.folders),
         count(tree.symlinks, "symlink")
     );
     if tree.specials > 0 {

@@ -53,11 +53,12 @@ pub(crate) fn plain_bytes(name: &[u8], max: usize) -> String {
 
 /// Counts in words: `1 image`, `2 images`.
 pub(crate) fn count(number: u64, noun: &str) -> String {
-    match noun.strip_suffix("y") {
-        _ if number == 1 => format!("{number} {noun}"),
-        Some(stem) if !stem.ends_with(['a', 'e', 'o', 'u']) => format!("{number} {stem}ies"),
-        _ => format!("{number} {noun}s"),
-    }
+    format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
+}
+
+/// Counts directories in words.
+pub(crate) fn count_directories(number: u64) -> String {
+    if number == 1 { "1 directory".to_owned() } else { format!("{number} directories") }
 }
 
 /// Lays out rows in columns two blanks apart, under a header. Widths are cells of a terminal: East Asian letters
@@ -116,9 +117,6 @@ mod tests {
             [count(0, "image"), count(1, "image"), count(2, "image")],
             ["0 images", "1 image", "2 images"]
         );
-        assert_eq!(
-            [count(2, "directory"), count(1, "directory"), count(3, "day")],
-            ["2 directories", "1 directory", "3 days"]
-        );
+        assert_eq!([count_directories(1), count_directories(2)], ["1 directory", "2 directories"]);
     }
 }

@@ -68,6 +68,8 @@ pub struct Outcome {
     pub edits: Option<Digest>,
     /// The branch that was moved, or why it was not.
     pub branch: Option<(String, Result<(), String>)>,
+    /// Whether the apply made that branch, so that taking it back removes the branch.
+    pub branch_is_new: bool,
 }
 
 /// A directory that one program works on.
@@ -310,6 +312,7 @@ pub fn finish(store: &Store, dir: &Path, hooks: &dyn Hooks) -> Result<Outcome> {
         let what = format!("no apply to {} was interrupted", held.top.path().display());
         return Err(Error::new(ErrorKind::NotFound, what)
             .with_path(dir)
+        branch_is_new: apply.branch.as_ref().is_some_and(|branch| branch.old.is_none()),
             .with_hint("undo a finished apply with `pfimg apply --undo DIR`"));
     };
     let way = if apply.state == State::Writing { Way::Forward } else { Way::Back };
