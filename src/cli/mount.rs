@@ -27,6 +27,7 @@ use super::own::OwnMount;
 use super::secret::SecretArg;
 use super::sharing::tell_if_open;
 use super::status::read_status;
+use crate::daemon::dirs::default_log;
 pub(crate) use crate::daemon::dirs::{cache_dir as default_cache_dir, state_dir as default_state_dir};
 use crate::daemon::{Builder, MountedStore, Numbering, SealPolicy, Stopper};
 use crate::error::{Error, ErrorKind, Result};
@@ -375,13 +376,6 @@ fn log(args: &MountArgs, mountpoint: &Path) -> Result<Option<(PathBuf, File)>> {
             Ok(None)
         }
     }
-}
-
-fn default_log(mountpoint: &Path) -> PathBuf {
-    let name = mountpoint.to_string_lossy().trim_matches('/').replace('/', "-");
-    // Long paths differ at their ends.
-    let start = name.char_indices().rev().nth(150).map_or(0, |(at, _)| at);
-    default_state_dir().join(format!("{}.log", &name[start..]))
 }
 
 fn open_log(path: &Path) -> Result<File> {

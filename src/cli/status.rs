@@ -14,6 +14,7 @@ use super::envelope::print_json;
 use super::holder::{elsewhere, explain_nothing_mounted};
 use super::text::{count, plain, print};
 use crate::control::{MountInfo, Refusal};
+use crate::daemon::dirs::log_of;
 use crate::error::{Error, ErrorKind, Result};
 use crate::mount::mountinfo::holding;
 use crate::mount::mountinfo::{Mounted, mounts};
@@ -79,12 +80,20 @@ struct Silent {
     store: PathBuf,
     /// The daemon, if only one process can be it.
     pid: Option<u32>,
+    /// The log of the daemon, if it logs to the default file.
+    #[serde(serialize_with = "lossy_option")]
+    log: Option<PathBuf>,
     /// Why there is no status.
     error: String,
 }
 
 fn lossy<S: serde::Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(&path.to_string_lossy())
+}
+
+#[allow(clippy::ref_option)]
+fn lossy_option<S: serde::Serializer>(path: &Option<PathBuf>, serializer: S) -> Result<S::Ok, S::Error> {
+    path.as_ref().map(|path| path.to_string_lossy()).serialize(serializer)
 }
 
 /// What `--json` lists.
@@ -120,8 +129,17 @@ fn status(folder: &Path, answer: Answer) -> Result<Status> {
         Answer::None => return Err(unanswered(folder)),
         Answer::Failed(e) => {
             return Err(match e.raw_os_error() {
-                _ if silent::has_ended(&e) => Error::io(e, format!("the daemon of {shown} has ended"))
-                    .with_hint("clear it with `pfimg umount`, or by the next `pfimg mount` there"),
+                _ if silent::has_ended(&e) => {
+                    let ended = Error::io(e, format!("the daemon of {shown} has ended"));
+                    match log_of(folder) {
+                        Some(log) => ended.with_hint(format!(
+                            "read its log, {}; clear the mount with `pfimg umount`, or by the next `pfimg mount` there",
+                            log.display()
+                        )),
+                        None => ended
+                            .with_hint("clear the mount with `pfimg umount`, or by the next `pfimg mount` there"),
+                    }
+                }
                 Some(libc::ENOENT | libc::ENOTDIR) => {
                     Error::new(ErrorKind::NotFound, format!("no store is mounted at {shown}"))
                 }
@@ -174,7 +192,8 @@ pub(crate) fn run(store: &StoreArg, args: &StatusArgs) -> Result<ExitCode> {
                 eprintln!("pfimg: {error}");
                 let pid = Daemon::serving(mounted).map(|daemon| daemon.pid);
                 let (mountpoint, store) = (mounted.path.clone(), mounted.source.clone());
-                silent.push(Silent { mountpoint, store, pid, error: error.to_string() });
+                let log = log_of(&mountpoint);
+                silent.push(Silent { mountpoint, store, pid, log, error: error.to_string() });
             }
             Err(_) => foreign += 1,
         }
