@@ -23,6 +23,7 @@ use crate::fork::About;
 use crate::fork::beside::{self, OnDisk};
 use crate::ops::back::Request;
 use crate::sandbox::{self, CANNOT_RUN, NO_COMMAND, Outcome};
+use crate::ops::line::Line;
 
 /// The exit code after a timeout, as in timeout(1).
 pub(super) const TIMED_OUT: u8 = 124;
@@ -107,7 +108,11 @@ pub(super) fn run(runs: &Runs, args: &RunArgs) -> Result<u8> {
             sandbox::tell(&format_args!("sealed {} as {tag} ({})", fork.name, &image.hex()[..12]));
         }
         if !is_gone {
-            sandbox::say(&next(runs, &fork.name));
+            if is_changed(runs, &fork.name, &record) {
+                sandbox::say(&next(runs, &fork.name));
+            } else if is_there(runs, &fork.name) {
+                sandbox::say(&next_if_unchanged(runs, &[&fork.name]));
+            }
         } else if !args.rm {
             sandbox::tell(&format_args!("discarded fork {:?}: its command could not be started", fork.name));
         }
@@ -267,6 +272,29 @@ fn changes(runs: &Runs, fork: &Fork, before: Option<Before>) -> Result<Option<Ch
 }
 
 /// Returns the two commands that the user probably needs next.
+/// Returns whether a fork exists; another program may have discarded it.
+pub(super) fn is_there(runs: &Runs, fork: &str) -> bool {
+    OnDisk::read(runs.store.root(), fork).is_ok()
+}
+
+/// Returns whether a fork exists and may have changes: of this run, or of earlier ones.
+pub(super) fn is_changed(runs: &Runs, fork: &str, record: &Record) -> bool {
+    let Ok(now) = OnDisk::read(runs.store.root(), fork) else { return false };
+    let is_as_made = |line: Line| now.is_untouched && now.base == line.origin();
+    has_counts(record) || !Line::of_name(&runs.store, fork).is_ok_and(is_as_made)
+}
+
+/// Returns whether a run itself changed something, as far as that is known.
+pub(super) fn has_counts(record: &Record) -> bool {
+    [record.added, record.changed, record.deleted, record.commits].into_iter().flatten().any(|n| n > 0)
+}
+
+/// Returns the command that removes forks without changes.
+pub(super) fn next_if_unchanged(runs: &Runs, forks: &[&str]) -> String {
+    let names: Vec<String> = forks.iter().map(|fork| plain(fork, usize::MAX)).collect();
+    format!("next:  pfimg{} discard {}", runs.store_words, names.join(" "))
+}
+
 pub(super) fn next(runs: &Runs, fork: &str) -> String {
     let (words, fork) = (&runs.store_words, plain(fork, usize::MAX));
     format!("next:  pfimg{words} diff {fork} -p      pfimg{words} apply {fork}")
