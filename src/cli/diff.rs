@@ -19,8 +19,8 @@ use self::sides::{Name, Side, Sides, Standing};
 use super::StoreArg;
 use super::envelope::print_json;
 use super::pager::{self, Output, When};
-use super::run::{Commits, MAX_LOG};
-use super::text::count;
+use super::run::{Commit, Commits, MAX_LOG, Made};
+use super::text::{count, plain};
 use crate::error::{Error, ErrorKind, Exit, Result};
 use crate::fork::{Compare, Difference, How, compare_where};
 use crate::store::Store;
@@ -83,6 +83,11 @@ pub(crate) struct DiffArgs {
     json: bool,
 }
 
+/// The most commits that are listed, and the most characters of an id and of a subject.
+const MOST_COMMITS: usize = 10;
+const SHORT_COMMIT: usize = 7;
+const MOST_SUBJECT: usize = 90;
+
 /// Two sides and their differences.
 struct Compared {
     from: Side,
@@ -91,7 +96,7 @@ struct Compared {
     /// The differences, listed in full.
     found: Vec<Difference>,
     /// Commits that only the second side has.
-    commits: Option<u64>,
+    commits: Option<Made>,
 }
 
 pub(crate) fn run(store: &StoreArg, args: &DiffArgs) -> Result<ExitCode> {
@@ -122,6 +127,7 @@ fn compare_and_print(store: &Arc<Store>, args: &DiffArgs, written: &mut bool) ->
     } else {
         let last = compared.print(args, written)?;
         eprintln!("pfimg: {} → {}: {last}", compared.from.label, compared.to.label);
+        compared.commits.iter().for_each(list_commits);
     }
     Ok(if differ { Exit::Differs.into() } else { ExitCode::SUCCESS })
 }
@@ -222,9 +228,9 @@ impl Compared {
     }
 
     fn with_commits(&self, summary: String) -> String {
-        match self.commits {
-            Some(commits) if commits > 0 => format!("{summary}, {}", count(commits, "commit")),
-            _ => summary,
+        match self.commits.as_ref().map_or(0, |made| made.number) {
+            0 => summary,
+            number => format!("{summary}, {}", count(number, "commit")),
         }
     }
 
@@ -254,7 +260,8 @@ impl Compared {
         Ok(Shown {
             from: &self.from.name,
             to: &self.to.name,
-            commits: self.commits,
+            commits: self.commits.as_ref().map(|made| made.number),
+            commit_list: self.commits.as_ref().map(|made| made.listed.iter().take(MOST_COMMITS).collect()),
             entries: self.listed(args).iter().map(|found| Row::of(found, &self.limits)).collect(),
             stat,
             patch,
@@ -296,8 +303,18 @@ impl Writer {
     }
 }
 
-/// Returns how many commits only the second side has. A directory's repository is not read.
-fn commits(from: &Side, to: &Side) -> Option<u64> {
+/// Lists commits, one line each.
+fn list_commits(made: &Made) {
+    for Commit { id, subject } in made.listed.iter().take(MOST_COMMITS) {
+        eprintln!("       {}  {}", id.get(..SHORT_COMMIT).unwrap_or(id), plain(subject, MOST_SUBJECT));
+    }
+    if let more @ 1.. = made.listed.len().saturating_sub(MOST_COMMITS) {
+        eprintln!("       and {} before these", count(more as u64, "commit"));
+    }
+}
+
+/// Returns the commits that only the second side has. A directory's repository is not read.
+fn commits(from: &Side, to: &Side) -> Option<Made> {
     let read = |side: &Side| match side.name {
         Name::Directory(_) => None,
         _ => Some(Commits::of(&|path| {

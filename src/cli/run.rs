@@ -1,6 +1,7 @@
 //! `pfimg run`: runs a command that can change only a fork.
 
 mod changes;
+mod commits;
 mod conf;
 mod forks;
 pub(crate) mod inside;
@@ -23,7 +24,7 @@ use clap::builder::{OsStringValueParser, TypedValueParser as _};
 use clap::{Args, CommandFactory as _};
 use rustix::process::{Signal, set_parent_process_death_signal};
 
-pub(in crate::cli) use self::changes::{Commits, MAX_LOG};
+pub(in crate::cli) use self::commits::{Commit, Commits, MAX_LOG, Made};
 pub(crate) use self::kept::copy as copy_output;
 use super::text::print;
 use super::{Cli, StoreArg, envelope, near};

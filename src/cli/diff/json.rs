@@ -5,6 +5,7 @@ use serde::Serialize;
 use super::limits::Limits;
 use super::names::{has_other_mode, has_other_owner, letter};
 use super::sides::Name;
+use crate::cli::run::Commit;
 use crate::fork::{self, Difference, How};
 use crate::layers::world::Kind;
 use crate::util::patch::stat::Count;
@@ -16,6 +17,8 @@ pub(super) struct Shown<'a> {
     pub(super) to: &'a Name,
     /// Commits that only TO has, as far as known.
     pub(super) commits: Option<u64>,
+    /// The newest of them, newest first, where git keeps a log of HEAD.
+    pub(super) commit_list: Option<Vec<&'a Commit>>,
     pub(super) entries: Vec<Row>,
     /// With --stat and -p.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -10,7 +10,8 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::RunArgs;
-use super::changes::{Changes, Commits, line};
+use super::changes::{Changes, line};
+use super::commits::Commits;
 use super::forks::{Fork, Runs};
 use super::record::Record;
 use super::sandboxed::{self, Job};
@@ -22,8 +23,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::fork::About;
 use crate::fork::beside::{self, OnDisk};
 use crate::ops::back::Request;
-use crate::sandbox::{self, CANNOT_RUN, NO_COMMAND, Outcome};
 use crate::ops::line::Line;
+use crate::sandbox::{self, CANNOT_RUN, NO_COMMAND, Outcome};
 
 /// The exit code after a timeout, as in timeout(1).
 pub(super) const TIMED_OUT: u8 = 124;
@@ -196,7 +197,7 @@ fn one(runs: &Runs, fork: &Fork, args: &RunArgs) -> Result<Done> {
     // A fork that was discarded during the run cannot be compared.
     let is_there = OnDisk::read(store.root(), name).is_ok_and(|now| now.created_ns == record.fork_created_ns);
     if is_there && is_compared {
-        record.commits = Commits::read(&files).since(&commits);
+        record.commits = Commits::read(&files).since(&commits).map(|made| made.number);
         match changes(runs, fork, before) {
             Ok(Some(changes)) => {
                 (record.added, record.changed, record.deleted) =
@@ -271,7 +272,6 @@ fn changes(runs: &Runs, fork: &Fork, before: Option<Before>) -> Result<Option<Ch
     Changes::since(&runs.store, &fork.name, before).map(Some)
 }
 
-/// Returns the two commands that the user probably needs next.
 /// Returns whether a fork exists; another program may have discarded it.
 pub(super) fn is_there(runs: &Runs, fork: &str) -> bool {
     OnDisk::read(runs.store.root(), fork).is_ok()
@@ -295,6 +295,7 @@ pub(super) fn next_if_unchanged(runs: &Runs, forks: &[&str]) -> String {
     format!("next:  pfimg{} discard {}", runs.store_words, names.join(" "))
 }
 
+/// Returns the two commands that the user probably needs next.
 pub(super) fn next(runs: &Runs, fork: &str) -> String {
     let (words, fork) = (&runs.store_words, plain(fork, usize::MAX));
     format!("next:  pfimg{words} diff {fork} -p      pfimg{words} apply {fork}")
