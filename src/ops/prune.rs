@@ -15,7 +15,9 @@ use serde::Serialize;
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fork;
+use crate::ops::apply::forget_finished;
 use crate::ops::line::Line;
+use crate::store::applies::State;
 use crate::store::manifest::APPLY_AGENT;
 use crate::store::{Manifest, Store};
 
@@ -141,10 +143,12 @@ pub struct Report {
 pub struct Options {
     /// The rules for keeping images.
     pub policy: Policy,
-    /// The forks whose images to prune; empty for all forks.
+    /// The forks whose images to prune, also discarded ones; empty for all forks.
     pub forks: Vec<String>,
     /// Every image of the store, of any origin, counted by agent.
     pub all: bool,
+    /// Whether finished applies are forgotten, so that their images count like others.
+    pub forget_applies: bool,
     /// Whether this is a dry run: nothing is removed.
     pub dry_run: bool,
 }
@@ -152,6 +156,9 @@ pub struct Options {
 /// Removes images that the policy does not keep. `lineage` are images that forks descend from, apart from
 /// their bases.
 pub fn prune(store: &Store, options: &Options, lineage: &[Digest]) -> Result<Report> {
+    if options.forget_applies && !options.dry_run {
+        forget_finished(store)?;
+    }
     let (candidates, notes) = candidates(store, options, lineage)?;
     let mut report =
         Report { dry_run: options.dry_run, images: plan(candidates, options.policy), removed: 0, notes };
@@ -159,6 +166,7 @@ pub fn prune(store: &Store, options: &Options, lineage: &[Digest]) -> Result<Rep
         report.images.iter().filter(|image| image.kept.is_empty()).map(|image| image.image).collect();
     if options.dry_run {
         report.removed = doomed.len() as u64;
+        report.notes.extend(kept_for_applies(&report));
         return Ok(report);
     }
     let (removed, back) = remove(store, &doomed)?;
@@ -168,7 +176,22 @@ pub fn prune(store: &Store, options: &Options, lineage: &[Digest]) -> Result<Rep
         }
     }
     report.removed = removed.len() as u64;
+    report.notes.extend(kept_for_applies(&report));
+    forget_discarded(store)?;
     Ok(report)
+}
+
+/// Forgets discarded forks that have no image left in the store.
+pub(super) fn forget_discarded(store: &Store) -> Result<()> {
+    fork::forget_discarded(store.root(), &|image| store.images().contains(image))
+}
+
+/// A remark on images that stay only because an apply can be taken back.
+fn kept_for_applies(report: &Report) -> Option<String> {
+    let number = report.images.iter().filter(|image| image.kept == [Reason::Applied]).count();
+    let images = if number == 1 { "1 image stays".to_owned() } else { format!("{number} images stay") };
+    (number > 0)
+        .then(|| format!("{images} so that `pfimg apply --undo` works; --forget-applies removes them"))
 }
 
 /// Removes images, except those that are needed by then. Returns the removed images, and why the others stay.
@@ -208,6 +231,11 @@ type Needed = BTreeMap<Digest, Vec<Reason>>;
 
 /// Images that every policy keeps. Fails if they cannot be determined.
 fn needed(store: &Store) -> Result<Needed> {
+    needed_with(store, store.applies().images()?)
+}
+
+/// Does the same, with these images for applies.
+fn needed_with(store: &Store, of_applies: Vec<Digest>) -> Result<Needed> {
     let mut needed = Needed::new();
     for name in store.tags().names()? {
         match store.tags().get(&name) {
@@ -241,7 +269,7 @@ fn needed(store: &Store) -> Result<Needed> {
     for (image, _) in store.pins()? {
         needed.entry(image).or_default().push(Reason::Pinned);
     }
-    for image in store.applies().images()? {
+    for image in of_applies {
         needed.entry(image).or_default().push(Reason::Applied);
     }
     for reasons in needed.values_mut() {
@@ -262,14 +290,22 @@ fn of_applies(store: &Store, mut ids: Vec<Digest>) -> Vec<Digest> {
 
 /// The images to consider, each with the reasons that hold for every policy.
 fn candidates(store: &Store, options: &Options, lineage: &[Digest]) -> Result<(Vec<Candidate>, Vec<String>)> {
-    let (mut needed, mut notes) = (needed(store)?, Vec::new());
+    let for_applies = if options.forget_applies {
+        store.applies().images_of(State::is_unfinished)?
+    } else {
+        store.applies().images()?
+    };
+    let (mut needed, mut notes) = (needed_with(store, for_applies)?, Vec::new());
     for id in lineage {
         let reasons = needed.entry(*id).or_default();
         if !reasons.contains(&Reason::ForkBase) {
             reasons.push(Reason::ForkBase);
         }
     }
-    let seals = fork::references(store.root())?.seals;
+    let mut seals = fork::references(store.root())?.seals;
+    for gone in fork::discarded(store.root())? {
+        seals.entry(gone.name).or_default().extend(gone.seals);
+    }
     if let Some(unknown) = options.forks.iter().find(|name| !seals.contains_key(*name)) {
         return Err(Error::new(ErrorKind::NotFound, format!("there is no fork {unknown:?}"))
             .with_hint("list the forks with `pfimg forks`"));
