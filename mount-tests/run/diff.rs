@@ -7,6 +7,7 @@ use rustix::fs::Mode;
 
 use super::home::Home;
 use crate::common::Output;
+use crate::common::cli::Run;
 
 /// What the agent does.
 const AGENT: &str = "rm docs/one.md; echo '# fixed total' > CHANGES.md
