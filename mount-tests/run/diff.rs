@@ -64,7 +64,7 @@ fn a_result_is_shown_as_git_shows_it_with_the_commits_that_were_made() {
     let files = home.mountpoint().join("forks/try-2/world/fs");
     let commit = Run::program(Path::new("git"), ["-c", "safe.directory=*", "rev-parse", "HEAD"]).dir(&files);
     let commit = commit.run().exits(0).stdout.trim().to_owned();
-    let commits = format!("       {}  fix\n", &commit[..7]);
+    let commits = format!("       {}  second\n", &commit[..7]);
     for (args, stdout, last) in [
         (&["try-2", "-p"][..], PATCH, "3 files, +3 -2, 1 commit"),
         (&["try-2", "--stat"], STAT, "3 files, +3 -2, 1 commit"),
@@ -109,7 +109,7 @@ fn a_result_is_shown_as_git_shows_it_with_the_commits_that_were_made() {
         (&told["commits"], &told["stat"]["files"], &told["stat"]["added_lines"]),
         (&1.into(), &3.into(), &3.into())
     );
-    assert_eq!(told["commit_list"], serde_json::json!([{"id": commit, "subject": "fix"}]));
+    assert_eq!(told["commit_list"], serde_json::json!([{"id": commit, "subject": "second"}]));
     let entry = &told["entries"][2];
     assert_eq!((&entry["status"], &entry["path"]), (&"M".into(), &"src/price.py".into()));
     assert_eq!((&entry["before"]["size"], &entry["after"]["size"]), (&10.into(), &18.into()));

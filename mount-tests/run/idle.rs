@@ -208,7 +208,8 @@ fn the_error_of_a_run_whose_daemon_is_killed_names_its_log() {
     let home = Home::new(None);
     home.sh("a", "true").exits(0);
     let log = home.pfimg(&["status", "--json"]).run().exits(0).json()["mounts"][0]["log"].clone();
-    let run = home.pfimg(&["run", "a", "--", "sh", "-c", "echo a > a; while [ -e a ]; do sleep 0.01; done"]);
+    let run =
+        home.pfimg(&["run", "a", "--", "sh", "-c", "echo a > a; while echo x >> log; do sleep 0.01; done"]);
     let said = std::thread::scope(|scope| {
         let run = scope.spawn(|| run.run());
         wait_until("it runs", || home.read("a", "a").is_some());

@@ -229,7 +229,7 @@ mod tests {
         assert_eq!(made(&log(&all), &log(&[first[0], all[0]])), (1, "c c".into()));
         assert_eq!(made(&log(&first), &Commits::default()), (1, "a a".into()));
         // A circle, and lines of another form.
-        assert_eq!(with(&["b c commit: c", "c b commit: b", "x y commit: odd", ""]), (2, "b b, c c".into()));
+        assert_eq!(with(&["b c commit: c", "c b commit: b", "x y commit: odd"]), (2, "b b, c c".into()));
         assert_eq!(Commits::default().since(&before), None);
         let head = |text: &str| Commits { log: None, head: Some(text.into()) };
         assert_eq!(made(&head("a"), &head("a")), (0, String::new()));
