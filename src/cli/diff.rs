@@ -12,14 +12,14 @@ use std::sync::Arc;
 
 use clap::Args;
 
-use self::json::{Row, Shown, Stat, StatRow};
+use self::json::{CommitRow, Row, Shown, Stat, StatRow};
 use self::limits::{FILES, Limits};
 use self::patch::Files;
 use self::sides::{Name, Side, Sides, Standing};
 use super::StoreArg;
 use super::envelope::print_json;
 use super::pager::{self, Output, When};
-use super::run::{Commit, Commits, MAX_LOG, Made};
+use super::run::{Commits, MAX_LOG, Made};
 use super::text::{count, plain};
 use crate::error::{Error, ErrorKind, Exit, Result};
 use crate::fork::{Compare, Difference, How, compare_where};
@@ -261,7 +261,7 @@ impl Compared {
             from: &self.from.name,
             to: &self.to.name,
             commits: self.commits.as_ref().map(|made| made.number),
-            commit_list: self.commits.as_ref().map(|made| made.listed.iter().take(MOST_COMMITS).collect()),
+            commit_list: self.commits.as_ref().map(rows),
             entries: self.listed(args).iter().map(|found| Row::of(found, &self.limits)).collect(),
             stat,
             patch,
@@ -303,12 +303,18 @@ impl Writer {
     }
 }
 
+/// Returns the newest commits.
+fn rows(made: &Made) -> Vec<CommitRow<'_>> {
+    let row = |(id, subject)| CommitRow { id, subject };
+    made.listed().take(MOST_COMMITS).map(row).collect()
+}
+
 /// Lists commits, one line each.
 fn list_commits(made: &Made) {
-    for Commit { id, subject } in made.listed.iter().take(MOST_COMMITS) {
+    for CommitRow { id, subject } in rows(made) {
         eprintln!("       {}  {}", id.get(..SHORT_COMMIT).unwrap_or(id), plain(subject, MOST_SUBJECT));
     }
-    if let more @ 1.. = made.listed.len().saturating_sub(MOST_COMMITS) {
+    if let more @ 1.. = made.listed().count().saturating_sub(MOST_COMMITS) {
         eprintln!("       and {} before these", count(more as u64, "commit"));
     }
 }

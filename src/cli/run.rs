@@ -24,7 +24,7 @@ use clap::builder::{OsStringValueParser, TypedValueParser as _};
 use clap::{Args, CommandFactory as _};
 use rustix::process::{Signal, set_parent_process_death_signal};
 
-pub(in crate::cli) use self::commits::{Commit, Commits, MAX_LOG, Made};
+pub(in crate::cli) use self::commits::{Commits, MAX_LOG, Made};
 pub(crate) use self::kept::copy as copy_output;
 use super::text::print;
 use super::{Cli, StoreArg, envelope, near};

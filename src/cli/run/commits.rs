@@ -6,7 +6,6 @@ use std::io::Read as _;
 use std::path::Path;
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, openat2};
-use serde::Serialize;
 
 /// Longest list of commits that is read, in bytes.
 pub(in crate::cli) const MAX_LOG: u64 = 16 << 20;
@@ -66,16 +65,23 @@ impl Commits {
 pub(in crate::cli) struct Made {
     pub(in crate::cli) number: u64,
     /// Those that lead to HEAD, newest first; of a merge the first line. Empty if git keeps no log of HEAD.
-    pub(in crate::cli) listed: Vec<Commit>,
+    listed: Vec<Commit>,
+}
+
+impl Made {
+    /// The id and the first line of each commit that leads to HEAD, newest first, as far as git keeps a log of HEAD.
+    pub(in crate::cli) fn listed(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.listed.iter().map(|commit| (commit.id.as_str(), commit.subject.as_str()))
+    }
 }
 
 /// A commit, as the log of HEAD describes it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub(in crate::cli) struct Commit {
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Commit {
     /// Its id in hex.
-    pub(in crate::cli) id: String,
+    id: String,
     /// The first line of its message. Bytes that are not UTF-8 are U+FFFD.
-    pub(in crate::cli) subject: String,
+    subject: String,
 }
 
 /// A line of the log of HEAD: `OLD NEW NAME <MAIL> TIME ZONE\tWHAT`.
