@@ -167,7 +167,7 @@ fn seals_that_a_discarded_fork_left_are_removed_by_its_name_and_by_prune() {
             None
         };
         let said = run(&store, &["discard", "a", "b"]).exits(0).stderr;
-        assert_eq!(said, "pfimg: discarded 2 forks; 4 seals stay (`--seals` removes them)\n");
+        assert_eq!(said, "pfimg: discarded 2 forks; `--seals` removes 4 seals too\n");
         for seal in [&a0, &a1, &b0, &b1, &c0, &c1] {
             assert!(is_there(seal));
         }

@@ -226,7 +226,7 @@ fn report(
             let forks = count(gone.len() as u64, "fork");
             if stay > 0 {
                 let seals = count(stay, "seal");
-                format!("discarded {forks}; {seals} stay (`--seals` removes them)")
+                format!("discarded {forks}; `--seals` removes {seals} too")
             } else {
                 format!("discarded {forks}")
             }

@@ -42,7 +42,7 @@ pub(crate) struct PruneArgs {
     /// Keep the newest of each of the last N days (UTC) with seals
     #[arg(long, value_name = "N")]
     keep_daily: Option<u32>,
-    /// Keep images with a tag. Alone, it removes everything that nothing needs
+    /// Keep tagged images. Given alone, it keeps only these and images in use
     #[arg(long)]
     keep_tagged: bool,
     /// Select also from other images, such as imports, grouped by the agent that made them
