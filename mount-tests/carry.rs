@@ -159,11 +159,18 @@ fn gc_and_prune_between_an_apply_and_its_undo_take_nothing_that_the_undo_needs()
     assert!(place.store.images().newest(place.store.blobs()).unwrap().is_none(), "kept images are no latest");
     place.undo(false).unwrap();
     assert_eq!(read(&place.dir), before);
-    assert_eq!(collect(&place.store), 0);
-    // Once the apply is forgotten its images may go.
-    let applies = of_dir(&place.store, &place.dir).unwrap();
-    place.store.applies().remove(&applies[0].0).unwrap();
+    // Nothing needs the images of an apply that was taken back.
     assert_eq!(collect(&place.store), 2);
+    // Those of one that can be taken back go if it is forgotten.
+    let again = place.apply(&before, &after, &()).unwrap();
+    let forget =
+        |dry_run| prune::Options { all: true, forget_applies: true, dry_run, ..prune::Options::default() };
+    for dry_run in [true, false] {
+        let report = prune::prune(&place.store, &forget(dry_run), &[]).unwrap();
+        assert_eq!((report.removed, place.store.images().contains(&again.before)), (2, dry_run));
+    }
+    assert_eq!(place.undo(false).unwrap_err().kind(), ErrorKind::NotFound);
+    assert_eq!(read(&place.dir), after);
     assert!(
         !place.store.images().contains(&outcome.before) && place.store.blobs().age(&outcome.before).is_none()
     );

@@ -58,7 +58,7 @@ use crate::error::Result;
 use crate::util::limits;
 use store_arg::StoreArg;
 
-/// Gives an agent a writable copy of a project, shows its changes, and applies or undoes them.
+/// Runs agents in writable copies of a project, shows their changes, and applies or undoes them.
 #[derive(Debug, Parser)]
 #[command(name = "pfimg", version, max_term_width = 100, subcommand_required = true)]
 struct Cli {

@@ -42,8 +42,8 @@ mod state;
 
 pub use compare::{Compare, Difference, How, Side, View, compare, compare_where};
 pub use disk::{
-    About, Counts, Entry, GenId, Generation, Io, RealIo, Restored, Seal, history_of, is_fork,
-    refuse_fork_name, refuse_new_fork_name, sealed_as,
+    About, Counts, Discarded, Entry, GenId, Generation, Io, RealIo, Restored, Seal, discarded,
+    forget_discarded, history_of, is_fork, refuse_fork_name, refuse_new_fork_name, sealed_as,
 };
 pub use extents::{BlobRef, Piece, Pieces, Src};
 pub use gate::Operation;

@@ -141,6 +141,67 @@ fn seals_go_with_their_fork_but_for_those_that_something_else_needs() {
 }
 
 #[test]
+fn seals_that_a_discarded_fork_left_are_removed_by_its_name_and_by_prune() {
+    let (store, id) = small_store();
+    let is_there = |seal: &str| store.marker_path(seal).exists();
+    for is_mounted in [true, false] {
+        let mount = Mount::of(store.root()).args(["--seal", "manual"]).start();
+        let mut seals = Vec::new();
+        for name in ["a", "b", "c"] {
+            let files = fork(&mount, name, &id);
+            for n in 0..2 {
+                fs::write(files.join("new"), format!("{name}{n}{is_mounted}")).unwrap();
+                seals.push(image(&store, name));
+            }
+        }
+        let [a0, a1, b0, b1, c0, c1] = <[String; 6]>::try_from(seals).unwrap();
+        // In use by a fork, and tagged.
+        fork(&mount, "branch", &a1);
+        run(&store, &["tag", &b1, "kept", "--force"]).exits(0);
+        // Removing the directory is a discard as well.
+        fs::remove_dir_all(mount.join("forks/c")).unwrap();
+        let mount = if is_mounted {
+            Some(mount)
+        } else {
+            mount.unmount();
+            None
+        };
+        let said = run(&store, &["discard", "a", "b"]).exits(0).stderr;
+        assert_eq!(said, "pfimg: discarded 2 forks; `--seals` removes 4 seals too\n");
+        for seal in [&a0, &a1, &b0, &b1, &c0, &c1] {
+            assert!(is_there(seal));
+        }
+        let said = run(&store, &["discard", "a"]).exits(5).stderr;
+        assert!(said.contains("discarded already") && said.contains("`pfimg discard a --seals`"), "{said}");
+        // A mistyped name removes no seal.
+        run(&store, &["discard", "c", "none", "--seals"]).exits(5);
+        assert!(is_there(&c0));
+        let said = run(&store, &["discard", "[ac]", "--seals"]).exits(0).stderr;
+        assert!(said.contains("removed 2 seals of discarded forks (2 needed, kept)"), "{said}");
+        assert_eq!([&a0, &a1, &c0, &c1].map(|seal| is_there(seal)), [true, true, false, false]);
+        // A fork without a name is gone for good.
+        run(&store, &["discard", "c", "--seals"]).exits(5);
+        let said = run(&store, &["prune", "b", "--keep-last", "2", "--json"]).exits(0).json();
+        assert_eq!(said["removed"], 0, "{said}");
+        let said = run(&store, &["prune", "--keep-tagged", "--json"]).exits(0).json();
+        assert_eq!(said["removed"], 2, "{said}");
+        let left = [&a0, &a1, &b0, &b1].map(|seal| is_there(seal));
+        assert_eq!(left, [false, true, false, true], "a tag and a fork keep their images: {said}");
+        // With the fork gone, its source can go too.
+        let said = run(&store, &["discard", "--all", "--seals"]).exits(0).stderr;
+        assert!(said.contains("discarded 1 fork and 1 seal (1 needed, kept)"), "{said}");
+        assert_eq!([&a1, &b1].map(|seal| is_there(seal)), [false, true]);
+        run(&store, &["untag", "kept"]).exits(0);
+        run(&store, &["discard", "b", "--seals"]).exits(0);
+        assert!(!is_there(&b1));
+        run(&store, &["verify"]).exits(0);
+        if let Some(mount) = mount {
+            mount.unmount();
+        }
+    }
+}
+
+#[test]
 fn forks_are_listed_with_what_runs_or_ran_in_them_and_no_tree_is_read() {
     let (store, id) = small_store();
     for name in ["ended", "runs", "killed", "odd", "never"] {

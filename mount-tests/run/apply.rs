@@ -100,7 +100,7 @@ fn a_session_of_four_attempts_brings_the_winner_back_as_the_readme_shows_it() {
                 "C src/price.py               line 5 changed on both sides\n\
                  C package.json               you deleted it, the fork changed it\n",
                 "pfimg: conflicts in 2 of 3 paths, nothing was written\n       \
-                 --merge (markers) · --ours · --theirs · --skip · both sides: pfimg diff try-4 . -p -- package.json\n"
+                 resolve with --merge (markers), --ours, --theirs or --skip; compare: pfimg diff try-4 . -p -- package.json\n"
             )
         );
         let said = apply(&home, &["try-4", "--json"]).exits(3);
@@ -120,7 +120,9 @@ fn a_session_of_four_attempts_brings_the_winner_back_as_the_readme_shows_it() {
         assert_eq!(files(&home), held);
         // All of it undone, files and branch.
         write(&home, "package.json", "{}\n");
-        apply(&home, &["--undo"]).exits(0);
+        let said = apply(&home, &["--undo"]).exits(0).stderr;
+        let done = "pfimg: undid applying try-2 to ~/shop: 1 path removed, 2 paths restored, branch pfimg/try-2 removed\n";
+        assert_eq!(said, done);
         assert_eq!((files(&home), home.git(&["branch", "--list", "pfimg/*"])), (before, String::new()));
         home.pfimg(&["verify"]).run().exits(0);
         home.pfimg(&["discard", "try-1", "try-3", "--seals"]).run().exits(0);

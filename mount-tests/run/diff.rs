@@ -7,6 +7,7 @@ use rustix::fs::Mode;
 
 use super::home::Home;
 use crate::common::Output;
+use crate::common::cli::Run;
 
 /// What the agent does.
 const AGENT: &str = "rm docs/one.md; echo '# fixed total' > CHANGES.md
@@ -60,6 +61,10 @@ fn a_result_is_shown_as_git_shows_it_with_the_commits_that_were_made() {
     let here = |args: &[&str]| diff(&home, &home.project, args);
     let id = home.pfimg(&["show", "shop", "--json"]).run().exits(0).json()["id"].as_str().unwrap().to_owned();
     let sides = format!("pfimg: shop ({}) → try-2:", &id["sha256:".len()..][..12]);
+    let files = home.mountpoint().join("forks/try-2/world/fs");
+    let commit = Run::program(Path::new("git"), ["-c", "safe.directory=*", "rev-parse", "HEAD"]).dir(&files);
+    let commit = commit.run().exits(0).stdout.trim().to_owned();
+    let commits = format!("       {}  second\n", &commit[..7]);
     for (args, stdout, last) in [
         (&["try-2", "-p"][..], PATCH, "3 files, +3 -2, 1 commit"),
         (&["try-2", "--stat"], STAT, "3 files, +3 -2, 1 commit"),
@@ -67,13 +72,17 @@ fn a_result_is_shown_as_git_shows_it_with_the_commits_that_were_made() {
         (&["try-2", "--stat", "-p"], &format!("{STAT}\n{PATCH}"), "3 files, +3 -2, 1 commit"),
     ] {
         let said = here(args);
-        assert_eq!((said.stdout.as_str(), said.stderr), (stdout, format!("{sides} {last}\n")), "{args:?}");
+        assert_eq!(
+            (said.stdout.as_str(), said.stderr),
+            (stdout, format!("{sides} {last}\n{commits}")),
+            "{args:?}"
+        );
     }
     assert_eq!(here(&["try-2", "--name-only"]).stdout, "CHANGES.md\ndocs/one.md\nsrc/price.py\n");
     // The image keeps the name of the project, though the project has changed.
     fs::write(home.project.join("later"), "later\n").unwrap();
     home.run(&["-q", "other", "--", "true"]).exits(0);
-    assert_eq!(here(&["try-2", "-p"]).stderr, format!("{sides} 3 files, +3 -2, 1 commit\n"));
+    assert_eq!(here(&["try-2", "-p"]).stderr, format!("{sides} 3 files, +3 -2, 1 commit\n{commits}"));
     // Paths are limits, and relative to where the user stands.
     assert_eq!(here(&["try-2", "--", "src"]).stdout, "M src/price.py\n");
     assert_eq!(here(&["try-2", "--", "*.md"]).stdout, "A CHANGES.md\nD docs/one.md\n");
@@ -100,6 +109,7 @@ fn a_result_is_shown_as_git_shows_it_with_the_commits_that_were_made() {
         (&told["commits"], &told["stat"]["files"], &told["stat"]["added_lines"]),
         (&1.into(), &3.into(), &3.into())
     );
+    assert_eq!(told["commit_list"], serde_json::json!([{"id": commit, "subject": "second"}]));
     let entry = &told["entries"][2];
     assert_eq!((&entry["status"], &entry["path"]), (&"M".into(), &"src/price.py".into()));
     assert_eq!((&entry["before"]["size"], &entry["after"]["size"]), (&10.into(), &18.into()));
@@ -176,4 +186,21 @@ fn a_dot_inside_a_forks_files_means_that_fork() {
     home.pfimg(&["seal", "try-2"]).run().exits(0);
     assert_eq!(diff(&home, &home.project, &["try-2@0", "try-2@1"]).stdout, NAMES);
     assert_eq!(diff(&home, &home.project, &["try-2@1", "try-2"]).stdout, "");
+}
+
+#[test]
+fn of_many_commits_the_newest_ten_are_listed() {
+    let home = Home::new(None);
+    let script =
+        "for n in $(seq 12); do git commit -q --allow-empty -m \"step $n of $(printf '\\033[2J')\"; done";
+    let said = home.sh("try", script).exits(0);
+    assert!(said.stderr.contains("12 commits"), "{said:?}");
+    let said = diff(&home, &home.project, &["try"]).stderr;
+    let lines: Vec<&str> = said.lines().skip(1).collect();
+    assert!(said.contains("no difference, 12 commits\n"), "{said:?}");
+    assert_eq!(lines.len(), 11, "{said:?}");
+    assert!(lines[0].ends_with("  step 12 of \\u{1b}[2J") && lines[9].contains("  step 3 of"), "{said:?}");
+    assert_eq!(lines[10], "       and 2 commits before these");
+    let told = diff(&home, &home.project, &["try", "--json"]).json();
+    assert_eq!((&told["commits"], told["commit_list"].as_array().unwrap().len()), (&12.into(), 10), "{told}");
 }

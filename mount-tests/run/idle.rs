@@ -131,8 +131,21 @@ fn a_daemon_that_is_killed_costs_no_file_and_the_next_run_mounts_again() {
         !home.mountpoints().is_empty() && home.read("a", "a").is_some_and(|a| a == "a\n")
     });
     let daemon = home.daemon();
+    let status = home.pfimg(&["status", "--json"]).run().exits(0).json();
+    let own = home.store().to_string_lossy().into_owned();
+    let logs = |status: &serde_json::Value| -> Vec<String> {
+        let all = status["mounts"].as_array().unwrap().iter().filter(|mount| mount["store"] == own.as_str());
+        all.map(|mount| mount["log"].as_str().unwrap().to_owned()).collect()
+    };
+    let log = logs(&status);
+    assert_eq!(log.len(), 1, "{status}");
     system::signal_pfimg(daemon, Signal::KILL);
     assert_eq!(run.code(), Some(3));
+    // The log is still named: by the status of the dead mount, and by errors of commands that need it.
+    let said = home.pfimg(&["status", "--json"]).run().exits(0);
+    assert!(logs(&said.json()) == log && said.stderr.contains(&log[0]), "{said:?}");
+    let text = fs::read_to_string(&log[0]).unwrap();
+    assert!(text.contains("mounted"), "{text}");
     assert_eq!(home.sh("a", "cat a untracked").exits(0).stdout, "a\nuntracked\n");
     assert_ne!(home.daemon(), daemon);
     assert_eq!(home.state(), before);
@@ -188,4 +201,24 @@ fn a_folder_in_tmp_takes_the_place_of_a_runtime_folder() {
     let daemon = status["pid"].as_u64().unwrap() as u32;
     wait_until("the mount ends", || system::types_at(point).is_empty() && !system::is_running(daemon));
     fs::remove_dir_all(point.parent().unwrap()).unwrap();
+}
+
+#[test]
+fn the_error_of_a_run_whose_daemon_is_killed_names_its_log() {
+    let home = Home::new(None);
+    home.sh("a", "true").exits(0);
+    let log = home.pfimg(&["status", "--json"]).run().exits(0).json()["mounts"][0]["log"].clone();
+    let run =
+        home.pfimg(&["run", "a", "--", "sh", "-c", "echo a > a; while echo x >> log; do sleep 0.01; done"]);
+    let said = std::thread::scope(|scope| {
+        let run = scope.spawn(|| run.run());
+        wait_until("it runs", || home.read("a", "a").is_some());
+        system::signal_pfimg(home.daemon(), Signal::KILL);
+        run.join().unwrap()
+    });
+    let words = format!("has ended; its log is {}. Run the command again", log.as_str().unwrap());
+    assert!(
+        said.stderr.contains("cannot tell what changed in fork \"a\"") && said.stderr.contains(&words),
+        "{said:?}"
+    );
 }

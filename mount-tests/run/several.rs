@@ -211,3 +211,36 @@ fn output_can_be_followed_and_of_much_the_beginning_and_the_end_are_kept() {
     let on_disk = crate::common::forks::disk_usage(&home.store().join("forks/.runs"));
     assert!(on_disk < 40 << 20, "{on_disk}");
 }
+
+#[test]
+fn the_lines_of_several_runs_are_in_the_order_of_the_names() {
+    let home = Home::new(None);
+    // The first name ends last.
+    let script = "case $PFIMG_FORK in c) sleep 0.6;; a) sleep 0.3;; esac";
+    let said = home.run(&["c", "a", "b", "--", "sh", "-c", script]).exits(0).stderr;
+    let names: Vec<&str> =
+        said.lines().filter(|line| line.starts_with("  ")).map(|line| &line[2..3]).collect();
+    assert_eq!(names, ["c", "a", "b"], "{said}");
+}
+
+#[test]
+fn the_next_commands_fit_the_changes_of_the_run() {
+    let home = Home::new(None);
+    let next = |args: &[&str]| {
+        let said = home.run(args).exits(0).stderr;
+        said.lines().find_map(|line| line.strip_prefix("next:  ")).map(str::to_owned)
+    };
+    let with_changes = |fork: &str| Some(format!("pfimg diff {fork} -p      pfimg apply {fork}"));
+    assert_eq!(next(&["a", "--", "true"]).as_deref(), Some("pfimg discard a"));
+    assert_eq!(next(&["b", "c", "--", "true"]).as_deref(), Some("pfimg discard b c"));
+    assert_eq!(next(&["a", "--", "touch", "new"]), with_changes("a"));
+    // Changes of earlier runs count.
+    assert_eq!(next(&["a", "--", "true"]), with_changes("a"));
+    assert_eq!(next(&["b", "a", "--", "true"]), with_changes("a"));
+    assert_eq!(next(&["d", "--", "git", "commit", "-q", "--allow-empty", "-m", "x"]), with_changes("d"));
+    // Back at its beginning.
+    home.pfimg(&["restore", "a@0"]).run().exits(0);
+    assert_eq!(next(&["a", "--", "true"]).as_deref(), Some("pfimg discard a"));
+    assert_eq!(next(&["--rm", "e", "--", "touch", "new"]), None);
+    assert_eq!(next(&["--rm", "e", "f", "--", "touch", "new"]), None);
+}

@@ -57,11 +57,16 @@ impl Shell {
     /// Waits until something is shown.
     #[track_caller]
     fn sees(&mut self, text: &str) {
+        self.until(text);
+    }
+
+    /// Does the same, and returns what was shown before.
+    #[track_caller]
+    fn until(&mut self, text: &str) -> String {
         let until = Instant::now() + PATIENCE;
         loop {
             if let Some(at) = self.rest.find(text) {
-                self.rest.drain(..at + text.len());
-                return;
+                return self.rest.drain(..at + text.len()).collect();
             }
             let left = until.saturating_duration_since(Instant::now());
             let Ok(bytes) = self.shown.recv_timeout(left) else {
@@ -289,4 +294,21 @@ fn a_comparison_goes_through_a_pager_and_has_colours_at_a_terminal_alone() {
     shell.does("env -u NO_COLOR TERM=xterm $P diff a -p --no-pager", coloured, "OUT> ");
     let plain = "<\r\ndiff --git a/new b/new\r\n";
     shell.does("echo '<'; TERM=xterm $P diff a -p --no-pager", plain, "OUT> ");
+}
+
+#[test]
+fn a_quiet_run_shows_no_progress_at_a_terminal() {
+    let place = Place::new();
+    let mut shell = Shell::new(&place);
+    let project = place.outside("project");
+    // Large enough that the import takes a while.
+    let many = "for n in $(seq 4000); do echo $n > $n; done";
+    shell.does(&format!("mkdir {project} && cd {project} && {many}; echo made'-'it"), "made-it", "OUT> ");
+    for (options, is_shown) in [("-q", false), ("", true)] {
+        // In two words, so that the typed text differs from the expected output.
+        shell.types(&format!("touch *; TERM=xterm $P run {options} -- true; echo it'-'ended\n"), "\n");
+        let before = shell.until("it-ended");
+        assert_eq!(before.contains("files and directories found"), is_shown, "{options}: {before:?}");
+        shell.prompts("OUT> ");
+    }
 }

@@ -31,19 +31,19 @@ const MAX_TRACE: u64 = 1 << 30;
 #[derive(Debug, Args)]
 #[allow(clippy::struct_excessive_bools)]
 pub(crate) struct AuditArgs {
-    /// Image or fork whose trace holds session events [default: the store's own log]
+    /// Image or fork whose trace (its messages) to summarize [default: the store's own log]
     #[arg(value_name = "IMAGE|FORK", conflicts_with = "events")]
     subject: Option<String>,
     /// File of session events: a JSON array, or one event after the other
     #[arg(long, value_name = "FILE")]
     events: Option<PathBuf>,
-    /// Check the chain of hashes; exits with 4 and names the first line that breaks it
+    /// Check the chain of hashes in the log; if it is broken, name the first wrong line and exit with 4
     #[arg(long, conflicts_with = "subject")]
     verify: bool,
-    /// Accept events without the fields of their kind, and files without an event
+    /// Accept events that lack fields of their kind, and files without any event
     #[arg(long)]
     lenient: bool,
-    /// List the store's crash packs, newest first; exits with 4 if one was changed
+    /// List the store's crash packs (records of violations), newest first. Exits with 4 if one was changed
     #[arg(long, conflicts_with_all = ["subject", "events", "verify", "lenient"])]
     packs: bool,
     /// Print JSON

@@ -16,7 +16,7 @@ use crate::store::copy_tag::check_names;
 /// Give an image a second tag. Copies no content.
 #[derive(Debug, Args)]
 pub(crate) struct CpArgs {
-    /// The source: a tag, or an image by prefix, sha256:… or latest
+    /// An image: its tag, the first digits of its id, or latest
     #[arg(value_name = "SRC")]
     source: String,
     /// The new tag

@@ -23,10 +23,10 @@ use super::text::print;
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::{Sharing, Store};
 
-/// Show the features of pfimg in a temporary store.
+/// Show the features of pfimg in a temporary store. Your own store is not used.
 #[derive(Debug, Args)]
 pub(crate) struct DemoArgs {
-    /// Keep the store and leave it mounted
+    /// Keep the temporary store, and leave it mounted
     #[arg(long)]
     keep: bool,
     /// Print JSON

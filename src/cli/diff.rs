@@ -12,15 +12,15 @@ use std::sync::Arc;
 
 use clap::Args;
 
-use self::json::{Row, Shown, Stat, StatRow};
+use self::json::{CommitRow, Row, Shown, Stat, StatRow};
 use self::limits::{FILES, Limits};
 use self::patch::Files;
 use self::sides::{Name, Side, Sides, Standing};
 use super::envelope::print_json;
 use super::pager::{self, Output, When};
-use super::run::{Commits, MAX_LOG};
+use super::run::{Commits, MAX_LOG, Made};
 use super::store_arg::StoreArg;
-use super::text::count;
+use super::text::{count, plain};
 use crate::error::{Error, ErrorKind, Exit, Result};
 use crate::fork::{Compare, Difference, How, compare_where};
 use crate::store::Store;
@@ -33,19 +33,20 @@ const ATTEMPTS: usize = 3;
 /// Output is held back up to this number of bytes, so that the comparison can start again until then.
 const KEPT: usize = 4 << 20;
 
-/// List the paths that differ between two forks, images or directories. Letters: A added, D deleted, M other
-/// content, T another kind of file, P other permissions, owner or attributes. Times are not compared.
+/// List the changes of a fork, or between two forks, images or directories. Letters: A added, D deleted, M
+/// other content, T another kind of file, P other permissions, owner or attributes. Times are not compared.
 ///
-/// Without TO, pfimg compares a fork with the image that it was made of, and an image with its first parent. It
-/// compares a directory with its last import. A DIR has a slash or is `.`. `.` is the project around the current
-/// directory, or the fork that holds it.
+/// Without TO, pfimg compares a fork with the image that it was made of, an image with its first parent, and
+/// a directory with its last import. The name of a directory contains a slash or is `.`: the project or fork
+/// around the current directory.
 #[derive(Debug, Args)]
 #[allow(clippy::struct_excessive_bools)] // each is an option
 pub(crate) struct DiffArgs {
-    /// A fork, an image (tag, prefix, sha256:…, latest, FORK@SEAL), or a DIR
+    /// A fork, a seal of it (FORK@SEAL), a directory, or an image: its tag, the first digits of its id, or
+    /// latest
     #[arg(value_name = "FROM")]
     from: String,
-    /// The other side of the comparison
+    /// The other side of the comparison, in the same forms
     #[arg(value_name = "TO")]
     to: Option<String>,
     /// Compare only these paths, relative to the current directory in the project or fork; `*` also matches
@@ -64,7 +65,7 @@ pub(crate) struct DiffArgs {
     /// List everything in directories that only one side has
     #[arg(short, long)]
     recursive: bool,
-    /// Compare all layers, with paths such as world/fs/README, and `.git` too
+    /// Compare all parts of images, with paths such as world/fs/README, and `.git` too
     #[arg(long, conflicts_with_all = ["patch", "stat"])]
     layers: bool,
     /// Exit with 1 if there is a difference
@@ -82,6 +83,11 @@ pub(crate) struct DiffArgs {
     json: bool,
 }
 
+/// The most commits that are listed, and the most characters of an id and of a subject.
+const MOST_COMMITS: usize = 10;
+const SHORT_COMMIT: usize = 7;
+const MOST_SUBJECT: usize = 90;
+
 /// Two sides and their differences.
 struct Compared {
     from: Side,
@@ -90,7 +96,7 @@ struct Compared {
     /// The differences, listed in full.
     found: Vec<Difference>,
     /// Commits that only the second side has.
-    commits: Option<u64>,
+    commits: Option<Made>,
 }
 
 pub(crate) fn run(store: &StoreArg, args: &DiffArgs) -> Result<ExitCode> {
@@ -121,6 +127,7 @@ fn compare_and_print(store: &Arc<Store>, args: &DiffArgs, written: &mut bool) ->
     } else {
         let last = compared.print(args, written)?;
         eprintln!("pfimg: {} → {}: {last}", compared.from.label, compared.to.label);
+        compared.commits.iter().for_each(list_commits);
     }
     Ok(if differ { Exit::Differs.into() } else { ExitCode::SUCCESS })
 }
@@ -221,9 +228,9 @@ impl Compared {
     }
 
     fn with_commits(&self, summary: String) -> String {
-        match self.commits {
-            Some(commits) if commits > 0 => format!("{summary}, {}", count(commits, "commit")),
-            _ => summary,
+        match self.commits.as_ref().map_or(0, |made| made.number) {
+            0 => summary,
+            number => format!("{summary}, {}", count(number, "commit")),
         }
     }
 
@@ -253,7 +260,8 @@ impl Compared {
         Ok(Shown {
             from: &self.from.name,
             to: &self.to.name,
-            commits: self.commits,
+            commits: self.commits.as_ref().map(|made| made.number),
+            commit_list: self.commits.as_ref().map(rows),
             entries: self.listed(args).iter().map(|found| Row::of(found, &self.limits)).collect(),
             stat,
             patch,
@@ -295,8 +303,24 @@ impl Writer {
     }
 }
 
-/// Returns how many commits only the second side has. A directory's repository is not read.
-fn commits(from: &Side, to: &Side) -> Option<u64> {
+/// Returns the newest commits.
+fn rows(made: &Made) -> Vec<CommitRow<'_>> {
+    let row = |(id, subject)| CommitRow { id, subject };
+    made.listed().take(MOST_COMMITS).map(row).collect()
+}
+
+/// Lists commits, one line each.
+fn list_commits(made: &Made) {
+    for CommitRow { id, subject } in rows(made) {
+        eprintln!("       {}  {}", id.get(..SHORT_COMMIT).unwrap_or(id), plain(subject, MOST_SUBJECT));
+    }
+    if let more @ 1.. = made.listed().count().saturating_sub(MOST_COMMITS) {
+        eprintln!("       and {} before these", count(more as u64, "commit"));
+    }
+}
+
+/// Returns the commits that only the second side has. A directory's repository is not read.
+fn commits(from: &Side, to: &Side) -> Option<Made> {
     let read = |side: &Side| match side.name {
         Name::Directory(_) => None,
         _ => Some(Commits::of(&|path| {

@@ -20,6 +20,7 @@ use crate::audit::note;
 use crate::daemon::calls;
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Exit, Result};
+use crate::fork;
 use crate::mount::mountinfo::runs_in;
 use crate::ops::gc;
 use crate::ops::line::Line;
@@ -28,20 +29,26 @@ use crate::store::Store;
 use crate::util::parallel::default_jobs;
 use crate::util::units::format_bytes;
 
-/// Discard forks. A fork with unsealed work stays, unless --force is given.
+/// Discard forks, with everything in them. A fork with unsealed changes stays, unless --force is given.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Without --seals, the seals stay as images without a name. `pfimg discard NAME --seals` removes them later too, as does \
+`pfimg prune`. Removed seals take up space until the next `pfimg gc`.\n\
+\n\
+To remove all forks with their seals: pfimg discard --all --force --seals && pfimg gc")]
 #[allow(clippy::struct_excessive_bools)]
 pub(crate) struct DiscardArgs {
-    /// Names of forks, or patterns: 'try-*', try-{1..4}
+    /// Names of forks, or patterns: 'try-*', 'try-{1..4}'
     #[arg(value_name = "NAME", required_unless_present = "all")]
     names: Vec<String>,
     /// Discard every fork
     #[arg(long, conflicts_with = "names")]
     all: bool,
-    /// Remove the forks' seals too, except those that a tag, another fork or another image needs
+    /// Remove the seals too, also of forks that were discarded before. Seals that a tag, another fork or another
+    /// image needs stay
     #[arg(long)]
     seals: bool,
-    /// Discard forks with unsealed work too
+    /// Discard forks with unsealed changes too
     #[arg(long)]
     force: bool,
     /// Print JSON
@@ -60,19 +67,22 @@ pub(crate) fn run(store_arg: &StoreArg, args: &DiscardArgs) -> Result<ExitCode> 
     let store = Arc::new(store_arg.open()?);
     let place = place::find(&store)?;
     let there = place.names()?;
+    let before = discarded_before(&store)?;
+    let known: Vec<String> =
+        if args.seals { before.iter().chain(&there).cloned().collect() } else { there.clone() };
     // A mistyped name must not discard the other named forks.
-    let known = |word: &String| names(word, &there).map_err(|error| near::explain(store_arg, error));
+    let meant = |word: &String| names(word, &known, &before).map_err(|error| near::explain(store_arg, error));
     let mut wanted = if args.all {
-        there.clone()
+        known.clone()
     } else {
-        args.names.iter().map(known).collect::<Result<Vec<_>>>()?.concat()
+        args.names.iter().map(meant).collect::<Result<Vec<_>>>()?.concat()
     };
     let mut seen = HashSet::new();
     wanted.retain(|name| seen.insert(name.clone()));
     let several = wanted.len() > 1;
     let mut errors = Vec::new();
     let (mut gone, mut seals) = (Vec::new(), Vec::new());
-    for name in wanted {
+    for name in wanted.iter().filter(|name| there.contains(name)).cloned() {
         match discard(&store, &place, &name, args, &mut seals) {
             Ok(()) => gone.push(name),
             Err(error) => errors.push((name, near::explain(store_arg, error))),
@@ -85,15 +95,44 @@ pub(crate) fn run(store_arg: &StoreArg, args: &DiscardArgs) -> Result<ExitCode> 
         eprintln!("pfimg: {error}");
     }
     drop(place);
-    let removed = if args.seals && !gone.is_empty() { Some(clear(&store, &seals)?) } else { None };
-    report(args, &gone, &errors, removed.as_ref())?;
+    // The seals of every fork that had one of these names and is gone now.
+    let is_gone = |name: &String| !errors.iter().any(|(stays, _)| stays == name);
+    let mut left = Vec::new();
+    for fork in fork::discarded(store.root())? {
+        if wanted.contains(&fork.name) && is_gone(&fork.name) {
+            left.extend(fork.seals.into_iter().filter(|image| store.images().contains(image)));
+        }
+    }
+    let stay = if args.seals { 0 } else { left.len() as u64 };
+    let removed = if args.seals && wanted.iter().any(is_gone) {
+        seals.extend(left);
+        Some(clear(&store, &seals)?)
+    } else {
+        None
+    };
+    report(args, &gone, &errors, (removed.as_ref(), stay))?;
     Ok(if errors.is_empty() { ExitCode::SUCCESS } else { Exit::Differs.into() })
 }
 
-/// Returns the forks that a word names. Fails if one of them does not exist.
-fn names(word: &str, there: &[String]) -> Result<Vec<String>> {
+/// Returns the names of discarded forks whose images are still in the store.
+fn discarded_before(store: &Store) -> Result<Vec<String>> {
+    let all = fork::discarded(store.root())?.into_iter();
+    let left = all.filter(|fork| fork.seals.iter().any(|image| store.images().contains(image)));
+    let mut names: Vec<String> = left.map(|fork| fork.name).collect();
+    names.dedup();
+    Ok(names)
+}
+
+/// Returns the forks that a word names. Fails if one of them does not exist. `before` are forks that were
+/// discarded and left seals.
+fn names(word: &str, there: &[String], before: &[String]) -> Result<Vec<String>> {
     let names = pattern::names(word, there)?;
     match names.iter().find(|name| !there.contains(name)) {
+        Some(missing) if before.contains(missing) => {
+            Err(Error::new(ErrorKind::NotFound, format!("fork {missing:?} is discarded already"))
+                .with_name(missing)
+                .with_hint(format!("remove its seals with `pfimg discard {missing} --seals`")))
+        }
         Some(missing) => Err(Error::new(ErrorKind::NotFound, format!("there is no fork {missing:?}"))
             .with_name(missing)
             .with_hint("list the forks with `pfimg forks`; no fork was discarded")),
@@ -156,11 +195,12 @@ fn clear(store: &Arc<Store>, seals: &[Digest]) -> Result<Cleared> {
     Ok(Cleared { seals, gc_frees })
 }
 
+/// Prints the result. `stay` is the number of seals that nothing asked to remove.
 fn report(
     args: &DiscardArgs,
     gone: &[String],
     errors: &[(String, Error)],
-    cleared: Option<&Cleared>,
+    (cleared, stay): (Option<&Cleared>, u64),
 ) -> Result<()> {
     if args.json {
         let failed: Vec<Stays> =
@@ -169,7 +209,7 @@ fn report(
             "discarded": gone,
             "failed": failed,
             "seals_removed": cleared.map(|cleared| &cleared.seals.removed),
-            "seals_kept": cleared.map(|cleared| cleared.seals.kept),
+            "seals_kept": cleared.map_or(stay, |cleared| cleared.seals.kept),
             "gc_frees_bytes": cleared.and_then(|cleared| cleared.gc_frees),
         }));
     }
@@ -177,10 +217,20 @@ fn report(
         Some(Cleared { seals, .. }) => {
             let removed = count(seals.removed.len() as u64, "seal");
             let kept = if seals.kept > 0 { format!(" ({} needed, kept)", seals.kept) } else { String::new() };
-            format!("discarded {} and {removed}{kept}", count(gone.len() as u64, "fork"))
+            if gone.is_empty() {
+                format!("removed {removed} of discarded forks{kept}")
+            } else {
+                format!("discarded {} and {removed}{kept}", count(gone.len() as u64, "fork"))
+            }
         }
         None if args.all || gone.len() + errors.len() > 1 => {
-            format!("discarded {}", count(gone.len() as u64, "fork"))
+            let forks = count(gone.len() as u64, "fork");
+            if stay > 0 {
+                let seals = count(stay, "seal");
+                format!("discarded {forks}; `--seals` removes {seals} too")
+            } else {
+                format!("discarded {forks}")
+            }
         }
         // Silent, as tools are that do one thing.
         None => return Ok(()),

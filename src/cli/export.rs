@@ -15,7 +15,7 @@ use super::audit;
 use super::envelope::print_json;
 use super::progress::Bar;
 use super::store_arg::StoreArg;
-use super::text::{count, plain};
+use super::text::{count, count_directories, plain};
 use crate::daemon::forks;
 use crate::digest::Digest;
 use crate::error::{Error, Exit, Result};
@@ -26,20 +26,23 @@ use crate::util::units::format_bytes;
 /// Write the files of an image into a directory.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Only root restores owners. Export skips a file whose blob is missing or damaged, names it, and exits with 4.\n\
-Export writes nothing outside of the directory, whatever the image contains. It copies symbolic links unchanged.")]
+Only root restores owners. Export skips a file whose content is missing or damaged, names it, and exits with 4.\n\
+Export writes nothing outside of the directory, whatever the image contains. It copies symbolic links unchanged.\n\
+Seal a fork first: export writes images. `pfimg apply` copies the changes of a fork to its project.")]
 pub(crate) struct ExportArgs {
-    /// The image (tag, id, prefix of an id, or latest)
+    /// An image: its tag, the first digits of its id, or latest
     image: String,
-    /// The directory: empty, or not yet existing
+    /// The directory, empty or missing
     dir: PathBuf,
-    /// Write every layer, laid out as under a mount
+    /// Write all parts of the image, laid out as under a mount
     #[arg(long)]
     all: bool,
-    /// Write session secrets that ledgers hold; a reader of one can forge its ledger
+    /// Write the secrets that sign ledgers (records of tool calls). With a secret, a reader can forge its
+    /// ledger
     #[arg(long, requires = "all")]
     reveal_secrets: bool,
-    /// Cache whose files are shared, if the filesystem supports it [default: as for `pfimg mount`]
+    /// Cache directory; exported files share its data, if the filesystem supports it [default: as for `pfimg
+    /// mount`]
     #[arg(long, value_name = "DIR")]
     cache_dir: Option<PathBuf>,
     /// Number of threads [default: one per core]
@@ -100,7 +103,7 @@ fn summary(report: &Report) -> String {
     format!(
         "exported {} in {}, {}{damaged}",
         count(report.files, "file"),
-        count(report.folders, "directory"),
+        count_directories(report.folders),
         format_bytes(report.bytes)
     )
 }

@@ -18,10 +18,11 @@ use crate::error::Result;
 use crate::ops::recover;
 use crate::store::plain_folder_mode;
 
-/// Make a fork, a writable copy for an agent. Prints the path of its files, if the store is mounted.
+/// Make a fork: a writable copy of an image or of another fork. Prints the path of its files, if the store is
+/// mounted.
 #[derive(Debug, Args)]
 pub(crate) struct ForkArgs {
-    /// The source: an image (tag, prefix, sha256:…, latest), another fork, or a fork's seal, FORK@SEAL
+    /// Another fork, a seal of it (FORK@SEAL), or an image: its tag, the first digits of its id, or latest
     #[arg(value_name = "SOURCE")]
     source: String,
     /// The fork's name

@@ -27,7 +27,7 @@ use crate::util::units::format_bytes;
 /// Longer commands are cut, in characters.
 const COMMAND: usize = 40;
 
-/// List the forks, the commands in them, and how the last run ended.
+/// List the forks, each with its running or last command.
 #[derive(Debug, Args)]
 pub(crate) struct ForksArgs {
     /// Read each fork: count its changed paths and bytes on disk, and check it for damage

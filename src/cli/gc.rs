@@ -17,14 +17,14 @@ use crate::util::units::{format_bytes, parse_duration};
 /// Delete data that no image, tag or fork needs.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Safe while the store is mounted and while pf writes to it: gc keeps blobs younger than --grace, which a program\n\
-may have stored before it refers to them. If gc cannot read something that may refer to blobs, it deletes nothing\n\
-and exits with 4.")]
+gc can run while other programs use the store. They may have stored data that no image refers to yet, so gc keeps data \
+younger than --grace. If gc cannot read something that may refer to data, it deletes nothing and exits with 4.")]
 pub(crate) struct GcArgs {
     /// Delete nothing; print what would be deleted
     #[arg(long)]
     dry_run: bool,
-    /// Keep blobs younger than this (30s, 10m, 2h, 7d); must exceed the duration of a concurrent `pf snapshot`
+    /// Keep data younger than AGE (30s, 10m, 2h, 7d). AGE must be longer than any import or `pf snapshot`
+    /// that runs at the same time
     #[arg(long, value_name = "AGE", default_value = "1h", value_parser = parse_duration)]
     grace: Duration,
     /// Print JSON

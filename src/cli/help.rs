@@ -13,13 +13,30 @@ const GROUPS: [(&str, &[&str]); 5] = [
     ("Upkeep", &["verify", "audit", "replay", "fixture"]),
 ];
 
+/// What a newcomer needs to read the rest.
+const FIRST_STEPS: &str = "\
+First steps, in a project:
+  pfimg run try -- COMMAND    runs COMMAND in a fork of the project, named `try`
+  pfimg diff try -p           shows the changes in the fork
+  pfimg apply try             applies them to the project; `pfimg apply --undo` undoes it
+  pfimg discard try --seals   removes the fork
+
+Words:
+  fork   a writable copy of an image, usually for one agent
+  image  a saved state of a project; it never changes
+  seal   an image made of a fork: FORK@2 is its second seal, FORK@0 its beginning
+  tag    a name for an image; `latest` is the newest image
+  store  the directory that contains images and forks
+";
+
 /// The exit codes in short. docs/TROUBLESHOOTING.md has the whole table.
 const EXIT_CODES: &str = "\
 Exit codes:
   0 done        1 differs, or some of several failed    2 usage
   3 conflict    4 damage       5 not found              6 exists
   7 busy, refused or no permission       8 FUSE, namespaces or disk
-  run: the command's; 124 time is up, 125 cannot be run, 126, 127, 128 and a signal
+  `run` exits with the code of its command, with 128 plus a signal's number, or with
+  124 after --timeout, 125 if pfimg cannot run it, 126 not executable, 127 not found
 
 Every command has --json: one object on stdout, errors included.";
 
@@ -31,7 +48,7 @@ pub(super) fn is_command(word: &str) -> bool {
 /// Returns the same command line with a help that lists its commands in groups.
 pub(super) fn grouped(cli: Command) -> Command {
     let template = format!(
-        "{{about-with-newline}}\n{{usage-heading}} {{usage}}\n\n{}Options:\n{{options}}\n\n{EXIT_CODES}\n",
+        "{{about-with-newline}}\n{{usage-heading}} {{usage}}\n\n{FIRST_STEPS}\n{}Options:\n{{options}}\n\n{EXIT_CODES}\n",
         listing(&cli)
     );
     cli.help_template(template)

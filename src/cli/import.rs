@@ -30,10 +30,10 @@ const SAMPLE: usize = 3;
 /// Make an image of a directory. Makes the store if there is none. Prints the id of the image.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-The image holds everything in the directory, including .git, .env, node_modules and .venv. Only .pfignore at the top of \
+The image contains everything in the directory, including .git, .env, node_modules and .venv. Only .pfignore at the top of \
 the directory and --ignore leave paths out; .gitignore does not. A git worktree, or a submodule imported alone, becomes a \
-whole repository in the image: commits in a fork stay in the fork. An unchanged directory makes no new image; pfimg prints \
-the id of the last one.")]
+whole repository in the image, so commits in a fork stay in the fork. For an unchanged directory, pfimg makes no new \
+image and prints the id of the last one. `pfimg run` imports the project by itself.")]
 #[allow(clippy::struct_excessive_bools)]
 pub(crate) struct ImportArgs {
     /// The directory
@@ -44,22 +44,22 @@ pub(crate) struct ImportArgs {
     /// Move the name if another image has it
     #[arg(long, alias = "force-tag", requires = "tag")]
     force: bool,
-    /// Parent image, which gives all layers except the files [default: the directory's last import into the
-    /// tag, or into this store]
+    /// Parent of the image; all parts except the files come from it [default: the last import of this
+    /// directory into --tag, or into the store]
     #[arg(long, value_name = "IMAGE")]
     parent: Option<String>,
     /// Make an image without a parent
     #[arg(long, conflicts_with = "parent")]
     no_parent: bool,
-    /// Import the files of this commit instead of those in the directory; the image also holds the repository,
-    /// with a clean checkout
+    /// Import the files of this commit instead of those in the directory. The image also contains the
+    /// repository, with a clean checkout
     #[arg(long, value_name = "REV", conflicts_with_all = ["parent", "no_parent", "pf_ignores"])]
     from_commit: Option<String>,
     /// Leave out matching paths: a name, names joined by slashes, or a pattern with * ? [ ]
     #[arg(long, value_name = "PATTERN")]
     ignore: Vec<String>,
-    /// Leave out pf's built-in list: .git/objects, build directories, caches. Without .pfignore, also leave out
-    /// paths that .gitignore names
+    /// Leave out the same paths as `pf`: .git/objects, build directories, caches, and, without a .pfignore,
+    /// the paths that .gitignore names
     #[arg(long)]
     pf_ignores: bool,
     /// The default; for older scripts
@@ -71,7 +71,7 @@ pub(crate) struct ImportArgs {
     /// Read every file, even if it seems unchanged since the last import
     #[arg(long)]
     reread: bool,
-    /// Directory with the indices of earlier imports [default: as for `pfimg mount`]
+    /// Cache directory, which remembers earlier imports [default: as for `pfimg mount`]
     #[arg(long, value_name = "DIR")]
     cache_dir: Option<PathBuf>,
     /// Number of threads [default: one per core]

@@ -24,11 +24,12 @@ use crate::ops::line::Line;
 use crate::store::{Manifest, Store};
 use graph::Graph;
 
-/// Show which image was made from which, and the forks that rest on them. Numbers the seals of a named fork:
-/// FORK@2.
+/// Show which image was made from which, and which forks are based on them. For a named fork, also numbers
+/// its seals: FORK@2.
 #[derive(Debug, Args)]
 pub(crate) struct LogArgs {
-    /// Images (tag, prefix, sha256:…, latest) and forks to start from [default: all images]
+    /// Forks and images to start from; an image is its tag, the first digits of its id, or latest [default:
+    /// all images]
     #[arg(value_name = "NAME")]
     names: Vec<String>,
     /// Draw the lines between images and their parents

@@ -27,6 +27,7 @@ use super::secret::SecretArg;
 use super::sharing::tell_if_open;
 use super::statuses::read_status;
 use super::store_arg::StoreArg;
+use crate::daemon::dirs::default_log;
 pub(crate) use crate::daemon::dirs::{cache_dir as default_cache_dir, state_dir as default_state_dir};
 use crate::daemon::{Builder, MountedStore, Numbering, SealPolicy, Stopper};
 use crate::error::{Error, ErrorKind, Result};
@@ -40,8 +41,12 @@ use crate::util::units::{parse_bytes, parse_duration};
 /// The size in bytes above which a starting mount sets the log aside.
 const MAX_LOG: u64 = 8 << 20;
 
-/// Mount a store as a directory with its images and writable forks.
+/// Show a store as a directory, with its images and writable forks.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Below MNT are images/, tags/, latest, forks/ (writable), and work/, which leads to the project files of each fork.\n\
+`mkdir MNT/forks/NAME@SOURCE` makes a fork. `pfimg umount MNT` ends the mount; forks stay in the store.\n\
+`pfimg run` mounts the store by itself.")]
 #[allow(clippy::struct_excessive_bools)]
 pub(crate) struct MountArgs {
     /// The store's directory, and the mountpoint [default store: --store, `PF_STORE`, then ~/.processfork]
@@ -63,24 +68,26 @@ pub(crate) struct MountArgs {
     /// Give other users access (an ordinary user needs `user_allow_other` in /etc/fuse.conf)
     #[arg(long)]
     allow_other: bool,
-    /// Owner to show for files of other users: `keep`, the recorded one; `me`, you, so that you can read and
-    /// change them. A seal keeps the recorded owner [default: me; keep for root and with --allow-other]
+    /// Owner to show for files of other users. `me`: you, so that you can read and change them. `keep`: the
+    /// recorded owner. A seal always keeps the recorded owner [default: me; keep for root and with
+    /// --allow-other]
     #[arg(long, value_name = "WHOSE")]
     owner: Option<Owner>,
     /// Support extended attributes and access control lists, and let the kernel enforce the lists; makes `ls
     /// -l` several times slower
     #[arg(long)]
     xattrs: bool,
-    /// How to number files of images (inodes). `shared`: a file that is the same in several images, at the same
-    /// path, has one inode. `distinct`: each image has its own inodes, for archives of several images and for
-    /// locks. `32`: as `shared`, with numbers below 2^32, for 32-bit programs
+    /// Inode numbers of files in images. `shared`: the same file at the same path has one number in all
+    /// images. `distinct`: each image has its own numbers, as archives of several images and file locks need.
+    /// `32`: as `shared`, with numbers below 2^32, for 32-bit programs
     #[arg(long, value_name = "HOW", default_value = "shared")]
     inodes: Inodes,
-    /// Report holes in files to lseek(2) (`SEEK_HOLE`), at the cost of one request per large file in `grep`.
-    /// Cannot be combined with `--writes back`. Without it, files show no holes
+    /// Report holes in files to lseek(2) (`SEEK_HOLE`). Costs one request for each large file that `grep`
+    /// reads. Cannot be combined with `--writes back`
     #[arg(long)]
     holes: bool,
-    /// Show session secrets that ledgers hold; a reader of one can forge its ledger
+    /// Show the secrets that sign ledgers (records of tool calls). With a secret, a reader can forge its
+    /// ledger
     #[arg(long)]
     reveal_secrets: bool,
     /// Mount read-only
@@ -98,12 +105,13 @@ pub(crate) struct MountArgs {
     /// the first change. Both also seal when the mount ends. `manual`: never
     #[arg(long, value_name = "WHEN", default_value = "idle:5s", value_parser = parse_policy)]
     seal: SealPolicy,
-    /// On machines with two cores, keep the second core busy during a series of requests. Program and daemon
-    /// then take turns on one core, and requests take half the time. `never`: leave the second core asleep
+    /// `auto`: on machines with two cores, keep the second core busy during a series of requests. Requests
+    /// then take half the time, since program and daemon take turns on one core. `never`: leave the second
+    /// core asleep
     #[arg(long, value_name = "WHEN", default_value = "auto")]
     spin: Spin,
-    /// Log the events of this mount in the store's audit log. Integrity violations are always reported, with a
-    /// crash pack
+    /// Write the events of this mount to the store's audit log. Damage that pfimg finds is always reported,
+    /// with a crash pack
     #[arg(long, value_name = "WHETHER", default_value = "on")]
     audit: Switch,
     #[command(flatten)]
@@ -368,13 +376,6 @@ fn log(args: &MountArgs, mountpoint: &Path) -> Result<Option<(PathBuf, File)>> {
             Ok(None)
         }
     }
-}
-
-fn default_log(mountpoint: &Path) -> PathBuf {
-    let name = mountpoint.to_string_lossy().trim_matches('/').replace('/', "-");
-    // Long paths differ at their ends.
-    let start = name.char_indices().rev().nth(150).map_or(0, |(at, _)| at);
-    default_state_dir().join(format!("{}.log", &name[start..]))
 }
 
 fn open_log(path: &Path) -> Result<File> {

@@ -12,8 +12,8 @@ use crate::error::Result;
 
 /// Print the output of the last run in a fork.
 ///
-/// pfimg keeps the output of runs in several forks, and of runs with --json. Of more than 16 MiB, it keeps the
-/// first 4 MiB and the last 12 MiB.
+/// pfimg keeps the output of runs side by side and of runs with --json; a run in one fork prints to the
+/// terminal. Of more than 16 MiB, pfimg keeps the first 4 MiB and the last 12 MiB.
 #[derive(Debug, Args)]
 pub(crate) struct OutputArgs {
     /// The fork's name

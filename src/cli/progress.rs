@@ -17,6 +17,11 @@ impl Bar {
         Self(bar)
     }
 
+    /// Shows nothing, for a command that is to be quiet.
+    pub(crate) fn hidden() -> Self {
+        Self(ProgressBar::hidden())
+    }
+
     /// Shows new work, none of it done yet.
     pub(crate) fn start(&self, length: u64, template: &str) {
         self.0.reset();

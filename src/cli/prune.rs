@@ -20,14 +20,18 @@ use crate::store::Store;
 /// The most images in one line of the log.
 pub(crate) const IN_A_LINE: usize = 100;
 
-/// Remove old seals of forks that no --keep rule selects.
+/// Remove old seals of forks, except those that --keep rules select.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Always kept: tagged images, images that forks rest on, and images that are not seals of forks. With --all, the rules\n\
-also select from the last group, by agent. Data of removed images take up space until the next `pfimg gc`.")]
+The rules select from the seals of all forks, also of discarded ones, and from images that applies keep. Always kept: \
+tagged images, images that forks are based on, and images that `pfimg apply --undo` needs. Removed images take up space \
+until the next `pfimg gc`.\n\
+\n\
+To remove everything that is neither tagged nor in use, also old imports of projects:\n  \
+pfimg prune --all --keep-tagged --forget-applies && pfimg gc")]
 #[allow(clippy::struct_excessive_bools)]
 pub(crate) struct PruneArgs {
-    /// Select from seals of these forks [default: every fork]
+    /// Select only from the seals of these forks, which may be discarded [default: every fork]
     #[arg(value_name = "FORK")]
     forks: Vec<String>,
     /// Keep the newest N of each fork
@@ -39,12 +43,15 @@ pub(crate) struct PruneArgs {
     /// Keep the newest of each of the last N days (UTC) with seals
     #[arg(long, value_name = "N")]
     keep_daily: Option<u32>,
-    /// Keep images with a tag. Alone, it keeps only these and the images that forks rest on
+    /// Keep tagged images. Given alone, it keeps only these and images in use
     #[arg(long)]
     keep_tagged: bool,
-    /// Select from all images of the store, not only from seals of forks
+    /// Select also from other images, such as imports, grouped by the agent that made them
     #[arg(long, conflicts_with = "forks")]
     all: bool,
+    /// Forget finished applies and select from their images too. These applies can then not be undone
+    #[arg(long, conflicts_with = "forks")]
+    forget_applies: bool,
     /// Remove nothing; print what would be removed
     #[arg(long)]
     dry_run: bool,
@@ -57,7 +64,7 @@ pub(crate) fn run(store: &StoreArg, args: &PruneArgs) -> Result<ExitCode> {
     let counts = [args.keep_last, args.keep_hourly, args.keep_daily];
     if counts.iter().all(Option::is_none) && !args.keep_tagged {
         return Err(Error::new(ErrorKind::InvalidInput, "no --keep rule is given").with_hint(
-            "name --keep-last, --keep-hourly, --keep-daily or --keep-tagged; --dry-run shows what they do",
+            "`pfimg prune --keep-tagged` removes all seals that nothing needs; --keep-last, --keep-hourly and --keep-daily keep some; --dry-run only lists them",
         ));
     }
     let [last, hourly, daily] = counts.map(Option::unwrap_or_default);
@@ -66,6 +73,7 @@ pub(crate) fn run(store: &StoreArg, args: &PruneArgs) -> Result<ExitCode> {
         policy: Policy { last, hourly, daily },
         forks: args.forks.clone(),
         all: args.all,
+        forget_applies: args.forget_applies,
         dry_run: args.dry_run,
     };
     let report = prune(&store, &options, &lineage(&store)?)?;

@@ -18,16 +18,16 @@ use crate::crashpack::{FILES, TraceEvent, seed_variable};
 use crate::error::{Error, ErrorKind, Exit, Result};
 use crate::oracle::TransferOracleResult;
 
-/// Judge a crash pack again, using only its own files. Exits with 1 if a violation is found again, and with 4
-/// if the pack was changed.
+/// Repeat the check that found a violation, from its record (crash pack). Exits with 1 if it finds a
+/// violation again, and with 4 if the pack was changed.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-A seed of the pack that is also in the environment, as PFIMG_SEED_<NAME>, has to be the same.")]
+If the environment contains a seed of the pack, as PFIMG_SEED_<NAME>, the two must be equal.")]
 pub(crate) struct ReplayArgs {
     /// The pack's directory, or its name from `pfimg audit --packs`
     #[arg(value_name = "PACK")]
     pack: PathBuf,
-    /// Oracle that must be among those that judged
+    /// Fail unless the oracle NAME took part in the check
     #[arg(long = "oracle", value_name = "NAME")]
     oracles: Vec<String>,
     /// Write a pack with the same violations, and as few steps as possible, to a new directory

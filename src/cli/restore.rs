@@ -26,8 +26,8 @@ use crate::ops::seal::Sealer;
 /// Restore a fork, or only PATHs of it, to one of its seals. Unsealed changes are sealed first, so nothing is
 /// lost.
 ///
-/// Without @SEAL, restores to the last seal. @0 is the beginning of the fork. A PATH starts at the top of the
-/// fork, or at the current directory if that is inside the fork.
+/// FORK alone means the last seal of the fork, FORK@0 its beginning. A PATH starts at the top of the fork, or
+/// at the current directory if that is inside the fork.
 #[derive(Debug, Args)]
 pub(crate) struct RestoreArgs {
     /// The fork and its seal: a number from `pfimg seals FORK`, a tag, or the beginning of an id

@@ -2,6 +2,7 @@
 
 mod args;
 mod changes;
+mod commits;
 mod conf;
 mod forks;
 pub(crate) mod inside;
@@ -20,7 +21,7 @@ use rustix::process::{Signal, set_parent_process_death_signal};
 
 pub(crate) use self::args::RunArgs;
 use self::args::{Stage, arguments, option};
-pub(in crate::cli) use self::changes::{Commits, MAX_LOG};
+pub(in crate::cli) use self::commits::{Commits, MAX_LOG, Made};
 pub(crate) use self::kept::copy as copy_output;
 use super::near;
 use super::store_arg::StoreArg;

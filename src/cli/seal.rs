@@ -23,7 +23,7 @@ use crate::store::tags::check_new_tag;
 /// The longest message in bytes.
 const MAX_MESSAGE: usize = 64 << 10;
 
-/// Save the present state of a fork as an image. Prints the id of the image.
+/// Save the present state of a fork as an image. Prints the id of the image. The fork stays writable.
 #[derive(Debug, Args)]
 pub(crate) struct SealArgs {
     /// The fork's name

@@ -30,8 +30,8 @@ const MAX_RULES: u64 = 1 << 20;
 /// How often a comparison starts again because the fork was sealed in the meantime.
 const ATTEMPTS: usize = 3;
 
-/// List the seals of a fork, the changes in each, and the unsealed changes. Restore one with `pfimg restore
-/// FORK@NO`.
+/// List the seals of a fork, the changes in each, and the unsealed changes. `pfimg restore FORK@NO` restores
+/// a seal.
 #[derive(Debug, Args)]
 pub(crate) struct SealsArgs {
     /// The fork's name

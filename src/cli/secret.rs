@@ -10,8 +10,8 @@ use crate::layers::effects::Secret;
 /// The source of the secret.
 #[derive(Clone, Debug, Default, Args)]
 pub(crate) struct SecretArg {
-    /// Chain ledgers with the hex secret in FILE [default: `$PF_SESSION_SECRET`, else a new secret that is
-    /// written into the ledger]
+    /// Sign ledgers (records of tool calls) with the hex secret in FILE [default: `$PF_SESSION_SECRET`, else
+    /// a new secret that is written into the ledger]
     #[arg(long = "session-secret-file", value_name = "FILE")]
     file: Option<PathBuf>,
 }

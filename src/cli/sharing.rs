@@ -19,8 +19,8 @@ enum StoreMode {
 /// How a store is shared.
 #[derive(Clone, Copy, Debug, Default, Args)]
 pub(crate) struct SharingArg {
-    /// Users with access to what pfimg makes in the store: `private`, its user; `group`, all members of the
-    /// directory's group. The store remembers it [default: private]
+    /// Access to the store. `private`: only you. `group`: all members of the directory's group. The store
+    /// remembers it [default: private]
     #[arg(long, value_name = "WHO")]
     store_mode: Option<StoreMode>,
 }

@@ -11,7 +11,7 @@ use super::envelope::print_json;
 use super::images::tags;
 use super::secret::operator_secret;
 use super::store_arg::StoreArg;
-use super::text::{count, plain, print};
+use super::text::{count, count_directories, plain, print};
 use crate::daemon::forks;
 use crate::digest::Digest;
 use crate::error::{Exit, Result};
@@ -23,10 +23,10 @@ use crate::util::units::format_bytes;
 /// The longest text of a layer in the output, in characters.
 const EXCERPT: usize = 70;
 
-/// Show what an image holds, layer by layer. Exits with 4 if a layer is damaged.
+/// Show what an image contains: files, model, cache, tool calls, messages. Exits with 4 if a part is damaged.
 #[derive(Debug, Args)]
 pub(crate) struct ShowArgs {
-    /// A tag, an id or a prefix of one, or latest
+    /// An image: its tag, the first digits of its id, or latest
     #[arg(value_name = "IMAGE")]
     image: String,
     /// Print JSON
@@ -173,7 +173,7 @@ fn tree(tree: &TreeBrief) -> String {
     let mut text = format!(
         "{}, {}, {}",
         count(tree.files, "file"),
-        count(tree.folders, "directory"),
+        count_directories(tree.folders),
         count(tree.symlinks, "symlink")
     );
     if tree.specials > 0 {

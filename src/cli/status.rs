@@ -15,6 +15,7 @@ use super::statuses::{Status, read_status, read_statuses};
 use super::store_arg::StoreArg;
 use super::text::{count, plain, print};
 use crate::control::Refusal;
+use crate::daemon::dirs::log_of;
 use crate::error::{ErrorKind, Result};
 use crate::mount::mountinfo::{Mounted, mounts};
 use crate::mount::silent::Daemon;
@@ -46,12 +47,20 @@ struct Silent {
     store: PathBuf,
     /// The daemon, if only one process can be it.
     pid: Option<u32>,
+    /// The log of the daemon, if it logs to the default file.
+    #[serde(serialize_with = "lossy_option")]
+    log: Option<PathBuf>,
     /// Why there is no status.
     error: String,
 }
 
 fn lossy<S: serde::Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(&path.to_string_lossy())
+}
+
+#[allow(clippy::ref_option)]
+fn lossy_option<S: serde::Serializer>(path: &Option<PathBuf>, serializer: S) -> Result<S::Ok, S::Error> {
+    path.as_ref().map(|path| path.to_string_lossy()).serialize(serializer)
 }
 
 /// What `--json` lists.
@@ -93,7 +102,8 @@ pub(crate) fn run(store: &StoreArg, args: &StatusArgs) -> Result<ExitCode> {
                 eprintln!("pfimg: {error}");
                 let pid = Daemon::serving(mounted).map(|daemon| daemon.pid);
                 let (mountpoint, store) = (mounted.path.clone(), mounted.source.clone());
-                silent.push(Silent { mountpoint, store, pid, error: error.to_string() });
+                let log = log_of(&mountpoint);
+                silent.push(Silent { mountpoint, store, pid, log, error: error.to_string() });
             }
             Err(_) => foreign += 1,
         }

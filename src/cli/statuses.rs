@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::control::{MountInfo, Refusal};
+use crate::daemon::dirs::log_of;
 use crate::error::{Error, ErrorKind, Result};
 use crate::mount::mountinfo::holding;
 use crate::mount::silent::{self, Answer, Question};
@@ -68,8 +69,17 @@ fn status(folder: &Path, answer: Answer) -> Result<Status> {
         Answer::None => return Err(unanswered(folder)),
         Answer::Failed(e) => {
             return Err(match e.raw_os_error() {
-                _ if silent::has_ended(&e) => Error::io(e, format!("the daemon of {shown} has ended"))
-                    .with_hint("clear it with `pfimg umount`, or by the next `pfimg mount` there"),
+                _ if silent::has_ended(&e) => {
+                    let ended = Error::io(e, format!("the daemon of {shown} has ended"));
+                    match log_of(folder) {
+                        Some(log) => ended.with_hint(format!(
+                            "read its log, {}; clear the mount with `pfimg umount`, or by the next `pfimg mount` there",
+                            log.display()
+                        )),
+                        None => ended
+                            .with_hint("clear the mount with `pfimg umount`, or by the next `pfimg mount` there"),
+                    }
+                }
                 Some(libc::ENOENT | libc::ENOTDIR) => {
                     Error::new(ErrorKind::NotFound, format!("no store is mounted at {shown}"))
                 }

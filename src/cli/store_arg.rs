@@ -10,12 +10,15 @@ use super::meant;
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::Store;
 
+/// The place of an option in a help that lists it after the options of the command.
+const LAST: usize = 900;
+
 /// The store that a command works on.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct StoreArg {
     /// The store's directory [default: ~/.processfork]
     // An empty value counts as unset.
-    #[arg(long = "store", global = true, env = "PF_STORE", value_name = "DIR", value_parser = OsStringValueParser::new())]
+    #[arg(long = "store", global = true, env = "PF_STORE", value_name = "DIR", value_parser = OsStringValueParser::new(), display_order = LAST)]
     path: Option<OsString>,
 }
 

@@ -16,13 +16,13 @@ use crate::store::tags::check_new_tag;
 /// Give an image a name.
 #[derive(Debug, Args)]
 pub(crate) struct TagArgs {
-    /// The image: a tag, at least 4 digits of its id, sha256:…, or latest
+    /// An image: its tag, at least 4 digits of its id, or latest
     #[arg(value_name = "IMAGE")]
     image: String,
-    /// The tag
+    /// The new tag
     #[arg(value_name = "NAME")]
     name: String,
-    /// Move an existing tag
+    /// Move the tag if it exists
     #[arg(long)]
     force: bool,
     /// Print JSON

@@ -56,6 +56,11 @@ pub(crate) fn count(number: u64, noun: &str) -> String {
     format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
 }
 
+/// Counts directories in words.
+pub(crate) fn count_directories(number: u64) -> String {
+    if number == 1 { "1 directory".to_owned() } else { format!("{number} directories") }
+}
+
 /// Lays out rows in columns two blanks apart, under a header. Widths are cells of a terminal: East Asian letters
 /// and most emoji take two, combining characters none.
 pub(crate) fn table<const N: usize>(header: [&str; N], rows: &[[String; N]]) -> String {
@@ -112,5 +117,6 @@ mod tests {
             [count(0, "image"), count(1, "image"), count(2, "image")],
             ["0 images", "1 image", "2 images"]
         );
+        assert_eq!([count_directories(1), count_directories(2)], ["1 directory", "2 directories"]);
     }
 }

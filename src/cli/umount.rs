@@ -22,10 +22,10 @@ use crate::mount::silent::Daemon;
 /// How long to wait for the daemon.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Unmount a store and end its daemon.
+/// Unmount a store and end its daemon. Forks and their changes stay in the store.
 #[derive(Debug, Args)]
 pub(crate) struct UmountArgs {
-    /// The mountpoint
+    /// The mountpoint, from `pfimg status`
     #[arg(value_name = "MNT")]
     mountpoint: PathBuf,
     /// Print JSON

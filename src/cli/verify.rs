@@ -21,10 +21,10 @@ use crate::util::units::format_bytes;
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Prints one line per finding: `verify: CODE: SUBJECT: DETAIL`. docs/TROUBLESHOOTING.md explains each code.\n\
-If the operator keeps the secret of a ledger, verify checks that ledger with $PF_SESSION_SECRET (hex).")]
+If a ledger (a record of tool calls) was signed with a secret that it does not contain, verify uses the secret in\n\
+$PF_SESSION_SECRET (hex).")]
 pub(crate) struct VerifyArgs {
-    /// Check only these images and what they refer to (tag, id, prefix of an id, or latest) [default: the whole
-    /// store]
+    /// Check only these images and everything that they refer to [default: the whole store]
     #[arg(value_name = "IMAGE")]
     images: Vec<String>,
     /// Print JSON

@@ -7,10 +7,12 @@ use data_encoding::BASE64URL_NOPAD;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
+use super::dirs::log_of;
 use super::forks::image;
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fork;
+use crate::mount::silent;
 use crate::ops::back::Request;
 use crate::store::{Store, tags};
 
@@ -226,9 +228,22 @@ pub(crate) fn explain(error: std::io::Error, doing: String, mountpoint: &Path) -
         error.kind(),
         std::io::ErrorKind::NotFound | std::io::ErrorKind::AlreadyExists | std::io::ErrorKind::InvalidInput
     );
+    let has_ended = silent::has_ended(&error);
     let failed = Error::io(error, doing);
     if known {
         return failed;
+    }
+    if has_ended {
+        let shown = mountpoint.display();
+        return match log_of(mountpoint) {
+            Some(log) => failed.with_hint(format!(
+                "the daemon of {shown} has ended; its log is {}. Run the command again: completed writes are kept",
+                log.display()
+            )),
+            None => failed.with_hint(format!(
+                "the daemon of {shown} has ended. Run the command again: completed writes are kept"
+            )),
+        };
     }
     failed.with_hint(format!(
         "read the log of the mount at {}; `pfimg status` shows its path",

@@ -1,6 +1,6 @@
 //! The directories of a user that a daemon writes, unless it gets others.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Returns `$variable/pfimg`, `~/fallback/pfimg`, or a directory in /tmp.
 fn user_dir(variable: &str, fallback: &str) -> PathBuf {
@@ -22,4 +22,18 @@ pub(crate) fn cache_dir() -> PathBuf {
 /// Where daemons log.
 pub(crate) fn state_dir() -> PathBuf {
     user_dir("XDG_STATE_HOME", ".local/state")
+}
+
+/// Returns the file in which the daemon of a mountpoint logs, unless it gets another one.
+pub(crate) fn default_log(mountpoint: &Path) -> PathBuf {
+    let name = mountpoint.to_string_lossy().trim_matches('/').replace('/', "-");
+    // Long paths differ at their ends.
+    let start = name.char_indices().rev().nth(150).map_or(0, |(at, _)| at);
+    state_dir().join(format!("{}.log", &name[start..]))
+}
+
+/// Returns that file, if it exists.
+pub(crate) fn log_of(mountpoint: &Path) -> Option<PathBuf> {
+    let log = default_log(&std::path::absolute(mountpoint).ok()?);
+    log.is_file().then_some(log)
 }

@@ -1,6 +1,7 @@
 //! A fork's files on disk.
 
 mod data;
+mod discarded;
 mod files;
 mod generation;
 mod head;
@@ -10,6 +11,8 @@ mod lock;
 mod seals;
 
 pub(super) use data::DataFile;
+pub(super) use discarded::keep_list;
+pub use discarded::{Discarded, discarded, forget_discarded};
 pub(super) use files::OpenFiles;
 pub use generation::Generation;
 pub(super) use head::{Head, check_format, is_too_long, path as head_path};

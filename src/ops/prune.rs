@@ -14,9 +14,11 @@ use serde::Serialize;
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fork;
+use crate::ops::apply::forget_finished;
+use crate::store::applies::State;
 use crate::store::manifest::APPLY_AGENT;
 use crate::store::{Manifest, Store};
-use needed::{needed, remove};
+use needed::{forget_discarded, needed_with, remove};
 
 pub use needed::Reason;
 pub use seals::{SealsRemoved, remove_seals};
@@ -100,10 +102,12 @@ pub struct Report {
 pub struct Options {
     /// The rules for keeping images.
     pub policy: Policy,
-    /// The forks whose images to prune; empty for all forks.
+    /// The forks whose images to prune, also discarded ones; empty for all forks.
     pub forks: Vec<String>,
     /// Every image of the store, of any origin, counted by agent.
     pub all: bool,
+    /// Whether finished applies are forgotten, so that their images count like others.
+    pub forget_applies: bool,
     /// Whether this is a dry run: nothing is removed.
     pub dry_run: bool,
 }
@@ -111,6 +115,9 @@ pub struct Options {
 /// Removes images that the policy does not keep. `lineage` are images that forks descend from, apart from
 /// their bases.
 pub fn prune(store: &Store, options: &Options, lineage: &[Digest]) -> Result<Report> {
+    if options.forget_applies && !options.dry_run {
+        forget_finished(store)?;
+    }
     let (candidates, notes) = candidates(store, options, lineage)?;
     let mut report =
         Report { dry_run: options.dry_run, images: plan(candidates, options.policy), removed: 0, notes };
@@ -118,6 +125,7 @@ pub fn prune(store: &Store, options: &Options, lineage: &[Digest]) -> Result<Rep
         report.images.iter().filter(|image| image.kept.is_empty()).map(|image| image.image).collect();
     if options.dry_run {
         report.removed = doomed.len() as u64;
+        report.notes.extend(kept_for_applies(&report));
         return Ok(report);
     }
     let (removed, back) = remove(store, &doomed)?;
@@ -127,7 +135,17 @@ pub fn prune(store: &Store, options: &Options, lineage: &[Digest]) -> Result<Rep
         }
     }
     report.removed = removed.len() as u64;
+    report.notes.extend(kept_for_applies(&report));
+    forget_discarded(store)?;
     Ok(report)
+}
+
+/// A remark on images that stay only because an apply can be taken back.
+fn kept_for_applies(report: &Report) -> Option<String> {
+    let number = report.images.iter().filter(|image| image.kept == [Reason::Applied]).count();
+    let images = if number == 1 { "1 image stays".to_owned() } else { format!("{number} images stay") };
+    (number > 0)
+        .then(|| format!("{images} so that `pfimg apply --undo` works; --forget-applies removes them"))
 }
 
 /// Images that applies made to keep what they change. Reads every manifest, if there was an apply at all.
@@ -141,14 +159,22 @@ fn of_applies(store: &Store, mut ids: Vec<Digest>) -> Vec<Digest> {
 
 /// The images to consider, each with the reasons that hold for every policy.
 fn candidates(store: &Store, options: &Options, lineage: &[Digest]) -> Result<(Vec<Candidate>, Vec<String>)> {
-    let (mut needed, mut notes) = (needed(store)?, Vec::new());
+    let for_applies = if options.forget_applies {
+        store.applies().images_of(State::is_unfinished)?
+    } else {
+        store.applies().images()?
+    };
+    let (mut needed, mut notes) = (needed_with(store, for_applies)?, Vec::new());
     for id in lineage {
         let reasons = needed.entry(*id).or_default();
         if !reasons.contains(&Reason::ForkBase) {
             reasons.push(Reason::ForkBase);
         }
     }
-    let seals = fork::references(store.root())?.seals;
+    let mut seals = fork::references(store.root())?.seals;
+    for gone in fork::discarded(store.root())? {
+        seals.entry(gone.name).or_default().extend(gone.seals);
+    }
     if let Some(unknown) = options.forks.iter().find(|name| !seals.contains_key(*name)) {
         return Err(Error::new(ErrorKind::NotFound, format!("there is no fork {unknown:?}"))
             .with_hint("list the forks with `pfimg forks`"));

@@ -261,12 +261,19 @@ impl Applies {
         Ok(found)
     }
 
-    /// Every image that an apply names.
+    /// Every image that an apply needs which can be finished or taken back.
     pub fn images(&self) -> Result<Vec<Digest>> {
+        self.images_of(|state| state != State::Undone)
+    }
+
+    /// Every image that an apply in one of these states names.
+    pub fn images_of(&self, is_meant: impl Fn(State) -> bool) -> Result<Vec<Digest>> {
         let mut images = Vec::new();
         for (_, apply) in self.all()? {
             let apply = apply?;
-            images.extend([apply.before, apply.after]);
+            if is_meant(apply.state) {
+                images.extend([apply.before, apply.after]);
+            }
         }
         Ok(images)
     }
@@ -317,7 +324,7 @@ impl Applies {
     }
 
     /// Reads one; nothing if it is gone.
-    fn read(&self, id: &ApplyId) -> Result<Option<Apply>> {
+    pub fn read(&self, id: &ApplyId) -> Result<Option<Apply>> {
         let path = self.path(id);
         let bytes =
             records::read(&path).map_err(|e| Error::io(e, format!("cannot read {}", path.display())))?;

@@ -10,28 +10,27 @@ use crate::error::{Error, ErrorKind};
 use crate::ops::apply::Hooks;
 use crate::ops::apply::plan::{Decide, Others};
 
-/// Apply a fork's changes to a directory.
+/// Apply a fork's changes to its project, or to another directory.
 ///
-/// For each path that the fork changed, pfimg compares three states: the image that the fork was made of, the
-/// fork, and the directory. A path that only the fork changed becomes as in the fork. Text that both sides
-/// changed is merged line by line. Any other path that both sides changed is a conflict. With a conflict, pfimg
-/// writes nothing and lists all conflicts, unless an option resolves them.
+/// A path that only the fork changed becomes as in the fork. A text that both sides changed is merged line by
+/// line. Anything else that both sides changed is a conflict. With a conflict, pfimg writes nothing and lists
+/// all conflicts, unless an option resolves them. A change is a difference to the image that the fork was
+/// made of.
 ///
-/// Apply copies content, links, permissions, hard links and empty directories. It does not copy owners, times,
-/// extended attributes or files of repositories (`.git`). A directory that the fork deleted stays if it holds
-/// files unknown to the fork. Apply first seals unsealed changes of the fork, also with --dry-run. It keeps the
-/// previous state of the directory as an image.
+/// Apply copies content, links, permissions, hard links and empty directories. It does not copy owners,
+/// times, extended attributes or files of repositories (`.git`); commits become the branch pfimg/FORK. A
+/// directory that the fork deleted stays if it contains files unknown to the fork. Apply first seals unsealed
+/// changes of the fork, also with --dry-run. It keeps the previous content of changed paths as an image.
 ///
-/// A second apply changes nothing. `pfimg apply --undo` undoes the last apply. Exit code 3: there are
-/// conflicts.
+/// `pfimg apply --undo` undoes the last apply. Applying the same fork twice changes nothing more. Exit code
+/// 3: there are conflicts.
 #[derive(Debug, Args)]
 #[command(
     override_usage = "pfimg apply [OPTIONS] FORK|IMAGE [DIR] [-- PATH...]\n       pfimg apply --undo|--continue [--force] [DIR]"
 )]
 #[allow(clippy::struct_excessive_bools)]
 pub(crate) struct ApplyArgs {
-    /// A fork or image (tag, prefix, FORK@SEAL) with changes since the fork was made, or since its project was
-    /// imported
+    /// A fork, a seal of it (FORK@SEAL), or an image: its tag or the first digits of its id
     #[arg(value_name = "FORK|IMAGE", required_unless_present_any = ["undo", "continue"])]
     pub(super) name: Option<String>,
     /// The directory [default: the project around the current directory, if the fork is a copy of it]
@@ -43,19 +42,20 @@ pub(crate) struct ApplyArgs {
     /// Show the changes, and write nothing in the directory
     #[arg(long, short = 'n')]
     pub(super) dry_run: bool,
-    /// Write conflict markers into texts whose lines conflict
+    /// Write conflict markers (`<<<<<<<`) into texts whose lines conflict
     #[arg(long)]
     pub(super) merge: bool,
-    /// Resolve conflicts with the directory's side; in texts, only for conflicting lines
+    /// Resolve conflicts in favour of the directory; in texts, only conflicting lines
     #[arg(long, conflicts_with_all = ["theirs", "skip"])]
     pub(super) ours: bool,
-    /// Resolve conflicts with the fork's side; in texts, only for conflicting lines
+    /// Resolve conflicts in favour of the fork; in texts, only conflicting lines
     #[arg(long, conflicts_with = "skip")]
     pub(super) theirs: bool,
     /// Leave paths with conflicts unchanged
     #[arg(long)]
     pub(super) skip: bool,
-    /// Commit only the applied paths, in the directory's repository. No hook runs; --undo keeps the commit
+    /// Commit the applied paths, and nothing else, in the directory's repository. No hook runs; --undo keeps
+    /// the commit
     #[arg(long, value_name = "TEXT", conflicts_with_all = ["dry_run", "undo", "continue"])]
     pub(super) commit: Option<String>,
     /// Undo the last apply to the directory
@@ -64,7 +64,7 @@ pub(crate) struct ApplyArgs {
     /// Finish an interrupted apply
     #[arg(long = "continue", conflicts_with_all = ["paths", "dry_run", "merge", "ours", "theirs", "skip"])]
     pub(super) r#continue: bool,
-    /// With --undo: undo later edits too; an image keeps them
+    /// With --undo: undo edits since the apply too; an image keeps them
     #[arg(long, requires = "undo")]
     pub(super) force: bool,
     /// Print JSON

@@ -279,7 +279,7 @@ impl Telling<'_> {
             lines.map(|conflict| remark('C', &plain_bytes(&conflict.path, usize::MAX), &conflict.why));
         print(&lines.collect::<String>())?;
         eprintln!("pfimg: {}", error.message());
-        eprintln!("       --merge (markers) · --ours · --theirs · --skip · both sides: {both}");
+        eprintln!("       resolve with --merge (markers), --ours, --theirs or --skip; compare: {both}");
         Ok(error.kind().exit().into())
     }
 

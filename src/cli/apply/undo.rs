@@ -89,16 +89,13 @@ fn tell(outcome: &Outcome, args: &ApplyArgs) -> Result<ExitCode> {
     for path in &outcome.staying {
         eprintln!("pfimg: {}/ stays: it holds other files", plain_bytes(path, usize::MAX));
     }
-    let mut number = count(outcome.changed.len() as u64, "path");
-    if let Some((branch, Ok(()))) = &outcome.branch {
-        number = format!("{number} and branch {}", branch.trim_start_matches("refs/heads/"));
-    }
     let (name, dir) = (plain(&outcome.fork, usize::MAX), shown(&outcome.dir));
-    match outcome.state {
-        State::Undone | State::Undoing => {
-            eprintln!("pfimg: undid applying {name} to {dir}: {number} restored");
-        }
-        State::Done | State::Writing => eprintln!("pfimg: finished applying {name} to {dir}: {number}"),
+    let is_undone = matches!(outcome.state, State::Undone | State::Undoing);
+    let what = words(outcome, is_undone);
+    if is_undone {
+        eprintln!("pfimg: undid applying {name} to {dir}: {what}");
+    } else {
+        eprintln!("pfimg: finished applying {name} to {dir}: {what}");
     }
     if let Some(edits) = &outcome.edits {
         eprintln!("pfimg: the undone edits are kept as image {}", &edits.hex()[..12]);
@@ -109,4 +106,27 @@ fn tell(outcome: &Outcome, args: &ApplyArgs) -> Result<ExitCode> {
         is_whole = false;
     }
     Ok(if is_whole { ExitCode::SUCCESS } else { ErrorKind::Conflict.exit().into() })
+}
+
+/// Counts what was done: `1 path removed, 2 paths restored, branch pfimg/try-2 removed`.
+fn words(outcome: &Outcome, is_undone: bool) -> String {
+    let number = |how: fn(How) -> bool| outcome.changed.iter().filter(|(_, done)| how(*done)).count() as u64;
+    let counted = if is_undone {
+        let removed = number(|how| how == How::Deleted);
+        vec![(removed, "removed"), (outcome.changed.len() as u64 - removed, "restored")]
+    } else {
+        vec![(outcome.changed.len() as u64, "changed")]
+    };
+    let counted = counted.into_iter().filter(|(number, _)| *number > 0);
+    let mut parts: Vec<String> =
+        counted.map(|(number, word)| format!("{} {word}", count(number, "path"))).collect();
+    if let Some((branch, Ok(()))) = &outcome.branch {
+        let word = match (is_undone, outcome.branch_is_new) {
+            (true, true) => "removed",
+            (true, false) => "restored",
+            (false, _) => "moved",
+        };
+        parts.push(format!("branch {} {word}", branch.trim_start_matches("refs/heads/")));
+    }
+    if parts.is_empty() { "no path changed".to_owned() } else { parts.join(", ") }
 }

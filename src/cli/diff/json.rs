@@ -16,6 +16,8 @@ pub(super) struct Shown<'a> {
     pub(super) to: &'a Name,
     /// Commits that only TO has, as far as known.
     pub(super) commits: Option<u64>,
+    /// The newest of them, newest first, where git keeps a log of HEAD.
+    pub(super) commit_list: Option<Vec<CommitRow<'a>>>,
     pub(super) entries: Vec<Row>,
     /// With --stat and -p.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -26,6 +28,13 @@ pub(super) struct Shown<'a> {
     /// The patch in base64, if it is not UTF-8.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) patch_b64: Option<String>,
+}
+
+/// A commit: its id in hex, and the first line of its message.
+#[derive(Debug, Serialize)]
+pub(super) struct CommitRow<'a> {
+    pub(super) id: &'a str,
+    pub(super) subject: &'a str,
 }
 
 /// The extent of all differences between files.

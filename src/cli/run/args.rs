@@ -22,36 +22,40 @@ use crate::util::units::parse_duration;
 /// The meaning of `--json` without a file.
 const STDOUT: &str = "-";
 
-/// Run a command in a copy of the project, where it can change nothing else.
+/// Run a command in a fork of the project, where it can change nothing else.
 ///
-/// Imports the project if it changed, makes a fork of it, and runs the command there. The project is the git
-/// work tree around the current directory, or that directory. The command sees the fork at the project's own
-/// path, and the rest of this machine read-only. It may write its fork and temporary files. After the command,
-/// pfimg removes these temporary files and ends remaining processes. The project itself, the store, images and
-/// other forks are hidden, as are the machine's devices, processes and services (/run). Credentials stay
-/// outside: variables such as `*_TOKEN` unless --env names them, files such as ~/.ssh unless --read names them.
-/// The command can seal its fork: `mkdir $PFIMG_SNAP/NAME`.
+/// A fork is a writable copy. pfimg imports the project if it changed, makes the fork, and runs the command
+/// in it. The project is the git work tree around the current directory, or that directory. The project
+/// itself stays unchanged until `pfimg apply`. With several names the commands run side by side, and `pfimg
+/// output NAME` prints the output of each. An existing fork is used as it is: its changes stay, and the
+/// project is not imported again.
 ///
-/// An existing fork is used as it is. With several names the commands run side by side, and `pfimg output NAME`
-/// prints the output of each. `pfimg run FORK COMMAND…` without `--` runs in an existing fork.
+/// The command sees the fork at the project's own path. It can write there, in a private /tmp, and nowhere
+/// else. It can read the rest of this machine except other forks and the store, devices, processes, services
+/// (/run) and credentials: variables such as `*_TOKEN` unless --env names them, files such as ~/.ssh unless
+/// --read names them. It has the network. After the command, pfimg removes its temporary files and ends its
+/// remaining processes. `mkdir $PFIMG_SNAP/NAME` inside the run seals the fork.
 ///
-/// pfimg makes and mounts the store if necessary. Such a mount ends after 30 seconds without use (`PFIMG_IDLE`,
-/// such as 5m).
+/// `pfimg run FORK COMMAND…` without `--` runs in an existing fork. Outside of its project, the command then sees
+/// the fork below the mountpoint, and pfimg prints no summary.
 ///
-/// ~/.config/pfimg/run.conf holds options for every run, one per line, without dashes: `env NAME`, `read PATH`,
-/// `write PATH`, `hide PATH`, `quiet`.
+/// pfimg makes and mounts the store if necessary. Such a mount ends after 30 seconds without use (the
+/// variable `PFIMG_IDLE` sets another time, such as 5m).
 ///
-/// Exit code: the command's, the largest of several; 128 plus the signal that ended it; 124 after --timeout; 2
-/// for a wrong command line; 125 if the command cannot be run, 126 if it cannot be executed, 127 if it is not
-/// found.
+/// The file ~/.config/pfimg/run.conf contains options for every run, one per line, without dashes: `env
+/// NAME`, `read PATH`, `write PATH`, `hide PATH`, `quiet`.
+///
+/// Exit code: that of the command, or the largest of several; 128 plus the signal that ended it; 124 after
+/// --timeout; 2 for a wrong command line; 125 if pfimg cannot run the command, 126 if it cannot be executed,
+/// 127 if it is not found.
 #[derive(Debug, Default, Args)]
 #[command(
     override_usage = "pfimg run [OPTIONS] [NAME[@SOURCE]]... -- COMMAND...\n       pfimg run FORK[@SOURCE] COMMAND..."
 )]
 #[allow(clippy::struct_excessive_bools)]
 pub(crate) struct RunArgs {
-    /// Source of new forks: a directory (with a slash in its name, or `.`), an image (tag, prefix, latest), or
-    /// a fork [default: the project]
+    /// Source of new forks: a fork, an image (its tag, the first digits of its id, or latest), or a
+    /// directory, whose name contains a slash or is `.` [default: the project]
     #[arg(long, value_name = "DIR|IMAGE|FORK")]
     pub(super) from: Option<String>,
     /// Check out this commit in new forks. Ignored files stay as they are in the project
@@ -76,28 +80,29 @@ pub(crate) struct RunArgs {
     /// stdout, and keep the commands' output for `pfimg output`
     #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true, default_missing_value = STDOUT)]
     pub(super) json: Option<PathBuf>,
-    /// Allow writing PATH: a directory, a device, or a file. Name the directory if programs replace the file.
-    /// May be repeated, like --read and --hide
+    /// Let the command write PATH, a directory, device or file. A program that saves a file by replacing it
+    /// needs the directory. May be repeated, like --read and --hide
     #[arg(long, value_name = "PATH")]
     pub(super) write: Vec<PathBuf>,
-    /// Allow reading PATH, which is hidden or in a hidden directory
+    /// Let the command read PATH, which would be hidden
     #[arg(long, value_name = "PATH")]
     pub(super) read: Vec<PathBuf>,
-    /// Hide PATH, a file or directory
+    /// Hide PATH, a file or directory, from the command
     #[arg(long, value_name = "PATH")]
     pub(super) hide: Vec<PathBuf>,
-    /// Pass the variable NAME, which holds a credential, and the socket that it names. `*` stands for any text;
-    /// NAME=VALUE sets the variable. May be repeated
+    /// Pass the variable NAME, although it looks like a credential, and the socket that it names. `*` stands
+    /// for any text. NAME=VALUE sets a variable. May be repeated
     #[arg(long, value_name = "NAME[=VALUE]", value_parser = OsStringValueParser::new().try_map(|text| conf::variable(&text)))]
     pub(super) env: Vec<OsString>,
-    /// Print nothing about the run or about variables that stay outside
+    /// Print only what the command prints, and errors
     #[arg(long, short)]
     pub(super) quiet: bool,
     /// Give the command only a loopback interface, and no other network
     #[arg(long)]
     pub(super) no_network: bool,
-    /// The forks; missing ones are made. NAME@SOURCE makes one from an image or another fork. `try-{1..4}` and
-    /// `{a,b}` mean several in any shell [default: the project's name and the first free number]
+    /// The fork; pfimg makes it if it is missing. NAME@SOURCE makes it from an image or another fork.
+    /// `try-{1..4}` and `{a,b}` stand for several names [default: the project's name and the first free
+    /// number]
     #[arg(value_name = "NAME[@SOURCE]")]
     pub(super) names: Vec<String>,
     /// The command and its arguments

@@ -281,12 +281,13 @@ impl Runs {
             jobs: default_jobs(),
             log: audit::told(&self.store, "run"),
         };
-        let bar = Bar::new();
+        let is_quiet = args.quiet || self.conf.quiet;
+        let bar = if is_quiet { Bar::hidden() } else { Bar::new() };
         bar.style("{spinner} {pos} files and directories found");
         let refreshed = refresh(&self.store, project, &options, &bar);
         bar.finish();
         let refreshed = refreshed?;
-        if refreshed.imported && !args.quiet && !self.conf.quiet {
+        if refreshed.imported && !is_quiet {
             let home = std::env::home_dir();
             let below = home.as_deref().and_then(|home| project.root.strip_prefix(home).ok());
             let root = below.map_or_else(|| project.root.clone(), |below| Path::new("~").join(below));

@@ -16,7 +16,10 @@ use super::args::{RunArgs, option};
 use super::changes::line;
 use super::forks::{Fork, Runs};
 use super::kept::Kept;
-use super::one::{Ended, Lines, after_run, check_out, could_not_run, next, seal, started_line};
+use super::one::{
+    Ended, Lines, after_run, check_out, could_not_run, has_counts, is_changed, is_there, next,
+    next_if_unchanged, seal, started_line,
+};
 use super::record::Record;
 use crate::cli::envelope;
 use crate::cli::text::{count, plain, plain_bytes, print};
@@ -88,7 +91,6 @@ pub(super) fn run(runs: &Runs, args: &RunArgs) -> Result<u8> {
     thread::scope(|scope| {
         for member in members {
             let (ended, write, pids) = (&ended, &write, &*pids);
-            let has_bar = bars.is_some();
             scope.spawn(move || {
                 let fork = member.fork;
                 let (end, bar) = wait(runs, member, pids);
@@ -103,9 +105,6 @@ pub(super) fn run(runs: &Runs, args: &RunArgs) -> Result<u8> {
                 (*write.lock())(&envelope::result_line("run", &object));
                 let text = end.text();
                 bar.finish_with_message(text.lines().next().unwrap_or_default().to_owned());
-                if !has_bar && !is_quiet {
-                    sandbox::say(&format_args!("  {:width$}  {text}", plain(&fork.name, usize::MAX)));
-                }
                 let failed = args.tag.is_some() && image.is_none();
                 ended.lock().push((fork.name.clone(), end, failed));
             });
@@ -123,14 +122,14 @@ pub(super) fn run(runs: &Runs, args: &RunArgs) -> Result<u8> {
     }
     if let Some(bars) = bars {
         let _ = bars.clear();
-        // Printed again in full: above all, no deletion may be missing.
-        for fork in &runs.forks {
-            if let Some((name, end, _)) = ended.iter().find(|(name, _, _)| *name == fork.name) {
-                eprintln!("  {:width$}  {}", plain(name, usize::MAX), end.text());
-            }
-        }
     }
     if !is_quiet {
+        // In the order of the names, and at a terminal again in full: above all, no deletion may be missing.
+        for fork in &runs.forks {
+            if let Some((name, end, _)) = ended.iter().find(|(name, _, _)| *name == fork.name) {
+                sandbox::say(&format_args!("  {:width$}  {}", plain(name, usize::MAX), end.text()));
+            }
+        }
         let shown = best(runs, &ended);
         let output = if args.rm {
             String::new()
@@ -143,7 +142,16 @@ pub(super) fn run(runs: &Runs, args: &RunArgs) -> Result<u8> {
             started.elapsed().as_secs_f64(),
         ));
         if !args.rm {
-            sandbox::say(&next(runs, &shown));
+            let changed = |(name, end, _): &(String, End, bool)| is_changed(runs, name, &end.record);
+            if ended.iter().any(changed) {
+                sandbox::say(&next(runs, &shown));
+            } else {
+                let names = runs.forks.iter().map(|fork| fork.name.as_str());
+                let names: Vec<&str> = names.filter(|name| is_there(runs, name)).collect();
+                if !names.is_empty() {
+                    sandbox::say(&next_if_unchanged(runs, &names));
+                }
+            }
         }
     }
     if interrupted.lock().is_some() {
@@ -172,19 +180,12 @@ impl End {
     }
 }
 
-/// Returns the fork to look at first: one that succeeded and changed something.
+/// Returns the fork to look at first: one with changes, and of these one whose command succeeded.
 fn best(runs: &Runs, ended: &[(String, End, bool)]) -> String {
     let rank = |name: &str| {
         let end = ended.iter().find(|(of, _, _)| of == name).map(|(_, end, _)| end);
-        end.map_or(3, |end| {
-            let sum = |record: &Record| {
-                [record.added, record.changed, record.deleted].iter().flatten().sum::<u64>()
-            };
-            match (end.code, sum(&end.record)) {
-                (0, 1..) => 0,
-                (0, 0) => 1,
-                _ => 2,
-            }
+        end.map_or((true, true, true), |end| {
+            (!is_changed(runs, name, &end.record), end.code != 0, !has_counts(&end.record))
         })
     };
     let names = runs.forks.iter().map(|fork| fork.name.clone());

@@ -10,7 +10,8 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::args::RunArgs;
-use super::changes::{Changes, Commits, line};
+use super::changes::{Changes, line};
+use super::commits::Commits;
 use super::forks::{Fork, Runs};
 use super::record::Record;
 use super::sandboxed::{self, Job};
@@ -22,6 +23,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::fork::About;
 use crate::fork::beside::{self, OnDisk};
 use crate::ops::back::Request;
+use crate::ops::line::Line;
 use crate::sandbox::{self, CANNOT_RUN, NO_COMMAND, Outcome};
 
 /// The exit code after a timeout, as in timeout(1).
@@ -107,7 +109,11 @@ pub(super) fn run(runs: &Runs, args: &RunArgs) -> Result<u8> {
             sandbox::tell(&format_args!("sealed {} as {tag} ({})", fork.name, &image.hex()[..12]));
         }
         if !is_gone {
-            sandbox::say(&next(runs, &fork.name));
+            if is_changed(runs, &fork.name, &record) {
+                sandbox::say(&next(runs, &fork.name));
+            } else if is_there(runs, &fork.name) {
+                sandbox::say(&next_if_unchanged(runs, &[&fork.name]));
+            }
         } else if !args.rm {
             sandbox::tell(&format_args!("discarded fork {:?}: its command could not be started", fork.name));
         }
@@ -191,7 +197,7 @@ fn one(runs: &Runs, fork: &Fork, args: &RunArgs) -> Result<Done> {
     // A fork that was discarded during the run cannot be compared.
     let is_there = OnDisk::read(store.root(), name).is_ok_and(|now| now.created_ns == record.fork_created_ns);
     if is_there && is_compared {
-        record.commits = Commits::read(&files).since(&commits);
+        record.commits = Commits::read(&files).since(&commits).map(|made| made.number);
         match changes(runs, fork, before) {
             Ok(Some(changes)) => {
                 (record.added, record.changed, record.deleted) =
@@ -264,6 +270,29 @@ fn changes(runs: &Runs, fork: &Fork, before: Option<Before>) -> Result<Option<Ch
     let Some(Before(before)) = before else { return Ok(None) };
     calls::push(&runs.mountpoint, &fork.name)?;
     Changes::since(&runs.store, &fork.name, before).map(Some)
+}
+
+/// Returns whether a fork exists; another program may have discarded it.
+pub(super) fn is_there(runs: &Runs, fork: &str) -> bool {
+    OnDisk::read(runs.store.root(), fork).is_ok()
+}
+
+/// Returns whether a fork exists and may have changes: of this run, or of earlier ones.
+pub(super) fn is_changed(runs: &Runs, fork: &str, record: &Record) -> bool {
+    let Ok(now) = OnDisk::read(runs.store.root(), fork) else { return false };
+    let is_as_made = |line: Line| now.is_untouched && now.base == line.origin();
+    has_counts(record) || !Line::of_name(&runs.store, fork).is_ok_and(is_as_made)
+}
+
+/// Returns whether a run itself changed something, as far as that is known.
+pub(super) fn has_counts(record: &Record) -> bool {
+    [record.added, record.changed, record.deleted, record.commits].into_iter().flatten().any(|n| n > 0)
+}
+
+/// Returns the command that removes forks without changes.
+pub(super) fn next_if_unchanged(runs: &Runs, forks: &[&str]) -> String {
+    let names: Vec<String> = forks.iter().map(|fork| plain(fork, usize::MAX)).collect();
+    format!("next:  pfimg{} discard {}", runs.store_words, names.join(" "))
 }
 
 /// Returns the two commands that the user probably needs next.

@@ -10,7 +10,7 @@ use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fork::beside;
 use crate::fork::clock::{self, now};
-use crate::fork::disk::{GenId, Generation, Head, Restored, forget_seals, head_path};
+use crate::fork::disk::{GenId, Generation, Head, Restored, forget_seals, head_path, keep_list};
 use crate::fork::errors::{no_fork, taken};
 use crate::fork::frame::{FOLDER_MODE, Frame};
 use crate::fork::handle::Fork;
@@ -376,7 +376,12 @@ impl Registry {
         let path = head_path(&self.shared.forks, name);
         let failed = |e| Error::io(e, format!("cannot discard fork {name:?}"));
         // Returns whether the removal is durable.
-        let remove = || {
+        let remove = |uid: &str| {
+            // Before the fork is gone: afterwards no file would name its images. Without the list they can still be
+            // removed with other images, so a failure does not keep the fork.
+            if let Err(e) = keep_list(&self.shared.forks, &self.shared.files, uid, name) {
+                tracing::warn!("{e}");
+            }
             io.remove(&path).map_err(failed)?;
             // Before the generations are removed: a power cut must not bring the head back without them. If this fails, the
             // fork is removed nevertheless.
@@ -392,7 +397,7 @@ impl Registry {
                 if seen != Some(&Seen::of(&head, Some(fork))) {
                     return Ok(None);
                 }
-                let durable = remove()?;
+                let durable = remove(&head.uid)?;
                 fork.core.note_discard();
                 (ForkInfo::of(&head, fork.damage()), durable, head.generations.clone())
             }
@@ -400,7 +405,7 @@ impl Registry {
                 if seen != Some(&Seen::of(head, None)) {
                     return Ok(None);
                 }
-                (ForkInfo::of(head, None), remove()?, head.generations.clone())
+                (ForkInfo::of(head, None), remove(&head.uid)?, head.generations.clone())
             }
             Slot::Bad(damage) => {
                 let kept = self.shared.forks.join("damaged").join(format!("{name}-{}.json", clock::now()));

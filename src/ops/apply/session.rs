@@ -68,6 +68,8 @@ pub struct Outcome {
     pub edits: Option<Digest>,
     /// The branch that was moved, or why it was not.
     pub branch: Option<(String, Result<(), String>)>,
+    /// Whether the apply made that branch, so that taking it back removes the branch.
+    pub branch_is_new: bool,
 }
 
 /// A directory that one program works on.
@@ -90,7 +92,7 @@ impl<'a> Held<'a> {
                 .with_path(&dir)
                 .with_hint("wait for it to end")
         };
-        let lock = store.try_lock(&format!("apply.{:x}.{:x}.lock", stamp.dev, stamp.ino))?;
+        let lock = store.try_lock(&lock_name(stamp.dev, stamp.ino))?;
         let lock = lock.filter(|_| !top.is_held()).ok_or_else(busy)?;
         let applies = store.applies().of(&dir, stamp.dev, stamp.ino)?;
         Ok(Self { store, top, lock, applies })
@@ -129,6 +131,25 @@ impl Drop for Held<'_> {
         let _ = rustix::fs::flock(&self.lock, rustix::fs::FlockOperation::Unlock);
         self.top.release();
     }
+}
+
+/// The lock of a directory that is applied to.
+fn lock_name(dev: u64, ino: u64) -> String {
+    format!("apply.{dev:x}.{ino:x}.lock")
+}
+
+/// Forgets every apply that is finished or taken back, so that no image is kept for it. It cannot be taken back from then on. An apply
+/// to a directory that another program changes at this moment stays.
+pub fn forget_finished(store: &Store) -> Result<()> {
+    for (id, apply) in store.applies().all()? {
+        let apply = apply?;
+        let Some(_lock) = store.try_lock(&lock_name(apply.dev, apply.ino))? else { continue };
+        // Another program may have begun to take it back before it was locked.
+        if store.applies().read(&id)?.is_some_and(|now| !now.state.is_unfinished()) {
+            store.applies().remove(&id)?;
+        }
+    }
+    Ok(())
 }
 
 /// The tree of an image that an apply keeps.
@@ -291,6 +312,7 @@ fn end(held: &Held<'_>, id: &ApplyId, apply: &mut Apply, carried: Carried, way: 
         after: apply.after,
         edits: None,
         branch,
+        branch_is_new: apply.branch.as_ref().is_some_and(|branch| branch.old.is_none()),
     })
 }
 

@@ -11,6 +11,7 @@ use crate::layers::cache::PageManifest;
 use crate::layers::effects::Effects;
 use crate::layers::procs::{Known, Procs};
 use crate::layers::world::{self, Kind};
+use crate::store::applies::State;
 use crate::store::images::MAX_MANIFEST;
 use crate::store::{BlobError, LayerFile, Manifest, MarkerError, Size, Store};
 use crate::sync::Mutex;
@@ -105,6 +106,8 @@ impl<'a> Marker<'a> {
         }
         for (_, apply) in self.store.applies().all()? {
             match apply {
+                // What was taken back needs no image: pruning may have removed them.
+                Ok(apply) if apply.state == State::Undone => {}
                 Ok(apply) => {
                     for image in [apply.before, apply.after] {
                         roots.entry(image).or_insert(Root::Apply(apply.dir.display().to_string()));

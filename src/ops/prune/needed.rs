@@ -88,8 +88,18 @@ fn needed_again(store: &Store, removed: &mut HashMap<Digest, Vec<u8>>) -> Result
 /// Images, and why each is kept.
 type Needed = BTreeMap<Digest, Vec<Reason>>;
 
+/// Forgets discarded forks that have no image left in the store.
+pub(super) fn forget_discarded(store: &Store) -> Result<()> {
+    fork::forget_discarded(store.root(), &|image| store.images().contains(image))
+}
+
 /// Images that every policy keeps. Fails if they cannot be determined.
 pub(super) fn needed(store: &Store) -> Result<Needed> {
+    needed_with(store, store.applies().images()?)
+}
+
+/// Does the same, with these images for applies.
+pub(super) fn needed_with(store: &Store, of_applies: Vec<Digest>) -> Result<Needed> {
     let mut needed = Needed::new();
     for name in store.tags().names()? {
         match store.tags().get(&name) {
@@ -123,7 +133,7 @@ pub(super) fn needed(store: &Store) -> Result<Needed> {
     for (image, _) in store.pins()? {
         needed.entry(image).or_default().push(Reason::Pinned);
     }
-    for image in store.applies().images()? {
+    for image in of_applies {
         needed.entry(image).or_default().push(Reason::Applied);
     }
     for reasons in needed.values_mut() {

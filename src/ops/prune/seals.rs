@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::needed::{needed, remove};
+use super::needed::{forget_discarded, needed, remove};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::fork;
@@ -47,6 +47,7 @@ pub fn remove_seals(store: &Store, seals: &[Digest], lineage: &[Digest]) -> Resu
     let (mut removed, _) = if doomed.is_empty() { Default::default() } else { remove(store, &doomed)? };
     removed.sort_unstable();
     let kept = (there.len() - removed.len()) as u64;
+    forget_discarded(store)?;
     Ok(SealsRemoved { removed, kept, notes })
 }
 
