@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use self::model::{Files, Node, at, differing, read};
 use pfimg::ErrorKind;
 use pfimg::digest::Digest;
-use pfimg::ops::apply::{Hooks, of_dir};
+use pfimg::ops::apply::Hooks;
 use pfimg::store::Store;
 use pfimg::store::applies::State;
 use support::{Place, case, files, first_seed};
