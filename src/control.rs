@@ -1,5 +1,6 @@
-//! The documents by which the daemon of a mount and the commands tell each other their state.
+//! How the daemon of a mount and the commands talk: the document that describes the mount, and the protocol.
 
+pub mod protocol;
 mod status;
 
 pub use status::{MountInfo, Numbering, Refusal};
