@@ -14,23 +14,6 @@ pub use crate::util::bytes::Bytes;
 /// How often writes to the paths during the restore are sealed as well.
 const SEALED_AGAIN: usize = 3;
 
-/// What a command asks a daemon for.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "do", rename_all = "kebab-case")]
-pub enum Request {
-    /// A seal.
-    Seal {
-        /// The tag of the image.
-        tag: Option<String>,
-        /// Whether the tag may be taken from another image.
-        force: bool,
-        /// Why.
-        about: About,
-    },
-    /// A restore.
-    Restore(Asked),
-}
-
 /// To which state a fork is restored, or some of its paths.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Asked {
