@@ -162,14 +162,16 @@ fn a_seal_by_a_command_makes_no_directory_and_reads_no_answer_in_the_mount() {
     let (store, id) = small_store();
     let mount = manual(&store).start();
     fork(&mount, "f", &id);
-    let before = (mount.requests("mkdir"), mount.requests("lookup"));
+    let requests = |op: &str| mount.requests(op) as u64;
+    let before = (requests("mkdir"), requests("lookup"));
     // The fork is unchanged: to announce a new image, the daemon itself makes a directory.
     for _ in 0..3 {
         pfimg_on(store.root(), ["seal", "f"]).exits(0);
     }
-    assert_eq!(mount.requests("mkdir"), before.0);
+    assert_eq!(requests("mkdir"), before.0);
     // Three commands look at status.json, and once at each folder on the way.
-    assert!(mount.requests("lookup") - before.1 < 40.0, "{}", mount.requests("lookup") - before.1);
+    let lookups = requests("lookup") - before.1;
+    assert!(lookups < 40, "{lookups}");
     assert_eq!(
         names(&mount.join(".pfimg")).unwrap(),
         ["audit.json", "events.jsonl", "metrics", "status.json"]

@@ -64,7 +64,7 @@ impl MountedStore {
     /// # Errors
     /// `Io`: the mount does not answer.
     pub fn forks(&self) -> Result<Vec<String>> {
-        self.wait_for(|done| self.handler.forks(done))
+        wait_for(|done| self.handler.forks(done))
     }
 
     /// Returns where the files of a fork are: `forks/NAME/world/fs` below the mountpoint.
@@ -81,7 +81,7 @@ impl MountedStore {
     pub fn fork(&self, name: &str, source: &str) -> Result<PathBuf> {
         check_fork_name(name)?;
         let (new, source, mode) = (name.to_owned(), source.to_owned(), plain_folder_mode());
-        self.wait_for(|done| self.handler.fork(new, source, mode, done))?;
+        wait_for(|done| self.handler.fork(new, source, mode, done))?;
         Ok(self.files(name))
     }
 
@@ -96,7 +96,7 @@ impl MountedStore {
         }
         let (fork, tag) = (fork.to_owned(), tag.map(str::to_owned));
         let NewSeal { image, new, reports } =
-            self.wait_for(|done| self.handler.seal(fork, tag, false, About::default(), done))?;
+            wait_for(|done| self.handler.seal(fork, tag, false, About::default(), done))?;
         Ok(Sealed { image, new, reports })
     }
 
@@ -107,7 +107,7 @@ impl MountedStore {
     /// `NotFound`: there is no such fork or seal. `Missing`: its image was removed. Also those of [`MountedStore::seal`].
     pub fn restore(&self, fork: &str, seal: &str) -> Result<Outcome> {
         let (fork, asked) = (fork.to_owned(), Asked { seal: Some(seal.to_owned()), ..Asked::default() });
-        self.wait_for(|done| self.handler.restore(fork, asked, done))
+        wait_for(|done| self.handler.restore(fork, asked, done))
     }
 
     /// Lists the paths that differ between two forks or images, sorted. Each is named as in [`MountedStore::fork`].
@@ -119,7 +119,7 @@ impl MountedStore {
         let forks = if self.read_only { Vec::new() } else { self.forks()? };
         for name in [before, after] {
             if forks.iter().any(|fork| fork == name) {
-                self.wait_for(|done| self.handler.flush(name.to_owned(), done))?;
+                wait_for(|done| self.handler.flush(name.to_owned(), done))?;
             }
         }
         Forks::open_read_only(Arc::clone(&self.store), &self.cache_dir)?.diff(before, after)
@@ -130,14 +130,7 @@ impl MountedStore {
     /// # Errors
     /// `NotFound`: there is no such fork. `Busy`: it has unsealed changes, and `force` is false.
     pub fn discard(&self, fork: &str, force: bool) -> Result<()> {
-        self.wait_for(|done| self.handler.discard(fork.to_owned(), force, done))
-    }
-
-    /// Waits for the result of a request.
-    fn wait_for<T: Send + 'static>(&self, ask: impl FnOnce(Box<dyn FnOnce(Result<T>) + Send>)) -> Result<T> {
-        let (sender, receiver) = mpsc::channel();
-        ask(Box::new(move |result| drop(sender.send(result))));
-        receiver.recv().unwrap_or_else(|_| Err(failed()))
+        wait_for(|done| self.handler.discard(fork.to_owned(), force, done))
     }
 
     /// Returns a function that finds out whether a fork waits for an automatic seal.
@@ -168,6 +161,13 @@ impl MountedStore {
         let Some(ended) = self.ended.lock().take() else { return Ok(()) };
         ended.recv().unwrap_or_else(|_| Err(failed()))
     }
+}
+
+/// Waits for the result of a request.
+fn wait_for<T: Send + 'static>(ask: impl FnOnce(Box<dyn FnOnce(Result<T>) + Send>)) -> Result<T> {
+    let (sender, receiver) = mpsc::channel();
+    ask(Box::new(move |result| drop(sender.send(result))));
+    receiver.recv().unwrap_or_else(|_| Err(failed()))
 }
 
 fn failed() -> Error {

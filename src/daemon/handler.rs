@@ -43,7 +43,7 @@ impl Handler {
             Request::Hello {} => replies.reply(Ok(self.hello.clone())),
             Request::Forks {} => self.forks(|forks| replies.reply(forks.map(|forks| Forks { forks }))),
             Request::Fork { name, source, mode } => {
-                self.fork(name, source, mode, |done| nothing(replies, done))
+                self.fork(name, source, mode, |done| nothing(replies, done));
             }
             Request::Rename { fork, name } => self.rename(fork, name, |done| nothing(replies, done)),
             Request::Discard { fork, force } => self.discard(fork, force, |done| nothing(replies, done)),
