@@ -98,7 +98,7 @@ fn the_log_has_every_added_and_removed_image_and_tag_from_any_program() {
     fs::write(mount.join("forks/f/world/fs/new"), b"1").unwrap();
     fs::create_dir(mount.join("forks/f/.snap/green")).unwrap();
     fs::write(mount.join("forks/f/world/fs/new"), b"2").unwrap();
-    fs::create_dir(mount.join("forks/f/.snap/.seal-1")).unwrap();
+    run(&["seal", "f"]);
     mount.unmount();
     let sealed = image(&["seal", "f", "--tag", "blue"]);
 

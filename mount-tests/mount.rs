@@ -10,6 +10,7 @@
 
 mod audit;
 mod common;
+mod control;
 mod damage;
 mod fork_base;
 mod fork_cost;

@@ -8,7 +8,11 @@ pub(crate) mod dirs;
 mod first;
 pub(crate) mod forks;
 mod handle;
+mod handler;
+mod peer;
 mod serve;
+mod server;
+mod socket;
 mod tasks;
 
 pub use builder::Builder;

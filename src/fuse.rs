@@ -5,6 +5,7 @@ mod adapter;
 mod announce;
 mod barrier;
 mod changes;
+mod commands;
 mod convert;
 mod features;
 mod guard;
@@ -16,8 +17,10 @@ mod reply;
 mod requests;
 mod session;
 mod spin;
+mod tell;
 mod wanted;
 
+pub use commands::Commands;
 pub use kernel::Kernel;
 pub use open_root::OpenRoot;
 pub use session::{Prepared, Session, SessionConfig};

@@ -59,7 +59,8 @@
 //! - It starts no program but `fusermount3`. If a filesystem is mounted at the mountpoint, a short-lived copy of the process
 //!   (fork(2)) asks it whether it answers.
 //! - It prints nothing. Its log goes to the subscriber of `tracing` that the program sets up.
-//! - It reads the environment only for a mount without [`Builder::cache_dir`].
+//! - It reads the environment only for a mount: `XDG_RUNTIME_DIR` says where its socket for commands is, and without
+//!   [`Builder::cache_dir`] other variables say where its cache is.
 //!
 //! The modules that documentation does not show serve the command `pfimg` and the tests. They may change at any time.
 

@@ -1,5 +1,6 @@
 //! Small helpers that do not depend on stores. `home` and `sharing` know the directory of a store, but not its content.
 
+pub mod bytes;
 pub(crate) mod descriptors;
 pub(crate) mod home;
 pub(crate) mod limits;

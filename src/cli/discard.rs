@@ -148,18 +148,15 @@ fn discard(
     args: &DiscardArgs,
     seals: &mut Vec<Digest>,
 ) -> Result<()> {
-    if let Place::Mount(mountpoint) = place {
-        calls::fork_folder(mountpoint, name)?;
-    }
     if !args.force {
         place::refuse_unsealed(store, place, name)?;
     }
     // Discarding removes the fork's list of seals.
     let its_seals = if args.seals { Line::of_name(store, name)?.seals() } else { Vec::new() };
     match place {
-        Place::Mount(mountpoint) => {
-            let runs = runs_in(mountpoint, name);
-            calls::discard_under(mountpoint, name, args.force)?;
+        Place::Mount(served) => {
+            let runs = runs_in(&served.mountpoint, name);
+            calls::discard(&served.client, name, args.force)?;
             if runs {
                 place::warn_of_run(name);
             }

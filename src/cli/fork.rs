@@ -38,9 +38,9 @@ pub(crate) fn run(store: &StoreArg, args: &ForkArgs) -> Result<ExitCode> {
     let ForkArgs { source, name, .. } = args;
     forks::check_fork_name(name)?;
     let work = match place::find(&store)? {
-        Place::Mount(mountpoint) => {
-            calls::make_under(&mountpoint, &store, source, name)?;
-            Some(calls::files_of(&mountpoint, name))
+        Place::Mount(served) => {
+            calls::fork(&served.client, source, name)?;
+            Some(calls::files_of(&served.mountpoint, name))
         }
         Place::Disk(registry) => {
             let made = if registry.contains(source) {

@@ -240,7 +240,7 @@ pub(crate) fn run(store: &StoreArg, args: &MountArgs) -> Result<ExitCode> {
     let outcome = start(store, args).map_err(limits::explain);
     if let (true, Err(error)) = (args.daemon, &outcome) {
         // Another process was faster since the starter looked: the starter waits for an answer.
-        println!("{}", to_starter(error));
+        print!("{}", to_starter(Err(error)));
     }
     outcome
 }
@@ -320,7 +320,8 @@ fn background(args: &MountArgs, store: &Store, mountpoint: &Path) -> Result<Exit
     if let Some(stdout) = child.stdout.take() {
         BufReader::new(stdout).read_line(&mut answer).map_err(failed)?;
     }
-    if answer == "ok\n" {
+    let told = from_daemon(&answer);
+    if let Some(Ok(())) = told {
         let status = read_status(mountpoint);
         if !args.mount_options()?.read_only && status.as_ref().is_ok_and(|status| !status.writes_forks) {
             let (holder, hint) = match Holder::of(store) {
@@ -339,7 +340,7 @@ fn background(args: &MountArgs, store: &Store, mountpoint: &Path) -> Result<Exit
     // A daemon that was killed during its start leaves a dead mount.
     let ended = child.wait();
     let cleared = clear_dead(mountpoint);
-    let Some(error) = from_daemon(&answer) else {
+    let Some(Err(error)) = told else {
         cleared?;
         let how = ended.map_or_else(|_| "ended early".to_owned(), |status| format!("ended early ({status})"));
         let error = Error::new(ErrorKind::Io(None), format!("the daemon (pid {}) {how}", child.id()));
@@ -409,15 +410,15 @@ fn foreground(args: &MountArgs, builder: Builder) -> ExitCode {
         // Away from the terminal, so that closing it does not end the daemon.
         let _ = rustix::process::setsid();
     }
-    let answer = |text: &str| {
+    let answer = |started: Result<(), &Error>| {
         if args.daemon {
             let mut stdout = std::io::stdout();
-            let _ = writeln!(stdout, "{}", text.replace('\n', " ")).and_then(|()| stdout.flush());
+            let _ = stdout.write_all(to_starter(started).as_bytes()).and_then(|()| stdout.flush());
         }
     };
     let (root, mountpoint) = (builder.store().root().to_owned(), builder.mountpoint().to_owned());
     let ready = || {
-        answer("ok");
+        answer(Ok(()));
         if args.json {
             // The programs that read it may have ended; the mount stays.
             let _ = print_mounted(&root, &mountpoint, std::process::id(), args.log.as_deref());
@@ -426,7 +427,7 @@ fn foreground(args: &MountArgs, builder: Builder) -> ExitCode {
     let served = mount_and_serve(args, builder, ready).map_err(limits::explain);
     if let Err(error) = &served {
         tracing::error!("{error}");
-        answer(&to_starter(error));
+        answer(Err(error));
         if args.json {
             envelope::print_error(error);
         }

@@ -33,12 +33,7 @@ pub(crate) fn run(store: &StoreArg, args: &MvArgs) -> Result<ExitCode> {
     let store = Arc::new(store.open()?);
     let MvArgs { name, new_name, .. } = args;
     match place::find(&store)? {
-        Place::Mount(mountpoint) => {
-            let folder = calls::fork_folder(&mountpoint, name)?;
-            fs::rename(folder, calls::new_fork_folder(&store, &mountpoint, new_name)?).map_err(|e| {
-                calls::explain(e, format!("cannot rename fork {name:?} to {new_name:?}"), &mountpoint)
-            })?;
-        }
+        Place::Mount(served) => calls::rename(&served.client, name, new_name)?,
         Place::Disk(registry) => {
             let renamed = registry.rename(name, new_name)?;
             registry.sync()?;

@@ -5,9 +5,9 @@
 //! finds the mount and keeps it, or waits for its end and finds none.
 
 use std::ffi::OsStr;
-use std::fs::{self, DirBuilder, File};
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
@@ -19,6 +19,7 @@ use rustix::fs::FlockOperation;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::statuses::read_status;
+use crate::daemon::dirs::{is_private, make_private, runtime_folder};
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::mount::hints;
@@ -196,55 +197,10 @@ fn id(store: &Store) -> String {
     Digest::of(store.root().as_os_str().as_encoded_bytes()).hex()[..16].to_owned()
 }
 
-/// Returns the directory for this user's mounts, as an existing directory and a path to make in it: in
-/// `$XDG_RUNTIME_DIR`, or `/tmp/pfimg-run-UID` if that is not set or not the user's.
-fn runtime_folder() -> Option<(PathBuf, PathBuf)> {
-    let given = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
-    let given = given.filter(|folder| folder.is_absolute() && is_private(folder).is_ok_and(|is| is));
-    // A mountpoint's path must not contain links.
-    if let Some(given) = given.and_then(|folder| fs::canonicalize(folder).ok()) {
-        return Some((given, "pfimg".into()));
-    }
-    let user = rustix::process::geteuid().as_raw();
-    // Not the directory that may hold the cache: users may delete that one at any time, with everything mounted
-    // in it.
-    Some((fs::canonicalize("/tmp").ok()?, format!("pfimg-run-{user}").into()))
-}
-
-/// Returns whether a directory is this user's and closed to all others.
-fn is_private(folder: &Path) -> io::Result<bool> {
-    let metadata = fs::symlink_metadata(folder)?;
-    Ok(metadata.is_dir()
-        && metadata.uid() == rustix::process::geteuid().as_raw()
-        && metadata.mode().trailing_zeros() >= 6)
-}
-
-/// Makes a directory below `top` for this user alone, and its parents. Refuses one that is another user's, or
-/// open to others: its owner could replace the mount.
-fn make_private(top: &Path, folder: &Path) -> io::Result<()> {
-    let mut path = top.to_owned();
-    for name in folder.strip_prefix(top).map_err(io::Error::other)?.components() {
-        path.push(name);
-        make_one(&path)?;
-    }
-    Ok(())
-}
-
-fn make_one(folder: &Path) -> io::Result<()> {
-    match DirBuilder::new().mode(0o700).create(folder) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-        made => return made,
-    }
-    if mounted_at(folder).is_ok_and(|mounted| mounted.is_some()) || is_private(folder)? {
-        return Ok(());
-    }
-    let what = format!("{} is not a directory of this user alone (mode 0700)", folder.display());
-    Err(io::Error::new(io::ErrorKind::PermissionDenied, what))
-}
-
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
+    use std::fs::{self, DirBuilder};
+    use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 
     use super::*;
 
@@ -264,25 +220,5 @@ mod tests {
         drop(lock);
         fs::set_permissions(&folder, fs::Permissions::from_mode(0o700)).unwrap();
         assert!(own.keep().unwrap());
-    }
-
-    #[test]
-    fn a_folder_that_others_may_enter_is_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        let folder = dir.path().join("pfimg-7/mounts/abc");
-        make_private(dir.path(), &folder).unwrap();
-        make_private(dir.path(), &folder).unwrap();
-        for at in [folder.as_path(), folder.parent().unwrap(), folder.parent().unwrap().parent().unwrap()] {
-            assert_eq!(fs::metadata(at).unwrap().mode() & 0o7777, 0o700);
-            fs::set_permissions(at, fs::Permissions::from_mode(0o755)).unwrap();
-            assert_eq!(
-                make_private(dir.path(), &folder).unwrap_err().kind(),
-                io::ErrorKind::PermissionDenied
-            );
-            fs::set_permissions(at, fs::Permissions::from_mode(0o700)).unwrap();
-        }
-        let other = dir.path().join("pfimg-8");
-        std::os::unix::fs::symlink(&folder, &other).unwrap();
-        assert!(make_private(dir.path(), &other.join("mounts")).is_err());
     }
 }

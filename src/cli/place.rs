@@ -8,7 +8,8 @@ use super::holder::{self, Holder};
 use super::own::OwnMount;
 use super::secret::SecretArg;
 use super::statuses::{read_status, read_statuses};
-use crate::daemon::calls::{self, Pushed, ask, push};
+use crate::control::Client;
+use crate::daemon::calls;
 use crate::daemon::forks::registry;
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
@@ -19,8 +20,8 @@ use crate::store::Store;
 
 /// Where forks are changed.
 pub(crate) enum Place {
-    /// Under this mountpoint.
-    Mount(PathBuf),
+    /// By this mount.
+    Mount(Served),
     /// On disk, with no other writer.
     Disk(Box<Registry>),
 }
@@ -29,7 +30,7 @@ impl Place {
     /// The names of the forks.
     pub(crate) fn names(&self) -> Result<Vec<String>> {
         match self {
-            Self::Mount(mountpoint) => calls::names(mountpoint),
+            Self::Mount(served) => calls::names(&served.client),
             Self::Disk(registry) => Ok(registry.names()),
         }
     }
@@ -41,6 +42,8 @@ pub(crate) struct Served {
     pub(crate) mountpoint: PathBuf,
     /// Its cache.
     pub(crate) cache_dir: PathBuf,
+    /// Asks its daemon.
+    pub(crate) client: Client,
 }
 
 /// The result of a search for the mount that writes a store's forks.
@@ -85,6 +88,7 @@ fn look_for_mount(store: &Store) -> Result<Writing> {
             {
                 return Ok(Writing::Mount(Served {
                     mountpoint: mounted.path,
+                    client: Client::of(&status.info),
                     cache_dir: status.info.cache_dir,
                 }));
             }
@@ -145,15 +149,15 @@ pub(crate) fn mounted(store: &Store) -> Result<Served> {
 /// equals what programs see. Without such a mount the kernel keeps no data.
 pub(crate) fn take_in(store: &Store, fork: &str) -> Result<()> {
     let doing = format!("cannot take in data that programs wrote to fork {fork:?}");
-    let mountpoint = match writing_mount(store)? {
-        Writing::Mount(served) => served.mountpoint,
+    let client = match writing_mount(store)? {
+        Writing::Mount(served) => served.client,
         Writing::Unknown(mounted) if Holder::of(store).is_some() => {
             return Err(silent::no_answer(&mounted).context(doing));
         }
         Writing::Unknown(_) | Writing::None => return Ok(()),
     };
-    match push(&mountpoint, fork) {
-        Ok(()) => Ok(()),
+    match calls::flush(&client, fork) {
+        Ok(_) => Ok(()),
         Err(error) if error.kind() == ErrorKind::PermissionDenied => {
             eprintln!(
                 "pfimg: data that programs are writing to fork {fork:?} may be missing: only the user who mounted the store can take it in"
@@ -167,7 +171,7 @@ pub(crate) fn take_in(store: &Store, fork: &str) -> Result<()> {
 /// Finds the mount that writes a store's forks, or takes its place.
 pub(crate) fn find(store: &Arc<Store>) -> Result<Place> {
     let silent = match writing_mount(store)? {
-        Writing::Mount(served) => return Ok(Place::Mount(served.mountpoint)),
+        Writing::Mount(served) => return Ok(Place::Mount(served)),
         Writing::Unknown(mounted) => Some(mounted),
         Writing::None => None,
     };
@@ -198,17 +202,10 @@ pub(crate) fn origin(store: &Store, fork: &Fork) -> Result<Option<Digest>> {
     fork.lineage()
 }
 
-/// How often a fork is read again because another program seals or discards it.
-const ATTEMPTS: usize = 3;
-
 /// Fails if a fork has unsealed work, or if that is unknown.
 pub(crate) fn refuse_unsealed(store: &Arc<Store>, place: &Place, name: &str) -> Result<()> {
     let unsealed = match place {
-        Place::Mount(mountpoint) => {
-            let doing = format!("cannot tell whether fork {name:?} has unsealed work");
-            let pushed: Pushed = ask(mountpoint, name, &doing, |number| format!(".push-{number}"))?;
-            pushed.unsealed.map_or_else(|| unsealed_on_disk(store, name), Ok)
-        }
+        Place::Mount(served) => calls::flush(&served.client, name),
         Place::Disk(registry) => registry.get(name).map(|fork| fork.damage().is_some() || fork.is_changed()),
     };
     let unsealed = unsealed.map_err(|error| {
@@ -226,19 +223,6 @@ pub(crate) fn refuse_unsealed(store: &Arc<Store>, place: &Place, name: &str) -> 
     }
     Err(Error::new(ErrorKind::Busy, format!("fork {name:?} has unsealed work"))
         .with_hint(format!("seal it with `pfimg seal {name}`, or discard it with --force")))
-}
-
-fn unsealed_on_disk(store: &Arc<Store>, name: &str) -> Result<bool> {
-    let mut attempt = 1;
-    loop {
-        let read = registry(store, true).and_then(|registry| Ok(registry.get(name)?.is_changed()));
-        match read {
-            Err(e) if attempt < ATTEMPTS && matches!(e.kind(), ErrorKind::Missing | ErrorKind::Damaged) => {
-                attempt += 1;
-            }
-            read => return read,
-        }
-    }
 }
 
 /// Fails if the user names a secret for a seal that a mount will make with another one.

@@ -18,7 +18,7 @@ use super::text::{plain, plain_bytes, print};
 use crate::daemon::{calls, forks};
 use crate::error::{Error, ErrorKind, Result};
 use crate::mount::mountinfo::runs_in;
-use crate::ops::back::{Asked, Bytes, Outcome, Request};
+use crate::ops::back::{Asked, Bytes, Outcome};
 use crate::ops::line;
 use crate::ops::recover;
 use crate::ops::seal::Sealer;
@@ -84,20 +84,16 @@ pub(crate) fn run(store: &StoreArg, args: &RestoreArgs) -> Result<ExitCode> {
     let paths = if args.paths.is_empty() {
         None
     } else {
-        let mountpoint = if let Place::Mount(mountpoint) = &place { Some(&**mountpoint) } else { None };
+        let mountpoint = if let Place::Mount(served) = &place { Some(&*served.mountpoint) } else { None };
         let within = |path: &OsString| Ok(Bytes(paths::in_fork(&store, mountpoint, name, path)?));
         Some(args.paths.iter().map(within).collect::<Result<Vec<_>>>()?)
     };
     let asked = Asked { seal: seal.map(str::to_owned), undo: args.undo, paths };
     let done = match place {
-        Place::Mount(mountpoint) => {
-            place::check_secret(&mountpoint, &args.secret)?;
-            let doing = match seal {
-                Some(seal) => format!("cannot restore fork {name:?} to {seal:?}"),
-                None => format!("cannot restore fork {name:?}"),
-            };
-            let runs = runs_in(&mountpoint, name);
-            let done: Outcome = calls::ask_for(&mountpoint, name, &doing, &Request::Restore(asked))?;
+        Place::Mount(served) => {
+            place::check_secret(&served.mountpoint, &args.secret)?;
+            let runs = runs_in(&served.mountpoint, name);
+            let done = calls::restore(&served.client, name, asked)?;
             if runs && done.paths.is_none() {
                 place::warn_of_restore(name);
             }

@@ -12,10 +12,10 @@ use super::place::{self, Place};
 use super::secret::SecretArg;
 use super::store_arg::StoreArg;
 use super::text::print;
+use crate::control::protocol::Sealed;
 use crate::daemon::{calls, forks};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fork::About;
-use crate::ops::back::Request;
 use crate::ops::recover;
 use crate::ops::seal::{Sealer, Tag};
 use crate::store::tags::check_new_tag;
@@ -59,10 +59,9 @@ pub(crate) fn run(store: &StoreArg, args: &SealArgs) -> Result<ExitCode> {
     let store = Arc::new(store.open()?);
     let name = &args.name;
     let done = match place::find(&store)? {
-        Place::Mount(mountpoint) => {
-            place::check_secret(&mountpoint, &args.secret)?;
-            let request = Request::Seal { tag: args.tag.clone(), force: args.force, about };
-            calls::ask_for(&mountpoint, name, &format!("cannot seal fork {name:?}"), &request)?
+        Place::Mount(served) => {
+            place::check_secret(&served.mountpoint, &args.secret)?;
+            calls::seal(&served.client, name, args.tag.as_deref(), args.force, about)?
         }
         Place::Disk(registry) => {
             let log = audit::told(&store, "seal");
@@ -71,7 +70,7 @@ pub(crate) fn run(store: &StoreArg, args: &SealArgs) -> Result<ExitCode> {
             let sealer = Sealer::new(Arc::clone(&store), reader, args.secret.read()?);
             let sealed = sealer.with_log(log).seal_as(&fork, tag, false, &about)?;
             registry.sync()?;
-            calls::Done { image: sealed.image, new: sealed.new, reports: sealed.reports }
+            Sealed { image: sealed.image, new: sealed.new, reports: sealed.reports }
         }
     };
     for report in &done.reports {

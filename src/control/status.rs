@@ -39,6 +39,12 @@ pub struct MountInfo {
     /// The file of the log; none if it goes to the terminal.
     #[serde(serialize_with = "lossy_option")]
     pub log: Option<PathBuf>,
+    /// The socket that takes requests of commands; none if it could not be made, and from a daemon without the protocol.
+    #[serde(default, serialize_with = "lossy_option")]
+    pub socket: Option<PathBuf>,
+    /// The version of the protocol on the socket; 0 from a daemon without it.
+    #[serde(default)]
+    pub protocol: u64,
     /// When the mount began, in RFC 3339.
     pub started_at: DateTime<Utc>,
     /// The fingerprint of the secret that chains ledgers at a seal; none if each ledger has its own.

@@ -7,12 +7,15 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 
 use super::handle::MountedStore;
+use super::handler::Handler;
 use super::serve::{Event, SETTLE, Serving, Stopper, UnmountOnDrop, session_end};
+use super::server::Server;
+use super::socket::Socket;
 use super::tasks::Tasks;
 use super::{dirs, first};
 use crate::audit::{Log, note};
 use crate::cache::{Cache, CacheConfig};
-use crate::control::{MountInfo, Numbering};
+use crate::control::{MountInfo, Numbering, protocol};
 use crate::error::{Error, ErrorKind, Posix, Result};
 use crate::fuse::{OpenRoot, Prepared, SessionConfig};
 use crate::layers::effects::Secret;
@@ -265,7 +268,8 @@ impl Builder {
             refuse_full(&this.mountpoint)?;
         }
         start_pool()?;
-        let (vfs, cache, log) = this.parts()?;
+        let socket = make_socket();
+        let (vfs, cache, log, info) = this.parts(socket.as_ref())?;
         let (events, received) = mpsc::channel();
         let stopper = Stopper::new(events, &vfs);
         let served = this.serve(&vfs, &stopper, &received);
@@ -277,9 +281,11 @@ impl Builder {
                 return Err(error);
             }
         };
+        let handler = Handler::new(session.commands(), &info);
+        let server = socket.and_then(|socket| start_server(socket, &handler));
         log.note_quietly(note::resumed(&this.mountpoint.to_string_lossy()));
         let (handle, stops) = (Arc::downgrade(&vfs), stopper.clone());
-        let serving = Serving { vfs, cache, log, guard, session, tasks, stopper, events: received };
+        let serving = Serving { vfs, cache, log, guard, session, tasks, server, stopper, events: received };
         let (done, ended) = mpsc::channel();
         let served =
             thread::Builder::new().name("pfimg-mount".into()).spawn(move || drop(done.send(serving.run())));
@@ -293,6 +299,7 @@ impl Builder {
             mountpoint: this.mountpoint,
             read_only: this.options.read_only,
             vfs: handle,
+            handler,
             stopper: stops,
             ended: Mutex::new(Some(ended)),
         })
@@ -303,7 +310,7 @@ impl Builder {
     }
 
     /// Makes the parts of the mount that know no kernel.
-    fn parts(&self) -> Result<(Arc<Vfs>, Arc<Cache>, Log)> {
+    fn parts(&self, socket: Option<&Socket>) -> Result<(Arc<Vfs>, Arc<Cache>, Log, MountInfo)> {
         let (memory, disk_bytes) = limits::cache_sizes(self.cache_memory, self.cache_disk);
         let tree_bytes = memory / 4;
         let dir = self.cache_dir_or_default();
@@ -318,6 +325,8 @@ impl Builder {
             mountpoint: self.mountpoint.clone(),
             cache_dir: dir,
             log: self.log_file.clone(),
+            socket: socket.map(|socket| socket.path().to_owned()),
+            protocol: protocol::VERSION,
             started_at: chrono::Utc::now(),
             session_secret: self.secret.as_ref().map(Secret::fingerprint),
             inodes: self.numbering,
@@ -341,7 +350,7 @@ impl Builder {
             (false, false) => Log::packs_only(self.store.root()),
             (false, true) => Log::start(self.store.root(), "mount").map_err(no_thread)?,
         };
-        let vfs = Vfs::new(Arc::clone(&self.store), Arc::clone(&cache), config, info, log.clone());
+        let vfs = Vfs::new(Arc::clone(&self.store), Arc::clone(&cache), config, info.clone(), log.clone());
         let adopting = thread::Builder::new().name("pfimg-adopt".into()).spawn({
             let cache = Arc::clone(&cache);
             move || cache.adopt()
@@ -349,7 +358,7 @@ impl Builder {
         if let Err(error) = adopting {
             tracing::warn!("files of earlier mounts in the cache directory are not counted: {error}");
         }
-        Ok((Arc::new(vfs), cache, log))
+        Ok((Arc::new(vfs), cache, log, info))
     }
 
     /// Mounts, and begins to serve the kernel.
@@ -387,6 +396,16 @@ impl Builder {
         }
         Ok((guard, session, tasks))
     }
+}
+
+/// Makes the socket for commands. A mount without one still serves programs, and its log says why it has none.
+fn make_socket() -> Option<Socket> {
+    Socket::make().inspect_err(|error| tracing::warn!("commands cannot reach this mount: {error}")).ok()
+}
+
+fn start_server(socket: Socket, handler: &Handler) -> Option<Server> {
+    let started = Server::start(socket, handler.clone());
+    started.inspect_err(|error| tracing::warn!("commands cannot reach this mount: {error}")).ok()
 }
 
 fn no_thread(error: std::io::Error) -> Error {

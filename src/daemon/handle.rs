@@ -1,21 +1,21 @@
 //! The handle of a running mount.
 
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use super::calls;
-use super::first::apart;
 use super::forks::{Forks, Sealed, check_fork_name};
+use super::handler::Handler;
 use super::serve::Stopper;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fork::{About, Difference};
-use crate::ops::back::{Asked, Outcome, Request};
-use crate::store::Store;
+use crate::ops::back::{Asked, Outcome};
 use crate::store::tags::check_new_tag;
+use crate::store::{Store, plain_folder_mode};
 use crate::sync::Mutex;
-use crate::vfs::Vfs;
+use crate::vfs::{NewSeal, Vfs};
 
 /// How long a dropped handle waits for the end of its mount.
 const DROPPED: Duration = Duration::from_secs(10);
@@ -37,6 +37,7 @@ pub struct MountedStore {
     pub(super) cache_dir: PathBuf,
     pub(super) read_only: bool,
     pub(super) vfs: Weak<Vfs>,
+    pub(super) handler: Handler,
     pub(super) stopper: Stopper,
     /// How the mount ended; nothing once that was taken.
     pub(super) ended: Mutex<Option<Receiver<Result<()>>>>,
@@ -63,7 +64,7 @@ impl MountedStore {
     /// # Errors
     /// `Io`: the mount does not answer.
     pub fn forks(&self) -> Result<Vec<String>> {
-        apart(|| calls::names(&self.mountpoint))
+        wait_for(|done| self.handler.forks(done))
     }
 
     /// Returns where the files of a fork are: `forks/NAME/world/fs` below the mountpoint.
@@ -79,7 +80,8 @@ impl MountedStore {
     /// name. `ReadOnly`: another program writes the forks, or the mount takes no writes.
     pub fn fork(&self, name: &str, source: &str) -> Result<PathBuf> {
         check_fork_name(name)?;
-        apart(|| calls::make_under(&self.mountpoint, &self.store, source, name))?;
+        let (new, source, mode) = (name.to_owned(), source.to_owned(), plain_folder_mode());
+        wait_for(|done| self.handler.fork(new, source, mode, done))?;
         Ok(self.files(name))
     }
 
@@ -92,10 +94,9 @@ impl MountedStore {
         if let Some(tag) = tag {
             check_new_tag(tag)?;
         }
-        let request = Request::Seal { tag: tag.map(str::to_owned), force: false, about: About::default() };
-        let doing = format!("cannot seal fork {fork:?}");
-        let calls::Done { image, new, reports } =
-            apart(|| calls::ask_for(&self.mountpoint, fork, &doing, &request))?;
+        let (fork, tag) = (fork.to_owned(), tag.map(str::to_owned));
+        let NewSeal { image, new, reports } =
+            wait_for(|done| self.handler.seal(fork, tag, false, About::default(), done))?;
         Ok(Sealed { image, new, reports })
     }
 
@@ -105,9 +106,8 @@ impl MountedStore {
     /// # Errors
     /// `NotFound`: there is no such fork or seal. `Missing`: its image was removed. Also those of [`MountedStore::seal`].
     pub fn restore(&self, fork: &str, seal: &str) -> Result<Outcome> {
-        let request = Request::Restore(Asked { seal: Some(seal.to_owned()), ..Asked::default() });
-        let doing = format!("cannot restore fork {fork:?} to {seal:?}");
-        apart(|| calls::ask_for(&self.mountpoint, fork, &doing, &request))
+        let (fork, asked) = (fork.to_owned(), Asked { seal: Some(seal.to_owned()), ..Asked::default() });
+        wait_for(|done| self.handler.restore(fork, asked, done))
     }
 
     /// Lists the paths that differ between two forks or images, sorted. Each is named as in [`MountedStore::fork`].
@@ -116,11 +116,11 @@ impl MountedStore {
     /// `NotFound`: there is no such fork or image. `Damaged` or `Missing`: its files are. `Busy`: programs write without a
     /// pause.
     pub fn diff(&self, before: &str, after: &str) -> Result<Vec<Difference>> {
+        let forks = if self.read_only { Vec::new() } else { self.forks()? };
         for name in [before, after] {
-            apart(|| match calls::fork_folder(&self.mountpoint, name) {
-                Ok(_) if !self.read_only => calls::push(&self.mountpoint, name),
-                _ => Ok(()),
-            })?;
+            if forks.iter().any(|fork| fork == name) {
+                wait_for(|done| self.handler.flush(name.to_owned(), done))?;
+            }
         }
         Forks::open_read_only(Arc::clone(&self.store), &self.cache_dir)?.diff(before, after)
     }
@@ -130,7 +130,7 @@ impl MountedStore {
     /// # Errors
     /// `NotFound`: there is no such fork. `Busy`: it has unsealed changes, and `force` is false.
     pub fn discard(&self, fork: &str, force: bool) -> Result<()> {
-        apart(|| calls::discard_under(&self.mountpoint, fork, force))
+        wait_for(|done| self.handler.discard(fork.to_owned(), force, done))
     }
 
     /// Returns a function that finds out whether a fork waits for an automatic seal.
@@ -161,6 +161,13 @@ impl MountedStore {
         let Some(ended) = self.ended.lock().take() else { return Ok(()) };
         ended.recv().unwrap_or_else(|_| Err(failed()))
     }
+}
+
+/// Waits for the result of a request.
+fn wait_for<T: Send + 'static>(ask: impl FnOnce(Box<dyn FnOnce(Result<T>) + Send>)) -> Result<T> {
+    let (sender, receiver) = mpsc::channel();
+    ask(Box::new(move |result| drop(sender.send(result))));
+    receiver.recv().unwrap_or_else(|_| Err(failed()))
 }
 
 fn failed() -> Error {

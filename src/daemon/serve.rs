@@ -11,6 +11,7 @@ use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::server::Server;
 use super::tasks::Tasks;
 use crate::audit::{Log, note};
 use crate::cache::Cache;
@@ -108,6 +109,7 @@ pub(super) struct Serving {
     pub(super) guard: UnmountOnDrop,
     pub(super) session: Session,
     pub(super) tasks: Tasks,
+    pub(super) server: Option<Server>,
     pub(super) stopper: Stopper,
     pub(super) events: Receiver<Event>,
 }
@@ -115,7 +117,7 @@ pub(super) struct Serving {
 impl Serving {
     /// Serves until the mount has ended, and seals forks. Returns once no thread of the mount uses the store any longer.
     pub(super) fn run(self) -> Result<()> {
-        let Self { vfs, cache, log, mut guard, session, tasks, stopper, events } = self;
+        let Self { vfs, cache, log, mut guard, session, tasks, server, stopper, events } = self;
         let outcome = match &guard.0 {
             Some(own) => {
                 let push = |answer: &Sender<Event>| {
@@ -147,6 +149,8 @@ impl Serving {
         }
         drop(guard);
         drop(session);
+        // Waits for seals that commands asked for. A second request to stop ends these, too.
+        drop(server);
         vfs.seal_all();
         vfs.tell_of_cache();
         cache.settle(true);

@@ -10,22 +10,19 @@ use std::thread::ThreadId;
 use fuser::{INodeNo, Notifier, ReplyEmpty, ReplyEntry, Request};
 
 use super::announce::Announcer;
+use super::commands::Commands;
 use super::convert::permissions;
 use super::features::Features;
 use super::guard::guarded;
-use super::invalidate::invalidate;
 use super::pool::Workers;
 use super::reply::{answer_empty, answer_entry};
 use super::spin::{CoreSpinner, RequestGuard};
+use super::tell::{forks_changed, sealed};
 use crate::sync::wait;
-use crate::vfs::{AfterSeal, Attempt, Invalidation, Kind, NewFile, Op, Outcome, Replaced, Stop, Vfs};
+use crate::vfs::{Attempt, Kind, NewFile, Op, Outcome, Stop, Vfs};
 
 /// Number of requests that can wait for the disk at once on a machine with few cores.
 const LEAST_WORKERS: usize = 4;
-
-/// Listings that are outdated after a fork was added or removed.
-const LISTINGS_OF_FORKS: [Invalidation; 2] =
-    [Invalidation::Inode(Vfs::FORKS), Invalidation::Inode(Vfs::WORK)];
 
 /// A request that a worker has not answered yet.
 struct Unanswered(Arc<AtomicU64>);
@@ -57,7 +54,7 @@ pub(super) struct Adapter {
     notifier: Arc<OnceLock<Notifier>>,
     pub(super) writeback: bool,
     pub(super) holes: bool,
-    spinner: Option<CoreSpinner>,
+    spinner: Option<Arc<CoreSpinner>>,
     /// Number of requests that workers have not answered yet and that may be in the kernel's background queue.
     pub(super) unanswered: Arc<AtomicU64>,
     /// The daemon's thread that makes requests itself.
@@ -76,7 +73,7 @@ impl Adapter {
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
         // More threads than cores may help, since workers mostly wait for the disk.
         let workers = Workers::start("pfimg-worker", cores.max(LEAST_WORKERS))?;
-        let spinner = if features.spin { CoreSpinner::start()? } else { None };
+        let spinner = if features.spin { CoreSpinner::start()?.map(Arc::new) } else { None };
         let notices = Workers::start("pfimg-notify", 1)?;
         let sealers = Workers::start("pfimg-sealer", cores)?;
         let branchers = Workers::start("pfimg-branch", cores)?;
@@ -99,7 +96,7 @@ impl Adapter {
 
     /// Returns a function that lists the event loops which rest now and hold no request.
     pub(super) fn resting(&self) -> impl Fn() -> Vec<ThreadId> + Send + use<> {
-        let resting = self.spinner.as_ref().map(CoreSpinner::resting);
+        let resting = self.spinner.as_ref().map(|spinner| spinner.resting());
         move || resting.as_ref().map_or_else(Vec::new, |resting| resting())
     }
 
@@ -267,23 +264,14 @@ impl Adapter {
             if let Some(notifier) = notifier.get().filter(|_| !dropped.is_empty()) {
                 announcer.forget(notifier, &dropped);
             }
-            let (made, AfterSeal { stale, replaced, paths, frozen }) = vfs.make_in_snap(parent.0, &name);
+            let (made, mut after) = vfs.make_in_snap(parent.0, &name);
             answer_entry(reply, made.map_err(Stop::kind));
+            let frozen = after.frozen.take();
             // On the notifier's thread: the next mkdir in that folder delays the notification until a worker answers.
             notices.run(move || {
                 if let Some(notifier) = notifier.get() {
-                    invalidate(notifier, &stale);
-                    if let Some(replaced) = &replaced {
-                        announcer.depart(&vfs, notifier, replaced);
-                    }
-                    if let Some(paths) = &paths {
-                        let (all, stale) = vfs.announcer().moved_paths(paths);
-                        announcer.announce(notifier, all);
-                        invalidate(notifier, &stale);
-                        vfs.announcer().forget_moved(paths);
-                    }
+                    sealed(&vfs, notifier, &announcer, &after);
                 }
-                vfs.shows(&name);
             });
             drop(frozen);
         });
@@ -303,6 +291,19 @@ impl Adapter {
                 notifier.get().inspect(|notifier| drop(forks_changed(&told, notifier, &announcer)));
             });
         });
+    }
+
+    /// Returns the way for commands to reach this mount's threads.
+    pub(super) fn commands(&self) -> Commands {
+        Commands {
+            vfs: Arc::downgrade(&self.vfs),
+            notifier: Arc::clone(&self.notifier),
+            notices: self.notices.clone(),
+            sealers: self.sealers.clone(),
+            branchers: self.branchers.clone(),
+            announcer: self.announcer.clone(),
+            spinner: self.spinner.as_ref().map(Arc::downgrade),
+        }
     }
 
     /// Returns the handle by which any thread notifies the kernel of changes.
@@ -347,20 +348,8 @@ impl Teller {
         self.notify(move |notifier| {
             let departed = forks_changed(&vfs, notifier, &announcer);
             let _ = notifier.inval_entry(INodeNo(Vfs::CONTROL), OsStr::from_bytes(&name));
-            vfs.shows_discarded(&name);
-            // Dropping the last reference to a fork removes its files. The command does not wait for that.
+            // Dropping the last reference to a fork removes its files.
             drop(departed);
         });
     }
-}
-
-/// Notifies the kernel, and programs that watch, of forks that were added or removed. Returns the removed ones.
-fn forks_changed(vfs: &Vfs, notifier: &Notifier, announcer: &Announcer) -> Vec<Arc<Replaced>> {
-    invalidate(notifier, &LISTINGS_OF_FORKS);
-    let departed = vfs.announcer().take_departed();
-    for replaced in &departed {
-        announcer.depart(vfs, notifier, replaced);
-    }
-    announcer.announce(notifier, vfs.announcer().take_pending());
-    departed
 }

@@ -17,11 +17,12 @@ use rustix::fs::{
     AtFlags, FileType, Mode, OFlags, StatxFlags, makedev, mkdirat, mknodat, openat, statx, symlinkat,
     unlinkat,
 };
+use rustix::fs::{ResolveFlags, openat2, renameat};
 use rustix::io::Errno;
 
 use super::invalidate::invalidate;
 use super::open_root::OpenRoot;
-use crate::vfs::{Announcement, Invalidation, Kind, Replaced, Vfs, What};
+use crate::vfs::{Announcement, Invalidation, Kind, Moving, Replaced, Vfs, What};
 
 /// Number of requests after which an event loop has read which inodes the kernel has forgotten. The kernel sends that after
 /// eight other requests at the latest (`fuse_dev_do_read`). The rest gives the event loop time to process it.
@@ -34,6 +35,8 @@ enum Job {
     /// Waits until the daemon knows which inodes the kernel has forgotten.
     Settle,
     Announce(Vec<Announcement>, Option<Arc<Replaced>>),
+    /// Renames the folder of a fork.
+    Move(Arc<Moving>),
 }
 
 /// Returns invalidations in place of names that could not be announced.
@@ -106,6 +109,11 @@ impl Announcer {
         }
     }
 
+    /// Renames the folder of a fork, so that the kernel moves the name. Must not be called while a request waits for it.
+    pub(super) fn move_fork(&self, moving: &Arc<Moving>) {
+        self.run(Job::Move(Arc::clone(moving)));
+    }
+
     /// Makes the kernel drop cached inodes and names, and waits until the daemon knows what it has forgotten. Must not be called
     /// while a request on them waits.
     pub(super) fn forget(&self, notifier: &Notifier, stale: &[Invalidation]) {
@@ -139,9 +147,34 @@ fn serve(vfs: &Weak<Vfs>, root: &OpenRoot, queue: &Receiver<(Job, Answer)>, over
                 Some(vfs) => announce(&vfs, root, all, replaced.as_ref()),
                 None => Vec::new(),
             },
+            Job::Move(moving) => {
+                if let Some(vfs) = vfs.upgrade().filter(|_| !over.load(Ordering::Acquire)) {
+                    vfs.announcer().begin_move(Some(&moving));
+                    let moved = rename(root, &moving);
+                    vfs.announcer().begin_move(None);
+                    if let Err(error) = moved {
+                        tracing::debug!("the kernel does not rename {}: {error}", moving.paths().0);
+                    }
+                }
+                Vec::new()
+            }
         };
         let _ = answer.send(instead);
     }
+}
+
+/// Renames the folder of a fork.
+fn rename(root: &OpenRoot, moving: &Moving) -> Result<(), Errno> {
+    let root = root().map_err(|_| Errno::NOENT)?;
+    let (from, to) = moving.paths();
+    let open = |path: &str| {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        // Another filesystem may be mounted over a folder of this one.
+        openat2(&root, path, flags, Mode::empty(), ResolveFlags::NO_XDEV | ResolveFlags::NO_SYMLINKS)
+    };
+    let parts = |path: &str| path.split_once('/').map(|(folder, name)| (folder.to_owned(), name.to_owned()));
+    let ((from, name), (to, new_name)) = parts(&from).zip(parts(&to)).ok_or(Errno::INVAL)?;
+    renameat(open(&from)?, name, open(&to)?, new_name)
 }
 
 /// Asks for attributes a few times, so that the event loops read which inodes the kernel has forgotten.

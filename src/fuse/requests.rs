@@ -184,6 +184,11 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         const WHITEOUT_NOREPLACE: u32 = libc::RENAME_WHITEOUT | libc::RENAME_NOREPLACE;
+        if self.announces(req) {
+            let (name, newname) = (name.as_bytes().to_vec(), newname.as_bytes().to_vec());
+            let call = move |vfs: &Vfs| vfs.rename_for_command(parent.0, &name, newparent.0, &newname);
+            return self.announced((Op::Rename, req), reply, call, answer_empty);
+        }
         let _request = self.begin(Op::Rename, req);
         let mode = match flags.bits() {
             0 => RenameMode::Replace,

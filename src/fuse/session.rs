@@ -12,6 +12,7 @@ use fuser::{Config, Notifier, SessionACL};
 use super::adapter::Adapter;
 use super::announce::{self, Announcer};
 use super::barrier::{self, Barrier};
+use super::commands::Commands;
 use super::features::Features;
 use super::kernel::Kernel;
 use super::open_root::OpenRoot;
@@ -83,7 +84,7 @@ impl Prepared {
         let Self { vfs, config, adapter, notifiers, barrier, announcer } = self;
         let announces = announcer.announcer();
         announcer.start(&vfs, Arc::clone(&root));
-        let unanswered = Arc::clone(&adapter.unanswered);
+        let (unanswered, commands) = (Arc::clone(&adapter.unanswered), adapter.commands());
         let barrier =
             barrier.start(Arc::clone(vfs.cached_writes()), root, THREADS, unanswered, adapter.resting());
         let barrier = Arc::new(barrier);
@@ -107,7 +108,7 @@ impl Prepared {
                 ended(served.unwrap_or_else(|_| Err(io::Error::other("an error in pfimg ended it"))));
             })
             .map_err(no_thread)?;
-        Ok(Session { kernel: Kernel::new(notifier, announces), barrier })
+        Ok(Session { kernel: Kernel::new(notifier, announces), barrier, commands })
     }
 }
 
@@ -115,6 +116,7 @@ impl Prepared {
 pub struct Session {
     kernel: Kernel,
     barrier: Arc<Barrier>,
+    commands: Commands,
 }
 
 impl std::fmt::Debug for Session {
@@ -127,6 +129,11 @@ impl Session {
     /// The way to notify the kernel of changes.
     pub fn kernel(&self) -> &Kernel {
         &self.kernel
+    }
+
+    /// The way for commands to reach the threads of this connection.
+    pub fn commands(&self) -> &Commands {
+        &self.commands
     }
 
     /// Makes the kernel hand in cached writes, on a thread that calls `done` at its end.

@@ -1,6 +1,5 @@
 //! Going back: to which state, and putting paths of a fork back to it. The command line and the daemon share this.
 
-use data_encoding::BASE64;
 use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
@@ -10,26 +9,10 @@ use crate::layers::world::Kind;
 use crate::ops::line::{Found, Line, find_state};
 use crate::ops::seal::Sealed;
 use crate::store::Store;
+pub use crate::util::bytes::Bytes;
 
 /// How often writes to the paths during the restore are sealed as well.
 const SEALED_AGAIN: usize = 3;
-
-/// What a command asks a daemon for.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "do", rename_all = "kebab-case")]
-pub enum Request {
-    /// A seal.
-    Seal {
-        /// The tag of the image.
-        tag: Option<String>,
-        /// Whether the tag may be taken from another image.
-        force: bool,
-        /// Why.
-        about: About,
-    },
-    /// A restore.
-    Restore(Asked),
-}
 
 /// To which state a fork is restored, or some of its paths.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,25 +23,6 @@ pub struct Asked {
     pub undo: bool,
     /// The paths from the top of the files; nothing for all of the fork.
     pub paths: Option<Vec<Bytes>>,
-}
-
-/// Bytes, as base64 in JSON.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct Bytes(pub Vec<u8>);
-
-impl From<Bytes> for String {
-    fn from(bytes: Bytes) -> Self {
-        BASE64.encode(&bytes.0)
-    }
-}
-
-impl TryFrom<String> for Bytes {
-    type Error = data_encoding::DecodeError;
-
-    fn try_from(text: String) -> std::result::Result<Self, Self::Error> {
-        BASE64.decode(text.as_bytes()).map(Self)
-    }
 }
 
 /// The state that was found for a restore.

@@ -70,6 +70,7 @@ impl Home {
         let to = to.map_or_else(String::new, |to| format!(" to {}", to.display()));
         let what = format!("the store {path} was moved{to} while it is in use");
         Error::new(ErrorKind::Posix(Posix::Stale), what)
+            .with_path(&self.path)
             .with_hint("move it back, or unmount it and mount it from its new place")
     }
 

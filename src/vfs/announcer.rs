@@ -13,6 +13,7 @@ use super::invalidation::Invalidation;
 use super::key::Ino;
 use super::mounted::shown;
 use super::moved_paths::MovedPaths;
+use super::moving::Moving;
 use super::node::{BuiltinDir, Node};
 use super::nodes::Nodes;
 use super::replaced::Replaced;
@@ -36,6 +37,7 @@ pub struct Announcer {
     files: Arc<ForkFiles>,
     announcements: Arc<Announcements>,
     current: Mutex<Option<Current>>,
+    moving: Mutex<Option<Arc<Moving>>>,
 }
 
 impl std::fmt::Debug for Announcer {
@@ -46,7 +48,8 @@ impl std::fmt::Debug for Announcer {
 
 impl Announcer {
     pub(super) fn new(nodes: Arc<Nodes>, files: Arc<ForkFiles>, announcements: Arc<Announcements>) -> Self {
-        Self { nodes, files, announcements, current: Mutex::default() }
+        let (current, moving) = Default::default();
+        Self { nodes, files, announcements, current, moving }
     }
 
     /// Takes the changes by requests since the last call that the kernel does not know.
@@ -63,6 +66,16 @@ impl Announcer {
     pub fn announce(&self, what: Option<&Announcement>, replaced: Option<&Arc<Replaced>>) {
         let current = |what: &Announcement| Current { what: what.clone(), replaced: replaced.cloned() };
         *self.current.lock() = what.map(current);
+    }
+
+    /// Begins a rename of a fork by the thread that announces, or without `moving` ends the present one.
+    pub fn begin_move(&self, moving: Option<&Arc<Moving>>) {
+        *self.moving.lock() = moving.cloned();
+    }
+
+    /// The rename under way.
+    pub(super) fn moving(&self) -> Option<Arc<Moving>> {
+        self.moving.lock().clone()
     }
 
     /// Lists what the kernel has to drop first after a fork was replaced.
@@ -88,6 +101,9 @@ impl Announcer {
     /// Answers a lookup of the thread that announces. `lookup` finds what other programs see.
     pub(super) fn lookup(&self, parent: Ino, name: &[u8], lookup: Lookup<'_>) -> Attempt<Entry> {
         may_wait()?;
+        if self.moving().is_some() {
+            return lookup_now(parent, name, lookup);
+        }
         let (what, replaced, paths, is_name) = {
             let current = self.current.lock();
             let current = current.as_ref().ok_or(ErrorKind::NotFound)?;

@@ -23,9 +23,7 @@ use super::image_links::ImageLinks;
 use super::malloc::MallocTrimmer;
 use super::metrics::Metrics;
 use super::nodes::Nodes;
-use super::outcomes::Outcomes;
 use super::readahead::Readahead;
-use super::requests::Requests;
 use super::root::RootDir;
 use super::seals::Seals;
 use super::snap::SnapDir;
@@ -58,7 +56,6 @@ pub(super) fn build(
     let readahead = Arc::new(Readahead::new(Arc::clone(&cache)));
     let cached_writes = Arc::new(CachedWrites::new(Arc::clone(&metrics)));
     let announcements = Arc::new(Announcements::default());
-    let outcomes = Arc::new(Outcomes::new());
     let images = Arc::new(ImageReader::new(
         Arc::clone(&store),
         Arc::clone(&cache),
@@ -154,23 +151,16 @@ pub(super) fn build(
             home: Arc::clone(&home),
             log,
         },
-        snap: SnapDir {
-            nodes: Arc::clone(&nodes),
-            seals: Arc::clone(&seals),
-            links,
-            cached_writes: Arc::clone(&cached_writes),
-            outcomes: Arc::clone(&outcomes),
-            requests: Requests::default(),
-            store: on_disk.clone(),
-        },
-        control: ControlDir::new(Arc::clone(&nodes), documents, Arc::clone(&outcomes)),
+        snap: SnapDir { nodes: Arc::clone(&nodes), seals: Arc::clone(&seals), links, store: on_disk.clone() },
+        control: ControlDir::new(Arc::clone(&nodes), documents),
         announcer: Announcer::new(Arc::clone(&nodes), Arc::clone(&files), Arc::clone(&announcements)),
         auto_seal: Arc::new(AutoSeal::new(
             config.seal,
-            seals,
+            Arc::clone(&seals),
             Arc::clone(&table),
             Arc::clone(&cached_writes),
         )),
+        seals,
         trimmer: MallocTrimmer::default(),
         store: on_disk,
         home,
@@ -183,7 +173,6 @@ pub(super) fn build(
         catalog,
         table,
         files,
-        outcomes,
         cached_writes,
         announcements,
     }

@@ -13,7 +13,6 @@ use super::attempt::{Attempt, may_wait};
 use super::documents::Documents;
 use super::node::Node;
 use super::nodes::Nodes;
-use super::outcomes::Outcomes;
 use super::readdir::{Emit, list_changing};
 use crate::error::ErrorKind;
 use crate::layers::world::Kind;
@@ -27,7 +26,7 @@ struct ControlFile {
     make: fn(&Documents, MayWait) -> Attempt<Vec<u8>>,
 }
 
-/// The files in `.pfimg/` that are listed.
+/// The files in `.pfimg/`.
 const CONTROL_FILES: [ControlFile; 4] = [
     ControlFile { name: "audit.json", make: Documents::audit },
     ControlFile { name: "events.jsonl", make: Documents::events },
@@ -63,15 +62,14 @@ impl UnreadVersions {
 pub(super) struct ControlDir {
     nodes: Arc<Nodes>,
     documents: Documents,
-    outcomes: Arc<Outcomes>,
     unread: UnreadVersions,
     versions: AtomicU64,
 }
 
 impl ControlDir {
-    pub(super) fn new(nodes: Arc<Nodes>, documents: Documents, outcomes: Arc<Outcomes>) -> Self {
+    pub(super) fn new(nodes: Arc<Nodes>, documents: Documents) -> Self {
         let (unread, versions) = (UnreadVersions::default(), AtomicU64::new(1));
-        Self { nodes, documents, outcomes, unread, versions }
+        Self { nodes, documents, unread, versions }
     }
 
     /// Finds a file, and makes a new version of it.
@@ -79,12 +77,8 @@ impl ControlDir {
         if let Some(node) = self.unread.of(name) {
             return self.nodes.own_entry(self.nodes.keyed(node), Duration::ZERO);
         }
-        let bytes: Arc<[u8]> = if let Some(file) = CONTROL_FILES.iter().find(|file| file.name == name) {
-            (file.make)(&self.documents, may_wait()?)?.into()
-        } else {
-            let number = name.strip_prefix("done-").and_then(|name| name.strip_suffix(".json"));
-            number.and_then(|number| self.outcomes.get(number)).ok_or(ErrorKind::NotFound)?
-        };
+        let file = CONTROL_FILES.iter().find(|file| file.name == name).ok_or(ErrorKind::NotFound)?;
+        let bytes = (file.make)(&self.documents, may_wait()?)?.into();
         let mtime_ns = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as i64);
         let key = self.versions.fetch_add(1, Ordering::Relaxed);
         let node = Node::Doc { bytes, mtime_ns, key };

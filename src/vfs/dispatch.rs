@@ -24,9 +24,9 @@ use super::malloc::MallocTrimmer;
 use super::metrics::Metrics;
 use super::node::{BuiltinDir, ImageDir, Node, UNKNOWN_SIZE};
 use super::nodes::Nodes;
-use super::outcomes::Outcomes;
 use super::readdir::{DirEntry, Emit, list_dots, list_looked_up};
 use super::root::{RootDir, never_there};
+use super::seals::Seals;
 use super::snap::{self, SnapDir};
 use super::tags::TagDir;
 use crate::cache::Cache;
@@ -53,8 +53,8 @@ pub struct Vfs {
     pub(super) forks: ForksDir,
     pub(super) files: Arc<ForkFiles>,
     pub(super) snap: SnapDir,
+    pub(super) seals: Arc<Seals>,
     pub(super) control: ControlDir,
-    pub(super) outcomes: Arc<Outcomes>,
     pub(super) cached_writes: Arc<CachedWrites>,
     pub(super) announcements: Arc<Announcements>,
     pub(super) announcer: Announcer,

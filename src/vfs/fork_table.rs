@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use super::attempt::{Attempt, OnDisk, Outcome, Stop, logged};
+use super::attempt::{Attempt, OnDisk, Outcome, logged};
 use super::audit_trail::AuditTrail;
 use super::config::VfsConfig;
 use super::invalidation::Invalidation;
@@ -235,27 +235,31 @@ impl ForkTable {
 
     /// Finds a fork by its name.
     pub(super) fn find(&self, name: &str) -> Attempt<Mounted> {
-        let registry = self.registry(false).map_err(logged)?.ok_or(ErrorKind::NotFound)?;
+        self.named(name).map_err(|error| match error.kind() {
+            ErrorKind::NotFound => ErrorKind::NotFound.into(),
+            _ => logged(error),
+        })
+    }
+
+    /// Like [`Self::find`], with an error for people.
+    pub(super) fn named(&self, name: &str) -> Result<Mounted> {
+        let registry = self.registry(false)?.ok_or_else(|| no_fork(name))?;
         loop {
             if !registry.contains(name) {
-                return Err(ErrorKind::NotFound.into());
+                return Err(no_fork(name));
             }
             let fork = match self.read_back(&registry, name) {
                 Ok(fork) => fork,
                 // Another thread discarded the fork while this one waited for it.
                 Err(error) if error.kind() == ErrorKind::NotFound && !registry.contains(name) => continue,
-                Err(error) => {
-                    return Err(match logged(error) {
-                        // The fork exists, but its image is missing.
-                        Stop::Failed(ErrorKind::NotFound) => ErrorKind::Missing.into(),
-                        other => other,
-                    });
-                }
+                // The fork exists, but its image is missing.
+                Err(error) if error.kind() == ErrorKind::NotFound => return Err(missing(name, error)),
+                Err(error) => return Err(error),
             };
             match self.mounted(&fork) {
                 // The fork was discarded too: another fork may have the name now.
                 Err(ErrorKind::NotFound) => {}
-                mounted => return Ok(mounted?),
+                mounted => return mounted.map_err(|kind| without_numbers(name, kind)),
             }
         }
     }
@@ -307,4 +311,21 @@ impl ForkTable {
             }
         }
     }
+}
+
+/// The error for a fork that does not exist.
+pub(super) fn no_fork(name: &str) -> Error {
+    Error::new(ErrorKind::NotFound, format!("there is no fork {name:?}"))
+        .with_name(name)
+        .with_hint("list the forks with `pfimg forks`")
+}
+
+fn missing(name: &str, error: Error) -> Error {
+    Error::new(ErrorKind::Missing, format!("cannot read fork {name:?}")).with_source(error)
+}
+
+/// The error for a fork that gets no inode numbers.
+pub(super) fn without_numbers(name: &str, kind: ErrorKind) -> Error {
+    Error::new(kind, format!("fork {name:?} cannot be shown: it was discarded, or {SLOTS} forks are in use"))
+        .with_hint("discard forks that you no longer need")
 }

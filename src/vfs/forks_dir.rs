@@ -6,10 +6,11 @@ use std::time::Duration;
 use super::announcement::{Announcement, What};
 use super::announcements::Announcements;
 use super::answer::Entry;
-use super::attempt::{Attempt, OnDisk, logged, may_wait};
+use super::attempt::{Attempt, OnDisk, Stop, logged, may_wait};
 use super::cached_writes::CachedWrites;
 use super::fork_files::ForkFiles;
-use super::fork_table::ForkTable;
+use super::fork_table::{ForkTable, no_fork, without_numbers};
+use super::mounted::Mounted;
 use super::node::{BuiltinDir, Node};
 use super::nodes::Nodes;
 use super::replaced::Replaced;
@@ -18,18 +19,15 @@ use crate::error::{Error, ErrorKind, Posix, Result};
 use crate::fork::{self, Fork, NewFile, RenameMode};
 use crate::layers::world::Kind;
 use crate::ops::line;
-use crate::store::Home;
+use crate::store::{Home, tags};
 
 /// How long the kernel may cache a link in `work/`. An outdated link does no harm: it leads to `forks/NAME`, which is
 /// invalidated.
 const WORK_TTL: Duration = Duration::from_secs(1);
 
-/// Start of the name in `.pfimg/` to which a fork is moved that may be discarded only if it is sealed.
-const DISCARD_SEALED: &[u8] = b"discarded-sealed-";
-
 /// Which forks may be discarded.
-#[derive(Clone, Copy)]
-enum Only {
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Only {
     Any,
     /// Only an empty fork.
     Empty,
@@ -82,11 +80,8 @@ impl ForksDir {
             None => (text, None),
         };
         let mode = new.mode & !new.umask.unwrap_or_default();
-        let made = self.make(name, source, mode).map_err(logged)?;
-        let mounted = self.table.mounted(&made)?;
-        self.log.note(note::fork_made(name, mounted.fork.base().as_ref()));
+        let mounted = self.make_noted(name, source, mode).map_err(logged)?;
         // The name itself is not announced. If a program already uses it, the kernel would drop it and mounts below it.
-        self.announcements.add(Announcement::of(BuiltinDir::Work, name, What::Made(Kind::Symlink)));
         let mut entry = self.files.root_entry(&mounted)?;
         if source.is_some() {
             // The fork's own name is different.
@@ -94,6 +89,42 @@ impl ForksDir {
             entry.entry_ttl = Duration::ZERO;
         }
         Ok(entry)
+    }
+
+    /// Makes a fork for a command. The kernel learns its name from an announcement, unless a program uses it already.
+    pub(super) fn make_announced(&self, name: &str, source: &str, mode: u16) -> Result<()> {
+        self.check_new(name)?;
+        self.make_noted(name, Some(source), mode)?;
+        self.announcements.add(Announcement::of(BuiltinDir::Forks, name, What::Made(Kind::Dir)));
+        Ok(())
+    }
+
+    /// Fails if a fork cannot be called so from now on.
+    pub(super) fn check_new(&self, name: &str) -> Result<()> {
+        if let Some(why) = fork::refuse_new_fork_name(name) {
+            return Err(Error::new(
+                ErrorKind::InvalidInput,
+                format!("{name:?} cannot be a fork's name: {why}"),
+            ));
+        }
+        let is_fork = self.table.registry(false)?.is_some_and(|registry| registry.contains(name));
+        if is_fork {
+            return Err(Error::new(ErrorKind::AlreadyExists, format!("there is a fork {name:?} already")));
+        }
+        if tags::is_there(self.store.root(), name) {
+            let what = format!("{name:?} cannot be a fork's name: a tag has it");
+            return Err(Error::new(ErrorKind::AlreadyExists, what).with_hint("choose another name"));
+        }
+        Ok(())
+    }
+
+    /// Makes a fork, and tells the log and programs that watch `work/`.
+    fn make_noted(&self, name: &str, source: Option<&str>, mode: u16) -> Result<Mounted> {
+        let made = self.make(name, source, mode)?;
+        let mounted = self.table.mounted(&made).map_err(|kind| without_numbers(name, kind))?;
+        self.log.note(note::fork_made(name, mounted.fork.base().as_ref()));
+        self.announcements.add(Announcement::of(BuiltinDir::Work, name, What::Made(Kind::Symlink)));
+        Ok(mounted)
     }
 
     fn make(&self, name: &str, source: Option<&str>, mode: u16) -> Result<Arc<Fork>> {
@@ -128,9 +159,19 @@ impl ForksDir {
         if !matches!(mode, RenameMode::Replace | RenameMode::NoReplace) {
             return Err(ErrorKind::InvalidInput.into());
         }
-        self.home.require().map_err(|error| error.kind())?;
-        let registry = self.table.registry(false).map_err(logged)?.ok_or(ErrorKind::NotFound)?;
-        let renamed = registry.rename(name, new_name).map_err(logged)?;
+        self.rename_named(name, new_name).map_err(quietly_without_fork)
+    }
+
+    /// Renames a fork for a command, with the checks of a new fork.
+    pub(super) fn rename_checked(&self, name: &str, new_name: &str) -> Result<()> {
+        self.check_new(new_name)?;
+        self.rename_named(name, new_name)
+    }
+
+    fn rename_named(&self, name: &str, new_name: &str) -> Result<()> {
+        self.home.require()?;
+        let registry = self.table.registry(false)?.ok_or_else(|| no_fork(name))?;
+        let renamed = registry.rename(name, new_name)?;
         self.announcements.add(Announcement::of(BuiltinDir::Work, name, What::Gone(Kind::Symlink)));
         self.announcements.add(Announcement::of(BuiltinDir::Work, new_name, What::Made(Kind::Symlink)));
         for event in note::fork_renamed(name, new_name, renamed.base.as_ref()) {
@@ -146,16 +187,28 @@ impl ForksDir {
 
     /// Discards a fork that is moved into `.pfimg/`, to this name.
     pub(super) fn discard_moved(&self, name: &[u8], new_name: &[u8]) -> Attempt<()> {
-        let only = if new_name.starts_with(DISCARD_SEALED) { Only::Sealed } else { Only::Any };
-        self.discard(name, only, Some((BuiltinDir::Control, new_name.to_vec())))
+        self.discard(name, Only::Any, Some((BuiltinDir::Control, new_name.to_vec())))
     }
 
-    /// Discards a fork, if `only` allows it. `place` is where the kernel has the fork's folder.
     fn discard(&self, name: &[u8], only: Only, place: Option<(BuiltinDir, Vec<u8>)>) -> Attempt<()> {
         may_wait()?;
         let name = std::str::from_utf8(name).map_err(|_| ErrorKind::NotFound)?;
-        self.home.require().map_err(|error| error.kind())?;
-        let registry = self.table.registry(false).map_err(logged)?.ok_or(ErrorKind::NotFound)?;
+        self.discard_named(name, only, place).map_err(|error| match error.kind() {
+            // The usual answer of `rmdir` for a folder that is not empty.
+            kind @ ErrorKind::Posix(Posix::NotEmpty) => kind.into(),
+            _ => quietly_without_fork(error),
+        })
+    }
+
+    /// Discards a fork, if `only` allows it. `place` is where the kernel has the fork's folder.
+    pub(super) fn discard_named(
+        &self,
+        name: &str,
+        only: Only,
+        place: Option<(BuiltinDir, Vec<u8>)>,
+    ) -> Result<()> {
+        self.home.require()?;
+        let registry = self.table.registry(false)?.ok_or_else(|| no_fork(name))?;
         // Judged during the discard, since before it the name may come to lead to another fork.
         let is_empty = |fork: &Fork| {
             let mut empty = true;
@@ -181,12 +234,7 @@ impl ForksDir {
             Only::Any => registry.discard(name),
             Only::Empty => registry.discard_if(name, &is_empty),
             Only::Sealed => registry.discard_if(name, &is_sealed),
-        };
-        let gone = gone.map_err(|error| match error.kind() {
-            // The usual answer of `rmdir` for a folder that is not empty.
-            kind @ ErrorKind::Posix(Posix::NotEmpty) => kind.into(),
-            _ => logged(error),
-        })?;
+        }?;
         self.log.note(note::fork_discarded(name, gone.base.as_ref()));
         if let Some(uid) = gone.uid
             && let Some(old) = self.table.discarded(&uid)
@@ -196,4 +244,9 @@ impl ForksDir {
         self.announcements.add(Announcement::of(BuiltinDir::Work, name, What::Gone(Kind::Symlink)));
         Ok(())
     }
+}
+
+/// Logs an error, unless it only says that there is no such fork.
+fn quietly_without_fork(error: Error) -> Stop {
+    if error.kind() == ErrorKind::NotFound { ErrorKind::NotFound.into() } else { logged(error) }
 }

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use chrono::DateTime;
-use serde_json::{Value, json};
 
 use super::attempt::OnDisk;
 use super::catalog::Catalog;
@@ -39,8 +38,19 @@ pub struct AfterSeal {
     pub frozen: Option<Frozen>,
 }
 
-/// The answer to a request, and what is left to do.
-type Done = (Value, AfterSeal);
+/// The result of a seal or a restore, and what is left to do.
+type Done<T> = (T, AfterSeal);
+
+/// The result of a seal that a program asked for.
+#[derive(Clone, Debug)]
+pub struct NewSeal {
+    /// The image that holds the state of the fork.
+    pub image: Digest,
+    /// Whether it is new.
+    pub new: bool,
+    /// Remarks for the user.
+    pub reports: Vec<String>,
+}
 
 /// A seal's name in `.snap/`: when it was made, and the beginning of its id.
 pub(super) fn seal_name(seal: &Seal) -> String {
@@ -93,15 +103,20 @@ impl Seals {
     }
 
     /// Seals a fork for a request.
-    pub(super) fn seal_for(&self, mounted: &Mounted, tag: Option<Tag<'_>>, about: &About) -> Result<Done> {
+    pub(super) fn seal_for(
+        &self,
+        mounted: &Mounted,
+        tag: Option<Tag<'_>>,
+        about: &About,
+    ) -> Result<Done<NewSeal>> {
         let (sealed, stale) = self.seal_mounted(mounted, tag, false, about)?;
         let Sealed { image, new, reports, frozen, .. } = sealed;
         let after = AfterSeal { stale, frozen, ..AfterSeal::default() };
-        Ok((json!({"image": image, "new": new, "reports": reports}), after))
+        Ok((NewSeal { image, new, reports }, after))
     }
 
     /// Restores a fork, or paths of it.
-    pub(super) fn restore_for(&self, mounted: &Mounted, asked: &Asked) -> Result<Done> {
+    pub(super) fn restore_for(&self, mounted: &Mounted, asked: &Asked) -> Result<Done<Outcome>> {
         let (fork, store) = (&mounted.fork, self.store.here()?);
         let mut asked = asked.clone();
         if let Some(name) = &asked.seal
@@ -117,7 +132,7 @@ impl Seals {
         }
     }
 
-    fn restore_mounted(&self, mounted: &Mounted, target: &Target) -> Result<Done> {
+    fn restore_mounted(&self, mounted: &Mounted, target: &Target) -> Result<Done<Outcome>> {
         let fork = &mounted.fork;
         // Nothing is lost: what was not sealed is.
         let about = target.about_before(None);
@@ -153,10 +168,10 @@ impl Seals {
         tracing::info!(fork = name, to = target.of, unsealed = %sealed.image, "restored");
         let outcome = Outcome::of_all(self.store.here()?, &new, target, &sealed)?;
         let replaced = replaced.map(Arc::new);
-        Ok((json!(outcome), AfterSeal { stale, replaced, frozen: sealed.frozen, ..AfterSeal::default() }))
+        Ok((outcome, AfterSeal { stale, replaced, frozen: sealed.frozen, ..AfterSeal::default() }))
     }
 
-    fn restore_paths_mounted(&self, mounted: &Mounted, target: &Target) -> Result<Done> {
+    fn restore_paths_mounted(&self, mounted: &Mounted, target: &Target) -> Result<Done<Outcome>> {
         let registry = self
             .table
             .registry(false)?
@@ -174,7 +189,7 @@ impl Seals {
         let outcome = Outcome::of_paths(self.store.here()?, &mounted.fork, target, &then, &done)?;
         let frozen = done.sealed.frozen;
         let paths = Some(Arc::new(MovedPaths::new(mounted, done.back)));
-        Ok((json!(outcome), AfterSeal { stale, paths, frozen, ..AfterSeal::default() }))
+        Ok((outcome, AfterSeal { stale, paths, frozen, ..AfterSeal::default() }))
     }
 
     /// Lists the seals of a fork whose images exist, oldest first.

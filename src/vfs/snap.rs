@@ -3,37 +3,27 @@
 //! ```text
 //! forks/F/.snap/                      unlisted; a link for each seal, oldest first
 //! mkdir forks/F/.snap/NAME            seals F and tags the image NAME
-//! mkdir forks/F/.snap/.seal-N         seals F; with `=TAG` or `!TAG` appended, also sets (or moves) a tag
-//! mkdir forks/F/.snap/.restore-N=SEAL seals F, then restores it to one of its seals
-//! mkdir forks/F/.snap/.ask-N-AT=TEXT a part of a request that is longer than a name, in base64; AT counts from 0
-//! mkdir forks/F/.snap/.do-N           does what the parts of N ask for
-//! mkdir forks/F/.snap/.push-N         makes the kernel hand in cached writes to F, for a command that reads F on disk
-//! .pfimg/done-N.json                  the outcome of any of these
+//! mkdir forks/F/.snap/.restore-N=SEAL seals F, then restores it to one of its seals; N is any word
 //! ```
-//! The command line uses the dotted names, since an errno does not tell it enough. It chooses N.
+//! Commands ask over the socket (`commands`), since an errno does not tell them enough.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde_json::{Value, json};
-
 use super::answer::Entry;
 use super::attempt::{Attempt, OnDisk, logged, may_wait};
-use super::cached_writes::CachedWrites;
 use super::image_links::ImageLinks;
 use super::invalidation::Invalidation;
 use super::mounted::Mounted;
 use super::node::Node;
 use super::nodes::Nodes;
-use super::outcomes::Outcomes;
 use super::readdir::{DirEntry, Emit};
-use super::requests::{Ask, Requests};
 use super::seals::{AfterSeal, Seals, seal_name};
 use crate::digest::Digest;
-use crate::error::{ErrorKind, Result};
+use crate::error::ErrorKind;
 use crate::fork::{self, About};
 use crate::layers::world::Kind;
-use crate::ops::back::{Asked, Request};
+use crate::ops::back::Asked;
 use crate::ops::seal::Tag;
 
 /// The folder's name.
@@ -47,9 +37,6 @@ pub(super) struct SnapDir {
     pub(super) nodes: Arc<Nodes>,
     pub(super) seals: Arc<Seals>,
     pub(super) links: Arc<ImageLinks>,
-    pub(super) cached_writes: Arc<CachedWrites>,
-    pub(super) outcomes: Arc<Outcomes>,
-    pub(super) requests: Requests,
     pub(super) store: OnDisk,
 }
 
@@ -60,20 +47,15 @@ impl SnapDir {
         self.nodes.own_entry(self.nodes.keyed(node), Duration::ZERO)
     }
 
-    /// Whether making a folder of this name in `.snap/` restores a whole fork.
-    fn restores(&self, name: &[u8]) -> bool {
-        std::str::from_utf8(name).is_ok_and(|name| match Ask::parse(name) {
-            Ask::Restore { .. } => true,
-            Ask::Do { number } => self.requests.restores_all(number),
-            _ => false,
-        })
+    /// Lists what the kernel has to drop before a request restores a fork.
+    pub(super) fn before_request(&self, mounted: &Mounted, name: &[u8]) -> Vec<Invalidation> {
+        if seal_to_restore(name).is_some() { self.before_restore(mounted) } else { Vec::new() }
     }
 
-    /// Lists what the kernel has to drop before a request restores a fork. It then knows few inodes of the fork: those that
-    /// programs use.
-    pub(super) fn before_restore(&self, mounted: &Mounted, name: &[u8]) -> Vec<Invalidation> {
-        let folder = self.nodes.known(mounted.key(fork::Ino::FS));
-        let (true, Some(number)) = (self.restores(name), folder) else { return Vec::new() };
+    /// Lists what the kernel has to drop before a fork is restored. It then knows few inodes of the fork: those that programs
+    /// use.
+    pub(super) fn before_restore(&self, mounted: &Mounted) -> Vec<Invalidation> {
+        let Some(number) = self.nodes.known(mounted.key(fork::Ino::FS)) else { return Vec::new() };
         let names = mounted.fork.listed(fork::Ino::FS).unwrap_or_default();
         let known = names.into_iter().filter(|(_, (ino, _))| self.nodes.in_kernel(mounted, *ino).is_some());
         known.map(|(name, _)| Invalidation::Name(number, name.to_vec())).collect()
@@ -131,51 +113,30 @@ impl SnapDir {
         if let Err(stop) = may_wait() {
             return failed(stop);
         }
-        let Ok(name) = std::str::from_utf8(name) else { return failed(ErrorKind::InvalidInput.into()) };
-        let (number, done) = match Ask::parse(name) {
-            Ask::Seal { number, tag } => (number, self.seals.seal_for(mounted, tag, &About::default())),
-            Ask::Restore { number, seal } => {
+        let done = match seal_to_restore(name) {
+            Some(seal) => {
                 let asked = Asked { seal: Some(seal.to_owned()), ..Asked::default() };
-                (Some(number), self.seals.restore_for(mounted, &asked))
+                self.seals.restore_for(mounted, &asked).map(|(_, after)| after)
             }
-            Ask::Part { number, at, text } => {
-                let kept = self.requests.add(number, at, text);
-                return (
-                    kept.map_err(logged).and_then(|()| self.nodes.pending_entry()),
-                    AfterSeal::default(),
-                );
-            }
-            Ask::Do { number } => (Some(number), self.run_request(mounted, number)),
-            Ask::Push { number } => {
-                let pushed = self.cached_writes.push(&mounted.fork);
-                let unsealed = mounted.fork.damage().is_some() || mounted.fork.is_changed();
-                let done = pushed.as_ref().map(|()| json!({"pushed": true, "unsealed": unsealed}));
-                self.outcomes.put(number, done);
-                return (
-                    pushed.map_err(logged).and_then(|()| self.nodes.pending_entry()),
-                    AfterSeal::default(),
-                );
-            }
+            None => match std::str::from_utf8(name) {
+                Ok(name) => {
+                    let tag = Some(Tag { name, force: false });
+                    self.seals.seal_for(mounted, tag, &About::default()).map(|(_, after)| after)
+                }
+                Err(_) => return failed(ErrorKind::InvalidInput.into()),
+            },
         };
-        if let Some(number) = number {
-            self.outcomes.put(number, done.as_ref().map(|(answer, _)| answer.clone()));
-        }
         match done {
             // The kernel need not be told that the name is a link now, since the folder's entry expires at once. An
             // invalidation of the name would wait for the next seal, which holds `.snap`, and could not be interrupted.
-            Ok((_, after)) => (self.nodes.pending_entry(), after),
+            Ok(after) => (self.nodes.pending_entry(), after),
             Err(error) => failed(logged(error)),
         }
     }
+}
 
-    /// Does what the parts of a request ask for.
-    fn run_request(&self, mounted: &Mounted, number: &str) -> Result<(Value, AfterSeal)> {
-        match self.requests.take(number)? {
-            Request::Seal { tag, force, about } => {
-                let tag = tag.as_deref().map(|name| Tag { name, force });
-                self.seals.seal_for(mounted, tag, &about)
-            }
-            Request::Restore(asked) => self.seals.restore_for(mounted, &asked),
-        }
-    }
+/// Returns the seal to restore the fork to, if the name of a folder made in `.snap/` asks for that.
+fn seal_to_restore(name: &[u8]) -> Option<&str> {
+    let (_, seal) = std::str::from_utf8(name).ok()?.strip_prefix(".restore-")?.split_once('=')?;
+    Some(seal)
 }

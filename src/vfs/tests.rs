@@ -42,6 +42,8 @@ fn vfs() -> (tempfile::TempDir, Vfs, Digest) {
         mountpoint: PathBuf::new(),
         cache_dir,
         log: None,
+        socket: None,
+        protocol: crate::control::protocol::VERSION,
         started_at: chrono::Utc::now(),
         session_secret: None,
         inodes: Numbering::Shared,

@@ -87,7 +87,7 @@ impl Vfs {
     /// programs use.
     pub fn before_restore(&self, parent: Ino, name: &[u8]) -> Vec<Invalidation> {
         match self.nodes.get(parent) {
-            Ok(Node::Snap { mounted }) => self.snap.before_restore(&mounted, name),
+            Ok(Node::Snap { mounted }) => self.snap.before_request(&mounted, name),
             _ => Vec::new(),
         }
     }
@@ -98,16 +98,6 @@ impl Vfs {
             Ok(Node::Snap { mounted }) => self.snap.create(&mounted, name),
             _ => (Err(ErrorKind::Posix(Posix::Stale).into()), AfterSeal::default()),
         }
-    }
-
-    /// Notes that the kernel knows what the folder of this name in a `.snap/` changed.
-    pub fn shows(&self, name: &[u8]) {
-        self.outcomes.show(name);
-    }
-
-    /// Notes that the kernel knows that the fork moved to this name in `.pfimg/` is discarded.
-    pub fn shows_discarded(&self, name: &[u8]) {
-        self.outcomes.show_discarded(name);
     }
 
     /// Lists all names of a file in a fork.

@@ -9,9 +9,11 @@ use super::args::refuse;
 use crate::cli::audit;
 use crate::cli::place::{self, Place};
 use crate::cli::text::plain;
+use crate::control::protocol::Sealed;
 use crate::daemon::{calls, forks};
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
+use crate::fork::About;
 use crate::fork::beside::{self, OnDisk};
 use crate::mount::mountinfo::mounts;
 use crate::ops::apply::Step;
@@ -110,15 +112,13 @@ pub(super) fn refuse_store(store: &Store, dir: &Path, steps: &[Step]) -> Result<
 /// empty and is still empty.
 pub(super) fn sealed(store: &Arc<Store>, name: &str) -> Result<Option<Digest>> {
     let done = match place::find(store)? {
-        Place::Mount(mountpoint) => {
-            calls::push(&mountpoint, name)?;
+        Place::Mount(served) => {
+            calls::flush(&served.client, name)?;
             let now = OnDisk::read(store.root(), name)?;
             if now.is_untouched {
                 return Ok(now.base);
             }
-            calls::ask(&mountpoint, name, &format!("cannot seal fork {name:?}"), |number| {
-                format!(".seal-{number}")
-            })?
+            calls::seal(&served.client, name, None, false, About::default())?
         }
         Place::Disk(registry) => {
             let log = audit::told(store, "apply");
@@ -129,7 +129,7 @@ pub(super) fn sealed(store: &Arc<Store>, name: &str) -> Result<Option<Digest>> {
             let sealer = Sealer::new(Arc::clone(store), forks::reader(store), None);
             let sealed = sealer.with_log(log).seal(&fork, None)?;
             registry.sync()?;
-            calls::Done { image: sealed.image, new: sealed.new, reports: sealed.reports }
+            Sealed { image: sealed.image, new: sealed.new, reports: sealed.reports }
         }
     };
     for report in &done.reports {

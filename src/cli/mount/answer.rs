@@ -2,26 +2,21 @@
 
 use std::path::Path;
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::cli::envelope::print_json;
-use crate::error::{Error, ErrorKind, Result};
+use crate::control::protocol::{Nothing, reply, reply_line};
+use crate::error::{Error, Result};
 
-/// Returns an error as one line for the process that started the daemon.
-pub(super) fn to_starter(error: &Error) -> String {
-    json!({"kind": error.kind().name(), "message": error.message(), "hint": error.hint()}).to_string()
+/// Returns what a daemon tells the process that started it, as one line of the protocol: that the mount answers, or why not.
+pub(super) fn to_starter(started: Result<(), &Error>) -> String {
+    String::from_utf8_lossy(&reply_line(started.map(|()| &Nothing {}))).into_owned()
 }
 
-/// Parses the error that a daemon sent to its starter; `None` if the daemon ended without an answer.
-pub(super) fn from_daemon(line: &str) -> Option<Error> {
-    let told: Value = serde_json::from_str(line).ok()?;
-    let text = |key: &str| told.get(key)?.as_str().map(str::to_owned);
-    // The text comes from `to_starter`.
-    let error = Error::new(ErrorKind::named(&text("kind")?)?, text("message")?);
-    Some(match text("hint") {
-        Some(hint) => error.with_hint(hint),
-        None => error,
-    })
+/// Parses such a line; `None` if the daemon ended before it sent one.
+pub(super) fn from_daemon(line: &str) -> Option<Result<()>> {
+    let started = line.ends_with('\n').then(|| reply::<Nothing>(line.as_bytes()))?;
+    Some(started.map(|Nothing {}| ()))
 }
 
 /// Prints the mounted store, the mountpoint and the daemon's process for programs.
@@ -37,22 +32,22 @@ pub(super) fn print_mounted(store: &Path, mountpoint: &Path, pid: u32, log: Opti
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::ErrorKind;
 
     #[test]
     fn an_error_of_the_daemon_is_the_same_error_to_its_starter() {
+        assert!(matches!(from_daemon(&to_starter(Ok(()))), Some(Ok(()))));
         for error in [
-            Error::new(ErrorKind::Busy, "a \"quoted\"\nmessage").with_hint("try again"),
+            Error::new(ErrorKind::Busy, "a \"quoted\"\nmessage").with_hint("try again").with_path("/mnt"),
             Error::new(ErrorKind::Posix(crate::error::Posix::NotEmpty), "full"),
         ] {
-            let line = to_starter(&error);
-            assert!(!line.contains('\n'), "{line}");
-            let told = from_daemon(&line).unwrap();
+            let line = to_starter(Err(&error));
+            assert_eq!(line.matches('\n').count(), 1, "{line}");
+            let told = from_daemon(&line).unwrap().unwrap_err();
             assert_eq!((told.kind(), told.to_string()), (error.kind(), error.to_string()));
+            assert_eq!(told.path(), error.path());
         }
-        assert!(
-            ["", "ok", "{}", "{\"kind\":\"new\",\"message\":\"x\"}"]
-                .iter()
-                .all(|line| from_daemon(line).is_none())
-        );
+        assert!(["", "ok", "{}"].iter().all(|line| from_daemon(line).is_none()));
+        assert!(from_daemon("{}\n").unwrap().is_err());
     }
 }

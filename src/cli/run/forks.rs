@@ -14,6 +14,7 @@ use crate::cli::sharing::SharingArg;
 use crate::cli::store_arg::StoreArg;
 use crate::cli::text::{count, plain};
 use crate::cli::{audit, mount};
+use crate::control::Client;
 use crate::daemon::calls;
 use crate::daemon::forks::check_fork_name;
 use crate::digest::Digest;
@@ -51,6 +52,8 @@ pub(super) struct Fork {
 pub(super) struct Runs {
     pub(super) store: Arc<Store>,
     pub(super) mountpoint: PathBuf,
+    /// Asks the daemon of the mount.
+    pub(super) client: Client,
     /// The cache of the mount.
     pub(super) cache_dir: PathBuf,
     pub(super) conf: Conf,
@@ -104,9 +107,16 @@ impl Runs {
                 OnDisk::read(store.root(), name)?;
             }
         }
-        let place::Served { mountpoint, cache_dir } = place::mounted(&store)?;
-        let mut runs =
-            Self { store, mountpoint, cache_dir, conf, store_words: store_words(&path), forks: Vec::new() };
+        let place::Served { mountpoint, cache_dir, client } = place::mounted(&store)?;
+        let mut runs = Self {
+            store,
+            mountpoint,
+            client,
+            cache_dir,
+            conf,
+            store_words: store_words(&path),
+            forks: Vec::new(),
+        };
         if let Err(error) = runs.find_or_make(args) {
             runs.discard_made(true);
             return Err(error);
@@ -213,7 +223,7 @@ impl Runs {
     /// Makes one fork, and records its project.
     fn make(&mut self, name: &str, source: &str, root: Option<&Path>, args: &RunArgs) -> Result<()> {
         check_fork_name(name)?;
-        calls::make_under(&self.mountpoint, &self.store, source, name)?;
+        calls::fork(&self.client, source, name)?;
         let made =
             Fork { name: name.to_owned(), is_made: true, project: None, at: None, start: PathBuf::new() };
         self.forks.push(made);
@@ -317,7 +327,7 @@ impl Runs {
             if untouched_only && !now.is_untouched {
                 continue;
             }
-            if let Err(error) = calls::discard_under(&self.mountpoint, &fork.name, true) {
+            if let Err(error) = calls::discard(&self.client, &fork.name, true) {
                 eprintln!("pfimg: {error}");
             }
         }

@@ -17,12 +17,12 @@ use super::record::Record;
 use super::sandboxed::{self, Job};
 use crate::cli::envelope;
 use crate::cli::text::plain;
+use crate::control::protocol::Sealed;
 use crate::daemon::calls;
 use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fork::About;
 use crate::fork::beside::{self, OnDisk};
-use crate::ops::back::Request;
 use crate::ops::line::Line;
 use crate::sandbox::{self, CANNOT_RUN, NO_COMMAND, Outcome};
 
@@ -174,6 +174,7 @@ fn one(runs: &Runs, fork: &Fork, args: &RunArgs) -> Result<Done> {
     let job = Job {
         store,
         mountpoint: &runs.mountpoint,
+        socket: runs.client.socket(),
         cache_dir: &runs.cache_dir,
         fork: name,
         at: fork.at.as_deref(),
@@ -231,7 +232,7 @@ struct Before(Option<Digest>);
 fn before(runs: &Runs, fork: &Fork, command: &[OsString]) -> Option<Before> {
     let look = || {
         if !fork.is_made {
-            calls::push(&runs.mountpoint, &fork.name)?;
+            calls::flush(&runs.client, &fork.name)?;
         }
         let now = OnDisk::read(runs.store.root(), &fork.name)?;
         if now.is_untouched {
@@ -250,9 +251,8 @@ fn before(runs: &Runs, fork: &Fork, command: &[OsString]) -> Option<Before> {
         .ok()
 }
 
-pub(super) fn seal(runs: &Runs, fork: &str, tag: Option<&str>, about: About) -> Result<calls::Done> {
-    let request = Request::Seal { tag: tag.map(str::to_owned), force: false, about };
-    calls::ask_for(&runs.mountpoint, fork, &format!("cannot seal fork {fork:?}"), &request)
+pub(super) fn seal(runs: &Runs, fork: &str, tag: Option<&str>, about: About) -> Result<Sealed> {
+    calls::seal(&runs.client, fork, tag, false, about)
 }
 
 /// The reason for a seal at the end of a run.
@@ -268,7 +268,7 @@ fn command_word(command: &[OsString]) -> String {
 
 fn changes(runs: &Runs, fork: &Fork, before: Option<Before>) -> Result<Option<Changes>> {
     let Some(Before(before)) = before else { return Ok(None) };
-    calls::push(&runs.mountpoint, &fork.name)?;
+    calls::flush(&runs.client, &fork.name)?;
     Changes::since(&runs.store, &fork.name, before).map(Some)
 }
 
@@ -311,6 +311,7 @@ pub(super) fn check_out(runs: &Runs, fork: &Fork, args: &RunArgs, commit: &str) 
         let job = Job {
             store: &runs.store,
             mountpoint: &runs.mountpoint,
+            socket: runs.client.socket(),
             cache_dir: &runs.cache_dir,
             fork: &fork.name,
             at: fork.at.as_deref(),

@@ -10,6 +10,7 @@ use super::conf::{self, Conf};
 use crate::cache;
 use crate::cli::mount::default_cache_dir;
 use crate::daemon::calls;
+use crate::daemon::dirs::{make_socket_folder, socket_folders};
 use crate::error::{Error, ErrorKind, Result};
 use crate::mount::mountinfo::{aliases, mounts};
 use crate::sandbox::{self, ControlGroup, Environment, Hierarchy, Outcome, secrets};
@@ -19,6 +20,8 @@ use crate::store::Store;
 pub(super) struct Job<'a> {
     pub(super) store: &'a Store,
     pub(super) mountpoint: &'a Path,
+    /// The socket of the mount's daemon.
+    pub(super) socket: Option<&'a Path>,
     /// The cache of the mount.
     pub(super) cache_dir: &'a Path,
     pub(super) fork: &'a str,
@@ -38,7 +41,6 @@ pub(super) fn run(job: &Job<'_>, args: &RunArgs, conf: &Conf, given: Given) -> R
     fs::create_dir_all(&work).map_err(|e| {
         calls::explain(e, format!("cannot make the directory {}", work.display()), job.mountpoint)
     })?;
-    let hidden = hidden(job)?;
     let keys = keys(&given);
     // A path on the command line overrides the same path in the settings file.
     let named = [&args.write, &args.read, &args.hide];
@@ -47,6 +49,8 @@ pub(super) fn run(job: &Job<'_>, args: &RunArgs, conf: &Conf, given: Given) -> R
         unnamed.cloned().collect::<Vec<_>>()
     };
     let (write, read, hide) = (not_named(&conf.write), not_named(&conf.read), not_named(&conf.hide));
+    let shown: Vec<_> = [&args.write, &args.read, &write, &read].into_iter().flatten().collect();
+    let hidden = hidden(job, &shown)?;
     sandbox::start(given.environment, &control_groups()?, args.timeout, |channel| {
         let mut options = vec![
             option("channel", &channel.to_string()),
@@ -173,8 +177,8 @@ fn control_groups() -> Result<Vec<ControlGroup>> {
 }
 
 /// Returns the directories outside of mountpoints that hold images and forks: the store, also where its
-/// directories are links or mounts, and caches.
-fn hidden(job: &Job<'_>) -> Result<Vec<PathBuf>> {
+/// directories are links or mounts, and caches. Also the directories of sockets for commands.
+fn hidden(job: &Job<'_>, shown: &[&PathBuf]) -> Result<Vec<PathBuf>> {
     let Job { store, mountpoint, .. } = *job;
     let cache = job.cache_dir.to_owned();
     if cache.to_string_lossy().contains(char::REPLACEMENT_CHARACTER) {
@@ -193,6 +197,7 @@ fn hidden(job: &Job<'_>) -> Result<Vec<PathBuf>> {
     }
     let mut hidden = vec![store.root().to_owned()];
     hidden.extend(caches);
+    hidden.extend(sockets(job, shown));
     let entries = fs::read_dir(store.root())
         .map_err(|e| Error::io(e, format!("cannot list {}", store.root().display())))?;
     hidden.extend(entries.flatten().map(|entry| entry.path()).filter(|path| path.is_symlink()));
@@ -206,4 +211,17 @@ fn hidden(job: &Job<'_>) -> Result<Vec<PathBuf>> {
     hidden.sort();
     hidden.dedup();
     Ok(hidden)
+}
+
+/// Returns the directories of sockets for commands, if options show paths of the machine. Without such options a run does not see
+/// them: they lie below directories that each run replaces by empty ones. The paths are not looked up, since one may lie in the
+/// mount of a daemon that does not answer.
+fn sockets(job: &Job<'_>, shown: &[&PathBuf]) -> Vec<PathBuf> {
+    if shown.is_empty() {
+        return Vec::new();
+    }
+    // A missing directory could be made during the run, so it is made now.
+    let _ = make_socket_folder();
+    let of_mount = job.socket.and_then(Path::parent).map(Path::to_owned);
+    of_mount.into_iter().chain(socket_folders()).collect()
 }
