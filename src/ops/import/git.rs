@@ -81,6 +81,7 @@ pub(super) fn report_mended(importing: &Importing<'_>, report: &Report) {
         return;
     }
     for of_kind in report.mended.chunk_by(|a, b| a.kind == b.kind) {
+        // The text comes from `words`.
         of_kind.iter().take(NAMED).for_each(|mended| importing.report(mended.words()));
         if of_kind.len() > NAMED {
             importing.report(format!("{} more like the last one (--json lists them)", of_kind.len() - NAMED));
