@@ -10,6 +10,9 @@ case ${2:-} in
     seal) seal=interval:5ms ;;
     *) seal=idle:5s ;;
 esac
+# In a separate mount namespace: a namespace that another program makes would copy these mounts, and keep the disk that was
+# shut down in use.
+[ -n "${IN_NAMESPACE:-}" ] || IN_NAMESPACE=1 exec unshare --mount --propagation private "$0" "$@"
 [ -n "${PFIMG:-}" ] || { cargo build --release --quiet; PFIMG=$PWD/target/release/pfimg; }
 command -v xfs_io mkfs.xfs >/dev/null || { apt-get update -qq; apt-get install -y -qq xfsprogs >/dev/null; }
 work=$(mktemp -d)
