@@ -110,9 +110,9 @@ impl Cache {
 
     /// Lists the files of an earlier run in the cache's folder, so that they count and are evicted in order.
     /// Each is verified again before its first use. May take a while: for a separate thread.
-    pub fn adopt(&self) {
+    pub fn scan_existing(&self) {
         folder::mark(self.dir());
-        self.mapped.adopt();
+        self.mapped.scan_existing();
     }
 
     /// Finishes a pack of the small blobs that were read, if reading has stopped; `at_the_end` in any case.

@@ -49,7 +49,7 @@ pub use extents::{BlobRef, Piece, Pieces, Src};
 pub use gate::Operation;
 pub use handle::Fork;
 pub use ino::Ino;
-pub use inode::{Attr, Body, Content, Guard, Inode, Name};
+pub use inode::{Attr, Body, Content, Inode, Name, Protection};
 pub use owners::{Given, Owners};
 pub use posix::{
     Allocate, Caller, CopySource, Files, INLINE, MAX_LINKS, MAX_SIZE, NewFile, RenameMode, SetAttr, SetTime,

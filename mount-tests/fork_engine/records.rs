@@ -220,7 +220,7 @@ impl Family {
         fork.rebase(&frozen, image, &layers, &blobs).unwrap();
     }
 
-    fn put_back(&mut self, name: &str) {
+    fn restore(&mut self, name: &str) {
         self.seal(name);
         let fork = self.fork(name);
         let frozen = fork.freeze().unwrap();
@@ -228,7 +228,7 @@ impl Family {
         fork.rebase(&frozen, image, &layers, &blobs).unwrap();
         assert_eq!(sealed(&self.images, &image), self.models[name].text);
         let (image, records) = self.rng.pick(&self.seals).clone();
-        self.registry().put_back(name, &fork, image, &|_| Ok(())).unwrap();
+        self.registry().restore(name, &fork, image, &|_| Ok(())).unwrap();
         self.models.insert(name.to_owned(), records);
     }
 
@@ -267,7 +267,7 @@ fn run(seed: u64) {
         match family.rng.below(100) {
             0..4 if family.models.len() < 6 => family.branch(&name),
             4..9 => family.seal(&name),
-            9..12 => family.put_back(&name),
+            9..12 => family.restore(&name),
             12 => family.reopen(),
             _ => family.step(&name),
         }

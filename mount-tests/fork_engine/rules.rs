@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use pfimg::fork::{CopySource, Guard, Ino, NewFile, RenameMode, Sealed, SetAttr};
+use pfimg::fork::{CopySource, Ino, NewFile, Protection, RenameMode, Sealed, SetAttr};
 use pfimg::layers::world::{Entry, Kind};
 
 use super::support::*;
@@ -30,10 +30,10 @@ fn sealed_lines_of_the_ledger_are_fixed_and_appended_ones_survive_its_rewriting(
     };
     let head = text(&fork).len() as u64;
     let cut = |size| SetAttr { size: Some(size), ..SetAttr::default() };
-    let refuse_all = |floor: u64| {
-        refused(fork.write(ledger, floor - 1, b"xy", true).map(|_| ()), "write");
+    let refuse_all = |sealed_len: u64| {
+        refused(fork.write(ledger, sealed_len - 1, b"xy", true).map(|_| ()), "write");
         refused(fork.write(ledger, 0, b"x", true).map(|_| ()), "write at the start");
-        refused(fork.setattr(ledger, &cut(floor - 1)).map(|_| ()), "cut");
+        refused(fork.setattr(ledger, &cut(sealed_len - 1)).map(|_| ()), "cut");
         refused(fork.setattr(ledger, &cut(0)).map(|_| ()), "cut to nothing");
         refused(fork.fallocate(ledger, 0, 5, pfimg::fork::Allocate::PunchHole, true), "punch");
         refused(fork.unlink(Ino::EFFECTS, b"ledger.jsonl").map(|_| ()), "unlink");
@@ -57,9 +57,9 @@ fn sealed_lines_of_the_ledger_are_fixed_and_appended_ones_survive_its_rewriting(
     assert!(changed.contains(&ledger));
     let expected = "{\"head\":1} hmac\none hmac\ntwo\n";
     assert_eq!(text(&fork), expected);
-    let floor = (expected.len() - 4) as u64;
-    assert_eq!(fork.guard(ledger).unwrap(), (Guard::Append(Some(floor)), floor));
-    refuse_all(floor);
+    let sealed_len = (expected.len() - 4) as u64;
+    assert_eq!(fork.guard(ledger).unwrap(), (Protection::Append(Some(sealed_len)), sealed_len));
+    refuse_all(sealed_len);
     fork.write(ledger, expected.len() as u64, b"three\n", true).unwrap();
     drop((fork, registry, frozen));
     let registry = open(dir.path(), &images);

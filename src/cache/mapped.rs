@@ -86,7 +86,7 @@ impl Mapping {
 }
 
 #[derive(Debug)]
-struct Known {
+struct CachedFile {
     len: u64,
     /// Empty for a file of an earlier run until it is verified.
     mapping: Option<Arc<Mapping>>,
@@ -94,7 +94,7 @@ struct Known {
 
 #[derive(Debug)]
 struct Inner {
-    files: LruCache<Digest, Known>,
+    files: LruCache<Digest, CachedFile>,
     bytes: u64,
 }
 
@@ -143,7 +143,7 @@ impl Mapped {
     }
 
     /// Lists the files that are in the folder already.
-    pub(super) fn adopt(&self) {
+    pub(super) fn scan_existing(&self) {
         let mut found = Vec::new();
         let Ok(shards) = fs::read_dir(&self.dir) else { return };
         for shard in shards.flatten() {
@@ -166,7 +166,7 @@ impl Mapped {
         let mut inner = self.inner.lock();
         for (_, digest, len) in found {
             if !inner.files.contains(&digest) {
-                inner.files.put(digest, Known { len, mapping: None });
+                inner.files.put(digest, CachedFile { len, mapping: None });
                 inner.files.demote(&digest);
                 inner.bytes += len;
             }
@@ -236,7 +236,7 @@ impl Mapped {
     fn insert(&self, digest: Digest, mapping: Mapping) -> Arc<Mapping> {
         let len = mapping.len() as u64;
         let mapping = Arc::new(mapping);
-        let known = Known { len, mapping: Some(Arc::clone(&mapping)) };
+        let known = CachedFile { len, mapping: Some(Arc::clone(&mapping)) };
         let mut inner = self.inner.lock();
         inner.bytes += len;
         if let Some(old) = inner.files.put(digest, known) {
@@ -258,7 +258,7 @@ impl Mapped {
     /// Drops the least recently used files until the budget holds, but never `keep`: otherwise each read
     /// would decompress a blob larger than the budget again. Returns the dropped ones, whose files the caller removes
     /// without the lock: every look at the cache takes it.
-    fn shrink(&self, inner: &mut Inner, keep: Option<&Digest>) -> Vec<(Digest, Known)> {
+    fn shrink(&self, inner: &mut Inner, keep: Option<&Digest>) -> Vec<(Digest, CachedFile)> {
         let mut gone = Vec::new();
         while inner.bytes > self.budget {
             match inner.files.peek_lru() {
@@ -274,7 +274,7 @@ impl Mapped {
         gone
     }
 
-    fn remove(&self, gone: &[(Digest, Known)]) {
+    fn remove(&self, gone: &[(Digest, CachedFile)]) {
         for (digest, _) in gone {
             // Another thread may just have made the file again. Its mapping does not need the name.
             let _ = fs::remove_file(self.path(digest));

@@ -249,7 +249,7 @@ impl Packs {
     }
 
     /// Opens the packs that earlier mounts left.
-    fn adopt(&self) {
+    fn scan_existing(&self) {
         let Ok(entries) = fs::read_dir(&self.dir) else { return };
         let mut found: Vec<_> = entries
             .flatten()
@@ -272,7 +272,7 @@ impl Packs {
         digest: &Digest,
         decode: impl Fn(&[u8]) -> Result<T, E>,
     ) -> Option<T> {
-        self.adopted.call_once(|| self.adopt());
+        self.adopted.call_once(|| self.scan_existing());
         let packs = self.finished.read().clone();
         for pack in packs.iter().rev() {
             let Some(bytes) = pack.get(digest) else { continue };
@@ -346,7 +346,7 @@ impl Packs {
         if pack.failed {
             return;
         }
-        self.adopted.call_once(|| self.adopt());
+        self.adopted.call_once(|| self.scan_existing());
         let absorbed = self.absorb(&mut pack);
         let finished = pack.finish(&self.dir).map(Pack::open);
         match finished {
@@ -434,7 +434,7 @@ mod tests {
 
     fn reopened(dir: &Path, budget: u64) -> Packs {
         let packs = Packs::new(dir, budget, Arc::new(Trouble::new(dir)));
-        packs.adopted.call_once(|| packs.adopt());
+        packs.adopted.call_once(|| packs.scan_existing());
         packs
     }
 

@@ -167,7 +167,7 @@ fn files_of_an_earlier_run_are_used_after_they_were_verified_again() {
     std::fs::remove_file(store.blobs().path(&good_digest)).unwrap();
     let config = CacheConfig { heap_bytes: 1 << 20, disk_bytes: 64 << 20, dir: dir.path().join("cache") };
     let cache = Cache::new(Arc::clone(&store), &config);
-    cache.adopt();
+    cache.scan_existing();
     assert_eq!(cache.stats().mapped_bytes, 4 << 20);
     assert_eq!(&*cache.get(&good_digest, Some(2 << 20)).unwrap(), good.as_slice());
     assert_eq!(&*cache.get(&bad_digest, Some(2 << 20)).unwrap(), bad.as_slice());

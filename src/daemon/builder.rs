@@ -340,7 +340,7 @@ impl Builder {
             xattrs: self.xattrs,
             inodes: self.numbering,
             read_only,
-            late_writes: self.writeback,
+            writeback: self.writeback,
             tree_bytes,
             seal: if read_only { SealPolicy::Manual } else { self.seal },
             session_secret: self.secret.clone(),
@@ -353,7 +353,7 @@ impl Builder {
         let vfs = Vfs::new(Arc::clone(&self.store), Arc::clone(&cache), config, info.clone(), log.clone());
         let adopting = thread::Builder::new().name("pfimg-adopt".into()).spawn({
             let cache = Arc::clone(&cache);
-            move || cache.adopt()
+            move || cache.scan_existing()
         });
         if let Err(error) = adopting {
             tracing::warn!("files of earlier mounts in the cache directory are not counted: {error}");

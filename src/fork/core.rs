@@ -106,14 +106,14 @@ impl Core {
     /// The present time for files. With late writes it comes from the kernel's clock: a time that the kernel sets later must
     /// not be older than one that was set here.
     pub(super) fn now(&self) -> i64 {
-        if self.shared.late_writes { coarse_now() } else { now() }
+        if self.shared.writeback { coarse_now() } else { now() }
     }
 
     /// The time of a change of content. If the kernel sets the times, it sets none for a second change within one tick of its
     /// clock. Such a change must keep the time of the first.
     pub(super) fn time_of_change(&self, inode: &Inode) -> i64 {
         match (inode.mtime, inode.ctime) {
-            (Some(mtime), Some(ctime)) if self.shared.late_writes && mtime == ctime => mtime,
+            (Some(mtime), Some(ctime)) if self.shared.writeback && mtime == ctime => mtime,
             _ => self.now(),
         }
     }

@@ -158,18 +158,18 @@ impl Fork {
     pub fn reap(&self) -> Result<bool> {
         wait::required()?;
         let generations = self.core.live.read().generations.clone();
-        let trash: Vec<_> =
+        let unreferenced: Vec<_> =
             generations.iter().filter(|g| g.has_trash()).map(|g| (g, g.take_trash())).collect();
-        if trash.is_empty() {
+        if unreferenced.is_empty() {
             return Ok(false);
         }
         if let Err(e) = self.fsync() {
-            for (generation, numbers) in trash {
-                generation.put_back(numbers);
+            for (generation, numbers) in unreferenced {
+                generation.return_unreferenced(numbers);
             }
             return Err(e);
         }
-        for (generation, numbers) in trash {
+        for (generation, numbers) in unreferenced {
             generation.remove(numbers);
         }
         Ok(true)
@@ -236,14 +236,14 @@ impl Fork {
         View::new(self.core.live.read().state.detached(), self.core.shared.reader.clone())
     }
 
-    /// What [`Fork::put_paths_back`] would do now: the paths that change, and those that stay.
-    pub fn would_put_back(&self, from: &View, paths: &[Vec<u8>]) -> Result<PathsBack> {
-        restore::would_put_back(&self.core, from, paths)
+    /// What [`Fork::restore_paths`] would do now: the paths that change, and those that stay.
+    pub fn would_restore(&self, from: &View, paths: &[Vec<u8>]) -> Result<PathsBack> {
+        restore::would_restore(&self.core, from, paths)
     }
 
     /// Puts paths of the fork's files back to what `from` has there, each with all that is below it. What no image holds stays.
-    pub fn put_paths_back(&self, from: &View, paths: &[Vec<u8>]) -> Result<PathsBack> {
-        restore::put_paths_back(&self.core, from, paths)
+    pub fn restore_paths(&self, from: &View, paths: &[Vec<u8>]) -> Result<PathsBack> {
+        restore::restore_paths(&self.core, from, paths)
     }
 
     /// Compares this fork with the one that it replaced. With `all_times`, a file with another change time counts as changed.

@@ -47,14 +47,14 @@ pub struct Inode {
     /// Distinguishes files that had the same number one after the other; 0 for files of the base.
     pub birth: u64,
     /// Which changes its content allows.
-    pub guard: Guard,
+    pub guard: Protection,
     /// Its content, by kind.
     pub body: Body,
 }
 
 /// Which changes a file's content and name allow.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Guard {
+pub enum Protection {
     /// Every change.
     #[default]
     None,
@@ -264,18 +264,18 @@ impl Inode {
     }
 
     /// The length below which an append-only file cannot be changed; 0 for others. Settle the content first.
-    pub(super) fn floor(&self) -> u64 {
+    pub(super) fn sealed_len(&self) -> u64 {
         match (self.guard, self.content()) {
-            (Guard::Append(Some(floor)), _) => floor,
-            (Guard::Append(None), Some(content)) => content.known_size(),
+            (Protection::Append(Some(sealed_len)), _) => sealed_len,
+            (Protection::Append(None), Some(content)) => content.known_size(),
             _ => 0,
         }
     }
 
     /// Fixes the floor before the content grows past it.
     pub(super) fn fix_floor(&mut self) {
-        if matches!(self.guard, Guard::Append(None)) {
-            self.guard = Guard::Append(Some(self.floor()));
+        if matches!(self.guard, Protection::Append(None)) {
+            self.guard = Protection::Append(Some(self.sealed_len()));
         }
     }
 
@@ -323,7 +323,7 @@ pub struct Attr {
 }
 
 /// Clears set-user-id, and set-group-id if the group may execute the file. Without group execution the bit stays: it once
-/// marked mandatory locking. A journal's splice with `strip` means this change.
+/// marked mandatory locking. A journal's splice with `clears_suid` means this change.
 pub(super) fn stripped(mode: u16) -> u16 {
     if mode & 0o2010 == 0o2010 { mode & !0o6000 } else { mode & !0o4000 }
 }

@@ -81,7 +81,7 @@ fn a_fork_that_is_restored_while_it_is_discarded_and_made_again_is_one_of_the_tw
         drop(world.registry.branch(&first, "X").unwrap());
         let fork = Arc::clone(&first);
         let threads = [
-            world.run(move |registry| registry.put_back("N", &fork, image, &|_| Ok(())).ok()),
+            world.run(move |registry| registry.restore("N", &fork, image, &|_| Ok(())).ok()),
             world.run(|registry| registry.discard("N").ok().and(None)),
             world.run(|registry| made_anew(registry, "N")),
         ];

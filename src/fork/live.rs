@@ -76,7 +76,7 @@ impl Live {
         self.state.inode(ino).or_else(|| self.orphans.get(&ino).cloned())
     }
 
-    pub(super) fn need(&self, ino: Ino) -> Result<Arc<Inode>> {
+    pub(super) fn inode_or_stale(&self, ino: Ino) -> Result<Arc<Inode>> {
         self.inode(ino).ok_or_else(|| posix(Posix::Stale, "the fork no longer has the file"))
     }
 
@@ -105,11 +105,13 @@ impl Live {
             change(inode, &record, generation).map_err(|_| mismatch())?;
             return Ok(());
         }
-        let floor = match &record {
-            Record::Attr(Attrs { ino, .. }) | Record::Splice(Splice { ino, .. }) => self.need(*ino)?.floor(),
+        let sealed_len = match &record {
+            Record::Attr(Attrs { ino, .. }) | Record::Splice(Splice { ino, .. }) => {
+                self.inode_or_stale(*ino)?.sealed_len()
+            }
             _ => 0,
         };
-        self.writer.commit(&self.state, &mut record, floor)?;
+        self.writer.commit(&self.state, &mut record, sealed_len)?;
         let Ok(Applied { unlinked }) = apply(&mut self.state, &record, generation) else {
             // The journal now has a record of something that did not happen. No further record may follow it.
             self.writer.broken = Some("an operation was recorded that could not be applied".into());

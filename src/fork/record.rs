@@ -108,7 +108,7 @@ pub(super) struct Splice {
     /// Parts in order.
     pub parts: Vec<Part>,
     /// Whether suid and sgid are cleared.
-    pub strip: bool,
+    pub clears_suid: bool,
     /// The time.
     pub time: i64,
 }
@@ -202,12 +202,12 @@ impl Record {
     }
 }
 
-/// Appends a record's payload to `out`. `numbers` gives files their numbers, `floor` is that of the changed file. Bytes
+/// Appends a record's payload to `out`. `numbers` gives files their numbers, `sealed_len` is that of the changed file. Bytes
 /// to be written into the journal become pieces of it: the payload will start at `start` of `generation`.
 pub(super) fn encode(
     record: &mut Record,
     numbers: &dyn Fn(Ino) -> u64,
-    floor: u64,
+    sealed_len: u64,
     start: u64,
     generation: &Arc<Generation>,
     out: &mut Vec<u8>,
@@ -231,14 +231,16 @@ pub(super) fn encode(
             out.num(u64::from(*exchange)).time(*time);
         }
         Record::Attr(attrs) => {
-            let size = attrs.size.map(|size| size.saturating_sub(floor));
+            let size = attrs.size.map(|size| size.saturating_sub(sealed_len));
             out.num(numbers(attrs.ino)).option(attrs.mode.map(u64::from)).option(attrs.uid.map(u64::from));
             out.option(attrs.gid.map(u64::from)).option(size);
             out.option(attrs.atime.map(|t| t as u64)).option(attrs.mtime.map(|t| t as u64)).time(attrs.ctime);
         }
         Record::Splice(splice) => {
-            out.num(numbers(splice.ino)).num(splice.off.saturating_sub(floor)).num(splice.len);
-            out.num(splice.size.saturating_sub(floor)).num(u64::from(splice.strip)).time(splice.time);
+            out.num(numbers(splice.ino)).num(splice.off.saturating_sub(sealed_len)).num(splice.len);
+            out.num(splice.size.saturating_sub(sealed_len))
+                .num(u64::from(splice.clears_suid))
+                .time(splice.time);
             out.num(splice.parts.len() as u64);
             for part in &mut splice.parts {
                 out.num(part.at).num(part.len);
@@ -335,13 +337,13 @@ impl Context<'_> {
 }
 
 /// Reads a record at `start` of the journal; [`None`] if it is invalid. The second value is the number of the
-/// file it makes, if it makes one. `floor` returns the floor of an append-only file.
+/// file it makes, if it makes one. `sealed_len` returns the sealed length of an append-only file.
 pub(super) fn decode(
     kind: u8,
     payload: &[u8],
     start: u64,
     cx: &mut Context<'_>,
-    floor: &dyn Fn(Ino) -> u64,
+    sealed_len: &dyn Fn(Ino) -> u64,
 ) -> Option<(Record, Option<u64>)> {
     let mut input = In { rest: payload, at: start };
     let input = &mut input;
@@ -387,7 +389,7 @@ pub(super) fn decode(
                 uid: number(input.option()?)?,
                 gid: number(input.option()?)?,
                 size: match input.option()? {
-                    Some(size) => Some(size.checked_add(floor(ino))?),
+                    Some(size) => Some(size.checked_add(sealed_len(ino))?),
                     None => None,
                 },
                 atime: input.option()?.map(|t| t as i64),
@@ -397,9 +399,10 @@ pub(super) fn decode(
         }
         kind::SPLICE => {
             let ino = known(input.num()?)?;
-            let floor = floor(ino);
-            let (off, len) = (input.num()?.checked_add(floor)?, input.num()?);
-            let (size, strip, time) = (input.num()?.checked_add(floor)?, input.num()? != 0, input.time()?);
+            let sealed_len = sealed_len(ino);
+            let (off, len) = (input.num()?.checked_add(sealed_len)?, input.num()?);
+            let (size, clears_suid, time) =
+                (input.num()?.checked_add(sealed_len)?, input.num()? != 0, input.time()?);
             let mut parts = Vec::new();
             let mut last = 0;
             for _ in 0..input.num()? {
@@ -431,7 +434,7 @@ pub(super) fn decode(
                 parts.push(Part { at, len: part_len, from });
             }
             off.checked_add(len)?;
-            Record::Splice(Splice { ino, off, len, size, parts, strip, time })
+            Record::Splice(Splice { ino, off, len, size, parts, clears_suid, time })
         }
         kind::XATTR => {
             let (ino, name) = (known(input.num()?)?, input.bytes()?.to_vec());

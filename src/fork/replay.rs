@@ -206,7 +206,9 @@ fn missing_data(state: &State, last: &Arc<Generation>) -> Option<String> {
     // Replay has dropped files that later records no longer use. Only files unused at the end may be removed.
     last.take_trash();
     if missing.is_none() {
-        last.put_back(last.known_data().into_iter().filter(|number| !used.contains(number)).collect());
+        last.return_unreferenced(
+            last.known_data().into_iter().filter(|number| !used.contains(number)).collect(),
+        );
     }
     missing
 }
@@ -298,9 +300,9 @@ impl<'a> Replay<'a> {
             settle(lazy, reader)?;
         }
         let mut cx = Context { numbers: &self.numbers, generation: self.generation, data: &mut self.data };
-        let floor = |ino| state.nodes.get(&ino).map_or(0, |inode| inode.floor());
+        let sealed_len = |ino| state.nodes.get(&ino).map_or(0, |inode| inode.sealed_len());
         let Some((mut record, made)) =
-            record::decode(frame.kind, frame.payload, frame.start, &mut cx, &floor)
+            record::decode(frame.kind, frame.payload, frame.start, &mut cx, &sealed_len)
         else {
             return Ok(false);
         };

@@ -4,5 +4,5 @@ mod paths;
 mod plan;
 
 pub use paths::{MovedName, PathsBack};
-pub(super) use paths::{put_paths_back, would_put_back};
+pub(super) use paths::{restore_paths, would_restore};
 pub use plan::{Held, Moved};

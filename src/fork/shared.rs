@@ -21,7 +21,7 @@ pub(super) struct Shared {
     pub(super) files: Arc<OpenFiles>,
     pub(super) reader: Arc<dyn BaseReader>,
     pub(super) writable: bool,
-    pub(super) late_writes: bool,
+    pub(super) writeback: bool,
     owners: Owners,
     bases: Mutex<HashMap<Option<Digest>, Weak<Base>>>,
     /// Generations in memory: one value for each, shared by all forks that use it.
@@ -36,10 +36,10 @@ impl Shared {
         files: Arc<OpenFiles>,
         reader: Arc<dyn BaseReader>,
         owners: Owners,
-        (writable, late_writes): (bool, bool),
+        (writable, writeback): (bool, bool),
     ) -> Self {
         let (bases, generations, refs) = Default::default();
-        Self { forks, files, reader, writable, late_writes, owners, bases, generations, refs }
+        Self { forks, files, reader, writable, writeback, owners, bases, generations, refs }
     }
 
     /// The generations that heads name.

@@ -152,11 +152,11 @@ pub fn restore_paths(
     let now = fork.view();
     check_paths(&fork.name(), target, &now, then)?;
     // What cannot be done is refused before anything is sealed.
-    fork.would_put_back(then, paths)?;
+    fork.would_restore(then, paths)?;
     let about = target.about_before(Some((&now, then)));
     let mut sealed = seal(false, &about)?;
     let mut new = sealed.new;
-    let mut plan = fork.would_put_back(then, paths)?;
+    let mut plan = fork.would_restore(then, paths)?;
     for _ in 0..SEALED_AGAIN {
         // What seals leave out stays where the image has nothing, and is sealed where the image has something.
         let is_everything = plan.held.iter().any(|held| held.is_ignored && held.is_in_image);
@@ -165,13 +165,13 @@ pub fn restore_paths(
         }
         sealed = seal(is_everything, &about)?;
         new |= sealed.new;
-        plan = fork.would_put_back(then, paths)?;
+        plan = fork.would_restore(then, paths)?;
     }
     // Written before anything changes: whatever ends the program then, the restore can be undone.
     if !plan.moved.is_empty() {
         fork.note_restored(&target.restored(Some(sealed.image)))?;
     }
-    let back = fork.put_paths_back(then, paths)?;
+    let back = fork.restore_paths(then, paths)?;
     Ok(PathsRestored { back, sealed, new })
 }
 

@@ -27,7 +27,7 @@ use crate::ops::verify::finding::reason;
 use crate::ops::verify::layers::{Checker, Place, Problem, Ref, State};
 use crate::store::tags::refuse_tag_name;
 use crate::store::{BlobError, Size, Store};
-use crate::util::parallel::each;
+use crate::util::parallel::parallel_for_each;
 
 /// Checks a store. Fails only if the store cannot be listed; every fault in the store is in the report.
 pub fn verify(store: &Store, options: &Options, progress: &dyn Progress) -> Result<Report> {
@@ -43,18 +43,18 @@ pub fn verify(store: &Store, options: &Options, progress: &dyn Progress) -> Resu
     progress.images(u64::from(images));
     let checker = Checker::new(store, &ids, options);
     let numbers: Vec<u32> = (0..images).collect();
-    each(options.jobs, &numbers, &|image| {
+    parallel_for_each(options.jobs, &numbers, &|image| {
         checker.image(*image);
         progress.image_done();
     });
     let layers = checker.layers();
     progress.layers(layers.len() as u64);
-    each(options.jobs, &layers, &|(image, file, digest)| {
+    parallel_for_each(options.jobs, &layers, &|(image, file, digest)| {
         checker.layer(*image, *file, digest);
         progress.layer_done();
     });
     let descents = std::mem::take(&mut checker.state.lock().descents);
-    each(options.jobs, &descents, &|(image, parent)| checker.descent(*image, parent));
+    parallel_for_each(options.jobs, &descents, &|(image, parent)| checker.descent(*image, parent));
     let mut state = checker.state.into_inner();
     state.findings.extend(odd.iter().map(|path| odd_marker(store, path)));
 
@@ -62,7 +62,7 @@ pub fn verify(store: &Store, options: &Options, progress: &dyn Progress) -> Resu
     progress.blobs(work.len() as u64, work.iter().map(|(_, size)| size).sum());
     let (blobs, bytes) = (AtomicU64::new(0), AtomicU64::new(0));
     let problems = crate::sync::Mutex::new(Vec::new());
-    each(options.jobs, &work, &|(digest, compressed)| {
+    parallel_for_each(options.jobs, &work, &|(digest, compressed)| {
         let (length, found) = blob(store, &ids, &state, digest);
         if let Some(length) = length {
             blobs.fetch_add(1, Ordering::Relaxed);

@@ -42,19 +42,19 @@ impl Batch<'_> {
     /// Stores a payload; see [`Blobs::put`].
     pub fn put(&self, bytes: &[u8]) -> Result<Digest> {
         let digest = self.store.blobs().put(bytes)?;
-        self.rely_on(digest);
+        self.require(digest);
         Ok(digest)
     }
 
     /// Stores a payload that is read piece by piece; see [`Blobs::put_stream`].
     pub fn put_stream(&self, from: &mut dyn Read, size: Option<u64>) -> Result<(Digest, u64)> {
         let stored = self.store.blobs().put_stream(from, size)?;
-        self.rely_on(stored.0);
+        self.require(stored.0);
         Ok(stored)
     }
 
     /// Makes [`Batch::commit`] check that a blob exists which another writer stored.
-    pub fn rely_on(&self, digest: Digest) {
+    pub fn require(&self, digest: Digest) {
         self.relied_on.lock().insert(digest);
     }
 

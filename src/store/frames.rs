@@ -19,7 +19,7 @@ use zstd::zstd_safe::{find_frame_compressed_size, get_frame_content_size};
 use super::batch::Batch;
 use super::blob::{Blobs, MAX_METADATA};
 use super::compress::compress;
-use super::draft::{Draft, Taken};
+use super::spliced::{CopiedRange, SplicedDocument};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 
@@ -97,7 +97,7 @@ fn frames(packed: &[u8]) -> Vec<Frame> {
 /// Compresses `text` in frames and copies the frames of `old` that have the same content. It checks their
 /// content unless they are `known` to be right: otherwise a frame damaged on the disk would damage one blob
 /// after the other.
-fn pack(text: &[u8], old: &Packed, known: bool, taken: &[Taken]) -> io::Result<Packed> {
+fn pack(text: &[u8], old: &Packed, known: bool, taken: &[CopiedRange]) -> io::Result<Packed> {
     let mut out = Packed::default();
     out.bytes.reserve(old.bytes.len() + TOO_SHORT);
     out.frames.reserve(old.frames.len());
@@ -236,7 +236,11 @@ impl Blobs {
 impl Batch<'_> {
     /// Stores a document that is made from `base`, whose content the caller has verified. `packed` is that
     /// blob in the form in which this program stored it, if it is known.
-    pub fn put_edited(&self, draft: &Draft<'_>, base: Option<(&Digest, Option<&Packed>)>) -> Result<Edited> {
+    pub fn put_edited(
+        &self,
+        draft: &SplicedDocument<'_>,
+        base: Option<(&Digest, Option<&Packed>)>,
+    ) -> Result<Edited> {
         let edited = match base {
             Some((base, packed)) if draft.len() >= WORTH_A_THREAD => self.put_large(draft, base, packed)?,
             base => {
@@ -252,12 +256,17 @@ impl Batch<'_> {
                 Edited { digest, bytes, packed: stored }
             }
         };
-        self.rely_on(edited.digest);
+        self.require(edited.digest);
         Ok(edited)
     }
 
     /// Does the same, but computes the digest while it writes the document under a temporary name.
-    fn put_large(&self, draft: &Draft<'_>, base: &Digest, packed: Option<&Packed>) -> Result<Edited> {
+    fn put_large(
+        &self,
+        draft: &SplicedDocument<'_>,
+        base: &Digest,
+        packed: Option<&Packed>,
+    ) -> Result<Edited> {
         let blobs = self.store().blobs();
         let (begun, hashed) = (AtomicBool::new(false), OnceLock::new());
         let written = rayon::in_place_scope(|scope| -> Result<_> {
@@ -309,7 +318,7 @@ impl Batch<'_> {
 
     fn pack_edited(
         &self,
-        draft: &Draft<'_>,
+        draft: &SplicedDocument<'_>,
         bytes: &[u8],
         base: Option<(&Digest, Option<&Packed>)>,
     ) -> Result<Packed> {
@@ -337,15 +346,15 @@ mod tests {
     }
 
     /// A document that is the start of `base` and some more bytes.
-    fn longer<'b>(base: &'b [u8], more: &[u8]) -> Draft<'b> {
-        let mut draft = Draft::of(base);
+    fn longer<'b>(base: &'b [u8], more: &[u8]) -> SplicedDocument<'b> {
+        let mut draft = SplicedDocument::of(base);
         draft.take(0, base.len());
         draft.put(more);
         draft
     }
 
-    fn new(text: &[u8]) -> Draft<'static> {
-        let mut draft = Draft::of(b"");
+    fn new(text: &[u8]) -> SplicedDocument<'static> {
+        let mut draft = SplicedDocument::of(b"");
         draft.put(text);
         draft
     }
@@ -356,7 +365,7 @@ mod tests {
         let packed = pack(&old, &Packed::default(), false, &[]).unwrap();
         assert_eq!(zstd::decode_all(&packed.bytes[..]).unwrap(), old);
         assert!(packed.frames.len() > 8);
-        let mut draft = Draft::of(&old);
+        let mut draft = SplicedDocument::of(&old);
         draft.put(b"at the start");
         draft.take(0, 700_000);
         draft.put(b"a few bytes more than that");

@@ -83,7 +83,7 @@ impl Store {
     }
 
     /// Makes an image of a marker that [`Store::remove_image`] returned.
-    pub fn put_back_image(&self, id: &Digest, marker: &[u8]) -> Result<()> {
+    pub fn restore_image(&self, id: &Digest, marker: &[u8]) -> Result<()> {
         let path = self.images().marker(id);
         write_durably(self.io(), self.sharing(), &path, marker, false)
             .map_err(|e| Error::io(e, format!("cannot write marker {}", path.display())))
@@ -119,7 +119,7 @@ mod tests {
         let id = store.put_manifest(&sample()).unwrap();
         let marker = store.remove_image(&id).unwrap().unwrap();
         assert!(!store.images().contains(&id) && store.remove_image(&id).unwrap().is_none());
-        store.put_back_image(&id, &marker).unwrap();
+        store.restore_image(&id, &marker).unwrap();
         assert_eq!(store.image(&id).unwrap().manifest, sample());
     }
 

@@ -267,7 +267,7 @@ impl Batch<'_> {
     /// see [`Blobs::put_seekable`].
     pub fn write_seekable(&self, previous: Option<Digest>, from: &mut dyn Read) -> Result<(Digest, u64)> {
         let stored = self.blobs().put_seekable(previous.as_ref(), from)?;
-        self.rely_on(stored.0);
+        self.require(stored.0);
         Ok(stored)
     }
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::blob::Blobs;
 use super::blob_error::Size;
 use super::compress::{SEEKABLE_FROM, compress_in_pieces};
-use super::direct::Direct;
+use super::direct_io::Direct;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 

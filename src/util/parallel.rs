@@ -17,7 +17,7 @@ pub fn default_jobs() -> NonZeroUsize {
 }
 
 /// Does `work` for each item, on `jobs` threads.
-pub fn each<T: Sync>(jobs: NonZeroUsize, items: &[T], work: &(dyn Fn(&T) + Sync)) {
+pub fn parallel_for_each<T: Sync>(jobs: NonZeroUsize, items: &[T], work: &(dyn Fn(&T) + Sync)) {
     let next = AtomicUsize::new(0);
     let worker = || {
         while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
@@ -41,7 +41,7 @@ pub fn try_each<T: Sync>(
 ) -> Result<()> {
     let stop = AtomicBool::new(false);
     let failed = Mutex::new(None);
-    each(jobs, items, &|item| {
+    parallel_for_each(jobs, items, &|item| {
         if !stop.load(Ordering::Relaxed)
             && let Err(error) = work(item)
         {
@@ -62,7 +62,7 @@ mod tests {
         let items: Vec<usize> = (0..1000).collect();
         for jobs in [1, 3, 2000] {
             let sum = AtomicUsize::new(0);
-            each(NonZeroUsize::new(jobs).unwrap(), &items, &|item| {
+            parallel_for_each(NonZeroUsize::new(jobs).unwrap(), &items, &|item| {
                 sum.fetch_add(*item, Ordering::Relaxed);
             });
             assert_eq!(sum.into_inner(), 499_500);

@@ -24,7 +24,7 @@ pub struct VfsConfig {
     /// Whether nothing may be written, forks included.
     pub read_only: bool,
     /// Whether the kernel caches writes, and sets their times itself.
-    pub late_writes: bool,
+    pub writeback: bool,
     /// Bytes of parsed file trees to keep in memory.
     pub tree_bytes: u64,
     /// When the mount seals forks automatically.

@@ -43,7 +43,7 @@ pub(super) struct ForkTable {
     reader: Arc<dyn BaseReader>,
     owners: fork::Owners,
     read_only: bool,
-    late_writes: bool,
+    writeback: bool,
     /// Opened when there is a fork, or the first one is made: looking at a store must not write to it.
     registry: Mutex<Option<Arc<Registry>>>,
     slots: Mutex<Slots>,
@@ -75,7 +75,7 @@ impl ForkTable {
             reader,
             owners,
             read_only: config.read_only,
-            late_writes: config.late_writes,
+            writeback: config.writeback,
             registry,
             slots,
             lengths,
@@ -173,8 +173,8 @@ impl ForkTable {
     }
 
     fn options(&self, read_only: bool) -> fork::Options {
-        let (owners, late_writes) = (self.owners.clone(), self.late_writes);
-        fork::Options { owners, read_only, late_writes, ..fork::Options::default() }
+        let (owners, writeback) = (self.owners.clone(), self.writeback);
+        fork::Options { owners, read_only, writeback, ..fork::Options::default() }
     }
 
     /// Follows forks that another program writes: shows their present state, and takes over writing when that program has

@@ -54,7 +54,7 @@ impl Nodes {
         Self {
             inodes: Inodes::new(config.inodes),
             images: ImageNumbers::default(),
-            ledgers: config.late_writes.then(LedgerEnds::default),
+            ledgers: config.writeback.then(LedgerEnds::default),
             uid: config.uid,
             gid: config.gid,
             numbering: config.inodes,

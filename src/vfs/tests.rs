@@ -31,7 +31,7 @@ fn vfs() -> (tempfile::TempDir, Vfs, Digest) {
         inodes: Numbering::Shared,
         seal: SealPolicy::Manual,
         session_secret: None,
-        late_writes: false,
+        writeback: false,
         read_only: false,
         tree_bytes: 1 << 20,
     };

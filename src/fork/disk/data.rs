@@ -127,7 +127,7 @@ impl DataFile {
 impl Drop for DataFile {
     fn drop(&mut self) {
         if !self.generation.is_frozen() {
-            self.generation.trash.lock().push(self.number);
+            self.generation.unreferenced.lock().push(self.number);
         }
     }
 }

@@ -23,15 +23,15 @@ pub struct Generation {
     frozen: AtomicBool,
     /// The next number and offset at the moment of the freeze, if this program wrote it.
     written: Mutex<Option<(u64, u64)>>,
-    doomed: AtomicBool,
+    remove_on_drop: AtomicBool,
     /// Data files without references; removed after the journal that says so is durable.
-    pub(super) trash: Mutex<Vec<u64>>,
+    pub(super) unreferenced: Mutex<Vec<u64>>,
     /// Data files written since they were last made durable.
     pub(super) unsynced: Mutex<std::collections::BTreeSet<u64>>,
     journal_unsynced: AtomicBool,
     entry_unsynced: AtomicBool,
     /// Whether making it durable failed once.
-    doubted: AtomicBool,
+    sync_failed: AtomicBool,
     /// Held during a sync: a second caller must not learn that there is nothing to do.
     syncing: Mutex<()>,
     next_data: AtomicU64,
@@ -50,12 +50,12 @@ impl Generation {
             files,
             frozen: AtomicBool::new(false),
             written: Mutex::default(),
-            doomed: AtomicBool::new(false),
-            trash: Mutex::default(),
+            remove_on_drop: AtomicBool::new(false),
+            unreferenced: Mutex::default(),
             unsynced: Mutex::default(),
             journal_unsynced: AtomicBool::new(false),
             entry_unsynced: AtomicBool::new(false),
-            doubted: AtomicBool::new(false),
+            sync_failed: AtomicBool::new(false),
             syncing: Mutex::default(),
             next_data: AtomicU64::new(1),
         })
@@ -148,7 +148,7 @@ impl Generation {
 
     /// Removes it from disk once nothing in memory refers to it.
     pub(in crate::fork) fn doom(&self) {
-        self.doomed.store(true, Ordering::Release);
+        self.remove_on_drop.store(true, Ordering::Release);
     }
 
     /// Call it after the write: if it came before, a sync that does not cover the write could clear the note.
@@ -173,7 +173,7 @@ impl Generation {
     /// affected.
     pub(in crate::fork) fn sync(&self) -> io::Result<()> {
         let _turn = self.syncing.lock();
-        if self.doubted.load(Ordering::Acquire) {
+        if self.sync_failed.load(Ordering::Acquire) {
             return Err(rustix::io::Errno::IO.into());
         }
         let dirty: Vec<u64> = std::mem::take(&mut *self.unsynced.lock()).into_iter().collect();
@@ -215,21 +215,21 @@ impl Generation {
     }
 
     fn sync_data(&self, file: &File) -> io::Result<()> {
-        self.io().sync_data(file).inspect_err(|_| self.doubted.store(true, Ordering::Release))
+        self.io().sync_data(file).inspect_err(|_| self.sync_failed.store(true, Ordering::Release))
     }
 
     /// Whether there are data files that only wait for removal.
     pub(in crate::fork) fn has_trash(&self) -> bool {
-        !self.trash.lock().is_empty()
+        !self.unreferenced.lock().is_empty()
     }
 
     /// Takes the data files to remove. Call [`Generation::sync`] between this and [`Generation::remove`].
     pub(in crate::fork) fn take_trash(&self) -> Vec<u64> {
-        std::mem::take(&mut *self.trash.lock())
+        std::mem::take(&mut *self.unreferenced.lock())
     }
 
-    pub(in crate::fork) fn put_back(&self, trash: Vec<u64>) {
-        self.trash.lock().extend(trash);
+    pub(in crate::fork) fn return_unreferenced(&self, unreferenced: Vec<u64>) {
+        self.unreferenced.lock().extend(unreferenced);
     }
 
     pub(in crate::fork) fn remove(&self, numbers: Vec<u64>) {
@@ -278,7 +278,7 @@ impl Generation {
 impl Drop for Generation {
     fn drop(&mut self) {
         self.files.forget_all(self.id);
-        if !*self.doomed.get_mut() {
+        if !*self.remove_on_drop.get_mut() {
             return;
         }
         if wait::is_allowed() {

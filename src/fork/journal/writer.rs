@@ -103,7 +103,12 @@ impl Writer {
 
     /// Records an operation with one write. On failure nothing has happened. If the traces of the attempt cannot be
     /// removed, the journal takes no more records.
-    pub(in crate::fork) fn commit(&mut self, state: &State, record: &mut Record, floor: u64) -> Result<()> {
+    pub(in crate::fork) fn commit(
+        &mut self,
+        state: &State,
+        record: &mut Record,
+        sealed_len: u64,
+    ) -> Result<()> {
         self.check()?;
         let id = self.generation.id;
         let mut out = std::mem::take(&mut self.buffer);
@@ -138,7 +143,7 @@ impl Writer {
         let kind = record.kind();
         let (start, generation) = (offset + FRAME as u64, &self.generation);
         let len = put_frame(&mut out, id, offset, (seq, kind), |out| {
-            record::encode(record, &numbers, floor, start, generation, out);
+            record::encode(record, &numbers, sealed_len, start, generation, out);
         });
         if len > MAX_PAYLOAD as usize {
             return Err(Error::new(

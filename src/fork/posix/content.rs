@@ -14,7 +14,7 @@ use crate::fork::core::Core;
 use crate::fork::errors::posix;
 use crate::fork::extents::BlobRef;
 use crate::fork::ino::Ino;
-use crate::fork::inode::{Attr, Content, Guard, Inode};
+use crate::fork::inode::{Attr, Content, Inode, Protection};
 use crate::fork::live::Live;
 use crate::fork::reader::settle;
 use crate::fork::record::{Part, Record, Splice};
@@ -51,7 +51,7 @@ impl Files {
     /// Reads into `buf` from `offset` on. Returns the number of bytes: fewer than the buffer has only at the end of the file.
     pub fn read(&self, ino: Ino, offset: u64, buf: &mut [u8]) -> Result<usize> {
         self.core.settle(ino)?;
-        let inode = self.core.live.read().need(ino)?;
+        let inode = self.core.live.read().inode_or_stale(ino)?;
         let content = file_of(&inode)?.settled();
         self.core.read_content(&content, offset, buf)
     }
@@ -68,14 +68,14 @@ impl Files {
     /// Returns the blob that is a file's whole content; none if the file was written to.
     pub fn whole_blob(&self, ino: Ino) -> Result<Option<BlobRef>> {
         self.core.settle(ino)?;
-        Ok(file_of(&*self.core.live.read().need(ino)?)?.whole_blob())
+        Ok(file_of(&*self.core.live.read().inode_or_stale(ino)?)?.whole_blob())
     }
 
     /// Writes at `offset`. Returns the number of bytes: fewer than given only if the disk filled up during the write.
     pub fn write(&self, ino: Ino, offset: u64, bytes: &[u8], by: impl Caller) -> Result<usize> {
         // The kernel does not look at the times of a file that is written past its cache.
         let time = |inode: &Inode| match inode.guard {
-            Guard::Append(_) => self.core.now(),
+            Protection::Append(_) => self.core.now(),
             _ => self.core.time_of_change(inode),
         };
         self.write_at(ino, Some(offset), bytes, by, time)
@@ -143,7 +143,7 @@ impl Files {
             let before = self.look_before(ino, offset, bytes)?;
             let live = self.core.live.write();
             live.writable()?;
-            let inode = live.need(ino)?;
+            let inode = live.inode_or_stale(ino)?;
             let offset = match offset {
                 Some(offset) => resolve_append_offset(&live, ino, &inode, offset),
                 None => file_of(&inode)?.known_size(),
@@ -153,7 +153,7 @@ impl Files {
             }
             let content = file_of(&inode)?.settled();
             let before = before.filter(|before| before.is_of(&inode, offset));
-            let most = if inode.guard == Guard::None { TRIES } else { TRIES_OF_RECORDS };
+            let most = if inode.guard == Protection::None { TRIES } else { TRIES_OF_RECORDS };
             if before.is_none() && has_to_be_read(&inode, &content, offset) && tries < most {
                 // Another write changed the file after `look_before`.
                 tries += 1;
@@ -175,7 +175,7 @@ impl Files {
         let around = before.and_then(|before| before.around);
         let written = store_bytes(&mut live, around.as_ref(), &inode, &content, ino, offset, bytes)?;
         let size = content.size.max(offset + written.len);
-        let strip = clear_suid(&mut live, ino, &inode, by, time(&inode))?;
+        let clears_suid = clear_suid(&mut live, ino, &inode, by, time(&inode))?;
         drop_capability(&mut live, ino, &inode, time(&inode))?;
         let splice = Splice {
             ino,
@@ -183,7 +183,7 @@ impl Files {
             len: written.covered,
             size,
             parts: vec![Part { at: 0, len: written.covered, from: written.from }],
-            strip,
+            clears_suid,
             time: time(&inode),
         };
         // Drops what the file no longer needs only after the lock.
@@ -218,7 +218,7 @@ impl Files {
         let (Some(inode), offset) = (inode, at) else { return Ok(None) };
         let content = file_of(&inode)?.settled();
         let already = match inode.guard {
-            Guard::Append(_) if offset < content.size => {
+            Protection::Append(_) if offset < content.size => {
                 written_already(&self.core, &inode, &content, offset, bytes)?
             }
             _ => {
@@ -252,16 +252,16 @@ impl Files {
         self.core.settle(ino)?;
         let mut live = self.core.live.write();
         live.writable()?;
-        let inode = live.need(ino)?;
+        let inode = live.inode_or_stale(ino)?;
         let content = file_of(&inode)?.settled();
         let size = content.size;
         let grow = matches!(what, Allocate::Extend | Allocate::ZeroRange { keep_size: false });
         let new_size = if grow { size.max(end) } else { size };
         let cleared = matches!(what, Allocate::PunchHole | Allocate::ZeroRange { .. });
-        if inode.guard == Guard::Fixed {
+        if inode.guard == Protection::Fixed {
             policy::may_change(&inode, offset)?;
         }
-        if !cleared && new_size == size && inode.guard != Guard::None {
+        if !cleared && new_size == size && inode.guard != Protection::None {
             // In a ledger or trace only appended bytes count as a change.
             return Ok(());
         }
@@ -273,7 +273,7 @@ impl Files {
         let cleared_len = if cleared { end.min(new_size).saturating_sub(offset) } else { 0 };
         let off = if cleared_len > 0 { offset } else { size };
         let time = self.core.time_of_change(&inode);
-        let strip = clear_suid(&mut live, ino, &inode, by, time)?;
+        let clears_suid = clear_suid(&mut live, ino, &inode, by, time)?;
         drop_capability(&mut live, ino, &inode, time)?;
         drop((inode, content));
         // Recorded even if no byte changes: the call counts as a change of the file and sets its times.
@@ -283,7 +283,7 @@ impl Files {
             len: cleared_len,
             size: new_size,
             parts: Vec::new(),
-            strip,
+            clears_suid,
             time,
         }))
     }
@@ -291,7 +291,7 @@ impl Files {
     /// Finds the next offset with data (`data`) or in a hole, from `offset` on, as lseek(2) does.
     pub fn seek(&self, ino: Ino, offset: u64, data: bool) -> Result<u64> {
         self.core.settle(ino)?;
-        let inode = self.core.live.read().need(ino)?;
+        let inode = self.core.live.read().inode_or_stale(ino)?;
         let content = file_of(&inode)?.settled();
         content
             .pieces
@@ -361,21 +361,21 @@ impl Before {
 /// Whether a file has to be read before it is written at an offset.
 fn has_to_be_read(inode: &Inode, content: &Content, offset: u64) -> bool {
     content.pieces.count() > FRAGMENTED
-        || (matches!(inode.guard, Guard::Append(_)) && offset < content.known_size())
+        || (matches!(inode.guard, Protection::Append(_)) && offset < content.known_size())
 }
 
 /// The pages of a file that a range touches: from the first byte that may change, to the end of the file at most.
 fn pages(inode: &Inode, content: &Content, offset: u64, len: u64) -> Option<(u64, u64)> {
-    let floor = inode.floor();
-    let start = offset.checked_sub(floor)?;
-    let end = start.checked_add(len)?.checked_next_multiple_of(PAGE)?.checked_add(floor)?;
-    Some((floor + start / PAGE * PAGE, end.min(content.size.max(offset + len))))
+    let sealed_len = inode.sealed_len();
+    let start = offset.checked_sub(sealed_len)?;
+    let end = start.checked_add(len)?.checked_next_multiple_of(PAGE)?.checked_add(sealed_len)?;
+    Some((sealed_len + start / PAGE * PAGE, end.min(content.size.max(offset + len))))
 }
 
 /// Returns the offset that a write at `offset` means. In an append-only file an old end means the present end: a seal may
 /// have rewritten the appended lines to another length.
 fn resolve_append_offset(live: &Live, ino: Ino, inode: &Inode, offset: u64) -> u64 {
-    let (Guard::Append(_), Some(content)) = (inode.guard, inode.content()) else { return offset };
+    let (Protection::Append(_), Some(content)) = (inode.guard, inode.content()) else { return offset };
     let end = content.known_size();
     let mut was = Some(end);
     for moved in live.moved.get(&ino).into_iter().flatten().rev() {
@@ -401,7 +401,7 @@ fn written_already(
     let inside = content.size.saturating_sub(offset).min(bytes.len() as u64) as usize;
     let mut there = vec![0; inside];
     core.read_content(content, offset, &mut there)?;
-    let zeros_from = usize::try_from(inode.floor().saturating_sub(offset)).unwrap_or(usize::MAX);
+    let zeros_from = usize::try_from(inode.sealed_len().saturating_sub(offset)).unwrap_or(usize::MAX);
     let mut first = inside;
     for (at, (old, new)) in there.iter().zip(bytes).enumerate() {
         if old == new {

@@ -61,7 +61,7 @@ impl CopySource<'_> {
             Self::Fork(fork, ino) => {
                 fork.core.settle(*ino)?;
                 let live = fork.core.live.read();
-                let inode = live.need(*ino)?;
+                let inode = live.inode_or_stale(*ino)?;
                 Ok((file_of(&inode)?.settled(), live.state.attr(*ino, &inode).mtime))
             }
         }
@@ -178,7 +178,7 @@ fn copy_some(
     let len = cut.max(at) - from;
     let mut live = core.live.write();
     live.writable()?;
-    let inode = live.need(ino)?;
+    let inode = live.inode_or_stale(ino)?;
     may_clear(&inode, to, to.saturating_add(len))?;
     let mut content = file_of(&inode)?.settled();
     let mut parts = Vec::new();
@@ -222,10 +222,10 @@ fn copy_some(
     }
     let size = content.size.max(to + covered);
     let time = core.time_of_change(&inode);
-    let strip = clear_suid(&mut live, ino, &inode, by, time)?;
+    let clears_suid = clear_suid(&mut live, ino, &inode, by, time)?;
     drop_capability(&mut live, ino, &inode, time)?;
     drop((inode, content));
-    live.commit(Record::Splice(Splice { ino, off: to, len: covered, size, parts, strip, time }))?;
+    live.commit(Record::Splice(Splice { ino, off: to, len: covered, size, parts, clears_suid, time }))?;
     Ok(Copied { len: covered, short: covered == 0 })
 }
 
@@ -260,7 +260,7 @@ fn origin(
         CopySource::Fork(fork, _) if std::ptr::eq(*fork, files) => return Ok(None),
         CopySource::Fork(fork, other) => {
             let live = fork.core.live.read();
-            let inode = live.need(*other)?;
+            let inode = live.inode_or_stale(*other)?;
             // A file with several names matches by any of them.
             let names = inode.links.iter().filter_map(|(folder, name)| {
                 let folder = live.state.path(*folder)?;
@@ -323,7 +323,7 @@ pub(super) fn take_time_of_empty(files: &Files, made: &Attr) -> Result<Option<At
             let ino = fork.live.read().state.resolve(&path)?;
             fork.settle(ino).ok()?;
             let live = fork.live.read();
-            let attr = live.attr_of(ino, &*live.need(ino).ok()?);
+            let attr = live.attr_of(ino, &*live.inode_or_stale(ino).ok()?);
             (attr.kind == Kind::File && attr.size == 0).then_some(attr.mtime)
         }),
         Source::Image(image) => path.strip_prefix(b"world/fs/").and_then(|path| {

@@ -10,7 +10,7 @@ use crate::error::{Error, ErrorKind, Posix, Result};
 use crate::fork::core::Core;
 use crate::fork::errors::posix;
 use crate::fork::ino::Ino;
-use crate::fork::inode::{Attr, CAPABILITY, Guard, Name};
+use crate::fork::inode::{Attr, CAPABILITY, Name, Protection};
 use crate::fork::record::{Attrs, Record};
 use crate::layers::acl::{self, Acl};
 use crate::layers::world::Kind;
@@ -98,7 +98,7 @@ impl Files {
             })
         };
         let mut live = self.core.live.write();
-        let inode = live.need(ino)?;
+        let inode = live.inode_or_stale(ino)?;
         let mut mode = set.mode.map(|mode| mode & 0o7777);
         let (mut mtime, mut keeps) = (at(set.mtime), false);
         if let Some(size) = set.size {
@@ -119,10 +119,10 @@ impl Files {
             }
             // A kernel that sets the times sets none if the length is the same, and continues to show the old
             // ones.
-            keeps = self.core.shared.late_writes && inode.content().is_some_and(|c| c.known_size() == size);
+            keeps = self.core.shared.writeback && inode.content().is_some_and(|c| c.known_size() == size);
             mtime = mtime.or((!keeps).then_some(time));
         }
-        if inode.guard == Guard::Fixed && mode.is_some_and(|mode| mode & 0o222 != 0) {
+        if inode.guard == Protection::Fixed && mode.is_some_and(|mode| mode & 0o222 != 0) {
             return Err(posix(Posix::NotPermitted, "a fork's manifest cannot be changed"));
         }
         let (mut uid, mut gid) = (set.uid, set.gid);
@@ -162,19 +162,19 @@ impl Files {
             mtime,
             ctime: set.ctime.or(inode.ctime.filter(|_| keeps)).unwrap_or(time),
         }))?;
-        let inode = live.need(ino)?;
+        let inode = live.inode_or_stale(ino)?;
         Ok(live.attr_of(ino, &inode))
     }
 
     /// An extended attribute's value.
     pub fn getxattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>> {
-        let inode = self.core.live.read().need(ino)?;
+        let inode = self.core.live.read().inode_or_stale(ino)?;
         inode.xattrs.get(name).cloned().ok_or_else(|| no_attribute(name))
     }
 
     /// Names of a file's extended attributes, sorted.
     pub fn listxattr(&self, ino: Ino) -> Result<Vec<Vec<u8>>> {
-        Ok(self.core.live.read().need(ino)?.xattrs.keys().cloned().collect())
+        Ok(self.core.live.read().inode_or_stale(ino)?.xattrs.keys().cloned().collect())
     }
 
     /// Sets an extended attribute, as root does.
@@ -217,7 +217,7 @@ impl Files {
             ));
         }
         let mut live = self.core.live.write();
-        let inode = live.need(ino)?;
+        let inode = live.inode_or_stale(ino)?;
         match (mode, inode.xattrs.contains_key(name)) {
             (XattrMode::Create, true) => {
                 return Err(Error::new(ErrorKind::AlreadyExists, "the attribute exists already"));
@@ -239,7 +239,7 @@ impl Files {
         let acl = Acl::parse(value)
             .ok_or_else(|| Error::new(ErrorKind::InvalidInput, "the value is not an access control list"))?;
         let mut live = self.core.live.write();
-        let inode = live.need(ino)?;
+        let inode = live.inode_or_stale(ino)?;
         let (name, time) = (name.to_vec(), self.core.now());
         if name == acl::DEFAULT {
             if !inode.is_dir() {
@@ -254,7 +254,7 @@ impl Files {
             Kind::Symlink => {
                 return Err(Error::new(ErrorKind::Unsupported, "a symbolic link has no access control list"));
             }
-            _ if inode.guard == Guard::Fixed => {
+            _ if inode.guard == Protection::Fixed => {
                 return Err(posix(Posix::NotPermitted, "a fork's manifest cannot be changed"));
             }
             _ => {}
@@ -275,7 +275,7 @@ impl Files {
     pub fn removexattr(&self, ino: Ino, name: &[u8]) -> Result<()> {
         self.core.may_write()?;
         let mut live = self.core.live.write();
-        if !live.need(ino)?.xattrs.contains_key(name) {
+        if !live.inode_or_stale(ino)?.xattrs.contains_key(name) {
             return Err(no_attribute(name));
         }
         live.commit(Record::Xattr { ino, name: name.to_vec(), value: None, time: self.core.now() })
@@ -284,8 +284,8 @@ impl Files {
     /// Fails if a file, or the whole fork, cannot be written at all. The sealed part of an append-only file is not checked.
     pub fn may_be_written(&self, ino: Ino) -> Result<()> {
         self.core.may_write()?;
-        let inode = self.core.live.read().need(ino)?;
-        if inode.guard == Guard::Fixed { policy::may_change(&inode, 0) } else { Ok(()) }
+        let inode = self.core.live.read().inode_or_stale(ino)?;
+        if inode.guard == Protection::Fixed { policy::may_change(&inode, 0) } else { Ok(()) }
     }
 
     /// Notes that the kernel no longer knows the number. A file without a name is then removed, and its space freed.
@@ -338,10 +338,10 @@ impl Files {
     }
 
     /// Returns which changes a file allows, and the length from which on bytes can be appended.
-    pub fn guard(&self, ino: Ino) -> Result<(Guard, u64)> {
+    pub fn guard(&self, ino: Ino) -> Result<(Protection, u64)> {
         self.core.settle(ino)?;
-        let inode = self.core.live.read().need(ino)?;
-        Ok((inode.guard, inode.floor()))
+        let inode = self.core.live.read().inode_or_stale(ino)?;
+        Ok((inode.guard, inode.sealed_len()))
     }
 
     /// Shows all removed names of the records again. Returns the folders that list more now.
@@ -374,7 +374,7 @@ impl Files {
 
     /// Whether the file can never be changed.
     pub fn is_fixed(&self, ino: Ino) -> bool {
-        self.core.live.read().inode(ino).is_some_and(|inode| inode.guard == Guard::Fixed)
+        self.core.live.read().inode(ino).is_some_and(|inode| inode.guard == Protection::Fixed)
     }
 }
 

@@ -8,7 +8,7 @@ use crate::error::{Error, ErrorKind, Posix, Result};
 use crate::fork::errors::{not_found, posix};
 use crate::fork::frame::{fixed_ino, is_record};
 use crate::fork::ino::Ino;
-use crate::fork::inode::{Attr, Body, Guard, Inode, Name};
+use crate::fork::inode::{Attr, Body, Inode, Name, Protection};
 use crate::fork::live::Live;
 use crate::fork::record::{Attrs, Create, Record, Whiteout};
 use crate::fork::state::DirEntry;
@@ -95,7 +95,7 @@ fn free(live: &Live, parent: Ino, name: &[u8]) -> Result<()> {
 
 /// The attributes of a file, which must be there.
 fn attr(live: &Live, ino: Ino) -> Result<Attr> {
-    Ok(live.attr_of(ino, &*live.need(ino)?))
+    Ok(live.attr_of(ino, &*live.inode_or_stale(ino)?))
 }
 
 /// The depth in `world/fs`, in folders, of a file in `folder`, which is a path in a fork.
@@ -112,7 +112,7 @@ impl Files {
         let found = {
             let live = self.core.live.read();
             let ino = child(&live, parent, name)?;
-            let inode = live.need(ino)?;
+            let inode = live.inode_or_stale(ino)?;
             if inode.content().is_none_or(|content| content.unsettled().is_none()) {
                 return Ok(live.attr_of(ino, &inode));
             }
@@ -129,7 +129,7 @@ impl Files {
 
     /// A symlink's target.
     pub fn readlink(&self, ino: Ino) -> Result<Vec<u8>> {
-        match &self.core.live.read().need(ino)?.body {
+        match &self.core.live.read().inode_or_stale(ino)?.body {
             Body::Symlink(target) => Ok(target.to_vec()),
             _ => Err(Error::new(ErrorKind::InvalidInput, "the path does not name a symbolic link")),
         }
@@ -164,7 +164,7 @@ impl Files {
                 Err(posix(Posix::NotADirectory, "the path does not name a directory"))
             };
         }
-        live.need(ino)?;
+        live.inode_or_stale(ino)?;
         if live.hidden.has_ino(ino) {
             return Ok(());
         }
@@ -217,11 +217,11 @@ impl Files {
                 .baseline
                 .child(parent, name)
                 .and_then(|ino| live.baseline.inode(ino))
-                .is_some_and(|inode| inode.guard != Guard::None);
+                .is_some_and(|inode| inode.guard != Protection::None);
         if sealed {
             return Err(policy::recorded());
         }
-        let folder = live.need(parent)?;
+        let folder = live.inode_or_stale(parent)?;
         if is_dir && live.state.path(parent).is_some_and(|path| depth(&path) >= MAX_DEPTH) {
             return Err(posix(Posix::NameTooLong, "the directory would be deeper than an image can hold"));
         }
@@ -304,7 +304,7 @@ impl Files {
         let ino = {
             let mut live = self.core.live.write();
             let ino = child(&live, parent, name)?;
-            let inode = live.need(ino)?;
+            let inode = live.inode_or_stale(ino)?;
             if inode.is_dir() {
                 return Err(posix(Posix::IsADirectory, "the path names a directory: remove it with rmdir"));
             }
@@ -327,7 +327,7 @@ impl Files {
         self.core.may_write()?;
         let mut live = self.core.live.write();
         let ino = child(&live, parent, name)?;
-        let inode = live.need(ino)?;
+        let inode = live.inode_or_stale(ino)?;
         let Body::Dir(dir) = &inode.body else {
             return Err(posix(Posix::NotADirectory, "the path does not name a directory"));
         };
@@ -363,8 +363,8 @@ impl Files {
         folder(&live, to)?;
         policy::check_name(new_name)?;
         let target = live.shown_child(to, new_name);
-        let inode = live.need(ino)?;
-        let other = target.map(|target| live.need(target)).transpose()?;
+        let inode = live.inode_or_stale(ino)?;
+        let other = target.map(|target| live.inode_or_stale(target)).transpose()?;
         match (mode, target) {
             (RenameMode::NoReplace | RenameMode::Whiteout { replace: false, .. }, Some(_)) => {
                 return Err(Error::new(ErrorKind::AlreadyExists, "the name exists already"));
@@ -411,7 +411,7 @@ impl Files {
         let exchange = mode == RenameMode::Exchange;
         let record = match mode {
             RenameMode::Whiteout { uid, gid, .. } => {
-                let folder = live.need(from)?;
+                let folder = live.inode_or_stale(from)?;
                 let inherited = folder.mode & 0o2000 != 0;
                 let gid = if inherited { live.state.attr(from, &folder).gid } else { gid };
                 let (ino, kind) = (live.fresh(from, &name), Kind::Chardev);

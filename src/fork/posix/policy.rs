@@ -4,7 +4,7 @@ use crate::error::{Error, ErrorKind, Posix, Result};
 use crate::fork::errors::posix;
 use crate::fork::frame::{fixed_ino, is_record};
 use crate::fork::ino::Ino;
-use crate::fork::inode::{Guard, Inode};
+use crate::fork::inode::{Inode, Protection};
 use crate::layers::world::{Kind, MAX_NAME};
 
 /// Whether a folder belongs to the fork's frame, where only layers' names are accepted. `world/fs` does not.
@@ -69,9 +69,9 @@ pub(super) fn may_unlink(ino: Ino, inode: &Inode) -> Result<()> {
         ));
     }
     match inode.guard {
-        Guard::None => Ok(()),
-        Guard::Fixed => Err(posix(Posix::NotPermitted, "a fork's manifest cannot be changed")),
-        Guard::Append(_) => Err(recorded()),
+        Protection::None => Ok(()),
+        Protection::Fixed => Err(posix(Posix::NotPermitted, "a fork's manifest cannot be changed")),
+        Protection::Append(_) => Err(recorded()),
     }
 }
 
@@ -97,17 +97,17 @@ pub(super) fn recorded() -> Error {
 /// Refuses to change a file's bytes from `offset` on if an image may contain them.
 pub(super) fn may_change(inode: &Inode, offset: u64) -> Result<()> {
     match inode.guard {
-        Guard::None => Ok(()),
-        Guard::Fixed => Err(posix(Posix::NotPermitted, "a fork's manifest cannot be changed")),
-        Guard::Append(_) if offset >= inode.floor() => Ok(()),
-        Guard::Append(_) => Err(recorded()),
+        Protection::None => Ok(()),
+        Protection::Fixed => Err(posix(Posix::NotPermitted, "a fork's manifest cannot be changed")),
+        Protection::Append(_) if offset >= inode.sealed_len() => Ok(()),
+        Protection::Append(_) => Err(recorded()),
     }
 }
 
 /// Refuses to clear a range of an append-only file, unless nothing was ever written there.
 pub(super) fn may_clear(inode: &Inode, from: u64, to: u64) -> Result<()> {
     may_change(inode, from)?;
-    let (Guard::Append(_), Some(content)) = (inode.guard, inode.content()) else { return Ok(()) };
+    let (Protection::Append(_), Some(content)) = (inode.guard, inode.content()) else { return Ok(()) };
     let content = content.settled();
     if from < content.size && !content.pieces.range(from, to.min(content.size)).is_empty() {
         return Err(recorded());

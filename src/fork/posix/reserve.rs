@@ -37,7 +37,7 @@ pub(super) fn set_aside(
         Some(own) => own,
         None => DataFile::create(&live.writer.generation).map_err(failed)?,
     };
-    own.set_aside(offset.saturating_sub(inode.floor()), len).map_err(failed)?;
+    own.set_aside(offset.saturating_sub(inode.sealed_len()), len).map_err(failed)?;
     live.writer.promise(len / CONTENT_OF_A_RECORD_BYTE).map_err(failed)?;
     give_own(live, ino, own);
     Ok(())

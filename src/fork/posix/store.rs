@@ -109,7 +109,7 @@ pub(super) fn store_bytes(
     }
     // The bytes cannot be removed again if the journal has no room for the record that refers to them.
     live.writer.reserve(RECORD_ROOM).map_err(failed)?;
-    let floor = inode.floor();
+    let sealed_len = inode.sealed_len();
     let own = match own {
         Some(own) => own,
         None => DataFile::create(&generation).map_err(failed)?,
@@ -117,10 +117,10 @@ pub(super) fn store_bytes(
     let filled = around.map(|around| [&around.head[..], bytes, &around.tail].concat());
     let at = around.map_or(offset, |around| offset - around.head.len() as u64);
     let out = filled.as_deref().unwrap_or(bytes);
-    let covered = own.write_at(out, at - floor).map_err(failed)? as u64;
+    let covered = own.write_at(out, at - sealed_len).map_err(failed)? as u64;
     let written = (at + covered).min(offset + len).saturating_sub(offset);
     if written == 0 {
         return Err(Error::new(ErrorKind::NoSpace, "cannot write the fork's data"));
     }
-    Ok(StoredRange { len: written, at, covered, from: From::There(at - floor, Src::Data(own)) })
+    Ok(StoredRange { len: written, at, covered, from: From::There(at - sealed_len, Src::Data(own)) })
 }

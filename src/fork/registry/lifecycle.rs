@@ -190,12 +190,12 @@ impl Registry {
                     fork.core.note_head();
                     ForkInfo::of(&head, fork.damage())
                 }
-                Slot::Known(head) => {
+                Slot::Unloaded(head) => {
                     rename()?;
                     new_name.clone_into(&mut head.name);
                     ForkInfo::of(head, None)
                 }
-                Slot::Bad(damage) => {
+                Slot::Damaged(damage) => {
                     rename()?;
                     ForkInfo::damaged(new_name, damage)
                 }
@@ -213,12 +213,12 @@ impl Registry {
     /// fork that they have open.
     ///
     /// `judge` sees the new fork before it replaces the old one. If `judge` fails, the old fork stays unchanged.
-    pub fn put_back(&self, name: &str, fork: &Fork, image: Digest, judge: Judge<'_>) -> Result<Arc<Fork>> {
-        self.put_back_and(name, fork, &Onto { image: Some(image), restored: None }, judge, &|_| ())
+    pub fn restore(&self, name: &str, fork: &Fork, image: Digest, judge: Judge<'_>) -> Result<Arc<Fork>> {
+        self.restore_and(name, fork, &Onto { image: Some(image), restored: None }, judge, &|_| ())
     }
 
-    /// Like [`Registry::put_back`], and hands the new fork to `adopt` before other threads can find it by name.
-    pub fn put_back_and(
+    /// Like [`Registry::restore`], and hands the new fork to `adopt` before other threads can find it by name.
+    pub fn restore_and(
         &self,
         name: &str,
         fork: &Fork,
@@ -313,13 +313,13 @@ impl Registry {
     fn sync_sharers(&self, name: &str) -> Result<Option<Seen>> {
         let looked = self.with_slot(name, |_, slot| {
             Ok(match slot {
-                Slot::Known(head) => Some((Seen::of(head, None), head.generations.clone())),
+                Slot::Unloaded(head) => Some((Seen::of(head, None), head.generations.clone())),
                 Slot::Loaded(fork) => {
                     // A branch holds the source's head until it is in the map itself.
                     let head = fork.core.head.lock();
                     Some((Seen::of(&head, Some(fork)), head.generations.clone()))
                 }
-                Slot::Bad(_) | Slot::Gone => None,
+                Slot::Damaged(_) | Slot::Gone => None,
             })
         })?;
         let Some((seen, generations)) = looked else { return Ok(None) };
@@ -401,13 +401,13 @@ impl Registry {
                 fork.core.note_discard();
                 (ForkInfo::of(&head, fork.damage()), durable, head.generations.clone())
             }
-            Slot::Known(head) => {
+            Slot::Unloaded(head) => {
                 if seen != Some(&Seen::of(head, None)) {
                     return Ok(None);
                 }
                 (ForkInfo::of(head, None), remove(&head.uid)?, head.generations.clone())
             }
-            Slot::Bad(damage) => {
+            Slot::Damaged(damage) => {
                 let kept = self.shared.forks.join("damaged").join(format!("{name}-{}.json", clock::now()));
                 io.rename(&path, &kept).map_err(failed)?;
                 (ForkInfo::damaged(name, damage), true, Vec::new())
@@ -430,7 +430,7 @@ impl Registry {
 
 /// Changes a folder's mode, if it is different.
 fn set_mode(live: &mut Live, ino: Ino, mode: u16) -> Result<()> {
-    if live.need(ino)?.mode == mode {
+    if live.inode_or_stale(ino)?.mode == mode {
         return Ok(());
     }
     live.commit(Record::Attr(Attrs { mode: Some(mode), ..Attrs::of(ino, now()) }))

@@ -46,24 +46,24 @@ pub struct Options {
     /// Open them for reading only, even if no other program writes them.
     pub read_only: bool,
     /// Whether writes come late, from a kernel that caches them and sets their times itself.
-    pub late_writes: bool,
+    pub writeback: bool,
     /// The calls that change files.
     pub io: Arc<dyn Io>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { owners: Owners::of_process(), read_only: false, late_writes: false, io: Arc::new(RealIo) }
+        Self { owners: Owners::of_process(), read_only: false, writeback: false, io: Arc::new(RealIo) }
     }
 }
 
 #[derive(Clone)]
 pub(in crate::fork) enum Slot {
     /// Only its head was read.
-    Known(Head),
+    Unloaded(Head),
     Loaded(Arc<Fork>),
     /// Its head cannot be read.
-    Bad(String),
+    Damaged(String),
     /// Its fork was discarded, and the map no longer has it.
     Gone,
 }
@@ -117,7 +117,7 @@ impl Registry {
             writable &= check_format(&forks, writable.then_some(sharing))?;
         }
         let files = Arc::new(OpenFiles::new(options.io, sharing, writable));
-        let how = (writable, options.late_writes);
+        let how = (writable, options.writeback);
         let shared = Arc::new(Shared::new(forks, files, reader, options.owners, how));
         let (slots, reports) = <(Mutex<_>, Mutex<_>)>::default();
         let this = Self { shared, slots, _lock: held, reports, heads_seen };
@@ -158,7 +158,7 @@ impl Registry {
             let slot = match Head::read(&entry.path(), name) {
                 Ok(head) => {
                     self.shared.add_refs(&head.generations);
-                    Slot::Known(head)
+                    Slot::Unloaded(head)
                 }
                 // A power cut came before the content of a new head reached the disk. Nothing of the fork was durable.
                 Err(_) if self.shared.writable && entry.metadata().is_ok_and(|m| m.len() == 0) => {
@@ -169,7 +169,7 @@ impl Registry {
                 }
                 Err(error) => {
                     self.report(format!("fork {name:?} is damaged: {error}"));
-                    Slot::Bad(error.to_string())
+                    Slot::Damaged(error.to_string())
                 }
             };
             self.slots.lock().insert(name.to_owned(), Arc::new(Mutex::new(slot)));
@@ -186,7 +186,7 @@ impl Registry {
                 let _ = fs::remove_file(entry.path());
             }
         }
-        let bad_head = self.all_slots().iter().any(|slot| matches!(&*slot.lock(), Slot::Bad(_)));
+        let bad_head = self.all_slots().iter().any(|slot| matches!(&*slot.lock(), Slot::Damaged(_)));
         let set_aside =
             fs::read_dir(self.shared.forks.join("damaged")).into_iter().flatten().flatten().any(|e| {
                 e.path().extension().is_some_and(|ext| ext == "json")
@@ -279,11 +279,11 @@ impl Registry {
     pub(super) fn get_in(&self, name: &str, slot: &mut Slot) -> Result<Arc<Fork>> {
         let head = match &*slot {
             Slot::Loaded(fork) => return Ok(fork.clone()),
-            Slot::Bad(damage) => {
+            Slot::Damaged(damage) => {
                 return Err(Error::new(ErrorKind::Damaged, format!("fork {name:?}: {damage}")));
             }
             Slot::Gone => return Err(no_fork(name)),
-            Slot::Known(head) => head.clone(),
+            Slot::Unloaded(head) => head.clone(),
         };
         let fork = self.load(head).map_err(|e| e.context(format_args!("fork {name:?}")))?;
         *slot = Slot::Loaded(fork.clone());
@@ -349,9 +349,9 @@ impl Registry {
     /// Lists the base images of forks, which must not be collected.
     pub fn bases(&self) -> Vec<Digest> {
         let base = |slot: &Arc<Mutex<Slot>>| match &*slot.lock() {
-            Slot::Known(head) => head.base,
+            Slot::Unloaded(head) => head.base,
             Slot::Loaded(fork) => fork.base(),
-            Slot::Bad(_) | Slot::Gone => None,
+            Slot::Damaged(_) | Slot::Gone => None,
         };
         self.all_slots().iter().filter_map(base).collect()
     }
@@ -368,7 +368,7 @@ impl Registry {
     pub(super) fn loaded(&self) -> Vec<Arc<Fork>> {
         let loaded = |slot: &Arc<Mutex<Slot>>| match &*slot.lock() {
             Slot::Loaded(fork) => Some(Arc::clone(fork)),
-            Slot::Known(_) | Slot::Bad(_) | Slot::Gone => None,
+            Slot::Unloaded(_) | Slot::Damaged(_) | Slot::Gone => None,
         };
         self.all_slots().iter().filter_map(loaded).collect()
     }
@@ -377,9 +377,9 @@ impl Registry {
     pub fn info(&self, name: &str) -> Result<ForkInfo> {
         self.with_slot(name, |_, slot| {
             Ok(match slot {
-                Slot::Known(head) => ForkInfo::of(head, None),
+                Slot::Unloaded(head) => ForkInfo::of(head, None),
                 Slot::Loaded(fork) => ForkInfo::of(&fork.core.head.lock(), fork.damage()),
-                Slot::Bad(damage) => ForkInfo::damaged(name, damage),
+                Slot::Damaged(damage) => ForkInfo::damaged(name, damage),
                 Slot::Gone => return Err(no_fork(name)),
             })
         })

@@ -69,18 +69,18 @@ fn changed_meanwhile() -> Error {
         .with_hint("try again when no program writes to them")
 }
 
-/// What [`put_paths_back`] would do now: the paths that change, and those that stay.
-pub(in crate::fork) fn would_put_back(core: &Core, from: &View, paths: &[Vec<u8>]) -> Result<PathsBack> {
+/// What [`restore_paths`] would do now: the paths that change, and those that stay.
+pub(in crate::fork) fn would_restore(core: &Core, from: &View, paths: &[Vec<u8>]) -> Result<PathsBack> {
     let (state, settled) = {
         let live = core.live.read();
         (live.state.detached(), live.settled)
     };
-    let Plan { moved, held, .. } = Plan::of(&state, &from.state, paths, settled, core.shared.late_writes)?;
+    let Plan { moved, held, .. } = Plan::of(&state, &from.state, paths, settled, core.shared.writeback)?;
     Ok(PathsBack { moved, held, ..PathsBack::default() })
 }
 
 /// Puts paths of the fork's files back to what `from` has there, each with all that is below it. What no image holds stays.
-pub(in crate::fork) fn put_paths_back(core: &Core, from: &View, paths: &[Vec<u8>]) -> Result<PathsBack> {
+pub(in crate::fork) fn restore_paths(core: &Core, from: &View, paths: &[Vec<u8>]) -> Result<PathsBack> {
     wait::required()?;
     core.may_write()?;
     let mut back = PathsBack::default();
@@ -92,7 +92,7 @@ pub(in crate::fork) fn put_paths_back(core: &Core, from: &View, paths: &[Vec<u8>
             (live.version(), live.state.detached(), live.settled)
         };
         let plan_for =
-            |state: &State, settled| Plan::of(state, &from.state, paths, settled, core.shared.late_writes);
+            |state: &State, settled| Plan::of(state, &from.state, paths, settled, core.shared.writeback);
         let mut plan = plan_for(&state, settled)?;
         if plan.steps.is_empty() {
             back.held = plan.held;
@@ -261,7 +261,7 @@ impl Steps<'_> {
                 len: size,
                 size,
                 parts,
-                strip: false,
+                clears_suid: false,
                 time: self.time,
             }))?;
         }
@@ -270,7 +270,7 @@ impl Steps<'_> {
 
     fn fill_xattrs(&mut self, source: Ino, ino: Ino) -> Result<()> {
         let wanted = source_inode(self.from, source)?;
-        let (there, time) = (self.live.need(ino)?.xattrs.clone(), self.time);
+        let (there, time) = (self.live.inode_or_stale(ino)?.xattrs.clone(), self.time);
         for name in there.keys().filter(|name| !wanted.xattrs.contains_key(*name)) {
             self.live.commit(Record::Xattr { ino, name: name.clone(), value: None, time })?;
         }
@@ -283,7 +283,7 @@ impl Steps<'_> {
     /// Gives a file the mode, owner and times of another.
     fn attributes(&mut self, source: Ino, ino: Ino) -> Result<()> {
         let wanted = source_inode(self.from, source)?;
-        let (attr, there) = (self.from.recorded(source, &wanted), self.live.need(ino)?);
+        let (attr, there) = (self.from.recorded(source, &wanted), self.live.inode_or_stale(ino)?);
         self.live.commit(Record::Attr(Attrs {
             mode: Some(attr.mode),
             // Where neither says whose it is, it stays so.

@@ -8,7 +8,7 @@ use super::rewrite::Rewriter;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fork::disk::{GenId, Head};
 use crate::fork::extents::Src;
-use crate::fork::inode::{Content, Guard};
+use crate::fork::inode::{Content, Protection};
 use crate::fork::journal::Writer;
 use crate::fork::replay::replay;
 use crate::fork::state::State;
@@ -101,7 +101,7 @@ impl Snapshots<'_> {
                     continue;
                 };
                 let Some(content) = inode.content().map(Content::settled) else { continue };
-                let mut take = |live: &mut Content, _: &mut Guard| {
+                let mut take = |live: &mut Content, _: &mut Protection| {
                     take_pieces(live, &gone, &content.pieces);
                     false
                 };

@@ -12,7 +12,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::fork::disk::GenId;
 use crate::fork::extents::{BlobRef, Piece, Src};
 use crate::fork::ino::Ino;
-use crate::fork::inode::{Content, Guard};
+use crate::fork::inode::{Content, Protection};
 use crate::fork::live::Live;
 use crate::fork::reader::LayerBase;
 
@@ -95,10 +95,10 @@ impl Snapshots<'_> {
                 // The baseline needs no content: pieces in it would keep released data on disk.
                 baseline.forget_content(put.ino, *blob);
                 let was = put.inode.content().cloned().unwrap_or_default();
-                let mut seal = |content: &mut Content, guard: &mut Guard| {
-                    if is_log(path) && *guard == Guard::None {
+                let mut seal = |content: &mut Content, guard: &mut Protection| {
+                    if is_log(path) && *guard == Protection::None {
                         // From now on the sealed part cannot be changed, only appended to.
-                        *guard = Guard::Append(Some(0));
+                        *guard = Protection::Append(Some(0));
                     }
                     seal_content(content, guard, &was, *blob, &gone)
                 };
@@ -156,13 +156,13 @@ fn was_there(was: &Content, at: u64, piece: &Piece) -> bool {
 /// Replaces the frozen pieces `was` of a file by a sealed blob. Returns whether the content looks different now.
 fn seal_content(
     content: &mut Content,
-    guard: &mut Guard,
+    guard: &mut Protection,
     was: &Content,
     blob: BlobRef,
     gone: &HashSet<GenId>,
 ) -> bool {
     let (src, size) = (Src::Blob(Arc::new(blob)), was.size);
-    if let Guard::Append(floor) = guard {
+    if let Protection::Append(sealed_len) = guard {
         // Sealing may have rewritten the frozen lines; lines that were appended later follow them.
         let mut pieces = content.pieces.shift(size, blob.size);
         if blob.size > 0 {
@@ -170,7 +170,7 @@ fn seal_content(
         }
         content.pieces = pieces;
         content.size = blob.size + content.size.saturating_sub(size);
-        *guard = Guard::Append(Some(blob.size + floor.unwrap_or(size).saturating_sub(size)));
+        *guard = Protection::Append(Some(blob.size + sealed_len.unwrap_or(size).saturating_sub(size)));
         return true;
     }
     // A piece never moves within its file, so the seal has the same bytes at the same place.

@@ -7,7 +7,7 @@ use super::frozen::{Put, same_file};
 use crate::fork::disk::GenId;
 use crate::fork::extents::Pieces;
 use crate::fork::ino::Ino;
-use crate::fork::inode::{Body, Content, Guard};
+use crate::fork::inode::{Body, Content, Protection};
 use crate::fork::live::Live;
 
 /// Changes where a file's content lies, if the file is still there.
@@ -15,7 +15,7 @@ pub(super) fn repoint(
     live: &mut Live,
     put: &Put,
     gone: &HashSet<GenId>,
-    change: &mut dyn FnMut(&mut Content, &mut Guard) -> bool,
+    change: &mut dyn FnMut(&mut Content, &mut Protection) -> bool,
     changed: &mut Vec<Ino>,
 ) {
     let slot = match live.state.nodes.get_mut(&put.ino) {

@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, HashSet};
 
 use super::frozen::{Changes, Frozen, Put};
 use super::repoint::{repoint, take_pieces};
-use super::rewrite::{Rewriter, unfit};
+use super::rewrite::{Rewriter, mismatch};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::fork::core::Core;
 use crate::fork::disk::GenId;
 use crate::fork::ino::Ino;
-use crate::fork::inode::{Content, Guard, Name};
+use crate::fork::inode::{Content, Name, Protection};
 use crate::fork::journal::Writer;
 use crate::fork::live::{Folders, Leftover, Live};
 use crate::fork::record::{Attrs, Record};
@@ -63,7 +63,7 @@ pub(super) fn keeping(core: &Core, frozen: &Frozen, image: Digest, kept: &Kept) 
     let written = rewriter.lead(frozen, &changes).and_then(|()| {
         // Creating files in a folder has changed its times.
         for (folder, (mtime, ctime)) in &folders {
-            let ino = rewriter.state.resolve(folder).ok_or_else(unfit)?;
+            let ino = rewriter.state.resolve(folder).ok_or_else(mismatch)?;
             rewriter.commit(Record::Attr(Attrs {
                 ino,
                 mode: None,
@@ -156,7 +156,7 @@ pub(super) fn keep(
 fn lie_in(live: &mut Live, state: &State, path: &[u8], put: &Put, gone: &HashSet<GenId>) {
     let Some(inode) = state.resolve(path).and_then(|ino| state.inode(ino)) else { return };
     let Some(content) = inode.content().map(Content::settled) else { return };
-    let mut take = |there: &mut Content, _: &mut Guard| {
+    let mut take = |there: &mut Content, _: &mut Protection| {
         take_pieces(there, gone, &content.pieces);
         false
     };

@@ -29,13 +29,13 @@ pub(super) struct Rewriter<'a> {
 
 impl Rewriter<'_> {
     pub(super) fn commit(&mut self, mut record: Record) -> Result<()> {
-        let floor = match &record {
+        let sealed_len = match &record {
             Record::Attr(Attrs { ino, .. }) | Record::Splice(Splice { ino, .. }) => {
-                self.state.inode(*ino).map_or(0, |inode| inode.floor())
+                self.state.inode(*ino).map_or(0, |inode| inode.sealed_len())
             }
             _ => 0,
         };
-        self.writer.commit(&self.state, &mut record, floor)?;
+        self.writer.commit(&self.state, &mut record, sealed_len)?;
         apply(&mut self.state, &record, self.writer.generation.id).map(|_| ()).map_err(|_| {
             Error::new(ErrorKind::Io(None), "cannot write a checkpoint: a record contradicts the tree")
         })
@@ -70,7 +70,7 @@ impl Rewriter<'_> {
         for (path, put) in &changes.put {
             let at = path.iter().rposition(|b| *b == b'/');
             let (folder, name) = at.map_or((&b""[..], &path[..]), |at| (&path[..at], &path[at + 1..]));
-            let parent = self.state.resolve(folder).ok_or_else(unfit)?;
+            let parent = self.state.resolve(folder).ok_or_else(mismatch)?;
             let there = self.state.child(parent, name);
             let ino = match made.get(&put.ino) {
                 Some(ino) if there.is_none() => {
@@ -91,7 +91,7 @@ impl Rewriter<'_> {
         }
         // Last, since all steps above change times.
         for (path, put) in &changes.put {
-            let ino = self.state.resolve(path).ok_or_else(unfit)?;
+            let ino = self.state.resolve(path).ok_or_else(mismatch)?;
             if as_it_is.contains(&ino) {
                 continue;
             }
@@ -129,7 +129,7 @@ impl Rewriter<'_> {
         for path in order.iter().rev() {
             let at = path.iter().rposition(|b| *b == b'/');
             let (folder, name) = at.map_or((&b""[..], &path[..]), |at| (&path[..at], &path[at + 1..]));
-            let parent = self.state.resolve(folder).ok_or_else(unfit)?;
+            let parent = self.state.resolve(folder).ok_or_else(mismatch)?;
             self.commit(Record::Remove { parent, name: name.to_vec(), time: now() })?;
         }
         Ok(())
@@ -170,15 +170,15 @@ impl Rewriter<'_> {
             self.commit(Record::Xattr { ino, name, value, time: now() })?;
         }
         let Some(content) = wanted.content() else { return Ok(()) };
-        let inode = self.state.inode(ino).filter(|i| i.kind() == Kind::File).ok_or_else(unfit)?;
-        let there = inode.content().ok_or_else(unfit)?;
+        let inode = self.state.inode(ino).filter(|i| i.kind() == Kind::File).ok_or_else(mismatch)?;
+        let there = inode.content().ok_or_else(mismatch)?;
         if let Some(lazy) = there.unsettled() {
             settle(lazy, &*self.shared.reader)?;
         }
         if there.whole_blob().is_some() && there.whole_blob() == content.whole_blob() {
             return Ok(());
         }
-        let floor = inode.floor();
+        let sealed_len = inode.sealed_len();
         let size = |size| Attrs {
             ino,
             mode: None,
@@ -189,10 +189,10 @@ impl Rewriter<'_> {
             mtime: None,
             ctime: now(),
         };
-        self.commit(Record::Attr(size(floor)))?;
+        self.commit(Record::Attr(size(sealed_len)))?;
         let mut parts: Vec<Part> = Vec::new();
-        let (mut from, mut bytes) = (floor, 0);
-        for (at, piece) in content.pieces.range(floor, content.size) {
+        let (mut from, mut bytes) = (sealed_len, 0);
+        for (at, piece) in content.pieces.range(sealed_len, content.size) {
             if parts.len() >= PARTS || bytes >= BYTES {
                 self.splice(ino, from, at - from, std::mem::take(&mut parts))?;
                 (from, bytes) = (at, 0);
@@ -208,7 +208,7 @@ impl Rewriter<'_> {
                 }
                 Src::Journal(_) => {
                     let mut buf = vec![0; piece.len as usize];
-                    extents::fill(&piece, 0, &mut buf, &mut |_, _, _| Err(unfit()))?;
+                    extents::fill(&piece, 0, &mut buf, &mut |_, _, _| Err(mismatch()))?;
                     bytes += piece.len;
                     From::Bytes(buf)
                 }
@@ -220,10 +220,10 @@ impl Rewriter<'_> {
 
     fn splice(&mut self, ino: Ino, off: u64, len: u64, parts: Vec<Part>) -> Result<()> {
         let size = off + len;
-        self.commit(Record::Splice(Splice { ino, off, len, size, parts, strip: false, time: now() }))
+        self.commit(Record::Splice(Splice { ino, off, len, size, parts, clears_suid: false, time: now() }))
     }
 }
 
-pub(super) fn unfit() -> Error {
+pub(super) fn mismatch() -> Error {
     Error::new(ErrorKind::Io(None), "cannot write a checkpoint: it contradicts its base image")
 }

@@ -7,7 +7,7 @@ use crate::fork::disk::GenId;
 use crate::fork::extents::Src;
 use crate::fork::frame::{fixed_ino, is_record};
 use crate::fork::ino::Ino;
-use crate::fork::inode::{Body, Content, Dir, Guard, Inode, Name};
+use crate::fork::inode::{Body, Content, Dir, Inode, Name, Protection};
 use crate::fork::owners::Given;
 use crate::fork::record::{Attrs, Create, Record, Splice, Whiteout};
 use crate::layers::world::Kind;
@@ -127,12 +127,12 @@ pub(in crate::fork) fn change(
         }
         Record::Splice(splice) => {
             inode.fix_floor();
-            let floor = inode.floor();
+            let sealed_len = inode.sealed_len();
             let Body::File(content) = &mut inode.body else { return Err(RecordMismatch) };
-            put(content, splice, floor, generation);
+            put(content, splice, sealed_len, generation);
             inode.mtime = Some(splice.time);
             inode.ctime = Some(splice.time);
-            if splice.strip {
+            if splice.clears_suid {
                 inode.strip_suid();
             }
         }
@@ -149,7 +149,7 @@ pub(in crate::fork) fn change(
     Ok(())
 }
 
-fn put(content: &mut Content, splice: &Splice, floor: u64, generation: GenId) {
+fn put(content: &mut Content, splice: &Splice, sealed_len: u64, generation: GenId) {
     content.settle();
     content.pieces.clear(splice.off, splice.off + splice.len);
     for part in &splice.parts {
@@ -162,7 +162,7 @@ fn put(content: &mut Content, splice: &Splice, floor: u64, generation: GenId) {
                 content.inline += piece.len;
             }
             // A data file that belongs to one file holds each byte at the byte's offset after the floor.
-            Src::Data(file) if !file.shared && piece.off + floor == splice.off + part.at => {
+            Src::Data(file) if !file.shared && piece.off + sealed_len == splice.off + part.at => {
                 content.own = Some(file.clone());
             }
             _ => {}
@@ -204,7 +204,7 @@ fn begin(state: &mut State, create: &Create, name: &Name) {
         links: Arc::new(vec![(create.parent, name.clone())]),
         base: None,
         xattrs: Arc::default(),
-        guard: if is_record(create.parent, name) { Guard::Append(Some(0)) } else { Guard::None },
+        guard: if is_record(create.parent, name) { Protection::Append(Some(0)) } else { Protection::None },
         birth: state.births,
         body: match create.kind {
             Kind::File => Body::File(Content::default()),
@@ -227,11 +227,11 @@ fn may_move(
 ) -> Result<(Ino, Option<Ino>), RecordMismatch> {
     let ino = state.child(from, name).ok_or(RecordMismatch)?;
     let target = state.child(to, new_name);
-    let senseless = state.kind(to) != Some(Kind::Dir)
+    let is_mismatch = state.kind(to) != Some(Kind::Dir)
         || target == Some(ino)
         || (exchange && target.is_none())
         || (state.kind(ino) == Some(Kind::Dir) && state.is_below(to, ino));
-    if senseless { Err(RecordMismatch) } else { Ok((ino, target)) }
+    if is_mismatch { Err(RecordMismatch) } else { Ok((ino, target)) }
 }
 
 /// Removes a name from the file that had it; returns the file if that was its last name.

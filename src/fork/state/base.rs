@@ -9,7 +9,7 @@ use imbl::shared_ptr::DefaultSharedPtr;
 use crate::digest::Digest;
 use crate::fork::frame::FOLDER_MODE;
 use crate::fork::ino::{Hashes, Ino};
-use crate::fork::inode::{Body, Dir, Guard, Inode, Name};
+use crate::fork::inode::{Body, Dir, Inode, Name, Protection};
 use crate::fork::owners::{Given, Owners};
 use crate::fork::reader::BaseTimes;
 use crate::tree::{NodeId, NodeTimes, Tree};
@@ -46,7 +46,7 @@ pub(super) fn folder(links: Vec<(Ino, Name)>, base: Option<NodeId>) -> Inode {
         links: Arc::new(links),
         base,
         xattrs: Arc::default(),
-        guard: Guard::None,
+        guard: Protection::None,
         birth: 0,
         body: Body::Dir(Dir { base, ..Dir::default() }),
     }

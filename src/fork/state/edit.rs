@@ -7,7 +7,7 @@ use super::tree::{At, State};
 use crate::fork::extents::BlobRef;
 use crate::fork::frame::{FOLDERS, Frame, RECORDS, is_record};
 use crate::fork::ino::Ino;
-use crate::fork::inode::{Body, Content, Guard, Inode, LazyBlob, Name, Slot};
+use crate::fork::inode::{Body, Content, Inode, LazyBlob, Name, Protection, Slot};
 use crate::fork::reader::LayerBase;
 use crate::layers::world::Kind;
 
@@ -126,9 +126,9 @@ impl State {
         let Some(parent) = self.resolve(folder.as_bytes()) else { return };
         let name: Name = name.as_bytes().into();
         let guard = match layer.path.as_str() {
-            "manifest.json" => Guard::Fixed,
-            _ if is_record(parent, &name) => Guard::Append(None),
-            _ => Guard::None,
+            "manifest.json" => Protection::Fixed,
+            _ if is_record(parent, &name) => Protection::Append(None),
+            _ => Protection::None,
         };
         let content = match layer.size {
             Some(size) => Content::blob(layer.digest, size),
@@ -148,7 +148,7 @@ impl State {
         // No change time: otherwise the next change would count as one of the same moment.
         (inode.mtime, inode.atime) = (layer.mtime_ns, layer.mtime_ns);
         inode.guard = guard;
-        if guard == Guard::Fixed {
+        if guard == Protection::Fixed {
             inode.mode = 0o444;
         }
         self.nodes.insert(ino, Arc::new(inode));
@@ -163,7 +163,7 @@ impl State {
             // Untouched content of unknown length is already protected as a whole.
             if inode.content().is_some_and(|content| content.lazy.is_none()) {
                 let inode = Arc::make_mut(inode);
-                inode.guard = Guard::Append(inode.content().map(Content::known_size));
+                inode.guard = Protection::Append(inode.content().map(Content::known_size));
             }
         }
     }

@@ -7,7 +7,7 @@ use imbl::OrdMap;
 use super::base::{Base, PMap};
 use crate::fork::frame::{Folder, Frame};
 use crate::fork::ino::{Ino, Intern};
-use crate::fork::inode::{Attr, Body, Content, Dir, Guard, Inode, Name, Slot};
+use crate::fork::inode::{Attr, Body, Content, Dir, Inode, Name, Protection, Slot};
 use crate::fork::owners::Given;
 use crate::layers::world::Kind;
 use crate::tree::NodeId;
@@ -151,7 +151,7 @@ impl State {
             links: Arc::new(links),
             base: Some(node),
             xattrs: tree.xattrs(node).cloned().unwrap_or_default(),
-            guard: Guard::None,
+            guard: Protection::None,
             birth: 0,
             body,
         }

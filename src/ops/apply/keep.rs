@@ -224,7 +224,7 @@ pub(super) fn image(
             Entry::Dir { .. } => Body::Nothing,
             Entry::File { size: 0, .. } => Body::Content(own.put(b"")?),
             Entry::File { content, .. } => {
-                own.rely_on(*content);
+                own.require(*content);
                 Body::Content(*content)
             }
             Entry::Link { target } => Body::Target(target.clone(), own.put(target)?),

@@ -15,7 +15,7 @@ use crate::store::applies::State;
 use crate::store::images::MAX_MANIFEST;
 use crate::store::{BlobError, LayerFile, Manifest, MarkerError, Size, Store};
 use crate::sync::Mutex;
-use crate::util::parallel::each;
+use crate::util::parallel::parallel_for_each;
 
 /// Marks referenced blobs. Marking again reads what is new, and forgets nothing.
 pub(super) struct Marker<'a> {
@@ -180,7 +180,7 @@ impl<'a> Marker<'a> {
         self.progress.layers(layers.len() as u64);
         let found: Mutex<HashSet<Digest>> = Mutex::default();
         let failed: Mutex<Vec<(Layer, String)>> = Mutex::default();
-        each(self.jobs, layers, &|layer| {
+        parallel_for_each(self.jobs, layers, &|layer| {
             let (file, digest, _) = layer;
             match read_layer(self.store, *file, digest) {
                 Read::Blobs(blobs) => found.lock().extend(blobs),

@@ -62,7 +62,7 @@ pub(super) fn store(
         if let Some(digest) = pending.known
             && importing.store.blobs().keep(&digest)
         {
-            batch.rely_on(digest);
+            batch.require(digest);
             return Ok(());
         }
         let stored = read_file(importing, batch, item)?;

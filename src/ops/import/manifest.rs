@@ -45,7 +45,7 @@ pub(super) fn manifest(importing: &Importing<'_>, batch: &Batch<'_>, tree: Diges
     let manifest = layers(importing, tree, &|bytes| batch.put(&bytes))?;
     if let Some(parent) = &importing.parent {
         for (_, digest) in parent.manifest.blobs() {
-            batch.rely_on(digest);
+            batch.require(digest);
         }
         if !importing.store.images().contains(&parent.id) {
             let message = format!("image {} was removed while its child was made", parent.id);

@@ -16,7 +16,7 @@ use crate::digest::Digest;
 use crate::layers::ignore::Ignore;
 use crate::mount::reach::Top;
 use crate::sync::atomic::{AtomicBool, Ordering};
-use crate::util::parallel::each;
+use crate::util::parallel::parallel_for_each;
 
 /// Filesystems that change a directory's times with its names, by their type in `statfs` (linux/magic.h): ext2 to ext4, xfs, btrfs,
 /// tmpfs, overlayfs, f2fs, bcachefs, zfs. Network filesystems may answer from a cache.
@@ -61,7 +61,7 @@ pub(super) fn unchanged(
     // A piece may begin within a directory. It then opens the directory again.
     let pieces: Vec<_> = below.chunks(AT_ONCE).collect();
     let has_changed = AtomicBool::new(false);
-    each(jobs, &pieces, &|piece| {
+    parallel_for_each(jobs, &pieces, &|piece| {
         let of_one = piece.chunk_by(|(a, _), (b, _)| parent_and_name(a).0 == parent_and_name(b).0);
         for records in of_one {
             if has_changed.load(Ordering::Relaxed) {

@@ -77,7 +77,7 @@ fn needed_again(store: &Store, removed: &mut HashMap<Digest, Vec<u8>>) -> Result
     let mut back = HashMap::new();
     for (id, reasons) in needed {
         if let (Some(marker), Some(reason)) = (removed.get(&id), reasons.first()) {
-            store.put_back_image(&id, marker)?;
+            store.restore_image(&id, marker)?;
             removed.remove(&id);
             back.insert(id, *reason);
         }

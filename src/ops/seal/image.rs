@@ -64,7 +64,7 @@ fn contents(sealing: &Sealing<'_>) -> Result<Stored> {
             continue;
         }
         if let Some(blob) = content.whole_blob() {
-            sealing.batch.rely_on(blob.digest);
+            sealing.batch.require(blob.digest);
             stored.insert(path.clone(), blob);
         } else if *first.entry(put.ino).or_insert(path) == path.as_slice() {
             jobs.push(Job { path, content });

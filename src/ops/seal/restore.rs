@@ -35,7 +35,7 @@ impl Sealer {
         };
         let to = || onto.image.map_or_else(|| "its empty beginning".to_owned(), |image| image.to_string());
         let restored = registry
-            .put_back_and(name, fork, onto, &judge, adopt)
+            .restore_and(name, fork, onto, &judge, adopt)
             .inspect_err(|e| self.log.note_failed("restore", e))
             .map_err(|e| e.context(format_args!("cannot restore fork {name:?} to {}", to())))?;
         if let Some(image) = &onto.image {

@@ -9,7 +9,7 @@ use std::ops::Range;
 use super::text::{Place, Text, order};
 use crate::layers::FormatError;
 use crate::layers::world::{Entry, FORMAT, Kind, MAX_NAME, Root};
-use crate::store::Draft;
+use crate::store::SplicedDocument;
 
 /// An entry that is new or changed. The group says which entries are one file, in numbers of the caller.
 pub(super) struct NewEntry {
@@ -37,7 +37,7 @@ impl TreeChanges {
 
 /// A new tree under construction.
 pub(super) struct Merged<'b> {
-    pub(super) draft: Draft<'b>,
+    pub(super) draft: SplicedDocument<'b>,
     /// Everything about its text except its bytes.
     pub(super) text: Text,
     /// The position of the text of each new entry, by its path.
@@ -84,7 +84,7 @@ pub(super) fn merge(base: &Text, mut changes: TreeChanges) -> Result<Merged<'_>,
         new[usize::from(special)].push((path, entry));
     }
     let text = Text { named, sorted: true, ..Text::default() };
-    let mut out = Merged { draft: Draft::of(&base.bytes), text, placed: HashMap::new() };
+    let mut out = Merged { draft: SplicedDocument::of(&base.bytes), text, placed: HashMap::new() };
     out.draft.put(b"{\"kind\":\"fs.tree.v1\",\"entries\":[");
     for new in &mut new {
         new.sort_by(|a: &(_, Entry<'_>), b| order(a.1.path.as_bytes(), b.1.path.as_bytes()));

@@ -10,7 +10,7 @@ use crate::digest::Digest;
 
 /// A stretch that a document shares with the one it is made from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Taken {
+pub(super) struct CopiedRange {
     /// Where it starts in the new document.
     pub(super) at: usize,
     /// Where it starts in the old one.
@@ -29,14 +29,14 @@ enum Part {
 
 /// A document under construction.
 #[derive(Debug, Default)]
-pub struct Draft<'b> {
+pub struct SplicedDocument<'b> {
     base: &'b [u8],
     new: Vec<u8>,
     parts: Vec<Part>,
     len: usize,
 }
 
-impl<'b> Draft<'b> {
+impl<'b> SplicedDocument<'b> {
     /// Makes an empty document; stretches are taken from `base`.
     pub fn of(base: &'b [u8]) -> Self {
         Self { base, ..Self::default() }
@@ -102,7 +102,7 @@ impl<'b> Draft<'b> {
 
     /// Returns the stretches of the other document that are in the same order there and here; a stretch out
     /// of order counts as new bytes.
-    pub(super) fn taken(&self) -> Vec<Taken> {
+    pub(super) fn taken(&self) -> Vec<CopiedRange> {
         let (mut at, mut end) = (0, 0);
         let mut taken = Vec::new();
         for part in &self.parts {
@@ -110,7 +110,7 @@ impl<'b> Draft<'b> {
                 Part::New(len) => at += len,
                 Part::Old { from, len } => {
                     if from >= end {
-                        taken.push(Taken { at, from, len });
+                        taken.push(CopiedRange { at, from, len });
                         end = from + len;
                     }
                     at += len;
@@ -121,7 +121,7 @@ impl<'b> Draft<'b> {
     }
 }
 
-impl io::Write for Draft<'_> {
+impl io::Write for SplicedDocument<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.put(bytes);
         Ok(bytes.len())
@@ -139,7 +139,7 @@ mod tests {
     #[test]
     fn a_draft_hashes_to_what_its_bytes_do() {
         let base = b"one two three four";
-        let mut draft = Draft::of(base);
+        let mut draft = SplicedDocument::of(base);
         assert!(draft.is_empty() && draft.bytes().is_empty());
         assert_eq!(draft.digest(), Digest::of(b""));
         for (from, len, new) in [(0, 4, "2 "), (8, 3, ""), (11, 2, "+"), (0, 3, "!")] {
@@ -149,7 +149,7 @@ mod tests {
         assert_eq!(draft.bytes(), b"one 2 three+one!");
         assert_eq!((draft.len(), draft.digest()), (16, Digest::of(b"one 2 three+one!")));
         // The last stretch is out of order.
-        let stretch = |at, from, len| Taken { at, from, len };
+        let stretch = |at, from, len| CopiedRange { at, from, len };
         assert_eq!(draft.taken(), [stretch(0, 0, 4), stretch(6, 8, 5)]);
     }
 }
