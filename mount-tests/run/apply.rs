@@ -100,9 +100,17 @@ fn a_session_of_four_attempts_brings_the_winner_back_as_the_readme_shows_it() {
                 "C src/price.py               line 5 changed on both sides\n\
                  C package.json               you deleted it, the fork changed it\n",
                 "pfimg: conflicts in 2 of 3 paths, nothing was written\n       \
-                 resolve with --merge (markers), --ours, --theirs or --skip; compare: pfimg diff try-4 . -p -- package.json\n"
+                 resolve with --ours, --theirs or --skip; add --merge for markers in src/price.py\n       \
+                 compare: pfimg diff try-4 . -p -- package.json\n"
             )
         );
+        let said = apply(&home, &["try-4", "--", "src"]).exits(3);
+        assert!(said.stderr.contains("resolve with --merge (markers), --ours"), "{said:?}");
+        // Markers are no answer to a deletion, and the hint says so.
+        let said = apply(&home, &["try-4", "--merge"]).exits(3);
+        assert_eq!(said.stdout, "C package.json               you deleted it, the fork changed it\n");
+        assert!(said.stderr.contains("add --ours, --theirs or --skip for these paths: --merge"), "{said:?}");
+        assert_eq!(files(&home), held);
         let said = apply(&home, &["try-4", "--json"]).exits(3);
         let said: serde_json::Value = serde_json::from_str(&said.stdout).unwrap();
         assert_eq!(said["error"]["kind"], "conflict", "{said}");

@@ -35,8 +35,16 @@ use crate::util::parallel::default_jobs;
 const YOURS: &str = "yours";
 
 pub(crate) fn run(store: &StoreArg, args: &ApplyArgs) -> Result<ExitCode> {
-    let store = Arc::new(store.open()?);
-    if args.undo || args.r#continue {
+    let is_back = args.undo || args.r#continue;
+    let store = match store.open() {
+        Err(error) if is_back && error.kind() == ErrorKind::NotAStore => {
+            return Err(
+                error.with_hint("applies are recorded in the store: name it with --store or PF_STORE")
+            );
+        }
+        opened => Arc::new(opened?),
+    };
+    if is_back {
         return undo::run(&store, args);
     }
     let started = Instant::now();
@@ -88,6 +96,11 @@ pub(crate) fn run(store: &StoreArg, args: &ApplyArgs) -> Result<ExitCode> {
     };
     if !plan.conflicts.is_empty() {
         return telling.conflicts();
+    }
+    if prepared.has_commits && !only.is_empty() {
+        eprintln!(
+            "pfimg: only the named paths are applied; for a branch with the commits, apply without paths"
+        );
     }
     place_of::refuse_store(&store, &dir, &plan.steps)?;
     let Some(image) = image.filter(|_| !args.dry_run && (!plan.steps.is_empty() || branch.is_some())) else {
@@ -143,7 +156,7 @@ fn judged(commits: &Commits, subject: &Subject, args: &ApplyArgs, plan: &mut Pla
         }
         Others::Refuse => {
             plan.concerned += 1;
-            plan.conflicts.push(Conflict { is_whole: true, path, why });
+            plan.conflicts.push(Conflict::whole(&path, why));
             None
         }
     }
