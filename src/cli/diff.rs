@@ -33,10 +33,10 @@ const ATTEMPTS: usize = 3;
 /// Output is held back up to this number of bytes, so that the comparison can start again until then.
 const KEPT: usize = 4 << 20;
 
-/// List the changes and the git commits of a fork, or between two forks, images or directories. Letters: A added, D deleted, M
+/// List the changes of a fork, or between two forks, images or directories. Letters: A added, D deleted, M
 /// other content, T another kind of file, P other permissions, owner or attributes. Times are not compared.
 ///
-/// Without TO, pfimg compares a fork with the image that it was made of, an image with its first parent, and
+/// Below the changes of a fork, pfimg lists its git commits. Without TO, pfimg compares a fork with the image that it was made of, an image with its first parent, and
 /// a directory with its last import. The name of a directory contains a slash or is `.`: the project or fork
 /// around the current directory.
 #[derive(Debug, Args)]

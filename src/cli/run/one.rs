@@ -22,7 +22,6 @@ use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fork::About;
 use crate::fork::beside::{self, OnDisk};
-use crate::mount::silent::{self, Answer, Question};
 use crate::ops::back::Request;
 use crate::ops::line::Line;
 use crate::sandbox::{self, CANNOT_RUN, NO_COMMAND, Outcome};
@@ -212,7 +211,7 @@ fn one(runs: &Runs, fork: &Fork, args: &RunArgs) -> Result<Done> {
             }
             Ok(None) => {}
             Err(error) => {
-                record.interrupted = has_ended(&runs.mountpoint);
+                record.interrupted = crate::mount::silent::is_dead(&runs.mountpoint);
                 sandbox::tell(&error.context(format_args!("cannot tell what changed in fork {name:?}")));
             }
         }
@@ -325,12 +324,6 @@ fn shell_words(command: &[OsString]) -> String {
     let all: Vec<String> = command.iter().map(word).collect();
     let line = all.join(" ");
     if line.chars().count() <= LONGEST { line } else { format!("{} …", all[0]) }
-}
-
-/// Returns whether the daemon of a mount has ended and left the mount.
-fn has_ended(mountpoint: &Path) -> bool {
-    let answers = silent::ask(&[Question::Read(mountpoint.join(".pfimg/status.json"))]);
-    matches!(answers.first(), Some(Answer::Failed(error)) if silent::has_ended(error))
 }
 
 /// Checks out a commit in a new fork. Git runs in the sandbox, since a repository may name any program.
