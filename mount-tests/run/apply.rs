@@ -309,6 +309,34 @@ fn an_apply_commits_its_paths_and_nothing_else_and_runs_no_hook() {
 }
 
 #[test]
+fn an_apply_names_what_it_leaves_out_and_its_undo_the_commit_that_stays() {
+    let home = shop(None);
+    let said = apply(&home, &["--undo"]);
+    assert!(said.code != 0 && said.stderr.contains("applies are recorded in the store"), "{said:?}");
+    assert!(!said.stderr.contains("pfimg import"), "{said:?}");
+    let agent = "rm docs/one.md; echo x > new; git add -A; git commit -qm made";
+    home.run(&["try", "--", "sh", "-c", agent]).exits(0);
+    write(&home, "docs/one.md", "mine\n");
+    // A path that an option decides is listed once.
+    let said = apply(&home, &["try", "--theirs", "--", "docs"]).exits(0);
+    let line = "D docs/one.md                you changed it, the fork deleted it: taken from the fork\n";
+    assert_eq!(said.stdout, line, "{said:?}");
+    assert!(said.stderr.contains("only the named paths are applied"), "{said:?}");
+    assert_eq!(home.git(&["branch", "--list", "pfimg/*"]), "");
+    let said = apply(&home, &["--undo"]).exits(0);
+    assert!(!said.stderr.contains("stays"), "{said:?}");
+    let said = apply(&home, &["try", "--theirs", "--commit", "all"]).exits(0);
+    assert!(said.stderr.contains("--undo keeps this commit"), "{said:?}");
+    let id = home.git(&["rev-parse", "--short=12", "HEAD"]);
+    let said = apply(&home, &["--undo"]).exits(0);
+    assert!(said.stderr.contains(&format!("the commit {} stays", id.trim())), "{said:?}");
+    assert_eq!(
+        (read(&home, "docs/one.md"), home.git(&["log", "-1", "--format=%s"])),
+        ("mine\n".into(), "all\n".into())
+    );
+}
+
+#[test]
 fn an_apply_that_is_killed_is_finished_or_taken_back_and_until_then_nothing_else_is_applied() {
     let home = shop(None);
     let agent = "rm docs/one.md; echo new > new; sed -i 's/s += price/s += price * count/' src/price.py";

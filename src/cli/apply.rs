@@ -24,7 +24,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::fork::{beside::OnDisk, refuse_fork_name};
 use crate::ops::apply::plan::{About, Conflict, Others, Plan};
 use crate::ops::apply::{
-    Applying, Options, base_of_fork, base_of_image, carry_out, prepare, refuse_interrupted,
+    Applying, Options, base_of_fork, base_of_image, carry_out, note_commit, prepare, refuse_interrupted,
 };
 use crate::ops::line::{self, Line};
 use crate::store::Store;
@@ -115,7 +115,13 @@ pub(crate) fn run(store: &StoreArg, args: &ApplyArgs) -> Result<ExitCode> {
     // A path that was edited during the apply differs from the fork.
     let is_whole = outcome.conflicts.is_empty() && !plan.steps.is_empty();
     if let Some(message) = args.commit.as_ref().filter(|_| is_whole) {
-        telling.own = Some(own_commit::commit(&dir, &plan.steps, message));
+        let made = own_commit::commit(&dir, &plan.steps, message);
+        if let Ok(own) = &made
+            && let Err(error) = note_commit(&store, &dir, &own.id)
+        {
+            eprintln!("pfimg: cannot record the commit {:.12}: {error}", own.id);
+        }
+        telling.own = Some(made);
     }
     telling.applied(&outcome, started.elapsed())
 }
