@@ -52,8 +52,8 @@ fn at_most(text: &str, most: u64) -> Result<usize, String> {
 /// Write a synthetic image for tests. Prints its id.
 ///
 /// It has all parts of an image: files (the world), an agent's model and its cache, a ledger (a record of tool
-/// calls), and a trace (the agent's messages). For the same numbers, `pf-core`, ProcessFork's library, makes
-/// the same content.
+/// calls), and a trace (the agent's messages). For the same numbers, the library
+/// `pf-core` makes the same content.
 #[derive(Debug, Args)]
 pub(crate) struct FixtureArgs {
     /// Give the image a name
