@@ -18,8 +18,9 @@ use crate::crashpack::{FILES, TraceEvent, seed_variable};
 use crate::error::{Error, ErrorKind, Exit, Result};
 use crate::oracle::TransferOracleResult;
 
-/// Repeat a failed check of pfimg's own promises, from the directory with its evidence (a crash pack). Exits
-/// with 1 if the check fails again, and with 4 if the pack was changed.
+/// Repeat a failed check from its record (a crash pack). When pfimg finds that one of its promises does not hold,
+/// it writes a crash pack: a directory with the evidence. Exits with 1 if the check fails again, and with 4 if the
+/// pack was changed.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 If the environment contains a seed of the pack, as PFIMG_SEED_<NAME>, the two must be equal.")]
