@@ -196,7 +196,7 @@ fn dispatch(cli: &Cli) -> Result<ExitCode> {
     let store = &cli.store;
     match &cli.command {
         Command::Mount(args) => mount::run(store, args),
-        Command::Umount(args) => umount::run(args),
+        Command::Umount(args) => umount::run(store, args),
         Command::Status(args) => status::run(store, args),
         Command::Fork(args) => fork::run(store, args),
         Command::Forks(args) => forks::run(store, args),

@@ -100,9 +100,17 @@ fn a_session_of_four_attempts_brings_the_winner_back_as_the_readme_shows_it() {
                 "C src/price.py               line 5 changed on both sides\n\
                  C package.json               you deleted it, the fork changed it\n",
                 "pfimg: conflicts in 2 of 3 paths, nothing was written\n       \
-                 resolve with --merge (markers), --ours, --theirs or --skip; compare: pfimg diff try-4 . -p -- package.json\n"
+                 resolve with --ours, --theirs or --skip; add --merge for markers in src/price.py\n       \
+                 compare: pfimg diff try-4 . -p -- package.json\n"
             )
         );
+        let said = apply(&home, &["try-4", "--", "src"]).exits(3);
+        assert!(said.stderr.contains("resolve with --merge (markers), --ours"), "{said:?}");
+        // Markers are no answer to a deletion, and the hint says so.
+        let said = apply(&home, &["try-4", "--merge"]).exits(3);
+        assert_eq!(said.stdout, "C package.json               you deleted it, the fork changed it\n");
+        assert!(said.stderr.contains("add --ours, --theirs or --skip for these paths: --merge"), "{said:?}");
+        assert_eq!(files(&home), held);
         let said = apply(&home, &["try-4", "--json"]).exits(3);
         let said: serde_json::Value = serde_json::from_str(&said.stdout).unwrap();
         assert_eq!(said["error"]["kind"], "conflict", "{said}");
@@ -298,6 +306,34 @@ fn an_apply_commits_its_paths_and_nothing_else_and_runs_no_hook() {
     let said = apply(&home, &["try", "--commit", "x", "--json"]).exits(1).json();
     assert!(said["commit"].is_null() && said["commit_error"].is_string(), "{said}");
     assert_eq!(read(&home, "new"), "new\n");
+}
+
+#[test]
+fn an_apply_names_what_it_leaves_out_and_its_undo_the_commit_that_stays() {
+    let home = shop(None);
+    let said = apply(&home, &["--undo"]);
+    assert!(said.code != 0 && said.stderr.contains("applies are recorded in the store"), "{said:?}");
+    assert!(!said.stderr.contains("pfimg import"), "{said:?}");
+    let agent = "rm docs/one.md; echo x > new; git add -A; git commit -qm made";
+    home.run(&["try", "--", "sh", "-c", agent]).exits(0);
+    write(&home, "docs/one.md", "mine\n");
+    // A path that an option decides is listed once.
+    let said = apply(&home, &["try", "--theirs", "--", "docs"]).exits(0);
+    let line = "D docs/one.md                you changed it, the fork deleted it: taken from the fork\n";
+    assert_eq!(said.stdout, line, "{said:?}");
+    assert!(said.stderr.contains("only the named paths are applied"), "{said:?}");
+    assert_eq!(home.git(&["branch", "--list", "pfimg/*"]), "");
+    let said = apply(&home, &["--undo"]).exits(0);
+    assert!(!said.stderr.contains("stays"), "{said:?}");
+    let said = apply(&home, &["try", "--theirs", "--commit", "all"]).exits(0);
+    assert!(said.stderr.contains("--undo keeps this commit"), "{said:?}");
+    let id = home.git(&["rev-parse", "--short=12", "HEAD"]);
+    let said = apply(&home, &["--undo"]).exits(0);
+    assert!(said.stderr.contains(&format!("the commit {} stays", id.trim())), "{said:?}");
+    assert_eq!(
+        (read(&home, "docs/one.md"), home.git(&["log", "-1", "--format=%s"])),
+        ("mine\n".into(), "all\n".into())
+    );
 }
 
 #[test]

@@ -221,4 +221,55 @@ fn the_error_of_a_run_whose_daemon_is_killed_names_its_log() {
         said.stderr.contains("cannot tell what changed in fork \"a\"") && said.stderr.contains(&words),
         "{said:?}"
     );
+    // A half-finished run is not offered for an apply.
+    assert!(said.stderr.contains("interrupted: the daemon of the store ended"), "{said:?}");
+    assert!(
+        said.stderr.contains("again:  pfimg run a -- sh -c 'echo a > a; while echo x >> log"),
+        "{said:?}"
+    );
+    assert!(!said.stderr.contains("next:"), "{said:?}");
+    // Both ways to clear the mount name it, or need no name.
+    let point = home.mountpoint();
+    let status = home.pfimg(&["status"]).run().exits(0);
+    assert!(status.stderr.contains(&format!("`pfimg umount {}`", point.display())), "{status:?}");
+    let ended = home.pfimg(&["umount", "--all"]).run().exits(0);
+    assert!(home.mountpoints().is_empty(), "{ended:?}");
+}
+
+#[test]
+fn the_time_without_use_counts_from_the_last_command() {
+    let home = Home::with_idle(None, "2s");
+    home.sh("a", "true").exits(0);
+    let daemon = home.daemon();
+    // Longer than the mount stays after its first use.
+    for _ in 0..6 {
+        std::thread::sleep(Duration::from_millis(600));
+        home.sh("a", "true").exits(0);
+        assert_eq!(home.daemon(), daemon);
+    }
+    wait_until("the mount ends", || home.mountpoints().is_empty() && !system::is_running(daemon));
+}
+
+#[test]
+fn umount_all_ends_the_mounts_of_the_own_store_and_no_other() {
+    let (home, other) = (Home::new(None), Home::new(None));
+    home.sh("a", "echo a > a").exits(0);
+    other.sh("b", "true").exits(0);
+    let theirs = other.mountpoint();
+    let point = home.mountpoint();
+    let said = home.pfimg(&["umount", "--all"]).run().exits(0);
+    assert_eq!(said.stderr, format!("pfimg: {} is unmounted\n", point.display()));
+    assert!(home.mountpoints().is_empty());
+    assert_eq!(other.mountpoint(), theirs);
+    let said = home.pfimg(&["umount", "--all"]).run().exits(0);
+    assert!(said.stderr.contains("you have no mount of"), "{said:?}");
+    assert_eq!(home.sh("a", "cat a").exits(0).stdout, "a\n");
+    let point = home.mountpoint();
+    let said = home.pfimg(&["umount", "--all", "--json"]).run().exits(0).json();
+    assert_eq!(said["unmounted"][0]["mountpoint"], point.to_str().unwrap(), "{said}");
+    assert_eq!(
+        (&said["unmounted"][0]["state"], &said["failed"]),
+        (&"unmounted".into(), &serde_json::json!([]))
+    );
+    home.pfimg(&["umount"]).run().exits(2);
 }

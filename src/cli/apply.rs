@@ -24,7 +24,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::fork::{beside::OnDisk, refuse_fork_name};
 use crate::ops::apply::plan::{About, Conflict, Others, Plan};
 use crate::ops::apply::{
-    Applying, Options, base_of_fork, base_of_image, carry_out, prepare, refuse_interrupted,
+    Applying, Options, base_of_fork, base_of_image, carry_out, note_commit, prepare, refuse_interrupted,
 };
 use crate::ops::line::{self, Line};
 use crate::store::Store;
@@ -35,8 +35,16 @@ use crate::util::parallel::default_jobs;
 const YOURS: &str = "yours";
 
 pub(crate) fn run(store: &StoreArg, args: &ApplyArgs) -> Result<ExitCode> {
-    let store = Arc::new(store.open()?);
-    if args.undo || args.r#continue {
+    let is_back = args.undo || args.r#continue;
+    let store = match store.open() {
+        Err(error) if is_back && error.kind() == ErrorKind::NotAStore => {
+            return Err(
+                error.with_hint("applies are recorded in the store: name it with --store or PF_STORE")
+            );
+        }
+        opened => Arc::new(opened?),
+    };
+    if is_back {
         return undo::run(&store, args);
     }
     let started = Instant::now();
@@ -89,6 +97,11 @@ pub(crate) fn run(store: &StoreArg, args: &ApplyArgs) -> Result<ExitCode> {
     if !plan.conflicts.is_empty() {
         return telling.conflicts();
     }
+    if prepared.has_commits && !only.is_empty() {
+        eprintln!(
+            "pfimg: only the named paths are applied; for a branch with the commits, apply without paths"
+        );
+    }
     place_of::refuse_store(&store, &dir, &plan.steps)?;
     let Some(image) = image.filter(|_| !args.dry_run && (!plan.steps.is_empty() || branch.is_some())) else {
         telling.planned(started.elapsed())?;
@@ -102,7 +115,13 @@ pub(crate) fn run(store: &StoreArg, args: &ApplyArgs) -> Result<ExitCode> {
     // A path that was edited during the apply differs from the fork.
     let is_whole = outcome.conflicts.is_empty() && !plan.steps.is_empty();
     if let Some(message) = args.commit.as_ref().filter(|_| is_whole) {
-        telling.own = Some(own_commit::commit(&dir, &plan.steps, message));
+        let made = own_commit::commit(&dir, &plan.steps, message);
+        if let Ok(own) = &made
+            && let Err(error) = note_commit(&store, &dir, &own.id)
+        {
+            eprintln!("pfimg: cannot record the commit {:.12}: {error}", own.id);
+        }
+        telling.own = Some(made);
     }
     telling.applied(&outcome, started.elapsed())
 }
@@ -143,7 +162,7 @@ fn judged(commits: &Commits, subject: &Subject, args: &ApplyArgs, plan: &mut Pla
         }
         Others::Refuse => {
             plan.concerned += 1;
-            plan.conflicts.push(Conflict { is_whole: true, path, why });
+            plan.conflicts.push(Conflict::whole(&path, why));
             None
         }
     }

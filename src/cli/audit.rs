@@ -26,15 +26,15 @@ use crate::store::{Size, Store};
 /// Largest trace that is read, in bytes.
 const MAX_TRACE: u64 = 1 << 30;
 
-/// Summarize the store's audit log, or the events of an image, fork or file. Exits with 4 if an event lacks a
-/// field that its kind needs.
+/// Summarize the store's audit log, or the events of an image, fork or file. The log lists what pfimg did with the
+/// store, and damage that it found. Exits with 4 if an event lacks a field that its kind needs.
 #[derive(Debug, Args)]
 #[allow(clippy::struct_excessive_bools)]
 pub(crate) struct AuditArgs {
     /// Image or fork whose trace (its messages) to summarize [default: the store's own log]
     #[arg(value_name = "IMAGE|FORK", conflicts_with = "events")]
     subject: Option<String>,
-    /// File of session events: a JSON array, or one event after the other
+    /// File with events of an agent's session: a JSON array, or one event after the other
     #[arg(long, value_name = "FILE")]
     events: Option<PathBuf>,
     /// Check the chain of hashes in the log; if it is broken, name the first wrong line and exit with 4
@@ -43,7 +43,8 @@ pub(crate) struct AuditArgs {
     /// Accept events that lack fields of their kind, and files without any event
     #[arg(long)]
     lenient: bool,
-    /// List the store's crash packs (records of violations), newest first. Exits with 4 if one was changed
+    /// List the store's crash packs, newest first. pfimg writes a crash pack, a directory with the evidence, when a
+    /// check of its promises finds an error. Exits with 4 if one was changed
     #[arg(long, conflicts_with_all = ["subject", "events", "verify", "lenient"])]
     packs: bool,
     /// Print JSON

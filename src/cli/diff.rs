@@ -36,7 +36,7 @@ const KEPT: usize = 4 << 20;
 /// List the changes of a fork, or between two forks, images or directories. Letters: A added, D deleted, M
 /// other content, T another kind of file, P other permissions, owner or attributes. Times are not compared.
 ///
-/// Without TO, pfimg compares a fork with the image that it was made of, an image with its first parent, and
+/// Below the changes of a fork, pfimg lists its git commits. Without TO, pfimg compares a fork with the image that it was made of, an image with its first parent, and
 /// a directory with its last import. The name of a directory contains a slash or is `.`: the project or fork
 /// around the current directory.
 #[derive(Debug, Args)]
@@ -65,7 +65,7 @@ pub(crate) struct DiffArgs {
     /// List everything in directories that only one side has
     #[arg(short, long)]
     recursive: bool,
-    /// Compare all parts of images, with paths such as world/fs/README, and `.git` too
+    /// Compare all parts of images: files (below world/fs/), the state of the agent, and `.git` too
     #[arg(long, conflicts_with_all = ["patch", "stat"])]
     layers: bool,
     /// Exit with 1 if there is a difference

@@ -33,9 +33,11 @@ use crate::util::units::format_bytes;
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Without --seals, the seals stay as images without a name. `pfimg discard NAME --seals` removes them later too, as does \
-`pfimg prune`. Removed seals take up space until the next `pfimg gc`.\n\
+`pfimg prune`. `pfimg gc` deletes the data of removed images, but keeps data written in the last hour. `pfimg gc --grace 0s` deletes \
+that too: use it only while no other program writes the store.\n\
 \n\
-To remove all forks with their seals: pfimg discard --all --force --seals && pfimg gc")]
+To remove all forks with their seals: pfimg discard --all --force --seals && pfimg gc\n\
+Tagged images and imports of projects stay: `pfimg prune --help` shows how to remove them.")]
 #[allow(clippy::struct_excessive_bools)]
 pub(crate) struct DiscardArgs {
     /// Names of forks, or patterns: 'try-*', 'try-{1..4}'
@@ -233,7 +235,8 @@ fn report(
         None => return Ok(()),
     };
     if let Some(bytes) = cleared.and_then(|cleared| cleared.gc_frees) {
-        let _ = write!(line, "; `pfimg gc` frees {} once they are an hour old", format_bytes(bytes));
+        let _ =
+            write!(line, "; `pfimg gc` frees {} one hour after this data was written", format_bytes(bytes));
     }
     eprintln!("pfimg: {line}");
     for note in cleared.iter().flat_map(|cleared| &cleared.seals.notes) {

@@ -49,7 +49,11 @@ fn at_most(text: &str, most: u64) -> Result<usize, String> {
     }
 }
 
-/// Write a synthetic image for tests. Prints its id. Its payloads equal those of pf-core for the same numbers.
+/// Write a synthetic image for tests. Prints its id.
+///
+/// It has all parts of an image: files (the world), an agent's model and its cache, a ledger (a record of tool
+/// calls), and a trace (the agent's messages). For the same numbers, the library
+/// `pf-core` makes the same content.
 #[derive(Debug, Args)]
 pub(crate) struct FixtureArgs {
     /// Give the image a name
@@ -58,13 +62,13 @@ pub(crate) struct FixtureArgs {
     /// Move the name if another image has it
     #[arg(long, alias = "force-tag", requires = "tag")]
     force: bool,
-    /// Pages of the cache, each with keys and values
+    /// Pages (pieces) of the model's cache, each with keys and values
     #[arg(long, value_name = "N", default_value = "32", value_parser = parse_count)]
     cache_pages: usize,
     /// Size of the keys (or values) of a page
     #[arg(long, value_name = "BYTES", default_value = "16384", value_parser = parse_size)]
     page_bytes: usize,
-    /// Files in the world
+    /// Number of files
     #[arg(long, value_name = "N", default_value = "64", value_parser = parse_count)]
     world_files: usize,
     /// Size of a file

@@ -29,6 +29,9 @@ const COMMAND: usize = 40;
 
 /// List the forks, each with its running or last command.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+BASE is the image that the fork was made of, and LAST SEAL its newest saved state. BY THE RUN counts the files that its last \
+run changed. OWN, with --long, is the space on disk that no other fork uses.")]
 pub(crate) struct ForksArgs {
     /// Read each fork: count its changed paths and bytes on disk, and check it for damage
     #[arg(long, short)]

@@ -14,11 +14,13 @@ use crate::ops::gc::{Options, Progress, Report, collect};
 use crate::util::parallel::default_jobs;
 use crate::util::units::{format_bytes, parse_duration};
 
-/// Delete data that no image, tag or fork needs.
+/// Delete data that no image, tag or fork needs. The store keeps data in blobs: files that have the hash of their
+/// content as name.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 gc can run while other programs use the store. They may have stored data that no image refers to yet, so gc keeps data \
-younger than --grace. If gc cannot read something that may refer to data, it deletes nothing and exits with 4.")]
+younger than --grace. With `--grace 0s` it deletes all unneeded data at once: use this only while no other program writes \
+the store. If gc cannot read something that may refer to data, it deletes nothing and exits with 4.")]
 pub(crate) struct GcArgs {
     /// Delete nothing; print what would be deleted
     #[arg(long)]

@@ -25,8 +25,9 @@ Words:
   fork   a writable copy of an image, usually for one agent
   image  a saved state of a project; it never changes
   seal   an image made of a fork: FORK@2 is its second seal, FORK@0 its beginning
-  tag    a name for an image; `latest` is the newest image
+  tag    a name for an image; `latest` is the newest image that no apply made
   store  the directory that contains images and forks
+  mount  a directory that shows a store, while a program (its daemon) runs
 ";
 
 /// The exit codes in short. docs/TROUBLESHOOTING.md has the whole table.

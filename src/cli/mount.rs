@@ -55,13 +55,13 @@ pub(crate) struct MountArgs {
     /// Stay in the foreground and log to stderr
     #[arg(long)]
     foreground: bool,
-    /// Memory for decompressed blobs and file trees
+    /// Memory for decompressed content and lists of files
     #[arg(long, value_name = "BYTES", default_value = "256MiB", value_parser = parse_bytes)]
     cache_size: u64,
-    /// Disk space for decompressed blobs of 1 MiB and more
+    /// Disk space for decompressed files of 1 MiB and more
     #[arg(long, value_name = "BYTES", default_value = "8GiB", value_parser = parse_bytes)]
     cache_disk: u64,
-    /// Directory of these blobs. Several mounts may share it; it may be deleted at any time [default:
+    /// Directory of these decompressed files. Several mounts may share it; it may be deleted at any time [default:
     /// ~/.cache/pfimg, below `XDG_CACHE_HOME` if that is set]
     #[arg(long, value_name = "DIR")]
     cache_dir: Option<PathBuf>,
@@ -111,7 +111,7 @@ pub(crate) struct MountArgs {
     #[arg(long, value_name = "WHEN", default_value = "auto")]
     spin: Spin,
     /// Write the events of this mount to the store's audit log. Damage that pfimg finds is always reported,
-    /// with a crash pack
+    /// with a crash pack (a directory with the evidence)
     #[arg(long, value_name = "WHETHER", default_value = "on")]
     audit: Switch,
     #[command(flatten)]

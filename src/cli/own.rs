@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::FlockOperation;
@@ -112,6 +112,8 @@ impl OwnMount {
         loop {
             match rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared) {
                 Ok(()) => {
+                    // The daemon sees from it that the mount was used, even by a command that has ended.
+                    let _ = file.set_modified(SystemTime::now());
                     // Open until this process ends.
                     std::mem::forget(file);
                     KEPT.get_or_init(Mutex::default).lock().push(self.folder.clone());

@@ -24,8 +24,10 @@ pub(crate) const IN_A_LINE: usize = 100;
 #[derive(Debug, Args)]
 #[command(after_help = "\
 The rules select from the seals of all forks, also of discarded ones, and from images that applies keep. Always kept: \
-tagged images, images that forks are based on, and images that `pfimg apply --undo` needs. Removed images take up space \
-until the next `pfimg gc`.\n\
+tagged images, images that forks are based on, and images that `pfimg apply --undo` needs. `pfimg gc` deletes the data of removed images, but keeps data written in the last hour. `pfimg gc --grace 0s` deletes \
+that too: use it only while no other program writes the store. \
+`pfimg run` tags the image of a project with the name of its directory, and `mkdir $PFIMG_SNAP/NAME` in a run makes the tag \
+NAME: `pfimg untag NAME` removes a tag.\n\
 \n\
 To remove everything that is neither tagged nor in use, also old imports of projects:\n  \
 pfimg prune --all --keep-tagged --forget-applies && pfimg gc")]
@@ -43,7 +45,7 @@ pub(crate) struct PruneArgs {
     /// Keep the newest of each of the last N days (UTC) with seals
     #[arg(long, value_name = "N")]
     keep_daily: Option<u32>,
-    /// Keep tagged images. Given alone, it keeps only these and images in use
+    /// Keep tagged images. Without another rule, pfimg removes all seals that have no tag and are not in use
     #[arg(long)]
     keep_tagged: bool,
     /// Select also from other images, such as imports, grouped by the agent that made them

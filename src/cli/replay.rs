@@ -18,8 +18,9 @@ use crate::crashpack::{FILES, TraceEvent, seed_variable};
 use crate::error::{Error, ErrorKind, Exit, Result};
 use crate::oracle::TransferOracleResult;
 
-/// Repeat the check that found a violation, from its record (crash pack). Exits with 1 if it finds a
-/// violation again, and with 4 if the pack was changed.
+/// Repeat a failed check from its record (a crash pack). When pfimg finds that one of its promises does not hold,
+/// it writes a crash pack: a directory with the evidence. Exits with 1 if the check fails again, and with 4 if the
+/// pack was changed.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 If the environment contains a seed of the pack, as PFIMG_SEED_<NAME>, the two must be equal.")]
@@ -27,10 +28,10 @@ pub(crate) struct ReplayArgs {
     /// The pack's directory, or its name from `pfimg audit --packs`
     #[arg(value_name = "PACK")]
     pack: PathBuf,
-    /// Fail unless the oracle NAME took part in the check
+    /// Fail unless the part NAME of the check (an oracle) took part
     #[arg(long = "oracle", value_name = "NAME")]
     oracles: Vec<String>,
-    /// Write a pack with the same violations, and as few steps as possible, to a new directory
+    /// Write a pack that fails in the same way, with as few steps as possible, to a new directory
     #[arg(long, value_name = "DIR")]
     minimize: Option<PathBuf>,
     /// Print JSON

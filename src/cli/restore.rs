@@ -26,7 +26,8 @@ use crate::ops::seal::Sealer;
 /// Restore a fork, or only PATHs of it, to one of its seals. Unsealed changes are sealed first, so nothing is
 /// lost.
 ///
-/// FORK alone means the last seal of the fork, FORK@0 its beginning. A PATH starts at the top of the fork, or
+/// FORK alone means the last seal that the fork had before this command, FORK@0 its beginning. Without PATHs,
+/// git commits go back too. A PATH starts at the top of the fork, or
 /// at the current directory if that is inside the fork.
 #[derive(Debug, Args)]
 pub(crate) struct RestoreArgs {
@@ -133,9 +134,8 @@ fn tell(name: &str, args: &RestoreArgs, done: &Outcome) -> Result<()> {
             "reports": done.reports,
         }));
     }
-    match &done.paths {
-        None => print(&format!("{}\n", done.image.map_or_else(|| "empty".to_owned(), |id| id.to_string())))?,
-        Some(paths) => print(&paths::listing(&done.moved, paths))?,
+    if let Some(paths) = &done.paths {
+        print(&paths::listing(&done.moved, paths))?;
     }
     for path in &held {
         eprintln!("pfimg: {path} stays: a program wrote it just now, or .pfignore keeps it out of seals");

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::text::plain;
 use crate::control::{MountInfo, Refusal};
 use crate::daemon::dirs::log_of;
 use crate::error::{Error, ErrorKind, Result};
@@ -70,14 +71,14 @@ fn status(folder: &Path, answer: Answer) -> Result<Status> {
         Answer::Failed(e) => {
             return Err(match e.raw_os_error() {
                 _ if silent::has_ended(&e) => {
+                    let shown = plain(&folder.to_string_lossy(), usize::MAX);
                     let ended = Error::io(e, format!("the daemon of {shown} has ended"));
                     match log_of(folder) {
                         Some(log) => ended.with_hint(format!(
-                            "read its log, {}; clear the mount with `pfimg umount`, or by the next `pfimg mount` there",
+                            "read its log, {}; clear the mount with `pfimg umount {shown}`",
                             log.display()
                         )),
-                        None => ended
-                            .with_hint("clear the mount with `pfimg umount`, or by the next `pfimg mount` there"),
+                        None => ended.with_hint(format!("clear the mount with `pfimg umount {shown}`")),
                     }
                 }
                 Some(libc::ENOENT | libc::ENOTDIR) => {

@@ -14,7 +14,7 @@ use crate::digest::Digest;
 use crate::error::{ErrorKind, Exit, Result};
 use crate::store::Store;
 
-/// List the tags and their images.
+/// List the tags and their images. PROBLEM names the reason why a tag leads to no image.
 #[derive(Debug, Args)]
 pub(crate) struct TagsArgs {
     /// Print JSON

@@ -185,6 +185,12 @@ pub(crate) fn has_ended(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOTCONN | libc::ECONNABORTED | libc::ECONNREFUSED))
 }
 
+/// Returns whether the daemon of a mount has ended and left the mount.
+pub(crate) fn is_dead(mountpoint: &Path) -> bool {
+    let answers = ask(&[Question::Read(mountpoint.join(".pfimg/status.json"))]);
+    matches!(answers.first(), Some(Answer::Failed(error)) if has_ended(error))
+}
+
 /// Returns the type and mode bits of a file that the kernel knows, without asking a daemon. Returns none if it knows none, or if
 /// this user may not look at the file.
 pub(crate) fn mode_known(path: &Path) -> Option<u32> {

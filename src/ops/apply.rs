@@ -33,8 +33,8 @@ pub use held::{Content, Held, Here, Node};
 pub use names::Group;
 pub use prepare::{MAX_MERGE, Options, Prepared, prepare};
 pub use session::{
-    Applying, Outcome, REMEMBERED, carry_out, find_dir, finish, forget_finished, of_dir, refuse_interrupted,
-    undo,
+    Applying, Outcome, REMEMBERED, carry_out, find_dir, finish, forget_finished, note_commit, of_dir,
+    refuse_interrupted, undo,
 };
 pub use sides::Sides;
 pub use subject::{base_of_fork, base_of_image};

@@ -60,14 +60,15 @@ pub struct Branch {
 impl Branch {
     /// Whether git can be given the three as they are: an option or a name with a space in it must not come from a file.
     pub fn is_sound(&self) -> bool {
-        let is_id = |id: &String| {
-            matches!(id.len(), 40 | 64)
-                && id.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
-        };
         let rest = self.name.strip_prefix(BRANCHES).unwrap_or_default();
         let is_name = !rest.is_empty() && !rest.chars().any(|c| c.is_control() || c == ' ');
-        is_name && is_id(&self.new) && self.old.iter().all(is_id)
+        is_name && is_id(&self.new) && self.old.iter().all(|id| is_id(id))
     }
+}
+
+/// Whether a text is the id of an object of git, in hex.
+fn is_id(id: &str) -> bool {
+    matches!(id.len(), 40 | 64) && id.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
 }
 
 /// One apply of a directory.
@@ -95,6 +96,8 @@ pub struct Apply {
     pub began_at: DateTime<Utc>,
     /// The branch that it moves, if any.
     pub branch: Option<Branch>,
+    /// The commit of the paths in the directory's own repository, if one was made.
+    pub commit: Option<String>,
 }
 
 /// The file's form. A path that is not UTF-8 is there in base64, and as text for people.
@@ -116,6 +119,8 @@ struct Written {
     began_at: DateTime<Utc>,
     #[serde(default)]
     branch: Option<Branch>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    commit: Option<String>,
 }
 
 /// Why a file says nothing of an apply.
@@ -146,6 +151,7 @@ impl Apply {
             state: self.state,
             began_at: self.began_at,
             branch: self.branch.clone(),
+            commit: self.commit.clone(),
         };
         // Strings, numbers and digests are always JSON.
         let mut bytes = serde_json::to_vec(&written).unwrap_or_default();
@@ -190,6 +196,7 @@ impl Apply {
             state: read.state,
             began_at: read.began_at,
             branch: read.branch,
+            commit: read.commit.filter(|id| is_id(id)),
         })
     }
 
@@ -374,6 +381,7 @@ mod tests {
                 old: None,
                 new: "0123456789abcdef0123456789abcdef01234567".into(),
             }),
+            commit: Some("89abcdef0123456789abcdef0123456789abcdef".into()),
         }
     }
 

@@ -14,15 +14,15 @@ use crate::ops::apply::plan::{Decide, Others};
 ///
 /// A path that only the fork changed becomes as in the fork. A text that both sides changed is merged line by
 /// line. Anything else that both sides changed is a conflict. With a conflict, pfimg writes nothing and lists
-/// all conflicts, unless an option resolves them. A change is a difference to the image that the fork was
-/// made of.
+/// all conflicts, unless an option resolves them. Changes are counted from the beginning of the fork.
 ///
 /// Apply copies content, links, permissions, hard links and empty directories. It does not copy owners,
 /// times, extended attributes or files of repositories (`.git`); commits become the branch pfimg/FORK. A
 /// directory that the fork deleted stays if it contains files unknown to the fork. Apply first seals unsealed
 /// changes of the fork, also with --dry-run. It keeps the previous content of changed paths as an image.
 ///
-/// `pfimg apply --undo` undoes the last apply. Applying the same fork twice changes nothing more. Exit code
+/// `pfimg apply --undo` undoes the last apply, with the branch pfimg/FORK; repeated, it undoes the ones before.
+/// Applying the same fork twice changes nothing more. Exit code
 /// 3: there are conflicts.
 #[derive(Debug, Args)]
 #[command(
@@ -36,7 +36,7 @@ pub(crate) struct ApplyArgs {
     /// The directory [default: the project around the current directory, if the fork is a copy of it]
     #[arg(value_name = "DIR")]
     pub(super) dir: Option<PathBuf>,
-    /// Apply only these paths and everything below them
+    /// Apply only these paths and everything below them, and no commits
     #[arg(value_name = "PATH", last = true)]
     pub(super) paths: Vec<PathBuf>,
     /// Show the changes, and write nothing in the directory

@@ -34,7 +34,11 @@ impl OwnCommit {
             0 => String::new(),
             _ => format!("; git ignores {}", count(self.ignored, "other path")),
         };
-        format!("committed {} as {:.12}{ignored}", count(self.paths, "path"), self.id)
+        format!(
+            "committed {} as {:.12}{ignored}; --undo keeps this commit",
+            count(self.paths, "path"),
+            self.id
+        )
     }
 }
 

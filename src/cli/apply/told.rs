@@ -261,11 +261,10 @@ impl Telling<'_> {
         let example = example.map(|last| format!(" -- {}", plain_bytes(&last.path, usize::MAX)));
         let dir = self.args.dir.as_ref().map_or_else(|| ".".to_owned(), |dir| dir.display().to_string());
         let both = format!("pfimg diff {name} {dir} -p{}", example.unwrap_or_default());
+        let ways = self.ways();
         let error = Error::new(ErrorKind::Conflict, format!("{first}, nothing was written"));
         if self.args.json {
-            let error = error.with_hint(format!(
-                "resolve them with --merge, --ours, --theirs or --skip; compare both sides with `{both}`"
-            ));
+            let error = error.with_hint(format!("{ways}; compare both sides with `{both}`"));
             let about = |conflict: &crate::ops::apply::plan::Conflict| ShownAbout {
                 path: Path64::of(&conflict.path),
                 why: conflict.why.clone(),
@@ -279,8 +278,35 @@ impl Telling<'_> {
             lines.map(|conflict| remark('C', &plain_bytes(&conflict.path, usize::MAX), &conflict.why));
         print(&lines.collect::<String>())?;
         eprintln!("pfimg: {}", error.message());
-        eprintln!("       resolve with --merge (markers), --ours, --theirs or --skip; compare: {both}");
+        eprintln!("       {ways}");
+        eprintln!("       compare: {both}");
         Ok(error.kind().exit().into())
+    }
+
+    /// Returns the options that resolve the conflicts.
+    fn ways(&self) -> String {
+        let (lines, others): (Vec<_>, Vec<_>) =
+            self.plan.conflicts.iter().partition(|conflict| conflict.by_markers);
+        if self.args.theirs {
+            return "resolve with --ours or --skip: apply cannot replace these paths".to_owned();
+        }
+        if self.args.merge {
+            return "add --ours, --theirs or --skip for these paths: --merge resolves only lines of texts"
+                .to_owned();
+        }
+        if others.is_empty() {
+            return "resolve with --merge (markers), --ours, --theirs or --skip".to_owned();
+        }
+        if lines.is_empty() {
+            return "resolve with --ours, --theirs or --skip".to_owned();
+        }
+        let named: Vec<String> =
+            lines.iter().take(MOST_NAMED).map(|conflict| plain_bytes(&conflict.path, usize::MAX)).collect();
+        let more = if lines.len() > named.len() { " and others" } else { "" };
+        format!(
+            "resolve with --ours, --theirs or --skip; add --merge for markers in {}{more}",
+            named.join(", ")
+        )
     }
 
     /// Prints a plan that is not carried out.
@@ -363,12 +389,15 @@ impl Telling<'_> {
                 seconds: (took.as_secs_f64() * 1000.0).round() / 1000.0,
             });
         }
-        // A path with a remark has its own line, and every deletion has one too.
+        // A path with a remark has only that line. If it is deleted, the line says so.
         let has_remark = |row: &Row| decided.iter().any(|about| about.path == row.path);
-        let plain_rows = rows.iter().filter(|row| row.change == Change::Deleted || !has_remark(row));
+        let is_deleted =
+            |path: &[u8]| rows.iter().any(|row| row.path == path && row.change == Change::Deleted);
+        let plain_rows = rows.iter().filter(|row| !has_remark(row));
         let mut text = lines(&plain_rows.cloned().collect::<Vec<_>>());
         for about in decided {
-            text.push_str(&remark('C', &plain_bytes(&about.path, usize::MAX), &about.why));
+            let letter = if is_deleted(&about.path) { 'D' } else { 'C' };
+            text.push_str(&remark(letter, &plain_bytes(&about.path, usize::MAX), &about.why));
         }
         for left in left {
             text.push_str(&remark('C', &plain_bytes(&left.path, usize::MAX), left.why.words()));

@@ -97,6 +97,9 @@ fn tell(outcome: &Outcome, args: &ApplyArgs) -> Result<ExitCode> {
     } else {
         eprintln!("pfimg: finished applying {name} to {dir}: {what}");
     }
+    if let Some(commit) = outcome.commit.as_ref().filter(|_| is_undone) {
+        eprintln!("pfimg: the commit {commit:.12} stays, so git shows the undone paths as changed");
+    }
     if let Some(edits) = &outcome.edits {
         eprintln!("pfimg: the undone edits are kept as image {}", &edits.hex()[..12]);
     }

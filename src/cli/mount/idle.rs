@@ -1,14 +1,14 @@
 //! A mount that ends itself when nothing uses it.
 //!
-//! Programs that use the mount hold a shared lock on a file next to it. The daemon waits until it gets the
-//! exclusive lock, and then a while longer. It holds the lock from the unmount to its end. A command that needs
+//! Programs that use the mount set the time of a file next to it, and hold a shared lock on that file. The daemon
+//! waits until it gets the exclusive lock, and then until no program has used the mount for a while. It holds the lock from the unmount to its end. A command that needs
 //! the mount in this time waits, and then makes a new one. A mount that is the current directory of a shell, or
 //! that has an open file, is busy to the kernel, and stays.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use rustix::fs::FlockOperation;
 
@@ -64,6 +64,7 @@ fn end(lock: &File, after: Duration, mount: &MountHere, unsealed: &dyn Fn() -> b
         rustix::io::retry_on_intr(|| rustix::fs::flock(lock, FlockOperation::LockExclusive))
             .map_err(failed)?;
         // Without the lock while it waits: the next command must not wait for that.
+        let last = last_use(lock);
         rustix::fs::flock(lock, FlockOperation::Unlock).map_err(failed)?;
         thread::sleep(after);
         match rustix::fs::flock(lock, FlockOperation::NonBlockingLockExclusive) {
@@ -73,6 +74,12 @@ fn end(lock: &File, after: Duration, mount: &MountHere, unsealed: &dyn Fn() -> b
                 continue;
             }
             Err(error) => return Err(failed(error)),
+        }
+        if last_use(lock) != last {
+            // A command used the mount during this time, and has ended.
+            unsealed_since = None;
+            rustix::fs::flock(lock, FlockOperation::Unlock).map_err(failed)?;
+            continue;
         }
         let waits = unsealed() && unsealed_since.get_or_insert_with(Instant::now).elapsed() < SEALING;
         if !waits && mount.unmount_unless_busy()? {
@@ -92,4 +99,9 @@ fn end(lock: &File, after: Duration, mount: &MountHere, unsealed: &dyn Fn() -> b
         rustix::fs::flock(lock, FlockOperation::Unlock).map_err(failed)?;
         thread::sleep(AGAIN);
     }
+}
+
+/// Returns when a program last began to use the mount.
+fn last_use(lock: &File) -> Option<SystemTime> {
+    lock.metadata().and_then(|meta| meta.modified()).ok()
 }

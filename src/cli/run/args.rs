@@ -34,12 +34,12 @@ const STDOUT: &str = "-";
 /// else. It can read the rest of this machine except other forks and the store, devices, processes, services
 /// (/run) and credentials: variables such as `*_TOKEN` unless --env names them, files such as ~/.ssh unless
 /// --read names them. It has the network. After the command, pfimg removes its temporary files and ends its
-/// remaining processes. `mkdir $PFIMG_SNAP/NAME` inside the run seals the fork.
+/// remaining processes. `mkdir $PFIMG_SNAP/NAME` inside the run seals the fork, and gives the image the tag NAME.
 ///
-/// `pfimg run FORK COMMAND…` without `--` runs in an existing fork. Outside of its project, the command then sees
-/// the fork below the mountpoint, and pfimg prints no summary.
+/// `pfimg run FORK COMMAND…` without `--` runs in an existing fork, and never makes one.
 ///
-/// pfimg makes and mounts the store if necessary. Such a mount ends after 30 seconds without use (the
+/// pfimg makes and mounts the store if necessary, and tags the image of the project with the name of its
+/// directory. Such a mount ends after 30 seconds without use (the
 /// variable `PFIMG_IDLE` sets another time, such as 5m).
 ///
 /// The file ~/.config/pfimg/run.conf contains options for every run, one per line, without dashes: `env

@@ -83,6 +83,9 @@ pub(super) fn line(record: &Record) -> String {
         (false, None) => "no exit code".to_owned(),
     });
     parts.push(format!("{:.1} s", record.seconds.unwrap_or_default()));
+    if record.interrupted {
+        parts.push("interrupted: the daemon of the store ended".to_owned());
+    }
     if let (Some(added), Some(changed), Some(deleted)) = (record.added, record.changed, record.deleted) {
         let counts = [('-', deleted), ('+', added), ('~', changed)];
         let counts: Vec<_> =
@@ -158,6 +161,8 @@ mod tests {
             ..Record::default()
         };
         assert_eq!(line(&record), "exit 0  14.0 s  -1 +1 ~1   deleted: docs/p1.md   1 commit");
+        let lost = Record { exit: Some(1), seconds: Some(1.0), interrupted: true, ..Record::default() };
+        assert_eq!(line(&lost), "exit 1  1.0 s  interrupted: the daemon of the store ended");
         let nothing = Record {
             deletions: Vec::new(),
             commits: Some(0),

@@ -17,7 +17,7 @@ use super::changes::line;
 use super::forks::{Fork, Runs};
 use super::kept::Kept;
 use super::one::{
-    Ended, Lines, after_run, check_out, could_not_run, has_counts, is_changed, is_there, next,
+    Ended, Lines, after_run, again, check_out, could_not_run, has_counts, is_changed, is_there, next,
     next_if_unchanged, seal, started_line,
 };
 use super::record::Record;
@@ -143,7 +143,16 @@ pub(super) fn run(runs: &Runs, args: &RunArgs) -> Result<u8> {
         ));
         if !args.rm {
             let changed = |(name, end, _): &(String, End, bool)| is_changed(runs, name, &end.record);
-            if ended.iter().any(changed) {
+            let is_interrupted =
+                |name: &str| ended.iter().any(|(of, end, _)| of == name && end.record.interrupted);
+            let names = runs.forks.iter().map(|fork| fork.name.as_str());
+            let interrupted: Vec<&str> = names.filter(|name| is_interrupted(name)).collect();
+            if !interrupted.is_empty() {
+                sandbox::say(&again(runs, &interrupted, &args.command));
+            }
+            if is_interrupted(&shown) {
+                // No run ended by itself.
+            } else if ended.iter().any(changed) {
                 sandbox::say(&next(runs, &shown));
             } else {
                 let names = runs.forks.iter().map(|fork| fork.name.as_str());
@@ -184,8 +193,13 @@ impl End {
 fn best(runs: &Runs, ended: &[(String, End, bool)]) -> String {
     let rank = |name: &str| {
         let end = ended.iter().find(|(of, _, _)| of == name).map(|(_, end, _)| end);
-        end.map_or((true, true, true), |end| {
-            (!is_changed(runs, name, &end.record), end.code != 0, !has_counts(&end.record))
+        end.map_or((true, true, true, true), |end| {
+            (
+                end.record.interrupted,
+                !is_changed(runs, name, &end.record),
+                end.code != 0,
+                !has_counts(&end.record),
+            )
         })
     };
     let names = runs.forks.iter().map(|fork| fork.name.clone());

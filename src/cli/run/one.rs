@@ -26,6 +26,9 @@ use crate::fork::beside::{self, OnDisk};
 use crate::ops::line::Line;
 use crate::sandbox::{self, CANNOT_RUN, NO_COMMAND, Outcome};
 
+/// A longer command is not repeated in full, in characters.
+const LONGEST: usize = 80;
+
 /// The exit code after a timeout, as in timeout(1).
 pub(super) const TIMED_OUT: u8 = 124;
 
@@ -109,7 +112,9 @@ pub(super) fn run(runs: &Runs, args: &RunArgs) -> Result<u8> {
             sandbox::tell(&format_args!("sealed {} as {tag} ({})", fork.name, &image.hex()[..12]));
         }
         if !is_gone {
-            if is_changed(runs, &fork.name, &record) {
+            if record.interrupted {
+                sandbox::say(&again(runs, &[&fork.name], &args.command));
+            } else if is_changed(runs, &fork.name, &record) {
                 sandbox::say(&next(runs, &fork.name));
             } else if is_there(runs, &fork.name) {
                 sandbox::say(&next_if_unchanged(runs, &[&fork.name]));
@@ -207,6 +212,7 @@ fn one(runs: &Runs, fork: &Fork, args: &RunArgs) -> Result<Done> {
             }
             Ok(None) => {}
             Err(error) => {
+                record.interrupted = crate::mount::silent::is_dead(&runs.mountpoint);
                 sandbox::tell(&error.context(format_args!("cannot tell what changed in fork {name:?}")));
             }
         }
@@ -301,6 +307,25 @@ pub(super) fn next(runs: &Runs, fork: &str) -> String {
     format!("next:  pfimg{words} diff {fork} -p      pfimg{words} apply {fork}")
 }
 
+/// Returns the command that repeats an interrupted run, in the same forks.
+pub(super) fn again(runs: &Runs, forks: &[&str], command: &[OsString]) -> String {
+    let names: Vec<String> = forks.iter().map(|fork| plain(fork, usize::MAX)).collect();
+    let command = shell_words(command);
+    format!("again:  pfimg{} run {} -- {command}", runs.store_words, names.join(" "))
+}
+
+/// Returns a command as a shell reads it, or its first word if it is long.
+fn shell_words(command: &[OsString]) -> String {
+    let is_bare = |c: char| c.is_ascii_alphanumeric() || "-_./=:@%+,".contains(c);
+    let word = |word: &OsString| match word.to_string_lossy() {
+        word if !word.is_empty() && word.chars().all(is_bare) => word.into_owned(),
+        word => format!("'{}'", plain(&word, usize::MAX).replace('\'', "'\\''")),
+    };
+    let all: Vec<String> = command.iter().map(word).collect();
+    let line = all.join(" ");
+    if line.chars().count() <= LONGEST { line } else { format!("{} …", all[0]) }
+}
+
 /// Checks out a commit in a new fork. Git runs in the sandbox, since a repository may name any program.
 pub(super) fn check_out(runs: &Runs, fork: &Fork, args: &RunArgs, commit: &str) -> Result<()> {
     let git = |words: &[&str]| -> Result<()> {
@@ -333,4 +358,16 @@ pub(super) fn check_out(runs: &Runs, fork: &Fork, args: &RunArgs, commit: &str) 
     }
     git(&["checkout", "--quiet", "--force", "--detach", commit, "--"])?;
     git(&["clean", "--quiet", "--force", "-d"])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_is_repeated_as_a_shell_reads_it_and_a_long_one_by_its_first_word() {
+        let typed = |command: &[&str]| shell_words(&command.iter().map(OsString::from).collect::<Vec<_>>());
+        assert_eq!(typed(&["my-agent", "fix it", "don't", ""]), r"my-agent 'fix it' 'don'\''t' ''");
+        assert_eq!(typed(&["sh", "-c", &"x ".repeat(60)]), "sh …");
+    }
 }

@@ -31,6 +31,9 @@ pub(crate) struct Record {
     pub(crate) exit: Option<u8>,
     #[serde(default)]
     pub(crate) timed_out: bool,
+    /// Whether the daemon of the mount ended during the run, so that the command lost its files.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) interrupted: bool,
     pub(crate) seconds: Option<f64>,
     /// Files outside of `.git`.
     pub(crate) added: Option<u64>,

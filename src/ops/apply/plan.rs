@@ -85,11 +85,14 @@ pub struct Conflict {
     pub path: Vec<u8>,
     /// What both sides did, in words.
     pub why: String,
+    /// Whether markers resolve it.
+    pub by_markers: bool,
 }
 
 impl Conflict {
-    fn whole(path: &[u8], why: String) -> Self {
-        Self { is_whole: true, path: path.to_owned(), why }
+    /// Returns a conflict that markers do not resolve.
+    pub fn whole(path: &[u8], why: String) -> Self {
+        Self { is_whole: true, path: path.to_owned(), why, by_markers: false }
     }
 }
 
@@ -379,10 +382,12 @@ impl<'a> Planner<'a> {
         let mut why = Vec::new();
         let (mut told, mut merged) = (None, None);
         let mut is_whole = before.is_none();
+        let mut has_lines = false;
         match &content {
             Merged::Clean(content) => merged = Some(*content),
             Merged::Conflict { by_lines, why: reason, decided } => {
                 is_whole |= !by_lines;
+                has_lines = *by_lines;
                 why.push(if before.is_some() {
                     reason.clone()
                 } else {
@@ -416,7 +421,8 @@ impl<'a> Planner<'a> {
         match others {
             Others::Refuse if undecided => {
                 let is_whole = mode_conflict || is_whole;
-                self.found.conflicts.push(Conflict { is_whole, path: path.to_owned(), why });
+                let by_markers = has_lines && !mode_conflict;
+                self.found.conflicts.push(Conflict { is_whole, path: path.to_owned(), why, by_markers });
                 return Ok(());
             }
             Others::Skip if undecided => {
@@ -466,12 +472,13 @@ impl<'a> Planner<'a> {
     }
 
     fn decided(&mut self, path: &[u8], why: &str) {
-        let how = match self.decide.others {
-            Others::Ours => "yours is kept",
-            Others::Theirs => "taken from the other side",
-            _ => "left alone",
+        let them = self.decide.them;
+        let why = match self.decide.others {
+            Others::Ours => format!("{why}: yours is kept"),
+            Others::Theirs => format!("{why}: taken from {them}"),
+            _ => format!("{why}: left alone"),
         };
-        self.found.decided.push(About { path: path.to_owned(), why: format!("{why}: {how}") });
+        self.found.decided.push(About { path: path.to_owned(), why });
     }
 
     /// Makes a path and what the fork has below it as in the fork, whatever is here.

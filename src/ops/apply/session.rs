@@ -70,6 +70,8 @@ pub struct Outcome {
     pub branch: Option<(String, Result<(), String>)>,
     /// Whether the apply made that branch, so that taking it back removes the branch.
     pub branch_is_new: bool,
+    /// The commit of the paths in the directory's own repository, which stays when the apply is taken back.
+    pub commit: Option<String>,
 }
 
 /// A directory that one program works on.
@@ -249,6 +251,7 @@ pub fn carry_out(store: &Store, applying: &Applying<'_>, hooks: &dyn Hooks) -> R
         state: State::Writing,
         began_at: Utc::now(),
         branch: applying.branch.clone(),
+        commit: None,
     };
     let found = held.difference(&apply)?;
     // Before the record: a directory that cannot take the steps is left as it is.
@@ -272,6 +275,15 @@ pub fn carry_out(store: &Store, applying: &Applying<'_>, hooks: &dyn Hooks) -> R
             Ok(outcome)
         }
         Err(error) => Err(take_back(&held, &id, &mut apply, error)),
+    }
+}
+
+/// Records the commit that was made of the newest apply of a directory, so that an undo can name it.
+pub fn note_commit(store: &Store, dir: &Path, commit: &str) -> Result<()> {
+    let held = Held::open(store, dir, &())?;
+    match held.applies.last().cloned() {
+        Some((id, apply)) => store.applies().set(&id, &Apply { commit: Some(commit.to_owned()), ..apply }),
+        None => Ok(()),
     }
 }
 
@@ -313,6 +325,7 @@ fn end(held: &Held<'_>, id: &ApplyId, apply: &mut Apply, carried: Carried, way: 
         edits: None,
         branch,
         branch_is_new: apply.branch.as_ref().is_some_and(|branch| branch.old.is_none()),
+        commit: apply.commit.clone(),
     })
 }
 
