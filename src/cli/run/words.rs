@@ -82,7 +82,9 @@ fn takes_next(option: &str, known: &dyn Known) -> bool {
 fn is_command(words: &[OsString], known: &dyn Known) -> Result<bool> {
     let [fork, second, ..] = words else { return Ok(false) };
     let is_fork = |name: &OsStr| name.to_str().is_some_and(|name| known.is_fork(name));
-    if is_fork(second) || !known.is_program(second) {
+    // An option may contain a slash, as in `--json=/some/file`.
+    let is_option = second.as_encoded_bytes().starts_with(b"-");
+    if is_option || is_fork(second) || !known.is_program(second) {
         return Ok(false);
     }
     let named = fork.to_string_lossy();
@@ -174,7 +176,8 @@ mod tests {
         }
 
         fn is_program(&self, name: &OsStr) -> bool {
-            ["cargo", "git", "sh", "test"].iter().any(|program| name == *program)
+            let has_slash = name.as_encoded_bytes().contains(&b'/');
+            has_slash || ["cargo", "git", "sh", "test"].iter().any(|program| name == *program)
         }
     }
 
@@ -195,6 +198,8 @@ mod tests {
             ("a cargo test -- --nocapture", "--older-form a -- cargo test -- --nocapture"),
             ("a@b git checkout -- file", "--older-form a@b -- git checkout -- file"),
             ("-n2 a test -- sh", "-n2 a test -- sh"),
+            ("a --json=/tmp/j -- sh", "a --json=/tmp/j -- sh"),
+            ("a ./sh -- x", "--older-form a -- ./sh -- x"),
             ("a", "a"),
             ("a --", "a --"),
             ("--write", "--write"),
