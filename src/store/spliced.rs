@@ -93,7 +93,7 @@ impl<'b> SplicedDocument<'b> {
         bytes
     }
 
-    /// The digest of [`Draft::bytes`].
+    /// The digest of [`SplicedDocument::bytes`].
     pub fn digest(&self) -> Digest {
         let mut hasher = sha2::Sha256::new();
         self.pieces().for_each(|piece| hasher.update(piece));
