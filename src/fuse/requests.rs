@@ -275,8 +275,7 @@ impl Filesystem for Adapter {
     ) {
         let _request = self.begin(Op::Flush, req);
         if self.writeback {
-            // If the daemon is dead, the kernel drops late writes, and close(2) would return no error for them. This request is
-            // what makes close(2) fail then. Here there is nothing to do: all earlier writes have been answered.
+            // Nothing to do: earlier writes have been answered. Without this request close(2) would succeed on a dead daemon.
             return reply.ok();
         }
         reply.error(Errno::ENOSYS);
@@ -536,8 +535,7 @@ impl Filesystem for Adapter {
     ) {
         let _request = self.begin(Op::Lseek, req);
         if !self.holes {
-            // After ENOSYS the kernel never asks again, and takes all of a file for data. A kernel that caches writes would ask
-            // without handing them in first.
+            // After ENOSYS the kernel takes all of a file for data. One that caches writes would ask before it hands them in.
             return reply.error(Errno::ENOSYS);
         }
         let (Ok(offset), libc::SEEK_DATA | libc::SEEK_HOLE) = (u64::try_from(offset), whence) else {

@@ -14,8 +14,8 @@ fn checksum(id: GenId, offset: u64, rest: &[u8]) -> u32 {
     crc32c::crc32c_append(crc, rest)
 }
 
-/// Appends record `seq` to `out`, for `offset` in the journal. `put` appends its payload, which lies in no other buffer
-/// before. Returns the payload's length, which must be at most [`MAX_PAYLOAD`].
+/// Appends record `seq` to `out`, for `offset` in the journal. `put` appends its payload.
+/// Returns the payload's length, which must be at most [`MAX_PAYLOAD`].
 pub(super) fn put_frame(
     out: &mut Vec<u8>,
     id: GenId,

@@ -74,7 +74,7 @@ pub struct Record {
     pub tool_id: String,
     /// Digest of the arguments. Text, since `pf` signs it in the case in which it was written.
     pub args_hash: String,
-    /// Key that makes a repeated call the same call.
+    /// The key by which repeated calls are recognised.
     pub idempotency_key: String,
     /// Digest of the result; text as `args_hash` is.
     pub result_hash: String,
